@@ -1,0 +1,158 @@
+"""Saving, resuming and opening checkpoints: plain arrays and JSON, whole or not there at all.
+
+<workdir>/checkpoints/<stage>/<step>/state   the training state as a nested dict of arrays
+<workdir>/checkpoints/<stage>/<step>/meta    what explains it: config, classes, palette, position in the data
+The only file that knows orbax.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import serialization
+from orbax.checkpoint import checkpoint_managers as policies
+
+from diffseg_jax.config import UserError
+from diffseg_jax.mesh import state_shardings
+from diffseg_jax.training.state import flatten, network_of, unflatten
+
+BEST = "mIoU"  # the number by which the best checkpoint is kept
+
+
+class StageCheckpoints:
+    """The checkpoints of one stage: the latest two, and the best one if evaluations were given.
+
+    Saving returns before the files are written; a save that was cut short is never taken for whole.
+    """
+
+    def __init__(self, directory: str | os.PathLike, keep: int = 2):
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file otherwise
+        newest = policies.LatestN(keep)
+        best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            best_fn=_score,
+            best_mode="max",
+            preservation_policy=policies.AnyPreservationPolicy([newest, best]),
+        )
+        self.manager = ocp.CheckpointManager(
+            Path(directory).absolute(),
+            options=options,
+            item_names=("state", "meta"),
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
+        )
+
+    def save(self, step: int, state: dict, meta: dict, numbers: Mapping[str, float] | None = None):
+        """Saves the state after `step` updates; numbers that hold an mIoU let the best be kept."""
+        if step in self.manager.all_steps():
+            return
+        items = ocp.args.Composite(state=ocp.args.StandardSave(plain(state)), meta=ocp.args.JsonSave(meta))
+        scored = dict(numbers) if numbers and BEST in numbers else None
+        self.manager.save(step, args=items, metrics=scored)
+
+    def latest(self) -> int | None:
+        """The newest whole checkpoint's step."""
+        return self.manager.latest_step()
+
+    def best(self) -> int | None:
+        """The step with the highest evaluated mIoU, or the latest if none was evaluated."""
+        return self.manager.best_step()
+
+    def meta(self, step: int) -> dict:
+        """What was saved beside the arrays."""
+        return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def restore(self, step: int, abstract: dict, mesh: jax.sharding.Mesh) -> dict:
+        """The state after `step` updates, placed on the mesh.
+
+        abstract  the state's shapes (`jax.eval_shape`); a difference from what is stored is a UserError
+        """
+        target = plain(abstract)
+        self._compare(step, target)
+        placed = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            target,
+            state_shardings(target, mesh),
+        )
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(placed))
+        return from_plain(abstract, self.manager.restore(step, args=arguments)["state"])
+
+    def _compare(self, step, target):
+        stored = flatten(dict(self.manager.item_metadata(step)["state"].tree))
+        wanted = flatten(target)
+        where = f"checkpoint {self.manager.directory}/{step}"
+        for path in sorted(wanted.keys() ^ stored.keys()):
+            place = "is in the checkpoint only" if path in stored else "is missing in the checkpoint"
+            raise UserError(f"{where} is of another network: {'.'.join(path)} {place}. Take a new workdir.")
+        for path, leaf in wanted.items():
+            if tuple(stored[path].shape) != leaf.shape:
+                raise UserError(
+                    f"{where} is of another network: {'.'.join(path)} is {tuple(stored[path].shape)} "
+                    f"there and {leaf.shape} here. Take a new workdir."
+                )
+
+    def wait(self):
+        """Returns when everything saved so far is on disk."""
+        self.manager.wait_until_finished()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        """Waits for what is being written and releases the background threads."""
+        self.wait()
+        self.manager.close()
+
+
+def open_network(path: str | os.PathLike, step: int | None = None) -> tuple[dict, dict]:
+    """({"params", "stats"} as numpy arrays, meta) of a stage directory, for reading.
+
+    path  <workdir>/checkpoints/<stage>; the latest step if none is named. The moving average is taken
+          where there is one.
+    """
+    if not Path(path).is_dir() or not any(child.name.isdigit() for child in Path(path).iterdir()):
+        raise UserError(
+            f"{path} holds no checkpoint. Give the directory of a stage, such as "
+            "runs/a/checkpoints/pretrain."
+        )
+    with StageCheckpoints(path) as checkpoints:
+        step = checkpoints.latest() if step is None else step
+        tree = dict(checkpoints.manager.item_metadata(step)["state"].tree)
+        target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        stored = checkpoints.manager.restore(step, args=arguments)["state"]
+        network = network_of({"ema": {}, "frozen": {}, "stats": {}, **stored})
+        return network, checkpoints.meta(step)
+
+
+def plain(state: dict) -> dict:
+    """The state with optimizer tuples as dicts with string keys; empty branches are left out."""
+    return unflatten(flatten(serialization.to_state_dict(state)))
+
+
+def from_plain(abstract: dict, stored: dict) -> dict:
+    """The inverse of `plain`, in the structure of `abstract`."""
+    skeleton = flatten(serialization.to_state_dict(abstract), keep_empty_nodes=True)
+    leaves = flatten(stored)
+    filled = {path: leaves.get(path, leaf) for path, leaf in skeleton.items()}
+    return serialization.from_state_dict(abstract, unflatten(filled))
+
+
+def write_json(path: str | os.PathLike, content) -> None:
+    """Writes a JSON file that is either the old one or the whole new one."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _score(metrics):
+    return metrics[BEST]

@@ -1,0 +1,206 @@
+"""What is wrong with a user's input, in sentences; choosing by name."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: one sentence with what came, what is allowed, what to type.
+
+    The command line prints it without a traceback; in Python it is an ordinary ValueError.
+    """
+
+
+def choose(options: Mapping, name: str, what: str):
+    """The value of `name` in `options`; `what` says what is being chosen.
+
+    Raises UserError that lists the known names and the nearest one.
+    """
+    if name in options:
+        return options[name]
+    raise UserError(
+        f'unknown {what} "{name}". Known: {", ".join(sorted(options))}.{_nearest(name, options)}'
+    )
+
+
+def _nearest(name, options):
+    near = difflib.get_close_matches(str(name), list(options), n=1)
+    return f' Did you mean "{near[0]}"?' if near else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """An option that is a number in [low, high]; whole if `kind` is int."""
+
+    kind: type = float
+    low: float = -math.inf
+    high: float = math.inf
+
+    def problem(self, value):
+        """What is wrong with a value, or an empty string."""
+        whole = "whole number" if self.kind is int else "number"
+        kinds = int if self.kind is int else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or math.isnan(value):
+            return f"must be a {whole}"
+        if not self.low <= value <= self.high:
+            return f"must be a {whole} from {self.low:g} to {self.high:g}".replace(" to inf", " up")
+        return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """An option that is text; one of `choices` if there are any."""
+
+    choices: tuple[str, ...] = ()
+
+    def problem(self, value):
+        """What is wrong with a value, or an empty string."""
+        if not isinstance(value, str):
+            return "must be text"
+        if self.choices and value not in self.choices:
+            return f"must be one of {', '.join(self.choices)}.{_nearest(value, self.choices)}"
+        return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """An option that is True or False."""
+
+    def problem(self, value):
+        """What is wrong with a value, or an empty string."""
+        return "" if isinstance(value, bool) else "must be True or False"
+
+
+@dataclasses.dataclass(frozen=True)
+class Several:
+    """An option that is a tuple of `each`, of one length if `count` is given."""
+
+    each: object
+    count: int = 0
+
+    def problem(self, value):
+        """What is wrong with a value, or an empty string."""
+        if not isinstance(value, (tuple, list)) or self.count and len(value) != self.count:
+            return f"must be a tuple of {self.count or 'some'} values, such as {(1,) * self.count or (1,)}"
+        problems = [self.each.problem(entry) for entry in value]
+        return next((f"holds a value that {problem}" for problem in problems if problem), "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A dict with any names, all of whose values have one form."""
+
+    each: dict
+
+
+SIZE = Several(Number(int, 0), 2)
+DATA = {
+    "source": Text(),
+    "path": Text(),
+    "options": Named({}),  # what the source reads beyond its path: open_source checks them
+    "threads": Number(int, 1),
+    "workers": Number(int, 0),
+    "cache": Flag(),
+}
+STAGE = {
+    "kind": Text(),
+    "start": Text(),
+    "steps": Number(int, 0),
+    "batch_size": Number(int, 1),
+    "accumulate": Number(int, 1),
+    "ema": Number(float, 0, 0.999999),
+    "augment": {
+        "limit": SIZE,
+        "short": Number(int, 0),
+        "scale": Several(Number(float, 0.01, 100), 2),
+        "crop": Several(Number(int, 1, 16384), 2),
+        "max_class_share": Number(float, 0, 1),
+        "flip": Flag(),
+        "photometric": Flag(),
+    },
+    "optim": {
+        "name": Text(),
+        "schedule": Text(),
+        "peak_lr": Number(float, 0),
+        "warmup_steps": Number(int, 0),
+        "warmup_ratio": Number(float, 0, 1),
+        "b1": Number(float, 0, 1),
+        "b2": Number(float, 0, 1),
+        "epsilon": Number(float, 0),
+        "weight_decay": Number(float, 0),
+        "no_decay": Several(Text()),
+        "clip_norm": Number(float, 0),
+    },
+    "every": {"log": Number(int, 1), "checkpoint": Number(int, 1), "evaluate": Number(int, 1)},
+}
+COMMON = {  # what every system's config holds; each system adds its own
+    "system": Text(),
+    "seed": Number(int, 0, 2**31 - 1),
+    "dtype": Text(("float32", "bfloat16")),
+    "remat": Flag(),
+    "mesh": {"data": Number(int, -1), "fsdp": Number(int, -1)},
+    "data": {
+        **DATA,
+        "train": Text(),
+        "val": Text(),
+        "fraction": Number(float, 0, 1),
+        "count": Number(int, 0),
+        "subset_seed": Number(int, 0),
+        "list_path": Text(),
+    },
+    "unlabelled": {**DATA, "split": Text()},
+    "run": Several(Text()),
+    "stages": Named(STAGE),
+    "evaluate": {
+        "view": Text(("whole", "slide", "halves")),
+        "window": SIZE,
+        "stride": SIZE,
+        "scales": Several(Number(float, 0.01, 100)),
+        "flip": Flag(),
+        "batch_size": Number(int, 1),
+        "images": Number(int, 0),
+        "quick_images": Number(int, 1),
+        "absent": Text(("skip", "zero")),
+        "checkpoint": Text(("last", "best")),
+        "pictures": Number(int, 0, 64),
+    },
+}
+
+
+def check_options(values: Mapping, allowed: Mapping, where: str = "") -> None:
+    """Raises UserError for the first option that is unknown, missing, or of a wrong value.
+
+    values   nested dicts as a config holds them
+    allowed  nested dicts with Number, Text, Flag, Several or Named at the leaves
+    """
+    for name in values:
+        if name not in allowed:
+            hint = _nearest(name, allowed) or f" Known: {', '.join(sorted(allowed))}."
+            raise UserError(f'unknown option "{where}{name}" in the config.{hint}')
+    for name, rule in allowed.items():
+        if name not in values:
+            raise UserError(f'the config lacks the option "{where}{name}"; write it into the file.')
+        value, path = values[name], f"{where}{name}"
+        if isinstance(rule, (dict, Named)) and not isinstance(value, Mapping):
+            raise UserError(f"{path} is {value!r}, but it must be a dict of options.")
+        if isinstance(rule, dict):
+            check_options(value, rule, f"{path}.")
+        elif isinstance(rule, Named):
+            for key in value if rule.each else ():
+                check_options(value[key], rule.each, f"{path}.{key}.")
+        elif problem := rule.problem(value):
+            raise UserError(f"{path} is {value!r}, but it {problem}".rstrip(".?") + ("?" if problem.endswith("?") else "."))
+
+
+def differing_lines(old: Mapping, new: Mapping, where: str = "") -> list[str]:
+    """`path: old -> new` for every option in which two nested dicts differ."""
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name, "(absent)"), new.get(name, "(absent)")
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differing_lines(before, after, f"{where}{name}.")
+        elif before != after:
+            lines.append(f"{where}{name}: {before} -> {after}")
+    return lines

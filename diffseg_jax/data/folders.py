@@ -1,0 +1,391 @@
+"""Pictures, label maps and classes.json in folders: found, paired, read and checked."""
+
+import colorsys
+import io
+import json
+import os
+import struct
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from diffseg_jax.config import UserError, choose
+
+IGNORED = 255  # the one label that every loss and metric skips
+MAX_PIXELS = 178_000_000  # larger headers are taken for decompression bombs, as Pillow's own limit
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+MASK_ENDINGS = (".png", ".npy")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The K classes of a data set: names, and colours (r, g, b) in 0..255, in class order."""
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class FolderSource:
+    """Images, with label maps or without, as a random-access sequence; files open when read.
+
+    source[i] is {"image": uint8[H,W,3], "mask": int32[H,W] with 255 = ignored, "name": str},
+    without "mask" for unlabelled pictures; the arrays may be read-only. Bad files raise UserError
+    here, by name.
+
+    images  paths
+    masks   paths in the same order, or () for unlabelled pictures
+    names   one string per image, the same on every machine; no two are equal
+    labels  class names and colours, or None
+    table   int32[n], raw id on disk -> class, 255 where ignored, -1 where the id is a mistake
+    hint    one sentence for whoever meets such an id
+    report  sentences about what opening found: files without partner and choices made
+    """
+
+    images: tuple[str, ...] = field(repr=False)
+    masks: tuple[str, ...] = field(repr=False)
+    names: tuple[str, ...] = field(repr=False)
+    labels: object = None
+    table: np.ndarray | None = field(default=None, repr=False)
+    hint: str = ""
+    report: tuple[str, ...] = ()
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        item = {"image": read_image(self.images[index]), "name": self.names[index]}
+        if self.masks:
+            raw = read_ids(self.masks[index])
+            require_same_size(item["image"], raw, self.images[index], self.masks[index])
+            item["mask"] = to_classes(raw, self.table, self.masks[index], self.hint)
+        return item
+
+
+def read_image(path, encoded=None):
+    """The picture as uint8[H,W,3], RGB; grey is repeated, transparency dropped.
+
+    path     of the file, or what messages call it when `encoded` is given
+    encoded  the bytes of such a file, if they are in memory already
+
+    The EXIF orientation is not applied: label maps are drawn on the stored pixels and would not
+    match. Raises UserError if the file cannot be decoded whole, has 16 bits per channel or over 178
+    megapixels.
+    """
+    with _opened(path, encoded) as picture:
+        if picture.mode[0] in "IF":
+            raise UserError(
+                f"image {path} has more than 8 bits per channel (mode {picture.mode}), but images "
+                "are 8-bit. Save it as an 8-bit PNG or JPEG."
+            )
+        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
+def read_ids(path, encoded=None):
+    """Raw ids of a label map as stored, integer [H,W]: PNG (grey, palette, 16 bit) or .npy.
+
+    path and encoded as in read_image; encoded holds no .npy.
+    Raises UserError for coloured masks, non-integer or not two-dimensional arrays, unreadable
+    files.
+    """
+    if encoded is None and path.lower().endswith(".npy"):
+        return _read_array(path)
+    with _opened(path, encoded) as picture:
+        if len(picture.getbands()) != 1 or picture.mode == "F":
+            raise UserError(
+                f"mask {path} holds colours (mode {picture.mode}), but a mask holds one class id "
+                "per pixel. Save it as an 8-bit grey or palette PNG, 16-bit grey PNG, or integer "
+                ".npy."
+            )
+        ids = np.asarray(picture)
+    return ids.astype(np.uint8) if ids.dtype == bool else ids
+
+
+def _read_array(path):
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"cannot read mask {path}: {error}. Write it again with numpy.save."
+        ) from None
+    if ids.dtype.kind not in "biu" or ids.ndim != 2:
+        raise UserError(
+            f"mask {path} is {ids.dtype}{list(ids.shape)}, but a mask is an integer array [height, "
+            "width]. Save it as mask.astype(numpy.uint8)."
+        )
+    return ids.astype(np.uint8) if ids.dtype == bool else ids
+
+
+@contextmanager
+def _opened(path, encoded):
+    """`with _opened(...) as picture`: a decoded Pillow image; every failure is a UserError."""
+    try:
+        picture = Image.open(path if encoded is None else io.BytesIO(encoded))
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            raise Image.DecompressionBombError(f"{width}x{height}")
+        picture.load()
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{path} is too large ({error}): pictures of at most {MAX_PIXELS} pixels are opened. "
+            "Cut it into tiles."
+        ) from None
+    # Pillow reports damage by many types, SyntaxError for broken PNG chunks among them.
+    except (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error) as error:
+        raise UserError(f"cannot read {path}: {error}. Replace or remove the file.") from None
+    with picture:
+        yield picture
+
+
+def require_same_size(image, mask, image_path, mask_path):
+    """UserError with both sizes and paths unless the mask has the height and width of the image."""
+    if image.shape[:2] != mask.shape:
+        (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
+        raise UserError(
+            f"mask {mask_path} is {mask_width}x{mask_height}, but its image {image_path} is "
+            f"{width}x{height} (width x height). Resize the mask with nearest neighbour."
+        )
+
+
+def distinct_colours(count):
+    """`count` <= 255 different colours in 0..255; the hue moves by the golden ratio."""
+    colours = []
+    for i in range(count):
+        red, green, blue = colorsys.hsv_to_rgb(i * 0.618034, (0.9, 0.6, 0.75)[i % 3], 1 - i / 400)
+        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return tuple(colours)
+
+
+def numbered_labels(num_classes):
+    """Labels class_0 .. class_{K-1} with generated colours, for sets that name no classes."""
+    return Labels(tuple(f"class_{k}" for k in range(num_classes)), distinct_colours(num_classes))
+
+
+def id_table(num_classes, *, ignore=(), zero_is_ignored=False):
+    """int32[n >= 256] for to_classes: ids 0..K-1 stay, 255 and `ignore` become 255, the rest is -1.
+
+    With zero_is_ignored the stored ids are 1..K: 0 becomes 255 and k becomes k-1 (ADE20K's rule).
+    Raises UserError if a class would fall on the id 255.
+    """
+    first = int(zero_is_ignored)
+    if not 1 <= num_classes <= IGNORED - first:
+        raise UserError(
+            f"num_classes is {num_classes}, but 1 to {IGNORED - first} classes fit beside the "
+            "ignore label 255. Give the number of classes that the masks hold."
+        )
+    table = np.full(max([256, *(i + 1 for i in ignore)]), -1, np.int32)
+    table[first : first + num_classes] = np.arange(num_classes)
+    table[[*ignore, *range(first), IGNORED]] = IGNORED
+    return table
+
+
+def read_classes(file, num_classes):
+    """(Labels, id table) of a classes.json, or of num_classes where there is no such file.
+
+    {"names": [str, ...], "palette": [[r, g, b], ...], "ignore": [id, ...], "zero_is_ignored":
+    bool}; all but the names may be left out. Ids in "ignore" become 255 and keep their place in the
+    names, if they have one. With "zero_is_ignored" the stored ids are 1..K and the names are those
+    of 1..K.
+    """
+    if not file.exists():
+        if num_classes < 1:
+            raise UserError(
+                f"there is no {file} and num_classes is {num_classes}, so the classes are unknown. "
+                'Write {"names": [...], "palette": [[r, g, b], ...]} into it, or give num_classes.'
+            )
+        return numbered_labels(num_classes), id_table(num_classes)
+    try:
+        entries = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {file}: {error}. It must be JSON.") from None
+    if not isinstance(entries, dict):
+        raise UserError(f'{file} is not an object. It must read {{"names": [...], ...}}.')
+    for key in entries:
+        choose(CLASSES_KEYS, key, f"key in {file}")
+    entries = CLASSES_KEYS | entries
+    for wrong, sentence in _wrong_classes(**entries, num_classes=num_classes):
+        if wrong:
+            raise UserError(f"{file}: {sentence}.")
+    names, palette = entries["names"], entries["palette"] or distinct_colours(len(entries["names"]))
+    table = id_table(
+        len(names), ignore=entries["ignore"], zero_is_ignored=entries["zero_is_ignored"]
+    )
+    return Labels(tuple(names), tuple(tuple(colour) for colour in palette)), table
+
+
+CLASSES_KEYS = {"names": [], "palette": [], "ignore": [], "zero_is_ignored": False}
+
+
+def _wrong_classes(names, palette, ignore, zero_is_ignored, num_classes):
+    """(is it wrong, sentence) for each rule of classes.json, which people write by hand."""
+    named = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+    yield not named or len(set(names)) < len(names), "names must be a list of different strings"
+    yield (
+        num_classes not in (0, len(names)),
+        f"it names {len(names)} classes, but num_classes is {num_classes}",
+    )
+    rows = isinstance(palette, list) and all(
+        _integers(row, 255) and len(row) == 3 for row in palette
+    )
+    yield (
+        not rows or len(palette) not in (0, len(names)),
+        f"palette must hold one [r, g, b] in 0..255 for each of the {len(names)} names",
+    )
+    yield not _integers(ignore, 65535), "ignore must be a list of ids in 0..65535"
+    yield not isinstance(zero_is_ignored, bool), "zero_is_ignored must be true or false"
+
+
+def _integers(values, most):
+    """Whether `values` is a list of integers in 0..most."""
+    return isinstance(values, list) and all(
+        type(value) is int and 0 <= value <= most for value in values
+    )
+
+
+def to_classes(raw, table, path, hint=""):
+    """Raw ids, integer [H,W], to int32[H,W] classes; -1 in signed arrays counts as 255.
+
+    Raises UserError with the file and the smallest id that the table does not know.
+    """
+    if raw.dtype == np.uint8 and len(table) > 255:
+        mask = table.take(raw)  # no index can lie outside: the common case, checked by one minimum
+        bad = mask.min() < 0
+    else:
+        raw = np.where(raw == -1, IGNORED, raw) if raw.dtype.kind == "i" else raw
+        outside = (raw < 0) | (raw >= len(table))
+        mask = np.where(outside, -1, table[np.where(outside, 0, raw)])
+        bad = mask.min() < 0
+    if bad:
+        classes = np.flatnonzero((table >= 0) & (table != IGNORED))
+        ignored = np.flatnonzero(table == IGNORED)
+        raise UserError(
+            f"mask {path} has class id {raw[mask < 0].min()}, but classes are {_ranges(classes)} "
+            f"({_ranges(ignored)} is ignored). {hint}".rstrip()
+        )
+    return mask
+
+
+def _ranges(ids):
+    """Sorted integers in words: "0..10", "0..6, 9, 255"; long lists are cut."""
+    runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1)
+    words = [str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs if len(run)]
+    return ", ".join(words[:12]) + (", ..." if len(words) > 12 else "")
+
+
+def list_files(folder, endings):
+    """Paths below `folder` relative to it, with "/", sorted; hidden files and folders are left out.
+
+    Raises UserError if the folder is missing (with its neighbours) or holds no such file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder. {_what_is_there(folder)}")
+    found = []
+    for base, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = Path(base).relative_to(folder).as_posix()
+        prefix = "" if below == "." else below + "/"
+        found += [
+            prefix + name
+            for name in files
+            if name.lower().endswith(endings) and not name.startswith(".")
+        ]
+    if not found:
+        raise UserError(
+            f"{folder} holds no file that ends with {' '.join(endings)}. Check the path."
+        )
+    return sorted(found)
+
+
+def _what_is_there(folder):
+    """A sentence: the nearest folder above that exists, and the folders in it."""
+    above = next((parent for parent in folder.parents if parent.is_dir()), Path("/"))
+    folders = sorted(entry.name for entry in above.iterdir() if entry.is_dir())[:12]
+    return f"Folders in {above}: {', '.join(folders) or 'none'}."
+
+
+def by_stem(files, folder, cut=""):
+    """{relative path without ending: file} of the stems that end with `cut`, which is dropped.
+
+    Raises UserError if none does, or two files share a stem, since pairs would be ambiguous.
+    """
+    stems = {}
+    for file in files:
+        stem = file.rpartition(".")[0]
+        if not stem.endswith(cut):
+            continue
+        stem = stem.removesuffix(cut)
+        if stem in stems:
+            raise UserError(
+                f"{stems[stem]} and {file} in {folder} differ in their ending only, so which one "
+                "belongs to the pair is not clear. Remove or rename one."
+            )
+        stems[stem] = file
+    if not stems:
+        raise UserError(f"no file in {folder} has a name that ends with {cut}. Check the layout.")
+    return stems
+
+
+def unpaired(images, masks):
+    """(stems of images without mask, stems of masks without image), both sorted."""
+    return sorted(set(images) - set(masks)), sorted(set(masks) - set(images))
+
+
+def pair(image_folder, images, mask_folder, masks):
+    """(image paths, mask paths, stems, report) of what `by_stem` found, sorted by stem.
+
+    Masks without image are only reported. Raises UserError naming the first image without mask.
+    """
+    no_mask, no_image = unpaired(images, masks)
+    if no_mask:
+        first = images[no_mask[0]]
+        raise UserError(
+            f"{len(no_mask)} of {len(images)} images in {image_folder} have no mask in "
+            f"{mask_folder}; the first is {first}. Add the masks (same name, .png or .npy) or move "
+            "the images away."
+        )
+    report = ()
+    if no_image:
+        first = masks[no_image[0]]
+        report = (f"{len(no_image)} masks in {mask_folder} have no image; the first is {first}.",)
+    stems = tuple(sorted(images))
+    image_paths = tuple(f"{image_folder}/{images[stem]}" for stem in stems)
+    return image_paths, tuple(f"{mask_folder}/{masks[stem]}" for stem in stems), stems, report
+
+
+def open_pairs(
+    image_folder, mask_folder, labels, table, *, image_tail="", mask_tail="", keep=None, hint=""
+):
+    """FolderSource of the stems in both folders; tails such as _leftImg8bit are no part of them.
+
+    keep  stems to open, or None for all; a stem without image is an error
+    """
+    images = by_stem(list_files(image_folder, IMAGE_ENDINGS), image_folder, image_tail)
+    masks = by_stem(list_files(mask_folder, MASK_ENDINGS), mask_folder, mask_tail)
+    if keep is not None:
+        missing = [stem for stem in keep if stem not in images]
+        if missing:
+            raise UserError(
+                f"{len(missing)} listed images are not in {image_folder}; the first is "
+                f"{missing[0]}. Complete the folder or the list."
+            )
+        # What the list leaves out belongs to other splits and is no finding.
+        images = {stem: images[stem] for stem in keep}
+        masks = {stem: masks[stem] for stem in keep if stem in masks}
+    paths, mask_paths, stems, report = pair(image_folder, images, mask_folder, masks)
+    names = tuple(stem + image_tail for stem in stems)
+    return FolderSource(paths, mask_paths, names, labels, table, hint, report)
+
+
+def require_folder(path, name, layout):
+    """`path` as a Path; UserError with the layout that dataset `name` needs if it is none."""
+    if not path:
+        raise UserError(
+            f"path is empty, but dataset {name} is read from a folder with {layout}. Give path."
+        )
+    if not Path(path).is_dir():
+        raise UserError(f"path {path} is not a folder. Dataset {name} needs one with {layout}.")
+    return Path(path)

@@ -1,0 +1,91 @@
+"""A source -> endless training batches whose position is one number: the step.
+
+Which examples a batch holds, and how each is augmented, is a pure function of (seed, step): position
+p = step * batch_size + row reads example order(p // n)[p % n], where order(epoch) is a permutation of
+the n examples drawn from the seed and the epoch. So a run resumes anywhere, for any number of threads,
+workers or processes, and small sets fill large batches.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import grain
+import numpy as np
+
+PREFETCHED = 4  # batches read ahead
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Random access to the augmented rows of this process, in the order of training.
+
+    source   examples with "image" u8[H,W,3] and, if labelled, "mask" i32[H,W]
+    indices  which of them are used
+    augment  (image, mask or None, numpy Generator) -> dict of arrays of one shape
+    rows     of each batch, those of this process: [first, first + count)
+    start    the step of its first batch
+    """
+
+    source: Sequence
+    indices: np.ndarray
+    augment: Callable
+    seed: int
+    batch_size: int
+    first: int
+    count: int
+    start: int
+    steps: int
+
+    def __len__(self):
+        return self.steps * self.count
+
+    def __getitem__(self, index):
+        step, row = divmod(int(index), self.count)
+        position = (self.start + step) * self.batch_size + self.first + row
+        epoch, place = divmod(position, len(self.indices))
+        example = self.source[int(self.indices[_order(self.seed, epoch, len(self.indices))[place]])]
+        rng = np.random.default_rng([self.seed, 1, position])
+        return self.augment(example["image"], example.get("mask"), rng)
+
+
+class Cached:
+    """A source whose examples stay in memory once they were read."""
+
+    def __init__(self, source: Sequence):
+        self.source = source
+        self.labels, self.names, self.report = source.labels, source.names, source.report
+        self.examples = {}
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        if index not in self.examples:
+            self.examples[index] = self.source[index]
+        return self.examples[index]
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed, epoch, count):
+    return np.random.default_rng([seed, 0, epoch]).permutation(count)
+
+
+def training_batches(
+    source: Sequence, indices: np.ndarray, augment: Callable, *, seed: int, batch_size: int,
+    start: int, steps: int, process: tuple[int, int] = (0, 1), threads: int = 2, workers: int = 0,
+) -> Iterator[dict]:  # fmt: skip
+    """This process's part of the batches of steps start .. start + steps - 1, stacked.
+
+    process  (index, count): each reads batch_size / count rows of every batch
+    threads  that decode and augment; workers: processes that do so instead, 0 = none
+    """
+    index, processes = process
+    count = batch_size // processes
+    stream = Stream(source, indices, augment, seed, batch_size, index * count, count, start, steps)
+    batches = grain.MapDataset.source(stream).batch(count, drop_remainder=True)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCHED)
+    batches = batches.to_iter_dataset(options)
+    if workers:
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(batches)

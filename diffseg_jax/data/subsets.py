@@ -1,0 +1,122 @@
+"""Label fractions: which images of a set keep their labels; seeded, nested, written down."""
+
+import hashlib
+import math
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from diffseg_jax.config import UserError
+
+GENERATOR = "sorted names, numpy.random.Generator(numpy.random.PCG64(seed)).permutation, first n"
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def subset(names, *, fraction=1.0, count=0, seed=0, list_path=""):
+    """Places in `names` of the chosen images, int64[n], rising.
+
+    fraction   in (0, 1]: ceil(fraction * len(names)) images
+    count      that many images, if not 0
+    seed       the smaller of two subsets of one seed is contained in the larger
+    list_path  text file with one image per line instead ("image-path label-path", or a path alone)
+
+    The choice depends on the names as a set, not on their order. At most one of fraction, count and
+    list_path may be given; UserError for more, for values out of range, and for a line that matches
+    no name or several.
+    """
+    _require_one(fraction, count, list_path)
+    if list_path:
+        return _listed(names, Path(list_path))
+    total = len(names)
+    if not 0 < fraction <= 1:
+        raise UserError(f"fraction is {fraction}, but it must lie in (0, 1]. Try fraction=0.125.")
+    if not 0 <= count <= total:
+        raise UserError(
+            f"count is {count}, but there are {total} images. Give 1 to {total}, or 0 for all."
+        )
+    by_name = np.array(sorted(range(total), key=lambda place: names[place]), np.int64)
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(total)
+    return np.sort(by_name[order[: count or subset_size(total, fraction)]])
+
+
+def subset_size(total, fraction):
+    """ceil(fraction * total), where 0.1 * 20210 is 2021 and not 2021.0000000000002."""
+    return min(total, max(1, math.ceil(round(fraction * total, 6))))
+
+
+def describe_subset(names, places, *, seed=0, list_path=""):
+    """What to write beside a run: a dict for JSON with the chosen names and how they were chosen.
+
+    sha256 is that of the names, one per line, sorted; two runs with equal sums saw the same labels.
+    """
+    chosen = sorted(names[place] for place in places)
+    return {
+        "seed": None if list_path else seed,
+        "generator": f"list {list_path}" if list_path else GENERATOR,
+        "n": len(chosen),
+        "of": len(names),
+        "sha256": hashlib.sha256("".join(f"{name}\n" for name in chosen).encode()).hexdigest(),
+        "names": chosen,
+    }
+
+
+def _require_one(fraction, count, list_path):
+    given = {"fraction": fraction != 1.0, "count": count != 0, "list_path": bool(list_path)}
+    if sum(given.values()) > 1:
+        both = " and ".join(name for name, is_given in given.items() if is_given)
+        raise UserError(
+            f"{both} are given, but only one of them can choose the subset. Remove the others."
+        )
+
+
+def _listed(names, file):
+    """Places of the images in a list file; path and name match if one ends with the other."""
+    try:
+        lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot read the list {file}: {error}. It must hold one image per line."
+        ) from None
+    if not lines:
+        raise UserError(f"the list {file} is empty. It must hold one image per line.")
+    by_last = defaultdict(list)
+    for place, name in enumerate(names):
+        parts = _parts(name)
+        by_last[parts[-1]].append((parts, place))
+    found = [_match(_image_path(line), by_last) for line in lines]
+    for line, places in zip(lines, found, strict=True):
+        if len(places) != 1:
+            what = f"matches {len(places)} images" if places else "matches no image"
+            raise UserError(
+                f'line "{line}" of {file} {what} of this set of {len(names)}, such as {names[0]}. '
+                "Check that list and data belong together."
+            )
+    return np.unique(np.array(found, np.int64)[:, 0])
+
+
+def _image_path(line):
+    """The image of a line: its first word if that ends as pictures do, else all (with spaces)."""
+    first = line.split()[0]
+    return first if first.lower().endswith(ENDINGS) else line
+
+
+def _match(path, by_last):
+    parts = _parts(path)
+    if not parts:
+        return []
+    return [
+        place
+        for known, place in by_last[parts[-1]]
+        if _is_tail(known, parts) or _is_tail(parts, known)
+    ]
+
+
+def _is_tail(short, long):
+    return long[len(long) - len(short) :] == short if len(short) <= len(long) else False
+
+
+def _parts(path):
+    """Components of a path with "/" or "\\"; an image ending is dropped, other dots stay."""
+    path = PurePosixPath(path.replace("\\", "/"))
+    return (path.with_suffix("") if path.suffix.lower() in ENDINGS else path).parts

@@ -1,0 +1,444 @@
+"""A config and a workdir -> stages, one after another, and their results."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import diffseg_jax
+from diffseg_jax import visualise
+from diffseg_jax.checkpoints import StageCheckpoints, open_network, write_json
+from diffseg_jax.config import COMMON, UserError, check_options, choose, differing_lines
+from diffseg_jax.data.datasets import open_source
+from diffseg_jax.data.pipeline import Cached, training_batches
+from diffseg_jax.data.subsets import describe_subset, subset
+from diffseg_jax.data.transforms import augment
+from diffseg_jax.evaluate import evaluate, local_forward
+from diffseg_jax.mesh import check_batch, make_mesh
+from diffseg_jax.metrics import segmentation
+from diffseg_jax.systems import SYSTEMS
+from diffseg_jax.systems.prediction import Protocol, make_protocol
+from diffseg_jax.systems.task import Task
+from diffseg_jax.training import loop
+from diffseg_jax.training.log import Log
+from diffseg_jax.training.optimizer import make_optimizer, make_schedule
+from diffseg_jax.training.state import flatten, network_of
+
+PADDED_AT_MOST = 2  # times the image's side; a larger crop is mostly padding and surely a mistake
+
+
+@dataclasses.dataclass
+class Run:
+    """What all stages of one command share."""
+
+    config: ConfigDict
+    workdir: Path
+    log: Log
+    mesh: jax.sharding.Mesh
+
+    @property
+    def system(self):
+        return SYSTEMS[self.config.system]
+
+    @functools.cached_property
+    def train(self) -> Sequence:
+        return open_data(self.config.data, self.config.data.train)
+
+    @functools.cached_property
+    def val(self) -> Sequence:
+        return open_data(self.config.data, self.config.data.val)
+
+    @functools.cached_property
+    def unlabelled(self) -> Sequence:
+        return open_data(self.config.unlabelled, self.config.unlabelled.split)
+
+    @functools.cached_property
+    def labelled(self) -> np.ndarray:
+        """Places in `train` of the images whose labels are used."""
+        data = self.config.data
+        return subset(
+            self.train.names, fraction=data.fraction, count=data.count, seed=data.subset_seed,
+            list_path=data.list_path,
+        )  # fmt: skip
+
+    def places_of_val(self, most: int = 0) -> np.ndarray:
+        """The first `most` validation images, all for 0."""
+        return np.arange(len(self.val))[: most or None]
+
+
+def open_data(data: ConfigDict, split: str) -> Sequence:
+    """The source that a config's `data` or `unlabelled` names."""
+    source = open_source(data.source, split, path=data.path, **data.options.to_dict())
+    return Cached(source) if data.cache else source
+
+
+# ---- before anything runs --------------------------------------------------------------------------
+
+
+def check_config(config: ConfigDict):
+    """Raises UserError for a config that cannot run, before anything is read or written."""
+    values = config.to_dict()
+    system = choose(SYSTEMS, values.get("system", ""), "system")
+    check_options(values, {**COMMON, **system.OPTIONS})
+    system.check(config)
+    for name in config.run:
+        stage = choose(config.stages, name, "stage in config.run")
+        choose(system.STAGES, stage.kind, f"kind of stage {name}")
+        check_batch(stage.batch_size, stage.accumulate, f"stages.{name}.batch_size")
+    protocol_of(config)
+
+
+def protocol_of(config: ConfigDict) -> Protocol:
+    """How evaluation shows its pictures to the network."""
+    options = config.evaluate
+    return make_protocol(
+        options.view, options.window, options.stride, options.scales, options.flip
+    )
+
+
+def start_run(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...] = ()) -> Run:
+    """Checks the config, claims the workdir and opens the log.
+
+    may_differ  first words of options that need not be those that the workdir was made with
+    """
+    check_config(config)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    claim_workdir(config, workdir, may_differ)
+    return Run(config, workdir, Log(workdir, jax.process_index() == 0), mesh)
+
+
+def claim_workdir(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...] = ()):
+    """Makes the workdir and writes config.json, or checks that it is this config's.
+
+    Raises UserError when it cannot be written or holds a run of another config.
+    """
+    values = _plain(config.to_dict())
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if (workdir / "config.json").exists():
+            _check_same(_read_json(workdir / "config.json"), values, workdir, may_differ)
+        elif jax.process_index() == 0:
+            write_json(workdir / "config.json", values)
+    except OSError as error:
+        raise UserError(
+            f"workdir {workdir} cannot be written ({error.strerror}). "
+            "Give a directory of yours, such as --workdir=runs/a."
+        ) from None
+
+
+def _check_same(old, new, workdir, may_differ):
+    lines = [
+        line for line in differing_lines(old, new)
+        if not line.startswith(tuple(f"{word}." for word in may_differ))
+    ]  # fmt: skip
+    if lines:
+        raise UserError(
+            f"workdir {workdir} holds a run of another config; take another --workdir, or undo:\n  "
+            + "\n  ".join(lines)
+        )
+
+
+# ---- the three things that a command can do --------------------------------------------------------
+
+
+def train(config: ConfigDict, workdir: Path):
+    """Runs the stages that are not finished yet and leaves results.json."""
+    run = start_run(config, workdir)
+    results = {}
+    for name in config.run:
+        options = config.stages[name]
+        if run.system.skips_stage(config, options.kind) or options.steps == 0:
+            run.log.say(f"{name}: left out")
+            continue
+        task = make_task(run, name)
+        stage = make_stage(run, name, task)
+        describe_stage(run, stage, options)
+        with stage_checkpoints(run, name) as checkpoints:
+            state = loop.run(stage, checkpoints, run.mesh, run.log)
+            if task.predict:
+                step = chosen_step(run, checkpoints)
+                if step != options.steps:
+                    state = checkpoints.restore(step, loop.abstract_state(stage), run.mesh)
+                results[name] = result_of(run, name, task, network_of(state), step)
+        del state  # before the next one is made
+    finish(run, results, "results.json")
+
+
+def evaluate_only(config: ConfigDict, workdir: Path):
+    """Evaluates the stages that have a checkpoint, with the options at hand; results_eval.json."""
+    if not (workdir / "config.json").exists():
+        raise UserError(f"{workdir} holds no run. Train first, with --mode=train.")
+    run = start_run(config, workdir, may_differ=("evaluate", "mesh"))
+    results = {}
+    for name in config.run:
+        directory = workdir / "checkpoints" / name
+        if config.stages[name].kind not in evaluated_kinds(run) or not directory.is_dir():
+            continue
+        with stage_checkpoints(run, name) as checkpoints:
+            step = chosen_step(run, checkpoints)
+        if step is None:
+            continue
+        network, _ = open_network(directory, step)
+        results[name] = result_of(run, name, make_task(run, name), network, step)
+    if not results:
+        raise UserError(f"{workdir} holds no checkpoint that can segment yet. Train first.")
+    finish(run, results, "results_eval.json")
+
+
+def evaluated_kinds(run: Run) -> list[str]:
+    """The kinds of stage that learn from labels, hence can be measured."""
+    return [kind for kind, data in run.system.STAGES.items() if data == "labelled"]
+
+
+def finish(run: Run, results: dict, file: str):
+    """Writes the results and shows them as a table."""
+    if not results:
+        run.log.say("finished; no stage of this run segments, so there is nothing to measure")
+        return
+    names = run.val.labels.names
+    if jax.process_index() == 0:
+        content = {name: {**about, **segmentation.to_json(scored, names)} for name, (about, scored) in results.items()}
+        write_json(run.workdir / file, content)
+    columns = {f"{name} (from {about['start']})": scored for name, (about, scored) in results.items()}
+    run.log.say(segmentation.format_table(names, columns))
+    run.log.say(f"finished; numbers in {run.workdir / file}, pictures in {run.workdir / 'pictures'}")
+    run.log.close()
+
+
+# ---- one stage -------------------------------------------------------------------------------------
+
+
+def stage_checkpoints(run: Run, name: str) -> StageCheckpoints:
+    """The checkpoints of a stage of this run."""
+    return StageCheckpoints(run.workdir / "checkpoints" / name)
+
+
+def chosen_step(run: Run, checkpoints: StageCheckpoints) -> int | None:
+    """The step whose network is measured: the last or the best, as the config says."""
+    best = run.config.evaluate.checkpoint == "best"
+    return checkpoints.best() if best else checkpoints.latest()
+
+
+def make_task(run: Run, name: str) -> Task:
+    """What the system wants to be done in a stage."""
+    options = run.config.stages[name]
+    return run.system.make_task(
+        run.config, options.kind, tuple(options.augment.crop), len(run.val.labels.names)
+    )
+
+
+def make_stage(run: Run, name: str, task: Task) -> loop.Stage:
+    """A stage of the config as the loop takes it."""
+    config, options = run.config, run.config.stages[name]
+    labelled = run.system.STAGES[options.kind] == "labelled"
+    data, source = (config.data, run.train) if labelled else (config.unlabelled, run.unlabelled)
+    indices = run.labelled if labelled else np.arange(len(source))
+    change = augmentation(options.augment.to_dict(), labelled)
+    check_crop(source, options.augment, name)
+    meta = stage_meta(run, task, labelled)
+
+    def batches(start):
+        return training_batches(
+            source, indices, change, seed=config.seed, batch_size=options.batch_size, start=start,
+            steps=options.steps - start, process=(jax.process_index(), jax.process_count()),
+            threads=data.threads, workers=data.workers,
+        )  # fmt: skip
+
+    schedule = make_schedule(
+        options.optim.schedule, options.optim.peak_lr, options.steps, options.optim.warmup_steps,
+        options.optim.warmup_ratio,
+    )  # fmt: skip
+    rest = {k: v for k, v in options.optim.items() if k in ("b1", "b2", "epsilon", "weight_decay", "no_decay", "clip_norm")}
+    return loop.Stage(
+        name=name, steps=options.steps, batch_size=options.batch_size, batches=batches,
+        init=task.init, loaded=loader(run, name, task), trainable=task.trainable, loss=task.loss,
+        optimizer=make_optimizer(options.optim.name, schedule, **rest), schedule=schedule,
+        every=options.every.to_dict(), meta=meta, accumulate=options.accumulate, ema=options.ema,
+        evaluate=watcher(run, name, task), seed=config.seed,
+    )  # fmt: skip
+
+
+def augmentation(options: dict, labelled: bool):
+    """(image, mask, rng) -> example; unlabelled stages never see a mask."""
+    change = functools.partial(augment, **options)
+    return change if labelled else functools.partial(_without_mask, change)
+
+
+def _without_mask(change, image, mask, rng):
+    return change(image, None, rng)
+
+
+def check_crop(source: Sequence, options: ConfigDict, name: str):
+    """Raises UserError when the crop is more padding than picture, judged by the first image."""
+    height, width = source[0]["image"].shape[:2]
+    if options.short or any(options.limit):
+        return
+    allowed = tuple(int(PADDED_AT_MOST * options.scale[1] * side) for side in (height, width))
+    if any(side > most for side, most in zip(options.crop, allowed)):
+        raise UserError(
+            f"stages.{name}.augment.crop is {tuple(options.crop)}, but the images are "
+            f"{height} x {width} and at most {allowed} is padded. "
+            f'Try --config.stages.{name}.augment.crop="({height}, {width})".'
+        )
+
+
+def stage_meta(run: Run, task: Task, labelled: bool) -> dict:
+    """What a reader of the checkpoint needs beside the arrays."""
+    labels = run.val.labels
+    meta = {
+        "version": diffseg_jax.__version__,
+        "config": _plain(run.config.to_dict()),
+        "classes": list(labels.names),
+        "palette": [list(colour) for colour in labels.palette],
+        "normalisation": "(v - 127.5) / 127.5",
+        "task": task.meta,
+    }
+    if labelled:
+        data = run.config.data
+        chosen = describe_subset(
+            run.train.names, run.labelled, seed=data.subset_seed, list_path=data.list_path
+        )
+        if jax.process_index() == 0:
+            write_json(run.workdir / "labelled.json", chosen)
+        meta["labelled"] = {name: chosen[name] for name in ("n", "of", "seed", "sha256")}
+    return meta
+
+
+def loader(run: Run, name: str, task: Task):
+    """() -> what a fresh stage takes from elsewhere, or None to start at random."""
+    config, options = run.config, run.config.stages[name]
+    start = run.system.start_of(config, options.kind, options.start)
+    if start == "random":
+        return None
+    abstract = jax.eval_shape(task.init, jax.random.key(0))
+    if start == "weights":
+        return lambda: run.system.load_weights(config.weights, abstract, task)
+
+    def previous():
+        inside = run.workdir / "checkpoints" / start
+        network, meta = open_network(inside if start in config.stages else start)
+        return run.system.adopt(abstract, task, network, meta["task"])
+
+    return previous
+
+
+def describe_stage(run: Run, stage: loop.Stage, options: ConfigDict):
+    """Says what is about to be trained, from what, on what."""
+    abstract = loop.abstract_state(stage)
+    learns, rests = (
+        sum(leaf.size for leaf in flatten(abstract[part]).values()) for part in ("params", "frozen")
+    )
+    start = run.system.start_of(run.config, options.kind, options.start)
+    labelled = run.system.STAGES[options.kind] == "labelled"
+    images = f"{len(run.labelled)} labelled" if labelled else f"{len(run.unlabelled)} unlabelled"
+    run.log.say(
+        f"{stage.name}: from {start}; {learns:,} parameters learn, {rests:,} rest; {images} images; "
+        f"{stage.steps} steps of {stage.batch_size}; {run.mesh.size} device(s)"
+    )
+    if note := run.system.note(run.config, options.kind):
+        run.log.say(f"{stage.name}: {note}")
+
+
+# ---- looking at a stage ----------------------------------------------------------------------------
+
+
+def watcher(run: Run, name: str, task: Task):
+    """(state, step) -> numbers, drawing pictures on the way; what the loop calls now and then."""
+    options = run.config.evaluate
+    if task.predict:
+        function = jax.jit(task.predict)
+        quick = dataclasses.replace(protocol_of(run.config), scales=(1.0,), flip=False)
+        places = run.places_of_val(options.quick_images)
+
+        def watch(state, step):
+            counts, kept = measure(run, function, network_of(state), places, quick)
+            draw_predictions(run, kept, f"{name}_{step:06d}", name, step)
+            scored = segmentation.scores(counts, absent=options.absent)
+            return {mean: scored[mean] for mean in segmentation.MEANS}
+
+        return watch
+    examples = _first_crops(run, name)
+    function = jax.jit(task.denoise)
+
+    def look(state, step):
+        key = jax.random.key(run.config.seed)
+        noisy, denoised, error = function(network_of(state), examples["image"], examples["valid"], key)
+        sheet = visualise.denoising_sheet(_unit(examples["image"]), np.asarray(noisy), np.asarray(denoised))
+        save_picture(run, sheet, f"{name}_{step:06d}", name, step)
+        return {"denoising_error": float(error)}
+
+    return look
+
+
+def _first_crops(run, name):
+    """A few fixed training crops of an unlabelled stage, as one batch."""
+    change = augmentation(run.config.stages[name].augment.to_dict(), labelled=False)
+    count = min(max(run.config.evaluate.pictures, 1), len(run.unlabelled))
+    crops = [
+        change(run.unlabelled[i]["image"], None, np.random.default_rng([run.config.seed, i]))
+        for i in range(count)
+    ]
+    return {key: np.stack([crop[key] for crop in crops]) for key in ("image", "valid")}
+
+
+def _unit(images):
+    return images.astype(np.float32) / 127.5 - 1
+
+
+def measure(run: Run, function, network: dict, places, protocol: Protocol):
+    """Confusion counts of a network and the examples to draw."""
+    options = run.config.evaluate
+    forward = local_forward(function, network, run.mesh)
+    return evaluate(
+        forward, run.val, places, len(run.val.labels.names), protocol, options.batch_size,
+        options.pictures,
+    )  # fmt: skip
+
+
+def result_of(run: Run, name: str, task: Task, network: dict, step: int) -> tuple[dict, dict]:
+    """The final numbers of a stage, under the whole protocol: what they are of, and the scores."""
+    options, config = run.config.evaluate, run.config
+    places = run.places_of_val(options.images)
+    run.log.say(f"{name}: evaluates step {step} on {len(places)} images")
+    counts, kept = measure(run, jax.jit(task.predict), network, places, protocol_of(config))
+    draw_predictions(run, kept, f"{name}_result", name, step)
+    about = {
+        "step": step,
+        "start": run.system.start_of(config, config.stages[name].kind, config.stages[name].start),
+        "images": len(places),
+        "labelled_images": len(run.labelled),
+        "protocol": _plain({k: options[k] for k in ("view", "window", "stride", "scales", "flip", "absent")}),
+    }
+    return about, segmentation.scores(counts, absent=options.absent)
+
+
+def draw_predictions(run: Run, kept: list[dict], file: str, name: str, step: int):
+    """Saves a sheet of examples: image, truth, prediction, uncertainty, error."""
+    if kept:
+        columns = [[e[key] for e in kept] for key in ("image", "mask", "labels", "uncertainty")]
+        save_picture(run, visualise.prediction_sheet(*columns, run.val.labels), file, name, step)
+
+
+def save_picture(run: Run, picture: np.ndarray, file: str, name: str, step: int):
+    """Saves a picture to the workdir and the events, in the first process only."""
+    if jax.process_index() == 0:
+        (run.workdir / "pictures").mkdir(exist_ok=True)
+        visualise.save_png(run.workdir / "pictures" / f"{file}.png", picture)
+        run.log.picture(name, step, file.rsplit("_", 1)[0], picture)
+
+
+def _plain(values):
+    """The same values as JSON gives them back: tuples as lists."""
+    if isinstance(values, dict):
+        return {name: _plain(value) for name, value in values.items()}
+    return [_plain(value) for value in values] if isinstance(values, (tuple, list)) else values
+
+
+def _read_json(path):
+    import json
+
+    return json.loads(path.read_text())

@@ -1,0 +1,50 @@
+"""Batch normalisation with PyTorch's running variance."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class BatchNorm(nnx.Module):
+    """Normalises over batch and space; running averages move by `1 - momentum` a step.
+
+    x    f[B, H, W, C], any float type; statistics in float32
+    out  f[B, H, W, C], the type of x
+
+    Training divides by the biased batch variance, while the running variance takes the unbiased one
+    (n / (n - 1)), as PyTorch does and flax's BatchNorm does not. Under `jax.jit` the statistics are
+    those of the global batch, however it is sharded.
+    """
+
+    def __init__(self, channels: int, *, momentum: float = 0.9, epsilon: float = 1e-5):
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.mean = nnx.BatchStat(jnp.zeros(channels))
+        self.var = nnx.BatchStat(jnp.ones(channels))
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.use_running_average = False
+
+    def set_view(self, use_running_average: bool | None = None):
+        """Called by `nnx.view(model, use_running_average=True)`."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            mean, var = self._update(x.astype(jnp.float32))
+        factor = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+        shift = self.bias[...] - mean * factor
+        return (x.astype(jnp.float32) * factor + shift).astype(x.dtype)
+
+    def _update(self, x):
+        count = x.size // x.shape[-1]
+        mean = jnp.mean(x, (0, 1, 2))
+        var = jnp.mean(jnp.square(x - mean), (0, 1, 2))
+        unbiased = jax.lax.stop_gradient(var) * (count / max(count - 1, 1))
+        keep = self.momentum
+        self.mean[...] = keep * self.mean[...] + (1 - keep) * jax.lax.stop_gradient(mean)
+        self.var[...] = keep * self.var[...] + (1 - keep) * unbiased
+        return mean, var

@@ -1,0 +1,179 @@
+"""Confusion counts and the ratios taken from them: counts travel, ratios come last.
+
+A confusion is an integer matrix [K, K], rows = label, columns = prediction; those of batches and
+hosts add up to that of the whole. A matrix [K+1, K] has one more row, of the predictions on pixels
+without a label; only the convention of DDPM-Seg looks at those.
+"""
+
+import enum
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffseg_jax.config import UserError
+
+IGNORE = 255
+MEANS = ("mIoU", "mAcc", "aAcc")
+
+
+class Absent(enum.Enum):
+    """What a class counts for whose ratio is 0 / 0, as when nobody labelled or predicted it."""
+
+    SKIP = "skip"  # its ratio is NaN and no part of the mean
+    ZERO = "zero"  # its ratio is 0 and part of the mean
+
+
+class Convention(NamedTuple):
+    """How the numbers of a paper were counted: one choice for `scores`, one for `confusion`."""
+
+    absent: Absent
+    ignored_row: bool  # a prediction on an ignored pixel enlarges the union of its class
+
+
+CONVENTIONS = {
+    "default": Convention(Absent.SKIP, ignored_row=False),
+    "mmseg": Convention(Absent.SKIP, ignored_row=False),
+    "ddpm_seg": Convention(Absent.ZERO, ignored_row=True),
+}
+
+
+def confusion(
+    labels, predictions, num_classes: int, ignore: int = IGNORE, *, ignored_row: bool = False
+) -> np.ndarray:
+    """Counts on the host, in int64: enough for any data set.
+
+    labels        int[...]   0..K-1, or `ignore`
+    predictions   int[...]   0..K-1 on every pixel that is counted
+    out           int64[K, K]; with `ignored_row` int64[K+1, K], whose last row counts the
+                  predictions on ignored pixels
+
+    Raises UserError for unequal shapes and for an id outside 0..K-1.
+    """
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    if labels.shape != predictions.shape:
+        raise UserError(
+            f"predictions have shape {predictions.shape}, labels {labels.shape}; "
+            "resize the predictions to the labels before counting."
+        )
+    labelled = labels != ignore
+    _check_ids(labels[labelled], num_classes, "label")
+    labels = labels.astype(np.int64)
+    if ignored_row:
+        labels = np.where(labelled, labels, num_classes)
+    else:
+        labels, predictions = labels[labelled], predictions[labelled]
+    _check_ids(predictions, num_classes, "prediction")
+    rows = num_classes + ignored_row
+    cells = (labels * num_classes + predictions).ravel()
+    return np.bincount(cells, minlength=rows * num_classes).reshape(rows, num_classes)
+
+
+def _check_ids(ids: np.ndarray, num_classes: int, what: str):
+    if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
+        wrong = ids.min() if ids.min() < 0 else ids.max()
+        raise UserError(
+            f"{what} {wrong} is none of the {num_classes} classes 0..{num_classes - 1}; "
+            "compare the number of classes of the model with that of the data."
+        )
+
+
+def confusion_counts(
+    labels: jax.Array, predictions: jax.Array, num_classes: int, *, ignored_row: bool = False
+) -> jax.Array:
+    """Counts of one batch on the device, for use inside `jit`; sum batches on the host in int64.
+
+    labels        int[...]   0..K-1; every other value is ignored, padding (255) too
+    predictions   int[...]   0..K-1, as an arg-max gives; a pixel with another value is dropped
+    out           int32[K, K] (or [K+1, K], as `confusion`); exact below 2**31 pixels
+
+    A scatter-add, not a product of one-hot maps: on CPU it is 8 times faster for 19 classes and
+    over 200 times for 150, and split over devices it needs one all-reduce and no gather.
+    """
+    labels, predictions = labels.astype(jnp.int32), predictions.astype(jnp.int32)
+    rows = num_classes + ignored_row
+    labelled = (labels >= 0) & (labels < num_classes)
+    known = (predictions >= 0) & (predictions < num_classes)
+    row = jnp.where(labelled, labels, num_classes)
+    cell = jnp.where(known, row * num_classes + predictions, rows * num_classes)
+    counts = jnp.zeros(rows * num_classes, jnp.int32)
+    return counts.at[cell.ravel()].add(1, mode="drop").reshape(rows, num_classes)
+
+
+def scores(counts, *, absent: Absent | str, left_out: Sequence[int] = ()) -> dict:
+    """The usual ratios of a confusion [K, K] or [K+1, K], in [0, 1].
+
+    IoU_k = C_kk / (row_k + column_k - C_kk), Acc_k = C_kk / row_k, mIoU and mAcc are their means,
+    aAcc = trace / sum over labelled pixels. Under Absent.SKIP the two means may run over different
+    classes: one that is predicted but never labelled has an IoU of 0 and no Acc.
+
+    absent     0 / 0 is left out of the mean, or counts as 0; an Absent or its value
+    left_out   classes without a ratio of their own (a background class that is not averaged)
+    out        {"mIoU", "mAcc", "aAcc": float, "IoU", "Acc": float64[K]}, NaN = undefined
+    """
+    absent = Absent(absent)
+    counts = np.asarray(counts, np.int64)
+    num_classes = counts.shape[1]
+    labelled = counts[:num_classes]  # an ignored row enlarges unions and nothing else
+    hits, row = np.diagonal(labelled), labelled.sum(axis=1)
+    iou = _ratio(hits, row + counts.sum(axis=0) - hits, absent)
+    acc = _ratio(hits, row, absent)
+    iou[list(left_out)] = acc[list(left_out)] = np.nan
+    total = labelled.sum()
+    return {
+        "mIoU": _mean(iou),
+        "mAcc": _mean(acc),
+        "aAcc": float(hits.sum() / total) if total else float("nan"),
+        "IoU": iou,
+        "Acc": acc,
+    }
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray, absent: Absent) -> np.ndarray:
+    undefined = 0.0 if absent is Absent.ZERO else np.nan
+    out = np.full(whole.shape, undefined)
+    return np.divide(part, whole, out=out, where=whole > 0)
+
+
+def _mean(ratios: np.ndarray) -> float:
+    defined = ratios[~np.isnan(ratios)]
+    return float(defined.mean()) if defined.size else float("nan")
+
+
+def format_table(names: Sequence[str], columns: Mapping[str, dict]) -> str:
+    """IoU per class and the means as plain text, in percent; "-" = undefined.
+
+    names     the K class names
+    columns   heading -> what `scores` returned, one column per run
+    """
+    classes = [
+        [name, *(_percent(run["IoU"][k]) for run in columns.values())]
+        for k, name in enumerate(names)
+    ]
+    means = [[mean, *(_percent(run[mean]) for run in columns.values())] for mean in MEANS]
+    table = [["IoU (%)", *columns], *classes, *means]
+    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
+    lines = [
+        "  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])])
+        for name, *numbers in table
+    ]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return "\n".join([lines[0], rule, *lines[1 : -len(MEANS)], rule, *lines[-len(MEANS) :]])
+
+
+def _percent(ratio: float) -> str:
+    return "-" if np.isnan(ratio) else f"{100 * ratio:.2f}"
+
+
+def to_json(scored: dict, names: Sequence[str]) -> dict:
+    """`scores` as floats and None (undefined), classes by name; ready for `json.dump`."""
+    plain = {mean: _number(scored[mean]) for mean in MEANS}
+    for key in ("IoU", "Acc"):
+        plain[key] = {n: _number(r) for n, r in zip(names, scored[key], strict=True)}
+    return plain
+
+
+def _number(ratio: float) -> float | None:
+    return None if np.isnan(ratio) else float(ratio)

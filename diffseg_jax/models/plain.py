@@ -1,0 +1,36 @@
+"""A network as pure functions of nested dicts with string keys."""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+
+
+class Network:
+    """Builds a module once, abstractly, and binds it to plain parameters and statistics.
+
+    make  nnx.Rngs -> module whose attributes have string names only (no lists of modules)
+    """
+
+    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
+        self.make = make
+        abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+        self.graphdef, _, _ = nnx.split(abstract, nnx.Param, nnx.BatchStat)
+
+    def init(self, key: jax.Array) -> dict:
+        """{"params", "stats"} with random values; jit-able."""
+        _, params, stats = nnx.split(self.make(nnx.Rngs(key)), nnx.Param, nnx.BatchStat)
+        return {"params": nnx.to_pure_dict(params), "stats": nnx.to_pure_dict(stats)}
+
+    def bind(self, params: dict, stats: dict) -> nnx.Module:
+        """The module in training mode; what it does to its statistics is read by `stats_of`."""
+        return nnx.merge(self.graphdef, nnx.State(params), nnx.State(stats), copy=True)
+
+    def bind_eval(self, params: dict, stats: dict) -> nnx.Module:
+        """The module in evaluation mode: running averages, nothing changes."""
+        return nnx.view(self.bind(params, stats), use_running_average=True)
+
+
+def stats_of(module: nnx.Module) -> dict:
+    """The module's batch statistics as a nested dict."""
+    return nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))

@@ -1,0 +1,141 @@
+"""What every system answers with, and how a picture is cut, mirrored and scaled before it is asked."""
+
+import dataclasses
+import enum
+from collections.abc import Callable
+
+import numpy as np
+
+from diffseg_jax.config import UserError
+from diffseg_jax.data.transforms import resize_image
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The answer for a batch of pictures of one size.
+
+    labels       i32[B, H, W], 0..K-1
+    probs        f32[B, H, W, K], sums to 1
+    uncertainty  f32[B, H, W] in [0, 1]
+    """
+
+    labels: np.ndarray
+    probs: np.ndarray
+    uncertainty: np.ndarray
+
+
+class View(enum.Enum):
+    """How a picture reaches the network."""
+
+    WHOLE = "whole"  # as it is
+    SLIDE = "slide"  # windows of one size, averaged where they overlap
+    HALVES = "halves"  # a left and a right half: the Cityscapes rule of Brempong et al. (2022)
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How pictures are shown to the network and its answers averaged.
+
+    window, stride  (height, width) in pixels, for `View.SLIDE`
+    scales          factors by which the picture is shown larger or smaller
+    flip            whether the mirrored picture is shown too
+    """
+
+    view: View = View.WHOLE
+    window: tuple[int, int] = (0, 0)
+    stride: tuple[int, int] = (0, 0)
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """First pixels of the windows along an axis; the last window ends at the picture's edge.
+
+    max(length - window + stride - 1, 0) // stride + 1 of them, as in mmsegmentation.
+    """
+    count = max(length - window + stride - 1, 0) // stride + 1
+    return [max(min(k * stride, length - window), 0) for k in range(count)]
+
+
+def predict(forward: Callable, images: np.ndarray, protocol: Protocol) -> Prediction:
+    """Labels, probabilities and uncertainty of pictures u8[B,H,W,3] of one size.
+
+    forward  (images u8[B,h,w,3], valid i32[B,2]) -> probabilities f32[B,h,w,K]; what lies outside
+             `valid` (height, width) is padding
+
+    Probabilities are averaged in float32 over scales, windows and the mirror image. The uncertainty is
+    the entropy of the average divided by ln K.
+    """
+    total = np.zeros((), np.float32)
+    for scale in protocol.scales:
+        shown = images if scale == 1 else _resize_all(images, scale)
+        probs = _windows(forward, shown, protocol)
+        if protocol.flip:
+            mirrored = _windows(forward, shown[:, :, ::-1], protocol)
+            probs = (probs + mirrored[:, :, ::-1]) / 2
+        total = total + (probs if scale == 1 else _resize_probs(probs, images.shape[1:3]))
+    probs = total / len(protocol.scales)
+    entropy = -np.sum(probs * np.log(np.maximum(probs, 1e-12)), axis=-1)
+    uncertainty = np.clip(entropy / np.log(max(probs.shape[-1], 2)), 0, 1)
+    return Prediction(np.argmax(probs, -1).astype(np.int32), probs, uncertainty.astype(np.float32))
+
+
+def _windows(forward, images, protocol):
+    """Average probabilities over the windows of a view: f32[B,H,W,K]."""
+    height, width = images.shape[1:3]
+    if protocol.view is View.WHOLE:
+        return _ask(forward, images, (height, width))
+    window, stride = protocol.window, protocol.stride
+    if protocol.view is View.HALVES:
+        window = stride = (height, (width + 1) // 2)
+    total = weight = 0
+    for top in window_starts(height, window[0], stride[0]):
+        for left in window_starts(width, window[1], stride[1]):
+            area = np.s_[:, top : top + window[0], left : left + window[1]]
+            probs = _ask(forward, images[area], window)
+            if not np.ndim(total):
+                total = np.zeros((*images.shape[:3], probs.shape[-1]), np.float32)
+                weight = np.zeros((1, height, width, 1), np.float32)
+            total[area] += probs
+            weight[area] += 1
+    return total / weight
+
+
+def _ask(forward, images, size):
+    """The network's answer for pictures that are padded to `size`, without the padding."""
+    height, width = images.shape[1:3]
+    padding = ((0, 0), (0, size[0] - height), (0, size[1] - width), (0, 0))
+    valid = np.tile(np.array([height, width], np.int32), (len(images), 1))
+    probs = np.asarray(forward(np.pad(images, padding), valid))
+    return probs[:, :height, :width]
+
+
+def _resize_all(images, scale):
+    size = tuple(max(1, int(side * scale + 0.5)) for side in images.shape[1:3])
+    return np.stack([resize_image(image, size) for image in images])
+
+
+def _resize_probs(probs, size):
+    """Bilinear, half-pixel centres, f32[B,h,w,K] -> f32[B,*size,K]."""
+    for axis, target in ((1, size[0]), (2, size[1])):
+        source = probs.shape[axis]
+        place = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+        low = np.floor(place).astype(int)
+        high = np.minimum(low + 1, source - 1)
+        part = (place - low).astype(np.float32)
+        part = part.reshape([-1 if a == axis else 1 for a in range(probs.ndim)])
+        probs = probs.take(low, axis) * (1 - part) + probs.take(high, axis) * part
+    return probs
+
+
+def make_protocol(view: str, window, stride, scales, flip: bool) -> Protocol:
+    """The protocol of a config's plain values.
+
+    Raises UserError for a stride that leaves gaps between windows.
+    """
+    if view == "slide" and not all(0 < s <= w for s, w in zip(stride, window)):
+        raise UserError(
+            f"evaluate.window is {tuple(window)} and evaluate.stride {tuple(stride)}: each stride must "
+            "lie between 1 and its window. Try --config.evaluate.stride=\"(341, 341)\"."
+        )
+    return Protocol(View(view), tuple(window), tuple(stride), tuple(scales), flip)

@@ -1,0 +1,82 @@
+"""Optimizers and learning-rate schedules by name, with weight decay by group."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffseg_jax.config import choose
+
+
+def cosine(peak_lr: float, steps: int):
+    """lr(t) = peak (1 + cos(pi t / steps)) / 2 for t updates already made; zero at the end."""
+    return optax.cosine_decay_schedule(peak_lr, steps)
+
+
+def polynomial(peak_lr: float, steps: int, power: float = 1.0):
+    """lr(t) = peak (1 - t / steps) ** power; the schedule of mmsegmentation's recipes."""
+    return lambda t: peak_lr * jnp.maximum(1 - t / steps, 0.0) ** power
+
+
+def constant(peak_lr: float, steps: int):
+    """lr(t) = peak."""
+    return lambda t: jnp.asarray(peak_lr)
+
+
+SCHEDULES = {"cosine": cosine, "polynomial": polynomial, "constant": constant}
+
+
+def make_schedule(name: str, peak_lr: float, steps: int, warmup_steps: int, warmup_ratio: float):
+    """The named schedule; while t < warmup_steps it is multiplied by a line from the ratio to 1.
+
+    The multiplier is 1 - (1 - t / warmup_steps) (1 - warmup_ratio), applied to the running value.
+    """
+    base = choose(SCHEDULES, name, "schedule")(peak_lr, steps)
+    if not warmup_steps:
+        return base
+
+    def schedule(t):
+        line = 1 - jnp.maximum(1 - t / warmup_steps, 0.0) * (1 - warmup_ratio)
+        return base(t) * line
+
+    return schedule
+
+
+def adam(b1, b2, epsilon, decay):
+    """Adam; weight decay joins the gradient, as in PyTorch's Adam."""
+    return optax.chain(decay, optax.scale_by_adam(b1, b2, epsilon))
+
+
+def adamw(b1, b2, epsilon, decay):
+    """Adam; weight decay joins the update (Loshchilov and Hutter, 2019)."""
+    return optax.chain(optax.scale_by_adam(b1, b2, epsilon), decay)
+
+
+def sgd(b1, b2, epsilon, decay):
+    """Gradient descent with momentum b1; weight decay joins the gradient."""
+    return optax.chain(decay, optax.trace(b1))
+
+
+OPTIMIZERS = {"adam": adam, "adamw": adamw, "sgd": sgd}
+
+
+def make_optimizer(
+    name: str, schedule, *, b1: float, b2: float, epsilon: float, weight_decay: float,
+    no_decay: tuple[str, ...], clip_norm: float,
+) -> optax.GradientTransformation:  # fmt: skip
+    """The named optimizer.
+
+    weight_decay  applied to every parameter whose dotted path holds none of the words in `no_decay`
+    clip_norm     global L2 norm to which gradients are clipped first; 0 = off
+    """
+
+    def decayed(params):
+        def keep(path, _):
+            dotted = ".".join(str(entry.key) for entry in path)
+            return not any(word in dotted for word in no_decay)
+
+        return jax.tree_util.tree_map_with_path(keep, params)
+
+    decay = optax.add_decayed_weights(weight_decay, decayed) if weight_decay else optax.identity()
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    core = choose(OPTIMIZERS, name, "optimizer")(b1, b2, epsilon, decay)
+    return optax.chain(clip, core, optax.scale_by_learning_rate(schedule))

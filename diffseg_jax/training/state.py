@@ -1,0 +1,58 @@
+"""The training state as nested dicts with string keys, and the split into what learns and what rests.
+
+step    i32[]             updates made
+params  nested dict       parameters that are trained
+frozen  nested dict       parameters that are not: no gradient, no optimizer state
+stats   nested dict       batch statistics
+ema     nested dict       moving average of params, empty when off
+opt     optax state       of params alone
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+flatten = traverse_util.flatten_dict
+unflatten = traverse_util.unflatten_dict
+
+
+def split_params(params: dict, trainable: Callable[[tuple[str, ...]], bool]) -> tuple[dict, dict]:
+    """The parameters whose path is trainable, and the others; `merge_params` is the inverse."""
+    flat = flatten(params)
+    learns = {path: leaf for path, leaf in flat.items() if trainable(path)}
+    rests = {path: leaf for path, leaf in flat.items() if path not in learns}
+    return unflatten(learns), unflatten(rests)
+
+
+def merge_params(trained: dict, frozen: dict) -> dict:
+    """One tree from two that share no leaf."""
+    return unflatten({**flatten(frozen), **flatten(trained)})
+
+
+def new_state(
+    network: dict,
+    trainable: Callable[[tuple[str, ...]], bool],
+    optimizer: optax.GradientTransformation,
+    ema: float,
+) -> dict:
+    """State before the first step; `network` holds "params" and "stats"."""
+    trained, frozen = split_params(network["params"], trainable)
+    return {
+        "step": jnp.zeros((), jnp.int32),
+        "params": trained,
+        "frozen": frozen,
+        "stats": network["stats"],
+        "ema": jax.tree.map(jnp.copy, trained) if ema else {},
+        "opt": optimizer.init(trained),
+    }
+
+
+def network_of(state: dict) -> dict:
+    """{"params", "stats"} to predict with: the moving average where there is one."""
+    return {
+        "params": merge_params(state["ema"] or state["params"], state["frozen"]),
+        "stats": state["stats"],
+    }

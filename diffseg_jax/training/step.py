@@ -1,0 +1,70 @@
+"""One update of any system, as a pure function."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffseg_jax.training.state import merge_params
+
+
+def train_step(
+    loss_fn: Callable,
+    optimizer: optax.GradientTransformation,
+    accumulate: int,
+    ema: float,
+    state: dict,
+    batch: dict,
+    key: jax.Array,
+) -> tuple[dict, dict]:
+    """One update. The same state, batch and key give the same result.
+
+    loss_fn     (params, stats, batch, key) -> loss, (weight, stats, metrics); loss is a sum whose mean
+                is loss / weight, metrics are sums over the same weight
+    accumulate  the batch is worked through in so many parts, their gradients added before the update
+    ema         decay of the moving average of the parameters; 0 = off
+    batch       arrays [B, ...]; the row number is added as "row" i32[B], so that a draw per row does not
+                depend on parts or devices
+    Returns the new state and f32[] metrics: loss, grad_norm, finite (1 or 0), and those of loss_fn.
+    """
+    key = jax.random.fold_in(key, state["step"])  # a resumed run draws the same at the same step
+    rows = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
+    parts = jax.tree.map(lambda x: _in_parts(x, accumulate), {**batch, "row": rows})
+
+    def objective(params, stats, part):
+        return loss_fn(merge_params(params, state["frozen"]), stats, part, key)
+
+    def add_part(carry, part):
+        sums, stats = carry
+        differentiate = jax.value_and_grad(objective, has_aux=True)
+        (loss, (weight, stats, metrics)), grads = differentiate(state["params"], stats, part)
+        return (jax.tree.map(jnp.add, sums, (grads, loss, weight, metrics)), stats), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    if accumulate == 1:
+        differentiate = jax.value_and_grad(objective, has_aux=True)
+        (loss, (weight, stats, metrics)), grads = differentiate(state["params"], state["stats"], first)
+    else:
+        shapes = jax.eval_shape(lambda: objective(state["params"], state["stats"], first))
+        zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+        loss, (weight, _, metrics) = zeros(shapes)
+        start = (zeros(state["params"]), loss, weight, metrics), state["stats"]
+        ((grads, loss, weight, metrics), stats), _ = jax.lax.scan(add_part, start, parts)
+
+    weight = jnp.maximum(weight, 1.0)  # a batch may hold nothing but ignored pixels
+    grads = jax.tree.map(lambda g: g / weight, grads)
+    norm = optax.global_norm(grads)
+    updates, opt = optimizer.update(grads, state["opt"], state["params"])
+    params = optax.apply_updates(state["params"], updates)
+    average = optax.incremental_update(params, state["ema"], 1 - ema) if ema else state["ema"]
+    metrics = {name: value / weight for name, value in metrics.items()}
+    metrics |= {"loss": loss / weight, "grad_norm": norm}
+    metrics["finite"] = jnp.isfinite(metrics["loss"] + norm).astype(jnp.float32)
+    new = dict(state, step=state["step"] + 1, params=params, stats=stats, ema=average, opt=opt)
+    return new, metrics
+
+
+def _in_parts(x, parts):
+    """[B, ...] -> [parts, B / parts, ...] so that every device keeps its own rows."""
+    return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)

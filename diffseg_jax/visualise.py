@@ -1,0 +1,331 @@
+"""Label maps, uncertainty and errors as pictures, and sheets of them; no model.
+
+A picture is uint8[H, W, 3] RGB. Pixels to ignore (label 255) are plain black. `labels` is anything
+with `names` (K strings) and `palette` (K colours of three bytes), as every labelled source has.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from diffseg_jax.config import UserError
+
+IGNORE = 255
+BLACK, WHITE, INK, EDGE = (0, 0, 0), (255, 255, 255), (45, 45, 45), (140, 140, 140)
+WRONG = (213, 94, 0)  # vermillion: stands out from grey in every kind of colour vision
+
+# Pixels. A cell has BORDER of white on every side, so neighbours are two borders apart.
+BORDER, TEXT, TITLE, SWATCH = 6, 18, 30, 18
+LOWEST, HIGHEST = 160, 640  # pictures in a sheet are scaled until their height lies in between
+CONTACT_WIDTH = 2000
+
+# Colours that readers with any colour vision tell apart (Okabe and Ito 2008), less black and WRONG.
+FIRST_COLOURS = (
+    (86, 180, 233),
+    (230, 159, 0),
+    (0, 158, 115),
+    (0, 114, 178),
+    (240, 228, 66),
+    (204, 121, 167),
+)
+# The colour map "magma" (CC0) at 16 equal steps; straight lines between them miss it by 3 of 255.
+MAGMA = (
+    "000004 0b0924 20114b 3b0f70 57157e 721f81 8c2981 a8327d "
+    "c43c75 de4968 f1605d fa7f5e fe9f6d febf84 fddea0 fcfdbf"
+)
+
+
+# One picture from one map.
+
+
+def colour_labels(mask: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """int[H, W] in 0..K-1 or 255 -> uint8[H, W, 3]; 255 becomes black.
+
+    Raises UserError for a class that has no colour.
+    """
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = palette
+    known = (mask >= 0) & (mask < len(palette)) | (mask == IGNORE)
+    if not known.all():
+        raise UserError(
+            f"class {mask[~known][0]} has no colour: the palette has {len(palette)}, for classes "
+            f"0..{len(palette) - 1}. Give one colour per class, or use default_palette."
+        )
+    return table[mask]
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, palette, alpha: float = 0.5) -> np.ndarray:
+    """The image with its classes painted over it: alpha 0 is the image, 1 is `colour_labels`."""
+    mixed = (1 - alpha) * image + alpha * colour_labels(mask, palette)
+    return np.rint(mixed).astype(np.uint8)
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """float[H, W] in [0, 1] (clipped) -> uint8[H, W, 3]: 0 dark, 1 bright, evenly between."""
+    return _heat_table()[np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)]
+
+
+@functools.cache
+def _heat_table() -> np.ndarray:
+    steps = np.array([tuple(bytes.fromhex(colour)) for colour in MAGMA.split()])
+    at = np.linspace(0, 255, len(steps))
+    channels = [np.interp(np.arange(256), at, channel) for channel in steps.T]
+    return np.rint(np.stack(channels, -1)).astype(np.uint8)
+
+
+def errors(truth: np.ndarray, prediction: np.ndarray, image: np.ndarray | None = None):
+    """Wrong pixels vermillion, right ones dim grey (the image's, if given), ignored ones black.
+
+    truth, prediction   int[H, W], 255 in the truth = ignored
+    """
+    grey = np.full(truth.shape, 90.0) if image is None else 30 + 0.45 * image.mean(axis=-1)
+    picture = np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=-1)
+    picture[truth != prediction] = WRONG
+    picture[truth == IGNORE] = BLACK
+    return picture
+
+
+def from_range(values: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.ndarray:
+    """float[..., 3] from [low, high] (clipped) to bytes."""
+    unit = (np.asarray(values, np.float32) - low) / (high - low)
+    return np.rint(255 * np.clip(unit, 0, 1)).astype(np.uint8)
+
+
+def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """Colours for classes without their own, at most 255; always the same.
+
+    A shorter palette is the beginning of a longer one. After six colours picked for colour-blind
+    readers, each next one is the colour farthest from all before it (and from black and white).
+    """
+    if not 1 <= num_classes <= IGNORE:
+        raise UserError(
+            f"a palette for {num_classes} classes was asked for; it can be 1..{IGNORE}."
+        )
+    levels = np.linspace(0, 255, 12).astype(int)
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    grid = grid[_oklab(grid)[:, 0] > 0.35]  # what is darker reads as black
+    position = _oklab(grid)
+    colours = list(FIRST_COLOURS[:num_classes])
+    nearest = _distance(position, _oklab(np.array([*FIRST_COLOURS, BLACK, WHITE, WRONG])))
+    while len(colours) < num_classes:
+        best = int(nearest.argmax())
+        colours.append(tuple(int(v) for v in grid[best]))
+        nearest = np.minimum(nearest, _distance(position, position[best : best + 1]))
+    return tuple(colours)
+
+
+def _distance(points: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """f[N, 3], f[M, 3] -> f[N]: how far each point is from the nearest of the others."""
+    return np.linalg.norm(points[:, None] - others[None], axis=-1).min(axis=1)
+
+
+def _oklab(rgb: np.ndarray) -> np.ndarray:
+    """sRGB bytes -> OKLab (Ottosson 2020), where distance is roughly perceived difference."""
+    srgb = rgb / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    to_lms = [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+    to_lab = [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+    return np.cbrt(linear @ np.transpose(to_lms)) @ np.transpose(to_lab)
+
+
+# Pictures put together.
+
+
+def panel(columns: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+    """Pictures side by side, each under its title; without any title there is no line for them.
+
+    Every picture is scaled as `legible` says; white fills what a shorter one leaves.
+    """
+    pictures = [legible(picture) for _, picture in columns]
+    height = max(picture.shape[0] for picture in pictures)
+    cells = [_padded(picture, height=height) for picture in pictures]
+    if any(title for title, _ in columns):
+        cells = [
+            np.concatenate([_line(title, cell.shape[1]), cell])
+            for (title, _), cell in zip(columns, cells, strict=True)
+        ]
+    return np.concatenate([_bordered(cell) for cell in cells], axis=1)
+
+
+def rows(panels: Sequence[np.ndarray]) -> np.ndarray:
+    """Panels below each other, on the left, on white with an equal margin around."""
+    width = max(part.shape[1] for part in panels)
+    return _bordered(np.concatenate([_padded(part, width=width) for part in panels]))
+
+
+def legend(names: Sequence[str], palette, width: int = 960) -> np.ndarray:
+    """A swatch and a name per class, in as many columns as `width` pixels hold; read along rows."""
+    gap = 8
+    text_width = max(int(np.ceil(_font().getlength(name))) for name in names)
+    entry = min(SWATCH + gap + text_width + 3 * gap, width - 2 * BORDER)
+    per_row = max(1, (width - 2 * BORDER) // entry)
+    drawn = []
+    for name, colour in zip(names, palette, strict=True):
+        swatch = np.full((TITLE, SWATCH + gap, 3), 255, np.uint8)
+        top = (TITLE - SWATCH) // 2
+        swatch[top : top + SWATCH, :SWATCH] = EDGE
+        swatch[top + 1 : top + SWATCH - 1, 1 : SWATCH - 1] = colour
+        drawn.append(np.concatenate([swatch, _line(name, entry - SWATCH - gap)], axis=1))
+    lines = [
+        np.concatenate(drawn[start : start + per_row], axis=1)
+        for start in range(0, len(drawn), per_row)
+    ]
+    inner = np.concatenate([_padded(line, width=width - 2 * BORDER) for line in lines])
+    return _bordered(inner)
+
+
+def legible(picture: np.ndarray) -> np.ndarray:
+    """A low picture enlarged by repeating pixels, a high one averaged, by a whole factor."""
+    height, width = picture.shape[:2]
+    if height < LOWEST:
+        factor = -(-LOWEST // height)
+        return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    factor = -(-height // HIGHEST)
+    return np.asarray(Image.fromarray(picture).reduce(factor)) if factor > 1 else picture
+
+
+def _bordered(picture: np.ndarray) -> np.ndarray:
+    return np.pad(picture, ((BORDER, BORDER), (BORDER, BORDER), (0, 0)), constant_values=255)
+
+
+def _padded(picture: np.ndarray, *, height: int = 0, width: int = 0) -> np.ndarray:
+    """White below and to the right until the picture has at least this size."""
+    down, right = max(height - picture.shape[0], 0), max(width - picture.shape[1], 0)
+    return np.pad(picture, ((0, down), (0, right), (0, 0)), constant_values=255)
+
+
+@functools.cache
+def _font():
+    return ImageFont.load_default(TEXT)
+
+
+def _line(text: str, width: int) -> np.ndarray:
+    """Text on white, uint8[TITLE, width, 3]; what does not fit loses its middle."""
+    keep = len(text)
+    shown = text
+    while keep > 1 and _font().getlength(shown) > width:
+        keep -= 1
+        shown = f"{text[: (keep + 1) // 2]}..{text[len(text) - keep // 2 :]}"
+    line = Image.new("RGB", (width, TITLE), WHITE)
+    ImageDraw.Draw(line).text((0, TITLE // 2), shown, fill=INK, font=_font(), anchor="lm")
+    return np.asarray(line)
+
+
+def _heat_scale() -> np.ndarray:
+    """The colours of `heat` from 0 to 1, as a line for a legend."""
+    bar = heat(np.tile(np.linspace(0, 1, 256), (SWATCH, 1)))
+    bar = np.pad(bar, (((TITLE - SWATCH) // 2,) * 2, (0, 8), (0, 0)), constant_values=255)
+    return _bordered(np.concatenate([bar, _line("uncertainty, from 0 to 1", 240)], axis=1))
+
+
+def _grid(titles: Sequence[str], pictures: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """Rows of pictures of any sizes, with aligned columns; only the first row carries titles."""
+    scaled = [[legible(picture) for picture in row] for row in pictures]
+    widths = [max(picture.shape[1] for picture in column) for column in zip(*scaled, strict=True)]
+    aligned = [
+        [_padded(picture, width=width) for picture, width in zip(row, widths, strict=True)]
+        for row in scaled
+    ]
+    untitled = [""] * len(titles)
+    return [
+        panel(list(zip(untitled if i else titles, row, strict=True)))
+        for i, row in enumerate(aligned)
+    ]
+
+
+# The sheets that runs leave behind.
+
+
+def prediction_sheet(images, truths, predictions, uncertainties, labels) -> np.ndarray:
+    """One row per image: image | truth | prediction | uncertainty | error, and a legend below.
+
+    images          uint8[H, W, 3] each; sizes may differ from image to image
+    truths          int[H, W] each, 255 = ignored; or None: no column of truth and of error
+    predictions     int[H, W] each
+    uncertainties   float[H, W] each, in [0, 1]
+    """
+    titles = ["image", "prediction", "uncertainty"]
+    columns = [
+        images,
+        [colour_labels(mask, labels.palette) for mask in predictions],
+        [heat(values) for values in uncertainties],
+    ]
+    marks = {}
+    if truths is not None:
+        titles = ["image", "truth", "prediction", "uncertainty", "error"]
+        columns.insert(1, [colour_labels(mask, labels.palette) for mask in truths])
+        columns.append([errors(*row) for row in zip(truths, predictions, images, strict=True)])
+        marks = {"ignored": BLACK, "wrong": WRONG}
+    body = _grid(titles, list(zip(*columns, strict=True)))
+    return rows([*body, _legend_below(labels, marks, body), _heat_scale()])
+
+
+def _legend_below(labels, marks: dict, body: Sequence[np.ndarray]) -> np.ndarray:
+    width = max(part.shape[1] for part in body)
+    return legend([*labels.names, *marks], [*labels.palette, *marks.values()], width)
+
+
+def denoising_sheet(clean, noisy, denoised, low: float = -1.0, high: float = 1.0) -> np.ndarray:
+    """One row per image: clean | noisy | denoised | removed.
+
+    clean, noisy, denoised   float[H, W, 3] each, on one scale, shown from `low` to `high`
+    Removed is noisy - denoised, shown from -3 to 3 of its own standard deviations.
+    """
+    removed = [np.asarray(n) - np.asarray(d) for n, d in zip(noisy, denoised, strict=True)]
+    columns = [
+        [from_range(image, low, high) for image in column] for column in (clean, noisy, denoised)
+    ]
+    spread = [max(3 * float(noise.std()), 1e-6) for noise in removed]
+    columns.append([from_range(n, -s, s) for n, s in zip(removed, spread, strict=True)])
+    titles = ["clean", "noisy", "denoised", "removed"]
+    return rows(_grid(titles, list(zip(*columns, strict=True))))
+
+
+def contact_sheet(images, masks, labels, titles: Sequence[str]) -> np.ndarray:
+    """What is about to be trained on: images next to their labels painted over, with a legend.
+
+    images   uint8[H, W, 3] each
+    masks    int[H, W] each, or None (then `labels` may be None too): images alone
+    titles   one per image
+    """
+    cells = [[legible(image)] for image in images]
+    if masks is not None:
+        for cell, image, mask in zip(cells, images, masks, strict=True):
+            cell.append(legible(overlay(image, mask, labels.palette)))
+    width = max(cell[0].shape[1] for cell in cells)
+    titled = [
+        list(zip((title, ""), (_padded(picture, width=width) for picture in cell), strict=False))
+        for title, cell in zip(titles, cells, strict=True)
+    ]
+    per_row = max(1, CONTACT_WIDTH // (len(cells[0]) * (width + 2 * BORDER)))
+    body = [
+        panel([column for cell in titled[start : start + per_row] for column in cell])
+        for start in range(0, len(titled), per_row)
+    ]
+    if masks is not None:
+        body.append(_legend_below(labels, {"ignored": BLACK}, body))
+    return rows(body)
+
+
+def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
+    """Writes the picture whole or not at all; an older file of that name stays until then."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        Image.fromarray(picture).save(unfinished, format="PNG")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,162 @@
+"""TransUNet weights: the ImageNet-21k encoder as released, and PyTorch TransUNet checkpoints."""
+
+import math
+
+import numpy as np
+
+from diffseg_jax.config import UserError
+from diffseg_jax.weights.convert import AS_IS, convert, within
+from diffseg_jax.weights.reader import read_arrays
+
+
+def square_table(table: np.ndarray) -> np.ndarray:
+    """A position table [1, N, D] whose N positions form a square, row-major; else UserError."""
+    if table.ndim != 3 or math.isqrt(table.shape[1]) ** 2 != table.shape[1]:
+        raise UserError(
+            f"a position table of shape {table.shape} is no square grid of positions, with or "
+            "without one row for the class token. Give the table as its program saved it."
+        )
+    return table
+
+
+def without_class_row(table: np.ndarray) -> np.ndarray:
+    """The position table [1, gh*gw, D] from one with or without a leading class-token row.
+
+    Released grids are square, so N = g*g is a grid alone and N = g*g + 1 a class row before it.
+    """
+    rows = table.shape[1] if table.ndim == 3 else 0
+    with_class = rows > 1 and math.isqrt(rows - 1) ** 2 == rows - 1
+    return square_table(table[:, 1:] if with_class else table)
+
+
+# Released files number the parts of a layer across all classes (0, 1, 2, 3), Linen within each
+# class. Their norm vectors are (1, 1, 1, C) or (C).
+OFFICIAL = (  # released array                     ours                             axes
+    *within("", "encoder.", (
+        (r"conv_root/kernel",                      "root.conv.kernel",              "hwio->hwio"),
+        (r"gn_root/(scale|bias)",                  "root.norm.{0}",                 AS_IS),
+        (r"embedding/kernel",                      "patch_embedding.kernel",        "hwio->hwio"),
+        (r"embedding/bias",                        "patch_embedding.bias",          "o->o"),
+        (r"Transformer/posembed_input/pos_embedding", "position_embedding", without_class_row),
+        (r"Transformer/encoder_norm/(scale|bias)", "norm.{0}",                      "c->c"),
+    )),
+    *within(r"block(\d+)/unit(\d+)/", "encoder.block{0}.unit{1}.", (
+        (r"conv([123]|_proj)/kernel",              "conv{2}.kernel",                "hwio->hwio"),
+        (r"gn([123]|_proj)/(scale|bias)",          "norm{2}.{3}",                   AS_IS),
+    )),
+    *within(r"Transformer/encoderblock_(\d+)/", "encoder.layer{0}.", (
+        (r"LayerNorm_0/(scale|bias)",              "norm1.{1}",                     "c->c"),
+        (r"LayerNorm_[12]/(scale|bias)",           "norm2.{1}",                     "c->c"),
+        (r"MlpBlock_[03]/Dense_0/kernel",          "mlp.fc1.kernel",                "io->io"),
+        (r"MlpBlock_[03]/Dense_0/bias",            "mlp.fc1.bias",                  "o->o"),
+        (r"MlpBlock_[03]/Dense_1/kernel",          "mlp.fc2.kernel",                "io->io"),
+        (r"MlpBlock_[03]/Dense_1/bias",            "mlp.fc2.bias",                  "o->o"),
+    )),
+    *within(r"Transformer/encoderblock_(\d+)/MultiHeadDotProductAttention_[01]/",
+            "encoder.layer{0}.attention.", (
+        (r"(query|key|value)/kernel",              "{1}.kernel",                    "ihd->ihd"),
+        (r"(query|key|value)/bias",                "{1}.bias",                      "hd->hd"),
+        (r"out/kernel",                            "out.kernel",                    "hdo->hdo"),
+        (r"out/bias",                              "out.bias",                      "o->o"),
+    )),
+)
+OFFICIAL_UNUSED = (r"cls", r"pre_logits/(kernel|bias)", r"head/(kernel|bias)")    # classification
+
+
+def _norm(torch: str, ours: str) -> tuple:
+    """The rows of a normalisation layer's parameters."""
+    return (
+        (torch + r"\.weight", ours + ".scale", "c->c"),
+        (torch + r"\.bias", ours + ".bias", "c->c"),
+    )
+
+
+def _statistics(torch: str, ours: str) -> tuple:
+    """The rows of a batch norm's running averages."""
+    return (
+        (torch + r"\.running_mean", ours + ".mean", "c->c"),
+        (torch + r"\.running_var", ours + ".var", "c->c"),
+    )
+
+
+PORT = (  # torch entry                    ours                             axes
+    *within(r"transformer\.embeddings\.", "params.encoder.", (
+        (r"position_embeddings",           "position_embedding",            square_table),
+        (r"patch_embeddings\.weight",      "patch_embedding.kernel",        "oihw->hwio"),
+        (r"patch_embeddings\.bias",        "patch_embedding.bias",          "o->o"),
+    )),
+    *within(r"transformer\.embeddings\.hybrid_model\.root\.", "params.encoder.root.", (
+        (r"conv\.weight",                  "conv.kernel",                   "oihw->hwio"),
+        *_norm(r"gn",                      "norm"),
+    )),
+    *within(r"transformer\.embeddings\.hybrid_model\.body\.block(\d+)\.unit(\d+)\.",
+            "params.encoder.block{0}.unit{1}.", (
+        (r"conv([123])\.weight",           "conv{2}.kernel",                "oihw->hwio"),
+        (r"downsample\.weight",            "conv_proj.kernel",              "oihw->hwio"),
+        *_norm(r"gn([123]|_proj)",         "norm{2}"),
+    )),
+    *within(r"transformer\.encoder\.layer\.(\d+)\.", "params.encoder.layer{0}.", (
+        *_norm(r"attention_norm",          "norm1"),
+        (r"attn\.(query|key|value|out)\.weight", "attention.{1}.kernel",    "oi->io"),
+        (r"attn\.(query|key|value|out)\.bias",   "attention.{1}.bias",      "o->o"),
+        *_norm(r"ffn_norm",                "norm2"),
+        (r"ffn\.(fc1|fc2)\.weight",        "mlp.{1}.kernel",                "oi->io"),
+        (r"ffn\.(fc1|fc2)\.bias",          "mlp.{1}.bias",                  "o->o"),
+    )),
+    *_norm(r"transformer\.encoder\.encoder_norm", "params.encoder.norm"),
+    *within(r"decoder\.conv_more\.", "params.decoder.bridge.", (
+        (r"0\.weight",                     "conv.kernel",                   "oihw->hwio"),
+        *_norm(r"1",                       "norm"),
+    )),
+    *within(r"decoder\.blocks\.(\d+)\.conv([12])\.", "params.decoder.stage{0}.conv{1}.", (
+        (r"0\.weight",                     "conv.kernel",                   "oihw->hwio"),
+        *_norm(r"1",                       "norm"),
+    )),
+    *_statistics(r"decoder\.conv_more\.1", "stats.decoder.bridge.norm"),
+    *_statistics(r"decoder\.blocks\.(\d+)\.conv([12])\.1", "stats.decoder.stage{0}.conv{1}.norm"),
+    (r"segmentation_head\.0\.weight",      "params.head.kernel",            "oihw->hwio"),
+    (r"segmentation_head\.0\.bias",        "params.head.bias",              "o->o"),
+)
+PORT_UNUSED = (r"decoder\..*\.num_batches_tracked",)
+
+
+def load_official(path, target_shapes: dict) -> dict:
+    """The encoder parameters of a released R50+ViT-B_16 .npz, float32.
+
+    target_shapes   `params["encoder"]` of our model with a shape tuple at each leaf
+
+    Both numberings of sub-modules, both norm shapes, and files with or without class token,
+    pre_logits and head are accepted; these three are dropped. The position table keeps the grid of
+    the file, [1, g*g, D]; a row for the class token before it is dropped. The caller resizes it.
+    Raises UserError as `read_arrays` and `convert` do.
+    """
+    shapes = {"encoder": _with_free_grid(target_shapes)}
+    tree = convert(read_arrays(path), OFFICIAL, shapes, ignore=OFFICIAL_UNUSED, source=str(path))
+    return tree["encoder"]
+
+
+def load_port(
+    path, params_shapes: dict, stats_shapes: dict, *, head: bool = True
+) -> tuple[dict, dict]:
+    """(params, stats) of a PyTorch TransUNet checkpoint, float32.
+
+    params_shapes, stats_shapes   our two trees with a shape tuple at each leaf
+    head                          whether the file's head is read; without it, "head" is absent
+
+    The position table keeps the grid of the file, [1, g*g, D]; the caller resizes it.
+    Raises UserError as `read_arrays` and `convert` do.
+    """
+    encoder = _with_free_grid(params_shapes["encoder"])
+    params = {**params_shapes, "encoder": encoder}
+    unused = PORT_UNUSED
+    if not head:
+        del params["head"]
+        unused += (r"segmentation_head\.0\.(weight|bias)",)
+    shapes = {"params": params, "stats": stats_shapes}
+    tree = convert(read_arrays(path), PORT, shapes, ignore=unused, source=str(path))
+    return tree["params"], tree["stats"]
+
+
+def _with_free_grid(encoder_shapes: dict) -> dict:
+    shape = encoder_shapes["position_embedding"]
+    return {**encoder_shapes, "position_embedding": shape and (1, None, shape[-1])}

@@ -1,0 +1,483 @@
+"""TransUNet weights: both foreign layouts reach the same place, and nothing is left over."""
+
+import json
+import math
+import re
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from diffseg_jax.config import UserError
+from diffseg_jax.weights.convert import AS_IS, convert, within
+from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.transunet import OFFICIAL, PORT, load_official, load_port
+
+TINY = dict(width_factor=0.5, num_blocks=(1, 2, 1), hidden_size=32, mlp_dim=64, num_heads=4,
+            num_layers=2, head_channels=24, decoder_channels=(20, 16, 16, 8), n_classes=7, grid=4)
+FULL = dict(width_factor=1, num_blocks=(3, 4, 9), hidden_size=768, mlp_dim=3072, num_heads=12,
+            num_layers=12, head_channels=512, decoder_channels=(256, 128, 64, 16), n_classes=19,
+            grid=14)
+
+
+# --- shapes of our trees --------------------------------------------------------------------------
+
+
+def norm(n, *names):
+    return {name: (n,) for name in names or ("scale", "bias")}
+
+
+def dense(n_in, n_out):
+    return {"kernel": (n_in, n_out), "bias": (n_out,)}
+
+
+def unit_shapes(n_in, features, first):
+    out = 4 * features
+    sizes = ((1, n_in, features), (3, features, features), (1, features, out))
+    tree = {}
+    for i, (k, a, b) in enumerate(sizes, start=1):
+        tree |= {f"conv{i}": {"kernel": (k, k, a, b)}, f"norm{i}": norm(b)}
+    if first:
+        tree |= {"conv_proj": {"kernel": (1, 1, n_in, out)}, "norm_proj": norm(out)}
+    return tree
+
+
+def layer_shapes(c):
+    width, heads = c["hidden_size"], c["num_heads"]
+    each = width // heads
+    projection = {"kernel": (width, heads, each), "bias": (heads, each)}
+    out = {"kernel": (heads, each, width), "bias": (width,)}
+    return {
+        "norm1": norm(width), "norm2": norm(width),
+        "attention": {**{n: projection for n in ("query", "key", "value")}, "out": out},
+        "mlp": {"fc1": dense(width, c["mlp_dim"]), "fc2": dense(c["mlp_dim"], width)},
+    }
+
+
+def encoder_shapes(c):
+    stem, width = int(64 * c["width_factor"]), c["hidden_size"]
+    tree = {"root": {"conv": {"kernel": (7, 7, 3, stem)}, "norm": norm(stem)}}
+    channels = stem
+    for b, units in enumerate(c["num_blocks"], start=1):
+        features = stem * 2 ** (b - 1)
+        tree[f"block{b}"] = {}
+        for u in range(1, units + 1):
+            tree[f"block{b}"][f"unit{u}"] = unit_shapes(channels, features, u == 1)
+            channels = 4 * features
+    tree["patch_embedding"] = {"kernel": (1, 1, channels, width), "bias": (width,)}
+    tree["position_embedding"] = (1, c["grid"] ** 2, width)
+    tree |= {f"layer{i}": layer_shapes(c) for i in range(c["num_layers"])}
+    return tree | {"norm": norm(width)}
+
+
+def decoder_shapes(c, leaves):
+    """The decoder's tree with `leaves(n_in, n_out)` for each convolution and its batch norm."""
+    stem, bridge = int(64 * c["width_factor"]), c["head_channels"]
+    tree, channels = {"bridge": leaves(c["hidden_size"], bridge)}, bridge
+    for s, (out, skip) in enumerate(zip(c["decoder_channels"], (8, 4, 1, 0), strict=True)):
+        first = leaves(channels + skip * stem, out)
+        tree[f"stage{s}"] = {"conv1": first, "conv2": leaves(out, out)}
+        channels = out
+    return tree
+
+
+def shapes(c):
+    """(params, stats) of section 2 of the specification; skips of 512, 256 and 64 at width 1."""
+    params = {
+        "encoder": encoder_shapes(c),
+        "decoder": decoder_shapes(
+            c, lambda a, b: {"conv": {"kernel": (3, 3, a, b)}, "norm": norm(b)}),
+        "head": {"kernel": (3, 3, c["decoder_channels"][-1], c["n_classes"]),
+                 "bias": (c["n_classes"],)},
+    }
+    stats = decoder_shapes(c, lambda a, b: {"norm": norm(b, "mean", "var")})
+    return params, {"decoder": stats}
+
+
+def flat(tree, prefix=""):
+    result = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value
+    return result
+
+
+def random_leaves(tree, seed=0):
+    generator = np.random.default_rng(seed)
+    return {k: generator.standard_normal(s, np.float32) for k, s in flat(tree).items()}
+
+
+# --- the same weights under foreign names, by plain string replacement ----------------------------
+
+
+def official_entry(ours):
+    """The released array name of a path within our encoder."""
+    text = re.sub(r"^layer(\d+)", r"Transformer/encoderblock_\1", ours)
+    text = re.sub(r"^norm\.", "Transformer/encoder_norm.", text)
+    for mine, theirs in (
+        ("root.conv", "conv_root"), ("root.norm", "gn_root"), ("patch_embedding", "embedding"),
+        ("position_embedding", "Transformer/posembed_input/pos_embedding"),
+        ("attention.", "MultiHeadDotProductAttention_1."),
+        ("mlp.fc1", "MlpBlock_3.Dense_0"), ("mlp.fc2", "MlpBlock_3.Dense_1"),
+    ):
+        text = text.replace(mine, theirs)
+    if text.startswith("Transformer"):
+        text = text.replace(".norm1", ".LayerNorm_0").replace(".norm2", ".LayerNorm_2")
+    return re.sub(r"\.norm(\d|_proj)", r".gn\1", text).replace(".", "/")
+
+
+def official_file(leaves):
+    """A released file with these encoder leaves, class token and head, norms as (1, 1, 1, C)."""
+    arrays = {official_entry(path): array for path, array in leaves.items()}
+    for name in arrays:
+        if "gn" in name:
+            arrays[name] = arrays[name][None, None, None]
+    table = arrays["Transformer/posembed_input/pos_embedding"]
+    width = table.shape[-1]
+    arrays["Transformer/posembed_input/pos_embedding"] = np.concatenate(
+        [np.full((1, 1, width), 9, np.float32), table], axis=1)
+    for name, shape in {"cls": (1, 1, width), "pre_logits/kernel": (width, width),
+                        "pre_logits/bias": (width,), "head/kernel": (width, 5),
+                        "head/bias": (5,)}.items():
+        arrays[name] = np.zeros(shape, np.float32)
+    return arrays
+
+
+def port_entry(ours):
+    """The torch name of a path in our params or stats."""
+    text = re.sub(r"^encoder\.layer(\d+)", r"transformer.encoder.layer.\1", ours)
+    text = text.replace("encoder.norm.", "transformer.encoder.encoder_norm.")
+    text = re.sub(r"^encoder\.root", "transformer.embeddings.hybrid_model.root", text)
+    text = re.sub(r"^encoder\.block", "transformer.embeddings.hybrid_model.body.block", text)
+    text = re.sub(r"^encoder\.(patch|position)_embedding", r"transformer.embeddings.\1_embeddings",
+                  text)
+    text = re.sub(r"^decoder\.stage(\d)", r"decoder.blocks.\1", text)
+    text = text.replace("bridge", "conv_more").replace("head.", "segmentation_head.0.")
+    if text.startswith("decoder"):
+        text = text.replace(".conv.", ".0.").replace(".norm.", ".1.")
+    if ".layer." in text:
+        text = text.replace("attention.", "attn.").replace("mlp.", "ffn.")
+        text = text.replace("norm1", "attention_norm").replace("norm2", "ffn_norm")
+    text = text.replace("conv_proj", "downsample")
+    text = re.sub(r"\.norm(\d|_proj)?\.", r".gn\1.", text)
+    for mine, theirs in (("kernel", "weight"), ("scale", "weight"),
+                         ("mean", "running_mean"), ("var", "running_var")):
+        text = re.sub(rf"\.{mine}$", f".{theirs}", text)
+    return text
+
+
+def port_array(path, array):
+    """The array as torch lays it out."""
+    if path.endswith("kernel") and array.ndim == 4:
+        return np.transpose(array, (3, 2, 0, 1))
+    if "attention" in path:
+        rows = array.shape[0] if re.search("(query|key|value).kernel", path) else 1
+        if path.endswith("out.kernel"):
+            return array.reshape(-1, array.shape[-1]).T
+        return array.reshape(rows, -1).T if path.endswith("kernel") else array.ravel()
+    return array.T if path.endswith("kernel") else array
+
+
+def port_file(leaves):
+    arrays = {port_entry(path): port_array(path, array) for path, array in leaves.items()}
+    for name in [name for name in arrays if name.endswith("running_mean")]:
+        arrays[name.replace("running_mean", "num_batches_tracked")] = np.asarray(3)
+    return arrays
+
+
+def assert_leaves(tree, expected):
+    read = flat(tree)
+    assert read.keys() == expected.keys()
+    for path, value in expected.items():
+        assert read[path].dtype == np.float32, path
+        np.testing.assert_array_equal(read[path], value, err_msg=path)
+
+
+@pytest.fixture
+def tiny():
+    """(encoder leaves, a released file with them)"""
+    leaves = random_leaves(encoder_shapes(TINY))
+    return leaves, official_file(leaves)
+
+
+def save(folder, arrays):
+    np.savez(folder / "weights.npz", **arrays)
+    return folder / "weights.npz"
+
+
+# --- released files -------------------------------------------------------------------------------
+
+
+def linen(arrays):
+    """The numbering of Flax Linen, and norm vectors without the leading ones."""
+    renamed = {}
+    for name, array in arrays.items():
+        for old, new in (("Attention_1", "Attention_0"), ("LayerNorm_2", "LayerNorm_1"),
+                         ("MlpBlock_3", "MlpBlock_0")):
+            name = name.replace(old, new)
+        renamed[name] = array.reshape(-1) if "gn" in name else array
+    return renamed
+
+
+def headless(arrays):
+    return {name: a for name, a in arrays.items() if not re.match("head|pre_logits|cls", name)}
+
+
+def without_class_row(arrays):
+    name = "Transformer/posembed_input/pos_embedding"
+    return arrays | {name: arrays[name][:, 1:]}
+
+
+@pytest.mark.parametrize("change", [dict, linen, headless, without_class_row])
+def test_every_form_of_the_released_file_gives_the_same_encoder(tmp_path, tiny, change):
+    leaves, arrays = tiny
+    path = save(tmp_path, change(arrays))
+    assert_leaves(load_official(path, encoder_shapes(TINY)), leaves)
+
+
+def test_position_table_keeps_the_grid_of_the_file(tmp_path, tiny):
+    leaves, arrays = tiny
+    path = save(tmp_path, arrays)
+    for grid in (4, 6):
+        tree = load_official(path, encoder_shapes(TINY | dict(grid=grid)))
+        np.testing.assert_array_equal(tree["position_embedding"], leaves["position_embedding"])
+    free = encoder_shapes(TINY) | {"position_embedding": None}
+    assert_leaves(load_official(path, free), leaves)
+
+
+@pytest.mark.parametrize("rows", [15, 18, 26 + 1])
+def test_position_tables_without_a_square_are_refused(tmp_path, tiny, rows):
+    arrays = tiny[1] | {"Transformer/posembed_input/pos_embedding": np.zeros((1, rows, 32))}
+    with pytest.raises(UserError, match=r"weights\.npz: .*pos_embedding: .*square grid"):
+        load_official(save(tmp_path, arrays), encoder_shapes(TINY))
+
+
+def test_missing_entry_is_named_and_counted(tmp_path, tiny):
+    arrays = tiny[1]
+    for name in ("scale", "bias"):
+        del arrays[f"Transformer/encoderblock_1/LayerNorm_2/{name}"]
+    sentence = r"weights\.npz has no entry for encoder\.layer1\.norm2\.scale \(2 missing in all\)\."
+    with pytest.raises(UserError, match=sentence):
+        load_official(save(tmp_path, arrays), encoder_shapes(TINY))
+
+
+@pytest.mark.parametrize("name", [
+    "Transformer/encoderblock_2/LayerNorm_0/scale",       # a deeper network
+    "Transformer/encoderblock_0/LayerNorm_3/scale", "Transformer/encoderblock_0/LayerNorm_0/mean",
+    "block4/unit1/conv1/kernel", "block1/unit1/conv4/kernel", "block2/unit2/conv_proj/kernel",
+    "xcls", "head/extra", "conv_root/bias",
+])
+def test_entry_without_a_place_is_named_and_counted(tmp_path, tiny, name):
+    arrays = {name: np.zeros(3, np.float32), **tiny[1], "zzz": np.zeros(3)}
+    sentence = rf"weights\.npz has {name}, which has no place .*\(2 such entries in all\)"
+    with pytest.raises(UserError, match=sentence):
+        load_official(save(tmp_path, arrays), encoder_shapes(TINY))
+
+
+def test_both_numberings_at_once_are_refused(tmp_path, tiny):
+    arrays = tiny[1]
+    arrays["Transformer/encoderblock_0/LayerNorm_1/bias"] = np.zeros(32, np.float32)
+    with pytest.raises(UserError, match="has both .*LayerNorm_2/bias and .*LayerNorm_1/bias for"):
+        load_official(save(tmp_path, arrays), encoder_shapes(TINY))
+
+
+@pytest.mark.parametrize(("name", "shape"), [
+    ("embedding/kernel", (1, 1, 32, 512)),                                    # transposed
+    ("conv_root/kernel", (7, 7, 32, 3)),
+    ("Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel", (64, 32)),
+    ("Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel", (32, 8, 4)),
+    ("Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel", (32, 32)),
+    ("Transformer/encoder_norm/scale", (16,)), ("gn_root/scale", (1, 1, 1, 64)),
+    ("gn_root/scale", (2, 1, 1, 16)), ("Transformer/posembed_input/pos_embedding", (1, 17, 16)),
+])
+def test_misshapen_entry_is_named_with_both_shapes(tmp_path, tiny, name, shape):
+    arrays = tiny[1] | {name: np.zeros(shape, np.float32)}
+    sentence = re.escape(f"weights.npz: {name} has shape {shape}, which does not fit encoder.")
+    with pytest.raises(UserError, match=sentence):
+        load_official(save(tmp_path, arrays), encoder_shapes(TINY))
+
+
+def test_integers_are_no_parameters(tmp_path, tiny):
+    arrays = tiny[1] | {"embedding/bias": np.zeros(32, np.int64)}
+    with pytest.raises(UserError, match=r"embedding/bias is int64, but encoder\.patch_embedding"):
+        load_official(save(tmp_path, arrays), encoder_shapes(TINY))
+
+
+# --- torch files ----------------------------------------------------------------------------------
+
+
+def test_torch_layout_gives_the_same_parameters(tmp_path):
+    params, stats = shapes(TINY)
+    leaves, statistics = random_leaves(params), random_leaves(stats, seed=1)
+    read = load_port(save(tmp_path, port_file(leaves | statistics)), params, stats)
+    assert_leaves(read[0], leaves)
+    assert_leaves(read[1], statistics)
+
+
+def test_torch_file_of_a_network_in_data_parallel(tmp_path):
+    params, stats = shapes(TINY)
+    leaves = random_leaves(params)
+    arrays = port_file(leaves | random_leaves(stats))
+    path = save(tmp_path, {f"module.{name}": array for name, array in arrays.items()})
+    assert_leaves(load_port(path, params, stats)[0], leaves)
+
+
+@pytest.mark.parametrize("name", [
+    "decoder.blocks.3.conv2.1.running_var", "segmentation_head.0.bias",
+    "transformer.encoder.layer.1.attn.out.weight",
+])
+def test_torch_file_with_a_missing_entry_is_refused(tmp_path, name):
+    params, stats = shapes(TINY)
+    arrays = port_file(random_leaves(params) | random_leaves(stats))
+    del arrays[name]
+    with pytest.raises(UserError, match=r"has no entry for .*\(1 missing in all\)"):
+        load_port(save(tmp_path, arrays), params, stats)
+
+
+@pytest.mark.parametrize(("name", "shape"), [
+    ("segmentation_head.0.weight", (9, 8, 3, 3)), ("segmentation_head.0.bias", (9,)),
+    ("decoder.conv_more.0.weight", (32, 24, 3, 3)),
+    ("transformer.encoder.layer.0.ffn.fc1.weight", (32, 64)),
+    ("transformer.encoder.layer.0.attn.query.bias", (24,)),
+    ("transformer.embeddings.patch_embeddings.weight", (32, 512)),
+])
+def test_misshapen_torch_entry_is_refused(tmp_path, name, shape):
+    params, stats = shapes(TINY)
+    arrays = port_file(random_leaves(params) | random_leaves(stats))
+    assert name in arrays
+    arrays[name] = np.zeros(shape, np.float32)
+    with pytest.raises(UserError, match=re.escape(f"{name} has shape {shape}")):
+        load_port(save(tmp_path, arrays), params, stats)
+
+
+def test_full_size_names_and_counts():
+    """Sections 2.9, 3.2 and 3.3: 353 + 54 + 2 torch entries, 358 released arrays."""
+    params, stats = shapes(FULL)
+    zeros = {path: np.broadcast_to(np.float32(0), shape) for path, shape in flat(params).items()}
+    encoder = {p.removeprefix("encoder."): a for p, a in zeros.items() if p.startswith("encoder.")}
+    counts = {path: math.prod(shape) for path, shape in flat(params).items()}
+    assert sum(counts.values()) == 105_278_531
+    assert sum(n for path, n in counts.items() if path.startswith("encoder.")) == 97_888_576
+    statistics = {path: np.zeros(shape, np.float32) for path, shape in flat(stats).items()}
+    assert sum(array.size for array in statistics.values()) == 2 * 1440
+    port = port_file(zeros | statistics)
+    assert len(port) == 409
+    tree = convert(port, PORT, {"params": params, "stats": stats}, ignore=("decoder.*_tracked",))
+    assert {path: array.shape for path, array in flat(tree["params"]).items()} == flat(params)
+    released = {official_entry(path): array for path, array in encoder.items()}
+    assert len(released) == 353
+    tree = convert(released, OFFICIAL, {"encoder": params["encoder"]})
+    assert {path: array.shape for path, array in flat(tree["encoder"]).items()} == flat(
+        params["encoder"])
+
+
+# --- the engine -----------------------------------------------------------------------------------
+
+
+def test_table_rows_move_axes_and_split_them():
+    table = within(r"net\.(\d)\.", "net{0}.", (
+        (r"weight", "kernel", "oihw->hwio"),
+        (r"(q|k)", "{1}.kernel", "oi->io"),
+        (r"flip", "flip", lambda array: array[::-1]),
+        (r"vector", "vector", AS_IS),
+    ))
+    arrays = {
+        "net.0.weight": np.arange(120.0).reshape(2, 3, 4, 5),
+        "net.1.q": np.arange(24.0).reshape(6, 4),
+        "net.1.flip": np.array([1, 2, 3], ml_dtypes.bfloat16),
+        "net.1.vector": np.float16([[[1, 2]]]),
+        "counter": np.int64(3),
+        "net.2.vector": np.zeros(2),                     # has a row, but this network has no net2
+    }
+    shape = {"net0": {"kernel": (4, 5, 3, 2)},
+             "net1": {"q": {"kernel": (4, 2, 3)}, "flip": (None,), "vector": (2,)}}
+    tree = flat(convert(arrays, table, shape, ignore=("counter", r"net\.2.*")))
+    weight, query = arrays["net.0.weight"], arrays["net.1.q"]
+    assert {array.dtype for array in tree.values()} == {np.dtype(np.float32)}
+    assert tree["net0.kernel"][1, 2, 0, 1] == weight[1, 0, 1, 2]
+    assert tree["net1.q.kernel"][3, 1, 2] == query[1 * 3 + 2, 3]     # rows are head, then feature
+    np.testing.assert_array_equal(tree["net1.flip"], [3, 2, 1])
+    np.testing.assert_array_equal(tree["net1.vector"], [1, 2])
+
+
+@pytest.mark.parametrize(("have", "want", "fits"), [
+    ((6, 4), (2, 3, 4), True), ((6, 4), (6, 2, 2), True), ((1, 1, 6), (6,), True),
+    ((6,), (1, 6, 1), True), ((), (1,), True), ((6, 4), (6, None), True), ((6, 4), None, True),
+    ((6, 4), (1, None), False), ((6, 4), (4, 6), False), ((6, 4), (24,), False),
+    ((2, 3, 4), (6, 4), False), ((6, 4), (3, 8), False), ((6,), (6, 2), False),
+    ((6, 4), (6,), False), ((6, 4), (None,), False),
+])
+def test_axes_split_but_never_merge(have, want, fits):
+    table = (("a", "a", AS_IS),)
+    try:
+        convert({"a": np.zeros(have)}, table, {"a": want})
+    except UserError:
+        assert not fits
+    else:
+        assert fits
+
+
+def test_shapes_are_compared_before_anything_is_copied():
+    enormous = np.broadcast_to(np.float32(0), (2**40, 2))
+    with pytest.raises(UserError, match="does not fit"):
+        convert({"a": enormous}, (("a", "a", "oi->io"),), {"a": (2, 3)})
+
+
+def test_loaded_arrays_are_copies():
+    array = np.zeros(3, np.float32)
+    tree = convert({"a": array}, (("a", "a", AS_IS),), {"a": (3,)})
+    tree["a"] += 1
+    assert not array.any()
+
+
+# --- recorded files -------------------------------------------------------------------------------
+
+
+def target(name, table):
+    for pattern, ours, _ in table:
+        match = re.fullmatch(pattern, name)
+        if match:
+            return ours.format(*match.groups())
+
+
+@pytest.mark.golden
+def test_recorded_name_map(golden):
+    for path in golden("ddep/name_map*.json"):
+        pairs = json.loads(path.read_text())["map"]
+        for torch, entry in pairs.items():
+            ours = target(torch, PORT)
+            assert ours == f"params.{target(entry['official'], OFFICIAL)}", torch
+            assert (port_entry(ours.removeprefix("params.")), entry["official"]) == (
+                torch, official_entry(ours.removeprefix("params.encoder."))), torch
+
+
+def recorded_config(path):
+    record = json.loads(path.read_text())
+    config = record["config"]
+    return record, TINY | config | dict(grid=config.get("img_size", 0) // 16)
+
+
+@pytest.mark.golden
+def test_recorded_torch_files(golden):
+    for path in golden("ddep/transunet_*_state.pt"):
+        record, config = recorded_config(path.with_name(path.name.replace("_state.pt", ".json")))
+        raw = read_arrays(path)
+        params, stats = load_port(path, *shapes(config))
+        assert {n: list(a.shape) for n, a in raw.items()} == record["state_shapes"]
+        for leaf, array in (flat(params) | flat(stats)).items():
+            expected = raw[port_entry(leaf)].astype(np.float32)
+            np.testing.assert_array_equal(port_array(leaf, array), expected, err_msg=leaf)
+
+
+@pytest.mark.golden
+def test_recorded_released_files(golden):
+    for path in golden("ddep/flax_hybrid*_params.npz"):
+        _, config = recorded_config(path.with_name(path.name.replace("_params.npz", ".json")))
+        raw = read_arrays(path)
+        for leaf, array in flat(load_official(path, encoder_shapes(config))).items():
+            expected = raw[official_entry(leaf)]
+            if leaf == "position_embedding":
+                expected = expected[:, 1:]
+            np.testing.assert_array_equal(array, expected.reshape(array.shape), err_msg=leaf)
