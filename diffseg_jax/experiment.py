@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -351,7 +352,9 @@ def watcher(run: Run, name: str, task: Task):
     options = run.config.evaluate
     if task.predict:
         function = jax.jit(task.predict)
-        quick = dataclasses.replace(protocol_of(run.config), scales=(1.0,), flip=False)
+        whole = protocol_of(run.config)
+        nearest = min(whole.scales, key=lambda scale: abs(math.log(scale)))
+        quick = dataclasses.replace(whole, scales=(nearest,), flip=False)
         places = run.places_of_val(options.quick_images)
 
         def watch(state, step):

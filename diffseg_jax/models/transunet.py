@@ -72,7 +72,7 @@ class Unit(nnx.Module):
         residual = _norm_as(self.norm_proj, self.conv_proj(x)) if self.has_projection else x
         y = nnx.relu(_norm_as(self.norm1, self.conv1(x)))
         y = nnx.relu(_norm_as(self.norm2, self.conv2(y)))
-        return nnx.relu(residual + _norm_as(self.norm3, self.conv3(y)))
+        return jax.lax.optimization_barrier(nnx.relu(residual + _norm_as(self.norm3, self.conv3(y))))
 
 
 class Block(nnx.Module):
@@ -126,7 +126,8 @@ class Layer(nnx.Module):
         first, second = (None, None) if key is None else jax.random.split(key)
         attended = self.attention(_norm_as(self.norm1, x))
         x = x + dropout(attended, self.attention_rate, first)
-        return x + self.mlp(_norm_as(self.norm2, x), second)
+        x = jax.lax.optimization_barrier(x)
+        return jax.lax.optimization_barrier(x + self.mlp(_norm_as(self.norm2, x), second))
 
 
 class Encoder(nnx.Module):

@@ -1,4 +1,4 @@
-"""Noise levels and noising: recorded values, inverses, and what scaling the input does to a network."""
+"""Noise levels and noising: recorded values, inverses, and scaled inputs."""
 
 import json
 
@@ -115,7 +115,7 @@ def test_nothing_is_clipped():
 def test_the_network_cannot_tell_scaled_from_simple():
     """The two inputs differ by one factor, which the stem's bias-free convolution and norm remove.
 
-    Nothing else of a TransUNet reads the image, so equal outputs of the stem mean equal outputs of all.
+    Nothing else of a TransUNet reads the image: where the stem agrees, all the rest does.
     """
     stem = Network(lambda rngs: Root(32, arithmetic=Arithmetic.OFFICIAL, rngs=rngs))
     values = jax.jit(stem.init)(jax.random.key(0))
@@ -124,6 +124,7 @@ def test_the_network_cannot_tell_scaled_from_simple():
     run = jax.jit(lambda x: stem.bind(values["params"], values["stats"])(x))
     for sigma in (0.1, 0.22, 1.0):
         sigma = jnp.full(2, sigma)
-        simple, scaled = (add_noise(clean, eps, *LEVELS[kind](sigma)) for kind in ("simple", "scaled"))
+        simple = add_noise(clean, eps, *simple_level(sigma))
+        scaled = add_noise(clean, eps, *scaled_level(sigma))
         assert np.max(np.abs(simple - scaled)) > 1e-3
         close(run(scaled), run(simple))

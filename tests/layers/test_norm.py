@@ -91,7 +91,7 @@ def test_bfloat16_in_and_out_with_float32_statistics():
 
 
 def test_gradients_know_that_the_statistics_depend_on_the_input():
-    """Adding a constant or scaling the input changes nothing, so gradients are orthogonal to both."""
+    """Shifting or scaling the input changes nothing, so gradients are orthogonal to both."""
     x, cotangent = jnp.asarray(picture(2, 3, 3, 2)), picture(2, 3, 3, 2, seed=2)
     grad = np.asarray(jax.grad(lambda x: jnp.sum(make(2)(x) * cotangent))(x))
     assert np.max(np.abs(grad)) > 0.01

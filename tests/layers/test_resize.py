@@ -48,7 +48,8 @@ def test_recorded_position_tables(golden):
     for path in golden("ddep/posemb_resize*.json"):
         cases, arrays = json.loads(path.read_text())["cases"], np.load(path.with_suffix(".npz"))
         for i, case in enumerate(cases):
-            old, new = (g if isinstance(g, list) else [g, g] for g in (case["old_grid"], case["new_grid"]))
+            grids = (case["old_grid"], case["new_grid"])
+            old, new = (g if isinstance(g, list) else [g, g] for g in grids)
             first = int(case["class_token"])  # the row of the class token never changes
             table, expected = arrays[f"c{i}_in"], arrays[f"c{i}_out"]
             params = {"encoder": {"position_embedding": table[:, first:], "other": 1}, "head": 2}

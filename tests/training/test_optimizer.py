@@ -95,7 +95,7 @@ def test_decay_joins_the_update_in_adamw_and_the_gradient_in_adam_and_sgd():
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_adam_follows_its_equations(name):
-    """Three steps of Kingma and Ba (2015), algorithm 1, written out; epsilon outside of the root."""
+    """Three steps of Kingma and Ba (2015), algorithm 1, epsilon outside of the root."""
     optimizer, params = make(name, epsilon=1e-3), jnp.asarray([1.0, -3.0])
     state, x, m, v = optimizer.init({"x": params}), np.array([1.0, -3.0]), 0.0, 0.0
     params = {"x": params}
@@ -110,14 +110,13 @@ def test_adam_follows_its_equations(name):
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize(("words", "spared"), [
-    ((), ()), (("norm",), ("norm",)), (("kernel", "scale"), ("conv", "norm")), (("nor",), ("norm",)),
+    ((), ()), (("norm",), ("norm",)), (("nor",), ("norm",)),
+    (("kernel", "scale"), ("conv", "norm")),
 ])  # fmt: skip
 def test_no_decay_words_spare_the_paths_that_hold_them(name, words, spared):
     stepped = first_step(make(name, weight_decay=0.5, no_decay=words), PARAMS, ZEROS)
-    for part in PARAMS:
-        moved = any(
-            bool(jnp.any(a != b)) for a, b in zip(*map(jax.tree.leaves, (PARAMS[part], stepped[part])))
-        )
+    for part, leaf in (("conv", "kernel"), ("norm", "scale")):
+        moved = bool(jnp.any(PARAMS[part][leaf] != stepped[part][leaf]))
         assert moved == (part not in spared)
 
 

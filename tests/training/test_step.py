@@ -16,10 +16,11 @@ KEY = jax.random.key(0)
 
 
 def toy_loss(params, stats, batch, key):
-    """Weighted squared error of a line; the frozen offset takes part, rows count into the metrics."""
+    """Weighted squared error of a line; metrics add up row numbers."""
     error = batch["x"] @ params["head"]["slope"] + params["encoder"]["offset"] - batch["y"]
     loss = jnp.sum(batch["weight"] * error**2)
-    metrics = {"row_times_y": jnp.sum(batch["row"] * batch["y"]), "rows": jnp.sum(batch["row"] * 1.0)}
+    row = batch["row"].astype(jnp.float32)
+    metrics = {"row_times_y": jnp.sum(row * batch["y"]), "rows": jnp.sum(row)}
     return loss, (jnp.sum(batch["weight"]), {"seen": stats["seen"] + len(error)}, metrics)
 
 
@@ -45,7 +46,7 @@ def start(optimizer=SGD, ema=0.0, frozen=("encoder",)):
 def batch():
     generator = np.random.default_rng(0)
     x, y = generator.standard_normal((8, 3)), generator.standard_normal(8)
-    weight = np.array([0, 3, 1, 0, 2, 0, 5, 1])  # as many ignored pixels as it happens, uneven parts
+    weight = np.array([0, 3, 1, 0, 2, 0, 5, 1])  # parts of it weigh differently
     return {name: jnp.asarray(v, jnp.float32) for name, v in dict(x=x, y=y, weight=weight).items()}
 
 
@@ -65,7 +66,8 @@ def test_micro_batches_equal_one_batch(parts):
     again, apart = step(start(), batch(), accumulate=parts)
     assert_trees_close(once, again, rtol=1e-5)
     assert_trees_close(together, apart, rtol=1e-5)
-    assert float(jnp.max(jnp.abs(once["params"]["head"]["slope"] - start()["params"]["head"]["slope"]))) > 0.01
+    moved = once["params"]["head"]["slope"] - start()["params"]["head"]["slope"]
+    assert jnp.max(jnp.abs(moved)) > 0.01
 
 
 def test_one_step_of_gradient_descent_by_hand():
@@ -75,7 +77,8 @@ def test_one_step_of_gradient_descent_by_hand():
     gradient = 2 * (rows["weight"] * error) @ rows["x"] / rows["weight"].sum()
     new, metrics = step(start(), batch())
     np.testing.assert_allclose(new["params"]["head"]["slope"], slope - 0.1 * gradient, rtol=1e-5)
-    np.testing.assert_allclose(metrics["loss"], np.average(error**2, weights=rows["weight"]), rtol=1e-5)
+    mean = np.average(error**2, weights=rows["weight"])
+    np.testing.assert_allclose(metrics["loss"], mean, rtol=1e-5)
     np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(gradient), rtol=1e-5)
     assert metrics["finite"] == 1 and new["step"] == 1
 

@@ -1,0 +1,70 @@
+"""DeP and DDeP on CamVid (11 classes), reduced so that a laptop can train it.
+
+python -m diffseg_jax.main --config=configs/ddep_camvid.py --workdir=runs/camvid \
+    --config.data.path=camvid --config.unlabelled.path=camvid
+
+The folder holds images/{train,val} and masks/{train,val}. The pictures are seen at 0.4 of their
+size (144 x 192 of 360 x 480) by a narrow network; all 367 training images serve as unlabelled ones,
+1/8 of them (46) keep their labels. Times and results on two CPU cores: README, "Results". What is
+published is the size in ddep_cityscapes.py; every number here is ours.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config():
+    c = config_dict.ConfigDict()
+    c.system = "ddep"
+    c.seed = 0
+    c.dtype = "float32"                   # of the computation; parameters are float32
+    c.remat = False
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+
+    c.data = dict(
+        source="camvid", path="", options=dict(), train="train", val="val",
+        fraction=0.125, count=0, subset_seed=0, list_path="",             # 46 images; also 1.0
+        threads=2, workers=0, cache=True,                                 # keep pictures in memory
+    )
+    c.unlabelled = dict(
+        source="unlabelled", path="", options=dict(), split="train",
+        threads=2, workers=0, cache=True,
+    )
+
+    c.pretrain = "dep"                    # none | supervised | dep | ddep
+    c.weights = ""
+    c.noise = dict(
+        kind="scaled", low=0.22, high=0.22, uniform_in="sigma", target="noise", condition=False,
+    )
+    c.model = dict(
+        arithmetic="official", resnet_width=0.5, resnet_units=(1, 1, 1),
+        hidden=128, layers=2, heads=4, mlp=256,
+        decoder=(64, 48, 32, 16), decoder_width=1.0, bridge=128, scale_bridge=False, skips=3,
+        dropout=0.1,
+    )
+
+    adam = dict(
+        name="adamw", schedule="cosine", peak_lr=1e-3, warmup_steps=50, warmup_ratio=0.01,
+        b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=1e-2, no_decay=("norm", "bias"), clip_norm=1.0,
+    )
+    shown = dict(                         # 0.4 times the picture, jittered
+        limit=(192, 144), short=0, scale=(0.75, 1.5), crop=(128, 160), flip=True,
+    )
+    every = dict(log=50, checkpoint=250, evaluate=250)                    # steps
+    c.run = ("pretrain", "finetune")
+    c.stages = dict(
+        pretrain=dict(
+            kind="pretrain", start="random", steps=1000, batch_size=8, accumulate=1, ema=0.0,
+            augment=dict(shown, max_class_share=1.0, photometric=False),
+            optim=dict(adam), every=dict(every),
+        ),
+        finetune=dict(
+            kind="finetune", start="pretrain", steps=1000, batch_size=8, accumulate=1, ema=0.0,
+            augment=dict(shown, max_class_share=0.75, photometric=True),
+            optim=dict(adam), every=dict(every),
+        ),
+    )
+    c.evaluate = dict(                    # on all 101 pictures, probabilities enlarged to 360 x 480
+        view="whole", window=(0, 0), stride=(0, 0), scales=(0.4,), flip=False,
+        batch_size=8, images=0, quick_images=24, absent="skip", checkpoint="last", pictures=4,
+    )
+    return c

@@ -1,0 +1,84 @@
+"""DeP on Cityscapes: the whole network learns to remove noise, then to segment.
+
+python -m diffseg_jax.main --config=configs/dep_cityscapes.py --workdir=runs/dep_cityscapes \
+    --config.data.path=cityscapes --config.unlabelled.path=imagenet21k
+
+The same as ddep_cityscapes.py but for `pretrain`. Time, reckoned and not measured, at 100 TFLOP/s
+sustained by a device: pretraining (100 epochs of ImageNet-21k) 2.5e20 operations, 29 device-days,
+as the encoder learns too; fine-tuning 3.5e18, 10 device-hours.
+Result: none can be promised; no number of the papers could be confirmed.
+
+Unconfirmed: batch size, learning rate and resolution of pretraining, the range [-1, 1] of the
+noised image, what decoder widths 2 and 3 multiply, the rates, crops and flips of fine-tuning,
+the two halves of evaluation.
+Relayed by readers of the paper: 100 epochs, cosine decay, noise level 0.22.
+Ours, as nobody states them: batch size, steps and weight decay of fine-tuning.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config():
+    c = config_dict.ConfigDict()
+    c.system = "ddep"
+    c.seed = 0
+    c.dtype = "bfloat16"                  # of the computation; parameters are float32
+    c.remat = True                        # recompute activations in the backward pass
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+
+    c.data = dict(
+        source="cityscapes", path="", options=dict(),
+        train="train", val="val",
+        fraction=1 / 30, count=0, subset_seed=0, list_path="",  # 100 images; 1/8, 1/4, 1.0
+        threads=16, workers=0, cache=False,
+    )
+    c.unlabelled = dict(                  # any folder of pictures; the papers take ImageNet-21k
+        source="unlabelled", path="", options=dict(), split="train",
+        threads=16, workers=0, cache=False,
+    )
+
+    c.pretrain = "dep"                   # none | supervised | dep | ddep
+    c.weights = ""                        # R50+ViT-B_16.npz of ImageNet-21k
+    c.noise = dict(
+        kind="scaled", low=0.22, high=0.22,           # (x + sigma eps) / sqrt(1 + sigma^2)
+        uniform_in="sigma", target="noise", condition=False,
+    )
+    c.model = dict(                       # R50+ViT-B/16 and a decoder of width 1, 2 or 3
+        arithmetic="official", resnet_width=1.0, resnet_units=(3, 4, 9),
+        hidden=768, layers=12, heads=12, mlp=3072,
+        decoder=(256, 128, 64, 16), decoder_width=1.0, bridge=512, scale_bridge=False, skips=3,
+        dropout=0.1,
+    )
+
+    c.run = ("pretrain", "finetune")
+    c.stages = dict(
+        pretrain=dict(
+            kind="pretrain", start="random", steps=2_770_000, batch_size=512, accumulate=1, ema=0.0,
+            augment=dict(
+                limit=(0, 0), short=256, scale=(1.0, 1.0), crop=(224, 224), max_class_share=1.0,
+                flip=True, photometric=False,
+            ),
+            optim=dict(                           # unconfirmed: 6e-5 for widths 1, 3; 1e-4 for 2
+                name="adam", schedule="cosine", peak_lr=6e-5, warmup_steps=0, warmup_ratio=1.0,
+                b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=0.0, no_decay=(), clip_norm=0.0,
+            ),
+            every=dict(log=100, checkpoint=2_000, evaluate=10_000),       # steps
+        ),
+        finetune=dict(
+            kind="finetune", start="pretrain", steps=40_000, batch_size=16, accumulate=1, ema=0.0,
+            augment=dict(
+                limit=(0, 0), short=0, scale=(1.0, 1.0), crop=(1024, 1024), max_class_share=1.0,
+                flip=True, photometric=False,
+            ),
+            optim=dict(                           # unconfirmed: swept in [1e-5, 3e-4]
+                name="adam", schedule="cosine", peak_lr=1e-4, warmup_steps=0, warmup_ratio=1.0,
+                b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=1e-5, no_decay=(), clip_norm=0.0,
+            ),
+            every=dict(log=100, checkpoint=1_000, evaluate=2_000),
+        ),
+    )
+    c.evaluate = dict(                    # the two 1024 x 1024 halves of a picture, mirrored too
+        view="halves", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=True,
+        batch_size=2, images=0, quick_images=64, absent="skip", checkpoint="last", pictures=4,
+    )
+    return c
