@@ -3,8 +3,8 @@
 python -m diffseg_jax.main --config=configs/ddep_camvid.py --workdir=runs/camvid \
     --config.data.path=camvid --config.unlabelled.path=camvid
 
-The folder holds images/{train,val} and masks/{train,val}. The pictures are seen at 0.4 of their
-size (144 x 192 of 360 x 480) by a narrow network; all 367 training images serve as unlabelled ones,
+The folder holds images/{train,val} and masks/{train,val}. The pictures are seen at a third of
+their size (120 x 160 of 360 x 480) by a narrow network; all 367 training images serve as unlabelled ones,
 1/8 of them (46) keep their labels. Times and results on two CPU cores: README, "Results". What is
 published is the size in ddep_cityscapes.py; every number here is ours.
 """
@@ -46,25 +46,25 @@ def get_config():
         name="adamw", schedule="cosine", peak_lr=1e-3, warmup_steps=50, warmup_ratio=0.01,
         b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=1e-2, no_decay=("norm", "bias"), clip_norm=1.0,
     )
-    shown = dict(                         # 0.4 times the picture, jittered
-        limit=(192, 144), short=0, scale=(0.75, 1.5), crop=(128, 160), flip=True,
+    shown = dict(                         # a third of the picture's sides, jittered
+        limit=(160, 120), short=0, scale=(0.75, 1.5), crop=(96, 128), flip=True,
     )
-    every = dict(log=50, checkpoint=250, evaluate=250)                    # steps
+    every = dict(log=50, checkpoint=200, evaluate=200)                    # steps
     c.run = ("pretrain", "finetune")
     c.stages = dict(
         pretrain=dict(
-            kind="pretrain", start="random", steps=1000, batch_size=8, accumulate=1, ema=0.0,
+            kind="pretrain", start="random", steps=600, batch_size=8, accumulate=1, ema=0.0,
             augment=dict(shown, max_class_share=1.0, photometric=False),
             optim=dict(adam), every=dict(every),
         ),
         finetune=dict(
-            kind="finetune", start="pretrain", steps=1000, batch_size=8, accumulate=1, ema=0.0,
+            kind="finetune", start="pretrain", steps=600, batch_size=8, accumulate=1, ema=0.0,
             augment=dict(shown, max_class_share=0.75, photometric=True),
             optim=dict(adam), every=dict(every),
         ),
     )
     c.evaluate = dict(                    # on all 101 pictures, probabilities enlarged to 360 x 480
-        view="whole", window=(0, 0), stride=(0, 0), scales=(0.4,), flip=False,
+        view="whole", window=(0, 0), stride=(0, 0), scales=(1 / 3,), flip=False,
         batch_size=8, images=0, quick_images=24, absent="skip", checkpoint="last", pictures=4,
     )
     return c

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from diffseg_jax import visualise
 from diffseg_jax.config import UserError
-from diffseg_jax.experiment import check_config, open_data
+from diffseg_jax.experiment import check_config, counted, make_workdir, open_data
 from diffseg_jax.losses import IGNORE
 
 SHOWN = 12  # pictures on a contact sheet
@@ -23,14 +23,14 @@ def check_data(config: ConfigDict, workdir: Path):
     Raises UserError at the end when a file cannot be used.
     """
     check_config(config)
-    workdir.mkdir(parents=True, exist_ok=True)
     problems = []
     parts = [("train", config.data, config.data.train), ("val", config.data, config.data.val)]
     if config.unlabelled.source:
         parts.append(("unlabelled", config.unlabelled, config.unlabelled.split))
-    for name, data, split in parts:
-        source = open_data(data, split)
-        print(f"{name}: {len(source)} images of {data.source}, split {split}", flush=True)
+    parts = [(name, data, split, open_data(data, split)) for name, data, split in parts]
+    make_workdir(workdir)
+    for name, data, split, source in parts:
+        print(f"{name}: {counted(len(source), 'image')} of {data.source}, split {split}", flush=True)
         for sentence in source.report:
             print(f"  note: {sentence}")
         bad = describe(source, name == "unlabelled", data.threads)
@@ -40,7 +40,8 @@ def check_data(config: ConfigDict, workdir: Path):
             visualise.save_png(picture, sheet(source, name == "unlabelled"))
             print(f"  contact sheet: {picture}")
     if problems:
-        raise UserError(f"{len(problems)} files cannot be used; they are listed above. Mend or remove them.")
+        files = counted(len(problems), "example")
+        raise UserError(f"{files} cannot be used, as listed above. Mend or remove the files.")
 
 
 def describe(source: Sequence, unlabelled: bool, threads: int) -> list[str]:
@@ -57,8 +58,9 @@ def describe(source: Sequence, unlabelled: bool, threads: int) -> list[str]:
             pixels.update(counts)
             images.update(dict.fromkeys(counts, 1))
     common = ", ".join(f"{h} x {w} ({n})" for (h, w), n in sizes.most_common(4))
-    print(f"  sizes (height x width): {common}{' and others' if len(sizes) > 4 else ''}")
-    if source.labels and not unlabelled:
+    if sizes:
+        print(f"  sizes (height x width): {common}{' and others' if len(sizes) > 4 else ''}")
+    if pixels and source.labels and not unlabelled:
         _print_histogram(source.labels.names, pixels, images)
     for problem in problems[:LISTED]:
         print(f"  bad: {problem}")

@@ -114,11 +114,7 @@ def open_network(path: str | os.PathLike, step: int | None = None) -> tuple[dict
     path  <workdir>/checkpoints/<stage>; the latest step if none is named. The moving average is taken
           where there is one.
     """
-    if not Path(path).is_dir() or not any(child.name.isdigit() for child in Path(path).iterdir()):
-        raise UserError(
-            f"{path} holds no checkpoint. Give the directory of a stage, such as "
-            "runs/a/checkpoints/pretrain."
-        )
+    require_checkpoint(path)
     with StageCheckpoints(path) as checkpoints:
         step = checkpoints.latest() if step is None else step
         tree = dict(checkpoints.manager.item_metadata(step)["state"].tree)
@@ -127,6 +123,15 @@ def open_network(path: str | os.PathLike, step: int | None = None) -> tuple[dict
         stored = checkpoints.manager.restore(step, args=arguments)["state"]
         network = network_of({"ema": {}, "frozen": {}, "stats": {}, **stored})
         return network, checkpoints.meta(step)
+
+
+def require_checkpoint(path: str | os.PathLike):
+    """Raises UserError unless a stage saved something whole there."""
+    if not Path(path).is_dir() or not any(child.name.isdigit() for child in Path(path).iterdir()):
+        raise UserError(
+            f"{path} holds no checkpoint. Give the directory of a stage, such as "
+            "runs/a/checkpoints/pretrain."
+        )
 
 
 def plain(state: dict) -> dict:

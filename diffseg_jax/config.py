@@ -95,11 +95,28 @@ class Named:
     each: dict
 
 
+@dataclasses.dataclass(frozen=True)
+class Some:
+    """A dict that holds some of the options in `each`."""
+
+    each: dict
+
+
 SIZE = Several(Number(int, 0), 2)
 DATA = {
     "source": Text(),
     "path": Text(),
-    "options": Named({}),  # what the source reads beyond its path: open_source checks them
+    "options": Some(  # what sources read beyond their path; which of them, open_source knows
+        {
+            "size": SIZE,
+            "images": Number(int, 0),
+            "seed": Number(int, 0),
+            "num_classes": Number(int, 0),
+            "raw_459": Flag(),
+            "image_key": Text(),
+            "mask_key": Text(),
+        }
+    ),
     "threads": Number(int, 1),
     "workers": Number(int, 0),
     "cache": Flag(),
@@ -169,11 +186,12 @@ COMMON = {  # what every system's config holds; each system adds its own
 }
 
 
-def check_options(values: Mapping, allowed: Mapping, where: str = "") -> None:
+def check_options(values: Mapping, allowed: Mapping, where: str = "", whole: bool = True) -> None:
     """Raises UserError for the first option that is unknown, missing, or of a wrong value.
 
     values   nested dicts as a config holds them
-    allowed  nested dicts with Number, Text, Flag, Several or Named at the leaves
+    allowed  nested dicts with Number, Text, Flag, Several, Named or Some at the leaves
+    whole    whether all that is allowed must be there
     """
     for name in values:
         if name not in allowed:
@@ -181,14 +199,18 @@ def check_options(values: Mapping, allowed: Mapping, where: str = "") -> None:
             raise UserError(f'unknown option "{where}{name}" in the config.{hint}')
     for name, rule in allowed.items():
         if name not in values:
+            if not whole:
+                continue
             raise UserError(f'the config lacks the option "{where}{name}"; write it into the file.')
         value, path = values[name], f"{where}{name}"
-        if isinstance(rule, (dict, Named)) and not isinstance(value, Mapping):
+        if isinstance(rule, (dict, Named, Some)) and not isinstance(value, Mapping):
             raise UserError(f"{path} is {value!r}, but it must be a dict of options.")
         if isinstance(rule, dict):
             check_options(value, rule, f"{path}.")
+        elif isinstance(rule, Some):
+            check_options(value, rule.each, f"{path}.", whole=False)
         elif isinstance(rule, Named):
-            for key in value if rule.each else ():
+            for key in value:
                 check_options(value[key], rule.each, f"{path}.{key}.")
         elif problem := rule.problem(value):
             raise UserError(f"{path} is {value!r}, but it {problem}".rstrip(".?") + ("?" if problem.endswith("?") else "."))

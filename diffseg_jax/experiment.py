@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import json
 import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from ml_collections import ConfigDict
 
 import diffseg_jax
 from diffseg_jax import visualise
-from diffseg_jax.checkpoints import StageCheckpoints, open_network, write_json
+from diffseg_jax.checkpoints import StageCheckpoints, open_network, require_checkpoint, write_json
 from diffseg_jax.config import COMMON, UserError, check_options, choose, differing_lines
 from diffseg_jax.data.datasets import open_source
 from diffseg_jax.data.pipeline import Cached, training_batches
@@ -101,29 +103,52 @@ def protocol_of(config: ConfigDict) -> Protocol:
     )
 
 
-def start_run(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...] = ()) -> Run:
-    """Checks the config, claims the workdir and opens the log.
-
-    may_differ  first words of options that need not be those that the workdir was made with
-    """
+def start_run(config: ConfigDict, workdir: Path) -> Run:
+    """Checks the config; what the stages read and the workdir are checked by the caller."""
     check_config(config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    claim_workdir(config, workdir, may_differ)
     return Run(config, workdir, Log(workdir, jax.process_index() == 0), mesh)
 
 
-def claim_workdir(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...] = ()):
-    """Makes the workdir and writes config.json, or checks that it is this config's.
+def check_stages(run: Run):
+    """Opens all that the stages read, so that mistakes are found before anything is written."""
+    for name in run.config.run:
+        if left_out(run, name):
+            continue
+        options = run.config.stages[name]
+        source, indices, _ = stage_data(run, name)
+        stage_optimizer(options.optim, options.steps)
+        check_crop(source, int(indices[0]), options.augment, name)
+        start = run.system.start_of(run.config, options.kind, options.start)
+        if start not in ("random", "weights", *run.config.stages):
+            require_checkpoint(start)
 
-    Raises UserError when it cannot be written or holds a run of another config.
+
+def left_out(run: Run, name: str) -> bool:
+    """Whether a stage is not run: the system says so, or it has no steps."""
+    options = run.config.stages[name]
+    return run.system.skips_stage(run.config, options.kind) or options.steps == 0
+
+
+def claim_workdir(config: ConfigDict, workdir: Path):
+    """Makes the workdir and writes config.json, or checks that the checkpoints in it are this config's.
+
+    A run that stopped before its first checkpoint left nothing to mix up, so its config may change.
+    Raises UserError when the workdir cannot be written or holds a run of another config.
     """
-    values = _plain(config.to_dict())
+    make_workdir(workdir)
+    if has_checkpoints(workdir) and (workdir / "config.json").exists():
+        check_same(config, workdir, may_differ=("mesh",))
+    elif jax.process_index() == 0:
+        write_json(workdir / "config.json", _plain(config.to_dict()))
+
+
+def make_workdir(workdir: Path):
+    """Raises UserError when it cannot be made or written."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if (workdir / "config.json").exists():
-            _check_same(_read_json(workdir / "config.json"), values, workdir, may_differ)
-        elif jax.process_index() == 0:
-            write_json(workdir / "config.json", values)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
     except OSError as error:
         raise UserError(
             f"workdir {workdir} cannot be written ({error.strerror}). "
@@ -131,9 +156,26 @@ def claim_workdir(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]
         ) from None
 
 
-def _check_same(old, new, workdir, may_differ):
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether a stage saved anything whole there."""
+    return any(path.name.isdigit() for path in workdir.glob("checkpoints/*/*"))
+
+
+def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
+    """Raises UserError with the lines in which a config is not the workdir's.
+
+    may_differ  first words of options that may
+    """
+    file = workdir / "config.json"
+    try:
+        old = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}), so whose checkpoints {workdir} holds is unknown. "
+            "Take another --workdir, or put the file back."
+        ) from None
     lines = [
-        line for line in differing_lines(old, new)
+        line for line in differing_lines(old, _plain(config.to_dict()))
         if not line.startswith(tuple(f"{word}." for word in may_differ))
     ]  # fmt: skip
     if lines:
@@ -149,10 +191,12 @@ def _check_same(old, new, workdir, may_differ):
 def train(config: ConfigDict, workdir: Path):
     """Runs the stages that are not finished yet and leaves results.json."""
     run = start_run(config, workdir)
+    check_stages(run)
+    claim_workdir(config, workdir)
     results = {}
     for name in config.run:
         options = config.stages[name]
-        if run.system.skips_stage(config, options.kind) or options.steps == 0:
+        if left_out(run, name):
             run.log.say(f"{name}: left out")
             continue
         task = make_task(run, name)
@@ -173,7 +217,8 @@ def evaluate_only(config: ConfigDict, workdir: Path):
     """Evaluates the stages that have a checkpoint, with the options at hand; results_eval.json."""
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds no run. Train first, with --mode=train.")
-    run = start_run(config, workdir, may_differ=("evaluate", "mesh"))
+    run = start_run(config, workdir)
+    check_same(config, workdir, may_differ=("evaluate", "mesh"))
     results = {}
     for name in config.run:
         directory = workdir / "checkpoints" / name
@@ -236,10 +281,9 @@ def make_stage(run: Run, name: str, task: Task) -> loop.Stage:
     """A stage of the config as the loop takes it."""
     config, options = run.config, run.config.stages[name]
     labelled = run.system.STAGES[options.kind] == "labelled"
-    data, source = (config.data, run.train) if labelled else (config.unlabelled, run.unlabelled)
-    indices = run.labelled if labelled else np.arange(len(source))
+    source, indices, data = stage_data(run, name)
     change = augmentation(options.augment.to_dict(), labelled)
-    check_crop(source, options.augment, name)
+    optimizer, schedule = stage_optimizer(options.optim, options.steps)
     meta = stage_meta(run, task, labelled)
 
     def batches(start):
@@ -249,18 +293,32 @@ def make_stage(run: Run, name: str, task: Task) -> loop.Stage:
             threads=data.threads, workers=data.workers,
         )  # fmt: skip
 
-    schedule = make_schedule(
-        options.optim.schedule, options.optim.peak_lr, options.steps, options.optim.warmup_steps,
-        options.optim.warmup_ratio,
-    )  # fmt: skip
-    rest = {k: v for k, v in options.optim.items() if k in ("b1", "b2", "epsilon", "weight_decay", "no_decay", "clip_norm")}
     return loop.Stage(
         name=name, steps=options.steps, batch_size=options.batch_size, batches=batches,
         init=task.init, loaded=loader(run, name, task), trainable=task.trainable, loss=task.loss,
-        optimizer=make_optimizer(options.optim.name, schedule, **rest), schedule=schedule,
+        optimizer=optimizer, schedule=schedule,
         every=options.every.to_dict(), meta=meta, accumulate=options.accumulate, ema=options.ema,
         evaluate=watcher(run, name, task), seed=config.seed,
     )  # fmt: skip
+
+
+def stage_data(run: Run, name: str) -> tuple[Sequence, np.ndarray, ConfigDict]:
+    """What a stage learns from: the source, the places in it, and how it is read."""
+    if run.system.STAGES[run.config.stages[name].kind] == "labelled":
+        return run.train, run.labelled, run.config.data
+    return run.unlabelled, np.arange(len(run.unlabelled)), run.config.unlabelled
+
+
+def stage_optimizer(optim: ConfigDict, steps: int):
+    """The optimizer and the learning-rate schedule inside it."""
+    schedule = make_schedule(
+        optim.schedule, optim.peak_lr, steps, optim.warmup_steps, optim.warmup_ratio
+    )
+    optimizer = make_optimizer(
+        optim.name, schedule, b1=optim.b1, b2=optim.b2, epsilon=optim.epsilon,
+        weight_decay=optim.weight_decay, no_decay=optim.no_decay, clip_norm=optim.clip_norm,
+    )  # fmt: skip
+    return optimizer, schedule
 
 
 def augmentation(options: dict, labelled: bool):
@@ -273,9 +331,9 @@ def _without_mask(change, image, mask, rng):
     return change(image, None, rng)
 
 
-def check_crop(source: Sequence, options: ConfigDict, name: str):
-    """Raises UserError when the crop is more padding than picture, judged by the first image."""
-    height, width = source[0]["image"].shape[:2]
+def check_crop(source: Sequence, place: int, options: ConfigDict, name: str):
+    """Raises UserError when the crop is more padding than picture, judged by one image."""
+    height, width = source[place]["image"].shape[:2]
     if options.short or any(options.limit):
         return
     allowed = tuple(int(PADDED_AT_MOST * options.scale[1] * side) for side in (height, width))
@@ -335,10 +393,11 @@ def describe_stage(run: Run, stage: loop.Stage, options: ConfigDict):
     )
     start = run.system.start_of(run.config, options.kind, options.start)
     labelled = run.system.STAGES[options.kind] == "labelled"
-    images = f"{len(run.labelled)} labelled" if labelled else f"{len(run.unlabelled)} unlabelled"
+    kind = "labelled image" if labelled else "unlabelled image"
+    images = counted(len(run.labelled if labelled else run.unlabelled), kind)
     run.log.say(
-        f"{stage.name}: from {start}; {learns:,} parameters learn, {rests:,} rest; {images} images; "
-        f"{stage.steps} steps of {stage.batch_size}; {run.mesh.size} device(s)"
+        f"{stage.name}: from {start}; {learns:,} parameters learn, {rests:,} rest; {images}; "
+        f"{counted(stage.steps, 'step')} of {stage.batch_size}; {counted(run.mesh.size, 'device')}"
     )
     if note := run.system.note(run.config, options.kind):
         run.log.say(f"{stage.name}: {note}")
@@ -406,7 +465,7 @@ def result_of(run: Run, name: str, task: Task, network: dict, step: int) -> tupl
     """The final numbers of a stage, under the whole protocol: what they are of, and the scores."""
     options, config = run.config.evaluate, run.config
     places = run.places_of_val(options.images)
-    run.log.say(f"{name}: evaluates step {step} on {len(places)} images")
+    run.log.say(f"{name}: evaluates step {step} on {counted(len(places), 'image')}")
     counts, kept = measure(run, jax.jit(task.predict), network, places, protocol_of(config))
     draw_predictions(run, kept, f"{name}_result", name, step)
     about = {
@@ -434,6 +493,11 @@ def save_picture(run: Run, picture: np.ndarray, file: str, name: str, step: int)
         run.log.picture(name, step, file.rsplit("_", 1)[0], picture)
 
 
+def counted(number: int, noun: str) -> str:
+    """1 step, 2 steps."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def _plain(values):
     """The same values as JSON gives them back: tuples as lists."""
     if isinstance(values, dict):
@@ -441,7 +505,3 @@ def _plain(values):
     return [_plain(value) for value in values] if isinstance(values, (tuple, list)) else values
 
 
-def _read_json(path):
-    import json
-
-    return json.loads(path.read_text())

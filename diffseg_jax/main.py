@@ -3,8 +3,11 @@
 python -m diffseg_jax.main --config=configs/ddep_scenes.py --workdir=runs/scenes
 """
 
+import difflib
 import logging
 import os
+import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -19,7 +22,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, numbers and pictures go.")
 MODE = flags.DEFINE_string("mode", "train", "train, eval or check (the data).")
 CACHE = flags.DEFINE_string(
-    "compilation_cache", "~/.cache/diffseg_jax", "Where compiled programs are kept; empty for nowhere."
+    "compilation_cache", "~/.cache/diffseg_jax", "Where compiled programs go; empty for nowhere."
 )
 
 MODES = {
@@ -29,8 +32,10 @@ MODES = {
 }
 
 
-def main(_):
+def main(arguments):
     """Runs the mode; a user's mistake ends with one sentence and exit code 2."""
+    if arguments[1:]:
+        raise UserError(f'"{arguments[1]}" is no flag. Flags begin with --, such as --mode=eval.')
     logging.getLogger("jax").setLevel(logging.WARNING)  # or it reports every backend not there
     if CACHE.value:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE.value))
@@ -44,13 +49,86 @@ def main(_):
 
 
 def _parse(arguments):
-    """The flags, or a UserError in place of ml_collections' traceback."""
+    """The flags, or a UserError in place of the tracebacks of absl and ml_collections."""
+    values = _check_config_flags(arguments)
     try:
         return flags.FLAGS(arguments)
-    except UserError:
-        raise
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
-        raise UserError(str(error).strip("'\"").splitlines()[0]) from None
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_unknown_flag(error.flagname)) from None
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_wrong_value(str(error), values)) from None
+    except (flags.Error, ValueError, TypeError) as error:
+        raise UserError(str(error).splitlines()[0]) from None
+
+
+def _check_config_flags(arguments):
+    """The config as nested dicts, {} without one.
+
+    Raises UserError for a config file that cannot be run, and for options that it does not hold.
+    """
+    file = None
+    for place, argument in enumerate(arguments[1:], 1):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            file = value if equals else "".join(arguments[place + 1 : place + 2])
+    if file is None:
+        return {}
+    values = _run_config(file)
+    for argument in arguments[1:]:
+        if match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+            _check_path(values, match[1])
+    return values
+
+
+def _run_config(file):
+    if not os.path.isfile(file):
+        folder = os.path.dirname(file) or "."
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+        known = [os.path.join(folder, name) for name in names if name.endswith(".py")]
+        raise UserError(f"there is no config file {file}.{_advice(file, known)}")
+    try:
+        return runpy.run_path(file)["get_config"]().to_dict()
+    except Exception as error:  # whatever the user's own program raises
+        raise UserError(
+            f"config file {file} cannot be run: {type(error).__name__}: {error}. "
+            "It must hold a function get_config() that returns a ConfigDict."
+        ) from None
+
+
+def _check_path(values, path):
+    """Raises UserError unless a.b.c is an option of the nested dicts."""
+    before = ""
+    for word in path.split("."):
+        if not isinstance(values, dict):
+            raise UserError(f"the config has no option {path}: {before[:-1]} is {values!r}.")
+        if word not in values:
+            raise UserError(f"the config has no option {before}{word}.{_advice(word, values)}")
+        values, before = values[word], f"{before}{word}."
+
+
+def _unknown_flag(name):
+    known = ["--config", "--workdir", "--mode", "--compilation_cache"]
+    return f"there is no flag --{name}.{_advice(f'--{name}', known)}"
+
+
+def _wrong_value(message, now):
+    """absl's "flag --a.b=given: reason" as a sentence that shows what the option holds now."""
+    name, given = re.match(r"flag --([^=]+)=(.*?): ", message, re.DOTALL).groups()
+    for word in name.split(".")[1:]:
+        now = now[word]
+    if isinstance(now, dict):
+        first = next(iter(now), "x")
+        return f"--{name} holds several options; give them one by one, as in --{name}.{first}=..."
+    kinds = {int: "a whole number", float: "a number", bool: "True or False", tuple: "a tuple"}
+    return f'--{name} is "{given}", but it must be {kinds.get(type(now), "text")}, such as {now!r}.'
+
+
+def _advice(name, known):
+    """The nearest of the known names, or all of them."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
+    if near:
+        return f" Did you mean {near[0]}?"
+    return f" Known: {', '.join(sorted(known))}." if known else ""
 
 
 def run():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from diffseg_jax.layers.attention import SelfAttention, dropout
-from diffseg_jax.layers.conv import Arithmetic, StdConv, convolve
+from diffseg_jax.layers.conv import Arithmetic, StdConv, convolve, stop_fusion
 from diffseg_jax.layers.embeddings import TimeModulation, sinusoid
 from diffseg_jax.layers.norm import BatchNorm
 from diffseg_jax.layers.resize import resize_aligned, upsample2_aligned
@@ -72,7 +72,7 @@ class Unit(nnx.Module):
         residual = _norm_as(self.norm_proj, self.conv_proj(x)) if self.has_projection else x
         y = nnx.relu(_norm_as(self.norm1, self.conv1(x)))
         y = nnx.relu(_norm_as(self.norm2, self.conv2(y)))
-        return jax.lax.optimization_barrier(nnx.relu(residual + _norm_as(self.norm3, self.conv3(y))))
+        return stop_fusion(nnx.relu(residual + _norm_as(self.norm3, self.conv3(y))))
 
 
 class Block(nnx.Module):
@@ -126,8 +126,8 @@ class Layer(nnx.Module):
         first, second = (None, None) if key is None else jax.random.split(key)
         attended = self.attention(_norm_as(self.norm1, x))
         x = x + dropout(attended, self.attention_rate, first)
-        x = jax.lax.optimization_barrier(x)
-        return jax.lax.optimization_barrier(x + self.mlp(_norm_as(self.norm2, x), second))
+        x = stop_fusion(x)
+        return stop_fusion(x + self.mlp(_norm_as(self.norm2, x), second))
 
 
 class Encoder(nnx.Module):

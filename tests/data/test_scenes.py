@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffseg_jax.config import UserError
-from diffseg_jax.data import scenes
+from diffseg_jax.data import scene_rays, scene_street
 from diffseg_jax.data.scenes import NAMES, PALETTE, SKY_DEPTH, draw_scene
 
 GROUND = [NAMES.index(name) for name in ("road", "sidewalk")]
@@ -78,7 +78,7 @@ def test_depth_within_a_road_column_increases_upwards(street):
 
 
 def table_of(*solids):
-    collected = scenes.Solids()
+    collected = scene_street.Solids()
     for kind, *arguments in solids:
         getattr(collected, kind)(*arguments)
     return collected.table()
@@ -86,12 +86,12 @@ def table_of(*solids):
 
 def test_the_nearer_solid_hides_the_farther_in_any_order():
     """A box whose near end stands at 10 m, a ball that comes as near as 5 m, drawn both ways."""
-    grey, camera = (0.5, 0.5, 0.5), scenes.Camera(1.5, 1.0, 0.5)
-    box = ("block", scenes.CAR, scenes.PLAIN, (0, 0, 11), 0.0, (2, 1), (2, 1), 3.0, grey)
-    ball = ("ball", scenes.PERSON, scenes.PLAIN, (0, 1.5, 6), 0.0, (1, 1, 1), grey)
+    grey, camera = (0.5, 0.5, 0.5), scene_street.Camera(1.5, 1.0, 0.5)
+    box = ("block", scene_street.CAR, scene_street.PLAIN, (0, 0, 11), 0.0, (2, 1), (2, 1), 3.0, grey)
+    ball = ("ball", scene_street.PERSON, scene_street.PLAIN, (0, 1.5, 6), 0.0, (1, 1, 1), grey)
     x, y = camera.rays(np.arange(65) + 0.5, np.arange(65) + 0.5, 65, 65)
     for order in ((box, ball), (ball, box)):
-        near, solid, _, _ = scenes.trace(table_of(*order), camera, x, y)
+        near, solid, _, _ = scene_rays.trace(table_of(*order), camera, x, y)
         assert solid[32, 32] == order.index(ball)
         np.testing.assert_allclose(1 / near[32, 32], 5.0, rtol=1e-5)
         beside = np.abs(x - 0.19).argmin()
@@ -101,10 +101,10 @@ def test_the_nearer_solid_hides_the_farther_in_any_order():
 
 def test_a_turned_box_is_met_on_its_edge():
     """A pillar of half side 1, turned by 45 degrees, has an edge sqrt(2) before its middle."""
-    camera = scenes.Camera(1.5, 1.0, 0.5)
-    pillar = ("block", scenes.POLE, scenes.PLAIN, (0, 0, 8), np.pi / 4, (1, 1), (1, 1), 3.0,
+    camera = scene_street.Camera(1.5, 1.0, 0.5)
+    pillar = ("block", scene_street.POLE, scene_street.PLAIN, (0, 0, 8), np.pi / 4, (1, 1), (1, 1), 3.0,
               (0.5, 0.5, 0.5))
-    near, solid, _, _ = scenes.trace(table_of(pillar), camera, np.float32([-0.001, 0, 0.001]),
+    near, solid, _, _ = scene_rays.trace(table_of(pillar), camera, np.float32([-0.001, 0, 0.001]),
                                      np.float32([0, 0.001]))
     assert np.all(solid == 0)
     np.testing.assert_allclose(1 / near[0, 1], 8 - np.sqrt(2), rtol=1e-4)
@@ -113,10 +113,10 @@ def test_a_turned_box_is_met_on_its_edge():
 
 def test_a_box_covers_just_its_outline():
     """Near end at 9 m, 2 m wide and 1 m high, camera 1.5 m up: only rays beside it miss."""
-    camera, grey = scenes.Camera(1.5, 1.0, 0.5), (0.5, 0.5, 0.5)
-    box = ("block", scenes.CAR, scenes.PLAIN, (0, 0, 10), 0.0, (1, 1), (1, 1), 1.0, grey)
+    camera, grey = scene_street.Camera(1.5, 1.0, 0.5), (0.5, 0.5, 0.5)
+    box = ("block", scene_street.CAR, scene_street.PLAIN, (0, 0, 10), 0.0, (1, 1), (1, 1), 1.0, grey)
     x, y = camera.rays(np.arange(400) + 0.5, np.arange(400) + 0.5, 400, 400)
-    solid = scenes.trace(table_of(box), camera, x, y)[1]
+    solid = scene_rays.trace(table_of(box), camera, x, y)[1]
     front = (np.abs(x) < 1 / 9) & (y[:, None] > 0.5 / 9) & (y[:, None] < 1.5 / 9)
     lid = (y[:, None] > 0.5 / 11) & (y[:, None] <= 0.5 / 9)
     top = lid & (np.abs(x) < y[:, None] / 0.5)  # 1 m up the depth is 0.5 / y

@@ -1,4 +1,4 @@
-"""DDeP: recorded updates, what is frozen, what the next stage takes over, and where stages start."""
+"""DDeP: recorded updates, what is frozen, what the next stage takes over, where stages start."""
 
 import functools
 import json
@@ -529,6 +529,14 @@ def test_another_network_is_refused(change):
     previous = filled(abstract(task_of("pretrain")))
     with pytest.raises(UserError, match="another network: params.*Use the same model settings"):
         ddep.adopt(abstract(task), task, previous, task_of("pretrain").meta)
+
+
+def test_a_network_with_more_parts_is_refused():
+    """A deeper one holds everything that is wanted here, and would lose layers without a word."""
+    task = task_of("finetune")
+    deeper = ddep.make_task(make_config(layers=2), "pretrain", (32, 32), 0)
+    with pytest.raises(UserError, match=r"another network: params\.encoder\.layer1"):
+        ddep.adopt(abstract(task), task, filled(abstract(deeper)), deeper.meta)
 
 
 def test_another_number_of_classes_is_refused():
