@@ -48,15 +48,15 @@ def get_config():
     c.run = ("pretrain", "finetune", "scratch")
     c.stages = dict(
         pretrain=dict(
-            kind="pretrain", start="random", steps=12, batch_size=4, accumulate=1, ema=0.0,
+            kind="pretrain", start="random", steps=8, batch_size=4, accumulate=1, ema=0.0,
             augment=dict(augment), optim=dict(adam), every=dict(every),
         ),
         finetune=dict(
-            kind="finetune", start="pretrain", steps=12, batch_size=4, accumulate=1, ema=0.0,
+            kind="finetune", start="pretrain", steps=8, batch_size=4, accumulate=1, ema=0.0,
             augment=dict(augment, photometric=True), optim=dict(adam), every=dict(every),
         ),
         scratch=dict(
-            kind="finetune", start="random", steps=12, batch_size=4, accumulate=1, ema=0.0,
+            kind="finetune", start="random", steps=8, batch_size=4, accumulate=1, ema=0.0,
             augment=dict(augment, photometric=True), optim=dict(adam), every=dict(every),
         ),
     )

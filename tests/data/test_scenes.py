@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffseg_jax.config import UserError
-from diffseg_jax.data import scene_rays, scene_street
+from diffseg_jax.data import scene_rays, scene_street, scenes
 from diffseg_jax.data.scenes import NAMES, PALETTE, SKY_DEPTH, draw_scene
 
 GROUND = [NAMES.index(name) for name in ("road", "sidewalk")]
