@@ -24,14 +24,6 @@ LOWEST, HIGHEST = 160, 640  # pictures in a sheet are scaled until their height 
 CONTACT_WIDTH = 2000
 
 # Colours that readers with any colour vision tell apart (Okabe and Ito 2008), less black and WRONG.
-FIRST_COLOURS = (
-    (86, 180, 233),
-    (230, 159, 0),
-    (0, 158, 115),
-    (0, 114, 178),
-    (240, 228, 66),
-    (204, 121, 167),
-)
 # The colour map "magma" (CC0) at 16 equal steps; straight lines between them miss it by 3 of 255.
 MAGMA = (
     "000004 0b0924 20114b 3b0f70 57157e 721f81 8c2981 a8327d "
@@ -93,51 +85,6 @@ def from_range(values: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.n
     """float[..., 3] from [low, high] (clipped) to bytes."""
     unit = (np.asarray(values, np.float32) - low) / (high - low)
     return np.rint(255 * np.clip(unit, 0, 1)).astype(np.uint8)
-
-
-def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
-    """Colours for classes without their own, at most 255; always the same.
-
-    A shorter palette is the beginning of a longer one. After six colours picked for colour-blind
-    readers, each next one is the colour farthest from all before it (and from black and white).
-    """
-    if not 1 <= num_classes <= IGNORE:
-        raise UserError(
-            f"a palette for {num_classes} classes was asked for; it can be 1..{IGNORE}."
-        )
-    levels = np.linspace(0, 255, 12).astype(int)
-    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
-    grid = grid[_oklab(grid)[:, 0] > 0.35]  # what is darker reads as black
-    position = _oklab(grid)
-    colours = list(FIRST_COLOURS[:num_classes])
-    nearest = _distance(position, _oklab(np.array([*FIRST_COLOURS, BLACK, WHITE, WRONG])))
-    while len(colours) < num_classes:
-        best = int(nearest.argmax())
-        colours.append(tuple(int(v) for v in grid[best]))
-        nearest = np.minimum(nearest, _distance(position, position[best : best + 1]))
-    return tuple(colours)
-
-
-def _distance(points: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """f[N, 3], f[M, 3] -> f[N]: how far each point is from the nearest of the others."""
-    return np.linalg.norm(points[:, None] - others[None], axis=-1).min(axis=1)
-
-
-def _oklab(rgb: np.ndarray) -> np.ndarray:
-    """sRGB bytes -> OKLab (Ottosson 2020), where distance is roughly perceived difference."""
-    srgb = rgb / 255
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    to_lms = [
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]
-    to_lab = [
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]
-    return np.cbrt(linear @ np.transpose(to_lms)) @ np.transpose(to_lab)
 
 
 # Pictures put together.

@@ -8,10 +8,11 @@ from PIL import Image
 
 from diffseg_jax import visualise
 from diffseg_jax.config import UserError
+from diffseg_jax.data.folders import distinct_colours
 from diffseg_jax.visualise import BLACK, BORDER, TITLE, WRONG
 
 K = 5
-PALETTE = visualise.default_palette(K)
+PALETTE = distinct_colours(K)
 LABELS = SimpleNamespace(
     names=("road", "sky", "tree", "car", "a rather long name"), palette=PALETTE
 )
@@ -88,19 +89,6 @@ def test_errors_are_marked_and_nothing_else(scene, with_image):
     assert (len(np.unique(right)) > 1) == with_image
 
 
-def test_default_palettes_are_distinct_and_begin_alike():
-    longest = visualise.default_palette(255)
-    assert len(set(longest) - {BLACK, WRONG, visualise.WHITE}) == 255
-    for num_classes in (1, 2, 6, 7, 19, 150):
-        assert visualise.default_palette(num_classes) == longest[:num_classes]
-    far = visualise._oklab(np.array(longest[:19]))
-    gaps = np.linalg.norm(far[:, None] - far[None], axis=-1) + np.eye(19)
-    assert gaps.min() > 0.1  # black to white is 1
-    for refused in (0, 256):
-        with pytest.raises(UserError, match=f"{refused} classes"):
-            visualise.default_palette(refused)
-
-
 @pytest.mark.parametrize(
     "height, factor", [(1, 160), (80, 2), (96, 2), (159, 2), (160, 1), (640, 1)]
 )
@@ -133,7 +121,7 @@ def test_panel_and_rows_have_the_size_of_their_parts():
 @pytest.mark.parametrize("width", [80, 300, 960])
 @pytest.mark.parametrize("num_classes", [1, 40])
 def test_legend_holds_every_colour_within_its_width(width, num_classes):
-    palette = visualise.default_palette(num_classes)
+    palette = distinct_colours(num_classes)
     picture = visualise.legend([f"class number {k}" for k in range(num_classes)], palette, width)
     assert picture.shape[1] == width
     colours, pixels = np.unique(picture.reshape(-1, 3), axis=0, return_counts=True)
