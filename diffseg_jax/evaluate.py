@@ -39,18 +39,20 @@ def evaluate(
     """Confusion counts i64[K,K] over the images at `places`, summed over all processes.
 
     Neighbours of one size share a batch; the last batch is filled up with copies that are not counted.
-    Also returns the first `keep` examples of this process with "labels" and "uncertainty".
+    Also returns `keep` examples of this process, spread over the split, with "labels" and
+    "uncertainty" added.
     """
     counts = np.zeros((num_classes, num_classes), np.int64)
     kept = []
     mine = places[jax.process_index() :: jax.process_count()]
+    shown = {source.names[place] for place in spread(mine, keep)}
     for examples in _batches(source, mine, batch_size):
         images = np.stack([example["image"] for example in examples])
         filled = images[np.arange(batch_size) % len(images)]
         prediction = predict(forward, filled, protocol)
         for row, example in enumerate(examples):
             counts += confusion(example["mask"], prediction.labels[row], num_classes)
-            if len(kept) < keep:
+            if example["name"] in shown:
                 answer = {
                     "labels": prediction.labels[row],
                     "uncertainty": prediction.uncertainty[row],
@@ -59,6 +61,11 @@ def evaluate(
     if jax.process_count() > 1:
         counts = np.sum(_from_all(counts), axis=0)
     return counts, kept
+
+
+def spread(places: Sequence[int], count: int) -> Sequence[int]:
+    """At most `count` of the places, evenly from the first to the last: neighbours look alike."""
+    return np.asarray(places)[np.unique(np.linspace(0, len(places) - 1, count).astype(int))]
 
 
 def _batches(source, places, batch_size) -> Iterator[list[dict]]:

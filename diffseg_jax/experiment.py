@@ -20,7 +20,7 @@ from diffseg_jax.data.datasets import open_source
 from diffseg_jax.data.pipeline import Cached, training_batches
 from diffseg_jax.data.subsets import describe_subset, subset
 from diffseg_jax.data.transforms import augment
-from diffseg_jax.evaluate import evaluate, local_forward
+from diffseg_jax.evaluate import evaluate, local_forward, spread
 from diffseg_jax.mesh import check_batch, make_mesh
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.systems import SYSTEMS
@@ -112,6 +112,10 @@ def start_run(config: ConfigDict, workdir: Path) -> Run:
 
 def check_stages(run: Run):
     """Opens all that the stages read, so that mistakes are found before anything is written."""
+    if not run.val.labels:
+        raise UserError(
+            f"dataset {run.config.data.source} has no classes to learn; it can only be config.unlabelled."
+        )
     for name in run.config.run:
         if left_out(run, name):
             continue
@@ -399,7 +403,7 @@ def describe_stage(run: Run, stage: loop.Stage, options: ConfigDict):
         f"{stage.name}: from {start}; {learns:,} parameters learn, {rests:,} rest; {images}; "
         f"{counted(stage.steps, 'step')} of {stage.batch_size}; {counted(run.mesh.size, 'device')}"
     )
-    if note := run.system.note(run.config, options.kind):
+    if note := run.system.note(run.config, options.kind, options.start):
         run.log.say(f"{stage.name}: {note}")
 
 
@@ -439,10 +443,10 @@ def watcher(run: Run, name: str, task: Task):
 def _first_crops(run, name):
     """A few fixed training crops of an unlabelled stage, as one batch."""
     change = augmentation(run.config.stages[name].augment.to_dict(), labelled=False)
-    count = min(max(run.config.evaluate.pictures, 1), len(run.unlabelled))
+    places = spread(np.arange(len(run.unlabelled)), max(run.config.evaluate.pictures, 1))
     crops = [
-        change(run.unlabelled[i]["image"], None, np.random.default_rng([run.config.seed, i]))
-        for i in range(count)
+        change(run.unlabelled[int(place)]["image"], None, np.random.default_rng(place))
+        for place in places
     ]
     return {key: np.stack([crop[key] for crop in crops]) for key in ("image", "valid")}
 

@@ -68,7 +68,7 @@ def test_overlay_goes_from_the_image_to_the_colours(scene):
 
 def test_heat_grows_brighter_in_even_steps():
     colours = visualise.heat(np.linspace(0, 1, 256)[None])[0]
-    lightness = visualise._oklab(colours)[:, 0]
+    lightness = np.cbrt((colours / 255.0) ** 2.2 @ [0.2126, 0.7152, 0.0722])  # about perceived
     assert np.all(np.diff(lightness) > 0)
     steps = np.diff(lightness[::16])
     assert 0.5 * steps.mean() < steps.min() and steps.max() < 2 * steps.mean()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 
@@ -24,6 +25,7 @@ class Network:
 
     def bind(self, params: dict, stats: dict) -> nnx.Module:
         """The module in training mode; what it does to its statistics is read by `stats_of`."""
+        params, stats = jax.tree.map(jnp.asarray, (params, stats))  # numpy leaves would be changed
         return nnx.merge(self.graphdef, nnx.State(params), nnx.State(stats), copy=True)
 
     def bind_eval(self, params: dict, stats: dict) -> nnx.Module:

@@ -181,6 +181,13 @@ def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
         params = {name: tree for name, tree in params.items() if name != "head"}
     taken = {"params": params, "stats": previous["stats"]}
     flat, wanted = traverse_util.flatten_dict(taken), traverse_util.flatten_dict(abstract)
+    extra = [path for path in flat if path not in wanted]
+    if extra:
+        raise UserError(
+            f"the stage to start from has another network: {'.'.join(extra[0])} has no place here "
+            f"({len(extra)} such arrays). Use the same model settings in both, or start from "
+            '"random".'
+        )
     for path, leaf in wanted.items():
         if path[1] == "head" and path not in flat:
             continue
@@ -267,11 +274,13 @@ def check(config):
         )
 
 
-def note(config, kind: str) -> str:
-    """What a user should know before a stage runs, or an empty string."""
-    if kind == "pretrain" and config.pretrain == "ddep" and not config.weights:
-        return (
-            "no encoder weights were given (--config.weights=R50+ViT-B_16.npz), so the frozen "
-            "encoder is random; the paper's is pretrained on ImageNet-21k"
-        )
+def note(config, kind: str, start: str) -> str:
+    """What a user should know before a stage with that `start` runs, or an empty string."""
+    missing = "no encoder weights were given (--config.weights=R50+ViT-B_16.npz)"
+    if config.weights:
+        return ""
+    if kind == "pretrain" and config.pretrain == "ddep":
+        return f"{missing}, so the frozen encoder is random; the paper's knows ImageNet-21k"
+    if kind == "finetune" and config.pretrain == "supervised" and start != "random":
+        return f"{missing}, so the encoder starts at random, as with pretrain=none"
     return ""

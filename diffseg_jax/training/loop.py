@@ -105,6 +105,7 @@ def run(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -> dict:
             numbers = stage.evaluate(state, step)
             log.write(stage.name, step, numbers)
         if last or step % stage.every["checkpoint"] == 0:
+            _require_finite(stage, checkpoints, step, state)
             checkpoints.save(step, state, _meta(stage, step), numbers)
         sums.pause(time.perf_counter() - pause)
     checkpoints.wait()
@@ -154,15 +155,33 @@ def _finished(stage, checkpoints, step, metrics):
     """Awaits a step's numbers; refuses to go on from one that is not finite."""
     numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if not numbers.pop("finite"):
-        kept = checkpoints.latest()
-        checkpoints.wait()
-        went_on = f"The checkpoint of step {kept} is kept" if kept else "No checkpoint was made yet"
-        raise UserError(
-            f"stage {stage.name}: the loss or its gradient is not finite at step {step} "
-            f"(loss {numbers['loss']:.4g}). {went_on}; try a smaller "
-            f"--config.stages.{stage.name}.optim.peak_lr, or --config.dtype=float32."
-        )
+        what = f"the loss or its gradient is not finite at step {step} (loss {numbers['loss']:.4g})"
+        raise _diverged(stage, checkpoints, what)
     return numbers, time.perf_counter()
+
+
+@jax.jit
+def _all_finite(tree):
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def _require_finite(stage, checkpoints, step, state):
+    """Refuses to save what no run can go on from: a finite gradient may still overflow the update."""
+    if not _all_finite({part: state[part] for part in ("params", "stats", "ema")}):
+        what = f"the parameters or batch statistics are not finite after step {step}"
+        raise _diverged(stage, checkpoints, what)
+
+
+def _diverged(stage, checkpoints, what):
+    """The error that says what happened, which checkpoint is kept, and what to try."""
+    kept = checkpoints.latest()
+    checkpoints.wait()
+    left = f"The checkpoint of step {kept} is kept" if kept else "No checkpoint was made yet"
+    return UserError(
+        f"stage {stage.name}: {what}. {left}; try a smaller "
+        f"--config.stages.{stage.name}.optim.peak_lr{' in a new --workdir' if kept else ''}, or "
+        "--config.dtype=float32."
+    )
 
 
 def _report(stage, step, numbers, rate, log):

@@ -14,7 +14,7 @@ def cosine(peak_lr: float, steps: int):
 
 def polynomial(peak_lr: float, steps: int, power: float = 1.0):
     """lr(t) = peak (1 - t / steps) ** power; the schedule of mmsegmentation's recipes."""
-    return lambda t: peak_lr * jnp.maximum(1 - t / steps, 0.0) ** power
+    return lambda t: peak_lr * (jnp.maximum(steps - t, 0) / steps) ** power
 
 
 def constant(peak_lr: float, steps: int):
@@ -28,14 +28,14 @@ SCHEDULES = {"cosine": cosine, "polynomial": polynomial, "constant": constant}
 def make_schedule(name: str, peak_lr: float, steps: int, warmup_steps: int, warmup_ratio: float):
     """The named schedule; while t < warmup_steps it is multiplied by a line from the ratio to 1.
 
-    The multiplier is 1 - (1 - t / warmup_steps) (1 - warmup_ratio), applied to the running value.
+    The line is warmup_ratio + (1 - warmup_ratio) t / warmup_steps; it multiplies the running value.
     """
     base = choose(SCHEDULES, name, "schedule")(peak_lr, steps)
     if not warmup_steps:
         return base
 
     def schedule(t):
-        line = 1 - jnp.maximum(1 - t / warmup_steps, 0.0) * (1 - warmup_ratio)
+        line = warmup_ratio + (1 - warmup_ratio) * jnp.minimum(t / warmup_steps, 1.0)
         return base(t) * line
 
     return schedule

@@ -54,7 +54,7 @@ def train_step(
 
     weight = jnp.maximum(weight, 1.0)  # a batch may hold nothing but ignored pixels
     grads = jax.tree.map(lambda g: g / weight, grads)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     updates, opt = optimizer.update(grads, state["opt"], state["params"])
     params = optax.apply_updates(state["params"], updates)
     average = optax.incremental_update(params, state["ema"], 1 - ema) if ema else state["ema"]

@@ -1,0 +1,171 @@
+"""Kills a two-stage run at random moments, starts it again until it ends, and compares every bit.
+
+python tests/benchmarks/kill_test.py --kills=10 --seed=0 [--config=tests/configs/tiny_ddep.py]
+
+Every third kill waits for a save in progress (a *.orbax-checkpoint-tmp directory); the others fall
+anywhere, the start of the program included. Final parameters, statistics and optimizer state, and all
+logged numbers but the times, must equal those of a run that was never killed.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from diffseg_jax.checkpoints import StageCheckpoints
+from diffseg_jax.training.state import flatten, unflatten
+
+ROOT = Path(__file__).parents[2]
+TIMES = ("time", "images_per_second")  # what a repeated run need not reproduce
+LIMIT = 300  # seconds for one start; a run that hangs fails
+
+
+def run_with_kills(start, workdir, kills, seed, total):
+    """Starts and kills `kills` times, then lets it end; returns what each kill met.
+
+    start  () -> Popen of the training command for `workdir`, with pipes
+    total  records that an unbroken run logs; each start is left to log its share of them at most
+    """
+    rng = random.Random(seed)
+    met = []
+    while len(met) < kills:
+        records = count_records(workdir) + rng.randint(0, total // (kills + 1))
+        process = start()
+        _wait(process, workdir, rng, records, for_save=len(met) % 3 == 1)
+        saving = is_saving(workdir)
+        if process.poll() is not None:
+            err = process.communicate()[1]
+            raise RuntimeError(f"ended before kill {len(met) + 1}: {err[-800:]}")
+        process.kill()
+        process.communicate()
+        met.append(f"{'in a save after' if saving else 'after'} {last_record(workdir)}")
+    process = start()
+    err = process.communicate(timeout=LIMIT)[1]
+    if process.returncode:
+        raise RuntimeError(f"the last start failed: {err[-800:]}")
+    return met
+
+
+def _wait(process, workdir, rng, records, for_save):
+    """Returns at the moment of the kill: a random one, or one while a checkpoint is being written."""
+    end = time.monotonic() + LIMIT
+    early = time.monotonic() + (rng.uniform(0, 8) if not for_save and rng.random() < 0.3 else LIMIT)
+
+    def goes_on():
+        return process.poll() is None and time.monotonic() < min(end, early)
+
+    while goes_on() and count_records(workdir) < records:
+        time.sleep(0.005)
+    while for_save and goes_on() and not is_saving(workdir):
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0, 0.01 if for_save else 0.1))
+
+
+def count_records(workdir):
+    """Lines logged so far."""
+    file = Path(workdir) / "metrics.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def is_saving(workdir):
+    """Whether a checkpoint is half-written."""
+    return any(Path(workdir).glob("checkpoints/*/*orbax-checkpoint-tmp*"))
+
+
+def last_record(workdir):
+    """The stage and step logged last."""
+    file = Path(workdir) / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # the kill cut the line short
+            continue
+        return f"{record['stage']} {record['step']}"
+    return "the start"
+
+
+def numbers(workdir):
+    """All logged records without the times."""
+    lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
+
+
+def final_state(directory):
+    """{path: array} of the whole last state of a stage: parameters, statistics, optimizer, step."""
+    with StageCheckpoints(directory) as checkpoints:
+        step = checkpoints.latest()
+        tree = dict(checkpoints.manager.item_metadata(step)["state"].tree)
+        target = {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in flatten(tree).items()}
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(unflatten(target)))
+        return flatten(checkpoints.manager.restore(step, args=arguments)["state"])
+
+
+def differences(workdir, other):
+    """Sentences on what differs between two finished runs; none for equal ones."""
+    found = []
+    for directory in sorted((Path(workdir) / "checkpoints").iterdir()):
+        ours = final_state(directory)
+        theirs = final_state(Path(other) / "checkpoints" / directory.name)
+        if ours.keys() != theirs.keys():
+            found.append(f"{directory.name}: other arrays")
+            continue
+        changed = [".".join(path) for path in ours if not np.array_equal(ours[path], theirs[path])]
+        if changed:
+            found.append(f"{directory.name}: {len(changed)} of {len(ours)} arrays, first {changed[0]}")
+    if numbers(workdir) != numbers(other):
+        found.append("metrics.jsonl")
+    return found
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=40, help="of each stage")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--config", default=str(ROOT / "tests/configs/tiny_ddep.py"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        command = [
+            sys.executable, "-m", "diffseg_jax.main", f"--config={options.config}",
+            f"--compilation_cache={folder}/compiled", "--config.run=('pretrain', 'finetune')",
+            *(f"--config.stages.{name}.steps={options.steps}" for name in ("pretrain", "finetune")),
+        ]  # fmt: skip
+
+        def start(name):
+            return subprocess.Popen(
+                [*command, f"--workdir={folder}/{name}"], cwd=ROOT, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )  # fmt: skip
+
+        whole = start("whole")
+        _, err = whole.communicate(timeout=LIMIT)
+        if whole.returncode:
+            sys.exit(err)
+        total = count_records(folder / "whole")
+        met = run_with_kills(
+            lambda: start("killed"), folder / "killed", options.kills, options.seed, total
+        )
+        for number, moment in enumerate(met, 1):
+            print(f"kill {number}: {moment}")
+        found = differences(folder / "killed", folder / "whole")
+        saves = sum(moment.startswith("in a save") for moment in met)
+        verdict = "every bit equal to the run never killed" if not found else f"DIFFERENT: {found}"
+        print(f"{len(met)} kills, {saves} of them during a save: {verdict}")
+        sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Runs both stages of the tiny config on a mesh over the devices of this process; see test_devices.py.
+
+python tests/sharded_run.py <workdir> <data> <fsdp> [<workdir of another mesh>]
+
+Leaves metrics.jsonl with every loss and the last checkpoints, and prints a line of JSON: how many
+leaves of the state are really split, and whether the other run's checkpoint is restored unchanged.
+"""
+
+import dataclasses
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from diffseg_jax import experiment
+from diffseg_jax.checkpoints import StageCheckpoints, open_network
+from diffseg_jax.training import loop
+from diffseg_jax.training.state import flatten, network_of
+
+STEPS = 20
+
+
+def small_config(data, fsdp):
+    """The tiny config with a batch that 8 devices can share, and two stages of 20 steps."""
+    config = runpy.run_path(str(Path(__file__).parent / "configs" / "tiny_ddep.py"))["get_config"]()
+    config.mesh = dict(data=data, fsdp=fsdp)
+    config.run = ("pretrain", "finetune")
+    for name in config.run:
+        stage = config.stages[name]
+        stage.steps, stage.batch_size = STEPS, 8
+        stage.optim.peak_lr = 1e-3
+        stage.optim.epsilon = 1e-3  # or Adam blows up rounding where a gradient is truly zero
+        stage.every = dict(log=1, checkpoint=STEPS, evaluate=STEPS)
+    return config
+
+
+def is_split(leaf):
+    """Whether no device holds the whole array, and all hold equal parts of it."""
+    sizes = {shard.data.size for shard in leaf.addressable_shards}
+    return len(sizes) == 1 and sizes.pop() < leaf.size
+
+
+def same_as_stored(restored, directory):
+    """Whether a restored state holds bit for bit what numpy reads."""
+    network, _ = open_network(directory)
+    here, there = flatten(jax.device_get(network_of(restored))), flatten(network)
+    return here.keys() == there.keys() and all(
+        np.array_equal(here[path], there[path]) for path in here
+    )
+
+
+def main(workdir, data, fsdp, other=None):
+    """Trains, counts split leaves per part of the state, and restores the other run's last state."""
+    run = experiment.start_run(small_config(int(data), int(fsdp)), Path(workdir))
+    experiment.make_workdir(run.workdir)
+    facts = {"devices": jax.device_count()}
+    for name in run.config.run:
+        stage = experiment.make_stage(run, name, experiment.make_task(run, name))
+        stage = dataclasses.replace(stage, evaluate=None)
+        with experiment.stage_checkpoints(run, name) as checkpoints:
+            state = loop.run(stage, checkpoints, run.mesh, run.log)
+        leaves = {part: jax.tree.leaves(state[part]) for part in ("params", "opt")}
+        facts[name] = {part: sum(map(is_split, found)) for part, found in leaves.items()}
+        if other:
+            directory = Path(other) / "checkpoints" / name
+            with StageCheckpoints(directory) as checkpoints:
+                restored = checkpoints.restore(STEPS, loop.abstract_state(stage), run.mesh)
+            facts[name]["restored"] = same_as_stored(restored, directory)
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,317 @@
+"""Each mistake of a user ends in one sentence, a code that is not 0, and nothing half-written."""
+
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from diffseg_jax import experiment, main
+from diffseg_jax.checkpoints import StageCheckpoints, open_network
+from diffseg_jax.config import UserError
+from diffseg_jax.mesh import make_mesh
+from diffseg_jax.training import loop
+from diffseg_jax.training.log import Log
+
+TINY = Path(__file__).parent / "configs" / "tiny_ddep.py"
+
+# ---- through the command line: the real code, the real stderr --------------------------------------
+
+CALLS = {  # name -> flags after the config, devices, what the sentence says
+    "option": (["--config.stages.pretrain.bach_size=3"], 1, ["Did you mean batch_size?"]),
+    "devices": ([], 8, ["batch_size is 4, but 8 devices", "batch_size=8 or 16"]),
+    "below a file": (["--mode=check"], 1, ["cannot be written", "--workdir=runs/a"]),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_command_line_ends_with_one_sentence(command, tmp_path, name):
+    (tmp_path / "file").write_text("not a folder")
+    workdir = tmp_path / ("file" if name == "below a file" else "") / "run"
+    flags, devices, parts = CALLS[name]
+    done = command(workdir, *flags, devices=devices)
+    assert done.code == 2, (done.code, done.out, done.err)
+    lines = done.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.err
+    assert all(part in lines[0] for part in parts), done.err
+    assert not workdir.exists()
+
+
+def test_a_workdir_of_another_config(tiny_run, command):
+    before = (tiny_run.workdir / "config.json").read_bytes()
+    done = command(tiny_run.workdir, "--config.seed=1", "--config.noise.kind=simple")
+    lines = done.err.splitlines()
+    assert done.code == 2
+    assert lines[0].startswith(f"error: workdir {tiny_run.workdir} holds a run of another config")
+    assert lines[1:] == ["  noise.kind: scaled -> simple", "  seed: 0 -> 1"]
+    assert (tiny_run.workdir / "config.json").read_bytes() == before
+
+
+@pytest.mark.slow  # compiles a program of its own
+def test_a_loss_that_is_not_finite(command, tmp_path):
+    optim = "--config.stages.scratch.optim."
+    flags = ["--config.run=('scratch',)", f"{optim}name=sgd", f"{optim}peak_lr=1e30"]
+    flags += [f"{optim}clip_norm=0.0", f"{optim}warmup_ratio=0.0"]
+    flags += ["--config.stages.scratch.every.checkpoint=1"]
+    done = command(tmp_path / "run", *flags)
+    assert done.code == 2 and "Traceback" not in done.err
+    assert done.err.startswith("error: stage scratch: the ") and " not finite " in done.err
+    assert "--config.stages.scratch.optim.peak_lr" in done.err
+    network, _ = open_network(tmp_path / "run/checkpoints/scratch")
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(network))
+    assert not (tmp_path / "run/results.json").exists()
+
+
+# ---- flags and files -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "flag, parts",
+    [
+        ("--config.data.sead=3", ["no option data.sead", "Known: cache, count, fraction"]),
+        ("--config.stages.pretrain.bach_size=3", ["stages.pretrain.bach_size", "batch_size?"]),
+        ("--config.seed.x=1", ["no option seed.x", "seed is 0"]),
+        ("--config.seed=abc", ['--config.seed is "abc"', "a whole number, such as"]),
+        ("--config.data.count=1.5", ['--config.data.count is "1.5"', "a whole number, such as"]),
+        ("--config.data.cache=maybe", ['is "maybe"', "True or False"]),
+        ("--config.evaluate.window=(3,4", ['is "(3,4"', "a tuple, such as (0, 0)"]),
+        ("--config.stages=3", ["--config.stages holds several options", "--config.stages.fine"]),
+        ("--workdri=x", ["no flag --workdri", "Did you mean --workdir?"]),
+    ],
+)
+def test_a_mistake_in_a_flag(monkeypatch, flag, parts):
+    arguments = ["main", f"--config={TINY}", flag]
+    monkeypatch.setattr("sys.argv", arguments)  # ml_collections reads it there
+    with pytest.raises(UserError) as error:
+        main._parse(arguments)
+    assert "\n" not in str(error.value)
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+@pytest.mark.parametrize(
+    "old, new, parts",
+    [
+        ("    c.remat = False\n", "", ['lacks the option "remat"']),
+        ("c.remat = False", "c.remat = False; c.remta = 1", ['"remta"', 'mean "remat"?']),
+        ('c.system = "ddep"\n', "\n", ['unknown system ""']),
+        ("c.seed = 0", "c.seed = zero", ["cannot be run", "NameError", "get_config()"]),
+        ("def get_config", "def get", ["cannot be run", "get_config()"]),
+        ("return c", "return", ["cannot be run", "ConfigDict"]),
+        ("import", "imprt", ["cannot be run", "SyntaxError"]),
+    ],
+)
+def test_a_mistake_in_a_config_file(tmp_path, old, new, parts):
+    text = TINY.read_text()
+    assert old in text
+    file = tmp_path / "mine.py"
+    file.write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError) as error:
+        main._check_config_flags(["main", f"--config={file}"])
+        experiment.check_config(runpy.run_path(str(file))["get_config"]())
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_a_config_file_that_is_not_there():
+    with pytest.raises(UserError) as error:
+        main._check_config_flags(["main", "--config", str(TINY.with_name("tiny_dep.py"))])
+    assert f"Did you mean {TINY}?" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "values, sentence",
+    [
+        ({"surplus": True}, '"surplus" is no flag'),
+        ({"mode": "trian"}, 'unknown mode "trian". Known: check, eval, train. Did you mean "train"?'),
+        ({"config": None}, "no config was given. Try --config=configs/"),
+        ({"workdir": None}, "no workdir was given. Try --workdir=runs/a."),
+    ],
+)
+def test_a_flag_that_is_missing_or_wrong(monkeypatch, values, sentence):
+    flag = lambda name, usual: SimpleNamespace(value=values.get(name, usual))
+    for name, usual in [("config", object()), ("workdir", "x"), ("mode", "train"), ("cache", "")]:
+        monkeypatch.setattr(main, name.upper(), flag(name, usual))
+    with pytest.raises(UserError) as error:
+        main.main(["main", *["surplus"] * ("surplus" in values)])
+    assert sentence in str(error.value)
+
+
+def test_a_loss_that_becomes_infinite_keeps_the_last_good_checkpoint(tmp_path):
+    optimizer = optax.sgd(0.5)
+    stage = loop.Stage(
+        name="toy", steps=9, batch_size=2, batches=lambda start: iter(lambda: TOY_BATCH, None),
+        init=lambda key: {"params": {"w": jnp.ones(3)}, "stats": {"m": jnp.zeros(3)}},
+        trainable=lambda path: True, loss=exploding_loss, optimizer=optimizer,
+        schedule=lambda step: 0.5, every=dict(log=1, checkpoint=1, evaluate=9), meta={},
+    )  # fmt: skip
+    with StageCheckpoints(tmp_path / "toy") as checkpoints, pytest.raises(UserError) as error:
+        loop.run(stage, checkpoints, make_mesh(), Log(tmp_path))
+    network, meta = open_network(tmp_path / "toy")
+    assert f"The checkpoint of step {meta['step']} is kept" in str(error.value)
+    assert "--config.stages.toy.optim.peak_lr" in str(error.value)
+    assert 1 <= meta["step"] < 9 and np.all(np.isfinite(network["params"]["w"]))
+
+
+TOY_BATCH = {"x": np.ones((2, 3), np.float32)}
+
+
+def exploding_loss(params, stats, batch, key):
+    """Grows by the tenth power in each step."""
+    return jnp.sum(batch["x"] * params["w"] ** 8), (jnp.asarray(2.0), stats, {})
+
+
+# ---- in this process -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A labelled folder of 6 pictures 32 x 48 of 2 classes in both splits."""
+    root = tmp_path / "data"
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for part in ("images", "masks"):
+            (root / part / split).mkdir(parents=True)
+        for i in range(6):
+            image, mask = rng.integers(0, 255, (32, 48, 3)), rng.integers(0, 2, (32, 48))
+            Image.fromarray(image.astype(np.uint8)).save(root / f"images/{split}/p{i}.png")
+            Image.fromarray(mask.astype(np.uint8)).save(root / f"masks/{split}/p{i}.png")
+    (root / "classes.json").write_text(json.dumps({"names": ["a", "b"]}))
+    return root
+
+
+@pytest.fixture
+def config(tiny_config, folder):
+    """Fine-tuning on that folder, in one stage."""
+    with tiny_config.unlocked():
+        tiny_config.data.source, tiny_config.data.path = "folder", str(folder)
+        tiny_config.data.options, tiny_config.data.count = {}, 0
+        tiny_config.run = ("scratch",)
+    return tiny_config
+
+
+def refused(config, workdir):
+    """The sentence with which training refuses, before it writes anything."""
+    with pytest.raises(UserError) as error:
+        experiment.train(config, workdir)
+    assert not workdir.exists()
+    sentence = str(error.value)
+    assert sentence.endswith((".", "?", '".')) and "\n" not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize(
+    "path, value, parts",
+    [
+        ("system", "ddepp", ['unknown system "ddepp"', 'Did you mean "ddep"?']),
+        ("data.source", "camvit", ['unknown dataset "camvit"', 'Did you mean "camvid"?']),
+        ("data.path", "/nowhere", ["/nowhere is not a folder", "images/<split>"]),
+        ("data.train", "trian", ["trian is not a folder", "train, val"]),
+        ("data.count", 7, ["count is 7, but there are 6"]),
+        ("run", ("scrach",), ['"scrach"', 'Did you mean "scratch"?']),
+        ("stages.scratch.kind", "finetun", ['"finetun"', 'Did you mean "finetune"?']),
+        ("stages.scratch.start", "/nowhere", ["/nowhere holds no checkpoint"]),
+        ("stages.scratch.optim.name", "adamm", ['unknown optimizer "adamm"']),
+        ("stages.scratch.optim.schedule", "cosin", ['unknown schedule "cosin"', '"cosine"?']),
+        ("stages.scratch.augment.crop", (320, 480), ["32 x 48", 'crop="(32, 48)"']),
+        ("stages.scratch.batch_size", 0, ["batch_size is 0", "from 1 up"]),
+        ("stages.scratch.accumulate", 3, ["batch_size is 4", "in 3 parts", "batch_size=3 or 6"]),
+        ("mesh.fsdp", 5, ["1 device", "--config.mesh."]),
+        ("model.hidden", 33, ["model.hidden is 33", "--config.model.hidden=34"]),
+        ("noise.low", 0.5, ["noise.low is 0.5", "low <= high"]),
+        ("evaluate.view", "slide", ["evaluate.window is (0, 0)"]),
+        ("dtype", "float16", ["dtype is 'float16'", "float32, bfloat16"]),
+    ],
+)
+def test_a_value_that_cannot_work(config, tmp_path, path, value, parts):
+    *above, last = path.split(".")
+    branch = config
+    for word in above:
+        branch = branch[word]
+    branch[last] = value
+    sentence = refused(config, tmp_path / "run")
+    assert all(part in sentence for part in parts), sentence
+
+
+def test_an_empty_folder(config, folder, tmp_path):
+    for file in (folder / "images/val").iterdir():
+        file.unlink()
+    assert "holds no file" in refused(config, tmp_path / "run")
+
+
+def test_an_image_without_mask(config, folder, tmp_path):
+    (folder / "masks/train/p4.png").unlink()
+    assert "1 of 6 images" in (sentence := refused(config, tmp_path / "run"))
+    assert "p4.png" in sentence
+
+
+# What is wrong with a single file shows when it is read, perhaps in the middle of training.
+
+
+def damage_id(folder):
+    Image.fromarray(np.full((32, 48), 9, np.uint8)).save(folder / "masks/train/p4.png")
+    return ["p4.png has class id 9", "0..1"]
+
+
+def damage_size(folder):
+    Image.fromarray(np.zeros((16, 48), np.uint8)).save(folder / "masks/train/p4.png")
+    return ["p4.png is 48x16", "48x32"]
+
+
+def damage_file(folder):
+    file = folder / "images/train/p4.png"
+    file.write_bytes(file.read_bytes()[:900])
+    return ["cannot read", "p4.png"]
+
+
+@pytest.mark.parametrize("damage", [damage_id, damage_size, damage_file])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_bad_file_in_the_middle_of_training(config, folder, tmp_path, damage, threads):
+    parts = damage(folder)
+    config.data.threads = threads
+    run = experiment.start_run(config, tmp_path / "run")
+    experiment.check_stages(run)  # the first file is good, so training may begin
+    source, indices, data = experiment.stage_data(run, "scratch")
+    batches = experiment.training_batches(
+        source, indices, experiment.augmentation(config.stages.scratch.augment.to_dict(), True),
+        seed=0, batch_size=2, start=0, steps=3, threads=threads,
+    )  # fmt: skip
+    with pytest.raises(UserError) as error:
+        list(batches)
+    assert all(part in str(error.value) for part in parts)
+
+
+def test_a_first_file_that_is_bad_is_found_before_anything_is_written(config, folder, tmp_path):
+    (folder / "images/train/p0.png").write_bytes(b"")
+    assert "p0.png" in refused(config, tmp_path / "run")
+
+
+def test_only_a_run_with_checkpoints_holds_its_workdir(tiny_config, tmp_path):
+    experiment.claim_workdir(tiny_config, tmp_path)
+    tiny_config.seed = 1
+    experiment.claim_workdir(tiny_config, tmp_path)  # nothing was trained: a mistake may be mended
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+    (tmp_path / "checkpoints/pretrain/3").mkdir(parents=True)
+    experiment.claim_workdir(tiny_config, tmp_path)
+    tiny_config.mesh.fsdp = 2
+    experiment.claim_workdir(tiny_config, tmp_path)  # the devices may change
+    tiny_config.seed = 2
+    with pytest.raises(UserError, match="seed: 1 -> 2"):
+        experiment.claim_workdir(tiny_config, tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json cannot be read"):
+        experiment.claim_workdir(tiny_config, tmp_path)
+    assert (tmp_path / "config.json").read_text() == "{"
+
+
+def test_nothing_to_evaluate(tiny_config, tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        experiment.evaluate_only(tiny_config, tmp_path / "run")
+    experiment.claim_workdir(tiny_config, tmp_path / "run")
+    with pytest.raises(UserError, match="holds no checkpoint that can segment"):
+        experiment.evaluate_only(tiny_config, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]

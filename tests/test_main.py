@@ -1,0 +1,292 @@
+"""Whole runs through the command line, on scenes of 32 x 48 with a tiny network."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffseg_jax.checkpoints import open_network
+from diffseg_jax.training.state import flatten
+
+TINY = Path(__file__).parent / "configs" / "tiny_ddep.py"
+STAGES = ("pretrain", "finetune", "scratch")
+ONLY_FINETUNE = "--config.run=('finetune',)"
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def succeeded(done):
+    """What a command said, after it ended well and without a word on stderr."""
+    assert done.code == 0, done.err[-3000:]
+    assert done.err == ""
+    return done.out
+
+
+def leaves_of(directory, step=None, part="params"):
+    network, _ = open_network(directory, step)
+    return flatten(network[part])
+
+
+def equal(one, other):
+    """Whether two flat trees hold the same paths and bits."""
+    return one.keys() == other.keys() and all(np.array_equal(one[p], other[p]) for p in one)
+
+
+# ---- one run, looked at from all sides -------------------------------------------------------------
+
+
+def test_a_run_leaves_everything_a_reader_needs(tiny_run):
+    workdir = tiny_run.workdir
+    assert read(workdir / "config.json")["system"] == "ddep"
+    assert read(workdir / "labelled.json")["n"] == 6
+    for stage in STAGES:
+        assert sorted(p.name for p in (workdir / "checkpoints" / stage).iterdir()) >= ["8"]
+        assert list((workdir / "tensorboard" / stage).glob("events.out.tfevents.*"))
+    names = {path.name for path in (workdir / "pictures").iterdir()}
+    assert names == {
+        *(f"{stage}_{step:06d}.png" for stage in STAGES for step in (4, 8)),
+        "finetune_result.png", "scratch_result.png",
+    }  # fmt: skip
+    for name in names:
+        with Image.open(workdir / "pictures" / name) as picture:
+            assert np.asarray(picture).std() > 5  # not blank
+    assert not list(workdir.rglob("*partial*")) and not list(workdir.rglob("*tmp*"))
+
+
+def test_results_hold_every_class(tiny_run):
+    results = read(tiny_run.workdir / "results.json")
+    assert list(results) == ["finetune", "scratch"]
+    assert results["finetune"]["start"] == "pretrain" and results["scratch"]["start"] == "random"
+    for result in results.values():
+        assert result["step"] == 8 and result["images"] == 8 and result["labelled_images"] == 6
+        assert {"road", "sky", "car"} < result["classes"].keys()
+        assert 0 <= result["mIoU"] <= 1
+    assert "time" not in json.dumps(results)
+
+
+def test_no_step_is_logged_twice(tiny_run):
+    seen = [(r["stage"], r["step"], "loss" in r) for r in records(tiny_run.workdir)]
+    assert len(seen) == len(set(seen))
+    for stage in STAGES:
+        logged = [r for r in records(tiny_run.workdir) if r["stage"] == stage and "loss" in r]
+        assert [r["step"] for r in logged] == [2, 4, 6, 8]
+        assert logged[-1]["loss"] < logged[0]["loss"]
+        assert {"learning_rate", "grad_norm", "time"} <= logged[0].keys()
+
+
+def test_what_a_run_says(tiny_run):
+    assert tiny_run.err == ""
+    lines = tiny_run.out.splitlines()
+    assert lines[0].startswith("pretrain: from random; ") and lines[0].endswith("; 1 device")
+    assert "8 steps of 4" in lines[0] and "10 unlabelled images" in lines[0]
+    assert lines[1] == "pretrain: starts, 8 steps to go"
+    assert any(line.startswith("finetune 4/8   loss ") and "images/s" in line for line in lines)
+    assert any(line.startswith("mIoU ") for line in lines)
+    assert lines[-1].startswith("finished; numbers in ")
+
+
+def test_a_checkpoint_explains_itself(tiny_run):
+    _, meta = open_network(tiny_run.workdir / "checkpoints/finetune")
+    assert meta["step"] == meta["data"]["next_batch"] == 8 and meta["stage"] == "finetune"
+    assert meta["config"] == read(tiny_run.workdir / "config.json")
+    assert len(meta["classes"]) == len(meta["palette"]) and "road" in meta["classes"]
+    assert meta["labelled"]["sha256"] == read(tiny_run.workdir / "labelled.json")["sha256"]
+
+
+def test_the_same_command_again_is_finished(command, tiny_run):
+    before = {
+        name: (tiny_run.workdir / name).read_bytes()
+        for name in ("results.json", "config.json", "labelled.json", "metrics.jsonl")
+    }
+    out = succeeded(command(tiny_run.workdir))
+    assert all(f"{stage}: is finished" in out for stage in STAGES)
+    assert out.splitlines()[-1].startswith("finished; ") and "starts" not in out
+    for name, content in before.items():
+        assert (tiny_run.workdir / name).read_bytes() == content
+
+
+# ---- the other modes -------------------------------------------------------------------------------
+
+
+def test_evaluation_again_with_other_options(command, tiny_run):
+    before = (tiny_run.workdir / "results.json").read_bytes()
+    options = ["view='slide'", "window=(32, 32)", "stride=(16, 16)", "scales=(0.5, 1.0)", "flip=True"]
+    flags = [f"--config.evaluate.{option}".replace("'", "") for option in options]
+    succeeded(command(tiny_run.workdir, "--mode=eval", *flags, "--config.evaluate.images=3"))
+    results = read(tiny_run.workdir / "results_eval.json")
+    assert list(results) == ["finetune", "scratch"]
+    assert results["finetune"]["protocol"]["view"] == "slide"
+    assert results["finetune"]["protocol"]["scales"] == [0.5, 1.0]
+    assert results["finetune"]["images"] == 3
+    assert results["finetune"]["mIoU"] != read(tiny_run.workdir / "results.json")["finetune"]["mIoU"]
+    assert (tiny_run.workdir / "results.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_evaluation_of_halves(command, tiny_run):
+    succeeded(command(tiny_run.workdir, "--mode=eval", "--config.evaluate.view=halves"))
+    assert read(tiny_run.workdir / "results_eval.json")["scratch"]["protocol"]["view"] == "halves"
+
+
+def test_check_prints_and_draws(command, tmp_path):
+    out = succeeded(command(tmp_path / "run", "--mode=check"))
+    assert "train: 10 images of scenes, split train" in out and "32 x 48 (10)" in out
+    assert any(line.split()[:2] == ["0", "road"] and "%" in line for line in out.splitlines())
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "check_train.png", "check_val.png", "check_unlabelled.png",
+    }  # fmt: skip
+
+
+# ---- where a stage starts --------------------------------------------------------------------------
+
+
+def test_a_stage_starts_from_another_run(command, tiny_run, tmp_path):
+    """Fine-tuning from the directory of a finished pretraining is what the one command did."""
+    start = f"--config.stages.finetune.start={tiny_run.workdir}/checkpoints/pretrain"
+    best = "--config.evaluate.checkpoint=best"
+    succeeded(command(tmp_path, ONLY_FINETUNE, start, best))
+    ours, theirs = (place / "checkpoints/finetune" for place in (tmp_path, tiny_run.workdir))
+    for part in ("params", "stats"):
+        assert equal(leaves_of(ours, part=part), leaves_of(theirs, part=part))
+    scored = {r["step"]: r["mIoU"] for r in records(tmp_path) if "mIoU" in r}
+    assert read(tmp_path / "results.json")["finetune"]["step"] == max(scored, key=scored.get)
+
+
+@pytest.mark.parametrize("pretrain", ["none", pytest.param("supervised", marks=pytest.mark.slow)])
+def test_no_denoising_at_all(command, tmp_path, pretrain):
+    out = succeeded(command(tmp_path, f"--config.pretrain={pretrain}", "--config.run=('pretrain','finetune')"))
+    assert "pretrain: left out" in out
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["finetune"]
+    assert read(tmp_path / "results.json")["finetune"]["start"] == "random"
+
+
+def official_names(encoder):
+    """The arrays of a released file for an encoder tree of ours: {name: shape}."""
+    names = {}
+    for path, leaf in flatten(encoder).items():
+        dotted, shape = "/".join(path), leaf.shape
+        dotted = dotted.replace("patch_embedding/", "embedding/")
+        if dotted.startswith("root/"):
+            dotted = dotted.replace("root/conv/", "conv_root/").replace("root/norm/", "gn_root/")
+        elif dotted.startswith("block"):
+            dotted = dotted.replace("/norm", "/gn")
+        elif dotted.startswith("layer"):
+            layer, rest = dotted.split("/", 1)
+            for ours, theirs in [
+                ("norm1", "LayerNorm_0"), ("norm2", "LayerNorm_2"), ("mlp/fc1", "MlpBlock_3/Dense_0"),
+                ("mlp/fc2", "MlpBlock_3/Dense_1"), ("attention", "MultiHeadDotProductAttention_1"),
+            ]:  # fmt: skip
+                rest = rest.replace(ours, theirs)
+            dotted = f"Transformer/encoderblock_{layer.removeprefix('layer')}/{rest}"
+        elif dotted.startswith("norm/"):
+            dotted = dotted.replace("norm/", "Transformer/encoder_norm/")
+        elif dotted == "position_embedding":
+            dotted, shape = "Transformer/posembed_input/pos_embedding", (1, 10, shape[-1])
+        names[dotted] = shape
+    return names
+
+
+@pytest.fixture(scope="module")
+def weights(tiny_run, tmp_path_factory):
+    """An .npz with the released names and tiny shapes: a grid of 3 x 3 and a class token."""
+    network, _ = open_network(tiny_run.workdir / "checkpoints/pretrain")
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: rng.normal(1.0 if name.endswith("scale") else 0.0, 0.05, shape).astype(np.float32)
+        for name, shape in official_names(network["params"]["encoder"]).items()
+    }
+    path = tmp_path_factory.mktemp("weights") / "tiny.npz"
+    np.savez(path, **arrays, cls=np.zeros((1, 1, 32), np.float32))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A user's own folder with two classes of two textures, and classes.json."""
+    root = tmp_path_factory.mktemp("own")
+    rng = np.random.default_rng(1)
+    for split, count in (("train", 6), ("val", 3)):
+        for part in ("images", "masks"):
+            (root / part / split).mkdir(parents=True)
+        for i in range(count):
+            mask = np.zeros((32, 48), np.uint8)
+            mask[:, 10 + 3 * i :] = 1
+            image = rng.integers(0, 128, (32, 48, 3)) + 127 * mask[..., None]
+            Image.fromarray(image.astype(np.uint8)).save(root / f"images/{split}/{i}.png")
+            Image.fromarray(mask).save(root / f"masks/{split}/{i}.png")
+    (root / "classes.json").write_text(json.dumps({"names": ["dark", "light"]}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def own_config(folder, tmp_path_factory):
+    """The tiny config on that folder, as a user would write it."""
+    text = TINY.read_text()
+    text = text.replace("scenes = dict(images=10, size=(32, 48), seed=0)", "scenes = dict()")
+    text = text.replace('source="scenes", path="", options=dict', f'source="unlabelled", path="{folder}", options=dict')
+    text = text.replace('source="scenes", path="", options=scenes', f'source="folder", path="{folder}", options=scenes')
+    path = tmp_path_factory.mktemp("config") / "own.py"
+    path.write_text(text)
+    return path
+
+
+def test_ddep_keeps_the_loaded_encoder_bit_for_bit(command, own_config, weights, tmp_path):
+    """Own pictures, official weights, a frozen encoder, then fine-tuning of everything."""
+    flags = ["--config.pretrain=ddep", f"--config.weights={weights}", "--config.data.count=0"]
+    out = succeeded(command(tmp_path, *flags, "--config.run=('pretrain','finetune')", config=own_config))
+    assert "pretrain: from weights; " in out and ", 0 rest" not in out.splitlines()[0]
+    directory = tmp_path / "checkpoints/pretrain"
+    first, last = (leaves_of(directory, step) for step in (6, 8))
+    encoder = {path for path in first if path[0] == "encoder"}
+    assert encoder and all(np.array_equal(first[path], last[path]) for path in encoder)
+    assert not any(np.array_equal(first[p], last[p]) for p in first if p[-1] == "kernel" and p not in encoder)
+    with np.load(weights) as arrays:
+        kernel = arrays["Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel"]
+    assert np.array_equal(last["encoder", "layer0", "mlp", "fc1", "kernel"], kernel)
+    tuned = leaves_of(tmp_path / "checkpoints/finetune")
+    assert not np.array_equal(tuned["encoder", "layer0", "mlp", "fc1", "kernel"], kernel)
+    results = read(tmp_path / "results.json")["finetune"]
+    assert results["classes"].keys() == {"dark", "light"} and results["start"] == "pretrain"
+
+
+def test_weights_that_do_not_fit_are_named(command, weights, tmp_path):
+    with np.load(weights) as arrays:
+        kept = {name: array for name, array in arrays.items() if name != "conv_root/kernel"}
+    np.savez(tmp_path / "bad.npz", **kept)
+    flags = ["--config.pretrain=ddep", f"--config.weights={tmp_path}/bad.npz"]
+    done = command(tmp_path / "run", *flags)
+    assert done.code == 2 and len(done.err.splitlines()) == 1
+    assert "root.conv.kernel" in done.err and "bad.npz" in done.err
+    assert not list((tmp_path / "run").glob("checkpoints/*/*"))
+
+
+@pytest.mark.slow  # compiles programs of its own
+def test_ddep_without_weights_says_so(command, tmp_path):
+    out = succeeded(command(tmp_path, "--config.pretrain=ddep", "--config.run=('pretrain',)"))
+    assert "no encoder weights were given" in out
+    assert "nothing to measure" in out
+
+
+@pytest.mark.slow  # compiles programs of its own
+def test_many_options_together(command, tmp_path):
+    flags = [
+        "--config.noise.condition=True", "--config.noise.low=0.1", "--config.noise.high=0.4",
+        "--config.noise.target=image", "--config.noise.uniform_in=gamma", "--config.dtype=bfloat16",
+        "--config.remat=True", "--config.run=('pretrain','finetune')", "--config.data.workers=1",
+    ]  # fmt: skip
+    for stage in ("pretrain", "finetune"):
+        flags += [f"--config.stages.{stage}.accumulate=2", f"--config.stages.{stage}.ema=0.5"]
+    succeeded(command(tmp_path, *flags))
+    assert all(np.isfinite(r.get("loss", 0.0)) for r in records(tmp_path))
+    for leaf in leaves_of(tmp_path / "checkpoints/finetune").values():
+        assert leaf.dtype == np.float32
+    assert ("level", "kernel") in leaves_of(tmp_path / "checkpoints/pretrain")
+    assert read(tmp_path / "results.json")["finetune"]["step"] == 8
