@@ -64,7 +64,8 @@ def get_config():
         ),
     )
     c.evaluate = dict(                    # on all 101 pictures, probabilities enlarged to 360 x 480
-        view="whole", window=(0, 0), stride=(0, 0), scales=(1 / 3,), flip=False,
-        batch_size=8, images=0, quick_images=24, absent="skip", checkpoint="last", pictures=4,
+        view="whole", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=False,
+        limit=(160, 120), short=0, batch_size=8,
+        images=0, quick_images=24, absent="skip", checkpoint="last", pictures=4,
     )
     return c

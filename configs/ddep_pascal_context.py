@@ -81,6 +81,7 @@ def get_config():
     c.evaluate = dict(                    # windows of the crop size
         view="slide", window=(512, 512), stride=(341, 341), flip=True,
         scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
-        batch_size=4, images=0, quick_images=64, absent="skip", checkpoint="last", pictures=4,
+        limit=(0, 0), short=0, batch_size=4,
+        images=0, quick_images=64, absent="skip", checkpoint="last", pictures=4,
     )
     return c

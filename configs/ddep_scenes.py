@@ -33,7 +33,7 @@ def get_config():
     c.model = dict(
         arithmetic="official", resnet_width=0.5, resnet_units=(1, 1, 1),
         hidden=128, layers=2, heads=4, mlp=256,
-        decoder=(128, 64, 32, 16), decoder_width=1.0, bridge=128, scale_bridge=False, skips=3,
+        decoder=(64, 48, 32, 16), decoder_width=1.0, bridge=128, scale_bridge=False, skips=3,
         dropout=0.1,
     )
 
@@ -62,7 +62,8 @@ def get_config():
         ),
     )
     c.evaluate = dict(
-        view="whole", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=False, batch_size=8,
+        view="whole", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=False,
+        limit=(0, 0), short=0, batch_size=8,
         images=100, quick_images=24, absent="skip", checkpoint="last", pictures=4,
     )
     return c

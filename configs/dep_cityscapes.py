@@ -79,6 +79,7 @@ def get_config():
     )
     c.evaluate = dict(                    # the two 1024 x 1024 halves of a picture, mirrored too
         view="halves", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=True,
-        batch_size=2, images=0, quick_images=64, absent="skip", checkpoint="last", pictures=4,
+        limit=(0, 0), short=0, batch_size=2,
+        images=0, quick_images=64, absent="skip", checkpoint="last", pictures=4,
     )
     return c

@@ -30,7 +30,9 @@ def check_data(config: ConfigDict, workdir: Path):
     parts = [(name, data, split, open_data(data, split)) for name, data, split in parts]
     make_workdir(workdir)
     for name, data, split, source in parts:
-        print(f"{name}: {counted(len(source), 'image')} of {data.source}, split {split}", flush=True)
+        print(
+            f"{name}: {counted(len(source), 'image')} of {data.source}, split {split}", flush=True
+        )
         for sentence in source.report:
             print(f"  note: {sentence}")
         bad = describe(source, name == "unlabelled", data.threads)
@@ -45,7 +47,7 @@ def check_data(config: ConfigDict, workdir: Path):
 
 
 def describe(source: Sequence, unlabelled: bool, threads: int) -> list[str]:
-    """Prints sizes, the share of each class and unusable files; returns what is wrong with those."""
+    """Prints sizes, the share of each class and bad files; returns what is wrong with those."""
     sizes, problems = collections.Counter(), []
     pixels, images = collections.Counter(), collections.Counter()
     with ThreadPoolExecutor(threads) as pool:

@@ -27,10 +27,12 @@ BEST = "mIoU"  # the number by which the best checkpoint is kept
 class StageCheckpoints:
     """The checkpoints of one stage: the latest two, and the best one if evaluations were given.
 
-    Saving returns before the files are written; a save that was cut short is never taken for whole.
+    Saving returns before the files are written; a save that was cut short is never taken for whole,
+    and its remains are removed by the next run that writes there (not by a reader, who may look on
+    while another process saves).
     """
 
-    def __init__(self, directory: str | os.PathLike, keep: int = 2):
+    def __init__(self, directory: str | os.PathLike, keep: int = 2, read_only: bool = False):
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file otherwise
         newest = policies.LatestN(keep)
         best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
@@ -38,6 +40,8 @@ class StageCheckpoints:
             best_fn=_score,
             best_mode="max",
             preservation_policy=policies.AnyPreservationPolicy([newest, best]),
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
         )
         self.manager = ocp.CheckpointManager(
             Path(directory).absolute(),
@@ -115,7 +119,7 @@ def open_network(path: str | os.PathLike, step: int | None = None) -> tuple[dict
           where there is one.
     """
     require_checkpoint(path)
-    with StageCheckpoints(path) as checkpoints:
+    with StageCheckpoints(path, read_only=True) as checkpoints:
         step = checkpoints.latest() if step is None else step
         tree = dict(checkpoints.manager.item_metadata(step)["state"].tree)
         target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)

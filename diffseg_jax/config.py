@@ -83,7 +83,8 @@ class Several:
     def problem(self, value):
         """What is wrong with a value, or an empty string."""
         if not isinstance(value, (tuple, list)) or self.count and len(value) != self.count:
-            return f"must be a tuple of {self.count or 'some'} values, such as {(1,) * self.count or (1,)}"
+            example = (1,) * self.count or (1,)
+            return f"must be a tuple of {self.count or 'some'} values, such as {example}"
         problems = [self.each.problem(entry) for entry in value]
         return next((f"holds a value that {problem}" for problem in problems if problem), "")
 
@@ -174,6 +175,8 @@ COMMON = {  # what every system's config holds; each system adds its own
         "view": Text(("whole", "slide", "halves")),
         "window": SIZE,
         "stride": SIZE,
+        "limit": SIZE,
+        "short": Number(int, 0),
         "scales": Several(Number(float, 0.01, 100)),
         "flip": Flag(),
         "batch_size": Number(int, 1),
@@ -213,7 +216,10 @@ def check_options(values: Mapping, allowed: Mapping, where: str = "", whole: boo
             for key in value:
                 check_options(value[key], rule.each, f"{path}.{key}.")
         elif problem := rule.problem(value):
-            raise UserError(f"{path} is {value!r}, but it {problem}".rstrip(".?") + ("?" if problem.endswith("?") else "."))
+            raise UserError(
+                f"{path} is {value!r}, but it {problem}".rstrip(".?")
+                + ("?" if problem.endswith("?") else ".")
+            )
 
 
 def differing_lines(old: Mapping, new: Mapping, where: str = "") -> list[str]:

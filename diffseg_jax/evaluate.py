@@ -6,28 +6,37 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffseg_jax.mesh import batch_sharding
+from diffseg_jax.mesh import AXES, batch_sharding, state_shardings
 from diffseg_jax.metrics.segmentation import confusion
 from diffseg_jax.systems.prediction import Protocol, predict
 
 
-def local_forward(function: Callable, network: dict, mesh: jax.sharding.Mesh) -> Callable:
-    """(images, valid) -> numpy probabilities, for `predict`; compiled once per shape.
+def make_forward(
+    function: Callable, network: dict, mesh: jax.sharding.Mesh, batch_size: int
+) -> Callable:
+    """(images, valid) -> numpy probabilities, for `predict`; compiled once per image size.
 
     function  (network, images, valid) -> probabilities, jitted
 
-    In one process the images are split over the mesh where they divide. Several processes each
-    take a copy of the network and work through their own images: none waits for another.
+    Fewer images than `batch_size` are filled up with copies. In one process the batch is split over
+    the mesh. Several processes each put a copy of the network on their own devices and work through
+    their own images: none waits for another.
     """
     if jax.process_count() > 1:
         network = multihost_utils.process_allgather(network, tiled=True)
-        return lambda images, valid: np.asarray(function(network, images, valid))
+        mesh = Mesh(np.reshape(jax.local_devices(), (-1, 1)), AXES)
+        network = jax.device_put(network, NamedSharding(mesh, PartitionSpec()))
+    elif any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(network)):
+        network = jax.device_put(network, state_shardings(network, mesh))
 
     def forward(images, valid):
-        if len(images) % mesh.size == 0:
-            images, valid = jax.device_put((images, valid), batch_sharding(mesh))
-        return np.asarray(function(network, images, valid))
+        rows = np.arange(max(batch_size, len(images))) % len(images)
+        batch = images[rows], valid[rows]
+        if len(rows) % mesh.size == 0:
+            batch = jax.device_put(batch, batch_sharding(mesh))
+        return np.asarray(function(network, *batch))[: len(images)]
 
     return forward
 
@@ -38,9 +47,8 @@ def evaluate(
 ) -> tuple[np.ndarray, list[dict]]:  # fmt: skip
     """Confusion counts i64[K,K] over the images at `places`, summed over all processes.
 
-    Neighbours of one size share a batch; the last batch is filled up with copies that are not counted.
-    Also returns `keep` examples of this process, spread over the split, with "labels" and
-    "uncertainty" added.
+    Neighbours of one size share a batch. Also returns `keep` examples of this process, spread over
+    the split, with "labels" and "uncertainty" added.
     """
     counts = np.zeros((num_classes, num_classes), np.int64)
     kept = []
@@ -48,8 +56,7 @@ def evaluate(
     shown = {source.names[place] for place in spread(mine, keep)}
     for examples in _batches(source, mine, batch_size):
         images = np.stack([example["image"] for example in examples])
-        filled = images[np.arange(batch_size) % len(images)]
-        prediction = predict(forward, filled, protocol)
+        prediction = predict(forward, images, protocol)
         for row, example in enumerate(examples):
             counts += confusion(example["mask"], prediction.labels[row], num_classes)
             if example["name"] in shown:
@@ -65,6 +72,8 @@ def evaluate(
 
 def spread(places: Sequence[int], count: int) -> Sequence[int]:
     """At most `count` of the places, evenly from the first to the last: neighbours look alike."""
+    if not len(places) or not count:
+        return []
     return np.asarray(places)[np.unique(np.linspace(0, len(places) - 1, count).astype(int))]
 
 

@@ -20,7 +20,7 @@ from diffseg_jax.data.datasets import open_source
 from diffseg_jax.data.pipeline import Cached, training_batches
 from diffseg_jax.data.subsets import describe_subset, subset
 from diffseg_jax.data.transforms import augment
-from diffseg_jax.evaluate import evaluate, local_forward, spread
+from diffseg_jax.evaluate import evaluate, make_forward, spread
 from diffseg_jax.mesh import check_batch, make_mesh
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.systems import SYSTEMS
@@ -32,6 +32,7 @@ from diffseg_jax.training.optimizer import make_optimizer, make_schedule
 from diffseg_jax.training.state import flatten, network_of
 
 PADDED_AT_MOST = 2  # times the image's side; a larger crop is mostly padding and surely a mistake
+PROTOCOL = ("view", "window", "stride", "scales", "flip", "absent")  # written beside the results
 
 
 @dataclasses.dataclass
@@ -79,7 +80,7 @@ def open_data(data: ConfigDict, split: str) -> Sequence:
     return Cached(source) if data.cache else source
 
 
-# ---- before anything runs --------------------------------------------------------------------------
+# ---- before anything runs ------------------------------------------------------------------------
 
 
 def check_config(config: ConfigDict):
@@ -99,8 +100,9 @@ def protocol_of(config: ConfigDict) -> Protocol:
     """How evaluation shows its pictures to the network."""
     options = config.evaluate
     return make_protocol(
-        options.view, options.window, options.stride, options.scales, options.flip
-    )
+        options.view, options.window, options.stride, options.scales, options.flip, options.limit,
+        options.short,
+    )  # fmt: skip
 
 
 def start_run(config: ConfigDict, workdir: Path) -> Run:
@@ -114,7 +116,8 @@ def check_stages(run: Run):
     """Opens all that the stages read, so that mistakes are found before anything is written."""
     if not run.val.labels:
         raise UserError(
-            f"dataset {run.config.data.source} has no classes to learn; it can only be config.unlabelled."
+            f"dataset {run.config.data.source} has no classes to learn. "
+            "Give it as config.unlabelled.source, and a labelled one as config.data.source."
         )
     for name in run.config.run:
         if left_out(run, name):
@@ -135,7 +138,7 @@ def left_out(run: Run, name: str) -> bool:
 
 
 def claim_workdir(config: ConfigDict, workdir: Path):
-    """Makes the workdir and writes config.json, or checks that the checkpoints in it are this config's.
+    """Makes the workdir and writes config.json, or checks that its checkpoints are this config's.
 
     A run that stopped before its first checkpoint left nothing to mix up, so its config may change.
     Raises UserError when the workdir cannot be written or holds a run of another config.
@@ -189,7 +192,7 @@ def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
         )
 
 
-# ---- the three things that a command can do --------------------------------------------------------
+# ---- the three things that a command can do ------------------------------------------------------
 
 
 def train(config: ConfigDict, workdir: Path):
@@ -206,7 +209,7 @@ def train(config: ConfigDict, workdir: Path):
         task = make_task(run, name)
         stage = make_stage(run, name, task)
         describe_stage(run, stage, options)
-        with stage_checkpoints(run, name) as checkpoints:
+        with StageCheckpoints(run.workdir / "checkpoints" / name) as checkpoints:
             state = loop.run(stage, checkpoints, run.mesh, run.log)
             if task.predict:
                 step = chosen_step(run, checkpoints)
@@ -228,12 +231,12 @@ def evaluate_only(config: ConfigDict, workdir: Path):
         directory = workdir / "checkpoints" / name
         if config.stages[name].kind not in evaluated_kinds(run) or not directory.is_dir():
             continue
-        with stage_checkpoints(run, name) as checkpoints:
+        with StageCheckpoints(directory, read_only=True) as checkpoints:
             step = chosen_step(run, checkpoints)
         if step is None:
             continue
         network, _ = open_network(directory, step)
-        results[name] = result_of(run, name, make_task(run, name), network, step)
+        results[name] = result_of(run, name, make_task(run, name), network, step, "eval")
     if not results:
         raise UserError(f"{workdir} holds no checkpoint that can segment yet. Train first.")
     finish(run, results, "results_eval.json")
@@ -251,20 +254,21 @@ def finish(run: Run, results: dict, file: str):
         return
     names = run.val.labels.names
     if jax.process_index() == 0:
-        content = {name: {**about, **segmentation.to_json(scored, names)} for name, (about, scored) in results.items()}
+        content = {
+            name: {**about, **segmentation.to_json(scored, names)}
+            for name, (about, scored) in results.items()
+        }
         write_json(run.workdir / file, content)
-    columns = {f"{name} (from {about['start']})": scored for name, (about, scored) in results.items()}
+    columns = {
+        f"{name} (from {about['start']})": scored for name, (about, scored) in results.items()
+    }
     run.log.say(segmentation.format_table(names, columns))
-    run.log.say(f"finished; numbers in {run.workdir / file}, pictures in {run.workdir / 'pictures'}")
+    pictures = run.workdir / "pictures"
+    run.log.say(f"finished; numbers in {run.workdir / file}, pictures in {pictures}")
     run.log.close()
 
 
-# ---- one stage -------------------------------------------------------------------------------------
-
-
-def stage_checkpoints(run: Run, name: str) -> StageCheckpoints:
-    """The checkpoints of a stage of this run."""
-    return StageCheckpoints(run.workdir / "checkpoints" / name)
+# ---- one stage -----------------------------------------------------------------------------------
 
 
 def chosen_step(run: Run, checkpoints: StageCheckpoints) -> int | None:
@@ -407,7 +411,7 @@ def describe_stage(run: Run, stage: loop.Stage, options: ConfigDict):
         run.log.say(f"{stage.name}: {note}")
 
 
-# ---- looking at a stage ----------------------------------------------------------------------------
+# ---- looking at a stage --------------------------------------------------------------------------
 
 
 def watcher(run: Run, name: str, task: Task):
@@ -432,8 +436,9 @@ def watcher(run: Run, name: str, task: Task):
 
     def look(state, step):
         key = jax.random.key(run.config.seed)
-        noisy, denoised, error = function(network_of(state), examples["image"], examples["valid"], key)
-        sheet = visualise.denoising_sheet(_unit(examples["image"]), np.asarray(noisy), np.asarray(denoised))
+        images, valid = examples["image"], examples["valid"]
+        noisy, denoised, error = function(network_of(state), images, valid, key)
+        sheet = visualise.denoising_sheet(_unit(images), np.asarray(noisy), np.asarray(denoised))
         save_picture(run, sheet, f"{name}_{step:06d}", name, step)
         return {"denoising_error": float(error)}
 
@@ -458,26 +463,31 @@ def _unit(images):
 def measure(run: Run, function, network: dict, places, protocol: Protocol):
     """Confusion counts of a network and the examples to draw."""
     options = run.config.evaluate
-    forward = local_forward(function, network, run.mesh)
+    forward = make_forward(function, network, run.mesh, options.batch_size)
     return evaluate(
         forward, run.val, places, len(run.val.labels.names), protocol, options.batch_size,
         options.pictures,
     )  # fmt: skip
 
 
-def result_of(run: Run, name: str, task: Task, network: dict, step: int) -> tuple[dict, dict]:
-    """The final numbers of a stage, under the whole protocol: what they are of, and the scores."""
+def result_of(
+    run: Run, name: str, task: Task, network: dict, step: int, picture: str = "result"
+) -> tuple[dict, dict]:
+    """The final numbers of a stage, under the whole protocol: what they are of, and the scores.
+
+    picture  last word of the name of the sheet of examples
+    """
     options, config = run.config.evaluate, run.config
     places = run.places_of_val(options.images)
     run.log.say(f"{name}: evaluates step {step} on {counted(len(places), 'image')}")
     counts, kept = measure(run, jax.jit(task.predict), network, places, protocol_of(config))
-    draw_predictions(run, kept, f"{name}_result", name, step)
+    draw_predictions(run, kept, f"{name}_{picture}", name, step)
     about = {
         "step": step,
         "start": run.system.start_of(config, config.stages[name].kind, config.stages[name].start),
         "images": len(places),
         "labelled_images": len(run.labelled),
-        "protocol": _plain({k: options[k] for k in ("view", "window", "stride", "scales", "flip", "absent")}),
+        "protocol": _plain({word: options[word] for word in PROTOCOL}),
     }
     return about, segmentation.scores(counts, absent=options.absent)
 

@@ -27,13 +27,14 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
 
 
 def check_batch(batch_size: int, accumulate: int, where: str):
-    """Raises UserError when the devices cannot share a batch of that size in `accumulate` parts."""
+    """Raises UserError when the devices cannot share a batch of that size in equal parts."""
     share = jax.device_count() * accumulate
     if batch_size < 1 or batch_size % share:
         near = max(share, batch_size // share * share)
         parts = f" in {accumulate} parts" if accumulate > 1 else ""
         raise UserError(
-            f"{where} is {batch_size}, but {jax.device_count()} devices must share it evenly{parts}. "
+            f"{where} is {batch_size}, but {jax.device_count()} devices must share it evenly"
+            f"{parts}. "
             f"Try --config.{where}={near} or {near + share}."
         )
 
@@ -44,7 +45,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(tree, mesh: Mesh):
-    """A sharding per leaf: the largest axis that `fsdp` divides is split, small leaves are copied."""
+    """A sharding per leaf: the largest axis that `fsdp` divides is split, small ones copied."""
     size = mesh.shape["fsdp"]
 
     def place(leaf):

@@ -1,4 +1,4 @@
-"""Runs both stages of the tiny config on a mesh over the devices of this process; see test_devices.py.
+"""Runs both stages of the tiny config on a mesh over the devices of this process.
 
 python tests/sharded_run.py <workdir> <data> <fsdp> [<workdir of another mesh>]
 
@@ -53,20 +53,20 @@ def same_as_stored(restored, directory):
 
 
 def main(workdir, data, fsdp, other=None):
-    """Trains, counts split leaves per part of the state, and restores the other run's last state."""
+    """Trains, counts the split leaves of the state, and restores the other run's last state."""
     run = experiment.start_run(small_config(int(data), int(fsdp)), Path(workdir))
     experiment.make_workdir(run.workdir)
     facts = {"devices": jax.device_count()}
     for name in run.config.run:
         stage = experiment.make_stage(run, name, experiment.make_task(run, name))
         stage = dataclasses.replace(stage, evaluate=None)
-        with experiment.stage_checkpoints(run, name) as checkpoints:
+        with StageCheckpoints(run.workdir / "checkpoints" / name) as checkpoints:
             state = loop.run(stage, checkpoints, run.mesh, run.log)
         leaves = {part: jax.tree.leaves(state[part]) for part in ("params", "opt")}
         facts[name] = {part: sum(map(is_split, found)) for part, found in leaves.items()}
         if other:
             directory = Path(other) / "checkpoints" / name
-            with StageCheckpoints(directory) as checkpoints:
+            with StageCheckpoints(directory, read_only=True) as checkpoints:
                 restored = checkpoints.restore(STEPS, loop.abstract_state(stage), run.mesh)
             facts[name]["restored"] = same_as_stored(restored, directory)
     print(json.dumps(facts))

@@ -25,10 +25,10 @@ def test_three_kills_change_no_bit(command, tiny_run, tmp_path):
     assert kill_test.differences(workdir, tiny_run.workdir) == []
     for file in ("results.json", "labelled.json", "config.json"):
         assert (workdir / file).read_bytes() == (tiny_run.workdir / file).read_bytes()
-    assert not kill_test.is_saving(workdir)
+    assert not kill_test.half_written(workdir)
 
 
-# ---- the order of the data -------------------------------------------------------------------------
+# ---- the order of the data -----------------------------------------------------------------------
 
 
 class Numbers:

@@ -1,9 +1,9 @@
 """A source -> endless training batches whose position is one number: the step.
 
-Which examples a batch holds, and how each is augmented, is a pure function of (seed, step): position
-p = step * batch_size + row reads example order(p // n)[p % n], where order(epoch) is a permutation of
-the n examples drawn from the seed and the epoch. So a run resumes anywhere, for any number of threads,
-workers or processes, and small sets fill large batches.
+Which examples a batch holds, and how each is augmented, is a pure function of (seed, step): the
+position p = step * batch_size + row reads example order(p // n)[p % n], where order(epoch) is a
+permutation of the n examples drawn from the seed and the epoch. So a run resumes anywhere, for any
+number of threads, workers or processes, and small sets fill large batches.
 """
 
 import dataclasses

@@ -4,7 +4,7 @@ import jax
 
 
 def add_noise(x: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
-    """x_t = alpha x_0 + sigma eps; x, eps f32[B, ...], alpha and sigma f32[B]. Nothing is clipped."""
+    """x_t = alpha x_0 + sigma eps; x, eps f32[B, ...], alpha, sigma f32[B]. Nothing is clipped."""
     return _per_image(alpha, x) * x + _per_image(sigma, x) * eps
 
 

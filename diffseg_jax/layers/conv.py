@@ -10,7 +10,7 @@ WIDE = 64 * 128  # in * out channels from which a 3x3 kernel gradient is faster 
 
 
 class Arithmetic(enum.Enum):
-    """Which program's rounding, padding and norms a TransUNet follows (README, "Two arithmetics")."""
+    """Whose padding, pooling and norms a TransUNet follows (README, "Two arithmetics")."""
 
     OFFICIAL = "official"  # the JAX program that trained the released encoder weights
     PORT = "port"  # the PyTorch program that loads them
@@ -26,7 +26,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding="SAME") -
     """
     if kernel.shape[:2] == (1, 1):
         return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], kernel[0, 0])
-    if stride == 1 and kernel.shape[:2] == (3, 3) and kernel.shape[2] * kernel.shape[3] >= WIDE:
+    wide = kernel.shape[:2] == (3, 3) and kernel.shape[2] * kernel.shape[3] >= WIDE
+    if wide and stride == 1 and padding in ("SAME", [(1, 1)] * 2):
         return _convolve_wide(x, kernel)
     return _convolve(x, kernel, stride, padding)
 

@@ -34,8 +34,8 @@ def _double(x, axis):
 def aligned_matrix(source: int, target: int) -> np.ndarray:
     """f64[target, source]: bilinear weights with aligned corners along one axis.
 
-    Output i reads the coordinate i (source-1) / (target-1); one input is repeated, one output is the
-    first input.
+    Output i reads the coordinate i (source-1) / (target-1); one input is repeated, and one output
+    is the first input.
     """
     if source == 1 or target == 1:
         matrix = np.zeros((target, source))

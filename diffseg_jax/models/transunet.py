@@ -19,7 +19,9 @@ STRIDE = 16
 LEVEL_WIDTH = 128  # width of the embedded noise level
 
 
-def _group_norm(channels, *, groups=32, epsilon=1e-6, rngs, scale_init=nnx.initializers.ones_init()):
+def _group_norm(
+    channels, *, groups=32, epsilon=1e-6, scale_init=nnx.initializers.ones, rngs
+):
     return nnx.GroupNorm(
         channels, num_groups=groups, epsilon=epsilon, use_fast_variance=False,
         scale_init=scale_init, rngs=rngs,
@@ -82,7 +84,9 @@ class Block(nnx.Module):
         self.units = units
         self.remat = remat
         for u in range(1, units + 1):
-            unit = Unit(in_channels, channels, stride if u == 1 else 1, arithmetic=arithmetic, rngs=rngs)
+            unit = Unit(
+                in_channels, channels, stride if u == 1 else 1, arithmetic=arithmetic, rngs=rngs
+            )
             setattr(self, f"unit{u}", unit)
             in_channels = 4 * channels
 
@@ -182,7 +186,9 @@ class Encoder(nnx.Module):
         x = x + self._positions((rows, columns)).astype(x.dtype)
         x = features["embedded"] = dropout(x.reshape(batch, -1, dim), self.dropout_rate, keys[0])
         for l in range(self.layers):
-            x = features[f"layer{l}"] = _call(getattr(self, f"layer{l}"), self.remat, x, keys[l + 1])
+            x = features[f"layer{l}"] = _call(
+                getattr(self, f"layer{l}"), self.remat, x, keys[l + 1]
+            )
         x = features["encoded"] = _norm_as(self.norm, x).reshape(batch, rows, columns, dim)
         return x, features
 
@@ -196,7 +202,7 @@ class Encoder(nnx.Module):
         return nnx.max_pool(x, (3, 3), (2, 2), padding)
 
     def _even(self, x, shape):
-        """The stride-4 skip; the port's map is one row and column short and is filled with zeros."""
+        """The stride-4 skip; the port's map is a row and a column short and is filled with 0."""
         rows, columns = shape[1] // 4 - x.shape[1], shape[2] // 4 - x.shape[2]
         return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))
 
@@ -274,7 +280,7 @@ class TransUNet(nnx.Module):
 
     `outputs` is 3 for denoising, the number of classes for segmentation. Widths, depths and the
     position grid are arguments; the defaults are the published R50+ViT-B/16 with decoder width 1.
-    Batch norms use batch statistics unless seen through `nnx.view(model, use_running_average=True)`.
+    Batch norms use batch statistics unless seen by `nnx.view(model, use_running_average=True)`.
     """
 
     def __init__(
@@ -304,7 +310,9 @@ class TransUNet(nnx.Module):
         padding = ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE), (0, 0))
         encoded, features = self.encoder(jnp.pad(image, padding).astype(self.dtype), key)
         emb = None
-        if self.level is not None:  # a level is a fraction of the signal: spread it over the sinusoid
+        if (
+            self.level is not None
+        ):  # a level is a fraction of the signal: spread it over the sinusoid
             emb = self.level(sinusoid(1000.0 * level, LEVEL_WIDTH))
         x, named = self.decoder(encoded, features, emb)
         out = convolve(x, self.head.kernel[...].astype(x.dtype)) + self.head.bias[...]

@@ -1,7 +1,7 @@
 """Denoising pretraining for segmentation: DDeP, DeP and their two baselines.
 
-Brempong et al., "Denoising Pretraining for Semantic Segmentation" (CVPR workshops 2022) and "Decoder
-Denoising Pretraining for Semantic Segmentation" (TMLR 2022, arXiv 2205.11423).
+Brempong et al., "Denoising Pretraining for Semantic Segmentation" (CVPR workshops 2022) and
+"Decoder Denoising Pretraining for Semantic Segmentation" (TMLR 2022, arXiv 2205.11423).
 
 | pretrain   | encoder before fine-tuning | decoder before fine-tuning |
 |---|---|---|
@@ -30,9 +30,12 @@ from diffseg_jax.models.transunet import STRIDE, TransUNet, resize_positions
 from diffseg_jax.systems.task import Task, draw_per_row, scale_images
 from diffseg_jax.weights.transunet import load_official, load_port
 
-STAGES = {"pretrain": "unlabelled", "finetune": "labelled"}  # kind -> the data that it learns from
+STAGES = {"pretrain": "unlabelled", "finetune": "labelled"}  # kind -> data that it learns from
 CHOICES = ("none", "supervised", "dep", "ddep")
-STARTS = {"none": "random", "supervised": "weights"}  # where others fine-tune from: the pretrain stage
+STARTS = {
+    "none": "random",
+    "supervised": "weights",
+}  # else: the pretrain stage
 
 
 def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:
@@ -81,7 +84,7 @@ def _transunet(config, outputs, grid, rngs):
     )  # fmt: skip
 
 
-# ---- losses ----------------------------------------------------------------------------------------
+# ---- losses ------------------------------------------------------------------------------------
 
 
 def denoising_loss(network, noise, dropout, params, stats, batch, key):
@@ -98,6 +101,7 @@ def denoising_loss(network, noise, dropout, params, stats, batch, key):
     eps = draw_per_row(lambda k: jax.random.normal(k, image.shape[1:]), key_noise, batch["row"])
     noisy = add_noise(image, eps, *LEVELS[noise["kind"]](sigma))
     model = network.bind(params, stats)
+    key_dropout = jax.random.fold_in(key_dropout, batch["row"][0])  # another mask in each part
     prediction, _ = model(noisy, sigma, key_dropout if dropout else None)
     loss, weight = squared_error(prediction, eps if noise["target"] == "noise" else image)
     return loss, (weight, stats_of(model), {})
@@ -117,17 +121,18 @@ def draw_sigma(key, noise) -> jax.Array:
 def segmentation_loss(network, params, stats, batch, key):
     """Pixel cross-entropy summed over counted pixels; metrics: pixel_accuracy.
 
-    batch  image u8[B,h,w,3], mask i32[B,h,w] with 255 = ignored, valid i32[B,2]
+    batch  image u8[B,h,w,3], mask i32[B,h,w] with 255 = ignored, valid i32[B,2], row i32[B]
     """
     model = network.bind(params, stats)
     image = scale_images(batch["image"], batch["valid"])
-    logits, _ = model(image, jnp.zeros(len(image)), key)
+    key_dropout = jax.random.fold_in(key, batch["row"][0])  # another mask in each part of a batch
+    logits, _ = model(image, jnp.zeros(len(image)), key_dropout)
     loss, weight = masked_cross_entropy(logits, batch["mask"])
     correct = jnp.sum(jnp.argmax(logits, -1) == batch["mask"]).astype(jnp.float32)
     return loss, (weight, stats_of(model), {"pixel_accuracy": correct})
 
 
-# ---- answers ---------------------------------------------------------------------------------------
+# ---- answers -----------------------------------------------------------------------------------
 
 
 def class_probabilities(network, values, images, valid):
@@ -138,7 +143,7 @@ def class_probabilities(network, values, images, valid):
 
 
 def denoise(network, noise, values, images, valid, key):
-    """Noisy and denoised images f32[B,h,w,3] in [-1, 1] at the middle level, and the mean squared error."""
+    """Noisy and denoised images f32[B,h,w,3] in [-1, 1] at the middle level; mean squared error."""
     image = scale_images(images, valid)
     sigma = jnp.full(len(image), (noise["low"] + noise["high"]) / 2, jnp.float32)
     alpha, spread = LEVELS[noise["kind"]](sigma)
@@ -153,11 +158,11 @@ def denoise(network, noise, values, images, valid, key):
     return jnp.clip(noisy / scale, -1, 1), jnp.clip(clean, -1, 1), loss / weight
 
 
-# ---- where a stage starts --------------------------------------------------------------------------
+# ---- where a stage starts ----------------------------------------------------------------------
 
 
 def start_of(config, kind: str, start: str) -> str:
-    """Where a stage starts from: "random", "weights", the name of a stage, or a stage's directory."""
+    """Where a stage starts: "random", "weights", the name of a stage, or a stage's directory."""
     if kind == "pretrain":
         return "weights" if config.pretrain == "ddep" and config.weights else "random"
     replaced = STARTS.get(config.pretrain, start) if start == "pretrain" else start
@@ -194,8 +199,8 @@ def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
         if path not in flat or flat[path].shape != leaf.shape:
             came = flat[path].shape if path in flat else "missing"
             raise UserError(
-                f"the stage to start from has another network: {'.'.join(path)} is {came} there and "
-                f"{leaf.shape} here. Use the same model settings in both, or start from \"random\"."
+                f"the stage to start from has another network: {'.'.join(path)} is {came} "
+                f'there and {leaf.shape} here. Use the same model settings in both, or start from "random".'
             )
     return taken
 
@@ -222,7 +227,7 @@ def _shapes(tree):
     return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
 
 
-# ---- what can be wrong with a config ---------------------------------------------------------------
+# ---- what can be wrong with a config -----------------------------------------------------------
 
 
 OPTIONS = {

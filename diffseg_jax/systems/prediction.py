@@ -1,13 +1,14 @@
-"""What every system answers with, and how a picture is cut, mirrored and scaled before it is asked."""
+"""What every system answers with, and how a picture is cut, mirrored and scaled before it."""
 
 import dataclasses
 import enum
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from diffseg_jax.config import UserError
-from diffseg_jax.data.transforms import resize_image
+from diffseg_jax.data.transforms import keep_ratio_size, resize_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Protocol:
     """How pictures are shown to the network and its answers averaged.
 
     window, stride  (height, width) in pixels, for `View.SLIDE`
-    scales          factors by which the picture is shown larger or smaller
+    limit, short    sides that the picture is first made to fit, or its shorter side; aspect kept,
+                    as in `transforms.augment`; (0, 0) and 0: its own size
+    scales          factors by which it is then shown larger or smaller
     flip            whether the mirrored picture is shown too
     """
 
@@ -46,10 +49,20 @@ class Protocol:
     stride: tuple[int, int] = (0, 0)
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    limit: tuple[int, int] = (0, 0)
+    short: int = 0
+
+    def sizes(self, own: tuple[int, int]) -> list[tuple[int, int]]:
+        """The (height, width) at which a picture of size `own` is shown, one per scale."""
+        if self.short:
+            own = keep_ratio_size(own, (math.inf, self.short))
+        elif any(self.limit):
+            own = keep_ratio_size(own, self.limit)
+        return [tuple(max(1, int(side * scale + 0.5)) for side in own) for scale in self.scales]
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows along an axis; the last window ends at the picture's edge.
+    """First pixels of the windows along an axis; the last one ends at the picture's edge.
 
     max(length - window + stride - 1, 0) // stride + 1 of them, as in mmsegmentation.
     """
@@ -63,17 +76,18 @@ def predict(forward: Callable, images: np.ndarray, protocol: Protocol) -> Predic
     forward  (images u8[B,h,w,3], valid i32[B,2]) -> probabilities f32[B,h,w,K]; what lies outside
              `valid` (height, width) is padding
 
-    Probabilities are averaged in float32 over scales, windows and the mirror image. The uncertainty is
-    the entropy of the average divided by ln K.
+    Probabilities are averaged in float32 over scales, windows and the mirror image. The uncertainty
+    is the entropy of the average divided by ln K.
     """
+    own = images.shape[1:3]
     total = np.zeros((), np.float32)
-    for scale in protocol.scales:
-        shown = images if scale == 1 else _resize_all(images, scale)
+    for size in protocol.sizes(own):
+        shown = np.stack([resize_image(image, size) for image in images])
         probs = _windows(forward, shown, protocol)
         if protocol.flip:
             mirrored = _windows(forward, shown[:, :, ::-1], protocol)
             probs = (probs + mirrored[:, :, ::-1]) / 2
-        total = total + (probs if scale == 1 else _resize_probs(probs, images.shape[1:3]))
+        total = total + _resize_probs(probs, own)
     probs = total / len(protocol.scales)
     entropy = -np.sum(probs * np.log(np.maximum(probs, 1e-12)), axis=-1)
     uncertainty = np.clip(entropy / np.log(max(probs.shape[-1], 2)), 0, 1)
@@ -110,15 +124,12 @@ def _ask(forward, images, size):
     return probs[:, :height, :width]
 
 
-def _resize_all(images, scale):
-    size = tuple(max(1, int(side * scale + 0.5)) for side in images.shape[1:3])
-    return np.stack([resize_image(image, size) for image in images])
-
-
 def _resize_probs(probs, size):
     """Bilinear, half-pixel centres, f32[B,h,w,K] -> f32[B,*size,K]."""
     for axis, target in ((1, size[0]), (2, size[1])):
         source = probs.shape[axis]
+        if source == target:
+            continue
         place = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
         low = np.floor(place).astype(int)
         high = np.minimum(low + 1, source - 1)
@@ -128,14 +139,18 @@ def _resize_probs(probs, size):
     return probs
 
 
-def make_protocol(view: str, window, stride, scales, flip: bool) -> Protocol:
+def make_protocol(
+    view: str, window, stride, scales, flip: bool, limit=(0, 0), short: int = 0
+) -> Protocol:
     """The protocol of a config's plain values.
 
     Raises UserError for a stride that leaves gaps between windows.
     """
     if view == "slide" and not all(0 < s <= w for s, w in zip(stride, window)):
         raise UserError(
-            f"evaluate.window is {tuple(window)} and evaluate.stride {tuple(stride)}: each stride must "
-            "lie between 1 and its window. Try --config.evaluate.stride=\"(341, 341)\"."
+            f"evaluate.window is {tuple(window)} and evaluate.stride {tuple(stride)}: each stride "
+            'must lie between 1 and its window. Try --config.evaluate.stride="(341, 341)".'
         )
-    return Protocol(View(view), tuple(window), tuple(stride), tuple(scales), flip)
+    return Protocol(
+        View(view), tuple(window), tuple(stride), tuple(scales), flip, tuple(limit), short
+    )

@@ -55,8 +55,8 @@ class Log:
             self.writer.add_scalar(name, value, step)
 
     def picture(self, stage: str, step: int, name: str, picture):
-        """Adds a picture u8[H,W,3] to the events."""
-        if self.primary:
+        """Adds a picture u8[H,W,3] to the events, if a stage writes any."""
+        if self.writer is not None:
             self.writer.add_image(name, picture, step, dataformats="HWC")
 
     def close(self):

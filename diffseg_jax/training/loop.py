@@ -77,8 +77,8 @@ def run(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -> dict:
 
     # ---- one compiled step
     key = _key(stage, "noise")
-    step_fn = functools.partial(train_step, stage.loss, stage.optimizer, stage.accumulate, stage.ema)
-    step_fn = jax.jit(step_fn, donate_argnums=0)
+    fixed = (stage.loss, stage.optimizer, stage.accumulate, stage.ema)
+    step_fn = jax.jit(functools.partial(train_step, *fixed), donate_argnums=0)
     batches = stage.batches(start)
     in_flight = collections.deque()
     limit = 1 if jax.default_backend() == "cpu" else STEPS_IN_FLIGHT
@@ -166,7 +166,7 @@ def _all_finite(tree):
 
 
 def _require_finite(stage, checkpoints, step, state):
-    """Refuses to save what no run can go on from: a finite gradient may still overflow the update."""
+    """Refuses to save what no run can go on from: a finite gradient may overflow the update."""
     if not _all_finite({part: state[part] for part in ("params", "stats", "ema")}):
         what = f"the parameters or batch statistics are not finite after step {step}"
         raise _diverged(stage, checkpoints, what)

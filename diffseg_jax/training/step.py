@@ -35,22 +35,20 @@ def train_step(
     def objective(params, stats, part):
         return loss_fn(merge_params(params, state["frozen"]), stats, part, key)
 
-    def add_part(carry, part):
-        sums, stats = carry
+    def part_sums(stats, part):
         differentiate = jax.value_and_grad(objective, has_aux=True)
         (loss, (weight, stats, metrics)), grads = differentiate(state["params"], stats, part)
-        return (jax.tree.map(jnp.add, sums, (grads, loss, weight, metrics)), stats), None
+        return (grads, loss, weight, metrics), stats
+
+    def add_part(carry, part):
+        sums, stats = part_sums(carry[1], part)
+        return (jax.tree.map(jnp.add, carry[0], sums), stats), None
 
     first = jax.tree.map(lambda x: x[0], parts)
-    if accumulate == 1:
-        differentiate = jax.value_and_grad(objective, has_aux=True)
-        (loss, (weight, stats, metrics)), grads = differentiate(state["params"], state["stats"], first)
-    else:
-        shapes = jax.eval_shape(lambda: objective(state["params"], state["stats"], first))
-        zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
-        loss, (weight, _, metrics) = zeros(shapes)
-        start = (zeros(state["params"]), loss, weight, metrics), state["stats"]
-        ((grads, loss, weight, metrics), stats), _ = jax.lax.scan(add_part, start, parts)
+    start = part_sums(state["stats"], first)
+    rest = jax.tree.map(lambda x: x[1:], parts)
+    (sums, stats), _ = jax.lax.scan(add_part, start, rest) if accumulate > 1 else (start, None)
+    grads, loss, weight, metrics = sums
 
     weight = jnp.maximum(weight, 1.0)  # a batch may hold nothing but ignored pixels
     grads = jax.tree.map(lambda g: g / weight, grads)

@@ -3,8 +3,8 @@
 python tests/benchmarks/kill_test.py --kills=10 --seed=0 [--config=tests/configs/tiny_ddep.py]
 
 Every third kill waits for a save in progress (a *.orbax-checkpoint-tmp directory); the others fall
-anywhere, the start of the program included. Final parameters, statistics and optimizer state, and all
-logged numbers but the times, must equal those of a run that was never killed.
+anywhere, the start of the program included. Final parameters, statistics and optimizer state, and
+all logged numbers but the times, must equal those of a run that was never killed.
 """
 
 import argparse
@@ -32,21 +32,23 @@ def run_with_kills(start, workdir, kills, seed, total):
     """Starts and kills `kills` times, then lets it end; returns what each kill met.
 
     start  () -> Popen of the training command for `workdir`, with pipes
-    total  records that an unbroken run logs; each start is left to log its share of them at most
+    total  records that an unbroken run logs; a start is left to log up to twice its share of them
     """
+    share = total // (kills + 1)
     rng = random.Random(seed)
     met = []
     while len(met) < kills:
-        records = count_records(workdir) + rng.randint(0, total // (kills + 1))
+        records = min(count_records(workdir) + rng.randint(0, 2 * share), total - 4)
+        remains = half_written(workdir)
         process = start()
-        _wait(process, workdir, rng, records, for_save=len(met) % 3 == 1)
-        saving = is_saving(workdir)
+        saving = lambda: bool(half_written(workdir) - remains)
+        _wait(process, workdir, rng, records, saving if len(met) % 3 == 1 else None)
         if process.poll() is not None:
             err = process.communicate()[1]
             raise RuntimeError(f"ended before kill {len(met) + 1}: {err[-800:]}")
         process.kill()
         process.communicate()
-        met.append(f"{'in a save after' if saving else 'after'} {last_record(workdir)}")
+        met.append(f"{'in a save after' if saving() else 'after'} {last_record(workdir)}")
     process = start()
     err = process.communicate(timeout=LIMIT)[1]
     if process.returncode:
@@ -54,19 +56,19 @@ def run_with_kills(start, workdir, kills, seed, total):
     return met
 
 
-def _wait(process, workdir, rng, records, for_save):
-    """Returns at the moment of the kill: a random one, or one while a checkpoint is being written."""
-    end = time.monotonic() + LIMIT
-    early = time.monotonic() + (rng.uniform(0, 8) if not for_save and rng.random() < 0.3 else LIMIT)
+def _wait(process, workdir, rng, records, saving):
+    """Returns at the moment of the kill: a random one, or one while `saving()` is true."""
+    early = not saving and rng.random() < 0.3  # perhaps before the first step
+    end = time.monotonic() + (rng.uniform(0, 8) if early else LIMIT)
 
     def goes_on():
-        return process.poll() is None and time.monotonic() < min(end, early)
+        return process.poll() is None and time.monotonic() < end
 
     while goes_on() and count_records(workdir) < records:
         time.sleep(0.005)
-    while for_save and goes_on() and not is_saving(workdir):
+    while saving and goes_on() and not saving():
         time.sleep(0.001)
-    time.sleep(rng.uniform(0, 0.01 if for_save else 0.1))
+    time.sleep(rng.uniform(0, 0.01 if saving else 0.1))
 
 
 def count_records(workdir):
@@ -75,9 +77,9 @@ def count_records(workdir):
     return file.read_text().count("\n") if file.exists() else 0
 
 
-def is_saving(workdir):
-    """Whether a checkpoint is half-written."""
-    return any(Path(workdir).glob("checkpoints/*/*orbax-checkpoint-tmp*"))
+def half_written(workdir):
+    """The directories of checkpoints that are being saved, or were when the run was killed."""
+    return set(Path(workdir).glob("checkpoints/*/*orbax-checkpoint-tmp*"))
 
 
 def last_record(workdir):
@@ -102,7 +104,7 @@ def numbers(workdir):
 
 def final_state(directory):
     """{path: array} of the whole last state of a stage: parameters, statistics, optimizer, step."""
-    with StageCheckpoints(directory) as checkpoints:
+    with StageCheckpoints(directory, read_only=True) as checkpoints:
         step = checkpoints.latest()
         tree = dict(checkpoints.manager.item_metadata(step)["state"].tree)
         target = {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in flatten(tree).items()}
@@ -121,7 +123,8 @@ def differences(workdir, other):
             continue
         changed = [".".join(path) for path in ours if not np.array_equal(ours[path], theirs[path])]
         if changed:
-            found.append(f"{directory.name}: {len(changed)} of {len(ours)} arrays, first {changed[0]}")
+            count = f"{len(changed)} of {len(ours)} arrays"
+            found.append(f"{directory.name}: {count}, first {changed[0]}")
     if numbers(workdir) != numbers(other):
         found.append("metrics.jsonl")
     return found
