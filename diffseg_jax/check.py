@@ -20,16 +20,21 @@ LISTED = 10  # bad files named; the others are counted
 def check_data(config: ConfigDict, workdir: Path):
     """Prints counts, sizes, class histogram and bad files; leaves <workdir>/check_*.png.
 
-    Raises UserError at the end when a file cannot be used.
+    What cannot be opened does not hide the rest. Raises UserError at the end when something cannot
+    be opened or a file cannot be used.
     """
     check_config(config)
-    problems = []
+    problems, closed = [], []
     parts = [("train", config.data, config.data.train), ("val", config.data, config.data.val)]
     if config.unlabelled.source:
         parts.append(("unlabelled", config.unlabelled, config.unlabelled.split))
-    parts = [(name, data, split, open_data(data, split)) for name, data, split in parts]
-    make_workdir(workdir)
-    for name, data, split, source in parts:
+    for name, data, split in parts:
+        try:
+            source = open_data(data, split)
+        except UserError as error:
+            closed.append(f"{name}: {error}")
+            continue
+        make_workdir(workdir)
         print(
             f"{name}: {counted(len(source), 'image')} of {data.source}, split {split}", flush=True
         )
@@ -41,6 +46,8 @@ def check_data(config: ConfigDict, workdir: Path):
         if len(bad) < len(source):
             visualise.save_png(picture, sheet(source, name == "unlabelled"))
             print(f"  contact sheet: {picture}")
+    if closed:
+        raise UserError("\n  ".join(closed))
     if problems:
         files = counted(len(problems), "example")
         raise UserError(f"{files} cannot be used, as listed above. Mend or remove the files.")

@@ -1,12 +1,13 @@
 """Saving, resuming and opening checkpoints: plain arrays and JSON, whole or not there at all.
 
 <workdir>/checkpoints/<stage>/<step>/state   the training state as a nested dict of arrays
-<workdir>/checkpoints/<stage>/<step>/meta    what explains it: config, classes, palette, position in the data
+<workdir>/checkpoints/<stage>/<step>/meta    config, classes, palette, position in the data
 The only file that knows orbax.
 """
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +16,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
+from flax.traverse_util import flatten_dict as flatten
+from flax.traverse_util import unflatten_dict as unflatten
 from orbax.checkpoint import checkpoint_managers as policies
 
 from diffseg_jax.config import UserError
 from diffseg_jax.mesh import state_shardings
-from diffseg_jax.training.state import flatten, network_of, unflatten
 
 BEST = "mIoU"  # the number by which the best checkpoint is kept
 
@@ -47,16 +49,21 @@ class StageCheckpoints:
             Path(directory).absolute(),
             options=options,
             item_names=("state", "meta"),
-            item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
         )
 
     def save(self, step: int, state: dict, meta: dict, numbers: Mapping[str, float] | None = None):
         """Saves the state after `step` updates; numbers that hold an mIoU let the best be kept."""
         if step in self.manager.all_steps():
             return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(plain(state)), meta=ocp.args.JsonSave(meta))
-        scored = dict(numbers) if numbers and BEST in numbers else None
-        self.manager.save(step, args=items, metrics=scored)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(plain(state)), meta=ocp.args.JsonSave(meta)
+        )
+        scored = numbers is not None and math.isfinite(numbers.get(BEST, math.nan))
+        self.manager.save(step, args=items, metrics=dict(numbers) if scored else None)
 
     def latest(self) -> int | None:
         """The newest whole checkpoint's step."""
@@ -64,16 +71,19 @@ class StageCheckpoints:
 
     def best(self) -> int | None:
         """The step with the highest evaluated mIoU, or the latest if none was evaluated."""
-        return self.manager.best_step()
+        best = self.manager.best_step()
+        return self.latest() if best is None else best
 
     def meta(self, step: int) -> dict:
         """What was saved beside the arrays."""
-        return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        return self.manager.restore(step, args=arguments)["meta"]
 
     def restore(self, step: int, abstract: dict, mesh: jax.sharding.Mesh) -> dict:
         """The state after `step` updates, placed on the mesh.
 
-        abstract  the state's shapes (`jax.eval_shape`); a difference from what is stored is a UserError
+        abstract  the state's shapes (`jax.eval_shape`)
+        Raises UserError when something else is stored.
         """
         target = plain(abstract)
         self._compare(step, target)
@@ -90,13 +100,15 @@ class StageCheckpoints:
         wanted = flatten(target)
         where = f"checkpoint {self.manager.directory}/{step}"
         for path in sorted(wanted.keys() ^ stored.keys()):
-            place = "is in the checkpoint only" if path in stored else "is missing in the checkpoint"
-            raise UserError(f"{where} is of another network: {'.'.join(path)} {place}. Take a new workdir.")
+            place = "is in the checkpoint only" if path in stored else "is missing there"
+            raise UserError(
+                f"{where} is of another network: {'.'.join(path)} {place}. Take a new workdir."
+            )
         for path, leaf in wanted.items():
             if tuple(stored[path].shape) != leaf.shape:
                 raise UserError(
-                    f"{where} is of another network: {'.'.join(path)} is {tuple(stored[path].shape)} "
-                    f"there and {leaf.shape} here. Take a new workdir."
+                    f"{where} is of another network: {'.'.join(path)} is "
+                    f"{tuple(stored[path].shape)} there and {leaf.shape} here. Take a new workdir."
                 )
 
     def wait(self):
@@ -115,18 +127,27 @@ class StageCheckpoints:
 def open_network(path: str | os.PathLike, step: int | None = None) -> tuple[dict, dict]:
     """({"params", "stats"} as numpy arrays, meta) of a stage directory, for reading.
 
-    path  <workdir>/checkpoints/<stage>; the latest step if none is named. The moving average is taken
-          where there is one.
+    path  <workdir>/checkpoints/<stage>; the latest step if none is named
+
+    The moving average is taken where there is one. Raises UserError when no checkpoint is there.
     """
     require_checkpoint(path)
     with StageCheckpoints(path, read_only=True) as checkpoints:
         step = checkpoints.latest() if step is None else step
-        tree = dict(checkpoints.manager.item_metadata(step)["state"].tree)
-        target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        stored = checkpoints.manager.restore(step, args=arguments)["state"]
-        network = network_of({"ema": {}, "frozen": {}, "stats": {}, **stored})
-        return network, checkpoints.meta(step)
+        tree = checkpoints.manager.item_metadata(step)["state"].tree
+        parts = ["ema" if "ema" in tree else "params", "frozen", "stats"]  # not the optimizer's
+        wanted = {part: tree[part] for part in parts if part in tree}
+        meta = checkpoints.meta(step)
+    target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), wanted)
+    arguments = ocp.args.PyTreeRestore(
+        item=target,
+        restore_args=jax.tree.map(lambda leaf: ocp.RestoreArgs(np.ndarray), target),
+        partial_restore=True,
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        stored = reader.restore(Path(path).absolute() / str(step) / "state", arguments)
+    params = {**flatten(stored.get("frozen", {})), **flatten(stored[parts[0]])}
+    return {"params": unflatten(params), "stats": stored.get("stats", {})}, meta
 
 
 def require_checkpoint(path: str | os.PathLike):

@@ -42,7 +42,7 @@ class Number:
         """What is wrong with a value, or an empty string."""
         whole = "whole number" if self.kind is int else "number"
         kinds = int if self.kind is int else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
             return f"must be a {whole}"
         if not self.low <= value <= self.high:
             return f"must be a {whole} from {self.low:g} to {self.high:g}".replace(" to inf", " up")
@@ -79,12 +79,15 @@ class Several:
 
     each: object
     count: int = 0
+    least: int = 0
 
     def problem(self, value):
         """What is wrong with a value, or an empty string."""
         if not isinstance(value, (tuple, list)) or self.count and len(value) != self.count:
             example = (1,) * self.count or (1,)
             return f"must be a tuple of {self.count or 'some'} values, such as {example}"
+        if len(value) < self.least:
+            return f"must hold {self.least} or more"
         problems = [self.each.problem(entry) for entry in value]
         return next((f"holds a value that {problem}" for problem in problems if problem), "")
 
@@ -144,8 +147,8 @@ STAGE = {
         "peak_lr": Number(float, 0),
         "warmup_steps": Number(int, 0),
         "warmup_ratio": Number(float, 0, 1),
-        "b1": Number(float, 0, 1),
-        "b2": Number(float, 0, 1),
+        "b1": Number(float, 0, 0.999999),
+        "b2": Number(float, 0, 0.999999),
         "epsilon": Number(float, 0),
         "weight_decay": Number(float, 0),
         "no_decay": Several(Text()),
@@ -169,7 +172,7 @@ COMMON = {  # what every system's config holds; each system adds its own
         "list_path": Text(),
     },
     "unlabelled": {**DATA, "split": Text()},
-    "run": Several(Text()),
+    "run": Several(Text(), least=1),
     "stages": Named(STAGE),
     "evaluate": {
         "view": Text(("whole", "slide", "halves")),
@@ -177,7 +180,7 @@ COMMON = {  # what every system's config holds; each system adds its own
         "stride": SIZE,
         "limit": SIZE,
         "short": Number(int, 0),
-        "scales": Several(Number(float, 0.01, 100)),
+        "scales": Several(Number(float, 0.01, 100), least=1),
         "flip": Flag(),
         "batch_size": Number(int, 1),
         "images": Number(int, 0),

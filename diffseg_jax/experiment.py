@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 import diffseg_jax
@@ -29,10 +30,12 @@ from diffseg_jax.systems.task import Task
 from diffseg_jax.training import loop
 from diffseg_jax.training.log import Log
 from diffseg_jax.training.optimizer import make_optimizer, make_schedule
-from diffseg_jax.training.state import flatten, network_of
+from diffseg_jax.training.state import network_of
 
 PADDED_AT_MOST = 2  # times the image's side; a larger crop is mostly padding and surely a mistake
-PROTOCOL = ("view", "window", "stride", "scales", "flip", "absent")  # written beside the results
+PROTOCOL = (  # options of evaluate that are written beside the results
+    "view", "window", "stride", "limit", "short", "scales", "flip", "absent",
+)  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -93,6 +96,13 @@ def check_config(config: ConfigDict):
         stage = choose(config.stages, name, "stage in config.run")
         choose(system.STAGES, stage.kind, f"kind of stage {name}")
         check_batch(stage.batch_size, stage.accumulate, f"stages.{name}.batch_size")
+        evaluate, checkpoint = stage.every.evaluate, stage.every.checkpoint
+        if config.evaluate.checkpoint == "best" and evaluate % checkpoint:
+            raise UserError(
+                f"stages.{name}.every.evaluate is {evaluate}, but to keep the best checkpoint it "
+                f"must be a multiple of every.checkpoint, {checkpoint}. "
+                f"Try --config.stages.{name}.every.checkpoint={evaluate}."
+            )
     protocol_of(config)
 
 
@@ -114,21 +124,35 @@ def start_run(config: ConfigDict, workdir: Path) -> Run:
 
 def check_stages(run: Run):
     """Opens all that the stages read, so that mistakes are found before anything is written."""
-    if not run.val.labels:
-        raise UserError(
-            f"dataset {run.config.data.source} has no classes to learn. "
-            "Give it as config.unlabelled.source, and a labelled one as config.data.source."
-        )
+    before = []
     for name in run.config.run:
         if left_out(run, name):
             continue
         options = run.config.stages[name]
+        labelled = is_labelled(run, name)
+        if labelled and not run.val.labels:
+            raise UserError(
+                f"dataset {run.config.data.source} has no classes to learn. Give it as "
+                "config.unlabelled.source, and a labelled one as config.data.source."
+            )
         source, indices, _ = stage_data(run, name)
         stage_optimizer(options.optim, options.steps)
-        check_crop(source, int(indices[0]), options.augment, name)
+        example = source[int(indices[0])]
+        check_crop(example["image"].shape[:2], options.augment, name)
+        change = augmentation(options.augment.to_dict(), labelled)
+        change(example["image"], example.get("mask"), np.random.default_rng(0))
         start = run.system.start_of(run.config, options.kind, options.start)
-        if start not in ("random", "weights", *run.config.stages):
-            require_checkpoint(start)
+        if start == "weights":
+            loader(run, name, make_task(run, name))()
+        elif start != "random" and start not in before:
+            inside = run.workdir / "checkpoints" / start
+            require_checkpoint(inside if start in run.config.stages else start)
+        before.append(name)
+
+
+def is_labelled(run: Run, name: str) -> bool:
+    """Whether a stage learns from labels, hence can be measured."""
+    return run.system.STAGES[run.config.stages[name].kind] == "labelled"
 
 
 def left_out(run: Run, name: str) -> bool:
@@ -200,23 +224,28 @@ def train(config: ConfigDict, workdir: Path):
     run = start_run(config, workdir)
     check_stages(run)
     claim_workdir(config, workdir)
+    measured = read_results(workdir)
     results = {}
     for name in config.run:
-        options = config.stages[name]
         if left_out(run, name):
             run.log.say(f"{name}: left out")
             continue
         task = make_task(run, name)
         stage = make_stage(run, name, task)
-        describe_stage(run, stage, options)
-        with StageCheckpoints(run.workdir / "checkpoints" / name) as checkpoints:
-            state = loop.run(stage, checkpoints, run.mesh, run.log)
-            if task.predict:
-                step = chosen_step(run, checkpoints)
-                if step != options.steps:
-                    state = checkpoints.restore(step, loop.abstract_state(stage), run.mesh)
-                results[name] = result_of(run, name, task, network_of(state), step)
-        del state  # before the next one is made
+        directory = workdir / "checkpoints" / name
+        with StageCheckpoints(directory) as checkpoints:
+            if checkpoints.latest() != stage.steps:
+                describe_stage(run, stage)
+                state = loop.run(stage, checkpoints, run.mesh, run.log)
+                del state  # before the next one is made
+                measured.pop(name, None)
+            step = chosen_step(run, checkpoints)
+        if task.predict and name in measured:
+            results[name] = measured[name]
+        elif task.predict:
+            network, meta = open_network(directory, step)
+            results[name] = result_of(run, name, task, network, meta)
+            write_results(run, {**measured, **results}, "results.json")
     finish(run, results, "results.json")
 
 
@@ -229,22 +258,30 @@ def evaluate_only(config: ConfigDict, workdir: Path):
     results = {}
     for name in config.run:
         directory = workdir / "checkpoints" / name
-        if config.stages[name].kind not in evaluated_kinds(run) or not directory.is_dir():
+        if not is_labelled(run, name) or not directory.is_dir():
             continue
         with StageCheckpoints(directory, read_only=True) as checkpoints:
             step = chosen_step(run, checkpoints)
         if step is None:
             continue
-        network, _ = open_network(directory, step)
-        results[name] = result_of(run, name, make_task(run, name), network, step, "eval")
+        network, meta = open_network(directory, step)
+        results[name] = result_of(run, name, make_task(run, name), network, meta, "eval")
     if not results:
         raise UserError(f"{workdir} holds no checkpoint that can segment yet. Train first.")
     finish(run, results, "results_eval.json")
 
 
-def evaluated_kinds(run: Run) -> list[str]:
-    """The kinds of stage that learn from labels, hence can be measured."""
-    return [kind for kind, data in run.system.STAGES.items() if data == "labelled"]
+def read_results(workdir: Path) -> dict:
+    """What results.json says of each stage, {} without the file."""
+    file = workdir / "results.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def write_results(run: Run, results: dict, file: str):
+    """The results of the stages so far, in the order of the run."""
+    if jax.process_index() == 0:
+        ordered = {name: results[name] for name in run.config.run if name in results}
+        write_json(run.workdir / file, ordered)
 
 
 def finish(run: Run, results: dict, file: str):
@@ -252,17 +289,9 @@ def finish(run: Run, results: dict, file: str):
     if not results:
         run.log.say("finished; no stage of this run segments, so there is nothing to measure")
         return
-    names = run.val.labels.names
-    if jax.process_index() == 0:
-        content = {
-            name: {**about, **segmentation.to_json(scored, names)}
-            for name, (about, scored) in results.items()
-        }
-        write_json(run.workdir / file, content)
-    columns = {
-        f"{name} (from {about['start']})": scored for name, (about, scored) in results.items()
-    }
-    run.log.say(segmentation.format_table(names, columns))
+    write_results(run, results, file)
+    columns = {f"{name} (from {r['start']})": r for name, r in results.items()}
+    run.log.say(segmentation.format_table(columns))
     pictures = run.workdir / "pictures"
     run.log.say(f"finished; numbers in {run.workdir / file}, pictures in {pictures}")
     run.log.close()
@@ -278,21 +307,25 @@ def chosen_step(run: Run, checkpoints: StageCheckpoints) -> int | None:
 
 
 def make_task(run: Run, name: str) -> Task:
-    """What the system wants to be done in a stage."""
+    """What the system wants to be done in a stage, its answers compiled once for all askers."""
     options = run.config.stages[name]
-    return run.system.make_task(
-        run.config, options.kind, tuple(options.augment.crop), len(run.val.labels.names)
+    num_classes = len(run.val.labels.names) if is_labelled(run, name) else 0
+    task = run.system.make_task(run.config, options.kind, tuple(options.augment.crop), num_classes)
+    whole = NamedSharding(run.mesh, PartitionSpec())  # readable in every process
+    return dataclasses.replace(
+        task,
+        predict=task.predict and jax.jit(task.predict),
+        denoise=task.denoise and jax.jit(task.denoise, out_shardings=whole),
     )
 
 
 def make_stage(run: Run, name: str, task: Task) -> loop.Stage:
     """A stage of the config as the loop takes it."""
     config, options = run.config, run.config.stages[name]
-    labelled = run.system.STAGES[options.kind] == "labelled"
     source, indices, data = stage_data(run, name)
-    change = augmentation(options.augment.to_dict(), labelled)
+    change = augmentation(options.augment.to_dict(), is_labelled(run, name))
     optimizer, schedule = stage_optimizer(options.optim, options.steps)
-    meta = stage_meta(run, task, labelled)
+    meta = stage_meta(run, name, task)
 
     def batches(start):
         return training_batches(
@@ -312,7 +345,7 @@ def make_stage(run: Run, name: str, task: Task) -> loop.Stage:
 
 def stage_data(run: Run, name: str) -> tuple[Sequence, np.ndarray, ConfigDict]:
     """What a stage learns from: the source, the places in it, and how it is read."""
-    if run.system.STAGES[run.config.stages[name].kind] == "labelled":
+    if is_labelled(run, name):
         return run.train, run.labelled, run.config.data
     return run.unlabelled, np.arange(len(run.unlabelled)), run.config.unlabelled
 
@@ -339,39 +372,38 @@ def _without_mask(change, image, mask, rng):
     return change(image, None, rng)
 
 
-def check_crop(source: Sequence, place: int, options: ConfigDict, name: str):
-    """Raises UserError when the crop is more padding than picture, judged by one image."""
-    height, width = source[place]["image"].shape[:2]
-    if options.short or any(options.limit):
-        return
+def check_crop(size: tuple[int, int], options: ConfigDict, name: str):
+    """Raises UserError when the crop is more padding than picture, judged by one image's size."""
+    fitted = Protocol(limit=tuple(options.limit), short=options.short)
+    height, width = fitted.sizes(size)[0]
     allowed = tuple(int(PADDED_AT_MOST * options.scale[1] * side) for side in (height, width))
     if any(side > most for side, most in zip(options.crop, allowed)):
         raise UserError(
             f"stages.{name}.augment.crop is {tuple(options.crop)}, but the images are "
-            f"{height} x {width} and at most {allowed} is padded. "
+            f"{height} x {width} before it and at most {allowed} is padded. "
             f'Try --config.stages.{name}.augment.crop="({height}, {width})".'
         )
 
 
-def stage_meta(run: Run, task: Task, labelled: bool) -> dict:
+def stage_meta(run: Run, name: str, task: Task) -> dict:
     """What a reader of the checkpoint needs beside the arrays."""
-    labels = run.val.labels
+    options = run.config.stages[name]
     meta = {
         "version": diffseg_jax.__version__,
         "config": _plain(run.config.to_dict()),
-        "classes": list(labels.names),
-        "palette": [list(colour) for colour in labels.palette],
-        "normalisation": "(v - 127.5) / 127.5",
+        "start": run.system.start_of(run.config, options.kind, options.start),
         "task": task.meta,
     }
-    if labelled:
-        data = run.config.data
+    if is_labelled(run, name):
+        labels, data = run.val.labels, run.config.data
+        meta["classes"] = list(labels.names)
+        meta["palette"] = [list(colour) for colour in labels.palette]
         chosen = describe_subset(
             run.train.names, run.labelled, seed=data.subset_seed, list_path=data.list_path
         )
         if jax.process_index() == 0:
             write_json(run.workdir / "labelled.json", chosen)
-        meta["labelled"] = {name: chosen[name] for name in ("n", "of", "seed", "sha256")}
+        meta["labelled"] = {word: chosen[word] for word in ("n", "of", "seed", "sha256")}
     return meta
 
 
@@ -393,19 +425,18 @@ def loader(run: Run, name: str, task: Task):
     return previous
 
 
-def describe_stage(run: Run, stage: loop.Stage, options: ConfigDict):
+def describe_stage(run: Run, stage: loop.Stage):
     """Says what is about to be trained, from what, on what."""
+    options = run.config.stages[stage.name]
     abstract = loop.abstract_state(stage)
     learns, rests = (
-        sum(leaf.size for leaf in flatten(abstract[part]).values()) for part in ("params", "frozen")
+        sum(leaf.size for leaf in jax.tree.leaves(abstract[part])) for part in ("params", "frozen")
     )
-    start = run.system.start_of(run.config, options.kind, options.start)
-    labelled = run.system.STAGES[options.kind] == "labelled"
-    kind = "labelled image" if labelled else "unlabelled image"
-    images = counted(len(run.labelled if labelled else run.unlabelled), kind)
+    kind = "labelled image" if is_labelled(run, stage.name) else "unlabelled image"
+    images = counted(len(stage_data(run, stage.name)[1]), kind)
     run.log.say(
-        f"{stage.name}: from {start}; {learns:,} parameters learn, {rests:,} rest; {images}; "
-        f"{counted(stage.steps, 'step')} of {stage.batch_size}; {counted(run.mesh.size, 'device')}"
+        f"{stage.name}: from {stage.meta['start']}; {learns:,} parameters learn, {rests:,} rest; "
+        f"{images}; {counted(stage.steps, 'step')} of {stage.batch_size}; {counted(run.mesh.size, 'device')}"
     )
     if note := run.system.note(run.config, options.kind, options.start):
         run.log.say(f"{stage.name}: {note}")
@@ -418,34 +449,32 @@ def watcher(run: Run, name: str, task: Task):
     """(state, step) -> numbers, drawing pictures on the way; what the loop calls now and then."""
     options = run.config.evaluate
     if task.predict:
-        function = jax.jit(task.predict)
         whole = protocol_of(run.config)
         nearest = min(whole.scales, key=lambda scale: abs(math.log(scale)))
         quick = dataclasses.replace(whole, scales=(nearest,), flip=False)
         places = run.places_of_val(options.quick_images)
 
         def watch(state, step):
-            counts, kept = measure(run, function, network_of(state), places, quick)
+            counts, kept = measure(run, task, network_of(state), places, quick)
             draw_predictions(run, kept, f"{name}_{step:06d}", name, step)
             scored = segmentation.scores(counts, absent=options.absent)
             return {mean: scored[mean] for mean in segmentation.MEANS}
 
         return watch
-    examples = _first_crops(run, name)
-    function = jax.jit(task.denoise)
+    examples = _some_crops(run, name)
 
     def look(state, step):
         key = jax.random.key(run.config.seed)
         images, valid = examples["image"], examples["valid"]
-        noisy, denoised, error = function(network_of(state), images, valid, key)
-        sheet = visualise.denoising_sheet(_unit(images), np.asarray(noisy), np.asarray(denoised))
+        *pictures, error = task.denoise(network_of(state), images, valid, key)
+        sheet = visualise.denoising_sheet(*map(np.asarray, pictures))
         save_picture(run, sheet, f"{name}_{step:06d}", name, step)
-        return {"denoising_error": float(error)}
+        return {"denoising_error_of_pictures": float(error)}
 
     return look
 
 
-def _first_crops(run, name):
+def _some_crops(run, name):
     """A few fixed training crops of an unlabelled stage, as one batch."""
     change = augmentation(run.config.stages[name].augment.to_dict(), labelled=False)
     places = spread(np.arange(len(run.unlabelled)), max(run.config.evaluate.pictures, 1))
@@ -456,14 +485,10 @@ def _first_crops(run, name):
     return {key: np.stack([crop[key] for crop in crops]) for key in ("image", "valid")}
 
 
-def _unit(images):
-    return images.astype(np.float32) / 127.5 - 1
-
-
-def measure(run: Run, function, network: dict, places, protocol: Protocol):
+def measure(run: Run, task: Task, network: dict, places, protocol: Protocol):
     """Confusion counts of a network and the examples to draw."""
     options = run.config.evaluate
-    forward = make_forward(function, network, run.mesh, options.batch_size)
+    forward = make_forward(task.predict, network, run.mesh, options.batch_size)
     return evaluate(
         forward, run.val, places, len(run.val.labels.names), protocol, options.batch_size,
         options.pictures,
@@ -471,25 +496,26 @@ def measure(run: Run, function, network: dict, places, protocol: Protocol):
 
 
 def result_of(
-    run: Run, name: str, task: Task, network: dict, step: int, picture: str = "result"
-) -> tuple[dict, dict]:
-    """The final numbers of a stage, under the whole protocol: what they are of, and the scores.
+    run: Run, name: str, task: Task, network: dict, meta: dict, picture: str = "result"
+) -> dict:
+    """The final numbers of a stage under the whole protocol, and what they are of; JSON values.
 
     picture  last word of the name of the sheet of examples
     """
-    options, config = run.config.evaluate, run.config
+    options = run.config.evaluate
     places = run.places_of_val(options.images)
-    run.log.say(f"{name}: evaluates step {step} on {counted(len(places), 'image')}")
-    counts, kept = measure(run, jax.jit(task.predict), network, places, protocol_of(config))
-    draw_predictions(run, kept, f"{name}_{picture}", name, step)
-    about = {
-        "step": step,
-        "start": run.system.start_of(config, config.stages[name].kind, config.stages[name].start),
+    run.log.say(f"{name}: evaluates step {meta['step']} on {counted(len(places), 'image')}")
+    counts, kept = measure(run, task, network, places, protocol_of(run.config))
+    draw_predictions(run, kept, f"{name}_{picture}", name, meta["step"])
+    scored = segmentation.scores(counts, absent=options.absent)
+    return {
+        "step": meta["step"],
+        "start": meta["start"],
         "images": len(places),
-        "labelled_images": len(run.labelled),
+        "labelled_images": meta["labelled"]["n"],
         "protocol": _plain({word: options[word] for word in PROTOCOL}),
+        **segmentation.to_json(scored, run.val.labels.names),
     }
-    return about, segmentation.scores(counts, absent=options.absent)
 
 
 def draw_predictions(run: Run, kept: list[dict], file: str, name: str, step: int):
@@ -517,5 +543,3 @@ def _plain(values):
     if isinstance(values, dict):
         return {name: _plain(value) for name, value in values.items()}
     return [_plain(value) for value in values] if isinstance(values, (tuple, list)) else values
-
-

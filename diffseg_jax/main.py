@@ -43,8 +43,9 @@ def main(arguments):
     mode = choose(MODES, MODE.value, "mode")
     if CONFIG.value is None:
         raise UserError("no config was given. Try --config=configs/ddep_scenes.py.")
-    if not WORKDIR.value:
-        raise UserError("no workdir was given. Try --workdir=runs/a.")
+    if not WORKDIR.value or "://" in WORKDIR.value:
+        given = f"workdir {WORKDIR.value} is no local path" if WORKDIR.value else "no workdir given"
+        raise UserError(f"{given}. Try --workdir=runs/a.")
     mode(CONFIG.value, Path(WORKDIR.value))
 
 

@@ -16,9 +16,10 @@ TINY = Path(__file__).parent / "configs" / "tiny_ddep.py"
 
 @pytest.fixture
 def golden():
-    """`golden("ddep/transunet_seg*.json")`: the recorded cases of that pattern, or a skipped test."""
+    """`golden("ddep/transunet_seg*.json")`: the recorded cases of that pattern, or a skip."""
 
     def find(pattern):
+        assert GOLDEN.is_dir(), f"DIFFSEG_GOLDEN names {GOLDEN}, which is no folder"
         paths = sorted(GOLDEN.glob(pattern))
         if not paths:
             pytest.skip(f"no recorded case {pattern} in {GOLDEN}")

@@ -66,7 +66,7 @@ class Cached:
         return self.examples[index]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)
 def _order(seed, epoch, count):
     return np.random.default_rng([seed, 0, epoch]).permutation(count)
 

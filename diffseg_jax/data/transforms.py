@@ -274,6 +274,11 @@ def _check(image, mask, limit, short, scale, crop):
             f"short={short} and limit={tuple(limit)} both set a size: "
             "keep one, and set the other to short=0 or limit=(0, 0)."
         )
+    if any(limit) and min(limit) < 1:
+        raise UserError(
+            f"limit is {tuple(limit)}, but must be two sides in pixels, like (2048, 512); "
+            "(0, 0) keeps the image's own size."
+        )
     if not 0 < scale[0] <= scale[1]:
         raise UserError(
             f"scale is {tuple(scale)}, but must be (low, high) with 0 < low <= high, "

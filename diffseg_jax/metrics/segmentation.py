@@ -118,16 +118,13 @@ def _mean(ratios: np.ndarray) -> float:
     return float(defined.mean()) if defined.size else float("nan")
 
 
-def format_table(names: Sequence[str], columns: Mapping[str, dict]) -> str:
+def format_table(columns: Mapping[str, dict]) -> str:
     """IoU per class and the means as plain text, in percent; "-" = undefined.
 
-    names     the K class names
-    columns   heading -> what `scores` returned, one column per run
+    columns   heading -> what `to_json` returned, one column per run of the same classes
     """
-    classes = [
-        [name, *(_percent(run["IoU"][k]) for run in columns.values())]
-        for k, name in enumerate(names)
-    ]
+    names = next(iter(columns.values()))["IoU"]
+    classes = [[name, *(_percent(run["IoU"][name]) for run in columns.values())] for name in names]
     means = [[mean, *(_percent(run[mean]) for run in columns.values())] for mean in MEANS]
     table = [["IoU (%)", *columns], *classes, *means]
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
@@ -139,8 +136,8 @@ def format_table(names: Sequence[str], columns: Mapping[str, dict]) -> str:
     return "\n".join([lines[0], rule, *lines[1 : -len(MEANS)], rule, *lines[-len(MEANS) :]])
 
 
-def _percent(ratio: float) -> str:
-    return "-" if np.isnan(ratio) else f"{100 * ratio:.2f}"
+def _percent(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{100 * ratio:.2f}"
 
 
 def to_json(scored: dict, names: Sequence[str]) -> dict:

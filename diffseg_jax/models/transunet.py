@@ -19,9 +19,7 @@ STRIDE = 16
 LEVEL_WIDTH = 128  # width of the embedded noise level
 
 
-def _group_norm(
-    channels, *, groups=32, epsilon=1e-6, scale_init=nnx.initializers.ones, rngs
-):
+def _group_norm(channels, *, groups=32, epsilon=1e-6, scale_init=nnx.initializers.ones, rngs):
     return nnx.GroupNorm(
         channels, num_groups=groups, epsilon=epsilon, use_fast_variance=False,
         scale_init=scale_init, rngs=rngs,

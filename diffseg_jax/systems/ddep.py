@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
+from flax.traverse_util import flatten_dict as flatten
 
 from diffseg_jax.config import Flag, Number, Several, Text, UserError
 from diffseg_jax.diffusion.process import add_noise, predict_clean
@@ -48,7 +48,8 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
     grid = token_grid(crop)
     outputs = 3 if kind == "pretrain" else num_classes
     network = Network(functools.partial(_transunet, config, outputs, grid))
-    meta = {"kind": kind, "grid": list(grid), "outputs": outputs}
+    normalisation = "(v - 127.5) / 127.5"
+    meta = {"kind": kind, "grid": list(grid), "normalisation": normalisation}
     if kind == "finetune":
         loss = functools.partial(segmentation_loss, network)
         predict = functools.partial(class_probabilities, network)
@@ -143,7 +144,7 @@ def class_probabilities(network, values, images, valid):
 
 
 def denoise(network, noise, values, images, valid, key):
-    """Noisy and denoised images f32[B,h,w,3] in [-1, 1] at the middle level; mean squared error."""
+    """Clean, noisy, denoised f32[B,h,w,3] in [-1, 1] at the middle level; mean squared error."""
     image = scale_images(images, valid)
     sigma = jnp.full(len(image), (noise["low"] + noise["high"]) / 2, jnp.float32)
     alpha, spread = LEVELS[noise["kind"]](sigma)
@@ -155,7 +156,7 @@ def denoise(network, noise, values, images, valid, key):
     clean = predict_clean(noisy, output, alpha, spread) if predicts_noise else output
     loss, weight = squared_error(output, eps if predicts_noise else image)
     scale = alpha[:, None, None, None]
-    return jnp.clip(noisy / scale, -1, 1), jnp.clip(clean, -1, 1), loss / weight
+    return image, jnp.clip(noisy / scale, -1, 1), jnp.clip(clean, -1, 1), loss / weight
 
 
 # ---- where a stage starts ----------------------------------------------------------------------
@@ -185,7 +186,7 @@ def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
     if meta["kind"] != task.meta["kind"]:
         params = {name: tree for name, tree in params.items() if name != "head"}
     taken = {"params": params, "stats": previous["stats"]}
-    flat, wanted = traverse_util.flatten_dict(taken), traverse_util.flatten_dict(abstract)
+    flat, wanted = flatten(taken), flatten(abstract)
     extra = [path for path in flat if path not in wanted]
     if extra:
         raise UserError(
@@ -200,7 +201,8 @@ def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
             came = flat[path].shape if path in flat else "missing"
             raise UserError(
                 f"the stage to start from has another network: {'.'.join(path)} is {came} "
-                f'there and {leaf.shape} here. Use the same model settings in both, or start from "random".'
+                f"there and {leaf.shape} here. Use the same model settings in both, or start from "
+                '"random".'
             )
     return taken
 

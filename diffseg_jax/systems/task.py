@@ -16,8 +16,8 @@ class Task:
     loss       (params, stats, batch, key) -> summed loss, (weight, stats, summed metrics)
     predict    (network, images u8[B,h,w,3], valid i32[B,2]) -> class probabilities f32[B,h,w,K];
                or None
-    denoise    (network, images, valid, key) -> noisy, denoised f32[B,h,w,3] in [-1, 1], mean
-               squared error f32[]; or None
+    denoise    (network, images, valid, key) -> clean, noisy, denoised f32[B,h,w,3] in [-1, 1],
+               mean squared error f32[]; or None
     meta       JSON values that `adopt` and a reader of the checkpoint need
     """
 

@@ -12,12 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict as flatten
+from flax.traverse_util import unflatten_dict as unflatten
+from jax.sharding import NamedSharding, PartitionSpec
 
 from diffseg_jax.checkpoints import StageCheckpoints
 from diffseg_jax.config import UserError
 from diffseg_jax.mesh import state_shardings, to_devices
 from diffseg_jax.training.log import Log, duration
-from diffseg_jax.training.state import flatten, new_state, unflatten
+from diffseg_jax.training.state import new_state
 from diffseg_jax.training.step import train_step
 
 STEPS_IN_FLIGHT = 4  # on accelerators; unbounded dispatch can deadlock fake CPU devices, so 1 there
@@ -78,7 +81,9 @@ def run(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -> dict:
     # ---- one compiled step
     key = _key(stage, "noise")
     fixed = (stage.loss, stage.optimizer, stage.accumulate, stage.ema)
-    step_fn = jax.jit(functools.partial(train_step, *fixed), donate_argnums=0)
+    placed = state_shardings(abstract_state(stage), mesh), NamedSharding(mesh, PartitionSpec())
+    step_fn = functools.partial(train_step, *fixed)
+    step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=placed)
     batches = stage.batches(start)
     in_flight = collections.deque()
     limit = 1 if jax.default_backend() == "cpu" else STEPS_IN_FLIGHT
@@ -129,13 +134,15 @@ def _resume(stage, checkpoints, mesh):
         return checkpoints.restore(step, abstract_state(stage), mesh), step
     key = _key(stage, "init")
     shardings = state_shardings(jax.eval_shape(stage.init, key), mesh)
-    # run once: unoptimised code is as good, and compiles in a quarter of the time
-    options = {"xla_backend_optimization_level": 0}
+    # run once: on a CPU unoptimised code is as good, and compiles in a quarter of the time
+    cpu = jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 0} if cpu else None
     network = jax.jit(stage.init, out_shardings=shardings, compiler_options=options)(key)
     if stage.loaded:
         network = _replace(network, stage.loaded(), shardings)
     shardings = state_shardings(abstract_state(stage), mesh)
-    return jax.jit(functools.partial(_start, stage), out_shardings=shardings)(network), 0
+    start = jax.jit(functools.partial(_start, stage), out_shardings=shardings, donate_argnums=0)
+    return start(network), 0
 
 
 def _replace(network, loaded, shardings):
@@ -174,8 +181,8 @@ def _require_finite(stage, checkpoints, step, state):
 
 def _diverged(stage, checkpoints, what):
     """The error that says what happened, which checkpoint is kept, and what to try."""
-    kept = checkpoints.latest()
     checkpoints.wait()
+    kept = checkpoints.latest()
     left = f"The checkpoint of step {kept} is kept" if kept else "No checkpoint was made yet"
     return UserError(
         f"stage {stage.name}: {what}. {left}; try a smaller "

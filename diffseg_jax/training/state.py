@@ -1,4 +1,4 @@
-"""The training state as nested dicts with string keys, and the split into what learns and what rests.
+"""The training state as nested dicts with string keys: what learns, what rests, and the rest.
 
 step    i32[]             updates made
 params  nested dict       parameters that are trained
@@ -13,10 +13,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from flax import traverse_util
-
-flatten = traverse_util.flatten_dict
-unflatten = traverse_util.unflatten_dict
+from flax.traverse_util import flatten_dict as flatten
+from flax.traverse_util import unflatten_dict as unflatten
 
 
 def split_params(params: dict, trainable: Callable[[tuple[str, ...]], bool]) -> tuple[dict, dict]:

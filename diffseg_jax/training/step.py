@@ -20,12 +20,12 @@ def train_step(
 ) -> tuple[dict, dict]:
     """One update. The same state, batch and key give the same result.
 
-    loss_fn     (params, stats, batch, key) -> loss, (weight, stats, metrics); loss is a sum whose mean
-                is loss / weight, metrics are sums over the same weight
-    accumulate  the batch is worked through in so many parts, their gradients added before the update
+    loss_fn     (params, stats, batch, key) -> loss, (weight, stats, metrics); loss is a sum whose
+                mean is loss / weight, metrics are sums over the same weight
+    accumulate  the batch is worked through in so many parts, their gradients added up
     ema         decay of the moving average of the parameters; 0 = off
-    batch       arrays [B, ...]; the row number is added as "row" i32[B], so that a draw per row does not
-                depend on parts or devices
+    batch       arrays [B, ...]; the row number is added as "row" i32[B], so that draws per row do
+                not depend on parts or devices
     Returns the new state and f32[] metrics: loss, grad_norm, finite (1 or 0), and those of loss_fn.
     """
     key = jax.random.fold_in(key, state["step"])  # a resumed run draws the same at the same step

@@ -41,7 +41,7 @@ def run_with_kills(start, workdir, kills, seed, total):
         records = min(count_records(workdir) + rng.randint(0, 2 * share), total - 4)
         remains = half_written(workdir)
         process = start()
-        saving = lambda: bool(half_written(workdir) - remains)
+        saving = lambda old=remains: bool(half_written(workdir) - old)
         _wait(process, workdir, rng, records, saving if len(met) % 3 == 1 else None)
         if process.poll() is not None:
             err = process.communicate()[1]

@@ -61,8 +61,8 @@ def get_config():
         ),
     )
     c.evaluate = dict(
-        view="whole", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=False, limit=(0, 0), short=0,
-        batch_size=4,
+        view="whole", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=False,
+        limit=(0, 0), short=0, batch_size=4,
         images=8, quick_images=4, absent="skip", checkpoint="last", pictures=2,
     )
     return c

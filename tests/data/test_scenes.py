@@ -45,8 +45,9 @@ def test_every_class_has_a_name_a_colour_and_a_share(street):
     assert len(NAMES) == len(set(NAMES)) == len(PALETTE) == len(set(PALETTE))
     present = np.array([np.bincount(s["mask"].ravel(), minlength=len(NAMES)) > 0 for s in street])
     assert np.all(present.mean(0) > 0.3), dict(zip(NAMES, present.mean(0)))
-    share = np.mean([np.bincount(s["mask"].ravel(), minlength=len(NAMES)) for s in street],
-                    0) / (48 * 64)
+    share = np.mean([np.bincount(s["mask"].ravel(), minlength=len(NAMES)) for s in street], 0) / (
+        48 * 64
+    )
     assert np.all(share > 0.003) and np.all(share < 0.45), dict(zip(NAMES, share))
 
 
@@ -87,7 +88,17 @@ def table_of(*solids):
 def test_the_nearer_solid_hides_the_farther_in_any_order():
     """A box whose near end stands at 10 m, a ball that comes as near as 5 m, drawn both ways."""
     grey, camera = (0.5, 0.5, 0.5), scene_street.Camera(1.5, 1.0, 0.5)
-    box = ("block", scene_street.CAR, scene_street.PLAIN, (0, 0, 11), 0.0, (2, 1), (2, 1), 3.0, grey)
+    box = (
+        "block",
+        scene_street.CAR,
+        scene_street.PLAIN,
+        (0, 0, 11),
+        0.0,
+        (2, 1),
+        (2, 1),
+        3.0,
+        grey,
+    )
     ball = ("ball", scene_street.PERSON, scene_street.PLAIN, (0, 1.5, 6), 0.0, (1, 1, 1), grey)
     x, y = camera.rays(np.arange(65) + 0.5, np.arange(65) + 0.5, 65, 65)
     for order in ((box, ball), (ball, box)):
@@ -102,10 +113,20 @@ def test_the_nearer_solid_hides_the_farther_in_any_order():
 def test_a_turned_box_is_met_on_its_edge():
     """A pillar of half side 1, turned by 45 degrees, has an edge sqrt(2) before its middle."""
     camera = scene_street.Camera(1.5, 1.0, 0.5)
-    pillar = ("block", scene_street.POLE, scene_street.PLAIN, (0, 0, 8), np.pi / 4, (1, 1), (1, 1), 3.0,
-              (0.5, 0.5, 0.5))
-    near, solid, _, _ = scene_rays.trace(table_of(pillar), camera, np.float32([-0.001, 0, 0.001]),
-                                     np.float32([0, 0.001]))
+    pillar = (
+        "block",
+        scene_street.POLE,
+        scene_street.PLAIN,
+        (0, 0, 8),
+        np.pi / 4,
+        (1, 1),
+        (1, 1),
+        3.0,
+        (0.5, 0.5, 0.5),
+    )
+    near, solid, _, _ = scene_rays.trace(
+        table_of(pillar), camera, np.float32([-0.001, 0, 0.001]), np.float32([0, 0.001])
+    )
     assert np.all(solid == 0)
     np.testing.assert_allclose(1 / near[0, 1], 8 - np.sqrt(2), rtol=1e-4)
     assert near[0, 0] < near[0, 1] > near[0, 2]
@@ -114,7 +135,17 @@ def test_a_turned_box_is_met_on_its_edge():
 def test_a_box_covers_just_its_outline():
     """Near end at 9 m, 2 m wide and 1 m high, camera 1.5 m up: only rays beside it miss."""
     camera, grey = scene_street.Camera(1.5, 1.0, 0.5), (0.5, 0.5, 0.5)
-    box = ("block", scene_street.CAR, scene_street.PLAIN, (0, 0, 10), 0.0, (1, 1), (1, 1), 1.0, grey)
+    box = (
+        "block",
+        scene_street.CAR,
+        scene_street.PLAIN,
+        (0, 0, 10),
+        0.0,
+        (1, 1),
+        (1, 1),
+        1.0,
+        grey,
+    )
     x, y = camera.rays(np.arange(400) + 0.5, np.arange(400) + 0.5, 400, 400)
     solid = scene_rays.trace(table_of(box), camera, x, y)[1]
     front = (np.abs(x) < 1 / 9) & (y[:, None] > 0.5 / 9) & (y[:, None] < 1.5 / 9)
@@ -147,8 +178,9 @@ def colour_bins(scene):
 
 
 def mean_iou(guess, truth):
-    both = np.bincount(truth * len(NAMES) + guess,
-                       minlength=len(NAMES) ** 2).reshape(len(NAMES), -1)
+    both = np.bincount(truth * len(NAMES) + guess, minlength=len(NAMES) ** 2).reshape(
+        len(NAMES), -1
+    )
     hits = np.diag(both)
     return np.mean(hits / (both.sum(0) + both.sum(1) - hits))
 
@@ -165,8 +197,9 @@ def test_colour_alone_does_not_solve_it(street):
     assert max(constants) < by_colour < 0.35
 
 
-@pytest.mark.parametrize("arguments", [(-1, 0, 96, 128), (0, -1, 96, 128), (0, 0, 4, 128),
-                                       (0, 0, 96, 0)])
+@pytest.mark.parametrize(
+    "arguments", [(-1, 0, 96, 128), (0, -1, 96, 128), (0, 0, 4, 128), (0, 0, 96, 0)]
+)
 def test_a_scene_that_cannot_be_drawn_is_refused(arguments):
     with pytest.raises(UserError, match="cannot draw scene"):
         draw_scene(*arguments)

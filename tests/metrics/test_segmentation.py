@@ -134,7 +134,9 @@ def test_unequal_shapes_are_refused():
 def test_table_has_a_column_per_run_and_a_dash_for_undefined():
     good = scores(np.diag([3, 1, 0]), absent="skip")
     bad = scores(np.array([[1, 2, 0], [0, 1, 0], [0, 0, 0]]), absent="skip")
-    table = format_table(["road", "sky", "car"], {"with pretraining": good, "without": bad})
+    names = ["road", "sky", "car"]
+    columns = {"with pretraining": to_json(good, names), "without": to_json(bad, names)}
+    table = format_table(columns)
     lines = table.splitlines()
     assert len({len(line) for line in lines}) == 1
     assert [line.split() for line in lines if line.startswith(("road", "car", "mIoU"))] == [

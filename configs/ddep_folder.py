@@ -1,0 +1,73 @@
+"""DeP or DDeP on pictures of your own: a folder with images/{train,val} and masks/{train,val}.
+
+python -m diffseg_jax.main --config=configs/ddep_folder.py --workdir=runs/mine \
+    --config.data.path=mine --config.unlabelled.path=mine
+
+Class names and colours stand in mine/classes.json; without it, give their number with
+--config.data.options.num_classes=3. Every label is used, and all pictures of the training split
+serve as unlabelled ones; --config.unlabelled.path may name any other folder of pictures. Pictures
+are fitted into 160 x 120 pixels for a narrow network that a laptop can train in half an hour; for
+more, raise limit and crop in all three places and take the model of ddep_cityscapes.py. Results
+depend on your pictures. Every number here is ours, none the papers'.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config():
+    c = config_dict.ConfigDict()
+    c.system = "ddep"
+    c.seed = 0
+    c.dtype = "float32"                   # of the computation; parameters are float32
+    c.remat = False
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+
+    c.data = dict(
+        source="folder", path="", options=dict(num_classes=0), train="train", val="val",
+        fraction=1.0, count=0, subset_seed=0, list_path="",               # labels of all images
+        threads=2, workers=0, cache=True,                                 # keep pictures in memory
+    )
+    c.unlabelled = dict(
+        source="unlabelled", path="", options=dict(), split="train",
+        threads=2, workers=0, cache=True,
+    )
+
+    c.pretrain = "dep"                    # none | supervised | dep | ddep
+    c.weights = ""
+    c.noise = dict(
+        kind="scaled", low=0.22, high=0.22, uniform_in="sigma", target="noise", condition=False,
+    )
+    c.model = dict(
+        arithmetic="official", resnet_width=0.5, resnet_units=(1, 1, 1),
+        hidden=128, layers=2, heads=4, mlp=256,
+        decoder=(64, 48, 32, 16), decoder_width=1.0, bridge=128, scale_bridge=False, skips=3,
+        dropout=0.1,
+    )
+
+    adam = dict(
+        name="adamw", schedule="cosine", peak_lr=1e-3, warmup_steps=50, warmup_ratio=0.01,
+        b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=1e-2, no_decay=("norm", "bias"), clip_norm=1.0,
+    )
+    shown = dict(                         # fitted into 160 x 120, jittered
+        limit=(160, 120), short=0, scale=(0.75, 1.5), crop=(96, 128), flip=True,
+    )
+    every = dict(log=50, checkpoint=200, evaluate=200)                    # steps
+    c.run = ("pretrain", "finetune")
+    c.stages = dict(
+        pretrain=dict(
+            kind="pretrain", start="random", steps=600, batch_size=8, accumulate=1, ema=0.0,
+            augment=dict(shown, max_class_share=1.0, photometric=False),
+            optim=dict(adam), every=dict(every),
+        ),
+        finetune=dict(
+            kind="finetune", start="pretrain", steps=600, batch_size=8, accumulate=1, ema=0.0,
+            augment=dict(shown, max_class_share=0.75, photometric=True),
+            optim=dict(adam), every=dict(every),
+        ),
+    )
+    c.evaluate = dict(                    # at that size, probabilities enlarged
+        view="whole", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=False,
+        limit=(160, 120), short=0, batch_size=8,
+        images=0, quick_images=24, absent="skip", checkpoint="last", pictures=4,
+    )
+    return c
