@@ -234,7 +234,9 @@ def train(config: ConfigDict, workdir: Path):
         stage = make_stage(run, name, task)
         directory = workdir / "checkpoints" / name
         with StageCheckpoints(directory) as checkpoints:
-            if checkpoints.latest() != stage.steps:
+            if checkpoints.latest() == stage.steps:
+                run.log.say(f"{name}: is finished")
+            else:
                 describe_stage(run, stage)
                 state = loop.run(stage, checkpoints, run.mesh, run.log)
                 del state  # before the next one is made

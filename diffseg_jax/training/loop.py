@@ -73,7 +73,6 @@ def run(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -> dict:
     state, start = _resume(stage, checkpoints, mesh)
     log.rewind(stage.name, start)
     if start >= stage.steps:
-        log.say(f"{stage.name}: is finished")
         return state
     done = f"continues after step {start}" if start else "starts"
     log.say(f"{stage.name}: {done}, {stage.steps - start} steps to go")
