@@ -54,7 +54,10 @@ def same_as_stored(restored, directory):
 
 def main(workdir, data, fsdp, other=None):
     """Trains, counts the split leaves of the state, and restores the other run's last state."""
-    run = experiment.start_run(small_config(int(data), int(fsdp)), Path(workdir))
+    config = small_config(int(data), int(fsdp))
+    if other:  # both fine-tune from the same arrays, so that rounding adds up over 20 steps only
+        config.stages.finetune.start = f"{other}/checkpoints/pretrain"
+    run = experiment.start_run(config, Path(workdir))
     experiment.make_workdir(run.workdir)
     facts = {"devices": jax.device_count()}
     for name in run.config.run:
