@@ -1,0 +1,64 @@
+"""The house as drawn: imports point only up the list, and networks need no data libraries."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ORDER = (  # what stands above may be imported by what stands below, never the other way
+    "config", "mesh",
+    "data.transforms", "data.scene_textures", "data.scene_street", "data.scene_rays",
+    "data.scene_colours", "data.scenes", "data.folders", "data.subsets", "data.datasets",
+    "data.pipeline",
+    "diffusion.schedules", "diffusion.process", "losses",
+    "layers.conv", "layers.norm", "layers.resize", "layers.embeddings", "layers.attention",
+    "models.plain", "models.transunet",
+    "weights.reader", "weights.convert", "weights.transunet",
+    "systems.task", "systems.prediction", "systems.ddep", "systems",
+    "checkpoints",
+    "training.state", "training.optimizer", "training.step", "training.log", "training.loop",
+    "metrics.segmentation", "evaluate", "visualise", "experiment", "check", "main",
+)  # fmt: skip
+
+
+def modules():
+    """Dotted name -> file of every module of the package that holds code."""
+    folder = ROOT / "diffseg_jax"
+    for file in sorted(folder.rglob("*.py")):
+        parts = file.relative_to(folder).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name and ast.parse(file.read_text()).body:
+            yield name, file
+
+
+def imported(file):
+    """The modules of the package that a file imports."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("diffseg_jax"):
+            base = node.module.removeprefix("diffseg_jax").lstrip(".")
+            names = [f"{base}.{alias.name}".lstrip(".") for alias in node.names]
+            yield from [name if name in ORDER else base for name in names]
+
+
+def test_every_module_has_its_place():
+    assert {name for name, _ in modules()} == set(ORDER)
+
+
+def test_imports_point_up_the_list():
+    for name, file in modules():
+        for other in filter(None, imported(file)):
+            assert ORDER.index(other) < ORDER.index(name), f"{name} imports {other}"
+
+
+def test_networks_losses_and_steps_need_no_data_libraries():
+    program = (
+        "import sys\n"
+        "for name in ('grain', 'tensorflow_datasets', 'ml_collections'): sys.modules[name] = None\n"
+        "import diffseg_jax.systems, diffseg_jax.losses, diffseg_jax.training.step\n"
+        "import diffseg_jax.systems.prediction, diffseg_jax.weights.transunet\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
