@@ -25,22 +25,23 @@ def check_data(config: ConfigDict, workdir: Path):
     """
     check_config(config)
     problems, closed = [], []
-    parts = [("train", config.data, config.data.train), ("val", config.data, config.data.val)]
+    parts = [("train", "data", config.data.train), ("val", "data", config.data.val)]
     if config.unlabelled.source:
-        parts.append(("unlabelled", config.unlabelled, config.unlabelled.split))
-    for name, data, split in parts:
+        parts.append(("unlabelled", "unlabelled", config.unlabelled.split))
+    for name, part, split in parts:
         try:
-            source = open_data(data, split)
+            source = open_data(config, part, split)
         except UserError as error:
             closed.append(f"{name}: {error}")
             continue
         make_workdir(workdir)
         print(
-            f"{name}: {counted(len(source), 'image')} of {data.source}, split {split}", flush=True
+            f"{name}: {counted(len(source), 'image')} of {config[part].source}, split {split}",
+            flush=True,
         )
         for sentence in source.report:
             print(f"  note: {sentence}")
-        bad = describe(source, name == "unlabelled", data.threads)
+        bad = describe(source, name == "unlabelled", config[part].threads)
         problems += bad
         picture = workdir / f"check_{name}.png"
         if len(bad) < len(source):

@@ -150,9 +150,14 @@ def open_network(path: str | os.PathLike, step: int | None = None) -> tuple[dict
     return {"params": unflatten(params), "stats": stored.get("stats", {})}, meta
 
 
+def has_checkpoint(path: str | os.PathLike) -> bool:
+    """Whether a stage saved something whole in this directory."""
+    return any(child.name.isdigit() for child in Path(path).glob("*"))
+
+
 def require_checkpoint(path: str | os.PathLike):
     """Raises UserError unless a stage saved something whole there."""
-    if not Path(path).is_dir() or not any(child.name.isdigit() for child in Path(path).iterdir()):
+    if not has_checkpoint(path):
         raise UserError(
             f"{path} holds no checkpoint. Give the directory of a stage, such as "
             "runs/a/checkpoints/pretrain."

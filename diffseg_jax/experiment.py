@@ -15,7 +15,13 @@ from ml_collections import ConfigDict
 
 import diffseg_jax
 from diffseg_jax import visualise
-from diffseg_jax.checkpoints import StageCheckpoints, open_network, require_checkpoint, write_json
+from diffseg_jax.checkpoints import (
+    StageCheckpoints,
+    has_checkpoint,
+    open_network,
+    require_checkpoint,
+    write_json,
+)
 from diffseg_jax.config import COMMON, UserError, check_options, choose, differing_lines
 from diffseg_jax.data.datasets import open_source
 from diffseg_jax.data.pipeline import Cached, training_batches
@@ -33,6 +39,7 @@ from diffseg_jax.training.optimizer import make_optimizer, make_schedule
 from diffseg_jax.training.state import network_of
 
 PADDED_AT_MOST = 2  # times the image's side; a larger crop is mostly padding and surely a mistake
+READ_FIRST = 32  # examples per split that are read before anything is written
 PROTOCOL = (  # options of evaluate that are written beside the results
     "view", "window", "stride", "limit", "short", "scales", "flip", "absent",
 )  # fmt: skip
@@ -53,15 +60,15 @@ class Run:
 
     @functools.cached_property
     def train(self) -> Sequence:
-        return open_data(self.config.data, self.config.data.train)
+        return open_data(self.config, "data", self.config.data.train)
 
     @functools.cached_property
     def val(self) -> Sequence:
-        return open_data(self.config.data, self.config.data.val)
+        return open_data(self.config, "data", self.config.data.val)
 
     @functools.cached_property
     def unlabelled(self) -> Sequence:
-        return open_data(self.config.unlabelled, self.config.unlabelled.split)
+        return open_data(self.config, "unlabelled", self.config.unlabelled.split)
 
     @functools.cached_property
     def labelled(self) -> np.ndarray:
@@ -77,9 +84,13 @@ class Run:
         return np.arange(len(self.val))[: most or None]
 
 
-def open_data(data: ConfigDict, split: str) -> Sequence:
-    """The source that a config's `data` or `unlabelled` names."""
-    source = open_source(data.source, split, path=data.path, **data.options.to_dict())
+def open_data(config: ConfigDict, part: str, split: str) -> Sequence:
+    """The source that a config's part "data" or "unlabelled" names."""
+    data = config[part]
+    try:
+        source = open_source(data.source, split, path=data.path, **data.options.to_dict())
+    except UserError as error:
+        raise UserError(f"--config.{part}: {error}") from None
     return Cached(source) if data.cache else source
 
 
@@ -144,10 +155,24 @@ def check_stages(run: Run):
         start = run.system.start_of(run.config, options.kind, options.start)
         if start == "weights":
             loader(run, name, make_task(run, name))()
+        elif start in run.config.stages and start not in before:
+            if not has_checkpoint(run.workdir / "checkpoints" / start):
+                raise UserError(
+                    f"stages.{name}.start is {start}, which is not run before it and has no "
+                    f"checkpoint in {run.workdir}. Add it to --config.run, or try "
+                    f"--config.stages.{name}.start=runs/a/checkpoints/{start}."
+                )
         elif start != "random" and start not in before:
-            inside = run.workdir / "checkpoints" / start
-            require_checkpoint(inside if start in run.config.stages else start)
+            require_checkpoint(start)
         before.append(name)
+
+
+def read_some(run: Run):
+    """Reads a few labelled examples of every split, as a wrong mask should not wait for hours."""
+    if any(is_labelled(run, name) and not left_out(run, name) for name in run.config.run):
+        for source, places in ((run.train, run.labelled), (run.val, np.arange(len(run.val)))):
+            for place in spread(places, READ_FIRST):
+                source[int(place)]
 
 
 def is_labelled(run: Run, name: str) -> bool:
@@ -223,6 +248,7 @@ def train(config: ConfigDict, workdir: Path):
     """Runs the stages that are not finished yet and leaves results.json."""
     run = start_run(config, workdir)
     check_stages(run)
+    read_some(run)
     claim_workdir(config, workdir)
     measured = read_results(workdir)
     results = {}
@@ -460,7 +486,7 @@ def watcher(run: Run, name: str, task: Task):
             counts, kept = measure(run, task, network_of(state), places, quick)
             draw_predictions(run, kept, f"{name}_{step:06d}", name, step)
             scored = segmentation.scores(counts, absent=options.absent)
-            return {mean: scored[mean] for mean in segmentation.MEANS}
+            return {**{mean: scored[mean] for mean in segmentation.MEANS}, "images": len(places)}
 
         return watch
     examples = _some_crops(run, name)

@@ -73,6 +73,8 @@ def _check_config_flags(arguments):
         if argument.startswith("-") and name == "config":
             file = value if equals else "".join(arguments[place + 1 : place + 2])
     if file is None:
+        if any(argument.startswith("--config.") for argument in arguments[1:]):
+            raise UserError("options of a config are given, but no config. Add --config=<file>.")
         return {}
     values = _run_config(file)
     for argument in arguments[1:]:
@@ -140,7 +142,10 @@ def run():
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "stopped; the same command goes on from the last checkpoint, if one was saved",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

@@ -128,8 +128,8 @@ def test_a_config_file_that_is_not_there():
     [
         ({"surplus": True}, '"surplus" is no flag'),
         ({"mode": "trian"}, 'unknown mode "trian". Known: check, eval, train. Did you mean'),
-        ({"config": None}, "no config was given. Try --config=configs/"),
-        ({"workdir": None}, "no workdir was given. Try --workdir=runs/a."),
+        ({"config": None}, "given. Try --config=configs/"),
+        ({"workdir": None}, "given. Try --workdir=runs/a."),
     ],
 )
 def test_a_flag_that_is_missing_or_wrong(monkeypatch, values, sentence):

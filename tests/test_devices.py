@@ -57,7 +57,7 @@ def test_a_mesh_changes_nothing_but_the_place(command, single, tmp_path, mesh):
         stats, wanted_stats = flatten(network["stats"]), flatten(wanted["stats"])
         assert stats.keys() == wanted_stats.keys() != set()
         for path, array in stats.items():
-            np.testing.assert_allclose(array, wanted_stats[path], rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(array, wanted_stats[path], rtol=1e-3, atol=1e-4)
 
         # ---- fsdp splits parameters and both moments; 1 device wrote, 8 read
         assert (facts[stage]["params"] > 0) == (mesh[1] > 1)

@@ -137,7 +137,9 @@ def _open_scenes(split, *, images=0, size=(0, 0), seed=0):
 def _open_folder(split, *, path="", num_classes=0):
     root = require_folder(path, "folder", "images/<split> and masks/<split>")
     labels, table = read_classes(root / "classes.json", num_classes)
-    hint = "Raise num_classes, or list the id under ignore in classes.json."
+    named = (root / "classes.json").exists()
+    what = "Name it in classes.json" if named else "Raise num_classes"
+    hint = f'{what}, or write "ignore": [<id>, ...] into classes.json.'
     return open_pairs(root / "images" / split, root / "masks" / split, labels, table, hint=hint)
 
 

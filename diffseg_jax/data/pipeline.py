@@ -88,4 +88,8 @@ def training_batches(
     batches = batches.to_iter_dataset(options)
     if workers:
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(batches)
+    iterator = iter(batches)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()  # ends its threads and workers

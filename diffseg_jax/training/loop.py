@@ -75,7 +75,7 @@ def run(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -> dict:
     if start >= stage.steps:
         return state
     done = f"continues after step {start}" if start else "starts"
-    log.say(f"{stage.name}: {done}, {stage.steps - start} steps to go")
+    log.say(f"{stage.name}: {done}, {stage.steps - start} steps to go; compiles the first")
 
     # ---- one compiled step
     key = _key(stage, "noise")
@@ -108,6 +108,8 @@ def run(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -> dict:
         if stage.evaluate and (last or step % stage.every["evaluate"] == 0):
             numbers = stage.evaluate(state, step)
             log.write(stage.name, step, numbers)
+            shown = "   ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            log.say(f"{stage.name} {step}/{stage.steps}   evaluated: {shown}")
         if last or step % stage.every["checkpoint"] == 0:
             _require_finite(stage, checkpoints, step, state)
             checkpoints.save(step, state, _meta(stage, step), numbers)
