@@ -464,7 +464,8 @@ def describe_stage(run: Run, stage: loop.Stage):
     images = counted(len(stage_data(run, stage.name)[1]), kind)
     run.log.say(
         f"{stage.name}: from {stage.meta['start']}; {learns:,} parameters learn, {rests:,} rest; "
-        f"{images}; {counted(stage.steps, 'step')} of {stage.batch_size}; {counted(run.mesh.size, 'device')}"
+        f"{images}; {counted(stage.steps, 'step')} of {stage.batch_size}; "
+        f"{counted(run.mesh.size, 'device')}"
     )
     if note := run.system.note(run.config, options.kind, options.start):
         run.log.say(f"{stage.name}: {note}")
