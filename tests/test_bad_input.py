@@ -141,23 +141,32 @@ def test_a_flag_that_is_missing_or_wrong(monkeypatch, values, sentence):
     assert sentence in str(error.value)
 
 
-def test_a_loss_that_becomes_infinite_keeps_the_last_good_checkpoint(tmp_path):
-    optimizer = optax.sgd(0.5)
+@pytest.mark.parametrize("what", ["loss", "parameters"])
+def test_a_run_that_becomes_infinite_keeps_the_last_good_checkpoint(tmp_path, what):
+    loss = {"loss": exploding_loss, "parameters": linear_loss}[what]
+    rates = {"loss": 0.5, "parameters": lambda step: jnp.where(step < 3, 0.1, 3e38)}
+    optimizer = optax.sgd(rates[what])
     stage = loop.Stage(
         name="toy", steps=9, batch_size=2, batches=lambda start: iter(lambda: TOY_BATCH, None),
         init=lambda key: {"params": {"w": jnp.ones(3)}, "stats": {"m": jnp.zeros(3)}},
-        trainable=lambda path: True, loss=exploding_loss, optimizer=optimizer,
+        trainable=lambda path: True, loss=loss, optimizer=optimizer,
         schedule=lambda step: 0.5, every=dict(log=1, checkpoint=1, evaluate=9), meta={},
     )  # fmt: skip
     with StageCheckpoints(tmp_path / "toy") as checkpoints, pytest.raises(UserError) as error:
         loop.run(stage, checkpoints, make_mesh(), Log(tmp_path))
     network, meta = open_network(tmp_path / "toy")
+    assert f"stage toy: the {what} or " in str(error.value)
     assert f"The checkpoint of step {meta['step']} is kept" in str(error.value)
     assert "--config.stages.toy.optim.peak_lr" in str(error.value)
     assert 1 <= meta["step"] < 9 and np.all(np.isfinite(network["params"]["w"]))
 
 
 TOY_BATCH = {"x": np.ones((2, 3), np.float32)}
+
+
+def linear_loss(params, stats, batch, key):
+    """Has a gradient of 3 everywhere, which times 3e38 overflows."""
+    return jnp.sum(batch["x"] * 3 * params["w"]), (jnp.asarray(2.0), stats, {})
 
 
 def exploding_loss(params, stats, batch, key):

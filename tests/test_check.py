@@ -81,8 +81,18 @@ def test_masks_without_picture_are_noted(config, folder, tmp_path, capsys):
     assert "have no image; the first is p0.png" in note
 
 
-def test_a_missing_folder_leaves_no_workdir(config, folder, tmp_path):
-    config.data.path = str(folder / "nowhere")
+def test_a_missing_folder_does_not_hide_the_others(config, folder, tmp_path, capsys):
+    config.data.val = "test"
+    with pytest.raises(UserError, match="val: .*test is not a folder"):
+        check_data(config, tmp_path / "run")
+    assert "train: 4 images" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "check_train.png", "check_unlabelled.png",
+    }  # fmt: skip
+
+
+def test_nothing_to_open_leaves_no_workdir(config, tmp_path):
+    config.data.path = config.unlabelled.path = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match="nowhere"):
         check_data(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

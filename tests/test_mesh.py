@@ -51,10 +51,12 @@ def test_the_sentence_of_a_batch_suggests_sizes_that_work(eight, batch, accumula
 def test_large_leaves_are_split_along_their_largest_fitting_axis(monkeypatch):
     monkeypatch.setattr(meshes, "NamedSharding", lambda mesh, spec: spec)
     fake = SimpleNamespace(shape={"data": 2, "fsdp": 4})
-    shapes = {"wide": (3, 3, 64, 128), "odd": (101, 1000), "small": (64,), "none": (129, 131)}
+    shapes = {"wide": (3, 3, 64, 128), "tall": (1000, 64), "odd": (101, 1000)}
+    shapes |= {"small": (64,), "none": (129, 131)}
     tree = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
     placed = meshes.state_shardings(tree, fake)
     assert placed["wide"] == jax.P(None, None, None, "fsdp")
+    assert placed["tall"] == jax.P("fsdp")
     assert placed["odd"] == jax.P(None, "fsdp")
     assert placed["small"] == placed["none"] == jax.P()
 
