@@ -411,7 +411,7 @@ def test_segmentation_counts_only_labelled_pixels():
     mask[:, :8] = 255
     mask[:, 8:16] = (mask[:, 8:16] + 1) % 5
     network, seen = shown_to(lambda image: logits)
-    batch = unlabelled() | {"mask": jnp.asarray(mask)}
+    batch = unlabelled() | {"mask": jnp.asarray(mask), "row": jnp.arange(4)}
     loss, (weight, _, metrics) = ddep.segmentation_loss(network, {}, {}, batch, KEY)
     assert weight == 4 * 24 * 32
     assert metrics["pixel_accuracy"] / weight == np.float32(2 / 3)
@@ -449,7 +449,10 @@ def test_a_perfect_answer_denoises_perfectly(kind, target):
     answer = lambda noisy: (noisy - alpha * image) / sigma if target == "noise" else image
     network, seen = shown_to(answer)
     noise = NOISE | dict(kind=kind, low=0.2, high=0.4, target=target)
-    noisy, clean, error = ddep.denoise(network, noise, VALUES, **as_images(batch), key=KEY)
+    shown, noisy, clean, error = ddep.denoise(
+        network, noise, VALUES, **as_images(batch), key=KEY
+    )
+    np.testing.assert_array_equal(shown, image)
     np.testing.assert_allclose(clean, image, atol=1e-5)
     assert error < 1e-9
     assert noisy.min() >= -1 and noisy.max() <= 1
@@ -462,8 +465,9 @@ def test_a_perfect_answer_denoises_perfectly(kind, target):
 
 def test_tasks_have_the_outputs_and_the_grid_of_their_stage():
     pretrain, finetune = task_of("pretrain"), task_of("finetune", crop=(33, 64))
-    assert pretrain.meta == {"kind": "pretrain", "grid": [2, 2], "outputs": 3}
-    assert finetune.meta == {"kind": "finetune", "grid": [3, 4], "outputs": 5}
+    scaled = {"normalisation": "(v - 127.5) / 127.5"}
+    assert pretrain.meta == {"kind": "pretrain", "grid": [2, 2], **scaled}
+    assert finetune.meta == {"kind": "finetune", "grid": [3, 4], **scaled}
     assert pretrain.predict is None and finetune.denoise is None
     assert abstract(pretrain)["params"]["head"]["bias"].shape == (3,)
     assert abstract(finetune)["params"]["head"]["bias"].shape == (5,)
@@ -605,10 +609,17 @@ def test_weights_that_were_not_given_are_not_asked_for():
 
 
 def test_a_random_frozen_encoder_is_mentioned():
-    assert "--config.weights" in ddep.note(make_config("ddep"), "pretrain")
-    assert ddep.note(make_config("ddep", "w.npz"), "pretrain") == ""
-    assert ddep.note(make_config("dep"), "pretrain") == ""
-    assert ddep.note(make_config("none"), "finetune") == ""
+    assert "--config.weights" in ddep.note(make_config("ddep"), "pretrain", "random")
+    assert ddep.note(make_config("ddep", "w.npz"), "pretrain", "random") == ""
+    assert ddep.note(make_config("dep"), "pretrain", "random") == ""
+    assert ddep.note(make_config("none"), "finetune", "pretrain") == ""
+
+
+def test_supervised_without_weights_says_that_it_is_none():
+    supervised = make_config("supervised")
+    assert "pretrain=none" in ddep.note(supervised, "finetune", "pretrain")
+    assert ddep.note(supervised, "finetune", "random") == ""  # meant to be random
+    assert ddep.note(make_config("supervised", "w.npz"), "finetune", "pretrain") == ""
 
 
 # --- what can be wrong with a config --------------------------------------------------------------
