@@ -218,15 +218,18 @@ def rgb_to_hsv(image):
 
 
 def hsv_to_rgb(hue, saturation, value):
-    """The inverse of `rgb_to_hsv`, up to rounding, which is down: uint8 [H,W,3].
+    """The inverse of `rgb_to_hsv`, up to rounding: uint8 [H,W,3].
 
-    That is what OpenCV does in whole blocks of 32 columns; in those left over it rounds to nearest.
+    As in OpenCV's vectorised code it is down in whole blocks of 32 columns, and to nearest in those
+    that are left over.
     """
     where = hue.astype(np.uint16) * 256 + saturation
     value = value * np.float32(1 / 255)
+    width = hue.shape[1]
+    rounding = np.where(np.arange(width) < width // 32 * 32, 0, 0.5).astype(np.float32)
     image = np.empty((*hue.shape, 3), np.uint8)
     for channel, share in enumerate(_shares()):
-        image[..., channel] = value * share.take(where) * np.float32(255)
+        image[..., channel] = value * share.take(where) * np.float32(255) + rounding
     return image
 
 
