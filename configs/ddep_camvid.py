@@ -54,12 +54,12 @@ def get_config():
     c.run = ("pretrain", "finetune")
     c.stages = dict(
         pretrain=dict(
-            kind="pretrain", start="random", steps=600, batch_size=8, accumulate=1, ema=0.0,
+            kind="pretrain", start="random", steps=600, batch_size=8, accumulate=1, ema=(),
             augment=dict(shown, max_class_share=1.0, photometric=False),
             optim=dict(adam), every=dict(every),
         ),
         finetune=dict(
-            kind="finetune", start="pretrain", steps=600, batch_size=8, accumulate=1, ema=0.0,
+            kind="finetune", start="pretrain", steps=600, batch_size=8, accumulate=1, ema=(),
             augment=dict(shown, max_class_share=0.75, photometric=True),
             optim=dict(adam), every=dict(every),
         ),

@@ -55,15 +55,15 @@ def get_config():
     c.run = ("pretrain", "finetune", "scratch")
     c.stages = dict(
         pretrain=dict(
-            kind="pretrain", start="random", steps=160, batch_size=8, accumulate=1, ema=0.0,
+            kind="pretrain", start="random", steps=160, batch_size=8, accumulate=1, ema=(),
             augment=dict(augment), optim=dict(adam), every=dict(every),
         ),
         finetune=dict(
-            kind="finetune", start="pretrain", steps=140, batch_size=8, accumulate=1, ema=0.0,
+            kind="finetune", start="pretrain", steps=140, batch_size=8, accumulate=1, ema=(),
             augment=dict(augment, photometric=True), optim=dict(adam), every=dict(every),
         ),
         scratch=dict(
-            kind="finetune", start="random", steps=140, batch_size=8, accumulate=1, ema=0.0,
+            kind="finetune", start="random", steps=140, batch_size=8, accumulate=1, ema=(),
             augment=dict(augment, photometric=True), optim=dict(adam), every=dict(every),
         ),
     )

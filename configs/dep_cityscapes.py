@@ -53,7 +53,7 @@ def get_config():
     c.run = ("pretrain", "finetune")
     c.stages = dict(
         pretrain=dict(
-            kind="pretrain", start="random", steps=2_770_000, batch_size=512, accumulate=1, ema=0.0,
+            kind="pretrain", start="random", steps=2_770_000, batch_size=512, accumulate=1, ema=(),
             augment=dict(
                 limit=(0, 0), short=256, scale=(1.0, 1.0), crop=(224, 224), max_class_share=1.0,
                 flip=True, photometric=False,
@@ -65,7 +65,7 @@ def get_config():
             every=dict(log=100, checkpoint=2_000, evaluate=10_000),       # steps
         ),
         finetune=dict(
-            kind="finetune", start="pretrain", steps=40_000, batch_size=16, accumulate=1, ema=0.0,
+            kind="finetune", start="pretrain", steps=40_000, batch_size=16, accumulate=1, ema=(),
             augment=dict(
                 limit=(0, 0), short=0, scale=(1.0, 1.0), crop=(1024, 1024), max_class_share=1.0,
                 flip=True, photometric=False,

@@ -25,7 +25,9 @@ def check_data(config: ConfigDict, workdir: Path):
     """
     check_config(config)
     problems, closed = [], []
-    parts = [("train", "data", config.data.train), ("val", "data", config.data.val)]
+    parts = []
+    if "data" in config:
+        parts += [("train", "data", config.data.train), ("val", "data", config.data.val)]
     if config.unlabelled.source:
         parts.append(("unlabelled", "unlabelled", config.unlabelled.split))
     for name, part, split in parts:

@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict as flatten
 from flax.traverse_util import unflatten_dict as unflatten
 from orbax.checkpoint import checkpoint_managers as policies
 
-from diffseg_jax.config import UserError
+from diffseg_jax.config import UserError, choose
 from diffseg_jax.mesh import state_shardings
 
 BEST = "mIoU"  # the number by which the best checkpoint is kept
@@ -124,20 +124,24 @@ class StageCheckpoints:
         self.manager.close()
 
 
-def open_network(path: str | os.PathLike, step: int | None = None) -> tuple[dict, dict]:
+def open_network(
+    path: str | os.PathLike, step: int | None = None, ema: float | str | None = None
+) -> tuple[dict, dict]:
     """({"params", "stats"} as numpy arrays, meta) of a stage directory, for reading.
 
     path  <workdir>/checkpoints/<stage>; the latest step if none is named
+    ema   rate of the moving average to take, or "off" for the parameters themselves; None takes the
+          first rate of the run, the parameters where it kept none
 
-    The moving average is taken where there is one. Raises UserError when no checkpoint is there.
+    Raises UserError when no checkpoint or no such average is there.
     """
     require_checkpoint(path)
     with StageCheckpoints(path, read_only=True) as checkpoints:
         step = checkpoints.latest() if step is None else step
         tree = checkpoints.manager.item_metadata(step)["state"].tree
-        parts = ["ema" if "ema" in tree else "params", "frozen", "stats"]  # not the optimizer's
-        wanted = {part: tree[part] for part in parts if part in tree}
         meta = checkpoints.meta(step)
+    trained = _trained(tree, meta, ema, path)
+    wanted = {part: tree[part] for part in ("frozen", "stats") if part in tree} | trained
     target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), wanted)
     arguments = ocp.args.PyTreeRestore(
         item=target,
@@ -146,8 +150,19 @@ def open_network(path: str | os.PathLike, step: int | None = None) -> tuple[dict
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         stored = reader.restore(Path(path).absolute() / str(step) / "state", arguments)
-    params = {**flatten(stored.get("frozen", {})), **flatten(stored[parts[0]])}
+    trained = stored["params"] if "params" in stored else next(iter(stored["ema"].values()))
+    params = {**flatten(stored.get("frozen", {})), **flatten(trained)}
     return {"params": unflatten(params), "stats": stored.get("stats", {})}, meta
+
+
+def _trained(tree, meta, ema, path):
+    """The one branch of a stored state that holds the trained parameters asked for."""
+    averages = tree.get("ema", {})
+    if ema is None:
+        ema = meta["ema"][0] if averages else "off"
+    branches = {rate: {"ema": {rate: averages[rate]}} for rate in averages}
+    branches["off"] = {"params": tree["params"]}
+    return choose(branches, str(ema), f"moving average of {path}")
 
 
 def has_checkpoint(path: str | os.PathLike) -> bool:

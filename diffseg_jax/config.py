@@ -119,6 +119,9 @@ DATA = {
             "raw_459": Flag(),
             "image_key": Text(),
             "mask_key": Text(),
+            "label_key": Text(),
+            "classes": Text(),
+            "square": Number(int, 0),
         }
     ),
     "threads": Number(int, 1),
@@ -131,7 +134,7 @@ STAGE = {
     "steps": Number(int, 0),
     "batch_size": Number(int, 1),
     "accumulate": Number(int, 1),
-    "ema": Number(float, 0, 0.999999),
+    "ema": Several(Number(float, 0.000001, 0.999999)),  # rates; () is off
     "augment": {
         "limit": SIZE,
         "short": Number(int, 0),
@@ -162,6 +165,11 @@ COMMON = {  # what every system's config holds; each system adds its own
     "dtype": Text(("float32", "bfloat16")),
     "remat": Flag(),
     "mesh": {"data": Number(int, -1), "fsdp": Number(int, -1)},
+    "unlabelled": {**DATA, "split": Text()},
+    "run": Several(Text(), least=1),
+    "stages": Named(STAGE),
+}
+LABELLED = {  # and what a config holds besides if one of its stages learns from labels
     "data": {
         **DATA,
         "train": Text(),
@@ -171,9 +179,6 @@ COMMON = {  # what every system's config holds; each system adds its own
         "subset_seed": Number(int, 0),
         "list_path": Text(),
     },
-    "unlabelled": {**DATA, "split": Text()},
-    "run": Several(Text(), least=1),
-    "stages": Named(STAGE),
     "evaluate": {
         "view": Text(("whole", "slide", "halves")),
         "window": SIZE,

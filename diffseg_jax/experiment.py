@@ -5,7 +5,7 @@ import functools
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -22,7 +22,7 @@ from diffseg_jax.checkpoints import (
     require_checkpoint,
     write_json,
 )
-from diffseg_jax.config import COMMON, UserError, check_options, choose, differing_lines
+from diffseg_jax.config import COMMON, LABELLED, UserError, check_options, choose, differing_lines
 from diffseg_jax.data.datasets import open_source
 from diffseg_jax.data.pipeline import Cached, training_batches
 from diffseg_jax.data.subsets import describe_subset, subset
@@ -53,10 +53,17 @@ class Run:
     workdir: Path
     log: Log
     mesh: jax.sharding.Mesh
+    tasks: dict[str, Task] = dataclasses.field(default_factory=dict)
 
     @property
     def system(self):
         return SYSTEMS[self.config.system]
+
+    def task(self, name: str) -> Task:
+        """What the system wants to be done in a stage; made once."""
+        if name not in self.tasks:
+            self.tasks[name] = make_task(self, name)
+        return self.tasks[name]
 
     @functools.cached_property
     def train(self) -> Sequence:
@@ -101,20 +108,32 @@ def check_config(config: ConfigDict):
     """Raises UserError for a config that cannot run, before anything is read or written."""
     values = config.to_dict()
     system = choose(SYSTEMS, values.get("system", ""), "system")
-    check_options(values, {**COMMON, **system.OPTIONS})
-    system.check(config)
+    labelled = _learns_from_labels(values, system)
+    check_options(values, {**COMMON, **(LABELLED if labelled else {}), **system.OPTIONS})
     for name in config.run:
         stage = choose(config.stages, name, "stage in config.run")
         choose(system.STAGES, stage.kind, f"kind of stage {name}")
+    system.check(config)
+    for name in config.run:
+        stage = config.stages[name]
         check_batch(stage.batch_size, stage.accumulate, f"stages.{name}.batch_size")
         evaluate, checkpoint = stage.every.evaluate, stage.every.checkpoint
-        if config.evaluate.checkpoint == "best" and evaluate % checkpoint:
+        if labelled and config.evaluate.checkpoint == "best" and evaluate % checkpoint:
             raise UserError(
                 f"stages.{name}.every.evaluate is {evaluate}, but to keep the best checkpoint it "
                 f"must be a multiple of every.checkpoint, {checkpoint}. "
                 f"Try --config.stages.{name}.every.checkpoint={evaluate}."
             )
-    protocol_of(config)
+    if labelled:
+        protocol_of(config)
+
+
+def _learns_from_labels(values, system):
+    """Whether any stage of a config, which is not checked yet, is of a kind that reads labels."""
+    stages = values.get("stages")
+    stages = stages.values() if isinstance(stages, Mapping) else ()
+    kinds = [stage.get("kind") for stage in stages if isinstance(stage, Mapping)]
+    return any(name in kinds for name, data in system.STAGES.items() if data == "labelled")
 
 
 def protocol_of(config: ConfigDict) -> Protocol:
@@ -152,9 +171,10 @@ def check_stages(run: Run):
         check_crop(example["image"].shape[:2], options.augment, name)
         change = augmentation(options.augment.to_dict(), labelled)
         change(example["image"], example.get("mask"), np.random.default_rng(0))
+        task = run.task(name)
         start = run.system.start_of(run.config, options.kind, options.start)
         if start == "weights":
-            loader(run, name, make_task(run, name))()
+            loader(run, name, task)()
         elif start in run.config.stages and start not in before:
             if not has_checkpoint(run.workdir / "checkpoints" / start):
                 raise UserError(
@@ -256,7 +276,7 @@ def train(config: ConfigDict, workdir: Path):
         if left_out(run, name):
             run.log.say(f"{name}: left out")
             continue
-        task = make_task(run, name)
+        task = run.task(name)
         stage = make_stage(run, name, task)
         directory = workdir / "checkpoints" / name
         with StageCheckpoints(directory) as checkpoints:
@@ -267,7 +287,7 @@ def train(config: ConfigDict, workdir: Path):
                 state = loop.run(stage, checkpoints, run.mesh, run.log)
                 del state  # before the next one is made
                 measured.pop(name, None)
-            step = chosen_step(run, checkpoints)
+            step = chosen_step(run, checkpoints) if task.predict else None
         if task.predict and name in measured:
             results[name] = measured[name]
         elif task.predict:
@@ -293,7 +313,7 @@ def evaluate_only(config: ConfigDict, workdir: Path):
         if step is None:
             continue
         network, meta = open_network(directory, step)
-        results[name] = result_of(run, name, make_task(run, name), network, meta, "eval")
+        results[name] = result_of(run, name, run.task(name), network, meta, "eval")
     if not results:
         raise UserError(f"{workdir} holds no checkpoint that can segment yet. Train first.")
     finish(run, results, "results_eval.json")
@@ -316,6 +336,7 @@ def finish(run: Run, results: dict, file: str):
     """Writes the results and shows them as a table."""
     if not results:
         run.log.say("finished; no stage of this run segments, so there is nothing to measure")
+        run.log.close()
         return
     write_results(run, results, file)
     columns = {f"{name} (from {r['start']})": r for name, r in results.items()}
@@ -337,8 +358,8 @@ def chosen_step(run: Run, checkpoints: StageCheckpoints) -> int | None:
 def make_task(run: Run, name: str) -> Task:
     """What the system wants to be done in a stage, its answers compiled once for all askers."""
     options = run.config.stages[name]
-    num_classes = len(run.val.labels.names) if is_labelled(run, name) else 0
-    task = run.system.make_task(run.config, options.kind, tuple(options.augment.crop), num_classes)
+    classes = run.val.labels.names if is_labelled(run, name) else run.unlabelled.classes
+    task = run.system.make_task(run.config, options.kind, tuple(options.augment.crop), len(classes))
     whole = NamedSharding(run.mesh, PartitionSpec())  # readable in every process
     return dataclasses.replace(
         task,
@@ -476,6 +497,18 @@ def describe_stage(run: Run, stage: loop.Stage):
 
 def watcher(run: Run, name: str, task: Task):
     """(state, step) -> numbers, drawing pictures on the way; what the loop calls now and then."""
+    ema = run.config.stages[name].ema
+    if task.sample:
+        count = run.config.samples.images
+
+        def draw(state, step):
+            images = task.sample(network_of(state, ema), run.config.seed, count)
+            file = f"{name}_{step:06d}"
+            save_picture(run, visualise.grid(images), file, name, step)
+            run.log.say(f"{name} {step}: samples in {run.workdir / 'pictures' / file}.png")
+            return {}
+
+        return draw
     options = run.config.evaluate
     if task.predict:
         whole = protocol_of(run.config)
@@ -484,7 +517,7 @@ def watcher(run: Run, name: str, task: Task):
         places = run.places_of_val(options.quick_images)
 
         def watch(state, step):
-            counts, kept = measure(run, task, network_of(state), places, quick)
+            counts, kept = measure(run, task, network_of(state, ema), places, quick)
             draw_predictions(run, kept, f"{name}_{step:06d}", name, step)
             scored = segmentation.scores(counts, absent=options.absent)
             return {**{mean: scored[mean] for mean in segmentation.MEANS}, "images": len(places)}
@@ -495,7 +528,7 @@ def watcher(run: Run, name: str, task: Task):
     def look(state, step):
         key = jax.random.key(run.config.seed)
         images, valid = examples["image"], examples["valid"]
-        *pictures, error = task.denoise(network_of(state), images, valid, key)
+        *pictures, error = task.denoise(network_of(state, ema), images, valid, key)
         sheet = visualise.denoising_sheet(*map(np.asarray, pictures))
         save_picture(run, sheet, f"{name}_{step:06d}", name, step)
         return {"denoising_error_of_pictures": float(error)}

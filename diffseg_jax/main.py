@@ -4,25 +4,23 @@ python -m diffseg_jax.main --config=configs/ddep_scenes.py --workdir=runs/scenes
 """
 
 import difflib
-import logging
 import os
 import re
 import runpy
-import sys
 from pathlib import Path
 
-import jax
 from absl import app, flags
 from ml_collections import config_flags
 
 from diffseg_jax import check, experiment
+from diffseg_jax.command import CACHE, use_cache, user_errors
 from diffseg_jax.config import UserError, choose
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file in configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, numbers and pictures go.")
 MODE = flags.DEFINE_string("mode", "train", "train, eval or check (the data).")
-CACHE = flags.DEFINE_string(
-    "compilation_cache", "~/.cache/diffseg_jax", "Where compiled programs go; empty for nowhere."
+COMPILED = flags.DEFINE_string(
+    "compilation_cache", CACHE, "Where compiled programs go; empty for nowhere."
 )
 
 MODES = {
@@ -36,10 +34,7 @@ def main(arguments):
     """Runs the mode; a user's mistake ends with one sentence and exit code 2."""
     if arguments[1:]:
         raise UserError(f'"{arguments[1]}" is no flag. Flags begin with --, such as --mode=eval.')
-    logging.getLogger("jax").setLevel(logging.WARNING)  # or it reports every backend not there
-    if CACHE.value:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE.value))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    use_cache(COMPILED.value)
     mode = choose(MODES, MODE.value, "mode")
     if CONFIG.value is None:
         raise UserError("no config was given. Try --config=configs/ddep_scenes.py.")
@@ -136,17 +131,9 @@ def _advice(name, known):
 
 def run():
     """The command line."""
-    try:
+    stopped = "stopped; the same command goes on from the last checkpoint, if one was saved"
+    with user_errors(stopped):
         app.run(main, flags_parser=_parse)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            "stopped; the same command goes on from the last checkpoint, if one was saved",
-            file=sys.stderr,
-        )
-        sys.exit(130)
 
 
 if __name__ == "__main__":

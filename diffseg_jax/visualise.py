@@ -5,6 +5,7 @@ with `names` (K strings) and `palette` (K colours of three bytes), as every labe
 """
 
 import functools
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -193,6 +194,16 @@ def _grid(titles: Sequence[str], pictures: Sequence[Sequence[np.ndarray]]) -> li
 
 
 # The sheets that runs leave behind.
+
+
+def grid(images: np.ndarray) -> np.ndarray:
+    """Pictures uint8[N,H,W,3] in rows that make the whole about square, small ones enlarged."""
+    columns = math.ceil(math.sqrt(len(images)))
+    shown = [_bordered(legible(image)) for image in images]
+    lines = [shown[start : start + columns] for start in range(0, len(shown), columns)]
+    blank = np.full_like(shown[0], 255)
+    lines[-1] += [blank] * (columns - len(lines[-1]))
+    return np.concatenate([np.concatenate(line, 1) for line in lines])
 
 
 def prediction_sheet(images, truths, predictions, uncertainties, labels) -> np.ndarray:

@@ -43,10 +43,10 @@ def is_split(leaf):
     return len(sizes) == 1 and sizes.pop() < leaf.size
 
 
-def same_as_stored(restored, directory):
+def same_as_stored(restored, ema, directory):
     """Whether a restored state holds bit for bit what numpy reads."""
     network, _ = open_network(directory)
-    here, there = flatten(jax.device_get(network_of(restored))), flatten(network)
+    here, there = flatten(jax.device_get(network_of(restored, ema))), flatten(network)
     return here.keys() == there.keys() and all(
         np.array_equal(here[path], there[path]) for path in here
     )
@@ -71,7 +71,7 @@ def main(workdir, data, fsdp, other=None):
             directory = Path(other) / "checkpoints" / name
             with StageCheckpoints(directory, read_only=True) as checkpoints:
                 restored = checkpoints.restore(STEPS, loop.abstract_state(stage), run.mesh)
-            facts[name]["restored"] = same_as_stored(restored, directory)
+            facts[name]["restored"] = same_as_stored(restored, stage.ema, directory)
     print(json.dumps(facts))
 
 

@@ -11,14 +11,16 @@ ORDER = (  # what stands above may be imported by what stands below, never the o
     "data.transforms", "data.scene_textures", "data.scene_street", "data.scene_rays",
     "data.scene_colours", "data.scenes", "data.folders", "data.subsets", "data.datasets",
     "data.pipeline",
-    "diffusion.schedules", "diffusion.process", "losses",
+    "diffusion.schedules", "diffusion.process", "diffusion.samplers", "diffusion.bounds",
+    "diffusion.timesteps", "losses",
     "layers.conv", "layers.norm", "layers.resize", "layers.embeddings", "layers.attention",
-    "models.plain", "models.transunet",
-    "weights.reader", "weights.convert", "weights.transunet",
-    "systems.task", "systems.prediction", "systems.ddep", "systems",
+    "models.plain", "models.transunet", "models.adm_unet",
+    "weights.reader", "weights.convert", "weights.transunet", "weights.adm",
+    "systems.task", "systems.prediction", "systems.ddep", "systems.ddpm_seg", "systems",
     "checkpoints",
     "training.state", "training.optimizer", "training.step", "training.log", "training.loop",
-    "metrics.segmentation", "evaluate", "visualise", "experiment", "check", "main",
+    "metrics.segmentation", "evaluate", "visualise", "experiment", "check",
+    "command", "convert", "sample", "main",
 )  # fmt: skip
 
 
@@ -56,7 +58,7 @@ def test_networks_losses_and_steps_need_no_data_libraries():
         "import sys\n"
         "for name in ('grain', 'tensorflow_datasets', 'ml_collections'): sys.modules[name] = None\n"
         "import diffseg_jax.systems, diffseg_jax.losses, diffseg_jax.training.step\n"
-        "import diffseg_jax.systems.prediction, diffseg_jax.weights.transunet\n"
+        "import diffseg_jax.systems.prediction, diffseg_jax.weights.adm\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120

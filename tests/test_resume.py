@@ -32,28 +32,29 @@ def test_three_kills_change_no_bit(command, tiny_run, tmp_path):
 
 
 class Numbers:
-    """A source whose pictures hold their own number."""
+    """A source whose pictures hold their own number, and are of class number + 100 if asked."""
 
-    def __init__(self, count):
-        self.count = count
+    def __init__(self, count, classes=False):
+        self.count, self.classes = count, classes
 
     def __len__(self):
         return self.count
 
     def __getitem__(self, index):
-        return {"image": np.full((2, 2, 3), index, np.uint8)}
+        example = {"image": np.full((2, 2, 3), index, np.uint8)}
+        return example | {"class": np.int32(index + 100)} if self.classes else example
 
 
 def augment(image, mask, rng):
     return {"image": image, "draw": rng.integers(0, 2**31, 2)}
 
 
-def batches(count=7, size=4, start=0, steps=9, **options):
+def batches(count=7, size=4, start=0, steps=9, classes=False, **options):
     """All batches of a small stream, rows in order."""
     return list(
         training_batches(
-            Numbers(count), np.arange(count), augment, seed=3, batch_size=size, start=start,
-            steps=steps - start, **options,
+            Numbers(count, classes), np.arange(count), augment, seed=3, batch_size=size,
+            start=start, steps=steps - start, **options,
         )
     )  # fmt: skip
 
@@ -98,3 +99,10 @@ def test_a_small_set_fills_a_large_batch_with_different_draws():
     batch = batches(count=3, size=12, steps=1)[0]
     assert np.bincount(batch["image"][:, 0, 0, 0]).tolist() == [4, 4, 4]
     assert len(np.unique(batch["draw"], axis=0)) == 12
+
+
+def test_the_class_of_a_picture_comes_with_it():
+    for batch in batches(classes=True, steps=3):
+        assert batch["class"].shape == (4,) and batch["class"].dtype == np.int32
+        np.testing.assert_array_equal(batch["class"], batch["image"][:, 0, 0, 0] + 100)
+    assert "class" not in batches(steps=1)[0]

@@ -11,6 +11,7 @@ from diffseg_jax.data.folders import (
     IMAGE_ENDINGS,
     FolderSource,
     Labels,
+    classes_of_pictures,
     distinct_colours,
     id_table,
     list_files,
@@ -23,6 +24,7 @@ from diffseg_jax.data.folders import (
     require_same_size,
     to_classes,
 )
+from diffseg_jax.data.transforms import center_square
 
 
 def open_source(
@@ -37,13 +39,17 @@ def open_source(
     raw_459=False,
     image_key="",
     mask_key="",
+    label_key="",
+    classes="",
+    square=0,
 ):
     """A random-access sequence over one split of the data set `name`, picklable, with no file open.
 
     source[i] is {"image": uint8[H,W,3], "mask": int32[H,W] with 255 = ignored, "name": str}; "mask"
-    is absent for unlabelled pictures, "depth" float32[H,W] in metres comes with scenes only.
-    Attributes: labels (Labels or None), names (tuple of str, one per image), report (tuple of
-    sentences about what opening found).
+    is absent for unlabelled pictures, "depth" float32[H,W] in metres comes with scenes only, and
+    "class" int32 where `classes` or `label_key` say what each picture shows. Attributes: labels
+    (Labels or None), names (tuple of str, one per image), report (tuple of sentences about what
+    opening found), classes (tuple of str, the names of what "class" counts).
 
     name         a key of DATASETS, or tfds:<name or folder of a prepared data set>
     split        train or val (test where there is one); unlabelled pictures may have none
@@ -54,6 +60,11 @@ def open_source(
     num_classes  folder and tfds sets without class names; pascal_context: 59 or 60
     raw_459      pascal_context: the masks hold the raw 459 ids
     image_key    tfds: name of the image feature, "" finds it; mask_key likewise
+    label_key    tfds: name of the feature that becomes "class", "" for none
+    classes      unlabelled: "prefix" takes the class from the file name, up to its first "_";
+                 "folder" from the folder that the file is in; "" for none
+    square       any set: side of the square that `center_square` makes of each picture, without its
+                 mask; 0 leaves pictures as they are
 
     Raises UserError for unknown names, options that the set does not read, and whatever is wrong on
     disk.
@@ -66,6 +77,8 @@ def open_source(
         "raw_459": raw_459,
         "image_key": image_key,
         "mask_key": mask_key,
+        "label_key": label_key,
+        "classes": classes,
     }
     kind, colon, rest = str(name).partition(":")
     prepared = kind == "tfds" and colon
@@ -74,14 +87,36 @@ def open_source(
     given = {key: value for key, value in options.items() if value not in ("", 0, (0, 0))}
     for key, value in given.items():
         if key not in read:
-            known = ", ".join(sorted(read & set(options))) or "none"
+            known = ", ".join(sorted(read & set(options) | {"square"}))
             raise UserError(
                 f"{key}={value} was given, but dataset {name} does not read it. Its options: "
                 f"{known}."
             )
     if "seed" in read:
         given["seed"] = seed
-    return opener(rest, split, **given) if prepared else opener(split, **given)
+    source = opener(rest, split, **given) if prepared else opener(split, **given)
+    return Squares(source, square) if square else source
+
+
+class Squares:
+    """The pictures of a source as squares of one size, without masks: to learn to draw them from.
+
+    source[i] is {"image": uint8[side,side,3], "name": str}, and "class" where the source has it.
+    """
+
+    labels = None
+
+    def __init__(self, source, side: int):
+        self.source, self.side = source, side
+        self.names, self.report, self.classes = source.names, source.report, source.classes
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        example = self.source[index]
+        kept = {key: example[key] for key in ("name", "class") if key in example}
+        return {"image": center_square(example["image"], self.side), **kept}
 
 
 # ---- scenes ------------------------------------------------------------------------------------
@@ -101,6 +136,7 @@ class SceneSource:
     names: tuple[str, ...]
     labels: Labels
     report: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     def __len__(self):
         return len(self.names)
@@ -143,7 +179,7 @@ def _open_folder(split, *, path="", num_classes=0):
     return open_pairs(root / "images" / split, root / "masks" / split, labels, table, hint=hint)
 
 
-def _open_unlabelled(split, *, path=""):
+def _open_unlabelled(split, *, path="", classes=""):
     """Every picture below path, or below its subfolder `split` if there is one.
 
     Where path is a labelled folder (images beside masks), only its images count.
@@ -154,7 +190,9 @@ def _open_unlabelled(split, *, path=""):
     if split and (root / split).is_dir():
         root = root / split
     files = list_files(root, IMAGE_ENDINGS)
-    return FolderSource(tuple(f"{root}/{file}" for file in files), (), tuple(files))
+    names, ranks = classes_of_pictures(classes, root, files)
+    paths = tuple(f"{root}/{file}" for file in files)
+    return FolderSource(paths, (), tuple(files), classes=names, ranks=ranks)
 
 
 # ---- named sets --------------------------------------------------------------------------------
@@ -364,6 +402,8 @@ class TfdsSource:
     names: tuple[str, ...] = field(repr=False)
     labels: Labels | None
     table: np.ndarray | None = field(repr=False)
+    label_key: str = ""
+    classes: tuple[str, ...] = ()
     report: tuple[str, ...] = ()
 
     def __len__(self):
@@ -377,10 +417,17 @@ class TfdsSource:
             raw = read_ids(name, example[self.mask_key])
             require_same_size(item["image"], raw, name, name)
             item["mask"] = to_classes(raw, self.table, name, "Give num_classes as prepared.")
+        if self.label_key:
+            item["class"] = np.int32(example[self.label_key])
+            if item["class"] < 0:  # how TFDS stores what nobody labelled
+                raise UserError(
+                    f"{name} has no class in {self.label_key}. Take another split, or give "
+                    "label_key=''."
+                )
         return item
 
 
-def _open_tfds(name, split, *, path="", num_classes=0, image_key="", mask_key=""):
+def _open_tfds(name, split, *, path="", num_classes=0, image_key="", mask_key="", label_key=""):
     """A TFDS set that lies prepared (array_record) in the folder `name`, or as `name` below path.
 
     Nothing is downloaded or prepared here. Without path the library's own data folder is searched.
@@ -404,6 +451,7 @@ def _open_tfds(name, split, *, path="", num_classes=0, image_key="", mask_key=""
             "the image. Give image_key."
         )
     labels, table = _tfds_classes(builder, features, mask_key, num_classes)
+    classes = _names_of_label(features, label_key, name)
     keys = [key for key in (image_key, mask_key) if key]
     try:
         # Encoded bytes come back, so that one decoder (and its checks) serves every source.
@@ -415,7 +463,7 @@ def _open_tfds(name, split, *, path="", num_classes=0, image_key="", mask_key=""
             "Splits read like train or train[:10%], and file_format must be array_record."
         ) from None
     names = tuple(f"{split}_{i:06d}" for i in range(len(examples)))
-    return TfdsSource(examples, image_key, mask_key, names, labels, table)
+    return TfdsSource(examples, image_key, mask_key, names, labels, table, label_key, classes)
 
 
 def _prepared(name, path):
@@ -446,6 +494,20 @@ def _feature(features, asked, usual, what):
     if asked:
         return choose(pictures, asked, what)
     return next((key for key in usual if key in pictures), "")
+
+
+def _names_of_label(features, label_key, name):
+    """The class names of the feature that says what a picture shows, () for label_key = ""."""
+    import tensorflow_datasets as tfds
+
+    if not label_key:
+        return ()
+    known = {
+        key: feature
+        for key, feature in features.items()
+        if isinstance(feature, tfds.features.ClassLabel)
+    }
+    return tuple(choose(known, label_key, f"class label of {name}").names)
 
 
 def _tfds_classes(builder, features, mask_key, num_classes):

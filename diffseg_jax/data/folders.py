@@ -33,8 +33,8 @@ class FolderSource:
     """Images, with label maps or without, as a random-access sequence; files open when read.
 
     source[i] is {"image": uint8[H,W,3], "mask": int32[H,W] with 255 = ignored, "name": str},
-    without "mask" for unlabelled pictures; the arrays may be read-only. Bad files raise UserError
-    here, by name.
+    without "mask" for unlabelled pictures, with "class": int32 where pictures have one; the arrays
+    may be read-only. Bad files raise UserError here, by name.
 
     images  paths
     masks   paths in the same order, or () for unlabelled pictures
@@ -43,6 +43,7 @@ class FolderSource:
     table   int32[n], raw id on disk -> class, 255 where ignored, -1 where the id is a mistake
     hint    one sentence for whoever meets such an id
     report  sentences about what opening found: files without partner and choices made
+    classes names of the classes that whole pictures belong to, or (); ranks: the class of each
     """
 
     images: tuple[str, ...] = field(repr=False)
@@ -52,6 +53,8 @@ class FolderSource:
     table: np.ndarray | None = field(default=None, repr=False)
     hint: str = ""
     report: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = field(default=(), repr=False)
 
     def __len__(self):
         return len(self.images)
@@ -62,6 +65,8 @@ class FolderSource:
             raw = read_ids(self.masks[index])
             require_same_size(item["image"], raw, self.images[index], self.masks[index])
             item["mask"] = to_classes(raw, self.table, self.masks[index], self.hint)
+        if self.ranks:
+            item["class"] = np.int32(self.ranks[index])
         return item
 
 
@@ -378,6 +383,48 @@ def open_pairs(
     paths, mask_paths, stems, report = pair(image_folder, images, mask_folder, masks)
     names = tuple(stem + image_tail for stem in stems)
     return FolderSource(paths, mask_paths, names, labels, table, hint, report)
+
+
+def _prefix(file):
+    start, underscore, _ = file.rpartition("/")[2].partition("_")
+    return start if underscore else ""
+
+
+def _parent(file):
+    return file.rpartition("/")[0].rpartition("/")[2]
+
+
+CLASSES_OF_PICTURES = {  # option -> (class of a relative path or "", what an example looks like)
+    "prefix": (_prefix, 'a name that starts with its class and "_", such as cat_0001.jpg'),
+    "folder": (_parent, "a folder named after its class, such as cat/0001.jpg"),
+}
+
+
+def classes_of_pictures(how, folder, files):
+    """(class names, sorted; class of each file) that the file names tell, ((), ()) for how = "".
+
+    how    "prefix": the part of the name before the first "_"; "folder": the folder that it is in
+    files  paths relative to `folder`, with "/"
+    Raises UserError if a file tells none, or all tell the same.
+    """
+    if not how:
+        return (), ()
+    class_of, form = choose(CLASSES_OF_PICTURES, how, "classes")
+    found = [class_of(file) for file in files]
+    if "" in found:
+        raise UserError(
+            f"classes={how} needs {form}, but {found.count('')} of {len(files)} pictures in "
+            f"{folder} have none; the first is {files[found.index('')]}. Rename or move them, or "
+            "give classes=''."
+        )
+    names = sorted(set(found))
+    if len(names) == 1:
+        raise UserError(
+            f"classes={how} finds one class only in {folder}, {names[0]}, so there is nothing to "
+            f"tell apart. Give every picture {form}, or give classes=''."
+        )
+    rank = {name: k for k, name in enumerate(names)}
+    return tuple(names), tuple(rank[name] for name in found)
 
 
 def require_folder(path, name, layout):

@@ -20,7 +20,8 @@ PREFETCHED = 4  # batches read ahead
 class Stream:
     """Random access to the augmented rows of this process, in the order of training.
 
-    source   examples with "image" u8[H,W,3] and, if labelled, "mask" i32[H,W]
+    source   examples with "image" u8[H,W,3]; "mask" i32[H,W], if labelled; "class" i32[], if the
+             whole picture has one, which comes out as it is
     indices  which of them are used
     augment  (image, mask or None, numpy Generator) -> dict of arrays of one shape
     rows     of each batch, those of this process: [first, first + count)
@@ -46,7 +47,8 @@ class Stream:
         epoch, place = divmod(position, len(self.indices))
         example = self.source[int(self.indices[_order(self.seed, epoch, len(self.indices))[place]])]
         rng = np.random.default_rng([self.seed, 1, position])
-        return self.augment(example["image"], example.get("mask"), rng)
+        row = self.augment(example["image"], example.get("mask"), rng)
+        return row | {"class": example["class"]} if "class" in example else row
 
 
 class Cached:
@@ -55,6 +57,7 @@ class Cached:
     def __init__(self, source: Sequence):
         self.source = source
         self.labels, self.names, self.report = source.labels, source.names, source.report
+        self.classes = source.classes
         self.examples = {}
 
     def __len__(self):

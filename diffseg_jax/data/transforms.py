@@ -11,6 +11,7 @@ import math
 from functools import cache, partial
 
 import numpy as np
+from PIL import Image
 
 from diffseg_jax.config import UserError
 
@@ -164,6 +165,28 @@ def pad(image, mask, size):
     labels = np.full(size, IGNORED, mask.dtype)
     labels[:h, :w] = mask
     return padded, labels, (h, w)
+
+
+def center_square(image, side):
+    """The middle of a picture as a square, made smaller or larger as guided-diffusion does.
+
+    The picture is halved by a box filter for as long as its shorter side is at least twice `side`,
+    brought to it by a bicubic filter, and cropped; on an odd remainder the left and top lose less.
+
+    image  uint8[H,W,3];  returns uint8[side,side,3]
+    Raises UserError for a side below 1.
+    """
+    if side < 1:
+        raise UserError(f"the square's side is {side}, but must be 1 pixel or more, such as 256.")
+    picture = Image.fromarray(image)
+    while min(picture.size) >= 2 * side:
+        width, height = picture.size
+        picture = picture.resize((width // 2, height // 2), Image.Resampling.BOX)
+    scale = side / min(picture.size)
+    width, height = (round(length * scale) for length in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - side) // 2, (height - side) // 2
+    return np.asarray(picture.crop((left, top, left + side, top + side)))
 
 
 def normalise(image, mean=IMAGENET_MEAN, std=IMAGENET_STD):

@@ -1,11 +1,18 @@
-"""Noise level -> (alpha, sigma), the weights of signal and noise: x_t = alpha x_0 + sigma eps.
+"""Noise levels: one fixed level as (alpha, sigma), and the variances of a chain of small steps.
 
-Brempong et al. (2022) use one fixed level. Their two forms take the same number, the ratio of noise
-to signal sigma = 0.22, say; gamma = 1 / (1 + sigma**2) is the share of signal power.
+Brempong et al. (2022) use one fixed level, x_t = alpha x_0 + sigma eps. Their two forms take the
+same number, the ratio of noise to signal sigma = 0.22, say; gamma = 1 / (1 + sigma**2) is the share
+of signal power.
+
+Ho et al. (2020) add noise of variance beta_t in T steps; t = 0 is the first and the least. All of
+that is numpy in float64 and computed once.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from diffseg_jax.config import UserError
 
 
 def simple_level(sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -32,3 +39,115 @@ def sigma_to_gamma(sigma):
 def gamma_to_sigma(gamma):
     """sigma = sqrt((1 - gamma) / gamma): the inverse of `sigma_to_gamma`."""
     return ((1 - gamma) / gamma) ** 0.5
+
+
+def linear_betas(steps: int) -> np.ndarray:
+    """Evenly from 1e-4 to 0.02 at 1000 steps, and in proportion 1000 / T at others; f64[T].
+
+    Ho et al. (2020), with the proportion of Nichol and Dhariwal (2021), which keeps the noise at
+    the end alike. Raises UserError from 2 to 20 steps, where a variance would reach 1.
+    """
+    _check_steps(steps)
+    scale = 1000 / steps
+    betas = np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64)
+    if betas[-1] >= 1:
+        raise UserError(
+            f"a linear schedule of {steps} steps would end in a step of variance {betas[-1]:.3g}, "
+            f'which must stay below 1. Use 21 steps or more, "cosine", or 1000 steps of which '
+            f"{steps} are kept."
+        )
+    return betas
+
+
+def cosine_betas(steps: int) -> np.ndarray:
+    """alpha_bar(u) = cos^2((u + 0.008) / 1.008 * pi / 2), no variance above 0.999; f64[T].
+
+    Nichol and Dhariwal (2021), equation 17.
+    """
+    _check_steps(steps)
+    edges = np.arange(steps + 1, dtype=np.float64) / steps
+    alpha_bar = np.cos((edges + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+
+
+BETAS = {"linear": linear_betas, "cosine": cosine_betas}
+
+
+def kept_timesteps(steps: int, spec: str) -> tuple[int, ...]:
+    """The steps, in rising order, that a shorter process keeps of `steps`.
+
+    spec    "" all of them
+            "250" so many, spread evenly from the first to the last
+            "10,15,20" so many in each of three sections of equal length
+            "ddim25" so many at one whole stride from 0, as in Song et al. (2021)
+
+    Raises UserError for a text of another form and for counts that `steps` does not allow.
+    """
+    _check_steps(steps)
+    spec = str(spec).strip()
+    if not spec:
+        return tuple(range(steps))
+    if spec.startswith("ddim"):
+        return _strided(steps, _count(spec.removeprefix("ddim"), spec))
+    counts = [_count(part, spec) for part in spec.split(",")]
+    if not any(counts):
+        raise UserError(f'the steps to keep are "{spec}", but at least one must be kept.')
+    shortest, longer = divmod(steps, len(counts))
+    kept, start = [], 0
+    for i, count in enumerate(counts):
+        size = shortest + (i < longer)
+        kept += [start + step for step in _spread(size, count, spec)]
+        start += size
+    return tuple(kept)
+
+
+def respaced_betas(betas: np.ndarray, kept: tuple[int, ...]) -> np.ndarray:
+    """Variances of the process that visits only the steps `kept`, at their noise levels.
+
+    betas   f64[T]
+    kept    S rising numbers in 0..T-1
+    out     f64[S], 1 - alpha_bar[kept[i]] / alpha_bar[kept[i - 1]]
+    """
+    alpha_bar = np.cumprod(1 - betas)[list(kept)]
+    return 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
+
+
+def _strided(steps, count):
+    lengths = {-(-steps // stride) for stride in range(1, steps + 1)}
+    if count not in lengths:
+        nearest = min(lengths, key=lambda length: (abs(length - count), length))
+        raise UserError(
+            f"ddim{count} is not possible: no whole stride keeps {count} of {steps} steps. "
+            f'The nearest that exists is ddim{nearest}; "{max(1, min(count, steps))}" is always.'
+        )
+    # the smallest stride of several: ceil(steps / stride) falls as the stride grows
+    stride = next(s for s in range(1, steps + 1) if -(-steps // s) == count)
+    return tuple(range(0, steps, stride))
+
+
+def _spread(size, count, spec):
+    if count > size:
+        raise UserError(
+            f'the steps to keep are "{spec}", which asks for {count} of a section of {size}. '
+            f"Ask for at most {size} there."
+        )
+    stride = (size - 1) / (count - 1) if count > 1 else 1.0
+    position, kept = 0.0, []
+    for _ in range(count):
+        kept.append(round(position))  # half to even
+        position += stride  # summed, not multiplied: published processes were rounded this way
+    return kept
+
+
+def _count(text, spec):
+    if not text.strip().isdecimal():
+        raise UserError(
+            f'the steps to keep are "{spec}", which is not understood. Type a count such as "250", '
+            f'counts of sections such as "10,15,20", "ddim25", or "" for all.'
+        )
+    return int(text)
+
+
+def _check_steps(steps):
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
+        raise UserError(f"the number of diffusion steps is {steps!r}; type a whole number from 1.")

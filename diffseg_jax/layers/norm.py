@@ -1,4 +1,4 @@
-"""Batch normalisation with PyTorch's running variance."""
+"""Normalisation: PyTorch's batch norm, and any norm in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -48,3 +48,8 @@ class BatchNorm(nnx.Module):
         self.mean[...] = keep * self.mean[...] + (1 - keep) * jax.lax.stop_gradient(mean)
         self.var[...] = keep * self.var[...] + (1 - keep) * unbiased
         return mean, var
+
+
+def in_float32(norm: nnx.Module, x: jax.Array) -> jax.Array:
+    """The norm of x in float32, its result in the type of x."""
+    return norm(x.astype(jnp.float32)).astype(x.dtype)

@@ -16,7 +16,11 @@ class Network:
     def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
         self.make = make
         abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-        self.graphdef, _, _ = nnx.split(abstract, nnx.Param, nnx.BatchStat)
+        self.graphdef, params, stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
+        self.abstract = {  # shapes and types of what `init` returns
+            "params": nnx.to_pure_dict(params),
+            "stats": nnx.to_pure_dict(stats),
+        }
 
     def init(self, key: jax.Array) -> dict:
         """{"params", "stats"} with random values; jit-able."""
@@ -36,3 +40,8 @@ class Network:
 def stats_of(module: nnx.Module) -> dict:
     """The module's batch statistics as a nested dict."""
     return nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+
+
+def call(module: nnx.Module, remat: bool, *inputs):
+    """The module's output, recomputed in the backward pass when `remat` is set."""
+    return nnx.remat(lambda m, *rest: m(*rest))(module, *inputs) if remat else module(*inputs)

@@ -12,8 +12,9 @@ from flax import nnx
 from diffseg_jax.layers.attention import SelfAttention, dropout
 from diffseg_jax.layers.conv import Arithmetic, StdConv, convolve, stop_fusion
 from diffseg_jax.layers.embeddings import TimeModulation, sinusoid
-from diffseg_jax.layers.norm import BatchNorm
+from diffseg_jax.layers.norm import BatchNorm, in_float32
 from diffseg_jax.layers.resize import resize_aligned, upsample2_aligned
+from diffseg_jax.models.plain import call
 
 STRIDE = 16
 LEVEL_WIDTH = 128  # width of the embedded noise level
@@ -30,11 +31,6 @@ def _layer_norm(dim, rngs):
     return nnx.LayerNorm(dim, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
 
 
-def _norm_as(norm, x):
-    """The norm in float32, its result in the type of x."""
-    return norm(x.astype(jnp.float32)).astype(x.dtype)
-
-
 class Root(nnx.Module):
     """7x7/2 convolution, norm, ReLU: f[B,H,W,3] -> f[B,H/2,W/2,C]."""
 
@@ -43,7 +39,7 @@ class Root(nnx.Module):
         self.norm = _group_norm(channels, rngs=rngs)
 
     def __call__(self, x):
-        return nnx.relu(_norm_as(self.norm, self.conv(x)))
+        return nnx.relu(in_float32(self.norm, self.conv(x)))
 
 
 class Unit(nnx.Module):
@@ -69,10 +65,10 @@ class Unit(nnx.Module):
             self.norm_proj = _group_norm(out, groups=groups, epsilon=epsilon, rngs=rngs)
 
     def __call__(self, x):
-        residual = _norm_as(self.norm_proj, self.conv_proj(x)) if self.has_projection else x
-        y = nnx.relu(_norm_as(self.norm1, self.conv1(x)))
-        y = nnx.relu(_norm_as(self.norm2, self.conv2(y)))
-        return stop_fusion(nnx.relu(residual + _norm_as(self.norm3, self.conv3(y))))
+        residual = in_float32(self.norm_proj, self.conv_proj(x)) if self.has_projection else x
+        y = nnx.relu(in_float32(self.norm1, self.conv1(x)))
+        y = nnx.relu(in_float32(self.norm2, self.conv2(y)))
+        return stop_fusion(nnx.relu(residual + in_float32(self.norm3, self.conv3(y))))
 
 
 class Block(nnx.Module):
@@ -90,7 +86,7 @@ class Block(nnx.Module):
 
     def __call__(self, x):
         for u in range(1, self.units + 1):
-            x = _call(getattr(self, f"unit{u}"), self.remat, x)
+            x = call(getattr(self, f"unit{u}"), self.remat, x)
         return x
 
 
@@ -126,10 +122,10 @@ class Layer(nnx.Module):
 
     def __call__(self, x, key):
         first, second = (None, None) if key is None else jax.random.split(key)
-        attended = self.attention(_norm_as(self.norm1, x))
+        attended = self.attention(in_float32(self.norm1, x))
         x = x + dropout(attended, self.attention_rate, first)
         x = stop_fusion(x)
-        return stop_fusion(x + self.mlp(_norm_as(self.norm2, x), second))
+        return stop_fusion(x + self.mlp(in_float32(self.norm2, x), second))
 
 
 class Encoder(nnx.Module):
@@ -184,10 +180,8 @@ class Encoder(nnx.Module):
         x = x + self._positions((rows, columns)).astype(x.dtype)
         x = features["embedded"] = dropout(x.reshape(batch, -1, dim), self.dropout_rate, keys[0])
         for l in range(self.layers):
-            x = features[f"layer{l}"] = _call(
-                getattr(self, f"layer{l}"), self.remat, x, keys[l + 1]
-            )
-        x = features["encoded"] = _norm_as(self.norm, x).reshape(batch, rows, columns, dim)
+            x = features[f"layer{l}"] = call(getattr(self, f"layer{l}"), self.remat, x, keys[l + 1])
+        x = features["encoded"] = in_float32(self.norm, x).reshape(batch, rows, columns, dim)
         return x, features
 
     def _embed(self, x):
@@ -264,7 +258,7 @@ class Decoder(nnx.Module):
         x = named["bridge"] = self.bridge(encoded, level)
         for s in range(self.stages):
             skip = features[self.SKIPS[s]] if s < self.skips else None
-            x = named[f"stage{s}"] = _call(getattr(self, f"stage{s}"), self.remat, x, skip, level)
+            x = named[f"stage{s}"] = call(getattr(self, f"stage{s}"), self.remat, x, skip, level)
         return x, named
 
 
@@ -325,8 +319,3 @@ def resize_positions(params: dict, source: tuple[int, int], target: tuple[int, i
     table = params["encoder"]["position_embedding"].reshape(1, *source, -1)
     table = resize_aligned(table, target).reshape(1, target[0] * target[1], -1)
     return {**params, "encoder": {**params["encoder"], "position_embedding": table}}
-
-
-def _call(module, remat, *inputs):
-    """The module's output, recomputed in the backward pass when `remat` is set."""
-    return nnx.remat(lambda m, *rest: m(*rest))(module, *inputs) if remat else module(*inputs)

@@ -18,7 +18,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict as flatten
 
 from diffseg_jax.config import Flag, Number, Several, Text, UserError
 from diffseg_jax.diffusion.process import add_noise, predict_clean
@@ -27,7 +26,7 @@ from diffseg_jax.layers.conv import Arithmetic
 from diffseg_jax.losses import masked_cross_entropy, squared_error
 from diffseg_jax.models.plain import Network, stats_of
 from diffseg_jax.models.transunet import STRIDE, TransUNet, resize_positions
-from diffseg_jax.systems.task import Task, draw_per_row, scale_images
+from diffseg_jax.systems.task import Task, draw_per_row, require_same, scale_images
 from diffseg_jax.weights.transunet import load_official, load_port
 
 STAGES = {"pretrain": "unlabelled", "finetune": "labelled"}  # kind -> data that it learns from
@@ -53,16 +52,15 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
     if kind == "finetune":
         loss = functools.partial(segmentation_loss, network)
         predict = functools.partial(class_probabilities, network)
-        return Task(network.init, lambda path: True, loss, predict, None, meta)
+        return Task(network.init, lambda path: True, loss, meta, predict=predict)
     frozen = config.pretrain == "ddep"
     noise = config.noise.to_dict()
     return Task(
         init=network.init,
         trainable=lambda path: not (frozen and path[0] == "encoder"),
         loss=functools.partial(denoising_loss, network, noise, not frozen),
-        predict=None,
-        denoise=functools.partial(denoise, network, noise),
         meta=meta,
+        denoise=functools.partial(denoise, network, noise),
     )
 
 
@@ -186,34 +184,18 @@ def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
     if meta["kind"] != task.meta["kind"]:
         params = {name: tree for name, tree in params.items() if name != "head"}
     taken = {"params": params, "stats": previous["stats"]}
-    flat, wanted = flatten(taken), flatten(abstract)
-    extra = [path for path in flat if path not in wanted]
-    if extra:
-        raise UserError(
-            f"the stage to start from has another network: {'.'.join(extra[0])} has no place here "
-            f"({len(extra)} such arrays). Use the same model settings in both, or start from "
-            '"random".'
-        )
-    for path, leaf in wanted.items():
-        if path[1] == "head" and path not in flat:
-            continue
-        if path not in flat or flat[path].shape != leaf.shape:
-            came = flat[path].shape if path in flat else "missing"
-            raise UserError(
-                f"the stage to start from has another network: {'.'.join(path)} is {came} "
-                f"there and {leaf.shape} here. Use the same model settings in both, or start from "
-                '"random".'
-            )
+    require_same(abstract, taken, may_lack="head")
     return taken
 
 
-def load_weights(path: str, abstract: dict, task: Task) -> dict:
-    """What a weights file gives a stage: the encoder (.npz of the ViT authors) or all (PyTorch).
+def load_weights(config, abstract: dict, task: Task) -> dict:
+    """What the file config.weights gives a stage: the encoder, or all of it.
 
-    The position table moves to this stage's grid; denoising takes no head. Raises UserError for
+    An .npz of the ViT authors gives the encoder, a PyTorch checkpoint the decoder too and, for
+    fine-tuning, the head. The position table moves to this stage's grid. Raises UserError for
     anything missing, extra or of another shape.
     """
-    params = abstract["params"]
+    path, params = config.weights, abstract["params"]
     if Path(path).suffix == ".npz":
         encoder = load_official(path, _shapes(params["encoder"]))
         loaded, stats = {"encoder": encoder}, {}

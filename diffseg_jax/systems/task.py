@@ -5,6 +5,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict as flatten
+
+from diffseg_jax.config import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,19 +17,23 @@ class Task:
     init       key -> network, random and jit-able
     trainable  path of a parameter -> does it learn in this stage
     loss       (params, stats, batch, key) -> summed loss, (weight, stats, summed metrics)
-    predict    (network, images u8[B,h,w,3], valid i32[B,2]) -> class probabilities f32[B,h,w,K];
-               or None
-    denoise    (network, images, valid, key) -> clean, noisy, denoised f32[B,h,w,3] in [-1, 1],
-               mean squared error f32[]; or None
     meta       JSON values that `adopt` and a reader of the checkpoint need
+
+    and one of these, by which a stage is watched:
+
+    predict    (network, images u8[B,h,w,3], valid i32[B,2]) -> class probabilities f32[B,h,w,K]
+    denoise    (network, images, valid, key) -> clean, noisy, denoised f32[B,h,w,3] in [-1, 1],
+               mean squared error f32[]
+    sample     (network, seed, count) -> generated images u8[count,h,w,3]; not jit-able
     """
 
     init: Callable
     trainable: Callable[[tuple[str, ...]], bool]
     loss: Callable
-    predict: Callable | None
-    denoise: Callable | None
     meta: dict
+    predict: Callable | None = None
+    denoise: Callable | None = None
+    sample: Callable | None = None
 
 
 def scale_images(images: jax.Array, valid: jax.Array) -> jax.Array:
@@ -39,3 +46,27 @@ def scale_images(images: jax.Array, valid: jax.Array) -> jax.Array:
 def draw_per_row(draw: Callable, key: jax.Array, rows: jax.Array) -> jax.Array:
     """`draw(key)` for every row i32[B], each with its own key: any split of a batch agrees."""
     return jax.vmap(lambda row: draw(jax.random.fold_in(key, row)))(rows)
+
+
+def require_same(abstract: dict, taken: dict, may_lack: str = ""):
+    """Raises UserError unless `taken` has the paths and shapes of `abstract`.
+
+    may_lack  name below "params" that may be absent from what is taken
+    """
+    advice = 'Use the same model settings in both, or start from "random".'
+    flat, wanted = flatten(taken), flatten(abstract)
+    extra = [path for path in flat if path not in wanted]
+    if extra:
+        raise UserError(
+            f"the stage to start from has another network: {'.'.join(extra[0])} has no place here "
+            f"({len(extra)} such arrays). {advice}"
+        )
+    for path, leaf in wanted.items():
+        if path[1] == may_lack and path not in flat:
+            continue
+        if path not in flat or flat[path].shape != leaf.shape:
+            came = flat[path].shape if path in flat else "missing"
+            raise UserError(
+                f"the stage to start from has another network: {'.'.join(path)} is {came} "
+                f"there and {leaf.shape} here. {advice}"
+            )

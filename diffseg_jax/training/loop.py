@@ -38,7 +38,9 @@ class Stage:
     loss        see `train_step`
     optimizer   and the schedule that it was made with, for the log
     every       steps between log lines, checkpoints and evaluations
-    evaluate    (state, step) -> numbers to log and keep the best by; it may draw pictures
+    evaluate    (state, step) -> numbers to log and keep the best by; it may draw pictures and
+                return no numbers
+    ema         rates of the moving averages; readers take the first one unless told otherwise
     """
 
     name: str
@@ -55,7 +57,7 @@ class Stage:
     loaded: Callable[[], dict] | None = None
     evaluate: Callable[[dict, int], dict[str, float]] | None = None
     accumulate: int = 1
-    ema: float = 0.0
+    ema: tuple[float, ...] = ()
     seed: int = 0
 
 
@@ -107,9 +109,10 @@ def run(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -> dict:
         numbers = None
         if stage.evaluate and (last or step % stage.every["evaluate"] == 0):
             numbers = stage.evaluate(state, step)
-            log.write(stage.name, step, numbers)
-            shown = "   ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-            log.say(f"{stage.name} {step}/{stage.steps}   evaluated: {shown}")
+            if numbers:
+                log.write(stage.name, step, numbers)
+                shown = "   ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+                log.say(f"{stage.name} {step}/{stage.steps}   evaluated: {shown}")
         if last or step % stage.every["checkpoint"] == 0:
             _require_finite(stage, checkpoints, step, state)
             checkpoints.save(step, state, _meta(stage, step), numbers)
@@ -204,7 +207,8 @@ def _report(stage, step, numbers, rate, log):
 
 
 def _meta(stage, step):
-    return {**stage.meta, "stage": stage.name, "step": step, "data": {"next_batch": step}}
+    own = {"stage": stage.name, "step": step, "ema": list(stage.ema), "data": {"next_batch": step}}
+    return {**stage.meta, **own}
 
 
 class _Sums:

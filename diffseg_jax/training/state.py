@@ -4,7 +4,7 @@ step    i32[]             updates made
 params  nested dict       parameters that are trained
 frozen  nested dict       parameters that are not: no gradient, no optimizer state
 stats   nested dict       batch statistics
-ema     nested dict       moving average of params, empty when off
+ema     nested dict       moving averages of params, one tree per rate: {"0.9999": {...}}
 opt     optax state       of params alone
 """
 
@@ -34,23 +34,27 @@ def new_state(
     network: dict,
     trainable: Callable[[tuple[str, ...]], bool],
     optimizer: optax.GradientTransformation,
-    ema: float,
+    ema: tuple[float, ...],
 ) -> dict:
-    """State before the first step; `network` holds "params" and "stats"."""
+    """State before the first step; `network` holds "params" and "stats".
+
+    ema  rates of the moving averages, which start as copies of the trained parameters; () = off
+    """
     trained, frozen = split_params(network["params"], trainable)
     return {
         "step": jnp.zeros((), jnp.int32),
         "params": trained,
         "frozen": frozen,
         "stats": network["stats"],
-        "ema": jax.tree.map(jnp.copy, trained) if ema else {},
+        "ema": {str(rate): jax.tree.map(jnp.copy, trained) for rate in ema},
         "opt": optimizer.init(trained),
     }
 
 
-def network_of(state: dict) -> dict:
-    """{"params", "stats"} to predict with: the moving average where there is one."""
-    return {
-        "params": merge_params(state["ema"] or state["params"], state["frozen"]),
-        "stats": state["stats"],
-    }
+def network_of(state: dict, ema: tuple[float, ...]) -> dict:
+    """{"params", "stats"} to predict with: the moving average of the first rate, if there is one.
+
+    ema  the rates that the state was made with, whose order the state does not keep
+    """
+    trained = state["ema"][str(ema[0])] if ema else state["params"]
+    return {"params": merge_params(trained, state["frozen"]), "stats": state["stats"]}

@@ -13,7 +13,7 @@ def train_step(
     loss_fn: Callable,
     optimizer: optax.GradientTransformation,
     accumulate: int,
-    ema: float,
+    ema: tuple[float, ...],
     state: dict,
     batch: dict,
     key: jax.Array,
@@ -23,7 +23,7 @@ def train_step(
     loss_fn     (params, stats, batch, key) -> loss, (weight, stats, metrics); loss is a sum whose
                 mean is loss / weight, metrics are sums over the same weight
     accumulate  the batch is worked through in so many parts, their gradients added up
-    ema         decay of the moving average of the parameters; 0 = off
+    ema         rates r of the moving averages, average <- r average + (1 - r) params; () = off
     batch       arrays [B, ...]; the row number is added as "row" i32[B], so that draws per row do
                 not depend on parts or devices
     Returns the new state and f32[] metrics: loss, grad_norm, finite (1 or 0), and those of loss_fn.
@@ -55,11 +55,14 @@ def train_step(
     norm = optax.tree.norm(grads)
     updates, opt = optimizer.update(grads, state["opt"], state["params"])
     params = optax.apply_updates(state["params"], updates)
-    average = optax.incremental_update(params, state["ema"], 1 - ema) if ema else state["ema"]
+    averages = {
+        str(rate): optax.incremental_update(params, state["ema"][str(rate)], 1 - rate)
+        for rate in ema
+    }
     metrics = {name: value / weight for name, value in metrics.items()}
     metrics |= {"loss": loss / weight, "grad_norm": norm}
     metrics["finite"] = jnp.isfinite(metrics["loss"] + norm).astype(jnp.float32)
-    new = dict(state, step=state["step"] + 1, params=params, stats=stats, ema=average, opt=opt)
+    new = dict(state, step=state["step"] + 1, params=params, stats=stats, ema=averages, opt=opt)
     return new, metrics
 
 

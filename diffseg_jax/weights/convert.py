@@ -66,6 +66,28 @@ def convert(
     return tree
 
 
+def differences(
+    arrays: Mapping[str, np.ndarray], table: Sequence[Row], target_shapes: Mapping
+) -> list[str]:
+    """What `convert` would object to, all of it, without copying an array.
+
+    A short clause for every foreign name without a place, every place without a name, and every
+    shape that does not fit, which is given in the order of our axes.
+    """
+    shapes, clauses, found = dict(_leaves(target_shapes)), [], set()
+    for name, array in arrays.items():
+        target, axes = _row(name, table)
+        if target not in shapes:
+            clauses.append(f"{name} has no place")
+            continue
+        found.add(target)
+        ordered = _ordered(array, axes)
+        if ordered is None or not _fits(ordered.shape, shapes[target]):
+            have = array.shape if ordered is None else ordered.shape
+            clauses.append(f"{name} is {have}, where {shapes[target]} is wanted")
+    return clauses + [f"{target} is missing" for target in shapes if target not in found]
+
+
 def _leaves(tree: Mapping, prefix: str = ""):
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -109,11 +131,9 @@ def _fitted(array: np.ndarray, axes, shape, what: str, target: str) -> np.ndarra
     if array.dtype.kind != "f" and array.dtype != ml_dtypes.bfloat16:
         raise UserError(f"{what} is {array.dtype}, but {target} takes floating-point numbers.")
     try:
-        ordered = axes(array) if callable(axes) else np.einsum(axes, array)
+        ordered = _ordered(array, axes)
     except UserError as error:
         raise UserError(f"{what}: {error}") from error
-    except ValueError:                                # einsum: another number of axes
-        ordered = None
     if ordered is None or not _fits(ordered.shape, shape):
         raise UserError(
             f"{what} has shape {array.shape}, which does not fit {target} of shape {shape}. "
@@ -122,6 +142,16 @@ def _fitted(array: np.ndarray, axes, shape, what: str, target: str) -> np.ndarra
     free = shape is None or None in shape
     copy = np.array(ordered, np.float32, order="C")
     return copy if free else copy.reshape(shape)
+
+
+def _ordered(array: np.ndarray, axes) -> np.ndarray | None:
+    """The array with its axes in our order; None if it has another number of axes."""
+    try:
+        return axes(array) if callable(axes) else np.einsum(axes, array)
+    except UserError:
+        raise
+    except ValueError:
+        return None
 
 
 def _fits(have: tuple[int, ...], want: tuple[int | None, ...] | None) -> bool:

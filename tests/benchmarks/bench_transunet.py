@@ -87,8 +87,8 @@ def make_step(what):
     segment = functools.partial(ddep.segmentation_loss, network)
     denoise = functools.partial(ddep.denoising_loss, network, NOISE, False)
     learns = lambda path: not (frozen and path[0] == "encoder")
-    state = new_state(values, learns, optimizer, 0.0)
-    update = functools.partial(train_step, denoise if frozen else segment, optimizer, 1, 0.0)
+    state = new_state(values, learns, optimizer, ())
+    update = functools.partial(train_step, denoise if frozen else segment, optimizer, 1, ())
     update = jax.jit(update, donate_argnums=0)
 
     def step():

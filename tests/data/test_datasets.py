@@ -14,6 +14,8 @@ from diffseg_jax.config import UserError
 from diffseg_jax.data import datasets, folders
 from diffseg_jax.data.datasets import open_source
 from diffseg_jax.data.folders import distinct_colours, id_table, to_classes
+from diffseg_jax.data.pipeline import Cached
+from diffseg_jax.data.transforms import center_square
 
 RNG = np.random.default_rng(0)
 
@@ -293,6 +295,75 @@ def test_unlabelled_never_takes_masks_for_pictures(tmp_path):
     )
 
 
+def test_the_class_of_a_picture_is_the_rank_of_its_prefix(tmp_path):
+    for name in ("dog_1.png", "x/cat_10_a.png", "y/dog_2.png"):
+        save(tmp_path / name, picture())
+    source = open_source("unlabelled", "train", path=str(tmp_path), classes="prefix")
+    assert source.names == ("dog_1.png", "x/cat_10_a.png", "y/dog_2.png")
+    assert source.classes == ("cat", "dog") and source.labels is None
+    assert [item["class"].item() for item in source] == [1, 0, 1]
+    assert source[0]["class"].dtype == np.int32 and "mask" not in source[0]
+    again = pickle.loads(pickle.dumps(source))
+    assert again[1]["class"] == 0
+
+
+def test_the_class_of_a_picture_is_the_rank_of_its_folder(tmp_path):
+    for name in ("train/b/1_1.png", "train/a/deep/c/2.png", "train/a/3.png", "val/z/4.png"):
+        save(tmp_path / name, picture())
+    source = open_source("unlabelled", "train", path=str(tmp_path), classes="folder")
+    assert source.names == ("a/3.png", "a/deep/c/2.png", "b/1_1.png")
+    assert source.classes == ("a", "b", "c")
+    assert [item["class"].item() for item in source] == [0, 2, 1]
+
+
+def test_pictures_have_no_class_unless_asked(tmp_path):
+    save(tmp_path / "a/x_1.png", picture())
+    save(tmp_path / "b/y_1.png", picture())
+    source = open_source("unlabelled", "train", path=str(tmp_path))
+    assert source.classes == () and "class" not in source[0]
+    path = folder(tmp_path / "labelled", {"a": ids()})
+    assert open_source("folder", "train", path=path, num_classes=3).classes == ()
+    assert open_source("scenes", "train", images=1, size=(8, 8)).classes == ()
+
+
+@pytest.mark.parametrize(
+    "names, classes, sentence",
+    [
+        (("a_1", "b", "_c"), "prefix", r"cat_0001.* 2 of 3 pictures .* first is _c\.png\."),
+        (("x/a", "b"), "folder", r"cat/0001.* 1 of 2 pictures .* first is b\.png\."),
+        (("a_1", "a_2"), "prefix", "one class only in .*, a, so"),
+        (("x/a", "x/b"), "folder", "one class only in .*, x, so"),
+        (("a_1", "b_1"), "prefx", 'Did you mean "prefix"'),
+    ],
+)
+def test_names_that_tell_no_class_are_refused(tmp_path, names, classes, sentence):
+    for name in names:
+        save(tmp_path / f"{name}.png", picture())
+    with pytest.raises(UserError, match=sentence):
+        open_source("unlabelled", "train", path=str(tmp_path), classes=classes)
+
+
+def test_squares_of_any_set_come_without_masks(tmp_path):
+    path = folder(tmp_path / "labelled", {"a": ids(3, 20, 30)})
+    whole = open_source("folder", "train", path=path, num_classes=3)
+    source = open_source("folder", "train", path=path, num_classes=3, square=8)
+    assert whole.labels and source.labels is None and source.names == ("a",) and len(source) == 1
+    assert set(source[0]) == {"image", "name"}
+    np.testing.assert_array_equal(source[0]["image"], center_square(whole[0]["image"], 8))
+    drawn = open_source("scenes", "train", images=2, size=(20, 30), square=8)
+    assert set(drawn[1]) == {"image", "name"} and drawn[-1]["image"].shape == (8, 8, 3)
+    assert len(list(drawn)) == 2
+
+
+def test_squares_keep_the_class_and_are_what_is_cached(tmp_path):
+    for name in ("b_1.png", "a_1.png"):
+        save(tmp_path / name, picture(20, 30))
+    source = open_source("unlabelled", "", path=str(tmp_path), classes="prefix", square=8)
+    cached = Cached(pickle.loads(pickle.dumps(source)))
+    assert cached.classes == ("a", "b") and cached[1]["class"] == 1
+    assert cached.examples[1]["image"].shape == (8, 8, 3)
+
+
 def cityscapes_folder(path, tail, mask):
     stem = "aachen/aachen_000000_000019"
     save(path / f"leftImg8bit/train/{stem}_leftImg8bit.png", picture(*mask.shape))
@@ -547,3 +618,54 @@ def test_tfds_mistakes_are_sentences(tmp_path):
     assert open_source("tfds:streets", "train", path=path, num_classes=7)[0]["mask"].max() == 6
     with pytest.raises(UserError, match="class id"):
         open_source("tfds:streets", "train", path=path, num_classes=2)[0]
+
+
+def prepare_animals(path, pairs):
+    """A prepared folder of pictures with a class and no mask."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "animal": tfds.features.ClassLabel(names=["hen", "ant"]),
+        "number": tfds.features.Scalar(np.int64),
+    }
+
+    class Animals(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for key, (image, animal) in enumerate(pairs):
+                yield key, {"image": io.BytesIO(png(image)), "animal": animal, "number": key}
+
+    Animals(data_dir=str(path), file_format="array_record").download_and_prepare()
+    return str(path)
+
+
+def test_tfds_classes_of_pictures_come_from_the_feature_named(tmp_path):
+    pairs = [(picture(), "ant"), (picture(), "hen"), (picture(), "ant")]
+    path = prepare_animals(tmp_path, pairs)
+    source = open_source("tfds:animals", "train", path=path, label_key="animal")
+    assert source.classes == ("hen", "ant") and source.labels is None
+    stored = {(image.tobytes(), source.classes.index(animal)) for image, animal in pairs}
+    again = pickle.loads(pickle.dumps(source))
+    assert {(item["image"].tobytes(), item["class"].item()) for item in again} == stored
+    assert source[0]["class"].dtype == np.int32
+    assert "class" not in open_source("tfds:animals", "train", path=path)[0]
+    square = open_source("tfds:animals", "train", path=path, label_key="animal", square=3)
+    assert square[0]["class"] == source[0]["class"] and square.classes == source.classes
+    for wrong in ("number", "image", "annimal"):
+        with pytest.raises(UserError, match=f'class label of animals "{wrong}". Known: animal'):
+            open_source("tfds:animals", "train", path=path, label_key=wrong)
+
+
+def test_tfds_pictures_without_their_class_are_refused(tmp_path):
+    path = prepare_animals(tmp_path, [(picture(), -1)])
+    with pytest.raises(UserError, match="train_000000 has no class in animal"):
+        open_source("tfds:animals", "train", path=path, label_key="animal")[0]

@@ -475,5 +475,38 @@ def test_options_that_cannot_work_are_refused(wrong, words):
         transforms.augment(noise((4, 5)), rng=np.random.default_rng(0), **plan)
 
 
+@pytest.mark.golden
+def test_centre_squares_are_the_recorded_ones(golden):
+    for path in golden("adm/image_ops*.npz"):
+        recorded = np.load(path)
+        square = transforms.center_square(
+            recorded["center_crop__in"], int(recorded["center_crop__size"])
+        )
+        np.testing.assert_array_equal(square, recorded["center_crop__out"])
+
+
+@quick
+@given(SIZES, SIDES)
+def test_any_picture_becomes_a_square(size, side):
+    square = transforms.center_square(noise(size), side)
+    assert square.shape == (side, side, 3) and square.dtype == np.uint8
+    flat = transforms.center_square(np.full((*size, 3), 77, np.uint8), side)
+    np.testing.assert_array_equal(flat, 77)
+
+
+def test_a_centre_square_of_its_own_size_is_the_middle():
+    image = noise((9, 14))
+    np.testing.assert_array_equal(transforms.center_square(image, 9), image[:, 2:11])
+    tall = image.transpose(1, 0, 2)
+    np.testing.assert_array_equal(transforms.center_square(tall, 9), tall[2:11])
+    halves = noise((8, 12)).repeat(2, 0).repeat(2, 1)
+    np.testing.assert_array_equal(transforms.center_square(halves, 8), noise((8, 12))[:, 2:10])
+
+
+def test_a_square_without_pixels_is_refused():
+    with pytest.raises(UserError, match="side is 0"):
+        transforms.center_square(noise((4, 4)), 0)
+
+
 def test_a_free_longer_side_is_spelt_as_infinity():
     assert transforms.keep_ratio_size((10, 40), (math.inf, 5)) == (5, 20)

@@ -120,7 +120,7 @@ def recorded_case(path):
     network = Network(make)
     shapes = abstract(task)
     whole = SimpleNamespace(meta={**task.meta, "kind": "finetune"})  # that is, with the head
-    start = jax.tree.map(jnp.asarray, ddep.load_weights(config.weights, shapes, whole))
+    start = jax.tree.map(jnp.asarray, ddep.load_weights(config, shapes, whole))
     assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, shapes)
     return task, network, start, arrays, record
 
@@ -155,7 +155,7 @@ def test_recorded_updates(golden):
         o = record["optimizer"]
         assert o["name"] == "adam" and not o["weight_decay"] and record["target"] == "noise"
         optimizer = adam(o["lr"], o["b1"], o["b2"], o["eps"])
-        state = new_state(start, task.trainable, optimizer, 0.0)
+        state = new_state(start, task.trainable, optimizer, ())
         assert set(as_recorded(state["params"])) == set(record["trainable_names"])
         step = quick(functools.partial(
             train_step, functools.partial(recorded_loss, network), optimizer, 1, 0.0
@@ -173,7 +173,7 @@ def test_recorded_updates(golden):
         before = flat(start["params"])
         for name, leaf in flat(state["frozen"]).items():
             np.testing.assert_array_equal(leaf, before[name])
-        check_forward(network, start, network_of(state), batch["noisy"], arrays)
+        check_forward(network, start, network_of(state, ()), batch["noisy"], arrays)
 
 
 def check_first_gradients(state, metrics, b1, arrays, record):
@@ -219,7 +219,7 @@ def unlabelled(count=4, size=(32, 32), seed=0):
 def pretrained():
     """(state before, state after two DDeP updates, metrics) of a network with random weights."""
     task, optimizer = task_of("pretrain"), adam()
-    before = new_state(filled(abstract(task)), task.trainable, optimizer, 0.0)
+    before = new_state(filled(abstract(task)), task.trainable, optimizer, ())
     step = quick(functools.partial(train_step, task.loss, optimizer, 1, 0.0))
     state, _ = step(before, unlabelled(), KEY)
     state, metrics = step(state, unlabelled(), KEY)
@@ -251,7 +251,7 @@ def operations(function, *arguments):
 def operations_of_a_step(pretrain):
     task, optimizer = task_of("pretrain", pretrain), adam()
     batch = jax.eval_shape(unlabelled)
-    start = lambda: new_state(filled(abstract(task)), task.trainable, optimizer, 0.0)
+    start = lambda: new_state(filled(abstract(task)), task.trainable, optimizer, ())
     step = functools.partial(train_step, task.loss, optimizer, 1, 0.0)
     return operations(step, jax.eval_shape(start), batch, KEY)
 
@@ -449,9 +449,7 @@ def test_a_perfect_answer_denoises_perfectly(kind, target):
     answer = lambda noisy: (noisy - alpha * image) / sigma if target == "noise" else image
     network, seen = shown_to(answer)
     noise = NOISE | dict(kind=kind, low=0.2, high=0.4, target=target)
-    shown, noisy, clean, error = ddep.denoise(
-        network, noise, VALUES, **as_images(batch), key=KEY
-    )
+    shown, noisy, clean, error = ddep.denoise(network, noise, VALUES, **as_images(batch), key=KEY)
     np.testing.assert_array_equal(shown, image)
     np.testing.assert_allclose(clean, image, atol=1e-5)
     assert error < 1e-9
@@ -507,7 +505,7 @@ def test_token_grid(crop, grid):
 
 
 def test_fine_tuning_takes_over_all_but_the_projection(pretrained):
-    previous, task = network_of(pretrained[1]), task_of("finetune", crop=(48, 16))
+    previous, task = network_of(pretrained[1], ()), task_of("finetune", crop=(48, 16))
     taken = ddep.adopt(abstract(task), task, previous, task_of("pretrain").meta)
     assert set(taken["params"]) == {"encoder", "decoder"}
     before, after = flat(previous), flat(taken)
@@ -562,7 +560,9 @@ def test_recorded_encoder_weights_fill_the_encoder_alone(golden):
         )  # fmt: skip
         task = ddep.make_task(config, "pretrain", (96, 32), 0)
         shapes = abstract(task)
-        loaded = ddep.load_weights(str(path.with_name(path.stem + "_params.npz")), shapes, task)
+        loaded = ddep.load_weights(
+            SimpleNamespace(weights=str(path.with_name(path.stem + "_params.npz"))), shapes, task
+        )
         assert set(loaded["params"]) == {"encoder"} and loaded["stats"] == {}
         expected = jax.tree.map(jnp.shape, shapes["params"]["encoder"])
         assert jax.tree.map(jnp.shape, loaded["params"]["encoder"]) == expected
@@ -577,7 +577,7 @@ def test_recorded_torch_weights_fill_everything_but_a_projection(golden, kind):
         task = SimpleNamespace(meta={**task.meta, "kind": kind})
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), start)
         file = str(path.with_name(path.stem + "_state.pt"))
-        loaded = ddep.load_weights(file, shapes, task)
+        loaded = ddep.load_weights(SimpleNamespace(weights=file), shapes, task)
         assert ("head" in loaded["params"]) == (kind == "finetune")
         assert flat(loaded["stats"]).keys() == flat(start["stats"]).keys()
         assert set(loaded["params"]) >= {"encoder", "decoder"}

@@ -38,7 +38,7 @@ def network():
     return {"params": params, "stats": {"seen": jnp.zeros(())}}
 
 
-def start(optimizer=SGD, ema=0.0, frozen=("encoder",)):
+def start(optimizer=SGD, ema=(), frozen=("encoder",)):
     return new_state(network(), lambda path: path[0] not in frozen, optimizer, ema)
 
 
@@ -51,7 +51,7 @@ def batch():
 
 
 @functools.partial(jax.jit, static_argnames=("loss", "accumulate", "ema", "optimizer"))
-def step(state, rows, key=KEY, *, loss=toy_loss, accumulate=1, ema=0.0, optimizer=SGD):
+def step(state, rows, key=KEY, *, loss=toy_loss, accumulate=1, ema=(), optimizer=SGD):
     return train_step(loss, optimizer, accumulate, ema, state, rows, key)
 
 
@@ -118,20 +118,26 @@ def test_what_is_not_finite_is_reported(value):
     assert step(start(), broken)[1]["finite"] == 0
 
 
-def test_moving_average_follows_its_formula():
-    state, average = start(ema=0.9), np.array([1.0, -1.0, 2.0])
+@pytest.mark.parametrize("rates", [(0.9,), (0.99, 0.5)], ids=["one", "two"])
+def test_every_moving_average_follows_its_formula(rates):
+    state, averages = start(ema=rates), {rate: np.array([1.0, -1.0, 2.0]) for rate in rates}
+    assert_trees_close(network_of(state, rates), network(), rtol=0)  # they start as copies
     for _ in range(3):
-        state, _ = step(state, batch(), ema=0.9)
-        average = 0.9 * average + 0.1 * np.asarray(state["params"]["head"]["slope"])
-    np.testing.assert_allclose(state["ema"]["head"]["slope"], average, rtol=1e-5)
-    np.testing.assert_allclose(network_of(state)["params"]["head"]["slope"], average, rtol=1e-5)
-    assert network_of(state)["params"]["encoder"] == {"offset": 0.5}
+        state, _ = step(state, batch(), ema=rates)
+        params = np.asarray(state["params"]["head"]["slope"], np.float64)
+        averages = {rate: rate * averages[rate] + (1 - rate) * params for rate in rates}
+    assert set(state["ema"]) == {str(rate) for rate in rates}
+    for rate, average in averages.items():
+        np.testing.assert_allclose(state["ema"][str(rate)]["head"]["slope"], average, rtol=1e-5)
+        answer = network_of(state, (rate, *rates))["params"]
+        np.testing.assert_allclose(answer["head"]["slope"], average, rtol=1e-5)
+        assert answer["encoder"] == {"offset": 0.5}
 
 
 def test_without_a_moving_average_the_parameters_answer():
     state, _ = step(start(), batch())
     assert state["ema"] == {}
-    assert_trees_close(network_of(state)["params"]["head"], state["params"]["head"], rtol=0)
+    assert_trees_close(network_of(state, ())["params"]["head"], state["params"]["head"], rtol=0)
 
 
 def test_frozen_parameters_have_no_optimizer_state_and_do_not_move():

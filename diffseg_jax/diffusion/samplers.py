@@ -1,0 +1,67 @@
+"""One step of a chain at a time, as pure functions: DDPM, DDIM, and DDIM backwards.
+
+Shapes and t as in `process.py`; noise is f32[B, H, W, C] from N(0, 1). No step adds noise at t = 0.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffseg_jax.config import UserError
+from diffseg_jax.diffusion.process import (
+    Process,
+    Reverse,
+    check_timesteps,
+    look_up,
+    noise_from_clean,
+)
+
+
+def ddpm_step(process: Process, distribution: Reverse, t: jax.Array, noise: jax.Array) -> jax.Array:
+    """A draw of x_{t-1}: mean + exp(log_variance / 2) noise, at t = 0 the mean alone."""
+    t = check_timesteps(t, process.steps)
+    spread = jnp.exp(distribution.log_variance / 2) * noise
+    return distribution.mean + look_up(np.arange(process.steps) > 0, t, noise) * spread
+
+
+def ddim_step(
+    process: Process,
+    x_t: jax.Array,
+    clean: jax.Array,
+    t: jax.Array,
+    eta: float = 0.0,
+    noise: jax.Array | None = None,
+) -> jax.Array:
+    """x_{t-1} by Song et al. (2021), equation 12.
+
+    clean   the estimate of x_0, clipped or not; the noise in x_t is worked out from it
+    eta     a Python number in [0, 1]: 0 is deterministic, 1 has the spread of DDPM's fixed_small
+    noise   may be None at eta = 0
+
+    Raises UserError for eta outside [0, 1] and for eta > 0 without noise.
+    """
+    if not 0 <= eta <= 1:
+        raise UserError(f"eta is {eta}, but it must be from 0 (deterministic) to 1 (as in DDPM).")
+    if eta and noise is None:
+        raise UserError(f"eta is {eta}, which needs noise. Give an array of x_t's shape, or eta 0.")
+    t = check_timesteps(t, process.steps)
+    sigma = eta * np.sqrt(process.posterior_variance)  # 0 at t = 0
+    # float64 may leave a number just below zero where nothing is left for the direction
+    direction = np.sqrt(np.maximum(1 - process.alphas_cumprod_prev - sigma**2, 0))
+    moved = _towards(process, x_t, clean, t, process.alphas_cumprod_prev, direction)
+    return moved + look_up(sigma, t, x_t) * noise if eta else moved
+
+
+def ddim_invert_step(process: Process, x_t: jax.Array, clean: jax.Array, t: jax.Array) -> jax.Array:
+    """x_{t+1} by the deterministic DDIM run backwards, from an image towards its noise.
+
+    From the last step it arrives at the noise itself, whose alpha_bar is 0.
+    """
+    t = check_timesteps(t, process.steps)
+    direction = np.sqrt(1 - process.alphas_cumprod_next)
+    return _towards(process, x_t, clean, t, process.alphas_cumprod_next, direction)
+
+
+def _towards(process, x_t, clean, t, alphas_cumprod, direction):
+    eps = noise_from_clean(process, x_t, clean, t)
+    return look_up(np.sqrt(alphas_cumprod), t, x_t) * clean + look_up(direction, t, x_t) * eps

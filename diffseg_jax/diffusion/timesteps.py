@@ -1,0 +1,75 @@
+"""Which t to train on: uniformly, or more often where the loss is large.
+
+The state is a dict of arrays that belongs to the training state; {} is the uniform sampler. In a
+jitted step `update` sees t and losses of the whole batch, also those of other hosts, and so every
+host keeps the same state.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from diffseg_jax.config import choose
+from diffseg_jax.diffusion.process import check_timesteps
+
+SAMPLERS = ("uniform", "loss_second_moment")
+HISTORY = 10  # losses remembered for each t
+UNIFORM_SHARE = 0.001  # so that no t is forgotten
+
+
+def start(name: str, steps: int) -> dict[str, jax.Array]:
+    """The state before any loss: {}, or losses f32[T, 10] and counts i32[T] of the losses seen.
+
+    Raises UserError for a name that is not in SAMPLERS.
+    """
+    choose(dict.fromkeys(SAMPLERS), name, "timestep sampler")
+    if name == "uniform":
+        return {}
+    losses = jnp.zeros((steps, HISTORY), jnp.float32)
+    return {"losses": losses, "counts": jnp.zeros(steps, jnp.int32)}
+
+
+def probabilities(state: dict[str, jax.Array], steps: int) -> jax.Array:
+    """How likely each t is drawn, f[T], of the dtype of the losses; the sum is 1.
+
+    In proportion to sqrt(mean(loss^2)) of the last ten losses, once every t has ten: Nichol and
+    Dhariwal (2021), equation 18. Until then, or if all losses are 0, uniform.
+    """
+    if not state:
+        return jnp.full(steps, 1 / steps, jnp.float32)
+    size = jnp.sqrt(jnp.mean(jnp.square(state["losses"]), axis=1))
+    total = jnp.sum(size)
+    ready = jnp.all(state["counts"] >= HISTORY) & (total > 0)
+    share = size / jnp.where(ready, total, 1)
+    mixed = (1 - UNIFORM_SHARE) * share + UNIFORM_SHARE / steps
+    return jnp.where(ready, mixed, 1 / steps)
+
+
+def draw(state: dict[str, jax.Array], steps: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(t i32[], weight f32[]) for one image; vmap it over keys for a batch.
+
+    weight   1 / (T p_t), with which the mean of weight * loss is the mean over uniform t
+    """
+    if not state:
+        return jax.random.randint(key, (), 0, steps, jnp.int32), jnp.float32(1)
+    p = probabilities(state, steps)
+    t = jax.random.categorical(key, jnp.log(p)).astype(jnp.int32)
+    return t, (1 / (steps * p[t])).astype(jnp.float32)
+
+
+def update(state: dict[str, jax.Array], t: jax.Array, loss: jax.Array) -> dict[str, jax.Array]:
+    """The state after a batch of unweighted losses, in order; t i32[B] may repeat, loss f32[B].
+
+    A loss that is not finite is left out, or it would make every probability NaN.
+    """
+    if not state:
+        return state
+
+    def remember(state, pair):
+        t, loss = pair
+        slot, seen = state["counts"][t] % HISTORY, jnp.isfinite(loss)  # the oldest is replaced
+        value = jnp.where(seen, loss, state["losses"][t, slot])
+        losses = state["losses"].at[t, slot].set(value.astype(state["losses"].dtype))
+        return {"losses": losses, "counts": state["counts"].at[t].add(seen)}, None
+
+    t = check_timesteps(t, len(state["counts"]))
+    return jax.lax.scan(remember, state, (t, jnp.asarray(loss)))[0]

@@ -1,0 +1,246 @@
+"""Guided-diffusion checkpoints: the published configurations, their flags and their names."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from diffseg_jax.config import UserError, choose
+from diffseg_jax.diffusion.schedules import BETAS
+from diffseg_jax.models.adm_unet import ADMUNet, Settings
+from diffseg_jax.models.plain import Network
+from diffseg_jax.weights.convert import convert, differences, within
+
+ORDERS = ("legacy", "new")  # of the channels of `qkv`: head by head, or all queries first
+MULTIPLES = {  # channel_mult by image size, where the flag is left empty
+    64: (1, 2, 3, 4),
+    128: (1, 1, 2, 3, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """What a checkpoint file does not say of itself.
+
+    order      of the channels of `qkv`, one of ORDERS
+    diffusion  how it was trained: schedule, steps, rescale_timesteps, target, variance, loss,
+               timesteps
+    """
+
+    settings: Settings
+    image_size: int
+    order: str
+    diffusion: dict
+
+
+def from_flags(
+    *,
+    image_size: int = 64,
+    num_channels: int = 128,
+    num_res_blocks: int = 2,
+    channel_mult: tuple[float, ...] = (),
+    attention_resolutions: tuple[int, ...] = (16, 8),
+    num_heads: int = 4,
+    num_heads_upsample: int = -1,
+    num_head_channels: int = -1,
+    use_scale_shift_norm: bool = True,
+    resblock_updown: bool = False,
+    use_new_attention_order: bool = False,
+    class_cond: bool = False,
+    num_classes: int = 1000,
+    learn_sigma: bool = False,
+    dropout: float = 0.0,
+    diffusion_steps: int = 1000,
+    noise_schedule: str = "linear",
+    rescale_timesteps: bool = False,
+    predict_xstart: bool = False,
+) -> Configuration:
+    """The configuration that guided diffusion's training script means by its flags.
+
+    channel_mult           () = by image size: 64, 128, 256 or 512
+    attention_resolutions  sizes of the feature maps that are attended
+    num_classes            read with class_cond only
+
+    Raises UserError for flags that make no network.
+    """
+    if not channel_mult and image_size not in MULTIPLES:
+        raise UserError(
+            f"image_size is {image_size}, for which no channel_mult is known. Give one, such as "
+            "--channel_mult 1,2,3,4."
+        )
+    for size in attention_resolutions:
+        if size < 1 or image_size % size:
+            raise UserError(
+                f"attention_resolutions holds {size}, which does not divide image_size "
+                f"{image_size}. Give sizes of feature maps, such as 16,8."
+            )
+    choose(BETAS, noise_schedule, "noise schedule")
+    settings = Settings(
+        channels=num_channels,
+        channel_mult=tuple(channel_mult) or MULTIPLES[image_size],
+        res_blocks=num_res_blocks,
+        attention_factors=tuple(sorted(image_size // size for size in attention_resolutions)),
+        heads=num_heads,
+        heads_up=num_heads_upsample,
+        head_channels=num_head_channels,
+        resample_in_blocks=resblock_updown,
+        scale_shift=use_scale_shift_norm,
+        num_classes=num_classes if class_cond else 0,
+        learn_sigma=learn_sigma,
+        dropout=dropout,
+    )
+    if problem := settings.problem():
+        raise UserError(problem)
+    diffusion = dict(
+        schedule=noise_schedule, steps=diffusion_steps, rescale_timesteps=rescale_timesteps,
+        target="image" if predict_xstart else "noise",
+        variance="learned" if learn_sigma else "fixed_large",
+        loss="hybrid" if learn_sigma else "simple", timesteps="uniform",
+    )  # fmt: skip
+    order = "new" if use_new_attention_order else "legacy"
+    return Configuration(settings, image_size, order, diffusion)
+
+
+_COMMON = dict(
+    num_channels=256, attention_resolutions=(32, 16, 8), num_head_channels=64,
+    resblock_updown=True, learn_sigma=True,
+)  # fmt: skip
+_LSUN = from_flags(**_COMMON, image_size=256, dropout=0.1)
+_PLAIN = from_flags(**_COMMON, image_size=256)
+PUBLISHED = {
+    "lsun_bedroom": _LSUN,
+    "lsun_cat": _LSUN,
+    "lsun_horse": _LSUN,
+    "ffhq": _LSUN,  # trained by the authors of DDPM-Seg
+    "lsun_horse_nodropout": _PLAIN,
+    "imagenet256_uncond": _PLAIN,
+    "imagenet256": from_flags(**_COMMON, image_size=256, class_cond=True),
+    "imagenet512": from_flags(**_COMMON, image_size=512, class_cond=True),
+    "imagenet128": from_flags(
+        **{**_COMMON, "num_head_channels": -1}, image_size=128, num_heads=4, class_cond=True
+    ),
+    "imagenet64": from_flags(
+        **{**_COMMON, "num_channels": 192}, image_size=64, num_res_blocks=3, class_cond=True,
+        dropout=0.1, use_new_attention_order=True, noise_schedule="cosine",
+    ),
+}  # fmt: skip
+
+
+def table(settings: Settings, order: str) -> tuple:
+    """The rows that `weights.convert.convert` takes, for one order of the channels of `qkv`."""
+    canonical = functools.partial(_canonical, settings, order)
+    return (
+        *_linear(r"time_embed\.0", "time1"),
+        *_linear(r"time_embed\.2", "time2"),
+        (r"label_emb\.weight", "classes", "ke->ke"),
+        *_conv(r"input_blocks\.0\.0", "input_0"),
+        *_residual(r"input_blocks\.(\d+)\.0\.", "input_{0}.residual."),
+        *_attention(r"input_blocks\.(\d+)\.1\.", "input_{0}.attention.", canonical),
+        *_conv(r"input_blocks\.(\d+)\.0\.op", "input_{0}.conv"),
+        *_residual(r"middle_block\.0\.", "middle.residual1."),
+        *_attention(r"middle_block\.1\.", "middle.attention.", canonical),
+        *_residual(r"middle_block\.2\.", "middle.residual2."),
+        *_residual(r"output_blocks\.(\d+)\.0\.", "output_{0}.residual."),
+        *_attention(
+            r"output_blocks\.(\d+)\.1\.", "output_{0}.attention.",
+            functools.partial(canonical, up=True),
+        ),
+        *_residual(r"output_blocks\.(\d+)\.[12]\.", "output_{0}.enlarge."),
+        *_conv(r"output_blocks\.(\d+)\.[12]\.conv", "output_{0}.enlarge"),
+        *_norm(r"out\.0", "norm"),
+        *_conv(r"out\.2", "head"),
+    )  # fmt: skip
+
+
+def _linear(torch, ours):
+    return ((torch + r"\.weight", ours + ".kernel", "oi->io"), *_bias(torch, ours))
+
+
+def _conv(torch, ours):
+    return ((torch + r"\.weight", ours + ".kernel", "oihw->hwio"), *_bias(torch, ours))
+
+
+def _norm(torch, ours):
+    return ((torch + r"\.weight", ours + ".scale", "c->c"), *_bias(torch, ours))
+
+
+def _bias(torch, ours):
+    return ((torch + r"\.bias", ours + ".bias", "o->o"),)
+
+
+def _residual(torch, ours):
+    return within(torch, ours, (
+        *_norm(r"in_layers\.0", "norm1"),
+        *_conv(r"in_layers\.2", "conv1"),
+        *_linear(r"emb_layers\.1", "emb"),
+        *_norm(r"out_layers\.0", "norm2"),
+        *_conv(r"out_layers\.3", "conv2"),
+        *_conv(r"skip_connection", "skip"),
+    ))  # fmt: skip
+
+
+def _attention(torch, ours, canonical):
+    return within(torch, ours, (
+        *_norm(r"norm", "norm"),
+        (r"qkv\.weight", "qkv.kernel", lambda array: canonical(array)[..., 0].T),
+        (r"qkv\.bias", "qkv.bias", canonical),
+        (r"proj_out\.weight", "out.kernel", "oix->xio"),
+        (r"proj_out\.bias", "out.bias", "o->o"),
+    ))  # fmt: skip
+
+
+def _canonical(settings, order, array, up=False):
+    """The 3C rows of `qkv` as [queries, keys, values], each with its heads in order."""
+    if order == "new":
+        return array
+    rows, *rest = array.shape
+    heads = settings.num_heads(rows // 3, up)
+    by_head = array.reshape(heads, 3, -1, *rest)
+    return np.swapaxes(by_head, 0, 1).reshape(rows, *rest)
+
+
+@functools.cache
+def abstract_params(settings: Settings) -> dict:
+    """Shapes and types of the network's parameters, as nested dicts; no memory."""
+    return Network(lambda rngs: ADMUNet(settings, rngs=rngs)).abstract["params"]
+
+
+def load_adm(
+    arrays: Mapping[str, np.ndarray], settings: Settings, order: str, source: str = "the file"
+) -> dict:
+    """The parameters of an ADMUNet from a published state dict, float32.
+
+    arrays  official name -> array, as `weights.reader.read_arrays` gives them
+    source  how sentences call the file
+
+    Raises UserError when anything is missing, left over or of another shape; it names the published
+    configurations that do fit.
+    """
+    shapes = _shapes(abstract_params(settings))
+    rows = table(settings, order)
+    if different := differences(arrays, rows, shapes):
+        more = f" ({len(different)} differences in all)" if len(different) > 1 else ""
+        raise UserError(
+            f"{source} is not of the network asked for: {different[0]}{more}. {_advice(arrays)}"
+        )
+    return convert(arrays, rows, shapes, source=source)
+
+
+def _advice(arrays):
+    fitting = [name for name, known in PUBLISHED.items() if _matches(arrays, known)]
+    if fitting:
+        return f"It fits {' or '.join(f'--name={name}' for name in fitting)}."
+    return "No published configuration fits it either; give the flags that it was trained with."
+
+
+def _matches(arrays, known):
+    shapes = _shapes(abstract_params(known.settings))
+    return not differences(arrays, table(known.settings, known.order), shapes)
+
+
+def _shapes(tree):
+    return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
