@@ -23,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from diffseg_jax.config import UserError, choose
 from diffseg_jax.mesh import state_shardings
 
+FILE_BYTES = 64 * 2**20  # of each file of arrays; it is put together in memory, at first 2 GB
 BEST = "mIoU"  # the number by which the best checkpoint is kept
 
 
@@ -50,7 +51,7 @@ class StageCheckpoints:
             options=options,
             item_names=("state", "meta"),
             item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
+                "state": ocp.PyTreeCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
             },
         )
@@ -60,7 +61,8 @@ class StageCheckpoints:
         if step in self.manager.all_steps():
             return
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(plain(state)), meta=ocp.args.JsonSave(meta)
+            state=ocp.args.PyTreeSave(plain(state), ocdbt_target_data_file_size=FILE_BYTES),
+            meta=ocp.args.JsonSave(meta),
         )
         scored = numbers is not None and math.isfinite(numbers.get(BEST, math.nan))
         self.manager.save(step, args=items, metrics=dict(numbers) if scored else None)
@@ -92,7 +94,9 @@ class StageCheckpoints:
             target,
             state_shardings(target, mesh),
         )
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(placed))
+        places = ocp.checkpoint_utils.construct_restore_args(placed)
+        restored = ocp.args.PyTreeRestore(item=placed, restore_args=places)
+        arguments = ocp.args.Composite(state=restored)
         return from_plain(abstract, self.manager.restore(step, args=arguments)["state"])
 
     def _compare(self, step, target):

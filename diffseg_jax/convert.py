@@ -33,6 +33,8 @@ def convert_adm(path: str | os.PathLike, output: str | os.PathLike, known: Confi
     if has_checkpoint(output):
         raise UserError(f"{output} holds a checkpoint already. Give another --output.")
     params = load_adm(read_arrays(path), known.settings, known.order, str(path))
+    # NumPy arrays would be copied by the saver, since they might change meanwhile
+    params = jax.device_put(params, jax.local_devices(backend="cpu")[0])
     meta = {
         "version": diffseg_jax.__version__,
         "config": {"system": "ddpm_seg"},

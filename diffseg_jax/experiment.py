@@ -453,6 +453,8 @@ def stage_meta(run: Run, name: str, task: Task) -> dict:
         if jax.process_index() == 0:
             write_json(run.workdir / "labelled.json", chosen)
         meta["labelled"] = {word: chosen[word] for word in ("n", "of", "seed", "sha256")}
+    elif run.unlabelled.classes:
+        meta["picture_classes"] = list(run.unlabelled.classes)
     return meta
 
 

@@ -6,12 +6,12 @@ python -m diffseg_jax.sample --checkpoint=runs/a/checkpoints/pretrain --output=s
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from rich.progress import track
+from rich.progress import Progress
 
 from diffseg_jax import visualise
 from diffseg_jax.checkpoints import open_network
@@ -19,6 +19,7 @@ from diffseg_jax.command import CACHE, use_cache, user_errors
 from diffseg_jax.config import UserError
 from diffseg_jax.diffusion.process import make_process
 from diffseg_jax.models.adm_unet import check_classes
+from diffseg_jax.models.plain import Network
 from diffseg_jax.systems.ddpm_seg import (
     SAMPLERS,
     check_size,
@@ -28,25 +29,21 @@ from diffseg_jax.systems.ddpm_seg import (
     sample_images,
 )
 
+MOST = 100  # pictures on a grid
 
-def sample(
-    checkpoint: str | os.PathLike, *, images: int = 16, seed: int = 0, steps: str = "",
-    sampler: str = "ddpm", eta: float = 0.0, classes: Sequence[int] = (),
-    size: tuple[int, int] | None = None, batch_size: int = 16, ema: str | float | None = None,
-    dtype: str = "float32", progress: Callable = iter,
-) -> np.ndarray:  # fmt: skip
-    """Generates pictures u8[images, height, width, 3].
+
+def open_diffusion(
+    checkpoint: str | os.PathLike, ema: str | float | None = None, dtype: str = "float32"
+) -> tuple[Network, dict, dict]:
+    """A trained diffusion model: the network, its parameters (numpy), and how it was trained.
 
     checkpoint  directory of a stage, or of a converted file
-    seed        picture i is a function of (seed, i), whatever the number or the batch
-    steps       which steps are taken: "" all, "250" evenly spread, "ddim50" evenly strided
-    sampler     "ddpm", or "ddim" with eta in [0, 1], 0 being deterministic
-    classes     of a class-conditional network, taken in turns; () = all of them
-    size        (height, width), multiples of the network's stride; None = as trained
-    ema         rate of the moving average that is used, or "off"; None = the first that was kept
-    progress    wraps the iterable of steps
+    ema         rate of the moving average, or "off"; None = the first that was kept
+    dtype       "float32" or "bfloat16", of convolutions
 
-    Raises UserError for whatever of this the checkpoint does not have.
+    `network.bind(params, {})` is the ADMUNet. The last of the three holds "model" (the settings),
+    "diffusion", "size" (height, width). Raises UserError when no diffusion model or no such average
+    is there.
     """
     network, meta = open_network(checkpoint, ema=ema)
     task = meta["task"]
@@ -55,28 +52,62 @@ def sample(
             f"{checkpoint} holds no diffusion model. Give the stage of a config whose system is "
             "ddpm_seg, or what convert --source=adm wrote."
         )
+    return make_network(make_settings(task["model"]), dtype, False), network["params"], task
+
+
+def generate(
+    checkpoint: str | os.PathLike, *, images: int = 16, seed: int = 0, steps: str = "",
+    sampler: str = "ddpm", eta: float = 0.0, classes: Sequence[int] = (),
+    size: tuple[int, int] | None = None, batch_size: int = 16, ema: str | float | None = None,
+    dtype: str = "float32", progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """Generates pictures in batches u8[B, height, width, 3], `images` in all.
+
+    checkpoint  directory of a stage, or of a converted file
+    seed        picture i is a function of (seed, i), whatever the number or the batch; rounding may
+                move a byte by one
+    steps       which steps are taken: "" all, "250" evenly spread, "ddim50" evenly strided
+    sampler     "ddpm", or "ddim" with eta in [0, 1], 0 being deterministic
+    classes     of a class-conditional network, taken in turns; () = all of them
+    size        (height, width), multiples of the network's stride; None = as trained
+    ema         rate of the moving average that is used, or "off"; None = the first that was kept
+    progress    called after every step with the number of steps made, and of all
+
+    Raises UserError for whatever of this the checkpoint does not have.
+    """
+    network, params, task = open_diffusion(checkpoint, ema, dtype)
     settings, options = make_settings(task["model"]), task["diffusion"]
     size = tuple(size or task["size"])
     check_size(size, settings, "size")
     check_classes(classes, settings.num_classes)
     if images < 1 or batch_size < 1:
         raise UserError(f"images is {images} and batch_size {batch_size}; both must be 1 or more.")
+    if eta and sampler == "ddpm":
+        raise UserError(f"eta is {eta}, which only ddim reads. Try --sampler=ddim.")
     process = make_process(
         options["schedule"], options["steps"], steps, options["rescale_timesteps"]
     )
-    step = make_step(make_network(settings, dtype, False), process, options, sampler, eta)
-    params = jax.device_put(network["params"])
+    step = make_step(network, process, options, sampler, eta)
+    params = jax.device_put(params)
     chosen = np.resize(classes or np.arange(max(settings.num_classes, 1)), images)
-    done = []
-    for start in range(0, images, batch_size):
+    starts = range(0, images, batch_size)
+    for batch, start in enumerate(starts):
+
+        def counted(indices, before=batch * process.steps):
+            for made, index in enumerate(indices, before + 1):
+                yield index
+                progress(made, len(starts) * process.steps)
+
         places = range(start, min(start + batch_size, images))
-        y = chosen[list(places)] if settings.num_classes else None
-        made = sample_images(
-            step, process, params, seed=seed, places=places, size=size, classes=y,
-            progress=progress,
+        yield sample_images(
+            step, process, params, seed=seed, places=places, size=size, progress=counted,
+            classes=chosen[list(places)] if settings.num_classes else None,
         )  # fmt: skip
-        done.append(made)
-    return np.concatenate(done)
+
+
+def sample(checkpoint: str | os.PathLike, **options) -> np.ndarray:
+    """All pictures of `generate` at once, u8[images, height, width, 3]."""
+    return np.concatenate(list(generate(checkpoint, **options)))
 
 
 def main(arguments=None):
@@ -103,13 +134,17 @@ def main(arguments=None):
     use_cache(options.pop("compilation_cache"))
     with user_errors():
         make_folder(output)
-        images = sample(
-            **options, progress=lambda steps: track(steps, description="samples", transient=True)
-        )
-        for place, image in enumerate(images):
-            visualise.save_png(output / f"{place:06d}.png", image)
-        visualise.save_png(output / "grid.png", visualise.grid(images))
-        print(f"{len(images)} pictures in {output}, all of them in {output / 'grid.png'}")
+        images = []
+        with Progress(transient=True) as bar:
+            shown = bar.add_task("steps", total=None)
+            move = lambda done, total: bar.update(shown, completed=done, total=total)
+            for batch in generate(**options, progress=move):
+                for image in batch:
+                    visualise.save_png(output / f"{len(images):06d}.png", image)
+                    images.append(image)
+        grid = output / "grid.png"
+        visualise.save_png(grid, visualise.grid(np.stack(images[:MOST])))
+        print(f"{len(images)} pictures in {output}, the first {min(len(images), MOST)} in {grid}")
 
 
 def make_folder(path: Path):

@@ -7,6 +7,7 @@ import pytest
 
 from diffseg_jax.config import (
     COMMON,
+    LABELLED,
     Flag,
     Named,
     Number,
@@ -30,7 +31,8 @@ def test_every_config_of_ours_is_valid(file):
 
     config = runpy.run_path(str(file))["get_config"]()
     values = config.to_dict()
-    check_options(values, {**COMMON, **SYSTEMS[values["system"]].OPTIONS})
+    labelled = LABELLED if "data" in values else {}
+    check_options(values, {**COMMON, **labelled, **SYSTEMS[values["system"]].OPTIONS})
     SYSTEMS[values["system"]].check(config)
 
 

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from diffseg_jax.config import UserError
+from diffseg_jax.weights.reader import forget_pages
 
 Row = tuple[str, str, str | Callable[[np.ndarray], np.ndarray]]
 
@@ -63,6 +64,7 @@ def convert(
         for key in path:
             branch = branch.setdefault(key, {})
         branch[leaf] = _fitted(arrays[name], axes, shapes[target], f"{source}: {name}", target)
+        forget_pages(arrays[name])  # or the file and its copy would be in memory together
     return tree
 
 

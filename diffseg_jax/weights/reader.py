@@ -41,45 +41,17 @@ STORAGES = {
 }
 
 # Names that training checkpoints carry beside the tensors; here they become empty stand-ins.
-INERT = {
-    f"torch.{dtype}"
-    for dtype in (
-        "float64",
-        "float32",
-        "float16",
-        "bfloat16",
-        "int64",
-        "int32",
-        "int16",
-        "int8",
-        "uint8",
-        "bool",
-        "double",
-        "float",
-        "half",
-        "long",
-        "int",
-        "short",
-    )
-} | {"torch.device", "argparse.Namespace"}
+INERT = {f"torch.{dtype}" for dtype in (
+    "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool",
+    "double", "float", "half", "long", "int", "short",
+)} | {"torch.device", "argparse.Namespace"}
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file from before PyTorch 1.6
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C      # the first pickle of a file from before PyTorch 1.6
 
 # What zipfile, numpy and the steps below raise when bytes are wrong.
 DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,
-    SyntaxError,
-    tokenize.TokenError,
-    MemoryError,
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, TypeError,
+    LookupError, ArithmeticError, RuntimeError, SyntaxError, tokenize.TokenError, MemoryError,
     SafetensorError,
 )
 
@@ -111,6 +83,19 @@ def read_arrays(path, part: str = "") -> dict[str, np.ndarray]:
     if not arrays:
         raise UserError(f"{path} holds no arrays.")
     return _without_wrapper(arrays)
+
+
+def forget_pages(array: np.ndarray) -> None:
+    """Gives back the memory of the file that an array of `read_arrays` looks into.
+
+    The array stays as it is: what is read again comes from the file again. For an array with memory
+    of its own, and where the system has no such call, nothing happens.
+    """
+    below = array
+    while isinstance(below, (np.ndarray, memoryview)):
+        below = below.base if isinstance(below, np.ndarray) else below.obj
+    if isinstance(below, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        below.madvise(mmap.MADV_DONTNEED)
 
 
 class _Refused(Exception):
@@ -182,7 +167,7 @@ def _read_npz(path: Path, data: mmap.mmap, part: str) -> dict:
             try:
                 arrays[name] = file[name]
             except ValueError as error:
-                if "allow_pickle" in str(error):  # numpy has no kind of its own for this
+                if "allow_pickle" in str(error):      # numpy has no kind of its own for this
                     raise _Refused(f"a pickled object in {name}") from error
                 raise
             if not isinstance(arrays[name], np.ndarray):
@@ -192,7 +177,7 @@ def _read_npz(path: Path, data: mmap.mmap, part: str) -> dict:
 
 def _read_safetensors(path: Path, data: mmap.mmap, part: str) -> dict:
     with safe_open(str(path), framework="numpy") as file:
-        names = list(file.keys())  # `file` itself is no mapping
+        names = list(file.keys())                     # `file` itself is no mapping
         return {name: file.get_tensor(name) for name in names}
 
 
@@ -242,9 +227,9 @@ def _entry(view: memoryview, entry: zipfile.ZipInfo) -> memoryview:
     """The bytes of a zip entry where they lie; a checksum of 0 means that none was written."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         raise ValueError(f"{entry.filename} is compressed, which torch.save never does")
-    header = view[entry.header_offset : entry.header_offset + 30]
+    header = view[entry.header_offset:entry.header_offset + 30]
     start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))  # name, extra field
-    content = view[start : start + entry.file_size]
+    content = view[start:start + entry.file_size]
     if len(content) != entry.file_size or (entry.CRC and zlib.crc32(content) != entry.CRC):
         raise ValueError(f"the checksum of {entry.filename} differs")
     return content
@@ -254,17 +239,17 @@ def _read_legacy(path: Path, data: mmap.mmap, part: str) -> dict:
     """Before PyTorch 1.6: five pickles (the fourth holds the tree), then the storages in turn."""
     if _unpickle(data)[0] != LEGACY_MAGIC:
         raise UserError(f"{path} is a pickle, but not one that torch.save wrote.")
-    _unpickle(data)  # version of the protocol
+    _unpickle(data)                                                     # version of the protocol
     _need_little_endian(_only(dict, _unpickle(data)[0]).get("little_endian", True))
     tree, storages = _unpickle(data)
     keys, _ = _unpickle(data)
     view, found, position = memoryview(data), {}, data.tell()
     for key in keys:
-        (numel,) = struct.unpack("<q", view[position : position + 8])
+        (numel,) = struct.unpack("<q", view[position:position + 8])
         stop = position + 8 + numel * storages[key].dtype.itemsize
         if numel < 0 or stop > len(view):
             raise ValueError(f"storage {key} is incomplete")
-        found[key] = view[position + 8 : stop]
+        found[key] = view[position + 8:stop]
         position = stop
     return _arrays(_state_dict(path, tree, part), found.__getitem__)
 
@@ -280,7 +265,7 @@ def _state_dict(path: Path, tree, part: str) -> dict:
         tree = choose({str(key): value for key, value in tree.items()}, part, f"part of {path}")
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no state dict but an object of type {_kind(tree)}.")
-    for _ in PARTS:  # a bound: a dictionary can contain itself
+    for _ in PARTS:                                 # a bound: a dictionary can contain itself
         inner = [tree[key] for key in PARTS if isinstance(tree.get(key), dict)]
         tree = inner[0] if inner else tree
     for name, value in tree.items():
@@ -361,28 +346,10 @@ class _Machine:
         match opcode:
             case "PROTO" | "FRAME" | "STOP":
                 pass
-            case (
-                "NONE"
-                | "INT"
-                | "BININT"
-                | "BININT1"
-                | "BININT2"
-                | "LONG"
-                | "LONG1"
-                | "LONG4"
-                | "FLOAT"
-                | "BINFLOAT"
-                | "STRING"
-                | "BINSTRING"
-                | "SHORT_BINSTRING"
-                | "UNICODE"
-                | "BINUNICODE"
-                | "SHORT_BINUNICODE"
-                | "BINUNICODE8"
-                | "BINBYTES"
-                | "SHORT_BINBYTES"
-                | "BINBYTES8"
-            ):
+            case ("NONE" | "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4"
+                  | "FLOAT" | "BINFLOAT" | "STRING" | "BINSTRING" | "SHORT_BINSTRING" | "UNICODE"
+                  | "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8" | "BINBYTES"
+                  | "SHORT_BINBYTES" | "BINBYTES8"):
                 stack.append(argument)
             case "NEWTRUE" | "NEWFALSE":
                 stack.append(opcode == "NEWTRUE")
@@ -431,7 +398,7 @@ class _Machine:
                 arguments, name = stack.pop(), stack.pop()
                 stack.append(_built(_only(_Name, name).name, _only(tuple, arguments)))
             case "BUILD":
-                stack.pop()  # attributes of an object; no tensor has any
+                stack.pop()                  # attributes of an object; no tensor has any
                 if not isinstance(stack[-1], (dict, _Inert)):
                     raise _Refused(f"attributes on type {_kind(stack[-1])}")
             case "BINPERSID":
@@ -463,7 +430,7 @@ def _dict(pairs) -> dict:
 
 def _allowed(module: str, name: str) -> _Name:
     full = f"{_only(str, module)}.{_only(str, name)}"
-    full = full.replace("torch.cuda.", "torch.", 1)  # older files of tensors on a GPU
+    full = full.replace("torch.cuda.", "torch.", 1)              # older files of tensors on a GPU
     if full not in STORAGES and full not in BUILDERS and full not in INERT:
         raise _Refused(full)
     return _Name(full)

@@ -1,5 +1,6 @@
 """Convolutions: the two arithmetics as recorded, and the short cuts against plain convolutions."""
 
+import functools
 import json
 
 import jax
@@ -8,7 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from diffseg_jax.layers.conv import Arithmetic, StdConv, convolve, standardise
+from diffseg_jax.layers.conv import (
+    Arithmetic,
+    Conv,
+    StdConv,
+    convolve,
+    convolve_enlarged,
+    standardise,
+)
 
 LIMIT = 3e-5  # float32, of the largest recorded value
 
@@ -132,3 +140,94 @@ def test_output_has_the_type_of_the_input(size):
     close(half.astype(jnp.float32), convolve(jnp.asarray(x), jnp.asarray(kernel)), 3e-2)
     conv = StdConv(4, 4, size, arithmetic=Arithmetic.OFFICIAL, rngs=nnx.Rngs(0))
     assert conv(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+WIDE_CASES = [(size, shape) for size in (2, 3) for shape in ((1, 1), (2, 3), (8, 5))]
+
+
+@pytest.mark.parametrize(("size", "shape"), WIDE_CASES)
+def test_kernel_gradient_as_a_product(monkeypatch, size, shape):
+    """With one zero around, as wide convolutions take it on CPUs; others keep XLA's own."""
+    monkeypatch.setattr("diffseg_jax.layers.conv.WIDE", 1)
+    x, kernel = jnp.asarray(values(2, *shape, 6)), jnp.asarray(values(size, size, 6, 4, seed=1))
+    around = [(1, 1)] * 2
+    plain_out, plain_pull = jax.vjp(lambda x, k: plain(x, k, 1, around), x, kernel)
+    out, pull = jax.vjp(lambda x, k: convolve(x, k, 1, around), x, kernel)
+    cotangent = jnp.asarray(values(*out.shape, seed=2))
+    assert "platform_index" in str(jax.make_jaxpr(pull)(cotangent))  # the short cut was taken
+    for ours, theirs in zip((out, *pull(cotangent)), (plain_out, *plain_pull(cotangent))):
+        close(ours, theirs, 1e-5)
+
+
+def conv_of(channels_in, channels, size=3, **options):
+    """A convolution whose kernel and bias are drawn anew, so that neither is zero."""
+    conv = Conv(channels_in, channels, size, **options, rngs=nnx.Rngs(0))
+    conv.kernel[...] = jnp.asarray(values(*conv.kernel.shape, seed=1))
+    conv.bias[...] = jnp.asarray(values(channels, seed=2))
+    return conv
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_strided_convolution_has_its_zeros_on_all_sides(size):
+    """Each output is the plain one at every second place from 0, which SAME would not give."""
+    whole, strided = conv_of(4, 5, size), conv_of(4, 5, size, stride=2)
+    x = jnp.asarray(values(2, 6, 8, 4))
+    close(strided(x), whole(x)[:, ::2, ::2], 1e-6)
+    half = strided(x.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    close(half.astype(jnp.float32), strided(x), 3e-2)
+
+
+def test_convolutions_start_uniform_or_at_zero():
+    conv, zero = (Conv(16, 32, 3, zero=flag, rngs=nnx.Rngs(0)) for flag in (False, True))
+    bound = 1 / 12  # 1 / sqrt(3 * 3 * 16)
+    for leaf in (conv.kernel, conv.bias):
+        assert 0.9 * bound < np.max(np.abs(leaf[...])) <= bound
+    np.testing.assert_allclose(np.std(conv.kernel[...]), bound / np.sqrt(3), rtol=0.05)
+    assert not np.any(zero.kernel[...]) and not np.any(zero.bias[...])
+
+
+# always folded, never folded; a map of one pixel, and one with pixels inside
+@pytest.mark.parametrize("folded", [0, 10**9])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 6), (2, 4, 5, 6)])
+def test_enlarged_convolution_equals_that_of_repeated_pixels(monkeypatch, folded, shape):
+    monkeypatch.setattr("diffseg_jax.layers.conv.FOLDED", folded)
+    conv, x = conv_of(6, 4), jnp.asarray(values(*shape))
+    inputs = (x, conv.kernel[...], conv.bias[...])
+
+    def repeated(x, kernel, bias):
+        return plain(jnp.repeat(jnp.repeat(x, 2, 1), 2, 2), kernel, 1, "SAME") + bias
+
+    def ours(x, kernel, bias):
+        conv = Conv(6, 4, 3, rngs=nnx.Rngs(0))
+        conv.kernel, conv.bias = nnx.Param(kernel), nnx.Param(bias)
+        return convolve_enlarged(x, conv)
+
+    cotangent = jnp.asarray(values(shape[0], 2 * shape[1], 2 * shape[2], 4, seed=3))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def everything(conv, inputs):
+        out, pull = jax.vjp(conv, *inputs)
+        return out, *pull(cotangent)
+
+    for mine, theirs in zip(*(everything(form, inputs) for form in (ours, repeated))):
+        close(mine, theirs, 1e-5)
+
+
+def test_enlarging_folds_the_kernel_where_pixels_are_many():
+    conv = conv_of(6, 4)
+    largest = lambda x: max(
+        max(v.aval.size for v in eqn.outvars)
+        for eqn in jax.make_jaxpr(lambda x: convolve_enlarged(x, conv))(x).eqns
+        if eqn.primitive.name == "conv_general_dilated"
+    )  # fmt: skip
+    many, few = jnp.zeros((1, 4, 6, 6)), jnp.zeros((1, 23, 1, 6))
+    assert largest(many) == 5 * 7 * 16  # four kernels of 4 channels, no enlarged input
+    assert largest(few) == 2 * 23 * 2 * 4
+
+
+def test_enlarged_convolution_keeps_the_type():
+    conv, x = conv_of(6, 4), jnp.asarray(values(1, 8, 8, 6))
+    half = convolve_enlarged(x.astype(jnp.bfloat16), conv)
+    assert half.dtype == jnp.bfloat16
+    close(half.astype(jnp.float32), convolve_enlarged(x, conv), 3e-2)

@@ -75,7 +75,7 @@ def storage(key, dtype, numel, *view):
 
 def whole(key, array):
     """A tensor that covers storage `key` in row-major order."""
-    stride = tuple(math.prod(array.shape[i + 1 :]) for i in range(array.ndim))
+    stride = tuple(math.prod(array.shape[i + 1:]) for i in range(array.ndim))
     return tensor(storage(key, array.dtype, array.size), array.shape, stride)
 
 
@@ -126,13 +126,8 @@ def test_views_of_one_storage(tmp_path, write):
     }
     read = read_arrays(write(tmp_path / "a.pt", tree, {"0": WEIGHT}))
     expected = {
-        "whole": WEIGHT,
-        "transposed": WEIGHT.T,
-        "window": WEIGHT[1:3, 1:3],
-        "single": [[0, 1]],
-        "expanded": [[10] * 3, [11] * 3],
-        "scalar": 7,
-        "empty": np.zeros((0, 4)),
+        "whole": WEIGHT, "transposed": WEIGHT.T, "window": WEIGHT[1:3, 1:3], "single": [[0, 1]],
+        "expanded": [[10] * 3, [11] * 3], "scalar": 7, "empty": np.zeros((0, 4)),
     }
     assert read.keys() == expected.keys()
     for key, value in expected.items():
@@ -140,7 +135,7 @@ def test_views_of_one_storage(tmp_path, write):
 
 
 def test_storage_that_is_a_view_of_another(tmp_path):
-    view = storage("0", np.float32, 12, ("5", 4, 4))  # files of PyTorch 0.3
+    view = storage("0", np.float32, 12, ("5", 4, 4))                  # files of PyTorch 0.3
     path = write_legacy(tmp_path / "a.pt", {"w": tensor(view, (3,), (1,), 1)}, {"0": WEIGHT})
     np.testing.assert_array_equal(read_arrays(path)["w"], WEIGHT.ravel()[5:8])
 
@@ -153,12 +148,8 @@ def test_recorded_legacy_file():
     plain = np.arange(24, dtype=np.float32).reshape(4, 6)
     dtypes = {str(dtype): np.arange(4).astype(dtype) for dtype in TYPE_NAMES if dtype != np.float32}
     expected = dtypes | {
-        "plain": plain,
-        "transposed": plain.T,
-        "window": plain[1:3, 2:5],
-        "scalar": np.int64(7),
-        "expanded": np.float32([[1] * 3, [2] * 3]),
-        "parameter": np.float32([0.5, 0.5]),
+        "plain": plain, "transposed": plain.T, "window": plain[1:3, 2:5], "scalar": np.int64(7),
+        "expanded": np.float32([[1] * 3, [2] * 3]), "parameter": np.float32([0.5, 0.5]),
         "empty": np.zeros((0, 3), np.float32),
     }
     assert read.keys() == expected.keys()
@@ -175,11 +166,8 @@ def test_recorded_files_are_read(golden, pattern):
         assert arrays and not any(key.startswith("module.") for key in arrays), path
 
 
-@pytest.mark.parametrize(
-    "outer",
-    [(), ("state_dict",), ("model",), ("model_state_dict",), ("model", "state_dict")],
-    ids="/".join,
-)
+@pytest.mark.parametrize("outer", [(), ("state_dict",), ("model",), ("model_state_dict",),
+                                   ("model", "state_dict")], ids="/".join)
 def test_state_dict_is_found_inside_training_checkpoints(tmp_path, outer):
     tree = call(name("collections", "OrderedDict"), [["module.w", whole("0", WEIGHT)]])
     for key in outer:
@@ -210,9 +198,7 @@ def test_prefix_stays_unless_every_name_has_it(tmp_path):
     tree = {"module.w": whole("0", WEIGHT), "b": 2.5, "n": 3}
     read = read_arrays(write_zip(tmp_path / "a.pt", tree, {"0": WEIGHT}))
     assert {key: array.dtype for key, array in read.items()} == {
-        "module.w": np.float32,
-        "b": np.float64,
-        "n": np.int64,
+        "module.w": np.float32, "b": np.float64, "n": np.int64,
     }
 
 
@@ -226,18 +212,14 @@ def test_old_names_of_gpu_storages_and_parameters(tmp_path):
 
 def test_arguments_of_a_training_program_become_inert(tmp_path):
     namespace = Code(name("argparse", "Namespace") + b")\x81" + code({"lr": 0.1}) + b"b")
-    tree = {
-        "args": namespace,
-        "dtype": name("torch", "float16"),
-        "shape": call(name("torch", "Size"), [2, 3]),
-        "model": {"w": whole("0", WEIGHT)},
-    }
+    tree = {"args": namespace, "dtype": name("torch", "float16"), "shape": call(
+        name("torch", "Size"), [2, 3]), "model": {"w": whole("0", WEIGHT)}}
     assert list(read_arrays(write_zip(tmp_path / "a.pt", tree, {"0": WEIGHT}))) == ["w"]
 
 
 def test_npz_and_safetensors(tmp_path):
     arrays = {"a/b": WEIGHT, "c": np.float16([1, 2])}
-    np.savez(tmp_path / "plain.weights", **arrays)  # any suffix
+    np.savez(tmp_path / "plain.weights", **arrays)                    # any suffix
     os.rename(tmp_path / "plain.weights.npz", tmp_path / "plain.weights")
     np.savez_compressed(tmp_path / "packed.npz", **arrays)
     save_file(arrays | {"d": WEIGHT.astype(ml_dtypes.bfloat16)}, tmp_path / "a.safetensors")
@@ -285,8 +267,7 @@ HOSTILE = {
     "a call of torch.FloatStorage": lambda path: call(name("torch", "FloatStorage"), 3),
     "attributes on type int": lambda path: Code(code(3) + code({"a": 1}) + b"b"),
     "a storage of kind module": lambda path: Code(
-        code(("module", name("torch", "FloatStorage"), "0", "cpu", 1)) + b"Q"
-    ),
+        code(("module", name("torch", "FloatStorage"), "0", "cpu", 1)) + b"Q"),
     "PERSID": lambda path: Code(b"Pstorage\n"),
 }
 
@@ -356,7 +337,7 @@ def test_a_dictionary_inside_itself_ends(tmp_path):
 
 
 def test_a_large_memo_index_costs_nothing(tmp_path):
-    tree = Code(b"}" + b"r\xff\xff\xff\x7f")  # a table of 2**31 entries in CPython
+    tree = Code(b"}" + b"r\xff\xff\xff\x7f")                # a table of 2**31 entries in CPython
     with pytest.raises(UserError, match="holds no arrays"):
         read_arrays(write_zip(tmp_path / "a.pt", tree, {}))
 
@@ -367,22 +348,15 @@ def test_unreadable_files_end_in_a_sentence(tmp_path):
     (tmp_path / "plain.pkl").write_bytes(pickled({"a": 1}))
     write_zip(tmp_path / "big.pt", {"w": whole("0", WEIGHT)}, {"0": WEIGHT}, order=b"big")
     write_zip(tmp_path / "list.pt", [whole("0", WEIGHT)], {"0": WEIGHT})
-    write_zip(
-        tmp_path / "packed.pt", {"w": whole("0", WEIGHT)}, {"0": WEIGHT}, zipfile.ZIP_DEFLATED
-    )
+    write_zip(tmp_path / "packed.pt", {"w": whole("0", WEIGHT)}, {"0": WEIGHT},
+              zipfile.ZIP_DEFLATED)
     np.savez(tmp_path / "object.npz", a=np.array([{}], dtype=object))
     np.savez(tmp_path / "none.npz")
     sentences = {
-        "missing.pt": "there is no file",
-        ".": "is a folder",
-        "empty.pt": "damaged",
-        "text.pt": "none of the formats",
-        "plain.pkl": "not one that torch.save wrote",
-        "big.pt": "big-endian",
-        "list.pt": "an object of type list",
-        "packed.pt": "compressed",
-        "object.npz": "a pickled object in a",
-        "none.npz": "no",
+        "missing.pt": "there is no file", ".": "is a folder", "empty.pt": "damaged",
+        "text.pt": "none of the formats", "plain.pkl": "not one that torch.save wrote",
+        "big.pt": "big-endian", "list.pt": "an object of type list", "packed.pt": "compressed",
+        "object.npz": "a pickled object in a", "none.npz": "no",
     }
     for file, sentence in sentences.items():
         with pytest.raises(UserError, match=sentence):
@@ -414,7 +388,7 @@ def altered(content, positions, length):
     content = bytearray(content)
     for position, change in positions:
         content[position % len(content)] ^= change
-    return bytes(content[: length % len(content) or None])
+    return bytes(content[:length % len(content) or None])
 
 
 @settings(max_examples=250, deadline=None)
@@ -432,7 +406,7 @@ def test_altered_files_give_a_sentence_or_the_same_arrays(valid, which, flips, l
             read = read_arrays(path)
         except UserError:
             return
-        if which == 0:  # the one format whose every array has a checksum
+        if which == 0:                          # the one format whose every array has a checksum
             assert read.keys() == expected.keys()
             for key, array in expected.items():
                 np.testing.assert_array_equal(read[key], array)

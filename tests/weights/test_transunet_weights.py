@@ -13,30 +13,11 @@ from diffseg_jax.weights.convert import AS_IS, convert, within
 from diffseg_jax.weights.reader import read_arrays
 from diffseg_jax.weights.transunet import OFFICIAL, PORT, load_official, load_port
 
-TINY = dict(
-    width_factor=0.5,
-    num_blocks=(1, 2, 1),
-    hidden_size=32,
-    mlp_dim=64,
-    num_heads=4,
-    num_layers=2,
-    head_channels=24,
-    decoder_channels=(20, 16, 16, 8),
-    n_classes=7,
-    grid=4,
-)
-FULL = dict(
-    width_factor=1,
-    num_blocks=(3, 4, 9),
-    hidden_size=768,
-    mlp_dim=3072,
-    num_heads=12,
-    num_layers=12,
-    head_channels=512,
-    decoder_channels=(256, 128, 64, 16),
-    n_classes=19,
-    grid=14,
-)
+TINY = dict(width_factor=0.5, num_blocks=(1, 2, 1), hidden_size=32, mlp_dim=64, num_heads=4,
+            num_layers=2, head_channels=24, decoder_channels=(20, 16, 16, 8), n_classes=7, grid=4)
+FULL = dict(width_factor=1, num_blocks=(3, 4, 9), hidden_size=768, mlp_dim=3072, num_heads=12,
+            num_layers=12, head_channels=512, decoder_channels=(256, 128, 64, 16), n_classes=19,
+            grid=14)
 
 
 # --- shapes of our trees --------------------------------------------------------------------------
@@ -67,8 +48,7 @@ def layer_shapes(c):
     projection = {"kernel": (width, heads, each), "bias": (heads, each)}
     out = {"kernel": (heads, each, width), "bias": (width,)}
     return {
-        "norm1": norm(width),
-        "norm2": norm(width),
+        "norm1": norm(width), "norm2": norm(width),
         "attention": {**{n: projection for n in ("query", "key", "value")}, "out": out},
         "mlp": {"fc1": dense(width, c["mlp_dim"]), "fc2": dense(c["mlp_dim"], width)},
     }
@@ -106,12 +86,9 @@ def shapes(c):
     params = {
         "encoder": encoder_shapes(c),
         "decoder": decoder_shapes(
-            c, lambda a, b: {"conv": {"kernel": (3, 3, a, b)}, "norm": norm(b)}
-        ),
-        "head": {
-            "kernel": (3, 3, c["decoder_channels"][-1], c["n_classes"]),
-            "bias": (c["n_classes"],),
-        },
+            c, lambda a, b: {"conv": {"kernel": (3, 3, a, b)}, "norm": norm(b)}),
+        "head": {"kernel": (3, 3, c["decoder_channels"][-1], c["n_classes"]),
+                 "bias": (c["n_classes"],)},
     }
     stats = decoder_shapes(c, lambda a, b: {"norm": norm(b, "mean", "var")})
     return params, {"decoder": stats}
@@ -140,13 +117,10 @@ def official_entry(ours):
     text = re.sub(r"^layer(\d+)", r"Transformer/encoderblock_\1", ours)
     text = re.sub(r"^norm\.", "Transformer/encoder_norm.", text)
     for mine, theirs in (
-        ("root.conv", "conv_root"),
-        ("root.norm", "gn_root"),
-        ("patch_embedding", "embedding"),
+        ("root.conv", "conv_root"), ("root.norm", "gn_root"), ("patch_embedding", "embedding"),
         ("position_embedding", "Transformer/posembed_input/pos_embedding"),
         ("attention.", "MultiHeadDotProductAttention_1."),
-        ("mlp.fc1", "MlpBlock_3.Dense_0"),
-        ("mlp.fc2", "MlpBlock_3.Dense_1"),
+        ("mlp.fc1", "MlpBlock_3.Dense_0"), ("mlp.fc2", "MlpBlock_3.Dense_1"),
     ):
         text = text.replace(mine, theirs)
     if text.startswith("Transformer"):
@@ -163,15 +137,10 @@ def official_file(leaves):
     table = arrays["Transformer/posembed_input/pos_embedding"]
     width = table.shape[-1]
     arrays["Transformer/posembed_input/pos_embedding"] = np.concatenate(
-        [np.full((1, 1, width), 9, np.float32), table], axis=1
-    )
-    for name, shape in {
-        "cls": (1, 1, width),
-        "pre_logits/kernel": (width, width),
-        "pre_logits/bias": (width,),
-        "head/kernel": (width, 5),
-        "head/bias": (5,),
-    }.items():
+        [np.full((1, 1, width), 9, np.float32), table], axis=1)
+    for name, shape in {"cls": (1, 1, width), "pre_logits/kernel": (width, width),
+                        "pre_logits/bias": (width,), "head/kernel": (width, 5),
+                        "head/bias": (5,)}.items():
         arrays[name] = np.zeros(shape, np.float32)
     return arrays
 
@@ -182,9 +151,8 @@ def port_entry(ours):
     text = text.replace("encoder.norm.", "transformer.encoder.encoder_norm.")
     text = re.sub(r"^encoder\.root", "transformer.embeddings.hybrid_model.root", text)
     text = re.sub(r"^encoder\.block", "transformer.embeddings.hybrid_model.body.block", text)
-    text = re.sub(
-        r"^encoder\.(patch|position)_embedding", r"transformer.embeddings.\1_embeddings", text
-    )
+    text = re.sub(r"^encoder\.(patch|position)_embedding", r"transformer.embeddings.\1_embeddings",
+                  text)
     text = re.sub(r"^decoder\.stage(\d)", r"decoder.blocks.\1", text)
     text = text.replace("bridge", "conv_more").replace("head.", "segmentation_head.0.")
     if text.startswith("decoder"):
@@ -194,12 +162,8 @@ def port_entry(ours):
         text = text.replace("norm1", "attention_norm").replace("norm2", "ffn_norm")
     text = text.replace("conv_proj", "downsample")
     text = re.sub(r"\.norm(\d|_proj)?\.", r".gn\1.", text)
-    for mine, theirs in (
-        ("kernel", "weight"),
-        ("scale", "weight"),
-        ("mean", "running_mean"),
-        ("var", "running_var"),
-    ):
+    for mine, theirs in (("kernel", "weight"), ("scale", "weight"),
+                         ("mean", "running_mean"), ("var", "running_var")):
         text = re.sub(rf"\.{mine}$", f".{theirs}", text)
     return text
 
@@ -250,11 +214,8 @@ def linen(arrays):
     """The numbering of Flax Linen, and norm vectors without the leading ones."""
     renamed = {}
     for name, array in arrays.items():
-        for old, new in (
-            ("Attention_1", "Attention_0"),
-            ("LayerNorm_2", "LayerNorm_1"),
-            ("MlpBlock_3", "MlpBlock_0"),
-        ):
+        for old, new in (("Attention_1", "Attention_0"), ("LayerNorm_2", "LayerNorm_1"),
+                         ("MlpBlock_3", "MlpBlock_0")):
             name = name.replace(old, new)
         renamed[name] = array.reshape(-1) if "gn" in name else array
     return renamed
@@ -302,20 +263,12 @@ def test_missing_entry_is_named_and_counted(tmp_path, tiny):
         load_official(save(tmp_path, arrays), encoder_shapes(TINY))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "Transformer/encoderblock_2/LayerNorm_0/scale",  # a deeper network
-        "Transformer/encoderblock_0/LayerNorm_3/scale",
-        "Transformer/encoderblock_0/LayerNorm_0/mean",
-        "block4/unit1/conv1/kernel",
-        "block1/unit1/conv4/kernel",
-        "block2/unit2/conv_proj/kernel",
-        "xcls",
-        "head/extra",
-        "conv_root/bias",
-    ],
-)
+@pytest.mark.parametrize("name", [
+    "Transformer/encoderblock_2/LayerNorm_0/scale",       # a deeper network
+    "Transformer/encoderblock_0/LayerNorm_3/scale", "Transformer/encoderblock_0/LayerNorm_0/mean",
+    "block4/unit1/conv1/kernel", "block1/unit1/conv4/kernel", "block2/unit2/conv_proj/kernel",
+    "xcls", "head/extra", "conv_root/bias",
+])
 def test_entry_without_a_place_is_named_and_counted(tmp_path, tiny, name):
     arrays = {name: np.zeros(3, np.float32), **tiny[1], "zzz": np.zeros(3)}
     sentence = rf"weights\.npz has {name}, which has no place .*\(2 such entries in all\)"
@@ -330,20 +283,15 @@ def test_both_numberings_at_once_are_refused(tmp_path, tiny):
         load_official(save(tmp_path, arrays), encoder_shapes(TINY))
 
 
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [
-        ("embedding/kernel", (1, 1, 32, 512)),  # transposed
-        ("conv_root/kernel", (7, 7, 32, 3)),
-        ("Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel", (64, 32)),
-        ("Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel", (32, 8, 4)),
-        ("Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel", (32, 32)),
-        ("Transformer/encoder_norm/scale", (16,)),
-        ("gn_root/scale", (1, 1, 1, 64)),
-        ("gn_root/scale", (2, 1, 1, 16)),
-        ("Transformer/posembed_input/pos_embedding", (1, 17, 16)),
-    ],
-)
+@pytest.mark.parametrize(("name", "shape"), [
+    ("embedding/kernel", (1, 1, 32, 512)),                                    # transposed
+    ("conv_root/kernel", (7, 7, 32, 3)),
+    ("Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel", (64, 32)),
+    ("Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel", (32, 8, 4)),
+    ("Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel", (32, 32)),
+    ("Transformer/encoder_norm/scale", (16,)), ("gn_root/scale", (1, 1, 1, 64)),
+    ("gn_root/scale", (2, 1, 1, 16)), ("Transformer/posembed_input/pos_embedding", (1, 17, 16)),
+])
 def test_misshapen_entry_is_named_with_both_shapes(tmp_path, tiny, name, shape):
     arrays = tiny[1] | {name: np.zeros(shape, np.float32)}
     sentence = re.escape(f"weights.npz: {name} has shape {shape}, which does not fit encoder.")
@@ -376,14 +324,10 @@ def test_torch_file_of_a_network_in_data_parallel(tmp_path):
     assert_leaves(load_port(path, params, stats)[0], leaves)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "decoder.blocks.3.conv2.1.running_var",
-        "segmentation_head.0.bias",
-        "transformer.encoder.layer.1.attn.out.weight",
-    ],
-)
+@pytest.mark.parametrize("name", [
+    "decoder.blocks.3.conv2.1.running_var", "segmentation_head.0.bias",
+    "transformer.encoder.layer.1.attn.out.weight",
+])
 def test_torch_file_with_a_missing_entry_is_refused(tmp_path, name):
     params, stats = shapes(TINY)
     arrays = port_file(random_leaves(params) | random_leaves(stats))
@@ -392,17 +336,13 @@ def test_torch_file_with_a_missing_entry_is_refused(tmp_path, name):
         load_port(save(tmp_path, arrays), params, stats)
 
 
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [
-        ("segmentation_head.0.weight", (9, 8, 3, 3)),
-        ("segmentation_head.0.bias", (9,)),
-        ("decoder.conv_more.0.weight", (32, 24, 3, 3)),
-        ("transformer.encoder.layer.0.ffn.fc1.weight", (32, 64)),
-        ("transformer.encoder.layer.0.attn.query.bias", (24,)),
-        ("transformer.embeddings.patch_embeddings.weight", (32, 512)),
-    ],
-)
+@pytest.mark.parametrize(("name", "shape"), [
+    ("segmentation_head.0.weight", (9, 8, 3, 3)), ("segmentation_head.0.bias", (9,)),
+    ("decoder.conv_more.0.weight", (32, 24, 3, 3)),
+    ("transformer.encoder.layer.0.ffn.fc1.weight", (32, 64)),
+    ("transformer.encoder.layer.0.attn.query.bias", (24,)),
+    ("transformer.embeddings.patch_embeddings.weight", (32, 512)),
+])
 def test_misshapen_torch_entry_is_refused(tmp_path, name, shape):
     params, stats = shapes(TINY)
     arrays = port_file(random_leaves(params) | random_leaves(stats))
@@ -430,65 +370,45 @@ def test_full_size_names_and_counts():
     assert len(released) == 353
     tree = convert(released, OFFICIAL, {"encoder": params["encoder"]})
     assert {path: array.shape for path, array in flat(tree["encoder"]).items()} == flat(
-        params["encoder"]
-    )
+        params["encoder"])
 
 
 # --- the engine -----------------------------------------------------------------------------------
 
 
 def test_table_rows_move_axes_and_split_them():
-    table = within(
-        r"net\.(\d)\.",
-        "net{0}.",
-        (
-            (r"weight", "kernel", "oihw->hwio"),
-            (r"(q|k)", "{1}.kernel", "oi->io"),
-            (r"flip", "flip", lambda array: array[::-1]),
-            (r"vector", "vector", AS_IS),
-        ),
-    )
+    table = within(r"net\.(\d)\.", "net{0}.", (
+        (r"weight", "kernel", "oihw->hwio"),
+        (r"(q|k)", "{1}.kernel", "oi->io"),
+        (r"flip", "flip", lambda array: array[::-1]),
+        (r"vector", "vector", AS_IS),
+    ))
     arrays = {
         "net.0.weight": np.arange(120.0).reshape(2, 3, 4, 5),
         "net.1.q": np.arange(24.0).reshape(6, 4),
         "net.1.flip": np.array([1, 2, 3], ml_dtypes.bfloat16),
         "net.1.vector": np.float16([[[1, 2]]]),
         "counter": np.int64(3),
-        "net.2.vector": np.zeros(2),  # has a row, but this network has no net2
+        "net.2.vector": np.zeros(2),                     # has a row, but this network has no net2
     }
-    shape = {
-        "net0": {"kernel": (4, 5, 3, 2)},
-        "net1": {"q": {"kernel": (4, 2, 3)}, "flip": (None,), "vector": (2,)},
-    }
+    shape = {"net0": {"kernel": (4, 5, 3, 2)},
+             "net1": {"q": {"kernel": (4, 2, 3)}, "flip": (None,), "vector": (2,)}}
     tree = flat(convert(arrays, table, shape, ignore=("counter", r"net\.2.*")))
     weight, query = arrays["net.0.weight"], arrays["net.1.q"]
     assert {array.dtype for array in tree.values()} == {np.dtype(np.float32)}
     assert tree["net0.kernel"][1, 2, 0, 1] == weight[1, 0, 1, 2]
-    assert tree["net1.q.kernel"][3, 1, 2] == query[1 * 3 + 2, 3]  # rows are head, then feature
+    assert tree["net1.q.kernel"][3, 1, 2] == query[1 * 3 + 2, 3]     # rows are head, then feature
     np.testing.assert_array_equal(tree["net1.flip"], [3, 2, 1])
     np.testing.assert_array_equal(tree["net1.vector"], [1, 2])
 
 
-@pytest.mark.parametrize(
-    ("have", "want", "fits"),
-    [
-        ((6, 4), (2, 3, 4), True),
-        ((6, 4), (6, 2, 2), True),
-        ((1, 1, 6), (6,), True),
-        ((6,), (1, 6, 1), True),
-        ((), (1,), True),
-        ((6, 4), (6, None), True),
-        ((6, 4), None, True),
-        ((6, 4), (1, None), False),
-        ((6, 4), (4, 6), False),
-        ((6, 4), (24,), False),
-        ((2, 3, 4), (6, 4), False),
-        ((6, 4), (3, 8), False),
-        ((6,), (6, 2), False),
-        ((6, 4), (6,), False),
-        ((6, 4), (None,), False),
-    ],
-)
+@pytest.mark.parametrize(("have", "want", "fits"), [
+    ((6, 4), (2, 3, 4), True), ((6, 4), (6, 2, 2), True), ((1, 1, 6), (6,), True),
+    ((6,), (1, 6, 1), True), ((), (1,), True), ((6, 4), (6, None), True), ((6, 4), None, True),
+    ((6, 4), (1, None), False), ((6, 4), (4, 6), False), ((6, 4), (24,), False),
+    ((2, 3, 4), (6, 4), False), ((6, 4), (3, 8), False), ((6,), (6, 2), False),
+    ((6, 4), (6,), False), ((6, 4), (None,), False),
+])
 def test_axes_split_but_never_merge(have, want, fits):
     table = (("a", "a", AS_IS),)
     try:
@@ -530,9 +450,7 @@ def test_recorded_name_map(golden):
             ours = target(torch, PORT)
             assert ours == f"params.{target(entry['official'], OFFICIAL)}", torch
             assert (port_entry(ours.removeprefix("params.")), entry["official"]) == (
-                torch,
-                official_entry(ours.removeprefix("params.encoder.")),
-            ), torch
+                torch, official_entry(ours.removeprefix("params.encoder."))), torch
 
 
 def recorded_config(path):

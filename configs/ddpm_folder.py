@@ -1,0 +1,58 @@
+"""A diffusion model of your own pictures at 64x64, small enough for a laptop's processor.
+
+python -m diffseg_jax.main --config=configs/ddpm_folder.py --workdir=runs/mine \
+    --config.unlabelled.path=pictures
+
+Every picture below the folder, at any size: its middle square, mirrored at random. Where subfolders
+name what they hold, --config.unlabelled.options.classes=folder --config.model.num_classes=3 trains a
+class-conditional model. For larger pictures raise options.square and augment.crop together, both to
+a multiple of 8; with a GPU, channels=128 and res_blocks=2. Every number here is ours.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config():
+    c = config_dict.ConfigDict()
+    c.system = "ddpm_seg"
+    c.seed = 0
+    c.dtype = "float32"                   # of convolutions; parameters are float32
+    c.remat = False
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+
+    c.unlabelled = dict(
+        source="unlabelled", path="", split="", options=dict(square=64),
+        threads=2, workers=0, cache=True,                                 # keep squares in memory
+    )
+
+    c.weights = ""                        # an official checkpoint, for start="weights"
+    c.weights_order = "legacy"            # of its attention channels: legacy | new
+    c.model = dict(                       # 4.5 million parameters
+        channels=32, channel_mult=(1, 2, 3, 4), res_blocks=1, attention_factors=(4, 8),
+        heads=4, heads_up=-1, head_channels=32, resample_in_blocks=True, scale_shift=True,
+        num_classes=0, learn_sigma=True, dropout=0.0,
+    )
+    c.diffusion = dict(
+        schedule="cosine", steps=1000, rescale_timesteps=False, target="noise",
+        variance="learned", loss="hybrid", timesteps="uniform",
+    )
+    c.samples = dict(images=16, sampler="ddim", steps="ddim50", eta=0.0)
+
+    c.run = ("pretrain",)
+    c.stages = dict(
+        pretrain=dict(
+            kind="pretrain", start="random", steps=10_000, batch_size=8, accumulate=1,
+            ema=(0.998, 0.9998),
+            augment=dict(
+                limit=(0, 0), short=0, scale=(1.0, 1.0), crop=(64, 64), max_class_share=1.0,
+                flip=True, photometric=False,
+            ),
+            optim=dict(
+                name="adamw", schedule="constant", peak_lr=4e-4, warmup_steps=200,
+                warmup_ratio=0.0, b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=0.0,
+                no_decay=(), clip_norm=1.0,
+            ),
+            every=dict(log=50, checkpoint=500, evaluate=1_000),           # steps
+        ),
+    )
+    return c

@@ -1,0 +1,56 @@
+"""A diffusion model of the built-in street scenes at 32x32: a first look in a few minutes.
+
+python -m diffseg_jax.main --config=configs/ddpm_scenes.py --workdir=runs/ddpm_scenes
+
+No download of data; 400 drawn scenes. Sample grids appear in pictures/. So short a training finds
+sky, road and houses, and little else. Every number here is ours.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config():
+    c = config_dict.ConfigDict()
+    c.system = "ddpm_seg"
+    c.seed = 0
+    c.dtype = "float32"                   # of convolutions; parameters are float32
+    c.remat = False
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+
+    c.unlabelled = dict(
+        source="scenes", path="", split="train",
+        options=dict(images=400, size=(48, 64), seed=0, square=32),
+        threads=2, workers=0, cache=True,                                 # keep squares in memory
+    )
+
+    c.weights = ""                        # an official checkpoint, for start="weights"
+    c.weights_order = "legacy"            # of its attention channels: legacy | new
+    c.model = dict(                       # 3 million parameters
+        channels=32, channel_mult=(1, 2, 4), res_blocks=1, attention_factors=(4,),
+        heads=4, heads_up=-1, head_channels=32, resample_in_blocks=True, scale_shift=True,
+        num_classes=0, learn_sigma=True, dropout=0.0,
+    )
+    c.diffusion = dict(
+        schedule="cosine", steps=1000, rescale_timesteps=False, target="noise",
+        variance="learned", loss="hybrid", timesteps="uniform",
+    )
+    c.samples = dict(images=16, sampler="ddim", steps="ddim50", eta=0.0)
+
+    c.run = ("pretrain",)
+    c.stages = dict(
+        pretrain=dict(
+            kind="pretrain", start="random", steps=800, batch_size=16, accumulate=1,
+            ema=(0.99,),
+            augment=dict(
+                limit=(0, 0), short=0, scale=(1.0, 1.0), crop=(32, 32), max_class_share=1.0,
+                flip=True, photometric=False,
+            ),
+            optim=dict(
+                name="adamw", schedule="constant", peak_lr=4e-4, warmup_steps=200,
+                warmup_ratio=0.0, b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=0.0,
+                no_decay=(), clip_norm=1.0,
+            ),
+            every=dict(log=50, checkpoint=200, evaluate=400),             # steps
+        ),
+    )
+    return c

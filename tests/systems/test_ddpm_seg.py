@@ -1,0 +1,493 @@
+"""Diffusion: the loss of a batch, what is drawn, samples, what a stage takes over, whole runs."""
+
+import functools
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict as flatten
+from PIL import Image
+
+from diffseg_jax import visualise
+from diffseg_jax.checkpoints import open_network
+from diffseg_jax.config import UserError, check_options
+from diffseg_jax.diffusion import timesteps
+from diffseg_jax.diffusion.process import TARGETS, make_process
+from diffseg_jax.systems import ddpm_seg
+from diffseg_jax.training.state import new_state
+from diffseg_jax.training.step import train_step
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "tests" / "configs" / "tiny_ddpm.py"
+# Compiling takes far longer than running networks this small.
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+KEY = jax.random.key(0)
+T, ROWS, SIDE = 6, 32, 4
+PROCESS = make_process("cosine", T)
+OPTIONS = dict(target="noise", variance="learned", loss="hybrid", timesteps="uniform")
+FIXED = OPTIONS | dict(variance="fixed_large", loss="simple")
+
+
+def make_config(model=None, diffusion=None, **others):
+    """The tiny config with other values."""
+    config = runpy.run_path(str(TINY))["get_config"]()
+    config.model.update(model or {})
+    config.diffusion.update(diffusion or {})
+    config.update(others)
+    return config
+
+
+@functools.cache
+def pictures():
+    """A batch as the step hands it over."""
+    image = np.random.default_rng(0).integers(0, 256, (ROWS, SIDE, SIDE, 3)).astype(np.uint8)
+    return {
+        "image": jnp.asarray(image),
+        "valid": jnp.full((ROWS, 2), SIDE),
+        "row": jnp.arange(ROWS),
+        "class": jnp.arange(ROWS) % 3,
+    }
+
+
+def scaled(image):
+    return np.asarray(image, np.float32) / 127.5 - 1
+
+
+def shown_to(answer, num_classes=0):
+    """A network that answers x, t with `answer`, and the list of what it was shown."""
+    seen = []
+
+    def model(x, t, classes=None, key=None):
+        seen.append(SimpleNamespace(x=x, t=t, classes=classes, key=key))
+        return answer(x, t), {}
+
+    model.settings = SimpleNamespace(num_classes=num_classes)
+    return SimpleNamespace(bind=lambda params, stats: model), seen
+
+
+def loss_of(network, batch, options=FIXED, stats=None, key=KEY, params=None):
+    return ddpm_seg.diffusion_loss(network, PROCESS, options, params, stats or {}, batch, key)
+
+
+def noise_in(x, t, image):
+    """The noise that brought the image to x."""
+    alpha_bar = PROCESS.alphas_cumprod[np.asarray(t)][:, None, None, None]
+    return (np.asarray(x) - np.sqrt(alpha_bar) * scaled(image)) / np.sqrt(1 - alpha_bar)
+
+
+def drawn(key=KEY, stats=None):
+    """(t, noise) that a loss with this key draws for every row."""
+    network, seen = shown_to(lambda x, t: x)
+    loss_of(network, pictures(), stats=stats, key=key)
+    return np.asarray(seen[0].t), noise_in(seen[0].x, seen[0].t, pictures()["image"])
+
+
+# --- the loss of a batch --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_perfect_answer_costs_nothing(target):
+    image = scaled(pictures()["image"])
+
+    def answer(x, t):
+        alpha_bar = PROCESS.alphas_cumprod[np.asarray(t)][:, None, None, None]
+        eps = noise_in(x, t, pictures()["image"])
+        velocity = np.sqrt(alpha_bar) * eps - np.sqrt(1 - alpha_bar) * image
+        return jnp.asarray({"noise": eps, "image": image, "velocity": velocity}[target])
+
+    loss, (weight, _, metrics) = loss_of(shown_to(answer)[0], pictures(), FIXED | {"target": target})
+    assert weight == ROWS and 0 <= loss < 1e-8 and metrics["mse"] == loss
+
+
+def test_an_answer_of_zero_costs_the_noise_itself():
+    loss, (weight, _, _) = loss_of(shown_to(lambda x, t: 0 * x)[0], pictures())
+    t, eps = drawn()
+    np.testing.assert_allclose(loss / weight, np.mean(eps**2), rtol=1e-4)
+
+
+class Toy:
+    """A network of a few numbers that reads everything: x, t and the class."""
+
+    settings = SimpleNamespace(num_classes=3)
+    params = {
+        "gain": jnp.asarray([0.1, -0.2, 0.3, 0.4, -0.5, 0.6]),
+        "time": jnp.linspace(-0.5, 0.5, T),
+        "classes": jnp.asarray([0.2, -0.1, 0.4]),
+    }
+
+    def bind(self, params, stats):
+        def model(x, t, classes=None, key=None):
+            shift = params["time"][t] + (0 if classes is None else params["classes"][classes])
+            return jnp.concatenate([x, x], -1) * params["gain"] + shift[:, None, None, None], {}
+
+        model.settings = self.settings
+        return model
+
+
+toy_loss = functools.partial(ddpm_seg.diffusion_loss, Toy(), PROCESS, OPTIONS)
+SGD, RATES = optax.sgd(0.01), (0.5, 0.9)
+
+
+@functools.cache
+def updates(accumulate, steps=3):
+    """[(state, metrics)] after each of a few updates of the toy network."""
+    step = quick(functools.partial(train_step, toy_loss, SGD, accumulate, RATES))
+    network = {"params": Toy.params, "stats": timesteps.start("loss_second_moment", T)}
+    state = new_state(network, lambda path: True, SGD, RATES)
+    batch = {name: value for name, value in pictures().items() if name != "row"}
+    made = []
+    for _ in range(steps):
+        state, metrics = step(state, batch, KEY)
+        made.append((state, metrics))
+    return made
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_equal_one_batch(parts):
+    (once, together), (again, apart) = updates(1)[0], updates(parts)[0]
+    for path, leaf in flatten({"params": once["params"], "ema": once["ema"]}).items():
+        other = flatten({"params": again["params"], "ema": again["ema"]})[path]
+        np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-7)
+    assert together.keys() == apart.keys() >= {"loss", "mse", "vb", "grad_norm"}
+    for name in together:
+        np.testing.assert_allclose(together[name], apart[name], rtol=1e-5)
+    assert not np.allclose(once["params"]["classes"], Toy.params["classes"], atol=1e-4)
+
+
+def test_the_loss_is_a_sum_over_images_however_they_are_split():
+    loss, split = quick(toy_loss), [1, 1, 1, ROWS - 3]
+    whole, (_, _, metrics) = loss(Toy.params, {}, pictures(), KEY)
+    edges = np.cumsum([0, *split])
+    parts = [
+        loss(Toy.params, {}, jax.tree.map(lambda v: v[a:b], pictures()), KEY)  # noqa: B023
+        for a, b in zip(edges, edges[1:])
+    ]
+    assert [part[1][0] for part in parts] == split
+    np.testing.assert_allclose(sum(part[0] for part in parts), whole, rtol=1e-5)
+    for name in metrics:
+        np.testing.assert_allclose(sum(part[1][2][name] for part in parts), metrics[name], rtol=1e-5)
+
+
+def test_dropout_differs_between_parts_of_a_batch():
+    network, seen = shown_to(lambda x, t: x)
+    for first in (0, ROWS):
+        loss_of(network, pictures() | {"row": first + pictures()["row"]})
+    first, second = (np.asarray(jax.random.key_data(each.key)) for each in seen)
+    assert not np.array_equal(first, second)
+
+
+def test_only_a_network_with_classes_is_told_them():
+    for num_classes in (0, 3):
+        network, seen = shown_to(lambda x, t: x, num_classes)
+        loss_of(network, pictures())
+        if num_classes:
+            np.testing.assert_array_equal(seen[0].classes, pictures()["class"])
+        else:
+            assert seen[0].classes is None
+
+
+# --- which timesteps ------------------------------------------------------------------------------
+
+
+def test_every_row_and_step_draws_its_own():
+    (t, eps), again = drawn(), drawn()
+    later, other = drawn(jax.random.fold_in(KEY, 1))
+    np.testing.assert_array_equal(t, again[0])
+    np.testing.assert_array_equal(eps, again[1])
+    assert set(t) == set(range(T)) and np.mean(t == later) < 0.5
+    flat, others = eps.reshape(ROWS, -1), other.reshape(ROWS, -1)
+    assert np.max(np.corrcoef(flat) - np.eye(ROWS)) < 0.9  # rows
+    assert np.max(np.abs(np.sum(flat * others, 1) / np.sum(flat**2, 1))) < 0.9  # steps
+    assert abs(eps.mean()) < 0.1 and abs(eps.std() - 1) < 0.1
+
+
+def test_a_row_draws_the_same_in_any_batch():
+    network, seen = shown_to(lambda x, t: x)
+    order = np.roll(np.arange(ROWS), 5)
+    for rows in (np.arange(ROWS), order):
+        loss_of(network, jax.tree.map(lambda v, rows=rows: v[rows], pictures()))
+    np.testing.assert_array_equal(seen[0].t[order], seen[1].t)
+    np.testing.assert_allclose(seen[0].x[order], seen[1].x, atol=1e-6)
+
+
+def history(loud):
+    """A full history in which step `loud` has by far the largest loss."""
+    losses = np.full((T, timesteps.HISTORY), 0.01, np.float32)
+    losses[loud] = 1.0
+    counts = jnp.full(T, timesteps.HISTORY, jnp.int32)
+    return {"losses": jnp.asarray(losses), "counts": counts}
+
+
+def test_the_history_of_losses_changes_what_is_drawn():
+    for loud in (1, 4):
+        t, _ = drawn(stats=history(loud))
+        assert np.mean(t == loud) > 0.8
+    fresh = timesteps.start("loss_second_moment", T)
+    assert len(set(drawn(stats=fresh)[0])) == T  # uniform until every step has ten
+
+
+def test_rare_steps_weigh_more():
+    """So that the mean is that of steps drawn evenly."""
+    stats = history(2)
+    t, eps = drawn(stats=stats)
+    weights = 1 / (T * np.asarray(timesteps.probabilities(stats, T))[t])
+    assert weights.max() > 10 * weights.min()
+    loss, (weight, _, metrics) = loss_of(shown_to(lambda x, t: 0 * x)[0], pictures(), stats=stats)
+    errors = np.mean(eps**2, (1, 2, 3))
+    np.testing.assert_allclose(loss, weights @ errors, rtol=1e-4)
+    np.testing.assert_allclose(metrics["mse"], errors.sum(), rtol=1e-4)  # as it is, for the log
+    assert weight == ROWS
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_the_state_keeps_the_loss_of_every_image(parts):
+    for step, (state, metrics) in enumerate(updates(parts), 1):
+        stats = jax.tree.map(np.asarray, state["stats"])
+        assert stats["counts"].sum() == step * ROWS
+        full = np.minimum(stats["counts"], timesteps.HISTORY)
+        np.testing.assert_array_equal((stats["losses"] > 0).sum(1), full)
+        if step == 1:
+            np.testing.assert_allclose(stats["losses"].sum() / ROWS, metrics["loss"], rtol=1e-5)
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+def generated(step=None, seed=0, places=range(4), size=(6, 8), process=PROCESS, **options):
+    step = step or (lambda params, x, index, keys, classes: x)  # the start itself
+    return ddpm_seg.sample_images(
+        step, process, {}, seed=seed, places=places, size=size, **options
+    )
+
+
+def toy_step(sampler="ddim", eta=0.0):
+    network = SimpleNamespace(bind=lambda params, stats: Toy().bind(Toy.params, stats))
+    return quickly(ddpm_seg.make_step(network, PROCESS, OPTIONS, sampler, eta))
+
+
+def quickly(jitted):
+    """The same compiled function, sooner."""
+    return quick(jitted.__wrapped__, donate_argnums=1)
+
+
+@pytest.mark.parametrize("sampler, eta", [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 1.0)])
+def test_an_image_depends_on_its_seed_and_place_alone(sampler, eta):
+    """A byte may differ by one where another batch shape rounds float32 differently."""
+    step = toy_step(sampler, eta)
+    whole = generated(step).astype(int)
+    assert whole.shape == (4, 6, 8, 3) and whole.std() > 10
+    for places in ([3, 1], range(2)):
+        assert np.abs(generated(step, places=places) - whole[list(places)]).max() <= 1
+    assert len({image.tobytes() for image in whole}) == 4
+    assert np.mean(generated(step, seed=1) != whole) > 0.5
+
+
+def test_steps_are_taken_from_the_noisiest_to_the_first():
+    taken = []
+
+    def step(params, x, index, keys, classes):
+        taken.append((int(index), None if classes is None else classes.tolist()))
+        return x
+
+    shown = []
+    generated(step, classes=np.array([2, 0, 1, 1]), progress=lambda s: shown.append(len(s)) or s)
+    assert taken == [(index, [2, 0, 1, 1]) for index in reversed(range(T))] and shown == [T]
+
+
+def test_noise_alone_where_nothing_is_removed():
+    start = generated(size=(32, 32)).astype(np.float64) / 127.5 - 1
+    inside = np.mean(np.abs(start) < 0.5)  # 0.3829 of a normal distribution
+    assert abs(inside - 0.383) < 0.02
+
+
+def test_ddim_without_noise_is_decided_by_its_start():
+    x = jax.random.normal(KEY, (2, 4, 4, 3))
+    keys = [jax.random.split(jax.random.key(seed), 2) for seed in (1, 2)]
+    classes, apart = jnp.array([0, 1]), {}
+    for name, eta in (("ddim", 0.0), ("ddim", 0.7), ("ddpm", 0.0)):
+        step = toy_step(name, eta)
+        one, other = (step({}, jnp.copy(x), jnp.int32(3), key, classes) for key in keys)
+        apart[name, eta] = float(jnp.max(jnp.abs(one - other)))
+        last = [step({}, jnp.copy(x), jnp.int32(0), key, classes) for key in keys]
+        np.testing.assert_array_equal(*last)  # no noise after the last step
+    assert apart["ddim", 0.0] == 0
+    assert apart["ddim", 0.7] > 0.1 and apart["ddpm", 0.0] > 0.1
+
+
+@pytest.mark.parametrize("target, variance", [
+    ("noise", "learned"), ("image", "fixed_large"), ("velocity", "fixed_small"),
+])  # fmt: skip
+def test_who_knows_the_image_samples_it(target, variance):
+    """From any noise, by any sampler, whatever the network is asked for."""
+    image = scaled(pictures()["image"][:2])
+
+    def answer(x, t):
+        alpha_bar = jnp.asarray(PROCESS.alphas_cumprod, jnp.float32)[t][:, None, None, None]
+        eps = (x - jnp.sqrt(alpha_bar) * image) / jnp.sqrt(1 - alpha_bar)
+        velocity = jnp.sqrt(alpha_bar) * eps - jnp.sqrt(1 - alpha_bar) * image
+        mean = {"noise": eps, "image": jnp.broadcast_to(image, x.shape), "velocity": velocity}
+        return jnp.concatenate([mean[target]] + [0 * x] * (variance == "learned"), -1)
+
+    options = OPTIONS | dict(target=target, variance=variance)
+    for sampler in ddpm_seg.SAMPLERS:
+        step = quickly(ddpm_seg.make_step(shown_to(answer)[0], PROCESS, options, sampler, 0.0))
+        made = generated(step, places=range(2), size=(SIDE, SIDE)).astype(int)
+        assert np.abs(made - np.asarray(pictures()["image"][:2])).max() <= 1
+
+
+def test_the_network_is_told_the_names_of_the_steps_that_were_kept():
+    kept = make_process("cosine", T, "ddim3", rescale_timesteps=True)
+    network, seen = shown_to(lambda x, t: x)
+    step = ddpm_seg.make_step(network, kept, FIXED, "ddim", 0.0).__wrapped__  # not compiled
+    generated(step, process=kept, places=[0])
+    np.testing.assert_allclose(
+        [float(each.t[0]) for each in seen], np.array([4, 2, 0]) * 1000 / T, rtol=1e-6
+    )
+
+
+# --- tasks, and where a stage starts --------------------------------------------------------------
+
+
+@functools.cache
+def task_of(**model):
+    config = make_config(model)
+    return ddpm_seg.make_task(config, "pretrain", (16, 16), config.model.num_classes)
+
+
+@functools.cache
+def shapes_of(**model):
+    """Shapes of the network of `task_of`."""
+    return jax.eval_shape(task_of(**model).init, KEY)
+
+
+def filled(tree, seed=0):
+    """Small random values in place of shapes."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: 0.05 * rng.standard_normal(s.shape, np.float32), tree)
+
+
+def test_a_checkpoint_tells_how_to_make_its_network():
+    task = task_of(num_classes=3)
+    meta = json.loads(json.dumps(task.meta))
+    assert meta["kind"] == "pretrain" and meta["size"] == [16, 16]
+    assert meta["diffusion"] == make_config().diffusion.to_dict()
+    network = ddpm_seg.make_network(ddpm_seg.make_settings(meta["model"]), "float32", False)
+    shape = lambda tree: jax.tree.map(jnp.shape, tree)
+    assert shape(network.abstract["params"]) == shape(shapes_of(num_classes=3)["params"])
+    assert task.predict is None and task.denoise is None and task.sample is not None
+    assert task.trainable(("head", "kernel"))
+
+
+@pytest.mark.parametrize("kind", timesteps.SAMPLERS)
+def test_the_history_of_losses_is_part_of_the_state(kind):
+    config = make_config(diffusion=dict(timesteps=kind))
+    stats = jax.eval_shape(ddpm_seg.make_task(config, "pretrain", (16, 16), 0).init, KEY)["stats"]
+    assert set(stats) == (set() if kind == "uniform" else {"losses", "counts"})
+
+
+def test_a_stage_takes_over_parameters_and_no_history():
+    task = task_of()
+    previous = {"params": filled(shapes_of()["params"]), "stats": history(1)}
+    taken = ddpm_seg.adopt(shapes_of(), task, previous, task.meta)
+    assert taken.keys() == {"params"} and taken["params"] is previous["params"]
+
+
+@pytest.mark.parametrize("other", [
+    dict(channels=64), dict(res_blocks=2), dict(learn_sigma=False), dict(num_classes=3),
+    dict(scale_shift=False),
+], ids=str)  # fmt: skip
+def test_another_network_is_refused(other):
+    """In both directions: a network with more parts holds everything that is wanted here."""
+    for here, there in (({}, other), (other, {})):
+        task, previous = task_of(**here), {"params": filled(shapes_of(**there)["params"])}
+        with pytest.raises(UserError, match=r"another network: params\..*same model settings"):
+            ddpm_seg.adopt(shapes_of(**here), task, previous, task_of(**there).meta)
+
+
+@pytest.mark.parametrize("wanted, given, parts", [
+    (3, 0, ["num_classes is 3", "no classes", "--config.model.num_classes=0",
+            '--config.unlabelled.options.classes="folder"']),
+    (3, 5, ["num_classes is 3", "have 5 classes", "Try --config.model.num_classes=5."]),
+])  # fmt: skip
+def test_classes_that_the_pictures_do_not_have(wanted, given, parts):
+    with pytest.raises(UserError) as error:
+        ddpm_seg.make_task(make_config(dict(num_classes=wanted)), "pretrain", (16, 16), given)
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_a_network_without_classes_may_learn_from_pictures_with_classes():
+    ddpm_seg.make_task(make_config(), "pretrain", (16, 16), 5)
+
+
+@pytest.mark.parametrize("name", ["tiny_ddpm", "camvid"])
+def test_the_configs_are_right(name):
+    file = TINY if name == "tiny_ddpm" else ROOT / "configs" / f"ddpm_{name}.py"
+    config = runpy.run_path(str(file))["get_config"]()
+    ddpm_seg.check(config)
+    values = config.to_dict()
+    check_options({name: values[name] for name in ddpm_seg.OPTIONS}, ddpm_seg.OPTIONS)
+
+
+# --- a whole run ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(command, tmp_path_factory):
+    """The workdir of a run of the tiny config, and what it said."""
+    workdir = tmp_path_factory.mktemp("ddpm") / "run"
+    done = command(workdir, config=TINY)
+    assert done.code == 0 and done.err == "", done.err
+    return SimpleNamespace(workdir=workdir, out=done.out)
+
+
+def test_a_run_without_labels_leaves_what_a_reader_needs(run):
+    config = json.loads((run.workdir / "config.json").read_text())
+    assert not {"data", "evaluate"} & config.keys()
+    assert not (run.workdir / "results.json").exists()
+    assert "nothing to measure" in run.out.splitlines()[-1]
+    lines = (run.workdir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["step"] for record in records] == [2, 4, 6, 8]
+    for record in records:  # hybrid: both parts, added up
+        np.testing.assert_allclose(record["loss"], record["mse"] + record["vb"], rtol=1e-4)
+    _, meta = open_network(run.workdir / "checkpoints/pretrain")
+    assert meta["ema"] == [0.5, 0.9] and meta["task"]["size"] == [16, 16] and meta["step"] == 8
+
+
+def test_pictures_are_samples_of_the_first_moving_average(run):
+    """To one of 255, as programs compiled apart may round differently."""
+    with Image.open(run.workdir / "pictures/pretrain_000008.png") as file:
+        picture = np.asarray(file).astype(int)
+    assert (run.workdir / "pictures/pretrain_000004.png").exists()
+    config = make_config()
+    process = make_process("cosine", config.diffusion.steps, config.samples.steps)
+    network = ddpm_seg.make_network(ddpm_seg.make_settings(config.model), "float32", False)
+    made = ddpm_seg.make_step(network, process, config.diffusion.to_dict(), "ddim", 0.0)
+    step, apart = quickly(made), {}
+    for rate in (0.5, 0.9, "off"):
+        values, _ = open_network(run.workdir / "checkpoints/pretrain", ema=rate)
+        images = ddpm_seg.sample_images(
+            step, process, values["params"], seed=config.seed, places=range(3), size=(16, 16)
+        )
+        apart[rate] = np.abs(visualise.grid(images).astype(int) - picture).max()
+    assert apart[0.5] <= 1 and apart[0.9] > 1 and apart["off"] > 1
+
+
+def test_evaluation_says_that_there_is_nothing_to_evaluate(command, run):
+    done = command(run.workdir, "--mode=eval", config=TINY)
+    lines = done.err.splitlines()
+    assert done.code == 2 and len(lines) == 1 and lines[0].startswith("error: ")
+    assert "labels" in lines[0] and "diffseg_jax.sample" in lines[0], lines[0]
+
+
+def test_check_shows_the_squares(command, tmp_path):
+    done = command(tmp_path / "run", "--mode=check", config=TINY)
+    assert done.code == 0 and done.err == "", done.err
+    assert "16 x 16 (10)" in done.out
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["check_unlabelled.png"]

@@ -1,0 +1,223 @@
+"""The sampling command: what it writes, what an image depends on, and what it refuses."""
+
+import functools
+import runpy
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffseg_jax import sample as command_line
+from diffseg_jax import visualise
+from diffseg_jax.checkpoints import StageCheckpoints, open_network
+from diffseg_jax.config import UserError
+from diffseg_jax.diffusion.process import make_process
+from diffseg_jax.systems import ddpm_seg
+
+TINY = Path(__file__).parent / "configs" / "tiny_ddpm.py"
+OPTIONS = dict(sampler="ddim", steps="ddim4")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """Every call of the command would compile its step again; all with classes are of one network."""
+    made = {}
+
+    def make_step(network, process, options, sampler, eta):
+        kind = process.timesteps, sampler, eta
+        if kind not in made:
+            step = ddpm_seg.make_step(network, process, options, sampler, eta).__wrapped__
+            quick = {"xla_backend_optimization_level": 0}
+            made[kind] = jax.jit(step, donate_argnums=1, compiler_options=quick)
+        return made[kind]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command_line, "make_step", make_step)
+        yield
+
+
+@functools.cache
+def task_of(num_classes):
+    config = runpy.run_path(str(TINY))["get_config"]()
+    config.model.num_classes = num_classes
+    return ddpm_seg.make_task(config, "pretrain", (16, 16), num_classes)
+
+
+def write(directory, num_classes):
+    """A checkpoint of a stage that kept two averages; random numbers, so that all outputs vary."""
+    task = task_of(num_classes)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))["params"]
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: np.float32(0.1) * rng.standard_normal(leaf.shape, np.float32)
+    state = {"params": jax.tree.map(draw, shapes)}
+    state["ema"] = {rate: jax.tree.map(draw, shapes) for rate in ("0.9", "0.5")}
+    meta = {"task": task.meta, "ema": [0.9, 0.5], "stage": "pretrain", "step": 3}
+    with StageCheckpoints(directory) as checkpoints:
+        checkpoints.save(3, state, meta)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Of a network with three classes."""
+    return write(tmp_path_factory.mktemp("classes") / "pretrain", 3)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Of a network without classes."""
+    return write(tmp_path_factory.mktemp("plain") / "pretrain", 0)
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint):
+    """Six images, two at a time."""
+    return command_line.sample(checkpoint, images=6, batch_size=2, **OPTIONS).astype(int)
+
+
+def far(one, other):
+    """Largest difference of two byte images."""
+    return np.abs(np.asarray(one, int) - np.asarray(other, int)).max()
+
+
+# ---- what an image depends on --------------------------------------------------------------------
+
+
+def test_an_image_is_a_function_of_seed_and_place(checkpoint, whole):
+    """A byte may differ by one where another batch shape rounds float32 differently."""
+    assert whole.shape == (6, 16, 16, 3) and whole.std() > 10
+    assert len({image.tobytes() for image in whole}) == 6
+    for images, size in ((5, 3), (2, 16), (1, 1)):
+        fewer = command_line.sample(checkpoint, images=images, batch_size=size, **OPTIONS)
+        assert fewer.shape[0] == images and far(fewer, whole[:images]) <= 1
+    again = command_line.sample(checkpoint, images=6, batch_size=2, **OPTIONS)
+    np.testing.assert_array_equal(again, whole)
+    other = command_line.sample(checkpoint, images=2, seed=1, **OPTIONS)
+    assert np.mean(np.abs(other - whole[:2]) > 1) > 0.5
+
+
+def test_places_may_come_in_any_order(checkpoint, whole):
+    values, meta = open_network(checkpoint)
+    network = ddpm_seg.make_network(
+        ddpm_seg.make_settings(meta["task"]["model"]), "float32", False
+    )
+    process = make_process("cosine", 20, "ddim4")
+    images = ddpm_seg.sample_images(
+        command_line.make_step(network, process, meta["task"]["diffusion"], "ddim", 0.0),
+        process, values["params"], seed=0, places=[4, 1], size=(16, 16), classes=np.array([1, 1]),
+    )  # fmt: skip
+    assert far(images, whole[[4, 1]]) <= 1
+
+
+def test_classes_reach_the_network_and_take_turns(checkpoint, whole):
+    options = dict(OPTIONS, images=6, batch_size=2)
+    turns = command_line.sample(checkpoint, classes=(0, 1, 2), **options)
+    np.testing.assert_array_equal(turns, whole)
+    twos = command_line.sample(checkpoint, classes=(2,), **options)
+    np.testing.assert_array_equal(twos[[2, 5]], whole[[2, 5]])
+    for place in (0, 1, 3, 4):
+        assert far(twos[place], whole[place]) > 1
+
+
+def test_the_first_moving_average_is_taken_unless_another_is_named(checkpoint, whole):
+    options = dict(OPTIONS, images=2, batch_size=2)
+    np.testing.assert_array_equal(command_line.sample(checkpoint, ema=0.9, **options), whole[:2])
+    for other in ("0.5", "off"):
+        assert far(command_line.sample(checkpoint, ema=other, **options), whole[:2]) > 1
+
+
+def test_sampler_and_steps_are_followed(checkpoint, whole):
+    one = dict(images=2, batch_size=2, sampler="ddim")
+    spread = command_line.sample(checkpoint, **dict(one, steps="3"))
+    noisy = command_line.sample(checkpoint, **dict(one, steps="ddim4", eta=1.0))
+    assert far(spread, whole[:2]) > 1 and far(noisy, whole[:2]) > 1 and far(spread, noisy) > 1
+
+
+def test_another_size_than_trained(checkpoint):
+    images = command_line.sample(checkpoint, images=1, size=(8, 26), **OPTIONS)
+    assert images.shape == (1, 8, 26, 3) and images.std() > 10
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def called(*flags):
+    """The command, with no cache of compiled programs."""
+    command_line.main([*map(str, flags), "--compilation_cache="])
+
+
+def test_single_files_and_a_grid(checkpoint, whole, tmp_path, capsys):
+    output = tmp_path / "new" / "samples"
+    flags = ["--images=5", "--sampler=ddim", "--steps=ddim4", "--batch_size=2", "--ema=0.9"]
+    called(f"--checkpoint={checkpoint}", f"--output={output}", *flags)
+    names = [f"{place:06d}.png" for place in range(5)]
+    assert {path.name for path in output.iterdir()} == {*names, "grid.png"}
+    images = np.stack([np.asarray(Image.open(output / name)) for name in names])
+    assert far(images, whole[:5]) <= 1
+    np.testing.assert_array_equal(Image.open(output / "grid.png"), visualise.grid(images))
+    said = capsys.readouterr()
+    assert said.err == "" and f"5 pictures in {output}" in said.out
+
+
+def refused(capsys, *flags):
+    """The one sentence with which the command ends."""
+    with pytest.raises(SystemExit) as end:
+        called(*flags)
+    lines = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+    assert lines[0].endswith((".", "?"))
+    return lines[0]
+
+
+@pytest.mark.parametrize("flags, parts", [
+    (["--size=15,16"], ["size is (15, 16)", "multiples of 2", "Try (16, 16)"]),
+    (["--size=16"], ["size is (16,)", "16,16"]),
+    (["--size=0,16"], ["size is (0, 16)", "multiples of 2"]),
+    (["--classes=0,3"], ["class 3", "0 to 2"]),
+    (["--classes=-1"], ["class -1", "0 to 2"]),
+    (["--ema=0.99"], ['"0.99"', "Known: 0.5, 0.9, off"]),
+    (["--steps=ddim7"], ["ddim7", "20 steps", "ddim"]),
+    (["--steps=21"], ['"21"', "at most 20"]),
+    (["--steps=many"], ['"many"', "Type a count"]),
+    (["--steps=0"], ["at least one"]),
+    (["--images=0"], ["images is 0", "1 or more"]),
+    (["--batch_size=0"], ["batch_size 0", "1 or more"]),
+    (["--sampler=ddim", "--eta=1.5"], ["eta is 1.5", "from 0", "to 1"]),
+], ids=lambda value: value[-1] if value[0].startswith("--") else "")  # fmt: skip
+def test_what_the_checkpoint_cannot_do(checkpoint, tmp_path, capsys, flags, parts):
+    sentence = refused(capsys, f"--checkpoint={checkpoint}", f"--output={tmp_path}", *flags)
+    assert all(part in sentence for part in parts), sentence
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_class_for_a_network_without_classes(plain, tmp_path, capsys):
+    sentence = refused(capsys, f"--checkpoint={plain}", f"--output={tmp_path}", "--classes=0")
+    assert "a class was asked for" in sentence and "Leave it out" in sentence
+
+
+def test_a_directory_without_a_checkpoint(tmp_path, capsys):
+    for place in (tmp_path, tmp_path / "nowhere"):
+        sentence = refused(capsys, f"--checkpoint={place}", f"--output={tmp_path / 's'}")
+        assert f"{place} holds no checkpoint" in sentence and "checkpoints/pretrain" in sentence
+
+
+def test_a_checkpoint_of_another_system(tmp_path, capsys):
+    with StageCheckpoints(tmp_path / "ddep") as checkpoints:
+        meta = {"task": {"kind": "pretrain", "grid": [2, 2]}, "ema": []}
+        checkpoints.save(1, {"params": {"w": np.zeros(2, np.float32)}}, meta)
+    sentence = refused(capsys, f"--checkpoint={tmp_path / 'ddep'}", f"--output={tmp_path / 's'}")
+    assert "holds no diffusion model" in sentence and "ddpm_seg" in sentence
+
+
+def test_an_output_that_is_no_folder(checkpoint, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        sentence = refused(capsys, f"--checkpoint={checkpoint}", f"--output={output}")
+        assert f"{output} cannot be made" in sentence and "--output" in sentence
+
+
+def test_a_sampler_that_is_not_known(checkpoint):
+    with pytest.raises(UserError, match='sampler "ddmp".*ddim, ddpm'):
+        command_line.sample(checkpoint, sampler="ddmp", images=1)
