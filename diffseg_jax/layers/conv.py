@@ -5,10 +5,29 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 FOLDED = 4  # pixels per input channel from which folding a kernel costs less than it saves
-WIDE = 64 * 128  # in * out channels from which a 3x3 kernel gradient is faster as a product
+WIDE = 64 * 128  # in * out channels from which the ways below are faster on a CPU
+FILTERED = (4096, 128)  # pixels, and channels on both sides, from which `_filter_rows` is faster
+ROWS_IN = (  # minimal filtering F(4, 3): Lavin and Gray (2016), section 4.3
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
+ROWS_KERNEL = (
+    (1 / 4, 0, 0),
+    (-1 / 6, -1 / 6, -1 / 6),
+    (-1 / 6, 1 / 6, -1 / 6),
+    (1 / 24, 1 / 12, 1 / 6),
+    (1 / 24, -1 / 12, 1 / 6),
+    (0, 0, 1),
+)
+ROWS_OUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 
 
 class Arithmetic(enum.Enum):
@@ -22,11 +41,14 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding="SAME") -
     """f[B,H,W,in] * f[h,w,in,out] -> f[B,H',W',out], in the type of x.
 
     A 1x1 convolution is written as the matrix product that it is: XLA's CPU backend runs that up to
-    twice as fast as a convolution of the same size. On CPUs the kernel gradient of a wide 3x3
-    convolution is a matrix product too: XLA's own runs at a quarter of the speed of its forward
-    pass (4x56x56, 512 -> 128 channels: 420 ms of processor time, as a product 170 ms). So is the
-    whole convolution where pixels are fewer than channels (1x8x8, 1024 -> 1024 channels: 62 ms, as
-    a product 24 ms).
+    twice as fast as a convolution of the same size. On CPUs, wide ones of stride 1 take other ways:
+
+    - the kernel gradient is nine matrix products, since XLA's own runs at a quarter of the speed of
+      its forward pass (8x64x64, 128 -> 128 channels: 163 ms, as products 116 ms);
+    - where pixels are fewer than channels, all windows side by side make one product (1x8x8,
+      1024 -> 1024 channels: 24 in place of 62 ms);
+    - large ones in float32 take half the products, see `_filter_rows` (1x256x256, 256 -> 256
+      channels: 236 in place of 306 ms).
     """
     if kernel.shape[:2] == (1, 1):
         return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], kernel[0, 0])
@@ -46,9 +68,8 @@ def _convolve(x, kernel, stride=1, padding="SAME"):
 @jax.custom_vjp
 def _convolve_wide(x, kernel):
     """Of stride 1 with one zero on every side."""
-    if _few_pixels(x):
-        return jax.lax.platform_dependent(x, kernel, cpu=_patch_product, default=_with_frame)
-    return _with_frame(x, kernel)
+    cpu = _cpu_form(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=cpu, default=_with_frame)
 
 
 def _convolve_wide_backward(saved, dy):
@@ -56,19 +77,83 @@ def _convolve_wide_backward(saved, dy):
     _, gradients = jax.vjp(_with_frame, x, kernel)
 
     def product(dy):
-        if _few_pixels(x):
-            return jax.vjp(_patch_product, x, kernel)[1](dy)
-        (dx,) = jax.vjp(lambda x: _with_frame(x, kernel), x)[1](dy)
-        return dx, _kernel_gradient(x, _unfused(dy), kernel.shape[0])
+        dy, form = _unfused(dy), _cpu_form(x, kernel)
+        if form is not _with_frame:
+            return jax.vjp(form, x, kernel)[1](dy)
+        return _image_gradient(dy, kernel), _kernel_gradient(x, dy, kernel.shape[0])
 
     return jax.lax.platform_dependent(dy, cpu=product, default=gradients)
 
 
-_convolve_wide.defvjp(lambda x, k: (_convolve_wide(x, k), (x, k)), _convolve_wide_backward)
+def _convolve_wide_forward(x, kernel):
+    # kept, or the backward pass would compute x again, in the order of its transpose
+    x = jax.lax.platform_dependent(x, cpu=_unfused, default=lambda x: x)
+    return _convolve_wide(x, kernel), (x, kernel)
+
+
+_convolve_wide.defvjp(_convolve_wide_forward, _convolve_wide_backward)
 
 
 def _with_frame(x, kernel):
     return _convolve(x, kernel, padding=[(1, 1)] * 2)
+
+
+def _cpu_form(x, kernel):
+    """The way to convolve that is fastest on a CPU."""
+    pixels = x.shape[0] * x.shape[1] * x.shape[2]
+    if _few_pixels(x):
+        return _patch_product
+    large = pixels >= FILTERED[0] and min(kernel.shape[2:]) >= FILTERED[1]
+    if large and kernel.shape[0] == 3 and x.dtype == jnp.float32:
+        return _filter_rows
+    return _with_frame
+
+
+def _image_gradient(dy, kernel):
+    """The gradient of the image: dy convolved with the kernel turned round."""
+    turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+    if kernel.shape[0] == 2:  # its windows lie on the corners between pixels
+        return _patch_product(dy, turned, frame=0)
+    return _cpu_form(dy, turned)(dy, turned)
+
+
+def _filter_rows(x, kernel):
+    """The 3x3 convolution by Winograd's minimal filtering F(4, 3) along rows, direct along columns.
+
+    Four rows of the result cost six products with a 1x3 kernel in place of twelve. Results differ
+    from direct ones by some 1e-5 of their size in float32.
+    """
+    rows = x.shape[1]
+    blocks = -(-rows // 4)
+    padded = jnp.pad(x, ((0, 0), (1, 4 * blocks - rows + 1), (0, 0), (0, 0)))
+    taken = _combine(ROWS_IN, [padded[:, j : j + 4 * blocks : 4] for j in range(6)])
+    kernels = jnp.einsum("ai,ijco->ajco", np.float32(ROWS_KERNEL), kernel)
+    products = [_convolve_row(taken[a], kernels[a]) for a in range(6)]
+    made = jnp.stack(_combine(ROWS_OUT, products), 2)  # [B, blocks, 4, W, out]
+    return made.reshape(x.shape[0], 4 * blocks, *made.shape[3:])[:, :rows]
+
+
+@jax.custom_vjp
+def _convolve_row(x, kernel):
+    """A 1x3 convolution, kernel f32[3,in,out], one zero on the left and the right."""
+    return _convolve(x, kernel[None], padding=[(0, 0), (1, 1)])
+
+
+def _convolve_row_backward(saved, dy):
+    x, kernel = map(_unfused, saved)
+    dy, columns = _unfused(dy), x.shape[2]
+    padded = jnp.pad(dy, ((0, 0), (0, 0), (1, 1), (0, 0)))
+    shifts = [padded[:, :, j : j + columns] for j in (2, 1, 0)]
+    dk = jnp.stack([jnp.einsum("bhwi,bhwo->io", x, shift) for shift in shifts])
+    return _convolve_row(dy, jnp.swapaxes(kernel[::-1], 1, 2)), dk
+
+
+_convolve_row.defvjp(lambda x, k: (_convolve_row(x, k), (x, k)), _convolve_row_backward)
+
+
+def _combine(matrix, arrays):
+    """Sums of the arrays with the weights of each row of the matrix."""
+    return [sum(w * a for w, a in zip(weights, arrays) if w) for weights in matrix]
 
 
 def _few_pixels(x):
@@ -76,11 +161,11 @@ def _few_pixels(x):
     return x.shape[0] * x.shape[1] * x.shape[2] < x.shape[3]
 
 
-def _patch_product(x, kernel):
+def _patch_product(x, kernel, frame=1):
     """The convolution as one product of all windows, side by side, with the kernel."""
     size = kernel.shape[0]
-    rows, columns = (side + 3 - size for side in x.shape[1:3])
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    rows, columns = (side + 2 * frame + 1 - size for side in x.shape[1:3])
+    padded = jnp.pad(x, ((0, 0), (frame, frame), (frame, frame), (0, 0)))
     places = range(size)
     windows = [padded[:, i : i + rows, j : j + columns] for i in places for j in places]
     flat = kernel.reshape(-1, kernel.shape[-1])
@@ -89,13 +174,13 @@ def _patch_product(x, kernel):
 
 def _kernel_gradient(x, dy, size):
     """f[B,H,W,in], f[B,H',W',out] -> f[size,size,in,out]: x times shifts of dy, over all pixels."""
-    rows, columns, out = *x.shape[1:3], dy.shape[3]
+    rows, columns = x.shape[1:3]
     margin = (size - 2, size - 2)  # beyond the one zero around x, what its windows cover
     padded = jnp.pad(dy, ((0, 0), margin, margin, (0, 0)))
     places = range(size - 1, -1, -1)
     shifts = [padded[:, i : i + rows, j : j + columns] for i in places for j in places]
-    product = jnp.einsum("bhwi,bhwo->io", x, jnp.concatenate(shifts, -1))
-    return jnp.moveaxis(product.reshape(-1, size, size, out), 0, 2)
+    products = [jnp.einsum("bhwi,bhwo->io", x, shift) for shift in shifts]
+    return jnp.stack(products).reshape(size, size, *products[0].shape)
 
 
 @jax.custom_vjp
@@ -142,8 +227,13 @@ class Conv(nnx.Module):
         return y + self.bias[...].astype(x.dtype)
 
 
+def enlarge(x: jax.Array) -> jax.Array:
+    """Every pixel four times: f[B,H,W,C] -> f[B,2H,2W,C]."""
+    return jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
+
+
 def convolve_enlarged(x: jax.Array, conv: Conv) -> jax.Array:
-    """The 3x3 convolution of x after every pixel was repeated 2x2: f[B,H,W,in] -> f[B,2H,2W,out].
+    """The 3x3 convolution of `enlarge(x)`: f[B,H,W,in] -> f[B,2H,2W,out].
 
     A 3x3 window over repeated pixels sees 2x2 different ones, so each of the four places that a
     pixel becomes has a 2x2 kernel of sums: 16 products in place of 36, and no enlarged input. Where
@@ -152,7 +242,7 @@ def convolve_enlarged(x: jax.Array, conv: Conv) -> jax.Array:
     """
     batch, height, width, channels_in = x.shape
     if batch * height * width < FOLDED * channels_in:
-        return conv(jnp.repeat(jnp.repeat(x, 2, 1), 2, 2))
+        return conv(enlarge(x))
     first = jnp.array([[1, 0, 0], [0, 1, 1]], jnp.float32)  # of 3 taps, those that fall on a pixel
     second = jnp.array([[1, 1, 0], [0, 0, 1]], jnp.float32)
     sums = jnp.stack([first, second])  # [place, tap of 2, tap of 3]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from diffseg_jax.layers import conv
 from diffseg_jax.layers.conv import (
     Arithmetic,
     Conv,
@@ -165,6 +166,34 @@ def conv_of(channels_in, channels, size=3, **options):
     conv.kernel[...] = jnp.asarray(values(*conv.kernel.shape, seed=1))
     conv.bias[...] = jnp.asarray(values(channels, seed=2))
     return conv
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (5, 4), (8, 6), (11, 1)])
+def test_filtered_rows_equal_the_direct_convolution(monkeypatch, shape):
+    """Values and both gradients of the way with half the products, for all remainders of 4 rows."""
+    monkeypatch.setattr("diffseg_jax.layers.conv.WIDE", 1)
+    monkeypatch.setattr("diffseg_jax.layers.conv.FILTERED", (0, 1))
+    x, kernel = values(40, *shape, 3), values(3, 3, 3, 5, seed=1)  # more pixels than channels
+    y, gradients = jax.vjp(lambda *a: convolve(*a, padding=[(1, 1)] * 2), x, kernel)
+    expected, plain_gradients = jax.vjp(lambda *a: plain(*a, 1, [(1, 1)] * 2), x, kernel)
+    close(y, expected)
+    dy = values(*y.shape, seed=2)
+    for ours, theirs in zip(gradients(dy), plain_gradients(dy)):
+        close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "way"),
+    [
+        ((1, 4, 4, 128), jnp.float32, "_patch_product"),  # fewer pixels than channels
+        ((1, 64, 64, 128), jnp.float32, "_filter_rows"),
+        ((1, 64, 64, 128), jnp.bfloat16, "_with_frame"),  # too coarse for sums and differences
+        ((1, 32, 64, 128), jnp.float32, "_with_frame"),
+    ],
+)
+def test_each_size_takes_its_way(shape, dtype, way):
+    kernel = jax.ShapeDtypeStruct((3, 3, 128, 128), dtype)
+    assert conv._cpu_form(jax.ShapeDtypeStruct(shape, dtype), kernel).__name__ == way
 
 
 @pytest.mark.parametrize("size", [1, 3])
