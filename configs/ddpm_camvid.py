@@ -20,7 +20,7 @@ def get_config():
     c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
 
     c.unlabelled = dict(
-        source="camvid", path="", split="train", options=dict(square=64),
+        source="unlabelled", path="", split="train", options=dict(square=64),
         threads=2, workers=0, cache=True,                                 # keep squares in memory
     )
 
@@ -35,13 +35,13 @@ def get_config():
         schedule="cosine", steps=1000, rescale_timesteps=False, target="noise",
         variance="learned", loss="hybrid", timesteps="uniform",
     )
-    c.samples = dict(images=16, sampler="ddim", steps="ddim50", eta=0.0)
+    c.samples = dict(images=16, sampler="ddpm", steps="100", eta=0.0)
 
     c.run = ("pretrain",)
     c.stages = dict(
         pretrain=dict(
             kind="pretrain", start="random", steps=3_000, batch_size=8, accumulate=1,
-            ema=(0.998, 0.9998),
+            ema=(0.99, 0.998),
             augment=dict(
                 limit=(0, 0), short=0, scale=(1.0, 1.0), crop=(64, 64), max_class_share=1.0,
                 flip=True, photometric=False,

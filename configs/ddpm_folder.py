@@ -4,7 +4,7 @@ python -m diffseg_jax.main --config=configs/ddpm_folder.py --workdir=runs/mine \
     --config.unlabelled.path=pictures
 
 Every picture below the folder, at any size: its middle square, mirrored at random. Where subfolders
-name what they hold, --config.unlabelled.options.classes=folder --config.model.num_classes=3 trains a
+name what they hold, --config.unlabelled.options.classes=folder --config.model.num_classes=3 makes a
 class-conditional model. For larger pictures raise options.square and augment.crop together, both to
 a multiple of 8; with a GPU, channels=128 and res_blocks=2. Every number here is ours.
 """
@@ -21,7 +21,7 @@ def get_config():
     c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
 
     c.unlabelled = dict(
-        source="unlabelled", path="", split="", options=dict(square=64),
+        source="unlabelled", path="", split="", options=dict(square=64, classes=""),
         threads=2, workers=0, cache=True,                                 # keep squares in memory
     )
 
@@ -36,13 +36,13 @@ def get_config():
         schedule="cosine", steps=1000, rescale_timesteps=False, target="noise",
         variance="learned", loss="hybrid", timesteps="uniform",
     )
-    c.samples = dict(images=16, sampler="ddim", steps="ddim50", eta=0.0)
+    c.samples = dict(images=16, sampler="ddpm", steps="100", eta=0.0)
 
     c.run = ("pretrain",)
     c.stages = dict(
         pretrain=dict(
             kind="pretrain", start="random", steps=10_000, batch_size=8, accumulate=1,
-            ema=(0.998, 0.9998),
+            ema=(0.99, 0.998),
             augment=dict(
                 limit=(0, 0), short=0, scale=(1.0, 1.0), crop=(64, 64), max_class_share=1.0,
                 flip=True, photometric=False,

@@ -34,7 +34,7 @@ def get_config():
         schedule="cosine", steps=1000, rescale_timesteps=False, target="noise",
         variance="learned", loss="hybrid", timesteps="uniform",
     )
-    c.samples = dict(images=16, sampler="ddim", steps="ddim50", eta=0.0)
+    c.samples = dict(images=16, sampler="ddpm", steps="100", eta=0.0)
 
     c.run = ("pretrain",)
     c.stages = dict(

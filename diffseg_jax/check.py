@@ -38,7 +38,8 @@ def check_data(config: ConfigDict, workdir: Path):
             continue
         make_workdir(workdir)
         print(
-            f"{name}: {counted(len(source), 'image')} of {config[part].source}, split {split}",
+            f"{name}: {counted(len(source), 'image')} of {config[part].source}"
+            + (f", split {split}" if split else ""),
             flush=True,
         )
         for sentence in source.report:

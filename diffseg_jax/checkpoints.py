@@ -24,6 +24,7 @@ from diffseg_jax.config import UserError, choose
 from diffseg_jax.mesh import state_shardings
 
 FILE_BYTES = 64 * 2**20  # of each file of arrays; it is put together in memory, at first 2 GB
+EXAMPLE = "such as runs/a/checkpoints/pretrain"
 BEST = "mIoU"  # the number by which the best checkpoint is kept
 
 
@@ -159,6 +160,13 @@ def open_network(
     return {"params": unflatten(params), "stats": stored.get("stats", {})}, meta
 
 
+def open_meta(path: str | os.PathLike) -> dict:
+    """What stands beside the arrays of the latest checkpoint; UserError when there is none."""
+    require_checkpoint(path)
+    with StageCheckpoints(path, read_only=True) as checkpoints:
+        return checkpoints.meta(checkpoints.latest())
+
+
 def _trained(tree, meta, ema, path):
     """The one branch of a stored state that holds the trained parameters asked for."""
     averages = tree.get("ema", {})
@@ -176,11 +184,19 @@ def has_checkpoint(path: str | os.PathLike) -> bool:
 
 def require_checkpoint(path: str | os.PathLike):
     """Raises UserError unless a stage saved something whole there."""
-    if not has_checkpoint(path):
+    path = Path(path)
+    if has_checkpoint(path):
+        return
+    if path.is_file():
         raise UserError(
-            f"{path} holds no checkpoint. Give the directory of a stage, such as "
-            "runs/a/checkpoints/pretrain."
+            f"{path} is a file, not the directory of a stage. Official checkpoints are turned into "
+            "one by python -m diffseg_jax.convert."
         )
+    if not path.is_dir():
+        raise UserError(f"there is no directory {path}. Give a stage, {EXAMPLE}.")
+    stages = [stage for stage in sorted(path.glob("checkpoints/*")) if has_checkpoint(stage)]
+    near = f"Did you mean {stages[-1]}?" if stages else f"Give the directory of a stage, {EXAMPLE}."
+    raise UserError(f"{path} holds no checkpoint. {near}")
 
 
 def plain(state: dict) -> dict:

@@ -15,13 +15,13 @@ import jax
 
 import diffseg_jax
 from diffseg_jax.checkpoints import StageCheckpoints, has_checkpoint
-from diffseg_jax.command import user_errors
+from diffseg_jax.command import make_folder, numbers, truth, user_errors
 from diffseg_jax.config import UserError, choose
 from diffseg_jax.weights.adm import PUBLISHED, Configuration, from_flags, load_adm
 from diffseg_jax.weights.reader import read_arrays
 
-# Flags of guided diffusion that change nothing in the converted network.
-UNUSED = ("use_fp16", "use_checkpoint", "use_kl", "rescale_learned_sigmas")
+# Flags of guided diffusion that say nothing about the network or how it was trained.
+UNUSED = ("use_fp16", "use_checkpoint")
 
 
 def convert_adm(path: str | os.PathLike, output: str | os.PathLike, known: Configuration) -> int:
@@ -32,6 +32,9 @@ def convert_adm(path: str | os.PathLike, output: str | os.PathLike, known: Confi
     """
     if has_checkpoint(output):
         raise UserError(f"{output} holds a checkpoint already. Give another --output.")
+    if os.path.isfile(output):
+        raise UserError(f"{output} is a file. Give another --output.")
+    make_folder(os.path.dirname(os.path.abspath(output)))
     params = load_adm(read_arrays(path), known.settings, known.order, str(path))
     # NumPy arrays would be copied by the saver, since they might change meanwhile
     params = jax.device_put(params, jax.local_devices(backend="cpu")[0])
@@ -96,38 +99,30 @@ def known_configuration(name: str, flags: dict) -> Configuration:
     return from_flags(**used)
 
 
-def _truth(text):
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text} is neither True nor False")
-    return text.lower() == "true"
-
-
-def _numbers(text):
-    return tuple(int(part) for part in text.split(",")) if text else ()
-
-
-NAMES = {int: "N", float: "X", str: "TEXT", _truth: "True|False", _numbers: "N,N,..."}
+NAMES = {int: "N", float: "X", str: "TEXT", truth: "True|False", numbers: "N,N,..."}
 FLAGS = {
     "image_size": int,
     "num_channels": int,
     "num_res_blocks": int,
-    "channel_mult": _numbers,
-    "attention_resolutions": _numbers,
+    "channel_mult": numbers,
+    "attention_resolutions": numbers,
     "num_heads": int,
     "num_heads_upsample": int,
     "num_head_channels": int,
-    "use_scale_shift_norm": _truth,
-    "resblock_updown": _truth,
-    "use_new_attention_order": _truth,
-    "class_cond": _truth,
+    "use_scale_shift_norm": truth,
+    "resblock_updown": truth,
+    "use_new_attention_order": truth,
+    "class_cond": truth,
     "num_classes": int,
-    "learn_sigma": _truth,
+    "learn_sigma": truth,
     "dropout": float,
     "diffusion_steps": int,
     "noise_schedule": str,
-    "rescale_timesteps": _truth,
-    "predict_xstart": _truth,
-    **dict.fromkeys(UNUSED, _truth),
+    "rescale_timesteps": truth,
+    "predict_xstart": truth,
+    "use_kl": truth,
+    "rescale_learned_sigmas": truth,
+    **dict.fromkeys(UNUSED, truth),
 }
 
 if __name__ == "__main__":

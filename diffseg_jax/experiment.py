@@ -54,6 +54,7 @@ class Run:
     log: Log
     mesh: jax.sharding.Mesh
     tasks: dict[str, Task] = dataclasses.field(default_factory=dict)
+    loaded: dict[str, dict] = dataclasses.field(default_factory=dict)  # by the check, until used
 
     @property
     def system(self):
@@ -168,13 +169,14 @@ def check_stages(run: Run):
         source, indices, _ = stage_data(run, name)
         stage_optimizer(options.optim, options.steps)
         example = source[int(indices[0])]
-        check_crop(example["image"].shape[:2], options.augment, name)
+        task = run.task(name)
+        padded = 1 if task.sample else PADDED_AT_MOST  # what is learned to be drawn is all picture
+        check_crop(example["image"].shape[:2], options.augment, name, padded)
         change = augmentation(options.augment.to_dict(), labelled)
         change(example["image"], example.get("mask"), np.random.default_rng(0))
-        task = run.task(name)
         start = run.system.start_of(run.config, options.kind, options.start)
-        if start == "weights":
-            loader(run, name, task)()
+        if start == "weights" and not has_checkpoint(run.workdir / "checkpoints" / name):
+            run.loaded[name] = loader(run, name, task)()
         elif start in run.config.stages and start not in before:
             if not has_checkpoint(run.workdir / "checkpoints" / start):
                 raise UserError(
@@ -302,6 +304,11 @@ def evaluate_only(config: ConfigDict, workdir: Path):
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds no run. Train first, with --mode=train.")
     run = start_run(config, workdir)
+    if not any(is_labelled(run, name) for name in config.run):
+        raise UserError(
+            "no stage in config.run learns from labels, so there is nothing to evaluate. Pictures "
+            "of a diffusion model are drawn by python -m diffseg_jax.sample."
+        )
     check_same(config, workdir, may_differ=("evaluate", "mesh"))
     results = {}
     for name in config.run:
@@ -335,7 +342,11 @@ def write_results(run: Run, results: dict, file: str):
 def finish(run: Run, results: dict, file: str):
     """Writes the results and shows them as a table."""
     if not results:
-        run.log.say("finished; no stage of this run segments, so there is nothing to measure")
+        stage = run.workdir / "checkpoints" / run.config.run[-1]
+        draws = run.tasks and run.task(run.config.run[-1]).sample
+        advice = f"pictures: python -m diffseg_jax.sample --checkpoint={stage} --output=samples"
+        nothing = "no stage of this run segments, so there is nothing to measure"
+        run.log.say(f"finished; {advice if draws else nothing}")
         run.log.close()
         return
     write_results(run, results, file)
@@ -375,6 +386,9 @@ def make_stage(run: Run, name: str, task: Task) -> loop.Stage:
     change = augmentation(options.augment.to_dict(), is_labelled(run, name))
     optimizer, schedule = stage_optimizer(options.optim, options.steps)
     meta = stage_meta(run, name, task)
+    loaded = loader(run, name, task)
+    if name in run.loaded:
+        loaded = functools.partial(run.loaded.pop, name)
 
     def batches(start):
         return training_batches(
@@ -385,7 +399,7 @@ def make_stage(run: Run, name: str, task: Task) -> loop.Stage:
 
     return loop.Stage(
         name=name, steps=options.steps, batch_size=options.batch_size, batches=batches,
-        init=task.init, loaded=loader(run, name, task), trainable=task.trainable, loss=task.loss,
+        init=task.init, loaded=loaded, trainable=task.trainable, loss=task.loss,
         optimizer=optimizer, schedule=schedule,
         every=options.every.to_dict(), meta=meta, accumulate=options.accumulate, ema=options.ema,
         evaluate=watcher(run, name, task), seed=config.seed,
@@ -421,15 +435,15 @@ def _without_mask(change, image, mask, rng):
     return change(image, None, rng)
 
 
-def check_crop(size: tuple[int, int], options: ConfigDict, name: str):
-    """Raises UserError when the crop is more padding than picture, judged by one image's size."""
+def check_crop(size: tuple[int, int], options: ConfigDict, name: str, padded: float):
+    """Raises UserError when the crop is more than `padded` times as large as one image."""
     fitted = Protocol(limit=tuple(options.limit), short=options.short)
     height, width = fitted.sizes(size)[0]
-    allowed = tuple(int(PADDED_AT_MOST * options.scale[1] * side) for side in (height, width))
+    allowed = tuple(int(padded * options.scale[1] * side) for side in (height, width))
     if any(side > most for side, most in zip(options.crop, allowed)):
         raise UserError(
             f"stages.{name}.augment.crop is {tuple(options.crop)}, but the images are "
-            f"{height} x {width} before it and at most {allowed} is padded. "
+            f"{height} x {width} before it and at most {allowed} is allowed. "
             f'Try --config.stages.{name}.augment.crop="({height}, {width})".'
         )
 
@@ -466,7 +480,7 @@ def loader(run: Run, name: str, task: Task):
         return None
     abstract = jax.eval_shape(task.init, jax.random.key(0))
     if start == "weights":
-        return lambda: run.system.load_weights(config.weights, abstract, task)
+        return lambda: run.system.load_weights(config, abstract, task)
 
     def previous():
         inside = run.workdir / "checkpoints" / start

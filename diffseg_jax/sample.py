@@ -14,10 +14,11 @@ import numpy as np
 from rich.progress import Progress
 
 from diffseg_jax import visualise
-from diffseg_jax.checkpoints import open_network
-from diffseg_jax.command import CACHE, use_cache, user_errors
+from diffseg_jax.checkpoints import open_meta, open_network
+from diffseg_jax.command import CACHE, make_folder, numbers, use_cache, user_errors
 from diffseg_jax.config import UserError
 from diffseg_jax.diffusion.process import make_process
+from diffseg_jax.mesh import make_mesh, state_shardings
 from diffseg_jax.models.adm_unet import check_classes
 from diffseg_jax.models.plain import Network
 from diffseg_jax.systems.ddpm_seg import (
@@ -45,14 +46,20 @@ def open_diffusion(
     "diffusion", "size" (height, width). Raises UserError when no diffusion model or no such average
     is there.
     """
-    network, meta = open_network(checkpoint, ema=ema)
-    task = meta["task"]
+    task = read_task(checkpoint)
+    network = make_network(make_settings(task["model"]), dtype, False)
+    return network, open_network(checkpoint, ema=ema)[0]["params"], task
+
+
+def read_task(checkpoint: str | os.PathLike) -> dict:
+    """What a checkpoint says of its diffusion model; UserError when it holds none."""
+    task = open_meta(checkpoint)["task"]
     if "diffusion" not in task:
         raise UserError(
             f"{checkpoint} holds no diffusion model. Give the stage of a config whose system is "
             "ddpm_seg, or what convert --source=adm wrote."
         )
-    return make_network(make_settings(task["model"]), dtype, False), network["params"], task
+    return task
 
 
 def generate(
@@ -75,21 +82,21 @@ def generate(
 
     Raises UserError for whatever of this the checkpoint does not have.
     """
-    network, params, task = open_diffusion(checkpoint, ema, dtype)
+    task = read_task(checkpoint)
     settings, options = make_settings(task["model"]), task["diffusion"]
     size = tuple(size or task["size"])
     check_size(size, settings, "size")
     check_classes(classes, settings.num_classes)
     if images < 1 or batch_size < 1:
         raise UserError(f"images is {images} and batch_size {batch_size}; both must be 1 or more.")
-    if eta and sampler == "ddpm":
-        raise UserError(f"eta is {eta}, which only ddim reads. Try --sampler=ddim.")
     process = make_process(
         options["schedule"], options["steps"], steps, options["rescale_timesteps"]
     )
+    network = make_network(settings, dtype, False)
     step = make_step(network, process, options, sampler, eta)
-    params = jax.device_put(params)
-    chosen = np.resize(classes or np.arange(max(settings.num_classes, 1)), images)
+    params, mesh = open_network(checkpoint, ema=ema)[0]["params"], make_mesh(-1, 1)
+    params = jax.device_put(params, state_shardings(params, mesh))
+    known = classes if len(classes) else range(max(settings.num_classes, 1))
     starts = range(0, images, batch_size)
     for batch, start in enumerate(starts):
 
@@ -98,11 +105,12 @@ def generate(
                 yield index
                 progress(made, len(starts) * process.steps)
 
-        places = range(start, min(start + batch_size, images))
-        yield sample_images(
+        places = np.arange(start, start + batch_size)  # the last batch too, so as to compile once
+        made = sample_images(
             step, process, params, seed=seed, places=places, size=size, progress=counted,
-            classes=chosen[list(places)] if settings.num_classes else None,
+            classes=np.resize(known, start + batch_size)[places] if settings.num_classes else None,
         )  # fmt: skip
+        yield made[: images - start]
 
 
 def sample(checkpoint: str | os.PathLike, **options) -> np.ndarray:
@@ -113,52 +121,45 @@ def sample(checkpoint: str | os.PathLike, **options) -> np.ndarray:
 def main(arguments=None):
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m diffseg_jax.sample", description=__doc__.splitlines()[0]
+        prog="python -m diffseg_jax.sample",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--checkpoint", required=True, help="directory of a stage, or of a converted file")
-    add("--output", required=True, help="folder for grid.png and 000000.png, 000001.png, ...")
-    add("--images", type=int, default=16)
-    add("--steps", default="", help='"" all, 250 evenly spread, ddim50 evenly strided')
-    add("--sampler", choices=SAMPLERS, default="ddpm")
+    add("--output", required=True, help="a new folder: grid.png, 000000.png, 000001.png, ...")
+    add("--images", type=int, default=16, help="how many")
+    steps = "how many of the trained steps: 250 spreads them evenly, ddim50 strides; empty is all"
+    add("--steps", default="", help=steps)
+    add("--sampler", choices=SAMPLERS, default="ddpm", help="ddim is good with fewer steps")
     add("--eta", type=float, default=0.0, help="of ddim: 0 deterministic, 1 as noisy as ddpm")
-    add("--classes", type=_numbers, default=(), metavar="N,N,...", help="taken in turns")
-    add("--seed", type=int, default=0)
-    add("--size", type=_numbers, default=None, metavar="H,W", help="as trained, if left out")
+    add("--classes", type=numbers, default=(), metavar="N,N,...", help="taken in turns; () is all")
+    add("--seed", type=int, default=0, help="picture i is a function of the seed and i")
+    add("--size", type=numbers, default=None, metavar="H,W", help="None is as trained")
     add("--batch_size", type=int, default=16, help="pictures made at a time")
-    add("--ema", default=None, help="rate of the moving average, or off; the first, if left out")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--ema", default=None, help="rate of the moving average, or off; None is the first kept")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of convolutions")
     add("--compilation_cache", default=CACHE, help="where compiled programs go; empty for nowhere")
     options = vars(parser.parse_args(arguments))
     output = Path(options.pop("output"))
     use_cache(options.pop("compilation_cache"))
     with user_errors():
         make_folder(output)
-        images = []
+        if any(output.glob("*.png")):
+            raise UserError(f"{output} holds pictures already. Give another --output.")
+        count, shown = 0, []
+        print(f"{options['checkpoint']}: loads, and compiles the first step", flush=True)
         with Progress(transient=True) as bar:
-            shown = bar.add_task("steps", total=None)
-            move = lambda done, total: bar.update(shown, completed=done, total=total)
+            task = bar.add_task("steps", total=None)
+            move = lambda done, total: bar.update(task, completed=done, total=total)
             for batch in generate(**options, progress=move):
+                shown.extend(batch[: MOST - len(shown)])
                 for image in batch:
-                    visualise.save_png(output / f"{len(images):06d}.png", image)
-                    images.append(image)
+                    visualise.save_png(output / f"{count:06d}.png", image)
+                    count += 1
         grid = output / "grid.png"
-        visualise.save_png(grid, visualise.grid(np.stack(images[:MOST])))
-        print(f"{len(images)} pictures in {output}, the first {min(len(images), MOST)} in {grid}")
-
-
-def make_folder(path: Path):
-    """Raises UserError when the folder cannot be made."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be made ({error.strerror}). Give another --output."
-        ) from None
-
-
-def _numbers(text):
-    return tuple(int(part) for part in text.split(",")) if text else ()
+        visualise.save_png(grid, visualise.grid(np.stack(shown)))
+        print(f"{count} pictures in {output}, the first {len(shown)} in {grid}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from diffseg_jax.training import loop
 from diffseg_jax.training.log import Log
 
 TINY = Path(__file__).parent / "configs" / "tiny_ddep.py"
+DIFFUSION = TINY.with_name("tiny_ddpm.py")
 
 # ---- through the command line: the real code, the real stderr ------------------------------------
 
@@ -134,7 +135,8 @@ def test_a_config_file_that_is_not_there():
 )
 def test_a_flag_that_is_missing_or_wrong(monkeypatch, values, sentence):
     flag = lambda name, usual: SimpleNamespace(value=values.get(name, usual))
-    for name, usual in [("config", object()), ("workdir", "x"), ("mode", "train"), ("cache", "")]:
+    given = [("config", object()), ("workdir", "x"), ("mode", "train"), ("compiled", "")]
+    for name, usual in given:
         monkeypatch.setattr(main, name.upper(), flag(name, usual))
     with pytest.raises(UserError) as error:
         main.main(["main", *["surplus"] * ("surplus" in values)])
@@ -223,7 +225,7 @@ def refused(config, workdir):
         ("data.count", 7, ["count is 7, but there are 6"]),
         ("run", ("scrach",), ['"scrach"', 'Did you mean "scratch"?']),
         ("stages.scratch.kind", "finetun", ['"finetun"', 'Did you mean "finetune"?']),
-        ("stages.scratch.start", "/nowhere", ["/nowhere holds no checkpoint"]),
+        ("stages.scratch.start", "/nowhere", ["there is no directory /nowhere"]),
         ("stages.scratch.optim.name", "adamm", ['unknown optimizer "adamm"']),
         ("stages.scratch.optim.schedule", "cosin", ['unknown schedule "cosin"', '"cosine"?']),
         ("stages.scratch.augment.crop", (320, 480), ["32 x 48", 'crop="(32, 48)"']),
@@ -244,6 +246,74 @@ def test_a_value_that_cannot_work(config, tmp_path, path, value, parts):
     branch[last] = value
     sentence = refused(config, tmp_path / "run")
     assert all(part in sentence for part in parts), sentence
+
+
+@pytest.mark.parametrize(
+    "values, parts",
+    [
+        (
+            {"stages.pretrain.augment.crop": (16, 15)},
+            ["stages.pretrain.augment.crop is (16, 15)", "multiples of 2", "Try (16, 16)"],
+        ),
+        ({"model.heads": 3}, ["32 channels", "shared evenly", "heads 3"]),
+        ({"model.heads": 2, "model.head_channels": 24}, ["32 channels", "head_channels 24"]),
+        ({"model.channels": 40}, ["channels 40", "a multiple of 32"]),
+        ({"model.attention_factors": (4,)}, ["attention_factors holds 4", "1, 2 only"]),
+        (
+            {"model.learn_sigma": False},
+            ["learn_sigma is False", "variance learned", "diffusion.variance=fixed_large"],
+        ),
+        (
+            {"diffusion.variance": "fixed_small"},
+            ["learn_sigma is True", "variance fixed_small", "diffusion.variance=learned"],
+        ),
+        (
+            {"model.learn_sigma": False, "diffusion.variance": "fixed_large"},
+            ["loss is hybrid", "learn_sigma is False", "--config.diffusion.loss=simple"],
+        ),
+        ({"diffusion.loss": "hybird"}, ["diffusion.loss is 'hybird'", "mean", "hybrid"]),
+        ({"diffusion.timesteps": "even"}, ["uniform, loss_second_moment"]),
+        ({"samples.steps": "ddim9"}, ["ddim9 is not possible", "ddim10"]),
+        ({"samples.steps": "30"}, ['"30"', "at most 20"]),
+        ({"samples.images": 0}, ["samples.images is 0", "from 1 to 64"]),
+        ({"samples.eta": 2.0}, ["samples.eta is 2.0", "from 0 to 1"]),
+        ({"samples.sampler": "dpm"}, ["samples.sampler is 'dpm'", "ddpm, ddim"]),
+        (
+            {"model.num_classes": 3},
+            ["num_classes is 3", "no classes", "--config.model.num_classes=0"],
+        ),
+        ({"stages.pretrain.start": "weights"}, ["no file is given", "--config.weights="]),
+        (
+            {"stages.pretrain.start": "weights", "weights": "/nowhere.pt"},
+            ["there is no file /nowhere.pt"],
+        ),
+        ({"weights_order": "old"}, ["weights_order is 'old'", "legacy, new"]),
+        ({"stages.pretrain.start": "/nowhere"}, ["there is no directory /nowhere"]),
+        ({"stages.pretrain.ema": (1.0,)}, ["stages.pretrain.ema", "0.999999"]),
+        ({"stages.pretrain.kind": "finetune"}, ['"finetune"', "pretrain"]),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_value_that_no_diffusion_model_has(tmp_path, values, parts):
+    config = runpy.run_path(str(DIFFUSION))["get_config"]()
+    with config.unlocked():
+        for path, value in values.items():
+            *above, last = path.split(".")
+            branch = config
+            for word in above:
+                branch = branch[word]
+            branch[last] = value
+    sentence = refused(config, tmp_path / "run")
+    assert all(part in sentence for part in parts), sentence
+
+
+def test_unlabelled_pictures_need_no_labelled_part(tmp_path):
+    """And a config that has one all the same is told that it is not read."""
+    config = runpy.run_path(str(DIFFUSION))["get_config"]()
+    experiment.check_config(config)
+    with config.unlocked():
+        config.data = dict(config.unlabelled)
+    assert 'unknown option "data"' in refused(config, tmp_path / "run")
 
 
 def test_an_empty_folder(config, folder, tmp_path):

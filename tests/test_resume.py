@@ -1,13 +1,24 @@
 """A run that is killed and started again is the run that was never killed."""
 
+import functools
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from absl import flags
 
+from diffseg_jax.checkpoints import StageCheckpoints, flatten, plain
 from diffseg_jax.data.pipeline import training_batches
+from diffseg_jax.diffusion import timesteps
+from diffseg_jax.diffusion.process import make_process
+from diffseg_jax.mesh import make_mesh
+from diffseg_jax.systems.ddpm_seg import diffusion_loss
+from diffseg_jax.training import loop
+from diffseg_jax.training.log import Log
 
 SPEC = importlib.util.spec_from_file_location(
     "kill_test", Path(__file__).parent / "benchmarks" / "kill_test.py"
@@ -106,3 +117,61 @@ def test_the_class_of_a_picture_comes_with_it():
         assert batch["class"].shape == (4,) and batch["class"].dtype == np.int32
         np.testing.assert_array_equal(batch["class"], batch["image"][:, 0, 0, 0] + 100)
     assert "class" not in batches(steps=1)[0]
+
+
+# ---- what diffusion adds to the state ------------------------------------------------------------
+
+
+def bind(params, stats):
+    """A network of two numbers a channel."""
+
+    def model(x, t, classes, key):
+        return x * params["gain"] + params["time"][t][:, None, None, None], {}
+
+    model.settings = SimpleNamespace(num_classes=0)
+    return model
+
+
+def diffusion_stage(steps, sampler, levels=2):
+    """A stage of few timesteps, so that the sampler soon has its ten losses of each."""
+    options = dict(target="noise", variance="fixed_large", loss="simple")
+    process, network = make_process("cosine", levels), SimpleNamespace(bind=bind)
+    shown = lambda image, mask, rng: {"image": image, "valid": np.array([2, 2], np.int32)}
+
+    def stream(start):
+        source = Numbers(7)
+        return training_batches(
+            source, np.arange(7), shown, seed=3, batch_size=8, start=start, steps=steps - start
+        )
+
+    params = {"gain": jnp.full(3, 0.1), "time": jnp.linspace(0.0, 1.0, levels)}
+    return loop.Stage(
+        name="pretrain", steps=steps, batch_size=8, batches=stream, trainable=lambda path: True,
+        init=lambda key: {"params": params, "stats": timesteps.start(sampler, levels)},
+        loss=functools.partial(diffusion_loss, network, process, options), meta={},
+        optimizer=optax.adam(0.05), schedule=lambda step: 0.05, accumulate=2, ema=(0.5, 0.9),
+        every=dict(log=1, checkpoint=1, evaluate=99),
+    )  # fmt: skip
+
+
+def trained(workdir, *stops, sampler):
+    """The whole last state of a run that was stopped after these steps and started again."""
+    directory = workdir / "checkpoints" / "pretrain"
+    for steps in stops:
+        with StageCheckpoints(directory) as checkpoints:
+            stage = diffusion_stage(steps, sampler)
+            state = loop.run(stage, checkpoints, make_mesh(), Log(workdir, primary=False))
+    return flatten(plain(state))
+
+
+@pytest.mark.parametrize("sampler", timesteps.SAMPLERS)
+def test_a_stop_changes_no_bit_of_averages_or_of_the_history_of_losses(sampler, tmp_path):
+    whole = trained(tmp_path / "whole", 9, sampler=sampler)
+    parted = trained(tmp_path / "parted", 5, 6, 9, sampler=sampler)
+    assert whole.keys() == parted.keys() >= {("ema", "0.5", "gain"), ("ema", "0.9", "gain")}
+    for path, leaf in whole.items():
+        np.testing.assert_array_equal(leaf, parted[path], err_msg=".".join(path))
+    assert (("stats", "counts") in whole) == (sampler == "loss_second_moment")
+    if sampler == "loss_second_moment":
+        before = trained(tmp_path / "before", 5, sampler=sampler)["stats", "counts"]
+        assert np.min(before) >= timesteps.HISTORY  # so that later draws followed the history

@@ -22,7 +22,7 @@ OPTIONS = dict(sampler="ddim", steps="ddim4")
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once():
-    """Every call of the command would compile its step again; all with classes are of one network."""
+    """Every call of the command would compile its step again; they all are of one network."""
     made = {}
 
     def make_step(network, process, options, sampler, eta):
@@ -89,7 +89,7 @@ def test_an_image_is_a_function_of_seed_and_place(checkpoint, whole):
     """A byte may differ by one where another batch shape rounds float32 differently."""
     assert whole.shape == (6, 16, 16, 3) and whole.std() > 10
     assert len({image.tobytes() for image in whole}) == 6
-    for images, size in ((5, 3), (2, 16), (1, 1)):
+    for images, size in ((5, 4), (1, 9)):
         fewer = command_line.sample(checkpoint, images=images, batch_size=size, **OPTIONS)
         assert fewer.shape[0] == images and far(fewer, whole[:images]) <= 1
     again = command_line.sample(checkpoint, images=6, batch_size=2, **OPTIONS)
@@ -100,9 +100,7 @@ def test_an_image_is_a_function_of_seed_and_place(checkpoint, whole):
 
 def test_places_may_come_in_any_order(checkpoint, whole):
     values, meta = open_network(checkpoint)
-    network = ddpm_seg.make_network(
-        ddpm_seg.make_settings(meta["task"]["model"]), "float32", False
-    )
+    network = ddpm_seg.make_network(ddpm_seg.make_settings(meta["task"]["model"]), "float32", False)
     process = make_process("cosine", 20, "ddim4")
     images = ddpm_seg.sample_images(
         command_line.make_step(network, process, meta["task"]["diffusion"], "ddim", 0.0),
@@ -129,10 +127,8 @@ def test_the_first_moving_average_is_taken_unless_another_is_named(checkpoint, w
 
 
 def test_sampler_and_steps_are_followed(checkpoint, whole):
-    one = dict(images=2, batch_size=2, sampler="ddim")
-    spread = command_line.sample(checkpoint, **dict(one, steps="3"))
-    noisy = command_line.sample(checkpoint, **dict(one, steps="ddim4", eta=1.0))
-    assert far(spread, whole[:2]) > 1 and far(noisy, whole[:2]) > 1 and far(spread, noisy) > 1
+    other = dict(sampler="ddpm", steps="3")
+    assert far(command_line.sample(checkpoint, images=2, batch_size=2, **other), whole[:2]) > 1
 
 
 def test_another_size_than_trained(checkpoint):
@@ -173,12 +169,12 @@ def refused(capsys, *flags):
 
 @pytest.mark.parametrize("flags, parts", [
     (["--size=15,16"], ["size is (15, 16)", "multiples of 2", "Try (16, 16)"]),
-    (["--size=16"], ["size is (16,)", "16,16"]),
+    (["--size=16"], ["size is (16,)", "Try --size=64,64"]),
     (["--size=0,16"], ["size is (0, 16)", "multiples of 2"]),
     (["--classes=0,3"], ["class 3", "0 to 2"]),
     (["--classes=-1"], ["class -1", "0 to 2"]),
     (["--ema=0.99"], ['"0.99"', "Known: 0.5, 0.9, off"]),
-    (["--steps=ddim7"], ["ddim7", "20 steps", "ddim"]),
+    (["--steps=ddim9"], ["ddim9", "20 steps", "ddim10"]),
     (["--steps=21"], ['"21"', "at most 20"]),
     (["--steps=many"], ['"many"', "Type a count"]),
     (["--steps=0"], ["at least one"]),
@@ -194,13 +190,20 @@ def test_what_the_checkpoint_cannot_do(checkpoint, tmp_path, capsys, flags, part
 
 def test_a_class_for_a_network_without_classes(plain, tmp_path, capsys):
     sentence = refused(capsys, f"--checkpoint={plain}", f"--output={tmp_path}", "--classes=0")
-    assert "a class was asked for" in sentence and "Leave it out" in sentence
+    assert "a class was given" in sentence and "Leave it out" in sentence
 
 
 def test_a_directory_without_a_checkpoint(tmp_path, capsys):
-    for place in (tmp_path, tmp_path / "nowhere"):
-        sentence = refused(capsys, f"--checkpoint={place}", f"--output={tmp_path / 's'}")
-        assert f"{place} holds no checkpoint" in sentence and "checkpoints/pretrain" in sentence
+    (tmp_path / "x.pt").write_bytes(b"")
+    (tmp_path / "run/checkpoints/pretrain/6").mkdir(parents=True)
+    for place, said in [
+        ("", "holds no checkpoint. Give the directory of a stage, such as"),
+        ("nowhere", "there is no directory"),
+        ("x.pt", "is a file, not the directory of a stage"),
+        ("run", f"Did you mean {tmp_path}/run/checkpoints/pretrain?"),
+    ]:
+        sentence = refused(capsys, f"--checkpoint={tmp_path / place}", f"--output={tmp_path / 's'}")
+        assert said in sentence and str(tmp_path / place) in sentence
 
 
 def test_a_checkpoint_of_another_system(tmp_path, capsys):

@@ -191,6 +191,30 @@ def test_contact_sheet_shows_every_image(scene, labelled):
         assert contains(sheet, painted) == labelled
 
 
+@pytest.mark.parametrize("count, lines, columns", [
+    (1, 1, 1), (2, 1, 2), (3, 2, 2), (5, 2, 3), (9, 3, 3), (10, 3, 4),
+])  # fmt: skip
+def test_grid_is_about_square_and_holds_every_image_in_order(count, lines, columns):
+    images = np.random.default_rng(0).integers(0, 256, (count, 200, 170, 3)).astype(np.uint8)
+    sheet, height, width = visualise.grid(images), 200 + 2 * BORDER, 170 + 2 * BORDER
+    assert sheet.shape == (lines * height, columns * width, 3)
+    for place in range(lines * columns):
+        top, left = place // columns * height + BORDER, place % columns * width + BORDER
+        cell = sheet[top : top + 200, left : left + 170]
+        expected = images[place] if place < count else np.full_like(images[0], 255)
+        np.testing.assert_array_equal(cell, expected)
+
+
+def test_small_images_of_a_grid_are_enlarged():
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3)).astype(np.uint8)
+    sheet = visualise.grid(images)
+    assert sheet.shape == (160 + 2 * BORDER, 2 * (240 + 2 * BORDER), 3)
+    np.testing.assert_array_equal(
+        sheet[BORDER + 5 : -BORDER : 10, BORDER + 5 : 240 : 10],
+        images[0][:, : len(range(BORDER + 5, 240, 10))],
+    )
+
+
 def test_saved_picture_comes_back_and_replaces_the_older_one(scene, tmp_path):
     path = tmp_path / "pictures" / "00000012.png"
     for picture in (scene[0], scene[0][::-1]):

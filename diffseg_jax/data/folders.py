@@ -16,7 +16,7 @@ from diffseg_jax.config import UserError, choose
 
 IGNORED = 255  # the one label that every loss and metric skips
 MAX_PIXELS = 178_000_000  # larger headers are taken for decompression bombs, as Pillow's own limit
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 MASK_ENDINGS = (".png", ".npy")
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 
 from diffseg_jax.config import UserError
 from diffseg_jax.layers.attention import dropout
-from diffseg_jax.layers.conv import Conv, convolve_enlarged, stop_fusion
+from diffseg_jax.layers.conv import Conv, convolve_enlarged, enlarge, stop_fusion
 from diffseg_jax.layers.embeddings import sinusoid
 from diffseg_jax.layers.norm import in_float32
 from diffseg_jax.models.plain import call
@@ -88,15 +88,14 @@ class Settings:
                     f"channels {self.channels} times channel_mult {self.channel_mult} gives a "
                     f"level of {width} channels, but each must be a multiple of {GROUPS}."
                 )
-        attended = {self.widths[-1]: False}
-        for level, width in enumerate(self.widths):
-            if 2**level in self.attention_factors:
-                attended[width] = True
-        for width in attended:
+        attended = {
+            width for level, width in enumerate(self.widths) if 2**level in self.attention_factors
+        }
+        for width in sorted(attended | {self.widths[-1]}):
             for up in (False, True):
                 split = self.head_channels if self.head_channels != -1 else 1
-                heads = self.num_heads(width, up)
-                if split < 1 or heads < 1 or width % split or width % heads:
+                heads = self.num_heads(width, up) if split > 0 else 0
+                if heads < 1 or width % split or width % heads:
                     return (
                         f"{width} channels cannot be shared evenly by heads (heads {self.heads}, "
                         f"heads_up {self.heads_up}, head_channels {self.head_channels})."
@@ -131,20 +130,21 @@ class ResidualBlock(nnx.Module):
         self.skip = None if same else Conv(channels_in, channels, 1, rngs=rngs)
 
     def __call__(self, x, emb, key):
-        h = nnx.silu(in_float32(self.norm1, x))
+        h = nnx.silu(self.norm1(x.astype(jnp.float32))).astype(x.dtype)
         if self.resize == "down":
             h, x = _halve(h), _halve(x)
         if self.resize == "up":
-            h, x = convolve_enlarged(h, self.conv1), _double(x)
+            h, x = convolve_enlarged(h, self.conv1), enlarge(x)
         else:
             h = self.conv1(h)
-        modulation = self.emb(emb)[:, None, None].astype(h.dtype)
+        modulation = self.emb(emb)[:, None, None]
         if self.scale_shift:
             scale, shift = jnp.split(modulation, 2, -1)
-            h = in_float32(self.norm2, h) * (1 + scale) + shift
+            h = self.norm2(h.astype(jnp.float32)) * (1 + scale) + shift
         else:
-            h = in_float32(self.norm2, h + modulation)
-        h = self.conv2(dropout(nnx.silu(h), self.rate, key))
+            h = self.norm2(h + modulation)
+        h = dropout(nnx.silu(h).astype(x.dtype), self.rate, key)
+        h = self.conv2(h)
         return stop_fusion((x if self.skip is None else self.skip(x)) + h)
 
 
@@ -176,13 +176,13 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """One numbered block: a residual block, attention or not, and what resizes after it."""
 
-    def __init__(self, channels_in, channels, emb_dim, settings, rngs, *, heads=0, enlarge=False):
+    def __init__(self, channels_in, channels, emb_dim, settings, rngs, *, heads=0, enlarges=False):
         self.residual = ResidualBlock(channels_in, channels, emb_dim, "", settings, rngs)
         self.attention = Attention(channels, heads, rngs) if heads else None
-        if enlarge and settings.resample_in_blocks:
+        if enlarges and settings.resample_in_blocks:
             self.enlarge = ResidualBlock(channels, channels, emb_dim, "up", settings, rngs)
         else:
-            self.enlarge = Conv(channels, channels, 3, rngs=rngs) if enlarge else None
+            self.enlarge = Conv(channels, channels, 3, rngs=rngs) if enlarges else None
 
     def __call__(self, x, emb, key):
         keys = (None, None) if key is None else jax.random.split(key)
@@ -286,7 +286,7 @@ class ADMUNet(nnx.Module):
             made = Block(
                 channels + skip, width, emb_dim, settings, rngs,
                 heads=settings.num_heads(width, up=True) if attends else 0,
-                enlarge=block == settings.res_blocks and level > 0,
+                enlarges=block == settings.res_blocks and level > 0,
             )  # fmt: skip
             setattr(self, f"output_{place}", made)
             channels = width
@@ -299,7 +299,11 @@ class ADMUNet(nnx.Module):
             raise UserError(
                 f"{came}, but this network has {self.settings.num_classes or 'no'} classes."
             )
-        return emb if y is None else emb + self.classes[...][y]
+        if y is None:
+            return emb
+        if not isinstance(y, jax.core.Tracer):  # inside jit only the caller can know
+            check_classes(y, self.settings.num_classes)
+        return emb + self.classes[...][y]
 
     def __call__(self, x, t, y=None, key=None, until=None):
         names = self.settings.blocks
@@ -348,16 +352,12 @@ def _halve(x):
     return jnp.mean(parts, (2, 4), dtype=jnp.float32).astype(x.dtype)
 
 
-def _double(x):
-    """Every pixel four times: f[B,h,w,C] -> f[B,2h,2w,C]."""
-    return jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
-
-
 def check_classes(y, num_classes: int):
-    """Raises UserError for class ids outside 0 .. num_classes - 1."""
-    wrong = [int(value) for value in np.ravel(y) if not 0 <= value < num_classes]
-    if wrong:
+    """Raises UserError unless y are whole numbers in 0 .. num_classes - 1."""
+    wrong = [value for value in np.ravel(y).tolist() if value not in range(num_classes)]
+    if wrong and num_classes:
         raise UserError(
-            f"class {wrong[0]} was asked for, but this network knows 0 to {num_classes - 1}."
-            if num_classes else "a class was asked for, but this network has none. Leave it out."
-        )  # fmt: skip
+            f"class {wrong[0]} was given, but this network knows 0 to {num_classes - 1}."
+        )
+    if wrong:
+        raise UserError("a class was given, but this network has none. Leave it out.")

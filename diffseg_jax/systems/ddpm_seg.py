@@ -8,13 +8,15 @@ Diffusion Models" (ICLR 2022).
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from diffseg_jax.config import Flag, Number, Several, Text, UserError
+from diffseg_jax.config import Flag, Number, Several, Text, UserError, choose
 from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.bounds import LOSSES, training_losses
 from diffseg_jax.diffusion.process import (
@@ -27,6 +29,7 @@ from diffseg_jax.diffusion.process import (
 )
 from diffseg_jax.diffusion.samplers import ddim_step, ddpm_step
 from diffseg_jax.diffusion.schedules import BETAS
+from diffseg_jax.mesh import batch_sharding
 from diffseg_jax.models.adm_unet import ADMUNet, Settings
 from diffseg_jax.models.plain import Network
 from diffseg_jax.systems.task import Task, draw_per_row, require_same, scale_images
@@ -35,6 +38,7 @@ from diffseg_jax.weights.reader import read_arrays
 
 STAGES = {"pretrain": "unlabelled"}  # kind -> data that it learns from
 SAMPLERS = ("ddpm", "ddim")
+START = 2**31 - 1  # folded into the key of an image for its first noise; steps fold in their number
 
 
 def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:
@@ -43,14 +47,14 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
     config       reads dtype, remat, model, diffusion, samples
     crop         (height, width) of training images and of samples
     num_classes  of the pictures, 0 if they have none
-    Raises UserError when the network wants classes that the pictures do not have.
+    Raises UserError when the network's number of classes is not that of the pictures.
     """
     diffusion, settings = config.diffusion, make_settings(config.model)
-    if settings.num_classes and settings.num_classes != num_classes:
+    if settings.num_classes != num_classes:
         raise UserError(
             f"model.num_classes is {settings.num_classes}, but the pictures have "
-            f"{num_classes or 'no'} classes. Try --config.model.num_classes={num_classes}"
-            + ("." if num_classes else ', or --config.unlabelled.options.classes="folder".')
+            f"{num_classes or 'no'} classes. Try --config.model.num_classes={num_classes}, or an "
+            f"unlabelled source whose options name {'no' if num_classes else 'the'} classes."
         )
     network = make_network(settings, config.dtype, config.remat)
     process = make_process(
@@ -88,8 +92,9 @@ def make_settings(model) -> Settings:
 
 
 def make_network(settings: Settings, dtype: str, remat: bool) -> Network:
-    """The ADM UNet as pure functions."""
-    return Network(lambda rngs: ADMUNet(settings, dtype=jnp.dtype(dtype), remat=remat, rngs=rngs))
+    """The ADM UNet as pure functions; dtype "float32" or "bfloat16", else UserError."""
+    kind = choose({"float32": jnp.float32, "bfloat16": jnp.bfloat16}, dtype, "dtype")
+    return Network(lambda rngs: ADMUNet(settings, dtype=kind, remat=remat, rngs=rngs))
 
 
 # ---- loss --------------------------------------------------------------------------------------
@@ -126,43 +131,75 @@ def diffusion_loss(network, process: Process, options: dict, params, stats, batc
 
 
 def sample_images(
-    step: Callable, process: Process, params: dict, *, seed: int, places: Iterable[int],
+    step: Callable, process: Process, params: dict, *, seed: int, places: Sequence[int],
     size: tuple[int, int], classes: np.ndarray | None = None, progress: Callable = iter,
 ) -> np.ndarray:  # fmt: skip
     """Images u8[n, height, width, 3], each a function of the seed and its place alone.
 
     step      what `make_step` returned for the same process
+    params    of the network; on a mesh, its devices share the images if they can evenly
     places    numbers of the images, n of them
     classes   i32[n] of a class-conditional network
     progress  wraps the iterable of steps, as a progress bar does
     """
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.asarray(places))
-    x = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), (*size, 3)))(keys)
-    classes = None if classes is None else jnp.asarray(classes, jnp.int32)
+    split, whole = _placement(params, len(places))
+
+    def begin():
+        purpose = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"samples"))
+        keys = jax.vmap(lambda i: jax.random.fold_in(purpose, i))(jnp.asarray(places))
+        draw = lambda key: jax.random.normal(jax.random.fold_in(key, START), (*size, 3))
+        return keys, jax.vmap(draw)(keys)
+
+    keys, x = jax.jit(begin, out_shardings=split)()
+    classes = None if classes is None else jax.device_put(np.asarray(classes, np.int32), split)
     for index in progress(range(process.steps - 1, -1, -1)):
         x = jax.block_until_ready(step(params, x, jnp.int32(index), keys, classes))
-    return np.clip((np.asarray(x) + 1) * 127.5, 0, 255).astype(np.uint8)
+    x = np.asarray(jax.jit(lambda x: x, out_shardings=whole)(x))  # readable in every process
+    return np.clip((x + 1) * 127.5, 0, 255).astype(np.uint8)
+
+
+def _placement(params, count):
+    """Where `count` images live during sampling, and where every process can read them."""
+    where = getattr(next(iter(jax.tree.leaves(params)), None), "sharding", None)
+    if not isinstance(where, NamedSharding):
+        return where, where
+    whole = NamedSharding(where.mesh, PartitionSpec())
+    return whole if count % where.mesh.size else batch_sharding(where.mesh), whole
 
 
 def make_step(network, process: Process, options: dict, sampler: str, eta: float) -> Callable:
-    """(params, x_t, index i32[], keys[B], classes i32[B] or None) -> x_{t-1}, compiled.
+    """Compiled (params, x_t, index i32[], keys[B], classes i32[B] or None) -> x_{t-1}.
+
+    The result is placed on devices as x_t was.
 
     options  target and variance of the network's output
     sampler  "ddpm", or "ddim" with eta in [0, 1]
+
+    Raises UserError for an unknown sampler, and for an eta that the sampler does not read.
     """
+    choose(dict.fromkeys(SAMPLERS), sampler, "sampler")
+    if eta and sampler == "ddpm":
+        raise UserError(f"eta is {eta}, which only ddim reads. Set it to 0, or sampler to ddim.")
 
     def step(params, x, index, keys, classes):
         t = jnp.full(len(x), index)
         output, _ = network.bind(params, {})(x, process.network_time(t), classes)
         past = reverse(process, output, x, t, options["target"], options["variance"])
-        noise = jax.vmap(
-            lambda key: jax.random.normal(jax.random.fold_in(key, index + 1), x.shape[1:])
-        )(keys)
+        draw = lambda key: jax.random.normal(jax.random.fold_in(key, index), x.shape[1:])
+        noise = jax.vmap(draw)(keys)
         if sampler == "ddpm":
             return ddpm_step(process, past, t, noise)
         return ddim_step(process, x, past.clean, t, eta, noise)
 
-    return jax.jit(step, donate_argnums=1)
+    @functools.cache
+    def compiled(placement):
+        return jax.jit(step, donate_argnums=1, out_shardings=placement)
+
+    @functools.wraps(step)
+    def placed(params, x, *rest):
+        return compiled(x.sharding)(params, x, *rest)
+
+    return placed
 
 
 def _samples(step, process, size, num_classes, values, seed, count):
@@ -263,9 +300,21 @@ def check(config):
             "model.learn_sigma is False. Try --config.diffusion.loss=simple."
         )
     make_process(diffusion.schedule, diffusion.steps, config.samples.steps)
+    if config.samples.eta and config.samples.sampler == "ddpm":
+        raise UserError(
+            f"samples.eta is {config.samples.eta}, which only ddim reads. "
+            "Try --config.samples.sampler=ddim."
+        )
+    square = config.unlabelled.options.get("square", 0)
     for name in config.run:
         stage = config.stages[name]
         check_size(tuple(stage.augment.crop), settings, f"stages.{name}.augment.crop")
+        if square and max(stage.augment.crop) > square:
+            raise UserError(
+                f"stages.{name}.augment.crop is {tuple(stage.augment.crop)}, but pictures are "
+                f"squares of {square}; the rest would be padding. "
+                f"Try --config.unlabelled.options.square={max(stage.augment.crop)}."
+            )
         if stage.start == "weights" and not config.weights:
             raise UserError(
                 f"stages.{name}.start is weights, but no file is given. "
@@ -276,6 +325,10 @@ def check(config):
 def check_size(size: tuple[int, int], settings: Settings, what: str):
     """Raises UserError unless height and width are multiples of the network's stride."""
     stride = settings.stride
+    if len(size) != 2:
+        raise UserError(
+            f"{what} is {tuple(size)}, but it is a height and a width. Try --size=64,64."
+        )
     if any(side < 1 or side % stride for side in size):
         near = tuple(max(stride, round(side / stride) * stride) for side in size)
         raise UserError(

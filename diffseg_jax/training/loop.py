@@ -151,7 +151,7 @@ def _resume(stage, checkpoints, mesh):
 
 def _replace(network, loaded, shardings):
     """The network with the loaded arrays in place of the random ones."""
-    leaves, where = flatten(network), flatten(shardings)
+    leaves, where = flatten(network, keep_empty_nodes=True), flatten(shardings)
     for path, array in flatten(loaded).items():
         leaves[path] = jax.device_put(np.asarray(array, leaves[path].dtype), where[path])
     return unflatten(leaves)

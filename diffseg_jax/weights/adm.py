@@ -7,13 +7,14 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from diffseg_jax.config import UserError, choose
-from diffseg_jax.diffusion.schedules import BETAS
+from diffseg_jax.config import UserError
+from diffseg_jax.diffusion.process import make_process
 from diffseg_jax.models.adm_unet import ADMUNet, Settings
 from diffseg_jax.models.plain import Network
 from diffseg_jax.weights.convert import convert, differences, within
 
 ORDERS = ("legacy", "new")  # of the channels of `qkv`: head by head, or all queries first
+NAMED = 3  # differences between a file and a network that an error lists
 MULTIPLES = {  # channel_mult by image size, where the flag is left empty
     64: (1, 2, 3, 4),
     128: (1, 1, 2, 3, 4),
@@ -58,6 +59,8 @@ def from_flags(
     noise_schedule: str = "linear",
     rescale_timesteps: bool = False,
     predict_xstart: bool = False,
+    use_kl: bool = False,
+    rescale_learned_sigmas: bool = False,
 ) -> Configuration:
     """The configuration that guided diffusion's training script means by its flags.
 
@@ -78,7 +81,7 @@ def from_flags(
                 f"attention_resolutions holds {size}, which does not divide image_size "
                 f"{image_size}. Give sizes of feature maps, such as 16,8."
             )
-    choose(BETAS, noise_schedule, "noise schedule")
+    make_process(noise_schedule, diffusion_steps)  # or it refuses
     settings = Settings(
         channels=num_channels,
         channel_mult=tuple(channel_mult) or MULTIPLES[image_size],
@@ -95,11 +98,13 @@ def from_flags(
     )
     if problem := settings.problem():
         raise UserError(problem)
+    hybrid = "hybrid_rescaled" if rescale_learned_sigmas else "hybrid"
+    loss = "kl" if use_kl else hybrid if learn_sigma else "simple"
     diffusion = dict(
         schedule=noise_schedule, steps=diffusion_steps, rescale_timesteps=rescale_timesteps,
         target="image" if predict_xstart else "noise",
         variance="learned" if learn_sigma else "fixed_large",
-        loss="hybrid" if learn_sigma else "simple", timesteps="uniform",
+        loss=loss, timesteps="uniform",
     )  # fmt: skip
     order = "new" if use_new_attention_order else "legacy"
     return Configuration(settings, image_size, order, diffusion)
@@ -186,7 +191,7 @@ def _residual(torch, ours):
 def _attention(torch, ours, canonical):
     return within(torch, ours, (
         *_norm(r"norm", "norm"),
-        (r"qkv\.weight", "qkv.kernel", lambda array: canonical(array)[..., 0].T),
+        (r"qkv\.weight", "qkv.kernel", lambda array: np.einsum("oix->xio", canonical(array))),
         (r"qkv\.bias", "qkv.bias", canonical),
         (r"proj_out\.weight", "out.kernel", "oix->xio"),
         (r"proj_out\.bias", "out.bias", "o->o"),
@@ -223,23 +228,31 @@ def load_adm(
     shapes = _shapes(abstract_params(settings))
     rows = table(settings, order)
     if different := differences(arrays, rows, shapes):
-        more = f" ({len(different)} differences in all)" if len(different) > 1 else ""
+        named = "; ".join(different[:NAMED])
+        more = f"; and {len(different) - NAMED} more" if len(different) > NAMED else ""
         raise UserError(
-            f"{source} is not of the network asked for: {different[0]}{more}. {_advice(arrays)}"
+            f"{source} is not of the network asked for: {named}{more}. {_advice(arrays)}"
         )
     return convert(arrays, rows, shapes, source=source)
 
 
 def _advice(arrays):
-    fitting = [name for name, known in PUBLISHED.items() if _matches(arrays, known)]
+    fits = functools.cache(functools.partial(_fits, arrays))
+    fitting = [
+        name for name, known in PUBLISHED.items()
+        if fits(dataclasses.replace(known.settings, dropout=0.0), known.order)
+    ]  # fmt: skip
     if fitting:
-        return f"It fits {' or '.join(f'--name={name}' for name in fitting)}."
-    return "No published configuration fits it either; give the flags that it was trained with."
+        return f"It fits {', '.join(fitting)}: give that name, or the settings that go with it."
+    return "No published configuration fits it either; give the settings that it was trained with."
 
 
-def _matches(arrays, known):
-    shapes = _shapes(abstract_params(known.settings))
-    return not differences(arrays, table(known.settings, known.order), shapes)
+def _fits(arrays, settings, order):
+    first = arrays.get("time_embed.0.weight")  # another width is seen without making a network
+    if first is None or first.shape != (4 * settings.channels, settings.channels):
+        return False
+    shapes = _shapes(abstract_params(settings))
+    return not differences(arrays, table(settings, order), shapes)
 
 
 def _shapes(tree):

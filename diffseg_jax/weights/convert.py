@@ -152,7 +152,7 @@ def _ordered(array: np.ndarray, axes) -> np.ndarray | None:
         return axes(array) if callable(axes) else np.einsum(axes, array)
     except UserError:
         raise
-    except ValueError:
+    except (ValueError, IndexError):
         return None
 
 

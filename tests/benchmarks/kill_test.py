@@ -108,7 +108,7 @@ def final_state(directory):
         step = checkpoints.latest()
         tree = dict(checkpoints.manager.item_metadata(step)["state"].tree)
         target = {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in flatten(tree).items()}
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(unflatten(target)))
+        arguments = ocp.args.Composite(state=ocp.args.PyTreeRestore(unflatten(target)))
         return flatten(checkpoints.manager.restore(step, args=arguments)["state"])
 
 

@@ -521,7 +521,7 @@ def test_class_ids_out_of_range_are_refused():
     check_classes(np.array([0, 4]), 5)
     for wrong in ([0, 5], [-1, 0]):
         bad = max(wrong, key=abs)
-        with pytest.raises(UserError, match=f"class {bad} was asked for, .* knows 0 to 4"):
+        with pytest.raises(UserError, match=f"class {bad} was given, .* knows 0 to 4"):
             check_classes(np.array(wrong), 5)
     with pytest.raises(UserError, match="this network has none"):
         check_classes(np.array([0]), 0)

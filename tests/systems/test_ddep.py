@@ -158,7 +158,7 @@ def test_recorded_updates(golden):
         state = new_state(start, task.trainable, optimizer, ())
         assert set(as_recorded(state["params"])) == set(record["trainable_names"])
         step = quick(functools.partial(
-            train_step, functools.partial(recorded_loss, network), optimizer, 1, 0.0
+            train_step, functools.partial(recorded_loss, network), optimizer, 1, ()
         ))  # fmt: skip
         batch = {name: jnp.asarray(nhwc(arrays[name])) for name in ("noisy", "noise")}
         losses = []
@@ -220,7 +220,7 @@ def pretrained():
     """(state before, state after two DDeP updates, metrics) of a network with random weights."""
     task, optimizer = task_of("pretrain"), adam()
     before = new_state(filled(abstract(task)), task.trainable, optimizer, ())
-    step = quick(functools.partial(train_step, task.loss, optimizer, 1, 0.0))
+    step = quick(functools.partial(train_step, task.loss, optimizer, 1, ()))
     state, _ = step(before, unlabelled(), KEY)
     state, metrics = step(state, unlabelled(), KEY)
     return before, state, metrics
@@ -252,7 +252,7 @@ def operations_of_a_step(pretrain):
     task, optimizer = task_of("pretrain", pretrain), adam()
     batch = jax.eval_shape(unlabelled)
     start = lambda: new_state(filled(abstract(task)), task.trainable, optimizer, ())
-    step = functools.partial(train_step, task.loss, optimizer, 1, 0.0)
+    step = functools.partial(train_step, task.loss, optimizer, 1, ())
     return operations(step, jax.eval_shape(start), batch, KEY)
 
 

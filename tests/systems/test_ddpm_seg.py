@@ -28,7 +28,7 @@ TINY = ROOT / "tests" / "configs" / "tiny_ddpm.py"
 # Compiling takes far longer than running networks this small.
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 KEY = jax.random.key(0)
-T, ROWS, SIDE = 6, 32, 4
+T, ROWS, SIDE = 6, 24, 4
 PROCESS = make_process("cosine", T)
 OPTIONS = dict(target="noise", variance="learned", loss="hybrid", timesteps="uniform")
 FIXED = OPTIONS | dict(variance="fixed_large", loss="simple")
@@ -101,7 +101,9 @@ def test_a_perfect_answer_costs_nothing(target):
         velocity = np.sqrt(alpha_bar) * eps - np.sqrt(1 - alpha_bar) * image
         return jnp.asarray({"noise": eps, "image": image, "velocity": velocity}[target])
 
-    loss, (weight, _, metrics) = loss_of(shown_to(answer)[0], pictures(), FIXED | {"target": target})
+    loss, (weight, _, metrics) = loss_of(
+        shown_to(answer)[0], pictures(), FIXED | {"target": target}
+    )
     assert weight == ROWS and 0 <= loss < 1e-8 and metrics["mse"] == loss
 
 
@@ -171,7 +173,9 @@ def test_the_loss_is_a_sum_over_images_however_they_are_split():
     assert [part[1][0] for part in parts] == split
     np.testing.assert_allclose(sum(part[0] for part in parts), whole, rtol=1e-5)
     for name in metrics:
-        np.testing.assert_allclose(sum(part[1][2][name] for part in parts), metrics[name], rtol=1e-5)
+        np.testing.assert_allclose(
+            sum(part[1][2][name] for part in parts), metrics[name], rtol=1e-5
+        )
 
 
 def test_dropout_differs_between_parts_of_a_batch():
@@ -218,7 +222,7 @@ def test_a_row_draws_the_same_in_any_batch():
 
 def history(loud):
     """A full history in which step `loud` has by far the largest loss."""
-    losses = np.full((T, timesteps.HISTORY), 0.01, np.float32)
+    losses = np.full((T, timesteps.HISTORY), 0.1, np.float32)
     losses[loud] = 1.0
     counts = jnp.full(T, timesteps.HISTORY, jnp.int32)
     return {"losses": jnp.asarray(losses), "counts": counts}
@@ -227,7 +231,7 @@ def history(loud):
 def test_the_history_of_losses_changes_what_is_drawn():
     for loud in (1, 4):
         t, _ = drawn(stats=history(loud))
-        assert np.mean(t == loud) > 0.8
+        assert np.mean(t == loud) > 0.4
     fresh = timesteps.start("loss_second_moment", T)
     assert len(set(drawn(stats=fresh)[0])) == T  # uniform until every step has ten
 
@@ -237,7 +241,7 @@ def test_rare_steps_weigh_more():
     stats = history(2)
     t, eps = drawn(stats=stats)
     weights = 1 / (T * np.asarray(timesteps.probabilities(stats, T))[t])
-    assert weights.max() > 10 * weights.min()
+    assert weights.max() > 5 * weights.min()
     loss, (weight, _, metrics) = loss_of(shown_to(lambda x, t: 0 * x)[0], pictures(), stats=stats)
     errors = np.mean(eps**2, (1, 2, 3))
     np.testing.assert_allclose(loss, weights @ errors, rtol=1e-4)
@@ -261,9 +265,7 @@ def test_the_state_keeps_the_loss_of_every_image(parts):
 
 def generated(step=None, seed=0, places=range(4), size=(6, 8), process=PROCESS, **options):
     step = step or (lambda params, x, index, keys, classes: x)  # the start itself
-    return ddpm_seg.sample_images(
-        step, process, {}, seed=seed, places=places, size=size, **options
-    )
+    return ddpm_seg.sample_images(step, process, {}, seed=seed, places=places, size=size, **options)
 
 
 def toy_step(sampler="ddim", eta=0.0):
@@ -411,18 +413,14 @@ def test_another_network_is_refused(other):
 
 
 @pytest.mark.parametrize("wanted, given, parts", [
-    (3, 0, ["num_classes is 3", "no classes", "--config.model.num_classes=0",
-            '--config.unlabelled.options.classes="folder"']),
-    (3, 5, ["num_classes is 3", "have 5 classes", "Try --config.model.num_classes=5."]),
+    (3, 0, ["num_classes is 3", "no classes", "--config.model.num_classes=0", "name the classes"]),
+    (3, 5, ["num_classes is 3", "have 5 classes", "Try --config.model.num_classes=5,"]),
+    (0, 5, ["num_classes is 0", "have 5 classes", "whose options name no classes"]),
 ])  # fmt: skip
 def test_classes_that_the_pictures_do_not_have(wanted, given, parts):
     with pytest.raises(UserError) as error:
         ddpm_seg.make_task(make_config(dict(num_classes=wanted)), "pretrain", (16, 16), given)
     assert all(part in str(error.value) for part in parts), error.value
-
-
-def test_a_network_without_classes_may_learn_from_pictures_with_classes():
-    ddpm_seg.make_task(make_config(), "pretrain", (16, 16), 5)
 
 
 @pytest.mark.parametrize("name", ["tiny_ddpm", "camvid"])
@@ -450,7 +448,7 @@ def test_a_run_without_labels_leaves_what_a_reader_needs(run):
     config = json.loads((run.workdir / "config.json").read_text())
     assert not {"data", "evaluate"} & config.keys()
     assert not (run.workdir / "results.json").exists()
-    assert "nothing to measure" in run.out.splitlines()[-1]
+    assert "-m diffseg_jax.sample --checkpoint=" in run.out.splitlines()[-1]
     lines = (run.workdir / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["step"] for record in records] == [2, 4, 6, 8]

@@ -1,0 +1,277 @@
+"""Converting an official file: what comes out opens, samples and starts a stage; or a sentence."""
+
+import importlib.util
+import math
+import pickle
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict as flatten
+from PIL import Image
+
+from diffseg_jax import convert, experiment
+from diffseg_jax.checkpoints import open_network
+from diffseg_jax.config import UserError
+from diffseg_jax.sample import sample
+from diffseg_jax.weights import adm
+from diffseg_jax.weights.adm import load_adm
+from diffseg_jax.weights.reader import read_arrays
+
+HERE = Path(__file__).parent
+TINY = HERE / "configs" / "tiny_ddpm.py"
+SPEC = importlib.util.spec_from_file_location(
+    "lsun_checkpoint", HERE / "benchmarks" / "lsun_checkpoint.py"
+)
+official = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(official)
+
+FLAGS = {  # of a network that is the tiny config's, for two classes
+    "image_size": 16, "num_channels": 32, "channel_mult": "1,1", "num_res_blocks": 1,
+    "attention_resolutions": "", "num_heads": 2, "resblock_updown": True, "class_cond": True,
+    "num_classes": 2, "learn_sigma": True, "dropout": 0.1, "diffusion_steps": 20,
+    "noise_schedule": "cosine", "use_fp16": False,
+}  # fmt: skip
+MODEL = dict(
+    channels=32, channel_mult=(1, 1), res_blocks=1, attention_factors=(), heads=2, head_channels=-1,
+    resample_in_blocks=True, scale_shift=True, num_classes=2, learn_sigma=True,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A state dict in the official names with random numbers."""
+    path = tmp_path_factory.mktemp("official") / "tiny.pt"
+    official.write_state_dict(path, official.official_shapes(MODEL))
+    return path
+
+
+def called(file, output, source="adm", **flags):
+    """The command, as a user types it."""
+    written = [f"--{name}={value}" for name, value in flags.items()]
+    convert.main([f"--source={source}", f"--input={file}", f"--output={output}", *written])
+
+
+@pytest.fixture(scope="module")
+def converted(file, tmp_path_factory):
+    """The directory that the command wrote."""
+    directory = tmp_path_factory.mktemp("converted") / "tiny"
+    called(file, directory, **FLAGS)
+    return directory
+
+
+def params_of(file):
+    """The parameters in a file, without the command."""
+    known = convert.known_configuration("", parsed(FLAGS))
+    return flatten(load_adm(read_arrays(file), known.settings, known.order))
+
+
+def parsed(flags):
+    return {name: convert.FLAGS[name](str(value)) for name, value in flags.items()}
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[p], other[p]) for p in one)
+
+
+# ---- what comes out ------------------------------------------------------------------------------
+
+
+def test_every_parameter_is_there(file, converted):
+    values, meta = open_network(converted)
+    assert equal(flatten(values["params"]), params_of(file)) and values["stats"] == {}
+    count = sum(map(math.prod, official.official_shapes(MODEL).values()))
+    assert sum(leaf.size for leaf in flatten(values["params"]).values()) == count
+    assert meta["ema"] == [] and meta["step"] == 0 and meta["start"] == str(file)
+    assert meta["task"]["size"] == [16, 16] and meta["task"]["model"]["num_classes"] == 2
+    assert meta["task"]["diffusion"] == {
+        "schedule": "cosine", "steps": 20, "rescale_timesteps": False, "target": "noise",
+        "variance": "learned", "loss": "hybrid", "timesteps": "uniform",
+    }  # fmt: skip
+
+
+def test_what_the_command_says(file, tmp_path, capsys):
+    called(file, tmp_path / "out", **FLAGS)
+    said = capsys.readouterr()
+    count = sum(map(math.prod, official.official_shapes(MODEL).values()))
+    assert said.out == f"{tmp_path / 'out'}: {count:,} parameters\n" and said.err == ""
+
+
+def test_numpy_files_are_read_too(file, converted, tmp_path):
+    np.savez(tmp_path / "tiny.npz", **read_arrays(file))
+    called(tmp_path / "tiny.npz", tmp_path / "out", **FLAGS)
+    one, other = (open_network(place)[0]["params"] for place in (tmp_path / "out", converted))
+    assert equal(flatten(one), flatten(other))
+
+
+def test_the_order_of_attention_channels_is_followed(file, converted, tmp_path):
+    called(file, tmp_path / "new", **FLAGS, use_new_attention_order=True)
+    one, other = (flatten(open_network(p)[0]["params"]) for p in (tmp_path / "new", converted))
+    differ = {".".join(path) for path in one if not np.array_equal(one[path], other[path])}
+    assert differ == {"middle.attention.qkv.kernel", "middle.attention.qkv.bias"}
+
+
+def test_a_converted_network_samples(converted):
+    images = sample(converted, images=2, sampler="ddim", steps="ddim2", classes=(0, 1))
+    assert images.shape == (2, 16, 16, 3) and images.std() > 10
+    with pytest.raises(UserError, match='"0.9999".*Known: off'):
+        sample(converted, ema=0.9999)
+
+
+# ---- where a stage starts ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pictures of two classes, one folder each."""
+    root = tmp_path_factory.mktemp("own")
+    rng = np.random.default_rng(0)
+    for name, base in (("dark", 0), ("light", 150)):
+        (root / name).mkdir()
+        for i in range(3):
+            pixels = base + rng.integers(0, 100, (20, 24, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+def stage_config(folder, **values):
+    """The tiny config on that folder, the classes told apart."""
+    config = runpy.run_path(str(TINY))["get_config"]()
+    with config.unlocked():
+        config.unlabelled.update(source="unlabelled", path=str(folder))
+        config.unlabelled.options = dict(classes="folder", square=16)
+    config.model.num_classes = 2
+    config.weights = str(values.get("weights", ""))
+    config.stages.pretrain.start = str(values.get("start", "random"))
+    return config
+
+
+def test_a_stage_starts_from_the_file_or_the_directory(file, converted, folder, tmp_path):
+    for values in (dict(weights=file, start="weights"), dict(start=converted)):
+        run = experiment.start_run(stage_config(folder, **values), tmp_path)
+        experiment.check_stages(run)
+        loaded = experiment.loader(run, "pretrain", run.task("pretrain"))()
+        assert loaded.keys() == {"params"} and equal(flatten(loaded["params"]), params_of(file))
+
+
+def test_a_class_conditional_stage_continues_an_official_file(command, file, folder, tmp_path):
+    """After two steps of a tiny rate, parameters have moved, but not away."""
+    stage = "--config.stages.pretrain."
+    flags = [
+        f"--config.unlabelled.path={folder}", "--config.unlabelled.source=unlabelled",
+        f"--config.weights={file}", "--config.model.num_classes=2", f"{stage}start=weights",
+        f"{stage}steps=2", f"{stage}accumulate=2", f"{stage}optim.peak_lr=1e-6",
+        "--config.samples.images=2", "--config.samples.steps=ddim2",
+    ]  # fmt: skip
+    config = tmp_path / "config.py"
+    scenes = "options=dict(images=10, size=(32, 48), seed=0, square=16)"
+    assert scenes in (text := TINY.read_text())
+    config.write_text(text.replace(scenes, 'options=dict(square=16, classes="folder")'))
+    done = command(tmp_path / "run", *flags, config=config)
+    assert done.code == 0 and done.err == "", done.err[-2000:]
+    assert done.out.startswith("pretrain: from weights; ") and "6 unlabelled images" in done.out
+    values, meta = open_network(tmp_path / "run/checkpoints/pretrain", ema="off")
+    ours, theirs = flatten(values["params"]), params_of(file)
+    assert max(np.abs(ours[path] - theirs[path]).max() for path in theirs) < 1e-5
+    still = {path[0] for path in ours if np.array_equal(ours[path], theirs[path])}
+    assert not still and meta["start"] == "weights"
+    assert (tmp_path / "run/pictures/pretrain_000002.png").exists()
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("this was run",)
+
+
+def changed(**values):
+    return SimpleNamespace(**dict(dict(flags=FLAGS, source="adm", input="file"), **values))
+
+
+REFUSED = {
+    "wrong width": (
+        changed(flags={**FLAGS, "num_channels": 64}),
+        ["not of the network asked for", "time_embed.0.weight is (32, 128), where (64, 256)",
+         "; and 121 more", "No published configuration fits it", "give the settings"],
+    ),
+    "fewer blocks": (
+        changed(flags={**FLAGS, "channel_mult": "1"}),
+        ["input_blocks.2", "has no place", "It fits tiny: give that name"],
+    ),
+    "more blocks": (
+        changed(flags={**FLAGS, "num_res_blocks": 2}),
+        ["not of the network", "more. ", "It fits tiny: give that name"],
+    ),
+    "no classes": (
+        changed(flags={**FLAGS, "class_cond": False}),
+        ["label_emb.weight has no place", "It fits tiny: give that name"],
+    ),
+    "a published name": (
+        changed(flags={"name": "lsun_bedroom"}),
+        ["not of the network asked for", "It fits tiny: give that name"],
+    ),
+    "name and flags": (
+        changed(flags={"name": "ffhq", "num_channels": 32}),
+        ["both --name=ffhq and --num_channels", "the name or the flags"],
+    ),
+    "neither": (changed(flags={}), ["Give --name (", "lsun_bedroom", "flags"]),
+    "unknown name": (
+        changed(flags={"name": "lsun_bedrom"}),
+        ['"lsun_bedrom"', "Known: ", 'Did you mean "lsun_bedroom"?'],
+    ),
+    "unknown source": (changed(source="amd"), ['"amd"', "Known: adm"]),
+    "size without multiples": (
+        changed(flags={"image_size": 48}), ["image_size is 48", "--channel_mult 1,2,3,4"],
+    ),
+    "attention between levels": (
+        changed(flags={**FLAGS, "attention_resolutions": "5"}),
+        ["holds 5", "does not divide", "16"],
+    ),
+    "unknown schedule": (
+        changed(flags={**FLAGS, "noise_schedule": "cosin"}), ['"cosin"', 'Did you mean "cosine"?'],
+    ),
+    "uneven heads": (
+        changed(flags={**FLAGS, "num_heads": 3}),
+        ["32 channels cannot be shared evenly", "heads 3"],
+    ),
+    "no file": (changed(input="nothing"), ["there is no file", "nothing"]),
+    "a program": (
+        changed(input="program"), ["is not tensors only", "Nothing of it was run", "state dict"],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """One configuration to compare files with: the published ones are large."""
+    known = {"tiny": convert.known_configuration("", parsed(FLAGS))}
+    monkeypatch.setattr(adm, "PUBLISHED", known)
+    return known
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_converted(name, published, file, tmp_path, capsys):
+    if name == "wrong width":
+        published.clear()
+    case, parts = REFUSED[name]
+    (tmp_path / "program").write_bytes(pickle.dumps({"w": Harmful()}, protocol=2))
+    given = file if case.input == "file" else tmp_path / case.input
+    with pytest.raises(SystemExit) as end:
+        called(given, tmp_path / "out", case.source, **case.flags)
+    said = capsys.readouterr()
+    lines = said.err.splitlines()
+    assert end.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+    assert all(part in lines[0] for part in parts) and lines[0].endswith((".", "?")), lines
+    assert said.out == "" and not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_taken(file, converted, capsys):
+    before = sorted(path.name for path in converted.iterdir())
+    with pytest.raises(SystemExit):
+        called(file, converted, **FLAGS)
+    assert "holds a checkpoint already. Give another --output." in capsys.readouterr().err
+    assert sorted(path.name for path in converted.iterdir()) == before
