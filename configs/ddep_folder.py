@@ -23,8 +23,8 @@ def get_config():
     c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
 
     c.data = dict(
-        source="folder", path="", options=dict(num_classes=0), train="train", val="val",
-        fraction=1.0, count=0, subset_seed=0, list_path="",               # labels of all images
+        source="folder", path="", options=dict(num_classes=0, ignore=()), train="train",
+        val="val", fraction=1.0, count=0, subset_seed=0, list_path="",    # labels of all images
         threads=2, workers=0, cache=True,                                 # keep pictures in memory
     )
     c.unlabelled = dict(

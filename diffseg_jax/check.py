@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 
 from diffseg_jax import visualise
 from diffseg_jax.config import UserError
-from diffseg_jax.experiment import check_config, counted, make_workdir, open_data
 from diffseg_jax.losses import IGNORE
+from diffseg_jax.run import check_config, counted, open_data
+from diffseg_jax.workdir import make_workdir
 
 SHOWN = 12  # pictures on a contact sheet
 LISTED = 10  # bad files named; the others are counted
@@ -28,7 +29,7 @@ def check_data(config: ConfigDict, workdir: Path):
     parts = []
     if "data" in config:
         parts += [("train", "data", config.data.train), ("val", "data", config.data.val)]
-    if config.unlabelled.source:
+    if "unlabelled" in config and config.unlabelled.source:
         parts.append(("unlabelled", "unlabelled", config.unlabelled.split))
     for name, part, split in parts:
         try:

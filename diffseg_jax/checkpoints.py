@@ -82,29 +82,33 @@ class StageCheckpoints:
         arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
         return self.manager.restore(step, args=arguments)["meta"]
 
-    def restore(self, step: int, abstract: dict, mesh: jax.sharding.Mesh) -> dict:
+    def restore(
+        self, step: int, abstract: dict, mesh: jax.sharding.Mesh, part: bool = False
+    ) -> dict:  # fmt: skip
         """The state after `step` updates, placed on the mesh.
 
         abstract  the state's shapes (`jax.eval_shape`)
+        part      whether more may be stored, which is then not read
         Raises UserError when something else is stored.
         """
         target = plain(abstract)
-        self._compare(step, target)
+        self._compare(step, target, part)
         placed = jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             target,
             state_shardings(target, mesh),
         )
         places = ocp.checkpoint_utils.construct_restore_args(placed)
-        restored = ocp.args.PyTreeRestore(item=placed, restore_args=places)
+        restored = ocp.args.PyTreeRestore(item=placed, restore_args=places, partial_restore=part)
         arguments = ocp.args.Composite(state=restored)
         return from_plain(abstract, self.manager.restore(step, args=arguments)["state"])
 
-    def _compare(self, step, target):
+    def _compare(self, step, target, part):
         stored = flatten(dict(self.manager.item_metadata(step)["state"].tree))
         wanted = flatten(target)
         where = f"checkpoint {self.manager.directory}/{step}"
-        for path in sorted(wanted.keys() ^ stored.keys()):
+        extra = set() if part else stored.keys() - wanted.keys()
+        for path in sorted(wanted.keys() - stored.keys() | extra):
             place = "is in the checkpoint only" if path in stored else "is missing there"
             raise UserError(
                 f"{where} is of another network: {'.'.join(path)} {place}. Take a new workdir."

@@ -94,9 +94,15 @@ class Several:
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """A dict with any names, all of whose values have one form."""
+    """A dict with any names, whose values have one form, or that of their own "kind"."""
 
     each: dict
+    kinds: Mapping = dataclasses.field(default_factory=dict)
+
+    def form(self, value):
+        """The form of a value."""
+        kind = value.get("kind") if isinstance(value, Mapping) else None
+        return self.kinds.get(kind, self.each) if isinstance(kind, str) else self.each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +127,7 @@ DATA = {
             "mask_key": Text(),
             "label_key": Text(),
             "classes": Text(),
+            "ignore": Several(Number(int, 0, 65535)),
             "square": Number(int, 0),
         }
     ),
@@ -159,17 +166,24 @@ STAGE = {
     },
     "every": {"log": Number(int, 1), "checkpoint": Number(int, 1), "evaluate": Number(int, 1)},
 }
+FIT = "fit"  # the kind of a stage that fits an ensemble to features, without the training loop
+FIT_STAGE = {
+    "kind": Text(),
+    "start": Text(),
+    "augment": {"limit": SIZE, "short": Number(int, 0), "crop": Several(Number(int, 1, 16384), 2)},
+    "every": {"log": Number(int, 1), "checkpoint": Number(int, 1)},
+}
 COMMON = {  # what every system's config holds; each system adds its own
     "system": Text(),
     "seed": Number(int, 0, 2**31 - 1),
     "dtype": Text(("float32", "bfloat16")),
     "remat": Flag(),
     "mesh": {"data": Number(int, -1), "fsdp": Number(int, -1)},
-    "unlabelled": {**DATA, "split": Text()},
     "run": Several(Text(), least=1),
-    "stages": Named(STAGE),
+    "stages": Named(STAGE, {FIT: FIT_STAGE}),
 }
-LABELLED = {  # and what a config holds besides if one of its stages learns from labels
+UNLABELLED = {"unlabelled": {**DATA, "split": Text()}}  # besides, if a stage learns without labels
+LABELLED = {  # and if one learns from labels
     "data": {
         **DATA,
         "train": Text(),
@@ -222,7 +236,7 @@ def check_options(values: Mapping, allowed: Mapping, where: str = "", whole: boo
             check_options(value, rule.each, f"{path}.", whole=False)
         elif isinstance(rule, Named):
             for key in value:
-                check_options(value[key], rule.each, f"{path}.{key}.")
+                check_options(value[key], rule.form(value[key]), f"{path}.{key}.")
         elif problem := rule.problem(value):
             raise UserError(
                 f"{path} is {value!r}, but it {problem}".rstrip(".?")

@@ -1,5 +1,6 @@
-"""A predict function over a split -> confusion counts, and a few examples to look at."""
+"""A predict function over a split -> counts of what it got right, and examples to look at."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -10,15 +11,41 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffseg_jax.mesh import AXES, batch_sharding, state_shardings
 from diffseg_jax.metrics.segmentation import confusion
-from diffseg_jax.systems.prediction import Protocol, predict
+from diffseg_jax.metrics.uncertainty import BINS, image_uncertainty, uncertainty_counts
+from diffseg_jax.systems.prediction import Prediction, Protocol, predict
+
+
+@dataclasses.dataclass
+class Counts:
+    """What was counted over some images; those of processes add up.
+
+    confusion    i64[K+1,K], the last row for predictions on ignored pixels
+    uncertainty  i64[2,BINS], right and wrong pixels by their uncertainty
+    images       how many
+    uncertain    sum over images of the mean of their most uncertain tenth
+    """
+
+    confusion: np.ndarray
+    uncertainty: np.ndarray
+    images: int = 0
+    uncertain: float = 0.0
+
+    def add(self, mask: np.ndarray, prediction: Prediction, row: int):
+        """Counts one image, a row of a prediction, against its mask i32[H,W]."""
+        labels, uncertainty = prediction.labels[row], prediction.uncertainty[row]
+        num_classes = self.confusion.shape[1]
+        self.confusion += confusion(mask, labels, num_classes, ignored_row=True)
+        self.uncertainty += uncertainty_counts(uncertainty, mask, labels)
+        self.images += 1
+        self.uncertain += image_uncertainty(uncertainty)
 
 
 def make_forward(
     function: Callable, network: dict, mesh: jax.sharding.Mesh, batch_size: int
 ) -> Callable:
-    """(images, valid) -> numpy probabilities, for `predict`; compiled once per image size.
+    """(images, valid) -> numpy maps, for `predict`; compiled once per image size.
 
-    function  (network, images, valid) -> probabilities, jitted
+    function  (network, images, valid) -> probabilities or a dict of maps, jitted
 
     Fewer images than `batch_size` are filled up with copies. In one process the batch is split over
     the mesh. Several processes each put a copy of the network on their own devices and work through
@@ -36,7 +63,8 @@ def make_forward(
         batch = images[rows], valid[rows]
         if len(rows) % mesh.size == 0:
             batch = jax.device_put(batch, batch_sharding(mesh))
-        return np.asarray(function(network, *batch))[: len(images)]
+        answer = function(network, *batch)
+        return jax.tree.map(lambda part: np.asarray(part)[: len(images)], answer)
 
     return forward
 
@@ -44,13 +72,13 @@ def make_forward(
 def evaluate(
     forward: Callable, source: Sequence, places: Sequence[int], num_classes: int,
     protocol: Protocol, batch_size: int, keep: int = 0,
-) -> tuple[np.ndarray, list[dict]]:  # fmt: skip
-    """Confusion counts i64[K,K] over the images at `places`, summed over all processes.
+) -> tuple[Counts, list[dict]]:  # fmt: skip
+    """Counts over the images at `places`, summed over all processes.
 
     Neighbours of one size share a batch. Also returns `keep` examples of this process, spread over
     the split, with "labels" and "uncertainty" added.
     """
-    counts = np.zeros((num_classes, num_classes), np.int64)
+    counts = Counts(np.zeros((num_classes + 1, num_classes), int), np.zeros((2, BINS), int))
     kept = []
     mine = places[jax.process_index() :: jax.process_count()]
     shown = {source.names[place] for place in spread(mine, keep)}
@@ -58,7 +86,7 @@ def evaluate(
         images = np.stack([example["image"] for example in examples])
         prediction = predict(forward, images, protocol)
         for row, example in enumerate(examples):
-            counts += confusion(example["mask"], prediction.labels[row], num_classes)
+            counts.add(example["mask"], prediction, row)
             if example["name"] in shown:
                 answer = {
                     "labels": prediction.labels[row],
@@ -66,7 +94,12 @@ def evaluate(
                 }
                 kept.append({**example, **answer})
     if jax.process_count() > 1:
-        counts = np.sum(_from_all(counts), axis=0)
+        counts = Counts(
+            np.sum(_from_all(counts.confusion), axis=0),
+            np.sum(_from_all(counts.uncertainty), axis=0),
+            int(np.sum(_from_all(np.array(counts.images)))),
+            float(np.sum(multihost_utils.process_allgather(np.float32(counts.uncertain)))),
+        )
     return counts, kept
 
 
@@ -86,7 +119,7 @@ def _batches(source, places, batch_size) -> Iterator[list[dict]]:
 
 
 def _from_all(counts):
-    """int64[processes, K, K]: as two 32-bit halves, which is what travels between processes."""
+    """int64[processes, ...]: as two 32-bit halves, which is what travels between processes."""
     halves = np.stack([counts >> 31, counts & (2**31 - 1)]).astype(np.int32)
     high, low = np.moveaxis(multihost_utils.process_allgather(halves).astype(np.int64), 1, 0)
     return (high << 31) + low

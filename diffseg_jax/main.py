@@ -12,13 +12,13 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from diffseg_jax import check, experiment
+from diffseg_jax import check, choose_taps, experiment
 from diffseg_jax.command import CACHE, use_cache, user_errors
 from diffseg_jax.config import UserError, choose
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file in configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, numbers and pictures go.")
-MODE = flags.DEFINE_string("mode", "train", "train, eval or check (the data).")
+MODE = flags.DEFINE_string("mode", "train", "train, eval, check (data) or taps (features).")
 COMPILED = flags.DEFINE_string(
     "compilation_cache", CACHE, "Where compiled programs go; empty for nowhere."
 )
@@ -27,6 +27,7 @@ MODES = {
     "train": experiment.train,
     "eval": experiment.evaluate_only,
     "check": check.check_data,
+    "taps": choose_taps.choose_taps,
 }
 
 

@@ -54,7 +54,7 @@ def open_diffusion(
 def read_task(checkpoint: str | os.PathLike) -> dict:
     """What a checkpoint says of its diffusion model; UserError when it holds none."""
     task = open_meta(checkpoint)["task"]
-    if "diffusion" not in task:
+    if task.get("kind") != "pretrain" or "diffusion" not in task:
         raise UserError(
             f"{checkpoint} holds no diffusion model. Give the stage of a config whose system is "
             "ddpm_seg, or what convert --source=adm wrote."

@@ -23,6 +23,7 @@ WRONG = (213, 94, 0)  # vermillion: stands out from grey in every kind of colour
 BORDER, TEXT, TITLE, SWATCH = 6, 18, 30, 18
 LOWEST, HIGHEST = 160, 640  # pictures in a sheet are scaled until their height lies in between
 CONTACT_WIDTH = 2000
+CELL = (34, 62)  # height and width in a table of numbers
 
 # Colours that readers with any colour vision tell apart (Okabe and Ito 2008), less black and WRONG.
 # The colour map "magma" (CC0) at 16 equal steps; straight lines between them miss it by 3 of 255.
@@ -171,11 +172,11 @@ def _line(text: str, width: int) -> np.ndarray:
     return np.asarray(line)
 
 
-def _heat_scale() -> np.ndarray:
-    """The colours of `heat` from 0 to 1, as a line for a legend."""
+def _heat_scale(top: float) -> np.ndarray:
+    """The colours of `heat`, as a line for a legend that ends at `top`."""
     bar = heat(np.tile(np.linspace(0, 1, 256), (SWATCH, 1)))
     bar = np.pad(bar, (((TITLE - SWATCH) // 2,) * 2, (0, 8), (0, 0)), constant_values=255)
-    return _bordered(np.concatenate([bar, _line("uncertainty, from 0 to 1", 240)], axis=1))
+    return _bordered(np.concatenate([bar, _line(f"uncertainty, from 0 to {top:g}", 240)], axis=1))
 
 
 def _grid(titles: Sequence[str], pictures: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
@@ -196,6 +197,34 @@ def _grid(titles: Sequence[str], pictures: Sequence[Sequence[np.ndarray]]) -> li
 # The sheets that runs leave behind.
 
 
+def score_grid(scores: np.ndarray, row: str, rows: Sequence, column: str) -> np.ndarray:
+    """A table of numbers f[R,C] whose cells are coloured from the lowest, dark, to the highest.
+
+    row, column   what the rows and columns are; rows: a heading for each, columns are numbered
+    """
+    low, high = float(np.min(scores)), float(np.max(scores))
+    shade = heat((scores - low) / max(high - low, 1e-9))
+    size = (CELL[1] * (scores.shape[1] + 2), CELL[0] * (scores.shape[0] + 1))
+    sheet = Image.new("RGB", size, WHITE)
+    draw = ImageDraw.Draw(sheet)
+
+    def write(line, place, text, ink=INK):
+        centre = CELL[1] * (place + 0.5), CELL[0] * (line + 0.5)
+        draw.text(centre, text, fill=ink, font=_font(), anchor="mm")
+
+    write(0, 0.5, f"{row}, {column}:")
+    for place in range(scores.shape[1]):
+        write(0, place + 2, str(place))
+    for line, (heading, values) in enumerate(zip(rows, scores, strict=True), 1):
+        write(line, 0.5, str(heading))
+        for place, value in enumerate(values):
+            colour = tuple(int(part) for part in shade[line - 1, place])
+            corner = CELL[1] * (place + 2), CELL[0] * line
+            draw.rectangle((*corner, corner[0] + CELL[1] - 2, corner[1] + CELL[0] - 2), fill=colour)
+            write(line, place + 2, f"{value:.1f}", WHITE if sum(colour) < 380 else BLACK)
+    return _bordered(np.asarray(sheet))
+
+
 def grid(images: np.ndarray) -> np.ndarray:
     """Pictures uint8[N,H,W,3] in rows that make the whole about square, small ones enlarged."""
     columns = math.ceil(math.sqrt(len(images)))
@@ -212,13 +241,16 @@ def prediction_sheet(images, truths, predictions, uncertainties, labels) -> np.n
     images          uint8[H, W, 3] each; sizes may differ from image to image
     truths          int[H, W] each, 255 = ignored; or None: no column of truth and of error
     predictions     int[H, W] each
-    uncertainties   float[H, W] each, in [0, 1]
+    uncertainties   float[H, W] each, in [0, 1]; the brightest colour is that of the 99.5th
+                    percentile of the sheet, and the legend says which value that is
     """
+    most = np.percentile(np.concatenate([np.ravel(values) for values in uncertainties]), 99.5)
+    top = np.clip(np.ceil(100 * most) / 100, 0.01, 1.0)
     titles = ["image", "prediction", "uncertainty"]
     columns = [
         images,
         [colour_labels(mask, labels.palette) for mask in predictions],
-        [heat(values) for values in uncertainties],
+        [heat(values / top) for values in uncertainties],
     ]
     marks = {}
     if truths is not None:
@@ -227,7 +259,7 @@ def prediction_sheet(images, truths, predictions, uncertainties, labels) -> np.n
         columns.append([errors(*row) for row in zip(truths, predictions, images, strict=True)])
         marks = {"ignored": BLACK, "wrong": WRONG}
     body = _grid(titles, list(zip(*columns, strict=True)))
-    return rows([*body, _legend_below(labels, marks, body), _heat_scale()])
+    return rows([*body, _legend_below(labels, marks, body), _heat_scale(top)])
 
 
 def _legend_below(labels, marks: dict, body: Sequence[np.ndarray]) -> np.ndarray:

@@ -15,10 +15,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diffseg_jax import experiment
+from diffseg_jax import run as runs
 from diffseg_jax.checkpoints import StageCheckpoints, open_network
+from diffseg_jax.stages import make_stage
 from diffseg_jax.training import loop
 from diffseg_jax.training.state import flatten, network_of
+from diffseg_jax.workdir import make_workdir
 
 STEPS = 20
 
@@ -57,11 +59,11 @@ def main(workdir, data, fsdp, other=None):
     config = small_config(int(data), int(fsdp))
     if other:  # both fine-tune from the same arrays, so that rounding adds up over 20 steps only
         config.stages.finetune.start = f"{other}/checkpoints/pretrain"
-    run = experiment.start_run(config, Path(workdir))
-    experiment.make_workdir(run.workdir)
+    run = runs.start_run(config, Path(workdir))
+    make_workdir(run.workdir)
     facts = {"devices": jax.device_count()}
     for name in run.config.run:
-        stage = experiment.make_stage(run, name, experiment.make_task(run, name))
+        stage = make_stage(run, name, run.task(name))
         stage = dataclasses.replace(stage, evaluate=None)
         with StageCheckpoints(run.workdir / "checkpoints" / name) as checkpoints:
             state = loop.run(stage, checkpoints, run.mesh, run.log)

@@ -12,12 +12,15 @@ import optax
 import pytest
 from PIL import Image
 
-from diffseg_jax import experiment, main
+from diffseg_jax import experiment, main, stages
 from diffseg_jax.checkpoints import StageCheckpoints, open_network
 from diffseg_jax.config import UserError
+from diffseg_jax.data.pipeline import training_batches
 from diffseg_jax.mesh import make_mesh
+from diffseg_jax.run import augmentation, check_config, start_run
 from diffseg_jax.training import loop
 from diffseg_jax.training.log import Log
+from diffseg_jax.workdir import claim_workdir
 
 TINY = Path(__file__).parent / "configs" / "tiny_ddep.py"
 DIFFUSION = TINY.with_name("tiny_ddpm.py")
@@ -114,7 +117,7 @@ def test_a_mistake_in_a_config_file(tmp_path, old, new, parts):
     file.write_text(text.replace(old, new, 1))
     with pytest.raises(UserError) as error:
         main._check_config_flags(["main", f"--config={file}"])
-        experiment.check_config(runpy.run_path(str(file))["get_config"]())
+        check_config(runpy.run_path(str(file))["get_config"]())
     assert all(part in str(error.value) for part in parts), error.value
 
 
@@ -128,7 +131,7 @@ def test_a_config_file_that_is_not_there():
     "values, sentence",
     [
         ({"surplus": True}, '"surplus" is no flag'),
-        ({"mode": "trian"}, 'unknown mode "trian". Known: check, eval, train. Did you mean'),
+        ({"mode": "trian"}, 'unknown mode "trian". Known: check, eval, taps, train. Did you mean'),
         ({"config": None}, "given. Try --config=configs/"),
         ({"workdir": None}, "given. Try --workdir=runs/a."),
     ],
@@ -310,7 +313,7 @@ def test_a_value_that_no_diffusion_model_has(tmp_path, values, parts):
 def test_unlabelled_pictures_need_no_labelled_part(tmp_path):
     """And a config that has one all the same is told that it is not read."""
     config = runpy.run_path(str(DIFFUSION))["get_config"]()
-    experiment.check_config(config)
+    check_config(config)
     with config.unlocked():
         config.data = dict(config.unlabelled)
     assert 'unknown option "data"' in refused(config, tmp_path / "run")
@@ -352,11 +355,11 @@ def damage_file(folder):
 def test_a_bad_file_in_the_middle_of_training(config, folder, tmp_path, damage, threads):
     parts = damage(folder)
     config.data.threads = threads
-    run = experiment.start_run(config, tmp_path / "run")
-    experiment.check_stages(run)  # the first file is good, so training may begin
-    source, indices, data = experiment.stage_data(run, "scratch")
-    batches = experiment.training_batches(
-        source, indices, experiment.augmentation(config.stages.scratch.augment.to_dict(), True),
+    run = start_run(config, tmp_path / "run")
+    stages.check_stages(run)  # the first file is good, so training may begin
+    source, indices, data = stages.stage_data(run, "scratch")
+    batches = training_batches(
+        source, indices, augmentation(config.stages.scratch.augment.to_dict(), True),
         seed=0, batch_size=2, start=0, steps=3, threads=threads,
     )  # fmt: skip
     with pytest.raises(UserError) as error:
@@ -370,27 +373,27 @@ def test_a_first_file_that_is_bad_is_found_before_anything_is_written(config, fo
 
 
 def test_only_a_run_with_checkpoints_holds_its_workdir(tiny_config, tmp_path):
-    experiment.claim_workdir(tiny_config, tmp_path)
+    claim_workdir(tiny_config, tmp_path)
     tiny_config.seed = 1
-    experiment.claim_workdir(tiny_config, tmp_path)  # nothing was trained: a mistake may be mended
+    claim_workdir(tiny_config, tmp_path)  # nothing was trained: a mistake may be mended
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
     (tmp_path / "checkpoints/pretrain/3").mkdir(parents=True)
-    experiment.claim_workdir(tiny_config, tmp_path)
+    claim_workdir(tiny_config, tmp_path)
     tiny_config.mesh.fsdp = 2
-    experiment.claim_workdir(tiny_config, tmp_path)  # the devices may change
+    claim_workdir(tiny_config, tmp_path)  # the devices may change
     tiny_config.seed = 2
     with pytest.raises(UserError, match="seed: 1 -> 2"):
-        experiment.claim_workdir(tiny_config, tmp_path)
+        claim_workdir(tiny_config, tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json cannot be read"):
-        experiment.claim_workdir(tiny_config, tmp_path)
+        claim_workdir(tiny_config, tmp_path)
     assert (tmp_path / "config.json").read_text() == "{"
 
 
 def test_nothing_to_evaluate(tiny_config, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         experiment.evaluate_only(tiny_config, tmp_path / "run")
-    experiment.claim_workdir(tiny_config, tmp_path / "run")
+    claim_workdir(tiny_config, tmp_path / "run")
     with pytest.raises(UserError, match="holds no checkpoint that can segment"):
         experiment.evaluate_only(tiny_config, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]

@@ -7,20 +7,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ORDER = (  # what stands above may be imported by what stands below, never the other way
-    "config", "mesh",
-    "data.transforms", "data.scene_textures", "data.scene_street", "data.scene_rays",
-    "data.scene_colours", "data.scenes", "data.folders", "data.subsets", "data.datasets",
-    "data.pipeline",
-    "diffusion.schedules", "diffusion.process", "diffusion.samplers", "diffusion.bounds",
-    "diffusion.timesteps", "losses",
-    "layers.conv", "layers.norm", "layers.resize", "layers.embeddings", "layers.attention",
-    "models.plain", "models.transunet", "models.adm_unet",
-    "weights.reader", "weights.convert", "weights.transunet", "weights.adm",
-    "systems.task", "systems.prediction", "systems.ddep", "systems.ddpm_seg", "systems",
-    "checkpoints",
-    "training.state", "training.optimizer", "training.step", "training.log", "training.loop",
-    "metrics.segmentation", "evaluate", "visualise", "experiment", "check",
-    "command", "convert", "sample", "main",
+    "config", "mesh", "data.transforms", "data.scene_textures", "data.scene_street",
+    "data.scene_rays", "data.scene_colours", "data.scenes", "data.folders", "data.subsets",
+    "data.few_label_sets", "data.datasets", "data.pipeline", "diffusion.schedules",
+    "diffusion.process", "diffusion.samplers", "diffusion.bounds", "diffusion.timesteps",
+    "losses", "layers.conv", "layers.norm", "layers.resize", "layers.embeddings",
+    "layers.attention", "models.plain", "models.transunet", "models.adm_unet", "models.pixel_mlp",
+    "models.taps", "weights.reader", "weights.convert", "weights.transunet", "weights.adm",
+    "weights.pixel_mlp", "systems.pixel_ensemble", "systems.task", "systems.prediction",
+    "systems.ddep", "systems.ddpm_seg", "systems", "checkpoints", "training.state",
+    "training.optimizer", "training.step", "training.log", "training.loop", "training.ensemble",
+    "metrics.segmentation", "metrics.uncertainty", "evaluate", "visualise", "workdir", "run",
+    "watch", "stages", "fitting", "experiment", "check",
+    "choose_taps", "command", "convert", "sample", "main",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from diffseg_jax.systems.ddpm_seg import diffusion_loss
 from diffseg_jax.training import loop
 from diffseg_jax.training.log import Log
 
+TINY = Path(__file__).parent / "configs" / "tiny_ddep.py"
 SPEC = importlib.util.spec_from_file_location(
     "kill_test", Path(__file__).parent / "benchmarks" / "kill_test.py"
 )
@@ -37,6 +38,19 @@ def test_three_kills_change_no_bit(command, tiny_run, tmp_path):
     for file in ("results.json", "labelled.json", "config.json"):
         assert (workdir / file).read_bytes() == (tiny_run.workdir / file).read_bytes()
     assert not kill_test.half_written(workdir)
+
+
+@pytest.mark.timeout(600)
+def test_a_fit_that_is_killed_twice_ends_with_the_same_bits(command, tmp_path):
+    config = TINY.with_name("tiny_ddpm_seg.py")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = command(whole, config=config)
+    assert done.code == 0, done.err
+    total = kill_test.count_records(whole)
+    kill_test.run_with_kills(lambda: command.start(killed, config=config), killed, 2, 3, total)
+    assert kill_test.differences(killed, whole) == []
+    assert (killed / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+    assert not kill_test.half_written(killed)
 
 
 # ---- the order of the data -----------------------------------------------------------------------

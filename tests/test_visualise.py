@@ -162,6 +162,14 @@ def test_prediction_sheet_shows_every_picture(scene, with_truth):
         assert found == {name: shown for name, (_, shown) in expected.items()}
 
 
+@pytest.mark.parametrize("most, top", [(0.3, 0.3), (1e-4, 0.01), (0.0, 0.01)])
+def test_the_scale_of_uncertainty_ends_where_that_of_the_sheet_does(scene, most, top):
+    image, truth, prediction = scene
+    uncertainty = np.linspace(0, most, truth.size).reshape(truth.shape)
+    sheet = visualise.prediction_sheet([image], [truth], [prediction], [uncertainty], LABELS)
+    assert contains(sheet, visualise.legible(visualise.heat(uncertainty / top)))
+
+
 def test_denoising_sheet_shows_what_was_removed(scene):
     clean = visualise.from_range(scene[0] / 255.0, 0, 1) / 127.5 - 1
     noise = np.random.default_rng(1).normal(0, 0.2, clean.shape)

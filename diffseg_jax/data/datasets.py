@@ -2,10 +2,12 @@
 
 import inspect
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from diffseg_jax.config import UserError, choose
+from diffseg_jax.data.few_label_sets import FEW_LABEL_SETS, open_few_label_set
 from diffseg_jax.data.folders import (
     IGNORED,
     IMAGE_ENDINGS,
@@ -41,6 +43,7 @@ def open_source(
     mask_key="",
     label_key="",
     classes="",
+    ignore=(),
     square=0,
 ):
     """A random-access sequence over one split of the data set `name`, picklable, with no file open.
@@ -52,7 +55,8 @@ def open_source(
     opening found), classes (tuple of str, the names of what "class" counts).
 
     name         a key of DATASETS, or tfds:<name or folder of a prepared data set>
-    split        train or val (test where there is one); unlabelled pictures may have none
+    split        train or val (test where there is one); unlabelled pictures may have none; the sets
+                 of few labels have train, test, and four of them ddpm
     path         folder of the data; scenes need none
     size         (height, width) of scenes, pixels
     images       number of scenes
@@ -63,6 +67,7 @@ def open_source(
     label_key    tfds: name of the feature that becomes "class", "" for none
     classes      unlabelled: "prefix" takes the class from the file name, up to its first "_";
                  "folder" from the folder that the file is in; "" for none
+    ignore       folder: ids on disk that become 255; those of classes keep their place, unscored
     square       any set: side of the square that `center_square` makes of each picture, without its
                  mask; 0 leaves pictures as they are
 
@@ -79,12 +84,13 @@ def open_source(
         "mask_key": mask_key,
         "label_key": label_key,
         "classes": classes,
+        "ignore": tuple(dict.fromkeys(ignore)),  # each once: (0, 0) would read as no size
     }
     kind, colon, rest = str(name).partition(":")
     prepared = kind == "tfds" and colon
     opener = _open_tfds if prepared else choose(DATASETS, name, "dataset")
     read = set(inspect.signature(opener).parameters)
-    given = {key: value for key, value in options.items() if value not in ("", 0, (0, 0))}
+    given = {key: value for key, value in options.items() if value not in ("", 0, (0, 0), ())}
     for key, value in given.items():
         if key not in read:
             known = ", ".join(sorted(read & set(options) | {"square"}))
@@ -170,12 +176,12 @@ def _open_scenes(split, *, images=0, size=(0, 0), seed=0):
 # ---- folders -----------------------------------------------------------------------------------
 
 
-def _open_folder(split, *, path="", num_classes=0):
+def _open_folder(split, *, path="", num_classes=0, ignore=()):
     root = require_folder(path, "folder", "images/<split> and masks/<split>")
-    labels, table = read_classes(root / "classes.json", num_classes)
+    labels, table = read_classes(root / "classes.json", num_classes, ignore)
     named = (root / "classes.json").exists()
     what = "Name it in classes.json" if named else "Raise num_classes"
-    hint = f'{what}, or write "ignore": [<id>, ...] into classes.json.'
+    hint = f"{what}, or give ignore=(<id>, ...)."
     return open_pairs(root / "images" / split, root / "masks" / split, labels, table, hint=hint)
 
 
@@ -547,4 +553,5 @@ DATASETS = {
     "cityscapes": _open_cityscapes,
     "ade20k": _open_ade20k,
     "pascal_context": _open_pascal_context,
+    **{name: partial(open_few_label_set, name) for name in FEW_LABEL_SETS},
 }

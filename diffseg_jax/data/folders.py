@@ -6,7 +6,7 @@ import json
 import os
 import struct
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,15 @@ MASK_ENDINGS = (".png", ".npy")
 
 @dataclass(frozen=True)
 class Labels:
-    """The K classes of a data set: names, and colours (r, g, b) in 0..255, in class order."""
+    """The K classes of a data set: names, and colours (r, g, b) in 0..255, in class order.
+
+    unscored  classes, in 0..K-1, that networks have an output for but no label ever shows, since
+              their pixels are ignored: means over classes leave them out
+    """
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
+    unscored: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,21 +192,26 @@ def id_table(num_classes, *, ignore=(), zero_is_ignored=False):
     return table
 
 
-def read_classes(file, num_classes):
+def read_classes(file, num_classes, ignore=()):
     """(Labels, id table) of a classes.json, or of num_classes where there is no such file.
 
+    ignore  ids on disk in 0..65535 that become 255, besides those that the file lists
+
     {"names": [str, ...], "palette": [[r, g, b], ...], "ignore": [id, ...], "zero_is_ignored":
-    bool}; all but the names may be left out. Ids in "ignore" become 255 and keep their place in the
-    names, if they have one. With "zero_is_ignored" the stored ids are 1..K and the names are those
-    of 1..K.
+    bool}; all but the names may be left out. Ids that are ignored keep their place among the
+    classes, if they have one, and the class is unscored. With "zero_is_ignored" the stored ids are
+    1..K and the names are those of 1..K.
     """
+    if not _integers(list(ignore), 65535):
+        raise UserError(f"ignore is {ignore}, but must hold ids in 0..65535, such as (0,).")
     if not file.exists():
         if num_classes < 1:
             raise UserError(
                 f"there is no {file} and num_classes is {num_classes}, so the classes are unknown. "
                 'Write {"names": [...], "palette": [[r, g, b], ...]} into it, or give num_classes.'
             )
-        return numbered_labels(num_classes), id_table(num_classes)
+        table = id_table(num_classes, ignore=ignore)
+        return _without_ignored(numbered_labels(num_classes), table), table
     try:
         entries = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -216,9 +226,16 @@ def read_classes(file, num_classes):
             raise UserError(f"{file}: {sentence}.")
     names, palette = entries["names"], entries["palette"] or distinct_colours(len(entries["names"]))
     table = id_table(
-        len(names), ignore=entries["ignore"], zero_is_ignored=entries["zero_is_ignored"]
+        len(names), ignore=(*entries["ignore"], *ignore), zero_is_ignored=entries["zero_is_ignored"]
     )
-    return Labels(tuple(names), tuple(tuple(colour) for colour in palette)), table
+    labels = Labels(tuple(names), tuple(tuple(colour) for colour in palette))
+    return _without_ignored(labels, table), table
+
+
+def _without_ignored(labels, table):
+    """Labels whose unscored classes are those that no id on disk becomes."""
+    unscored = set(range(len(labels.names))) - set(table.tolist())
+    return replace(labels, unscored=tuple(sorted(unscored)))
 
 
 CLASSES_KEYS = {"names": [], "palette": [], "ignore": [], "zero_is_ignored": False}
@@ -259,7 +276,7 @@ def to_classes(raw, table, path, hint=""):
         mask = table.take(raw)  # no index can lie outside: the common case, checked by one minimum
         bad = mask.min() < 0
     else:
-        raw = np.where(raw == -1, IGNORED, raw) if raw.dtype.kind == "i" else raw
+        raw = np.where(raw == -1, np.int32(IGNORED), raw) if raw.dtype.kind == "i" else raw
         outside = (raw < 0) | (raw >= len(table))
         mask = np.where(outside, -1, table[np.where(outside, 0, raw)])
         bad = mask.min() < 0

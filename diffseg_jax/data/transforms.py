@@ -86,6 +86,17 @@ def resize_mask(mask, size, box=None):
     return mask.take(rows, axis=0).take(columns, axis=1)
 
 
+def resize_antialiased(image, size):
+    """Bilinear as Pillow does it: shrinking averages over all that a pixel covers.
+
+    image  uint8[H,W,3], returned as it is if it has the size;  returns uint8[*size,3]
+    """
+    if image.shape[:2] == tuple(size):
+        return image
+    picture = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.asarray(picture)
+
+
 def resize(image, mask, size, box=None):
     """Both resized to `size`, or the part `box` of that."""
     return resize_image(image, size, box), None if mask is None else resize_mask(mask, size, box)
@@ -165,6 +176,15 @@ def pad(image, mask, size):
     labels = np.full(size, IGNORED, mask.dtype)
     labels[:h, :w] = mask
     return padded, labels, (h, w)
+
+
+def drop_small_objects(mask, least):
+    """The mask with 255 in the pixels of each class that covers fewer than `least` of them.
+
+    mask  integer[H,W] of 0..255, left as it is;  returns a fresh array of that type
+    """
+    counts = np.bincount(mask.ravel(), minlength=IGNORED + 1)
+    return np.where(counts[mask] < least, mask.dtype.type(IGNORED), mask)
 
 
 def center_square(image, side):

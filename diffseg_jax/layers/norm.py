@@ -6,10 +6,10 @@ from flax import nnx
 
 
 class BatchNorm(nnx.Module):
-    """Normalises over batch and space; running averages move by `1 - momentum` a step.
+    """Normalises over all axes but the last; running averages move by `1 - momentum` a step.
 
-    x    f[B, H, W, C], any float type; statistics in float32
-    out  f[B, H, W, C], the type of x
+    x    f[..., C], such as [B, H, W, C]; any float type, statistics in float32
+    out  f[..., C], the type of x
 
     Training divides by the biased batch variance, while the running variance takes the unbiased one
     (n / (n - 1)), as PyTorch does and flax's BatchNorm does not. Under `jax.jit` the statistics are
@@ -41,8 +41,9 @@ class BatchNorm(nnx.Module):
 
     def _update(self, x):
         count = x.size // x.shape[-1]
-        mean = jnp.mean(x, (0, 1, 2))
-        var = jnp.mean(jnp.square(x - mean), (0, 1, 2))
+        axes = tuple(range(x.ndim - 1))
+        mean = jnp.mean(x, axes)
+        var = jnp.mean(jnp.square(x - mean), axes)
         unbiased = jax.lax.stop_gradient(var) * (count / max(count - 1, 1))
         keep = self.momentum
         self.mean[...] = keep * self.mean[...] + (1 - keep) * jax.lax.stop_gradient(mean)

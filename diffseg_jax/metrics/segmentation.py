@@ -142,11 +142,12 @@ def _percent(ratio: float | None) -> str:
 
 def to_json(scored: dict, names: Sequence[str]) -> dict:
     """`scores` as floats and None (undefined), classes by name; ready for `json.dump`."""
-    plain = {mean: _number(scored[mean]) for mean in MEANS}
+    plain = {mean: to_number(scored[mean]) for mean in MEANS}
     for key in ("IoU", "Acc"):
-        plain[key] = {n: _number(r) for n, r in zip(names, scored[key], strict=True)}
+        plain[key] = {n: to_number(r) for n, r in zip(names, scored[key], strict=True)}
     return plain
 
 
-def _number(ratio: float) -> float | None:
+def to_number(ratio: float) -> float | None:
+    """A ratio for JSON: None where it is undefined."""
     return None if np.isnan(ratio) else float(ratio)

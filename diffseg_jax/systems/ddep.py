@@ -52,7 +52,7 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
     if kind == "finetune":
         loss = functools.partial(segmentation_loss, network)
         predict = functools.partial(class_probabilities, network)
-        return Task(network.init, lambda path: True, loss, meta, predict=predict)
+        return Task(init=network.init, loss=loss, meta=meta, predict=predict)
     frozen = config.pretrain == "ddep"
     noise = config.noise.to_dict()
     return Task(
@@ -214,6 +214,8 @@ def _shapes(tree):
 # ---- what can be wrong with a config -----------------------------------------------------------
 
 
+CONVENTION = "default"  # of the paper's numbers
+OPTIONS_OF = {}  # kind of stage -> what a config holds for it besides
 OPTIONS = {
     "pretrain": Text(CHOICES),
     "weights": Text(),

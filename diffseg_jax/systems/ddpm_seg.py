@@ -1,22 +1,25 @@
-"""Diffusion on unlabelled pictures: the ADM UNet whose features DDPM-Seg reads.
+"""DDPM-Seg: an ADM UNet learns to denoise unlabelled pictures; pixel classifiers read its features.
 
-Training and sampling follow Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis"
-(NeurIPS 2021), and Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (ICML
-2021); the networks are those of Baranchuk et al., "Label-Efficient Semantic Segmentation with
-Diffusion Models" (ICLR 2022).
+The method is that of Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion
+Models" (ICLR 2022). Training and sampling of the network follow Dhariwal and Nichol, "Diffusion
+Models Beat GANs on Image Synthesis" (NeurIPS 2021), and Nichol and Dhariwal, "Improved Denoising
+Diffusion Probabilistic Models" (ICML 2021).
 """
 
 import dataclasses
 import functools
+import math
 import zlib
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict as flatten
+from flax.traverse_util import unflatten_dict as unflatten
 from jax.sharding import NamedSharding, PartitionSpec
 
-from diffseg_jax.config import Flag, Number, Several, Text, UserError, choose
+from diffseg_jax.config import FIT, Flag, Number, Several, Text, UserError, choose
 from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.bounds import LOSSES, training_losses
 from diffseg_jax.diffusion.process import (
@@ -31,22 +34,34 @@ from diffseg_jax.diffusion.samplers import ddim_step, ddpm_step
 from diffseg_jax.diffusion.schedules import BETAS
 from diffseg_jax.mesh import batch_sharding
 from diffseg_jax.models.adm_unet import ADMUNet, Settings
+from diffseg_jax.models.pixel_mlp import widths_for
 from diffseg_jax.models.plain import Network
+from diffseg_jax.models.taps import PixelFeatures, stack
+from diffseg_jax.systems.pixel_ensemble import RECIPES, PixelFit, answer, make_member
 from diffseg_jax.systems.task import Task, draw_per_row, require_same, scale_images
 from diffseg_jax.weights.adm import ORDERS, load_adm
 from diffseg_jax.weights.reader import read_arrays
 
-STAGES = {"pretrain": "unlabelled"}  # kind -> data that it learns from
+STAGES = {"pretrain": "unlabelled", FIT: "labelled"}  # kind -> data that it learns from
+CONVENTION = "ddpm_seg"  # of the paper's numbers, reported beside the library's own
 SAMPLERS = ("ddpm", "ddim")
+AT_ONCE = 4  # noise levels of a picture that accelerators compute together
 START = 2**31 - 1  # folded into the key of an image for its first noise; steps fold in their number
 
 
 def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:
-    """The task of the stage.
+    """The task of a stage.
 
-    config       reads dtype, remat, model, diffusion, samples
+    config       reads dtype, remat, model, diffusion, and samples or features and ensemble
     crop         (height, width) of training images and of samples
-    num_classes  of the pictures, 0 if they have none
+    num_classes  of the pictures, 0 if they have none; of their pixels for a fit
+    """
+    return (fit_task if kind == FIT else pretrain_task)(config, kind, crop, num_classes)
+
+
+def pretrain_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:
+    """The network learns to denoise.
+
     Raises UserError when the network's number of classes is not that of the pictures.
     """
     diffusion, settings = config.diffusion, make_settings(config.model)
@@ -70,7 +85,6 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
             **network.init(key),
             "stats": timesteps.start(diffusion.timesteps, diffusion.steps),
         },
-        trainable=lambda path: True,
         loss=functools.partial(diffusion_loss, network, process, options),
         sample=functools.partial(_samples, step, sampled, crop, settings.num_classes),
         meta={
@@ -125,6 +139,225 @@ def diffusion_loss(network, process: Process, options: dict, params, stats, batc
     stats = timesteps.update(stats, t, jax.lax.stop_gradient(loss))
     metrics = {name: jnp.sum(jax.lax.stop_gradient(values)) for name, values in losses.items()}
     return jnp.sum(weights * loss), (jnp.float32(len(loss)), stats, metrics)
+
+
+# ---- features and the ensemble -----------------------------------------------------------------
+
+
+def fit_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:
+    """Classifiers learn from the features of the network, which rests.
+
+    The network's tree is {"params": {"unet"}, "stats": {"noise"}}, and {"params": {"ensemble"},
+    "stats": {"ensemble"}} once they are fitted; features of colours have no "unet" and no "noise".
+    """
+    features, options = config.features.to_dict(), config.ensemble
+    init, extract = _colours() if features["source"] == "colour" else _network(config, crop)
+    picture = jax.ShapeDtypeStruct((1, *crop, 3), jnp.uint8)
+    valid = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    network = jax.eval_shape(init, jax.random.key(0))
+    features_per_pixel = jax.eval_shape(extract, network, picture, valid).width
+    widths = tuple(options.widths) or widths_for(num_classes)
+    member = make_member(features_per_pixel, num_classes, widths)
+    return Task(
+        init=init,
+        fit=PixelFit(
+            extract, member, options.members, RECIPES[options.recipe], options.small_objects,
+            on_host=features["place"] == "host",
+        ),
+        predict=functools.partial(_vote, extract, member),
+        meta={
+            "kind": kind,
+            "model": dataclasses.asdict(make_settings(config.model)),
+            "diffusion": config.diffusion.to_dict(),
+            "features": features,
+            "features_per_pixel": features_per_pixel,
+            "widths": list(widths),
+            "seed": config.seed,
+            "size": list(crop),
+            "normalisation": "v / 127.5 - 1",
+        },
+    )  # fmt: skip
+
+
+def _network(config, crop):
+    """(init, extract) of the features of a diffusion model."""
+    features, diffusion = config.features.to_dict(), config.diffusion
+    process = make_process(
+        diffusion.schedule, diffusion.steps, rescale_timesteps=diffusion.rescale_timesteps
+    )
+    network = make_network(make_settings(config.model), config.dtype, config.remat)
+    shape = (features["draws"], *shown_size(crop, features["short"]), 3)
+
+    def init(key):
+        key_noise = jax.random.fold_in(key, zlib.crc32(b"noise"))
+        params = awake(network.init(key)["params"], jax.random.fold_in(key, zlib.crc32(b"awake")))
+        return {
+            "params": {"unet": params},
+            "stats": {"noise": jax.random.normal(key_noise, shape)},
+        }
+
+    return init, functools.partial(diffusion_features, network, process, features, config.seed)
+
+
+def _colours():
+    """(init, extract) of the features that need no network."""
+    return lambda key: {"params": {}, "stats": {}}, colour_features
+
+
+def awake(params: dict, key: jax.Array) -> dict:
+    """Fresh parameters with every kernel drawn, uniform in +- 1 / sqrt(fan in).
+
+    A fresh network's residual branches end in zeros, so that it is a linear filter of the picture
+    that ignores the timestep; with random weights it should be as deep as with trained ones.
+    """
+    flat = flatten(params)
+    for place, path in enumerate(sorted(flat)):
+        if path[-1] == "kernel":
+            shape = flat[path].shape
+            bound = math.prod(shape[:-1]) ** -0.5
+            draw = jax.random.fold_in(key, place)
+            flat[path] = jax.random.uniform(draw, shape, minval=-bound, maxval=bound)
+    return unflatten(flat)
+
+
+def _vote(extract, member, values, images, valid):
+    """The answers of the ensemble, one picture at a time: the features of many would not fit."""
+    ensemble = {part: values[part]["ensemble"] for part in ("params", "stats")}
+
+    def one(picture):
+        image, valid = (part[None] for part in picture)
+        maps = answer(member, ensemble, extract(values, image, valid))
+        return jax.tree.map(lambda values: values[0], maps)
+
+    return jax.lax.map(one, (images, valid))
+
+
+def diffusion_features(
+    network: Network, process: Process, options: dict, seed: int, values: dict, images: jax.Array,
+    valid: jax.Array, steps=None,
+) -> PixelFeatures:  # fmt: skip
+    """What the chosen blocks answer at the chosen noise levels, per pixel of the pictures.
+
+    options  steps, blocks, short, share_noise, draws, dtype: see OPTIONS_OF
+    seed     of the noise that is not shared, which is a function of it and of the picture's bytes
+    values   {"params": {"unet"}, "stats": {"noise" f32[draws, h, w, 3]}}
+    images   u8[B,H,W,3], valid i32[B,2] (height, width)
+    steps    i32[S], in place of those of the options
+
+    Channels are ordered by step as listed, within one by rising block number. Maps are averaged
+    over draws. Shared noise (one draw for all pictures and steps, section 4) is cut, or repeated,
+    for pictures of another size.
+    """
+    size, draws = images.shape[1:3], options["draws"]
+    seen = shown_size(size, options["short"])
+    image = scale_images(images, valid)
+    if seen != size:
+        shape = (len(image), *seen, 3)
+        image = jnp.clip(jax.image.resize(image, shape, "cubic", antialias=True), -1, 1)
+    steps = jnp.asarray(options["steps"] if steps is None else steps, jnp.int32)
+    blocks = [f"output_{block}" for block in sorted(options["blocks"])]
+    model = network.bind(values["params"]["unet"], {})
+    keys = None if options["share_noise"] else _keys_of(images, seed)
+
+    def tapped(inputs):
+        step, draw = inputs
+        if keys is None:
+            noise = _cut(values["stats"]["noise"][draw], seen)[None]
+        else:
+            noise = _own_noise(keys, step, draw, seen)
+        t = jnp.full(len(image), step)
+        noisy = noising(process, image, t, jnp.broadcast_to(noise, image.shape))
+        _, found = model(noisy, process.network_time(t), until=blocks[-1])
+        return [found[block].astype(jnp.float32) for block in blocks]
+
+    # on a CPU a batch of one is as fast as a larger one, and needs less memory
+    at_once = 1 if jax.default_backend() == "cpu" else min(len(steps) * draws, AT_ONCE)
+    places = jnp.repeat(steps, draws), jnp.tile(jnp.arange(draws), len(steps))
+    found = jax.lax.map(tapped, places, batch_size=at_once)
+    found = [maps.reshape(-1, draws, *maps.shape[1:]).mean(1) for maps in found]
+    maps = [values[place] for place in range(len(steps)) for values in found]
+    stride = model.settings.stride  # the network pads to its multiples
+    covered = tuple(side / (side + -side % stride) for side in seen)
+    return stack(maps, size, covered, jnp.dtype(options["dtype"]))
+
+
+def _keys_of(images, seed):
+    """A key per picture, a function of the seed and its bytes: the same one in any batch."""
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"noise of a picture"))
+    return jax.vmap(lambda picture: jax.random.fold_in(key, _checksum(picture)))(images)
+
+
+def _own_noise(keys, step, number, size):
+    """f32[B,h,w,3] of the pictures' own keys, for one step and one of its draws, by number."""
+    fold = jax.random.fold_in
+    draw = lambda key: jax.random.normal(fold(fold(key, step), number), (*size, 3))
+    return jax.vmap(draw)(keys)
+
+
+def _cut(noise, size):
+    """Noise f32[h,w,3] of another size, repeated where it is too small."""
+    rows, columns = (jnp.arange(side) for side in size)
+    return jnp.take(jnp.take(noise, rows, 0, mode="wrap"), columns, 1, mode="wrap")
+
+
+def given_arrays(config, abstract: dict) -> dict:
+    """What the config gives a fresh fit besides its start: the noise of a file, if it names one."""
+    if not config.features.noise_file:
+        return {}
+    shape = abstract["stats"]["noise"].shape
+    return {"stats": {"noise": read_noise(config.features.noise_file, shape)}}
+
+
+def read_noise(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The noise f32[draws, h, w, 3] of a .npy file, as PyTorch ([draws, 3, h, w]) or as here.
+
+    A first axis of one draw may be missing. Raises UserError for a file without such an array.
+    """
+    try:
+        noise = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise UserError(
+            f"cannot read features.noise_file {path} ({error.strerror}). Give an array saved by "
+            "numpy.save."
+        ) from None
+    except (ValueError, EOFError) as error:
+        raise UserError(f"cannot read features.noise_file {path}: {error}.") from None
+    if not isinstance(noise, np.ndarray):
+        raise UserError(
+            f"features.noise_file {path} is an archive, but holds one array. Save it by numpy.save."
+        )
+    noise = noise[None] if noise.ndim == 3 else noise
+    if noise.ndim == 4 and noise.shape[-1] != 3:
+        noise = np.moveaxis(noise, 1, -1)
+    if noise.shape != shape or noise.dtype.kind != "f":
+        raise UserError(
+            f"features.noise_file {path} holds {noise.dtype}{list(noise.shape)}, but the network "
+            f"sees pictures with noise float32{list(shape)}. Save an array of that shape and type."
+        )
+    return noise.astype(np.float32)
+
+
+def colour_features(values: dict, images: jax.Array, valid: jax.Array) -> PixelFeatures:
+    """What no network has to say of a pixel: its colour and its place, five numbers in [-1, 1]."""
+    image = scale_images(images, valid)
+    rows, columns = ((2 * jnp.arange(side) + 1) / side - 1 for side in image.shape[1:3])
+    grid = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), -1)
+    maps = jnp.concatenate([image, jnp.broadcast_to(grid, (*image.shape[:3], 2))], -1)
+    return stack([maps], image.shape[1:3])
+
+
+def shown_size(size: tuple[int, int], short: int) -> tuple[int, int]:
+    """(height, width) at which the network sees pictures of `size`; short = 0: as they are."""
+    if not short:
+        return tuple(size)
+    return tuple(max(1, round(side * short / min(size))) for side in size)
+
+
+def _checksum(picture):
+    """u32[] of the bytes of a picture: other pictures get other noise, in any batch the same."""
+    values = picture.reshape(-1).astype(jnp.uint32)
+    odd = 2 * jnp.arange(values.size, dtype=jnp.uint32) + 1
+    return jnp.sum(values * odd * jnp.uint32(2654435761))
 
 
 # ---- samples -----------------------------------------------------------------------------------
@@ -228,11 +461,29 @@ def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
 
     abstract  shapes of this stage's network
     previous  {"params", "stats"} of arrays, meta its `Task.meta`
-    Raises UserError when the networks differ.
+    Raises UserError when the networks differ; to read features from, also when their settings or
+    noise levels do, of which the arrays say nothing.
     """
-    taken = {"params": previous["params"]}
+    here = task.meta
+    for part, words in (("model", sorted(here["model"])), ("diffusion", WORDS_OF_PROCESS)):
+        for word in words:
+            mine, theirs = (facts[part][word] for facts in (here, meta))
+            if task.fit and word != "dropout" and _plain(mine) != _plain(theirs):
+                raise UserError(
+                    f"{part}.{word} is {mine}, but the network to start from was trained with "
+                    f"{theirs}. Try --config.{part}.{word}={theirs}."
+                )
+    unet = previous["params"].get("unet", previous["params"])
+    taken = {"params": {"unet": unet} if task.fit else unet}
     require_same({"params": abstract["params"]}, taken)
     return taken
+
+
+WORDS_OF_PROCESS = ("schedule", "steps", "rescale_timesteps")  # which features depend on
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
 
 
 def load_weights(config, abstract: dict, task: Task) -> dict:
@@ -242,7 +493,8 @@ def load_weights(config, abstract: dict, task: Task) -> dict:
     """
     arrays = read_arrays(config.weights)
     settings = make_settings(task.meta["model"])
-    return {"params": load_adm(arrays, settings, config.weights_order, config.weights)}
+    unet = load_adm(arrays, settings, config.weights_order, config.weights)
+    return {"params": {"unet": unet} if task.fit else unet}
 
 
 # ---- what can be wrong with a config -----------------------------------------------------------
@@ -274,11 +526,35 @@ OPTIONS = {
         "loss": Text(LOSSES),
         "timesteps": Text(timesteps.SAMPLERS),
     },
-    "samples": {
-        "images": Number(int, 1, 64),
-        "sampler": Text(SAMPLERS),
-        "steps": Text(),
-        "eta": Number(float, 0, 1),
+}
+OPTIONS_OF = {  # kind of stage -> what a config holds for it besides
+    "pretrain": {
+        "samples": {
+            "images": Number(int, 1, 64),
+            "sampler": Text(SAMPLERS),
+            "steps": Text(),
+            "eta": Number(float, 0, 1),
+        },
+    },
+    FIT: {
+        "features": {
+            "source": Text(("network", "colour")),
+            "steps": Several(Number(int, 0), least=1),
+            "blocks": Several(Number(int, 0), least=1),
+            "short": Number(int, 0),
+            "share_noise": Flag(),
+            "noise_file": Text(),
+            "draws": Number(int, 1),
+            "dtype": Text(("float16", "float32")),
+            "place": Text(("device", "host")),
+        },
+        "ensemble": {
+            "recipe": Text(tuple(RECIPES)),
+            "members": Number(int, 1),
+            "widths": Several(Number(int, 1)),  # none, or two
+            "small_objects": Number(int, 0),
+            "classifiers": Text(),
+        },
     },
 }
 
@@ -299,15 +575,25 @@ def check(config):
             f"diffusion.loss is {diffusion.loss}, which trains a learned variance, but "
             "model.learn_sigma is False. Try --config.diffusion.loss=simple."
         )
-    make_process(diffusion.schedule, diffusion.steps, config.samples.steps)
-    if config.samples.eta and config.samples.sampler == "ddpm":
+    if "samples" in config:
+        make_process(diffusion.schedule, diffusion.steps, config.samples.steps)
+    if "samples" in config and config.samples.eta and config.samples.sampler == "ddpm":
         raise UserError(
             f"samples.eta is {config.samples.eta}, which only ddim reads. "
             "Try --config.samples.sampler=ddim."
         )
-    square = config.unlabelled.options.get("square", 0)
+    if "features" in config:
+        check_fit(config, settings)
     for name in config.run:
         stage = config.stages[name]
+        if stage.start == "weights" and not config.weights:
+            raise UserError(
+                f"stages.{name}.start is weights, but no file is given. "
+                "Try --config.weights=lsun_bedroom.pt."
+            )
+        if stage.kind == FIT:
+            continue
+        square = config.unlabelled.options.get("square", 0)
         check_size(tuple(stage.augment.crop), settings, f"stages.{name}.augment.crop")
         if square and max(stage.augment.crop) > square:
             raise UserError(
@@ -315,11 +601,60 @@ def check(config):
                 f"squares of {square}; the rest would be padding. "
                 f"Try --config.unlabelled.options.square={max(stage.augment.crop)}."
             )
-        if stage.start == "weights" and not config.weights:
-            raise UserError(
-                f"stages.{name}.start is weights, but no file is given. "
-                "Try --config.weights=lsun_bedroom.pt."
-            )
+
+
+def check_fit(config, settings: Settings):
+    """Raises UserError for features that the network does not have, and options that clash."""
+    features, ensemble = config.features, config.ensemble
+    starts = {config.stages[name].start for name in config.run if config.stages[name].kind == FIT}
+    widened = [scale for scale in config.evaluate.scales if scale != 1]
+    rules = (
+        (
+            len(ensemble.widths) not in (0, 2),
+            f"ensemble.widths is {tuple(ensemble.widths)}, but a classifier has two hidden layers. "
+            "Try (128, 32), or () for the paper's.",
+        ),
+        (
+            features.noise_file and not features.share_noise,
+            "features.noise_file is given, but features.share_noise=False reads no file. "
+            "Try --config.features.share_noise=True.",
+        ),
+        (
+            features.source == "colour" and starts - {"random"},
+            "features.source is colour, which starts from no network. "
+            "Try --config.stages.fit.start=random.",
+        ),
+        (
+            features.short and (widened or config.evaluate.view != "whole"),
+            f"features.short is {features.short}, to which every window and scale would be brought "
+            'back. Use evaluate.view="whole" and scales=(1.0,), or features.short=0.',
+        ),
+        (
+            settings.num_classes,
+            f"model.num_classes is {settings.num_classes}, but features are read from networks "
+            "that need no class. Take an unconditional one, such as lsun_bedroom.",
+        ),
+    )
+    for wrong, sentence in rules:
+        if wrong:
+            raise UserError(sentence)
+    if features.source == "network":
+        check_taps(features, settings, config.diffusion.steps)
+
+
+def check_taps(features, settings: Settings, steps: int):
+    """Raises UserError for blocks and steps that the network and its diffusion do not have."""
+    blocks = settings.levels * (settings.res_blocks + 1)
+    given = ("block", features.blocks, blocks), ("step", features.steps, steps)
+    for what, values, count in given:
+        for place, value in enumerate(values):
+            if value >= count:
+                raise UserError(
+                    f"features.{what}s holds {value}, but this network has the {what}s 0 to "
+                    f"{count - 1}. Which serve best: --mode=taps."
+                )
+            if value in values[:place]:
+                raise UserError(f"features.{what}s holds {value} twice. Give each {what} once.")
 
 
 def check_size(size: tuple[int, int], settings: Settings, what: str):

@@ -73,59 +73,67 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 def predict(forward: Callable, images: np.ndarray, protocol: Protocol) -> Prediction:
     """Labels, probabilities and uncertainty of pictures u8[B,H,W,3] of one size.
 
-    forward  (images u8[B,h,w,3], valid i32[B,2]) -> probabilities f32[B,h,w,K]; what lies outside
+    forward  (images u8[B,h,w,3], valid i32[B,2]) -> probabilities f32[B,h,w,K], or a dict of maps:
+             "probs", "votes" f32[B,h,w,K] and "uncertainty" f32[B,h,w] in [0, 1]; what lies outside
              `valid` (height, width) is padding
 
-    Probabilities are averaged in float32 over scales, windows and the mirror image. The uncertainty
-    is the entropy of the average divided by ln K.
+    Every map is averaged in float32 over scales, windows and the mirror image. A label is the class
+    with most votes, or the highest probability where there are none, the smallest among equals.
+    Where the network states no uncertainty, it is the entropy of the average probabilities divided
+    by ln K.
     """
     own = images.shape[1:3]
-    total = np.zeros((), np.float32)
+    shows = []
     for size in protocol.sizes(own):
         shown = np.stack([resize_image(image, size) for image in images])
-        probs = _windows(forward, shown, protocol)
+        maps = _windows(forward, shown, protocol)
         if protocol.flip:
             mirrored = _windows(forward, shown[:, :, ::-1], protocol)
-            probs = (probs + mirrored[:, :, ::-1]) / 2
-        total = total + _resize_probs(probs, own)
-    probs = total / len(protocol.scales)
-    entropy = -np.sum(probs * np.log(np.maximum(probs, 1e-12)), axis=-1)
-    uncertainty = np.clip(entropy / np.log(max(probs.shape[-1], 2)), 0, 1)
-    return Prediction(np.argmax(probs, -1).astype(np.int32), probs, uncertainty.astype(np.float32))
+            maps = {name: (maps[name] + mirrored[name][:, :, ::-1]) / 2 for name in maps}
+        shows.append({name: _resize_map(values, own) for name, values in maps.items()})
+    mean = {name: sum(maps[name] for maps in shows) / len(shows) for name in shows[0]}
+    probs = mean["probs"]
+    if "uncertainty" in mean:
+        uncertainty = mean["uncertainty"][..., 0]
+    else:
+        entropy = -np.sum(probs * np.log(np.maximum(probs, 1e-12)), axis=-1)
+        uncertainty = np.clip(entropy / np.log(max(probs.shape[-1], 2)), 0, 1)
+    labels = np.argmax(mean.get("votes", probs), -1).astype(np.int32)
+    return Prediction(labels, probs, uncertainty.astype(np.float32))
 
 
 def _windows(forward, images, protocol):
-    """Average probabilities over the windows of a view: f32[B,H,W,K]."""
+    """Every map averaged over the windows of a view: name -> f32[B,H,W,C]."""
     height, width = images.shape[1:3]
     if protocol.view is View.WHOLE:
         return _ask(forward, images, (height, width))
     window, stride = protocol.window, protocol.stride
     if protocol.view is View.HALVES:
         window = stride = (height, (width + 1) // 2)
-    total = weight = 0
+    total, weight = {}, np.zeros((1, height, width, 1), np.float32)
     for top in window_starts(height, window[0], stride[0]):
         for left in window_starts(width, window[1], stride[1]):
             area = np.s_[:, top : top + window[0], left : left + window[1]]
-            probs = _ask(forward, images[area], window)
-            if not np.ndim(total):
-                total = np.zeros((*images.shape[:3], probs.shape[-1]), np.float32)
-                weight = np.zeros((1, height, width, 1), np.float32)
-            total[area] += probs
+            for name, values in _ask(forward, images[area], window).items():
+                empty = np.zeros((*images.shape[:3], values.shape[-1]), np.float32)
+                total.setdefault(name, empty)[area] += values
             weight[area] += 1
-    return total / weight
+    return {name: values / weight for name, values in total.items()}
 
 
 def _ask(forward, images, size):
-    """The network's answer for pictures that are padded to `size`, without the padding."""
+    """The network's maps f32[B,h,w,C] of pictures padded to `size`, without the padding."""
     height, width = images.shape[1:3]
     padding = ((0, 0), (0, size[0] - height), (0, size[1] - width), (0, 0))
     valid = np.tile(np.array([height, width], np.int32), (len(images), 1))
-    probs = np.asarray(forward(np.pad(images, padding), valid))
-    return probs[:, :height, :width]
+    answer = forward(np.pad(images, padding), valid)
+    maps = answer if isinstance(answer, dict) else {"probs": answer}
+    maps = {name: np.asarray(values)[:, :height, :width] for name, values in maps.items()}
+    return {name: v[..., None] if v.ndim == 3 else v for name, v in maps.items()}
 
 
-def _resize_probs(probs, size):
-    """Bilinear, half-pixel centres, f32[B,h,w,K] -> f32[B,*size,K]."""
+def _resize_map(probs, size):
+    """Bilinear, half-pixel centres, f32[B,h,w,C] -> f32[B,*size,C]."""
     for axis, target in ((1, size[0]), (2, size[1])):
         source = probs.shape[axis]
         if source == target:

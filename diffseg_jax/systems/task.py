@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict as flatten
 
 from diffseg_jax.config import UserError
+from diffseg_jax.systems.pixel_ensemble import PixelFit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,21 +17,28 @@ class Task:
 
     init       key -> network, random and jit-able
     trainable  path of a parameter -> does it learn in this stage
-    loss       (params, stats, batch, key) -> summed loss, (weight, stats, summed metrics)
     meta       JSON values that `adopt` and a reader of the checkpoint need
+
+    one of these, by which a stage learns:
+
+    loss       (params, stats, batch, key) -> summed loss, (weight, stats, summed metrics)
+    fit        how an ensemble of pixel classifiers is fitted to features; `init` is then the
+               network whose features they are, and `trainable` says nothing
 
     and one of these, by which a stage is watched:
 
-    predict    (network, images u8[B,h,w,3], valid i32[B,2]) -> class probabilities f32[B,h,w,K]
+    predict    (network, images u8[B,h,w,3], valid i32[B,2]) -> class probabilities f32[B,h,w,K],
+               or a dict of maps, see `prediction.predict`
     denoise    (network, images, valid, key) -> clean, noisy, denoised f32[B,h,w,3] in [-1, 1],
                mean squared error f32[]
     sample     (network, seed, count) -> generated images u8[count,h,w,3]; not jit-able
     """
 
     init: Callable
-    trainable: Callable[[tuple[str, ...]], bool]
-    loss: Callable
     meta: dict
+    trainable: Callable[[tuple[str, ...]], bool] = lambda path: True
+    loss: Callable | None = None
+    fit: PixelFit | None = None
     predict: Callable | None = None
     denoise: Callable | None = None
     sample: Callable | None = None

@@ -1,6 +1,6 @@
 """Kills a two-stage run at random moments, starts it again until it ends, and compares every bit.
 
-python tests/benchmarks/kill_test.py --kills=10 --seed=0 [--config=tests/configs/tiny_ddep.py]
+python tests/benchmarks/kill_test.py --kills=10 --seed=0 [--config=tests/configs/tiny_ddpm_seg.py]
 
 Every third kill waits for a save in progress (a *.orbax-checkpoint-tmp directory); the others fall
 anywhere, the start of the program included. Final parameters, statistics and optimizer state, and
@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from diffseg_jax.checkpoints import StageCheckpoints
 from diffseg_jax.training.state import flatten, unflatten
 
 ROOT = Path(__file__).parents[2]
-TIMES = ("time", "images_per_second")  # what a repeated run need not reproduce
+TIMES = ("time", "images_per_second", "steps_per_second")  # what a repeated run need not reproduce
 LIMIT = 300  # seconds for one start; a run that hangs fails
 
 
@@ -134,16 +135,18 @@ def main():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=40, help="of each stage")
+    parser.add_argument("--steps", type=int, default=40, help="of each stage but fits")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--config", default=str(ROOT / "tests/configs/tiny_ddep.py"))
     options = parser.parse_args()
+    stages = runpy.run_path(options.config)["get_config"]().stages
+    names = [name for name in ("pretrain", "finetune", "fit") if name in stages]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         command = [
             sys.executable, "-m", "diffseg_jax.main", f"--config={options.config}",
-            f"--compilation_cache={folder}/compiled", "--config.run=('pretrain', 'finetune')",
-            *(f"--config.stages.{name}.steps={options.steps}" for name in ("pretrain", "finetune")),
+            f"--compilation_cache={folder}/compiled", f"--config.run={tuple(names)}",
+            *(f"--config.stages.{n}.steps={options.steps}" for n in names if "steps" in stages[n]),
         ]  # fmt: skip
 
         def start(name):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffseg_jax.config import UserError
+from diffseg_jax.config import DATA, UserError
 from diffseg_jax.data import datasets, folders
 from diffseg_jax.data.datasets import open_source
 from diffseg_jax.data.folders import distinct_colours, id_table, to_classes
@@ -122,6 +122,53 @@ def test_an_ignored_class_keeps_its_place(tmp_path):
     source = open_source("folder", "train", path=path)
     np.testing.assert_array_equal(source[0]["mask"], [[255, 1], [2, 255]])
     assert len(set(source.labels.palette)) == 3
+
+
+def test_ignored_classes_are_unscored_wherever_they_were_ignored(tmp_path):
+    path = folder(tmp_path, {"a": np.array([[0, 1, 2], [3, 9, 300]], np.uint16)})
+    source = open_source("folder", "train", path=path, num_classes=4, ignore=(3, 9, 300, 3))
+    np.testing.assert_array_equal(source[0]["mask"], [[0, 1, 2], [255, 255, 255]])
+    assert source.labels.unscored == (3,) and len(source.labels.names) == 4
+    entries = {"names": ["a", "b", "c", "d"], "ignore": [0, 300]}
+    (tmp_path / "classes.json").write_text(json.dumps(entries))
+    source = open_source("folder", "train", path=path, ignore=[9, 2])  # as JSON keeps a tuple
+    np.testing.assert_array_equal(source[0]["mask"], [[255, 1, 255], [3, 255, 255]])
+    assert source.labels.unscored == (0, 2) and source.labels.names == ("a", "b", "c", "d")
+    assert pickle.loads(pickle.dumps(source)).labels == source.labels
+
+
+def test_ids_are_ignored_as_they_are_on_disk(tmp_path):
+    path = folder(tmp_path, {"a": np.array([[0, 1, 2]], np.uint8)})
+    (tmp_path / "classes.json").write_text('{"names": ["x", "y"], "zero_is_ignored": true}')
+    source = open_source("folder", "train", path=path, ignore=(2,))
+    np.testing.assert_array_equal(source[0]["mask"], [[255, 0, 255]])
+    assert source.labels.unscored == (1,)
+
+
+def test_zeros_are_ids_and_no_empty_option(tmp_path):
+    path = folder(tmp_path, {"a": np.array([[0, 1, 2]], np.uint8)})
+    for ignore, unscored in (((0,), (0,)), ((0, 0), (0,)), ((), ())):
+        source = open_source("folder", "train", path=path, num_classes=3, ignore=ignore)
+        assert source.labels.unscored == unscored
+    camvid = open_source("camvid", "train", path=path)
+    assert camvid.labels.unscored == ()
+    with pytest.raises(UserError, match=r"ignore=\(0,\) was given, but dataset camvid"):
+        open_source("camvid", "train", path=path, ignore=(0,))
+    with pytest.raises(UserError, match="ignore"):  # the option is named to whoever needs it
+        open_source("folder", "train", path=path, num_classes=2)[0]
+
+
+@pytest.mark.parametrize("wrong", [(-1,), (65536,), ("sky",), (1.0,)])
+def test_what_is_no_id_cannot_be_ignored(tmp_path, wrong):
+    path = folder(tmp_path, {"a": ids()})
+    with pytest.raises(UserError, match=r"ignore is .*0\.\.65535"):
+        open_source("folder", "train", path=path, num_classes=3, ignore=wrong)
+
+
+def test_the_config_takes_ignored_ids():
+    rule = DATA["options"].each["ignore"]
+    assert rule.problem((0, 65535)) == rule.problem(()) == ""
+    assert rule.problem((-1,)) and rule.problem(0) and rule.problem((1.5,))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from diffseg_jax.config import UserError
 from diffseg_jax.data import transforms
+from diffseg_jax.data.folders import id_table
 
 SIDES = st.integers(1, 40)
 SIZES = st.tuples(SIDES, SIDES)
@@ -483,6 +485,72 @@ def test_centre_squares_are_the_recorded_ones(golden):
             recorded["center_crop__in"], int(recorded["center_crop__size"])
         )
         np.testing.assert_array_equal(square, recorded["center_crop__out"])
+
+
+@pytest.mark.golden
+def test_label_maps_resize_as_recorded(golden):
+    for path in golden("adm/image_ops*.npz"):
+        recorded = np.load(path)
+        cases = [key.removesuffix("__in") for key in recorded if re.match(r"nearest\d+__in", key)]
+        assert cases
+        for case in cases:
+            label, expected = recorded[f"{case}__in"], recorded[f"{case}__out"]
+            np.testing.assert_array_equal(transforms.resize_mask(label, expected.shape), expected)
+
+
+@pytest.mark.golden
+def test_pictures_shrink_as_recorded(golden):
+    for path in golden("adm/image_ops*.npz"):
+        recorded = np.load(path)
+        side = int(recorded["pil_resize__out_size"])
+        small = transforms.resize_antialiased(recorded["pil_resize__in"], (side, side))
+        for key, image in (
+            ("ddpm_input", small / 127.5 - 1),
+            ("imagenet_norm_input", transforms.normalise(small)),
+        ):
+            expected = recorded[f"pil_resize__{key}"].transpose(1, 2, 0)
+            np.testing.assert_allclose(image, expected, atol=1e-5)
+
+
+def test_antialiased_sizes_are_height_and_width():
+    image = noise((8, 12))
+    assert transforms.resize_antialiased(image, (8, 12)) is image
+    assert transforms.resize_antialiased(image, (5, 20)).shape == (5, 20, 3)
+    stripes = np.zeros((4, 64, 3), np.uint8)
+    stripes[:, ::2] = 200
+    small = transforms.resize_antialiased(stripes, (4, 8))[:, 1:-1].astype(int)
+    assert np.abs(small - 100).max() <= 13 and np.ptp(transforms.resize_image(stripes, (4, 9))) > 99
+
+
+@pytest.mark.golden
+def test_rows_to_train_on_are_the_recorded_ones(golden):
+    for path in golden("adm/prepare_data*.npz"):
+        recorded = np.load(path)
+        cases = [key.removesuffix("__y") for key in recorded if re.match(r"ign\d+__y", key)]
+        assert cases
+        for case in cases:
+            ignored = int(case.removeprefix("ign"))
+            labels = recorded[f"{case}__labels_in"]
+            size = recorded[f"{case}__images"].shape[1:3]
+            table = id_table(int(recorded[f"{case}__number_class"]), ignore=(ignored,))
+            masks = [transforms.resize_mask(table[label], size) for label in labels]
+            rows = np.concatenate([transforms.drop_small_objects(m, 20).ravel() for m in masks])
+            rows = rows[rows != 255]
+            assert len(rows) == recorded[f"{case}__num_rows"]
+            np.testing.assert_array_equal(rows, recorded[f"{case}__y"])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32])
+def test_small_objects_are_those_below_the_least(kind):
+    mask = np.repeat([0, 3, 254, 255], [19, 20, 1, 24]).astype(kind).reshape(8, 8)
+    mask = np.random.default_rng(0).permutation(mask.ravel()).reshape(8, 8)
+    before = mask.copy()
+    kept = transforms.drop_small_objects(mask, 20)
+    np.testing.assert_array_equal(mask, before)
+    assert kept.dtype == kind and not np.shares_memory(kept, mask)
+    np.testing.assert_array_equal(kept, np.where(mask == 3, 3, 255))
+    for least in (0, 1):
+        np.testing.assert_array_equal(transforms.drop_small_objects(mask, least), mask)
 
 
 @quick

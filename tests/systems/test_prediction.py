@@ -8,7 +8,7 @@ from diffseg_jax.layers.resize import resize_bilinear
 from diffseg_jax.systems.prediction import (
     Protocol,
     View,
-    _resize_probs,
+    _resize_map,
     make_protocol,
     predict,
     window_starts,
@@ -169,7 +169,7 @@ def test_probabilities_still_sum_to_one_after_everything():
 @pytest.mark.parametrize("size", [(3, 4), (8, 12), (17, 5), (1, 1)])
 def test_probabilities_are_resized_with_half_pixel_centres(size):
     probs = np.random.default_rng(0).random((2, 8, 12, 3), np.float32)
-    np.testing.assert_allclose(_resize_probs(probs, size), resize_bilinear(probs, size), atol=1e-5)
+    np.testing.assert_allclose(_resize_map(probs, size), resize_bilinear(probs, size), atol=1e-5)
 
 
 # --- uncertainty ----------------------------------------------------------------------------------

@@ -1,0 +1,91 @@
+"""DDPM-Seg on pictures of your own, from a few labelled ones, small enough for a laptop.
+
+python -m diffseg_jax.main --config=configs/ddpm_seg_folder.py --workdir=runs/mine \
+    --config.data.path=mine --config.unlabelled.path=all_of_them
+
+"mine" holds the labelled pictures, images/{train,val} and masks/{train,val}; class names and
+colours stand in mine/classes.json, or give --config.data.options.num_classes=3. Of what
+config.unlabelled.path names, the folder "train" (or all of it) is used without labels. Pictures
+are fitted into 240 x 180 pixels and shown to the network at a short side of 128; labelled ones must
+have one aspect ratio, or take features.short=0, and an error names the crop that fits them. For
+more detail raise limit and crop of the stage fit, limit of evaluate, and features.short. Results
+depend on your pictures. Every number here is ours, none the paper's.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config():
+    c = config_dict.ConfigDict()
+    c.system = "ddpm_seg"
+    c.seed = 0
+    c.dtype = "float32"                   # of convolutions; parameters are float32
+    c.remat = False
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+
+    c.data = dict(
+        source="folder", path="", options=dict(num_classes=0, ignore=()), train="train",
+        val="val", fraction=1.0, count=0, subset_seed=0, list_path="",    # every label
+        threads=2, workers=0, cache=True,                                 # keep pictures in memory
+    )
+    c.unlabelled = dict(
+        source="unlabelled", path="", split="train", options=dict(square=64),
+        threads=2, workers=0, cache=True,
+    )
+
+    c.weights = ""                        # an official checkpoint, for start="weights"
+    c.weights_order = "legacy"            # of its attention channels: legacy | new
+    c.model = dict(                       # 4.5 million parameters
+        channels=32, channel_mult=(1, 2, 3, 4), res_blocks=1, attention_factors=(4, 8),
+        heads=4, heads_up=-1, head_channels=32, resample_in_blocks=True, scale_shift=True,
+        num_classes=0, learn_sigma=True, dropout=0.0,
+    )
+    c.diffusion = dict(
+        schedule="cosine", steps=1000, rescale_timesteps=False, target="noise",
+        variance="learned", loss="hybrid", timesteps="uniform",
+    )
+    c.samples = dict(images=16, sampler="ddpm", steps="100", eta=0.0)
+
+    c.features = dict(
+        source="network",                 # network | colour (and place: what no network says)
+        steps=(0, 50, 150),               # noise levels, of diffusion.steps
+        blocks=(0, 1, 2, 3, 4, 5),        # output blocks of the network
+        short=128,                        # side at which the network sees pictures; 0: as they are
+        share_noise=True, noise_file="", draws=1,
+        dtype="float16", place="device",  # of the kept features; device | host
+    )
+    c.ensemble = dict(
+        recipe="fast",                    # fast | paper
+        members=10, widths=(),            # () = 128, 32 below 30 classes, else 256, 128
+        small_objects=20,                 # pixels; smaller ones are not learned from
+        classifiers="",                   # folder of published model_0.pth, ... in place of a fit
+    )
+
+    c.run = ("pretrain", "fit")
+    c.stages = dict(
+        pretrain=dict(
+            kind="pretrain", start="random", steps=3_000, batch_size=8, accumulate=1,
+            ema=(0.99, 0.998),
+            augment=dict(
+                limit=(0, 0), short=0, scale=(1.0, 1.0), crop=(64, 64), max_class_share=1.0,
+                flip=True, photometric=False,
+            ),
+            optim=dict(
+                name="adamw", schedule="constant", peak_lr=4e-4, warmup_steps=200,
+                warmup_ratio=0.0, b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=0.0,
+                no_decay=(), clip_norm=1.0,
+            ),
+            every=dict(log=50, checkpoint=500, evaluate=1_000),           # steps
+        ),
+        fit=dict(
+            kind="fit", start="pretrain",
+            augment=dict(limit=(240, 180), short=0, crop=(180, 240)),     # limit: width, height
+            every=dict(log=200, checkpoint=1_000),                        # steps
+        ),
+    )
+    c.evaluate = dict(
+        view="whole", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=False,
+        limit=(240, 180), short=0, batch_size=1,
+        images=0, quick_images=24, absent="skip", checkpoint="last", pictures=4,
+    )
+    return c

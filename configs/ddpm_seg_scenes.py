@@ -1,0 +1,90 @@
+"""DDPM-Seg on the built-in street scenes: 400 unlabelled pictures, 24 labelled ones, 4 minutes.
+
+python -m diffseg_jax.main --config=configs/ddpm_seg_scenes.py --workdir=runs/ddpm_seg_scenes
+
+No download of data. A small diffusion model learns to draw the scenes; ten classifiers of its
+features ("fit"), and ten of the same network's features without training ("untrained"), learn from
+the pixels of 24 labelled scenes. So short a training shows how it works, and no more. Pictures and
+results.json lie in the workdir. Every number here is ours, none the paper's.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config():
+    c = config_dict.ConfigDict()
+    c.system = "ddpm_seg"
+    c.seed = 0
+    c.dtype = "float32"                   # of convolutions; parameters are float32
+    c.remat = False
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+
+    scenes = dict(images=400, size=(96, 128), seed=0)
+    c.data = dict(
+        source="scenes", path="", options=scenes, train="train", val="val",
+        fraction=1.0, count=24, subset_seed=0, list_path="",              # labels of 24 scenes
+        threads=2, workers=0, cache=True,                                 # keep pictures in memory
+    )
+    c.unlabelled = dict(
+        source="scenes", path="", split="train", options=dict(scenes, square=32),
+        threads=2, workers=0, cache=True,
+    )
+
+    c.weights = ""                        # an official checkpoint, for start="weights"
+    c.weights_order = "legacy"            # of its attention channels: legacy | new
+    c.model = dict(                       # 3 million parameters
+        channels=32, channel_mult=(1, 2, 4), res_blocks=1, attention_factors=(4,),
+        heads=4, heads_up=-1, head_channels=32, resample_in_blocks=True, scale_shift=True,
+        num_classes=0, learn_sigma=True, dropout=0.0,
+    )
+    c.diffusion = dict(
+        schedule="cosine", steps=1000, rescale_timesteps=False, target="noise",
+        variance="learned", loss="hybrid", timesteps="uniform",
+    )
+    c.samples = dict(images=16, sampler="ddpm", steps="50", eta=0.0)
+
+    c.features = dict(
+        source="network",                 # network | colour (and place: what no network says)
+        steps=(0, 100),                   # noise levels, of diffusion.steps
+        blocks=(0, 1, 2, 3, 4),           # output blocks of the network
+        short=64,                         # side at which the network sees pictures; 0: as they are
+        share_noise=True, noise_file="", draws=1,
+        dtype="float16", place="device",  # of the kept features; device | host
+    )
+    c.ensemble = dict(
+        recipe="fast",                    # fast | paper
+        members=10, widths=(),            # () = 128, 32 below 30 classes, else 256, 128
+        small_objects=20,                 # pixels; smaller ones are not learned from
+        classifiers="",                   # folder of published model_0.pth, ... in place of a fit
+    )
+
+    fit = dict(
+        kind="fit",
+        augment=dict(limit=(0, 0), short=0, crop=(96, 128)),              # pixels that are labelled
+        every=dict(log=200, checkpoint=1_000),                            # steps
+    )
+    c.run = ("pretrain", "fit", "untrained")
+    c.stages = dict(
+        pretrain=dict(
+            kind="pretrain", start="random", steps=300, batch_size=8, accumulate=1,
+            ema=(0.99,),
+            augment=dict(
+                limit=(0, 0), short=0, scale=(1.0, 1.0), crop=(32, 32), max_class_share=1.0,
+                flip=True, photometric=False,
+            ),
+            optim=dict(
+                name="adamw", schedule="constant", peak_lr=4e-4, warmup_steps=50,
+                warmup_ratio=0.0, b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=0.0,
+                no_decay=(), clip_norm=1.0,
+            ),
+            every=dict(log=50, checkpoint=150, evaluate=300),             # steps
+        ),
+        fit=dict(fit, start="pretrain"),
+        untrained=dict(fit, start="random"),
+    )
+    c.evaluate = dict(
+        view="whole", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=False,
+        limit=(0, 0), short=0, batch_size=4,
+        images=60, quick_images=24, absent="skip", checkpoint="last", pictures=4,
+    )
+    return c

@@ -1,0 +1,189 @@
+"""Features of any network, one vector per pixel, enlarged only where they are read.
+
+Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion Models" (ICLR 2022), enlarge
+every tapped map to the picture's size and stack them, which takes gigabytes per picture. Enlarging
+and the first layer of a classifier are both linear, so what is read afterwards is the same.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["maps"], meta_fields=["size", "covered"]
+)
+@dataclasses.dataclass(frozen=True)
+class PixelFeatures:
+    """Vectors of D = C_1 + C_2 + ... features for the H x W pixels of N pictures, kept as maps.
+
+    maps     f[N, h_i, w_i, C_i] each, in the order of their channels; jax or numpy arrays of any
+             float type, read as float32. Numpy arrays keep them in the host's memory
+    size     (H, W)
+    covered  the parts of a map's height and width that the picture fills, in (0, 1]; the rest lies
+             over padding to its right and below it
+
+    Values between the pixels of a map are bilinear, with half-pixel centres and repeated edges, as
+    in torch.nn.functional.interpolate(..., align_corners=False).
+    """
+
+    maps: tuple
+    size: tuple[int, int]
+    covered: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def width(self) -> int:
+        """Features per pixel, D."""
+        return sum(values.shape[-1] for values in self.maps)
+
+    @property
+    def count(self) -> int:
+        """Pictures, N."""
+        return self.maps[0].shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all maps."""
+        return sum(math.prod(values.shape) * values.dtype.itemsize for values in self.maps)
+
+    def gather(self, picture, y, x):
+        """The features of chosen pixels: three i32[n] in 0..N-1, 0..H-1, 0..W-1 -> f32[n, D].
+
+        Runs in numpy if the maps are numpy arrays; the indices must be too.
+        """
+        xp = jnp if isinstance(self.maps[0], jax.Array) else np
+        places = picture, y, x
+        parts = [_gather(values, *self._neighbours(values), *places, xp) for values in self.maps]
+        return xp.concatenate(parts, -1)
+
+    def dense(self) -> jax.Array:
+        """The features of all pixels, f32[N, H, W, D]: for small pictures and for tests."""
+        parts = []
+        for values in self.maps:
+            rows, columns = self._neighbours(values)
+            enlarged = _blend(jnp.asarray(values, jnp.float32), rows, axis=1)
+            parts.append(_blend(enlarged, columns, axis=2))
+        return jnp.concatenate(parts, -1)
+
+    def project(
+        self, kernel: jax.Array, after: Callable = lambda h: h, strip: int | None = None
+    ):  # fmt: skip
+        """A linear layer at every pixel, and what follows it: f32[D, O] -> f32[N, H, W, O].
+
+        after  f32[rows, N, W, O] -> a tree of arrays [rows, N, W, ...], which is returned as
+               [N, H, W, ...]; it sees each pixel alone
+        strip  rows computed at a time, which bounds the memory; None = all
+
+        Equal to `after(dense() @ kernel)` up to rounding. The layer runs on the maps at their own
+        resolutions, those of one resolution are summed, and the sums are enlarged.
+        """
+        sums = self._project_maps(kernel)
+        height = self.size[0]
+        strip = min(strip or height, height)
+        strips = -(-height // strip)
+        tables = []
+        for values in sums:
+            matrix = _matrix(*self._neighbours(values)[0], values.shape[1])
+            matrix = np.pad(matrix, ((0, strips * strip - height), (0, 0)))
+            tables.append(matrix.reshape(strips, strip, -1))
+
+        rows_first = [jnp.moveaxis(values, 1, 0) for values in sums]  # no copy if N is 1
+        along = [self._neighbours(values)[1] for values in sums]
+
+        def one(matrices):
+            total = 0
+            for matrix, values, columns in zip(matrices, rows_first, along, strict=True):
+                rows = jnp.tensordot(matrix, values, 1, precision="highest")
+                total = total + _blend(rows, columns, axis=2)
+            return after(total)
+
+        made = jax.lax.map(one, [jnp.asarray(table) for table in tables])
+
+        def whole(parts):  # [strips, strip, N, W, ...] -> [N, H, W, ...]
+            return jnp.moveaxis(parts.reshape(-1, *parts.shape[2:])[:height], 1, 0)
+
+        return jax.tree.map(whole, made)
+
+    def _project_maps(self, kernel):
+        """The layer's outputs summed per resolution: f32[N, h, w, O] each."""
+        sums, start = {}, 0
+        for values in self.maps:
+            part = kernel[start : start + values.shape[-1]]
+            start += values.shape[-1]
+            output = jnp.matmul(jnp.asarray(values, jnp.float32), part, precision="highest")
+            shape = values.shape[1:3]
+            sums[shape] = sums[shape] + output if shape in sums else output
+        return list(sums.values())
+
+    def _neighbours(self, values):
+        """What the H rows and the W columns of pixels read of a map."""
+        return tuple(
+            neighbours(length, count, part)
+            for length, count, part in zip(
+                values.shape[1:3], self.size, self.covered, strict=True
+            )
+        )  # fmt: skip
+
+
+def _gather(values, rows, columns, picture, y, x, xp):
+    """Bilinear values of one map at chosen pixels: f[N,h,w,C], i32[n] -> f32[n,C]."""
+    top, bottom, down = (xp.asarray(table)[y] for table in rows)
+    left, right, along = (xp.asarray(table)[x] for table in columns)
+    down, along = down[:, None], along[:, None]
+    read = lambda row, column: values[picture, row, column].astype(xp.float32)
+    upper = read(top, left) * (1 - along) + read(top, right) * along
+    lower = read(bottom, left) * (1 - along) + read(bottom, right) * along
+    return upper * (1 - down) + lower * down
+
+
+def stack(
+    maps: Sequence[jax.Array], size: tuple[int, int], covered: tuple[float, float] = (1.0, 1.0),
+    dtype=jnp.float32,
+) -> PixelFeatures:  # fmt: skip
+    """The features of some maps f[N, h, w, C] in their order, kept in `dtype`.
+
+    Neighbours of one resolution become one map: fewer and longer runs of memory to gather from.
+    """
+    runs = []
+    most = float(jnp.finfo(dtype).max)  # beyond it float16 would be infinite
+    for values in maps:
+        values = jnp.clip(values, -most, most).astype(dtype)
+        if runs and runs[-1][0].shape[1:3] == values.shape[1:3]:
+            runs[-1].append(values)
+        else:
+            runs.append([values])
+    joined = tuple(jnp.concatenate(run, -1) if len(run) > 1 else run[0] for run in runs)
+    return PixelFeatures(joined, tuple(size), tuple(covered))
+
+
+def neighbours(length: int, count: int, covered: float = 1.0):
+    """What `count` pixels read of `length` values: lower, upper index i32, part of the upper f32.
+
+    covered  the part of the values' extent that the pixels span
+    """
+    place = np.maximum((np.arange(count) + 0.5) * (length * covered / count) - 0.5, 0)
+    low = np.minimum(np.floor(place).astype(np.int32), length - 1)
+    high = np.minimum(low + 1, length - 1)
+    return low, high, (place - low).astype(np.float32)
+
+
+def _matrix(low, high, part, length):
+    """The same weights as a matrix f32[count, length]."""
+    matrix = np.zeros((len(low), length), np.float32)
+    pixels = np.arange(len(low))
+    matrix[pixels, low] += 1 - part
+    matrix[pixels, high] += part
+    return matrix
+
+
+def _blend(values, weights, axis):
+    """Enlarges along one axis."""
+    low, high, part = weights
+    part = part.reshape([-1 if a == axis else 1 for a in range(values.ndim)])
+    lower = jnp.take(values, low, axis, mode="clip")
+    return lower * (1 - part) + jnp.take(values, high, axis, mode="clip") * part

@@ -1,0 +1,130 @@
+"""An ensemble of pixel classifiers on the features of any network: how it is fitted and answers.
+
+Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion Models" (ICLR 2022), section
+4; constants of the recipe "paper" are those of its code. Nothing here knows whose features these
+are.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffseg_jax.models.pixel_mlp import PixelMLP
+from diffseg_jax.models.plain import Network, stats_of
+from diffseg_jax.models.taps import PixelFeatures
+
+STRIP_BYTES = 2**25  # of the first layer's output that exist at a time during prediction
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How the members learn.
+
+    batch_size  pixels
+    steps       of every member; 0 = `epochs` passes over the pixels
+    epochs      passes at most; a last, incomplete batch of a pass is dropped
+    stops       whether a member stops by itself, by the paper's rule (training.ensemble.stop_rule)
+    own_order   whether every member draws its own order of the pixels; if not, they share batches
+    optimizer   steps -> optax transformation
+    """
+
+    batch_size: int
+    steps: int
+    epochs: int
+    stops: bool
+    own_order: bool
+    optimizer: Callable[[int], optax.GradientTransformation]
+
+    def length(self, pixels: int) -> int:
+        """Steps that are made at most."""
+        return self.steps or self.epochs * self.per_epoch(pixels)
+
+    def per_epoch(self, pixels: int) -> int:
+        """Steps in a pass over the pixels; of fewer pixels than a batch, one."""
+        return max(pixels // self.batch_size, 1)
+
+
+def _fast(steps):
+    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, 3e-3, 50, max(steps, 51)))
+
+
+RECIPES = {
+    "paper": Recipe(64, 0, 100, stops=True, own_order=True, optimizer=lambda _: optax.adam(1e-3)),
+    "fast": Recipe(1024, 1_000, 0, stops=False, own_order=False, optimizer=_fast),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelFit:
+    """What a stage needs to fit an ensemble.
+
+    extract        (network, images u8[B,h,w,3], valid i32[B,2]) -> PixelFeatures of the B pictures;
+                   that of a diffusion model also takes other `steps`
+    member         one classifier
+    members        how many
+    small_objects  pixels; what a class covers less of in a picture is not learned from; 0 = off
+    on_host        whether features are kept in the host's memory
+    """
+
+    extract: Callable
+    member: Network
+    members: int
+    recipe: Recipe
+    small_objects: int
+    on_host: bool
+
+    def loss(self, params: dict, stats: dict, x: jax.Array, y: jax.Array):
+        """Mean cross-entropy of one member over pixels x f32[B,D], y i32[B], and its statistics."""
+        model = self.member.bind(params, stats)
+        losses = optax.softmax_cross_entropy_with_integer_labels(model(x), y)
+        return jnp.mean(losses), stats_of(model)
+
+
+def make_member(features: int, num_classes: int, widths: tuple[int, int]) -> Network:
+    """One classifier of D = `features` numbers a pixel, as pure functions."""
+    return Network(lambda rngs: PixelMLP(features, num_classes, widths, rngs=rngs))
+
+
+def answer(member: Network, ensemble: dict, features: PixelFeatures) -> dict:
+    """What the members say of every pixel of N pictures.
+
+    ensemble  {"params", "stats"} of `member` with a leading axis of M members
+    out       "votes" f32[N,H,W,K] how many members choose a class, the first among equals;
+              "probs" f32[N,H,W,K] the mean of their softmaxes; "uncertainty" f32[N,H,W] in [0, 1]
+
+    The label is the class with most votes, the smallest among equals. The uncertainty is the
+    Jensen-Shannon divergence of the members, H(mean p) - mean H(p), divided by ln K.
+    """
+    params, stats = ensemble["params"], ensemble["stats"]
+    kernel, bias = params["linear1"]["kernel"], params["linear1"]["bias"]
+    count, width, hidden = kernel.shape
+    kernel = jnp.moveaxis(kernel, 0, 1).reshape(width, count * hidden)
+
+    def of_member(params, stats, h):
+        return member.bind_eval(params, stats).after_first(h)
+
+    def after(h):
+        shape = h.shape[:-1]
+        h = h.reshape(-1, count, hidden) + bias
+        logits = jax.vmap(of_member, in_axes=(0, 0, 1))(params, stats, h)
+        return {word: f.reshape(*shape, *f.shape[1:]) for word, f in agree(logits).items()}
+
+    bytes_of_row = 4 * features.count * features.size[1] * count * hidden
+    return features.project(kernel, after, strip=max(1, STRIP_BYTES // bytes_of_row))
+
+
+def agree(logits: jax.Array) -> dict:
+    """Votes, mean probabilities and disagreement of M members: f32[M, n, K] -> see `answer`."""
+    num_classes = logits.shape[-1]
+    log_probs = jax.nn.log_softmax(logits)
+    probs = jnp.exp(log_probs)
+    mean = sum(probs) / len(probs)  # term by term, as XLA's sums over a first axis are slow on CPUs
+    each = -jnp.sum(probs * log_probs, -1)
+    both = -jnp.sum(jax.scipy.special.xlogy(mean, mean), -1)
+    spread = (both - jnp.mean(each, 0)) / math.log(max(num_classes, 2))
+    votes = sum(jax.nn.one_hot(jnp.argmax(logits, -1), num_classes))
+    return {"votes": votes, "probs": mean, "uncertainty": jnp.clip(spread, 0, 1)}

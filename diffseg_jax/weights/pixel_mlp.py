@@ -1,0 +1,118 @@
+"""Published pixel classifiers of DDPM-Seg: model_0.pth, model_1.pth, ... as one ensemble.
+
+Each file is a state dict of torch's Sequential: 0 linear, 1 ReLU, 2 batch norm, 3 linear, 4 ReLU,
+5 batch norm, 6 linear.
+"""
+
+import itertools
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from diffseg_jax.config import UserError
+from diffseg_jax.weights.convert import convert
+from diffseg_jax.weights.reader import read_arrays
+
+LINEAR = {0: "linear1", 3: "linear2", 6: "linear3"}  # torch's places and our names
+NORM = {2: "norm1", 5: "norm2"}
+TABLE = tuple(
+    (rf"layers\.{place}\.{theirs}", ours.format(name), axes)
+    for names, entries in (
+        (LINEAR, (("weight", "params.{}.kernel", "oi->io"), ("bias", "params.{}.bias", "o->o"))),
+        (NORM, (("weight", "params.{}.scale", "c->c"), ("bias", "params.{}.bias", "c->c"),
+                ("running_mean", "stats.{}.mean", "c->c"),
+                ("running_var", "stats.{}.var", "c->c"))),
+    )
+    for place, name in names.items()
+    for theirs, ours, axes in entries
+)  # fmt: skip
+UNUSED = (r"layers\.[25]\.num_batches_tracked",)
+ADVICE = "Give the folder that holds model_0.pth, model_1.pth, ..."
+
+
+def load_ensemble(folder: str | os.PathLike, features: int, num_classes: int) -> dict:
+    """The classifiers of a folder as one ensemble, float32, in the order of their numbers.
+
+    folder       holds model_0.pth, model_1.pth, ... (or .pt) without a gap; other names are not
+                 read
+    features     D, what the taps give for one pixel
+    num_classes  K
+    out          {"params", "stats"} of M `models.pixel_mlp.PixelMLP`: every leaf has a leading axis
+                 M, such as params["linear1"]["kernel"] [M, D, a]; the hidden widths are the files'
+
+    Raises UserError for a folder or files that are not there, for files of another network, of
+    other taps or classes, or of unequal widths, and as `read_arrays` does.
+    """
+    files = _numbered_files(Path(folder))
+    members = [_member(file, features, num_classes) for file in files]
+    for file, member in zip(files, members, strict=True):
+        if _widths(member) != _widths(members[0]):
+            raise UserError(
+                f"{file} has hidden widths {_widths(member)}, but {files[0].name} beside it "
+                f"{_widths(members[0])}. Keep the classifiers of one training in a folder."
+            )
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *members)
+
+
+def _numbered_files(folder: Path) -> list[Path]:
+    """model_0, model_1, ... of a folder, by number."""
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {found}. {ADVICE}")
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if not (match := re.fullmatch(r"model_(\d+)\.pth?", path.name)):
+            continue
+        other = files.setdefault(int(match[1]), path)
+        if other != path:
+            raise UserError(f"{folder} has both {other.name} and {path.name}. Remove one.")
+    if not files:
+        raise UserError(f"{folder} holds no classifier. {ADVICE}")
+    if missing := max(files) + 1 - len(files):
+        first = next(number for number in itertools.count() if number not in files)
+        raise UserError(
+            f"{folder} has {files[max(files)].name} but no model_{first}.pth ({missing} missing in "
+            "all). Copy the missing ones, or number the files from 0 without a gap."
+        )
+    return [files[number] for number in range(len(files))]
+
+
+def _member(file: Path, features: int, num_classes: int) -> dict:
+    arrays = read_arrays(file)
+    (a, d), (b, _), (k, _) = (_sizes(arrays, place) for place in LINEAR)
+    if d not in (features, None):
+        raise UserError(
+            f"{file} is for other taps: it reads {d} features a pixel, these taps give {features}. "
+            "Set the steps and blocks that it was trained with, which the folder's name may tell, "
+            "such as 50_150_250_5_6_7_8_12: steps, then blocks."
+        )
+    if k not in (num_classes, None):
+        raise UserError(
+            f"{file} tells {k} classes apart, but the data has {num_classes}. Give classifiers "
+            "that were trained for this data."
+        )
+    shapes = {
+        "params": {
+            "linear1": {"kernel": (features, a), "bias": (a,)},
+            "norm1": {"scale": (a,), "bias": (a,)},
+            "linear2": {"kernel": (a, b), "bias": (b,)},
+            "norm2": {"scale": (b,), "bias": (b,)},
+            "linear3": {"kernel": (b, num_classes), "bias": (num_classes,)},
+        },
+        "stats": {"norm1": {"mean": (a,), "var": (a,)}, "norm2": {"mean": (b,), "var": (b,)}},
+    }
+    return convert(arrays, TABLE, shapes, ignore=UNUSED, source=str(file))
+
+
+def _sizes(arrays: Mapping, place: int) -> tuple[int | None, int | None]:
+    """(out, in) of a linear layer; None if the file has none, of which `convert` complains."""
+    weight = arrays.get(f"layers.{place}.weight")
+    return (None, None) if weight is None or weight.ndim != 2 else weight.shape
+
+
+def _widths(member: dict) -> tuple[int, int]:
+    return tuple(len(member["params"][name]["bias"]) for name in ("linear1", "linear2"))

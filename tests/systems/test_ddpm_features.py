@@ -1,0 +1,442 @@
+"""Features of a diffusion network: recorded ones, the noise they are read through, and sizes."""
+
+import functools
+import json
+import re
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffseg_jax.config import UserError
+from diffseg_jax.data.folders import id_table
+from diffseg_jax.data.transforms import drop_small_objects
+from diffseg_jax.diffusion.process import make_process
+from diffseg_jax.systems import ddpm_seg
+from diffseg_jax.systems.ddpm_seg import diffusion_features, read_noise, shown_size
+from diffseg_jax.systems.pixel_ensemble import answer
+from diffseg_jax.weights.adm import from_flags, load_adm
+from diffseg_jax.weights.reader import read_arrays
+
+LIMIT = 1e-4  # absolute and relative
+# Compiling takes far longer than running networks this small.
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+ROOT = Path(__file__).parents[2]
+PROCESS = make_process("linear", 1000)
+OPTIONS = dict(
+    steps=(50, 250), blocks=(0, 1), short=0, share_noise=True, draws=1, dtype="float32"
+)  # fmt: skip
+STRIDE = 4
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    """Accelerators multiply float32 with fewer digits unless they are told otherwise."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def close(actual, expected, message=""):
+    np.testing.assert_allclose(actual, expected, rtol=LIMIT, atol=LIMIT, err_msg=message)
+
+
+# --- recorded -------------------------------------------------------------------------------------
+
+
+@functools.cache
+def recorded_network(path):
+    """(network, values without noise) of a recorded network."""
+    record = json.loads(path.read_text())
+    names = from_flags.__kwdefaults__
+    known = from_flags(**{name: record[name] for name in names if record.get(name) is not None})
+    weights = {}
+    for file in record["weight_files"]:
+        weights |= read_arrays(path.with_name(file))
+    unet = load_adm(weights, known.settings, known.order, path.name)
+    network = ddpm_seg.make_network(known.settings, "float32", remat=False)
+    return network, {"params": {"unet": jax.tree.map(jnp.asarray, unet)}}
+
+
+@functools.cache
+def extractor(path, steps, blocks):
+    """(noise f32[1,3,h,w] as PyTorch keeps it, images) -> dense features of a recorded network."""
+    network, values = recorded_network(path)
+    options = OPTIONS | dict(steps=steps, blocks=blocks)
+    extract = quick(functools.partial(diffusion_features, network, PROCESS, options, 0))
+
+    def run(noise, images):
+        values["stats"] = {"noise": jnp.asarray(np.moveaxis(noise, 1, -1))}
+        valid = jnp.asarray([images.shape[1:3]] * len(images))
+        return extract(values, jnp.asarray(images), valid)
+
+    return run
+
+
+def recorded_features(golden):
+    """(arrays, extractor) of every recorded picture."""
+    for path in golden("adm/features*.npz"):
+        arrays = np.load(path)
+        model = path.with_name(f"{arrays['model']}.json")
+        if not model.exists():
+            pytest.skip(f"{path.name} is there without its network {model.name}")
+        blocks = tuple(map(int, arrays["blocks"]))
+        yield arrays, functools.partial(extractor, model, blocks=blocks)
+
+
+@pytest.mark.golden
+def test_recorded_features(golden):
+    for arrays, make in recorded_features(golden):
+        steps = tuple(map(int, arrays["steps"]))
+        found = make(steps)(arrays["noise"], arrays["image_uint8"][None])
+        assert found.size == arrays["image_uint8"].shape[:2] and found.count == 1
+        dense = np.moveaxis(found.dense()[0], -1, 0)
+        close(dense, arrays["features"])
+        noise = arrays["perstep_noise"]
+        for place, part in enumerate(np.split(arrays["perstep_features_stride4"], len(steps))):
+            one = make(steps)(noise[place : place + 1], arrays["image_uint8"][None])
+            channels = np.moveaxis(one.dense()[0, ::4, ::4], -1, 0)
+            close(np.split(channels, len(steps))[place], part, f"step {steps[place]}")
+
+
+@pytest.mark.golden
+def test_recorded_rows_to_train_on(golden):
+    """Features gathered at labelled pixels, counted through pictures, rows, columns."""
+    _, make = next(recorded_features(golden))
+    steps = tuple(map(int, np.load(golden("adm/features*.npz")[0])["steps"]))
+    for path in golden("adm/prepare_data*.npz"):
+        recorded = np.load(path)
+        cases = [key.removesuffix("__y") for key in recorded if re.match(r"ign\d+__y", key)]
+        assert cases
+        for case in cases:
+            get = lambda name: recorded[f"{case}__{name}"]  # noqa: B023
+            images, ignored = get("images"), int(case.removeprefix("ign"))
+            table = id_table(int(get("number_class")), ignore=(ignored,))
+            masks = np.stack([drop_small_objects(table[m], 20) for m in get("labels_in")])
+            pixels = np.flatnonzero(masks.reshape(-1) != 255)
+            np.testing.assert_array_equal(masks.reshape(-1)[pixels], get("y"))
+            run = make(steps)
+            parts = [run(get("noise"), image[None]) for image in images]
+            found = jax.tree.map(lambda *maps: jnp.concatenate(maps), *parts)
+            places = jnp.unravel_index(jnp.asarray(pixels[get("rows")]), masks.shape)
+            close(found.gather(*places), get("X_rows"), case)
+
+
+# --- the noise ------------------------------------------------------------------------------------
+
+
+def pad(x):
+    """What a network of this stride sees."""
+    height, width = x.shape[1:3]
+    return jnp.pad(x, ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE), (0, 0)), mode="edge")
+
+
+def mirror():
+    """A network whose blocks answer what they were shown, and the list of its last blocks.
+
+    Block 0: means of 2 x 2 pixels of the noisy picture; block 1: the picture, the time beside it.
+    """
+    asked = []
+
+    def model(x, t, until=None):
+        asked.append(until)
+        x = pad(x)
+        times = jnp.broadcast_to(t[:, None, None, None].astype(x.dtype), (*x.shape[:3], 1))
+        batch, height, width, _ = x.shape
+        halves = x.reshape(batch, height // 2, 2, width // 2, 2, 3).mean((2, 4))
+        return None, {"output_0": halves, "output_1": jnp.concatenate([x, times], -1)}
+
+    model.settings = SimpleNamespace(stride=STRIDE)
+    return SimpleNamespace(bind=lambda params, stats: model), asked
+
+
+def pictures(count=3, size=(8, 12), seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, *size, 3)).astype(np.uint8)
+
+
+def fixed_noise(draws=1, size=(8, 12), seed=1):
+    return np.random.default_rng(seed).standard_normal((draws, *size, 3)).astype(np.float32)
+
+
+def features(images, noise=None, seed=0, process=PROCESS, **changes):
+    """Those of the mirror's block 1, unless told otherwise."""
+    options = OPTIONS | {"blocks": (1,)} | changes
+    return reader(process, seed, *sorted(options.items()))(
+        {"params": {"unet": {}}, "stats": {} if noise is None else {"noise": noise}},
+        images, np.array([images.shape[1:3]] * len(images)),
+    )  # fmt: skip
+
+
+@functools.cache
+def reader(process, seed, *options):
+    return quick(functools.partial(diffusion_features, mirror()[0], process, dict(options), seed))
+
+
+def noise_in(images, found, steps=OPTIONS["steps"]):
+    """The noise in the features of block 1: f32[S, N, H, W, 3]."""
+    parts = np.split(np.asarray(found.dense(), np.float64), len(steps), axis=-1)
+    clean = images / 127.5 - 1
+    drawn = []
+    for step, part in zip(steps, parts):
+        np.testing.assert_array_equal(part[..., 3], step)
+        kept = PROCESS.alphas_cumprod[step]
+        drawn.append((part[..., :3] - np.sqrt(kept) * clean) / np.sqrt(1 - kept))
+    return np.stack(drawn)
+
+
+def test_one_draw_serves_all_pictures_and_steps():
+    images, noise = pictures(), fixed_noise()
+    drawn = noise_in(images, features(images, noise))
+    assert drawn.shape == (2, 3, 8, 12, 3)
+    np.testing.assert_allclose(drawn, np.broadcast_to(noise, drawn.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(4, 8), (8, 24), (20, 4)])
+def test_the_draw_is_cut_or_repeated_for_other_sizes(size):
+    images, noise = pictures(1, size), fixed_noise()
+    tiled = np.tile(noise[0], (3, 3, 1))[: size[0], : size[1]]
+    drawn = noise_in(images, features(images, noise))
+    np.testing.assert_allclose(drawn, np.broadcast_to(tiled, drawn.shape), atol=1e-4)
+
+
+def test_noise_that_is_not_shared_belongs_to_the_picture():
+    """And to the step and the seed; no batch changes it."""
+    images = pictures()
+    images[2] = images[0]
+    draw = lambda images, **options: noise_in(
+        images, features(images, share_noise=False, **options)
+    )
+    drawn = draw(images)
+    np.testing.assert_array_equal(drawn[:, 2], drawn[:, 0])
+    for picture in range(3):
+        alone = draw(images[picture : picture + 1])
+        np.testing.assert_allclose(alone[:, 0], drawn[:, picture], atol=1e-4)
+    flat = drawn[:, :2].reshape(4, -1)
+    assert np.abs(np.corrcoef(flat) - np.eye(4)).max() < 0.3  # of two pictures at two steps
+    assert np.all(np.abs(flat.mean(1)) < 0.2) and np.all(np.abs(flat.std(1) - 1) < 0.2)
+    other = draw(images, seed=1)[:, :2].reshape(4, -1)
+    assert np.abs(np.corrcoef(flat, other)[:4, 4:]).max() < 0.3
+    touched = images[:1].copy()
+    touched[0, 3, 4, 1] ^= 1  # a single level of a single colour
+    near = np.corrcoef(draw(touched).reshape(2, -1), flat[[0, 2]])[:2, 2:]
+    assert np.abs(near).max() < 0.3
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_draws_are_averaged(shared):
+    """Of shared noise, the mean of the features that each draw gives by itself."""
+    images, noise = pictures(2), fixed_noise(draws=3)
+    found = features(images, noise, share_noise=shared, draws=3, blocks=(0, 1))
+    if shared:
+        each = [features(images, noise[i : i + 1], blocks=(0, 1)).dense() for i in range(3)]
+        np.testing.assert_allclose(found.dense(), np.mean(each, 0), atol=1e-5)
+    drawn = noise_in(images, features(images, noise, share_noise=shared, draws=3))
+    assert abs(drawn.std() - 3**-0.5) < 0.1
+    first = noise_in(images, features(images, noise[:1], share_noise=shared))
+    assert 0.4 < np.corrcoef(drawn.ravel(), first.ravel())[0, 1] < 0.75  # one of three
+
+
+# --- channels, blocks and sizes -------------------------------------------------------------------
+
+
+def test_channels_are_ordered_by_step_as_listed_then_by_block():
+    images, noise = pictures(1), fixed_noise()
+    found = features(images, noise, steps=(250, 50, 150), blocks=(1, 0))
+    np.testing.assert_array_equal(
+        found.dense(), features(images, noise, steps=(250, 50, 150), blocks=(0, 1)).dense()
+    )
+    assert found.width == 3 * (3 + 4)
+    times = np.asarray(found.dense())[0, 0, 0, 6::7]
+    np.testing.assert_array_equal(times, [250, 50, 150])
+    alone = features(images, noise, steps=(50,), blocks=(0, 1)).dense()
+    np.testing.assert_allclose(found.dense()[..., 7:14], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize(("blocks", "last"), [((0,), "output_0"), ((1, 0), "output_1")])
+def test_nothing_is_computed_beyond_the_last_block(blocks, last):
+    network, asked = mirror()
+    options = OPTIONS | {"blocks": blocks}
+    values = {"params": {"unet": {}}, "stats": {"noise": jnp.asarray(fixed_noise())}}
+    read = functools.partial(diffusion_features, network, PROCESS, options, 0)
+    jax.eval_shape(read, values, jnp.asarray(pictures(1)), jnp.array([[8, 12]]))
+    assert set(asked) == {last}
+
+
+def test_steps_are_named_as_the_network_knows_them():
+    scaled = make_process("linear", 100, rescale_timesteps=True)
+    found = features(pictures(1), fixed_noise(), process=scaled, steps=(5, 70))
+    np.testing.assert_allclose(found.dense()[0, 0, 0, 3::4], [50, 700], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 12), (5, 6), (1, 3)])
+def test_padding_is_not_part_of_the_features(size):
+    """Pixels of the map of the picture's own resolution are the pixels of the picture."""
+    images, noise = pictures(2, size), fixed_noise(size=size)
+    found = features(images, noise, blocks=(0, 1))
+    assert found.size == size
+    drawn = noise_in(images, features(images, noise))
+    np.testing.assert_allclose(drawn, np.broadcast_to(noise, drawn.shape), atol=1e-3)
+    noisy = pad(found.dense()[..., 3:6])  # at the first step
+    halves = found.maps[0]
+    assert halves.shape[1:3] == tuple(side // 2 for side in noisy.shape[1:3])
+    enlarged = jax.image.resize(halves[..., :3], noisy.shape, "bilinear")
+    coarse = found.dense()[..., :3]
+    np.testing.assert_allclose(coarse, enlarged[:, : size[0], : size[1]], rtol=1e-4, atol=1e-5)
+
+
+def test_the_network_sees_pictures_at_another_size():
+    """Their features are still those of the pixels of the pictures."""
+    images = np.full((1, 24, 36, 3), [[[[255, 0, 51]]]], np.uint8)
+    noise = np.zeros((1, 8, 12, 3), np.float32)
+    found = features(images, noise, short=8)
+    assert found.size == (24, 36) and found.maps[0].shape[1:3] == (8, 12)
+    kept = np.sqrt(PROCESS.alphas_cumprod[50])
+    expected = np.broadcast_to(kept * np.array([1, -1, -0.6]), (24, 36, 3))
+    np.testing.assert_allclose(found.dense()[0, ..., :3], expected, atol=1e-5)
+    ramp = np.broadcast_to(np.arange(36, dtype=np.uint8)[:, None] * 7, (1, 24, 36, 3))
+    dense = features(np.ascontiguousarray(ramp), noise, short=8).dense()[0, 5, 3:-3, 0]
+    np.testing.assert_allclose(dense, kept * (ramp[0, 5, 3:-3, 0] / 127.5 - 1), atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_features_are_kept_in_the_type_that_was_chosen(dtype):
+    found = features(pictures(1), fixed_noise(), dtype=dtype)
+    assert {str(m.dtype) for m in found.maps} == {dtype}
+
+
+@pytest.mark.parametrize(("size", "short", "seen"), [
+    ((360, 480), 0, (360, 480)), ((360, 480), 128, (128, 171)), ((480, 360), 128, (171, 128)),
+    ((256, 256), 256, (256, 256)), ((64, 64), 256, (256, 256)), ((100, 1), 1, (100, 1)),
+])  # fmt: skip
+def test_shown_size_keeps_the_form(size, short, seen):
+    assert shown_size(size, short) == seen
+
+
+# --- noise from a file ----------------------------------------------------------------------------
+
+
+def save(path, noise):
+    np.save(path, noise)
+    return str(path)
+
+
+def test_noise_is_read_as_pytorch_keeps_it_or_as_here(tmp_path):
+    noise = fixed_noise(draws=2, size=(8, 12))
+    for kept in (noise, np.moveaxis(noise, -1, 1), noise.astype(np.float64)):
+        read = read_noise(save(tmp_path / "noise.npy", kept), noise.shape)
+        np.testing.assert_array_equal(read, noise)
+        assert read.dtype == np.float32
+    for kept in (noise[0], np.moveaxis(noise[0], -1, 0)):
+        read = read_noise(save(tmp_path / "noise.npy", kept), (1, *noise.shape[1:]))
+        np.testing.assert_array_equal(read, noise[:1])
+
+
+@pytest.mark.parametrize("wrong", [
+    np.zeros((1, 3, 8, 13), np.float32), np.zeros((2, 3, 8, 12), np.float32),
+    np.zeros((1, 1, 8, 12), np.float32), np.zeros((8, 12), np.float32),
+    np.zeros((1, 3, 8, 12), np.uint8), np.zeros((), np.float32),
+], ids=lambda array: f"{array.dtype}{list(array.shape)}")  # fmt: skip
+def test_noise_of_another_shape_or_type_is_refused(wrong, tmp_path):
+    with pytest.raises(UserError, match=r"noise.npy holds .*\[.*with noise float32\[1, 8, 12, 3\]"):
+        read_noise(save(tmp_path / "noise.npy", wrong), (1, 8, 12, 3))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no array", "npz", "pickle", "folder"], ids=str)
+def test_a_file_that_holds_no_array_is_refused(content, tmp_path):
+    path = tmp_path / "noise.npy"
+    if content == "npz":
+        with open(path, "wb") as file:
+            np.savez(file, noise=fixed_noise())
+    elif content == "pickle":
+        np.save(path, np.array([{}], object), allow_pickle=True)
+    elif content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"noise.npy"):
+        read_noise(str(path), (1, 8, 12, 3))
+
+
+# --- a stage that fits ----------------------------------------------------------------------------
+
+
+def make_config(**changes):
+    """The tiny diffusion model, and an ensemble on its features."""
+    read = lambda path: runpy.run_path(str(ROOT / path))["get_config"]()
+    config, other = read("tests/configs/tiny_ddpm.py"), read("configs/ddpm_seg_camvid.py")
+    config.model.update(channel_mult=(1,), attention_factors=())
+    config.features, config.ensemble = other.features, other.ensemble
+    config.features.update(dict(steps=(1, 5), blocks=(0, 1), short=0) | changes)
+    config.ensemble.update(members=2, widths=(6, 4))
+    return config
+
+
+def task_of(crop=(8, 12), classes=3, **changes):
+    return ddpm_seg.make_task(make_config(**changes), "fit", crop, classes)
+
+
+def small_values(tree, seed=0):
+    draw = np.random.default_rng(seed)
+    make = lambda s: jnp.asarray(draw.uniform(0.05, 0.3, s.shape), jnp.float32)
+    return jax.tree.map(make, tree)
+
+
+@pytest.mark.parametrize("source", ["network", "colour"])
+def test_a_prediction_is_the_ensembles_answer_of_every_picture(source):
+    task = task_of(source=source, dtype="float32")
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    values = small_values(shapes)
+    assert set(flat_names(shapes)) == (
+        set() if source == "colour" else {"params.unet", "stats.noise"}
+    )
+    member = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), task.fit.member.abstract
+    )
+    ensemble = small_values(member, seed=1)
+    whole = {part: values[part] | {"ensemble": ensemble[part]} for part in values}
+    images, valid = pictures(2), jnp.asarray([[8, 12]] * 2)
+    said = quick(task.predict)(whole, images, valid)
+
+    def expected(values, images, valid):
+        return answer(task.fit.member, ensemble, task.fit.extract(values, images, valid))
+
+    for name, wanted in quick(expected)(values, images, valid).items():
+        np.testing.assert_allclose(said[name], wanted, atol=1e-4, err_msg=name)
+    assert said["votes"].shape == (2, 8, 12, 3)
+    assert task.meta["features_per_pixel"] == (5 if source == "colour" else 2 * 2 * 32)
+
+
+def flat_names(tree):
+    return [f"{part}.{name}" for part in tree for name in tree[part]]
+
+
+def test_the_noise_is_drawn_once_or_taken_from_the_file(tmp_path):
+    one = quick(lambda key: task_of(draws=2).init(key)["stats"]["noise"])
+    noise = one(jax.random.key(0))
+    assert noise.shape == (2, 8, 12, 3) and abs(np.std(noise) - 1) < 0.15
+    np.testing.assert_array_equal(one(jax.random.key(0)), noise)
+    assert np.abs(np.corrcoef(np.ravel(noise[0]), np.ravel(noise[1]))[0, 1]) < 0.3
+    kept = fixed_noise(draws=1, size=(8, 12))
+    path = save(tmp_path / "noise.npy", np.moveaxis(kept, -1, 1))
+    np.testing.assert_array_equal(given_noise(noise_file=path), kept)
+    with pytest.raises(UserError, match=r"noise float32\[1, 4, 6, 3\]"):
+        given_noise(noise_file=path, short=4)
+
+
+def given_noise(**features):
+    """The noise that a fit with these features takes from a file."""
+    config = make_config(**features)
+    abstract = jax.eval_shape(task_of(**features).init, jax.random.key(0))
+    return ddpm_seg.given_arrays(config, abstract)["stats"]["noise"]
+
+
+def test_colour_and_place_lie_between_minus_one_and_one():
+    images = pictures(2, (5, 4))
+    found = ddpm_seg.colour_features({}, jnp.asarray(images), jnp.asarray([[5, 4]] * 2)).dense()
+    np.testing.assert_allclose(found[..., :3], images / 127.5 - 1, atol=1e-6)
+    rows = np.broadcast_to(np.array([-0.8, -0.4, 0, 0.4, 0.8])[:, None], (2, 5, 4))
+    columns = np.broadcast_to([-0.75, -0.25, 0.25, 0.75], (2, 5, 4))
+    np.testing.assert_allclose(found[..., 3:], np.stack([rows, columns], -1), atol=1e-6)
