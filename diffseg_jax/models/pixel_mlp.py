@@ -17,6 +17,11 @@ def widths_for(num_classes: int) -> tuple[int, int]:
     return (128, 32) if num_classes < WIDE_FROM else (256, 128)
 
 
+def steps_of_pass(pixels: int, batch_size: int) -> int:
+    """Steps in a pass over the pixels without a last, incomplete batch; of fewer pixels, one."""
+    return max(pixels // batch_size, 1)
+
+
 class PixelMLP(nnx.Module):
     """Linear, ReLU, batch norm, twice; then a linear layer.
 

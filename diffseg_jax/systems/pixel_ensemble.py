@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffseg_jax.models.pixel_mlp import PixelMLP
+from diffseg_jax.models.pixel_mlp import PixelMLP, steps_of_pass
 from diffseg_jax.models.plain import Network, stats_of
 from diffseg_jax.models.taps import PixelFeatures
 
@@ -41,11 +41,7 @@ class Recipe:
 
     def length(self, pixels: int) -> int:
         """Steps that are made at most."""
-        return self.steps or self.epochs * self.per_epoch(pixels)
-
-    def per_epoch(self, pixels: int) -> int:
-        """Steps in a pass over the pixels; of fewer pixels than a batch, one."""
-        return max(pixels // self.batch_size, 1)
+        return self.steps or self.epochs * steps_of_pass(pixels, self.batch_size)
 
 
 def _fast(steps):

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from diffseg_jax.checkpoints import StageCheckpoints
 from diffseg_jax.config import UserError
+from diffseg_jax.models.pixel_mlp import steps_of_pass
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.training.log import Log, duration
 
@@ -70,8 +71,8 @@ class Fit:
 
     @property
     def steps_of_pass(self) -> int:
-        """Steps in a pass over the pixels; one if they are fewer than a batch."""
-        return max(len(self.pixels) // self.batch_size, 1)
+        """Steps in a pass over the pixels."""
+        return steps_of_pass(len(self.pixels), self.batch_size)
 
 
 def run(fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log) -> None:
