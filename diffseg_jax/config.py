@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Mapping
 
 
@@ -61,6 +62,19 @@ class Text:
             return "must be text"
         if self.choices and value not in self.choices:
             return f"must be one of {', '.join(self.choices)}.{_nearest(value, self.choices)}"
+        return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """An option that is a regular expression, such as a word to look for."""
+
+    def problem(self, value):
+        """What is wrong with a value, or an empty string."""
+        try:
+            re.compile(value)
+        except (re.error, TypeError) as error:
+            return f"must be a word or a regular expression ({error})"
         return ""
 
 
@@ -161,7 +175,7 @@ STAGE = {
         "b2": Number(float, 0, 0.999999),
         "epsilon": Number(float, 0),
         "weight_decay": Number(float, 0),
-        "no_decay": Several(Text()),
+        "no_decay": Several(Pattern()),
         "clip_norm": Number(float, 0),
     },
     "every": {"log": Number(int, 1), "checkpoint": Number(int, 1), "evaluate": Number(int, 1)},

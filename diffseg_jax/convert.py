@@ -2,9 +2,11 @@
 
 python -m diffseg_jax.convert --source=adm --name=lsun_bedroom --input=lsun_bedroom.pt \
     --output=weights/lsun_bedroom
+python -m diffseg_jax.convert --source=ddp --output=weights/ddp_convnext_t \
+    --input=ddp_convnext_t_4x4_512x1024_160k_cityscapes.pth
 
-In place of --name, the flags that the network was trained with may be given as they were given to
-guided diffusion: --image_size 64 --num_channels 128 --learn_sigma True ...
+For adm, in place of --name, the flags that the network was trained with may be given as they were
+given to guided diffusion: --image_size 64 --num_channels 128 --learn_sigma True ...
 """
 
 import argparse
@@ -17,11 +19,16 @@ import diffseg_jax
 from diffseg_jax.checkpoints import StageCheckpoints, has_checkpoint
 from diffseg_jax.command import make_folder, numbers, truth, user_errors
 from diffseg_jax.config import UserError, choose
+from diffseg_jax.data.datasets import ADE20K, CITYSCAPES
+from diffseg_jax.data.folders import Labels, distinct_colours, numbered_labels
+from diffseg_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from diffseg_jax.weights.adm import PUBLISHED, Configuration, from_flags, load_adm
+from diffseg_jax.weights.ddp import load_ddp, settings_of
 from diffseg_jax.weights.reader import read_arrays
 
 # Flags of guided diffusion that say nothing about the network or how it was trained.
 UNUSED = ("use_fp16", "use_checkpoint")
+GROUPS = 32  # of the group norms in DDP's neck, where --groups does not say
 
 
 def convert_adm(path: str | os.PathLike, output: str | os.PathLike, known: Configuration) -> int:
@@ -30,32 +37,96 @@ def convert_adm(path: str | os.PathLike, output: str | os.PathLike, known: Confi
     Returns the number of parameters. Raises UserError for a file that cannot be read or is not of
     this network, and for an output directory that holds a checkpoint already.
     """
+    require_free(output)
+    params = load_adm(read_arrays(path), known.settings, known.order, str(path))
+    task = {
+        "kind": "pretrain",
+        "model": dataclasses.asdict(known.settings),
+        "diffusion": known.diffusion,
+        "size": [known.image_size] * 2,
+        "normalisation": "v / 127.5 - 1",
+    }
+    return write(output, {"params": params}, path, "ddpm_seg", task)
+
+
+def convert_ddp(path: str | os.PathLike, output: str | os.PathLike, groups: int = GROUPS) -> int:
+    """Writes a segmentation checkpoint of DDP as a directory with one checkpoint.
+
+    groups  of the neck's group norms, which no file tells
+
+    Sampling is as published: 3 steps, probabilities accumulated for the 150 classes of ADE20K.
+    Returns the number of parameters. Raises UserError as `convert_adm`, and for groups that do not
+    divide the network's width.
+    """
+    require_free(output)
+    arrays = read_arrays(path)
+    settings = settings_of(arrays, str(path))
+    if groups < 1 or settings.width % groups:
+        raise UserError(
+            f"--groups is {groups}, which does not divide the {settings.width} channels of {path}. "
+            f"Give the number that the network was trained with, usually {GROUPS}."
+        )
+    settings = dataclasses.replace(settings, groups=groups)
+    values = load_ddp(arrays, settings, str(path))
+    classes = settings.num_classes
+    depths = "-".join(map(str, settings.depths))
+    print(
+        f"{path}: {settings.backbone} of depths {depths} and {settings.channels[0]} channels, "
+        f"{classes} classes; not in the file, taken as published: {groups} groups (--groups), "
+        f"codes of scale {settings.code_scale}, cosine schedule"
+    )
+    sampling = dict(
+        steps=3, sampler="ddim", draws=1, time_difference=1, start=0.0, schedule="cosine",
+        accumulate=classes == 150, uncertainty="changes",
+    )  # fmt: skip
+    task = {
+        "kind": "train",
+        "model": dataclasses.asdict(settings),
+        "num_classes": classes,
+        "sampling": sampling,
+        "normalisation": "(v - mean) / std",
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+    }
+    return write(output, values, path, "ddp", task, **classes_meta(classes))
+
+
+def classes_meta(num_classes: int) -> dict:
+    """Names, and colours where they are known: of Cityscapes for 19 classes, of ADE20K for 150."""
+    ade20k = Labels(tuple(ADE20K.split(", ")), distinct_colours(150))
+    labels = {19: CITYSCAPES, 150: ade20k}.get(num_classes)
+    if labels is None:
+        return {"classes": list(numbered_labels(num_classes).names)}
+    palette = [list(colour) for colour in labels.palette]
+    return {"classes": list(labels.names), "palette": palette}
+
+
+def require_free(output: str | os.PathLike):
+    """Makes the folder around an output; UserError if something is in the output's place."""
     if has_checkpoint(output):
         raise UserError(f"{output} holds a checkpoint already. Give another --output.")
     if os.path.isfile(output):
         raise UserError(f"{output} is a file. Give another --output.")
     make_folder(os.path.dirname(os.path.abspath(output)))
-    params = load_adm(read_arrays(path), known.settings, known.order, str(path))
+
+
+def write(output, values: dict, path, system: str, task: dict, **labels) -> int:
+    """Saves the values of a network as step 0; returns the number of parameters."""
     # NumPy arrays would be copied by the saver, since they might change meanwhile
-    params = jax.device_put(params, jax.local_devices(backend="cpu")[0])
+    values = jax.device_put(values, jax.local_devices(backend="cpu")[0])
     meta = {
         "version": diffseg_jax.__version__,
-        "config": {"system": "ddpm_seg"},
+        "config": {"system": system},
         "stage": "converted",
         "step": 0,
         "start": str(path),
         "ema": [],
-        "task": {
-            "kind": "pretrain",
-            "model": dataclasses.asdict(known.settings),
-            "diffusion": known.diffusion,
-            "size": [known.image_size] * 2,
-            "normalisation": "v / 127.5 - 1",
-        },
+        **labels,
+        "task": task,
     }
     with StageCheckpoints(output) as checkpoints:
-        checkpoints.save(0, {"params": params}, meta)
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+        checkpoints.save(0, values, meta)
+    return sum(leaf.size for leaf in jax.tree.leaves(values["params"]))
 
 
 def main(arguments=None):
@@ -63,20 +134,30 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(
         prog="python -m diffseg_jax.convert", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--source", required=True, help="whose checkpoint it is: adm")
-    parser.add_argument("--input", required=True, help="the .pt file")
+    sources = ", ".join(SOURCES)
+    parser.add_argument("--source", required=True, help=f"whose checkpoint it is: {sources}")
+    parser.add_argument("--input", required=True, help="the .pt or .pth file")
     parser.add_argument("--output", required=True, help="a new directory")
-    parser.add_argument("--name", default="", help=f"configuration: {', '.join(PUBLISHED)}")
-    group = parser.add_argument_group("flags of guided diffusion, in place of --name")
+    group = parser.add_argument_group("adm")
+    group.add_argument("--name", help=f"configuration: {', '.join(PUBLISHED)}")
+    group = parser.add_argument_group("adm, flags of guided diffusion in place of --name")
     for flag, kind in FLAGS.items():
         group.add_argument(f"--{flag}", type=kind, metavar=NAMES[kind])
+    group = parser.add_argument_group("ddp")
+    group.add_argument("--groups", type=int, metavar="N", help=f"of the neck's norms; {GROUPS}")
     given = vars(parser.parse_args(arguments))
+    path, output, source = (given.pop(name) for name in ("input", "output", "source"))
     with user_errors():
-        choose({"adm": None}, given["source"], "source of checkpoints")
-        flags = {flag: given[flag] for flag in FLAGS if given[flag] is not None}
-        known = known_configuration(given["name"], flags)
-        count = convert_adm(given["input"], given["output"], known)
-        print(f"{given['output']}: {count:,} parameters")
+        run, own = choose(SOURCES, source, "source of checkpoints")
+        flags = {flag: value for flag, value in given.items() if value is not None}
+        for flag in flags:
+            if flag not in own:
+                raise UserError(f"--{flag} means nothing for --source={source}. Leave it out.")
+        print(f"{output}: {run(path, output, **flags):,} parameters")
+
+
+def _adm(path, output, name="", **flags):
+    return convert_adm(path, output, known_configuration(name, flags))
 
 
 def known_configuration(name: str, flags: dict) -> Configuration:
@@ -124,6 +205,7 @@ FLAGS = {
     "rescale_learned_sigmas": truth,
     **dict.fromkeys(UNUSED, truth),
 }
+SOURCES = {"adm": (_adm, ("name", *FLAGS)), "ddp": (convert_ddp, ("groups",))}  # and their flags
 
 if __name__ == "__main__":
     main()

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from diffseg_jax.mesh import AXES, batch_sharding, state_shardings
 from diffseg_jax.metrics.segmentation import confusion
 from diffseg_jax.metrics.uncertainty import BINS, image_uncertainty, uncertainty_counts
-from diffseg_jax.systems.prediction import Prediction, Protocol, predict
+from diffseg_jax.systems.prediction import MEASURES, Prediction, Protocol, predict
 
 
 @dataclasses.dataclass
@@ -21,6 +21,7 @@ class Counts:
 
     confusion    i64[K+1,K], the last row for predictions on ignored pixels
     uncertainty  i64[2,BINS], right and wrong pixels by their uncertainty
+    measures     the same for each of `prediction.MEASURES`; zeros for those that there are not
     images       how many
     uncertain    sum over images of the mean of their most uncertain tenth
     """
@@ -29,6 +30,9 @@ class Counts:
     uncertainty: np.ndarray
     images: int = 0
     uncertain: float = 0.0
+    measures: dict[str, np.ndarray] = dataclasses.field(
+        default_factory=lambda: {name: np.zeros((2, BINS), int) for name in MEASURES}
+    )
 
     def add(self, mask: np.ndarray, prediction: Prediction, row: int):
         """Counts one image, a row of a prediction, against its mask i32[H,W]."""
@@ -36,6 +40,8 @@ class Counts:
         num_classes = self.confusion.shape[1]
         self.confusion += confusion(mask, labels, num_classes, ignored_row=True)
         self.uncertainty += uncertainty_counts(uncertainty, mask, labels)
+        for name, values in prediction.uncertainties.items():
+            self.measures[name] += uncertainty_counts(values[row], mask, labels)
         self.images += 1
         self.uncertain += image_uncertainty(uncertainty)
 
@@ -99,6 +105,7 @@ def evaluate(
             np.sum(_from_all(counts.uncertainty), axis=0),
             int(np.sum(_from_all(np.array(counts.images)))),
             float(np.sum(multihost_utils.process_allgather(np.float32(counts.uncertain)))),
+            {name: np.sum(_from_all(values), axis=0) for name, values in counts.measures.items()},
         )
     return counts, kept
 

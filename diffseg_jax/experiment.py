@@ -78,7 +78,7 @@ def evaluate_only(config: ConfigDict, workdir: Path):
             "no stage in config.run learns from labels, so there is nothing to evaluate. Pictures "
             "of a diffusion model are drawn by python -m diffseg_jax.sample."
         )
-    check_same(config, workdir, may_differ=("evaluate", "mesh"))
+    check_same(config, workdir, may_differ=("evaluate", "mesh", "sampling", "sweep"))
     results = {}
     for name in config.run:
         directory = workdir / "checkpoints" / name

@@ -12,13 +12,13 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from diffseg_jax import check, choose_taps, experiment
+from diffseg_jax import check, choose_steps, choose_taps, experiment
 from diffseg_jax.command import CACHE, use_cache, user_errors
 from diffseg_jax.config import UserError, choose
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file in configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, numbers and pictures go.")
-MODE = flags.DEFINE_string("mode", "train", "train, eval, check (data) or taps (features).")
+MODE = flags.DEFINE_string("mode", "train", "train, eval, check, taps or steps.")
 COMPILED = flags.DEFINE_string(
     "compilation_cache", CACHE, "Where compiled programs go; empty for nowhere."
 )
@@ -28,6 +28,7 @@ MODES = {
     "eval": experiment.evaluate_only,
     "check": check.check_data,
     "taps": choose_taps.choose_taps,
+    "steps": choose_steps.choose_steps,
 }
 
 
@@ -79,18 +80,24 @@ def _check_config_flags(arguments):
     return values
 
 
-def _run_config(file):
+def _run_config(given):
+    """The options of "file.py", or of "file.py:argument", which goes to its get_config."""
+    file, colon, argument = given.partition(":")
     if not os.path.isfile(file):
         folder = os.path.dirname(file) or "."
         names = os.listdir(folder) if os.path.isdir(folder) else []
         known = [os.path.join(folder, name) for name in names if name.endswith(".py")]
         raise UserError(f"there is no config file {file}.{_advice(file, known)}")
     try:
-        return runpy.run_path(file)["get_config"]().to_dict()
+        arguments = [argument] if argument else []
+        return runpy.run_path(file)["get_config"](*arguments).to_dict()
+    except ValueError as error:
+        raise UserError(f"config file {given}: {error}.") from None
     except Exception as error:  # whatever the user's own program raises
         raise UserError(
             f"config file {file} cannot be run: {type(error).__name__}: {error}. "
-            "It must hold a function get_config() that returns a ConfigDict."
+            "It must hold a function get_config() that returns a ConfigDict"
+            f"{', and take what stands after the colon' if colon else ''}."
         ) from None
 
 

@@ -94,10 +94,16 @@ def make_task(run: Run, name: str) -> Task:
     options = run.config.stages[name]
     classes = run.val.labels.names if is_labelled(run, name) else run.unlabelled.classes
     task = run.system.make_task(run.config, options.kind, tuple(options.augment.crop), len(classes))
-    whole = NamedSharding(run.mesh, PartitionSpec())  # readable in every process
+    return compiled(task, run.mesh)
+
+
+def compiled(task: Task, mesh: jax.sharding.Mesh) -> Task:
+    """The task with its answers compiled."""
+    whole = NamedSharding(mesh, PartitionSpec())  # readable in every process
     return dataclasses.replace(
         task,
         predict=task.predict and jax.jit(task.predict),
+        trace=task.trace and jax.jit(task.trace),
         denoise=task.denoise and jax.jit(task.denoise, out_shardings=whole),
     )
 

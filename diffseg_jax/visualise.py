@@ -23,6 +23,7 @@ WRONG = (213, 94, 0)  # vermillion: stands out from grey in every kind of colour
 BORDER, TEXT, TITLE, SWATCH = 6, 18, 30, 18
 LOWEST, HIGHEST = 160, 640  # pictures in a sheet are scaled until their height lies in between
 CONTACT_WIDTH = 2000
+STEPS = 4  # columns of a sheet
 CELL = (34, 62)  # height and width in a table of numbers
 
 # Colours that readers with any colour vision tell apart (Okabe and Ito 2008), less black and WRONG.
@@ -225,6 +226,40 @@ def score_grid(scores: np.ndarray, row: str, rows: Sequence, column: str) -> np.
     return _bordered(np.asarray(sheet))
 
 
+def steps_plot(rows: Sequence[dict]) -> np.ndarray:
+    """Quality against reverse steps: a line per stage and number of draws.
+
+    rows   dicts of stage, steps (0 for a network without), draws, mIoU in [0, 1], ms per image
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow, and seldom needed
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    against_steps, against_time = figure.subplots(1, 2, sharey=True)
+    groups = {}
+    for row in rows:
+        draws = f", {row['draws']} draws" if row["draws"] > 1 else ""
+        groups.setdefault(row["stage"] + draws, []).append(row)
+    for number, (name, group) in enumerate(groups.items()):
+        quality = [100 * row["mIoU"] for row in group]
+        style = dict(color=f"C{number}", marker="o", label=name)
+        if group[0]["steps"]:
+            against_steps.plot([row["steps"] for row in group], quality, **style)
+        else:
+            against_steps.axhline(quality[0], color=f"C{number}", linestyle="--", label=name)
+        against_time.plot([row["ms"] for row in group], quality, **style)
+    ticks = sorted({row["steps"] for row in rows if row["steps"]})
+    against_steps.set(xlabel="reverse steps", ylabel="mIoU (%)", xticks=ticks)
+    for row in rows:
+        if row["steps"]:
+            against_time.annotate(str(row["steps"]), (row["ms"], 100 * row["mIoU"]))
+    against_time.set(xlabel="milliseconds per image (numbers: steps)")
+    against_steps.legend()
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 def grid(images: np.ndarray) -> np.ndarray:
     """Pictures uint8[N,H,W,3] in rows that make the whole about square, small ones enlarged."""
     columns = math.ceil(math.sqrt(len(images)))
@@ -235,7 +270,9 @@ def grid(images: np.ndarray) -> np.ndarray:
     return np.concatenate([np.concatenate(line, 1) for line in lines])
 
 
-def prediction_sheet(images, truths, predictions, uncertainties, labels) -> np.ndarray:
+def prediction_sheet(
+    images, truths, predictions, uncertainties, labels, steps=None
+) -> np.ndarray:
     """One row per image: image | truth | prediction | uncertainty | error, and a legend below.
 
     images          uint8[H, W, 3] each; sizes may differ from image to image
@@ -243,6 +280,8 @@ def prediction_sheet(images, truths, predictions, uncertainties, labels) -> np.n
     predictions     int[H, W] each
     uncertainties   float[H, W] each, in [0, 1]; the brightest colour is that of the 99.5th
                     percentile of the sheet, and the legend says which value that is
+    steps           int[T, H, W] each, the labels after every step of a sampler, T alike: at most
+                    STEPS of them are shown before the prediction, the first and the last among them
     """
     most = np.percentile(np.concatenate([np.ravel(values) for values in uncertainties]), 99.5)
     top = np.clip(np.ceil(100 * most) / 100, 0.01, 1.0)
@@ -258,6 +297,11 @@ def prediction_sheet(images, truths, predictions, uncertainties, labels) -> np.n
         columns.insert(1, [colour_labels(mask, labels.palette) for mask in truths])
         columns.append([errors(*row) for row in zip(truths, predictions, images, strict=True)])
         marks = {"ignored": BLACK, "wrong": WRONG}
+    if steps is not None:
+        place = titles.index("prediction")
+        for step in reversed(sorted(set(np.linspace(0, len(steps[0]) - 1, STEPS).astype(int)))):
+            titles.insert(place, f"step {step + 1}")
+            columns.insert(place, [colour_labels(maps[step], labels.palette) for maps in steps])
     body = _grid(titles, list(zip(*columns, strict=True)))
     return rows([*body, _legend_below(labels, marks, body), _heat_scale(top)])
 

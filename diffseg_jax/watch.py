@@ -7,11 +7,12 @@ import jax
 import numpy as np
 
 from diffseg_jax import visualise
+from diffseg_jax.data.transforms import resize_image, resize_mask
 from diffseg_jax.evaluate import Counts, evaluate, make_forward, spread
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.metrics.uncertainty import auroc
 from diffseg_jax.run import Run, augmentation, counted, protocol_of
-from diffseg_jax.systems.prediction import Protocol
+from diffseg_jax.systems.prediction import Protocol, View
 from diffseg_jax.systems.task import Task
 from diffseg_jax.training.state import network_of
 from diffseg_jax.workdir import plain
@@ -44,6 +45,7 @@ def watcher(run: Run, name: str, task: Task):
 
         def watch(state, step):
             counts, kept = measure(run, task, network_of(state, ema), places, quick)
+            trace_steps(run, task, network_of(state, ema), kept, quick)
             draw_predictions(run, kept, f"{name}_{step:06d}", name, step)
             scored = scores_of(run, counts)
             return {**{mean: scored[mean] for mean in segmentation.MEANS}, "images": len(places)}
@@ -94,6 +96,7 @@ def result_of(
     places = run.places_of_val(options.images)
     run.log.say(f"{name}: evaluates step {meta['step']} on {counted(len(places), 'image')}")
     counts, kept = measure(run, task, network, places, protocol_of(run.config))
+    trace_steps(run, task, network, kept, protocol_of(run.config))
     draw_predictions(run, kept, f"{name}_{picture}", name, meta["step"])
     names, convention = run.val.labels.names, run.system.CONVENTION
     papers = {}
@@ -107,8 +110,10 @@ def result_of(
         "protocol": plain({word: options[word] for word in PROTOCOL}),
         **segmentation.to_json(scores_of(run, counts), names),
         "AUROC": segmentation.to_number(auroc(counts.uncertainty)),
+        "AUROC_of": measured(counts),
         "image_uncertainty": counts.uncertain / counts.images,
         **papers,
+        **({"sampling": plain(run.config.sampling.to_dict())} if task.trace else {}),
     }
 
 
@@ -123,11 +128,34 @@ def scores_of(run: Run, counts: Counts, convention: str = "") -> dict:
     return segmentation.scores(confusion, absent=absent, left_out=run.val.labels.unscored)
 
 
+def measured(counts: Counts) -> dict:
+    """AUROC of every measure of uncertainty that the network gave."""
+    given = {name: values for name, values in counts.measures.items() if values.any()}
+    return {name: segmentation.to_number(auroc(values)) for name, values in given.items()}
+
+
+def trace_steps(run: Run, task: Task, network: dict, kept: list[dict], protocol: Protocol):
+    """Adds to each example "steps", its labels i32[T,H,W] after every reverse step, if any.
+
+    Only where pictures are shown whole: windows have noise of their own.
+    """
+    if not task.trace or protocol.view is not View.WHOLE:
+        return
+    forward = make_forward(task.trace, network, run.mesh, 1)
+    for example in kept:
+        own = example["image"].shape[:2]
+        shown = resize_image(example["image"], protocol.sizes(own)[0])
+        labels = forward(shown[None], np.array([shown.shape[:2]], np.int32))[0]
+        example["steps"] = np.stack([resize_mask(step, own) for step in labels])
+
+
 def draw_predictions(run: Run, kept: list[dict], file: str, name: str, step: int):
-    """Saves a sheet of examples: image, truth, prediction, uncertainty, error."""
+    """Saves a sheet of examples: image, truth, steps, prediction, uncertainty, error."""
     if kept:
         columns = [[e[key] for e in kept] for key in ("image", "mask", "labels", "uncertainty")]
-        save_picture(run, visualise.prediction_sheet(*columns, run.val.labels), file, name, step)
+        steps = [e["steps"] for e in kept] if "steps" in kept[0] else None
+        sheet = visualise.prediction_sheet(*columns, run.val.labels, steps)
+        save_picture(run, sheet, file, name, step)
 
 
 def save_picture(run: Run, picture: np.ndarray, file: str, name: str, step: int):

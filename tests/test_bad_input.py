@@ -131,7 +131,7 @@ def test_a_config_file_that_is_not_there():
     "values, sentence",
     [
         ({"surplus": True}, '"surplus" is no flag'),
-        ({"mode": "trian"}, 'unknown mode "trian". Known: check, eval, taps, train. Did you mean'),
+        ({"mode": "trian"}, "Known: check, eval, steps, taps, train. Did you mean"),
         ({"config": None}, "given. Try --config=configs/"),
         ({"workdir": None}, "given. Try --workdir=runs/a."),
     ],

@@ -1,5 +1,6 @@
 """Converting an official file: what comes out opens, samples and starts a stage; or a sentence."""
 
+import dataclasses
 import importlib.util
 import math
 import pickle
@@ -13,7 +14,7 @@ from flax.traverse_util import flatten_dict as flatten
 from PIL import Image
 
 from diffseg_jax import convert, stages
-from diffseg_jax.checkpoints import open_network
+from diffseg_jax.checkpoints import open_meta, open_network
 from diffseg_jax.config import UserError
 from diffseg_jax.run import start_run
 from diffseg_jax.sample import sample
@@ -28,6 +29,7 @@ SPEC = importlib.util.spec_from_file_location(
 )
 official = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(official)
+DDP = SimpleNamespace(**runpy.run_path(str(HERE / "weights" / "test_ddp_weights.py")))
 
 FLAGS = {  # of a network that is the tiny config's, for two classes
     "image_size": 16, "num_channels": 32, "channel_mult": "1,1", "num_res_blocks": 1,
@@ -119,6 +121,98 @@ def test_a_converted_network_samples(converted):
     assert images.shape == (2, 16, 16, 3) and images.std() > 10
     with pytest.raises(UserError, match='"0.9999".*Known: off'):
         sample(converted, ema=0.9999)
+
+
+# ---- DDP -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=DDP.TINY)
+def ddp_file(request, tmp_path_factory):
+    """A DDP state dict in the official names with random numbers, and the settings it is of."""
+    path = tmp_path_factory.mktemp("official") / f"{request.param}.npz"
+    np.savez(path, **DDP.random_file(DDP.TINY[request.param]))
+    return path, DDP.TINY[request.param]
+
+
+def test_every_value_of_ddp_is_there(ddp_file, tmp_path, capsys):
+    file, settings = ddp_file
+    called(file, tmp_path / "out", "ddp", groups=8)
+    values, meta = open_network(tmp_path / "out")
+    DDP.assert_is(values, read_arrays(file), settings.backbone)
+    count = sum(leaf.size for leaf in flatten(values["params"]).values())
+    found, wrote = capsys.readouterr().out.splitlines()
+    assert f"{settings.backbone} of depths" in found and "5 classes" in found
+    assert "8 groups (--groups)" in found
+    assert wrote == f"{tmp_path / 'out'}: {count:,} parameters"
+    assert meta["config"] == {"system": "ddp"} and meta["stage"] == "converted"
+    assert meta["ema"] == [] and meta["step"] == 0 and meta["start"] == str(file)
+    assert meta["classes"] == [f"class_{k}" for k in range(5)] and "palette" not in meta
+
+
+def test_the_task_of_ddp_stands_beside_it(ddp_file, tmp_path):
+    file, settings = ddp_file
+    called(file, tmp_path / "out", "ddp", groups=8)
+    task = open_meta(tmp_path / "out")["task"]
+    expected = dataclasses.asdict(dataclasses.replace(settings, groups=8))
+    assert {key: tuple(v) if isinstance(v, list) else v for key, v in task.pop("model").items()
+            } == expected  # fmt: skip
+    assert task == {
+        "kind": "train", "num_classes": 5, "normalisation": "(v - mean) / std",
+        "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375],
+        "sampling": {
+            "steps": 3, "sampler": "ddim", "draws": 1, "time_difference": 1, "start": 0.0,
+            "schedule": "cosine", "accumulate": False,
+            "uncertainty": "changes",
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("classes", "names"), [
+    (19, ["road", "sidewalk", "building"]), (150, ["wall", "building", "sky"]),
+])  # fmt: skip
+def test_published_classes_have_names_and_colours(classes, names, tmp_path):
+    settings = dataclasses.replace(DDP.TINY["convnext"], num_classes=classes)
+    np.savez(tmp_path / "file.npz", **DDP.random_file(settings))
+    called(tmp_path / "file.npz", tmp_path / "out", "ddp")
+    meta = open_meta(tmp_path / "out")
+    assert meta["classes"][:3] == names and len(meta["classes"]) == classes
+    assert len({tuple(colour) for colour in meta["palette"]}) == classes
+    assert meta["task"]["sampling"]["accumulate"] == (classes == 150)
+    assert meta["task"]["model"]["groups"] == 32
+
+
+def refused(capsys, *arguments, **flags):
+    """The one line of a command that ends with a sentence."""
+    with pytest.raises(SystemExit) as end:
+        called(*arguments, **flags)
+    said = capsys.readouterr()
+    assert end.value.code == 2 and said.out == "" and said.err.count("\n") == 1
+    return said.err
+
+
+def test_flags_of_the_other_source_are_refused(file, tmp_path, capsys):
+    for source, flags in (("ddp", {"name": "ffhq"}), ("ddp", {"num_channels": 32, "groups": 8}),
+                          ("adm", {**FLAGS, "groups": 8})):  # fmt: skip
+        flag = next(name for name in flags if source == "ddp" or name == "groups")
+        said = refused(capsys, file, tmp_path / "out", source, **flags)
+        assert said == f"error: --{flag} means nothing for --source={source}. Leave it out.\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("groups", [0, -4, 5, 64])
+def test_groups_that_do_not_divide_the_width(groups, ddp_file, tmp_path, capsys):
+    said = refused(capsys, ddp_file[0], tmp_path / "out", "ddp", groups=groups)
+    assert f"--groups is {groups}, which does not divide the 32 channels" in said
+    assert "usually 32." in said and not (tmp_path / "out").exists()
+
+
+def test_another_network_is_no_ddp(file, ddp_file, tmp_path, capsys):
+    said = refused(capsys, file, tmp_path / "out", "ddp")
+    assert "is no checkpoint of DDP: its first entry is time_embed.0.weight. Give a seg" in said
+    called(ddp_file[0], tmp_path / "out", "ddp")
+    capsys.readouterr()
+    said = refused(capsys, ddp_file[0], tmp_path / "out", "ddp")
+    assert "holds a checkpoint already. Give another --output." in said
 
 
 # ---- where a stage starts ------------------------------------------------------------------------
@@ -224,7 +318,7 @@ REFUSED = {
         changed(flags={"name": "lsun_bedrom"}),
         ['"lsun_bedrom"', "Known: ", 'Did you mean "lsun_bedroom"?'],
     ),
-    "unknown source": (changed(source="amd"), ['"amd"', "Known: adm"]),
+    "unknown source": (changed(source="amd"), ['"amd"', "Known: adm, ddp", 'Did you mean "adm"?']),
     "size without multiples": (
         changed(flags={"image_size": 48}), ["image_size is 48", "--channel_mult 1,2,3,4"],
     ),

@@ -245,3 +245,15 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_older_file(scene, tmp_path,
             visualise.save_png(path, scene[0][::-1])
     assert list(tmp_path.iterdir()) == [kept]
     np.testing.assert_array_equal(np.asarray(Image.open(kept)), scene[0])
+
+
+def test_a_plot_of_steps_has_a_line_for_every_stage_and_number_of_draws():
+    rows = [
+        dict(stage="train", steps=steps, draws=draws, mIoU=0.3 + steps / 100, ms=10.0 * steps)
+        for draws in (1, 2)
+        for steps in (1, 3)
+    ]
+    plain = dict(stage="plain", steps=0, draws=1, mIoU=0.2, ms=5.0)
+    with_plain, without = (visualise.steps_plot(part) for part in ([*rows, plain], rows))
+    assert with_plain.dtype == np.uint8 and with_plain.shape == without.shape
+    assert with_plain.shape[2] == 3 and np.any(with_plain != without)

@@ -209,11 +209,6 @@ def center_square(image, side):
     return np.asarray(picture.crop((left, top, left + side, top + side)))
 
 
-def normalise(image, mean=IMAGENET_MEAN, std=IMAGENET_STD):
-    """(image - mean) / std per channel, float32."""
-    return (image.astype(np.float32) - np.float32(mean)) / np.float32(std)
-
-
 # Colour. OpenCV's 8-bit hue counts steps of two degrees, 0..179, so a sixth of the circle has 30;
 # its divisions by value and chroma use 12 fraction bits.
 

@@ -1,6 +1,9 @@
 """One step of a chain at a time, as pure functions: DDPM, DDIM, and DDIM backwards.
 
 Shapes and t as in `process.py`; noise is f32[B, H, W, C] from N(0, 1). No step adds noise at t = 0.
+
+In continuous time a step goes from one log-SNR f32[] to another. Both kinds are linear in x_t,
+x_0 and the noise, so they serve as well for linear images of them.
 """
 
 import jax
@@ -15,6 +18,7 @@ from diffseg_jax.diffusion.process import (
     look_up,
     noise_from_clean,
 )
+from diffseg_jax.diffusion.schedules import alpha_sigma
 
 
 def ddpm_step(process: Process, distribution: Reverse, t: jax.Array, noise: jax.Array) -> jax.Array:
@@ -65,3 +69,20 @@ def ddim_invert_step(process: Process, x_t: jax.Array, clean: jax.Array, t: jax.
 def _towards(process, x_t, clean, t, alphas_cumprod, direction):
     eps = noise_from_clean(process, x_t, clean, t)
     return look_up(np.sqrt(alphas_cumprod), t, x_t) * clean + look_up(direction, t, x_t) * eps
+
+
+def ddim_transition(x_t: jax.Array, clean: jax.Array, now: jax.Array, then: jax.Array) -> jax.Array:
+    """x at the log-SNR `then`: the same noise eps_hat, less of it."""
+    (alpha, sigma), (alpha_then, sigma_then) = alpha_sigma(now), alpha_sigma(then)
+    return alpha_then * clean + (x_t - alpha * clean) / jnp.maximum(sigma, 1e-8) * sigma_then
+
+
+def ddpm_transition(
+    x_t: jax.Array, clean: jax.Array, now: jax.Array, then: jax.Array, noise: jax.Array
+) -> jax.Array:
+    """A draw of x at the log-SNR `then`; noise is from N(0, 1), or 0 for the last step."""
+    (alpha, _), (alpha_then, sigma_then) = alpha_sigma(now), alpha_sigma(then)
+    fresh = -jnp.expm1(now - then)
+    mean = alpha_then * (x_t * (1 - fresh) / alpha + fresh * clean)
+    variance = jnp.maximum(jnp.square(sigma_then) * fresh, 1e-20)
+    return mean + jnp.sqrt(variance) * noise

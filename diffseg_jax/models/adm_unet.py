@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 
 from diffseg_jax.config import UserError
-from diffseg_jax.layers.attention import dropout
 from diffseg_jax.layers.conv import Conv, convolve_enlarged, enlarge, stop_fusion
+from diffseg_jax.layers.dropout import dropout
 from diffseg_jax.layers.embeddings import sinusoid
 from diffseg_jax.layers.norm import in_float32
 from diffseg_jax.models.plain import call

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from diffseg_jax.layers.attention import SelfAttention, dropout
+from diffseg_jax.layers.attention import SelfAttention
 from diffseg_jax.layers.conv import Arithmetic, StdConv, convolve, stop_fusion
+from diffseg_jax.layers.dropout import dropout
 from diffseg_jax.layers.embeddings import TimeModulation, sinusoid
 from diffseg_jax.layers.norm import BatchNorm, in_float32
 from diffseg_jax.layers.resize import resize_aligned, upsample2_aligned

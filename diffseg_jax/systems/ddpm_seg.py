@@ -38,7 +38,13 @@ from diffseg_jax.models.pixel_mlp import widths_for
 from diffseg_jax.models.plain import Network
 from diffseg_jax.models.taps import PixelFeatures, stack
 from diffseg_jax.systems.pixel_ensemble import RECIPES, PixelFit, answer, make_member
-from diffseg_jax.systems.task import Task, draw_per_row, require_same, scale_images
+from diffseg_jax.systems.task import (
+    Task,
+    draw_per_row,
+    keys_of_pictures,
+    require_same,
+    scale_images,
+)
 from diffseg_jax.weights.adm import ORDERS, load_adm
 from diffseg_jax.weights.reader import read_arrays
 
@@ -257,7 +263,7 @@ def diffusion_features(
     steps = jnp.asarray(options["steps"] if steps is None else steps, jnp.int32)
     blocks = [f"output_{block}" for block in sorted(options["blocks"])]
     model = network.bind(values["params"]["unet"], {})
-    keys = None if options["share_noise"] else _keys_of(images, seed)
+    keys = None if options["share_noise"] else keys_of_pictures(images, seed, "noise of a picture")
 
     def tapped(inputs):
         step, draw = inputs
@@ -279,12 +285,6 @@ def diffusion_features(
     stride = model.settings.stride  # the network pads to its multiples
     covered = tuple(side / (side + -side % stride) for side in seen)
     return stack(maps, size, covered, jnp.dtype(options["dtype"]))
-
-
-def _keys_of(images, seed):
-    """A key per picture, a function of the seed and its bytes: the same one in any batch."""
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"noise of a picture"))
-    return jax.vmap(lambda picture: jax.random.fold_in(key, _checksum(picture)))(images)
 
 
 def _own_noise(keys, step, number, size):
@@ -351,13 +351,6 @@ def shown_size(size: tuple[int, int], short: int) -> tuple[int, int]:
     if not short:
         return tuple(size)
     return tuple(max(1, round(side * short / min(size))) for side in size)
-
-
-def _checksum(picture):
-    """u32[] of the bytes of a picture: other pictures get other noise, in any batch the same."""
-    values = picture.reshape(-1).astype(jnp.uint32)
-    odd = 2 * jnp.arange(values.size, dtype=jnp.uint32) + 1
-    return jnp.sum(values * odd * jnp.uint32(2654435761))
 
 
 # ---- samples -----------------------------------------------------------------------------------

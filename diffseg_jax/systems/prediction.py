@@ -10,19 +10,24 @@ import numpy as np
 from diffseg_jax.config import UserError
 from diffseg_jax.data.transforms import keep_ratio_size, resize_image
 
+MEASURES = ("entropy", "changes", "spread")  # of uncertainty, that a prediction may hold
+
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
     """The answer for a batch of pictures of one size.
 
-    labels       i32[B, H, W], 0..K-1
-    probs        f32[B, H, W, K], sums to 1
-    uncertainty  f32[B, H, W] in [0, 1]
+    labels         i32[B, H, W], 0..K-1
+    probs          f32[B, H, W, K], sums to 1
+    uncertainty    f32[B, H, W] in [0, 1]
+    uncertainties  the same by name, for all MEASURES that there are: the entropy of `probs` divided
+                   by ln K, and what the network states besides
     """
 
     labels: np.ndarray
     probs: np.ndarray
     uncertainty: np.ndarray
+    uncertainties: dict[str, np.ndarray]
 
 
 class View(enum.Enum):
@@ -55,9 +60,10 @@ class Protocol:
     def sizes(self, own: tuple[int, int]) -> list[tuple[int, int]]:
         """The (height, width) at which a picture of size `own` is shown, one per scale."""
         if self.short:
-            own = keep_ratio_size(own, (math.inf, self.short))
-        elif any(self.limit):
-            own = keep_ratio_size(own, self.limit)
+            return [keep_ratio_size(own, (math.inf, self.short * s)) for s in self.scales]
+        if any(self.limit):
+            limits = [tuple(int(side * s) for side in self.limit) for s in self.scales]
+            return [keep_ratio_size(own, limit) for limit in limits]
         return [tuple(max(1, int(side * scale + 0.5)) for side in own) for scale in self.scales]
 
 
@@ -74,32 +80,42 @@ def predict(forward: Callable, images: np.ndarray, protocol: Protocol) -> Predic
     """Labels, probabilities and uncertainty of pictures u8[B,H,W,3] of one size.
 
     forward  (images u8[B,h,w,3], valid i32[B,2]) -> probabilities f32[B,h,w,K], or a dict of maps:
-             "probs", "votes" f32[B,h,w,K] and "uncertainty" f32[B,h,w] in [0, 1]; what lies outside
-             `valid` (height, width) is padding
+             "probs", "logits" or both, "votes" f32[B,h,w,K], and in [0, 1] "uncertainty" and other
+             MEASURES f32[B,h,w]; what lies outside `valid` (height, width) is padding
 
-    Every map is averaged in float32 over scales, windows and the mirror image. A label is the class
-    with most votes, or the highest probability where there are none, the smallest among equals.
-    Where the network states no uncertainty, it is the entropy of the average probabilities divided
-    by ln K.
+    Every map is averaged in float32 over windows, brought to the picture's size, and averaged over
+    scales and the mirror image; logits become probabilities just before that, or votes where there
+    are probabilities besides. A label is the class with most votes, or the highest probability
+    where there are none, the smallest among equals. Where the network states no uncertainty, it is
+    the entropy.
     """
     own = images.shape[1:3]
     shows = []
     for size in protocol.sizes(own):
         shown = np.stack([resize_image(image, size) for image in images])
-        maps = _windows(forward, shown, protocol)
+        shows.append(_scores(_windows(forward, shown, protocol), own))
         if protocol.flip:
             mirrored = _windows(forward, shown[:, :, ::-1], protocol)
-            maps = {name: (maps[name] + mirrored[name][:, :, ::-1]) / 2 for name in maps}
-        shows.append({name: _resize_map(values, own) for name, values in maps.items()})
+            mirrored = {name: values[:, :, ::-1] for name, values in mirrored.items()}
+            shows.append(_scores(mirrored, own))
     mean = {name: sum(maps[name] for maps in shows) / len(shows) for name in shows[0]}
-    probs = mean["probs"]
-    if "uncertainty" in mean:
-        uncertainty = mean["uncertainty"][..., 0]
-    else:
-        entropy = -np.sum(probs * np.log(np.maximum(probs, 1e-12)), axis=-1)
-        uncertainty = np.clip(entropy / np.log(max(probs.shape[-1], 2)), 0, 1)
-    labels = np.argmax(mean.get("votes", probs), -1).astype(np.int32)
-    return Prediction(labels, probs, uncertainty.astype(np.float32))
+    probs = mean.pop("probs")
+    labels = np.argmax(mean.pop("votes", probs), -1).astype(np.int32)
+    stated = {name: np.clip(v[..., 0], 0, 1).astype(np.float32) for name, v in mean.items()}
+    entropy = -np.sum(probs * np.log(np.maximum(probs, 1e-12)), axis=-1)
+    stated["entropy"] = np.clip(entropy / np.log(max(probs.shape[-1], 2)), 0, 1).astype(np.float32)
+    uncertainty = stated.pop("uncertainty", stated["entropy"])
+    return Prediction(labels, probs, uncertainty, stated)
+
+
+def _scores(maps, size):
+    """The maps at the picture's size; logits as probabilities."""
+    maps = {name: _resize_map(values, size) for name, values in maps.items()}
+    if "logits" in maps:
+        logits = maps.pop("logits")
+        powers = np.exp(logits - np.max(logits, -1, keepdims=True))
+        maps["votes" if "probs" in maps else "probs"] = powers / np.sum(powers, -1, keepdims=True)
+    return maps
 
 
 def _windows(forward, images, protocol):

@@ -1,6 +1,7 @@
 """What a system hands to the loop and the evaluation for one of its stages."""
 
 import dataclasses
+import zlib
 from collections.abc import Callable
 
 import jax
@@ -25,10 +26,11 @@ class Task:
     fit        how an ensemble of pixel classifiers is fitted to features; `init` is then the
                network whose features they are, and `trainable` says nothing
 
-    and one of these, by which a stage is watched:
+    and some of these, by which a stage is watched:
 
     predict    (network, images u8[B,h,w,3], valid i32[B,2]) -> class probabilities f32[B,h,w,K],
                or a dict of maps, see `prediction.predict`
+    trace      the same inputs -> labels after every reverse step, i32[B,T,h,w]; for pictures
     denoise    (network, images, valid, key) -> clean, noisy, denoised f32[B,h,w,3] in [-1, 1],
                mean squared error f32[]
     sample     (network, seed, count) -> generated images u8[count,h,w,3]; not jit-able
@@ -40,20 +42,35 @@ class Task:
     loss: Callable | None = None
     fit: PixelFit | None = None
     predict: Callable | None = None
+    trace: Callable | None = None
     denoise: Callable | None = None
     sample: Callable | None = None
 
 
-def scale_images(images: jax.Array, valid: jax.Array) -> jax.Array:
-    """u8[B,h,w,3] -> f32 in [-1, 1] by (v - 127.5) / 127.5; 0 outside the valid height, width."""
+def scale_images(images: jax.Array, valid: jax.Array, mean=127.5, std=127.5) -> jax.Array:
+    """(v - mean) / std of u8[B,h,w,3], by default in [-1, 1]; 0 outside the valid height, width."""
     rows = jnp.arange(images.shape[1])[None, :, None, None] < valid[:, 0, None, None, None]
     columns = jnp.arange(images.shape[2])[None, None, :, None] < valid[:, 1, None, None, None]
-    return jnp.where(rows & columns, (images.astype(jnp.float32) - 127.5) / 127.5, 0.0)
+    scaled = (images.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std)
+    return jnp.where(rows & columns, scaled, 0.0)
 
 
 def draw_per_row(draw: Callable, key: jax.Array, rows: jax.Array) -> jax.Array:
     """`draw(key)` for every row i32[B], each with its own key: any split of a batch agrees."""
     return jax.vmap(lambda row: draw(jax.random.fold_in(key, row)))(rows)
+
+
+def keys_of_pictures(images: jax.Array, seed: int, purpose: str) -> jax.Array:
+    """A key per picture u8[B,...], a function of the seed and its bytes: the same in any batch."""
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+    return jax.vmap(lambda picture: jax.random.fold_in(key, _checksum(picture)))(images)
+
+
+def _checksum(picture):
+    """u32[] of the bytes of a picture."""
+    values = picture.reshape(-1).astype(jnp.uint32)
+    odd = 2 * jnp.arange(values.size, dtype=jnp.uint32) + 1
+    return jnp.sum(values * odd * jnp.uint32(2654435761))
 
 
 def require_same(abstract: dict, taken: dict, may_lack: str = ""):

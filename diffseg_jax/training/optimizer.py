@@ -1,5 +1,7 @@
 """Optimizers and learning-rate schedules by name, with weight decay by group."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -65,18 +67,23 @@ def make_optimizer(
 ) -> optax.GradientTransformation:  # fmt: skip
     """The named optimizer.
 
-    weight_decay  applied to every parameter whose dotted path holds none of the words in `no_decay`
+    weight_decay  applied to every parameter in whose dotted path no pattern of `no_decay` (regular
+                  expressions, mostly words) is found
     clip_norm     global L2 norm to which gradients are clipped first; 0 = off
     """
 
-    def decayed(params):
-        def keep(path, _):
-            dotted = ".".join(str(entry.key) for entry in path)
-            return not any(word in dotted for word in no_decay)
-
-        return jax.tree_util.tree_map_with_path(keep, params)
-
-    decay = optax.add_decayed_weights(weight_decay, decayed) if weight_decay else optax.identity()
+    mask = lambda params: decayed(params, no_decay)
+    decay = optax.add_decayed_weights(weight_decay, mask) if weight_decay else optax.identity()
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     core = choose(OPTIMIZERS, name, "optimizer")(b1, b2, epsilon, decay)
     return optax.chain(clip, core, optax.scale_by_learning_rate(schedule))
+
+
+def decayed(params: dict, no_decay: tuple[str, ...]) -> dict:
+    """Whether each parameter is decayed: its dotted path holds no match of the patterns."""
+
+    def keep(path, _):
+        dotted = ".".join(str(entry.key) for entry in path)
+        return not any(re.search(pattern, dotted) for pattern in no_decay)
+
+    return jax.tree_util.tree_map_with_path(keep, params)

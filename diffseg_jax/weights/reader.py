@@ -44,7 +44,10 @@ STORAGES = {
 INERT = {f"torch.{dtype}" for dtype in (
     "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool",
     "double", "float", "half", "long", "int", "short",
-)} | {"torch.device", "argparse.Namespace"}
+)} | {"torch.device", "argparse.Namespace"} | {  # and numpy's numbers, such as a best score
+    "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
+    "_codecs.encode",
+}
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C      # the first pickle of a file from before PyTorch 1.6
 

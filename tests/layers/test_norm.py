@@ -1,4 +1,4 @@
-"""Batch norm against numpy, with PyTorch's running variance."""
+"""Batch norm against numpy, with PyTorch's running variance; group norm against flax's."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from diffseg_jax.layers.norm import BatchNorm
+from diffseg_jax.layers.norm import BatchNorm, GroupNorm
 
 
 def make(channels, seed=0, **options):
@@ -98,3 +98,43 @@ def test_gradients_know_that_the_statistics_depend_on_the_input():
     np.testing.assert_allclose(grad.sum((0, 1, 2)), 0, atol=1e-4)
     centred = x - x.mean((0, 1, 2))
     np.testing.assert_allclose(np.sum(grad * centred, (0, 1, 2)), 0, atol=1e-3)
+
+
+def group_norm(channels, groups, seed=0, **options):
+    """A group norm with random scale and bias."""
+    generator = np.random.default_rng(seed)
+    norm = GroupNorm(channels, groups, **options)
+    for parameter in (norm.scale, norm.bias):
+        parameter[...] = jnp.asarray(generator.standard_normal(channels), jnp.float32)
+    return norm
+
+
+@pytest.mark.parametrize("groups", [1, 3, 6])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 6), (1, 1, 1, 12), (3, 1, 7, 6)])
+def test_groups_are_normalised_as_flax_does_with_gradients(shape, groups):
+    x, cotangent = jnp.asarray(picture(*shape)), picture(*shape, seed=2)
+    ours = group_norm(shape[-1], groups, epsilon=1e-3)
+    theirs = nnx.GroupNorm(
+        shape[-1], num_groups=groups, epsilon=1e-3, use_fast_variance=False, rngs=nnx.Rngs(0)
+    )
+    theirs.scale[...], theirs.bias[...] = ours.scale[...], ours.bias[...]
+    results = []
+    for norm in (ours, theirs):
+        out, pull = jax.vjp(lambda x, norm=norm: norm(x), x)
+        results.append((out, pull(jnp.asarray(cotangent))[0]))
+    for actual, expected in zip(*results):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_groups_of_large_offset_do_not_cancel():
+    x = 1000 + picture(2, 8, 8, 4)
+    out = np.asarray(GroupNorm(4, 2)(jnp.asarray(x))).reshape(2, 64, 2, 2)
+    np.testing.assert_allclose(out.std((1, 3)), 1, atol=1e-2)
+
+
+def test_group_norm_keeps_bfloat16_and_computes_in_float32():
+    norm, x = group_norm(6, 2), jnp.asarray(picture(1, 8, 8, 6), jnp.bfloat16)
+    out = norm(x)
+    assert out.dtype == jnp.bfloat16
+    expected = norm(x.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(out, expected)

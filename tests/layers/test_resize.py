@@ -9,8 +9,10 @@ import pytest
 
 from diffseg_jax.layers.resize import (
     aligned_matrix,
+    nearest_places,
     resize_aligned,
     resize_bilinear,
+    resize_nearest,
     upsample2_aligned,
 )
 from diffseg_jax.models.transunet import resize_positions
@@ -60,7 +62,7 @@ def test_recorded_position_tables(golden):
             assert params["encoder"]["position_embedding"].shape == table[:, first:].shape
 
 
-@pytest.mark.parametrize("resize", [resize_aligned, resize_bilinear])
+@pytest.mark.parametrize("resize", [resize_aligned, resize_bilinear, resize_nearest])
 def test_equal_size_is_the_identity(resize):
     x = maps(2, 5, 3, 4)
     np.testing.assert_array_equal(resize(x, (5, 3)), x)
@@ -115,3 +117,38 @@ def test_linear(resize):
 def test_the_two_conventions_differ():
     x = maps(1, 4, 4, 1)
     assert np.max(np.abs(resize_aligned(x, (8, 8)) - resize_bilinear(x, (8, 8)))) > 0.1
+
+
+@pytest.mark.parametrize("target", [(1, 1), (4, 10), (5, 3), (8, 5), (12, 15), (3, 7)])
+def test_nearest_reads_the_floor_of_the_scaled_place(target):
+    x = maps(2, 4, 5, 3)
+    rows, columns = (np.arange(t) * n // t for t, n in zip(target, (4, 5)))
+    expected = x[:, rows][:, :, columns]
+    np.testing.assert_array_equal(resize_nearest(x, target), expected)
+    labels = (100 * x).astype(np.int32)
+    taken = resize_nearest(labels, target)
+    assert taken.dtype == jnp.int32
+    np.testing.assert_array_equal(taken, labels[:, rows][:, :, columns])
+
+
+def test_nearest_shrinks_by_four_to_every_fourth_pixel():
+    x = maps(1, 12, 8, 2)
+    np.testing.assert_array_equal(resize_nearest(x, (3, 2)), x[:, ::4, ::4])
+
+
+def test_nearest_rounds_as_pytorch_does():
+    """26 / 44 in float32 is below 13 / 22, so output 22 reads pixel 12 and not 13."""
+    assert nearest_places(26, 44)[22] == 12
+    for source, target in [(3, 5), (7, 19), (23, 12), (300, 299)]:
+        places = nearest_places(source, target)
+        assert places[0] == 0 and places.max() < source and np.all(np.diff(places) >= 0)
+
+
+@pytest.mark.parametrize("target", [(8, 15), (7, 9), (2, 5)])
+def test_gradients_of_nearest_return_to_what_was_read(target):
+    x, cotangent = maps(1, 4, 5, 2), maps(1, *target, 2, seed=1)
+    pulled = jax.vjp(lambda x: resize_nearest(x, target), jnp.asarray(x))[1](cotangent)[0]
+    rows, columns = (np.arange(t) * n // t for t, n in zip(target, (4, 5)))
+    expected = np.zeros_like(x)
+    np.add.at(expected, (0, rows[:, None], columns[None]), cotangent[0])
+    close(pulled, expected)

@@ -366,7 +366,7 @@ def test_bfloat16_stays_near_float32(whole, record_property):
         errors[name] = np.linalg.norm(error) / np.linalg.norm(exact)
     worst = max(errors, key=errors.get)
     print(f"largest relative error of a block: {worst} {errors[worst]:.2g}")
-    record_property("bfloat16_error", errors[worst])
+    record_property("bfloat16_error", float(errors[worst]))
     assert 1e-4 < errors[worst] < 5e-2, errors
 
 

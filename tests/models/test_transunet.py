@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx, traverse_util
 
-from diffseg_jax.layers.attention import dropout
 from diffseg_jax.layers.conv import Arithmetic
+from diffseg_jax.layers.dropout import dropout
 from diffseg_jax.layers.resize import resize_aligned
 from diffseg_jax.losses import masked_cross_entropy
 from diffseg_jax.models.plain import Network, stats_of

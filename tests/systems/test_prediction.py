@@ -210,3 +210,43 @@ def test_protocol_of_plain_values():
 def test_strides_that_leave_gaps_are_refused(stride):
     with pytest.raises(UserError, match=r"evaluate\.stride .*between 1 and its window"):
         make_protocol("slide", (8, 8), stride, (1.0,), False)
+
+
+# --- logits, and measures of uncertainty ----------------------------------------------------------
+
+
+def as_logits(images, valid):
+    return {"logits": images.astype(np.float32) / 20 - 4, "changes": images[..., 0] / 255}
+
+
+def test_logits_become_probabilities_after_enlarging_and_before_views_are_averaged():
+    images = pictures(6, 8, count=1)
+    answer = predict(as_logits, images, Protocol(limit=(4, 3)))
+    shown = predict(lambda *inputs: as_logits(*inputs)["logits"], images, Protocol(limit=(4, 3)))
+    powers = np.exp(shown.probs)  # here the enlarged logits themselves
+    np.testing.assert_allclose(answer.probs, powers / powers.sum(-1, keepdims=True), rtol=1e-5)
+    np.testing.assert_allclose(answer.probs.sum(-1), 1, rtol=1e-5)
+    both = predict(as_logits, images, Protocol(scales=(1.0, 0.5)))
+    alone = [predict(as_logits, images, Protocol(scales=(scale,))).probs for scale in (1.0, 0.5)]
+    np.testing.assert_allclose(both.probs, np.mean(alone, 0), rtol=1e-5)
+
+
+def test_the_measure_that_counts_is_the_one_named_uncertainty():
+    images = pictures(6, 8)
+    answer = predict(as_logits, images, Protocol())
+    assert set(answer.uncertainties) == {"entropy", "changes"}
+    np.testing.assert_array_equal(answer.uncertainty, answer.uncertainties["entropy"])
+    np.testing.assert_allclose(answer.uncertainties["changes"], images[..., 0] / 255, rtol=1e-6)
+    named = lambda *inputs: {**as_logits(*inputs), "uncertainty": inputs[0][..., 1] / 255}
+    np.testing.assert_allclose(
+        predict(named, images, Protocol()).uncertainty, images[..., 1] / 255, rtol=1e-6
+    )
+
+
+def test_scales_multiply_the_limit_not_the_rounded_size():
+    """mmsegmentation fits a picture once into each scaled limit."""
+    own, limit = (683, 512), (2048, 512)
+    sizes = Protocol(limit=limit, scales=(0.75, 1.75)).sizes(own)
+    assert sizes == [(512, 384), (1195, 896)]
+    assert Protocol(limit=limit).sizes((333, 500))[0] == (512, 769)
+    assert Protocol(limit=limit, scales=(0.5,)).sizes((333, 500)) == [(256, 384)]  # 769 / 2 = 385

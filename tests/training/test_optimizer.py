@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from diffseg_jax.config import UserError
-from diffseg_jax.training.optimizer import SCHEDULES, make_optimizer, make_schedule
+from diffseg_jax.training.optimizer import SCHEDULES, decayed, make_optimizer, make_schedule
 
 LR = 0.1
 
@@ -106,6 +106,13 @@ def test_adam_follows_its_equations(name):
         updates, state = optimizer.update({"x": 2 * params["x"]}, state, params)
         params = optax.apply_updates(params, updates)
         np.testing.assert_allclose(params["x"], x, rtol=1e-5)
+
+
+def test_no_decay_patterns_are_regular_expressions():
+    params = {"backbone": {"norm": {"scale": 1.0}}, "decoder": {"norm": {"scale": 1.0}}}
+    found = decayed(params, (r"backbone\..*norm",))
+    assert found == {"backbone": {"norm": {"scale": False}}, "decoder": {"norm": {"scale": True}}}
+
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])

@@ -217,6 +217,15 @@ def test_arguments_of_a_training_program_become_inert(tmp_path):
     assert list(read_arrays(write_zip(tmp_path / "a.pt", tree, {"0": WEIGHT}))) == ["w"]
 
 
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_numbers_of_numpy_become_inert(tmp_path, module):
+    """The best score that OpenMMLab's programs save with their checkpoints."""
+    kind = call(name("numpy", "dtype"), "f8", False, True)
+    score = call(name(module, "scalar"), kind, call(name("_codecs", "encode"), "x", "latin1"))
+    tree = {"meta": {"hook_msgs": {"best_score": score}}, "state_dict": {"w": whole("0", WEIGHT)}}
+    assert list(read_arrays(write_zip(tmp_path / "a.pth", tree, {"0": WEIGHT}))) == ["w"]
+
+
 def test_npz_and_safetensors(tmp_path):
     arrays = {"a/b": WEIGHT, "c": np.float16([1, 2])}
     np.savez(tmp_path / "plain.weights", **arrays)                    # any suffix
@@ -260,7 +269,8 @@ HOSTILE = {
     "builtins.getattr": lambda path: name("builtins", "getattr"),
     "collections.OrderedDict.fromkeys": lambda path: name("collections", "OrderedDict.fromkeys"),
     "torch.load": lambda path: call(name("torch", "load"), str(path)),
-    "numpy.core.multiarray.scalar": lambda path: name("numpy.core.multiarray", "scalar"),
+    "numpy.core.multiarray._reconstruct": lambda path: name(
+        "numpy.core.multiarray", "_reconstruct"),
     "INST os system": lambda path: Code(b"(" + code(f"touch {path}") + b"ios\nsystem\n"),
     "OBJ": lambda path: Code(b"(" + name("collections", "OrderedDict") + b"o"),
     "EXT1": lambda path: Code(b"\x82\x01"),

@@ -1,0 +1,220 @@
+"""Deformable attention: every token looks at a few points of its own choice (Zhu et al., 2021)."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+CHUNK = 128  # queries whose windows are held at once in the backward pass on a CPU
+CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (row, column) within a window
+WINDOW = lax.GatherDimensionNumbers(
+    offset_dims=(3, 4, 5), collapsed_slice_dims=(2,), start_index_map=(0, 1, 2)
+)
+ADDED = lax.ScatterDimensionNumbers(
+    update_window_dims=(3, 4, 5), inserted_window_dims=(2,), scatter_dims_to_operand_dims=(0, 1, 2)
+)
+
+
+def sample_points(values, shapes, locations, weights) -> jax.Array:
+    """Weighted sums of bilinear samples, Deformable DETR, equation 3 without its projections.
+
+    values     f[B, S, heads, d], the cells of all levels one after another, row by row
+    shapes     (h, w) of every level; S is the sum of h w
+    locations  f32[B, N, heads, levels, P, 2], (x, y) in [0, 1] over each level; cell (i, j) has its
+               centre at ((j + 0.5) / w, (i + 0.5) / h), and beyond the border all is zero
+    weights    f32[B, N, heads, levels, P]
+    out        f[B, N, heads d], the type of values; sums and gradients in float32
+    """
+    ends = np.cumsum([h * w for h, w in shapes]).tolist()
+    if values.shape[1] != ends[-1]:
+        raise ValueError(f"{values.shape[1]} values do not fill levels of {shapes}: {ends[-1]}.")
+    out = 0
+    for level, (h, w) in enumerate(shapes):
+        cells = values[:, ends[level] - h * w : ends[level]]
+        maps = cells.reshape(len(values), h, w, *values.shape[2:])
+        out = out + _sample(maps, locations[:, :, :, level], weights[:, :, :, level])
+    return out.reshape(*out.shape[:2], -1).astype(values.dtype)
+
+
+@jax.custom_vjp
+def _sample(maps, locations, weights):
+    """One level: f[B,h,w,heads,d], f32[B,N,heads,P,2], f32[B,N,heads,P] -> f32[B,N,heads,d].
+
+    On CPUs the backward pass goes through the queries in chunks, whose 2x2 windows stay in the
+    cache: read once for the gradients of locations and weights, and added to as one piece of the
+    map. The gradient of the gathers below adds corner by corner instead (one map of 128x256, 8
+    heads, 4 points, d = 32, forward and backward: 2.8 in place of 0.45 s of CPU time).
+    """
+    return _gathered(maps, locations, weights)
+
+
+def _sample_backward(saved, dy):
+    plain = lambda *inputs: jax.vjp(_gathered, *inputs[:3])[1](inputs[3])
+    return lax.platform_dependent(*saved, dy, cpu=_in_chunks, default=plain)
+
+
+_sample.defvjp(lambda *inputs: (_sample(*inputs), inputs), _sample_backward)
+
+
+def _gathered(maps, locations, weights):
+    """Corner by corner, all heads of all queries at once."""
+    batch, h, w, heads, d = maps.shape
+    (rows, down), (columns, right) = _windows(locations, h, w)
+    first = (rows * (w + 2) + columns) * heads + jnp.arange(heads)[:, None]
+    table = _framed(maps).reshape(batch, -1, d)
+    out = 0
+    for p in range(first.shape[-1]):
+        shares = _shares(weights[..., p], down[..., p], right[..., p])
+        for share, (i, j) in zip(shares, CORNERS):
+            index = (first[..., p] + (i * (w + 2) + j) * heads).reshape(batch, -1, 1)
+            taken = jnp.take_along_axis(table, index, 1, mode="clip").astype(jnp.float32)
+            out = out + share[..., None] * taken.reshape(*share.shape, d)
+    return out
+
+
+def _framed(maps):
+    """A frame of zeros, so that every window of two by two cells lies inside."""
+    return jnp.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
+
+
+def _windows(locations, h, w):
+    """For y, then x, of f32[..., 2]: first cell of the window around it, and share of the second.
+
+    Cells are those of the framed map. What lies beyond the frame is moved into it and has a
+    gradient of zero.
+    """
+    return _window(locations[..., 1], h), _window(locations[..., 0], w)
+
+
+def _window(location, size):
+    place = jnp.clip(location * size - 0.5, -1, size)
+    first = jnp.minimum(jnp.floor(lax.stop_gradient(place)), size - 1)
+    return first.astype(jnp.int32) + 1, place - first
+
+
+def _shares(weights, down, right):
+    """What the four corners of windows count in the result, in the order of CORNERS."""
+    mix = lambda share, second: share if second else 1 - share
+    return [weights * mix(down, i) * mix(right, j) for i, j in CORNERS]
+
+
+def _in_chunks(maps, locations, weights, dy):
+    """The gradients of `_gathered`, window by window."""
+    _, h, w, heads, _ = maps.shape
+
+    def place(locations, weights):
+        (rows, down), (columns, right) = _windows(locations, h, w)
+        own = jnp.broadcast_to(jnp.arange(heads)[:, None], rows.shape)
+        shares = jnp.stack(_shares(weights, down, right), -1)
+        return shares, jnp.stack([rows, columns, own], -1)
+
+    shares, pull, index = jax.vjp(place, locations, weights, has_aux=True)
+    framed = _framed(maps).astype(jnp.float32)
+    dmaps, dshares = jax.vmap(_add_windows)(framed, index, shares, dy)
+    return dmaps[:, 1:-1, 1:-1].astype(maps.dtype), *pull(dshares)
+
+
+def _add_windows(framed, index, shares, dy):
+    """Of one image: the gradient of its framed map, and of the shares.
+
+    framed f32[h+2,w+2,heads,d], index i32[N,heads,P,3], shares f32[N,heads,P,4], dy f32[N,heads,d]
+    """
+    count = len(dy)
+    chunk = min(CHUNK, count)
+    padding = -count % chunk  # more queries, with shares of zero
+    fill = lambda x: jnp.pad(x, ((0, padding), *[(0, 0)] * (x.ndim - 1)))
+    chunks = [fill(x).reshape(-1, chunk, *x.shape[1:]) for x in (index, shares, dy)]
+    size = (2, 2, 1, framed.shape[-1])
+
+    def add(total, chunk):
+        index, shares, dy = chunk
+        windows = lax.gather(framed, index, WINDOW, size, mode="clip")  # [chunk,heads,P,2,2,d]
+        dots = jnp.einsum("nhpyxd,nhd->nhpyx", windows, dy, precision="highest")
+        update = shares.reshape(dots.shape)[..., None] * dy[:, :, None, None, None]
+        return lax.scatter_add(total, index, update, ADDED, mode="clip"), dots
+
+    total, dots = lax.scan(add, jnp.zeros_like(framed), chunks)
+    return total, dots.reshape(-1, *shares.shape[1:])[:count]
+
+
+class DeformableAttention(nnx.Module):
+    """Multi-head attention to `points` places a head and level, chosen by the query itself.
+
+    query      f[B, N, E]
+    constants  f32[N, 3 heads levels points] of `constants`
+    reference  f32[N, 2] or f32[N, levels, 2], (x, y) in [0, 1]; offsets count cells from there
+    shapes     (h, w) of every level
+    cells      f[B, S, E] of `project`, all levels one after another as in `sample_points`; None:
+               those of the query, as one level, S = N
+    out        f[B, N, E] in `dtype`; the query is not added. Softmax and places in float32
+
+    Outputs of `offsets` are ordered (head, level, point, (x, y)), of `weights` (head, level,
+    point). At first all heads weigh their points alike and look outwards, each its own way.
+    """
+
+    def __init__(self, dim, heads, levels=1, points=4, *, dtype, rngs: nnx.Rngs):
+        self.sizes = (heads, levels, points)
+        self.dtype = dtype
+        count = heads * levels * points
+        zeros, xavier = nnx.initializers.zeros, nnx.initializers.xavier_uniform()
+
+        def linear(features, kernel_init, bias_init=zeros):
+            options = dict(kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
+            return nnx.Linear(dim, features, **options)
+
+        self.value = linear(dim, xavier)
+        start = lambda key, shape, dtype: jnp.asarray(first_offsets(*self.sizes), dtype).ravel()
+        self.offsets = linear(2 * count, zeros, start)
+        self.weights = linear(count, zeros)
+        self.out = linear(dim, xavier)
+
+    def constants(self, positions: jax.Array) -> jax.Array:
+        """What encoded positions f32[N,E] add to offsets and weights, biases included: float32."""
+        kernel = self._kernel(self.offsets, self.weights).astype(jnp.float32)
+        bias = jnp.concatenate([self.offsets.bias[...], self.weights.bias[...]])
+        return positions.astype(jnp.float32) @ kernel + bias
+
+    def project(self, values: jax.Array) -> jax.Array:
+        """What can be sampled of f[B,S,E]: the same shape, in `dtype`."""
+        return self.value(values)
+
+    def __call__(self, query, constants, reference, shapes, cells=None) -> jax.Array:
+        query = query.astype(self.dtype)
+        if cells is None:  # one product reads the query once
+            dim = query.shape[-1]
+            made = query @ self._kernel(self.value, self.offsets, self.weights)
+            cells = made[..., :dim] + self.value.bias[...].astype(self.dtype)
+            made = made[..., dim:]
+        else:
+            made = query @ self._kernel(self.offsets, self.weights)
+        offsets, weights = self._split(made.astype(jnp.float32) + constants)
+        scale = np.float32([(w, h) for h, w in shapes])[:, None]
+        reference = reference if reference.ndim == 3 else reference[:, None]
+        locations = reference[:, None, :, None] + offsets / scale
+        cells = cells.reshape(*cells.shape[:2], self.sizes[0], -1)
+        return self.out(sample_points(cells, shapes, locations, weights))
+
+    def _kernel(self, *layers):
+        return jnp.concatenate([layer.kernel[...] for layer in layers], -1).astype(self.dtype)
+
+    def _split(self, made):
+        """f32[B,N,3 count] -> f32[B,N,heads,levels,P,2], and f32[B,N,heads,levels,P] of sum 1."""
+        heads, levels, points = self.sizes
+        count = math.prod(self.sizes)
+        offsets = made[..., : 2 * count].reshape(*made.shape[:2], heads, levels, points, 2)
+        weights = made[..., 2 * count :].reshape(*made.shape[:2], heads, levels * points)
+        return offsets, jax.nn.softmax(weights).reshape(offsets.shape[:-1])
+
+
+@functools.cache
+def first_offsets(heads: int, levels: int, points: int) -> np.ndarray:
+    """f32[heads, levels, points, 2], (x, y): point k of a head lies k cells out, on a square."""
+    angles = np.arange(heads) * (2 * math.pi / heads)
+    way = np.stack([np.cos(angles), np.sin(angles)], -1)
+    way /= np.abs(way).max(-1, keepdims=True)
+    steps = way[:, None, None] * np.arange(1, points + 1)[:, None]
+    return np.broadcast_to(steps, (heads, levels, points, 2)).astype(np.float32)

@@ -1,0 +1,190 @@
+"""Published DDP segmentation checkpoints: the network that a file is of, and its parameters."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from diffseg_jax.config import UserError
+from diffseg_jax.models.ddp_network import DDPNetwork, Settings
+from diffseg_jax.models.plain import Network
+from diffseg_jax.weights.backbones import (
+    CONVNEXT,
+    INDEX,
+    SWIN,
+    check_indices,
+    conv,
+    find_format,
+    linear,
+    norm,
+    table_window,
+)
+from diffseg_jax.weights.convert import AS_IS, convert, within
+
+POINTS = 4  # of each head and cell; only heads times points stands in a file
+
+DDP = (
+    *within(r"backbone\.", "params.backbone.", (*SWIN, *CONVNEXT)),
+    *within("", "params.", (
+        *conv(r"neck\.0\.lateral_convs\.(\d+)\.conv", "neck.lateral{0}.conv"),
+        *norm(r"neck\.0\.lateral_convs\.(\d+)\.gn", "neck.lateral{0}.norm"),
+        *conv(r"neck\.0\.fpn_convs\.(\d+)\.conv", "neck.out{0}.conv"),
+        *norm(r"neck\.0\.fpn_convs\.(\d+)\.gn", "neck.out{0}.norm"),
+        *conv(r"neck\.1\.down\.conv", "neck.merge.conv"),
+        *norm(r"neck\.1\.down\.gn", "neck.merge.norm"),
+        *conv(r"transform\.conv", "transform"),
+        (r"embedding_table\.weight", "embedding.table", "ke->ke"),
+        (r"time_mlp\.0\.weights", "time.weights", "f->f"),
+        *linear(r"time_mlp\.1", "time.fc1"),
+        *linear(r"time_mlp\.3", "time.fc2"),
+        *conv(r"decode_head\.conv_seg", "head"),
+    )),
+    *within(r"decode_head\.encoder\.layers\.(\d+)\.", "params.decoder.layer{0}.", (
+        *linear(r"attentions\.0\.sampling_offsets", "attention.offsets"),
+        *linear(r"attentions\.0\.attention_weights", "attention.weights"),
+        *linear(r"attentions\.0\.value_proj", "attention.value"),
+        *linear(r"attentions\.0\.output_proj", "attention.out"),
+        *norm(r"norms\.0", "norm1"),
+        *linear(r"ffns\.0\.layers\.0\.0", "mlp.fc1"),
+        *linear(r"ffns\.0\.layers\.1", "mlp.fc2"),
+        *norm(r"norms\.1", "norm2"),
+        *linear(r"time_mlp\.1", "time"),
+    )),
+    *within(r"auxiliary_head\.", "", (
+        *conv(r"convs\.0\.conv", "params.auxiliary.conv"),
+        *norm(r"convs\.0\.bn", "params.auxiliary.norm"),
+        (r"convs\.0\.bn\.running_(mean|var)", "stats.auxiliary.norm.{0}", AS_IS),
+        *conv(r"conv_seg", "params.auxiliary.head"),
+    )),
+)  # fmt: skip
+UNUSED = (INDEX, r".*\.num_batches_tracked")
+BACKBONES = {
+    "swin": "backbone.patch_embed.projection.weight",
+    "convnext": "backbone.downsample_layers.0.0.weight",
+}
+NEEDED = ("decode_head.conv_seg.weight", "transform.conv.weight", "embedding_table.weight")
+ADVICE = (
+    "Give a segmentation checkpoint of DDP, such as "
+    "ddp_convnext_t_4x4_512x1024_160k_cityscapes.pth."
+)
+
+
+def is_ddp(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether a state dict is of a DDP network, for segmentation or for another task."""
+    return "time_mlp.0.weights" in _unwrapped(arrays)
+
+
+def settings_of(arrays: Mapping[str, np.ndarray], source: str = "the file") -> Settings:
+    """The settings of the network that a state dict is of, from its names and shapes.
+
+    What no shape tells is as published (`points`, `groups`, `down_epsilon`, `code_scale`), and
+    `drop_path` is 0.
+
+    Raises UserError for anything but a segmentation checkpoint of DDP.
+    """
+    arrays = _segmentation(arrays, source)
+    size = functools.partial(_size, arrays, source)
+    layers = "decode_head.encoder.layers."
+    weights = size(f"{layers}0.attentions.0.attention_weights.weight", 0)
+    settings = Settings(
+        **_backbone(arrays, source),
+        num_classes=size("decode_head.conv_seg.weight", 0),
+        width=size("transform.conv.weight", 0),
+        layers=_count(arrays, source, layers),
+        decoder_heads=max(weights // POINTS, 1),
+        points=POINTS,
+        mlp=size(f"{layers}0.ffns.0.layers.0.0.weight", 0),
+    )
+    if problem := dataclasses.replace(settings, groups=1).problem():  # groups are not the file's
+        raise UserError(f"{source} is of no network that there is: {problem}")
+    return settings
+
+
+def _segmentation(arrays, source):
+    """The names of a segmentation checkpoint without wrapper; UserError if it is something else."""
+    arrays = _unwrapped(arrays)
+    if other := _other(arrays):
+        raise UserError(f"{source} is {other}. {ADVICE}")
+    return arrays
+
+
+def _other(arrays):
+    """What the state dict is in place of a segmentation checkpoint of DDP, or ""."""
+    if any(name.startswith(("encoders.", "heads.map.")) for name in arrays):
+        return "a checkpoint of DDP for maps seen from above (BEV), not for segmentation"
+    if "decode_head.conv_depth.weight" in arrays:
+        return "a checkpoint of DDP for depth, not for segmentation"
+    if not any(name.startswith("decode_head.") for name in arrays):
+        if find_format(arrays):
+            return "a backbone alone, from which a training run may start"
+        return f"no checkpoint of DDP: its first entry is {next(iter(arrays), 'missing')}"
+    missing = [name for name in NEEDED if name not in arrays]
+    if not any(name in arrays for name in BACKBONES.values()):
+        missing.append(" or ".join(BACKBONES.values()))
+    return f"no segmentation checkpoint of DDP: it has no {missing[0]}" if missing else ""
+
+
+def _backbone(arrays, source):
+    """The backbone's settings as keyword arguments."""
+    size = functools.partial(_size, arrays, source)
+    count = functools.partial(_count, arrays, source)
+    channels = tuple(size(f"backbone.norm{i}.weight", 0) for i in range(4))
+    if BACKBONES["swin"] not in arrays:
+        depths = tuple(count(f"backbone.stages.{i}.") for i in range(4))
+        return dict(backbone="convnext", channels=channels, depths=depths, heads=(), window=0)
+    depths = tuple(count(f"backbone.stages.{i}.blocks.") for i in range(4))
+    table = "backbone.stages.{}.blocks.0.attn.w_msa.relative_position_bias_table".format
+    heads = tuple(size(table(i), 1) for i in range(4))
+    window = table_window(arrays[table(0)], f"{source}: {table(0)}")
+    return dict(backbone="swin", channels=channels, depths=depths, heads=heads, window=window)
+
+
+def _size(arrays, source, name, axis):
+    """The length of one axis of an entry."""
+    array = arrays.get(name)
+    if array is None or array.ndim <= axis:
+        found = "no such entry" if array is None else f"it of shape {array.shape}"
+        raise UserError(f"{source} should hold {name}, but has {found}. {ADVICE}")
+    return array.shape[axis]
+
+
+def _count(arrays, source, prefix):
+    """How many different numbers follow the prefix in names."""
+    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+    numbers = {match[1] for name in arrays if (match := pattern.match(name))}
+    if not numbers:
+        raise UserError(f"{source} should hold {prefix}0, but has no such entry. {ADVICE}")
+    return len(numbers)
+
+
+def _unwrapped(arrays):
+    """The names without the prefix that a wrapper for several GPUs puts before all of them."""
+    if not all(name.startswith("module.") for name in arrays):
+        return arrays
+    return {name.removeprefix("module."): array for name, array in arrays.items()}
+
+
+@functools.cache
+def abstract_values(settings: Settings) -> dict:
+    """{"params", "stats"}: shapes and types of the network's values, as nested dicts."""
+    return Network(lambda rngs: DDPNetwork(settings, rngs=rngs)).abstract
+
+
+def load_ddp(
+    arrays: Mapping[str, np.ndarray], settings: Settings, source: str = "the file"
+) -> dict:
+    """{"params", "stats"} of a DDPNetwork from a published state dict, float32.
+
+    arrays  official name -> array, as `weights.reader.read_arrays` gives them
+    source  how sentences call the file
+
+    Raises UserError for anything but a segmentation checkpoint of DDP, and when something is
+    missing, left over or of another shape.
+    """
+    arrays = _segmentation(arrays, source)
+    check_indices(arrays, source)
+    shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract_values(settings))
+    return convert(arrays, DDP, shapes, ignore=UNUSED, source=source)

@@ -1,0 +1,488 @@
+"""DDP: recorded samplings, losses and inference of the original, and what must hold for any."""
+
+import dataclasses
+import functools
+import json
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict as flatten
+
+from diffseg_jax.config import UserError
+from diffseg_jax.diffusion.samplers import ddim_transition, ddpm_transition
+from diffseg_jax.diffusion.schedules import LOG_SNRS, time_pairs
+from diffseg_jax.layers.resize import resize_bilinear
+from diffseg_jax.models.ddp_network import Settings
+from diffseg_jax.systems import ddp, prediction
+from diffseg_jax.systems.prediction import Protocol, View
+from diffseg_jax.weights.ddp import load_ddp
+from diffseg_jax.weights.reader import read_arrays
+
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+FEATURES, LOGITS, FIRST, MIXED, MAPS = 2e-5, 2e-5, 5e-5, 1e-4, 1e-5  # of the peak
+LOSSES, GRADIENTS, PROBS = 1e-5, 1e-4, 2e-5
+TINY = Path(__file__).parents[1] / "configs" / "tiny_ddp.py"
+KEY = jax.random.key(0)
+
+
+def nhwc(array):
+    return np.moveaxis(array, 1, -1)
+
+
+def difference(actual, expected):
+    """Largest difference as a share of the largest expected value."""
+    assert actual.shape == expected.shape
+    return np.max(np.abs(np.asarray(actual, np.float64) - expected)) / np.max(np.abs(expected))
+
+
+@functools.cache
+def recorded(path):
+    """(record, state dict, settings, network, values) of a whole segmentor."""
+    record = json.loads(path.read_text())
+    c = record["config"]
+    swin = c["backbone"] == "swin"
+    settings = Settings(
+        backbone=c["backbone"], channels=tuple(c["channels"]), depths=tuple(c["depths"]),
+        heads=tuple(c["num_heads"]) if swin else (), window=c["window"] if swin else 0,
+        num_classes=c["K"], width=c["E"], layers=c["layers"], decoder_heads=c["heads"],
+        mlp=c["ffn"], groups=c["groups"], auxiliary_dropout=0.0, code_scale=c["bit_scale"],
+    )  # fmt: skip
+    arrays = read_arrays(path.with_suffix(".pth"))
+    network = ddp.make_network(settings, True, "float32", False)
+    return record, arrays, settings, network, load_ddp(arrays, settings, path.name)
+
+
+def cases(golden):
+    return [(path, *recorded(path)) for path in golden("ddp/ddp_seg_*.json")]
+
+
+def arrays_of(path, part):
+    return np.load(path.with_name(f"{path.stem}_{part}.npz"))
+
+
+def sampling_of(run, schedule):
+    return dict(
+        steps=run["timesteps"], sampler=run["diffusion"], draws=run["randsteps"],
+        time_difference=run["time_difference"], start=run["sample_range0"], schedule=schedule,
+        accumulate=run["accumulation"],
+    )  # fmt: skip
+
+
+# --- recorded samplings ---------------------------------------------------------------------------
+
+
+@pytest.mark.golden
+def test_recorded_features_and_levels(golden):
+    for path, _, _, _, network, values in cases(golden):
+        arrays = arrays_of(path, "sampling")
+
+        @quick
+        def run(values, image, levels):
+            model = network.bind_eval(**values)  # noqa: B023
+            _, features = model.encode(image)
+            return features["merged"], model.time(levels)
+
+        merged, tau = run(values, nhwc(arrays["img"]), arrays["time_in_log_snr"])
+        assert difference(merged, nhwc(arrays["feature"])) < FEATURES
+        assert difference(tau, arrays["time_embedding"]) < FEATURES
+
+
+@pytest.mark.golden
+def test_recorded_runs(golden):
+    for path, record, _, _, network, values in cases(golden):
+        arrays = arrays_of(path, "sampling")
+        for run in record["sampling_runs"]:
+            check_run(run, record, arrays, network, values)
+
+
+def check_run(run, record, arrays, network, values):
+    """One recorded run, from recorded noise to labels."""
+    name, key = run["name"], lambda word: f"{run['name']}/{word}"
+    sampling = sampling_of(run, record["config"]["noise_schedule"])
+    noise = nhwc(arrays["noise_init"])[: sampling["draws"]][None]
+
+    @quick
+    def denoise(values, features):
+        fresh = lambda step: jnp.asarray(nhwc(arrays["noise_ddpm"]))[step][None, None]
+        return ddp.denoise_map(network.bind_eval(**values), features, noise, sampling, fresh)
+
+    found = denoise(values, nhwc(arrays["feature"]))
+    limit = MIXED if sampling["accumulate"] else FIRST if sampling["steps"] == 1 else LOGITS
+    expected = nhwc(arrays[key("out_low")])
+    assert difference(found["scores"], expected) < limit, name
+    image = resize_bilinear(found["scores"], arrays["img"].shape[2:])
+    assert np.array_equal(np.argmax(image, -1), arrays[key("label")]), name
+    for step in range(sampling["steps"]):
+        assert np.array_equal(found["labels"][0, step], arrays[key(f"step{step}_pred")][0]), name
+    if key("change_count") in arrays:
+        counts = np.mean(arrays[key("change_count")], 0)
+        changes = found["changes"][0] * (sampling["steps"] - 1)
+        np.testing.assert_allclose(changes, counts, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.golden
+def test_recorded_steps_one_by_one(golden):
+    """The maps and logits inside a run, in the space of codes that the original works in."""
+    seen = 0
+    for path, record, _, _, network, values in cases(golden):
+        arrays = arrays_of(path, "sampling")
+
+        @quick
+        def answer(values, features, noisy, level):
+            model = network.bind_eval(**values)  # noqa: B023
+            return ddp._answer(model, features, noisy, level), model.codes()
+
+        for run in record["sampling_runs"]:
+            name, schedule = run["name"], record["config"]["noise_schedule"]
+            pairs = time_pairs(run["timesteps"], run["time_difference"], run["sample_range0"])
+            levels = LOG_SNRS[schedule](pairs, np)
+            state = nhwc(arrays["noise_init"])[: run["randsteps"]]
+            features = np.repeat(nhwc(arrays["feature"]), len(state), 0)
+            for step, (now, then) in enumerate(levels):
+                key = f"{name}/step{step}_"
+                if step and f"{key}noisy_map" in arrays:
+                    assert difference(state, nhwc(arrays[f"{key}noisy_map"])) < MAPS, key
+                    seen += 1
+                logits, codes = answer(values, features, state, np.full(len(state), now))
+                if f"{key}logits" in arrays:
+                    limit = LOGITS if step else FIRST
+                    assert difference(logits, nhwc(arrays[f"{key}logits"])) < limit, key
+                clean = codes[np.argmax(logits, -1)]
+                if run["diffusion"] == "ddim":
+                    state = ddim_transition(state, clean, now, then)
+                else:
+                    z = nhwc(arrays["noise_ddpm"])[step] * (pairs[step, 1] > 0)
+                    state = ddpm_transition(state, clean, now, then, z)
+    assert seen
+
+
+# --- recorded losses ------------------------------------------------------------------------------
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("kind", ["train", "selfaligned"])
+def test_recorded_losses_and_gradients(golden, monkeypatch, kind):
+    for path, record, state, settings, network, values in cases(golden):
+        arrays = arrays_of(path, "train")
+        loss = ddp.diffusion_loss if kind == "train" else ddp.aligned_loss
+        options = dict(schedule=record["config"]["noise_schedule"], high=0.999, auxiliary=0.4)
+        draws = iter([nhwc(arrays[f"{kind}/noise"]), arrays[f"{kind}/times"]])
+        monkeypatch.setattr(ddp, "draw_per_row", lambda *_: jnp.asarray(next(draws)))  # noqa: B023
+        image = nhwc(arrays["train/img"])
+        monkeypatch.setattr(ddp, "scale_images", lambda *_: jnp.asarray(image))  # noqa: B023
+        batch = dict(
+            image=image, mask=arrays["train/gt"], valid=None, row=np.arange(len(image), dtype=int)
+        )
+        objective = lambda params: loss(network, options, params, values["stats"], batch, KEY)  # noqa: B023
+        run = quick(jax.value_and_grad(objective, has_aux=True))
+        (total, (weight, stats, metrics)), gradients = run(values["params"])
+        expected = record["training"][f"{kind}/train"]["losses"]
+        np.testing.assert_allclose(total / weight, expected["total"], rtol=LOSSES)
+        auxiliary = options["auxiliary"] * metrics["auxiliary_loss"] / weight
+        np.testing.assert_allclose(auxiliary, expected["aux.loss_ce"], rtol=LOSSES)
+        accuracy = 100 * metrics["pixel_accuracy"] / weight
+        np.testing.assert_allclose(accuracy, expected["decode.acc_seg"], rtol=1e-5)
+        check_gradients(arrays, kind, state, settings, gradients, weight)
+        if kind == "train":
+            for word in ("mean", "var"):
+                after = arrays[f"train/bn_running_{word}_after"]
+                assert difference(stats["auxiliary"]["norm"][word], after) < FEATURES
+
+
+def check_gradients(arrays, kind, state, settings, gradients, weight):
+    """Ours, under their names, against the recorded ones."""
+    prefix = f"{kind}/grad/"
+    names = [key.removeprefix(prefix) for key in arrays if key.startswith(prefix)]
+    assert names
+    theirs = {key: np.full(value.shape, np.nan, np.float32) for key, value in state.items()}
+    theirs |= {name: arrays[prefix + name] for name in names}
+    index = [key for key in state if "relative_position_index" in key]
+    theirs |= {key: state[key] for key in index}
+    expected = flatten(load_ddp(theirs, settings, "gradients")["params"])
+    compared = 0
+    for place, gradient in flatten(gradients).items():
+        if not np.isnan(expected[place]).any():
+            assert difference(gradient / weight, expected[place]) < GRADIENTS, place
+            compared += 1
+    assert compared == len(names)
+
+
+# --- recorded inference ---------------------------------------------------------------------------
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("mode", ["whole", "flip", "slide"])
+def test_recorded_inference(golden, monkeypatch, mode):
+    """Through `prediction.predict`: enlarged logits, windows, views, the second soft-max."""
+    for path, record, _, _, network, values in cases(golden):
+        arrays, facts = arrays_of(path, "inference"), record["inference"]
+        image = nhwc(arrays_of(path, "sampling")["img"])
+        c = record["config"]
+        sampling = dict(
+            steps=facts["timesteps"], sampler="ddim", draws=1, time_difference=1, start=0.0,
+            schedule=c["noise_schedule"], accumulate=facts["accumulation"],
+            uncertainty="entropy",
+        )  # fmt: skip
+        numbers = iter(range(100))
+
+        @quick
+        def forward(values, noise, image):
+            def reverse(values, image, valid):
+                model = network.bind_eval(**values)  # noqa: B023
+                x, _ = model.encode(image)
+                return ddp.denoise_map(model, x, noise[:, None], sampling, None)  # noqa: B023
+
+            return ddp.diffused_maps(reverse, sampling, values, image, None)  # noqa: B023
+
+        def ask(image, valid):
+            return forward(values, nhwc(arrays[f"{mode}/noise{next(numbers)}"]), image)  # noqa: B023
+
+        monkeypatch.setattr(prediction, "resize_image", lambda *_: image[0])  # noqa: B023
+        protocol = Protocol(flip=mode == "flip")
+        if mode == "slide":
+            protocol = Protocol(View.SLIDE, tuple(c["slide_crop"]), tuple(c["slide_stride"]))
+        blank = np.zeros((1, *facts["ori_shape"], 3), np.uint8)
+        answer = prediction.predict(ask, blank, protocol)
+        assert f"{mode}/noise{next(numbers)}" not in arrays  # all were used
+        if mode == "flip":
+            assert np.array_equal(answer.labels[0], arrays["flip/label"])
+        else:
+            probs = jax.nn.softmax(answer.probs) if sampling["accumulate"] else answer.probs
+            assert difference(probs, nhwc(arrays[f"{mode}/prob"])) < PROBS
+
+
+# --- what must hold for any -----------------------------------------------------------------------
+
+
+def tiny(**changes):
+    """The tiny config with other options, given as part__name=value."""
+    config = runpy.run_path(str(TINY))["get_config"]()
+    for path, value in changes.items():
+        *parts, name = path.split("__")
+        functools.reduce(getattr, parts, config)[name] = value
+    return config
+
+
+@functools.cache
+def values_of(kind="train", **changes):
+    task = ddp.make_task(tiny(**changes), kind, (32, 48), 5)
+    return jax.tree.map(np.asarray, quick(task.init)(KEY))
+
+
+def pictures(count, height=32, width=48):
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    return images, np.tile(np.array([height, width], np.int32), (count, 1))
+
+
+def test_a_batch_of_three_is_three_batches_of_one():
+    task = ddp.make_task(tiny(sampling__draws=2), "train", (32, 48), 5)
+    images, valid = pictures(3)
+    predict = quick(task.predict)
+    whole = predict(values_of(), images, valid)
+    for i in range(3):
+        alone = predict(values_of(), images[i : i + 1], valid[i : i + 1])
+        for name, values in alone.items():
+            np.testing.assert_allclose(whole[name][i : i + 1], values, atol=1e-5, err_msg=name)
+    assert not np.allclose(whole["probs"][0], whole["probs"][1])
+
+
+@pytest.mark.parametrize("sampler", ddp.SAMPLERS)
+@pytest.mark.parametrize("code", ["embedding", "bits", "one_hot"])
+def test_every_code_and_sampler_answers_in_range(sampler, code):
+    changes = dict(diffusion__code=code, sampling__sampler=sampler, sampling__draws=3)
+    task = ddp.make_task(tiny(**changes), "train", (32, 48), 5)
+    maps = quick(task.predict)(values_of(diffusion__code=code), *pictures(1))
+    np.testing.assert_allclose(np.sum(maps["probs"], -1), 1, atol=1e-5)
+    for measure in ("changes", "spread"):
+        assert maps[measure].shape == (1, 32, 48)
+        assert np.all((maps[measure] >= 0) & (maps[measure] <= 1))
+    assert np.any(maps["spread"] > 0)
+
+
+def test_no_changes_without_a_second_step_and_no_spread_without_a_second_draw():
+    task = ddp.make_task(tiny(sampling__steps=1), "train", (32, 48), 5)
+    maps = jax.eval_shape(task.predict, values_of(), *pictures(1))
+    assert set(maps) == {"probs", "logits"}
+
+
+def test_spread_is_none_for_draws_that_agree_and_one_for_those_that_do_not():
+    sure = jnp.eye(2)[:, None, None]  # two draws, each certain of another of two classes
+    np.testing.assert_allclose(ddp.disagreement(sure[None]), 1, atol=1e-6)
+    same = jnp.broadcast_to(jnp.array([0.3, 0.7]), (1, 4, 1, 1, 2))
+    np.testing.assert_allclose(ddp.disagreement(same), 0, atol=1e-6)
+
+
+def test_trace_ends_with_the_prediction():
+    config = tiny(sampling__accumulate=False)
+    task = ddp.make_task(config, "train", (32, 48), 5)
+    images, valid = pictures(2)
+    traced = quick(task.trace)(values_of(), images, valid)
+    assert traced.shape == (2, 3, 32, 48)
+    network = ddp.make_network(ddp.make_settings(config, 5), True, "float32", False)
+    sampling = dict(config.sampling.to_dict(), schedule="cosine")
+    reverse = functools.partial(ddp.reverse_process, network, sampling, config.seed)
+    found = quick(reverse)(values_of(), images, valid)
+    np.testing.assert_array_equal(found["labels"][:, -1], np.argmax(found["scores"], -1))
+    np.testing.assert_array_equal(traced[:, :, ::4, ::4], found["labels"])
+
+
+def test_small_pictures_are_filled_up_and_cut_back():
+    task = ddp.make_task(tiny(), "train", (32, 48), 5)
+    maps = quick(task.predict)(values_of(), *pictures(1, 5, 40))
+    assert all(values.shape[:3] == (1, 5, 40) for values in maps.values())
+    assert quick(task.trace)(values_of(), *pictures(1, 5, 40)).shape == (1, 3, 5, 40)
+
+
+def batch_of(count=4):
+    images, valid = pictures(count)
+    mask = np.random.default_rng(1).integers(0, 5, (count, 32, 48))
+    mask[0, :8] = 255
+    return dict(image=images, mask=mask, valid=valid, row=np.arange(count))
+
+
+@pytest.mark.parametrize("kind", ["train", "align"])
+def test_a_loss_is_the_sum_of_its_parts(kind):
+    """Every row has draws of its own; only batch statistics tie rows, so their head is left out."""
+    config = tiny(model__drop_path=0.3, diffusion__auxiliary=0.0)
+    task = ddp.make_task(config, kind, (32, 48), 5)
+    values, batch = values_of(), batch_of()
+    run = quick(lambda batch: task.loss(values["params"], values["stats"], batch, KEY)[0])
+    halves = [jax.tree.map(lambda x: x[rows], batch) for rows in (np.s_[:2], np.s_[2:])]  # noqa: B023
+    np.testing.assert_allclose(run(batch), sum(map(run, halves)), rtol=1e-5)
+    assert abs(run(batch) - run({**batch, "row": batch["row"] + 4})) > 1e-3
+
+
+def test_ignored_pixels_count_in_the_weight_alone():
+    logits = jax.random.normal(KEY, (1, 4, 4, 3))
+    mask = np.zeros((1, 4, 4), int)
+    mask[0, :2] = 255
+    loss, weight, metrics = ddp.pixel_loss(logits, mask)
+    alone, _, _ = ddp.pixel_loss(logits[:, 2:], mask[:, 2:])
+    np.testing.assert_allclose(loss, alone, rtol=1e-6)
+    assert weight == 16
+    correct = np.mean(np.argmax(logits[:, 2:], -1) == 0)
+    np.testing.assert_allclose(metrics["pixel_accuracy"] / weight, correct, rtol=1e-6)
+
+
+def test_ignored_pixels_have_a_code_in_training_and_none_in_alignment():
+    task = ddp.make_task(tiny(), "align", (32, 48), 5)
+    values = values_of()
+    batch = batch_of()
+    gradient = quick(jax.grad(lambda table: task.loss(
+        {**values["params"], "embedding": {"table": table}}, values["stats"], batch, KEY)[0]
+    ))(values["params"]["embedding"]["table"])  # fmt: skip
+    assert np.any(gradient[:5] != 0)
+    assert np.all(gradient[5] == 0)  # ignored pixels have no part in a map of answers
+    task = ddp.make_task(tiny(), "train", (32, 48), 5)
+    gradient = quick(jax.grad(lambda table: task.loss(
+        {**values["params"], "embedding": {"table": table}}, values["stats"], batch, KEY)[0]
+    ))(values["params"]["embedding"]["table"])  # fmt: skip
+    assert np.any(gradient[5] != 0)
+
+
+# --- where stages start ---------------------------------------------------------------------------
+
+
+def adopted(before, after, classes=(5, 5), kinds=("train", "align")):
+    """What a task of one config takes from another's network."""
+    first = ddp.make_task(before, kinds[0], (32, 48), classes[0])
+    second = ddp.make_task(after, kinds[1], (32, 48), classes[1])
+    network = jax.eval_shape(first.init, KEY)
+    return ddp.adopt(jax.eval_shape(second.init, KEY), second, network, first.meta)
+
+
+def test_align_takes_all_of_train():
+    taken = adopted(tiny(), tiny())
+    assert set(taken["params"]) >= {"head", "embedding", "decoder", "backbone"}
+
+
+def test_another_number_of_classes_asks_for_a_new_head():
+    with pytest.raises(UserError, match="have 3 classes.*has 5.*--config.new_head=True"):
+        adopted(tiny(), tiny(), (5, 3), ("train", "train"))
+    taken = adopted(tiny(), tiny(new_head=True), (5, 3), ("train", "train"))
+    paths = [".".join(path) for path in flatten(taken["params"])]
+    assert any(path.startswith("decoder") for path in paths)
+    assert not any(path.startswith(("head", "embedding", "auxiliary.head")) for path in paths)
+
+
+def test_a_checkpoint_of_another_system_is_refused():
+    task = ddp.make_task(tiny(), "train", (32, 48), 5)
+    with pytest.raises(UserError, match="is of another system"):
+        ddp.adopt(jax.eval_shape(task.init, KEY), task, {}, {"kind": "pretrain", "grid": [2, 3]})
+
+
+@pytest.mark.golden
+def test_an_official_checkpoint_is_taken_whole_or_without_its_head(golden):
+    for path, _, _, settings, _, values in cases(golden):
+        file = str(path.with_suffix(".pth"))
+        words = {word: getattr(settings, word) for word in tiny().model}
+        parts = {f"model__{word}": value for word, value in words.items()}
+        parts |= dict(weights=file, diffusion__code_scale=settings.code_scale)
+        config, classes = tiny(**parts), settings.num_classes
+        task = ddp.make_task(config, "train", (32, 48), classes)
+        loaded = ddp.load_weights(config, jax.eval_shape(task.init, KEY), task)
+        jax.tree.map(np.testing.assert_array_equal, loaded, values)
+        config = tiny(**parts, new_head=True)
+        task = ddp.make_task(config, "train", (32, 48), classes + 2)
+        kept = flatten(ddp.load_weights(config, jax.eval_shape(task.init, KEY), task))
+        assert ("params", "transform", "kernel") in kept and ("params", "head", "bias") not in kept
+        config = tiny(**parts, diffusion__code="bits")
+        task = ddp.make_task(config, "train", (32, 48), classes)
+        with pytest.raises(UserError, match="diffusion.code is bits, .* with embedding"):
+            ddp.load_weights(config, jax.eval_shape(task.init, KEY), task)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("diffusion__code", "bits"),
+        ("diffusion__code_scale", 0.1),
+        ("diffusion__schedule", "linear"),
+    ],
+)
+def test_another_code_is_refused(option, value):
+    with pytest.raises(UserError, match=f"{option.replace('__', '.')} is {value}.*Try"):
+        adopted(tiny(), tiny(**{option: value}))
+
+
+def test_another_network_is_refused():
+    with pytest.raises(UserError, match="another network"):
+        adopted(tiny(), tiny(model__mlp=48))
+    with pytest.raises(UserError, match="another network"):
+        adopted(tiny(), tiny(), kinds=("plain", "train"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (dict(sampling__uncertainty="changes", sampling__steps=1), "needs 2 steps or more"),
+        (dict(sampling__uncertainty="spread"), "needs 2 draws or more"),
+        (dict(new_head=True, run=("train",)), "no stage starts from a checkpoint whose head"),
+        (dict(model__heads=(1, 1, 1, 1)), "which only a Swin has"),
+        (dict(run=("align",), stages__align__start="random"), "goes on with a trained network"),
+        (dict(model__groups=5), "width is 16, which 5 groups cannot share"),
+        (dict(model__decoder_heads=3), "width is 16, which 3 decoder_heads cannot share"),
+        (dict(model__backbone="swin"), "heads is .*, but a Swin has 4 stages"),
+    ],
+)
+def test_what_goes_with_no_network_is_said(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ddp.check(tiny(**changes))
+
+
+def test_a_crop_below_the_stride_is_refused():
+    config = tiny()
+    config.stages.train.augment.crop = (16, 48)
+    with pytest.raises(UserError, match=r"crop is \(16, 48\), but both sides must be 32 or more"):
+        ddp.check(config)
+
+
+def test_settings_survive_the_checkpoint():
+    settings = ddp.make_settings(tiny(), 5)
+    meta = json.loads(json.dumps({"model": dataclasses.asdict(settings)}))
+    assert ddp.settings_of_meta(meta) == settings
