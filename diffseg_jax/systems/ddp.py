@@ -86,13 +86,8 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
 
 def make_settings(config, num_classes: int) -> Settings:
     """The settings of a config's parts model and diffusion."""
-    values = {name: value for name, value in config.model.items()}
-    for name in ("channels", "depths", "heads"):
-        values[name] = tuple(values[name])
-    diffusion = config.diffusion
-    return Settings(
-        **values, code=diffusion.code, code_scale=diffusion.code_scale, num_classes=num_classes
-    )
+    code = {word: config.diffusion[word] for word in ("code", "code_scale")}
+    return settings_of_meta({"model": {**config.model, **code, "num_classes": num_classes}})
 
 
 def make_network(settings: Settings, diffuses: bool, dtype: str, remat: bool) -> Network:
@@ -118,9 +113,7 @@ def diffusion_loss(network, options, params, stats, batch, key):
     model, x, keys = _encoded(network, params, stats, batch, key)
     labels = shrink_labels(batch["mask"], x.shape[1:3], model.settings.num_classes)
     eps = _draw_noise(model, x, batch["row"], keys["noise"])
-    noisy, level = _noised(model, options, labels, eps, batch["row"], keys["time"])
-    logits = _answer(model, x, noisy, level)
-    return _total(model, options, x, logits, batch, keys["dropout"])
+    return _denoising_loss(model, options, x, labels, eps, batch, keys)
 
 
 def aligned_loss(network, options, params, stats, batch, key):
@@ -132,10 +125,7 @@ def aligned_loss(network, options, params, stats, batch, key):
     eps = _draw_noise(model, x, batch["row"], keys["noise"])
     last = LOG_SNRS[options["schedule"]](jnp.ones(len(x)))
     first = jax.lax.stop_gradient(_answer(model, x, eps, last))
-    labels = jnp.argmax(first, -1)
-    noisy, level = _noised(model, options, labels, eps, batch["row"], keys["time"])
-    logits = _answer(model, x, noisy, level)
-    return _total(model, options, x, logits, batch, keys["dropout"])
+    return _denoising_loss(model, options, x, jnp.argmax(first, -1), eps, batch, keys)
 
 
 def plain_loss(network, params, stats, batch, key):
@@ -160,11 +150,15 @@ def _draw_noise(model, x, rows, key):
     return draw_per_row(lambda k: jax.random.normal(k, shape), key, rows)
 
 
-def _noised(model, options, labels, eps, rows, key):
-    """Noisy codes f32[B,h,w,n] of labels i32[B,h,w], and their log-SNRs f32[B]."""
-    t = draw_per_row(lambda k: jax.random.uniform(k, maxval=options["high"]), key, rows)
-    level = LOG_SNRS[options["schedule"]](t)
-    return add_noise(model.codes()[labels], eps, *alpha_sigma(level)), level
+def _denoising_loss(model, options, x, labels, eps, batch, keys):
+    """That of the answer to labels i32[B,h,w] with noise, and of the auxiliary head's to x."""
+    draw = lambda key: jax.random.uniform(key, maxval=options["high"])
+    level = LOG_SNRS[options["schedule"]](draw_per_row(draw, keys["time"], batch["row"]))
+    noisy = add_noise(model.codes()[labels], eps, *alpha_sigma(level))
+    loss, weight, metrics = pixel_loss(_answer(model, x, noisy, level), batch["mask"])
+    auxiliary, _, _ = pixel_loss(model.auxiliary(x, keys["dropout"]), batch["mask"])
+    metrics["auxiliary_loss"] = auxiliary
+    return loss + options["auxiliary"] * auxiliary, (weight, stats_of(model), metrics)
 
 
 def _answer(model, x, noisy, level):
@@ -172,13 +166,6 @@ def _answer(model, x, noisy, level):
     mixed = model.project_features(x) + model.project_codes(noisy)
     places = model.decoder.places(x.shape[1:3])
     return model.decode(mixed, places, model.modulations(level))
-
-
-def _total(model, options, x, logits, batch, keys):
-    loss, weight, metrics = pixel_loss(logits, batch["mask"])
-    auxiliary, _, _ = pixel_loss(model.auxiliary(x, keys), batch["mask"])
-    metrics["auxiliary_loss"] = auxiliary
-    return loss + options["auxiliary"] * auxiliary, (weight, stats_of(model), metrics)
 
 
 def pixel_loss(logits, mask):
@@ -228,10 +215,7 @@ def diffused_maps(reverse, sampling, values, images, valid):
     if sampling["accumulate"]:
         maps["probs"] = maps["logits"]
     del found["labels"]
-    for name, cells in found.items():
-        size = padded.shape[1:3]
-        enlarged = resize_nearest(cells[..., None], size)[..., 0]
-        maps[name] = enlarged[:, : images.shape[1], : images.shape[2]]
+    maps |= {n: _repeated(cells[..., None], padded, images)[..., 0] for n, cells in found.items()}
     if sampling["uncertainty"] in maps:
         maps["uncertainty"] = maps[sampling["uncertainty"]]
     return maps
@@ -241,8 +225,7 @@ def labels_of_steps(reverse, values, images, valid):
     """The labels of the first draw after every step, i32[B,T,h,w], for images u8[B,h,w,3]."""
     padded, valid = _padded(images, valid)
     labels = jnp.moveaxis(reverse(values, padded, valid)["labels"], 1, -1)  # [B, cells, T]
-    enlarged = resize_nearest(labels, padded.shape[1:3])
-    return jnp.moveaxis(enlarged, -1, 1)[:, :, : images.shape[1], : images.shape[2]]
+    return jnp.moveaxis(_repeated(labels, padded, images), -1, 1)
 
 
 def _padded(images, valid):
@@ -254,6 +237,11 @@ def _padded(images, valid):
 def _enlarged(maps, padded, images):
     height, width = images.shape[1:3]
     return resize_bilinear(maps, padded.shape[1:3])[:, :height, :width]
+
+
+def _repeated(cells, padded, images):
+    height, width = images.shape[1:3]
+    return resize_nearest(cells, padded.shape[1:3])[:, :height, :width]
 
 
 def reverse_process(network, sampling, seed, values, images, valid) -> dict:
