@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from diffseg_jax import visualise
 from diffseg_jax.config import UserError
+from diffseg_jax.hosts import require_one
 from diffseg_jax.losses import IGNORE
 from diffseg_jax.run import check_config, counted, open_data
 from diffseg_jax.workdir import make_workdir
@@ -24,6 +25,7 @@ def check_data(config: ConfigDict, workdir: Path):
     What cannot be opened does not hide the rest. Raises UserError at the end when something cannot
     be opened or a file cannot be used.
     """
+    require_one("--mode=check")
     check_config(config)
     problems, closed = [], []
     parts = []

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffseg_jax import visualise
+from diffseg_jax import hosts, visualise
 from diffseg_jax.checkpoints import StageCheckpoints, has_checkpoint, open_network, write_json
 from diffseg_jax.config import UserError
 from diffseg_jax.evaluate import make_forward
@@ -53,10 +53,10 @@ def choose_steps(config: ConfigDict, workdir: Path):
         for steps, draws in sweep:
             rows.append({"stage": name, **measure_setting(run, name, network, steps, draws)})
             run.log.say(line(rows[-1]) if len(rows) > 1 else f"{TITLES}\n{line(rows[-1])}")
-            if jax.process_index() == 0:
+            if hosts.is_first():
                 write_json(workdir / "steps.json", rows)
     picture = workdir / "pictures" / "steps.png"
-    if jax.process_index() == 0:
+    if hosts.is_first():
         visualise.save_png(picture, visualise.steps_plot(rows))
     run.log.say(f"finished; numbers in {workdir / 'steps.json'}, a plot in {picture}")
     run.log.close()
@@ -76,7 +76,7 @@ def _networks(run: Run):
         return found
     for name in reversed(config.run):
         if has_checkpoint(config.stages[name].start):
-            return [(name, Path(config.stages[name].start), None)]
+            return [(name, config.stages[name].start, None)]
     starts = " or ".join(f"stages.{name}.start={config.stages[name].start}" for name in config.run)
     raise UserError(
         f"{workdir} holds no checkpoint of {' or '.join(config.run)}, and {starts} is no directory "

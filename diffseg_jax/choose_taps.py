@@ -16,6 +16,7 @@ from diffseg_jax import visualise
 from diffseg_jax.checkpoints import write_json
 from diffseg_jax.config import UserError
 from diffseg_jax.fitting import examples, open_backbone, read_masks
+from diffseg_jax.hosts import require_one
 from diffseg_jax.losses import IGNORE
 from diffseg_jax.metrics.segmentation import Absent, confusion, scores
 from diffseg_jax.run import Run, counted, is_fit, start_run
@@ -38,6 +39,7 @@ def choose_taps(config: ConfigDict, workdir: Path):
     Prints the grid and the line for the config. Raises UserError without a stage that fits an
     ensemble to a network, and with fewer than two labelled pictures.
     """
+    require_one("--mode=taps")
     names = [name for name in config.run if is_fit(config, name)]
     names = [name for name in names if config.stages[name].start != "random"] or names
     if not names or config.features.source != "network":

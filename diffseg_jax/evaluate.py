@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffseg_jax.mesh import AXES, batch_sharding, state_shardings
+from diffseg_jax.mesh import batch_sharding, own_mesh, put, state_shardings
 from diffseg_jax.metrics.segmentation import confusion
 from diffseg_jax.metrics.uncertainty import BINS, image_uncertainty, uncertainty_counts
 from diffseg_jax.systems.prediction import MEASURES, Prediction, Protocol, predict
+
+UNCERTAIN = 2**40  # what a mean uncertainty of 1 counts
 
 
 @dataclasses.dataclass
@@ -23,13 +24,14 @@ class Counts:
     uncertainty  i64[2,BINS], right and wrong pixels by their uncertainty
     measures     the same for each of `prediction.MEASURES`; zeros for those that there are not
     images       how many
-    uncertain    sum over images of the mean of their most uncertain tenth
+    uncertain    sum over images of the mean of their most uncertain tenth, in steps of 2**-40, as a
+                 sum of whole numbers is the same in any order
     """
 
     confusion: np.ndarray
     uncertainty: np.ndarray
     images: int = 0
-    uncertain: float = 0.0
+    uncertain: int = 0
     measures: dict[str, np.ndarray] = dataclasses.field(
         default_factory=lambda: {name: np.zeros((2, BINS), int) for name in MEASURES}
     )
@@ -43,7 +45,7 @@ class Counts:
         for name, values in prediction.uncertainties.items():
             self.measures[name] += uncertainty_counts(values[row], mask, labels)
         self.images += 1
-        self.uncertain += image_uncertainty(uncertainty)
+        self.uncertain += round(image_uncertainty(uncertainty) * UNCERTAIN)
 
 
 def make_forward(
@@ -54,15 +56,14 @@ def make_forward(
     function  (network, images, valid) -> probabilities or a dict of maps, jitted
 
     Fewer images than `batch_size` are filled up with copies. In one process the batch is split over
-    the mesh. Several processes each put a copy of the network on their own devices and work through
-    their own images: none waits for another.
+    the mesh. Several processes each put the network on their own devices, which share it, and work
+    through their own images: none waits for another.
     """
     if jax.process_count() > 1:
-        network = multihost_utils.process_allgather(network, tiled=True)
-        mesh = Mesh(np.reshape(jax.local_devices(), (-1, 1)), AXES)
-        network = jax.device_put(network, NamedSharding(mesh, PartitionSpec()))
-    elif any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(network)):
-        network = jax.device_put(network, state_shardings(network, mesh))
+        network = jax.tree.map(_on_host, network)
+        mesh = own_mesh(mesh)
+    if any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(network)):
+        network = put(network, state_shardings(network, mesh))
 
     def forward(images, valid):
         rows = np.arange(max(batch_size, len(images))) % len(images)
@@ -104,7 +105,7 @@ def evaluate(
             np.sum(_from_all(counts.confusion), axis=0),
             np.sum(_from_all(counts.uncertainty), axis=0),
             int(np.sum(_from_all(np.array(counts.images)))),
-            float(np.sum(multihost_utils.process_allgather(np.float32(counts.uncertain)))),
+            int(np.sum(_from_all(np.array(counts.uncertain)))),
             {name: np.sum(_from_all(values), axis=0) for name, values in counts.measures.items()},
         )
     return counts, kept
@@ -125,8 +126,16 @@ def _batches(source, places, batch_size) -> Iterator[list[dict]]:
             yield batch
 
 
+def _on_host(array):
+    """The whole array as numpy, if parts of it live in other processes."""
+    if isinstance(array, np.ndarray) or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
 def _from_all(counts):
     """int64[processes, ...]: as two 32-bit halves, which is what travels between processes."""
+    counts = np.asarray(counts, np.int64)
     halves = np.stack([counts >> 31, counts & (2**31 - 1)]).astype(np.int32)
     high, low = np.moveaxis(multihost_utils.process_allgather(halves).astype(np.int64), 1, 0)
     return (high << 31) + low

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
-from diffseg_jax.checkpoints import StageCheckpoints, open_network, write_json
+from diffseg_jax import hosts
+from diffseg_jax.checkpoints import Damaged, StageCheckpoints, open_network, write_json
 from diffseg_jax.config import UserError
 from diffseg_jax.fitting import check_fit, fit_stage
 from diffseg_jax.metrics import segmentation
@@ -32,22 +32,30 @@ def train(config: ConfigDict, workdir: Path):
         if left_out(run, name):
             run.log.say(f"{name}: left out")
             continue
-        task = run.task(name)
-        directory = workdir / "checkpoints" / name
-        with StageCheckpoints(directory) as checkpoints:
-            if is_finished(run, name, checkpoints):
-                run.log.say(f"{name}: is finished")
-            else:
-                run_stage(run, name, task, checkpoints)
-                measured.pop(name, None)
-            step = chosen_step(run, checkpoints) if task.predict else None
-        if task.predict and name in measured:
+        task, network = run.task(name), None
+        with StageCheckpoints(workdir / "checkpoints" / name) as checkpoints:
+            while network is None:  # a finished stage, too, may have been damaged since
+                if is_finished(run, name, checkpoints):
+                    run.log.say(f"{name}: is finished")
+                else:
+                    run_stage(run, name, task, checkpoints)
+                    measured.pop(name, None)
+                network = read_chosen(run, checkpoints)
+        if name in measured:
             results[name] = measured[name]
         elif task.predict:
-            network, meta = open_network(directory, step)
-            results[name] = result_of(run, name, task, network, meta)
+            results[name] = result_of(run, name, task, *network)
             write_results(run, {**measured, **results}, "results.json")
     finish(run, results, "results.json")
+
+
+def read_chosen(run: Run, checkpoints: StageCheckpoints) -> tuple[dict, dict] | None:
+    """The network of a stage and its meta; None if it is damaged, which is then put aside."""
+    try:
+        return open_network(checkpoints.directory, chosen_step(run, checkpoints))
+    except Damaged as error:
+        checkpoints.put_aside(error, run.log.say)
+        return None
 
 
 def is_finished(run: Run, name: str, checkpoints: StageCheckpoints) -> bool:
@@ -55,7 +63,7 @@ def is_finished(run: Run, name: str, checkpoints: StageCheckpoints) -> bool:
     step = checkpoints.latest()
     if is_fit(run.config, name):
         return step is not None and checkpoints.meta(step)["finished"]
-    return step == run.config.stages[name].steps
+    return step == run.config.stages[name].steps and checkpoints.meta(step)["evaluated"]
 
 
 def run_stage(run: Run, name: str, task: Task, checkpoints: StageCheckpoints):
@@ -97,7 +105,7 @@ def evaluate_only(config: ConfigDict, workdir: Path):
 
 def write_results(run: Run, results: dict, file: str):
     """The results of the stages so far, in the order of the run."""
-    if jax.process_index() == 0:
+    if hosts.is_first():
         ordered = {name: results[name] for name in run.config.run if name in results}
         write_json(run.workdir / file, ordered)
 
@@ -126,5 +134,5 @@ def finish(run: Run, results: dict, file: str):
 
 def chosen_step(run: Run, checkpoints: StageCheckpoints) -> int | None:
     """The step whose network is measured: the last or the best, as the config says."""
-    best = run.config.evaluate.checkpoint == "best"
+    best = "evaluate" in run.config and run.config.evaluate.checkpoint == "best"
     return checkpoints.best() if best else checkpoints.latest()

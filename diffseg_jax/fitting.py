@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict as flatten
 from flax.traverse_util import unflatten_dict as unflatten
+from jax.sharding import NamedSharding, PartitionSpec
 
 from diffseg_jax.checkpoints import StageCheckpoints, has_checkpoint, open_network
 from diffseg_jax.config import UserError
 from diffseg_jax.data.transforms import drop_small_objects
 from diffseg_jax.losses import IGNORE
-from diffseg_jax.mesh import state_shardings
+from diffseg_jax.mesh import put, rows_here, state_shardings, to_devices
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.run import Run, augmentation, counted
 from diffseg_jax.stages import STILL, loader, stage_meta
@@ -94,7 +95,7 @@ def read_classifiers(run: Run, task: Task) -> dict:
     given = load_ensemble(folder, task.meta["features_per_pixel"], num_classes)
     for part in given:
         check_shapes(given[part], task.fit.member.abstract[part], folder)
-    return {part: {"ensemble": jax.device_put(given[part])} for part in ("params", "stats")}
+    return {part: {"ensemble": given[part]} for part in ("params", "stats")}
 
 
 def check_shapes(given: dict, abstract: dict, folder: str):
@@ -127,8 +128,10 @@ def open_backbone(run: Run, name: str, task: Task) -> dict:
     def rest(key):  # what was found need not be drawn
         return {path: leaf for path, leaf in flatten(task.init(key)).items() if path not in found}
 
-    tree = {"params": {}, "stats": {}, **unflatten({**found, **jax.jit(rest)(key)})}
-    return jax.device_put(tree, state_shardings(tree, run.mesh))
+    where = state_shardings(jax.eval_shape(rest, key), run.mesh)
+    drawn = jax.jit(rest, out_shardings=where)(key)
+    placed = put(found, state_shardings(found, run.mesh))
+    return {"params": {}, "stats": {}, **unflatten({**placed, **drawn})}
 
 
 def examples(run: Run, name: str, places) -> Iterator[dict]:
@@ -241,25 +244,37 @@ def free_bytes(on_host: bool) -> int:
 
 
 def collect(run: Run, name: str, task: Task, network: dict, places: np.ndarray) -> PixelFeatures:
-    """Features of the pictures at some places of the training split, one after another."""
-    extract = jax.jit(task.fit.extract)
+    """Features of the pictures at some places of the training split, whole on every device.
+
+    Each device works on one picture at a time, and each process reads those of its devices.
+    """
+    mesh = run.mesh
+    extract = jax.jit(task.fit.extract, out_shardings=NamedSharding(mesh, PartitionSpec()))
     write = jax.jit(_write, donate_argnums=0)
-    buffers = []
-    for done, example in enumerate(examples(run, name, places), 1):
-        one = extract(network, example["image"][None], np.asarray(example["valid"])[None])
+    groups = [places[start : start + mesh.size] for start in range(0, len(places), mesh.size)]
+    mine = [np.resize(group, mesh.size)[rows_here(mesh, mesh.size)] for group in groups]
+    shown, buffers, done = examples(run, name, np.concatenate(mine)), [], 0
+    for group, own in zip(groups, mine, strict=True):
+        read = [next(shown) for _ in own]
+        batch = {word: np.stack([e[word] for e in read]) for word in ("image", "valid")}
+        batch = to_devices(batch, mesh, mesh.size)
+        one = extract(network, batch["image"], batch["valid"])
+        maps = [values[: len(group)] for values in one.maps]
         if not buffers:
             make = np.zeros if task.fit.on_host else jnp.zeros
-            buffers = [make((len(places), *m.shape[1:]), m.dtype) for m in one.maps]
+            buffers = [make((len(places), *m.shape[1:]), m.dtype) for m in maps]
         if task.fit.on_host:
-            for buffer, values in zip(buffers, one.maps, strict=True):
-                buffer[done - 1] = np.asarray(values[0])
+            for buffer, values in zip(buffers, maps, strict=True):
+                buffer[done : done + len(group)] = np.asarray(values)
         else:
-            buffers = jax.block_until_ready(write(buffers, list(one.maps), done - 1))
-        if done == 1:
-            start = spoke = time.perf_counter()  # the first one compiles
+            buffers = jax.block_until_ready(write(buffers, maps, done))
+        first, done = not done, done + len(group)
+        if first:
+            start, before = time.perf_counter(), done  # the first ones compile
+            spoke = start
         elif time.perf_counter() - spoke > SPEAK_EVERY:
             spoke = time.perf_counter()
-            left = duration((spoke - start) / (done - 1) * (len(places) - done))
+            left = duration((spoke - start) / (done - before) * (len(places) - done))
             run.log.say(f"{name}: features {done}/{len(places)}   {left} left")
     return PixelFeatures(tuple(buffers), one.size, one.covered)
 

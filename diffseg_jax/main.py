@@ -1,27 +1,53 @@
 """Flags -> config -> one call; the only file that reads flags.
 
 python -m diffseg_jax.main --config=configs/ddep_scenes.py --workdir=runs/scenes
+
+Exit codes: 0 finished; 2 a mistake, in one sentence; 75 stopped by SIGTERM, after saving; 130
+Ctrl-C; 134 (as SIGABRT) another process of the run did not come or was lost. After all but 0, 2 and
+130 a new start is worth it: the same command goes on from the last checkpoint.
 """
 
 import difflib
 import os
 import re
 import runpy
-from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from diffseg_jax import check, choose_steps, choose_taps, experiment
-from diffseg_jax.command import CACHE, use_cache, user_errors
+from diffseg_jax import check, choose_steps, choose_taps, experiment, hosts, prepare
+from diffseg_jax.command import CACHE, use_cache, use_memory, user_errors
 from diffseg_jax.config import UserError, choose
+from diffseg_jax.workdir import open_workdir
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file in configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, numbers and pictures go.")
-MODE = flags.DEFINE_string("mode", "train", "train, eval, check, taps or steps.")
+MODE = flags.DEFINE_string("mode", "train", "train, eval, check, taps, steps or prepare.")
 COMPILED = flags.DEFINE_string(
     "compilation_cache", CACHE, "Where compiled programs go; empty for nowhere."
 )
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", "auto",
+    "Where processes of one run meet: host:port of process 0; auto: what the cluster says (TPU "
+    "pod, SLURM, Open MPI, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), none: "
+    "one process.",
+)  # fmt: skip
+PROCESSES = flags.DEFINE_integer("processes", -1, "With host:port: how many processes.")
+PROCESS = flags.DEFINE_integer("process", -1, "With host:port: which of them this is, from 0.")
+JOIN_WITHIN = flags.DEFINE_integer(
+    "join_within", 300, "Seconds that processes wait for each other at the start.", 1
+)
+LOST_AFTER = flags.DEFINE_integer(
+    "lost_after", 30, "Seconds without a sign of life until a process counts as lost.", 5
+)
+MEMORY = flags.DEFINE_float(
+    "memory_fraction", None, "Share of a GPU's memory taken at the start (jax takes 0.75); 0: "
+    "memory is taken as it is needed.", 0.0, 1.0,
+)  # fmt: skip
+OWN = (
+    CONFIG, WORKDIR, MODE, COMPILED, COORDINATOR, PROCESSES, PROCESS, JOIN_WITHIN, LOST_AFTER,
+    MEMORY,
+)  # fmt: skip
 
 MODES = {
     "train": experiment.train,
@@ -29,6 +55,7 @@ MODES = {
     "check": check.check_data,
     "taps": choose_taps.choose_taps,
     "steps": choose_steps.choose_steps,
+    "prepare": prepare.prepare,
 }
 
 
@@ -36,14 +63,18 @@ def main(arguments):
     """Runs the mode; a user's mistake ends with one sentence and exit code 2."""
     if arguments[1:]:
         raise UserError(f'"{arguments[1]}" is no flag. Flags begin with --, such as --mode=eval.')
-    use_cache(COMPILED.value)
     mode = choose(MODES, MODE.value, "mode")
     if CONFIG.value is None:
         raise UserError("no config was given. Try --config=configs/ddep_scenes.py.")
-    if not WORKDIR.value or "://" in WORKDIR.value:
-        given = f"workdir {WORKDIR.value} is no local path" if WORKDIR.value else "no workdir given"
-        raise UserError(f"{given}. Try --workdir=runs/a.")
-    mode(CONFIG.value, Path(WORKDIR.value))
+    if not WORKDIR.value:
+        raise UserError("no workdir given. Try --workdir=runs/a.")
+    use_cache(COMPILED.value)
+    workdir = open_workdir(WORKDIR.value)
+    use_memory(MEMORY.value)
+    hosts.join(
+        COORDINATOR.value, PROCESSES.value, PROCESS.value, JOIN_WITHIN.value, LOST_AFTER.value
+    )
+    mode(CONFIG.value, workdir)
 
 
 def _parse(arguments):
@@ -113,13 +144,18 @@ def _check_path(values, path):
 
 
 def _unknown_flag(name):
-    known = ["--config", "--workdir", "--mode", "--compilation_cache"]
+    known = [f"--{flag.name}" for flag in OWN]
     return f"there is no flag --{name}.{_advice(f'--{name}', known)}"
 
 
 def _wrong_value(message, now):
     """absl's "flag --a.b=given: reason" as a sentence that shows what the option holds now."""
     name, given = re.match(r"flag --([^=]+)=(.*?): ", message, re.DOTALL).groups()
+    if not name.startswith("config."):
+        lower = getattr(flags.FLAGS[name].parser, "lower_bound", None)
+        upper = getattr(flags.FLAGS[name].parser, "upper_bound", None)
+        most = "" if upper is None else f" to {upper:g}"
+        return f"--{name} is {given}, but it must be a number from {lower or 0:g}{most or ' up'}."
     for word in name.split(".")[1:]:
         now = now[word]
     if isinstance(now, dict):

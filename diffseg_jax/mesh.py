@@ -1,5 +1,7 @@
 """Devices, axis names, and where batches and parameters live."""
 
+import math
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -15,15 +17,23 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
 
     Raises UserError when the two do not multiply to the number of devices.
     """
-    count = jax.device_count()
+    count, given = jax.device_count(), f"{data} x {fsdp}"
     data = count // fsdp if data == -1 and fsdp > 0 else data
     fsdp = count // data if fsdp == -1 and data > 0 else fsdp
     if data < 1 or fsdp < 1 or data * fsdp != count:
         raise UserError(
-            f"mesh.data x mesh.fsdp is {data} x {fsdp}, but there are {count} devices. "
+            f"mesh.data x mesh.fsdp is {given}, but it must be the number of devices, {count}. "
             f"Try --config.mesh.data=-1 --config.mesh.fsdp={count}."
         )
     return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def own_mesh(mesh: Mesh) -> Mesh:
+    """A mesh over the devices of this process alone, split as far as the whole one is."""
+    count = jax.local_device_count()
+    fsdp = math.gcd(mesh.shape["fsdp"], count)
+    devices = np.reshape(jax.local_devices(), (count // fsdp, fsdp))
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def check_batch(batch_size: int, accumulate: int, where: str):
@@ -59,10 +69,28 @@ def state_shardings(tree, mesh: Mesh):
     return jax.tree.map(place, tree)
 
 
-def to_devices(batch: dict, mesh: Mesh) -> dict:
-    """This process's rows of a batch -> global arrays, split over all devices."""
-    sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(rows))
-        for name, rows in batch.items()
-    }
+def put(tree, shardings):
+    """Arrays of the host, the same in all processes, where their shardings say."""
+
+    def put_one(array, where):
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+    return jax.tree.map(put_one, tree, shardings)
+
+
+def rows_here(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Rows of each batch that live on the devices of this process, rising."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[place] for (place,) in places]))
+
+
+def to_devices(batch: dict, mesh: Mesh, batch_size: int) -> dict:
+    """The rows of a batch that `rows_here` names -> global arrays, split over all devices."""
+    sharding, here = batch_sharding(mesh), rows_here(mesh, batch_size)
+
+    def put_rows(rows):
+        part = lambda index: rows[np.searchsorted(here, np.arange(batch_size)[index[0]])]
+        return jax.make_array_from_callback((batch_size, *rows.shape[1:]), sharding, part)
+
+    return {name: put_rows(np.asarray(rows)) for name, rows in batch.items()}

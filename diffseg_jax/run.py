@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from diffseg_jax import hosts
 from diffseg_jax.config import (
     COMMON,
     FIT,
@@ -198,9 +199,19 @@ def start_run(config: ConfigDict, workdir: Path) -> Run:
     """Checks the config; what the stages read and the workdir are checked by the caller."""
     check_config(config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    return Run(config, workdir, Log(workdir, jax.process_index() == 0), mesh)
+    return Run(config, workdir, Log(workdir, hosts.is_first()), mesh)
 
 
 def counted(number: int, noun: str) -> str:
     """1 step, 2 steps."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def devices_of(mesh: jax.sharding.Mesh) -> str:
+    """What a mesh consists of, in words."""
+    said = counted(mesh.size, "device")
+    if mesh.size > 1:
+        said += f" (data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})"
+    if jax.process_count() > 1:
+        said += f" of {jax.process_count()} processes"
+    return said

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from rich.progress import Progress
 
@@ -18,7 +17,7 @@ from diffseg_jax.checkpoints import open_meta, open_network
 from diffseg_jax.command import CACHE, make_folder, numbers, use_cache, user_errors
 from diffseg_jax.config import UserError
 from diffseg_jax.diffusion.process import make_process
-from diffseg_jax.mesh import make_mesh, state_shardings
+from diffseg_jax.mesh import make_mesh, put, state_shardings
 from diffseg_jax.models.adm_unet import check_classes
 from diffseg_jax.models.plain import Network
 from diffseg_jax.systems.ddpm_seg import (
@@ -95,7 +94,7 @@ def generate(
     network = make_network(settings, dtype, False)
     step = make_step(network, process, options, sampler, eta)
     params, mesh = open_network(checkpoint, ema=ema)[0]["params"], make_mesh(-1, 1)
-    params = jax.device_put(params, state_shardings(params, mesh))
+    params = put(params, state_shardings(params, mesh))
     known = classes if len(classes) else range(max(settings.num_classes, 1))
     starts = range(0, images, batch_size)
     for batch, start in enumerate(starts):

@@ -9,15 +9,26 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import diffseg_jax
+from diffseg_jax import hosts
 from diffseg_jax.checkpoints import has_checkpoint, open_network, require_checkpoint, write_json
 from diffseg_jax.config import UserError, choose
 from diffseg_jax.data.pipeline import training_batches
 from diffseg_jax.data.subsets import describe_subset
 from diffseg_jax.evaluate import spread
-from diffseg_jax.run import STARTS, Run, augmentation, counted, is_fit, is_labelled, left_out
+from diffseg_jax.mesh import rows_here, state_shardings
+from diffseg_jax.run import (
+    STARTS,
+    Run,
+    augmentation,
+    counted,
+    devices_of,
+    is_fit,
+    is_labelled,
+    left_out,
+)
 from diffseg_jax.systems.prediction import Protocol
 from diffseg_jax.systems.task import Task
-from diffseg_jax.training import loop
+from diffseg_jax.training import cost, loop
 from diffseg_jax.training.optimizer import make_optimizer, make_schedule
 from diffseg_jax.watch import watcher
 from diffseg_jax.workdir import plain
@@ -88,7 +99,7 @@ def make_stage(run: Run, name: str, task: Task) -> loop.Stage:
     def batches(start):
         return training_batches(
             source, indices, change, seed=config.seed, batch_size=options.batch_size, start=start,
-            steps=options.steps - start, process=(jax.process_index(), jax.process_count()),
+            steps=options.steps - start, rows=rows_here(run.mesh, options.batch_size),
             threads=data.threads, workers=data.workers,
         )  # fmt: skip
 
@@ -150,7 +161,7 @@ def stage_meta(run: Run, name: str, task: Task) -> dict:
         chosen = describe_subset(
             run.train.names, run.labelled, seed=data.subset_seed, list_path=data.list_path
         )
-        if jax.process_index() == 0:
+        if hosts.is_first():
             write_json(run.workdir / "labelled.json", chosen)
         meta["labelled"] = {word: chosen[word] for word in ("n", "of", "seed", "sha256")}
     elif run.unlabelled.classes:
@@ -180,15 +191,12 @@ def describe_stage(run: Run, stage: loop.Stage):
     """Says what is about to be trained, from what, on what."""
     options = run.config.stages[stage.name]
     abstract = loop.abstract_state(stage)
-    learns, rests = (
-        sum(leaf.size for leaf in jax.tree.leaves(abstract[part])) for part in ("params", "frozen")
-    )
     kind = "labelled image" if is_labelled(run, stage.name) else "unlabelled image"
     images = counted(len(stage_data(run, stage.name)[1]), kind)
     run.log.say(
-        f"{stage.name}: from {stage.meta['start']}; {learns:,} parameters learn, {rests:,} rest; "
-        f"{images}; {counted(stage.steps, 'step')} of {stage.batch_size}; "
-        f"{counted(run.mesh.size, 'device')}"
+        f"{stage.name}: from {stage.meta['start']}; {images}; {counted(stage.steps, 'step')} of "
+        f"{stage.batch_size}; {devices_of(run.mesh)}"
     )
+    run.log.say(cost.of_state(abstract, state_shardings(abstract, run.mesh)))
     if note := run.system.note(run.config, options.kind, options.start):
         run.log.say(f"{stage.name}: {note}")

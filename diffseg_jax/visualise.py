@@ -5,15 +5,16 @@ with `names` (K strings) and `palette` (K colours of three bytes), as every labe
 """
 
 import functools
+import io
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diffseg_jax.config import UserError
+from diffseg_jax.paths import write_whole
 
 IGNORE = 255
 BLACK, WHITE, INK, EDGE = (0, 0, 0), (255, 255, 255), (45, 45, 45), (140, 140, 140)
@@ -355,11 +356,6 @@ def contact_sheet(images, masks, labels, titles: Sequence[str]) -> np.ndarray:
 
 def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
     """Writes the picture whole or not at all; an older file of that name stays until then."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        Image.fromarray(picture).save(unfinished, format="PNG")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, format="PNG")
+    write_whole(path, content.getvalue())

@@ -6,9 +6,9 @@ import math
 import jax
 import numpy as np
 
-from diffseg_jax import visualise
+from diffseg_jax import hosts, visualise
 from diffseg_jax.data.transforms import resize_image, resize_mask
-from diffseg_jax.evaluate import Counts, evaluate, make_forward, spread
+from diffseg_jax.evaluate import UNCERTAIN, Counts, evaluate, make_forward, spread
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.metrics.uncertainty import auroc
 from diffseg_jax.run import Run, augmentation, counted, protocol_of
@@ -111,7 +111,7 @@ def result_of(
         **segmentation.to_json(scores_of(run, counts), names),
         "AUROC": segmentation.to_number(auroc(counts.uncertainty)),
         "AUROC_of": measured(counts),
-        "image_uncertainty": counts.uncertain / counts.images,
+        "image_uncertainty": counts.uncertain / UNCERTAIN / counts.images,
         **papers,
         **({"sampling": plain(run.config.sampling.to_dict())} if task.trace else {}),
     }
@@ -160,7 +160,7 @@ def draw_predictions(run: Run, kept: list[dict], file: str, name: str, step: int
 
 def save_picture(run: Run, picture: np.ndarray, file: str, name: str, step: int):
     """Saves a picture to the workdir and the events, in the first process only."""
-    if jax.process_index() == 0:
+    if hosts.is_first():
         (run.workdir / "pictures").mkdir(exist_ok=True)
         visualise.save_png(run.workdir / "pictures" / f"{file}.png", picture)
         run.log.picture(name, step, file.rsplit("_", 1)[0], picture)

@@ -1,45 +1,82 @@
 """A run's directory: whose it is, and the results in it."""
 
 import json
-import tempfile
+import uuid
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
-from diffseg_jax.checkpoints import write_json
+from diffseg_jax import hosts
+from diffseg_jax.checkpoints import has_checkpoint, write_json
 from diffseg_jax.config import UserError, differing_lines
+from diffseg_jax.paths import BUCKET, open_path, reachable
+
+
+def open_workdir(text: str) -> Path:
+    """A local path, or a path in a bucket (gs://bucket/runs/a).
+
+    Raises UserError for other addresses, and for a bucket that cannot be reached.
+    """
+    path = open_path(text)
+    with reachable(path):
+        path.exists()
+    return path
 
 
 def claim_workdir(config: ConfigDict, workdir: Path):
     """Makes the workdir and writes config.json, or checks that its checkpoints are this config's.
 
     A run that stopped before its first checkpoint left nothing to mix up, so its config may change.
-    Raises UserError when the workdir cannot be written or holds a run of another config.
+    Raises UserError when the workdir cannot be written, holds a run of another config, or is not
+    the same folder for all processes.
     """
+    options = plain(config.to_dict())
+    hosts.require_same("config", options)
     make_workdir(workdir)
     if has_checkpoints(workdir) and (workdir / "config.json").exists():
         check_same(config, workdir, may_differ=("mesh",))
-    elif jax.process_index() == 0:
-        write_json(workdir / "config.json", plain(config.to_dict()))
+    elif hosts.is_first():
+        write_json(workdir / "config.json", options)
+    require_shared(workdir)
 
 
 def make_workdir(workdir: Path):
     """Raises UserError when it cannot be made or written."""
+    probe = workdir / f".{uuid.uuid4().hex}.partial"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
+        probe.write_text("")
+        probe.unlink()
     except OSError as error:
         raise UserError(
-            f"workdir {workdir} cannot be written ({error.strerror}). "
+            f"workdir {workdir} cannot be written ({error.strerror or error}). "
             "Give a directory of yours, such as --workdir=runs/a."
         ) from None
 
 
+def require_shared(workdir: Path):
+    """Raises UserError in processes that do not see what the first one writes to the workdir."""
+    if jax.process_count() == 1:
+        return
+    token = workdir / f".shared_{hosts.first_says(uuid.uuid4().int % 2**31)}"
+    if hosts.is_first():
+        token.write_text("")
+    hosts.meet("token of the workdir written")
+    seen = token.exists()
+    hosts.meet("token of the workdir read")
+    if hosts.is_first():
+        token.unlink()
+    if not seen:
+        raise UserError(
+            f"workdir {workdir} of process {jax.process_index()} is not that of process 0. Give a "
+            f"folder that all hosts see, on a network file system or in a bucket, {BUCKET}..."
+        )
+
+
 def has_checkpoints(workdir: Path) -> bool:
     """Whether a stage saved anything whole there."""
-    return any(path.name.isdigit() for path in workdir.glob("checkpoints/*/*"))
+    return any(has_checkpoint(stage) for stage in workdir.glob("checkpoints/*"))
 
 
 def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):

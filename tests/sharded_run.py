@@ -1,6 +1,6 @@
-"""Runs both stages of the tiny config on a mesh over the devices of this process.
+"""Runs the stages of a tiny config on a mesh over the devices of this process.
 
-python tests/sharded_run.py <workdir> <data> <fsdp> [<workdir of another mesh>]
+python tests/sharded_run.py <system> <workdir> <data> <fsdp> [<workdir of another mesh>]
 
 Leaves metrics.jsonl with every loss and the last checkpoints, and prints a line of JSON: how many
 leaves of the state are really split, and whether the other run's checkpoint is restored unchanged.
@@ -15,23 +15,34 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from diffseg_jax import mesh as meshes
 from diffseg_jax import run as runs
 from diffseg_jax.checkpoints import StageCheckpoints, open_network
+from diffseg_jax.fitting import fit_stage
 from diffseg_jax.stages import make_stage
 from diffseg_jax.training import loop
 from diffseg_jax.training.state import flatten, network_of
 from diffseg_jax.workdir import make_workdir
 
 STEPS = 20
+STAGES = {  # system -> stages that are run
+    "ddep": ("pretrain", "finetune"),
+    "ddp": ("train", "align"),
+    "ddpm_seg": ("pretrain", "fit"),
+}
 
 
-def small_config(data, fsdp):
-    """The tiny config with a batch that 8 devices can share, and two stages of 20 steps."""
-    config = runpy.run_path(str(Path(__file__).parent / "configs" / "tiny_ddep.py"))["get_config"]()
+def small_config(system, data, fsdp):
+    """The tiny config with a batch that 8 devices can share, and two stages."""
+    file = Path(__file__).parent / "configs" / f"tiny_{system}.py"
+    config = runpy.run_path(str(file))["get_config"]()
     config.mesh = dict(data=data, fsdp=fsdp)
-    config.run = ("pretrain", "finetune")
+    config.run = STAGES[system]
     for name in config.run:
         stage = config.stages[name]
+        if runs.is_fit(config, name):
+            config.ensemble.recipe = "fast"  # of the same number of steps, whatever the losses
+            continue
         stage.steps, stage.batch_size = STEPS, 8
         stage.optim.peak_lr = 1e-3
         stage.optim.epsilon = 1e-3  # or Adam blows up rounding where a gradient is truly zero
@@ -54,18 +65,26 @@ def same_as_stored(restored, ema, directory):
     )
 
 
-def main(workdir, data, fsdp, other=None):
+def main(system, workdir, data, fsdp, other=None):
     """Trains, counts the split leaves of the state, and restores the other run's last state."""
-    config = small_config(int(data), int(fsdp))
-    if other:  # both fine-tune from the same arrays, so that rounding adds up over 20 steps only
-        config.stages.finetune.start = f"{other}/checkpoints/pretrain"
+    if system != "ddep":
+        meshes.SMALLEST_SPLIT = 2**8  # or nothing of networks of such small arrays would be split
+    config = small_config(system, int(data), int(fsdp))
+    first, second = config.run
+    if other:  # both second stages start from the same arrays, so that rounding adds up less
+        config.stages[second].start = f"{other}/checkpoints/{first}"
     run = runs.start_run(config, Path(workdir))
     make_workdir(run.workdir)
     facts = {"devices": jax.device_count()}
     for name in run.config.run:
+        directory = run.workdir / "checkpoints" / name
+        if runs.is_fit(config, name):
+            with StageCheckpoints(directory) as checkpoints:
+                fit_stage(run, name, checkpoints)
+            continue
         stage = make_stage(run, name, run.task(name))
         stage = dataclasses.replace(stage, evaluate=None)
-        with StageCheckpoints(run.workdir / "checkpoints" / name) as checkpoints:
+        with StageCheckpoints(directory) as checkpoints:
             state = loop.run(stage, checkpoints, run.mesh, run.log)
         leaves = {part: jax.tree.leaves(state[part]) for part in ("params", "opt")}
         facts[name] = {part: sum(map(is_split, found)) for part, found in leaves.items()}

@@ -30,6 +30,7 @@ DIFFUSION = TINY.with_name("tiny_ddpm.py")
 CALLS = {  # name -> flags after the config, devices, what the sentence says
     "option": (["--config.stages.pretrain.bach_size=3"], 1, ["Did you mean batch_size?"]),
     "devices": ([], 8, ["batch_size is 4, but 8 devices", "batch_size=8 or 16"]),
+    "seconds": (["--lost_after=1"], 1, ["--lost_after is 1, but it must be a number from 5 up."]),
     "below a file": (["--mode=check"], 1, ["cannot be written", "--workdir=runs/a"]),
 }
 
@@ -131,7 +132,7 @@ def test_a_config_file_that_is_not_there():
     "values, sentence",
     [
         ({"surplus": True}, '"surplus" is no flag'),
-        ({"mode": "trian"}, "Known: check, eval, steps, taps, train. Did you mean"),
+        ({"mode": "trian"}, "Known: check, eval, prepare, steps, taps, train. Did you mean"),
         ({"config": None}, "given. Try --config=configs/"),
         ({"workdir": None}, "given. Try --workdir=runs/a."),
     ],
@@ -232,9 +233,9 @@ def refused(config, workdir):
         ("stages.scratch.optim.name", "adamm", ['unknown optimizer "adamm"']),
         ("stages.scratch.optim.schedule", "cosin", ['unknown schedule "cosin"', '"cosine"?']),
         ("stages.scratch.augment.crop", (320, 480), ["32 x 48", 'crop="(32, 48)"']),
-        ("stages.scratch.batch_size", 0, ["batch_size is 0", "from 1 up"]),
+        ("stages.scratch.batch_size", 0, ["batch_size is 0", "from 1 to 1048576"]),
         ("stages.scratch.accumulate", 3, ["batch_size is 4", "in 3 parts", "batch_size=3 or 6"]),
-        ("mesh.fsdp", 5, ["1 device", "--config.mesh."]),
+        ("mesh.fsdp", 5, ["number of devices, 1", "--config.mesh."]),
         ("model.hidden", 33, ["model.hidden is 33", "--config.model.hidden=34"]),
         ("noise.low", 0.5, ["noise.low is 0.5", "low <= high"]),
         ("evaluate.view", "slide", ["evaluate.window is (0, 0)"]),

@@ -1,4 +1,4 @@
-"""Meshes of 8 fake devices against one device: the same losses, the same statistics."""
+"""Meshes of 8 fake devices against one device: the same losses, statistics and saved bits."""
 
 import json
 
@@ -8,54 +8,64 @@ import pytest
 from diffseg_jax.checkpoints import open_network
 from diffseg_jax.training.state import flatten
 
-STAGES = ("pretrain", "finetune")
-MESHES = [
-    pytest.param((2, 4), id="data2-fsdp4"),
-    pytest.param((8, 1), id="data8", marks=pytest.mark.slow),
-    pytest.param((1, 8), id="fsdp8", marks=pytest.mark.slow),
+MESHES = {"data2-fsdp4": (2, 4), "data8": (8, 1), "fsdp8": (1, 8)}
+QUICK = {("ddep", "data2-fsdp4")}  # that two devices share an ensemble, test_two_processes sees
+CASES = [
+    pytest.param(system, mesh, id=f"{system}-{name}", marks=[] if quick else pytest.mark.slow)
+    for system in ("ddep", "ddp", "ddpm_seg")
+    for name, mesh in MESHES.items()
+    for quick in [(system, name) in QUICK]
 ]
 
 
-def losses(workdir):
+def records(workdir, stages=("pretrain", "finetune", "train", "align")):
     """[(stage, step, loss)] of a run."""
-    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [(record["stage"], record["step"], record["loss"]) for record in records]
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(r["stage"], r["step"], r["loss"]) for r in lines if r["stage"] in stages]
 
 
-def sharded_run(command, workdir, mesh, *other):
+def sharded_run(command, system, workdir, mesh, *other):
     done = command.script(
-        "tests/sharded_run.py", workdir, *mesh, *other, devices=mesh[0] * mesh[1], seconds=280
-    )
+        "tests/sharded_run.py", system, workdir, *mesh, *other, devices=mesh[0] * mesh[1],
+        seconds=580,
+    )  # fmt: skip
     assert done.code == 0, done.err[-3000:]
     return json.loads(done.out.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
 def single(command, tmp_path_factory):
-    """The workdir of the run on one device."""
-    workdir = tmp_path_factory.mktemp("single")
-    sharded_run(command, workdir, (1, 1))
-    return workdir
+    """system -> the workdir of its run on one device; made once."""
+    made = {}
+
+    def workdir_of(system):
+        if system not in made:
+            made[system] = tmp_path_factory.mktemp(f"single_{system}")
+            sharded_run(command, system, made[system], (1, 1))
+        return made[system]
+
+    return workdir_of
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("mesh", MESHES)
-def test_a_mesh_changes_nothing_but_the_place(command, single, tmp_path, mesh):
-    facts = sharded_run(command, tmp_path, mesh, single)
-    assert facts["devices"] == 8
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("system, mesh", CASES)
+def test_a_mesh_changes_nothing_but_the_place(command, single, tmp_path, system, mesh):
+    alone = single(system)
+    facts = sharded_run(command, system, tmp_path, mesh, alone)
+    assert facts.pop("devices") == 8
 
-    # ---- losses of 20 steps of denoising and of 20 of segmentation
-    ours, theirs = losses(tmp_path), losses(single)
+    # ---- losses of 20 steps of each stage that the loop trains
+    ours, theirs = records(tmp_path), records(alone)
     assert [entry[:2] for entry in ours] == [entry[:2] for entry in theirs]
-    assert len(ours) == 40
+    assert len(ours) == 20 * len(facts)
     np.testing.assert_allclose([x[2] for x in ours], [x[2] for x in theirs], rtol=1e-5)
 
-    for stage in STAGES:
+    for stage in facts:
         # ---- batch statistics are global: a mean over all devices' rows; 8 devices wrote, 1 reads
         network, _ = open_network(tmp_path / "checkpoints" / stage)
-        wanted, _ = open_network(single / "checkpoints" / stage)
+        wanted, _ = open_network(alone / "checkpoints" / stage)
         stats, wanted_stats = flatten(network["stats"]), flatten(wanted["stats"])
-        assert stats.keys() == wanted_stats.keys() != set()
+        assert stats.keys() == wanted_stats.keys()
         for path, array in stats.items():
             np.testing.assert_allclose(array, wanted_stats[path], rtol=1e-3, atol=1e-4)
 
@@ -63,3 +73,22 @@ def test_a_mesh_changes_nothing_but_the_place(command, single, tmp_path, mesh):
         assert (facts[stage]["params"] > 0) == (mesh[1] > 1)
         assert facts[stage]["opt"] == 2 * facts[stage]["params"]
         assert facts[stage]["restored"]
+
+    if system == "ddpm_seg":  # ---- devices share the members of the ensemble, and the pictures
+        ours, theirs = records(tmp_path, ("fit",)), records(alone, ("fit",))
+        assert [entry[:2] for entry in ours] == [entry[:2] for entry in theirs] != []
+        np.testing.assert_allclose([x[2] for x in ours], [x[2] for x in theirs], rtol=0.02)
+
+
+@pytest.mark.timeout(600)
+def test_checkpoints_move_from_8_devices_to_4_to_1_to_8(command, single, tmp_path):
+    places = [single("ddep") / "checkpoints" / "pretrain"]
+    facts = []
+    for count, fsdp in (8, 8), (4, 2), (1, 1), (8, 4):
+        places.append(tmp_path / str(len(places)))
+        done = command.script("tests/moved_run.py", *places[-2:], fsdp, devices=count)
+        assert done.code == 0, done.err[-2000:]
+        facts.append(json.loads(done.out.splitlines()[-1]))
+    assert [fact["devices"] for fact in facts] == [8, 4, 1, 8]
+    assert [fact["split"] > 0 for fact in facts] == [True, True, False, True]
+    assert len({fact["digest"] for fact in facts}) == 1

@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ORDER = (  # what stands above may be imported by what stands below, never the other way
-    "config", "mesh", "data.transforms", "data.scene_textures", "data.scene_street",
+    "config", "paths", "hosts", "mesh", "data.transforms", "data.scene_textures",
+    "data.scene_street",
     "data.scene_rays", "data.scene_colours", "data.scenes", "data.folders", "data.subsets",
     "data.few_label_sets", "data.datasets", "data.pipeline", "diffusion.schedules",
     "diffusion.process", "diffusion.samplers", "diffusion.bounds", "diffusion.timesteps",
@@ -21,9 +22,10 @@ ORDER = (  # what stands above may be imported by what stands below, never the o
     "weights.backbones", "weights.ddp",
     "weights.pixel_mlp", "systems.pixel_ensemble", "systems.task", "systems.prediction",
     "systems.ddep", "systems.ddp", "systems.ddpm_seg", "systems", "checkpoints", "training.state",
-    "training.optimizer", "training.step", "training.log", "training.loop", "training.ensemble",
+    "training.optimizer", "training.step", "training.log", "training.cost", "training.stop",
+    "training.loop", "training.ensemble",
     "metrics.segmentation", "metrics.uncertainty", "evaluate", "visualise", "workdir", "run",
-    "watch", "stages", "fitting", "experiment", "check",
+    "watch", "stages", "fitting", "experiment", "check", "prepare",
     "choose_taps", "choose_steps", "command", "convert", "sample", "main",
 )  # fmt: skip
 

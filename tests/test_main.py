@@ -89,7 +89,11 @@ def test_what_a_run_says(tiny_run):
     lines = tiny_run.out.splitlines()
     assert lines[0].startswith("pretrain: from random; ") and lines[0].endswith("; 1 device")
     assert "8 steps of 4" in lines[0] and "10 unlabelled images" in lines[0]
-    assert lines[1] == "pretrain: starts, 8 steps to go; compiles the first"
+    table = lines[1:lines.index("pretrain: starts, 8 steps to go; compiles the first")]
+    assert table[0].split() == ["numbers", "in", "all", "per", "device"]
+    assert table[-1].split()[0] == "together" and any("that learn" in line for line in table)
+    compiled = lines[1 + len(table) + 1]
+    assert compiled.startswith("pretrain: compiled in ") and "FLOP per device and step" in compiled
     assert any(line.startswith("finetune 4/8   loss ") and "images/s" in line for line in lines)
     assert any(line.startswith("mIoU ") for line in lines)
     assert lines[-1].startswith("finished; numbers in ")

@@ -29,7 +29,7 @@ def test_minus_one_takes_what_is_left(eight, data, fsdp, shape):
 
 @pytest.mark.parametrize("data, fsdp", [(3, 1), (-1, 3), (-1, -1), (0, 1), (1, 0), (-1, 16)])
 def test_axes_that_do_not_fit_the_devices(eight, data, fsdp):
-    with pytest.raises(UserError, match=r"there are 8 devices\. Try --config\.mesh\.data="):
+    with pytest.raises(UserError, match=r"devices, 8\. Try --config\.mesh\.data="):
         meshes.make_mesh(data, fsdp)
 
 
@@ -63,5 +63,5 @@ def test_large_leaves_are_split_along_their_largest_fitting_axis(monkeypatch):
 
 def test_a_batch_arrives_unchanged():
     batch = {"image": np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)}
-    sent = meshes.to_devices(batch, meshes.make_mesh())
+    sent = meshes.to_devices(batch, meshes.make_mesh(), 2)
     np.testing.assert_array_equal(sent["image"], batch["image"])

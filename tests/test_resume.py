@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,36 +22,75 @@ from diffseg_jax.training import loop
 from diffseg_jax.training.log import Log
 
 TINY = Path(__file__).parent / "configs" / "tiny_ddep.py"
+FIT = TINY.with_name("tiny_ddpm_seg.py")
 SPEC = importlib.util.spec_from_file_location(
-    "kill_test", Path(__file__).parent / "benchmarks" / "kill_test.py"
+    "fault_run", Path(__file__).parent / "benchmarks" / "fault_run.py"
 )
-kill_test = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(kill_test)
+fault_run = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(fault_run)
 
 
+@pytest.mark.slow  # the fit below is killed and stopped in its place
 @pytest.mark.timeout(600)
 def test_three_kills_change_no_bit(command, tiny_run, tmp_path):
     workdir = tmp_path / "killed"
-    total = kill_test.count_records(tiny_run.workdir)
-    met = kill_test.run_with_kills(lambda: command.start(workdir), workdir, 3, 0, total)
+    total = fault_run.count_records(tiny_run.workdir)
+    met = fault_run.run_with_kills(lambda: command.start(workdir), workdir, 3, 0, total)
     assert any(moment.startswith("in a save") for moment in met), met
-    assert kill_test.differences(workdir, tiny_run.workdir) == []
+    assert fault_run.differences(workdir, tiny_run.workdir) == []
     for file in ("results.json", "labelled.json", "config.json"):
         assert (workdir / file).read_bytes() == (tiny_run.workdir / file).read_bytes()
-    assert not kill_test.half_written(workdir)
+    assert not fault_run.half_written(workdir)
+
+
+@pytest.fixture(scope="module")
+def fitted(command, tmp_path_factory):
+    """The workdir of a whole run of the tiny config that fits an ensemble."""
+    workdir = tmp_path_factory.mktemp("fitted") / "whole"
+    done = command(workdir, config=FIT)
+    assert done.code == 0, done.err
+    return workdir
 
 
 @pytest.mark.timeout(600)
-def test_a_fit_that_is_killed_twice_ends_with_the_same_bits(command, tmp_path):
-    config = TINY.with_name("tiny_ddpm_seg.py")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = command(whole, config=config)
+def test_a_fit_that_is_killed_and_stopped_ends_with_the_same_bits(command, fitted, tmp_path):
+    killed, start = tmp_path / "killed", lambda: command.start(tmp_path / "killed", config=FIT)
+    total = fault_run.count_records(fitted)
+    met = fault_run.run_with_kills(start, killed, 2, 3, total, stops=2)
+    assert any(moment.startswith("stopped and saved") for moment in met), met
+    assert fault_run.differences(killed, fitted) == []
+    assert (killed / "results.json").read_bytes() == (fitted / "results.json").read_bytes()
+    assert not fault_run.half_written(killed)
+
+
+@pytest.mark.timeout(600)
+def test_a_finished_stage_that_was_damaged_is_trained_to_its_end_again(command, fitted, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(fitted, run)
+    for file in (run / "checkpoints/pretrain/4/state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    done = command(run, config=FIT)
     assert done.code == 0, done.err
-    total = kill_test.count_records(whole)
-    kill_test.run_with_kills(lambda: command.start(killed, config=config), killed, 2, 3, total)
-    assert kill_test.differences(killed, whole) == []
-    assert (killed / "results.json").read_bytes() == (whole / "results.json").read_bytes()
-    assert not kill_test.half_written(killed)
+    assert "pretrain/4 is damaged" in done.out
+    assert "it is kept as damaged_4; goes on from step 2" in done.out
+    assert "pretrain: continues after step 2" in done.out and "fit: is finished" in done.out
+    shutil.rmtree(run / "checkpoints/pretrain/damaged_4")
+    assert fault_run.differences(run, fitted) in ([], ["metrics.jsonl"])  # in another order
+    assert (run / "results.json").read_bytes() == (fitted / "results.json").read_bytes()
+
+
+@pytest.mark.timeout(600)
+def test_a_full_disk_is_one_sentence_and_costs_no_bit(command, fitted, tmp_path):
+    run = tmp_path / "disk" / "run"
+    try:
+        with fault_run.small_disk(tmp_path / "disk", 60_000_000):
+            start = lambda: command.start(run, config=FIT)
+            met = fault_run.fill_the_disk(start, tmp_path / "disk", 0, times=1)
+            assert "No space left on device" in met[0]
+            assert fault_run.differences(run, fitted) == []
+    except PermissionError as error:
+        pytest.skip(str(error))
 
 
 # ---- the order of the data -----------------------------------------------------------------------
@@ -99,7 +139,7 @@ def test_batches_from_a_step_on_are_the_tail_of_all(start, threads):
 
 
 def test_two_processes_read_what_one_reads():
-    parts = [batches(process=(index, 2)) for index in range(2)]
+    parts = [batches(rows=np.arange(4)[place]) for place in (slice(2), slice(2, 4))]
     joined = [
         {name: np.concatenate([first[name], second[name]]) for name in first}
         for first, second in zip(*parts)

@@ -1,5 +1,6 @@
 """Pictures: colours tell classes, errors mark the wrong pixels only, files are whole or absent."""
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -232,14 +233,12 @@ def test_saved_picture_comes_back_and_replaces_the_older_one(scene, tmp_path):
 
 
 def test_a_failed_write_leaves_nothing_and_keeps_the_older_file(scene, tmp_path, monkeypatch):
-    def full_disk(self, file, *args, **kwargs):
-        with open(file, "wb") as f:
-            f.write(b"half of a pic")
+    def full_disk(number):
         raise OSError("no space left on device")
 
     kept = tmp_path / "kept.png"
     visualise.save_png(kept, scene[0])
-    monkeypatch.setattr(Image.Image, "save", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     for path in (kept, tmp_path / "new.png"):
         with pytest.raises(OSError, match="no space"):
             visualise.save_png(path, scene[0][::-1])

@@ -1,10 +1,13 @@
 """DATASETS: class names, colours and ignore rules of every data set, and how each is opened."""
 
 import inspect
-from dataclasses import dataclass, field
+import io
+import json
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+from PIL import Image
 
 from diffseg_jax.config import UserError, choose
 from diffseg_jax.data.few_label_sets import FEW_LABEL_SETS, open_few_label_set
@@ -27,6 +30,7 @@ from diffseg_jax.data.folders import (
     to_classes,
 )
 from diffseg_jax.data.transforms import center_square
+from diffseg_jax.paths import in_bucket, open_path, reachable
 
 
 def open_source(
@@ -84,13 +88,15 @@ def open_source(
         "mask_key": mask_key,
         "label_key": label_key,
         "classes": classes,
-        "ignore": tuple(dict.fromkeys(ignore)),  # each once: (0, 0) would read as no size
+        "ignore": ignore,
     }
     kind, colon, rest = str(name).partition(":")
     prepared = kind == "tfds" and colon
     opener = _open_tfds if prepared else choose(DATASETS, name, "dataset")
     read = set(inspect.signature(opener).parameters)
-    given = {key: value for key, value in options.items() if value not in ("", 0, (0, 0), ())}
+    given = stated(options)
+    if prepared:
+        given, square = _still_to_do(rest, given, seed, square)
     for key, value in given.items():
         if key not in read:
             known = ", ".join(sorted(read & set(options) | {"square"}))
@@ -102,6 +108,17 @@ def open_source(
         given["seed"] = seed
     source = opener(rest, split, **given) if prepared else opener(split, **given)
     return Squares(source, square) if square else source
+
+
+def stated(options):
+    """Those of the options that are not empty, as tuples, numbers and text; ids once each."""
+    values = {
+        key: tuple(value) if isinstance(value, (list, tuple)) else value
+        for key, value in options.items()
+    }
+    if "ignore" in values:  # (0, 0) would read as no size
+        values["ignore"] = tuple(dict.fromkeys(values["ignore"]))
+    return {key: value for key, value in values.items() if value not in ("", 0, (0, 0), ())}
 
 
 class Squares:
@@ -380,6 +397,10 @@ def _open_pascal_context(split, *, path="", num_classes=0, raw_459=False):
 
 # ---- tfds --------------------------------------------------------------------------------------
 
+# Beside TFDS's files in a folder that --mode=prepare wrote: what it was made from and how.
+PREPARED = "prepared.json"
+NAMES = "names-{split}.json"  # names of the examples of a split in order, a list
+NO_SPLIT = "pictures"  # what the split of sources that need none is called there
 IMAGE_KEYS = ("image", "image_left")
 MASK_KEYS = ("mask", "segmentation_mask", "segmentation_label", "label_map", "label map")
 
@@ -410,14 +431,29 @@ class TfdsSource:
     table: np.ndarray | None = field(repr=False)
     label_key: str = ""
     classes: tuple[str, ...] = ()
+    depth_key: str = ""
     report: tuple[str, ...] = ()
 
     def __len__(self):
         return len(self.names)
 
-    def __getitem__(self, index):
+    def example(self, index):
+        """The example as it is stored, pictures encoded; UserError for a damaged file."""
         place = range(len(self))[index]
-        example, name = self.examples[place], self.names[place]
+        try:
+            return self.examples[place]
+        except (RuntimeError, ValueError, IndexError) as error:
+            folder = self.examples.dataset_info.data_dir
+            again = "Copy or prepare the folder again."
+            if in_bucket(folder):
+                again = f"Or read it from a local disk: gcloud storage cp -r {folder} ."
+            raise UserError(
+                f"cannot read example {self.names[place]} of {folder}: "
+                f"{str(error).splitlines()[0]}. {again}"
+            ) from None
+
+    def __getitem__(self, index):
+        example, name = self.example(index), self.names[index]
         item = {"image": read_image(name, example[self.image_key]), "name": name}
         if self.mask_key:
             raw = read_ids(name, example[self.mask_key])
@@ -430,7 +466,23 @@ class TfdsSource:
                     f"{name} has no class in {self.label_key}. Take another split, or give "
                     "label_key=''."
                 )
+        if self.depth_key:
+            item["depth"] = decoded_depth(example[self.depth_key])
         return item
+
+
+def encoded_depth(depth):
+    """float32[H,W] as a PNG of its bytes, as TFDS stores pictures of floats."""
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(depth)[..., None].view(np.uint8), "RGBA").save(
+        stream, "PNG"
+    )
+    return stream.getvalue()
+
+
+def decoded_depth(encoded):
+    """float32[H,W] from the bytes of `encoded_depth`."""
+    return np.array(Image.open(io.BytesIO(encoded))).view(np.float32)[..., 0]
 
 
 def _open_tfds(name, split, *, path="", num_classes=0, image_key="", mask_key="", label_key=""):
@@ -439,18 +491,24 @@ def _open_tfds(name, split, *, path="", num_classes=0, image_key="", mask_key=""
     Nothing is downloaded or prepared here. Without path the library's own data folder is searched.
     Classes come from the metadata ("names", "palette"; such masks hold class ids), TFDS_RULES, the
     mask feature, or num_classes, in this order. An example's name is its split and place, since
-    reading stored names would read the whole set.
+    reading stored names would read the whole set; folders of --mode=prepare list the names beside.
     """
     import tensorflow_datasets as tfds
 
     builder = _prepared(name, path)
+    ours = (builder.info.metadata or {}).get("prepared", False)
     whole, bracket, rest = split.partition("[")
     if whole == "val" and "val" not in builder.info.splits:
         whole = "validation"
+    if ours:
+        whole = whole or NO_SPLIT
     choose(builder.info.splits, whole, f"split of {name}")
     features = builder.info.features
     image_key = _feature(features, image_key, IMAGE_KEYS, f"image of {name}")
     mask_key = _feature(features, mask_key, MASK_KEYS, f"mask of {name}")
+    depth_key = "depth" if ours and "depth" in features else ""
+    if ours and "class" in features:
+        label_key = label_key or "class"
     if not image_key:
         raise UserError(
             f"{name} has the features {', '.join(sorted(features))}, and none of them is known as "
@@ -458,7 +516,7 @@ def _open_tfds(name, split, *, path="", num_classes=0, image_key="", mask_key=""
         )
     labels, table = _tfds_classes(builder, features, mask_key, num_classes)
     classes = _names_of_label(features, label_key, name)
-    keys = [key for key in (image_key, mask_key) if key]
+    keys = [key for key in (image_key, mask_key, depth_key) if key]
     try:
         # Encoded bytes come back, so that one decoder (and its checks) serves every source.
         decoders = {key: tfds.decode.SkipDecoding() for key in keys}
@@ -469,16 +527,35 @@ def _open_tfds(name, split, *, path="", num_classes=0, image_key="", mask_key=""
             "Splits read like train or train[:10%], and file_format must be array_record."
         ) from None
     names = tuple(f"{split}_{i:06d}" for i in range(len(examples)))
-    return TfdsSource(examples, image_key, mask_key, names, labels, table, label_key, classes)
+    if ours:
+        names = _listed_names(builder, whole + bracket + rest, whole)
+    return TfdsSource(
+        examples, image_key, mask_key, names, labels, table, label_key, classes, depth_key
+    )
 
 
 def _prepared(name, path):
     """The builder of a prepared set, from its files alone: the code that made them is not run."""
     import tensorflow_datasets as tfds
-    from etils import epath
 
-    if (epath.Path(name) / "dataset_info.json").exists():
-        return tfds.builder_from_directory(name)
+    folder = open_path(name)
+    with reachable(folder):
+        whole, begun = ((folder / file).exists() for file in ("dataset_info.json", PREPARED))
+    if whole:
+        try:
+            builder = tfds.builder_from_directory(folder)
+            _check_metadata(**(builder.info.metadata or {}))
+            return builder
+        except Exception as error:  # of its readers of JSON, protobuf and features: many kinds
+            raise UserError(
+                f"cannot open the prepared data set {name} ({type(error).__name__}: "
+                f"{str(error).splitlines()[0]}). Copy or prepare the folder again, whole."
+            ) from None
+    if begun:
+        raise UserError(
+            f"{name} is not prepared to its end. Run the command with --mode=prepare that began it "
+            "again; it goes on where it stopped."
+        )
     try:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=path or None)
     except (tfds.core.DatasetNotFoundError, ValueError):  # ValueError: not a name at all
@@ -487,6 +564,61 @@ def _prepared(name, path):
             "is downloaded here. Give the folder that holds dataset_info.json as tfds:<folder>, "
             "or its data_dir as path."
         ) from None
+
+
+def _still_to_do(folder, given, seed, square):
+    """(options, square) without those that --mode=prepare applied when it wrote the folder.
+
+    So a config reads what was prepared from it when nothing but its source is changed. Raises
+    UserError for an option that the folder was prepared with another value of.
+    """
+    file = open_path(folder) / PREPARED
+    with reachable(file):
+        if not file.exists():
+            return given, square
+    made = _read_json(file, dict).get("options")
+    if not isinstance(made, dict):
+        raise UserError(f"{file} has no options. Copy or prepare the folder again, whole.")
+    made = stated(made)
+    for key, value in (given | stated({"seed": seed, "square": square})).items():
+        if key in made and made[key] != value:
+            raise UserError(
+                f"{folder} was prepared with {key}={made[key]}, but {key}={value} is given. Give "
+                "the same value, or prepare another folder."
+            )
+    left = {key: value for key, value in given.items() if key not in made}
+    return left, 0 if "square" in made else square
+
+
+def _listed_names(builder, split, whole):
+    """The names of the examples of `split`, which is `whole` or a slice of it, as prepared."""
+    import tensorflow_datasets as tfds
+
+    file = open_path(builder.data_dir) / NAMES.format(split=whole)
+    names, count = _read_json(file, list), builder.info.splits[whole].num_examples
+    if not all(isinstance(name, str) for name in names) or len(set(names)) != count:
+        raise UserError(
+            f"{file} does not list the different names of {count} examples. Copy or prepare the "
+            "folder again, whole."
+        )
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
+    return tuple(name for part in parts for name in names[part.from_ : part.to])
+
+
+def _read_json(file, kind):
+    """The list or dict in a file of a prepared folder; UserError for anything else."""
+    with reachable(file):
+        try:
+            content = json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"cannot read {file}: {error}. Copy or prepare the folder again, whole."
+            ) from None
+    if not isinstance(content, kind):
+        raise UserError(
+            f"{file} holds no {kind.__name__}. Copy or prepare the folder again, whole."
+        )
+    return content
 
 
 def _feature(features, asked, usual, what):
@@ -541,8 +673,24 @@ def _tfds_classes(builder, features, mask_key, num_classes):
         else numbered_labels(num_classes)
     )
     if metadata.get("palette"):
-        labels = Labels(labels.names, tuple(tuple(colour) for colour in metadata["palette"]))
+        labels = replace(labels, palette=tuple(tuple(colour) for colour in metadata["palette"]))
+    labels = replace(labels, unscored=tuple(metadata.get("unscored", ())))
     return labels, id_table(len(labels.names))
+
+
+def _check_metadata(names=(), palette=(), unscored=(), **_):
+    """ValueError for metadata that cannot be the names, colours and unscored ids of classes."""
+    rows = [names, palette, unscored, *palette]
+    if not all(isinstance(row, (list, tuple)) for row in rows):
+        raise ValueError("names, palette and unscored must be lists")
+    ids = [(part, 256) for row in palette for part in row] + [(k, len(names)) for k in unscored]
+    if (
+        not all(isinstance(name, str) and name for name in names)
+        or len(set(names)) != len(names)
+        or (palette and [len(row) for row in palette] != [3] * len(names))
+        or not all(type(value) is int and 0 <= value < end for value, end in ids)
+    ):
+        raise ValueError("names, palette and unscored must describe the same classes")
 
 
 DATASETS = {

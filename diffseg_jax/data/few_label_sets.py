@@ -17,6 +17,7 @@ from diffseg_jax.data.folders import (
     Labels,
     by_stem,
     distinct_colours,
+    files_below,
     id_table,
     list_files,
     read_ids,
@@ -25,6 +26,7 @@ from diffseg_jax.data.folders import (
     to_classes,
 )
 from diffseg_jax.data.transforms import resize_antialiased, resize_mask
+from diffseg_jax.paths import reachable
 
 SIDE = 256  # of every picture and label map, after resizing
 ENDINGS = (".png", ".jpg", ".jpeg", ".gif")
@@ -174,11 +176,14 @@ def open_few_label_set(name, split, *, path=""):
 
 
 def _folder(root: Path, name, below):
-    return next((at / below for at in (root / name, root) if (at / below).is_dir()), root / below)
+    with reachable(root):
+        return next((a / below for a in (root / name, root) if (a / below).is_dir()), root / below)
 
 
 def _require_label_maps(folder, images):
-    alone = [file for stem, file in images.items() if not (folder / f"{stem}.npy").is_file()]
+    with reachable(folder):
+        maps = set(files_below(folder, (".npy",)))
+    alone = [file for stem, file in images.items() if f"{stem}.npy" not in maps]
     if alone:
         raise UserError(
             f"{len(alone)} of {len(images)} pictures in {folder} have no label map; the first is "

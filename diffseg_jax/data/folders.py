@@ -5,19 +5,23 @@ import io
 import json
 import os
 import struct
+import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from diffseg_jax.config import UserError, choose
+from diffseg_jax.config import UserError, choose, shortened
+from diffseg_jax.paths import BUCKET, in_bucket, open_path, reachable, read_bytes
 
 IGNORED = 255  # the one label that every loss and metric skips
 MAX_PIXELS = 178_000_000  # larger headers are taken for decompression bombs, as Pillow's own limit
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 MASK_ENDINGS = (".png", ".npy")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # Pillow's others may start programs (EPS)
+LONGEST_NAME = 200  # characters of a class name
 
 
 @dataclass(frozen=True)
@@ -115,11 +119,13 @@ def read_ids(path, encoded=None):
 
 
 def _read_array(path):
+    _require_file(path)
     try:
-        ids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        ids = array_of(read_bytes(path))
+    except Exception as error:  # numpy reports damage by many types
         raise UserError(
-            f"cannot read mask {path}: {error}. Write it again with numpy.save."
+            f"cannot read mask {path}: {shortened(str(error), 200)}. "
+            "Write it again with numpy.save."
         ) from None
     if ids.dtype.kind not in "biu" or ids.ndim != 2:
         raise UserError(
@@ -129,25 +135,108 @@ def _read_array(path):
     return ids.astype(np.uint8) if ids.dtype == bool else ids
 
 
+NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+def array_of(content: bytes) -> np.ndarray:
+    """The array in the bytes of a .npy file, read-only, without memory of its own.
+
+    Raises an error of any type for other bytes, for Python objects, and where the header does not
+    tell the number of bytes that follow.
+    """
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    if version not in NPY_HEADERS:
+        raise ValueError(f"version {version} of the format holds no plain array")
+    shape, fortran, dtype = NPY_HEADERS[version](file)
+    data = memoryview(content)[file.tell() :]
+    if dtype.hasobject or min(shape, default=1) < 1:
+        raise ValueError(f"{len(data)} bytes are no array of {dtype} {list(shape)}")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _require_file(path):
+    """UserError for what is no file of bytes, such as a folder or a pipe, which would not end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path} is not a file. Remove it.")
+
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by type of colour
+ADAM7 = (  # first column and row, steps along both, of the seven passes of an interlaced picture
+    (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
+)  # fmt: skip
+
+
+def png_parts(content: bytes) -> list[tuple[bytes, memoryview]]:
+    """(kind, data) of the chunks of a PNG file; Pillow passes over damage that this does not.
+
+    Raises ValueError or struct.error for a file that is cut, and where a checksum differs.
+    """
+    view, place, parts = memoryview(content), len(PNG_START), []
+    while not parts or parts[-1][0] != b"IEND":
+        (length,) = struct.unpack_from(">I", content, place)
+        (checksum,) = struct.unpack_from(">I", content, place + 8 + length)
+        named = view[place + 4 : place + 8 + length]
+        if zlib.crc32(named) != checksum:
+            raise ValueError(f"the checksum of its part {bytes(named[:4])} differs")
+        parts.append((bytes(named[:4]), named[4:]))
+        place += 12 + length
+    return parts
+
+
+def has_all_rows(parts: list[tuple[bytes, memoryview]]) -> bool:
+    """Whether a PNG file holds all the pixels that its header tells of; Pillow leaves them zeros.
+
+    parts  as `png_parts` gives them
+    """
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", parts[0][1])
+    bits, missing = depth * PNG_CHANNELS[colour], 0
+    for left, top, across, down in ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        missing += rows * (1 + -(-columns * bits // 8)) if columns > 0 and rows > 0 else 0
+    inflater, data = zlib.decompressobj(), b"".join(d for kind, d in parts if kind == b"IDAT")
+    while missing > 0 and (block := inflater.decompress(data, 2**22)):
+        missing, data = missing - len(block), inflater.unconsumed_tail
+    return missing <= 0
+
+
 @contextmanager
 def _opened(path, encoded):
     """`with _opened(...) as picture`: a decoded Pillow image; every failure is a UserError."""
+    if encoded is None:
+        _require_file(path)
     try:
-        picture = Image.open(path if encoded is None else io.BytesIO(encoded))
-        width, height = picture.size
-        if width * height > MAX_PIXELS:
-            raise Image.DecompressionBombError(f"{width}x{height}")
-        picture.load()
+        content = read_bytes(path) if encoded is None else encoded
+        parts = png_parts(content) if content[:8] == PNG_START else ()
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{width}x{height}")
+            picture.load()
+            # rows that are missing are zeros; so may be those of a mask, which takes a closer look
+            last = np.asarray(picture.crop((0, height - 1, width, height)))
+            if parts and (parts[0][1][12] or not last.any()) and not has_all_rows(parts):
+                raise ValueError("it holds fewer rows of pixels than it says")
+    except UserError:
+        raise
     except Image.DecompressionBombError as error:
         raise UserError(
             f"{path} is too large ({error}): pictures of at most {MAX_PIXELS} pixels are opened. "
             "Cut it into tiles."
         ) from None
-    # Pillow reports damage by many types, SyntaxError for broken PNG chunks among them.
-    except (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error) as error:
+    except UnidentifiedImageError:
+        raise UserError(
+            f"cannot read {path}: it is no whole picture of the kinds {', '.join(FORMATS)}. "
+            "Replace or remove the file."
+        ) from None
+    except Exception as error:  # Pillow reports damage by many types
+        error = "it is cut" if isinstance(error, struct.error) else error
         raise UserError(f"cannot read {path}: {error}. Replace or remove the file.") from None
-    with picture:
-        yield picture
+    yield picture
 
 
 def require_same_size(image, mask, image_path, mask_path):
@@ -213,8 +302,8 @@ def read_classes(file, num_classes, ignore=()):
         table = id_table(num_classes, ignore=ignore)
         return _without_ignored(numbered_labels(num_classes), table), table
     try:
-        entries = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        entries = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {file}: {error}. It must be JSON.") from None
     if not isinstance(entries, dict):
         raise UserError(f'{file} is not an object. It must read {{"names": [...], ...}}.')
@@ -232,6 +321,14 @@ def read_classes(file, num_classes, ignore=()):
     return _without_ignored(labels, table), table
 
 
+def _each_once(pairs):
+    """A JSON object as a dict; ValueError for a key that is given twice."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError("a key is given twice")
+    return entries
+
+
 def _without_ignored(labels, table):
     """Labels whose unscored classes are those that no id on disk becomes."""
     unscored = set(range(len(labels.names))) - set(table.tolist())
@@ -243,8 +340,11 @@ CLASSES_KEYS = {"names": [], "palette": [], "ignore": [], "zero_is_ignored": Fal
 
 def _wrong_classes(names, palette, ignore, zero_is_ignored, num_classes):
     """(is it wrong, sentence) for each rule of classes.json, which people write by hand."""
-    named = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
-    yield not named or len(set(names)) < len(names), "names must be a list of different strings"
+    named = isinstance(names, list) and names and all(map(_is_name, names))
+    yield (
+        not named or len(set(names)) < len(names),
+        f"names must be a list of different strings, of 1 to {LONGEST_NAME} printable characters",
+    )
     yield (
         num_classes not in (0, len(names)),
         f"it names {len(names)} classes, but num_classes is {num_classes}",
@@ -258,6 +358,10 @@ def _wrong_classes(names, palette, ignore, zero_is_ignored, num_classes):
     )
     yield not _integers(ignore, 65535), "ignore must be a list of ids in 0..65535"
     yield not isinstance(zero_is_ignored, bool), "zero_is_ignored must be true or false"
+
+
+def _is_name(value):
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
 
 
 def _integers(values, most):
@@ -302,28 +406,57 @@ def list_files(folder, endings):
 
     Raises UserError if the folder is missing (with its neighbours) or holds no such file.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder. {_what_is_there(folder)}")
-    found = []
-    for base, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(base).relative_to(folder).as_posix()
+    folder = open_path(folder)
+    with reachable(folder):
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder. {_what_is_there(folder)}")
+        found = files_below(folder, endings)
+    if not found:
+        raise UserError(
+            f"{folder} holds no file that ends with {' '.join(endings)}. Check the path."
+        )
+    return found
+
+
+def files_below(folder, endings):
+    """As list_files, but [] where nothing is."""
+    found, root = [], Path(str(folder).removeprefix(BUCKET))
+    remote = in_bucket(folder)
+    walk = folder.walk(on_error=_unless_empty) if remote else os.walk(root, followlinks=True)
+    for base, folders, files in walk:
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and (remote or not _leads_back(Path(base, name)))
+        ]
+        below = Path(str(base).removeprefix(BUCKET)).relative_to(root).as_posix()
         prefix = "" if below == "." else below + "/"
         found += [
             prefix + name
             for name in files
             if name.lower().endswith(endings) and not name.startswith(".")
         ]
-    if not found:
-        raise UserError(
-            f"{folder} holds no file that ends with {' '.join(endings)}. Check the path."
-        )
     return sorted(found)
+
+
+def _leads_back(folder):
+    """Whether a folder is a link to one that it lies in, which a walk would enter without end."""
+    if not folder.is_symlink():
+        return False
+    target = os.path.realpath(folder)
+    return any(os.path.realpath(above) == target for above in folder.parents)
+
+
+def _unless_empty(error):
+    """Raises what a walk in a bucket would pass over, but for folders that are not there."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _what_is_there(folder):
     """A sentence: the nearest folder above that exists, and the folders in it."""
+    if in_bucket(folder):
+        return f"To see what is there: gcloud storage ls {folder.parent}"
     above = next((parent for parent in folder.parents if parent.is_dir()), Path("/"))
     folders = sorted(entry.name for entry in above.iterdir() if entry.is_dir())[:12]
     return f"Folders in {above}: {', '.join(folders) or 'none'}."
@@ -445,11 +578,18 @@ def classes_of_pictures(how, folder, files):
 
 
 def require_folder(path, name, layout):
-    """`path` as a Path; UserError with the layout that dataset `name` needs if it is none."""
+    """`path` as `open_path` gives it; UserError with the layout that dataset `name` needs.
+
+    Raises it where there is no such folder.
+    """
     if not path:
         raise UserError(
             f"path is empty, but dataset {name} is read from a folder with {layout}. Give path."
         )
-    if not Path(path).is_dir():
-        raise UserError(f"path {path} is not a folder. Dataset {name} needs one with {layout}.")
-    return Path(path)
+    root = open_path(path)
+    with reachable(root):
+        if not root.is_dir():
+            raise UserError(
+                f"path {path} is not a folder. Dataset {name} needs one with {layout}."
+            )
+    return root

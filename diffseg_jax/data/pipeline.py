@@ -24,7 +24,7 @@ class Stream:
              whole picture has one, which comes out as it is
     indices  which of them are used
     augment  (image, mask or None, numpy Generator) -> dict of arrays of one shape
-    rows     of each batch, those of this process: [first, first + count)
+    rows     of each batch, those of this process
     start    the step of its first batch
     """
 
@@ -33,17 +33,16 @@ class Stream:
     augment: Callable
     seed: int
     batch_size: int
-    first: int
-    count: int
+    rows: np.ndarray
     start: int
     steps: int
 
     def __len__(self):
-        return self.steps * self.count
+        return self.steps * len(self.rows)
 
     def __getitem__(self, index):
-        step, row = divmod(int(index), self.count)
-        position = (self.start + step) * self.batch_size + self.first + row
+        step, place = divmod(int(index), len(self.rows))
+        position = (self.start + step) * self.batch_size + int(self.rows[place])
         epoch, place = divmod(position, len(self.indices))
         example = self.source[int(self.indices[_order(self.seed, epoch, len(self.indices))[place]])]
         rng = np.random.default_rng([self.seed, 1, position])
@@ -76,17 +75,16 @@ def _order(seed, epoch, count):
 
 def training_batches(
     source: Sequence, indices: np.ndarray, augment: Callable, *, seed: int, batch_size: int,
-    start: int, steps: int, process: tuple[int, int] = (0, 1), threads: int = 2, workers: int = 0,
+    start: int, steps: int, rows: np.ndarray | None = None, threads: int = 2, workers: int = 0,
 ) -> Iterator[dict]:  # fmt: skip
     """This process's part of the batches of steps start .. start + steps - 1, stacked.
 
-    process  (index, count): each reads batch_size / count rows of every batch
+    rows     of every batch that are read, all for None
     threads  that decode and augment; workers: processes that do so instead, 0 = none
     """
-    index, processes = process
-    count = batch_size // processes
-    stream = Stream(source, indices, augment, seed, batch_size, index * count, count, start, steps)
-    batches = grain.MapDataset.source(stream).batch(count, drop_remainder=True)
+    rows = np.arange(batch_size) if rows is None else rows
+    stream = Stream(source, indices, augment, seed, batch_size, rows, start, steps)
+    batches = grain.MapDataset.source(stream).batch(len(rows), drop_remainder=True)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCHED)
     batches = batches.to_iter_dataset(options)
     if workers:

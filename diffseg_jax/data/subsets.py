@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from diffseg_jax.config import UserError
+from diffseg_jax.config import UserError, shortened
 
 GENERATOR = "sorted names, numpy.random.Generator(numpy.random.PCG64(seed)).permutation, first n"
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -73,10 +73,12 @@ def _require_one(fraction, count, list_path):
 def _listed(names, file):
     """Places of the images in a list file; path and name match if one ends with the other."""
     try:
-        lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        text = file.read_text(encoding="utf-8")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"cannot read the list {file}: {error}. It must hold one image per line."
+            f"cannot read the list {file}: {shortened(str(error), 400)}. "
+            "It must hold one image per line."
         ) from None
     if not lines:
         raise UserError(f"the list {file} is empty. It must hold one image per line.")
@@ -89,8 +91,8 @@ def _listed(names, file):
         if len(places) != 1:
             what = f"matches {len(places)} images" if places else "matches no image"
             raise UserError(
-                f'line "{line}" of {file} {what} of this set of {len(names)}, such as {names[0]}. '
-                "Check that list and data belong together."
+                f'line "{shortened(line, 200)}" of {file} {what} of this set of {len(names)}, '
+                f"such as {names[0]}. Check that list and data belong together."
             )
     return np.unique(np.array(found, np.int64)[:, 0])
 

@@ -71,16 +71,22 @@ def token_grid(crop: tuple[int, int]) -> tuple[int, int]:
 
 def _transunet(config, outputs, grid, rngs):
     model = config.model
-    width = model.decoder_width
+    decoder, bridge = decoder_channels(model)
     return TransUNet(
         outputs, resnet_width=model.resnet_width, resnet_units=model.resnet_units,
         hidden=model.hidden, layers=model.layers, heads=model.heads, mlp=model.mlp, grid=grid,
-        decoder=tuple(round(width * channels) for channels in model.decoder),
-        bridge=round(model.bridge * (width if model.scale_bridge else 1)), skips=model.skips,
+        decoder=decoder, bridge=bridge, skips=model.skips,
         dropout=model.dropout, condition=config.noise.condition,
         arithmetic=Arithmetic(model.arithmetic), dtype=jnp.dtype(config.dtype), remat=config.remat,
         rngs=rngs,
     )  # fmt: skip
+
+
+def decoder_channels(model) -> tuple[tuple[int, ...], int]:
+    """Channels of the decoder's stages, and of the bridge before them."""
+    width = model.decoder_width
+    bridge = round(model.bridge * (width if model.scale_bridge else 1))
+    return tuple(round(width * channels) for channels in model.decoder), bridge
 
 
 # ---- losses ------------------------------------------------------------------------------------
@@ -230,14 +236,14 @@ OPTIONS = {
     "model": {
         "arithmetic": Text(tuple(kind.value for kind in Arithmetic)),
         "resnet_width": Number(float, 0.5, 8),
-        "resnet_units": Several(Number(int, 1), 3),
-        "hidden": Number(int, 1),
-        "layers": Number(int, 1),
-        "heads": Number(int, 1),
-        "mlp": Number(int, 1),
-        "decoder": Several(Number(int, 1), 4),
-        "decoder_width": Number(float, 0.01),
-        "bridge": Number(int, 1),
+        "resnet_units": Several(Number(int, 1, 64), 3),
+        "hidden": Number(int, 1, 16384),
+        "layers": Number(int, 1, 64),
+        "heads": Number(int, 1, 1024),
+        "mlp": Number(int, 1, 65536),
+        "decoder": Several(Number(int, 1, 16384), 4),
+        "decoder_width": Number(float, 0.01, 64),
+        "bridge": Number(int, 1, 16384),
         "scale_bridge": Flag(),
         "skips": Number(int, 0, 3),
         "dropout": Number(float, 0, 0.99),
@@ -262,6 +268,12 @@ def check(config):
         raise UserError(
             f"model.hidden is {model.hidden}, which {model.heads} heads cannot share evenly. "
             f"Try --config.model.hidden={math.ceil(model.hidden / model.heads) * model.heads}."
+        )
+    decoder, bridge = decoder_channels(model)
+    if not 1 <= min(*decoder, bridge) <= max(*decoder, bridge) <= 65536:
+        raise UserError(
+            f"model.decoder_width is {model.decoder_width}, which makes {(*decoder, bridge)} "
+            "channels, but each must be 1 to 65536. Try --config.model.decoder_width=1.0."
         )
 
 

@@ -19,7 +19,8 @@ from flax.traverse_util import flatten_dict as flatten
 from flax.traverse_util import unflatten_dict as unflatten
 from jax.sharding import NamedSharding, PartitionSpec
 
-from diffseg_jax.config import FIT, Flag, Number, Several, Text, UserError, choose
+from diffseg_jax.config import FIT, Flag, Number, Several, Text, UserError, choose, shortened
+from diffseg_jax.data.folders import array_of
 from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.bounds import LOSSES, training_losses
 from diffseg_jax.diffusion.process import (
@@ -37,6 +38,7 @@ from diffseg_jax.models.adm_unet import ADMUNet, Settings
 from diffseg_jax.models.pixel_mlp import widths_for
 from diffseg_jax.models.plain import Network
 from diffseg_jax.models.taps import PixelFeatures, stack
+from diffseg_jax.paths import read_bytes
 from diffseg_jax.systems.pixel_ensemble import RECIPES, PixelFit, answer, make_member
 from diffseg_jax.systems.task import (
     Task,
@@ -227,15 +229,19 @@ def awake(params: dict, key: jax.Array) -> dict:
 
 
 def _vote(extract, member, values, images, valid):
-    """The answers of the ensemble, one picture at a time: the features of many would not fit."""
+    """The answers of the ensemble, one picture a device at a time: features of many take much."""
     ensemble = {part: values[part]["ensemble"] for part in ("params", "stats")}
+    share = jax.local_device_count()
+    share = 1 if len(images) % share else share
 
-    def one(picture):
-        image, valid = (part[None] for part in picture)
-        maps = answer(member, ensemble, extract(values, image, valid))
-        return jax.tree.map(lambda values: values[0], maps)
+    def of_each_device(pictures):
+        return answer(member, ensemble, extract(values, *pictures))
 
-    return jax.lax.map(one, (images, valid))
+    def in_turns(x):  # [B, ...] -> [B / share, share, ...]; a device keeps its neighbouring rows
+        return x.reshape(share, -1, *x.shape[1:]).swapaxes(0, 1)
+
+    maps = jax.lax.map(of_each_device, (in_turns(images), in_turns(valid)))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(len(images), *x.shape[2:]), maps)
 
 
 def diffusion_features(
@@ -314,18 +320,12 @@ def read_noise(path: str, shape: tuple[int, ...]) -> np.ndarray:
     A first axis of one draw may be missing. Raises UserError for a file without such an array.
     """
     try:
-        noise = np.load(path, allow_pickle=False)
-    except OSError as error:
+        noise = array_of(read_bytes(path))
+    except Exception as error:  # numpy reports damage by many types
         raise UserError(
-            f"cannot read features.noise_file {path} ({error.strerror}). Give an array saved by "
-            "numpy.save."
+            f"cannot read features.noise_file {path}: {shortened(str(error), 200)}. "
+            "Give an array saved by numpy.save."
         ) from None
-    except (ValueError, EOFError) as error:
-        raise UserError(f"cannot read features.noise_file {path}: {error}.") from None
-    if not isinstance(noise, np.ndarray):
-        raise UserError(
-            f"features.noise_file {path} is an archive, but holds one array. Save it by numpy.save."
-        )
     noise = noise[None] if noise.ndim == 3 else noise
     if noise.ndim == 4 and noise.shape[-1] != 3:
         noise = np.moveaxis(noise, 1, -1)
@@ -334,6 +334,8 @@ def read_noise(path: str, shape: tuple[int, ...]) -> np.ndarray:
             f"features.noise_file {path} holds {noise.dtype}{list(noise.shape)}, but the network "
             f"sees pictures with noise float32{list(shape)}. Save an array of that shape and type."
         )
+    if not np.isfinite(noise).all():
+        raise UserError(f"features.noise_file {path} holds NaN or infinity. Save it again.")
     return noise.astype(np.float32)
 
 
@@ -363,12 +365,15 @@ def sample_images(
     """Images u8[n, height, width, 3], each a function of the seed and its place alone.
 
     step      what `make_step` returned for the same process
-    params    of the network; on a mesh, its devices share the images if they can evenly
+    params    of the network; on a mesh, its devices share the images
     places    numbers of the images, n of them
     classes   i32[n] of a class-conditional network
     progress  wraps the iterable of steps, as a progress bar does
     """
-    split, whole = _placement(params, len(places))
+    split, whole, share = _placement(params)
+    count = len(places)
+    places = np.resize(np.asarray(places), -(-count // share) * share)  # some twice, if need be
+    classes = None if classes is None else np.resize(classes, len(places))
 
     def begin():
         purpose = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"samples"))
@@ -380,17 +385,17 @@ def sample_images(
     classes = None if classes is None else jax.device_put(np.asarray(classes, np.int32), split)
     for index in progress(range(process.steps - 1, -1, -1)):
         x = jax.block_until_ready(step(params, x, jnp.int32(index), keys, classes))
-    x = np.asarray(jax.jit(lambda x: x, out_shardings=whole)(x))  # readable in every process
+    x = np.asarray(jax.jit(lambda x: x, out_shardings=whole)(x))[:count]  # in every process
     return np.clip((x + 1) * 127.5, 0, 255).astype(np.uint8)
 
 
-def _placement(params, count):
-    """Where `count` images live during sampling, and where every process can read them."""
+def _placement(params):
+    """Where images live during sampling, where every process reads them, and how many share."""
     where = getattr(next(iter(jax.tree.leaves(params)), None), "sharding", None)
     if not isinstance(where, NamedSharding):
-        return where, where
+        return where, where, 1
     whole = NamedSharding(where.mesh, PartitionSpec())
-    return whole if count % where.mesh.size else batch_sharding(where.mesh), whole
+    return batch_sharding(where.mesh), whole, where.mesh.size
 
 
 def make_step(network, process: Process, options: dict, sampler: str, eta: float) -> Callable:
@@ -497,22 +502,22 @@ OPTIONS = {
     "weights": Text(),
     "weights_order": Text(ORDERS),
     "model": {
-        "channels": Number(int, 32),
-        "channel_mult": Several(Number(float, 0.1), least=1),
-        "res_blocks": Number(int, 1),
+        "channels": Number(int, 32, 8192),
+        "channel_mult": Several(Number(float, 0.1, 64), least=1, most=10),
+        "res_blocks": Number(int, 1, 16),
         "attention_factors": Several(Number(int, 1)),
-        "heads": Number(int, 1),
-        "heads_up": Number(int, -1),
-        "head_channels": Number(int, -1),
+        "heads": Number(int, 1, 1024),
+        "heads_up": Number(int, -1, 1024),
+        "head_channels": Number(int, -1, 16384),
         "resample_in_blocks": Flag(),
         "scale_shift": Flag(),
-        "num_classes": Number(int, 0),
+        "num_classes": Number(int, 0, 2**20),
         "learn_sigma": Flag(),
         "dropout": Number(float, 0, 0.99),
     },
     "diffusion": {
         "schedule": Text(tuple(BETAS)),
-        "steps": Number(int, 1),
+        "steps": Number(int, 1, 100_000),
         "rescale_timesteps": Flag(),
         "target": Text(TARGETS),
         "variance": Text(VARIANCES),
@@ -534,17 +539,17 @@ OPTIONS_OF = {  # kind of stage -> what a config holds for it besides
             "source": Text(("network", "colour")),
             "steps": Several(Number(int, 0), least=1),
             "blocks": Several(Number(int, 0), least=1),
-            "short": Number(int, 0),
+            "short": Number(int, 0, 16384),
             "share_noise": Flag(),
             "noise_file": Text(),
-            "draws": Number(int, 1),
+            "draws": Number(int, 1, 256),
             "dtype": Text(("float16", "float32")),
             "place": Text(("device", "host")),
         },
         "ensemble": {
             "recipe": Text(tuple(RECIPES)),
-            "members": Number(int, 1),
-            "widths": Several(Number(int, 1)),  # none, or two
+            "members": Number(int, 1, 1000),
+            "widths": Several(Number(int, 1, 16384)),  # none, or two
             "small_objects": Number(int, 0),
             "classifiers": Text(),
         },

@@ -18,9 +18,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from diffseg_jax.checkpoints import StageCheckpoints
 from diffseg_jax.config import UserError
+from diffseg_jax.mesh import AXES
 from diffseg_jax.models.pixel_mlp import steps_of_pass
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.training.log import Log, duration
+from diffseg_jax.training.stop import Stopped, watched
 
 STEPS_PER_CALL = 32  # of all members, without a word from the host
 STEPS_FROM_HOST = 4  # the same where the host gathers, who must hold the vectors of all steps
@@ -79,18 +81,17 @@ def run(fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log) -> None:
     """Fits from the latest checkpoint, or the start, until every member has stopped.
 
     The last checkpoint's meta says that it is finished. Raises UserError when a member's loss is
-    not finite; the last good checkpoint is kept.
+    not finite; the last good checkpoint is kept. Raises Stopped after a signal that asks to stop,
+    once the state is saved.
     """
     # ---- where the last run stopped
     total = fit.steps
     whole = NamedSharding(mesh, PartitionSpec())
-    step = checkpoints.latest() or 0
     begin = functools.partial(start, fit)
-    if step:
-        learned = checkpoints.restore(step, jax.eval_shape(begin), mesh, part=True)
-        learned = jax.device_put(learned, whole)
-    else:
+    learned, step = checkpoints.newest(jax.eval_shape(begin), mesh, log.say, part=True)
+    if learned is None:
         learned = jax.jit(begin, out_shardings=whole)()
+    learned = jax.device_put(learned, whole)
     log.rewind(fit.name, step)
     done = f"continues after step {step}" if step else "starts"
     log.say(
@@ -101,32 +102,42 @@ def run(fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log) -> None:
     # ---- one compiled call of many steps
     data = (fit.features, fit.pixels, fit.labels)
     data = () if fit.on_host else jax.device_put(data, whole)
-    call = jax.jit(functools.partial(steps_of, fit), donate_argnums=0, out_shardings=whole)
+    steps = functools.partial(shared_steps, fit, mesh)
+    call = jax.jit(steps, donate_argnums=0, out_shardings=whole)
     orders = Orders(fit)
     length = min(STEPS_FROM_HOST if fit.on_host else STEPS_PER_CALL, total)
     since, warm = (step, time.perf_counter()), False
     inputs = _inputs(fit, orders, step, length)
 
     # ---- steps
-    while step < total:
-        learned, losses = call(learned, data, *inputs)
-        before, step = step, min(step + length, total)
-        if step < total:
-            inputs = _inputs(fit, orders, step, length)  # read while the steps run
-        losses = np.asarray(losses)
-        _require_finite(fit, checkpoints, step, losses)
-        running = int(np.sum(np.asarray(learned["stop"]["at"]) == 0))
-        last = step == total or not running
-        if last or before // fit.every["log"] != step // fit.every["log"]:
-            speed = (step - since[0]) / (time.perf_counter() - since[1]) if warm else 0.0
-            _report(fit, step, total, losses, running, speed, log)
-        if last or before // fit.every["checkpoint"] != step // fit.every["checkpoint"]:
-            checkpoints.save(step, saved(learned, fit.frozen, step), _meta(fit, step, last))
-        if not warm:  # the first call compiles, so its time says nothing
-            since, warm = (step, time.perf_counter()), True
-        if last:
-            break
-    checkpoints.wait()
+    with watched() as asked:
+        while step < total:
+            learned, losses = call(learned, data, *inputs)
+            before, step = step, min(step + length, total)
+            if step < total:
+                inputs = _inputs(fit, orders, step, length)  # read while the steps run
+            losses, stop = np.asarray(losses), asked()
+            _require_finite(fit, checkpoints, step, losses)
+            running = int(np.sum(np.asarray(learned["stop"]["at"]) == 0))
+            last = step == total or not running
+            if last or before // fit.every["log"] != step // fit.every["log"]:
+                speed = (step - since[0]) / (time.perf_counter() - since[1]) if warm else 0.0
+                _report(fit, step, total, losses, running, speed, log)
+            due = before // fit.every["checkpoint"] != step // fit.every["checkpoint"]
+            if last or stop or due:
+                log.flush()  # a step that is saved is not run again to be logged
+                state = saved(learned, fit.frozen, step)
+                checkpoints.save(step, state, _meta(fit, step, last))
+            if stop:
+                checkpoints.wait()
+                raise Stopped(fit.name, step, stop)
+            if not warm:  # the first call compiles, so its time says nothing
+                since, warm = (step, time.perf_counter()), True
+            if last:
+                break
+        checkpoints.wait()
+        if stop := asked():  # it came after the last step
+            raise Stopped(fit.name, step, stop)
 
 
 def start(fit: Fit) -> dict:
@@ -148,6 +159,27 @@ def start(fit: Fit) -> dict:
             "at": jnp.zeros(fit.members, jnp.int32),
         },
     }
+
+
+def shared_steps(fit: Fit, mesh, learned: dict, data, batches, numbers, armed, live):
+    """`steps_of`, the devices of the mesh sharing the members; some twice, if they do not divide.
+
+    All inputs and outputs are whole on every device.
+    """
+    steps = functools.partial(steps_of, fit)
+    if mesh.size == 1:
+        return steps(learned, data, batches, numbers, armed, live)
+    rows = np.arange(-(-fit.members // mesh.size) * mesh.size) % fit.members
+    learned = jax.tree.map(lambda leaf: leaf[rows], learned)
+    if fit.own_order:
+        batches = jax.tree.map(lambda leaf: leaf[:, rows], batches)
+    whole, members, of_steps = PartitionSpec(), PartitionSpec(AXES), PartitionSpec(None, AXES)
+    share = jax.shard_map(
+        steps, mesh=mesh, out_specs=(members, of_steps), check_vma=False,
+        in_specs=(members, whole, of_steps if fit.own_order else whole, whole, whole, whole),
+    )  # fmt: skip
+    learned, losses = share(learned, data, batches, numbers, armed, live)
+    return jax.tree.map(lambda leaf: leaf[: fit.members], learned), losses[:, : fit.members]
 
 
 def steps_of(fit: Fit, learned: dict, data, batches, numbers, armed, live):
@@ -261,7 +293,7 @@ def saved(learned: dict, frozen: dict, step: int) -> dict:
     """
     return {
         **learned,
-        "step": jnp.int32(step),
+        "step": np.asarray(step, np.int32),
         "stats": {**learned["stats"], **frozen["stats"]},
         "frozen": frozen["params"],
     }

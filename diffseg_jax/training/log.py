@@ -1,23 +1,34 @@
 """Numbers and messages of a run: metrics.jsonl, TensorBoard events, and lines for the reader."""
 
 import json
+import tempfile
 import time
 from pathlib import Path
 
 from rich.console import Console
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+
+from diffseg_jax.paths import in_bucket, open_path
+
+COPY_EVERY = 30  # seconds
 
 
 class Log:
     """Writes what happens to the workdir and the terminal; silent in all processes but the first.
 
-    A resumed run rewinds the log to its checkpoint, so that no step stands there twice.
+    A resumed run rewinds the log to its checkpoint, so that no step stands there twice. For a
+    workdir in a bucket, whose objects are only replaced whole, the files are written to a temporary
+    folder and copied at most every so many seconds.
     """
 
     def __init__(self, workdir: Path, primary: bool = True):
-        self.path = Path(workdir) / "metrics.jsonl"
-        self.events = Path(workdir) / "tensorboard"
         self.primary = primary
+        self.bucket = open_path(workdir) if in_bucket(workdir) else None
+        self.folder = Path(tempfile.mkdtemp() if self.bucket and primary else workdir)
+        self.path, self.events = self.folder / "metrics.jsonl", self.folder / "tensorboard"
+        self.copied = 0.0
         self.console = Console(quiet=not primary, highlight=False, soft_wrap=True)
         self.writer = None
 
@@ -29,6 +40,8 @@ class Log:
         """Drops what was written for `stage` after `step`, and a line that was cut short."""
         if not self.primary:
             return
+        if self.bucket and not self.path.exists() and (self.bucket / self.path.name).exists():
+            self.path.write_text((self.bucket / self.path.name).read_text())
         kept = []
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         for line in lines:
@@ -42,7 +55,10 @@ class Log:
         partial.write_text("".join(kept))
         partial.replace(self.path)
         self.close()
-        self.writer = SummaryWriter(str(self.events / stage), purge_step=step + 1)
+        (self.events / stage).mkdir(parents=True, exist_ok=True)
+        self.writer = EventsWriter(str(self.events / stage / "events"))
+        begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._event(step + 1, session_log=begun)  # readers drop what came after it before
 
     def write(self, stage: str, step: int, numbers: dict[str, float]):
         """One record: the stage, the step, seconds since the epoch, and the numbers."""
@@ -52,18 +68,35 @@ class Log:
         with open(self.path, "a") as file:
             file.write(json.dumps(record) + "\n")
         for name, value in numbers.items():
-            self.writer.add_scalar(name, value, step)
+            self._event(step, summary=summary.scalar(name, value))
+        self.writer.flush()
+        if time.monotonic() - self.copied > COPY_EVERY:
+            self.flush()
 
     def picture(self, stage: str, step: int, name: str, picture):
         """Adds a picture u8[H,W,3] to the events, if a stage writes any."""
         if self.writer is not None:
-            self.writer.add_image(name, picture, step, dataformats="HWC")
+            self._event(step, summary=summary.image(name, picture, dataformats="HWC"))
+
+    def _event(self, step, **content):
+        """Writes here and now: a thread of its own would end, and block us, on a full disk."""
+        self.writer.write_event(event_pb2.Event(step=step, wall_time=time.time(), **content))
 
     def close(self):
         """Flushes the events."""
         if self.writer is not None:
             self.writer.close()
             self.writer = None
+            self.flush()
+
+    def flush(self):
+        """Copies the files to the bucket, if the workdir is in one."""
+        self.copied = time.monotonic()
+        for file in self.folder.rglob("*") if self.bucket else ():
+            if file.is_file():
+                target = self.bucket / file.relative_to(self.folder).as_posix()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read_bytes())
 
 
 def duration(seconds: float) -> str:

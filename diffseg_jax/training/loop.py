@@ -3,10 +3,10 @@
 import collections
 import dataclasses
 import functools
-import math
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from diffseg_jax.checkpoints import StageCheckpoints
 from diffseg_jax.config import UserError
-from diffseg_jax.mesh import state_shardings, to_devices
+from diffseg_jax.mesh import put, state_shardings, to_devices
+from diffseg_jax.training import cost
 from diffseg_jax.training.log import Log, duration
 from diffseg_jax.training.state import new_state
 from diffseg_jax.training.step import train_step
+from diffseg_jax.training.stop import Stopped, watched
 
 STEPS_IN_FLIGHT = 4  # on accelerators; unbounded dispatch can deadlock fake CPU devices, so 1 there
 
@@ -70,14 +72,21 @@ def run(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -> dict:
     """Trains from the latest checkpoint, or the start, to the last step; returns the final state.
 
     Raises UserError when the loss or a gradient is not finite; the last good checkpoint is kept.
+    Raises Stopped after a signal that asks to stop, once the state is saved.
     """
     # ---- where the last run stopped
-    state, start = _resume(stage, checkpoints, mesh)
+    state, start = checkpoints.newest(abstract_state(stage), mesh, log.say)
+    unreported = {}
+    if state is None:
+        state = fresh(stage, mesh)
     log.rewind(stage.name, start)
+    if start:
+        meta = checkpoints.meta(start)
+        unreported = meta["unreported"]
+        if not meta["evaluated"]:
+            _make_up(stage, checkpoints, state, start, meta, log)
     if start >= stage.steps:
         return state
-    done = f"continues after step {start}" if start else "starts"
-    log.say(f"{stage.name}: {done}, {stage.steps - start} steps to go; compiles the first")
 
     # ---- one compiled step
     key = _key(stage, "noise")
@@ -88,36 +97,46 @@ def run(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -> dict:
     batches = stage.batches(start)
     in_flight = collections.deque()
     limit = 1 if jax.default_backend() == "cpu" else STEPS_IN_FLIGHT
-    sums = _Sums(warm=False)
-    batch = to_devices(next(batches), mesh)
+    batch = to_devices(next(batches), mesh, stage.batch_size)
+    done = f"continues after step {start}" if start else "starts"
+    log.say(f"{stage.name}: {done}, {stage.steps - start} steps to go; compiles the first")
+    begun = time.perf_counter()
+    lowered = step_fn.lower(state, batch, key)
+    step_fn = lowered.compile()
+    seconds = time.perf_counter() - begun
+    log.say(f"{stage.name}: {cost.of_step(lowered, step_fn, mesh.size, seconds)}")
 
     # ---- steps
-    for step in range(start + 1, stage.steps + 1):
-        state, metrics = step_fn(state, batch, key)
-        in_flight.append((step, metrics))
-        if step < stage.steps:
-            batch = to_devices(next(batches), mesh)  # read and sent while the step runs
-        while len(in_flight) > limit or (in_flight and _due(stage, step)):
-            sums.add(*_finished(stage, checkpoints, *in_flight.popleft()))
+    sums = _Sums(**unreported)
+    with watched() as asked:
+        for step in range(start + 1, stage.steps + 1):
+            state, metrics = step_fn(state, batch, key)
+            in_flight.append((step, metrics))
+            if step < stage.steps:  # read and sent while the step runs
+                batch = to_devices(next(batches), mesh, stage.batch_size)
+            stop, last = asked(), step == stage.steps
+            while len(in_flight) > limit or (in_flight and (stop or _due(stage, step))):
+                sums.add(*_finished(stage, checkpoints, *in_flight.popleft()))
 
-        # ---- what happens every so many steps
-        last = step == stage.steps
-        if last or step % stage.every["log"] == 0:
-            _report(stage, step, sums.means(), sums.rate(stage.batch_size), log)
-            sums = _Sums()
-        pause = time.perf_counter()
-        numbers = None
-        if stage.evaluate and (last or step % stage.every["evaluate"] == 0):
-            numbers = stage.evaluate(state, step)
-            if numbers:
-                log.write(stage.name, step, numbers)
-                shown = "   ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-                log.say(f"{stage.name} {step}/{stage.steps}   evaluated: {shown}")
-        if last or step % stage.every["checkpoint"] == 0:
-            _require_finite(stage, checkpoints, step, state)
-            checkpoints.save(step, state, _meta(stage, step), numbers)
-        sums.pause(time.perf_counter() - pause)
-    checkpoints.wait()
+            # ---- what happens every so many steps
+            if last or step % stage.every["log"] == 0:
+                _report(stage, step, sums.means(), sums.rate(stage.batch_size), log)
+                sums = _Sums()
+            pause = time.perf_counter()
+            due = stage.evaluate and (last or step % stage.every["evaluate"] == 0)
+            numbers = _evaluate(stage, state, step, log) if due and not stop else None
+            if last or stop or step % stage.every["checkpoint"] == 0:
+                _require_finite(stage, checkpoints, step, state)
+                log.flush()  # a step that is saved is not run again to be logged
+                meta = _meta(stage, step, sums, evaluated=not (due and stop))
+                checkpoints.save(step, state, meta, numbers)
+            if stop:
+                checkpoints.wait()
+                raise Stopped(stage.name, step, stop)
+            sums.pause(time.perf_counter() - pause)
+        checkpoints.wait()
+        if stop := asked():  # it came after the last step
+            raise Stopped(stage.name, stage.steps, stop)
     return state
 
 
@@ -131,11 +150,8 @@ def _key(stage, purpose):
     return jax.random.fold_in(jax.random.key(stage.seed), number)
 
 
-def _resume(stage, checkpoints, mesh):
-    """The state of the latest checkpoint and its step, or a fresh state and 0."""
-    step = checkpoints.latest()
-    if step is not None:
-        return checkpoints.restore(step, abstract_state(stage), mesh), step
+def fresh(stage, mesh):
+    """The state before the first step; no device ever holds more than its part of it."""
     key = _key(stage, "init")
     shardings = state_shardings(jax.eval_shape(stage.init, key), mesh)
     # run once: on a CPU unoptimised code is as good, and compiles in a quarter of the time
@@ -146,14 +162,14 @@ def _resume(stage, checkpoints, mesh):
         network = _replace(network, stage.loaded(), shardings)
     shardings = state_shardings(abstract_state(stage), mesh)
     start = jax.jit(functools.partial(_start, stage), out_shardings=shardings, donate_argnums=0)
-    return start(network), 0
+    return start(network)
 
 
 def _replace(network, loaded, shardings):
     """The network with the loaded arrays in place of the random ones."""
     leaves, where = flatten(network, keep_empty_nodes=True), flatten(shardings)
     for path, array in flatten(loaded).items():
-        leaves[path] = jax.device_put(np.asarray(array, leaves[path].dtype), where[path])
+        leaves[path] = put(np.asarray(array, leaves[path].dtype), where[path])
     return unflatten(leaves)
 
 
@@ -197,49 +213,69 @@ def _diverged(stage, checkpoints, what):
 
 def _report(stage, step, numbers, rate, log):
     numbers["learning_rate"] = float(stage.schedule(jnp.asarray(step - 1)))
-    shown = f"loss {numbers['loss']:.4f}"
-    if math.isfinite(rate):
-        numbers["images_per_second"] = round(rate, 2)
-        left = duration((stage.steps - step) * stage.batch_size / rate)
-        shown += f"   {rate:.1f} images/s" + (f"   {left} left" if step < stage.steps else "")
+    numbers["images_per_second"] = round(rate, 2)
+    shown = f"loss {numbers['loss']:.4f}   {rate:.1f} images/s"
+    if step < stage.steps:
+        shown += f"   {duration((stage.steps - step) * stage.batch_size / rate)} left"
     log.write(stage.name, step, numbers)
     log.say(f"{stage.name} {step:>{len(str(stage.steps))}}/{stage.steps}   {shown}")
 
 
-def _meta(stage, step):
+def _make_up(stage, checkpoints, state, step, meta, log):
+    """Evaluates where a stop came before, and saves the step again as one that may be the best."""
+    numbers = stage.evaluate(state, step)
+    own = {word: value for word, value in meta.items() if word != "arrays"}
+    checkpoints.replace(step, state, {**own, "evaluated": True}, numbers)
+    _report_evaluation(stage, numbers, step, log)
+
+
+def _evaluate(stage, state, step, log):
+    """The numbers of an evaluation, which are logged."""
+    numbers = stage.evaluate(state, step)
+    _report_evaluation(stage, numbers, step, log)
+    return numbers
+
+
+def _report_evaluation(stage, numbers, step, log):
+    if numbers:
+        log.write(stage.name, step, numbers)
+        shown = "   ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        log.say(f"{stage.name} {step}/{stage.steps}   evaluated: {shown}")
+
+
+def _meta(stage, step, sums, evaluated):
+    """What is saved beside the state.
+
+    evaluated  False where an evaluation was due, but the run was asked to stop before it
+    """
     own = {"stage": stage.name, "step": step, "ema": list(stage.ema), "data": {"next_batch": step}}
-    return {**stage.meta, **own}
+    own["unreported"] = {"steps": sums.count, "totals": dict(sums.totals)}
+    return {**stage.meta, **own, "evaluated": evaluated}
 
 
 class _Sums:
     """Means of the logged numbers, and images per second, since the last log line.
 
-    The first step of a process compiles; it counts for the means and not for the speed.
+    steps, totals  sums of steps that a stopped run had not reported yet; they took no time here
     """
 
-    def __init__(self, warm: bool = True):
-        self.start = time.perf_counter() if warm else None
-        self.count = self.timed = 0
-        self.totals = collections.Counter()
+    def __init__(self, steps: int = 0, totals: Mapping[str, float] = MappingProxyType({})):
+        self.start = self.end = time.perf_counter()
+        self.count, self.timed = steps, 0
+        self.totals = collections.Counter(totals)
 
     def add(self, numbers, when):
         self.count += 1
+        self.timed += 1
         self.totals.update(numbers)
-        if self.start is None:
-            self.start = when
-        else:
-            self.timed += 1
-            self.end = when
+        self.end = when
 
     def pause(self, seconds):
         """Leaves time out that was not spent on steps."""
-        if self.start is not None:
-            self.start += seconds
+        self.start += seconds
 
     def means(self):
         return {name: total / self.count for name, total in self.totals.items()}
 
     def rate(self, batch_size):
-        if not self.timed:
-            return math.nan
         return self.timed * batch_size / max(self.end - self.start, 1e-9)

@@ -143,6 +143,11 @@ def _fitted(array: np.ndarray, axes, shape, what: str, target: str) -> np.ndarra
         )
     free = shape is None or None in shape
     copy = np.array(ordered, np.float32, order="C")
+    if copy.size and not np.isfinite([copy.min(), copy.max()]).all():
+        raise UserError(
+            f"{what} holds NaN or infinity, so the file is damaged or its training failed. "
+            "Give another checkpoint."
+        )
     return copy if free else copy.reshape(shape)
 
 
@@ -163,6 +168,8 @@ def _fits(have: tuple[int, ...], want: tuple[int | None, ...] | None) -> bool:
     if None in want:
         free = [h if w is None else w for h, w in zip(have, want, strict=False)]
         return len(have) == len(want) and list(have) == free
+    if 0 in (*have, *want):
+        return tuple(have) == tuple(want)
     parts = iter(n for n in want if n != 1)
     for axis in (n for n in have if n != 1):
         product = 1

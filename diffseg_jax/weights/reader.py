@@ -9,6 +9,7 @@ import functools
 import io
 import math
 import mmap
+import os
 import pickletools
 import struct
 import tokenize
@@ -22,7 +23,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from diffseg_jax.config import UserError, choose
+from diffseg_jax.config import UserError, choose, shortened
 
 # Where training programs put the state dict, in the order in which it is looked for.
 PARTS = ("state_dict", "model_state_dict", "model")
@@ -48,6 +49,13 @@ INERT = {f"torch.{dtype}" for dtype in (
     "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
     "_codecs.encode",
 }
+
+# What no file of tensors reaches, and what would take hours or more memory than there is.
+MOST_STEPS = 2**22  # of a pickle; a tensor takes about 60
+MOST_AXES = 64  # of a tensor, as in numpy
+MOST_BITS = 128  # of a size, stride or offset
+REPEATED = 2**26  # bytes that a tensor may have, if it repeats a smaller storage
+UNPACKED = 2**30, 100  # bytes that compressed arrays may have in all, or times those of the file
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C      # the first pickle of a file from before PyTorch 1.6
 
@@ -114,18 +122,24 @@ def _explained(path: Path):
         raise
     except _Refused as error:
         raise UserError(
-            f"{path} is not tensors only: it asks for {error}. Nothing of it was run; "
+            f"{path} is not tensors only: it asks for {shortened(str(error), 200)}. "
+            "Nothing of it was run; "
             "give a file with the plain state dict."
         ) from error
     except DAMAGE as error:
         raise UserError(
-            f"{path} is damaged or cut short ({error}). Copy or download it again."
+            f"{path} is damaged or cut short ({shortened(str(error), 200)}). "
+            "Copy or download it again."
         ) from error
 
 
 def _mapped(path: Path) -> mmap.mmap:
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is not a file. Give the path of one checkpoint file.")
     try:
         with open(path, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise ValueError("it is empty")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}. Give the path of a checkpoint.") from error
@@ -145,6 +159,8 @@ def _format(path: Path, data: mmap.mmap):
     if head[:2] == b"PK":
         with zipfile.ZipFile(path) as file:
             names = file.namelist()
+        if len(set(names)) < len(names):
+            raise ValueError("two entries have one name")
         if any(_is_pickle(name) for name in names):
             return _read_zip
         if all(name.endswith(".npy") for name in names):
@@ -166,6 +182,9 @@ def _without_wrapper(arrays: dict) -> dict:
 def _read_npz(path: Path, data: mmap.mmap, part: str) -> dict:
     arrays = {}
     with np.load(path, allow_pickle=False) as file:
+        unpacked = sum(entry.file_size for entry in file.zip.infolist())
+        if unpacked > max(UNPACKED[0], UNPACKED[1] * len(data)):
+            raise ValueError(f"its {len(data)} bytes would unpack to {unpacked}")
         for name in file.files:
             try:
                 arrays[name] = file[name]
@@ -179,9 +198,14 @@ def _read_npz(path: Path, data: mmap.mmap, part: str) -> dict:
 
 
 def _read_safetensors(path: Path, data: mmap.mmap, part: str) -> dict:
-    with safe_open(str(path), framework="numpy") as file:
-        names = list(file.keys())                     # `file` itself is no mapping
-        return {name: file.get_tensor(name) for name in names}
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            names = list(file.keys())                 # `file` itself is no mapping
+            return {name: file.get_tensor(name) for name in names}
+    except AttributeError as error:                   # how the library looks for 8-bit floats
+        raise UserError(
+            f"{path} holds numbers of a type that is not read here ({error}). Save it as float32."
+        ) from error
 
 
 # --- PyTorch files --------------------------------------------------------------------------------
@@ -273,9 +297,10 @@ def _state_dict(path: Path, tree, part: str) -> dict:
         tree = inner[0] if inner else tree
     for name, value in tree.items():
         if not isinstance(name, str) or not isinstance(value, (_Tensor, int, float)):
+            names = [shortened(str(name), 80) for name in (name, *list(tree)[:8])]
             raise UserError(
-                f'{path} holds no state dict: its entry "{name}" is of type {_kind(value)}. '
-                f"Name the part that does ({', '.join(map(str, list(tree)[:8]))})."
+                f'{path} holds no state dict: its entry "{names[0]}" is of type {_kind(value)}. '
+                f"Name the part that does ({', '.join(names[1:])})."
             )
     return tree
 
@@ -302,8 +327,11 @@ def _array(name: str, tensor: _Tensor, locate) -> np.ndarray:
     content = locate(storage.key)
     if len(content) != storage.numel * itemsize:
         raise ValueError(f"the storage of {name} has another length than announced")
-    if math.prod(tensor.size) == 0:
+    numbers = math.prod(tensor.size)
+    if numbers == 0:
         return np.zeros(tensor.size, storage.dtype)
+    if numbers * itemsize > max(len(content), REPEATED):
+        raise ValueError(f"{name} repeats {len(content)} bytes {tensor.size} times")
     first = storage.start + tensor.offset
     axes = list(zip(tensor.size, tensor.stride, strict=True))
     last = first + sum((n - 1) * step for n, step in axes)
@@ -331,7 +359,9 @@ class _Inert:
 def _unpickle(file) -> tuple[object, dict[str, _Storage]]:
     """One pickle from `file` (read up to its end): the value, and the storages by key."""
     machine = _Machine()
-    for opcode, argument, _ in pickletools.genops(file):
+    for step, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if step > MOST_STEPS:
+            raise ValueError(f"its pickle has more than {MOST_STEPS} steps")
         machine.step(opcode.name, argument)
     (value,) = machine.stack
     return value, machine.storages
@@ -450,7 +480,7 @@ def _built(name: str, arguments: tuple):
 def _storage(tag, kind, key, location, numel, view=None) -> _Storage:
     """A storage from its persistent id; `view` (older files): (its own key, start, length)."""
     if tag != "storage" or _only(_Name, kind).name not in STORAGES:
-        raise _Refused(f"a storage of kind {tag}, {kind}")
+        raise _Refused(f"a storage of kind {tag if isinstance(tag, str) else _kind(tag)}, {kind}")
     start, length = (0, numel) if view is None else _only(tuple, view)[1:]
     for count in (numel, start, length):
         _count(count)
@@ -460,15 +490,15 @@ def _storage(tag, kind, key, location, numel, view=None) -> _Storage:
 
 
 def _count(value) -> int:
-    if type(value) is not int or value < 0:
+    if type(value) is not int or value < 0 or value.bit_length() > MOST_BITS:
         raise ValueError("a size, stride or offset is not a whole number from 0")
     return value
 
 
 def _tensor(storage, offset, size, stride, *gradient) -> _Tensor:
-    size, stride = (tuple(map(_count, _only(tuple, values))) for values in (size, stride))
-    if len(size) != len(stride):
-        raise ValueError("a tensor has as many strides as axes")
+    if len(_only(tuple, size)) != len(_only(tuple, stride)) or len(size) > MOST_AXES:
+        raise ValueError(f"a tensor has as many strides as axes, at most {MOST_AXES}")
+    size, stride = tuple(map(_count, size)), tuple(map(_count, stride))
     return _Tensor(_only(_Storage, storage), _count(offset), size, stride)
 
 

@@ -1,8 +1,10 @@
 """Fitting many classifiers together: who reads what, when one stops, and going on after a stop."""
 
+import contextlib
 import dataclasses
 import functools
 import json
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +20,15 @@ from diffseg_jax.systems.pixel_ensemble import RECIPES, PixelFit, make_member
 from diffseg_jax.training import ensemble
 from diffseg_jax.training.ensemble import Fit, Orders, start, steps_of, stop_rule
 from diffseg_jax.training.log import Log
+from diffseg_jax.training.stop import Stopped
 
 # Compiling takes far longer than running networks this small.
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 SIZE, WIDTH, CLASSES, MEMBERS, BATCH = (6, 5), 5, 3, 3, 8
-FROZEN = {"params": {"unet": {"kernel": np.arange(3.0)}}, "stats": {"noise": np.ones(2)}}
+FROZEN = {
+    "params": {"unet": {"kernel": np.arange(3, dtype=np.float32)}},
+    "stats": {"noise": np.ones(2, np.float32)},
+}
 
 
 @functools.cache
@@ -338,6 +344,7 @@ def pull_after(monkeypatch, saves):
 def test_an_interrupted_run_goes_on_bit_for_bit(host, tmp_path, monkeypatch):
     fit = fit_of(host, stops=True)
     whole, meta = run(fit, tmp_path / "whole", monkeypatch)
+    assert meta.pop("arrays")["params/ensemble/kernel"]["shape"] == [MEMBERS, WIDTH, CLASSES]
     assert meta == {"kind": "fit", "stage": "fit", "step": 21, "ema": [], "finished": True}
     for saves in (1, 1):  # stops after step 8, and again after 16
         with monkeypatch.context() as patch:
@@ -351,6 +358,18 @@ def test_an_interrupted_run_goes_on_bit_for_bit(host, tmp_path, monkeypatch):
     assert_same(parts, whole)
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
     assert [record["step"] for record in records(tmp_path / "whole")] == [4, 8, 12, 16, 20, 21]
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    whole, _ = run(fit_of(), tmp_path / "whole", monkeypatch)
+    with monkeypatch.context() as patch:
+        asked = contextlib.nullcontext(iter([0, signal.SIGTERM]).__next__)
+        patch.setattr(ensemble, "watched", lambda: asked)
+        with pytest.raises(Stopped, match="SIGTERM after step 8 of stage fit, which is saved"):
+            run(fit_of(every=dict(log=4, checkpoint=100)), tmp_path / "parts", monkeypatch)
+    parts, _ = run(fit_of(), tmp_path / "parts", monkeypatch)
+    assert_same(parts, whole)
+    assert records(tmp_path / "parts") == records(tmp_path / "whole")
 
 
 def test_a_run_is_its_steps(tmp_path, monkeypatch):

@@ -1,0 +1,268 @@
+"""Stops runs of all three systems at random moments, in all ways, and compares every bit.
+
+python tests/benchmarks/fault_run.py --kills=20 --stops=4 [--config=tests/configs/tiny_ddp.py]
+
+For each config: an unbroken run; a run that is killed so many times (every third kill waits for a
+save in progress, the others fall anywhere, the start of the program included) and given SIGTERM so
+many times; and a run whose disk becomes full during a save (a small tmpfs, which root alone can
+mount), with room made after that. Final parameters, statistics and optimizer state, and all logged
+numbers but the times, must equal those of the unbroken run.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from diffseg_jax.checkpoints import StageCheckpoints, steps_in
+from diffseg_jax.training.state import flatten, unflatten
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = [ROOT / "tests/configs" / f"tiny_{name}.py" for name in ("ddep", "ddp", "ddpm_seg")]
+TIMES = ("time", "images_per_second", "steps_per_second")  # what a repeated run need not reproduce
+LIMIT = 300  # seconds for one start; a run that hangs fails
+STOPPED = 75  # exit code after SIGTERM
+
+
+def run_with_kills(start, workdir, kills, seed, total, stops=0):
+    """Starts and stops `kills` + `stops` times, then lets it end; returns what each stop met.
+
+    start  () -> Popen of the training command for `workdir`, with pipes
+    stops  how many of them are SIGTERM, which saves; the others are SIGKILL
+    total  records that an unbroken run logs; a start is left to log up to twice its share of them
+    """
+    rng, met = random.Random(seed), []
+    ways = [signal.SIGKILL] * kills + [signal.SIGTERM] * stops
+    rng.shuffle(ways)
+    share = total // (len(ways) + 1)
+    for way in ways:
+        records = min(count_records(workdir) + rng.randint(0, 2 * share), total - 4)
+        remains = half_written(workdir)
+        process = start()
+        saving = lambda old=remains: bool(half_written(workdir) - old)
+        chosen = saving if way == signal.SIGKILL and len(met) % 3 == 1 else None
+        _wait(process, workdir, rng, records, chosen)
+        if process.poll() is not None:
+            err = process.communicate()[1]
+            raise RuntimeError(f"ended before stop {len(met) + 1}: {err[-800:]}")
+        process.send_signal(way)
+        err = process.communicate(timeout=LIMIT)[1]
+        if way == signal.SIGTERM:
+            met.append(_after_stop(process.returncode, err, workdir))
+        else:
+            met.append(f"{'in a save after' if saving() else 'after'} {last_record(workdir)}")
+    process = start()
+    err = process.communicate(timeout=LIMIT)[1]
+    if process.returncode:
+        raise RuntimeError(f"the last start failed: {err[-800:]}")
+    return met
+
+
+def _after_stop(code, err, workdir):
+    """What a SIGTERM met; RuntimeError unless the step that it names is saved."""
+    if code == -signal.SIGTERM:  # before the first step or after the last: nothing to save
+        return f"stopped outside the steps, {last_record(workdir)}"
+    found = re.search(r"after step (\d+) of stage (\w+), which is saved", err)
+    if code != STOPPED or not found:
+        raise RuntimeError(f"SIGTERM ended with {code}: {err[-800:]}")
+    step, stage = int(found[1]), found[2]
+    if step not in steps_in(Path(workdir) / "checkpoints" / stage):
+        raise RuntimeError(f"step {step} of {stage} is not saved")
+    return f"stopped and saved {stage} {step}"
+
+
+def _wait(process, workdir, rng, records, saving):
+    """Returns at the moment of the stop: a random one, or one while `saving()` is true."""
+    early = not saving and rng.random() < 0.3  # perhaps before the first step
+    end = time.monotonic() + (rng.uniform(0, 8) if early else LIMIT)
+
+    def goes_on():
+        return process.poll() is None and time.monotonic() < end
+
+    while goes_on() and count_records(workdir) < records:
+        time.sleep(0.005)
+    while saving and goes_on() and not saving():
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0, 0.01 if saving else 0.1))
+
+
+def count_records(workdir):
+    """Lines logged so far."""
+    file = Path(workdir) / "metrics.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def half_written(workdir):
+    """The directories of checkpoints that are being saved, or were when the run was killed."""
+    return set(Path(workdir).glob("checkpoints/*/*orbax-checkpoint-tmp*"))
+
+
+def last_record(workdir):
+    """The stage and step logged last."""
+    file = Path(workdir) / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # the kill cut the line short
+            continue
+        return f"{record['stage']} {record['step']}"
+    return "the start"
+
+
+def numbers(workdir):
+    """All logged records without the times."""
+    lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
+
+
+def final_state(directory):
+    """{path: array} of the whole last state of a stage: parameters, statistics, optimizer, step."""
+    with StageCheckpoints(directory, read_only=True) as checkpoints:
+        step = checkpoints.latest()
+        arrays = checkpoints.meta(step)["arrays"]
+        target = {tuple(name.split("/")): np.zeros(()) for name in arrays}
+        places = {path: ocp.RestoreArgs(np.ndarray) for path in target}
+        arguments = ocp.args.PyTreeRestore(unflatten(target), restore_args=unflatten(places))
+        arguments = ocp.args.Composite(state=arguments)
+        return flatten(checkpoints.manager.restore(step, args=arguments)["state"])
+
+
+def differences(workdir, other):
+    """Sentences on what differs between two finished runs; none for equal ones."""
+    found = []
+    for directory in sorted((Path(workdir) / "checkpoints").iterdir()):
+        ours = final_state(directory)
+        theirs = final_state(Path(other) / "checkpoints" / directory.name)
+        if ours.keys() != theirs.keys():
+            found.append(f"{directory.name}: other arrays")
+            continue
+        changed = [".".join(path) for path in ours if not np.array_equal(ours[path], theirs[path])]
+        if changed:
+            count = f"{len(changed)} of {len(ours)} arrays"
+            found.append(f"{directory.name}: {count}, first {changed[0]}")
+    if numbers(workdir) != numbers(other):
+        found.append("metrics.jsonl")
+    return found
+
+
+# ---- a full disk ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A tmpfs of `size` bytes at a folder; PermissionError for those who may not mount one."""
+    Path(folder).mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode:
+        raise PermissionError("only root can mount a tmpfs, which the full disk needs")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill_the_disk(start, disk, seed, times=3):
+    """Runs with a file that leaves too little room, so many times, then without; what each met.
+
+    start  () -> Popen of a run whose workdir lies on the disk
+    """
+    rng, met, filler = random.Random(seed), [], Path(disk) / "filler"
+    for _ in range(times):
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        with open(filler, "wb") as file:  # leaves room for a checkpoint at most
+            file.write(bytes(free - rng.randrange(0, 3_000_000)))
+        process = start()
+        err = process.communicate(timeout=LIMIT)[1]
+        filler.unlink()
+        lines = err.strip().splitlines()
+        if process.returncode != 2 or len(lines) != 1 or not lines[0].startswith("error: "):
+            raise RuntimeError(f"a full disk ended with {process.returncode}: {err[-1500:]}")
+        met.append(lines[0])
+    process = start()
+    err = process.communicate(timeout=LIMIT)[1]
+    if process.returncode:
+        raise RuntimeError(f"the start with room failed: {err[-800:]}")
+    return met
+
+
+# ---- the command line ----------------------------------------------------------------------------
+
+
+def faults_of(config, options, folder):
+    """Prints what each fault met and what differs in the end; returns the sentences on that."""
+    stages = runpy.run_path(str(config))["get_config"]().stages
+    names = [name for name in ("pretrain", "finetune", "train", "align", "fit") if name in stages]
+    command = [
+        sys.executable, "-m", "diffseg_jax.main", f"--config={config}",
+        f"--compilation_cache={folder}/compiled", f"--config.run={tuple(names)}",
+        *(f"--config.stages.{n}.steps={options.steps}" for n in names if "steps" in stages[n]),
+    ]  # fmt: skip
+
+    def start(workdir):
+        return subprocess.Popen(
+            [*command, f"--workdir={workdir}"], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+
+    whole = start(folder / "whole")
+    _, err = whole.communicate(timeout=LIMIT)
+    if whole.returncode:
+        sys.exit(err)
+    total = count_records(folder / "whole")
+    killed = folder / "killed"
+    met = run_with_kills(
+        lambda: start(killed), killed, options.kills, options.seed, total, options.stops
+    )
+    found = differences(killed, folder / "whole")
+    for number, moment in enumerate(met, 1):
+        print(f"  {number}: {moment}")
+    saves = sum(moment.startswith("in a save") for moment in met)
+    stops = sum(moment.startswith("stopped and saved") for moment in met)
+    print(f"{config.name}: {options.kills} kills, {saves} of them in a save; {stops} stops saved")
+    try:
+        with small_disk(folder / "disk", options.disk):
+            run = folder / "disk" / "run"
+            for sentence in fill_the_disk(lambda: start(run), folder / "disk", options.seed):
+                print(f"  full disk: {sentence}")
+            found += differences(run, folder / "whole")
+    except PermissionError as error:
+        print(f"  left out: {error}")
+    verdict = f"DIFFERENT: {found}" if found else "every bit equal to the unbroken run"
+    print(f"{config.name}: {verdict}", flush=True)
+    return found
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20, help="per config")
+    parser.add_argument("--stops", type=int, default=4, help="SIGTERM, per config")
+    parser.add_argument("--steps", type=int, default=40, help="of each stage but fits")
+    parser.add_argument("--disk", type=int, default=60_000_000, help="bytes of the small disk")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--config", type=Path, action="append", help="all three tiny ones")
+    options = parser.parse_args()
+    found = []
+    for config in options.config or CONFIGS:
+        with tempfile.TemporaryDirectory() as folder:
+            found += faults_of(config.absolute(), options, Path(folder))
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()

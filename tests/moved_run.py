@@ -1,0 +1,41 @@
+"""Restores the state in a stage directory on a mesh over all devices, and saves it in another one.
+
+python tests/moved_run.py <from> <to> <fsdp>
+
+Prints the digest of all bits, as the devices hold them.
+"""
+
+import hashlib
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict as unflatten
+
+from diffseg_jax.checkpoints import StageCheckpoints, describe
+from diffseg_jax.mesh import make_mesh
+
+
+def main(source, target, fsdp):
+    """Reads, saves, and reports."""
+    mesh = make_mesh(-1, int(fsdp))
+    with StageCheckpoints(source, read_only=True) as checkpoints:
+        step = checkpoints.latest()
+        meta = checkpoints.meta(step)
+        arrays = meta.pop("arrays")
+        abstract = unflatten({
+            tuple(name.split("/")): jax.ShapeDtypeStruct(facts["shape"], jnp.dtype(facts["dtype"]))
+            for name, facts in arrays.items()
+        })  # fmt: skip
+        state = checkpoints.restore(step, abstract, mesh)
+    with StageCheckpoints(target) as checkpoints:
+        checkpoints.save(step, state, meta)
+    split = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
+    sums = json.dumps({name: facts["sum"] for name, facts in describe(state).items()})
+    digest = hashlib.sha256(sums.encode()).hexdigest()
+    print(json.dumps({"devices": jax.device_count(), "split": split, "digest": digest}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
