@@ -236,7 +236,8 @@ class StageCheckpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:  # what orbax and tensorstore raise
-            if jax.process_count() > 1 and not hosts.is_of_storage(error):
+            of_storage = isinstance(error, OSError) or OS_CODE.search(str(error))
+            if jax.process_count() > 1 and not of_storage:
                 raise  # a barrier that a lost process did not come to
             kept = steps_in(self.directory)
             left = f"The one of step {max(kept)} is kept" if kept else "There is none before it"
@@ -470,9 +471,18 @@ def _read_meta(directory, step):
 
 
 def _agree(directory, step, problem):
-    """Raises the problem, or one of another process: a wait for those who left has no end."""
-    if not hosts.all_true(problem is None):
-        raise problem or Damaged(directory, step, "so another process found")
+    """Raises the problem, or that of another process: a wait for those who left has no end.
+
+    Only what is damaged for one of them is damaged for all; what keeps one from reading is not.
+    """
+    mine = 0 if problem is None else 1 if isinstance(problem, Damaged) else 2
+    worst = hosts.most(mine)
+    if problem is not None and mine == worst:
+        raise problem
+    if worst == 1:
+        raise Damaged(directory, step, "so another process found")
+    if worst == 2:
+        raise hosts.NotMet(f"another process could not read checkpoint {directory}/{step}")
 
 
 TRANSIENT = (  # what is in the way of reading, and says nothing of what would be read

@@ -24,7 +24,7 @@ EXAMPLE = "such as --coordinator=10.0.0.1:1234 --processes=2 --process=0"
 
 
 class NotMet(Exception):
-    """The processes of a run did not find each other in time; some may not run yet."""
+    """The processes of a run did not find each other in time, or one of them cannot go on."""
 
 
 def join(coordinator: str, processes: int, process: int, join_within: int, lost_after: int):
@@ -177,9 +177,14 @@ def require_same(what: str, content):
 
 def all_true(mine: bool) -> bool:
     """Whether it is true in every process."""
+    return most(int(not mine)) == 0
+
+
+def most(mine: int) -> int:
+    """The largest of the numbers of all processes."""
     if jax.process_count() == 1:
         return mine
-    return bool(np.all(multihost_utils.process_allgather(np.int32(mine))))
+    return int(np.max(multihost_utils.process_allgather(np.int32(mine))))
 
 
 def first_says(mine: int | None) -> int | None:
@@ -196,11 +201,6 @@ def sum_of(mine: np.ndarray) -> np.ndarray:
         return mine
     parts = multihost_utils.process_allgather(mine.view(np.int32))  # signed ones travel
     return np.sum(parts.view(np.uint32), axis=0, dtype=np.uint32)
-
-
-def is_of_storage(error: Exception) -> bool:
-    """Whether a failure to write or read files; of several processes, others may have ended too."""
-    return isinstance(error, OSError) or "os_error_code" in str(error)
 
 
 def leave(code: int, at_once: bool = False):

@@ -221,6 +221,18 @@ def test_what_only_keeps_from_reading_is_no_damage(stage, monkeypatch, name):
     assert sorted(path.name for path in stage.iterdir()) == ["3", "6"]
 
 
+@pytest.mark.parametrize("theirs, kind", [(1, Damaged), (2, checkpoints.hosts.NotMet)])
+def test_what_another_process_met_counts_here_too(stage, monkeypatch, theirs, kind):
+    """But only damage there is damage here: what keeps it from reading leaves all in place."""
+    monkeypatch.setattr(checkpoints.hosts, "most", lambda mine: max(mine, theirs))
+    with StageCheckpoints(stage) as stored, pytest.raises(kind):
+        stored.restore(6, state_at(0), make_mesh())
+    if theirs == 2:
+        with pytest.raises(kind):
+            resumed(stage)
+        assert sorted(path.name for path in stage.iterdir()) == ["3", "6"]
+
+
 def test_an_older_version_is_refused_and_kept_by_a_writer_too(stage):
     for step in STEPS:
         (stage / str(step) / "meta" / "metadata").write_text('{"step": 6}')
