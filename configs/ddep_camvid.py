@@ -5,9 +5,9 @@ python -m diffseg_jax.main --config=configs/ddep_camvid.py --workdir=runs/camvid
 
 The folder holds images/{train,val} and masks/{train,val}. The pictures are seen at a third of
 their size (120 x 160 of 360 x 480) by a narrow network; all 367 training images serve as
-unlabelled ones, 1/8 of them (46) keep their labels. Time and result on two CPU cores: README,
-"Results". What is published is the size in ddep_cityscapes.py; every number here is ours, none the
-papers'.
+unlabelled ones, 1/8 of them (46) keep their labels. Time and result on two CPU cores:
+.docs/denoising_pretraining.md. What is published is the size in ddep_cityscapes.py; every number
+here is ours, none the papers'.
 """
 
 from ml_collections import config_dict

@@ -5,8 +5,8 @@ python -m diffseg_jax.main --config=configs/ddep_scenes.py --workdir=runs/scenes
 A narrow TransUNet learns to remove noise from 400 unlabelled scenes, then to segment them from 24
 labelled ones; `scratch` is the same without the first part. As no pretrained encoder comes with the
 package, the encoder learns too (pretrain="dep"); "ddep" freezes it, which pays with the weights of
-ddep_cityscapes.py. Time and result on two CPU cores: README. Every number here is ours, chosen for
-the time it takes; none is the papers'.
+ddep_cityscapes.py. Time and result on two CPU cores: .docs/denoising_pretraining.md. Every
+number here is ours, chosen for the time it takes; none is the papers'.
 """
 
 from ml_collections import config_dict

@@ -7,8 +7,8 @@ The folder holds images/{train,val} and masks/{train,val}. The pictures are seen
 (180 x 240 of 360 x 480) by a narrow ConvNeXt and a map decoder of three layers. `plain` is the
 same encoder with a convolutional head, for the price of not diffusing:
     --config.run="('plain',)"
-Time and result on two CPU cores: README. What is published is the size in ddp_cityscapes.py; every
-number here is ours, none the paper's.
+Time and result on two CPU cores: .docs/ddp.md. What is published is the size in ddp_cityscapes.py;
+every number here is ours, none the paper's.
 """
 
 from ml_collections import config_dict

@@ -4,8 +4,8 @@ python -m diffseg_jax.main --config=configs/ddp_scenes.py --workdir=runs/ddp_sce
 
 A narrow ConvNeXt and a map decoder of three layers learn from 200 labelled scenes to clean a noisy
 label map, and then, in `align`, to go on from their own first answer. The pictures show the labels
-after every step, the uncertainty and the errors. Time and result on two CPU cores: README. Every
-number here is ours, chosen for the time it takes; none is the paper's.
+after every step, the uncertainty and the errors. Time and result on two CPU cores: .docs/ddp.md.
+Every number here is ours, chosen for the time it takes; none is the paper's.
 """
 
 from ml_collections import config_dict

@@ -4,7 +4,7 @@ python -m diffseg_jax.main --config=configs/ddpm_camvid.py --workdir=runs/ddpm_c
     --config.unlabelled.path=camvid
 
 The 367 training pictures as squares of 64 pixels, mirrored at random; no label is read. Sample
-grids appear in pictures/ (expected: README, "Small diffusion models"). Settings are ours; the loss
+grids appear in pictures/ (expected: .docs/diffusion_models.md). Settings are ours; the loss
 and schedule are those of Improved DDPM (Nichol and Dhariwal, 2021).
 """
 

@@ -37,6 +37,7 @@ from diffseg_jax.mesh import state_shardings
 from diffseg_jax.paths import in_bucket, open_path, write_whole
 
 FILE_BYTES = 64 * 2**20  # of each file of arrays; it is put together in memory, at first 2 GB
+FORMAT = 1  # of what stands on disk; raised when older versions could not read it any more
 EXAMPLE = "such as runs/a/checkpoints/pretrain"
 MOST_STEPS = 8  # that a reader tries, from the newest on
 BEST = "mIoU"  # the number by which the best checkpoint is kept
@@ -115,7 +116,7 @@ class StageCheckpoints:
         self.wait()
 
     def _save(self, step, state, meta, numbers):
-        meta = _sealed({**meta, "arrays": describe(state)})
+        meta = _sealed({**meta, "format": FORMAT, "arrays": describe(state)})
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state, ocdbt_target_data_file_size=FILE_BYTES),
             meta=ocp.args.JsonSave(meta),
@@ -453,6 +454,12 @@ def _read_meta(directory, step):
     """What stands beside the arrays of a step; Damaged unless it is what was written."""
     try:
         meta = json.loads((directory / str(step) / "meta" / "metadata").read_text())
+        if meta.get("format", 1) > FORMAT:
+            raise UserError(
+                f"checkpoint {directory}/{step} is of format {meta['format']}, written by version "
+                f"{meta.get('version', 'unknown')}, but this one reads formats up to {FORMAT}. "
+                "Install a newer diffseg_jax."
+            )
         digest = meta.pop("sha256", None)
         if digest is None and "arrays" not in meta:
             raise UserError(

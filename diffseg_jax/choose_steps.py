@@ -9,13 +9,13 @@ from ml_collections import ConfigDict
 
 from diffseg_jax import hosts, visualise
 from diffseg_jax.checkpoints import StageCheckpoints, has_checkpoint, open_network, write_json
-from diffseg_jax.config import UserError
+from diffseg_jax.config import UserError, counted
 from diffseg_jax.evaluate import make_forward
 from diffseg_jax.experiment import chosen_step
 from diffseg_jax.metrics import segmentation
-from diffseg_jax.run import Run, compiled, counted, protocol_of, start_run
+from diffseg_jax.run import Run, compiled, start_run
 from diffseg_jax.systems import ddp
-from diffseg_jax.systems.prediction import Protocol, predict
+from diffseg_jax.systems.prediction import Protocol, predict, protocol_of
 from diffseg_jax.systems.task import Task
 from diffseg_jax.watch import draw_predictions, measure, measured, scores_of
 from diffseg_jax.workdir import check_same, make_workdir, plain
@@ -96,7 +96,7 @@ def measure_setting(run: Run, name: str, network: dict, steps: int, draws: int) 
     stage, classes = run.config.stages[name], len(run.val.labels.names)
     task = ddp.make_task(run.config, stage.kind, tuple(stage.augment.crop), classes)
     task = compiled(task, run.mesh)
-    protocol = protocol_of(run.config)
+    protocol = protocol_of(run.config.evaluate)
     places = run.places_of_val(run.config.evaluate.images)
     counts, kept = measure(run, task, network, places, protocol)
     draw_predictions(run, kept, f"{name}_steps{steps}_draws{draws}", name, steps)

@@ -25,6 +25,11 @@ LONGEST_VALUE = 200  # of a value within a sentence
 LONGEST_TEXT = 4096  # of an option: what systems allow a path
 
 
+def counted(number: int, noun: str) -> str:
+    """1 step, 2 steps."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def shortened(text: str, length: int) -> str:
     """Text of more than `length` characters without its middle."""
     half = length // 2

@@ -1,9 +1,11 @@
-"""Other people's checkpoint files -> a directory that every command here opens.
+"""Other people's checkpoint files, or a run of ours -> a directory that every command here opens.
 
 python -m diffseg_jax.convert --source=adm --name=lsun_bedroom --input=lsun_bedroom.pt \
     --output=weights/lsun_bedroom
 python -m diffseg_jax.convert --source=ddp --output=weights/ddp_convnext_t \
     --input=ddp_convnext_t_4x4_512x1024_160k_cityscapes.pth
+
+python -m diffseg_jax.convert --source=run --input=runs/a --output=shared/a --dtype=float16
 
 For adm, in place of --name, the flags that the network was trained with may be given as they were
 given to guided diffusion: --image_size 64 --num_channels 128 --learn_sigma True ...
@@ -14,20 +16,27 @@ import dataclasses
 import os
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 import diffseg_jax
-from diffseg_jax.checkpoints import StageCheckpoints, has_checkpoint
+from diffseg_jax.checkpoints import StageCheckpoints, has_checkpoint, open_network
 from diffseg_jax.command import make_folder, numbers, truth, user_errors
 from diffseg_jax.config import UserError, choose
 from diffseg_jax.data.datasets import ADE20K, CITYSCAPES
 from diffseg_jax.data.folders import Labels, distinct_colours, numbered_labels
 from diffseg_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from diffseg_jax.mesh import devices_of_kind
+from diffseg_jax.segmenter import chosen_step, find
 from diffseg_jax.weights.adm import PUBLISHED, Configuration, from_flags, load_adm
 from diffseg_jax.weights.ddp import load_ddp, settings_of
 from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.workdir import plain, read_results
 
 # Flags of guided diffusion that say nothing about the network or how it was trained.
 UNUSED = ("use_fp16", "use_checkpoint")
+PLAIN = {"seed": 0, "dtype": "float32", "remat": False}
+STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
 GROUPS = 32  # of the group norms in DDP's neck, where --groups does not say
 
 
@@ -46,7 +55,11 @@ def convert_adm(path: str | os.PathLike, output: str | os.PathLike, known: Confi
         "size": [known.image_size] * 2,
         "normalisation": "v / 127.5 - 1",
     }
-    return write(output, {"params": params}, path, "ddpm_seg", task)
+    config = {
+        **PLAIN, "system": "ddpm_seg", "model": task["model"], "diffusion": known.diffusion,
+        "samples": {"sampler": "ddpm", "steps": "", "eta": 0.0},
+    }  # fmt: skip
+    return write(output, {"params": params}, path, config, task)
 
 
 def convert_ddp(path: str | os.PathLike, output: str | os.PathLike, groups: int = GROUPS) -> int:
@@ -88,7 +101,35 @@ def convert_ddp(path: str | os.PathLike, output: str | os.PathLike, groups: int 
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
     }
-    return write(output, values, path, "ddp", task, **classes_meta(classes))
+    of_code = ("code", "code_scale", "num_classes")
+    config = {
+        **PLAIN, "system": "ddp", "new_head": False, "sampling": sampling,
+        "model": {word: v for word, v in task["model"].items() if word not in of_code},
+        "diffusion": {"schedule": sampling["schedule"], "code": settings.code,
+                      "code_scale": settings.code_scale},
+    }  # fmt: skip
+    return write(output, values, path, config, task, **classes_meta(classes))
+
+
+def convert_run(path: str | os.PathLike, output: str | os.PathLike, stage=None, step=None,
+                ema=None, dtype="float32") -> int:  # fmt: skip
+    """Writes the network of a run, without optimizer and averages: a small directory to share.
+
+    path   whatever `load` opens;  stage, step, ema  as of `load`
+    dtype  in which parameters are stored: "float32", "float16" (half the size) or "bfloat16"
+
+    Returns the number of parameters. Raises UserError as `convert_adm`, and as `load`.
+    """
+    require_free(output)
+    kind = choose(STORED, dtype, "dtype")
+    directory = find(path, stage)
+    values, meta = open_network(directory, chosen_step(directory, step), ema)
+    values["params"] = jax.tree.map(lambda leaf: leaf.astype(kind), values["params"])
+    meta = {word: value for word, value in meta.items() if word not in ("arrays", "format")}
+    if directory.parent.name == "checkpoints" and ema is None:
+        results = read_results(directory.parent.parent).get(directory.name)
+        meta["results"] = results if results and results["step"] == meta["step"] else None
+    return save_values(output, values, meta)
 
 
 def classes_meta(num_classes: int) -> dict:
@@ -110,13 +151,14 @@ def require_free(output: str | os.PathLike):
     make_folder(os.path.dirname(os.path.abspath(output)))
 
 
-def write(output, values: dict, path, system: str, task: dict, **labels) -> int:
-    """Saves the values of a network as step 0; returns the number of parameters."""
-    # NumPy arrays would be copied by the saver, since they might change meanwhile
-    values = jax.device_put(values, jax.local_devices(backend="cpu")[0])
+def write(output, values: dict, path, config: dict, task: dict, **labels) -> int:
+    """Saves the values of a network as step 0; returns the number of parameters.
+
+    config  what `load` makes the task from
+    """
     meta = {
         "version": diffseg_jax.__version__,
-        "config": {"system": system},
+        "config": plain(config),
         "stage": "converted",
         "step": 0,
         "start": str(path),
@@ -124,8 +166,15 @@ def write(output, values: dict, path, system: str, task: dict, **labels) -> int:
         **labels,
         "task": task,
     }
+    return save_values(output, values, meta)
+
+
+def save_values(output, values: dict, meta: dict) -> int:
+    """Saves the values of a network as the one step of a directory; the number of parameters."""
+    # NumPy arrays would be copied by the saver, since they might change meanwhile
+    values = jax.device_put(values, jax.local_devices(backend="cpu")[0])
     with StageCheckpoints(output) as checkpoints:
-        checkpoints.save(0, values, meta)
+        checkpoints.save(meta["step"], values, {**meta, "ema": []})
     return sum(leaf.size for leaf in jax.tree.leaves(values["params"]))
 
 
@@ -136,7 +185,7 @@ def main(arguments=None):
     )
     sources = ", ".join(SOURCES)
     parser.add_argument("--source", required=True, help=f"whose checkpoint it is: {sources}")
-    parser.add_argument("--input", required=True, help="the .pt or .pth file")
+    parser.add_argument("--input", required=True, help="the .pt or .pth file; of run, a workdir")
     parser.add_argument("--output", required=True, help="a new directory")
     group = parser.add_argument_group("adm")
     group.add_argument("--name", help=f"configuration: {', '.join(PUBLISHED)}")
@@ -145,9 +194,15 @@ def main(arguments=None):
         group.add_argument(f"--{flag}", type=kind, metavar=NAMES[kind])
     group = parser.add_argument_group("ddp")
     group.add_argument("--groups", type=int, metavar="N", help=f"of the neck's norms; {GROUPS}")
+    group = parser.add_argument_group("run")
+    group.add_argument("--stage", help="of a workdir; the best by its results")
+    group.add_argument("--step", type=int, metavar="N", help="the last, or the config's best")
+    group.add_argument("--ema", metavar="RATE", help="moving average to take, or off; the first")
+    group.add_argument("--dtype", help=f"of stored parameters: {', '.join(STORED)}")
     given = vars(parser.parse_args(arguments))
     path, output, source = (given.pop(name) for name in ("input", "output", "source"))
     with user_errors():
+        devices_of_kind()
         run, own = choose(SOURCES, source, "source of checkpoints")
         flags = {flag: value for flag, value in given.items() if value is not None}
         for flag in flags:
@@ -205,7 +260,11 @@ FLAGS = {
     "rescale_learned_sigmas": truth,
     **dict.fromkeys(UNUSED, truth),
 }
-SOURCES = {"adm": (_adm, ("name", *FLAGS)), "ddp": (convert_ddp, ("groups",))}  # and their flags
+SOURCES = {  # and their flags
+    "adm": (_adm, ("name", *FLAGS)),
+    "ddp": (convert_ddp, ("groups",)),
+    "run": (convert_run, ("stage", "step", "ema", "dtype")),
+}
 
 if __name__ == "__main__":
     main()

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from diffseg_jax.mesh import batch_sharding, own_mesh, put, state_shardings
 from diffseg_jax.metrics.segmentation import confusion
 from diffseg_jax.metrics.uncertainty import BINS, image_uncertainty, uncertainty_counts
-from diffseg_jax.systems.prediction import MEASURES, Prediction, Protocol, predict
+from diffseg_jax.systems.prediction import MEASURES, Maps, Protocol, predict
 
 UNCERTAIN = 2**40  # what a mean uncertainty of 1 counts
 
@@ -36,7 +36,7 @@ class Counts:
         default_factory=lambda: {name: np.zeros((2, BINS), int) for name in MEASURES}
     )
 
-    def add(self, mask: np.ndarray, prediction: Prediction, row: int):
+    def add(self, mask: np.ndarray, prediction: Maps, row: int):
         """Counts one image, a row of a prediction, against its mask i32[H,W]."""
         labels, uncertainty = prediction.labels[row], prediction.uncertainty[row]
         num_classes = self.confusion.shape[1]
@@ -49,11 +49,12 @@ class Counts:
 
 
 def make_forward(
-    function: Callable, network: dict, mesh: jax.sharding.Mesh, batch_size: int
+    function: Callable, network: dict, mesh: jax.sharding.Mesh, batch_size: int, stride: int = 1
 ) -> Callable:
-    """(images, valid) -> numpy maps, for `predict`; compiled once per image size.
+    """(images, valid) -> numpy maps, for `predict`; compiled once per padded image size.
 
     function  (network, images, valid) -> probabilities or a dict of maps, jitted
+    stride    padding to its multiples changes no answer (`Task.stride`)
 
     Fewer images than `batch_size` are filled up with copies. In one process the batch is split over
     the mesh. Several processes each put the network on their own devices, which share it, and work
@@ -67,11 +68,14 @@ def make_forward(
 
     def forward(images, valid):
         rows = np.arange(max(batch_size, len(images))) % len(images)
-        batch = images[rows], valid[rows]
+        height, width = images.shape[1:3]
+        padding = ((0, 0), (0, -height % stride), (0, -width % stride), (0, 0))
+        batch = np.pad(images[rows], padding), valid[rows]
         if len(rows) % mesh.size == 0:
             batch = jax.device_put(batch, batch_sharding(mesh))
         answer = function(network, *batch)
-        return jax.tree.map(lambda part: np.asarray(part)[: len(images)], answer)
+        cut = np.s_[: len(images), :height, :width] if stride > 1 else np.s_[: len(images)]
+        return jax.tree.map(lambda part: np.asarray(part)[cut], answer)
 
     return forward
 

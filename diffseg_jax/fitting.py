@@ -13,12 +13,12 @@ from flax.traverse_util import unflatten_dict as unflatten
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffseg_jax.checkpoints import StageCheckpoints, has_checkpoint, open_network
-from diffseg_jax.config import UserError
+from diffseg_jax.config import UserError, counted
 from diffseg_jax.data.transforms import drop_small_objects
 from diffseg_jax.losses import IGNORE
 from diffseg_jax.mesh import put, rows_here, state_shardings, to_devices
 from diffseg_jax.models.taps import PixelFeatures
-from diffseg_jax.run import Run, augmentation, counted
+from diffseg_jax.run import Run, augmentation
 from diffseg_jax.stages import STILL, loader, stage_meta
 from diffseg_jax.systems.prediction import Protocol
 from diffseg_jax.systems.task import Task

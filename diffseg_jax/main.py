@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from diffseg_jax import check, choose_steps, choose_taps, experiment, hosts, prepare
 from diffseg_jax.command import CACHE, use_cache, use_memory, user_errors
 from diffseg_jax.config import UserError, choose
+from diffseg_jax.mesh import devices_of_kind
 from diffseg_jax.workdir import open_workdir
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file in configs/.")
@@ -74,6 +75,7 @@ def main(arguments):
     hosts.join(
         COORDINATOR.value, PROCESSES.value, PROCESS.value, JOIN_WITHIN.value, LOST_AFTER.value
     )
+    devices_of_kind()
     mode(CONFIG.value, workdir)
 
 
@@ -118,7 +120,8 @@ def _run_config(given):
         folder = os.path.dirname(file) or "."
         names = os.listdir(folder) if os.path.isdir(folder) else []
         known = [os.path.join(folder, name) for name in names if name.endswith(".py")]
-        raise UserError(f"there is no config file {file}.{_advice(file, known)}")
+        where = "" if known else " Configs lie in the folder configs of the repository."
+        raise UserError(f"there is no config file {file}.{_advice(file, known)}{where}")
     try:
         arguments = [argument] if argument else []
         return runpy.run_path(file)["get_config"](*arguments).to_dict()

@@ -1,6 +1,7 @@
 """Devices, axis names, and where batches and parameters live."""
 
 import math
+import os
 
 import jax
 import numpy as np
@@ -26,6 +27,32 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
             f"Try --config.mesh.data=-1 --config.mesh.fsdp={count}."
         )
     return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def mesh_of(device: str | None = None) -> Mesh:
+    """All local devices of a kind, as of `devices_of_kind`, along the first axis."""
+    devices = devices_of_kind(device)
+    places = np.reshape(devices, (len(devices), 1))
+    return Mesh(places, AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def devices_of_kind(device: str | None = None) -> list[jax.Device]:
+    """The local devices of a kind, "cpu", "cuda", "gpu" or "tpu"; None: jax's choice.
+
+    Raises UserError when there is none of them.
+    """
+    try:
+        return jax.local_devices(backend=device)
+    except (RuntimeError, AssertionError):  # the latter where JAX_PLATFORMS names what is not there
+        kind = device or os.environ.get("JAX_PLATFORMS", "")
+    extra = {"gpu": "cuda", "cuda": "cuda", "tpu": "tpu"}.get(kind)
+    advice = "Known: cpu, cuda (or gpu), tpu"
+    advice = f'Try pip install "diffseg_jax[{extra}]"' if extra else advice
+    shown = " and see that nvidia-smi shows the GPU" if extra == "cuda" else ""
+    raise UserError(
+        f'jax finds no device of the kind "{kind}". {advice}{shown}, or leave the choice to jax '
+        "(no --device, no JAX_PLATFORMS)."
+    )
 
 
 def own_mesh(mesh: Mesh) -> Mesh:

@@ -19,6 +19,7 @@ from diffseg_jax.config import (
     UserError,
     check_options,
     choose,
+    counted,
 )
 from diffseg_jax.data.datasets import open_source
 from diffseg_jax.data.pipeline import Cached
@@ -26,7 +27,7 @@ from diffseg_jax.data.subsets import subset
 from diffseg_jax.data.transforms import augment
 from diffseg_jax.mesh import check_batch, make_mesh
 from diffseg_jax.systems import SYSTEMS
-from diffseg_jax.systems.prediction import Protocol, make_protocol
+from diffseg_jax.systems.prediction import protocol_of
 from diffseg_jax.systems.task import Task
 from diffseg_jax.training.log import Log
 
@@ -174,7 +175,7 @@ def check_config(config: ConfigDict):
                 f"Try --config.stages.{name}.every.checkpoint={evaluate}."
             )
     if labelled:
-        protocol_of(config)
+        protocol_of(config.evaluate)
 
 
 def _kinds(values):
@@ -186,25 +187,11 @@ def _kinds(values):
     return {name: kind for name, kind in kinds.items() if isinstance(kind, str)}
 
 
-def protocol_of(config: ConfigDict) -> Protocol:
-    """How evaluation shows its pictures to the network."""
-    options = config.evaluate
-    return make_protocol(
-        options.view, options.window, options.stride, options.scales, options.flip, options.limit,
-        options.short,
-    )  # fmt: skip
-
-
 def start_run(config: ConfigDict, workdir: Path) -> Run:
     """Checks the config; what the stages read and the workdir are checked by the caller."""
     check_config(config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     return Run(config, workdir, Log(workdir, hosts.is_first()), mesh)
-
-
-def counted(number: int, noun: str) -> str:
-    """1 step, 2 steps."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def devices_of(mesh: jax.sharding.Mesh) -> str:

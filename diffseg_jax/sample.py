@@ -17,7 +17,7 @@ from diffseg_jax.checkpoints import open_meta, open_network
 from diffseg_jax.command import CACHE, make_folder, numbers, use_cache, user_errors
 from diffseg_jax.config import UserError
 from diffseg_jax.diffusion.process import make_process
-from diffseg_jax.mesh import make_mesh, put, state_shardings
+from diffseg_jax.mesh import devices_of_kind, make_mesh, put, state_shardings
 from diffseg_jax.models.adm_unet import check_classes
 from diffseg_jax.models.plain import Network
 from diffseg_jax.systems.ddpm_seg import (
@@ -143,6 +143,7 @@ def main(arguments=None):
     output = Path(options.pop("output"))
     use_cache(options.pop("compilation_cache"))
     with user_errors():
+        devices_of_kind()
         make_folder(output)
         if any(output.glob("*.png")):
             raise UserError(f"{output} holds pictures already. Give another --output.")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import diffseg_jax
 from diffseg_jax import hosts
 from diffseg_jax.checkpoints import has_checkpoint, open_network, require_checkpoint, write_json
-from diffseg_jax.config import UserError, choose
+from diffseg_jax.config import UserError, choose, counted
 from diffseg_jax.data.pipeline import training_batches
 from diffseg_jax.data.subsets import describe_subset
 from diffseg_jax.evaluate import spread
@@ -20,7 +20,6 @@ from diffseg_jax.run import (
     STARTS,
     Run,
     augmentation,
-    counted,
     devices_of,
     is_fit,
     is_labelled,

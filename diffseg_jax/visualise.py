@@ -21,13 +21,19 @@ BLACK, WHITE, INK, EDGE = (0, 0, 0), (255, 255, 255), (45, 45, 45), (140, 140, 1
 WRONG = (213, 94, 0)  # vermillion: stands out from grey in every kind of colour vision
 
 # Pixels. A cell has BORDER of white on every side, so neighbours are two borders apart.
-BORDER, TEXT, TITLE, SWATCH = 6, 18, 30, 18
-LOWEST, HIGHEST = 160, 640  # pictures in a sheet are scaled until their height lies in between
+BORDER, TEXT, TITLE, SWATCH, GAP = 6, 18, 30, 18, 8
+# Pictures in a sheet are scaled until their height lies in between, but for very wide ones.
+LOWEST, HIGHEST, WIDEST = 160, 640, 1280
 CONTACT_WIDTH = 2000
 STEPS = 4  # columns of a sheet
 CELL = (34, 62)  # height and width in a table of numbers
 
-# Colours that readers with any colour vision tell apart (Okabe and Ito 2008), less black and WRONG.
+ALL = 20  # as many classes stand in every legend; of more, those that the pictures show
+ENTRY = 240  # pixels of a name in a legend, at most
+
+# Colours of lines that readers with any colour vision tell apart on white (Okabe and Ito 2008).
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+
 # The colour map "magma" (CC0) at 16 equal steps; straight lines between them miss it by 3 of 255.
 MAGMA = (
     "000004 0b0924 20114b 3b0f70 57157e 721f81 8c2981 a8327d "
@@ -49,7 +55,7 @@ def colour_labels(mask: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndar
     if not known.all():
         raise UserError(
             f"class {mask[~known][0]} has no colour: the palette has {len(palette)}, for classes "
-            f"0..{len(palette) - 1}. Give one colour per class, or use default_palette."
+            f"0..{len(palette) - 1}. Give one colour per class; distinct_colours makes them."
         )
     return table[mask]
 
@@ -118,17 +124,15 @@ def rows(panels: Sequence[np.ndarray]) -> np.ndarray:
 
 def legend(names: Sequence[str], palette, width: int = 960) -> np.ndarray:
     """A swatch and a name per class, in as many columns as `width` pixels hold; read along rows."""
-    gap = 8
-    text_width = max(int(np.ceil(_font().getlength(name))) for name in names)
-    entry = min(SWATCH + gap + text_width + 3 * gap, width - 2 * BORDER)
+    entry = _entry_width(names, width)
     per_row = max(1, (width - 2 * BORDER) // entry)
     drawn = []
     for name, colour in zip(names, palette, strict=True):
-        swatch = np.full((TITLE, SWATCH + gap, 3), 255, np.uint8)
+        swatch = np.full((TITLE, SWATCH + GAP, 3), 255, np.uint8)
         top = (TITLE - SWATCH) // 2
         swatch[top : top + SWATCH, :SWATCH] = EDGE
         swatch[top + 1 : top + SWATCH - 1, 1 : SWATCH - 1] = colour
-        drawn.append(np.concatenate([swatch, _line(name, entry - SWATCH - gap)], axis=1))
+        drawn.append(np.concatenate([swatch, _line(name, entry - SWATCH - GAP)], axis=1))
     lines = [
         np.concatenate(drawn[start : start + per_row], axis=1)
         for start in range(0, len(drawn), per_row)
@@ -137,13 +141,19 @@ def legend(names: Sequence[str], palette, width: int = 960) -> np.ndarray:
     return _bordered(inner)
 
 
+def _entry_width(names: Sequence[str], width: int) -> int:
+    """Pixels of a swatch, the longest name and the room behind it; what is longer is shortened."""
+    longest = max(_text_width(name) for name in names)
+    return min(SWATCH + GAP + min(longest, ENTRY) + 3 * GAP, width - 2 * BORDER)
+
+
 def legible(picture: np.ndarray) -> np.ndarray:
-    """A low picture enlarged by repeating pixels, a high one averaged, by a whole factor."""
+    """A low picture enlarged by repeating pixels, a large one averaged, by a whole factor."""
     height, width = picture.shape[:2]
-    if height < LOWEST:
-        factor = -(-LOWEST // height)
+    factor = min(-(-LOWEST // height), WIDEST // width)
+    if factor > 1:
         return picture.repeat(factor, axis=0).repeat(factor, axis=1)
-    factor = -(-height // HIGHEST)
+    factor = max(-(-height // HIGHEST), -(-width // WIDEST))
     return np.asarray(Image.fromarray(picture).reduce(factor)) if factor > 1 else picture
 
 
@@ -160,6 +170,10 @@ def _padded(picture: np.ndarray, *, height: int = 0, width: int = 0) -> np.ndarr
 @functools.cache
 def _font():
     return ImageFont.load_default(TEXT)
+
+
+def _text_width(text: str) -> int:
+    return int(np.ceil(_font().getlength(text)))
 
 
 def _line(text: str, width: int) -> np.ndarray:
@@ -181,10 +195,18 @@ def _heat_scale(top: float) -> np.ndarray:
     return _bordered(np.concatenate([bar, _line(f"uncertainty, from 0 to {top:g}", 240)], axis=1))
 
 
+def legend_of_answers(labels) -> np.ndarray:
+    """What the colours of label maps, and of uncertainty from 0 to 1, stand for."""
+    return rows([legend(labels.names, labels.palette), _heat_scale(1.0)])
+
+
 def _grid(titles: Sequence[str], pictures: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
     """Rows of pictures of any sizes, with aligned columns; only the first row carries titles."""
     scaled = [[legible(picture) for picture in row] for row in pictures]
-    widths = [max(picture.shape[1] for picture in column) for column in zip(*scaled, strict=True)]
+    widths = [
+        max(_text_width(title), *(picture.shape[1] for picture in column))
+        for title, column in zip(titles, zip(*scaled, strict=True), strict=True)
+    ]
     aligned = [
         [_padded(picture, width=width) for picture, width in zip(row, widths, strict=True)]
         for row in scaled
@@ -244,11 +266,12 @@ def steps_plot(rows: Sequence[dict]) -> np.ndarray:
         groups.setdefault(row["stage"] + draws, []).append(row)
     for number, (name, group) in enumerate(groups.items()):
         quality = [100 * row["mIoU"] for row in group]
-        style = dict(color=f"C{number}", marker="o", label=name)
+        colour = LINES[number % len(LINES)]
+        style = dict(color=colour, marker="o", label=name)
         if group[0]["steps"]:
             against_steps.plot([row["steps"] for row in group], quality, **style)
         else:
-            against_steps.axhline(quality[0], color=f"C{number}", linestyle="--", label=name)
+            against_steps.axhline(quality[0], color=colour, linestyle="--", label=name)
         against_time.plot([row["ms"] for row in group], quality, **style)
     ticks = sorted({row["steps"] for row in rows if row["steps"]})
     against_steps.set(xlabel="reverse steps", ylabel="mIoU (%)", xticks=ticks)
@@ -276,7 +299,7 @@ def prediction_sheet(
 ) -> np.ndarray:
     """One row per image: image | truth | prediction | uncertainty | error, and a legend below.
 
-    images          uint8[H, W, 3] each; sizes may differ from image to image
+    images          uint8[H, W, 3] each, few enough to look at; sizes may differ
     truths          int[H, W] each, 255 = ignored; or None: no column of truth and of error
     predictions     int[H, W] each
     uncertainties   float[H, W] each, in [0, 1]; the brightest colour is that of the 99.5th
@@ -304,12 +327,32 @@ def prediction_sheet(
             titles.insert(place, f"step {step + 1}")
             columns.insert(place, [colour_labels(maps[step], labels.palette) for maps in steps])
     body = _grid(titles, list(zip(*columns, strict=True)))
-    return rows([*body, _legend_below(labels, marks, body), _heat_scale(top)])
+    shown = [mask for masks in (truths, predictions, steps) if masks is not None for mask in masks]
+    return rows([*body, _legend_below(labels, marks, body, shown), _heat_scale(top)])
 
 
-def _legend_below(labels, marks: dict, body: Sequence[np.ndarray]) -> np.ndarray:
-    width = max(part.shape[1] for part in body)
-    return legend([*labels.names, *marks], [*labels.palette, *marks.values()], width)
+def _legend_below(labels, marks: dict, body: Sequence[np.ndarray], masks) -> np.ndarray:
+    """The legend of `masks`, as wide as the pictures, and not higher.
+
+    Up to ALL classes are named all; of more, only those that occur; where even these are too many,
+    those of the most pixels, and how many are not named.
+    """
+    names, width = labels.names, max(part.shape[1] for part in body)
+    chosen, count = range(len(names)), len(names)
+    if count > ALL:
+        pixels = sum(np.bincount(np.ravel(mask), minlength=256)[:count] for mask in masks)
+        chosen = np.flatnonzero(pixels)
+        more = f"and {len(chosen)} more"
+        entry = _entry_width([*(names[k] for k in chosen), *marks, more], width)
+        lines = max(1, sum(part.shape[0] for part in body) // TITLE - 1)
+        most = max(1, (width - 2 * BORDER) // entry) * lines - len(marks)
+        if len(chosen) > most:
+            often = np.argsort(-pixels, kind="stable")[: max(most - 1, 1)]
+            marks = {**marks, f"and {len(chosen) - len(often)} more": WHITE}
+            chosen = np.sort(often)
+    entries = [(names[k], labels.palette[k]) for k in chosen] + list(marks.items())
+    entries = entries or [("ignored", BLACK)]
+    return legend(*zip(*entries, strict=True), width)
 
 
 def denoising_sheet(clean, noisy, denoised, low: float = -1.0, high: float = 1.0) -> np.ndarray:
@@ -350,7 +393,7 @@ def contact_sheet(images, masks, labels, titles: Sequence[str]) -> np.ndarray:
         for start in range(0, len(titled), per_row)
     ]
     if masks is not None:
-        body.append(_legend_below(labels, {"ignored": BLACK}, body))
+        body.append(_legend_below(labels, {"ignored": BLACK}, body, masks))
     return rows(body)
 
 

@@ -7,12 +7,13 @@ import jax
 import numpy as np
 
 from diffseg_jax import hosts, visualise
+from diffseg_jax.config import counted
 from diffseg_jax.data.transforms import resize_image, resize_mask
 from diffseg_jax.evaluate import UNCERTAIN, Counts, evaluate, make_forward, spread
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.metrics.uncertainty import auroc
-from diffseg_jax.run import Run, augmentation, counted, protocol_of
-from diffseg_jax.systems.prediction import Protocol, View
+from diffseg_jax.run import Run, augmentation
+from diffseg_jax.systems.prediction import Protocol, View, protocol_of
 from diffseg_jax.systems.task import Task
 from diffseg_jax.training.state import network_of
 from diffseg_jax.workdir import plain
@@ -38,7 +39,7 @@ def watcher(run: Run, name: str, task: Task):
         return draw
     options = run.config.evaluate
     if task.predict:
-        whole = protocol_of(run.config)
+        whole = protocol_of(run.config.evaluate)
         nearest = min(whole.scales, key=lambda scale: abs(math.log(scale)))
         quick = dataclasses.replace(whole, scales=(nearest,), flip=False)
         places = run.places_of_val(options.quick_images)
@@ -78,7 +79,7 @@ def _some_crops(run, name):
 def measure(run: Run, task: Task, network: dict, places, protocol: Protocol):
     """Counts of what a network gets right, and the examples to draw."""
     options = run.config.evaluate
-    forward = make_forward(task.predict, network, run.mesh, options.batch_size)
+    forward = make_forward(task.predict, network, run.mesh, options.batch_size, task.stride)
     return evaluate(
         forward, run.val, places, len(run.val.labels.names), protocol, options.batch_size,
         options.pictures,
@@ -95,8 +96,8 @@ def result_of(
     options = run.config.evaluate
     places = run.places_of_val(options.images)
     run.log.say(f"{name}: evaluates step {meta['step']} on {counted(len(places), 'image')}")
-    counts, kept = measure(run, task, network, places, protocol_of(run.config))
-    trace_steps(run, task, network, kept, protocol_of(run.config))
+    counts, kept = measure(run, task, network, places, protocol_of(run.config.evaluate))
+    trace_steps(run, task, network, kept, protocol_of(run.config.evaluate))
     draw_predictions(run, kept, f"{name}_{picture}", name, meta["step"])
     names, convention = run.val.labels.names, run.system.CONVENTION
     papers = {}

@@ -103,6 +103,15 @@ def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
         )
 
 
+def read_config(workdir: Path) -> dict:
+    """The config of a run as JSON, {} where there is none."""
+    file = open_path(workdir) / "config.json"
+    try:
+        return json.loads(file.read_text()) if file.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read ({error}). Put the file back.") from None
+
+
 def read_results(workdir: Path) -> dict:
     """What results.json says of each stage, {} without the file."""
     file = workdir / "results.json"

@@ -1,5 +1,8 @@
 """Shared fixtures: where recorded outputs of the originals lie, and the command line."""
 
+import fcntl
+import functools
+import json
 import os
 import runpy
 import subprocess
@@ -7,7 +10,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
+
+from diffseg_jax.systems import SYSTEMS
+from diffseg_jax.workdir import plain
 
 GOLDEN = Path(os.environ.get("DIFFSEG_GOLDEN", Path(__file__).parent / "recorded"))
 ROOT = Path(__file__).parents[1]
@@ -29,7 +37,14 @@ def golden():
 
 
 @pytest.fixture(scope="session")
-def command(tmp_path_factory):
+def shared(tmp_path_factory):
+    """A folder of the whole session, also where several processes share the tests."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def command(shared):
     """The command line of a process of its own, as the user sees it.
 
     command(workdir, *flags, config=TINY, seconds=240, devices=1) -> code, out, err. A process that
@@ -37,7 +52,7 @@ def command(tmp_path_factory):
     command.start(...) does not wait: it returns the Popen, whose output goes to pipes.
     command.script(file, *arguments, seconds, devices) runs another program in the same way.
     """
-    cache = tmp_path_factory.mktemp("compiled")
+    cache = shared / "compiled"
 
     def popen(arguments, devices):
         environment = {
@@ -78,15 +93,70 @@ def command(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_run(command, tmp_path_factory):
-    """The workdir of a whole run of the tiny config, which no test may change, and what it said."""
-    workdir = tmp_path_factory.mktemp("tiny") / "run"
-    done = command(workdir)
-    assert done.code == 0, done.err
-    return SimpleNamespace(workdir=workdir, out=done.out, err=done.err)
+def tiny_run(command, shared):
+    """The workdir of a whole run of the tiny config, which no test may change, and what it said.
+
+    The first process that asks for it makes it, the others wait.
+    """
+    workdir, said = shared / "tiny" / "run", shared / "tiny" / "said.json"
+    workdir.parent.mkdir(exist_ok=True)
+    with open(shared / "tiny" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            done = command(workdir)
+            assert done.code == 0, done.err
+            said.write_text(json.dumps({"out": done.out, "err": done.err}))
+    return SimpleNamespace(workdir=workdir, **json.loads(said.read_text()))
 
 
 @pytest.fixture
 def tiny_config():
     """A fresh copy of the tiny config."""
     return runpy.run_path(str(TINY))["get_config"]()
+
+
+SEGMENTING = {  # system -> its tiny config, and a stage that can segment
+    "ddp": ("tiny_ddp", "train"),
+    "ddep": ("tiny_ddep", "finetune"),
+    "ddpm_seg": ("tiny_ddpm_seg", "fit"),
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_network():
+    """tiny_network(system, **changes) -> (network, meta), as read from a checkpoint; random."""
+
+    @functools.cache
+    def make(system, **changes):
+        file, stage = SEGMENTING[system]
+        config = runpy.run_path(str(TINY.with_name(f"{file}.py")))["get_config"]()
+        config.update(changes)
+        crop = tuple(config.stages[stage].augment.crop)
+        names = tuple(f"class {number}" for number in range(5))
+        task = SYSTEMS[system].make_task(config, config.stages[stage].kind, crop, len(names))
+        key = jax.random.key(0)
+        network = filled(jax.eval_shape(task.init, key))
+        if task.fit:
+            keys = jax.random.split(key, task.fit.members)
+            members = filled(jax.eval_shape(jax.vmap(task.fit.member.init), keys))
+            network = {part: {**network[part], "ensemble": members[part]} for part in network}
+        meta = {
+            "version": "0.1.0", "config": plain(config.to_dict()), "task": plain(task.meta),
+            "stage": stage, "step": 7, "start": "random", "ema": [], "classes": list(names),
+        }  # fmt: skip
+        return network, meta
+
+    return make
+
+
+def filled(abstract):
+    """Arrays of those shapes, drawn without compiling: kernels by their width, the rest near 1."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if path[-1].key in ("kernel", "noise", "bias"):
+            scale = max(np.prod(leaf.shape[-4:-1]), 1) ** -0.5
+            return (scale * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
+        return rng.uniform(0.8, 1.2, leaf.shape).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract)

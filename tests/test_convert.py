@@ -8,6 +8,7 @@ import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict as flatten
@@ -18,6 +19,7 @@ from diffseg_jax.checkpoints import open_meta, open_network
 from diffseg_jax.config import UserError
 from diffseg_jax.run import start_run
 from diffseg_jax.sample import sample
+from diffseg_jax.segmenter import load
 from diffseg_jax.weights import adm
 from diffseg_jax.weights.adm import load_adm
 from diffseg_jax.weights.reader import read_arrays
@@ -144,9 +146,24 @@ def test_every_value_of_ddp_is_there(ddp_file, tmp_path, capsys):
     assert f"{settings.backbone} of depths" in found and "5 classes" in found
     assert "8 groups (--groups)" in found
     assert wrote == f"{tmp_path / 'out'}: {count:,} parameters"
-    assert meta["config"] == {"system": "ddp"} and meta["stage"] == "converted"
+    assert meta["config"]["system"] == "ddp" and meta["stage"] == "converted"
     assert meta["ema"] == [] and meta["step"] == 0 and meta["start"] == str(file)
     assert meta["classes"] == [f"class_{k}" for k in range(5)] and "palette" not in meta
+
+
+def test_a_converted_file_segments(ddp_file, tmp_path):
+    file, settings = ddp_file
+    called(file, tmp_path / "out", "ddp", groups=8)
+    segmenter = load(tmp_path / "out")
+    assert segmenter.task_for().meta["model"] == segmenter.meta["task"]["model"] | {
+        word: tuple(segmenter.meta["task"]["model"][word])
+        for word in ("channels", "depths", "heads")
+    }
+    program = jax.eval_shape(
+        segmenter.task.predict, segmenter.network, np.zeros((1, 40, 48, 3), np.uint8),
+        np.array([[40, 48]]),
+    )  # fmt: skip
+    assert program["logits"].shape == (1, 40, 48, settings.num_classes)
 
 
 def test_the_task_of_ddp_stands_beside_it(ddp_file, tmp_path):
@@ -251,6 +268,7 @@ def test_a_stage_starts_from_the_file_or_the_directory(file, converted, folder, 
         assert loaded.keys() == {"params"} and equal(flatten(loaded["params"]), params_of(file))
 
 
+@pytest.mark.slow
 def test_a_class_conditional_stage_continues_an_official_file(command, file, folder, tmp_path):
     """After two steps of a tiny rate, parameters have moved, but not away."""
     stage = "--config.stages.pretrain."

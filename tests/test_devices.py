@@ -9,12 +9,10 @@ from diffseg_jax.checkpoints import open_network
 from diffseg_jax.training.state import flatten
 
 MESHES = {"data2-fsdp4": (2, 4), "data8": (8, 1), "fsdp8": (1, 8)}
-QUICK = {("ddep", "data2-fsdp4")}  # that two devices share an ensemble, test_two_processes sees
 CASES = [
-    pytest.param(system, mesh, id=f"{system}-{name}", marks=[] if quick else pytest.mark.slow)
+    pytest.param(system, mesh, id=f"{system}-{name}")
     for system in ("ddep", "ddp", "ddpm_seg")
     for name, mesh in MESHES.items()
-    for quick in [(system, name) in QUICK]
 ]
 
 
@@ -47,6 +45,7 @@ def single(command, tmp_path_factory):
     return workdir_of
 
 
+@pytest.mark.slow  # test_two_processes sees that two devices change no loss
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("system, mesh", CASES)
 def test_a_mesh_changes_nothing_but_the_place(command, single, tmp_path, system, mesh):
@@ -81,8 +80,8 @@ def test_a_mesh_changes_nothing_but_the_place(command, single, tmp_path, system,
 
 
 @pytest.mark.timeout(600)
-def test_checkpoints_move_from_8_devices_to_4_to_1_to_8(command, single, tmp_path):
-    places = [single("ddep") / "checkpoints" / "pretrain"]
+def test_checkpoints_move_from_8_devices_to_4_to_1_to_8(command, tiny_run, tmp_path):
+    places = [tiny_run.workdir / "checkpoints" / "pretrain"]
     facts = []
     for count, fsdp in (8, 8), (4, 2), (1, 1), (8, 4):
         places.append(tmp_path / str(len(places)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ORDER = (  # what stands above may be imported by what stands below, never the other way
-    "config", "paths", "hosts", "mesh", "data.transforms", "data.scene_textures",
+    "config", "paths", "hub", "hosts", "mesh", "data.transforms", "data.scene_textures",
     "data.scene_street",
     "data.scene_rays", "data.scene_colours", "data.scenes", "data.folders", "data.subsets",
     "data.few_label_sets", "data.datasets", "data.pipeline", "diffusion.schedules",
@@ -24,9 +24,11 @@ ORDER = (  # what stands above may be imported by what stands below, never the o
     "systems.ddep", "systems.ddp", "systems.ddpm_seg", "systems", "checkpoints", "training.state",
     "training.optimizer", "training.step", "training.log", "training.cost", "training.stop",
     "training.loop", "training.ensemble",
-    "metrics.segmentation", "metrics.uncertainty", "evaluate", "visualise", "workdir", "run",
+    "metrics.segmentation", "metrics.uncertainty", "evaluate", "visualise", "workdir",
+    "pictures", "answers", "segmenter", "run",
     "watch", "stages", "fitting", "experiment", "check", "prepare",
-    "choose_taps", "choose_steps", "command", "convert", "sample", "main",
+    "choose_taps", "choose_steps", "command", "plot", "convert", "sample",
+    "predict", "export", "info", "main",
 )  # fmt: skip
 
 

@@ -9,8 +9,10 @@ from PIL import Image
 
 from diffseg_jax import visualise
 from diffseg_jax.config import UserError
+from diffseg_jax.data.datasets import ADE20K
 from diffseg_jax.data.folders import distinct_colours
-from diffseg_jax.visualise import BLACK, BORDER, TITLE, WRONG
+from diffseg_jax.data.scene_street import PALETTE as SCENES
+from diffseg_jax.visualise import BLACK, BORDER, LINES, TITLE, WRONG
 
 K = 5
 PALETTE = distinct_colours(K)
@@ -67,6 +69,80 @@ def test_overlay_goes_from_the_image_to_the_colours(scene):
     assert np.abs(half - (image / 2 + colours / 2)).max() <= 0.5
 
 
+# What dichromats see, as matrices of linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
+VISIONS = {
+    "full": np.eye(3),
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+RGB_TO_XYZ = np.array(
+    [[0.412456, 0.357576, 0.180437], [0.212673, 0.715152, 0.072175], [0.019334, 0.119192, 0.950304]]
+)
+
+
+def lab(colours, vision):
+    """sRGB bytes [N,3] -> CIE Lab (D65) [N,3] of what somebody with that vision sees."""
+    unit = np.asarray(colours) / 255
+    linear = np.where(unit <= 0.04045, unit / 12.92, ((unit + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.transpose(VISIONS[vision]), 0, 1)
+    x, y, z = (seen @ RGB_TO_XYZ.T / RGB_TO_XYZ.sum(1)).T
+    f = lambda t: np.where(t > 216 / 24389, np.cbrt(t), (24389 / 27 * t + 16) / 116)
+    return np.stack([116 * f(y) - 16, 500 * (f(x) - f(y)), 200 * (f(y) - f(z))], -1)
+
+
+def nearest(colours, vision):
+    """The smallest distance between two of the colours."""
+    seen = lab(colours, vision)
+    distances = np.linalg.norm(seen[:, None] - seen, axis=-1)
+    return np.min(distances + 1e9 * np.eye(len(seen)))
+
+
+def test_the_simulation_agrees_with_what_is_known():
+    np.testing.assert_allclose(
+        lab([(255, 255, 255), (255, 0, 0)], "full"), [(100, 0, 0), (53.24, 80.09, 67.20)], atol=0.02
+    )
+    red_and_green = (200, 80, 60), (110, 125, 50)
+    close = {vision: nearest(red_and_green, vision) for vision in VISIONS}
+    assert min(close["full"], close["tritanopia"]) > 50
+    assert max(close["protanopia"], close["deuteranopia"]) < 25
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_classes_of_scenes_differ_in_every_kind_of_colour_vision(vision):
+    assert nearest([*SCENES, BLACK, WRONG], vision) > 24
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+@pytest.mark.parametrize("count, least", [(5, 23), (12, 21), (20, 15), (40, 10), (150, 5)])
+def test_generated_colours_differ_in_every_kind_of_colour_vision(count, least, vision):
+    assert nearest(distinct_colours(count), vision) > least
+    marked = nearest([*distinct_colours(count), BLACK, WRONG], vision)
+    assert marked > least if count <= 40 else marked > 4
+
+
+def test_fewer_generated_colours_are_the_first_of_more():
+    assert distinct_colours(255)[:7] == distinct_colours(7) and distinct_colours(0) == ()
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_lines_differ_in_every_kind_of_colour_vision(vision):
+    colours = [tuple(bytes.fromhex(line[1:])) for line in LINES]
+    assert nearest([*colours, (255, 255, 255)], vision) > 15
+
+
 def test_heat_grows_brighter_in_even_steps():
     colours = visualise.heat(np.linspace(0, 1, 256)[None])[0]
     lightness = np.cbrt((colours / 255.0) ** 2.2 @ [0.2126, 0.7152, 0.0722])  # about perceived
@@ -99,6 +175,14 @@ def test_small_pictures_are_enlarged_by_whole_pixels(height, factor):
     assert large.shape == (factor * height, factor * 4, 3)
     for dy in {0, factor - 1}:
         np.testing.assert_array_equal(large[dy::factor, factor - 1 :: factor], small)
+
+
+@pytest.mark.parametrize(
+    "shape, shown", [((2, 1000), (2, 1000)), ((100, 700), (100, 700)), ((300, 2000), (150, 1000)),
+                     ((2, 400), (6, 1200))],
+)  # fmt: skip
+def test_wide_pictures_stay_within_a_screen(shape, shown):
+    assert visualise.legible(np.zeros((*shape, 3), np.uint8)).shape[:2] == shown
 
 
 def test_large_pictures_are_averaged_by_whole_pixels():
@@ -161,6 +245,70 @@ def test_prediction_sheet_shows_every_picture(scene, with_truth):
         }
         found = {name: contains(sheet, visualise.legible(p)) for name, (p, _) in expected.items()}
         assert found == {name: shown for name, (_, shown) in expected.items()}
+
+
+def find_titles(monkeypatch):
+    """The texts that are written from now on, in order."""
+    written = []
+    line = visualise._line
+    monkeypatch.setattr(
+        visualise, "_line", lambda text, width: (written.append(text), line(text, width))[1]
+    )
+    return written
+
+
+def many_classes(shape, classes):
+    """Arguments of a sheet whose labels, of the 150 of ADE20K, are those classes in turns."""
+    labels = SimpleNamespace(names=tuple(ADE20K.split(", ")), palette=distinct_colours(150))
+    mask = np.resize(classes, shape)
+    return [np.zeros((*shape, 3), np.uint8)], None, [mask], [np.zeros(shape)], labels
+
+
+def test_a_legend_of_many_classes_names_those_that_occur(monkeypatch):
+    written = find_titles(monkeypatch)
+    arguments = many_classes((40, 50), [4, 149, 12])
+    visualise.prediction_sheet(*arguments)
+    names = arguments[-1].names
+    assert written[:3] == ["image", "prediction", "uncertainty"]
+    assert written[3:-1] == [names[4], names[12], names[149]]
+    visualise.prediction_sheet(
+        arguments[0], [np.full((40, 50), 7)], *arguments[2:4], arguments[4],
+        [np.full((2, 40, 50), 9)],
+    )  # fmt: skip
+    assert {names[7], names[9]} < set(written)  # of the truth, and of a step
+
+
+def test_a_legend_is_no_higher_than_the_pictures(monkeypatch):
+    written = find_titles(monkeypatch)
+    classes = [*range(150), *[140] * 60, *[3] * 30]  # these two are the largest
+    arguments = many_classes((200, 250), classes)
+    bare, sheet = 200 + TITLE + 4 * BORDER, visualise.prediction_sheet(*arguments)
+    assert bare < sheet.shape[0] <= 2 * bare + TITLE + 2 * BORDER  # a line is the scale's
+    names = arguments[-1].names
+    named = [names.index(text) for text in written[3:-2]]
+    assert {3, 140} < set(named) and named == sorted(named) and len(named) > 10
+    assert written[-2] == f"and {150 - len(named)} more"
+
+
+def test_few_classes_are_all_named_whether_they_occur_or_not(monkeypatch, scene):
+    written = find_titles(monkeypatch)
+    none = np.zeros_like(scene[1])
+    visualise.prediction_sheet([scene[0]], None, [none], [np.zeros(none.shape)], LABELS)
+    assert tuple(written[3:-1]) == LABELS.names
+
+
+@pytest.mark.parametrize(
+    "size, most",
+    [((1, 1), (420, 600)), ((1024, 2048), (800, 3200)), ((1, 5000), (400, 4000)),
+     ((5000, 1), (900, 600))],
+)  # fmt: skip
+def test_sheets_of_very_small_and_very_large_pictures_can_be_looked_at(monkeypatch, size, most):
+    written = find_titles(monkeypatch)
+    sheet = visualise.prediction_sheet(*many_classes(size, [0, 1]))
+    assert np.all(np.array(sheet.shape[:2]) <= most), sheet.shape
+    assert written[:3] == ["image", "prediction", "uncertainty"]
+    drawn = (sheet[BORDER : BORDER + TITLE + BORDER] < 100).any(axis=(0, 2))
+    assert drawn.sum() > 80  # the titles have room also above a narrow picture
 
 
 @pytest.mark.parametrize("most, top", [(0.3, 0.3), (1e-4, 0.01), (0.0, 0.01)])

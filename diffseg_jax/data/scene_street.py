@@ -12,9 +12,10 @@ from diffseg_jax.data.scene_textures import mixed
 
 # fmt: off
 NAMES = ("road", "sidewalk", "building", "fence", "pole", "vegetation", "sky", "person", "car")
-PALETTE = (  # Cityscapes, but a brighter pole and sky: they differ in lightness or blue
-    (128, 64, 128), (244, 35, 232), (70, 70, 70), (190, 153, 153), (255, 221, 51),
-    (107, 142, 35), (70, 160, 220), (220, 20, 60), (0, 0, 142),
+PALETTE = (  # found by a search: told apart in every kind of colour vision, also from black (the
+    # ignored) and vermillion (errors): at least 24 apart in CIE Lab
+    (69, 65, 85), (219, 206, 212), (113, 55, 19), (147, 117, 104), (250, 191, 0),
+    (123, 181, 99), (31, 201, 255), (210, 90, 172), (71, 66, 228),
 )
 ROAD, SIDEWALK, BUILDING, FENCE, POLE, VEGETATION, SKY, PERSON, CAR = range(9)
 SKY_DEPTH = 200.0  # metres, stored where nothing is hit; everything else is nearer

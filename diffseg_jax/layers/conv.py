@@ -31,7 +31,7 @@ ROWS_OUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1,
 
 
 class Arithmetic(enum.Enum):
-    """Whose padding, pooling and norms a TransUNet follows (README, "Two arithmetics")."""
+    """Whose padding, pooling and norms a TransUNet follows (.docs/denoising_pretraining.md)."""
 
     OFFICIAL = "official"  # the JAX program that trained the released encoder weights
     PORT = "port"  # the PyTorch program that loads them

@@ -26,7 +26,13 @@ from diffseg_jax.layers.conv import Arithmetic
 from diffseg_jax.losses import masked_cross_entropy, squared_error
 from diffseg_jax.models.plain import Network, stats_of
 from diffseg_jax.models.transunet import STRIDE, TransUNet, resize_positions
-from diffseg_jax.systems.task import Task, draw_per_row, require_same, scale_images
+from diffseg_jax.systems.task import (
+    Task,
+    choose_features,
+    draw_per_row,
+    require_same,
+    scale_images,
+)
 from diffseg_jax.weights.transunet import load_official, load_port
 
 STAGES = {"pretrain": "unlabelled", "finetune": "labelled"}  # kind -> data that it learns from
@@ -49,10 +55,14 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
     network = Network(functools.partial(_transunet, config, outputs, grid))
     normalisation = "(v - 127.5) / 127.5"
     meta = {"kind": kind, "grid": list(grid), "normalisation": normalisation}
+    features = functools.partial(named_features, network)
     if kind == "finetune":
         loss = functools.partial(segmentation_loss, network)
         predict = functools.partial(class_probabilities, network)
-        return Task(init=network.init, loss=loss, meta=meta, predict=predict)
+        return Task(
+            init=network.init, loss=loss, meta=meta, predict=predict, features=features,
+            stride=STRIDE,
+        )  # fmt: skip
     frozen = config.pretrain == "ddep"
     noise = config.noise.to_dict()
     return Task(
@@ -61,6 +71,7 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
         loss=functools.partial(denoising_loss, network, noise, not frozen),
         meta=meta,
         denoise=functools.partial(denoise, network, noise),
+        features=features,
     )
 
 
@@ -140,11 +151,23 @@ def segmentation_loss(network, params, stats, batch, key):
 # ---- answers -----------------------------------------------------------------------------------
 
 
-def class_probabilities(network, values, images, valid):
-    """f32[B,h,w,K] for images u8[B,h,w,3]; the network in evaluation mode."""
+def class_probabilities(network, values, images, valid, seed=0):
+    """f32[B,h,w,K] for images u8[B,h,w,3]; the network in evaluation mode, without any noise."""
     model = network.bind_eval(values["params"], values["stats"])
     logits, _ = model(scale_images(images, valid), jnp.zeros(len(images)))
     return jax.nn.softmax(logits)
+
+
+def named_features(network, values, images, valid, taps=None, seed=0):
+    """What parts of the network answer to clean pictures u8[B,h,w,3]: {name: f32[B,h',w',C]}."""
+    rows, columns = token_grid(images.shape[1:3])
+    model = network.bind_eval(values["params"], values["stats"])
+    _, found = model(scale_images(images, valid), jnp.zeros(len(images)))
+    found = choose_features(found, taps)
+    for name, maps in found.items():
+        if maps.ndim == 3:  # tokens
+            found[name] = maps.reshape(len(maps), rows, columns, -1)
+    return found
 
 
 def denoise(network, noise, values, images, valid, key):

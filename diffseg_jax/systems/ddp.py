@@ -31,6 +31,7 @@ from diffseg_jax.models.plain import Network, stats_of
 from diffseg_jax.systems.prediction import MEASURES
 from diffseg_jax.systems.task import (
     Task,
+    choose_features,
     draw_per_row,
     keys_of_pictures,
     require_same,
@@ -69,18 +70,20 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
     }
+    features = functools.partial(named_features, network)
     if kind == "plain":
         loss = functools.partial(plain_loss, network)
         predict = functools.partial(plain_maps, network)
-        return Task(init=network.init, loss=loss, predict=predict, meta=meta)
+        return Task(init=network.init, loss=loss, predict=predict, meta=meta, features=features)
     losses = {"train": diffusion_loss, "align": aligned_loss}
-    reverse = functools.partial(reverse_process, network, sampling, config.seed)
+    reverse = functools.partial(reverse_process, network, sampling)
     return Task(
         init=network.init,
         loss=functools.partial(losses[kind], network, diffusion),
-        predict=functools.partial(diffused_maps, reverse, sampling),
-        trace=functools.partial(labels_of_steps, reverse),
+        predict=functools.partial(diffused_maps, reverse, sampling, seed=config.seed),
+        trace=functools.partial(labels_of_steps, reverse, seed=config.seed),
         meta=meta,
+        features=features,
     )
 
 
@@ -190,15 +193,15 @@ def shrink_labels(mask: jax.Array, size: tuple[int, int], num_classes: int) -> j
 # ---- answers -----------------------------------------------------------------------------------
 
 
-def plain_maps(network, values, images, valid):
-    """{"logits" f32[B,h,w,K]} of the convolutional head, for images u8[B,h,w,3]."""
+def plain_maps(network, values, images, valid, seed=0):
+    """{"logits" f32[B,h,w,K]} of the convolutional head, for images u8[B,h,w,3]; no noise."""
     padded, valid = _padded(images, valid)
     model = network.bind_eval(values["params"], values["stats"])
     x, _ = model.encode(scale_images(padded, valid, IMAGENET_MEAN, IMAGENET_STD))
     return {"logits": _enlarged(model.auxiliary(x), padded, images)}
 
 
-def diffused_maps(reverse, sampling, values, images, valid):
+def diffused_maps(reverse, sampling, values, images, valid, seed):
     """Scores and uncertainties f32[B,h,w,...] of images u8[B,h,w,3], after all reverse steps.
 
     sampling  see OPTIONS
@@ -210,7 +213,7 @@ def diffused_maps(reverse, sampling, values, images, valid):
     the one that the options name, absent for "entropy", which `prediction.predict` works out.
     """
     padded, valid = _padded(images, valid)
-    found = reverse(values, padded, valid)
+    found = reverse(values, padded, valid, seed)
     maps = {"logits": _enlarged(found.pop("scores"), padded, images)}
     if sampling["accumulate"]:
         maps["probs"] = maps["logits"]
@@ -221,11 +224,19 @@ def diffused_maps(reverse, sampling, values, images, valid):
     return maps
 
 
-def labels_of_steps(reverse, values, images, valid):
+def labels_of_steps(reverse, values, images, valid, seed):
     """The labels of the first draw after every step, i32[B,T,h,w], for images u8[B,h,w,3]."""
     padded, valid = _padded(images, valid)
-    labels = jnp.moveaxis(reverse(values, padded, valid)["labels"], 1, -1)  # [B, cells, T]
+    labels = jnp.moveaxis(reverse(values, padded, valid, seed)["labels"], 1, -1)  # [B, cells, T]
     return jnp.moveaxis(_repeated(labels, padded, images), -1, 1)
+
+
+def named_features(network, values, images, valid, taps=None, seed=0):
+    """What the encoder's parts answer to pictures u8[B,h,w,3]: {name: f32[B,h',w',C]}."""
+    padded, valid = _padded(images, valid)
+    model = network.bind_eval(values["params"], values["stats"])
+    _, found = model.encode(scale_images(padded, valid, IMAGENET_MEAN, IMAGENET_STD))
+    return choose_features(found, taps)
 
 
 def _padded(images, valid):
@@ -244,7 +255,7 @@ def _repeated(cells, padded, images):
     return resize_nearest(cells, padded.shape[1:3])[:, :height, :width]
 
 
-def reverse_process(network, sampling, seed, values, images, valid) -> dict:
+def reverse_process(network, sampling, values, images, valid, seed) -> dict:
     """What T reverse steps make of noise, for images u8[B,H,W,3]; noise is that of each picture.
 
     scores   f32[B,h,w,K]: logits of the last step averaged over draws, or, with `accumulate`,

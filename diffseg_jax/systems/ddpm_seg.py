@@ -53,6 +53,7 @@ from diffseg_jax.weights.reader import read_arrays
 STAGES = {"pretrain": "unlabelled", FIT: "labelled"}  # kind -> data that it learns from
 CONVENTION = "ddpm_seg"  # of the paper's numbers, reported beside the library's own
 SAMPLERS = ("ddpm", "ddim")
+STEPS = (50, 150, 250)  # of the paper, whose features are listed where nothing else is said
 AT_ONCE = 4  # noise levels of a picture that accelerators compute together
 START = 2**31 - 1  # folded into the key of an image for its first noise; steps fold in their number
 
@@ -95,6 +96,10 @@ def pretrain_task(config, kind: str, crop: tuple[int, int], num_classes: int) ->
         },
         loss=functools.partial(diffusion_loss, network, process, options),
         sample=functools.partial(_samples, step, sampled, crop, settings.num_classes),
+        features=functools.partial(
+            named_features, network, process, {"share_noise": False, "short": 0, "draws": 1}, (),
+            seed=0,
+        ),
         meta={
             "kind": kind,
             "model": dataclasses.asdict(settings),
@@ -159,7 +164,8 @@ def fit_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task
     "stats": {"ensemble"}} once they are fitted; features of colours have no "unet" and no "noise".
     """
     features, options = config.features.to_dict(), config.ensemble
-    init, extract = _colours() if features["source"] == "colour" else _network(config, crop)
+    from_colours = features["source"] == "colour"
+    init, extract, named = _colours() if from_colours else _network(config, crop)
     picture = jax.ShapeDtypeStruct((1, *crop, 3), jnp.uint8)
     valid = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     network = jax.eval_shape(init, jax.random.key(0))
@@ -172,7 +178,8 @@ def fit_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task
             extract, member, options.members, RECIPES[options.recipe], options.small_objects,
             on_host=features["place"] == "host",
         ),
-        predict=functools.partial(_vote, extract, member),
+        predict=functools.partial(_vote, extract, member, seed=config.seed),
+        features=named,
         meta={
             "kind": kind,
             "model": dataclasses.asdict(make_settings(config.model)),
@@ -188,7 +195,7 @@ def fit_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task
 
 
 def _network(config, crop):
-    """(init, extract) of the features of a diffusion model."""
+    """(init, extract, named features) of a diffusion model."""
     features, diffusion = config.features.to_dict(), config.diffusion
     process = make_process(
         diffusion.schedule, diffusion.steps, rescale_timesteps=diffusion.rescale_timesteps
@@ -204,12 +211,16 @@ def _network(config, crop):
             "stats": {"noise": jax.random.normal(key_noise, shape)},
         }
 
-    return init, functools.partial(diffusion_features, network, process, features, config.seed)
+    reads = network, process, features
+    blocks = [f"output_{block}" for block in sorted(features["blocks"])]
+    taps = [_tap(block, step) for step in features["steps"] for block in blocks]
+    named = functools.partial(named_features, *reads, taps, seed=config.seed)
+    return init, functools.partial(diffusion_features, *reads, config.seed), named
 
 
 def _colours():
-    """(init, extract) of the features that need no network."""
-    return lambda key: {"params": {}, "stats": {}}, colour_features
+    """The same of what needs no network, of which there are no names."""
+    return lambda key: {"params": {}, "stats": {}}, colour_features, None
 
 
 def awake(params: dict, key: jax.Array) -> dict:
@@ -228,14 +239,14 @@ def awake(params: dict, key: jax.Array) -> dict:
     return unflatten(flat)
 
 
-def _vote(extract, member, values, images, valid):
+def _vote(extract, member, values, images, valid, seed):
     """The answers of the ensemble, one picture a device at a time: features of many take much."""
     ensemble = {part: values[part]["ensemble"] for part in ("params", "stats")}
     share = jax.local_device_count()
     share = 1 if len(images) % share else share
 
     def of_each_device(pictures):
-        return answer(member, ensemble, extract(values, *pictures))
+        return answer(member, ensemble, extract(values, *pictures, other_seed=seed))
 
     def in_turns(x):  # [B, ...] -> [B / share, share, ...]; a device keeps its neighbouring rows
         return x.reshape(share, -1, *x.shape[1:]).swapaxes(0, 1)
@@ -246,12 +257,13 @@ def _vote(extract, member, values, images, valid):
 
 def diffusion_features(
     network: Network, process: Process, options: dict, seed: int, values: dict, images: jax.Array,
-    valid: jax.Array, steps=None,
+    valid: jax.Array, steps=None, other_seed=None,
 ) -> PixelFeatures:  # fmt: skip
     """What the chosen blocks answer at the chosen noise levels, per pixel of the pictures.
 
     options  steps, blocks, short, share_noise, draws, dtype: see OPTIONS_OF
-    seed     of the noise that is not shared, which is a function of it and of the picture's bytes
+    seed     of the noise that is not shared, which is a function of it and of the picture's bytes;
+             other_seed takes its place
     values   {"params": {"unet"}, "stats": {"noise" f32[draws, h, w, 3]}}
     images   u8[B,H,W,3], valid i32[B,2] (height, width)
     steps    i32[S], in place of those of the options
@@ -260,15 +272,73 @@ def diffusion_features(
     over draws. Shared noise (one draw for all pictures and steps, section 4) is cut, or repeated,
     for pictures of another size.
     """
+    model = network.bind(values["params"]["unet"], {})
+    steps = jnp.asarray(options["steps"] if steps is None else steps, jnp.int32)
+    blocks = [f"output_{block}" for block in sorted(options["blocks"])]
+    seed = seed if other_seed is None else other_seed
+    found, seen = _tapped(model, process, options, values, images, valid, blocks, steps, seed)
+    maps = [values[place] for place in range(len(steps)) for values in found]
+    stride = model.settings.stride  # the network pads to its multiples
+    covered = tuple(side / (side + -side % stride) for side in seen)
+    return stack(maps, images.shape[1:3], covered, jnp.dtype(options["dtype"]))
+
+
+def named_features(
+    network: Network, process: Process, options: dict, usual: Sequence[str], values: dict,
+    images: jax.Array, valid: jax.Array, taps: Sequence[str] | None = None, seed: int = 0,
+) -> dict[str, jax.Array]:  # fmt: skip
+    """What blocks answer to noised pictures u8[B,h,w,3]: {"output_5@50": f32[B,h',w',C], ...}.
+
+    options  short, share_noise, draws
+    taps     block@step each, step a whole number of the diffusion, 0 the least noise; None = those
+             of `usual`, or where there are none every block at STEPS
+
+    Other arguments as of `diffusion_features`. Raises UserError for other names.
+    """
+    model = network.bind(values["params"].get("unet", values["params"]), {})
+    known = model.settings.blocks
+    if taps is None:
+        steps = [step for step in STEPS if step < process.steps] or [process.steps - 1]
+        taps = usual or [_tap(block, step) for step in steps for block in known]
+    pairs = [_block_and_step(tap, known, process.steps) for tap in taps]
+    blocks = sorted({block for block, _ in pairs}, key=known.index)
+    steps = sorted({step for _, step in pairs})
+    found, _ = _tapped(
+        model, process, options, values, images, valid, blocks, jnp.asarray(steps), seed
+    )
+    return {
+        tap: found[blocks.index(block)][steps.index(step)]
+        for tap, (block, step) in zip(taps, pairs, strict=True)
+    }
+
+
+def _tap(block, step):
+    return f"{block}@{step}"
+
+
+def _block_and_step(tap, known, count):
+    """("output_5", 50) of "output_5@50"; UserError for what the network does not have."""
+    block, _, step = tap.partition("@")
+    choose(dict.fromkeys(known), block, "feature")
+    if not step.isdecimal() or int(step) >= count:
+        raise UserError(
+            f"feature {tap} names no noise level after an @: 0 (least) to {count - 1}. "
+            f"Try {block}@{min(50, count - 1)}."
+        )
+    return block, int(step)
+
+
+def _tapped(model, process, options, values, images, valid, blocks, steps, seed):
+    """Maps f32[S, B, h, w, C] of each block at each step, and the size at which pictures are seen.
+
+    The network goes no further than the last of the blocks.
+    """
     size, draws = images.shape[1:3], options["draws"]
     seen = shown_size(size, options["short"])
     image = scale_images(images, valid)
     if seen != size:
         shape = (len(image), *seen, 3)
         image = jnp.clip(jax.image.resize(image, shape, "cubic", antialias=True), -1, 1)
-    steps = jnp.asarray(options["steps"] if steps is None else steps, jnp.int32)
-    blocks = [f"output_{block}" for block in sorted(options["blocks"])]
-    model = network.bind(values["params"]["unet"], {})
     keys = None if options["share_noise"] else keys_of_pictures(images, seed, "noise of a picture")
 
     def tapped(inputs):
@@ -286,11 +356,7 @@ def diffusion_features(
     at_once = 1 if jax.default_backend() == "cpu" else min(len(steps) * draws, AT_ONCE)
     places = jnp.repeat(steps, draws), jnp.tile(jnp.arange(draws), len(steps))
     found = jax.lax.map(tapped, places, batch_size=at_once)
-    found = [maps.reshape(-1, draws, *maps.shape[1:]).mean(1) for maps in found]
-    maps = [values[place] for place in range(len(steps)) for values in found]
-    stride = model.settings.stride  # the network pads to its multiples
-    covered = tuple(side / (side + -side % stride) for side in seen)
-    return stack(maps, size, covered, jnp.dtype(options["dtype"]))
+    return [maps.reshape(-1, draws, *maps.shape[1:]).mean(1) for maps in found], seen
 
 
 def _own_noise(keys, step, number, size):
@@ -339,7 +405,9 @@ def read_noise(path: str, shape: tuple[int, ...]) -> np.ndarray:
     return noise.astype(np.float32)
 
 
-def colour_features(values: dict, images: jax.Array, valid: jax.Array) -> PixelFeatures:
+def colour_features(
+    values: dict, images: jax.Array, valid: jax.Array, other_seed=None
+) -> PixelFeatures:  # fmt: skip
     """What no network has to say of a pixel: its colour and its place, five numbers in [-1, 1]."""
     image = scale_images(images, valid)
     rows, columns = ((2 * jnp.arange(side) + 1) / side - 1 for side in image.shape[1:3])

@@ -14,7 +14,7 @@ MEASURES = ("entropy", "changes", "spread")  # of uncertainty, that a prediction
 
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
+class Maps:
     """The answer for a batch of pictures of one size.
 
     labels         i32[B, H, W], 0..K-1
@@ -46,6 +46,7 @@ class Protocol:
     limit, short    sides that the picture is first made to fit, or its shorter side; aspect kept,
                     as in `transforms.augment`; (0, 0) and 0: its own size
     scales          factors by which it is then shown larger or smaller
+    multiple        sides that are shown are rounded to multiples of it, by resizing; 1: as they are
     flip            whether the mirrored picture is shown too
     """
 
@@ -56,15 +57,20 @@ class Protocol:
     flip: bool = False
     limit: tuple[int, int] = (0, 0)
     short: int = 0
+    multiple: int = 1
 
     def sizes(self, own: tuple[int, int]) -> list[tuple[int, int]]:
         """The (height, width) at which a picture of size `own` is shown, one per scale."""
+        sizes = [tuple(max(1, int(side * scale + 0.5)) for side in own) for scale in self.scales]
         if self.short:
-            return [keep_ratio_size(own, (math.inf, self.short * s)) for s in self.scales]
-        if any(self.limit):
+            sizes = [keep_ratio_size(own, (math.inf, self.short * s)) for s in self.scales]
+        elif any(self.limit):
             limits = [tuple(int(side * s) for side in self.limit) for s in self.scales]
-            return [keep_ratio_size(own, limit) for limit in limits]
-        return [tuple(max(1, int(side * scale + 0.5)) for side in own) for scale in self.scales]
+            sizes = [keep_ratio_size(own, limit) for limit in limits]
+        if self.multiple == 1:
+            return sizes
+        m = self.multiple
+        return [tuple(max(m, int(side / m + 0.5) * m) for side in size) for size in sizes]
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -76,7 +82,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [max(min(k * stride, length - window), 0) for k in range(count)]
 
 
-def predict(forward: Callable, images: np.ndarray, protocol: Protocol) -> Prediction:
+def predict(forward: Callable, images: np.ndarray, protocol: Protocol) -> Maps:
     """Labels, probabilities and uncertainty of pictures u8[B,H,W,3] of one size.
 
     forward  (images u8[B,h,w,3], valid i32[B,2]) -> probabilities f32[B,h,w,K], or a dict of maps:
@@ -98,23 +104,41 @@ def predict(forward: Callable, images: np.ndarray, protocol: Protocol) -> Predic
             mirrored = _windows(forward, shown[:, :, ::-1], protocol)
             mirrored = {name: values[:, :, ::-1] for name, values in mirrored.items()}
             shows.append(_scores(mirrored, own))
-    mean = {name: sum(maps[name] for maps in shows) / len(shows) for name in shows[0]}
+    return _decided({name: sum(maps[name] for maps in shows) / len(shows) for name in shows[0]}, np)
+
+
+def predict_whole(answer, xp=np) -> Maps:
+    """What `predict` makes of one answer of `forward` to pictures as they are, nothing padded.
+
+    xp  numpy or jax.numpy, whose arrays the answer holds and the prediction will
+    """
+    return _decided(_normalised(_maps_of(answer), xp), xp)
+
+
+def _decided(mean, xp):
+    """The prediction of averaged maps f32[B,H,W,C] without logits."""
+    mean = dict(mean)
     probs = mean.pop("probs")
-    labels = np.argmax(mean.pop("votes", probs), -1).astype(np.int32)
-    stated = {name: np.clip(v[..., 0], 0, 1).astype(np.float32) for name, v in mean.items()}
-    entropy = -np.sum(probs * np.log(np.maximum(probs, 1e-12)), axis=-1)
-    stated["entropy"] = np.clip(entropy / np.log(max(probs.shape[-1], 2)), 0, 1).astype(np.float32)
+    labels = xp.argmax(mean.pop("votes", probs), -1).astype(xp.int32)
+    stated = {name: xp.clip(v[..., 0], 0, 1).astype(xp.float32) for name, v in mean.items()}
+    entropy = -xp.sum(probs * xp.log(xp.maximum(probs, 1e-12)), axis=-1)
+    stated["entropy"] = xp.clip(entropy / np.log(max(probs.shape[-1], 2)), 0, 1).astype(xp.float32)
     uncertainty = stated.pop("uncertainty", stated["entropy"])
-    return Prediction(labels, probs, uncertainty, stated)
+    return Maps(labels, probs, uncertainty, stated)
 
 
 def _scores(maps, size):
     """The maps at the picture's size; logits as probabilities."""
-    maps = {name: _resize_map(values, size) for name, values in maps.items()}
+    return _normalised({name: _resize_map(values, size) for name, values in maps.items()}, np)
+
+
+def _normalised(maps, xp):
+    """The maps with probabilities, or votes where there are probabilities besides, for logits."""
+    maps = dict(maps)
     if "logits" in maps:
         logits = maps.pop("logits")
-        powers = np.exp(logits - np.max(logits, -1, keepdims=True))
-        maps["votes" if "probs" in maps else "probs"] = powers / np.sum(powers, -1, keepdims=True)
+        powers = xp.exp(logits - xp.max(logits, -1, keepdims=True))
+        maps["votes" if "probs" in maps else "probs"] = powers / xp.sum(powers, -1, keepdims=True)
     return maps
 
 
@@ -131,8 +155,9 @@ def _windows(forward, images, protocol):
         for left in window_starts(width, window[1], stride[1]):
             area = np.s_[:, top : top + window[0], left : left + window[1]]
             for name, values in _ask(forward, images[area], window).items():
-                empty = np.zeros((*images.shape[:3], values.shape[-1]), np.float32)
-                total.setdefault(name, empty)[area] += values
+                if name not in total:
+                    total[name] = np.zeros((*images.shape[:3], values.shape[-1]), np.float32)
+                total[name][area] += values
             weight[area] += 1
     return {name: values / weight for name, values in total.items()}
 
@@ -142,9 +167,13 @@ def _ask(forward, images, size):
     height, width = images.shape[1:3]
     padding = ((0, 0), (0, size[0] - height), (0, size[1] - width), (0, 0))
     valid = np.tile(np.array([height, width], np.int32), (len(images), 1))
-    answer = forward(np.pad(images, padding), valid)
+    maps = _maps_of(forward(np.pad(images, padding), valid))
+    return {name: np.asarray(values)[:, :height, :width] for name, values in maps.items()}
+
+
+def _maps_of(answer):
+    """The maps of an answer by name, each f[B,h,w,C]."""
     maps = answer if isinstance(answer, dict) else {"probs": answer}
-    maps = {name: np.asarray(values)[:, :height, :width] for name, values in maps.items()}
     return {name: v[..., None] if v.ndim == 3 else v for name, v in maps.items()}
 
 
@@ -161,6 +190,14 @@ def _resize_map(probs, size):
         part = part.reshape([-1 if a == axis else 1 for a in range(probs.ndim)])
         probs = probs.take(low, axis) * (1 - part) + probs.take(high, axis) * part
     return probs
+
+
+def protocol_of(options) -> Protocol:
+    """How a config's part `evaluate` shows its pictures; raises as `make_protocol`."""
+    return make_protocol(
+        options.view, options.window, options.stride, options.scales, options.flip, options.limit,
+        options.short,
+    )  # fmt: skip
 
 
 def make_protocol(

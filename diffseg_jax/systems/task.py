@@ -2,13 +2,13 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict as flatten
 
-from diffseg_jax.config import UserError
+from diffseg_jax.config import UserError, choose
 from diffseg_jax.systems.pixel_ensemble import PixelFit
 
 
@@ -28,12 +28,17 @@ class Task:
 
     and some of these, by which a stage is watched:
 
-    predict    (network, images u8[B,h,w,3], valid i32[B,2]) -> class probabilities f32[B,h,w,K],
-               or a dict of maps, see `prediction.predict`
-    trace      the same inputs -> labels after every reverse step, i32[B,T,h,w]; for pictures
+    predict    (network, images u8[B,h,w,3], valid i32[B,2], seed=) -> class probabilities
+               f32[B,h,w,K], or a dict of maps, see `prediction.predict`; seed i32[] is that of the
+               noise, if there is any, by default the config's
+    trace      (network, images, valid) -> labels after every reverse step, i32[B,T,h,w]
     denoise    (network, images, valid, key) -> clean, noisy, denoised f32[B,h,w,3] in [-1, 1],
                mean squared error f32[]
     sample     (network, seed, count) -> generated images u8[count,h,w,3]; not jit-able
+    features   (network, images, valid, taps, seed=) -> {name: f32[B,h,w,C]} of those taps, of all
+               there are for None; padding is not cut off
+
+    stride     pictures may come with padding to multiples of it: that changes no answer
     """
 
     init: Callable
@@ -45,6 +50,8 @@ class Task:
     trace: Callable | None = None
     denoise: Callable | None = None
     sample: Callable | None = None
+    features: Callable | None = None
+    stride: int = 1
 
 
 def scale_images(images: jax.Array, valid: jax.Array, mean=127.5, std=127.5) -> jax.Array:
@@ -71,6 +78,14 @@ def _checksum(picture):
     values = picture.reshape(-1).astype(jnp.uint32)
     odd = 2 * jnp.arange(values.size, dtype=jnp.uint32) + 1
     return jnp.sum(values * odd * jnp.uint32(2654435761))
+
+
+def choose_features(found: dict, taps: Sequence[str] | None) -> dict[str, jax.Array]:
+    """The named features that were asked for, f32; UserError for a name that there is not."""
+    return {
+        name: choose(found, name, "feature").astype(jnp.float32)
+        for name in (found if taps is None else taps)
+    }
 
 
 def require_same(abstract: dict, taken: dict, may_lack: str = ""):

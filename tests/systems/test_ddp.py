@@ -234,12 +234,12 @@ def test_recorded_inference(golden, monkeypatch, mode):
 
         @quick
         def forward(values, noise, image):
-            def reverse(values, image, valid):
+            def reverse(values, image, valid, seed):
                 model = network.bind_eval(**values)  # noqa: B023
                 x, _ = model.encode(image)
                 return ddp.denoise_map(model, x, noise[:, None], sampling, None)  # noqa: B023
 
-            return ddp.diffused_maps(reverse, sampling, values, image, None)  # noqa: B023
+            return ddp.diffused_maps(reverse, sampling, values, image, None, 0)  # noqa: B023
 
         def ask(image, valid):
             return forward(values, nhwc(arrays[f"{mode}/noise{next(numbers)}"]), image)  # noqa: B023
@@ -328,8 +328,8 @@ def test_trace_ends_with_the_prediction():
     assert traced.shape == (2, 3, 32, 48)
     network = ddp.make_network(ddp.make_settings(config, 5), True, "float32", False)
     sampling = dict(config.sampling.to_dict(), schedule="cosine")
-    reverse = functools.partial(ddp.reverse_process, network, sampling, config.seed)
-    found = quick(reverse)(values_of(), images, valid)
+    reverse = functools.partial(ddp.reverse_process, network, sampling)
+    found = quick(reverse)(values_of(), images, valid, config.seed)
     np.testing.assert_array_equal(found["labels"][:, -1], np.argmax(found["scores"], -1))
     np.testing.assert_array_equal(traced[:, :, ::4, ::4], found["labels"])
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from diffseg_jax.checkpoints import StageCheckpoints
+from diffseg_jax.checkpoints import FORMAT, StageCheckpoints
 from diffseg_jax.config import UserError
 from diffseg_jax.mesh import make_mesh
 from diffseg_jax.models.taps import PixelFeatures
@@ -345,6 +345,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(host, tmp_path, monkeypatch):
     fit = fit_of(host, stops=True)
     whole, meta = run(fit, tmp_path / "whole", monkeypatch)
     assert meta.pop("arrays")["params/ensemble/kernel"]["shape"] == [MEMBERS, WIDTH, CLASSES]
+    assert meta.pop("format") == FORMAT
     assert meta == {"kind": "fit", "stage": "fit", "step": 21, "ema": [], "finished": True}
     for saves in (1, 1):  # stops after step 8, and again after 16
         with monkeypatch.context() as patch:

@@ -1,0 +1,271 @@
+"""Pictures in files or folders -> label maps, uncertainty, and a summary.
+
+python -m diffseg_jax.predict --checkpoint=scenes --images=photos --output=labelled
+
+For every picture <name>_labels.png (class ids, 8-bit grey), <name>_color.png, <name>_overlay.png
+and <name>_uncertainty.png (dark 0, bright 1); and legend.png and summary.json for all. Stopped, the
+same command goes on.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.progress import MofNCompleteColumn, Progress
+
+import diffseg_jax
+from diffseg_jax import answers, visualise
+from diffseg_jax.checkpoints import write_json
+from diffseg_jax.command import CACHE, make_folder, truth, use_cache, user_errors
+from diffseg_jax.config import UserError, counted, differing_lines
+from diffseg_jax.data.folders import Labels, distinct_colours
+from diffseg_jax.paths import in_bucket, open_path
+from diffseg_jax.pictures import list_pictures, read_upright
+from diffseg_jax.segmenter import DTYPES, Segmenter, load
+
+SAVE_EVERY = 2  # seconds between two versions of the summary
+MANY_SIZES = 5  # compiled programs after which a hint is given
+PALETTES = ("own", "readable")
+LISTED = 5  # unreadable files that are named at the end; all of them stand in the summary
+OPENED = ("stage", "step", "ema", "dtype", "device")  # options of `load`
+
+
+class Summary:
+    """summary.json: what was answered how, and which pictures are done or could not be read.
+
+    Raises UserError where the folder holds answers of another network or of other options.
+    """
+
+    def __init__(self, folder: str, facts: dict):
+        self.folder, self.file = folder, open_path(folder) / "summary.json"
+        self.content = {**facts, "pictures": {}, "unreadable": {}}
+        self.saved = 0.0
+        if self.file.exists():
+            self._take_over(facts)
+
+    def _take_over(self, facts):
+        try:
+            old = json.loads(self.file.read_text())
+            there = {word: old[word] for word in facts}
+            self.content["pictures"] = dict(old["pictures"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{self.file} is not of this command. Give another --output.") from None
+        if lines := differing_lines(there, facts):
+            raise UserError(
+                f"{self.folder} holds answers of another command; give another --output, or undo:"
+                + "\n  "
+                + "\n  ".join(lines)
+            )
+
+    def is_done(self, name: str, path: str) -> bool:
+        """Whether all files of a picture are there, and the picture is what it was."""
+        entry = self.content["pictures"].get(name)
+        if entry is None or entry["file"] != path or entry["stamp"] != stamp(path):
+            return False
+        files = (answers.path_of(self.folder, name, kind) for kind in answers.KINDS)
+        return all(open_path(file).exists() for file in files)
+
+    def add(self, name: str, path: str, answer: answers.Answer, classes):
+        """Notes the answer for a picture, and writes the file now and then."""
+        facts = answers.facts_of(answer, classes)
+        self.content["pictures"][name] = {"file": path, "stamp": stamp(path), **facts}
+        if time.monotonic() - self.saved > SAVE_EVERY:
+            self.save()
+
+    def save(self):
+        """Writes the file whole, pictures in the order of their names."""
+        self.content["pictures"] = dict(sorted(self.content["pictures"].items()))
+        write_json(self.file, self.content)
+        self.saved = time.monotonic()
+
+
+def stamp(path: str) -> list[int]:
+    """Bytes of a file and when it was last changed: other numbers, another picture."""
+    facts = open_path(path).stat()
+    if in_bucket(path):
+        return [int(facts.length), int(facts.mtime)]
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def predict_files(
+    segmenter: Segmenter, images: Sequence[str], output: str, palette: str = "own", **options
+) -> dict:
+    """Answers for pictures and all pictures of folders, in files; the content of summary.json.
+
+    palette  one of PALETTES
+    options  of `Segmenter.predict`
+
+    Pictures that are done are left out, those that cannot be read are listed. Raises UserError when
+    no picture is there or none can be read, and as `Summary`.
+    """
+    check_apart(images, output)
+    found = list_pictures(images)
+    colours = distinct_colours(len(segmenter.names)) if palette == "readable" else segmenter.palette
+    labels = Labels(segmenter.names, colours)
+    summary = Summary(output, facts_of(segmenter, labels, options))
+    todo = {name: path for name, path in found if not summary.is_done(name, path)}
+    bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn())
+    task = bar.add_task("pictures", total=len(todo))
+    pictures = readable(todo, summary, lambda: bar.advance(task))
+    pictures = saying_sizes(pictures, bar.console, options.get("round_to"))
+    answered = segmenter.answers(pictures, **options)
+    if not in_bucket(output):
+        make_folder(output)
+    visualise.save_png(f"{output}/legend.png", visualise.legend_of_answers(labels))
+    if len(todo) < len(found):
+        print(f"{len(found) - len(todo)} of {len(found)} pictures are done already", flush=True)
+    with bar:
+        try:
+            for answer in answered:
+                answers.save_answer(output, answer, labels)
+                summary.add(answer.name, todo[answer.name], answer, segmenter.names)
+                bar.advance(task)
+        finally:
+            summary.save()
+    if todo and not summary.content["pictures"]:
+        first = next(iter(summary.content["unreadable"].values()))
+        raise UserError(f"none of {len(found)} pictures can be read. The first: {first}")
+    return summary.content
+
+
+def readable(
+    todo: dict[str, str], summary: Summary, passed_over: Callable[[], None]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and picture of each file that can be read; the others are noted and passed over."""
+    for name, path in todo.items():
+        try:
+            yield name, read_upright(path)
+        except UserError as error:
+            summary.content["unreadable"][path] = str(error)
+            passed_over()
+
+
+def saying_sizes(pictures, console, round_to) -> Iterator[tuple[str, np.ndarray]]:
+    """The pictures; says which sizes are new, and once what helps where there are many."""
+    sizes = set()
+    for name, image in pictures:
+        height, width = size = image.shape[:2]
+        if size not in sizes:
+            sizes.add(size)
+            console.print(f"{height} x {width}: compiles if this size is new", highlight=False)
+            if len(sizes) == MANY_SIZES and not round_to:
+                console.print(
+                    f"{MANY_SIZES} sizes so far, each of which may compile for some seconds; "
+                    "--round_to=64 lets many share programs, by resizing them a little",
+                    highlight=False,
+                )
+        yield name, image
+
+
+def check_apart(images: Sequence[str], output: str):
+    """Raises UserError where answers would be written among the pictures."""
+    folders = [Path(path) for path in images if not in_bucket(path) and os.path.isdir(path)]
+    for folder in [] if in_bucket(output) else folders:
+        if Path(output).resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"--output={output} lies in --images={folder}, so that answers would be taken for "
+                "pictures the next time. Give a folder elsewhere."
+            )
+
+
+def facts_of(segmenter: Segmenter, labels: Labels, options: dict) -> dict:
+    """What a summary says of the network and how it was asked; JSON values."""
+    classes = zip(labels.names, labels.palette, strict=True)
+    return {
+        "version": diffseg_jax.__version__,
+        "checkpoint": str(segmenter.directory),
+        "step": segmenter.step,
+        "weights": segmenter.fingerprint,
+        "system": segmenter.system,
+        "dtype": segmenter.config.dtype,
+        "classes": [{"name": name, "color": list(colour)} for name, colour in classes],
+        "options": {
+            word: list(value) if isinstance(value, tuple) else value
+            for word, value in options.items()
+        },
+    }
+
+
+def add_checkpoint_flags(add):
+    """The flags by which `load` is told what to open."""
+    add(
+        "--checkpoint",
+        required=True,
+        help="workdir, stage, converted directory, gs://, hf://, scenes",
+    )
+    add("--stage", help="of a workdir; the best by its results")
+    add("--step", type=int, help="of the stage; the last, or the best where the config says so")
+    add("--ema", help="rate of the moving average, or off; the first kept")
+    add("--dtype", choices=tuple(DTYPES), help="of the computation; as trained")
+    add("--device", help="cpu, cuda or tpu; what there is")
+
+
+def sides(text: str) -> tuple[int, int]:
+    """A flag such as 512, or 256,512, or 256x512."""
+    try:
+        given = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        given = ()
+    if len(given) not in (1, 2):
+        raise argparse.ArgumentTypeError(f"{text} is no side, such as 512, or height,width")
+    return given * 2 if len(given) == 1 else given
+
+
+def factors(text: str) -> tuple[float, ...]:
+    """A flag such as 0.75,1,1.25."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} are no numbers, such as 0.75,1,1.25") from None
+
+
+def read_flags(arguments) -> dict:
+    """The flags of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m diffseg_jax.predict", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add_checkpoint_flags(add)
+    add("--images", required=True, nargs="+", help="pictures, or folders with their subfolders")
+    add("--output", required=True, help="a folder for the answers")
+    add("--palette", choices=PALETTES, default="own", help="readable: for any colour vision")
+    add("--compilation_cache", default=CACHE, help="where compiled programs go; empty for nowhere")
+    group = parser.add_argument_group("how pictures are shown; without, as the run was evaluated")
+    add = group.add_argument
+    add("--steps", type=int, help="reverse steps (ddp)")
+    add("--samples", type=int, help="of the noise that the steps start from, averaged (ddp)")
+    add("--tile", type=sides, metavar="N[,N]", help="windows, for what does not fit; 0 = whole")
+    add("--stride", type=sides, metavar="N[,N]", help="from tile to tile; 3/4 of the tile")
+    add("--scales", type=factors, metavar="X,X,...", help="sizes at which they are shown, averaged")
+    add("--flip", type=truth, metavar="True|False", help="the mirror image too, averaged")
+    add("--seed", type=int, help="of the noise")
+    add("--round_to", type=int, help="resized to multiples of it: many sizes share programs")
+    add("--batch_size", type=int, help="pictures of one size at a time; 1 on CPUs, else 4")
+    return vars(parser.parse_args(arguments))
+
+
+def main(arguments=None):
+    """The command line."""
+    flags = read_flags(arguments)
+    use_cache(flags.pop("compilation_cache"))
+    opened = {word: flags.pop(word) for word in OPENED}
+    checkpoint, images, output = (flags.pop(word) for word in ("checkpoint", "images", "output"))
+    with user_errors("stopped; the same command goes on with the pictures that are left"):
+        segmenter = load(checkpoint, **opened)
+        print(segmenter, flush=True)
+        content = predict_files(segmenter, images, output, **flags)
+        failed = list(content["unreadable"].values())
+        for sentence in failed[:LISTED]:
+            print(f"not read: {sentence}")
+        more = f", {counted(len(failed), 'file')} could not be read" if failed else ""
+        done = counted(len(content["pictures"]), "picture")
+        print(f"{done} in {output}{more}; facts in {output}/summary.json")
+
+
+if __name__ == "__main__":
+    main()

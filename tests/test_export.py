@@ -1,0 +1,190 @@
+"""A model that left the package answers as it did inside."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flatbuffers.builder import BuilderSizeError
+
+from diffseg_jax import export as exporting
+from diffseg_jax.config import UserError
+from diffseg_jax.export import check_protocol, export
+from diffseg_jax.segmenter import Segmenter
+from diffseg_jax.systems.prediction import Protocol, View
+
+SIZE = (33, 47)
+NAMES = tuple(f"class {number}" for number in range(5))
+FAST = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+PROGRAM = """
+import sys
+sys.modules["diffseg_jax"] = None
+import json, os, pathlib
+import numpy as np
+for folder in map(pathlib.Path, sys.argv[1:]):
+    os.chdir(folder)
+    *load, answer = json.loads((folder / "model.json").read_text())["load"]
+    names = {}
+    exec("\\n".join(load), names)
+    images = np.load(folder.with_suffix(".npy"))
+    for count in (1, 3):
+        exec(answer, names, found := {"images": images[:count]})
+        np.savez(folder.with_suffix(f".{count}.npz"), **found["answer"])
+"""
+
+
+@pytest.fixture(scope="module")
+def segmenter_of(tiny_network):
+    """segmenter_of(system) -> one with random parameters, which were not read from anywhere."""
+    return lambda system: Segmenter(Path("runs/a/checkpoints/x"), *tiny_network(system))
+
+
+OPTIONS = {  # one of them for all platforms, which take longer to write
+    "ddp": {"steps": 2, "samples": 2, "seed": 5},
+    "ddep": {"platforms": ("cpu",)},
+    "ddpm_seg": {"platforms": ("cpu",)},
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, segmenter_of):
+    """System -> (segmenter, pictures, folder); a process without the package answered them."""
+    place = tmp_path_factory.mktemp("exported")
+    made = {}
+    images = np.random.default_rng(0).integers(0, 256, (3, *SIZE, 3), np.uint8)
+    for system in OPTIONS:
+        segmenter = segmenter_of(system)
+        export(segmenter, place / system, size=SIZE, **OPTIONS[system])
+        np.save(place / f"{system}.npy", images)
+        made[system] = segmenter, images, place / system
+    environment = {word: text for word, text in os.environ.items() if word != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *(str(folder) for _, _, folder in made.values())],
+        cwd=place, env={**environment, **FAST}, capture_output=True, text=True,
+        timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+@pytest.mark.parametrize("system", OPTIONS)
+def test_an_exported_model_answers_as_the_segmenter(exported, system):
+    segmenter, images, folder = exported[system]
+    options = {word: value for word, value in OPTIONS[system].items() if word != "platforms"}
+    expected = segmenter.predict(images, **options)
+    for count in (1, 3):
+        found = np.load(folder.with_suffix(f".{count}.npz"))
+        assert set(found) == {"labels", "probs", "uncertainty"}
+        probs = expected.probs[:count]
+        np.testing.assert_allclose(found["probs"], probs, atol=1e-5)
+        np.testing.assert_allclose(found["uncertainty"], expected.uncertainty[:count], atol=1e-5)
+        best = np.sort(probs, -1)
+        clear = best[..., -1] - best[..., -2] > 1e-4
+        if system == "ddpm_seg":  # where members vote, the best probability need not win
+            clear = np.ones_like(clear)
+        assert found["labels"].dtype == np.int32
+        np.testing.assert_array_equal(found["labels"][clear], expected.labels[:count][clear])
+
+
+def test_what_stands_beside_the_model_says_what_it_is(exported):
+    _, _, folder = exported["ddp"]
+    facts = json.loads((folder / "model.json").read_text())
+    assert facts["classes"] == list(NAMES) and len(facts["palette"]) == len(NAMES)
+    assert facts["input"]["shape"] == ["b", *SIZE, 3]
+    assert facts["outputs"]["probs"] == {
+        "dtype": "float32", "shape": ["b", *SIZE, len(NAMES)],
+        "meaning": facts["outputs"]["probs"]["meaning"],
+    }  # fmt: skip
+    assert facts["options"] == {"steps": 2, "samples": 2, "seed": 5}
+    assert facts["platforms"] == ["cpu", "cuda", "tpu"] and facts["step"] == 7
+    assert sorted(file.name for file in folder.iterdir()) == ["model.json", "model.stablehlo"]
+
+
+@pytest.fixture(scope="module")
+def small(segmenter_of):
+    return segmenter_of("ddep")
+
+
+def test_a_failure_leaves_nothing_behind(small, tmp_path, monkeypatch):
+    def full(path, content):
+        if path.name == exporting.NOTES:
+            raise OSError(28, "No space left on device")
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+
+    monkeypatch.setattr(exporting, "write_whole", full)
+    with pytest.raises(OSError, match="No space"):
+        exporting.write_folder(tmp_path / "out", {exporting.MODEL: b"1", exporting.NOTES: b"2"})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"size": (0, 8)}, "size is 0,8, but it is a height and a width.*--size=96,128"),
+        ({"size": (8,)}, "size is 8, but"),
+        ({"platforms": ("gpu",)}, "unknown platform.*cuda"),
+        ({"platforms": ()}, "no platform is given"),
+        ({"output": "."}, "is there already"),
+        ({"output": "gs://bucket/a"}, "is an address"),
+        ({"steps": 3}, "steps is 3, but the answers of this ddep network have no"),
+    ],
+)
+def test_wrong_options_end_with_a_sentence(small, tmp_path, monkeypatch, options, sentence):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        export(small, **{"output": "out", "size": SIZE, **options})
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_flatbuffers_it_says_what_to_install(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'pip install "diffseg_jax\[export\]"'):
+        export(small, tmp_path / "out", size=SIZE)
+
+
+def test_too_large_a_network_ends_with_a_sentence():
+    class Large:
+        def serialize(self):
+            raise BuilderSizeError("flatbuffers: cannot grow buffer beyond 2 gigabytes")
+
+    with pytest.raises(UserError, match="larger than 2 GB"):
+        exporting.serialized(Large())
+
+
+def test_a_stage_without_classes_has_nothing_to_export(tmp_path, segmenter_of):
+    segmenter = segmenter_of("ddep")
+    segmenter.meta["task"]["kind"] = "pretrain"
+    with pytest.raises(UserError, match="trained without labels"):
+        export(segmenter, tmp_path / "out", size=SIZE)
+
+
+def test_evaluation_that_would_resize_pictures_says_to_what():
+    for protocol in (Protocol(short=16), Protocol(limit=(24, 16), scales=(0.5, 1.0))):
+        with pytest.raises(UserError, match="to 16 x 23.*--size=16,23"):
+            check_protocol(protocol, SIZE)
+        with warnings.catch_warnings(action="ignore"):
+            check_protocol(protocol, (16, 23))
+
+
+@pytest.mark.parametrize(
+    "protocol, words",
+    [
+        (Protocol(View.SLIDE, (32, 32), (20, 20), flip=True), "windows of 32 x 32 and the mirror"),
+        (Protocol(View.HALVES), "a left and a right half"),
+        (Protocol(scales=(0.5, 1.0)), "the scales 0.5, 1.0"),
+    ],
+)
+def test_evaluation_that_sees_more_than_the_picture_is_a_warning(protocol, words):
+    with pytest.warns(UserWarning, match=words):
+        check_protocol(protocol, SIZE)
+
+
+def test_a_window_of_the_size_is_the_whole_picture():
+    with warnings.catch_warnings(action="error"):
+        check_protocol(Protocol(View.SLIDE, SIZE, (20, 20)), SIZE)
+        check_protocol(Protocol(), SIZE)
