@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from diffseg_jax import visualise
-from diffseg_jax.config import UserError
+from diffseg_jax.config import UserError, counted
 from diffseg_jax.data.folders import Labels
 from diffseg_jax.metrics.uncertainty import image_uncertainty
 
@@ -109,9 +109,8 @@ class Prediction:
             [getattr(answer, word) for answer in self.answers]
             for word in ("image", "labels", "uncertainty")
         ]
-        return visualise.prediction_sheet(
-            columns[0], None, columns[1], columns[2], self._labels
-        )  # fmt: skip
+        images, labels, uncertainties = columns
+        return visualise.prediction_sheet(images, None, labels, uncertainties, self._labels)
 
     def save(self, folder) -> list[str]:
         """Writes <name>_labels.png (class ids, 8-bit grey), _color, _overlay and _uncertainty.
@@ -129,7 +128,6 @@ class Prediction:
         sizes = sorted({answer.labels.shape for answer in self.answers})
         shown = " and ".join(f"{height} x {width}" for height, width in sizes[:2])
         more = f" and {len(sizes) - 2} other sizes" if len(sizes) > 2 else ""
-        noun = "picture" if len(self) == 1 else "pictures"
         shares = {}
         for answer in self.answers:
             for name, share in class_shares(answer, self.classes).items():
@@ -138,8 +136,9 @@ class Prediction:
         found = ", ".join(f"{name} {100 * shares[name]:.0f} %" for name in ordered[:6])
         mean = np.mean([answer.uncertainty.mean() for answer in self.answers])
         return (
-            f"Prediction of {len(self)} {noun} ({shown}{more}), {len(self.classes)} classes: "
-            f"{found}{', ...' if len(ordered) > 6 else ''}; mean uncertainty {mean:.3f}"
+            f"Prediction of {counted(len(self), 'picture')} ({shown}{more}), "
+            f"{len(self.classes)} classes: {found}{', ...' if len(ordered) > 6 else ''}; "
+            f"mean uncertainty {mean:.3f}"
         )
 
     def _repr_png_(self):

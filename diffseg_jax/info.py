@@ -26,6 +26,7 @@ from diffseg_jax.mesh import devices_of_kind
 from diffseg_jax.metrics.segmentation import format_table
 from diffseg_jax.paths import in_bucket
 from diffseg_jax.segmenter import Segmenter, chosen_step, find, stages_in
+from diffseg_jax.training.cost import size
 from diffseg_jax.workdir import read_results
 
 WHOLE = {"view": "whole", "scales": [1.0], "flip": False, "limit": [0, 0], "short": 0}
@@ -184,7 +185,7 @@ def show(found: dict, console: Console):
     written = f"diffseg_jax {found['version']}" if found["version"] else "an unknown version"
     say = lambda text: console.print(text, soft_wrap=True, highlight=False, markup=False)
     head = Text(f"{found['directory']}\n", style="bold")
-    arrays = f"{_size(found['bytes'])} of arrays"
+    arrays = f"{size(found['bytes'])} of arrays"
     say(head.append(f"{found['system']}, written by {written}, {arrays}", "not bold"))
     for heading, lines in sections(found, bool(console.color_system)):
         say(Text(f"\n{heading}", style="bold"))
@@ -246,7 +247,7 @@ def parameter_lines(found: dict) -> list[str]:
     ]
     parts.append(("all", sum(part[1] for part in parts), sum(part[2] for part in parts)))
     width = max(len(name) for name, _, _ in parts)
-    lines = [f"{name:{width}}  {count:>13,}  {_size(size):>9}" for name, count, size in parts]
+    lines = [f"{name:{width}}  {count:>13,}  {size(held):>9}" for name, count, held in parts]
     if found["averages"]:
         lines.append(f"and moving averages of rate {', '.join(map(str, found['averages']))}")
     return lines
@@ -286,14 +287,6 @@ def result_lines(results: dict) -> list[str]:
     if results.get("AUROC") is not None:
         measured += f"; uncertainty tells errors with an AUROC of {results['AUROC']:.3f}"
     return [*table, measured]
-
-
-def _size(count):
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
-        count /= 1000
-    return f"{count:,.2f} GB"
 
 
 def main(arguments=None):

@@ -107,36 +107,36 @@ def predict_files(
     colours = distinct_colours(len(segmenter.names)) if palette == "readable" else segmenter.palette
     labels = Labels(segmenter.names, colours)
     summary = Summary(output, facts_of(segmenter, labels, options))
-    todo = {name: path for name, path in found if not summary.is_done(name, path)}
+    left = {name: path for name, path in found if not summary.is_done(name, path)}
     bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn())
-    task = bar.add_task("pictures", total=len(todo))
-    pictures = readable(todo, summary, lambda: bar.advance(task))
+    task = bar.add_task("pictures", total=len(left))
+    pictures = readable(left, summary, lambda: bar.advance(task))
     pictures = saying_sizes(pictures, bar.console, options.get("round_to"))
     answered = segmenter.answers(pictures, **options)
     if not in_bucket(output):
         make_folder(output)
     visualise.save_png(f"{output}/legend.png", visualise.legend_of_answers(labels))
-    if len(todo) < len(found):
-        print(f"{len(found) - len(todo)} of {len(found)} pictures are done already", flush=True)
+    if len(left) < len(found):
+        print(f"{len(found) - len(left)} of {len(found)} pictures are done already", flush=True)
     with bar:
         try:
             for answer in answered:
                 answers.save_answer(output, answer, labels)
-                summary.add(answer.name, todo[answer.name], answer, segmenter.names)
+                summary.add(answer.name, left[answer.name], answer, segmenter.names)
                 bar.advance(task)
         finally:
             summary.save()
-    if todo and not summary.content["pictures"]:
+    if left and not summary.content["pictures"]:
         first = next(iter(summary.content["unreadable"].values()))
         raise UserError(f"none of {len(found)} pictures can be read. The first: {first}")
     return summary.content
 
 
 def readable(
-    todo: dict[str, str], summary: Summary, passed_over: Callable[[], None]
+    left: dict[str, str], summary: Summary, passed_over: Callable[[], None]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Name and picture of each file that can be read; the others are noted and passed over."""
-    for name, path in todo.items():
+    for name, path in left.items():
         try:
             yield name, read_upright(path)
         except UserError as error:

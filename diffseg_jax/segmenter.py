@@ -283,6 +283,7 @@ class Segmenter:
         for _, group in itertools.groupby(pictures, key=size_of):
             first = True
             while batch := list(itertools.islice(group, batch_size)):
+                # the last batch of many is filled up, so as to compile once; a lone picture is not
                 filled = 1 if first and len(batch) == 1 else batch_size
                 forward = make_forward(program, self._placed, self.mesh, filled, stride)
                 first = False
@@ -310,7 +311,7 @@ class Segmenter:
             changes["flip"] = bool(flip)
         if round_to is not None:
             changes["multiple"] = require_whole("round_to", round_to, 1, 4096)
-        if tile in (0, (0, 0)):
+        if tile is not None and (np.array_equal(tile, 0) or np.array_equal(tile, (0, 0))):
             changes["view"] = View.WHOLE
         elif tile is not None:
             changes |= {"view": View.SLIDE, **_windows(tile, stride)}

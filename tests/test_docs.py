@@ -90,6 +90,11 @@ def test_commands_name_what_exists(page):
 
 
 @pages
+def test_nothing_is_left_to_be_filled_in(page):
+    assert "TODO" not in page.read_text()
+
+
+@pages
 def test_programs_are_python(page):
     for program in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
         compile(program, page.name, "exec")

@@ -112,13 +112,6 @@ def test_the_command_prints_json_and_sentences(stage, tmp_path, capsys):
     assert re.fullmatch(r"error: .*none is not there: looked for .*\n", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize(
-    "size, text", [(999, "999 bytes"), (1234, "1.23 kB"), (2.5e6, "2.5 MB"), (7.2e9, "7.20 GB")]
-)
-def test_sizes_have_units(size, text):
-    assert info._size(size) == text
-
-
 def test_how_pictures_are_shown_is_said():
     options = {
         "evaluate": {"view": "slide", "window": [64, 96], "stride": [32, 48], "flip": True,

@@ -145,6 +145,14 @@ def test_tiles_agree_with_the_whole_away_from_their_seams(opened):
     assert np.abs(tiled - whole)[~exact].max() > 1e-3
 
 
+def test_tiles_may_be_given_as_any_pair(opened):
+    segmenter = opened("ddep")
+    for pair in ((64, 96), [64, 96], np.array([64, 96])):
+        assert segmenter.protocol_for(pair).window == (64, 96)
+    for nothing in (0, (0, 0), [0, 0], np.zeros(2, int)):
+        assert segmenter.protocol_for(nothing) == segmenter.protocol
+
+
 def test_rounding_shows_few_sizes(opened):
     protocol = opened("ddp").protocol_for(round_to=32)
     assert {protocol.sizes((h, w))[0] for h in range(40, 80, 7) for w in range(33, 47)} == {
