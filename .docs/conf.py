@@ -34,8 +34,8 @@ html_copy_source = False
 html_show_sphinx = False
 smartquotes = False  # two hyphens before an option stay two
 
-FIRST = ("segmenter", "systems", "diffusion", "layers", "models", "weights", "data", "metrics",
-         "training", "checkpoints")  # fmt: skip
+FIRST = ("inference", "systems", "diffusion", "layers", "models", "weights", "data", "metrics",
+         "training", "experiment", "storage", "devices", "figures", "config")  # fmt: skip
 TITLES = {"commands": "Commands", "others": "The rest of the package"}
 COMMAND = re.compile(r"^if __name__ == .__main__.:", re.MULTILINE)
 

@@ -38,12 +38,12 @@ import numpy as np
 from PIL import Image
 
 import diffseg_jax
-from diffseg_jax import visualise
-from diffseg_jax.command import user_errors
-from diffseg_jax.config import UserError
+from diffseg_jax.cli import user_errors
 from diffseg_jax.data.scenes import draw_scene
 from diffseg_jax.data.transforms import resize_image, resize_mask
-from diffseg_jax.paths import write_whole
+from diffseg_jax.errors import UserError
+from diffseg_jax.figures import sheets
+from diffseg_jax.storage.paths import write_whole
 
 HERE = Path(__file__).parent
 SEED, SCENES = 2026, (5, 34, 8)  # no run draws scenes of this seed
@@ -61,7 +61,7 @@ def front(checkpoint: str) -> np.ndarray:
     prediction = segmenter.predict(images)
     steps = trace(segmenter, images) if segmenter.task.trace else None
     print(f"{np.mean(prediction.labels == truths):.1%} of the pixels are right")
-    return visualise.prediction_sheet(
+    return sheets.prediction_sheet(
         images, truths, prediction.labels, prediction.uncertainty, segmenter.labels, steps
     )
 

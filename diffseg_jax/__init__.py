@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 def __getattr__(name):
     """`diffseg_jax.load`, imported when it is first asked for: the parts need not import it."""
     if name == "load":
-        from diffseg_jax.segmenter import load
+        from diffseg_jax.inference.segmenter import load
 
         return load
     raise AttributeError(f"module diffseg_jax has no attribute {name}")

@@ -20,18 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffseg_jax
-from diffseg_jax.checkpoints import StageCheckpoints, has_checkpoint, open_network
-from diffseg_jax.command import make_folder, numbers, truth, user_errors
-from diffseg_jax.config import UserError, choose
+from diffseg_jax.cli import make_folder, numbers, truth, user_errors
 from diffseg_jax.data.datasets import ADE20K, CITYSCAPES
 from diffseg_jax.data.folders import Labels, distinct_colours, numbered_labels
 from diffseg_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from diffseg_jax.mesh import devices_of_kind
-from diffseg_jax.segmenter import chosen_step, find
+from diffseg_jax.devices.mesh import devices_of_kind
+from diffseg_jax.errors import UserError, choose
+from diffseg_jax.inference.segmenter import chosen_step, find
+from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint, open_network
+from diffseg_jax.storage.workdir import plain, read_results
 from diffseg_jax.weights.adm import PUBLISHED, Configuration, from_flags, load_adm
 from diffseg_jax.weights.ddp import load_ddp, settings_of
 from diffseg_jax.weights.reader import read_arrays
-from diffseg_jax.workdir import plain, read_results
 
 # Flags of guided diffusion that say nothing about the network or how it was trained.
 UNUSED = ("use_fp16", "use_checkpoint")

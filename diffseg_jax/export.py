@@ -24,13 +24,13 @@ import numpy as np
 from jax import export as stablehlo
 
 import diffseg_jax
-from diffseg_jax.command import make_folder, use_cache, user_errors
-from diffseg_jax.config import UserError, choose
-from diffseg_jax.paths import write_whole
+from diffseg_jax.cli import make_folder, use_cache, user_errors
+from diffseg_jax.errors import UserError, choose
+from diffseg_jax.inference.segmenter import Segmenter, load
+from diffseg_jax.inference.views import Protocol, View, predict_whole
 from diffseg_jax.predict import OPENED, add_checkpoint_flags, sides
-from diffseg_jax.segmenter import Segmenter, load
-from diffseg_jax.systems.prediction import Protocol, View, predict_whole
-from diffseg_jax.systems.task import Task
+from diffseg_jax.storage.paths import write_whole
+from diffseg_jax.systems.system import Task
 
 MODEL, NOTES = "model.stablehlo", "model.json"
 PLATFORMS = ("cpu", "cuda", "tpu")

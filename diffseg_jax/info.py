@@ -19,15 +19,15 @@ from flax.traverse_util import unflatten_dict as unflatten
 from rich.console import Console
 from rich.text import Text
 
-from diffseg_jax.checkpoints import open_meta, steps_in
-from diffseg_jax.command import use_cache, user_errors
-from diffseg_jax.config import UserError
-from diffseg_jax.mesh import devices_of_kind
+from diffseg_jax.cli import use_cache, user_errors
+from diffseg_jax.devices.mesh import devices_of_kind
+from diffseg_jax.errors import UserError
+from diffseg_jax.inference.segmenter import Segmenter, chosen_step, find, stages_in
 from diffseg_jax.metrics.segmentation import format_table
-from diffseg_jax.paths import in_bucket
-from diffseg_jax.segmenter import Segmenter, chosen_step, find, stages_in
-from diffseg_jax.training.cost import size
-from diffseg_jax.workdir import read_results
+from diffseg_jax.storage.checkpoints import open_meta, steps_in
+from diffseg_jax.storage.paths import in_bucket
+from diffseg_jax.storage.workdir import read_results
+from diffseg_jax.training.resources import size
 
 WHOLE = {"view": "whole", "scales": [1.0], "flip": False, "limit": [0, 0], "short": 0}
 VIEWS = {

@@ -15,11 +15,12 @@ import runpy
 from absl import app, flags
 from ml_collections import config_flags
 
-from diffseg_jax import check, choose_steps, choose_taps, experiment, hosts, prepare
-from diffseg_jax.command import CACHE, use_cache, use_memory, user_errors
-from diffseg_jax.config import UserError, choose
-from diffseg_jax.mesh import devices_of_kind
-from diffseg_jax.workdir import open_workdir
+from diffseg_jax.cli import CACHE, use_cache, use_memory, user_errors
+from diffseg_jax.devices import processes
+from diffseg_jax.devices.mesh import devices_of_kind
+from diffseg_jax.errors import UserError, choose
+from diffseg_jax.experiment import check_data, prepare_data, steps_study, tap_study, train
+from diffseg_jax.storage.workdir import open_workdir
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file in configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, numbers and pictures go.")
@@ -51,12 +52,12 @@ OWN = (
 )  # fmt: skip
 
 MODES = {
-    "train": experiment.train,
-    "eval": experiment.evaluate_only,
-    "check": check.check_data,
-    "taps": choose_taps.choose_taps,
-    "steps": choose_steps.choose_steps,
-    "prepare": prepare.prepare,
+    "train": train.train,
+    "eval": train.evaluate_only,
+    "check": check_data.check_data,
+    "taps": tap_study.choose_taps,
+    "steps": steps_study.choose_steps,
+    "prepare": prepare_data.prepare,
 }
 
 
@@ -72,7 +73,7 @@ def main(arguments):
     use_cache(COMPILED.value)
     workdir = open_workdir(WORKDIR.value)
     use_memory(MEMORY.value)
-    hosts.join(
+    processes.join(
         COORDINATOR.value, PROCESSES.value, PROCESS.value, JOIN_WITHIN.value, LOST_AFTER.value
     )
     devices_of_kind()

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from diffseg_jax.command import user_errors
-from diffseg_jax.config import UserError, shortened
-from diffseg_jax.paths import in_bucket, open_path, reachable, write_whole
-from diffseg_jax.visualise import LINES
+from diffseg_jax.cli import user_errors
+from diffseg_jax.errors import UserError, shortened
+from diffseg_jax.figures.sheets import LINES
+from diffseg_jax.storage.paths import in_bucket, open_path, reachable, write_whole
 
 FORMATS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
 STYLES = ("-", "--", ":", "-.")

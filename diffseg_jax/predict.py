@@ -18,14 +18,16 @@ import numpy as np
 from rich.progress import MofNCompleteColumn, Progress
 
 import diffseg_jax
-from diffseg_jax import answers, visualise
-from diffseg_jax.checkpoints import write_json
-from diffseg_jax.command import CACHE, make_folder, truth, use_cache, user_errors
-from diffseg_jax.config import UserError, counted, differing_lines
+from diffseg_jax.cli import CACHE, make_folder, truth, use_cache, user_errors
+from diffseg_jax.config.schema import differing_lines
 from diffseg_jax.data.folders import Labels, distinct_colours
-from diffseg_jax.paths import in_bucket, open_path
-from diffseg_jax.pictures import list_pictures, read_upright
-from diffseg_jax.segmenter import DTYPES, Segmenter, load
+from diffseg_jax.errors import UserError, counted
+from diffseg_jax.figures import sheets
+from diffseg_jax.inference import prediction
+from diffseg_jax.inference.images import list_pictures, read_upright
+from diffseg_jax.inference.segmenter import DTYPES, Segmenter, load
+from diffseg_jax.storage.checkpoints import write_json
+from diffseg_jax.storage.paths import in_bucket, open_path
 
 SAVE_EVERY = 2  # seconds between two versions of the summary
 MANY_SIZES = 5  # compiled programs after which a hint is given
@@ -66,12 +68,12 @@ class Summary:
         entry = self.content["pictures"].get(name)
         if entry is None or entry["file"] != path or entry["stamp"] != stamp(path):
             return False
-        files = (answers.path_of(self.folder, name, kind) for kind in answers.KINDS)
+        files = (prediction.path_of(self.folder, name, kind) for kind in prediction.KINDS)
         return all(open_path(file).exists() for file in files)
 
-    def add(self, name: str, path: str, answer: answers.Answer, classes):
+    def add(self, name: str, path: str, answer: prediction.Answer, classes):
         """Notes the answer for a picture, and writes the file now and then."""
-        facts = answers.facts_of(answer, classes)
+        facts = prediction.facts_of(answer, classes)
         self.content["pictures"][name] = {"file": path, "stamp": stamp(path), **facts}
         if time.monotonic() - self.saved > SAVE_EVERY:
             self.save()
@@ -115,13 +117,13 @@ def predict_files(
     answered = segmenter.answers(pictures, **options)
     if not in_bucket(output):
         make_folder(output)
-    visualise.save_png(f"{output}/legend.png", visualise.legend_of_answers(labels))
+    sheets.save_png(f"{output}/legend.png", sheets.legend_of_answers(labels))
     if len(left) < len(found):
         print(f"{len(found) - len(left)} of {len(found)} pictures are done already", flush=True)
     with bar:
         try:
             for answer in answered:
-                answers.save_answer(output, answer, labels)
+                prediction.save_answer(output, answer, labels)
                 summary.add(answer.name, left[answer.name], answer, segmenter.names)
                 bar.advance(task)
         finally:

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
-from diffseg_jax import visualise
-from diffseg_jax.checkpoints import open_meta, open_network
-from diffseg_jax.command import CACHE, make_folder, numbers, use_cache, user_errors
-from diffseg_jax.config import UserError
+from diffseg_jax.cli import CACHE, make_folder, numbers, use_cache, user_errors
+from diffseg_jax.devices.mesh import devices_of_kind, make_mesh, put, state_shardings
 from diffseg_jax.diffusion.process import make_process
-from diffseg_jax.mesh import devices_of_kind, make_mesh, put, state_shardings
+from diffseg_jax.errors import UserError
+from diffseg_jax.figures import sheets
 from diffseg_jax.models.adm_unet import check_classes
-from diffseg_jax.models.plain import Network
+from diffseg_jax.models.network import Network
+from diffseg_jax.storage.checkpoints import open_meta, open_network
 from diffseg_jax.systems.ddpm_seg import (
     SAMPLERS,
     check_size,
@@ -155,10 +155,10 @@ def main(arguments=None):
             for batch in generate(**options, progress=move):
                 shown.extend(batch[: MOST - len(shown)])
                 for image in batch:
-                    visualise.save_png(output / f"{count:06d}.png", image)
+                    sheets.save_png(output / f"{count:06d}.png", image)
                     count += 1
         grid = output / "grid.png"
-        visualise.save_png(grid, visualise.grid(np.stack(shown)))
+        sheets.save_png(grid, sheets.grid(np.stack(shown)))
         print(f"{count} pictures in {output}, the first {len(shown)} in {grid}")
 
 

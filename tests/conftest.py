@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 
+from diffseg_jax.storage.workdir import plain
 from diffseg_jax.systems import SYSTEMS
-from diffseg_jax.workdir import plain
 
 GOLDEN = Path(os.environ.get("DIFFSEG_GOLDEN", Path(__file__).parent / "recorded"))
 ROOT = Path(__file__).parents[1]

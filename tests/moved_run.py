@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict as unflatten
 
-from diffseg_jax.checkpoints import StageCheckpoints, describe
-from diffseg_jax.mesh import make_mesh
+from diffseg_jax.devices.mesh import make_mesh
+from diffseg_jax.storage.checkpoints import StageCheckpoints, describe
 
 
 def main(source, target, fsdp):

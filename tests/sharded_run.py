@@ -15,14 +15,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diffseg_jax import mesh as meshes
-from diffseg_jax import run as runs
-from diffseg_jax.checkpoints import StageCheckpoints, open_network
-from diffseg_jax.fitting import fit_stage
-from diffseg_jax.stages import make_stage
+from diffseg_jax.devices import mesh as meshes
+from diffseg_jax.experiment import plan as runs
+from diffseg_jax.experiment.ensemble_stage import fit_stage
+from diffseg_jax.experiment.gradient_stage import make_stage
+from diffseg_jax.storage.checkpoints import StageCheckpoints, open_network
+from diffseg_jax.storage.workdir import make_workdir
 from diffseg_jax.training import loop
 from diffseg_jax.training.state import flatten, network_of
-from diffseg_jax.workdir import make_workdir
 
 STEPS = 20
 STAGES = {  # system -> stages that are run

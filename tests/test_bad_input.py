@@ -12,15 +12,16 @@ import optax
 import pytest
 from PIL import Image
 
-from diffseg_jax import experiment, main, stages
-from diffseg_jax.checkpoints import StageCheckpoints, open_network
-from diffseg_jax.config import UserError
+from diffseg_jax import main
 from diffseg_jax.data.pipeline import training_batches
-from diffseg_jax.mesh import make_mesh
-from diffseg_jax.run import augmentation, check_config, start_run
+from diffseg_jax.devices.mesh import make_mesh
+from diffseg_jax.errors import UserError
+from diffseg_jax.experiment import gradient_stage, train
+from diffseg_jax.experiment.plan import augmentation, check_config, start_run
+from diffseg_jax.storage.checkpoints import StageCheckpoints, open_network
+from diffseg_jax.storage.workdir import claim_workdir
 from diffseg_jax.training import loop
 from diffseg_jax.training.log import Log
-from diffseg_jax.workdir import claim_workdir
 
 TINY = Path(__file__).parent / "configs" / "tiny_ddep.py"
 DIFFUSION = TINY.with_name("tiny_ddpm.py")
@@ -212,7 +213,7 @@ def config(tiny_config, folder):
 def refused(config, workdir):
     """The sentence with which training refuses, before it writes anything."""
     with pytest.raises(UserError) as error:
-        experiment.train(config, workdir)
+        train.train(config, workdir)
     assert not workdir.exists()
     sentence = str(error.value)
     assert sentence.endswith((".", "?", '".')) and "\n" not in sentence
@@ -357,8 +358,8 @@ def test_a_bad_file_in_the_middle_of_training(config, folder, tmp_path, damage, 
     parts = damage(folder)
     config.data.threads = threads
     run = start_run(config, tmp_path / "run")
-    stages.check_stages(run)  # the first file is good, so training may begin
-    source, indices, data = stages.stage_data(run, "scratch")
+    gradient_stage.check_stages(run)  # the first file is good, so training may begin
+    source, indices, data = gradient_stage.stage_data(run, "scratch")
     batches = training_batches(
         source, indices, augmentation(config.stages.scratch.augment.to_dict(), True),
         seed=0, batch_size=2, start=0, steps=3, threads=threads,
@@ -393,8 +394,8 @@ def test_only_a_run_with_checkpoints_holds_its_workdir(tiny_config, tmp_path):
 
 def test_nothing_to_evaluate(tiny_config, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
-        experiment.evaluate_only(tiny_config, tmp_path / "run")
+        train.evaluate_only(tiny_config, tmp_path / "run")
     claim_workdir(tiny_config, tmp_path / "run")
     with pytest.raises(UserError, match="holds no checkpoint that can segment"):
-        experiment.evaluate_only(tiny_config, tmp_path / "run")
+        train.evaluate_only(tiny_config, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]

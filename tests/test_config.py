@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffseg_jax.config import (
+from diffseg_jax.config.schema import (
     Flag,
     Named,
     Number,
@@ -14,12 +14,11 @@ from diffseg_jax.config import (
     Several,
     Some,
     Text,
-    UserError,
     check_options,
-    choose,
     differing_lines,
 )
-from diffseg_jax.run import check_config
+from diffseg_jax.errors import UserError, choose
+from diffseg_jax.experiment.plan import check_config
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("configs/*.py"))
 

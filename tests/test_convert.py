@@ -14,12 +14,13 @@ import pytest
 from flax.traverse_util import flatten_dict as flatten
 from PIL import Image
 
-from diffseg_jax import convert, stages
-from diffseg_jax.checkpoints import open_meta, open_network
-from diffseg_jax.config import UserError
-from diffseg_jax.run import start_run
+from diffseg_jax import convert
+from diffseg_jax.errors import UserError
+from diffseg_jax.experiment import gradient_stage
+from diffseg_jax.experiment.plan import start_run
+from diffseg_jax.inference.segmenter import load
 from diffseg_jax.sample import sample
-from diffseg_jax.segmenter import load
+from diffseg_jax.storage.checkpoints import open_meta, open_network
 from diffseg_jax.weights import adm
 from diffseg_jax.weights.adm import load_adm
 from diffseg_jax.weights.reader import read_arrays
@@ -263,8 +264,8 @@ def stage_config(folder, **values):
 def test_a_stage_starts_from_the_file_or_the_directory(file, converted, folder, tmp_path):
     for values in (dict(weights=file, start="weights"), dict(start=converted)):
         run = start_run(stage_config(folder, **values), tmp_path)
-        stages.check_stages(run)
-        loaded = stages.loader(run, "pretrain", run.task("pretrain"))()
+        gradient_stage.check_stages(run)
+        loaded = gradient_stage.loader(run, "pretrain", run.task("pretrain"))()
         assert loaded.keys() == {"params"} and equal(flatten(loaded["params"]), params_of(file))
 
 

@@ -38,7 +38,7 @@ def built(tmp_path_factory):
 @pytest.mark.parametrize(
     "page, entry",
     [
-        ("segmenter", "diffseg_jax.segmenter.Segmenter.predict"),
+        ("inference", "diffseg_jax.inference.segmenter.Segmenter.predict"),
         ("systems", "diffseg_jax.systems.ddp.make_task"),
         ("models", "diffseg_jax.models.adm_unet.ADMUNet"),
         ("commands", "diffseg_jax.main.run"),
@@ -57,7 +57,7 @@ def test_every_module_has_an_entry(built):
 
 
 def test_a_table_of_shapes_keeps_its_columns(built):
-    text = (built / "reference" / "systems.html").read_text()
+    text = (built / "reference" / "inference.html").read_text()
     assert "\nlabels         i32[B, H, W], 0..K-1\n" in re.sub("<[^>]*>", "", text)
 
 

@@ -12,10 +12,10 @@ import pytest
 from flatbuffers.builder import BuilderSizeError
 
 from diffseg_jax import export as exporting
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 from diffseg_jax.export import check_protocol, export
-from diffseg_jax.segmenter import Segmenter
-from diffseg_jax.systems.prediction import Protocol, View
+from diffseg_jax.inference.segmenter import Segmenter
+from diffseg_jax.inference.views import Protocol, View
 
 SIZE = (33, 47)
 NAMES = tuple(f"class {number}" for number in range(5))

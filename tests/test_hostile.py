@@ -28,11 +28,11 @@ from ml_collections import ConfigDict
 from PIL import EpsImagePlugin, Image
 from safetensors.numpy import save
 
-from diffseg_jax.config import UserError
 from diffseg_jax.convert import convert_adm, convert_ddp
 from diffseg_jax.data.folders import list_files, read_classes, read_ids, read_image, to_classes
 from diffseg_jax.data.subsets import subset
-from diffseg_jax.run import check_config
+from diffseg_jax.errors import UserError
+from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.systems import SYSTEMS
 from diffseg_jax.systems.ddpm_seg import read_noise
 from diffseg_jax.weights import reader

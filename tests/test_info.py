@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from diffseg_jax import checkpoints, info
-from diffseg_jax.checkpoints import open_network
+from diffseg_jax import info
 from diffseg_jax.convert import convert_run
-from diffseg_jax.segmenter import Segmenter
+from diffseg_jax.inference.segmenter import Segmenter
+from diffseg_jax.storage import checkpoints
+from diffseg_jax.storage.checkpoints import open_network
 
 
 @pytest.fixture

@@ -7,28 +7,31 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ORDER = (  # what stands above may be imported by what stands below, never the other way
-    "config", "paths", "hub", "hosts", "mesh", "data.transforms", "data.scene_textures",
-    "data.scene_street",
-    "data.scene_rays", "data.scene_colours", "data.scenes", "data.folders", "data.subsets",
-    "data.few_label_sets", "data.datasets", "data.pipeline", "diffusion.schedules",
-    "diffusion.process", "diffusion.samplers", "diffusion.bounds", "diffusion.timesteps",
-    "diffusion.label_codes",
-    "losses", "layers.conv", "layers.depthwise", "layers.norm", "layers.resize", "layers.dropout",
+    "errors", "config.schema", "config.options", "devices.processes", "devices.mesh",
+    "storage.paths", "storage.hub", "storage.checkpoints", "storage.workdir",
+    "data.transforms", "data.scene_textures", "data.scene_street", "data.scene_rays",
+    "data.scene_colours", "data.scenes", "data.folders", "data.subsets", "data.few_label_sets",
+    "data.datasets", "data.pipeline",
+    "diffusion.schedules", "diffusion.process", "diffusion.samplers", "diffusion.bounds",
+    "diffusion.timesteps", "diffusion.label_codes",
+    "layers.conv", "layers.depthwise", "layers.norm", "layers.resize", "layers.dropout",
     "layers.mlp", "layers.embeddings", "layers.attention", "layers.deformable", "layers.pieces",
-    "models.plain",
-    "models.transunet", "models.swin", "models.convnext", "models.fpn", "models.map_decoder",
-    "models.ddp_network", "models.adm_unet", "models.pixel_mlp",
-    "models.taps", "weights.reader", "weights.convert", "weights.transunet", "weights.adm",
-    "weights.backbones", "weights.ddp",
-    "weights.pixel_mlp", "systems.pixel_ensemble", "systems.task", "systems.prediction",
-    "systems.ddep", "systems.ddp", "systems.ddpm_seg", "systems", "checkpoints", "training.state",
-    "training.optimizer", "training.step", "training.log", "training.cost", "training.stop",
-    "training.loop", "training.ensemble",
-    "metrics.segmentation", "metrics.uncertainty", "evaluate", "visualise", "workdir",
-    "pictures", "answers", "segmenter", "run",
-    "watch", "stages", "fitting", "experiment", "check", "prepare",
-    "choose_taps", "choose_steps", "command", "plot", "convert", "sample",
-    "predict", "export", "info", "main",
+    "models.network", "models.transunet", "models.swin", "models.convnext", "models.fpn",
+    "models.map_decoder", "models.ddp_network", "models.adm_unet", "models.pixel_mlp",
+    "models.taps",
+    "weights.reader", "weights.tables", "weights.transunet", "weights.adm", "weights.backbones",
+    "weights.ddp", "weights.pixel_mlp",
+    "metrics.segmentation", "metrics.uncertainty",
+    "training.losses", "training.state", "training.optimizer", "training.step", "training.log",
+    "training.resources", "training.signals", "training.loop", "training.fit_loop",
+    "inference.views", "systems.pixel_ensemble", "systems.system", "systems.ddep", "systems.ddp",
+    "systems.ddpm_seg", "systems",
+    "figures.sheets",
+    "inference.forward", "inference.images", "inference.prediction", "inference.segmenter",
+    "experiment.evaluate", "experiment.plan", "experiment.monitor", "experiment.gradient_stage",
+    "experiment.ensemble_stage", "experiment.train", "experiment.check_data",
+    "experiment.prepare_data", "experiment.tap_study", "experiment.steps_study",
+    "cli", "plot", "convert", "sample", "predict", "export", "info", "main",
 )  # fmt: skip
 
 
@@ -65,8 +68,8 @@ def test_networks_losses_and_steps_need_no_data_libraries():
     program = (
         "import sys\n"
         "for name in ('grain', 'tensorflow_datasets', 'ml_collections'): sys.modules[name] = None\n"
-        "import diffseg_jax.systems, diffseg_jax.losses, diffseg_jax.training.step\n"
-        "import diffseg_jax.systems.prediction, diffseg_jax.weights.adm\n"
+        "import diffseg_jax.systems, diffseg_jax.training.losses, diffseg_jax.training.step\n"
+        "import diffseg_jax.inference.views, diffseg_jax.weights.adm\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diffseg_jax import plot
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 from diffseg_jax.training.log import Log
 
 

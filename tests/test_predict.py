@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 import diffseg_jax
-from diffseg_jax import answers, predict
-from diffseg_jax.checkpoints import StageCheckpoints, open_network
+from diffseg_jax import predict
+from diffseg_jax.inference import prediction
+from diffseg_jax.storage.checkpoints import StageCheckpoints, open_network
 
 RNG = np.random.default_rng(1)
 NAMES = ("a", "b", "sub/c")
@@ -81,7 +82,7 @@ def test_what_is_done_is_not_done_again(run, tmp_path):
 
 
 def test_a_stop_in_the_middle_loses_nothing(run, tmp_path, monkeypatch):
-    save, saved = answers.save_answer, []
+    save, saved = prediction.save_answer, []
 
     def stop_at_the_second(folder, answer, labels):
         if len(saved) == 1:
@@ -89,7 +90,7 @@ def test_a_stop_in_the_middle_loses_nothing(run, tmp_path, monkeypatch):
         saved.append(answer.name)
         return save(folder, answer, labels)
 
-    monkeypatch.setattr(answers, "save_answer", stop_at_the_second)
+    monkeypatch.setattr(prediction, "save_answer", stop_at_the_second)
     code, _, err = run()
     assert code == 130 and "the same command goes on" in err
     monkeypatch.undo()

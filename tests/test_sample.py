@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from diffseg_jax import sample as command_line
-from diffseg_jax import visualise
-from diffseg_jax.checkpoints import StageCheckpoints, open_network
-from diffseg_jax.config import UserError
 from diffseg_jax.diffusion.process import make_process
+from diffseg_jax.errors import UserError
+from diffseg_jax.figures import sheets
+from diffseg_jax.storage.checkpoints import StageCheckpoints, open_network
 from diffseg_jax.systems import ddpm_seg
 
 TINY = Path(__file__).parent / "configs" / "tiny_ddpm.py"
@@ -152,7 +152,7 @@ def test_single_files_and_a_grid(checkpoint, whole, tmp_path, capsys):
     assert {path.name for path in output.iterdir()} == {*names, "grid.png"}
     images = np.stack([np.asarray(Image.open(output / name)) for name in names])
     assert far(images, whole[:5]) <= 1
-    np.testing.assert_array_equal(Image.open(output / "grid.png"), visualise.grid(images))
+    np.testing.assert_array_equal(Image.open(output / "grid.png"), sheets.grid(images))
     said = capsys.readouterr()
     assert said.err == "" and f"5 pictures in {output}" in said.out
 

@@ -9,7 +9,6 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from diffseg_jax.config import UserError, choose
 from diffseg_jax.data.few_label_sets import FEW_LABEL_SETS, open_few_label_set
 from diffseg_jax.data.folders import (
     IGNORED,
@@ -30,7 +29,8 @@ from diffseg_jax.data.folders import (
     to_classes,
 )
 from diffseg_jax.data.transforms import center_square
-from diffseg_jax.paths import in_bucket, open_path, reachable
+from diffseg_jax.errors import UserError, choose
+from diffseg_jax.storage.paths import in_bucket, open_path, reachable
 
 
 def open_source(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from diffseg_jax.config import UserError, choose
 from diffseg_jax.data.folders import (
     FolderSource,
     Labels,
@@ -26,7 +25,8 @@ from diffseg_jax.data.folders import (
     to_classes,
 )
 from diffseg_jax.data.transforms import resize_antialiased, resize_mask
-from diffseg_jax.paths import reachable
+from diffseg_jax.errors import UserError, choose
+from diffseg_jax.storage.paths import reachable
 
 SIDE = 256  # of every picture and label map, after resizing
 ENDINGS = (".png", ".jpg", ".jpeg", ".gif")

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from diffseg_jax.config import UserError, choose, shortened
-from diffseg_jax.paths import BUCKET, in_bucket, open_path, reachable, read_bytes
+from diffseg_jax.errors import UserError, choose, shortened
+from diffseg_jax.storage.paths import BUCKET, in_bucket, open_path, reachable, read_bytes
 
 IGNORED = 255  # the one label that every loss and metric skips
 MAX_PIXELS = 178_000_000  # larger headers are taken for decompression bombs, as Pillow's own limit

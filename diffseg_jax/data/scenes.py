@@ -7,7 +7,6 @@ another image size shows the same street.
 
 import numpy as np
 
-from diffseg_jax.config import UserError
 from diffseg_jax.data.scene_colours import paint
 from diffseg_jax.data.scene_rays import ground_labels, trace
 from diffseg_jax.data.scene_street import NAMES as NAMES
@@ -15,6 +14,7 @@ from diffseg_jax.data.scene_street import PALETTE as PALETTE
 from diffseg_jax.data.scene_street import SKY, Camera, build_solids, draw_light, plan_street
 from diffseg_jax.data.scene_street import SKY_DEPTH as SKY_DEPTH
 from diffseg_jax.data.scene_textures import mixed
+from diffseg_jax.errors import UserError
 
 FINE_FROM, FINE_TO = 160 * 200, 240 * 320  # pixels of images that are sampled twice as finely
 

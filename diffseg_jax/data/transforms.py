@@ -13,7 +13,7 @@ from functools import cache, partial
 import numpy as np
 from PIL import Image
 
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 
 IGNORED = 255
 REDRAWS = 10  # of a crop in which one class rules

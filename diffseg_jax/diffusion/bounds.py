@@ -8,7 +8,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-from diffseg_jax.config import UserError, choose
 from diffseg_jax.diffusion.process import (
     Process,
     check_timesteps,
@@ -18,6 +17,7 @@ from diffseg_jax.diffusion.process import (
     split_output,
     velocity,
 )
+from diffseg_jax.errors import UserError, choose
 
 LOSSES = ("simple", "hybrid", "hybrid_rescaled", "kl")
 

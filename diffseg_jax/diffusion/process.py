@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffseg_jax.config import UserError, choose
 from diffseg_jax.diffusion.schedules import BETAS, kept_timesteps, respaced_betas
+from diffseg_jax.errors import UserError, choose
 
 TARGETS = ("noise", "image", "velocity")  # what the network predicts
 VARIANCES = ("learned", "fixed_large", "fixed_small")  # of a reverse step

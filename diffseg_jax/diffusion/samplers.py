@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffseg_jax.config import UserError
 from diffseg_jax.diffusion.process import (
     Process,
     Reverse,
@@ -19,6 +18,7 @@ from diffseg_jax.diffusion.process import (
     noise_from_clean,
 )
 from diffseg_jax.diffusion.schedules import alpha_sigma
+from diffseg_jax.errors import UserError
 
 
 def ddpm_step(process: Process, distribution: Reverse, t: jax.Array, noise: jax.Array) -> jax.Array:

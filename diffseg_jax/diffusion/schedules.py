@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 
 
 def simple_level(sigma: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -8,8 +8,8 @@ host keeps the same state.
 import jax
 import jax.numpy as jnp
 
-from diffseg_jax.config import choose
 from diffseg_jax.diffusion.process import check_timesteps
+from diffseg_jax.errors import choose
 
 SAMPLERS = ("uniform", "loss_second_moment")
 HISTORY = 10  # losses remembered for each t

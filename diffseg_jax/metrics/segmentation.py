@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 
 IGNORE = 255
 MEANS = ("mIoU", "mAcc", "aAcc")

@@ -6,9 +6,10 @@ hosts add up, and the ratio comes last.
 
 import numpy as np
 
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 from diffseg_jax.metrics.segmentation import IGNORE
 
+MEASURES = ("entropy", "changes", "spread")  # of uncertainty, that a prediction may hold
 BINS = 4096
 PER_OCTAVE = 128  # so the bins reach 32 octaves down, to 2^-32
 _DROPPED = 23 - (PER_OCTAVE - 1).bit_length()  # of float32's 23 fraction bits: all but the first 7

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 from diffseg_jax.layers.conv import Conv, convolve_enlarged, enlarge, stop_fusion
 from diffseg_jax.layers.dropout import dropout
 from diffseg_jax.layers.embeddings import sinusoid
 from diffseg_jax.layers.norm import in_float32
-from diffseg_jax.models.plain import call
+from diffseg_jax.models.network import call
 
 GROUPS = 32  # of every norm, so that every width is a multiple of it
 

@@ -13,7 +13,7 @@ from diffseg_jax.layers.dropout import drop_path
 from diffseg_jax.layers.mlp import Mlp
 from diffseg_jax.layers.norm import in_float32
 from diffseg_jax.layers.pieces import Piecewise
-from diffseg_jax.models.plain import call
+from diffseg_jax.models.network import call
 
 KERNEL_INIT = nnx.initializers.truncated_normal(0.02)
 

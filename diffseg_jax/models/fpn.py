@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 from diffseg_jax.layers.conv import convolve
 from diffseg_jax.layers.norm import GroupNorm, in_float32
 from diffseg_jax.layers.resize import resize_bilinear, resize_nearest

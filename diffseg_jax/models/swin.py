@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 from diffseg_jax.layers.dropout import drop_path
 from diffseg_jax.layers.mlp import Mlp
 from diffseg_jax.layers.norm import in_float32
-from diffseg_jax.models.plain import call
+from diffseg_jax.models.network import call
 
 STAGES = 4
 PATCH = 4

@@ -15,7 +15,7 @@ from diffseg_jax.layers.dropout import dropout
 from diffseg_jax.layers.embeddings import TimeModulation, sinusoid
 from diffseg_jax.layers.norm import BatchNorm, in_float32
 from diffseg_jax.layers.resize import resize_aligned, upsample2_aligned
-from diffseg_jax.models.plain import call
+from diffseg_jax.models.network import call
 
 STRIDE = 16
 LEVEL_WIDTH = 128  # width of the embedded noise level

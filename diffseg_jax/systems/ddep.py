@@ -19,20 +19,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffseg_jax.config import Flag, Number, Several, Text, UserError
+from diffseg_jax.config.schema import Flag, Number, Several, Text
 from diffseg_jax.diffusion.process import add_noise, predict_clean
 from diffseg_jax.diffusion.schedules import LEVELS, gamma_to_sigma, sigma_to_gamma
+from diffseg_jax.errors import UserError
 from diffseg_jax.layers.conv import Arithmetic
-from diffseg_jax.losses import masked_cross_entropy, squared_error
-from diffseg_jax.models.plain import Network, stats_of
+from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.models.transunet import STRIDE, TransUNet, resize_positions
-from diffseg_jax.systems.task import (
+from diffseg_jax.systems.system import (
     Task,
     choose_features,
     draw_per_row,
     require_same,
     scale_images,
 )
+from diffseg_jax.training.losses import masked_cross_entropy, squared_error
 from diffseg_jax.weights.transunet import load_official, load_port
 
 STAGES = {"pretrain": "unlabelled", "finetune": "labelled"}  # kind -> data that it learns from

@@ -18,18 +18,18 @@ import numpy as np
 from flax.traverse_util import flatten_dict as flatten
 from flax.traverse_util import unflatten_dict as unflatten
 
-from diffseg_jax.config import Flag, Number, Several, Text, UserError
+from diffseg_jax.config.schema import Flag, Number, Several, Text
 from diffseg_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from diffseg_jax.diffusion.label_codes import CODES
 from diffseg_jax.diffusion.process import add_noise
 from diffseg_jax.diffusion.samplers import ddim_transition, ddpm_transition
 from diffseg_jax.diffusion.schedules import LOG_SNRS, alpha_sigma, time_pairs
+from diffseg_jax.errors import UserError
 from diffseg_jax.layers.resize import resize_bilinear, resize_nearest
-from diffseg_jax.losses import IGNORE, masked_cross_entropy
+from diffseg_jax.metrics.uncertainty import MEASURES
 from diffseg_jax.models.ddp_network import SMALLEST, DDPNetwork, Settings
-from diffseg_jax.models.plain import Network, stats_of
-from diffseg_jax.systems.prediction import MEASURES
-from diffseg_jax.systems.task import (
+from diffseg_jax.models.network import Network, stats_of
+from diffseg_jax.systems.system import (
     Task,
     choose_features,
     draw_per_row,
@@ -37,6 +37,7 @@ from diffseg_jax.systems.task import (
     require_same,
     scale_images,
 )
+from diffseg_jax.training.losses import IGNORE, masked_cross_entropy
 from diffseg_jax.weights.backbones import load_backbone
 from diffseg_jax.weights.ddp import is_ddp, load_ddp, settings_of
 from diffseg_jax.weights.reader import read_arrays

@@ -19,8 +19,10 @@ from flax.traverse_util import flatten_dict as flatten
 from flax.traverse_util import unflatten_dict as unflatten
 from jax.sharding import NamedSharding, PartitionSpec
 
-from diffseg_jax.config import FIT, Flag, Number, Several, Text, UserError, choose, shortened
+from diffseg_jax.config.options import FIT
+from diffseg_jax.config.schema import Flag, Number, Several, Text
 from diffseg_jax.data.folders import array_of
+from diffseg_jax.devices.mesh import batch_sharding
 from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.bounds import LOSSES, training_losses
 from diffseg_jax.diffusion.process import (
@@ -33,14 +35,14 @@ from diffseg_jax.diffusion.process import (
 )
 from diffseg_jax.diffusion.samplers import ddim_step, ddpm_step
 from diffseg_jax.diffusion.schedules import BETAS
-from diffseg_jax.mesh import batch_sharding
+from diffseg_jax.errors import UserError, choose, shortened
 from diffseg_jax.models.adm_unet import ADMUNet, Settings
+from diffseg_jax.models.network import Network
 from diffseg_jax.models.pixel_mlp import widths_for
-from diffseg_jax.models.plain import Network
 from diffseg_jax.models.taps import PixelFeatures, stack
-from diffseg_jax.paths import read_bytes
+from diffseg_jax.storage.paths import read_bytes
 from diffseg_jax.systems.pixel_ensemble import RECIPES, PixelFit, answer, make_member
-from diffseg_jax.systems.task import (
+from diffseg_jax.systems.system import (
     Task,
     draw_per_row,
     keys_of_pictures,

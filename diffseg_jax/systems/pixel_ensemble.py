@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.models.pixel_mlp import PixelMLP, steps_of_pass
-from diffseg_jax.models.plain import Network, stats_of
 from diffseg_jax.models.taps import PixelFeatures
 
 STRIP_BYTES = 2**25  # of the first layer's output that exist at a time during prediction

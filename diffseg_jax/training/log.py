@@ -10,7 +10,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
-from diffseg_jax.paths import in_bucket, open_path
+from diffseg_jax.storage.paths import in_bucket, open_path
 
 COPY_EVERY = 30  # seconds
 

@@ -16,14 +16,14 @@ from flax.traverse_util import flatten_dict as flatten
 from flax.traverse_util import unflatten_dict as unflatten
 from jax.sharding import NamedSharding, PartitionSpec
 
-from diffseg_jax.checkpoints import StageCheckpoints
-from diffseg_jax.config import UserError
-from diffseg_jax.mesh import put, state_shardings, to_devices
-from diffseg_jax.training import cost
+from diffseg_jax.devices.mesh import put, state_shardings, to_devices
+from diffseg_jax.errors import UserError
+from diffseg_jax.storage.checkpoints import StageCheckpoints
+from diffseg_jax.training import resources
 from diffseg_jax.training.log import Log, duration
+from diffseg_jax.training.signals import Stopped, watched
 from diffseg_jax.training.state import new_state
 from diffseg_jax.training.step import train_step
-from diffseg_jax.training.stop import Stopped, watched
 
 STEPS_IN_FLIGHT = 4  # on accelerators; unbounded dispatch can deadlock fake CPU devices, so 1 there
 
@@ -104,7 +104,7 @@ def run(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -> dict:
     lowered = step_fn.lower(state, batch, key)
     step_fn = lowered.compile()
     seconds = time.perf_counter() - begun
-    log.say(f"{stage.name}: {cost.of_step(lowered, step_fn, mesh.size, seconds)}")
+    log.say(f"{stage.name}: {resources.of_step(lowered, step_fn, mesh.size, seconds)}")
 
     # ---- steps
     sums = _Sums(**unreported)

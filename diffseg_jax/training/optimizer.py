@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffseg_jax.config import choose
+from diffseg_jax.errors import choose
 
 
 def cosine(peak_lr: float, steps: int):

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from diffseg_jax.config import UserError
 from diffseg_jax.diffusion.process import make_process
+from diffseg_jax.errors import UserError
 from diffseg_jax.models.adm_unet import ADMUNet, Settings
-from diffseg_jax.models.plain import Network
-from diffseg_jax.weights.convert import convert, differences, within
+from diffseg_jax.models.network import Network
+from diffseg_jax.weights.tables import convert, differences, within
 
 ORDERS = ("legacy", "new")  # of the channels of `qkv`: head by head, or all queries first
 NAMED = 3  # differences between a file and a network that an error lists

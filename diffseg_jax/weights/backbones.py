@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 from diffseg_jax.models.ddp_network import Settings
 from diffseg_jax.models.swin import relative_index, resize_bias_table
-from diffseg_jax.weights.convert import AS_IS, Row, convert, within
 from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.tables import AS_IS, Row, convert, within
 
 FAMILIES = {"swin": "Swin", "convnext": "ConvNeXt"}  # as sentences call `Settings.backbone`
 INDEX = r".*\.relative_position_index"  # rows of the bias table, which follow from the window

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 from diffseg_jax.models.ddp_network import DDPNetwork, Settings
-from diffseg_jax.models.plain import Network
+from diffseg_jax.models.network import Network
 from diffseg_jax.weights.backbones import (
     CONVNEXT,
     INDEX,
@@ -22,7 +22,7 @@ from diffseg_jax.weights.backbones import (
     norm,
     table_window,
 )
-from diffseg_jax.weights.convert import AS_IS, convert, within
+from diffseg_jax.weights.tables import AS_IS, convert, within
 
 POINTS = 4  # of each head and cell; only heads times points stands in a file
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diffseg_jax.config import UserError
-from diffseg_jax.weights.convert import convert
+from diffseg_jax.errors import UserError
 from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.tables import convert
 
 LINEAR = {0: "linear1", 3: "linear2", 6: "linear3"}  # torch's places and our names
 NORM = {2: "norm1", 5: "norm2"}

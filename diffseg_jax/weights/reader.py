@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from diffseg_jax.config import UserError, choose, shortened
+from diffseg_jax.errors import UserError, choose, shortened
 
 # Where training programs put the state dict, in the order in which it is looked for.
 PARTS = ("state_dict", "model_state_dict", "model")

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from diffseg_jax.config import UserError
-from diffseg_jax.weights.convert import AS_IS, convert, within
+from diffseg_jax.errors import UserError
 from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.tables import AS_IS, convert, within
 
 
 def square_table(table: np.ndarray) -> np.ndarray:

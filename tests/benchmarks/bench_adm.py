@@ -50,7 +50,7 @@ HERE = Path(__file__).parent
 
 def make_network(sizes):
     from diffseg_jax.models.adm_unet import ADMUNet, Settings
-    from diffseg_jax.models.plain import Network
+    from diffseg_jax.models.network import Network
 
     return Network(lambda rngs: ADMUNet(Settings(**sizes), rngs=rngs))
 
@@ -154,7 +154,7 @@ def time_loaded(directory):
     import jax
     import jax.numpy as jnp
 
-    from diffseg_jax.checkpoints import open_network
+    from diffseg_jax.storage.checkpoints import open_network
 
     start = timeit.default_timer()
     values, _ = open_network(directory)

@@ -73,7 +73,7 @@ def make_fit(recipe, pictures, steps):
     import numpy as np
 
     from diffseg_jax.systems.pixel_ensemble import RECIPES, PixelFit, make_member
-    from diffseg_jax.training.ensemble import Fit
+    from diffseg_jax.training.fit_loop import Fit
 
     recipe, count = RECIPES[recipe], pictures * SIDE**2
     steps = steps or recipe.length(count)
@@ -94,12 +94,12 @@ def time_step(args):
     import jax.numpy as jnp
     import numpy as np
 
-    from diffseg_jax.training import ensemble
+    from diffseg_jax.training import fit_loop
 
     fit, made = make_fit("paper", args.pictures, args.steps), 0
-    learned = jax.jit(functools.partial(ensemble.start, fit))()
-    call = jax.jit(functools.partial(ensemble.steps_of, fit), donate_argnums=0)
-    data, orders = jax.device_put((fit.features, fit.pixels, fit.labels)), ensemble.Orders(fit)
+    learned = jax.jit(functools.partial(fit_loop.start, fit))()
+    call = jax.jit(functools.partial(fit_loop.steps_of, fit), donate_argnums=0)
+    data, orders = jax.device_put((fit.features, fit.pixels, fit.labels)), fit_loop.Orders(fit)
     shape = args.pictures, SIDE, SIDE
 
     @jax.jit
@@ -108,19 +108,19 @@ def time_step(args):
 
     def steps_of_all():
         nonlocal learned, made
-        numbers = np.arange(made, made + ensemble.STEPS_PER_CALL)
+        numbers = np.arange(made, made + fit_loop.STEPS_PER_CALL)
         rows, always = orders.rows(numbers), numbers >= 0
         learned, losses = call(learned, data, rows, numbers + 1, ~always, always)
         made += len(numbers)
         jax.block_until_ready((learned, losses))
 
     def gathering():  # rows are places among all pixels here, as no pixel is left out
-        for rows in orders.rows(np.arange(ensemble.STEPS_PER_CALL)):
+        for rows in orders.rows(np.arange(fit_loop.STEPS_PER_CALL)):
             jax.block_until_ready(gather(data[0], rows))
 
     def each(function):
         seconds = timeit.repeat(function, number=1, repeat=CALLS)
-        return [second / ensemble.STEPS_PER_CALL for second in seconds]
+        return [second / fit_loop.STEPS_PER_CALL for second in seconds]
 
     line = dict(first=timeit.timeit(steps_of_all, number=1), seconds=each(steps_of_all))
     gathering()
@@ -129,14 +129,14 @@ def time_step(args):
 
 def time_fit(args):
     """Seconds of the recipe "fast" from start to end."""
-    from diffseg_jax.checkpoints import StageCheckpoints
-    from diffseg_jax.mesh import make_mesh
-    from diffseg_jax.training import ensemble
+    from diffseg_jax.devices.mesh import make_mesh
+    from diffseg_jax.storage.checkpoints import StageCheckpoints
+    from diffseg_jax.training import fit_loop
     from diffseg_jax.training.log import Log
 
     fit = make_fit("fast", args.pictures, args.steps)
     with tempfile.TemporaryDirectory() as folder, StageCheckpoints(folder) as checkpoints:
-        run = lambda: ensemble.run(fit, checkpoints, make_mesh(), Log(folder))
+        run = lambda: fit_loop.run(fit, checkpoints, make_mesh(), Log(folder))
         with contextlib.redirect_stdout(sys.stderr):  # its log
             seconds = timeit.timeit(run, number=1)
     return dict(seconds=[seconds], steps=fit.steps, batch=fit.batch_size)
@@ -149,10 +149,10 @@ def time_heads(args):
     from diffseg_jax.systems.pixel_ensemble import answer, make_member
 
     features, member = random_features(1), make_member(FEATURES, CLASSES, HIDDEN)
-    ensemble = jax.jit(jax.vmap(member.init))(jax.random.split(jax.random.key(0), MEMBERS))
+    fit_loop = jax.jit(jax.vmap(member.init))(jax.random.split(jax.random.key(0), MEMBERS))
     run = jax.jit(functools.partial(answer, member))
-    call = lambda: jax.block_until_ready(run(ensemble, features))
-    jax.block_until_ready(ensemble)
+    call = lambda: jax.block_until_ready(run(fit_loop, features))
+    jax.block_until_ready(fit_loop)
     start_peak()
     before = memory_mb("VmRSS")
     line = dict(first=timeit.timeit(call, number=1))
@@ -165,7 +165,7 @@ def make_run(folder, args):
     import numpy as np
     from PIL import Image
 
-    from diffseg_jax.run import start_run
+    from diffseg_jax.experiment.plan import start_run
     from diffseg_jax.systems.pixel_ensemble import RECIPES
 
     draw = np.random.default_rng(0)
@@ -193,19 +193,19 @@ def follow_network(args):
     import jax
     import numpy as np
 
-    from diffseg_jax import fitting
+    from diffseg_jax.experiment import ensemble_stage
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         run = make_run(Path(folder), args)
         start = timeit.default_timer()
-        network = jax.block_until_ready(fitting.open_backbone(run, "fit", run.task("fit")))
+        network = jax.block_until_ready(ensemble_stage.open_backbone(run, "fit", run.task("fit")))
         phases = [phase("network", start)]
         task = run.task("fit")
-        fitting.collect(run, "fit", task, network, run.labelled[:1])
+        ensemble_stage.collect(run, "fit", task, network, run.labelled[:1])
         phases.append(phase("one picture", start))
-        ensemble = jax.jit(jax.vmap(task.fit.member.init))(jax.random.split(jax.random.key(0), 10))
+        fit_loop = jax.jit(jax.vmap(task.fit.member.init))(jax.random.split(jax.random.key(0), 10))
         for part in network:
-            network[part]["ensemble"] = ensemble[part]
+            network[part]["ensemble"] = fit_loop[part]
         image = np.zeros((1, SIDE, SIDE, 3), np.uint8)
         jax.block_until_ready(task.predict(network, image, np.array([[SIDE, SIDE]])))
         return dict(phases=[*phases, phase("one answer", start)])
@@ -215,8 +215,8 @@ def follow_stage(args):
     """The peaks of what the command does, one after another."""
     import jax
 
-    from diffseg_jax import experiment, fitting
-    from diffseg_jax.training import ensemble
+    from diffseg_jax.experiment import ensemble_stage, train
+    from diffseg_jax.training import fit_loop
 
     start, phases = timeit.default_timer(), []
 
@@ -232,14 +232,14 @@ def follow_stage(args):
 
         setattr(module, word, watched)
 
-    watch(fitting, "open_backbone", "network")
-    watch(fitting, "collect", "features")
-    watch(ensemble, "run", "fit")
-    watch(experiment, "open_network", "opening")
-    watch(experiment, "result_of", "prediction")
+    watch(ensemble_stage, "open_backbone", "network")
+    watch(ensemble_stage, "collect", "features")
+    watch(fit_loop, "run", "fit")
+    watch(train, "open_network", "opening")
+    watch(train, "result_of", "prediction")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         run = make_run(Path(folder), args)
-        experiment.train(run.config, run.workdir)
+        train.train(run.config, run.workdir)
     return dict(phases=phases)
 
 

@@ -19,9 +19,10 @@ import jax
 import numpy as np
 
 from diffseg_jax.data.scenes import draw_scene
-from diffseg_jax.evaluate import evaluate, make_forward
-from diffseg_jax.segmenter import Segmenter, load
-from diffseg_jax.systems.prediction import predict
+from diffseg_jax.experiment.evaluate import evaluate
+from diffseg_jax.inference.forward import make_forward
+from diffseg_jax.inference.segmenter import Segmenter, load
+from diffseg_jax.inference.views import predict
 
 SIZES = ((1, 1), (33, 47), (360, 480), (480, 360), (1024, 2048))
 TILED, TILE = (1024, 2048), (256, 512)

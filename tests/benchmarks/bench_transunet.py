@@ -67,7 +67,7 @@ def make_step(what):
     """A function of no arguments that runs our forward pass or train step, and the train state."""
     import jax
 
-    from diffseg_jax.models.plain import Network
+    from diffseg_jax.models.network import Network
     from diffseg_jax.models.transunet import TransUNet
     from diffseg_jax.systems import ddep
     from diffseg_jax.training.optimizer import make_optimizer, make_schedule

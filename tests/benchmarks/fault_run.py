@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 
-from diffseg_jax.checkpoints import StageCheckpoints, steps_in
+from diffseg_jax.storage.checkpoints import StageCheckpoints, steps_in
 from diffseg_jax.training.state import flatten, unflatten
 
 ROOT = Path(__file__).parents[2]

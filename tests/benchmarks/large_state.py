@@ -15,10 +15,10 @@ from pathlib import Path
 
 import jax
 
-from diffseg_jax.checkpoints import StageCheckpoints, describe
-from diffseg_jax.mesh import make_mesh, state_shardings
+from diffseg_jax.devices.mesh import make_mesh, state_shardings
+from diffseg_jax.storage.checkpoints import StageCheckpoints, describe
 from diffseg_jax.systems import ddpm_seg
-from diffseg_jax.training import cost, loop
+from diffseg_jax.training import loop, resources
 from diffseg_jax.training.optimizer import make_optimizer
 
 CONFIG = Path(__file__).parents[2] / "configs" / "ddpm_lsun_bedroom.py"
@@ -40,7 +40,7 @@ def stage_of(config):
 def report(what, begun):
     """Prints the seconds since `begun` and the most memory that the process has had so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"{what}: {time.perf_counter() - begun:.1f} s, peak {cost.size(peak)}", flush=True)
+    print(f"{what}: {time.perf_counter() - begun:.1f} s, peak {resources.size(peak)}", flush=True)
     return time.perf_counter()
 
 
@@ -54,7 +54,7 @@ def main():
     mesh = make_mesh(1, jax.device_count())
     abstract = loop.abstract_state(stage)
     print(f"{jax.device_count()} devices, fsdp={mesh.shape['fsdp']}")
-    print(cost.of_state(abstract, state_shardings(abstract, mesh)))
+    print(resources.of_state(abstract, state_shardings(abstract, mesh)))
     begun = report("before", time.perf_counter())
     state = jax.block_until_ready(loop.fresh(stage, mesh))
     begun = report("made in parts", begun)
@@ -63,7 +63,7 @@ def main():
             if part.device == device)
         for device in jax.devices()
     )  # fmt: skip
-    print(f"the fullest device holds {cost.size(most)}")
+    print(f"the fullest device holds {resources.size(most)}")
     sums = describe(state["params"])
     begun = report("sums of its bits", begun)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -72,7 +72,7 @@ def main():
             checkpoints.wait()
         begun = report("saved", begun)
         files = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-        print(f"on disk: {cost.size(files)}")
+        print(f"on disk: {resources.size(files)}")
         state = jax.tree.map(lambda leaf: leaf.delete(), state)
         with StageCheckpoints(folder, read_only=True) as checkpoints:
             state = jax.block_until_ready(checkpoints.restore(1, abstract, mesh))

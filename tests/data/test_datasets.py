@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffseg_jax.config import DATA, UserError
+from diffseg_jax.config.options import DATA
 from diffseg_jax.data import datasets, folders
 from diffseg_jax.data.datasets import open_source
 from diffseg_jax.data.folders import distinct_colours, id_table, to_classes
 from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.data.transforms import center_square
+from diffseg_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from diffseg_jax.config import UserError
 from diffseg_jax.data import scene_rays, scene_street, scenes
 from diffseg_jax.data.scenes import NAMES, PALETTE, SKY_DEPTH, draw_scene
+from diffseg_jax.errors import UserError
 
 GROUND = [NAMES.index(name) for name in ("road", "sidewalk")]
 

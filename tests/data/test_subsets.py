@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from diffseg_jax.config import UserError
 from diffseg_jax.data.subsets import describe_subset, subset, subset_size
+from diffseg_jax.errors import UserError
 
 NAMES = [f"town_{i % 7}/image_{i:05d}_leftImg8bit" for i in range(200)]
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffseg_jax.config import UserError
 from diffseg_jax.data import transforms
 from diffseg_jax.data.folders import id_table
-from diffseg_jax.systems.task import scale_images
+from diffseg_jax.errors import UserError
+from diffseg_jax.systems.system import scale_images
 
 SIDES = st.integers(1, 40)
 SIZES = st.tuples(SIDES, SIDES)

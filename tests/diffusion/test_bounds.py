@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffseg_jax.config import UserError
 from diffseg_jax.diffusion.bounds import (
     LOSSES,
     discretised_normal_log_likelihood,
@@ -18,6 +17,7 @@ from diffseg_jax.diffusion.bounds import (
     variational_bound,
 )
 from diffseg_jax.diffusion.process import TARGETS, Process, make_process, noising, velocity
+from diffseg_jax.errors import UserError
 
 SHORT = make_process("cosine", 12)
 NAMES = {"eps": "noise", "x0": "image", "range": "learned", "fixed": "fixed_large"}

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffseg_jax.config import UserError
 from diffseg_jax.diffusion.samplers import ddim_transition, ddpm_transition
 from diffseg_jax.diffusion.schedules import LOG_SNRS, alpha_sigma, time_pairs
+from diffseg_jax.errors import UserError
 
 GRID = 5e-6  # absolute, of log-SNRs on sampling grids
 

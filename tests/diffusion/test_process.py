@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffseg_jax.config import UserError
 from diffseg_jax.diffusion.process import (
     TARGETS,
     VARIANCES,
@@ -34,10 +33,11 @@ from diffseg_jax.diffusion.schedules import (
     sigma_to_gamma,
     simple_level,
 )
+from diffseg_jax.errors import UserError
 from diffseg_jax.layers.conv import Arithmetic
-from diffseg_jax.losses import squared_error
-from diffseg_jax.models.plain import Network
+from diffseg_jax.models.network import Network
 from diffseg_jax.models.transunet import Root
+from diffseg_jax.training.losses import squared_error
 
 LIMIT = 3e-5  # float32, of the largest recorded value
 SIGMAS = jnp.asarray([0.0, 0.1, 0.22, 1.0, 30.0])

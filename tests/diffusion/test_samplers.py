@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffseg_jax.config import UserError
 from diffseg_jax.diffusion.process import make_process, noising, reverse
 from diffseg_jax.diffusion.samplers import ddim_invert_step, ddim_step, ddpm_step
+from diffseg_jax.errors import UserError
 
 SHORT = make_process("cosine", 12)
 

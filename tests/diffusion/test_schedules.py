@@ -5,7 +5,6 @@ import re
 import numpy as np
 import pytest
 
-from diffseg_jax.config import UserError
 from diffseg_jax.diffusion.process import Process
 from diffseg_jax.diffusion.schedules import (
     BETAS,
@@ -14,6 +13,7 @@ from diffseg_jax.diffusion.schedules import (
     linear_betas,
     respaced_betas,
 )
+from diffseg_jax.errors import UserError
 
 OURS = {  # recorded name of a table -> ours, where they differ
     "posterior_log_variance_clipped": "posterior_log_variance",

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffseg_jax.config import UserError
 from diffseg_jax.diffusion.timesteps import HISTORY, draw, probabilities, start, update
+from diffseg_jax.errors import UserError
 
 T = 6
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 from diffseg_jax.metrics.segmentation import (
     CONVENTIONS,
     Absent,

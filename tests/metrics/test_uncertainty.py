@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 from diffseg_jax.metrics.uncertainty import (
     BINS,
     PER_OCTAVE,

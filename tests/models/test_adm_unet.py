@@ -14,18 +14,18 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from diffseg_jax.config import UserError
 from diffseg_jax.diffusion.bounds import training_losses
 from diffseg_jax.diffusion.process import make_process, noising, reverse
 from diffseg_jax.diffusion.samplers import ddim_step, ddpm_step
+from diffseg_jax.errors import UserError
 from diffseg_jax.models.adm_unet import ADMUNet, ResidualBlock, Settings, check_classes
-from diffseg_jax.models.plain import Network
+from diffseg_jax.models.network import Network
 from diffseg_jax.training.optimizer import constant, make_optimizer
 from diffseg_jax.training.state import new_state
 from diffseg_jax.training.step import train_step
 from diffseg_jax.weights.adm import from_flags, load_adm, table
-from diffseg_jax.weights.convert import convert
 from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.tables import convert
 
 LIMIT = 1e-4  # absolute and relative; wrong orders, paddings and epsilons are off by 7e-3 and more
 # Compiling takes far longer than running networks this small.

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from diffseg_jax.models.convnext import ConvNeXt
-from diffseg_jax.models.plain import Network
-from diffseg_jax.weights.convert import convert
+from diffseg_jax.models.network import Network
 from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.tables import convert
 
 LIMIT = 2e-5  # float32, of the largest recorded value
 # Compiling takes far longer than running networks this small.

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 from diffseg_jax.layers.resize import resize_bilinear
 from diffseg_jax.models.fpn import FPN, Merge
-from diffseg_jax.models.plain import Network
-from diffseg_jax.weights.convert import convert
+from diffseg_jax.models.network import Network
 from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.tables import convert
 
 LIMIT = 1e-5  # float32, of the largest recorded value
 # Compiling takes far longer than running networks this small.

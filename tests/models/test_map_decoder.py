@@ -10,10 +10,10 @@ import pytest
 
 from diffseg_jax.layers.embeddings import axis_positions
 from diffseg_jax.models.map_decoder import MapDecoder, reference_points
-from diffseg_jax.models.plain import Network
-from diffseg_jax.weights.convert import convert
+from diffseg_jax.models.network import Network
 from diffseg_jax.weights.ddp import DDP
 from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.tables import convert
 
 LIMIT = 1e-5  # of the peak
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

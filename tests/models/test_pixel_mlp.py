@@ -9,8 +9,8 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
+from diffseg_jax.models.network import stats_of
 from diffseg_jax.models.pixel_mlp import widths_for
-from diffseg_jax.models.plain import stats_of
 from diffseg_jax.systems.pixel_ensemble import RECIPES, PixelFit, make_member
 from diffseg_jax.weights.pixel_mlp import load_ensemble
 

@@ -14,8 +14,7 @@ from flax import nnx, traverse_util
 from diffseg_jax.layers.conv import Arithmetic
 from diffseg_jax.layers.dropout import dropout
 from diffseg_jax.layers.resize import resize_aligned
-from diffseg_jax.losses import masked_cross_entropy
-from diffseg_jax.models.plain import Network, stats_of
+from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.models.transunet import (
     Block,
     ConvNormRelu,
@@ -25,8 +24,9 @@ from diffseg_jax.models.transunet import (
     Unit,
     resize_positions,
 )
-from diffseg_jax.weights.convert import convert
+from diffseg_jax.training.losses import masked_cross_entropy
 from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.tables import convert
 from diffseg_jax.weights.transunet import PORT, load_official, load_port
 
 FORWARD, BACKWARD = 3e-5, 1e-4  # limits in float32, of the largest recorded value

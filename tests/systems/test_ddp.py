@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict as flatten
 
-from diffseg_jax.config import UserError
 from diffseg_jax.diffusion.samplers import ddim_transition, ddpm_transition
 from diffseg_jax.diffusion.schedules import LOG_SNRS, time_pairs
+from diffseg_jax.errors import UserError
+from diffseg_jax.inference import views
+from diffseg_jax.inference.views import Protocol, View
 from diffseg_jax.layers.resize import resize_bilinear
 from diffseg_jax.models.ddp_network import Settings
-from diffseg_jax.systems import ddp, prediction
-from diffseg_jax.systems.prediction import Protocol, View
+from diffseg_jax.systems import ddp
 from diffseg_jax.weights.ddp import load_ddp
 from diffseg_jax.weights.reader import read_arrays
 
@@ -244,12 +245,12 @@ def test_recorded_inference(golden, monkeypatch, mode):
         def ask(image, valid):
             return forward(values, nhwc(arrays[f"{mode}/noise{next(numbers)}"]), image)  # noqa: B023
 
-        monkeypatch.setattr(prediction, "resize_image", lambda *_: image[0])  # noqa: B023
+        monkeypatch.setattr(views, "resize_image", lambda *_: image[0])  # noqa: B023
         protocol = Protocol(flip=mode == "flip")
         if mode == "slide":
             protocol = Protocol(View.SLIDE, tuple(c["slide_crop"]), tuple(c["slide_stride"]))
         blank = np.zeros((1, *facts["ori_shape"], 3), np.uint8)
-        answer = prediction.predict(ask, blank, protocol)
+        answer = views.predict(ask, blank, protocol)
         assert f"{mode}/noise{next(numbers)}" not in arrays  # all were used
         if mode == "flip":
             assert np.array_equal(answer.labels[0], arrays["flip/label"])

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffseg_jax.config import UserError
 from diffseg_jax.data.folders import id_table
 from diffseg_jax.data.transforms import drop_small_objects
 from diffseg_jax.diffusion.process import make_process
+from diffseg_jax.errors import UserError
 from diffseg_jax.systems import ddpm_seg
 from diffseg_jax.systems.ddpm_seg import diffusion_features, read_noise, shown_size
 from diffseg_jax.systems.pixel_ensemble import answer

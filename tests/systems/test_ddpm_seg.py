@@ -14,11 +14,12 @@ import pytest
 from flax.traverse_util import flatten_dict as flatten
 from PIL import Image
 
-from diffseg_jax import visualise
-from diffseg_jax.checkpoints import open_network
-from diffseg_jax.config import UserError, check_options
+from diffseg_jax.config.schema import check_options
 from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.process import TARGETS, make_process
+from diffseg_jax.errors import UserError
+from diffseg_jax.figures import sheets
+from diffseg_jax.storage.checkpoints import open_network
 from diffseg_jax.systems import ddpm_seg
 from diffseg_jax.training.state import new_state
 from diffseg_jax.training.step import train_step
@@ -473,7 +474,7 @@ def test_pictures_are_samples_of_the_first_moving_average(run):
         images = ddpm_seg.sample_images(
             step, process, values["params"], seed=config.seed, places=range(3), size=(16, 16)
         )
-        apart[rate] = np.abs(visualise.grid(images).astype(int) - picture).max()
+        apart[rate] = np.abs(sheets.grid(images).astype(int) - picture).max()
     assert apart[0.5] <= 1 and apart[0.9] > 1 and apart["off"] > 1
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 from diffseg_jax.training.optimizer import SCHEDULES, decayed, make_optimizer, make_schedule
 
 LR = 0.1

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 from diffseg_jax.models.adm_unet import ADMUNet, Settings
-from diffseg_jax.models.plain import Network
+from diffseg_jax.models.network import Network
 from diffseg_jax.weights.adm import ORDERS, PUBLISHED, abstract_params, from_flags, load_adm, table
-from diffseg_jax.weights.convert import differences
 from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.tables import differences
 
 # The names and shapes of official files, written down independently of the converter.
 CHECKPOINT = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "lsun_checkpoint.py"))

@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 from diffseg_jax.models.ddp_network import Settings
 from diffseg_jax.models.swin import relative_index, resize_bias_table
 from diffseg_jax.weights.backbones import FORMATS, by_channel, load_backbone

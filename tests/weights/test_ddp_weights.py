@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 from diffseg_jax.models.ddp_network import Settings
-from diffseg_jax.weights.convert import differences
 from diffseg_jax.weights.ddp import DDP, UNUSED, abstract_values, is_ddp, load_ddp, settings_of
 from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.tables import differences
 
 SMALL = dict(width=32, layers=2, decoder_heads=4, mlp=48, num_classes=5)
 TINY = {

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
+from diffseg_jax.models.network import Network
 from diffseg_jax.models.pixel_mlp import PixelMLP
-from diffseg_jax.models.plain import Network
 from diffseg_jax.weights.pixel_mlp import load_ensemble
 from diffseg_jax.weights.reader import read_arrays
 

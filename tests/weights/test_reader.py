@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 from diffseg_jax.weights.reader import LEGACY_MAGIC, STORAGES, read_arrays
 
 LEGACY = Path(__file__).parents[1] / "recorded" / "legacy_state.pt"

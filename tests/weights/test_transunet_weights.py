@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from diffseg_jax.config import UserError
-from diffseg_jax.weights.convert import AS_IS, convert, within
+from diffseg_jax.errors import UserError
 from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.tables import AS_IS, convert, within
 from diffseg_jax.weights.transunet import OFFICIAL, PORT, load_official, load_port
 
 TINY = dict(width_factor=0.5, num_blocks=(1, 2, 1), hidden_size=32, mlp_dim=64, num_heads=4,

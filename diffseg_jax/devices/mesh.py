@@ -1,0 +1,123 @@
+"""Devices, axis names, and where batches and parameters live."""
+
+import math
+import os
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from diffseg_jax.errors import UserError
+
+AXES = ("data", "fsdp")
+SMALLEST_SPLIT = 2**14  # elements; a smaller array is cheaper to copy than to gather
+
+
+def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+    """Mesh over all devices with axes ("data", "fsdp"); -1 takes what the other axis leaves.
+
+    Raises UserError when the two do not multiply to the number of devices.
+    """
+    count, given = jax.device_count(), f"{data} x {fsdp}"
+    data = count // fsdp if data == -1 and fsdp > 0 else data
+    fsdp = count // data if fsdp == -1 and data > 0 else fsdp
+    if data < 1 or fsdp < 1 or data * fsdp != count:
+        raise UserError(
+            f"mesh.data x mesh.fsdp is {given}, but it must be the number of devices, {count}. "
+            f"Try --config.mesh.data=-1 --config.mesh.fsdp={count}."
+        )
+    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def mesh_of(device: str | None = None) -> Mesh:
+    """All local devices of a kind, as of `devices_of_kind`, along the first axis."""
+    devices = devices_of_kind(device)
+    places = np.reshape(devices, (len(devices), 1))
+    return Mesh(places, AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def devices_of_kind(device: str | None = None) -> list[jax.Device]:
+    """The local devices of a kind, "cpu", "cuda", "gpu" or "tpu"; None: jax's choice.
+
+    Raises UserError when there is none of them.
+    """
+    try:
+        return jax.local_devices(backend=device)
+    except (RuntimeError, AssertionError):  # the latter where JAX_PLATFORMS names what is not there
+        kind = device or os.environ.get("JAX_PLATFORMS", "")
+    extra = {"gpu": "cuda", "cuda": "cuda", "tpu": "tpu"}.get(kind)
+    advice = "Known: cpu, cuda (or gpu), tpu"
+    advice = f'Try pip install "diffseg_jax[{extra}]"' if extra else advice
+    shown = " and see that nvidia-smi shows the GPU" if extra == "cuda" else ""
+    raise UserError(
+        f'jax finds no device of the kind "{kind}". {advice}{shown}, or leave the choice to jax '
+        "(no --device, no JAX_PLATFORMS)."
+    )
+
+
+def own_mesh(mesh: Mesh) -> Mesh:
+    """A mesh over the devices of this process alone, split as far as the whole one is."""
+    count = jax.local_device_count()
+    fsdp = math.gcd(mesh.shape["fsdp"], count)
+    devices = np.reshape(jax.local_devices(), (count // fsdp, fsdp))
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def check_batch(batch_size: int, accumulate: int, where: str):
+    """Raises UserError when the devices cannot share a batch of that size in equal parts."""
+    share = jax.device_count() * accumulate
+    if batch_size < 1 or batch_size % share:
+        near = max(share, batch_size // share * share)
+        devices = "1 device" if jax.device_count() == 1 else f"{jax.device_count()} devices"
+        parts = f" in {accumulate} parts" if accumulate > 1 else ""
+        raise UserError(
+            f"{where} is {batch_size}, but {devices} must share it evenly"
+            f"{parts}. "
+            f"Try --config.{where}={near} or {near + share}."
+        )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis of every batch array is split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def state_shardings(tree, mesh: Mesh):
+    """A sharding per leaf: the largest axis that `fsdp` divides is split, small ones copied."""
+    size = mesh.shape["fsdp"]
+
+    def place(leaf):
+        axes = [a for a, n in enumerate(leaf.shape) if n % size == 0]
+        if size == 1 or np.prod(leaf.shape) < SMALLEST_SPLIT or not axes:
+            return NamedSharding(mesh, PartitionSpec())
+        largest = max(axes, key=lambda a: leaf.shape[a])
+        return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
+
+    return jax.tree.map(place, tree)
+
+
+def put(tree, shardings):
+    """Arrays of the host, the same in all processes, where their shardings say."""
+
+    def put_one(array, where):
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+    return jax.tree.map(put_one, tree, shardings)
+
+
+def rows_here(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Rows of each batch that live on the devices of this process, rising."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[place] for (place,) in places]))
+
+
+def to_devices(batch: dict, mesh: Mesh, batch_size: int) -> dict:
+    """The rows of a batch that `rows_here` names -> global arrays, split over all devices."""
+    sharding, here = batch_sharding(mesh), rows_here(mesh, batch_size)
+
+    def put_rows(rows):
+        part = lambda index: rows[np.searchsorted(here, np.arange(batch_size)[index[0]])]
+        return jax.make_array_from_callback((batch_size, *rows.shape[1:]), sharding, part)
+
+    return {name: put_rows(np.asarray(rows)) for name, rows in batch.items()}

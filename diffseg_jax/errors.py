@@ -1,0 +1,62 @@
+"""A user's mistakes in sentences, and choosing by name."""
+
+import difflib
+from collections.abc import Mapping
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: one sentence with what came, what is allowed, what to type.
+
+    The command line prints it without a traceback; in Python it is an ordinary ValueError. What
+    files and names put into it cannot steer a terminal, nor fill it.
+    """
+
+    def __init__(self, sentence: str):
+        lines = ("".join(map(_visible, line)) for line in sentence.split("\n  "))
+        super().__init__(shortened("\n  ".join(lines), LONGEST_SENTENCE))
+
+
+LONGEST_SENTENCE = 10_000  # characters
+LONGEST_VALUE = 200  # of a value within a sentence
+LONGEST_TEXT = 4096  # of an option: what systems allow a path
+
+
+def counted(number: int, noun: str) -> str:
+    """1 step, 2 steps."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def shortened(text: str, length: int) -> str:
+    """Text of more than `length` characters without its middle."""
+    half = length // 2
+    return text if len(text) <= length else f"{text[:half]} ... {text[-half:]}"
+
+
+def _visible(character):
+    return character if character.isprintable() else ascii(character)[1:-1]
+
+
+def shown(value):
+    """A value as a sentence shows it."""
+    try:
+        return shortened(repr(value), LONGEST_VALUE)
+    except ValueError:  # Python writes no number of more than some thousand digits
+        return "a number of very many digits"
+
+
+def choose(options: Mapping, name: str, what: str):
+    """The value of `name` in `options`; `what` says what is being chosen.
+
+    Raises UserError that lists the known names and the nearest one.
+    """
+    if isinstance(name, str) and name in options:
+        return options[name]
+    name = shortened(name, LONGEST_VALUE) if isinstance(name, str) else shown(name)
+    raise UserError(
+        f'unknown {what} "{name}". Known: {", ".join(sorted(options))}.{nearest(name, options)}'
+    )
+
+
+def nearest(name, options):
+    near = difflib.get_close_matches(str(name), list(options), n=1)
+    return f' Did you mean "{near[0]}"?' if near else ""

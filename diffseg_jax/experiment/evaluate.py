@@ -1,0 +1,105 @@
+"""A predict function over a split -> counts of what it got right, and examples to look at."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from diffseg_jax.inference.views import Maps, Protocol, predict
+from diffseg_jax.metrics.segmentation import confusion
+from diffseg_jax.metrics.uncertainty import BINS, MEASURES, image_uncertainty, uncertainty_counts
+
+UNCERTAIN = 2**40  # what a mean uncertainty of 1 counts
+
+
+@dataclasses.dataclass
+class Counts:
+    """What was counted over some images; those of processes add up.
+
+    confusion    i64[K+1,K], the last row for predictions on ignored pixels
+    uncertainty  i64[2,BINS], right and wrong pixels by their uncertainty
+    measures     the same for each of `prediction.MEASURES`; zeros for those that there are not
+    images       how many
+    uncertain    sum over images of the mean of their most uncertain tenth, in steps of 2**-40, as a
+                 sum of whole numbers is the same in any order
+    """
+
+    confusion: np.ndarray
+    uncertainty: np.ndarray
+    images: int = 0
+    uncertain: int = 0
+    measures: dict[str, np.ndarray] = dataclasses.field(
+        default_factory=lambda: {name: np.zeros((2, BINS), int) for name in MEASURES}
+    )
+
+    def add(self, mask: np.ndarray, prediction: Maps, row: int):
+        """Counts one image, a row of a prediction, against its mask i32[H,W]."""
+        labels, uncertainty = prediction.labels[row], prediction.uncertainty[row]
+        num_classes = self.confusion.shape[1]
+        self.confusion += confusion(mask, labels, num_classes, ignored_row=True)
+        self.uncertainty += uncertainty_counts(uncertainty, mask, labels)
+        for name, values in prediction.uncertainties.items():
+            self.measures[name] += uncertainty_counts(values[row], mask, labels)
+        self.images += 1
+        self.uncertain += round(image_uncertainty(uncertainty) * UNCERTAIN)
+
+
+def evaluate(
+    forward: Callable, source: Sequence, places: Sequence[int], num_classes: int,
+    protocol: Protocol, batch_size: int, keep: int = 0,
+) -> tuple[Counts, list[dict]]:  # fmt: skip
+    """Counts over the images at `places`, summed over all processes.
+
+    Neighbours of one size share a batch. Also returns `keep` examples of this process, spread over
+    the split, with "labels" and "uncertainty" added.
+    """
+    counts = Counts(np.zeros((num_classes + 1, num_classes), int), np.zeros((2, BINS), int))
+    kept = []
+    mine = places[jax.process_index() :: jax.process_count()]
+    shown = {source.names[place] for place in spread(mine, keep)}
+    for examples in _batches(source, mine, batch_size):
+        images = np.stack([example["image"] for example in examples])
+        prediction = predict(forward, images, protocol)
+        for row, example in enumerate(examples):
+            counts.add(example["mask"], prediction, row)
+            if example["name"] in shown:
+                answer = {
+                    "labels": prediction.labels[row],
+                    "uncertainty": prediction.uncertainty[row],
+                }
+                kept.append({**example, **answer})
+    if jax.process_count() > 1:
+        counts = Counts(
+            np.sum(_from_all(counts.confusion), axis=0),
+            np.sum(_from_all(counts.uncertainty), axis=0),
+            int(np.sum(_from_all(np.array(counts.images)))),
+            int(np.sum(_from_all(np.array(counts.uncertain)))),
+            {name: np.sum(_from_all(values), axis=0) for name, values in counts.measures.items()},
+        )
+    return counts, kept
+
+
+def spread(places: Sequence[int], count: int) -> Sequence[int]:
+    """At most `count` of the places, evenly from the first to the last: neighbours look alike."""
+    if not len(places) or not count:
+        return []
+    return np.asarray(places)[np.unique(np.linspace(0, len(places) - 1, count).astype(int))]
+
+
+def _batches(source, places, batch_size) -> Iterator[list[dict]]:
+    """Runs of neighbouring examples of one size, at most `batch_size` long."""
+    examples = (source[int(place)] for place in places)
+    for _, group in itertools.groupby(examples, key=lambda example: example["image"].shape):
+        while batch := list(itertools.islice(group, batch_size)):
+            yield batch
+
+
+def _from_all(counts):
+    """int64[processes, ...]: as two 32-bit halves, which is what travels between processes."""
+    counts = np.asarray(counts, np.int64)
+    halves = np.stack([counts >> 31, counts & (2**31 - 1)]).astype(np.int32)
+    high, low = np.moveaxis(multihost_utils.process_allgather(halves).astype(np.int64), 1, 0)
+    return (high << 31) + low

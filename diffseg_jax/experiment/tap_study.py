@@ -1,0 +1,153 @@
+"""Which blocks, at which noise levels, tell the labelled classes apart: a linear probe of each.
+
+Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion Models" (ICLR 2022), section
+3, compare blocks and steps by training a classifier on each; ridge regression, solved at once,
+ranks them in minutes.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffseg_jax.devices.processes import require_one
+from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.ensemble_stage import examples, open_backbone, read_masks
+from diffseg_jax.experiment.gradient_stage import check_stages
+from diffseg_jax.experiment.plan import Run, is_fit, start_run
+from diffseg_jax.figures import sheets
+from diffseg_jax.metrics.segmentation import Absent, confusion, scores
+from diffseg_jax.storage.checkpoints import write_json
+from diffseg_jax.storage.workdir import make_workdir
+from diffseg_jax.systems.ddpm_seg import make_settings
+from diffseg_jax.training.losses import IGNORE
+
+SHARES = (0.0, 0.025, 0.05, 0.1, 0.15, 0.25, 0.4, 0.6)  # of the diffusion's steps
+FOLDS = 5
+PIXELS = 1000  # read per picture, or fewer if their features take more than
+BYTES = 2**30
+PENALTY = 1e-3  # of ridge regression, per pixel, on features of variance 1
+TAKEN_STEPS, TAKEN_BLOCKS = 3, 5  # as many as the paper takes
+
+
+def choose_taps(config: ConfigDict, workdir: Path):
+    """Scores every output block at several steps; leaves taps.json and pictures/taps.png.
+
+    A score is the mean IoU of a linear probe on pixels of labelled pictures that it has not seen.
+    Prints the grid and the line for the config. Raises UserError without a stage that fits an
+    ensemble to a network, and with fewer than two labelled pictures.
+    """
+    require_one("--mode=taps")
+    names = [name for name in config.run if is_fit(config, name)]
+    names = [name for name in names if config.stages[name].start != "random"] or names
+    if not names or config.features.source != "network":
+        raise UserError(
+            "--mode=taps needs a stage of kind fit whose features are those of a network. "
+            "Try --config=configs/ddpm_seg_scenes.py."
+        )
+    name, settings = names[0], make_settings(config.model)
+    count = settings.levels * (settings.res_blocks + 1)
+    steps = {int(share * config.diffusion.steps) for share in SHARES}
+    steps = tuple(sorted(steps | set(config.features.steps)))
+    config = ConfigDict(config.to_dict())
+    config.run, config.features.steps = (name,), (0,)  # one at a time, which takes less memory
+    config.features.blocks = tuple(range(count))
+    run = start_run(config, workdir)
+    make_workdir(workdir)
+    check_stages(run)
+    run.log.say(
+        f"{name}, from {config.stages[name].start}: {count} blocks at {len(steps)} steps, linear "
+        f"probes on {counted(len(run.labelled), 'labelled picture')}, a fifth held back at a time"
+    )
+    grid = score_taps(run, name, settings, steps)
+    chosen = best_taps(grid, steps)
+    facts = {"steps": steps, "blocks": list(range(count)), "mIoU": grid.tolist(), "chosen": chosen}
+    write_json(workdir / "taps.json", facts)
+    picture = workdir / "pictures" / "taps.png"
+    sheets.save_png(picture, sheets.score_grid(100 * grid, "step", steps, "block"))
+    run.log.say(f"mIoU (%) of linear probes, by step (rows) and output block\n{table(grid, steps)}")
+    run.log.say(f"the same as a picture: {picture}")
+    run.log.say(
+        f"the best {len(chosen['steps'])} steps and {len(chosen['blocks'])} blocks (few pictures "
+        "say little about small differences): "
+        f'--config.features.steps="{chosen["steps"]}" --config.features.blocks="{chosen["blocks"]}"'
+    )
+
+
+def score_taps(run: Run, name: str, settings, steps: tuple[int, ...]) -> np.ndarray:
+    """Mean IoU f64[steps, blocks] of a linear probe on each tap, by k-fold over pictures."""
+    masks, places = read_masks(run, name, small_objects=0)
+    if len(places) < 2:
+        raise UserError(
+            "--mode=taps holds pictures with labels back, so it needs two or more, but there is 1. "
+            "Raise --config.data.count."
+        )
+    task = run.task(name)
+    network = open_backbone(run, name, task)
+    widths = [width for width in reversed(settings.widths) for _ in range(settings.res_blocks + 1)]
+    most = BYTES / (4 * len(places) * sum(widths))
+    spots = [_spots(mask, int(np.clip(most, 10, PIXELS)), n) for n, mask in enumerate(masks)]
+    labels = np.concatenate([mask[y, x] for mask, (y, x) in zip(masks, spots, strict=True)])
+    folds = np.repeat(np.arange(len(places)) % FOLDS, len(spots[0][0]))
+
+    @jax.jit
+    def read(network, image, valid, y, x, step):
+        features = task.fit.extract(network, image[None], valid[None], steps=step[None])
+        return features.gather(jnp.zeros_like(y), y, x)
+
+    grid = []
+    for step in steps:
+        vectors = [
+            np.asarray(read(network, e["image"], np.asarray(e["valid"]), y, x, jnp.int32(step)))
+            for e, (y, x) in zip(examples(run, name, places), spots, strict=True)
+        ]
+        taps = np.split(np.concatenate(vectors), np.cumsum(widths)[:-1], axis=1)
+        grid.append([probe(tap, labels, folds, len(run.val.labels.names)) for tap in taps])
+        run.log.say(f"step {step}: best block {int(np.argmax(grid[-1]))}")
+    return np.array(grid)
+
+
+def _spots(mask, count, number):
+    """Rows and columns i32[count] of labelled pixels, drawn with the picture's number as seed."""
+    y, x = np.nonzero(mask != IGNORE)
+    drawn = np.random.default_rng(number).integers(len(y), size=count)
+    return y[drawn].astype(np.int32), x[drawn].astype(np.int32)
+
+
+def probe(x: np.ndarray, y: np.ndarray, folds: np.ndarray, num_classes: int) -> float:
+    """Mean IoU of ridge regression onto classes, trained on all folds but the one it answers.
+
+    x      f32[n, D]; made to have mean 0 and variance 1
+    y      int[n], classes
+    folds  int[n]
+    """
+    x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-6)
+    x = np.concatenate([x, np.ones((len(x), 1), np.float32)], 1)
+    targets = np.eye(num_classes, dtype=np.float32)[y]
+    counts = 0
+    for fold in np.unique(folds):
+        held, seen = folds == fold, folds != fold
+        gram = x[seen].T @ x[seen] + PENALTY * seen.sum() * np.eye(x.shape[1], dtype=np.float32)
+        weights = np.linalg.solve(gram, x[seen].T @ targets[seen])
+        counts = counts + confusion(y[held], np.argmax(x[held] @ weights, 1), num_classes)
+    return scores(counts, absent=Absent.SKIP)["mIoU"]
+
+
+def best_taps(grid: np.ndarray, steps: tuple[int, ...]) -> dict:
+    """The steps and blocks that score best on average: blocks over all steps, steps over those."""
+    blocks = np.argsort(-grid.mean(0), kind="stable")[:TAKEN_BLOCKS]
+    places = np.argsort(-grid[:, blocks].mean(1), kind="stable")[:TAKEN_STEPS]
+    return {
+        "steps": tuple(sorted(steps[place] for place in places)),
+        "blocks": tuple(sorted(int(block) for block in blocks)),
+    }
+
+
+def table(grid: np.ndarray, steps: tuple[int, ...]) -> str:
+    """The scores as plain text, in percent: a line per step."""
+    lines = [" step" + "".join(f"{block:>6}" for block in range(grid.shape[1]))]
+    for step, row in zip(steps, grid, strict=True):
+        lines.append(f"{step:>5}" + "".join(f"{100 * score:>6.1f}" for score in row))
+    return "\n".join(lines)

@@ -1,0 +1,139 @@
+"""Folders of the Hugging Face Hub (hf://) on this machine: fetched once, then in its cache."""
+
+import contextlib
+import glob
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+from diffseg_jax.errors import UserError
+
+HUB = "hf://"  # how an address in the Hub begins
+FORM = f"{HUB}user/repository[/folder][@revision], such as {HUB}anna/streets/checkpoints/train@v1"
+NAME = r"[A-Za-z0-9][\w.-]*"
+ADDRESS = re.compile(
+    rf"{HUB}(?P<repository>{NAME}/{NAME})(?:/(?P<folder>[^@]*?))?/?(?:@(?P<revision>[^@]+))?",
+    re.ASCII,
+)
+
+
+def in_hub(path):
+    """Whether a path is an address in the Hub and not on this machine."""
+    return str(path).startswith(HUB)
+
+
+def fetch(address: str) -> Path:
+    """The local copy of a model repository, or of one folder in it, downloaded where it is not.
+
+    address  hf://user/repository[/folder][@revision]; without a revision it is `main`
+
+    What was fetched before is asked after, and taken as it is where the Hub is out of reach.
+    Raises UserError for other addresses, and for what is not there, not open to you or not
+    reachable.
+    """
+    repository, folder, revision = split_address(address)
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise UserError(
+            f'{address} is in the Hub, which needs another package: pip install "diffseg_jax[hf]".'
+        )
+    with _sentences(address, repository, revision), _without_warnings():
+        from huggingface_hub import constants, snapshot_download, utils
+
+        page = f"{constants.ENDPOINT}/{repository}/tree/{revision}"
+        wanted = [f"{glob.escape(folder)}/*"] if folder else None
+        snapshot = snapshot_download(
+            repository, revision=revision, allow_patterns=wanted, tqdm_class=_bars(utils.tqdm)
+        )
+        snapshot = Path(snapshot)
+    if not (snapshot / folder).is_dir():
+        what = f"no folder {folder}" if folder else "no files"
+        raise UserError(
+            f"{address}: repository {repository} has {what} at revision {revision}. See {page}, "
+            f"and give {FORM}."
+        )
+    return snapshot / folder
+
+
+def split_address(address: str) -> tuple[str, str, str]:
+    """(user/repository, folder in it or "", revision) of an address; UserError if it is none."""
+    match = ADDRESS.fullmatch(str(address).removesuffix("/"))
+    if match is None:
+        raise UserError(f"{address} is no address in the Hub. Give {FORM}.")
+    folder, revision = match["folder"] or "", match["revision"] or "main"
+    for part in (*(folder.split("/") if folder else ()), *revision.split("/")):
+        if part in ("", ".", "..") or "\\" in part or not part.isprintable():
+            raise UserError(
+                f'{address}: "{part}" is no name of a folder in a repository, or of a revision. '
+                f"Give {FORM}."
+            )
+    return match["repository"], folder, revision
+
+
+@contextlib.contextmanager
+def _sentences(address, repository, revision):
+    """What keeps an address from being fetched is a UserError."""
+    try:
+        yield
+    except Exception as error:  # of network, disk and service, which have no common base
+        raise UserError(f"{address}: {_why(error, repository, revision)}.") from None
+
+
+def _why(error, repository, revision):
+    from huggingface_hub import errors
+
+    login = "log in by `hf auth login` (or set HF_TOKEN) with an account that may read it"
+    if isinstance(error, errors.HFValidationError):
+        return f"{repository} cannot be the name of a repository. Give {FORM}"
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repository} is gated: ask its owners for access on its page, and {login}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"there is no model repository {repository} that you may read. Correct its name or, "
+            f"if it is private, {login}"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return (
+            f"{repository} has no revision {revision}, which would be a branch, a tag or a commit. "
+            f"Leave it out for main, or give {FORM}"
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return (
+            "the Hub is not reachable, and no whole copy was found in the cache of this machine "
+            f"({_reason(error.__cause__ or error)}). Try again with a connection, or give a path "
+            "on this machine"
+        )
+    return (
+        f"it cannot be fetched ({_reason(error)}). Check the connection and the room on the disk, "
+        "and try again: whole files are kept"
+    )
+
+
+def _reason(error):
+    """The cause of an error in a line."""
+    line = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line[:200]}" if line else type(error).__name__
+
+
+def _bars(usual):
+    """The Hub's progress bars, for those who look on: on a terminal or in a notebook."""
+    hidden = not sys.stderr.isatty() and "ipykernel" not in sys.modules
+
+    class Bars(usual):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options | ({"disable": True} if hidden else {}))
+
+    return Bars
+
+
+@contextlib.contextmanager
+def _without_warnings():
+    """Quiet about logging in, which who reads what is open need not; what fails is raised."""
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(max(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

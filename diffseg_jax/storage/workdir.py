@@ -1,0 +1,126 @@
+"""A run's directory: whose it is, and the results in it."""
+
+import json
+import uuid
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from diffseg_jax.config.schema import differing_lines
+from diffseg_jax.devices import processes
+from diffseg_jax.errors import UserError
+from diffseg_jax.storage.checkpoints import has_checkpoint, write_json
+from diffseg_jax.storage.paths import BUCKET, open_path, reachable
+
+
+def open_workdir(text: str) -> Path:
+    """A local path, or a path in a bucket (gs://bucket/runs/a).
+
+    Raises UserError for other addresses, and for a bucket that cannot be reached.
+    """
+    path = open_path(text)
+    with reachable(path):
+        path.exists()
+    return path
+
+
+def claim_workdir(config: ConfigDict, workdir: Path):
+    """Makes the workdir and writes config.json, or checks that its checkpoints are this config's.
+
+    A run that stopped before its first checkpoint left nothing to mix up, so its config may change.
+    Raises UserError when the workdir cannot be written, holds a run of another config, or is not
+    the same folder for all processes.
+    """
+    options = plain(config.to_dict())
+    processes.require_same("config", options)
+    make_workdir(workdir)
+    if has_checkpoints(workdir) and (workdir / "config.json").exists():
+        check_same(config, workdir, may_differ=("mesh",))
+    elif processes.is_first():
+        write_json(workdir / "config.json", options)
+    require_shared(workdir)
+
+
+def make_workdir(workdir: Path):
+    """Raises UserError when it cannot be made or written."""
+    probe = workdir / f".{uuid.uuid4().hex}.partial"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"workdir {workdir} cannot be written ({error.strerror or error}). "
+            "Give a directory of yours, such as --workdir=runs/a."
+        ) from None
+
+
+def require_shared(workdir: Path):
+    """Raises UserError in processes that do not see what the first one writes to the workdir."""
+    if jax.process_count() == 1:
+        return
+    token = workdir / f".shared_{processes.first_says(uuid.uuid4().int % 2**31)}"
+    if processes.is_first():
+        token.write_text("")
+    processes.meet("token of the workdir written")
+    seen = token.exists()
+    processes.meet("token of the workdir read")
+    if processes.is_first():
+        token.unlink()
+    if not seen:
+        raise UserError(
+            f"workdir {workdir} of process {jax.process_index()} is not that of process 0. Give a "
+            f"folder that all hosts see, on a network file system or in a bucket, {BUCKET}..."
+        )
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether a stage saved anything whole there."""
+    return any(has_checkpoint(stage) for stage in workdir.glob("checkpoints/*"))
+
+
+def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
+    """Raises UserError with the lines in which a config is not the workdir's.
+
+    may_differ  first words of options that may
+    """
+    file = workdir / "config.json"
+    try:
+        old = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}), so whose checkpoints {workdir} holds is unknown. "
+            "Take another --workdir, or put the file back."
+        ) from None
+    lines = [
+        line for line in differing_lines(old, plain(config.to_dict()))
+        if not line.startswith(tuple(f"{word}." for word in may_differ))
+    ]  # fmt: skip
+    if lines:
+        raise UserError(
+            f"workdir {workdir} holds a run of another config; take another --workdir, or undo:\n  "
+            + "\n  ".join(lines)
+        )
+
+
+def read_config(workdir: Path) -> dict:
+    """The config of a run as JSON, {} where there is none."""
+    file = open_path(workdir) / "config.json"
+    try:
+        return json.loads(file.read_text()) if file.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read ({error}). Put the file back.") from None
+
+
+def read_results(workdir: Path) -> dict:
+    """What results.json says of each stage, {} without the file."""
+    file = workdir / "results.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def plain(values):
+    """The same values as JSON gives them back: tuples as lists."""
+    if isinstance(values, dict):
+        return {name: plain(value) for name, value in values.items()}
+    return [plain(value) for value in values] if isinstance(values, (tuple, list)) else values

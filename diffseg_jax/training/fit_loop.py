@@ -1,0 +1,330 @@
+"""Many copies of one small network, fitted in lockstep to the labelled pixels of some pictures.
+
+The rule by which a member stops is that of Baranchuk et al., "Label-Efficient Semantic Segmentation
+with Diffusion Models" (ICLR 2022), as their code has it.
+"""
+
+import dataclasses
+import functools
+import time
+import zlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from diffseg_jax.devices.mesh import AXES
+from diffseg_jax.errors import UserError
+from diffseg_jax.models.pixel_mlp import steps_of_pass
+from diffseg_jax.models.taps import PixelFeatures
+from diffseg_jax.storage.checkpoints import StageCheckpoints
+from diffseg_jax.training.log import Log, duration
+from diffseg_jax.training.signals import Stopped, watched
+
+STEPS_PER_CALL = 32  # of all members, without a word from the host
+STEPS_FROM_HOST = 4  # the same where the host gathers, who must hold the vectors of all steps
+FREE_EPOCHS = 4  # before the rule that stops a member is armed
+PATIENCE = 50  # batches without a lower loss that a member is allowed
+FIRST_BEST = 1e7  # what the first armed batch is compared with
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What is fitted, to what, and how.
+
+    name        of the stage
+    features    of N pictures; in numpy arrays if they stay in the host's memory
+    pixels      i32[n], the labelled pixels as (picture * H + y) * W + x
+    labels      u8[n], their classes
+    init        key -> {"params", "stats"} of one member, jit-able
+    loss        (params, stats, x f32[B,D], y i32[B]) -> mean loss f32[], new stats
+    steps       of every member at most
+    batch_size  pixels; a last, incomplete batch of a pass over all is dropped
+    stops       whether a member stops by itself (`stop_rule`) after the first four passes
+    own_order   whether every member draws its own order of the pixels; if not, they share batches
+    frozen      {"params", "stats"} that are saved beside the members and do not change
+    every       steps between log lines, and between checkpoints
+    """
+
+    name: str
+    features: PixelFeatures
+    pixels: np.ndarray
+    labels: np.ndarray
+    init: Callable
+    loss: Callable
+    members: int
+    steps: int
+    batch_size: int
+    stops: bool
+    own_order: bool
+    optimizer: optax.GradientTransformation
+    frozen: dict
+    every: dict[str, int]
+    meta: dict
+    seed: int
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the features stay in the host's memory, which then gathers from them."""
+        return isinstance(self.features.maps[0], np.ndarray)
+
+    @property
+    def steps_of_pass(self) -> int:
+        """Steps in a pass over the pixels."""
+        return steps_of_pass(len(self.pixels), self.batch_size)
+
+
+def run(fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log) -> None:
+    """Fits from the latest checkpoint, or the start, until every member has stopped.
+
+    The last checkpoint's meta says that it is finished. Raises UserError when a member's loss is
+    not finite; the last good checkpoint is kept. Raises Stopped after a signal that asks to stop,
+    once the state is saved.
+    """
+    # ---- where the last run stopped
+    total = fit.steps
+    whole = NamedSharding(mesh, PartitionSpec())
+    begin = functools.partial(start, fit)
+    learned, step = checkpoints.newest(jax.eval_shape(begin), mesh, log.say, part=True)
+    if learned is None:
+        learned = jax.jit(begin, out_shardings=whole)()
+    learned = jax.device_put(learned, whole)
+    log.rewind(fit.name, step)
+    done = f"continues after step {step}" if step else "starts"
+    log.say(
+        f"{fit.name}: {done}; {fit.members} classifiers of {fit.features.width:,} features, "
+        f"{len(fit.pixels):,} pixels, at most {total:,} steps of {fit.batch_size}"
+    )
+
+    # ---- one compiled call of many steps
+    data = (fit.features, fit.pixels, fit.labels)
+    data = () if fit.on_host else jax.device_put(data, whole)
+    steps = functools.partial(shared_steps, fit, mesh)
+    call = jax.jit(steps, donate_argnums=0, out_shardings=whole)
+    orders = Orders(fit)
+    length = min(STEPS_FROM_HOST if fit.on_host else STEPS_PER_CALL, total)
+    since, warm = (step, time.perf_counter()), False
+    inputs = _inputs(fit, orders, step, length)
+
+    # ---- steps
+    with watched() as asked:
+        while step < total:
+            learned, losses = call(learned, data, *inputs)
+            before, step = step, min(step + length, total)
+            if step < total:
+                inputs = _inputs(fit, orders, step, length)  # read while the steps run
+            losses, stop = np.asarray(losses), asked()
+            _require_finite(fit, checkpoints, step, losses)
+            running = int(np.sum(np.asarray(learned["stop"]["at"]) == 0))
+            last = step == total or not running
+            if last or before // fit.every["log"] != step // fit.every["log"]:
+                speed = (step - since[0]) / (time.perf_counter() - since[1]) if warm else 0.0
+                _report(fit, step, total, losses, running, speed, log)
+            due = before // fit.every["checkpoint"] != step // fit.every["checkpoint"]
+            if last or stop or due:
+                log.flush()  # a step that is saved is not run again to be logged
+                state = saved(learned, fit.frozen, step)
+                checkpoints.save(step, state, _meta(fit, step, last))
+            if stop:
+                checkpoints.wait()
+                raise Stopped(fit.name, step, stop)
+            if not warm:  # the first call compiles, so its time says nothing
+                since, warm = (step, time.perf_counter()), True
+            if last:
+                break
+        checkpoints.wait()
+        if stop := asked():  # it came after the last step
+            raise Stopped(fit.name, step, stop)
+
+
+def start(fit: Fit) -> dict:
+    """What learns, before the first step; every leaf has a leading axis of members.
+
+    {"params", "stats", "opt", "stop"}; "stop" holds f32[M] lowest loss since the rule is armed,
+    i32[M] batches since then, and i32[M] the step at which a member stopped, 0 while it runs.
+    """
+    key = jax.random.fold_in(jax.random.key(fit.seed), zlib.crc32(f"{fit.name}/init".encode()))
+    keys = jax.vmap(lambda member: jax.random.fold_in(key, member))(jnp.arange(fit.members))
+    network = jax.vmap(fit.init)(keys)
+    return {
+        "params": {"ensemble": network["params"]},
+        "stats": {"ensemble": network["stats"]},
+        "opt": jax.vmap(fit.optimizer.init)(network["params"]),
+        "stop": {
+            "best": jnp.full(fit.members, FIRST_BEST, jnp.float32),
+            "count": jnp.zeros(fit.members, jnp.int32),
+            "at": jnp.zeros(fit.members, jnp.int32),
+        },
+    }
+
+
+def shared_steps(fit: Fit, mesh, learned: dict, data, batches, numbers, armed, live):
+    """`steps_of`, the devices of the mesh sharing the members; some twice, if they do not divide.
+
+    All inputs and outputs are whole on every device.
+    """
+    steps = functools.partial(steps_of, fit)
+    if mesh.size == 1:
+        return steps(learned, data, batches, numbers, armed, live)
+    rows = np.arange(-(-fit.members // mesh.size) * mesh.size) % fit.members
+    learned = jax.tree.map(lambda leaf: leaf[rows], learned)
+    if fit.own_order:
+        batches = jax.tree.map(lambda leaf: leaf[:, rows], batches)
+    whole, members, of_steps = PartitionSpec(), PartitionSpec(AXES), PartitionSpec(None, AXES)
+    share = jax.shard_map(
+        steps, mesh=mesh, out_specs=(members, of_steps), check_vma=False,
+        in_specs=(members, whole, of_steps if fit.own_order else whole, whole, whole, whole),
+    )  # fmt: skip
+    learned, losses = share(learned, data, batches, numbers, armed, live)
+    return jax.tree.map(lambda leaf: leaf[: fit.members], learned), losses[:, : fit.members]
+
+
+def steps_of(fit: Fit, learned: dict, data, batches, numbers, armed, live):
+    """Some steps of all members: what has learned, and their losses f32[S, M], 0 where it stopped.
+
+    data     features, pixels and labels; () where `batches` are gathered already
+    batches  rows i32[S, M, B] or i32[S, B] of pixels; or (x f32[..., D], y) gathered from them
+    numbers  i32[S] of these steps, from 1
+    armed    bool[S], whether the rule that stops a member is
+    live     bool[S], False for steps beyond the last one
+    """
+
+    def step(carry, inputs):
+        batch, number, armed, live = inputs
+        params, stats, opt, stop = carry
+        x, y = batch if fit.on_host else _read(*data, batch)
+        objective = jax.value_and_grad(fit.loss, has_aux=True)
+        (loss, new_stats), grads = objective(params, stats, x, y)
+        updates, new_opt = fit.optimizer.update(grads, opt, params)
+        new = optax.apply_updates(params, updates), new_stats, new_opt
+        new = *new, stop_rule(stop, loss, armed, number)
+        runs = live & (stop["at"] == 0)
+        kept = jax.tree.map(lambda a, b: jnp.where(runs, a, b), new, carry)
+        return kept, jnp.where(runs, loss, 0.0)
+
+    def member(carry, batches):
+        return jax.lax.scan(step, carry, (batches, numbers, armed, live))
+
+    carry = learned["params"]["ensemble"], learned["stats"]["ensemble"]
+    carry = *carry, learned["opt"], learned["stop"]
+    if not fit.own_order:
+        carry, losses = jax.vmap(member, (0, None))(carry, batches)
+    elif jax.default_backend() == "cpu":  # one after another: what a member learns stays in caches
+        batches = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), batches)
+        carry, losses = jax.lax.map(lambda inputs: member(*inputs), (carry, batches))
+    else:
+        carry, losses = jax.vmap(member, (0, 1))(carry, batches)
+    params, stats, opt, stop = carry
+    learned = {
+        "params": {"ensemble": params}, "stats": {"ensemble": stats}, "opt": opt, "stop": stop
+    }  # fmt: skip
+    return learned, losses.T
+
+
+def stop_rule(stop: dict, loss, armed, number) -> dict:
+    """The rule's memory after a batch: more than 50 batches running without a lower loss end it."""
+    better = loss < stop["best"]
+    count = jnp.where(better, 0, stop["count"] + 1)
+    new = {
+        "best": jnp.where(better, loss, stop["best"]),
+        "count": count,
+        "at": jnp.where(count > PATIENCE, number, 0),
+    }
+    return jax.tree.map(lambda a, b: jnp.where(armed, a, b).astype(b.dtype), new, stop)
+
+
+class Orders:
+    """Which pixels a step reads: a function of the seed, the member and the step alone."""
+
+    def __init__(self, fit: Fit):
+        self.fit = fit
+        self.owners = fit.members if fit.own_order else 1
+        self.kept = {}  # epoch -> permutations i32[owners, n]
+
+    def rows(self, steps: np.ndarray) -> np.ndarray:
+        """Places among the pixels for steps counted from 0: i32[S, M, B], or i32[S, B] if shared.
+
+        Every pass reads the pixels in a new order; of fewer than a batch, some are read twice.
+        """
+        size, rows = self.fit.batch_size, []
+        for step in steps:
+            epoch, place = divmod(int(step), self.fit.steps_of_pass)
+            places = (place * size + np.arange(size)) % len(self.fit.pixels)
+            rows.append(self._order(epoch)[:, places])
+        rows = np.stack(rows)
+        return rows if self.fit.own_order else rows[:, 0]
+
+    def _order(self, epoch):
+        if epoch not in self.kept:
+            self.kept = {old: order for old, order in self.kept.items() if old == epoch - 1}
+            orders = np.tile(np.arange(len(self.fit.pixels), dtype=np.int32), (self.owners, 1))
+            for owner, order in enumerate(orders):
+                purpose = zlib.crc32(b"order of pixels")
+                np.random.default_rng([self.fit.seed, purpose, owner, epoch]).shuffle(order)
+            self.kept[epoch] = orders
+        return self.kept[epoch]
+
+
+def _read(features, pixels, labels, rows):
+    """The vectors and classes of some pixels: rows i[...] -> f32[..., D], i32[...]."""
+    height, width = features.size
+    picture, place = divmod(pixels[rows].reshape(-1), height * width)
+    y, x = divmod(place, width)
+    vectors = features.gather(picture, y, x).reshape(*rows.shape, -1)
+    return vectors, labels[rows].astype(np.int32)
+
+
+def _inputs(fit, orders, step, length):
+    """What `steps_of` takes for the steps from `step` on; those beyond the last are not live."""
+    numbers = np.arange(step, step + length)
+    rows = orders.rows(np.minimum(numbers, fit.steps - 1))
+    batch = _read(fit.features, fit.pixels, fit.labels, rows) if fit.on_host else rows
+    armed = fit.stops & (numbers >= FREE_EPOCHS * fit.steps_of_pass)
+    return batch, numbers + 1, armed, numbers < fit.steps
+
+
+def saved(learned: dict, frozen: dict, step: int) -> dict:
+    """The state as checkpoints hold it: what learns, and the network that it reads.
+
+    frozen  {"params", "stats"} of that network
+    """
+    return {
+        **learned,
+        "step": np.asarray(step, np.int32),
+        "stats": {**learned["stats"], **frozen["stats"]},
+        "frozen": frozen["params"],
+    }
+
+
+def _meta(fit, step, finished):
+    own = {"stage": fit.name, "step": step, "ema": [], "finished": finished}
+    return {**fit.meta, **own}
+
+
+def _report(fit, step, total, losses, running, speed, log):
+    loss = float(losses[losses > 0].mean()) if np.any(losses > 0) else 0.0
+    numbers = {"loss": loss, "running": running}
+    shown = f"loss {loss:.4f}   {running} of {fit.members} run"
+    if speed:
+        numbers["steps_per_second"] = round(speed, 2)
+        shown += f"   {speed:.1f} steps/s"
+        if step < total and running:
+            most = "at most " if fit.stops else ""
+            shown += f"   {most}{duration((total - step) / speed)} left"
+    log.write(fit.name, step, numbers)
+    log.say(f"{fit.name} {step:>{len(str(total))}}/{total}   {shown}")
+
+
+def _require_finite(fit, checkpoints, step, losses):
+    if np.isfinite(losses).all():
+        return
+    checkpoints.wait()
+    kept = checkpoints.latest()
+    left = f"The checkpoint of step {kept} is kept" if kept else "No checkpoint was made yet"
+    raise UserError(
+        f"stage {fit.name}: the loss of a classifier is not finite at step {step} or shortly "
+        f"before. {left}; are the features finite? Try --config.features.dtype=float32."
+    )

@@ -1,0 +1,93 @@
+"""Meshes of 8 fake devices against one device: the same losses, statistics and saved bits."""
+
+import json
+
+import numpy as np
+import pytest
+
+from diffseg_jax.storage.checkpoints import open_network
+from diffseg_jax.training.state import flatten
+
+MESHES = {"data2-fsdp4": (2, 4), "data8": (8, 1), "fsdp8": (1, 8)}
+CASES = [
+    pytest.param(system, mesh, id=f"{system}-{name}")
+    for system in ("ddep", "ddp", "ddpm_seg")
+    for name, mesh in MESHES.items()
+]
+
+
+def records(workdir, stages=("pretrain", "finetune", "train", "align")):
+    """[(stage, step, loss)] of a run."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(r["stage"], r["step"], r["loss"]) for r in lines if r["stage"] in stages]
+
+
+def sharded_run(command, system, workdir, mesh, *other):
+    done = command.script(
+        "tests/sharded_run.py", system, workdir, *mesh, *other, devices=mesh[0] * mesh[1],
+        seconds=580,
+    )  # fmt: skip
+    assert done.code == 0, done.err[-3000:]
+    return json.loads(done.out.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def single(command, tmp_path_factory):
+    """system -> the workdir of its run on one device; made once."""
+    made = {}
+
+    def workdir_of(system):
+        if system not in made:
+            made[system] = tmp_path_factory.mktemp(f"single_{system}")
+            sharded_run(command, system, made[system], (1, 1))
+        return made[system]
+
+    return workdir_of
+
+
+@pytest.mark.slow  # test_two_processes sees that two devices change no loss
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("system, mesh", CASES)
+def test_a_mesh_changes_nothing_but_the_place(command, single, tmp_path, system, mesh):
+    alone = single(system)
+    facts = sharded_run(command, system, tmp_path, mesh, alone)
+    assert facts.pop("devices") == 8
+
+    # ---- losses of 20 steps of each stage that the loop trains
+    ours, theirs = records(tmp_path), records(alone)
+    assert [entry[:2] for entry in ours] == [entry[:2] for entry in theirs]
+    assert len(ours) == 20 * len(facts)
+    np.testing.assert_allclose([x[2] for x in ours], [x[2] for x in theirs], rtol=1e-5)
+
+    for stage in facts:
+        # ---- batch statistics are global: a mean over all devices' rows; 8 devices wrote, 1 reads
+        network, _ = open_network(tmp_path / "checkpoints" / stage)
+        wanted, _ = open_network(alone / "checkpoints" / stage)
+        stats, wanted_stats = flatten(network["stats"]), flatten(wanted["stats"])
+        assert stats.keys() == wanted_stats.keys()
+        for path, array in stats.items():
+            np.testing.assert_allclose(array, wanted_stats[path], rtol=1e-3, atol=1e-4)
+
+        # ---- fsdp splits parameters and both moments; 1 device wrote, 8 read
+        assert (facts[stage]["params"] > 0) == (mesh[1] > 1)
+        assert facts[stage]["opt"] == 2 * facts[stage]["params"]
+        assert facts[stage]["restored"]
+
+    if system == "ddpm_seg":  # ---- devices share the members of the ensemble, and the pictures
+        ours, theirs = records(tmp_path, ("fit",)), records(alone, ("fit",))
+        assert [entry[:2] for entry in ours] == [entry[:2] for entry in theirs] != []
+        np.testing.assert_allclose([x[2] for x in ours], [x[2] for x in theirs], rtol=0.02)
+
+
+@pytest.mark.timeout(600)
+def test_checkpoints_move_from_8_devices_to_4_to_1_to_8(command, tiny_run, tmp_path):
+    places = [tiny_run.workdir / "checkpoints" / "pretrain"]
+    facts = []
+    for count, fsdp in (8, 8), (4, 2), (1, 1), (8, 4):
+        places.append(tmp_path / str(len(places)))
+        done = command.script("tests/moved_run.py", *places[-2:], fsdp, devices=count)
+        assert done.code == 0, done.err[-2000:]
+        facts.append(json.loads(done.out.splitlines()[-1]))
+    assert [fact["devices"] for fact in facts] == [8, 4, 1, 8]
+    assert [fact["split"] > 0 for fact in facts] == [True, True, False, True]
+    assert len({fact["digest"] for fact in facts}) == 1

@@ -1,0 +1,180 @@
+"""Two processes, started by launch/local.sh, are one run: the same losses, counts and final bits.
+
+The launcher is the user's; the processes meet at a port of this machine and reduce over gloo.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from diffseg_jax.storage.checkpoints import steps_in
+
+ROOT = Path(__file__).parents[2]
+SPEC = importlib.util.spec_from_file_location("fault_run", ROOT / "tests/benchmarks/fault_run.py")
+fault_run = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(fault_run)
+
+# Adam enlarges rounding where gradients are truly zero, unless its epsilon is large. Five images
+# are shared unevenly.
+STILL = ["--config.stages.{}.optim.epsilon=1e-3", "--config.stages.{}.every.log=1"]
+SYSTEMS = {  # config -> stages of the training loop, all stages
+    "tiny_ddpm_seg": (("pretrain",), ("pretrain", "fit")),
+    "tiny_ddep": (("pretrain", "finetune"), ("pretrain", "finetune")),
+    "tiny_ddp": (("train", "align"), ("train", "align")),
+}
+PARAMETERS = [
+    pytest.param(name, marks=[] if name == "tiny_ddpm_seg" else pytest.mark.slow)
+    for name in SYSTEMS
+]
+ENDS_WITHIN = 90  # seconds after a process was lost
+
+
+def flags_of(name):
+    loops, stages = SYSTEMS[name]
+    still = [flag.format(stage) for stage in loops for flag in STILL]
+    return [f"--config.run={stages}", "--config.evaluate.images=5", *still]
+
+
+def start_two(cache, workdir, name):
+    """The launcher with two processes, as Popen with one pipe for all that it says."""
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "XLA_FLAGS": "--xla_backend_optimization_level=1",
+    }  # fmt: skip
+    command = [
+        "launch/local.sh", "--processes=2", "--gpus=0", "--lost-after=10", "--",
+        f"--config=tests/configs/{name}.py", f"--workdir={workdir}",
+        f"--compilation_cache={cache}", *flags_of(name),
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def ended(process, seconds=280):
+    try:
+        out, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        pytest.fail(f"two processes were not done after {seconds} s: {process.communicate()[0]}")
+    return SimpleNamespace(code=process.returncode, out=out)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled_by_two")
+
+
+@pytest.fixture(scope="module", params=PARAMETERS)
+def pair(request, cache, tmp_path_factory):
+    """The name of a config, and the workdir of its run by two processes."""
+    workdir = tmp_path_factory.mktemp(request.param) / "two"
+    done = ended(start_two(cache, workdir, request.param))
+    assert done.code == 0, done.out
+    return SimpleNamespace(name=request.param, workdir=workdir, out=done.out)
+
+
+def losses(workdir, stages):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    records = [r for r in map(json.loads, lines) if r["stage"] in stages and "loss" in r]
+    return {(r["stage"], r["step"]): r["loss"] for r in records}
+
+
+@pytest.mark.timeout(900)
+def test_losses_are_those_of_one_process(pair, command, tmp_path):
+    loops, stages = SYSTEMS[pair.name]
+    config = ROOT / "tests" / "configs" / f"{pair.name}.py"
+    done = command(tmp_path, *flags_of(pair.name), config=config)
+    assert done.code == 0, done.err
+    ours, theirs = losses(pair.workdir, loops), losses(tmp_path, loops)
+    assert ours.keys() == theirs.keys() != set()
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-5)
+    if "fit" in stages:
+        ours, theirs = losses(pair.workdir, ("fit",)), losses(tmp_path, ("fit",))
+        first = min(theirs)
+        assert min(ours) == first
+        np.testing.assert_allclose(ours[first], theirs[first], rtol=1e-3)
+
+
+@pytest.mark.timeout(600)
+def test_counts_are_those_of_one_process(pair, command):
+    config = ROOT / "tests" / "configs" / f"{pair.name}.py"
+    done = command(pair.workdir, *flags_of(pair.name), "--mode=eval", config=config)
+    assert done.code == 0, done.err
+    alone = json.loads((pair.workdir / "results_eval.json").read_text())
+    assert alone == json.loads((pair.workdir / "results.json").read_text())
+    assert all(result["images"] == 5 for result in alone.values())
+
+
+def test_what_is_written_once_is_written_once(pair):
+    lines = (pair.workdir / "metrics.jsonl").read_text().splitlines()
+    places = [(r["stage"], r["step"], "loss" in r) for r in map(json.loads, lines)]
+    assert len(places) == len(set(places))
+    assert "2 devices (data 2 x fsdp 1) of 2 processes" in pair.out
+    quiet = (pair.workdir / "logs" / "process_1.log").read_text()
+    assert "images/s" not in quiet and "finished" not in quiet
+
+
+def process_of(workdir, number):
+    """The pid of one process of a run, found by its command line."""
+    words = {f"--process={number}", f"--workdir={workdir}"}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            given = (folder / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if words <= set(given) and "diffseg_jax.main" in given:
+            return int(folder.name)
+    raise AssertionError(f"process {number} of {workdir} does not run")
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_lost_process_ends_the_other_and_costs_no_bit(pair, cache, tmp_path, number):
+    process = start_two(cache, tmp_path, pair.name)
+    half = fault_run.count_records(pair.workdir) // 2
+    end = time.monotonic() + 280
+    while fault_run.count_records(tmp_path) < half and time.monotonic() < end:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    os.kill(process_of(tmp_path, number), signal.SIGKILL)
+    lost = time.monotonic()
+    done = ended(process, ENDS_WITHIN)
+    assert time.monotonic() - lost < ENDS_WITHIN
+    assert done.code not in (0, 2, 75)
+    assert f"process {number} was killed (signal 9)" in done.out, done.out
+    assert f"the same command goes on from the last checkpoint in {tmp_path}" in done.out, done.out
+
+    again = ended(start_two(cache, tmp_path, pair.name))
+    assert again.code == 0, again.out
+    assert fault_run.differences(tmp_path, pair.workdir) == []
+    assert (tmp_path / "results.json").read_bytes() == (pair.workdir / "results.json").read_bytes()
+
+
+@pytest.mark.timeout(900)
+def test_sigterm_to_the_launcher_saves_in_both(pair, cache, tmp_path):
+    process = start_two(cache, tmp_path, pair.name)
+    half = fault_run.count_records(pair.workdir) // 2
+    end = time.monotonic() + 280
+    while fault_run.count_records(tmp_path) < half and time.monotonic() < end:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.terminate()
+    done = ended(process, ENDS_WITHIN)
+    assert done.code == 75, done.out
+    said = r"stopped by SIGTERM after step (\d+) of stage (\w+), which is saved"
+    found = re.search(said, done.out)
+    assert found, done.out
+    assert int(found[1]) in steps_in(tmp_path / "checkpoints" / found[2])

@@ -1,0 +1,98 @@
+"""--mode=check in one process: what it prints of good and of bad folders."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffseg_jax.errors import UserError
+from diffseg_jax.experiment.check_data import check_data
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four pictures of two classes: 20 x 30, the last one 10 x 30."""
+    root = tmp_path / "data"
+    for split in ("train", "val"):
+        for part in ("images", "masks"):
+            (root / part / split).mkdir(parents=True)
+        for i in range(4):
+            shape = (10 if i == 3 else 20, 30)
+            mask = np.zeros(shape, np.uint8)
+            mask[:, :10], mask[:, 10:15] = 1, 255
+            image = Image.fromarray(np.full((*shape, 3), 50 * i, np.uint8))
+            image.save(root / f"images/{split}/p{i}.png")
+            Image.fromarray(mask).save(root / f"masks/{split}/p{i}.png")
+    (root / "classes.json").write_text(json.dumps({"names": ["ground", "sky"]}))
+    return root
+
+
+@pytest.fixture
+def config(tiny_config, folder):
+    """The tiny config on that folder."""
+    with tiny_config.unlocked():
+        tiny_config.data.source, tiny_config.data.path = "folder", str(folder)
+        tiny_config.unlabelled.source, tiny_config.unlabelled.path = "unlabelled", str(folder)
+        tiny_config.data.options = tiny_config.unlabelled.options = {}
+        tiny_config.data.count = 0
+    return tiny_config
+
+
+def test_counts_sizes_and_shares_are_printed(config, tmp_path, capsys):
+    check_data(config, tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "train: 4 images of folder, split train"
+    assert "20 x 30 (3), 10 x 30 (1)" in lines[1]
+    shares = [line.split() for line in lines if line.split()[0] in ("0", "1", "255")]
+    assert shares[:3] == [
+        ["0", "ground", "50.00%", "4"],
+        ["1", "sky", "33.33%", "4"],
+        ["255", "ignored", "16.67%", "4"],
+    ]
+    for name in ("train", "val", "unlabelled"):
+        with Image.open(tmp_path / "run" / f"check_{name}.png") as picture:
+            assert min(picture.size) > 10
+
+
+def test_bad_files_are_all_named_and_the_rest_is_shown(config, folder, tmp_path, capsys):
+    (folder / "images/train/p1.png").write_bytes(b"no picture")
+    Image.fromarray(np.full((20, 30), 7, np.uint8)).save(folder / "masks/val/p2.png")
+    with pytest.raises(UserError, match="3 examples cannot be used"):  # p1 also counts unlabelled
+        check_data(config, tmp_path / "run")
+    bad = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  bad:")]
+    assert len(bad) == 3
+    assert "p1.png" in bad[0] and "p2.png has class id 7" in bad[1]
+    assert (tmp_path / "run/check_train.png").exists()
+
+
+def test_a_folder_without_one_good_file(config, folder, tmp_path, capsys):
+    for i in range(4):
+        (folder / f"images/val/p{i}.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="cannot be used"):
+        check_data(config, tmp_path / "run")
+    assert not (tmp_path / "run/check_val.png").exists()
+
+
+def test_masks_without_picture_are_noted(config, folder, tmp_path, capsys):
+    (folder / "images/val/p0.png").unlink()
+    check_data(config, tmp_path / "run")
+    note = next(line for line in capsys.readouterr().out.splitlines() if "  note:" in line)
+    assert "have no image; the first is p0.png" in note
+
+
+def test_a_missing_folder_does_not_hide_the_others(config, folder, tmp_path, capsys):
+    config.data.val = "test"
+    with pytest.raises(UserError, match="val: .*test is not a folder"):
+        check_data(config, tmp_path / "run")
+    assert "train: 4 images" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "check_train.png", "check_unlabelled.png",
+    }  # fmt: skip
+
+
+def test_nothing_to_open_leaves_no_workdir(config, tmp_path):
+    config.data.path = config.unlabelled.path = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="nowhere"):
+        check_data(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,174 @@
+"""A whole run of DDP, what is measured afterwards, and the published presets."""
+
+import functools
+import json
+import runpy
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict as flatten
+from PIL import Image
+
+from diffseg_jax import main
+from diffseg_jax.errors import UserError
+from diffseg_jax.experiment.plan import check_config
+from diffseg_jax.storage.checkpoints import open_network
+from diffseg_jax.systems import ddp
+from diffseg_jax.training.optimizer import decayed
+from diffseg_jax.weights.ddp import DDP
+from diffseg_jax.weights.tables import _row
+
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+TINY = Path(__file__).parents[1] / "configs" / "tiny_ddp.py"
+CONFIGS = Path(__file__).parents[2] / "configs"
+PRESETS = [("ddp_cityscapes", name) for name in (
+    "convnext_t", "convnext_s", "convnext_b", "convnext_l", "swin_t", "swin_s", "swin_b", "swin_l",
+    "convnext_t_aligned", "convnext_l_aligned",
+)] + [("ddp_ade20k", f"swin_{size}") for size in "tsbl"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(command, tmp_path_factory):
+    """The workdir of a whole run, which no test may change."""
+    workdir = tmp_path_factory.mktemp("ddp") / "run"
+    done = command(workdir, config=TINY)
+    assert done.code == 0, done.err
+    return workdir
+
+
+def test_a_run_leaves_results_and_pictures_of_every_step(run):
+    results = json.loads((run / "results.json").read_text())
+    assert list(results) == ["train", "align", "plain"]
+    assert set(results["train"]["AUROC_of"]) == {"changes", "entropy"}
+    assert set(results["plain"]["AUROC_of"]) == {"entropy"}
+    widths = {name: Image.open(run / "pictures" / f"{name}_result.png").width for name in results}
+    assert widths["train"] == widths["align"] > widths["plain"]  # three more columns, for its steps
+    network, meta = open_network(run / "checkpoints/align")
+    assert meta["start"] == "train" and meta["task"]["model"]["code"] == "embedding"
+    before, _ = open_network(run / "checkpoints/train")
+    assert flatten(network).keys() == flatten(before).keys()
+    assert set(open_network(run / "checkpoints/plain")[0]["params"]) == {
+        "backbone", "neck", "auxiliary"
+    }  # fmt: skip
+
+
+def test_other_sampling_of_a_finished_run(run, command):
+    done = command(run, "--mode=eval", "--config.sampling.steps=1", config=TINY)
+    assert done.code == 0, done.err
+    results = json.loads((run / "results_eval.json").read_text())
+    assert set(results["train"]["AUROC_of"]) == {"entropy"}
+    assert results["train"]["sampling"]["steps"] == 1
+    assert "sampling" not in results["plain"]
+
+
+def test_steps_against_quality(run, command):
+    done = command(run, "--mode=steps", config=TINY)
+    assert done.code == 0, done.err
+    rows = json.loads((run / "steps.json").read_text())
+    settings = [(1, 1), (2, 1), (1, 2), (2, 2)]
+    expected = [(stage, *pair) for stage in ("train", "align") for pair in settings]
+    found = [(row["stage"], row["steps"], row["draws"]) for row in rows]
+    assert found == [*expected, ("plain", 0, 1)]
+    for row in rows:
+        assert 0 < row["mIoU"] < 1 and row["ms"] > 0
+        kinds = {"entropy"}
+        kinds |= {"changes"} if row["steps"] > 1 else set()
+        kinds |= {"spread"} if row["draws"] > 1 else set()
+        assert set(row["AUROC"]) == kinds
+    assert all(line in done.out for line in ("mIoU (%)", "ms/image", "steps.json"))
+    assert Image.open(run / "pictures/steps.png").width > 500
+
+
+def test_steps_of_a_directory_that_a_stage_starts_from(run, command, tmp_path):
+    flags = ["--mode=steps", "--config.run=('align',)", "--config.sweep.steps=(2,)"]
+    flags += ["--config.sweep.draws=(1,)", f"--config.stages.align.start={run}/checkpoints/align"]
+    done = command(tmp_path / "steps", *flags, config=TINY)
+    assert done.code == 0, done.err
+    (row,) = json.loads((tmp_path / "steps/steps.json").read_text())
+    assert (row["steps"], row["draws"]) == (2, 1)
+
+
+def test_steps_without_a_checkpoint_and_for_another_system(tmp_path):
+    config = runpy.run_path(str(TINY))["get_config"]()
+    with pytest.raises(UserError, match="holds no checkpoint of train or align or plain"):
+        main.MODES["steps"](config, tmp_path / "run")
+    other = runpy.run_path(str(TINY.with_name("tiny_ddep.py")))["get_config"]()
+    with pytest.raises(UserError, match="--mode=steps is for ddp, but the config's system is ddep"):
+        main.MODES["steps"](other, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# ---- published presets ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("file", "preset"), PRESETS)
+def test_a_preset_is_valid_and_of_the_published_size(file, preset):
+    config = runpy.run_path(str(CONFIGS / f"{file}.py"))["get_config"](preset)
+    config.weights = "classifier.pth"
+    check_config(config)
+    classes = 150 if "ade" in file else 19
+    network = ddp.make_network(ddp.make_settings(config, classes), True, "float32", False)
+    count = sum(leaf.size for leaf in jax.tree.leaves(network.abstract["params"])) / 1e6
+    published = {
+        "convnext_t": 39.87, "convnext_s": 61.50, "convnext_b": 99.74, "convnext_l": 208.65,
+        "ade_swin_t": 39.67, "ade_swin_s": 60.98, "ade_swin_b": 99.15, "ade_swin_l": 207.72,
+    }  # fmt: skip
+    name = f"ade_{preset}" if classes == 150 else preset.removesuffix("_aligned")
+    if name in published:
+        assert round(count, 2) == published[name]
+    assert ("align" in config.run) == preset.endswith("_aligned")
+    assert config.sampling.steps == (10 if preset.endswith("_aligned") else 3)
+    assert config.stages.train.optim.clip_norm == (0.1 if classes == 150 else 0)
+
+
+def test_an_unknown_preset_is_answered_with_the_known_ones():
+    file = CONFIGS / "ddp_ade20k.py"
+    with pytest.raises(UserError, match="unknown preset convnext_t; known: swin_t, swin_s"):
+        main._run_config(f"{file}:convnext_t")
+
+
+def test_a_config_without_presets_says_so():
+    with pytest.raises(UserError, match="ddp_scenes.py cannot be run: .*after the colon"):
+        main._run_config(f"{CONFIGS / 'ddp_scenes.py'}:swin_t")
+
+
+@pytest.mark.golden
+def test_recorded_decay_groups(golden):
+    """Which parameters the original decays, by the names in its checkpoints."""
+    presets = {"convnext_t": "ddp_cityscapes", "swin_t": "ddp_ade20k", "swin_b": "ddp_ade20k"}
+    seen = 0
+    for path in golden("ddp/keys_*.json"):
+        record = json.loads(path.read_text())
+        preset = next((word for word in presets if f"ddp_{word}_" in record["name"]), None)
+        if preset is None:
+            continue  # another task, or another size of the same rules
+        config = runpy.run_path(str(CONFIGS / f"{presets[preset]}.py"))["get_config"](preset)
+        optim = config.stages.train.optim
+        assert (optim.peak_lr, optim.weight_decay) == (
+            record["base_lr"], record["base_weight_decay"]
+        )  # fmt: skip
+        classes = record["tensors"]["decode_head.conv_seg.bias"][0][0]
+        network = ddp.make_network(ddp.make_settings(config, classes), True, "float32", False)
+        ours = decayed(network.abstract["params"], optim.no_decay)
+        ours = {".".join(place): value for place, value in flatten({"params": ours}).items()}
+        for name, (_, kind, decay) in record["tensors"].items():
+            if kind == "param":
+                assert ours[_row(name, DDP)[0]] == (decay > 0), name
+                seen += 1
+    assert seen
+
+
+def test_bfloat16_answers_nearly_the_same():
+    config = runpy.run_path(str(TINY))["get_config"]()
+    exact = ddp.make_task(config, "train", (32, 48), 5)
+    config.dtype = "bfloat16"
+    rounded = ddp.make_task(config, "train", (32, 48), 5)
+    values = quick(exact.init)(jax.random.key(0))
+    images = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
+    valid = np.array([[32, 48]], np.int32)
+    first, second = (
+        quick(task.predict)(values, images, valid)["probs"] for task in (exact, rounded)
+    )
+    assert 0 < np.max(np.abs(first - second)) < 0.1

@@ -1,0 +1,264 @@
+"""A stage that fits an ensemble: from the command to the results, and what is refused before."""
+
+import json
+import runpy
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffseg_jax.errors import UserError
+from diffseg_jax.experiment import ensemble_stage, tap_study, train
+from diffseg_jax.experiment.plan import check_config, start_run
+from diffseg_jax.storage.checkpoints import open_network
+from diffseg_jax.systems import ddpm_seg
+
+TINY_SEG = Path(__file__).parents[1] / "configs" / "tiny_ddpm_seg.py"
+
+
+@pytest.fixture
+def seg_config():
+    """A fresh copy of the tiny config of both stages, with the short recipe."""
+    config = runpy.run_path(str(TINY_SEG))["get_config"]()
+    config.ensemble.recipe = "fast"
+    return config
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """The workdir of a whole run, which no test may change."""
+    config = runpy.run_path(str(TINY_SEG))["get_config"]()
+    config.ensemble.recipe = "fast"
+    workdir = tmp_path_factory.mktemp("fitted")
+    train.train(config, workdir)
+    return workdir
+
+
+# ---- a whole run ---------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_results_by_both_conventions_and_a_checkpoint_that_is_whole(fitted):
+    result = json.loads((fitted / "results.json").read_text())["fit"]
+    assert result["labelled_images"] == 3 and result["images"] == 6
+    assert set(result["ddpm_seg"]) == {"mIoU", "mAcc", "aAcc", "IoU", "Acc"}
+    assert 0 < result["AUROC"] < 1 and 0 < result["image_uncertainty"] < 1
+    network, meta = open_network(fitted / "checkpoints" / "fit")
+    assert set(network["params"]) == {"unet", "ensemble"}
+    assert set(network["stats"]) == {"noise", "ensemble"}
+    assert meta["finished"] and len(meta["classes"]) == len(result["IoU"])
+    unet = open_network(fitted / "checkpoints" / "pretrain")[0]["params"]
+    jax.tree.map(np.testing.assert_array_equal, network["params"]["unet"], unet)
+
+
+def test_a_finished_fit_is_not_repeated_and_eval_agrees(fitted, seg_config, capsys):
+    before = (fitted / "results.json").read_bytes()
+    train.train(seg_config, fitted)
+    assert "fit: is finished" in capsys.readouterr().out
+    assert (fitted / "results.json").read_bytes() == before
+    train.evaluate_only(seg_config, fitted)
+    again = json.loads((fitted / "results_eval.json").read_text())["fit"]
+    assert again == json.loads(before)["fit"]
+
+
+def test_colours_need_no_network(seg_config, tmp_path):
+    seg_config.features.source, seg_config.stages.fit.start = "colour", "random"
+    seg_config.run = ("fit",)
+    train.train(seg_config, tmp_path)
+    network, meta = open_network(tmp_path / "checkpoints" / "fit")
+    assert set(network["params"]) == {"ensemble"} == set(network["stats"])
+    assert meta["task"]["features_per_pixel"] == 5
+    result = json.loads((tmp_path / "results.json").read_text())["fit"]
+    assert result["mIoU"] > 0.2  # sky is above and roads are below
+
+
+def test_features_in_the_hosts_memory_give_the_same_fit(seg_config, fitted, tmp_path):
+    seg_config.features.place, seg_config.run = "host", ("fit",)
+    seg_config.stages.fit.start = str(fitted / "checkpoints" / "pretrain")
+    train.train(seg_config, tmp_path)
+    here, there = (json.loads((d / "results.json").read_text())["fit"] for d in (tmp_path, fitted))
+    assert abs(here["mIoU"] - there["mIoU"]) < 0.02
+
+
+def test_random_weights_make_a_network_as_deep_as_trained_ones(seg_config):
+    """Fresh residual branches end in zeros, which would leave a linear filter of the picture."""
+    task = ddpm_seg.make_task(seg_config, "fit", (32, 48), 9)
+    params = jax.jit(task.init)(jax.random.key(0))["params"]["unet"]
+    assert np.std(params["output_2"]["residual"]["conv2"]["kernel"]) > 1e-3
+
+
+# ---- what is refused, before anything is trained -------------------------------------------------
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    ({"features.blocks": (1, 4)}, "holds 4, but this network has the blocks 0 to 3"),
+    ({"features.steps": (20,)}, "holds 20, but this network has the steps 0 to 19"),
+    ({"features.blocks": (1, 1)}, "holds 1 twice"),
+    ({"ensemble.widths": (64,)}, "has two hidden layers"),
+    ({"features.noise_file": "a.npy", "features.share_noise": False}, "reads no file"),
+    ({"features.source": "colour"}, "starts from no network"),
+    ({"evaluate.scales": (0.5, 1.0)}, "would be brought back"),
+    ({"stages.fit.start": "weights"}, "start is weights, but no file is given"),
+    ({"ensemble.recipe": "slow"}, "must be one of paper, fast"),
+    ({"stages.fit.steps": 5}, 'unknown option "stages.fit.steps"'),
+    ({"run": ("fit", "fit")}, "config.run names fit twice"),
+])  # fmt: skip
+def test_options_that_go_with_no_network(seg_config, change, sentence):
+    with seg_config.unlocked():
+        seg_config.update_from_flattened_dict(change)
+    with pytest.raises(UserError, match=sentence):
+        check_config(seg_config)
+
+
+def refused(config, workdir, sentence):
+    """The run ends with the sentence, and nothing was trained before."""
+    with pytest.raises(UserError, match=sentence):
+        train.train(config, workdir)
+    assert not (workdir / "checkpoints").exists()
+
+
+def test_no_labelled_pixel_left_names_the_picture_and_the_rule(seg_config, tmp_path):
+    seg_config.ensemble.small_objects = 10**6
+    refused(seg_config, tmp_path, r"such as train_00000\d \(no class covers 1000000 pixels\)")
+
+
+def test_features_that_do_not_fit_say_how_much_is_needed(seg_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(ensemble_stage, "free_bytes", lambda on_host: 1000)
+    refused(seg_config, tmp_path, r"needs .* GB for 3 pictures of 128 features a pixel, but 0.0 GB")
+
+
+@pytest.mark.parametrize(
+    ("crop", "short", "verb"), [((16, 48), 0, "fit into"), ((40, 48), 16, "fill")]
+)
+def test_pictures_must_suit_the_crop(seg_config, tmp_path, crop, short, verb):
+    seg_config.stages.fit.augment.crop, seg_config.features.short = crop, short
+    sentence = rf"up to \(32, 48\) .* but they must {verb} it. .*augment.crop=\"\(32, 48\)\""
+    refused(seg_config, tmp_path, sentence)
+
+
+def test_missing_classifiers_and_noise(seg_config, tmp_path):
+    seg_config.ensemble.classifiers = str(tmp_path / "nothing")
+    refused(seg_config, tmp_path / "run", "nothing")
+    seg_config.ensemble.classifiers, seg_config.features.noise_file = "", str(tmp_path / "no.npy")
+    refused(seg_config, tmp_path / "run", "no.npy")
+
+
+def test_published_classifiers_of_other_taps_are_refused(golden, tmp_path, seg_config):
+    model = golden("adm/pixel_classifier_narrow_model_0.pt")[0]
+    folder = tmp_path / "50_150_250_5_6_7_8_12"
+    folder.mkdir()
+    (folder / "model_0.pth").write_bytes(model.read_bytes())
+    seg_config.ensemble.classifiers = str(folder)
+    refused(seg_config, tmp_path / "run", "for other taps")
+
+
+def test_a_start_that_is_neither_a_stage_nor_a_directory(seg_config, tmp_path):
+    seg_config.run, seg_config.stages.fit.start = ("fit",), "pretrian"
+    refused(seg_config, tmp_path, 'unknown start "pretrian".*Did you mean "pretrain"')
+
+
+def test_a_network_of_other_noise_levels_is_refused(seg_config, fitted, tmp_path):
+    seg_config.run, seg_config.diffusion.rescale_timesteps = ("fit",), True
+    seg_config.stages.fit.start = str(fitted / "checkpoints" / "pretrain")
+    with pytest.raises(UserError, match="rescale_timesteps is True, but .* trained with False"):
+        train.train(seg_config, tmp_path)
+
+
+def test_a_fit_cannot_be_sampled_from(fitted, command):
+    done = command.script(
+        "-m", "diffseg_jax.sample", f"--checkpoint={fitted}/checkpoints/fit",
+        f"--output={fitted}/no",
+    )  # fmt: skip
+    assert done.code == 2 and "holds no diffusion model" in done.err
+
+
+# ---- your own folder: K, the ids to ignore and the number of pictures come from the config -------
+
+
+def folder_of_mixed_sizes(config, tmp_path):
+    """Writes two sizes of pictures whose third class means nothing, and points the config there."""
+    rng = np.random.default_rng(0)
+    for split, sizes in (("train", [(32, 48), (24, 40)]), ("val", [(32, 48), (33, 20)])):
+        for number, size in enumerate(sizes):
+            ids = np.zeros(size, np.uint8)
+            ids[size[0] // 2 :] = 1
+            ids[:, :3] = 2
+            shades = np.array([40, 200, 120], np.uint8)[ids]
+            image = np.repeat(shades[..., None], 3, -1) + rng.integers(0, 20, (*size, 3), np.uint8)
+            for folder, array in (("images", image), ("masks", ids)):
+                file = tmp_path / "mine" / folder / split / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(file)
+    with config.unlocked():
+        config.data.update(source="folder", path=str(tmp_path / "mine"), count=2)
+        config.data.options = dict(num_classes=3, ignore=(2,))
+    config.run, config.stages.fit.start = ("fit",), "random"
+
+
+def test_pictures_of_many_sizes_need_one_that_the_network_sees(seg_config, tmp_path):
+    folder_of_mixed_sizes(seg_config, tmp_path)
+    seg_config.features.short = 16
+    sentence = r"2 sizes .*\(24, 40\) .* to \(32, 48\).*crop=\"\(32, 48\)\" .*features.short=0"
+    refused(seg_config, tmp_path / "run", sentence)
+
+
+def test_a_folder_of_mixed_sizes_with_an_ignored_id(seg_config, tmp_path):
+    folder_of_mixed_sizes(seg_config, tmp_path)
+    seg_config.features.short = 0
+    train.train(seg_config, tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "results.json").read_text())["fit"]
+    assert result["IoU"]["class_2"] is None and result["labelled_images"] == 2
+    assert result["mIoU"] > 0.7
+
+
+# ---- which taps to read --------------------------------------------------------------------------
+
+
+def test_a_probe_finds_what_is_linear_and_not_what_is_noise():
+    rng = np.random.default_rng(0)
+    y, folds = rng.integers(0, 3, 600), np.arange(600) % 4
+    seen = np.eye(3)[y] @ rng.normal(size=(3, 8)) + 0.05 * rng.normal(size=(600, 8))
+    assert tap_study.probe(seen.astype(np.float32), y, folds, 3) > 0.99
+    assert tap_study.probe(rng.normal(size=(600, 8)).astype(np.float32), y, folds, 3) < 0.35
+
+
+def test_a_probe_is_judged_on_pictures_that_it_has_not_seen():
+    """Features that tell pictures apart, but not classes, must not score."""
+    rng = np.random.default_rng(1)
+    folds = np.repeat(np.arange(5), 100)
+    y = np.repeat([0, 1, 0, 1, 2], 100)
+    own = np.eye(5)[folds] + 0.01 * rng.normal(size=(500, 5))
+    assert tap_study.probe(own.astype(np.float32), y, folds, 3) < 0.2
+
+
+def test_the_best_taps_are_those_with_the_highest_means():
+    grid = np.arange(8)[None] + 100 * np.array([[1], [4], [2], [3]])
+    chosen = tap_study.best_taps(grid, (0, 10, 20, 30))
+    assert chosen == {"steps": (10, 20, 30), "blocks": (3, 4, 5, 6, 7)}
+
+
+def test_taps_are_scored_of_the_trained_network_and_written(seg_config, fitted, tmp_path, capsys):
+    with seg_config.unlocked():
+        seg_config.stages.untrained = seg_config.stages.fit.copy_and_resolve_references()
+    seg_config.stages.untrained.start = "random"
+    seg_config.run = ("pretrain", "untrained", "fit")
+    seg_config.stages.fit.start = str(fitted / "checkpoints" / "pretrain")
+    tap_study.choose_taps(seg_config, tmp_path)
+    said = capsys.readouterr().out
+    assert f"fit, from {fitted}" in said and '--config.features.steps="(' in said
+    facts = json.loads((tmp_path / "taps.json").read_text())
+    assert np.shape(facts["mIoU"]) == (len(facts["steps"]), 4) and np.min(facts["mIoU"]) > 0
+    assert set(seg_config.features.steps) <= set(facts["steps"])
+    assert np.asarray(Image.open(tmp_path / "pictures" / "taps.png")).std() > 10
+
+
+def test_taps_of_ddep_are_refused(tiny_config, tmp_path):
+    with pytest.raises(UserError, match="needs a stage of kind fit"):
+        tap_study.choose_taps(tiny_config, tmp_path)
+
+
+def test_the_backbone_is_read_from_the_checkpoint_once_there_is_one(seg_config, fitted):
+    run = start_run(seg_config, fitted)
+    network = ensemble_stage.open_backbone(run, "fit", run.task("fit"))
+    assert set(network["params"]) == {"unet"} and set(network["stats"]) == {"noise"}

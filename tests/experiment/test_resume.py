@@ -1,0 +1,231 @@
+"""A run that is killed and started again is the run that was never killed."""
+
+import functools
+import importlib.util
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from absl import flags
+
+from diffseg_jax.data.pipeline import training_batches
+from diffseg_jax.devices.mesh import make_mesh
+from diffseg_jax.diffusion import timesteps
+from diffseg_jax.diffusion.process import make_process
+from diffseg_jax.storage.checkpoints import StageCheckpoints, flatten, plain
+from diffseg_jax.systems.ddpm_seg import diffusion_loss
+from diffseg_jax.training import loop
+from diffseg_jax.training.log import Log
+
+TINY = Path(__file__).parents[1] / "configs" / "tiny_ddep.py"
+FIT = TINY.with_name("tiny_ddpm_seg.py")
+SPEC = importlib.util.spec_from_file_location(
+    "fault_run", Path(__file__).parents[1] / "benchmarks" / "fault_run.py"
+)
+fault_run = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(fault_run)
+
+
+@pytest.mark.slow  # the fit below is killed and stopped in its place
+@pytest.mark.timeout(600)
+def test_three_kills_change_no_bit(command, tiny_run, tmp_path):
+    workdir = tmp_path / "killed"
+    total = fault_run.count_records(tiny_run.workdir)
+    met = fault_run.run_with_kills(lambda: command.start(workdir), workdir, 3, 0, total)
+    assert any(moment.startswith("in a save") for moment in met), met
+    assert fault_run.differences(workdir, tiny_run.workdir) == []
+    for file in ("results.json", "labelled.json", "config.json"):
+        assert (workdir / file).read_bytes() == (tiny_run.workdir / file).read_bytes()
+    assert not fault_run.half_written(workdir)
+
+
+@pytest.fixture(scope="module")
+def fitted(command, tmp_path_factory):
+    """The workdir of a whole run of the tiny config that fits an ensemble."""
+    workdir = tmp_path_factory.mktemp("fitted") / "whole"
+    done = command(workdir, config=FIT)
+    assert done.code == 0, done.err
+    return workdir
+
+
+@pytest.mark.timeout(600)
+def test_a_fit_that_is_killed_and_stopped_ends_with_the_same_bits(command, fitted, tmp_path):
+    killed, start = tmp_path / "killed", lambda: command.start(tmp_path / "killed", config=FIT)
+    total = fault_run.count_records(fitted)
+    met = fault_run.run_with_kills(start, killed, 2, 3, total, stops=2)
+    assert any(moment.startswith("stopped and saved") for moment in met), met
+    assert fault_run.differences(killed, fitted) == []
+    assert (killed / "results.json").read_bytes() == (fitted / "results.json").read_bytes()
+    assert not fault_run.half_written(killed)
+
+
+@pytest.mark.timeout(600)
+def test_a_finished_stage_that_was_damaged_is_trained_to_its_end_again(command, fitted, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(fitted, run)
+    for file in (run / "checkpoints/pretrain/4/state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    done = command(run, config=FIT)
+    assert done.code == 0, done.err
+    assert "pretrain/4 is damaged" in done.out
+    assert "it is kept as damaged_4; goes on from step 2" in done.out
+    assert "pretrain: continues after step 2" in done.out and "fit: is finished" in done.out
+    shutil.rmtree(run / "checkpoints/pretrain/damaged_4")
+    assert fault_run.differences(run, fitted) in ([], ["metrics.jsonl"])  # in another order
+    assert (run / "results.json").read_bytes() == (fitted / "results.json").read_bytes()
+
+
+@pytest.mark.timeout(600)
+def test_a_full_disk_is_one_sentence_and_costs_no_bit(command, fitted, tmp_path):
+    run = tmp_path / "disk" / "run"
+    try:
+        with fault_run.small_disk(tmp_path / "disk", 60_000_000):
+            start = lambda: command.start(run, config=FIT)
+            met = fault_run.fill_the_disk(start, tmp_path / "disk", 0, times=1)
+            assert "No space left on device" in met[0]
+            assert fault_run.differences(run, fitted) == []
+    except PermissionError as error:
+        pytest.skip(str(error))
+
+
+# ---- the order of the data -----------------------------------------------------------------------
+
+
+class Numbers:
+    """A source whose pictures hold their own number, and are of class number + 100 if asked."""
+
+    def __init__(self, count, classes=False):
+        self.count, self.classes = count, classes
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        example = {"image": np.full((2, 2, 3), index, np.uint8)}
+        return example | {"class": np.int32(index + 100)} if self.classes else example
+
+
+def augment(image, mask, rng):
+    return {"image": image, "draw": rng.integers(0, 2**31, 2)}
+
+
+def batches(count=7, size=4, start=0, steps=9, classes=False, **options):
+    """All batches of a small stream, rows in order."""
+    return list(
+        training_batches(
+            Numbers(count, classes), np.arange(count), augment, seed=3, batch_size=size,
+            start=start, steps=steps - start, **options,
+        )
+    )  # fmt: skip
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("start", [1, 5])
+def test_batches_from_a_step_on_are_the_tail_of_all(start, threads):
+    assert_same(batches(start=start, threads=threads), batches(threads=2)[start:])
+
+
+def test_two_processes_read_what_one_reads():
+    parts = [batches(rows=np.arange(4)[place]) for place in (slice(2), slice(2, 4))]
+    joined = [
+        {name: np.concatenate([first[name], second[name]]) for name in first}
+        for first, second in zip(*parts)
+    ]
+    assert_same(joined, batches())
+
+
+@pytest.mark.slow  # starts an interpreter
+def test_worker_processes_read_what_threads_read():
+    flags.FLAGS.mark_as_parsed()  # grain reads its own, which the command line parses
+    assert_same(batches(start=2, workers=1), batches(start=2))
+
+
+def test_an_epoch_holds_every_example_once_and_epochs_differ():
+    rows = np.concatenate([batch["image"][:, 0, 0, 0] for batch in batches(count=8, steps=8)])
+    epochs = rows.reshape(4, 8)
+    np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(8), (4, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_a_small_set_fills_a_large_batch_with_different_draws():
+    batch = batches(count=3, size=12, steps=1)[0]
+    assert np.bincount(batch["image"][:, 0, 0, 0]).tolist() == [4, 4, 4]
+    assert len(np.unique(batch["draw"], axis=0)) == 12
+
+
+def test_the_class_of_a_picture_comes_with_it():
+    for batch in batches(classes=True, steps=3):
+        assert batch["class"].shape == (4,) and batch["class"].dtype == np.int32
+        np.testing.assert_array_equal(batch["class"], batch["image"][:, 0, 0, 0] + 100)
+    assert "class" not in batches(steps=1)[0]
+
+
+# ---- what diffusion adds to the state ------------------------------------------------------------
+
+
+def bind(params, stats):
+    """A network of two numbers a channel."""
+
+    def model(x, t, classes, key):
+        return x * params["gain"] + params["time"][t][:, None, None, None], {}
+
+    model.settings = SimpleNamespace(num_classes=0)
+    return model
+
+
+def diffusion_stage(steps, sampler, levels=2):
+    """A stage of few timesteps, so that the sampler soon has its ten losses of each."""
+    options = dict(target="noise", variance="fixed_large", loss="simple")
+    process, network = make_process("cosine", levels), SimpleNamespace(bind=bind)
+    shown = lambda image, mask, rng: {"image": image, "valid": np.array([2, 2], np.int32)}
+
+    def stream(start):
+        source = Numbers(7)
+        return training_batches(
+            source, np.arange(7), shown, seed=3, batch_size=8, start=start, steps=steps - start
+        )
+
+    params = {"gain": jnp.full(3, 0.1), "time": jnp.linspace(0.0, 1.0, levels)}
+    return loop.Stage(
+        name="pretrain", steps=steps, batch_size=8, batches=stream, trainable=lambda path: True,
+        init=lambda key: {"params": params, "stats": timesteps.start(sampler, levels)},
+        loss=functools.partial(diffusion_loss, network, process, options), meta={},
+        optimizer=optax.adam(0.05), schedule=lambda step: 0.05, accumulate=2, ema=(0.5, 0.9),
+        every=dict(log=1, checkpoint=1, evaluate=99),
+    )  # fmt: skip
+
+
+def trained(workdir, *stops, sampler):
+    """The whole last state of a run that was stopped after these steps and started again."""
+    directory = workdir / "checkpoints" / "pretrain"
+    for steps in stops:
+        with StageCheckpoints(directory) as checkpoints:
+            stage = diffusion_stage(steps, sampler)
+            state = loop.run(stage, checkpoints, make_mesh(), Log(workdir, primary=False))
+    return flatten(plain(state))
+
+
+@pytest.mark.parametrize("sampler", timesteps.SAMPLERS)
+def test_a_stop_changes_no_bit_of_averages_or_of_the_history_of_losses(sampler, tmp_path):
+    whole = trained(tmp_path / "whole", 9, sampler=sampler)
+    parted = trained(tmp_path / "parted", 5, 6, 9, sampler=sampler)
+    assert whole.keys() == parted.keys() >= {("ema", "0.5", "gain"), ("ema", "0.9", "gain")}
+    for path, leaf in whole.items():
+        np.testing.assert_array_equal(leaf, parted[path], err_msg=".".join(path))
+    assert (("stats", "counts") in whole) == (sampler == "loss_second_moment")
+    if sampler == "loss_second_moment":
+        before = trained(tmp_path / "before", 5, sampler=sampler)["stats", "counts"]
+        assert np.min(before) >= timesteps.HISTORY  # so that later draws followed the history

@@ -1,0 +1,406 @@
+"""Pictures: colours tell classes, errors mark the wrong pixels only, files are whole or absent."""
+
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffseg_jax.data.datasets import ADE20K
+from diffseg_jax.data.folders import distinct_colours
+from diffseg_jax.data.scene_street import PALETTE as SCENES
+from diffseg_jax.errors import UserError
+from diffseg_jax.figures import sheets
+from diffseg_jax.figures.sheets import BLACK, BORDER, LINES, TITLE, WRONG
+
+K = 5
+PALETTE = distinct_colours(K)
+LABELS = SimpleNamespace(
+    names=("road", "sky", "tree", "car", "a rather long name"), palette=PALETTE
+)
+
+
+@pytest.fixture
+def scene():
+    """image uint8[12, 16, 3], truth int32[12, 16] with ignored pixels, prediction int32[12, 16]."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)
+    truth = rng.integers(0, K, (12, 16)).astype(np.int32)
+    prediction = np.where(rng.random(truth.shape) < 0.7, truth, (truth + 1) % K)
+    truth[:2] = 255
+    return image, truth, prediction
+
+
+def where(picture, colour):
+    return (picture == colour).all(axis=-1)
+
+
+def contains(sheet, picture):
+    """Whether the picture stands in the sheet, pixel by pixel."""
+    height, width = picture.shape[:2]
+    corners = np.argwhere(where(sheet, picture[0, 0]))
+    return any(np.array_equal(sheet[y : y + height, x : x + width], picture) for y, x in corners)
+
+
+def test_classes_come_back_from_their_colours(scene):
+    _, truth, _ = scene
+    picture = sheets.colour_labels(truth, PALETTE)
+    assert picture.dtype == np.uint8 and picture.shape == (*truth.shape, 3)
+    back = np.full(truth.shape, 255)
+    for k, colour in enumerate(PALETTE):
+        back[where(picture, colour)] = k
+    np.testing.assert_array_equal(back, truth)
+    np.testing.assert_array_equal(where(picture, BLACK), truth == 255)
+
+
+@pytest.mark.parametrize("wrong", [K, 254, 256, -1])
+def test_a_class_without_colour_is_refused(wrong):
+    with pytest.raises(UserError, match=f"class {wrong} .* 0..{K - 1}"):
+        sheets.colour_labels(np.array([[0, wrong]]), PALETTE)
+
+
+def test_overlay_goes_from_the_image_to_the_colours(scene):
+    image, truth, _ = scene
+    colours = sheets.colour_labels(truth, PALETTE)
+    np.testing.assert_array_equal(sheets.overlay(image, truth, PALETTE, alpha=0), image)
+    np.testing.assert_array_equal(sheets.overlay(image, truth, PALETTE, alpha=1), colours)
+    half = sheets.overlay(image, truth, PALETTE).astype(float)
+    assert np.abs(half - (image / 2 + colours / 2)).max() <= 0.5
+
+
+# What dichromats see, as matrices of linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
+VISIONS = {
+    "full": np.eye(3),
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+RGB_TO_XYZ = np.array(
+    [[0.412456, 0.357576, 0.180437], [0.212673, 0.715152, 0.072175], [0.019334, 0.119192, 0.950304]]
+)
+
+
+def lab(colours, vision):
+    """sRGB bytes [N,3] -> CIE Lab (D65) [N,3] of what somebody with that vision sees."""
+    unit = np.asarray(colours) / 255
+    linear = np.where(unit <= 0.04045, unit / 12.92, ((unit + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.transpose(VISIONS[vision]), 0, 1)
+    x, y, z = (seen @ RGB_TO_XYZ.T / RGB_TO_XYZ.sum(1)).T
+    f = lambda t: np.where(t > 216 / 24389, np.cbrt(t), (24389 / 27 * t + 16) / 116)
+    return np.stack([116 * f(y) - 16, 500 * (f(x) - f(y)), 200 * (f(y) - f(z))], -1)
+
+
+def nearest(colours, vision):
+    """The smallest distance between two of the colours."""
+    seen = lab(colours, vision)
+    distances = np.linalg.norm(seen[:, None] - seen, axis=-1)
+    return np.min(distances + 1e9 * np.eye(len(seen)))
+
+
+def test_the_simulation_agrees_with_what_is_known():
+    np.testing.assert_allclose(
+        lab([(255, 255, 255), (255, 0, 0)], "full"), [(100, 0, 0), (53.24, 80.09, 67.20)], atol=0.02
+    )
+    red_and_green = (200, 80, 60), (110, 125, 50)
+    close = {vision: nearest(red_and_green, vision) for vision in VISIONS}
+    assert min(close["full"], close["tritanopia"]) > 50
+    assert max(close["protanopia"], close["deuteranopia"]) < 25
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_classes_of_scenes_differ_in_every_kind_of_colour_vision(vision):
+    assert nearest([*SCENES, BLACK, WRONG], vision) > 24
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+@pytest.mark.parametrize("count, least", [(5, 23), (12, 21), (20, 15), (40, 10), (150, 5)])
+def test_generated_colours_differ_in_every_kind_of_colour_vision(count, least, vision):
+    assert nearest(distinct_colours(count), vision) > least
+    marked = nearest([*distinct_colours(count), BLACK, WRONG], vision)
+    assert marked > least if count <= 40 else marked > 4
+
+
+def test_fewer_generated_colours_are_the_first_of_more():
+    assert distinct_colours(255)[:7] == distinct_colours(7) and distinct_colours(0) == ()
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_lines_differ_in_every_kind_of_colour_vision(vision):
+    colours = [tuple(bytes.fromhex(line[1:])) for line in LINES]
+    assert nearest([*colours, (255, 255, 255)], vision) > 15
+
+
+def test_heat_grows_brighter_in_even_steps():
+    colours = sheets.heat(np.linspace(0, 1, 256)[None])[0]
+    lightness = np.cbrt((colours / 255.0) ** 2.2 @ [0.2126, 0.7152, 0.0722])  # about perceived
+    assert np.all(np.diff(lightness) > 0)
+    steps = np.diff(lightness[::16])
+    assert 0.5 * steps.mean() < steps.min() and steps.max() < 2 * steps.mean()
+    clipped = sheets.heat(np.array([[-3.0, 7.0]]))[0]
+    np.testing.assert_array_equal(clipped, colours[[0, -1]])
+
+
+@pytest.mark.parametrize("with_image", [False, True])
+def test_errors_are_marked_and_nothing_else(scene, with_image):
+    image, truth, prediction = scene
+    picture = sheets.errors(truth, prediction, image if with_image else None)
+    ignored, wrong = truth == 255, (truth != prediction) & (truth != 255)
+    assert wrong.any() and ignored.any()
+    np.testing.assert_array_equal(where(picture, WRONG), wrong)
+    np.testing.assert_array_equal(where(picture, BLACK), ignored)
+    right = picture[~wrong & ~ignored]
+    assert (right == right[:, :1]).all() and right.max() < 160  # grey, and dim
+    assert (len(np.unique(right)) > 1) == with_image
+
+
+@pytest.mark.parametrize(
+    "height, factor", [(1, 160), (80, 2), (96, 2), (159, 2), (160, 1), (640, 1)]
+)
+def test_small_pictures_are_enlarged_by_whole_pixels(height, factor):
+    small = np.random.default_rng(height).integers(0, 256, (height, 4, 3)).astype(np.uint8)
+    large = sheets.legible(small)
+    assert large.shape == (factor * height, factor * 4, 3)
+    for dy in {0, factor - 1}:
+        np.testing.assert_array_equal(large[dy::factor, factor - 1 :: factor], small)
+
+
+@pytest.mark.parametrize(
+    "shape, shown", [((2, 1000), (2, 1000)), ((100, 700), (100, 700)), ((300, 2000), (150, 1000)),
+                     ((2, 400), (6, 1200))],
+)  # fmt: skip
+def test_wide_pictures_stay_within_a_screen(shape, shown):
+    assert sheets.legible(np.zeros((*shape, 3), np.uint8)).shape[:2] == shown
+
+
+def test_large_pictures_are_averaged_by_whole_pixels():
+    large = np.random.default_rng(0).integers(0, 256, (1024, 8, 3)).astype(np.uint8)
+    blocks = large.reshape(512, 2, 4, 2, 3).mean(axis=(1, 3))
+    assert np.abs(sheets.legible(large) - blocks).max() <= 1
+
+
+def test_panel_and_rows_have_the_size_of_their_parts():
+    a, b = np.zeros((200, 50, 3), np.uint8), np.full((300, 70, 3), 9, np.uint8)
+    bare, titled = sheets.panel([("", a), ("", b)]), sheets.panel([("left", a), ("", b)])
+    assert bare.shape == (300 + 2 * BORDER, 50 + 70 + 4 * BORDER, 3)
+    assert titled.shape == (bare.shape[0] + TITLE, bare.shape[1], 3)
+    np.testing.assert_array_equal(titled[BORDER + TITLE :], bare[BORDER:])
+    assert titled[: BORDER + TITLE].min() < 100  # the title is written
+    np.testing.assert_array_equal(bare[BORDER : BORDER + 200, BORDER : BORDER + 50], a)
+    stacked = sheets.rows([bare, titled[:, :100]])
+    assert stacked.shape[:2] == (bare.shape[0] + titled.shape[0] + 2 * BORDER, 120 + 6 * BORDER)
+
+
+@pytest.mark.parametrize("width", [80, 300, 960])
+@pytest.mark.parametrize("num_classes", [1, 40])
+def test_legend_holds_every_colour_within_its_width(width, num_classes):
+    palette = distinct_colours(num_classes)
+    picture = sheets.legend([f"class number {k}" for k in range(num_classes)], palette, width)
+    assert picture.shape[1] == width
+    colours, pixels = np.unique(picture.reshape(-1, 3), axis=0, return_counts=True)
+    found = dict(zip(map(tuple, colours.tolist()), pixels, strict=True))
+    assert all(found[colour] >= 256 for colour in palette)  # the swatch inside its edge
+
+
+def test_long_text_is_shortened_to_its_cell():
+    text = "aachen_000000_000019_leftImg8bit.png"
+    narrow, wide = sheets._line(text, 100), sheets._line(text, 600)
+    assert narrow.shape == (TITLE, 100, 3)
+    assert narrow[:, -2:].min() > 200  # nothing is cut in the middle of a letter
+    np.testing.assert_array_equal(narrow[:, :30], wide[:, :30])
+
+
+@pytest.mark.parametrize("with_truth", [False, True])
+def test_prediction_sheet_shows_every_picture(scene, with_truth):
+    image, truth, prediction = scene
+    uncertainty = np.linspace(0, 1, truth.size).reshape(truth.shape)
+    flipped = [part[:, ::-1] for part in (image, truth, prediction, uncertainty)]
+    wide = [np.concatenate([part, part], axis=1) for part in flipped]  # another size
+    images, truths, predictions, uncertainties = zip(
+        (image, truth, prediction, uncertainty), wide, strict=True
+    )
+    sheet = sheets.prediction_sheet(
+        images, truths if with_truth else None, predictions, uncertainties, LABELS
+    )
+    assert sheet.dtype == np.uint8
+    for n in range(2):
+        expected = {
+            "image": (images[n], True),
+            "truth": (sheets.colour_labels(truths[n], PALETTE), with_truth),
+            "prediction": (sheets.colour_labels(predictions[n], PALETTE), True),
+            "uncertainty": (sheets.heat(uncertainties[n]), True),
+            "error": (sheets.errors(truths[n], predictions[n], images[n]), with_truth),
+        }
+        found = {name: contains(sheet, sheets.legible(p)) for name, (p, _) in expected.items()}
+        assert found == {name: shown for name, (_, shown) in expected.items()}
+
+
+def find_titles(monkeypatch):
+    """The texts that are written from now on, in order."""
+    written = []
+    line = sheets._line
+    monkeypatch.setattr(
+        sheets, "_line", lambda text, width: (written.append(text), line(text, width))[1]
+    )
+    return written
+
+
+def many_classes(shape, classes):
+    """Arguments of a sheet whose labels, of the 150 of ADE20K, are those classes in turns."""
+    labels = SimpleNamespace(names=tuple(ADE20K.split(", ")), palette=distinct_colours(150))
+    mask = np.resize(classes, shape)
+    return [np.zeros((*shape, 3), np.uint8)], None, [mask], [np.zeros(shape)], labels
+
+
+def test_a_legend_of_many_classes_names_those_that_occur(monkeypatch):
+    written = find_titles(monkeypatch)
+    arguments = many_classes((40, 50), [4, 149, 12])
+    sheets.prediction_sheet(*arguments)
+    names = arguments[-1].names
+    assert written[:3] == ["image", "prediction", "uncertainty"]
+    assert written[3:-1] == [names[4], names[12], names[149]]
+    sheets.prediction_sheet(
+        arguments[0], [np.full((40, 50), 7)], *arguments[2:4], arguments[4],
+        [np.full((2, 40, 50), 9)],
+    )  # fmt: skip
+    assert {names[7], names[9]} < set(written)  # of the truth, and of a step
+
+
+def test_a_legend_is_no_higher_than_the_pictures(monkeypatch):
+    written = find_titles(monkeypatch)
+    classes = [*range(150), *[140] * 60, *[3] * 30]  # these two are the largest
+    arguments = many_classes((200, 250), classes)
+    bare, sheet = 200 + TITLE + 4 * BORDER, sheets.prediction_sheet(*arguments)
+    assert bare < sheet.shape[0] <= 2 * bare + TITLE + 2 * BORDER  # a line is the scale's
+    names = arguments[-1].names
+    named = [names.index(text) for text in written[3:-2]]
+    assert {3, 140} < set(named) and named == sorted(named) and len(named) > 10
+    assert written[-2] == f"and {150 - len(named)} more"
+
+
+def test_few_classes_are_all_named_whether_they_occur_or_not(monkeypatch, scene):
+    written = find_titles(monkeypatch)
+    none = np.zeros_like(scene[1])
+    sheets.prediction_sheet([scene[0]], None, [none], [np.zeros(none.shape)], LABELS)
+    assert tuple(written[3:-1]) == LABELS.names
+
+
+@pytest.mark.parametrize(
+    "size, most",
+    [((1, 1), (420, 600)), ((1024, 2048), (800, 3200)), ((1, 5000), (400, 4000)),
+     ((5000, 1), (900, 600))],
+)  # fmt: skip
+def test_sheets_of_very_small_and_very_large_pictures_can_be_looked_at(monkeypatch, size, most):
+    written = find_titles(monkeypatch)
+    sheet = sheets.prediction_sheet(*many_classes(size, [0, 1]))
+    assert np.all(np.array(sheet.shape[:2]) <= most), sheet.shape
+    assert written[:3] == ["image", "prediction", "uncertainty"]
+    drawn = (sheet[BORDER : BORDER + TITLE + BORDER] < 100).any(axis=(0, 2))
+    assert drawn.sum() > 80  # the titles have room also above a narrow picture
+
+
+@pytest.mark.parametrize("most, top", [(0.3, 0.3), (1e-4, 0.01), (0.0, 0.01)])
+def test_the_scale_of_uncertainty_ends_where_that_of_the_sheet_does(scene, most, top):
+    image, truth, prediction = scene
+    uncertainty = np.linspace(0, most, truth.size).reshape(truth.shape)
+    sheet = sheets.prediction_sheet([image], [truth], [prediction], [uncertainty], LABELS)
+    assert contains(sheet, sheets.legible(sheets.heat(uncertainty / top)))
+
+
+def test_denoising_sheet_shows_what_was_removed(scene):
+    clean = sheets.from_range(scene[0] / 255.0, 0, 1) / 127.5 - 1
+    noise = np.random.default_rng(1).normal(0, 0.2, clean.shape)
+    sheet = sheets.denoising_sheet([clean], [clean + noise], [clean])
+    assert contains(sheet, sheets.legible(scene[0]))
+    spread = 3 * noise.std()
+    assert contains(sheet, sheets.legible(sheets.from_range(noise, -spread, spread)))
+    assert np.isfinite(sheets.denoising_sheet([clean], [clean], [clean])).all()
+
+
+def test_ranges_reach_the_last_byte():
+    np.testing.assert_array_equal(sheets.from_range(np.array([-1, 0, 1, 9])), [0, 128, 255, 255])
+    np.testing.assert_array_equal(sheets.from_range(np.array([0, 1]), 0, 1), [0, 255])
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_contact_sheet_shows_every_image(scene, labelled):
+    images = [np.roll(scene[0], n, axis=1) for n in range(7)]
+    masks = [np.roll(scene[1], n, axis=1) for n in range(7)]
+    titles = [f"image {n}" for n in range(7)]
+    sheet = sheets.contact_sheet(
+        images, masks if labelled else None, LABELS if labelled else None, titles
+    )
+    for image, mask in zip(images, masks, strict=True):
+        assert contains(sheet, sheets.legible(image))
+        painted = sheets.legible(sheets.overlay(image, mask, PALETTE))
+        assert contains(sheet, painted) == labelled
+
+
+@pytest.mark.parametrize("count, lines, columns", [
+    (1, 1, 1), (2, 1, 2), (3, 2, 2), (5, 2, 3), (9, 3, 3), (10, 3, 4),
+])  # fmt: skip
+def test_grid_is_about_square_and_holds_every_image_in_order(count, lines, columns):
+    images = np.random.default_rng(0).integers(0, 256, (count, 200, 170, 3)).astype(np.uint8)
+    sheet, height, width = sheets.grid(images), 200 + 2 * BORDER, 170 + 2 * BORDER
+    assert sheet.shape == (lines * height, columns * width, 3)
+    for place in range(lines * columns):
+        top, left = place // columns * height + BORDER, place % columns * width + BORDER
+        cell = sheet[top : top + 200, left : left + 170]
+        expected = images[place] if place < count else np.full_like(images[0], 255)
+        np.testing.assert_array_equal(cell, expected)
+
+
+def test_small_images_of_a_grid_are_enlarged():
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3)).astype(np.uint8)
+    sheet = sheets.grid(images)
+    assert sheet.shape == (160 + 2 * BORDER, 2 * (240 + 2 * BORDER), 3)
+    np.testing.assert_array_equal(
+        sheet[BORDER + 5 : -BORDER : 10, BORDER + 5 : 240 : 10],
+        images[0][:, : len(range(BORDER + 5, 240, 10))],
+    )
+
+
+def test_saved_picture_comes_back_and_replaces_the_older_one(scene, tmp_path):
+    path = tmp_path / "pictures" / "00000012.png"
+    for picture in (scene[0], scene[0][::-1]):
+        sheets.save_png(path, picture)
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), picture)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_nothing_and_keeps_the_older_file(scene, tmp_path, monkeypatch):
+    def full_disk(number):
+        raise OSError("no space left on device")
+
+    kept = tmp_path / "kept.png"
+    sheets.save_png(kept, scene[0])
+    monkeypatch.setattr(os, "fsync", full_disk)
+    for path in (kept, tmp_path / "new.png"):
+        with pytest.raises(OSError, match="no space"):
+            sheets.save_png(path, scene[0][::-1])
+    assert list(tmp_path.iterdir()) == [kept]
+    np.testing.assert_array_equal(np.asarray(Image.open(kept)), scene[0])
+
+
+def test_a_plot_of_steps_has_a_line_for_every_stage_and_number_of_draws():
+    rows = [
+        dict(stage="train", steps=steps, draws=draws, mIoU=0.3 + steps / 100, ms=10.0 * steps)
+        for draws in (1, 2)
+        for steps in (1, 3)
+    ]
+    plain = dict(stage="plain", steps=0, draws=1, mIoU=0.2, ms=5.0)
+    with_plain, without = (sheets.steps_plot(part) for part in ([*rows, plain], rows))
+    assert with_plain.dtype == np.uint8 and with_plain.shape == without.shape
+    assert with_plain.shape[2] == 3 and np.any(with_plain != without)

@@ -1,0 +1,247 @@
+"""gs:// without a network: folders, prepared sets and checkpoints in the bucket of fake_gcs.py."""
+
+import importlib.util
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from etils import epath
+from flax.traverse_util import flatten_dict as flatten
+from PIL import Image
+
+from diffseg_jax.data import folders
+from diffseg_jax.data.datasets import open_source
+from diffseg_jax.errors import UserError
+from diffseg_jax.experiment import prepare_data
+from diffseg_jax.storage.checkpoints import open_network
+
+ROOT = Path(__file__).parents[2]
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def service():
+    """A bucket service for this module: packages keep the address that they saw first."""
+    if importlib.util.find_spec("gcsfs") is None:  # imported, it would not look at the environment
+        pytest.skip("gcsfs is not installed")
+    with (
+        runpy.run_path(str(ROOT / "tests/fake_gcs.py"))["serve"]() as fake,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in fake.environment.items():
+            patch.setenv(name, value)
+        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})  # it may be imported already
+        yield fake
+
+
+@pytest.fixture
+def bucket(service, request):
+    """A folder of the bucket for one test."""
+    return epath.Path(f"gs://bucket/{request.node.name}")
+
+
+def copy(folder, bucket):
+    """A local folder in a bucket, as gcloud storage cp -r makes it."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            (bucket / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
+
+
+def mine(root):
+    """A labelled folder with a picture of each kind and one .npy mask."""
+    for split in ("train", "val"):
+        for i in range(3):
+            image = Image.fromarray(RNG.integers(0, 256, (9, 12, 3), np.uint8))
+            mask = RNG.integers(0, 2, (9, 12)).astype(np.uint8)
+            for part in ("images", "masks"):
+                (root / part / split / "town").mkdir(parents=True, exist_ok=True)
+            image.save(root / f"images/{split}/town/p{i}.{('png', 'jpg', 'bmp')[i]}")
+            if i:
+                Image.fromarray(mask).save(root / f"masks/{split}/town/p{i}.png")
+            else:
+                np.save(root / f"masks/{split}/town/p{i}.npy", mask)
+    (root / "images/train/.hidden.png").write_bytes(b"no picture")
+    (root / "classes.json").write_text('{"names": ["ground", "sky"]}')
+    return root
+
+
+def assert_same(one, other):
+    assert one.names == other.names and one.labels == other.labels and len(one)
+    for left, right in zip(one, other, strict=True):
+        np.testing.assert_array_equal(left["image"], right["image"])
+        np.testing.assert_array_equal(left.get("mask"), right.get("mask"))
+
+
+def test_paths_do_what_paths_do(bucket):
+    (bucket / "a.txt").write_text("hello")
+    (bucket / "d/b").write_bytes(bytes(range(256)) * 5000)
+    assert (bucket / "a.txt").read_text() == "hello"
+    assert bucket.is_dir() and (bucket / "d").is_dir() and not (bucket / "e").exists()
+    assert sorted(path.name for path in bucket.glob("*")) == ["a.txt", "d"]
+    (bucket / "e").mkdir(parents=True, exist_ok=True)
+    (bucket / "a.txt").rename(bucket / "c.txt")
+    (bucket / "c.txt").replace(bucket / "f.txt")
+    assert (bucket / "f.txt").read_text() == "hello" and not (bucket / "a.txt").exists()
+    large = os.urandom(7 * 2**20)  # sent in parts
+    (bucket / "large").write_bytes(large)
+    assert (bucket / "large").read_bytes() == large
+    (bucket / "d").rmtree()
+    assert sorted(path.name for path in bucket.iterdir()) == ["f.txt", "large"]
+
+
+def test_overload_is_waited_out(service, bucket):
+    (bucket / "a").write_text("hello")
+    service.failing(2)
+    assert (bucket / "a").read_text() == "hello" and service.refused == 0
+
+
+def test_checkpoints_are_saved_and_restored(bucket):
+    import orbax.checkpoint as ocp
+
+    tree = {"a": np.arange(10.0), "b": {"c": np.ones((300, 400), np.float32)}}
+    with ocp.CheckpointManager(str(bucket)) as manager:
+        manager.save(3, args=ocp.args.StandardSave(tree))
+    with ocp.CheckpointManager(str(bucket)) as manager:
+        assert manager.latest_step() == 3
+        restored = manager.restore(3, args=ocp.args.StandardRestore(tree))
+    np.testing.assert_array_equal(restored["a"], tree["a"])
+    np.testing.assert_array_equal(restored["b"]["c"], tree["b"]["c"])
+
+
+@pytest.mark.parametrize("name", ["folder", "unlabelled"])
+def test_folders_are_read_as_on_a_disk(bucket, tmp_path, name):
+    copy(mine(tmp_path), bucket)
+    for split in ("train", "val"):
+        assert_same(*(open_source(name, split, path=path) for path in (tmp_path, bucket)))
+
+
+def test_sets_of_few_labels_are_read_as_on_a_disk(bucket, tmp_path):
+    folder = tmp_path / "cat_15/real/train"
+    folder.mkdir(parents=True)
+    Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / "a.png")
+    np.save(folder / "a.npy", np.full((8, 8), 3))
+    copy(tmp_path, bucket)
+    assert_same(*(open_source("cat_15", "train", path=path) for path in (tmp_path, bucket)))
+
+
+def test_prepared_folders_are_written_to_and_read_from_a_bucket(
+    service, bucket, tmp_path, tiny_config
+):
+    with tiny_config.unlocked():
+        tiny_config.data.source, tiny_config.data.path = "folder", str(bucket / "mine")
+        tiny_config.data.options, tiny_config.unlabelled.source = {}, ""
+    copy(mine(tmp_path), bucket / "mine")
+    prepare_data.prepare(tiny_config, bucket / "run")
+    written = {name: held for name, held in service.objects.items() if "/run/" in name[1]}
+    assert not any("partial" in name for _, name in written)
+    prepare_data.prepare(tiny_config, bucket / "run")
+    assert written == {name: held for name, held in service.objects.items() if "/run/" in name[1]}
+    other = open_source(f"tfds:{bucket}/run/data", "train")
+    assert_same(open_source("folder", "train", path=tmp_path), other)
+    service.failing(1)
+    assert other[1]["image"].shape == (9, 12, 3)
+
+
+def test_what_is_missing_or_torn_in_a_bucket_is_a_sentence(bucket, tmp_path):
+    copy(mine(tmp_path), bucket)
+    with pytest.raises(UserError, match="not a folder. Dataset camvid"):
+        open_source("camvid", "train", path=bucket / "nowhere")
+    with pytest.raises(UserError, match="not a folder. To see what is there: gcloud storage ls"):
+        open_source("folder", "test", path=bucket)
+    with pytest.raises(UserError, match="no prepared TFDS data set"):
+        open_source(f"tfds:{bucket}", "train")
+    (bucket / "images/train/town/p0.png").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"cannot read gs://bucket/.*town/p0\.png"):
+        open_source("folder", "train", path=bucket)[0]
+    source = open_source("folder", "train", path=bucket)
+    (bucket / "masks/train/town/p0.npy").unlink()
+    (bucket / "images/train/town/p0.png").write_bytes(
+        (tmp_path / "images/train/town/p0.png").read_bytes()
+    )
+    with pytest.raises(UserError, match=r"cannot read mask gs://.*town/p0\.npy"):
+        source[0]
+
+
+def test_a_service_that_refuses_is_a_sentence(service, bucket, tmp_path, monkeypatch):
+    copy(mine(tmp_path), bucket)
+
+    def refuse(*arguments, **options):
+        raise RuntimeError("Forbidden: no access to this bucket")
+
+    monkeypatch.setattr(type(bucket), "is_dir", refuse)
+    with pytest.raises(UserError, match="cannot be reached .*Forbidden.*gcloud auth"):
+        open_source("folder", "train", path=bucket)
+
+
+def test_other_addresses_are_refused():
+    for path in ("s3://bucket/x", "https://example.com/x"):
+        with pytest.raises(UserError, match="neither a path on this machine nor in a bucket"):
+            open_source("folder", "train", path=path)
+        with pytest.raises(UserError, match="neither a path on this machine nor in a bucket"):
+            open_source(f"tfds:{path}", "train")
+
+
+def test_without_the_package_a_bucket_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for name, path in (("unlabelled", "gs://bucket/x"), ("tfds:gs://bucket/x", "")):
+        with pytest.raises(UserError, match=r'pip install "diffseg_jax\[gcs\]"'):
+            open_source(name, "train", path=path)
+
+
+def test_local_paths_need_none_of_the_packages_for_buckets(tmp_path):
+    program = (
+        "import sys\n"
+        "for name in ('gcsfs', 'fsspec', 'google.auth', 'tensorflow'): sys.modules[name] = None\n"
+        "from diffseg_jax.data.datasets import open_source\n"
+        f"print(len(open_source('folder', 'train', path={str(mine(tmp_path))!r})[0]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and done.stdout.strip() == "3", done.stderr
+    found = folders.list_files(tmp_path / "images", (".png",))
+    assert found == ["train/town/p0.png", "val/town/p0.png"]
+
+
+@pytest.mark.timeout(600)
+def test_a_workdir_in_a_bucket_is_that_of_a_disk(service, command, tmp_path):
+    config = ROOT / "tests/configs/tiny_ddpm.py"
+    there = epath.Path("gs://bucket/runs/a")
+    for workdir in (tmp_path / "run", there):
+        done = command(workdir, config=config)
+        assert done.code == 0, done.err
+        assert "caching.py" not in done.err  # what the package would say of every read
+        assert "pretrain: starts" in done.out
+    again = command(there, config=config)
+    assert "pretrain: is finished" in again.out
+
+    # ---- the same network, numbers and files
+    ours, _ = open_network(there / "checkpoints" / "pretrain")
+    theirs, _ = open_network(tmp_path / "run" / "checkpoints" / "pretrain")
+    for path, array in flatten(theirs).items():
+        np.testing.assert_array_equal(flatten(ours)[path], array)
+    losses = [
+        [json.loads(line).get("loss") for line in text.splitlines()]
+        for text in (
+            (workdir / "metrics.jsonl").read_text() for workdir in (there, tmp_path / "run")
+        )
+    ]
+    assert losses[0] == losses[1] != []
+    names = {file.name for file in (there / "pictures").iterdir()}
+    assert names == {file.name for file in (tmp_path / "run" / "pictures").iterdir()}
+    assert any("tfevents" in file.name for file in (there / "tensorboard/pretrain").iterdir())
+
+
+def test_a_bucket_that_cannot_be_opened_is_one_sentence(command):
+    done = command("s3://bucket/runs/a")
+    assert done.code == 2
+    assert done.err == (
+        "error: s3://bucket/runs/a is neither a path on this machine nor in a bucket of Google's, "
+        "such as gs://bucket/runs/a.\n"
+    )

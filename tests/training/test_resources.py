@@ -1,0 +1,51 @@
+"""What a stage is said to take is what its arrays and its compiled step take."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from diffseg_jax.devices.mesh import make_mesh, state_shardings
+from diffseg_jax.training import resources
+
+
+def test_the_table_adds_up_the_parts_of_the_state():
+    leaf = jax.ShapeDtypeStruct((1000, 500), jnp.float32)
+    half = jax.ShapeDtypeStruct((7,), jnp.bfloat16)
+    state = {
+        "params": {"w": leaf}, "frozen": {}, "stats": {"s": half}, "ema": {},
+        "opt": {"mu": leaf, "nu": leaf},
+    }  # fmt: skip
+    lines = resources.of_state(state, state_shardings(state, make_mesh())).splitlines()
+    assert [line.split()[-6:] for line in lines if "learn" in line] == [
+        ["learn", "500,000", "2", "MB", "2", "MB"]
+    ]
+    assert not any("rest" in line or "averages" in line for line in lines)
+    assert lines[-1].split() == ["together", "1,500,007", "6", "MB", "6", "MB"]
+
+
+def test_a_device_holds_its_part_of_what_is_split():
+    mesh = jax.sharding.AbstractMesh((1, 4), ("data", "fsdp"))
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "fsdp"))
+    leaf = jax.ShapeDtypeStruct((1000, 500), jnp.float32)
+    state = {part: {} for part in resources.PARTS} | {"params": {"w": leaf}}
+    shardings = {part: {} for part in resources.PARTS} | {"params": {"w": where}}
+    last = resources.of_state(state, shardings)
+    assert last.splitlines()[-1].split() == ["together", "500,000", "2", "MB", "500", "kB"]
+
+
+def test_a_products_operations_and_memory_are_counted():
+    lowered = jax.jit(lambda a, b: a @ b).lower(jnp.ones((100, 200)), jnp.ones((200, 300)))
+    said = resources.of_step(lowered, lowered.compile(), 2, 61.0)
+    assert said.startswith("compiled in 1 min 01 s; 6 MFLOP per device and step; ")  # 2 n m k / 2
+    assert "440 kB of memory expected on each device, 440 kB of it kept" in said
+
+
+@pytest.mark.parametrize(
+    "count, text",
+    [
+        (0, "0 B"), (999, "999 B"), (1000, "1 kB"), (6_633_769_032, "6.63 GB"), (999.7e6, "1 GB"),
+        (5e15, "5 PB"),
+    ],
+)  # fmt: skip
+def test_sizes_read_well(count, text):
+    assert resources.size(count) == text
