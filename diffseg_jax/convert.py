@@ -22,7 +22,8 @@ import numpy as np
 import diffseg_jax
 from diffseg_jax.cli import make_folder, numbers, truth, user_errors
 from diffseg_jax.data.datasets import ADE20K, CITYSCAPES
-from diffseg_jax.data.folders import Labels, distinct_colours, numbered_labels
+from diffseg_jax.data.folders import distinct_colours, numbered_labels
+from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from diffseg_jax.devices.mesh import devices_of_kind
 from diffseg_jax.errors import UserError, choose

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (  # what stands above may be imported by what stands below, never the other way
     "errors", "config.schema", "config.options", "devices.processes", "devices.mesh",
     "storage.paths", "storage.hub", "storage.checkpoints", "storage.workdir",
-    "data.transforms", "data.scene_textures", "data.scene_street", "data.scene_rays",
+    "data.labels", "data.transforms", "data.scene_textures", "data.scene_street", "data.scene_rays",
     "data.scene_colours", "data.scenes", "data.folders", "data.subsets", "data.few_label_sets",
     "data.datasets", "data.pipeline",
     "diffusion.schedules", "diffusion.process", "diffusion.samplers", "diffusion.bounds",

@@ -11,10 +11,8 @@ from PIL import Image
 
 from diffseg_jax.data.few_label_sets import FEW_LABEL_SETS, open_few_label_set
 from diffseg_jax.data.folders import (
-    IGNORED,
     IMAGE_ENDINGS,
     FolderSource,
-    Labels,
     classes_of_pictures,
     distinct_colours,
     id_table,
@@ -28,6 +26,7 @@ from diffseg_jax.data.folders import (
     require_same_size,
     to_classes,
 )
+from diffseg_jax.data.labels import IGNORE, Labels
 from diffseg_jax.data.transforms import center_square
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.storage.paths import in_bucket, open_path, reachable
@@ -273,7 +272,7 @@ CITYSCAPES_IDS = 34  # ids 0..33 are in use, and -1 (license plate), which 8-bit
 def cityscapes_table():
     """int32[256]: label id -> train id, 255 where not evaluated, -1 where no label has the id."""
     table = np.full(256, -1, np.int32)
-    table[[*range(CITYSCAPES_IDS), IGNORED]] = IGNORED
+    table[[*range(CITYSCAPES_IDS), IGNORE]] = IGNORE
     table[[label_id for label_id, *_ in CITYSCAPES_CLASSES]] = np.arange(len(CITYSCAPES_CLASSES))
     return table
 
@@ -364,7 +363,7 @@ def pascal_context_table(num_classes, raw_459):
         table[list(PASCAL_CONTEXT_RAW)] = np.arange(60)
     if num_classes == 59:
         shifted = np.where((table > 0) & (table < 60), table - 1, table)
-        table = np.where(table == 0, IGNORED, shifted)
+        table = np.where(table == 0, IGNORE, shifted)
     return table.astype(np.int32)
 
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from diffseg_jax.data.folders import (
     FolderSource,
-    Labels,
     by_stem,
     distinct_colours,
     files_below,
@@ -24,6 +23,7 @@ from diffseg_jax.data.folders import (
     require_folder,
     to_classes,
 )
+from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.transforms import resize_antialiased, resize_mask
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.storage.paths import reachable

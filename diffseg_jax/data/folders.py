@@ -12,28 +12,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from diffseg_jax.data.labels import IGNORE, Labels
 from diffseg_jax.errors import UserError, choose, shortened
 from diffseg_jax.storage.paths import BUCKET, in_bucket, open_path, reachable, read_bytes
 
-IGNORED = 255  # the one label that every loss and metric skips
 MAX_PIXELS = 178_000_000  # larger headers are taken for decompression bombs, as Pillow's own limit
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 MASK_ENDINGS = (".png", ".npy")
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # Pillow's others may start programs (EPS)
 LONGEST_NAME = 200  # characters of a class name
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The K classes of a data set: names, and colours (r, g, b) in 0..255, in class order.
-
-    unscored  classes, in 0..K-1, that networks have an output for but no label ever shows, since
-              their pixels are ignored: means over classes leave them out
-    """
-
-    names: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
-    unscored: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,14 +292,14 @@ def id_table(num_classes, *, ignore=(), zero_is_ignored=False):
     Raises UserError if a class would fall on the id 255.
     """
     first = int(zero_is_ignored)
-    if not 1 <= num_classes <= IGNORED - first:
+    if not 1 <= num_classes <= IGNORE - first:
         raise UserError(
-            f"num_classes is {num_classes}, but 1 to {IGNORED - first} classes fit beside the "
+            f"num_classes is {num_classes}, but 1 to {IGNORE - first} classes fit beside the "
             "ignore label 255. Give the number of classes that the masks hold."
         )
     table = np.full(max([256, *(i + 1 for i in ignore)]), -1, np.int32)
     table[first : first + num_classes] = np.arange(num_classes)
-    table[[*ignore, *range(first), IGNORED]] = IGNORED
+    table[[*ignore, *range(first), IGNORE]] = IGNORE
     return table
 
 
@@ -415,13 +402,13 @@ def to_classes(raw, table, path, hint=""):
         mask = table.take(raw)  # no index can lie outside: the common case, checked by one minimum
         bad = mask.min() < 0
     else:
-        raw = np.where(raw == -1, np.int32(IGNORED), raw) if raw.dtype.kind == "i" else raw
+        raw = np.where(raw == -1, np.int32(IGNORE), raw) if raw.dtype.kind == "i" else raw
         outside = (raw < 0) | (raw >= len(table))
         mask = np.where(outside, -1, table[np.where(outside, 0, raw)])
         bad = mask.min() < 0
     if bad:
-        classes = np.flatnonzero((table >= 0) & (table != IGNORED))
-        ignored = np.flatnonzero(table == IGNORED)
+        classes = np.flatnonzero((table >= 0) & (table != IGNORE))
+        ignored = np.flatnonzero(table == IGNORE)
         raise UserError(
             f"mask {path} has class id {raw[mask < 0].min()}, but classes are {_ranges(classes)} "
             f"({_ranges(ignored)} is ignored). {hint}".rstrip()

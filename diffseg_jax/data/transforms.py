@@ -13,9 +13,9 @@ from functools import cache, partial
 import numpy as np
 from PIL import Image
 
+from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.errors import UserError
 
-IGNORED = 255
 REDRAWS = 10  # of a crop in which one class rules
 
 # Means and deviations of ImageNet in levels, RGB (the DDP recipe; DDeP scales to [-1, 1] instead).
@@ -113,8 +113,8 @@ def random_scale(image, mask, rng, limit, low, high):
 
 
 def _one_class_rules(labels, share):
-    counts = np.bincount(labels.ravel(), minlength=IGNORED + 1)
-    counts[IGNORED] = 0
+    counts = np.bincount(labels.ravel(), minlength=IGNORE + 1)
+    counts[IGNORE] = 0
     return not counts.any() or counts.max() / counts.sum() >= share
 
 
@@ -173,7 +173,7 @@ def pad(image, mask, size):
     padded[:h, :w] = image
     if mask is None:
         return padded, None, (h, w)
-    labels = np.full(size, IGNORED, mask.dtype)
+    labels = np.full(size, IGNORE, mask.dtype)
     labels[:h, :w] = mask
     return padded, labels, (h, w)
 
@@ -183,8 +183,8 @@ def drop_small_objects(mask, least):
 
     mask  integer[H,W] of 0..255, left as it is;  returns a fresh array of that type
     """
-    counts = np.bincount(mask.ravel(), minlength=IGNORED + 1)
-    return np.where(counts[mask] < least, mask.dtype.type(IGNORED), mask)
+    counts = np.bincount(mask.ravel(), minlength=IGNORE + 1)
+    return np.where(counts[mask] < least, mask.dtype.type(IGNORE), mask)
 
 
 def center_square(image, side):

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.devices.processes import require_one
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.plan import check_config, open_data
 from diffseg_jax.figures import sheets
 from diffseg_jax.storage.workdir import make_workdir
-from diffseg_jax.training.losses import IGNORE
 
 SHOWN = 12  # pictures on a contact sheet
 LISTED = 10  # bad files named; the others are counted

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict as flatten
 from flax.traverse_util import unflatten_dict as unflatten
 from jax.sharding import NamedSharding, PartitionSpec
 
+from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.transforms import drop_small_objects
 from diffseg_jax.devices.mesh import put, rows_here, state_shardings, to_devices
 from diffseg_jax.errors import UserError, counted
@@ -23,7 +24,6 @@ from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint, op
 from diffseg_jax.systems.system import Task
 from diffseg_jax.training import fit_loop
 from diffseg_jax.training.log import duration
-from diffseg_jax.training.losses import IGNORE
 from diffseg_jax.weights.pixel_mlp import load_ensemble
 
 GB = 2**30

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.devices.processes import require_one
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.ensemble_stage import examples, open_backbone, read_masks
@@ -22,7 +23,6 @@ from diffseg_jax.metrics.segmentation import Absent, confusion, scores
 from diffseg_jax.storage.checkpoints import write_json
 from diffseg_jax.storage.workdir import make_workdir
 from diffseg_jax.systems.ddpm_seg import make_settings
-from diffseg_jax.training.losses import IGNORE
 
 SHARES = (0.0, 0.025, 0.05, 0.1, 0.15, 0.25, 0.4, 0.6)  # of the diffusion's steps
 FOLDS = 5

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage.paths import write_whole
 
-IGNORE = 255
 BLACK, WHITE, INK, EDGE = (0, 0, 0), (255, 255, 255), (45, 45, 45), (140, 140, 140)
 WRONG = (213, 94, 0)  # vermillion: stands out from grey in every kind of colour vision
 

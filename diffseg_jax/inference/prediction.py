@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from diffseg_jax.data.folders import Labels
+from diffseg_jax.data.labels import Labels
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.figures import sheets
 from diffseg_jax.metrics.uncertainty import image_uncertainty

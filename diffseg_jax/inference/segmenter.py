@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffseg_jax.data.folders import Labels, distinct_colours
+from diffseg_jax.data.folders import distinct_colours
+from diffseg_jax.data.labels import Labels
 from diffseg_jax.devices.mesh import devices_of_kind, mesh_of, put, state_shardings
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.inference.forward import make_forward

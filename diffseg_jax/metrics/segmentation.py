@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.errors import UserError
 
-IGNORE = 255
 MEANS = ("mIoU", "mAcc", "aAcc")
 
 

@@ -6,8 +6,8 @@ hosts add up, and the ratio comes last.
 
 import numpy as np
 
+from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.errors import UserError
-from diffseg_jax.metrics.segmentation import IGNORE
 
 MEASURES = ("entropy", "changes", "spread")  # of uncertainty, that a prediction may hold
 BINS = 4096

@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict as flatten
 from flax.traverse_util import unflatten_dict as unflatten
 
 from diffseg_jax.config.schema import Flag, Number, Several, Text
+from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from diffseg_jax.diffusion.label_codes import CODES
 from diffseg_jax.diffusion.process import add_noise
@@ -37,7 +38,7 @@ from diffseg_jax.systems.system import (
     require_same,
     scale_images,
 )
-from diffseg_jax.training.losses import IGNORE, masked_cross_entropy
+from diffseg_jax.training.losses import masked_cross_entropy
 from diffseg_jax.weights.backbones import load_backbone
 from diffseg_jax.weights.ddp import is_ddp, load_ddp, settings_of
 from diffseg_jax.weights.reader import read_arrays

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-IGNORE = 255
+from diffseg_jax.data.labels import IGNORE
 
 
 def masked_cross_entropy(logits: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
