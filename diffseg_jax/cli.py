@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 
-from diffseg_jax.devices.processes import NotMet, leave, meet
+from diffseg_jax.devices.processes import ProcessesLost, barrier, exit_process
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage.checkpoints import NotWritten
 from diffseg_jax.training.signals import Stopped
@@ -36,7 +36,7 @@ def user_errors(stopped: str = "stopped"):
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        leave(MISTAKE, at_once=isinstance(error, NotWritten))
+        exit_process(MISTAKE, immediately=isinstance(error, NotWritten))
     except OSError as error:
         if error.errno not in STORAGE:
             _failed(error)
@@ -46,17 +46,17 @@ def user_errors(stopped: str = "stopped"):
             "permissions, then give the same command again.",
             file=sys.stderr,
         )
-        leave(MISTAKE, at_once=True)
-    except NotMet as error:
+        exit_process(MISTAKE, immediately=True)
+    except ProcessesLost as error:
         print(f"error: {error}", file=sys.stderr)
-        leave(LOST)
+        exit_process(LOST)
     except Stopped as notice:
         print(notice, file=sys.stderr)
-        meet("stopped")  # all of them did, and none shall lose one that still saves
+        barrier("stopped")  # all of them did, and none shall lose one that still saves
         sys.exit(STOPPED if notice.number == signal.SIGTERM else INTERRUPTED)
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
-        leave(INTERRUPTED)
+        exit_process(INTERRUPTED)
     except Exception as error:
         _failed(error)
 
@@ -74,16 +74,16 @@ def _failed(error):
             "with --config.mesh.fsdp.",
             file=sys.stderr,
         )
-        leave(MISTAKE)
+        exit_process(MISTAKE)
     if jax.process_count() > 1 and any(word in str(error) for word in LOSS):
         print(
             f"error: another process of the run was lost ({line}). Start all of them again: the "
             "run goes on from the last checkpoint.",
             file=sys.stderr,
         )
-        leave(LOST)
+        exit_process(LOST)
     traceback.print_exc()
-    leave(1)
+    exit_process(1)
 
 
 def use_cache(path: str):

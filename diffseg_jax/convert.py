@@ -25,7 +25,7 @@ from diffseg_jax.data.datasets import ADE20K, CITYSCAPES
 from diffseg_jax.data.folders import distinct_colours, numbered_labels
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from diffseg_jax.devices.mesh import devices_of_kind
+from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.inference.segmenter import chosen_step, find
 from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint, open_network
@@ -203,7 +203,7 @@ def main(arguments=None):
     given = vars(parser.parse_args(arguments))
     path, output, source = (given.pop(name) for name in ("input", "output", "source"))
     with user_errors():
-        devices_of_kind()
+        find_devices()
         run, own = choose(SOURCES, source, "source of checkpoints")
         flags = {flag: value for flag, value in given.items() if value is not None}
         for flag in flags:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from diffseg_jax.cli import use_cache, user_errors
-from diffseg_jax.devices.mesh import devices_of_kind
+from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference.segmenter import Segmenter, chosen_step, find, stages_in
 from diffseg_jax.metrics.segmentation import format_table
@@ -301,7 +301,7 @@ def main(arguments=None):
     given = parser.parse_args(arguments)
     use_cache("")
     with user_errors():
-        devices_of_kind()
+        find_devices()
         found = describe(given.checkpoint, given.stage)
         if given.json:
             print(json.dumps(found, indent=2))

@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from diffseg_jax.cli import CACHE, use_cache, use_memory, user_errors
 from diffseg_jax.devices import processes
-from diffseg_jax.devices.mesh import devices_of_kind
+from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.experiment import check_data, prepare_data, steps_study, tap_study, train
 from diffseg_jax.storage.workdir import open_workdir
@@ -76,7 +76,7 @@ def main(arguments):
     processes.join(
         COORDINATOR.value, PROCESSES.value, PROCESS.value, JOIN_WITHIN.value, LOST_AFTER.value
     )
-    devices_of_kind()
+    find_devices()
     mode(CONFIG.value, workdir)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from rich.progress import Progress
 
 from diffseg_jax.cli import CACHE, make_folder, numbers, use_cache, user_errors
-from diffseg_jax.devices.mesh import devices_of_kind, make_mesh, put, state_shardings
+from diffseg_jax.devices.mesh import find_devices, make_mesh, place_tree, state_shardings
 from diffseg_jax.diffusion.process import make_process
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
@@ -94,7 +94,7 @@ def generate(
     network = make_network(settings, dtype, False)
     step = make_step(network, process, options, sampler, eta)
     params, mesh = open_network(checkpoint, ema=ema)[0]["params"], make_mesh(-1, 1)
-    params = put(params, state_shardings(params, mesh))
+    params = place_tree(params, state_shardings(params, mesh))
     known = classes if len(classes) else range(max(settings.num_classes, 1))
     starts = range(0, images, batch_size)
     for batch, start in enumerate(starts):
@@ -143,7 +143,7 @@ def main(arguments=None):
     output = Path(options.pop("output"))
     use_cache(options.pop("compilation_cache"))
     with user_errors():
-        devices_of_kind()
+        find_devices()
         make_folder(output)
         if any(output.glob("*.png")):
             raise UserError(f"{output} holds pictures already. Give another --output.")

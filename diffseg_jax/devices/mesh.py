@@ -29,14 +29,14 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
-def mesh_of(device: str | None = None) -> Mesh:
-    """All local devices of a kind, as of `devices_of_kind`, along the first axis."""
-    devices = devices_of_kind(device)
+def local_mesh(device: str | None = None) -> Mesh:
+    """All local devices of a kind, as of `find_devices`, along the first axis."""
+    devices = find_devices(device)
     places = np.reshape(devices, (len(devices), 1))
     return Mesh(places, AXES, axis_types=(AxisType.Auto,) * 2)
 
 
-def devices_of_kind(device: str | None = None) -> list[jax.Device]:
+def find_devices(device: str | None = None) -> list[jax.Device]:
     """The local devices of a kind, "cpu", "cuda", "gpu" or "tpu"; None: jax's choice.
 
     Raises UserError when there is none of them.
@@ -55,7 +55,7 @@ def devices_of_kind(device: str | None = None) -> list[jax.Device]:
     )
 
 
-def own_mesh(mesh: Mesh) -> Mesh:
+def process_mesh(mesh: Mesh) -> Mesh:
     """A mesh over the devices of this process alone, split as far as the whole one is."""
     count = jax.local_device_count()
     fsdp = math.gcd(mesh.shape["fsdp"], count)
@@ -96,7 +96,7 @@ def state_shardings(tree, mesh: Mesh):
     return jax.tree.map(place, tree)
 
 
-def put(tree, shardings):
+def place_tree(tree, shardings):
     """Arrays of the host, the same in all processes, where their shardings say."""
 
     def put_one(array, where):
@@ -106,15 +106,15 @@ def put(tree, shardings):
     return jax.tree.map(put_one, tree, shardings)
 
 
-def rows_here(mesh: Mesh, batch_size: int) -> np.ndarray:
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Rows of each batch that live on the devices of this process, rising."""
     places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[place] for (place,) in places]))
 
 
 def to_devices(batch: dict, mesh: Mesh, batch_size: int) -> dict:
-    """The rows of a batch that `rows_here` names -> global arrays, split over all devices."""
-    sharding, here = batch_sharding(mesh), rows_here(mesh, batch_size)
+    """The rows of a batch that `local_rows` names -> global arrays, split over all devices."""
+    sharding, here = batch_sharding(mesh), local_rows(mesh, batch_size)
 
     def put_rows(rows):
         part = lambda index: rows[np.searchsorted(here, np.arange(batch_size)[index[0]])]

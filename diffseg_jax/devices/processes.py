@@ -23,7 +23,7 @@ from diffseg_jax.errors import UserError
 EXAMPLE = "such as --coordinator=10.0.0.1:1234 --processes=2 --process=0"
 
 
-class NotMet(Exception):
+class ProcessesLost(Exception):
     """The processes of a run did not find each other in time, or one of them cannot go on."""
 
 
@@ -31,20 +31,21 @@ def join(coordinator: str, processes: int, process: int, join_within: int, lost_
     """Makes this process one of several, where there are several; before any other use of jax.
 
     coordinator  host:port of process 0, with the count and this one's place; "auto" for what the
-                 environment says (`surroundings`); "none" for a process of its own
+                 environment says (`from_environment`); "none" for a process of its own
     join_within  seconds that processes wait for each other
     lost_after   seconds without a sign of life after which a process is lost and the others end
 
-    Raises UserError when they contradict each other, NotMet when the others cannot be reached.
+    Raises UserError when the arguments contradict each other, ProcessesLost when the other
+    processes cannot be reached.
     """
-    given = explicit(coordinator, processes, process)
+    given = initialize_arguments(coordinator, processes, process)
     if given is None:
         return
     address = given.get("coordinator_address", "the address that the cluster gives")
     if given.get("process_id"):
         await_listener(address, join_within)
     elif given:
-        require_free(address)
+        require_free_port(address)
     # what follows does not raise when some do not come: it ends the process (SIGABRT, code 134)
     print(f"waits up to {join_within} s for the other processes at {address}", file=sys.stderr)
     times = dict(heartbeat_timeout_seconds=lost_after, initialization_timeout=join_within)
@@ -54,7 +55,7 @@ def join(coordinator: str, processes: int, process: int, join_within: int, lost_
         raise _not_met(address, join_within, error) from None
 
 
-def require_free(address: str):
+def require_free_port(address: str):
     """Raises UserError where another program of this machine listens at the port of host:port."""
     port = int(address.rpartition(":")[2])
     try:
@@ -68,7 +69,7 @@ def require_free(address: str):
 
 
 def await_listener(address: str, seconds: float):
-    """Returns when process 0 listens at host:port; NotMet when it does not in that time."""
+    """Returns when process 0 listens at host:port; ProcessesLost when it does not in that time."""
     host, _, port = address.rpartition(":")
     end = time.monotonic() + seconds
     while True:
@@ -83,14 +84,14 @@ def await_listener(address: str, seconds: float):
 
 def _not_met(address, seconds, error):
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return NotMet(
+    return ProcessesLost(
         f"the processes of this run did not find each other at {address} within {seconds} s "
         f"({reason}). Start all of them with the same --coordinator and --processes, {EXAMPLE}, or "
         "one alone with --coordinator=none."
     )
 
 
-def explicit(coordinator: str, processes: int, process: int) -> dict | None:
+def initialize_arguments(coordinator: str, processes: int, process: int) -> dict | None:
     """What `jax.distributed.initialize` is called with, None where it is not.
 
     Raises UserError for an address without count or place, and the other way round.
@@ -100,7 +101,7 @@ def explicit(coordinator: str, processes: int, process: int) -> dict | None:
             raise UserError(
                 f"--processes and --process go with the address of process 0, {EXAMPLE}."
             )
-        return surroundings(os.environ) if coordinator == "auto" else None
+        return from_environment(os.environ) if coordinator == "auto" else None
     host, colon, port = coordinator.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 2**16):
         raise UserError(
@@ -114,7 +115,7 @@ def explicit(coordinator: str, processes: int, process: int) -> dict | None:
     return dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
 
 
-def surroundings(environment) -> dict | None:
+def from_environment(environment) -> dict | None:
     """The same for what the environment says of other processes, None where it knows of none.
 
     JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID; a SLURM step or an Open MPI
@@ -127,7 +128,7 @@ def surroundings(environment) -> dict | None:
                 f"JAX_COORDINATOR_ADDRESS is {address}, but JAX_NUM_PROCESSES and JAX_PROCESS_ID "
                 "are not both numbers. Set all three, or none."
             )
-        return explicit(address, *map(int, numbers))
+        return initialize_arguments(address, *map(int, numbers))
     tasks = environment.get("SLURM_NTASKS", "1") if "SLURM_STEP_NODELIST" in environment else "1"
     ranks = environment.get("OMPI_COMM_WORLD_SIZE", "1")
     if tasks != "1" or ranks != "1" or on_tpu_host():
@@ -156,13 +157,13 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def meet(purpose: str):
+def barrier(purpose: str):
     """Returns when all processes have come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(purpose)
 
 
-def require_same(what: str, content):
+def require_same_everywhere(what: str, content):
     """Raises UserError in the processes whose JSON values differ from those of the first one."""
     if jax.process_count() == 1:
         return
@@ -175,19 +176,19 @@ def require_same(what: str, content):
         )
 
 
-def all_true(mine: bool) -> bool:
+def true_in_all(mine: bool) -> bool:
     """Whether it is true in every process."""
-    return most(int(not mine)) == 0
+    return maximum_over(int(not mine)) == 0
 
 
-def most(mine: int) -> int:
+def maximum_over(mine: int) -> int:
     """The largest of the numbers of all processes."""
     if jax.process_count() == 1:
         return mine
     return int(np.max(multihost_utils.process_allgather(np.int32(mine))))
 
 
-def first_says(mine: int | None) -> int | None:
+def broadcast_from_first(mine: int | None) -> int | None:
     """What the first process has: files may not look the same from all hosts at once."""
     if jax.process_count() == 1:
         return mine
@@ -195,7 +196,7 @@ def first_says(mine: int | None) -> int | None:
     return None if said < 0 else int(said)
 
 
-def sum_of(mine: np.ndarray) -> np.ndarray:
+def sum_over(mine: np.ndarray) -> np.ndarray:
     """The sum u32[n] of what all processes have, modulo 2**32."""
     if jax.process_count() == 1:
         return mine
@@ -203,13 +204,13 @@ def sum_of(mine: np.ndarray) -> np.ndarray:
     return np.sum(parts.view(np.uint32), axis=0, dtype=np.uint32)
 
 
-def leave(code: int, at_once: bool = False):
+def exit_process(code: int, immediately: bool = False):
     """Ends the program; one of several at once, as an orderly end would wait for the others.
 
-    at_once  also the only one, where an orderly end would try again what just failed
+    immediately  also the only one, where an orderly end would try again what just failed
     """
     several = jax.distributed.is_initialized() and jax.process_count() > 1
-    if several or at_once:
+    if several or immediately:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.transforms import drop_small_objects
-from diffseg_jax.devices.mesh import put, rows_here, state_shardings, to_devices
+from diffseg_jax.devices.mesh import local_rows, place_tree, state_shardings, to_devices
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.gradient_stage import STILL, loader, stage_meta
 from diffseg_jax.experiment.plan import Run, augmentation
@@ -130,7 +130,7 @@ def open_backbone(run: Run, name: str, task: Task) -> dict:
 
     where = state_shardings(jax.eval_shape(rest, key), run.mesh)
     drawn = jax.jit(rest, out_shardings=where)(key)
-    placed = put(found, state_shardings(found, run.mesh))
+    placed = place_tree(found, state_shardings(found, run.mesh))
     return {"params": {}, "stats": {}, **unflatten({**placed, **drawn})}
 
 
@@ -252,7 +252,7 @@ def collect(run: Run, name: str, task: Task, network: dict, places: np.ndarray) 
     extract = jax.jit(task.fit.extract, out_shardings=NamedSharding(mesh, PartitionSpec()))
     write = jax.jit(_write, donate_argnums=0)
     groups = [places[start : start + mesh.size] for start in range(0, len(places), mesh.size)]
-    mine = [np.resize(group, mesh.size)[rows_here(mesh, mesh.size)] for group in groups]
+    mine = [np.resize(group, mesh.size)[local_rows(mesh, mesh.size)] for group in groups]
     shown, buffers, done = examples(run, name, np.concatenate(mine)), [], 0
     for group, own in zip(groups, mine, strict=True):
         read = [next(shown) for _ in own]

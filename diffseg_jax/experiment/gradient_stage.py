@@ -12,7 +12,7 @@ import diffseg_jax
 from diffseg_jax.data.pipeline import training_batches
 from diffseg_jax.data.subsets import describe_subset
 from diffseg_jax.devices import processes
-from diffseg_jax.devices.mesh import rows_here, state_shardings
+from diffseg_jax.devices.mesh import local_rows, state_shardings
 from diffseg_jax.errors import UserError, choose, counted
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.monitor import watcher
@@ -20,7 +20,7 @@ from diffseg_jax.experiment.plan import (
     STARTS,
     Run,
     augmentation,
-    devices_of,
+    find_devices,
     is_fit,
     is_labelled,
     left_out,
@@ -103,7 +103,7 @@ def make_stage(run: Run, name: str, task: Task) -> loop.Stage:
     def batches(start):
         return training_batches(
             source, indices, change, seed=config.seed, batch_size=options.batch_size, start=start,
-            steps=options.steps - start, rows=rows_here(run.mesh, options.batch_size),
+            steps=options.steps - start, rows=local_rows(run.mesh, options.batch_size),
             threads=data.threads, workers=data.workers,
         )  # fmt: skip
 
@@ -199,7 +199,7 @@ def describe_stage(run: Run, stage: loop.Stage):
     images = counted(len(stage_data(run, stage.name)[1]), kind)
     run.log.say(
         f"{stage.name}: from {stage.meta['start']}; {images}; {counted(stage.steps, 'step')} of "
-        f"{stage.batch_size}; {devices_of(run.mesh)}"
+        f"{stage.batch_size}; {find_devices(run.mesh)}"
     )
     run.log.say(resources.of_state(abstract, state_shardings(abstract, run.mesh)))
     if note := run.system.note(run.config, options.kind, options.start):

@@ -187,7 +187,7 @@ def start_run(config: ConfigDict, workdir: Path) -> Run:
     return Run(config, workdir, Log(workdir, processes.is_first()), mesh)
 
 
-def devices_of(mesh: jax.sharding.Mesh) -> str:
+def find_devices(mesh: jax.sharding.Mesh) -> str:
     """What a mesh consists of, in words."""
     said = counted(mesh.size, "device")
     if mesh.size > 1:

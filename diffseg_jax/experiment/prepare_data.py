@@ -89,7 +89,7 @@ def prepare_part(config: ConfigDict, part: str, sources: dict[str, Sequence], fo
         with scratch(folder) as place:
             shards = {split: shards_of(source) for split, source in sources.items()}
             write_json(plan | {"shards": shards}, place / PREPARED, folder / PREPARED)
-    processes.meet(f"{part} planned")
+    processes.barrier(f"{part} planned")
     plan = same_plan(plan, folder)
     written, problem = 0, None
     try:
@@ -98,11 +98,11 @@ def prepare_part(config: ConfigDict, part: str, sources: dict[str, Sequence], fo
             written += write_split(part, split, source, folder, count, config[part].threads)
     except UserError as error:
         problem = error
-    if not processes.all_true(problem is None):
+    if not processes.true_in_all(problem is None):
         raise problem or UserError(f"another process could not write its share of {folder}.")
     if processes.is_first() and not whole:
         finish(part, sources, folder, plan)
-    processes.meet(f"{part} prepared")
+    processes.barrier(f"{part} prepared")
     done = "is prepared already" if whole and not written else "is prepared"
     say(f"{part}: {folder} {done}; --config.{part}.source=tfds:{folder} reads it")
 

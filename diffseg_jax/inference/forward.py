@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffseg_jax.devices.mesh import batch_sharding, own_mesh, put, state_shardings
+from diffseg_jax.devices.mesh import batch_sharding, place_tree, process_mesh, state_shardings
 
 
 def make_forward(
@@ -23,9 +23,9 @@ def make_forward(
     """
     if jax.process_count() > 1:
         network = jax.tree.map(_on_host, network)
-        mesh = own_mesh(mesh)
+        mesh = process_mesh(mesh)
     if any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(network)):
-        network = put(network, state_shardings(network, mesh))
+        network = place_tree(network, state_shardings(network, mesh))
 
     def forward(images, valid):
         rows = np.arange(max(batch_size, len(images))) % len(images)

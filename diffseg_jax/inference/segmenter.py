@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from diffseg_jax.data.folders import distinct_colours
 from diffseg_jax.data.labels import Labels
-from diffseg_jax.devices.mesh import devices_of_kind, mesh_of, put, state_shardings
+from diffseg_jax.devices.mesh import find_devices, local_mesh, place_tree, state_shardings
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.images import named_pictures
@@ -70,7 +70,7 @@ def load(
 
     Raises UserError when nothing is there, for what is not, and for checkpoints of newer versions.
     """
-    devices_of_kind(device)
+    find_devices(device)
     directory = find(path, stage)
     step = chosen_step(directory, step)
     try:
@@ -174,7 +174,7 @@ class Segmenter:
         given = meta.get("palette") or distinct_colours(len(self.names))
         self.palette = tuple(tuple(colour) for colour in given)
         self.network = jax.tree.map(_as_float32, network)
-        self.mesh = mesh_of(device)
+        self.mesh = local_mesh(device)
         asked = self.config.get("evaluate")
         self.protocol = Protocol() if asked is None else protocol_of(asked)
         self.task = self.task_for()
@@ -374,7 +374,7 @@ class Segmenter:
     @functools.cached_property
     def _placed(self):
         """The network on the devices."""
-        return put(self.network, state_shardings(self.network, self.mesh))
+        return place_tree(self.network, state_shardings(self.network, self.mesh))
 
     def _program(self, steps, samples):
         """The compiled answer with so many steps and draws, and the task that it is of."""

@@ -128,11 +128,11 @@ class StageCheckpoints:
 
     def latest(self) -> int | None:
         """The newest whole checkpoint's step."""
-        return processes.first_says(self.manager.latest_step())
+        return processes.broadcast_from_first(self.manager.latest_step())
 
     def best(self) -> int | None:
         """The step with the highest evaluated mIoU, or the latest if none was evaluated."""
-        best = processes.first_says(self.manager.best_step())
+        best = processes.broadcast_from_first(self.manager.best_step())
         return self.latest() if best is None else best
 
     def meta(self, step: int) -> dict:
@@ -161,7 +161,7 @@ class StageCheckpoints:
         """Renames the directory of a damaged checkpoint, so that it counts no more, and says so."""
         if processes.is_first():
             _rename_aside(self.directory, problem.step)
-        processes.meet(f"checkpoint {problem.step} put aside")
+        processes.barrier(f"checkpoint {problem.step} put aside")
         self.manager.reload()
         left = self.latest()
         goes_on = "" if left is None else f"; goes on from step {left}"
@@ -287,7 +287,7 @@ def _newest_whole(path, step, read):
     require_checkpoint(path)
     newest = sorted(steps_in(path), reverse=True)[:MOST_STEPS]
     newest += [None] * (MOST_STEPS - len(newest))
-    steps = [found for found in map(processes.first_says, newest) if found is not None]
+    steps = [found for found in map(processes.broadcast_from_first, newest) if found is not None]
     steps = steps if step is None else [step]
     for place, step in enumerate(steps):
         content = problem = None
@@ -403,7 +403,7 @@ def describe(state: dict) -> dict[str, dict]:
         sums = np.array(list(pool.map(_sum_of_parts, leaves.values())), np.uint32)
     whole = [isinstance(leaf, np.ndarray) or leaf.is_fully_addressable for leaf in leaves.values()]
     if not all(whole):
-        sums = np.where(whole, sums, processes.sum_of(sums))
+        sums = np.where(whole, sums, processes.sum_over(sums))
     return {
         name: {"shape": list(np.shape(leaf)), "dtype": leaf.dtype.name, "sum": int(total)}
         for (name, leaf), total in zip(leaves.items(), sums, strict=True)
@@ -484,13 +484,14 @@ def _agree(directory, step, problem):
     Only what is damaged for one of them is damaged for all; what keeps one from reading is not.
     """
     mine = 0 if problem is None else 1 if isinstance(problem, Damaged) else 2
-    worst = processes.most(mine)
+    worst = processes.maximum_over(mine)
     if problem is not None and mine == worst:
         raise problem
     if worst == 1:
         raise Damaged(directory, step, "so another process found")
     if worst == 2:
-        raise processes.NotMet(f"another process could not read checkpoint {directory}/{step}")
+        where = f"{directory}/{step}"
+        raise processes.ProcessesLost(f"another process could not read checkpoint {where}")
 
 
 TRANSIENT = (  # what is in the way of reading, and says nothing of what would be read
@@ -533,7 +534,7 @@ def _put_broken_aside(directory):
         warnings.warn(f"{error}; it is kept as {ASIDE}{step}", stacklevel=4)
     if problems and newest < 0:
         raise _none_left(directory, next(reversed(problems.values())))
-    processes.meet(f"checkpoints of {directory} looked at")
+    processes.barrier(f"checkpoints of {directory} looked at")
 
 
 def _require_metrics(directory, step):

@@ -33,7 +33,7 @@ def claim_workdir(config: ConfigDict, workdir: Path):
     the same folder for all processes.
     """
     options = plain(config.to_dict())
-    processes.require_same("config", options)
+    processes.require_same_everywhere("config", options)
     make_workdir(workdir)
     if has_checkpoints(workdir) and (workdir / "config.json").exists():
         check_same(config, workdir, may_differ=("mesh",))
@@ -60,12 +60,12 @@ def require_shared(workdir: Path):
     """Raises UserError in processes that do not see what the first one writes to the workdir."""
     if jax.process_count() == 1:
         return
-    token = workdir / f".shared_{processes.first_says(uuid.uuid4().int % 2**31)}"
+    token = workdir / f".shared_{processes.broadcast_from_first(uuid.uuid4().int % 2**31)}"
     if processes.is_first():
         token.write_text("")
-    processes.meet("token of the workdir written")
+    processes.barrier("token of the workdir written")
     seen = token.exists()
-    processes.meet("token of the workdir read")
+    processes.barrier("token of the workdir read")
     if processes.is_first():
         token.unlink()
     if not seen:

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict as flatten
 from flax.traverse_util import unflatten_dict as unflatten
 from jax.sharding import NamedSharding, PartitionSpec
 
-from diffseg_jax.devices.mesh import put, state_shardings, to_devices
+from diffseg_jax.devices.mesh import place_tree, state_shardings, to_devices
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.training import resources
@@ -169,7 +169,7 @@ def _replace(network, loaded, shardings):
     """The network with the loaded arrays in place of the random ones."""
     leaves, where = flatten(network, keep_empty_nodes=True), flatten(shardings)
     for path, array in flatten(loaded).items():
-        leaves[path] = put(np.asarray(array, leaves[path].dtype), where[path])
+        leaves[path] = place_tree(np.asarray(array, leaves[path].dtype), where[path])
     return unflatten(leaves)
 
 

@@ -18,25 +18,25 @@ def no_tpu(monkeypatch):
 
 
 def test_an_address_comes_with_a_count_and_a_place():
-    assert processes.explicit(ADDRESS, 4, 3) == JOINED
+    assert processes.initialize_arguments(ADDRESS, 4, 3) == JOINED
 
 
 @pytest.mark.parametrize("count, process", [(-1, -1), (4, 4), (4, -1), (0, 0), (-1, 0)])
 def test_a_place_outside_the_count_is_refused(count, process):
     with pytest.raises(UserError, match="--process is .* count from 0"):
-        processes.explicit(ADDRESS, count, process)
+        processes.initialize_arguments(ADDRESS, count, process)
 
 
 @pytest.mark.parametrize("address", ["", "host", ":12", "host:", "host:0", "host:65536", "cluster"])
 def test_what_is_no_address_is_refused(address):
     with pytest.raises(UserError, match="must be auto, none or host:port"):
-        processes.explicit(address, 2, 0)
+        processes.initialize_arguments(address, 2, 0)
 
 
 @pytest.mark.parametrize("word", ["auto", "none"])
 def test_a_count_without_an_address_is_refused(word):
     with pytest.raises(UserError, match="go with the address of process 0"):
-        processes.explicit(word, 2, 0)
+        processes.initialize_arguments(word, 2, 0)
 
 
 SURROUNDINGS = {  # name -> environment, what is joined
@@ -54,18 +54,18 @@ SURROUNDINGS = {  # name -> environment, what is joined
 @pytest.mark.parametrize("name", SURROUNDINGS)
 def test_the_environment_says_who_else_there_is(name):
     environment, wanted = SURROUNDINGS[name]
-    assert processes.surroundings(environment) == wanted
+    assert processes.from_environment(environment) == wanted
 
 
 def test_a_tpu_host_asks_its_pod(monkeypatch):
     monkeypatch.setattr(processes, "on_tpu_host", lambda: True)
-    assert processes.surroundings({}) == {}
+    assert processes.from_environment({}) == {}
 
 
 @pytest.mark.parametrize("numbers", [{}, {"JAX_NUM_PROCESSES": "2"}, {"JAX_PROCESS_ID": "x"}])
 def test_half_of_an_address_in_the_environment_is_refused(numbers):
     with pytest.raises(UserError, match="Set all three, or none"):
-        processes.surroundings({"JAX_COORDINATOR_ADDRESS": ADDRESS, **numbers})
+        processes.from_environment({"JAX_COORDINATOR_ADDRESS": ADDRESS, **numbers})
 
 
 def test_joining_hands_on_what_was_found_and_when_to_give_up(monkeypatch):
@@ -89,7 +89,7 @@ def test_others_that_cannot_be_reached_are_said_in_one_sentence(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     monkeypatch.setattr(processes, "await_listener", lambda address, seconds: None)
     said = f"at {ADDRESS} within 60 s .*barrier timed out.*none"
-    with pytest.raises(processes.NotMet, match=said) as caught:
+    with pytest.raises(processes.ProcessesLost, match=said) as caught:
         processes.join(ADDRESS, 4, 3, join_within=60, lost_after=30)
     assert "\n" not in str(caught.value)
 
@@ -102,15 +102,15 @@ def test_what_one_process_does_is_not_done_by_several(monkeypatch):
 
 
 def test_alone_all_agree():
-    assert processes.all_true(True) and not processes.all_true(False)
-    processes.require_same("config", {"a": 1})
-    processes.meet("nowhere")
+    assert processes.true_in_all(True) and not processes.true_in_all(False)
+    processes.require_same_everywhere("config", {"a": 1})
+    processes.barrier("nowhere")
     assert processes.is_first()
 
 
 def test_alone_the_end_is_an_orderly_one():
     with pytest.raises(SystemExit) as caught:
-        processes.leave(75)
+        processes.exit_process(75)
     assert caught.value.code == 75
 
 
@@ -119,7 +119,7 @@ def test_nobody_at_the_address_is_not_waited_for_longer_than_asked():
         bound.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{bound.getsockname()[1]}"
         apart = f"did not find each other at {address} within 0.1"
-        with pytest.raises(processes.NotMet, match=apart):
+        with pytest.raises(processes.ProcessesLost, match=apart):
             processes.await_listener(address, 0.1)
         bound.listen()
         processes.await_listener(address, 5)
@@ -129,5 +129,5 @@ def test_a_port_that_is_taken_is_one_sentence():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} of this machine is taken"):
-            processes.require_free(f"127.0.0.1:{port}")
-    processes.require_free(f"127.0.0.1:{port}")
+            processes.require_free_port(f"127.0.0.1:{port}")
+    processes.require_free_port(f"127.0.0.1:{port}")

@@ -393,8 +393,8 @@ def test_processes_share_the_shards(config, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: mine.place)
     monkeypatch.setattr(processes, "is_first", lambda: mine.place == 0)
-    monkeypatch.setattr(processes, "meet", lambda purpose: barrier.wait(60))
-    monkeypatch.setattr(processes, "all_true", all_true)
+    monkeypatch.setattr(processes, "barrier", lambda purpose: barrier.wait(60))
+    monkeypatch.setattr(processes, "true_in_all", all_true)
     wrote, write_shard = {0: [], 1: []}, prepare_data.write_shard
 
     def noted(records, draft, file):

@@ -221,10 +221,10 @@ def test_what_only_keeps_from_reading_is_no_damage(stage, monkeypatch, name):
     assert sorted(path.name for path in stage.iterdir()) == ["3", "6"]
 
 
-@pytest.mark.parametrize("theirs, kind", [(1, Damaged), (2, checkpoints.processes.NotMet)])
+@pytest.mark.parametrize("theirs, kind", [(1, Damaged), (2, checkpoints.processes.ProcessesLost)])
 def test_what_another_process_met_counts_here_too(stage, monkeypatch, theirs, kind):
     """But only damage there is damage here: what keeps it from reading leaves all in place."""
-    monkeypatch.setattr(checkpoints.processes, "most", lambda mine: max(mine, theirs))
+    monkeypatch.setattr(checkpoints.processes, "maximum_over", lambda mine: max(mine, theirs))
     with StageCheckpoints(stage) as stored, pytest.raises(kind):
         stored.restore(6, state_at(0), make_mesh())
     if theirs == 2:
