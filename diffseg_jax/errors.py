@@ -1,7 +1,7 @@
 """A user's mistakes in sentences, and choosing by name."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 
 class UserError(ValueError):
@@ -49,11 +49,17 @@ def choose(options: Mapping, name: str, what: str):
 
     Raises UserError that lists the known names and the nearest one.
     """
-    if isinstance(name, str) and name in options:
-        return options[name]
+    require_known(name, options, what)
+    return options[name]
+
+
+def require_known(name: str, known: Collection[str], what: str):
+    """Raises UserError unless `name` is one of the known ones, which the message lists."""
+    if isinstance(name, str) and name in known:
+        return
     name = shortened(name, LONGEST_VALUE) if isinstance(name, str) else shown(name)
     raise UserError(
-        f'unknown {what} "{name}". Known: {", ".join(sorted(options))}.{nearest(name, options)}'
+        f'unknown {what} "{name}". Known: {", ".join(sorted(known))}.{nearest(name, known)}'
     )
 
 

@@ -25,7 +25,7 @@ from jax import export as stablehlo
 
 import diffseg_jax
 from diffseg_jax.cli import make_folder, use_cache, user_errors
-from diffseg_jax.errors import UserError, choose
+from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.inference.segmenter import Segmenter, load
 from diffseg_jax.inference.views import Protocol, View, predict_whole
 from diffseg_jax.predict import OPENED, add_checkpoint_flags, sides
@@ -182,7 +182,7 @@ def check_request(output, size, platforms) -> tuple[Path, tuple[int, int]]:
     if not platforms:
         raise UserError(f"no platform is given. Known: {', '.join(PLATFORMS)}.")
     for platform in platforms:
-        choose(dict.fromkeys(PLATFORMS), platform, "platform")
+        require_known(platform, PLATFORMS, "platform")
     if "://" in str(output):
         raise UserError(f"{output} is an address. Give an --output on this machine.")
     if os.path.lexists(output):

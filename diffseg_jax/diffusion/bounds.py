@@ -17,7 +17,7 @@ from diffseg_jax.diffusion.process import (
     split_output,
     velocity,
 )
-from diffseg_jax.errors import UserError, choose
+from diffseg_jax.errors import UserError, choose, require_known
 
 LOSSES = ("simple", "hybrid", "hybrid_rescaled", "kl")
 
@@ -99,7 +99,7 @@ def training_losses(
     Raises UserError for an unknown kind, target or variance, for a wrong number of channels, and
     for a hybrid loss without a learned variance.
     """
-    choose(dict.fromkeys(LOSSES), kind, "loss")
+    require_known(kind, LOSSES, "loss")
     t = check_timesteps(t, process.steps)
     if kind == "kl":
         vb = variational_bound(process, output, x_0, x_t, t, target, variance)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffseg_jax.diffusion.process import check_timesteps
-from diffseg_jax.errors import choose
+from diffseg_jax.errors import require_known
 
 SAMPLERS = ("uniform", "loss_second_moment")
 HISTORY = 10  # losses remembered for each t
@@ -21,7 +21,7 @@ def start(name: str, steps: int) -> dict[str, jax.Array]:
 
     Raises UserError for a name that is not in SAMPLERS.
     """
-    choose(dict.fromkeys(SAMPLERS), name, "timestep sampler")
+    require_known(name, SAMPLERS, "timestep sampler")
     if name == "uniform":
         return {}
     losses = jnp.zeros((steps, HISTORY), jnp.float32)

@@ -35,7 +35,7 @@ from diffseg_jax.diffusion.process import (
 )
 from diffseg_jax.diffusion.samplers import ddim_step, ddpm_step
 from diffseg_jax.diffusion.schedules import BETAS
-from diffseg_jax.errors import UserError, choose, shortened
+from diffseg_jax.errors import UserError, choose, require_known, shortened
 from diffseg_jax.models.adm_unet import ADMUNet, Settings
 from diffseg_jax.models.network import Network
 from diffseg_jax.models.pixel_mlp import widths_for
@@ -321,7 +321,7 @@ def _tap(block, step):
 def _block_and_step(tap, known, count):
     """("output_5", 50) of "output_5@50"; UserError for what the network does not have."""
     block, _, step = tap.partition("@")
-    choose(dict.fromkeys(known), block, "feature")
+    require_known(block, known, "feature")
     if not step.isdecimal() or int(step) >= count:
         raise UserError(
             f"feature {tap} names no noise level after an @: 0 (least) to {count - 1}. "
@@ -478,7 +478,7 @@ def make_step(network, process: Process, options: dict, sampler: str, eta: float
 
     Raises UserError for an unknown sampler, and for an eta that the sampler does not read.
     """
-    choose(dict.fromkeys(SAMPLERS), sampler, "sampler")
+    require_known(sampler, SAMPLERS, "sampler")
     if eta and sampler == "ddpm":
         raise UserError(f"eta is {eta}, which only ddim reads. Set it to 0, or sampler to ddim.")
 
