@@ -43,7 +43,7 @@ from diffseg_jax.data.scenes import draw_scene
 from diffseg_jax.data.transforms import resize_image, resize_mask
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
-from diffseg_jax.storage.paths import write_whole
+from diffseg_jax.storage.paths import write_atomically
 
 HERE = Path(__file__).parent
 SEED, SCENES = 2026, (5, 34, 8)  # no run draws scenes of this seed
@@ -85,7 +85,7 @@ def save(picture: np.ndarray, path: Path, half: bool):
     if len(content) > LIMIT:
         size = len(content)
         raise UserError(f"{path} would take {size} bytes, more than {LIMIT}. Draw fewer scenes.")
-    write_whole(path, content)
+    write_atomically(path, content)
     print(f"{path}: {image.width} x {image.height}, {len(content) / 1000:.0f} kB")
 
 

@@ -29,7 +29,7 @@ from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.inference.segmenter import chosen_step, find
 from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint, open_network
-from diffseg_jax.storage.workdir import plain, read_results
+from diffseg_jax.storage.workdir import as_json, read_results
 from diffseg_jax.weights.adm import PUBLISHED, Configuration, from_flags, load_adm
 from diffseg_jax.weights.ddp import load_ddp, settings_of
 from diffseg_jax.weights.reader import read_arrays
@@ -159,7 +159,7 @@ def write(output, values: dict, path, config: dict, task: dict, **labels) -> int
     """
     meta = {
         "version": diffseg_jax.__version__,
-        "config": plain(config),
+        "config": as_json(config),
         "stage": "converted",
         "step": 0,
         "start": str(path),

@@ -29,7 +29,7 @@ from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.inference.segmenter import Segmenter, load
 from diffseg_jax.inference.views import Protocol, View, predict_whole
 from diffseg_jax.predict import OPENED, add_checkpoint_flags, sides
-from diffseg_jax.storage.paths import write_whole
+from diffseg_jax.storage.paths import write_atomically
 from diffseg_jax.systems.system import Task
 
 MODEL, NOTES = "model.stablehlo", "model.json"
@@ -233,7 +233,7 @@ def write_folder(output: Path, files: dict[str, bytes]):
     partial = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         for name, content in files.items():
-            write_whole(partial / name, content)
+            write_atomically(partial / name, content)
         os.rename(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

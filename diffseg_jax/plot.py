@@ -16,7 +16,7 @@ import numpy as np
 from diffseg_jax.cli import user_errors
 from diffseg_jax.errors import UserError, shortened
 from diffseg_jax.figures.sheets import LINES
-from diffseg_jax.storage.paths import in_bucket, open_path, reachable, write_whole
+from diffseg_jax.storage.paths import in_bucket, open_path, reachable, write_atomically
 
 FORMATS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
 STYLES = ("-", "--", ":", "-.")
@@ -292,7 +292,7 @@ def save(figure, output: str | os.PathLike):
     path = open_path(output)
     with reachable(path):
         try:
-            write_whole(path, content.getvalue())
+            write_atomically(path, content.getvalue())
         except OSError as error:
             if in_bucket(path):
                 raise

@@ -27,8 +27,7 @@ from diffseg_jax.figures import sheets
 from diffseg_jax.inference import prediction
 from diffseg_jax.inference.images import list_pictures, read_upright
 from diffseg_jax.inference.segmenter import DTYPES, Segmenter, load
-from diffseg_jax.storage.checkpoints import write_json
-from diffseg_jax.storage.paths import in_bucket, open_path
+from diffseg_jax.storage.paths import in_bucket, open_path, write_json
 
 SAVE_EVERY = 2  # seconds between two versions of the summary
 MANY_SIZES = 5  # compiled programs after which a hint is given

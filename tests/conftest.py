@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffseg_jax.storage.workdir import plain
+from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.systems import SYSTEMS
 
 GOLDEN = Path(os.environ.get("DIFFSEG_GOLDEN", Path(__file__).parent / "recorded"))
@@ -141,7 +141,7 @@ def tiny_network():
             members = filled(jax.eval_shape(jax.vmap(task.fit.member.init), keys))
             network = {part: {**network[part], "ensemble": members[part]} for part in network}
         meta = {
-            "version": "0.1.0", "config": plain(config.to_dict()), "task": plain(task.meta),
+            "version": "0.1.0", "config": as_json(config.to_dict()), "task": as_json(task.meta),
             "stage": stage, "step": 7, "start": "random", "ema": [], "classes": list(names),
         }  # fmt: skip
         return network, meta

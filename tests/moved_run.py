@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict as unflatten
 
 from diffseg_jax.devices.mesh import make_mesh
-from diffseg_jax.storage.checkpoints import StageCheckpoints, describe
+from diffseg_jax.storage.checkpoints import StageCheckpoints, fingerprints
 
 
 def main(source, target, fsdp):
@@ -32,7 +32,7 @@ def main(source, target, fsdp):
     with StageCheckpoints(target) as checkpoints:
         checkpoints.save(step, state, meta)
     split = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
-    sums = json.dumps({name: facts["sum"] for name, facts in describe(state).items()})
+    sums = json.dumps({name: facts["sum"] for name, facts in fingerprints(state).items()})
     digest = hashlib.sha256(sums.encode()).hexdigest()
     print(json.dumps({"devices": jax.device_count(), "split": split, "digest": digest}))
 

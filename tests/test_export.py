@@ -116,7 +116,7 @@ def test_a_failure_leaves_nothing_behind(small, tmp_path, monkeypatch):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
 
-    monkeypatch.setattr(exporting, "write_whole", full)
+    monkeypatch.setattr(exporting, "write_atomically", full)
     with pytest.raises(OSError, match="No space"):
         exporting.write_folder(tmp_path / "out", {exporting.MODEL: b"1", exporting.NOTES: b"2"})
     assert not list(tmp_path.iterdir())

@@ -30,9 +30,9 @@ from diffseg_jax.storage.checkpoints import (
     has_checkpoint,
     open_network,
     require_checkpoint,
-    write_json,
 )
-from diffseg_jax.storage.workdir import plain
+from diffseg_jax.storage.paths import write_json
+from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.systems.system import Task
 from diffseg_jax.training import loop, resources
 from diffseg_jax.training.optimizer import make_optimizer, make_schedule
@@ -154,7 +154,7 @@ def stage_meta(run: Run, name: str, task: Task) -> dict:
     options = run.config.stages[name]
     meta = {
         "version": diffseg_jax.__version__,
-        "config": plain(run.config.to_dict()),
+        "config": as_json(run.config.to_dict()),
         "start": run.system.start_of(run.config, options.kind, options.start),
         "task": task.meta,
     }

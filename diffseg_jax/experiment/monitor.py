@@ -16,7 +16,7 @@ from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.views import Protocol, View, protocol_of
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.metrics.uncertainty import auroc
-from diffseg_jax.storage.workdir import plain
+from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.systems.system import Task
 from diffseg_jax.training.state import network_of
 
@@ -110,13 +110,13 @@ def result_of(
         "start": meta["start"],
         "images": len(places),
         "labelled_images": meta["labelled"]["n"],
-        "protocol": plain({word: options[word] for word in PROTOCOL}),
+        "protocol": as_json({word: options[word] for word in PROTOCOL}),
         **segmentation.to_json(scores_of(run, counts), names),
         "AUROC": segmentation.to_number(auroc(counts.uncertainty)),
         "AUROC_of": measured(counts),
         "image_uncertainty": counts.uncertain / UNCERTAIN / counts.images,
         **papers,
-        **({"sampling": plain(run.config.sampling.to_dict())} if task.trace else {}),
+        **({"sampling": as_json(run.config.sampling.to_dict())} if task.trace else {}),
     }
 
 

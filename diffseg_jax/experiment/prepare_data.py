@@ -35,7 +35,7 @@ from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.plan import check_config, open_data
 from diffseg_jax.storage.paths import in_bucket, read_bytes
-from diffseg_jax.storage.workdir import make_workdir, plain
+from diffseg_jax.storage.workdir import as_json, make_workdir
 from diffseg_jax.training.log import duration
 
 SHARD_BYTES = 128 * 2**20  # of a file of examples, about: what a kill can cost, and one upload
@@ -88,7 +88,7 @@ def prepare_part(config: ConfigDict, part: str, sources: dict[str, Sequence], fo
     if processes.is_first() and not (folder / PREPARED).exists():
         with scratch(folder) as place:
             shards = {split: shards_of(source) for split, source in sources.items()}
-            write_json(plan | {"shards": shards}, place / PREPARED, folder / PREPARED)
+            publish_json(plan | {"shards": shards}, place / PREPARED, folder / PREPARED)
     processes.barrier(f"{part} planned")
     plan = same_plan(plan, folder)
     written, problem = 0, None
@@ -125,7 +125,7 @@ def describe(config: ConfigDict, part: str, sources: dict[str, Sequence]) -> dic
         split: {"images": len(source), "sha256": _digest(source.names)}
         for split, source in sources.items()
     }
-    return plain(
+    return as_json(
         {
             "source": data.source,
             "path": data.path,
@@ -293,7 +293,7 @@ def write_shard(records: Iterator[bytes], draft: Path, file: Path):
         finally:
             records.close()  # drops what is not encoded yet, where this did not come to its end
             writer.close()
-        put(draft, file)
+        publish(draft, file)
     except (RuntimeError, OSError) as error:
         raise UserError(
             f"cannot write {file}: {str(error).splitlines()[0]}. Make room or mend the folder; the "
@@ -316,7 +316,7 @@ def scratch(folder: Path):
         shutil.rmtree(place, ignore_errors=True)
 
 
-def put(draft: Path, file: Path):
+def publish(draft: Path, file: Path):
     """Gives a finished draft its place; whoever looks there sees all of it or nothing."""
     if not in_bucket(file):
         with open(draft, "rb") as written:
@@ -327,10 +327,10 @@ def put(draft: Path, file: Path):
         draft.unlink()
 
 
-def write_json(content, draft: Path, file: Path):
+def publish_json(content, draft: Path, file: Path):
     """Writes a JSON file whole."""
     draft.write_text(json.dumps(content, indent=1) + "\n")
-    put(draft, file)
+    publish(draft, file)
 
 
 def finish(part, sources, folder, plan):
@@ -341,13 +341,13 @@ def finish(part, sources, folder, plan):
     with scratch(folder) as place:
         for split, source in sources.items():
             name = NAMES.format(split=split)
-            write_json(list(source.names), place / name, folder / name)
+            publish_json(list(source.names), place / name, folder / name)
         description = place / "description"
         description.mkdir()
         dataset_info(part, sources, folder, plan).write_to_directory(description)
         last = description / "dataset_info.json"
         for file in [*(file for file in description.iterdir() if file != last), last]:
-            put(file, folder / file.name)
+            publish(file, folder / file.name)
 
 
 def dataset_info(part, sources, folder, plan):

@@ -20,9 +20,9 @@ from diffseg_jax.storage.checkpoints import (
     StageCheckpoints,
     has_checkpoint,
     open_network,
-    write_json,
 )
-from diffseg_jax.storage.workdir import check_same, make_workdir, plain
+from diffseg_jax.storage.paths import write_json
+from diffseg_jax.storage.workdir import as_json, check_same, make_workdir
 from diffseg_jax.systems import ddp
 from diffseg_jax.systems.system import Task
 
@@ -112,7 +112,7 @@ def measure_setting(run: Run, name: str, network: dict, steps: int, draws: int) 
         "images": len(places),
         "ms": milliseconds(run, task, network, protocol),
         "AUROC": measured(counts),
-        "sampling": plain(sampling.to_dict()),
+        "sampling": as_json(sampling.to_dict()),
         **segmentation.to_json(scores_of(run, counts), run.val.labels.names),
     }
 

@@ -20,7 +20,7 @@ from diffseg_jax.experiment.gradient_stage import check_stages
 from diffseg_jax.experiment.plan import Run, is_fit, start_run
 from diffseg_jax.figures import sheets
 from diffseg_jax.metrics.segmentation import Absent, confusion, scores
-from diffseg_jax.storage.checkpoints import write_json
+from diffseg_jax.storage.paths import write_json
 from diffseg_jax.storage.workdir import make_workdir
 from diffseg_jax.systems.ddpm_seg import make_settings
 

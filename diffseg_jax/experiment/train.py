@@ -16,7 +16,8 @@ from diffseg_jax.experiment.gradient_stage import (
 from diffseg_jax.experiment.monitor import result_of
 from diffseg_jax.experiment.plan import Run, is_fit, is_labelled, left_out, start_run
 from diffseg_jax.metrics import segmentation
-from diffseg_jax.storage.checkpoints import Damaged, StageCheckpoints, open_network, write_json
+from diffseg_jax.storage.checkpoints import Damaged, StageCheckpoints, open_network
+from diffseg_jax.storage.paths import write_json
 from diffseg_jax.storage.workdir import check_same, claim_workdir, read_results
 from diffseg_jax.systems.system import Task
 from diffseg_jax.training import loop

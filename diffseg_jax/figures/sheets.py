@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.errors import UserError
-from diffseg_jax.storage.paths import write_whole
+from diffseg_jax.storage.paths import write_atomically
 
 BLACK, WHITE, INK, EDGE = (0, 0, 0), (255, 255, 255), (45, 45, 45), (140, 140, 140)
 WRONG = (213, 94, 0)  # vermillion: stands out from grey in every kind of colour vision
@@ -401,4 +401,4 @@ def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
     """Writes the picture whole or not at all; an older file of that name stays until then."""
     content = io.BytesIO()
     Image.fromarray(picture).save(content, format="PNG")
-    write_whole(path, content.getvalue())
+    write_atomically(path, content.getvalue())

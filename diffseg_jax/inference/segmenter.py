@@ -32,7 +32,7 @@ from diffseg_jax.inference.views import Protocol, View, predict, protocol_of
 from diffseg_jax.storage.checkpoints import (
     Damaged,
     StageCheckpoints,
-    describe,
+    fingerprints,
     has_checkpoint,
     open_meta,
     open_network,
@@ -369,7 +369,7 @@ class Segmenter:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Twelve digits that stand for all its parameters and statistics."""
-        return hashlib.sha256(json.dumps(describe(self.network)).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(fingerprints(self.network)).encode()).hexdigest()[:12]
 
     @functools.cached_property
     def _placed(self):

@@ -34,7 +34,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.mesh import state_shardings
 from diffseg_jax.errors import UserError, choose
-from diffseg_jax.storage.paths import in_bucket, open_path, write_whole
+from diffseg_jax.storage.paths import in_bucket, open_path
 
 FILE_BYTES = 64 * 2**20  # of each file of arrays; it is put together in memory, at first 2 GB
 FORMAT = 1  # of what stands on disk; raised when older versions could not read it any more
@@ -107,17 +107,17 @@ class StageCheckpoints:
         """
         if step in self.manager.all_steps():
             return
-        self._save(step, plain(state), meta, numbers)
+        self._save(step, with_string_keys(state), meta, numbers)
 
     def replace(self, step: int, state: dict, meta: dict, numbers: Mapping[str, float]):
         """Saves a step again, with the numbers that it lacked; returns when it is on disk."""
         self.wait()
         self.manager.delete(step)
-        self._save(step, plain(state), meta, numbers)
+        self._save(step, with_string_keys(state), meta, numbers)
         self.wait()
 
     def _save(self, step, state, meta, numbers):
-        meta = _sealed({**meta, "format": FORMAT, "arrays": describe(state)})
+        meta = _sealed({**meta, "format": FORMAT, "arrays": fingerprints(state)})
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state, ocdbt_target_data_file_size=FILE_BYTES),
             meta=ocp.args.JsonSave(meta),
@@ -176,7 +176,7 @@ class StageCheckpoints:
         part      whether more may be stored, which is then not read
         Raises UserError when something else is stored, Damaged when it is not what was saved.
         """
-        target, known = plain(abstract), self._known(step)
+        target, known = with_string_keys(abstract), self._known(step)
         self._compare(step, target, known, part)
         placed = jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -193,7 +193,7 @@ class StageCheckpoints:
             problem = _damage(error, self.directory, step)
         _agree(self.directory, step, problem)
         self._require_sums(step, state, known)
-        return from_plain(abstract, state)
+        return restore_structure(abstract, state)
 
     def _known(self, step):
         """The shapes, types and sums of the stored arrays; Damaged in all processes or in none."""
@@ -223,8 +223,8 @@ class StageCheckpoints:
                 )
 
     def _require_sums(self, step, state, known):
-        """Raises Damaged unless the arrays are those that `describe` saw when they were saved."""
-        for path, facts in describe(state).items():
+        """Raises Damaged unless the arrays have the fingerprints that they were saved with."""
+        for path, facts in fingerprints(state).items():
             if facts["sum"] != known[path]["sum"]:
                 raise Damaged(self.directory, step, f"the values of {_dotted(path)} have changed")
 
@@ -326,7 +326,7 @@ def _open_network(path, step, ema):
             stored = reader.restore(directory / str(step) / "state", arguments)
         except Exception as error:  # orbax, tensorstore and the file system raise many types
             raise _damage(error, directory, step) from None
-    for name, facts in describe(stored).items():
+    for name, facts in fingerprints(stored).items():
         if facts != meta["arrays"][name]:
             raise Damaged(directory, step, f"the values of {_dotted(name)} have changed")
     trained = stored["params"] if "params" in stored else next(iter(stored["ema"].values()))
@@ -373,25 +373,20 @@ def require_checkpoint(path: str | os.PathLike):
     raise UserError(f"{path} holds no checkpoint. {near}")
 
 
-def plain(state: dict) -> dict:
+def with_string_keys(state: dict) -> dict:
     """The state with optimizer tuples as dicts with string keys; empty branches are left out."""
     return unflatten(flatten(serialization.to_state_dict(state)))
 
 
-def from_plain(abstract: dict, stored: dict) -> dict:
-    """The inverse of `plain`, in the structure of `abstract`."""
+def restore_structure(abstract: dict, stored: dict) -> dict:
+    """The inverse of `with_string_keys`, in the structure of `abstract`."""
     skeleton = flatten(serialization.to_state_dict(abstract), keep_empty_nodes=True)
     leaves = flatten(stored)
     filled = {path: leaves.get(path, leaf) for path, leaf in skeleton.items()}
     return serialization.from_state_dict(abstract, unflatten(filled))
 
 
-def write_json(path: str | os.PathLike, content) -> None:
-    """Writes a JSON file that is either the old one or the whole new one."""
-    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def describe(state: dict) -> dict[str, dict]:
+def fingerprints(state: dict) -> dict[str, dict]:
     """Shape, type and a sum of the bits of every array of nested dicts, by its path with "/".
 
     The sum is one of unsigned 32-bit words, each times an odd number that grows with its place, so

@@ -1,6 +1,7 @@
 """Files on this machine and in a bucket (gs://), read and written whole."""
 
 import importlib.util
+import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +61,7 @@ def read_bytes(path):
     return open_path(path).read_bytes()
 
 
-def write_whole(path: str | os.PathLike, content: bytes) -> None:
+def write_atomically(path: str | os.PathLike, content: bytes) -> None:
     """Writes a file that is either the old one or the whole new one, also for who pulls the plug.
 
     Makes the folder where it is not there yet.
@@ -79,3 +80,8 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, content) -> None:
+    """Writes a JSON file that is either the old one or the new one."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

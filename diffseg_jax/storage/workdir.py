@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from diffseg_jax.config.schema import differing_lines
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError
-from diffseg_jax.storage.checkpoints import has_checkpoint, write_json
-from diffseg_jax.storage.paths import BUCKET, open_path, reachable
+from diffseg_jax.storage.checkpoints import has_checkpoint
+from diffseg_jax.storage.paths import BUCKET, open_path, reachable, write_json
 
 
 def open_workdir(text: str) -> Path:
@@ -32,7 +32,7 @@ def claim_workdir(config: ConfigDict, workdir: Path):
     Raises UserError when the workdir cannot be written, holds a run of another config, or is not
     the same folder for all processes.
     """
-    options = plain(config.to_dict())
+    options = as_json(config.to_dict())
     processes.require_same_everywhere("config", options)
     make_workdir(workdir)
     if has_checkpoints(workdir) and (workdir / "config.json").exists():
@@ -94,7 +94,7 @@ def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
             "Take another --workdir, or put the file back."
         ) from None
     lines = [
-        line for line in differing_lines(old, plain(config.to_dict()))
+        line for line in differing_lines(old, as_json(config.to_dict()))
         if not line.startswith(tuple(f"{word}." for word in may_differ))
     ]  # fmt: skip
     if lines:
@@ -119,8 +119,8 @@ def read_results(workdir: Path) -> dict:
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def plain(values):
+def as_json(values):
     """The same values as JSON gives them back: tuples as lists."""
     if isinstance(values, dict):
-        return {name: plain(value) for name, value in values.items()}
-    return [plain(value) for value in values] if isinstance(values, (tuple, list)) else values
+        return {name: as_json(value) for name, value in values.items()}
+    return [as_json(value) for value in values] if isinstance(values, (tuple, list)) else values

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 
 from diffseg_jax.devices.mesh import make_mesh, state_shardings
-from diffseg_jax.storage.checkpoints import StageCheckpoints, describe
+from diffseg_jax.storage.checkpoints import StageCheckpoints, fingerprints
 from diffseg_jax.systems import ddpm_seg
 from diffseg_jax.training import loop, resources
 from diffseg_jax.training.optimizer import make_optimizer
@@ -64,7 +64,7 @@ def main():
         for device in jax.devices()
     )  # fmt: skip
     print(f"the fullest device holds {resources.size(most)}")
-    sums = describe(state["params"])
+    sums = fingerprints(state["params"])
     begun = report("sums of its bits", begun)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         with StageCheckpoints(folder) as checkpoints:
@@ -77,7 +77,7 @@ def main():
         with StageCheckpoints(folder, read_only=True) as checkpoints:
             state = jax.block_until_ready(checkpoints.restore(1, abstract, mesh))
         begun = report("restored and compared", begun)
-    print("every bit equal" if describe(state["params"]) == sums else "DIFFERENT")
+    print("every bit equal" if fingerprints(state["params"]) == sums else "DIFFERENT")
 
 
 if __name__ == "__main__":

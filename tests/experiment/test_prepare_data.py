@@ -194,14 +194,14 @@ def test_a_prepared_folder_can_be_prepared_again(config, tmp_path):
 
 def test_what_was_stopped_goes_on_with_the_shards_left(config, tmp_path, monkeypatch, capsys):
     prepare_data.prepare(config, tmp_path / "whole")
-    put, puts = prepare_data.put, itertools.count()
+    publish, puts = prepare_data.publish, itertools.count()
 
     def stopped(draft, file):
         if next(puts) == 4:
             raise KeyboardInterrupt
-        put(draft, file)
+        publish(draft, file)
 
-    monkeypatch.setattr(prepare_data, "put", stopped)
+    monkeypatch.setattr(prepare_data, "publish", stopped)
     with pytest.raises(KeyboardInterrupt):
         prepare_data.prepare(config, tmp_path / "run")
     with pytest.raises(UserError, match="not prepared to its end.*--mode=prepare"):
@@ -239,15 +239,15 @@ def test_a_second_run_says_so_and_mends_what_is_missing(config, tmp_path, capsys
 
 
 def test_stopped_at_any_file_it_is_whole_or_does_not_open(config, tmp_path, monkeypatch):
-    put, allowed = prepare_data.put, 0
+    publish, allowed = prepare_data.publish, 0
     prepare_data.prepare(config, tmp_path / "whole")
 
     def stopped(draft, file):
         if next(puts) == allowed:
             raise KeyboardInterrupt
-        put(draft, file)
+        publish(draft, file)
 
-    monkeypatch.setattr(prepare_data, "put", stopped)
+    monkeypatch.setattr(prepare_data, "publish", stopped)
     while not (tmp_path / "run/unlabelled").exists():
         puts, allowed = itertools.count(), allowed + 1
         with pytest.raises(KeyboardInterrupt):

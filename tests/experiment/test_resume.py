@@ -16,7 +16,7 @@ from diffseg_jax.data.pipeline import training_batches
 from diffseg_jax.devices.mesh import make_mesh
 from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.process import make_process
-from diffseg_jax.storage.checkpoints import StageCheckpoints, flatten, plain
+from diffseg_jax.storage.checkpoints import StageCheckpoints, flatten, with_string_keys
 from diffseg_jax.systems.ddpm_seg import diffusion_loss
 from diffseg_jax.training import loop
 from diffseg_jax.training.log import Log
@@ -215,7 +215,7 @@ def trained(workdir, *stops, sampler):
         with StageCheckpoints(directory) as checkpoints:
             stage = diffusion_stage(steps, sampler)
             state = loop.run(stage, checkpoints, make_mesh(), Log(workdir, primary=False))
-    return flatten(plain(state))
+    return flatten(with_string_keys(state))
 
 
 @pytest.mark.parametrize("sampler", timesteps.SAMPLERS)

@@ -21,11 +21,11 @@ from diffseg_jax.storage import checkpoints
 from diffseg_jax.storage.checkpoints import (
     Damaged,
     StageCheckpoints,
-    describe,
+    fingerprints,
     open_meta,
     open_network,
-    plain,
     steps_in,
+    with_string_keys,
 )
 
 SPEC = importlib.util.spec_from_file_location("mutate", Path(__file__).parents[1] / "mutate.py")
@@ -65,7 +65,7 @@ def stage(whole, tmp_path):
 
 
 def same(state, step):
-    ours, theirs = flatten(plain(jax.device_get(state))), flatten(plain(state_at(step)))
+    ours, theirs = (flatten(with_string_keys(s)) for s in (jax.device_get(state), state_at(step)))
     return ours.keys() == theirs.keys() and all(
         np.array_equal(ours[path], theirs[path]) for path in ours
     )
@@ -198,8 +198,8 @@ def test_remains_of_a_removal_that_was_killed_are_removed(stage):
 FAILURES = {  # what says nothing of the files: name -> (what is replaced, what it raises)
     "a disk that cannot be read now": ("_digest", OSError(5, "Input/output error")),
     "a token that ran out": ("_digest", ValueError("UNAUTHENTICATED: no token")),
-    "too little memory": ("from_plain", jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 3 GB")),
-    "a lost process": ("from_plain", ValueError("UNKNOWN: Gloo: Connection closed by peer")),
+    "too little memory": ("restore", jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 3 GB")),
+    "a lost process": ("restore", ValueError("UNKNOWN: Gloo: Connection closed by peer")),
 }
 
 
@@ -210,8 +210,9 @@ def test_what_only_keeps_from_reading_is_no_damage(stage, monkeypatch, name):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(checkpoints, function, fail)
-    if function == "from_plain":  # as if orbax's own reading had failed
+    if function == "_digest":
+        monkeypatch.setattr(checkpoints, "_digest", fail)
+    else:  # orbax itself fails to read
         monkeypatch.setattr(checkpoints._Manager, "restore", fail)
         monkeypatch.setattr(checkpoints.ocp.Checkpointer, "restore", fail)
     for ask in (resumed, read):
@@ -285,17 +286,17 @@ def test_a_checkpoint_without_sums_is_of_an_older_version(stage):
 def test_hosts_and_devices_sum_alike(dtype, shape):
     values = np.random.default_rng(0).integers(0, 2**31 - 1, shape)
     array = jnp.asarray(values % 251).astype(dtype)
-    on_device, on_host = describe({"x": array}), describe({"x": np.asarray(array)})
+    on_device, on_host = fingerprints({"x": array}), fingerprints({"x": np.asarray(array)})
     assert on_device == on_host
     assert on_device["x"]["shape"] == list(shape) and on_device["x"]["dtype"] == dtype
 
 
 def test_any_changed_word_changes_the_sum():
     array = np.random.default_rng(0).standard_normal(2**20 + 3).astype(np.float32)
-    sums = {describe({"x": array})["x"]["sum"]}
+    sums = {fingerprints({"x": array})["x"]["sum"]}
     for place in (0, 1, 2**20 - 1, 2**20, 2**20 + 2):
         changed = array.copy()
         changed.view(np.uint32)[place] ^= 1 << (place % 32)
-        sums.add(describe({"x": changed})["x"]["sum"])
-    sums.add(describe({"x": np.roll(array, 1)})["x"]["sum"])
+        sums.add(fingerprints({"x": changed})["x"]["sum"])
+    sums.add(fingerprints({"x": np.roll(array, 1)})["x"]["sum"])
     assert len(sums) == 7
