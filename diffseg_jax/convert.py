@@ -21,9 +21,9 @@ import numpy as np
 
 import diffseg_jax
 from diffseg_jax.cli import make_folder, numbers, truth, user_errors
-from diffseg_jax.data.datasets import ADE20K, CITYSCAPES
-from diffseg_jax.data.folders import distinct_colours, numbered_labels
 from diffseg_jax.data.labels import Labels
+from diffseg_jax.data.named_sets import ADE20K, CITYSCAPES
+from diffseg_jax.data.palette import distinct_colours, numbered_labels
 from diffseg_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.errors import UserError, choose

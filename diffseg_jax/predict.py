@@ -20,8 +20,8 @@ from rich.progress import MofNCompleteColumn, Progress
 import diffseg_jax
 from diffseg_jax.cli import CACHE, make_folder, truth, use_cache, user_errors
 from diffseg_jax.config.schema import differing_lines
-from diffseg_jax.data.folders import distinct_colours
 from diffseg_jax.data.labels import Labels
+from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference import prediction

@@ -29,7 +29,10 @@ from PIL import EpsImagePlugin, Image
 from safetensors.numpy import save
 
 from diffseg_jax.convert import convert_adm, convert_ddp
-from diffseg_jax.data.folders import list_files, read_classes, read_ids, read_image, to_classes
+from diffseg_jax.data.class_ids import to_classes
+from diffseg_jax.data.classes_json import read_classes
+from diffseg_jax.data.files import list_files
+from diffseg_jax.data.images import read_ids, read_image
 from diffseg_jax.data.subsets import subset
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.plan import check_config

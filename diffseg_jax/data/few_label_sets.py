@@ -11,19 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from diffseg_jax.data.folders import (
-    FolderSource,
-    by_stem,
-    distinct_colours,
-    files_below,
-    id_table,
-    list_files,
-    read_ids,
-    read_image,
-    require_folder,
-    to_classes,
-)
+from diffseg_jax.data.class_ids import id_table, to_classes
+from diffseg_jax.data.files import by_stem, files_below, list_files, require_folder
+from diffseg_jax.data.folder_source import FolderSource
+from diffseg_jax.data.images import read_ids, read_image
 from diffseg_jax.data.labels import Labels
+from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.data.transforms import resize_antialiased, resize_mask
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.storage.paths import reachable

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from diffseg_jax.config.options import COMMON, FIT, LABELLED, UNLABELLED
 from diffseg_jax.config.schema import check_options
-from diffseg_jax.data.datasets import open_source
 from diffseg_jax.data.pipeline import Cached
+from diffseg_jax.data.sources import open_source
 from diffseg_jax.data.subsets import subset
 from diffseg_jax.data.transforms import augment
 from diffseg_jax.devices import processes

@@ -28,9 +28,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from diffseg_jax.config.schema import differing_lines
-from diffseg_jax.data.datasets import NAMES, NO_SPLIT, PREPARED, TfdsSource, encoded_depth, stated
-from diffseg_jax.data.folders import FolderSource
+from diffseg_jax.data.folder_source import FolderSource
 from diffseg_jax.data.pipeline import Cached
+from diffseg_jax.data.prepared import NAMES, NO_SPLIT, PREPARED, stated
+from diffseg_jax.data.tfds import TfdsSource, encoded_depth
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.plan import check_config, open_data

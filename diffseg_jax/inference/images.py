@@ -9,7 +9,8 @@ from pathlib import PurePath
 import numpy as np
 from PIL import Image
 
-from diffseg_jax.data.folders import IMAGE_ENDINGS, list_files, read_image, upright
+from diffseg_jax.data.files import IMAGE_ENDINGS, list_files
+from diffseg_jax.data.images import read_image, upright
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage.paths import open_path, reachable
 

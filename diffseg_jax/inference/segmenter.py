@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffseg_jax.data.folders import distinct_colours
 from diffseg_jax.data.labels import Labels
+from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.devices.mesh import find_devices, local_mesh, place_tree, state_shardings
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.inference.forward import make_forward

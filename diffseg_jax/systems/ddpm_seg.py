@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from diffseg_jax.config.options import FIT
 from diffseg_jax.config.schema import Flag, Number, Several, Text
-from diffseg_jax.data.folders import array_of
+from diffseg_jax.data.images import array_of
 from diffseg_jax.devices.mesh import batch_sharding
 from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.bounds import LOSSES, training_losses

@@ -24,8 +24,8 @@ def ours(data: str, threads: int) -> float:
     import jax
     import numpy as np
 
-    from diffseg_jax.data.datasets import open_source
     from diffseg_jax.data.pipeline import training_batches
+    from diffseg_jax.data.sources import open_source
     from diffseg_jax.data.transforms import augment
     from diffseg_jax.systems.system import scale_images
 

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from diffseg_jax.config.options import DATA
-from diffseg_jax.data import datasets, folders
-from diffseg_jax.data.datasets import open_source
-from diffseg_jax.data.folders import distinct_colours, id_table, to_classes
+from diffseg_jax.data import images, named_sets
+from diffseg_jax.data.class_ids import id_table, to_classes
+from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.data.pipeline import Cached
+from diffseg_jax.data.sources import open_source
 from diffseg_jax.data.transforms import center_square
 from diffseg_jax.errors import UserError
 
@@ -309,7 +310,7 @@ def test_16_bit_and_enormous_pictures_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="8-bit"):
         open_source("unlabelled", "train", path=str(tmp_path))[0]
     save(tmp_path / "a.png", picture())
-    monkeypatch.setattr(folders, "MAX_PIXELS", 23)
+    monkeypatch.setattr(images, "MAX_PIXELS", 23)
     with pytest.raises(UserError, match="6x4"):
         open_source("unlabelled", "train", path=str(tmp_path))[0]
 
@@ -442,7 +443,7 @@ def test_cityscapes_refuses_ids_that_no_label_has(tmp_path):
 
 @pytest.mark.golden
 def test_cityscapes_table_is_the_recorded_one(golden):
-    table = datasets.cityscapes_table()
+    table = named_sets.cityscapes_table()
     for path in golden("ddep/cityscapes_lut*.json"):
         recorded = np.load(path.with_suffix(".npz"))["id_to_train_id"]
         np.testing.assert_array_equal(np.where(table < 0, 255, table), recorded)
@@ -451,8 +452,8 @@ def test_cityscapes_table_is_the_recorded_one(golden):
             train_id = table[row["id"] if row["id"] >= 0 else 255]
             assert train_id == (row["train_id"] if row["train_id"] >= 0 else 255), row["name"]
             if train_id != 255:
-                assert datasets.CITYSCAPES.names[train_id] == row["name"]
-                assert datasets.CITYSCAPES.palette[train_id] == tuple(row["color"])
+                assert named_sets.CITYSCAPES.names[train_id] == row["name"]
+                assert named_sets.CITYSCAPES.palette[train_id] == tuple(row["color"])
 
 
 def test_ade20k_shifts_by_one(tmp_path):
@@ -504,7 +505,7 @@ def test_pascal_context_raw_ids(tmp_path):
             "pascal_context", "train", path=path, num_classes=classes, raw_459=True
         )
         np.testing.assert_array_equal(source[0]["mask"], [expected])
-    assert source.labels.names[50] == "track" and len(datasets.PASCAL_CONTEXT_RAW) == 60
+    assert source.labels.names[50] == "track" and len(named_sets.PASCAL_CONTEXT_RAW) == 60
     with pytest.raises(UserError, match="class id 415.*raw_459=True"):
         open_source("pascal_context", "train", path=path, num_classes=60)[0]
 

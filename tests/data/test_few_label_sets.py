@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from diffseg_jax.data import few_label_sets
-from diffseg_jax.data.datasets import DATASETS, open_source
 from diffseg_jax.data.few_label_sets import FEW_LABEL_SETS, SIDE, open_few_label_set
+from diffseg_jax.data.sources import DATASETS, open_source
 from diffseg_jax.errors import UserError
 
 RNG = np.random.default_rng(0)

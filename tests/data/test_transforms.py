@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffseg_jax.data import transforms
-from diffseg_jax.data.folders import id_table
+from diffseg_jax.data.class_ids import id_table
 from diffseg_jax.errors import UserError
 from diffseg_jax.systems.system import scale_images
 

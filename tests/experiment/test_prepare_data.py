@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffseg_jax.data.datasets import Squares, open_source
-from diffseg_jax.data.folders import FolderSource
+from diffseg_jax.data.folder_source import FolderSource
+from diffseg_jax.data.sources import Squares, open_source
 from diffseg_jax.data.subsets import subset
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError
@@ -261,7 +261,7 @@ def test_stopped_at_any_file_it_is_whole_or_does_not_open(config, tmp_path, monk
 PROGRAM = """
 import runpy, sys
 from pathlib import Path
-from diffseg_jax.prepare import prepare
+from diffseg_jax.experiment.prepare_data import prepare
 config = runpy.run_path(sys.argv[1])["get_config"]()
 with config.unlocked():
     config.unlabelled.source = ""

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffseg_jax.data.datasets import ADE20K
-from diffseg_jax.data.folders import distinct_colours
+from diffseg_jax.data.named_sets import ADE20K
+from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.data.scene_street import PALETTE as SCENES
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets

@@ -15,8 +15,8 @@ from etils import epath
 from flax.traverse_util import flatten_dict as flatten
 from PIL import Image
 
-from diffseg_jax.data import folders
-from diffseg_jax.data.datasets import open_source
+from diffseg_jax.data import files
+from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import prepare_data
 from diffseg_jax.storage.checkpoints import open_network
@@ -198,14 +198,14 @@ def test_local_paths_need_none_of_the_packages_for_buckets(tmp_path):
     program = (
         "import sys\n"
         "for name in ('gcsfs', 'fsspec', 'google.auth', 'tensorflow'): sys.modules[name] = None\n"
-        "from diffseg_jax.data.datasets import open_source\n"
+        "from diffseg_jax.data.sources import open_source\n"
         f"print(len(open_source('folder', 'train', path={str(mine(tmp_path))!r})[0]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0 and done.stdout.strip() == "3", done.stderr
-    found = folders.list_files(tmp_path / "images", (".png",))
+    found = files.list_files(tmp_path / "images", (".png",))
     assert found == ["train/town/p0.png", "val/town/p0.png"]
 
 

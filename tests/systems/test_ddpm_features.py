@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffseg_jax.data.folders import id_table
+from diffseg_jax.data.class_ids import id_table
 from diffseg_jax.data.transforms import drop_small_objects
 from diffseg_jax.diffusion.process import make_process
 from diffseg_jax.errors import UserError

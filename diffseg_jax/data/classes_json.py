@@ -1,0 +1,100 @@
+"""classes.json, which names the classes of a folder."""
+
+import json
+from dataclasses import replace
+
+from diffseg_jax.data.class_ids import id_table
+from diffseg_jax.data.labels import Labels
+from diffseg_jax.data.palette import distinct_colours, numbered_labels
+from diffseg_jax.errors import UserError, choose
+
+LONGEST_NAME = 200  # characters of a class name
+
+CLASSES_KEYS = {"names": [], "palette": [], "ignore": [], "zero_is_ignored": False}
+
+
+def read_classes(file, num_classes, ignore=()):
+    """(Labels, id table) of a classes.json, or of num_classes where there is no such file.
+
+    ignore  ids on disk in 0..65535 that become 255, besides those that the file lists
+
+    {"names": [str, ...], "palette": [[r, g, b], ...], "ignore": [id, ...], "zero_is_ignored":
+    bool}; all but the names may be left out. Ids that are ignored keep their place among the
+    classes, if they have one, and the class is unscored. With "zero_is_ignored" the stored ids are
+    1..K and the names are those of 1..K.
+    """
+    if not _integers(list(ignore), 65535):
+        raise UserError(f"ignore is {ignore}, but must hold ids in 0..65535, such as (0,).")
+    if not file.exists():
+        if num_classes < 1:
+            raise UserError(
+                f"there is no {file} and num_classes is {num_classes}, so the classes are unknown. "
+                'Write {"names": [...], "palette": [[r, g, b], ...]} into it, or give num_classes.'
+            )
+        table = id_table(num_classes, ignore=ignore)
+        return _without_ignored(numbered_labels(num_classes), table), table
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {file}: {error}. It must be JSON.") from None
+    if not isinstance(entries, dict):
+        raise UserError(f'{file} is not an object. It must read {{"names": [...], ...}}.')
+    for key in entries:
+        choose(CLASSES_KEYS, key, f"key in {file}")
+    entries = CLASSES_KEYS | entries
+    for wrong, sentence in _wrong_classes(**entries, num_classes=num_classes):
+        if wrong:
+            raise UserError(f"{file}: {sentence}.")
+    names, palette = entries["names"], entries["palette"] or distinct_colours(len(entries["names"]))
+    table = id_table(
+        len(names), ignore=(*entries["ignore"], *ignore), zero_is_ignored=entries["zero_is_ignored"]
+    )
+    labels = Labels(tuple(names), tuple(tuple(colour) for colour in palette))
+    return _without_ignored(labels, table), table
+
+
+def _each_once(pairs):
+    """A JSON object as a dict; ValueError for a key that is given twice."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError("a key is given twice")
+    return entries
+
+
+def _without_ignored(labels, table):
+    """Labels whose unscored classes are those that no id on disk becomes."""
+    unscored = set(range(len(labels.names))) - set(table.tolist())
+    return replace(labels, unscored=tuple(sorted(unscored)))
+
+
+def _wrong_classes(names, palette, ignore, zero_is_ignored, num_classes):
+    """(is it wrong, sentence) for each rule of classes.json, which people write by hand."""
+    named = isinstance(names, list) and names and all(map(_is_name, names))
+    yield (
+        not named or len(set(names)) < len(names),
+        f"names must be a list of different strings, of 1 to {LONGEST_NAME} printable characters",
+    )
+    yield (
+        num_classes not in (0, len(names)),
+        f"it names {len(names)} classes, but num_classes is {num_classes}",
+    )
+    rows = isinstance(palette, list) and all(
+        _integers(row, 255) and len(row) == 3 for row in palette
+    )
+    yield (
+        not rows or len(palette) not in (0, len(names)),
+        f"palette must hold one [r, g, b] in 0..255 for each of the {len(names)} names",
+    )
+    yield not _integers(ignore, 65535), "ignore must be a list of ids in 0..65535"
+    yield not isinstance(zero_is_ignored, bool), "zero_is_ignored must be true or false"
+
+
+def _is_name(value):
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
+
+
+def _integers(values, most):
+    """Whether `values` is a list of integers in 0..most."""
+    return isinstance(values, list) and all(
+        type(value) is int and 0 <= value <= most for value in values
+    )

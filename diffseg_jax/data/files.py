@@ -1,0 +1,137 @@
+"""Files below a folder, found and paired by name."""
+
+import os
+from pathlib import Path
+
+from diffseg_jax.errors import UserError
+from diffseg_jax.storage.paths import BUCKET, in_bucket, open_path, reachable
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+
+MASK_ENDINGS = (".png", ".npy")
+
+
+def require_folder(path, name, layout):
+    """`path` as `open_path` gives it; UserError with the layout that dataset `name` needs.
+
+    Raises it where there is no such folder.
+    """
+    if not path:
+        raise UserError(
+            f"path is empty, but dataset {name} is read from a folder with {layout}. Give path."
+        )
+    root = open_path(path)
+    with reachable(root):
+        if not root.is_dir():
+            raise UserError(f"path {path} is not a folder. Dataset {name} needs one with {layout}.")
+    return root
+
+
+def list_files(folder, endings):
+    """Paths below `folder` relative to it, with "/", sorted; hidden files and folders are left out.
+
+    Raises UserError if the folder is missing (with its neighbours) or holds no such file.
+    """
+    folder = open_path(folder)
+    with reachable(folder):
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder. {_what_is_there(folder)}")
+        found = files_below(folder, endings)
+    if not found:
+        raise UserError(
+            f"{folder} holds no file that ends with {' '.join(endings)}. Check the path."
+        )
+    return found
+
+
+def files_below(folder, endings):
+    """As list_files, but [] where nothing is."""
+    found, root = [], Path(str(folder).removeprefix(BUCKET))
+    remote = in_bucket(folder)
+    walk = folder.walk(on_error=_unless_empty) if remote else os.walk(root, followlinks=True)
+    for base, folders, files in walk:
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and (remote or not _leads_back(Path(base, name)))
+        ]
+        below = Path(str(base).removeprefix(BUCKET)).relative_to(root).as_posix()
+        prefix = "" if below == "." else below + "/"
+        found += [
+            prefix + name
+            for name in files
+            if name.lower().endswith(endings) and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+def _leads_back(folder):
+    """Whether a folder is a link to one that it lies in, which a walk would enter without end."""
+    if not folder.is_symlink():
+        return False
+    target = os.path.realpath(folder)
+    return any(os.path.realpath(above) == target for above in folder.parents)
+
+
+def _unless_empty(error):
+    """Raises what a walk in a bucket would pass over, but for folders that are not there."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _what_is_there(folder):
+    """A sentence: the nearest folder above that exists, and the folders in it."""
+    if in_bucket(folder):
+        return f"To see what is there: gcloud storage ls {folder.parent}"
+    above = next((parent for parent in folder.parents if parent.is_dir()), Path("/"))
+    folders = sorted(entry.name for entry in above.iterdir() if entry.is_dir())[:12]
+    return f"Folders in {above}: {', '.join(folders) or 'none'}."
+
+
+def by_stem(files, folder, cut=""):
+    """{relative path without ending: file} of the stems that end with `cut`, which is dropped.
+
+    Raises UserError if none does, or two files share a stem, since pairs would be ambiguous.
+    """
+    stems = {}
+    for file in files:
+        stem = file.rpartition(".")[0]
+        if not stem.endswith(cut):
+            continue
+        stem = stem.removesuffix(cut)
+        if stem in stems:
+            raise UserError(
+                f"{stems[stem]} and {file} in {folder} differ in their ending only, so which one "
+                "belongs to the pair is not clear. Remove or rename one."
+            )
+        stems[stem] = file
+    if not stems:
+        raise UserError(f"no file in {folder} has a name that ends with {cut}. Check the layout.")
+    return stems
+
+
+def unpaired(images, masks):
+    """(stems of images without mask, stems of masks without image), both sorted."""
+    return sorted(set(images) - set(masks)), sorted(set(masks) - set(images))
+
+
+def pair(image_folder, images, mask_folder, masks):
+    """(image paths, mask paths, stems, report) of what `by_stem` found, sorted by stem.
+
+    Masks without image are only reported. Raises UserError naming the first image without mask.
+    """
+    no_mask, no_image = unpaired(images, masks)
+    if no_mask:
+        first = images[no_mask[0]]
+        raise UserError(
+            f"{len(no_mask)} of {len(images)} images in {image_folder} have no mask in "
+            f"{mask_folder}; the first is {first}. Add the masks (same name, .png or .npy) or move "
+            "the images away."
+        )
+    report = ()
+    if no_image:
+        first = masks[no_image[0]]
+        report = (f"{len(no_image)} masks in {mask_folder} have no image; the first is {first}.",)
+    stems = tuple(sorted(images))
+    image_paths = tuple(f"{image_folder}/{images[stem]}" for stem in stems)
+    return image_paths, tuple(f"{mask_folder}/{masks[stem]}" for stem in stems), stems, report
