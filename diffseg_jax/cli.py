@@ -1,26 +1,119 @@
-"""What the commands of the package have in common around their own work."""
+"""What all commands share: flags, exit codes, and the settings of a process that is a command.
+
+Only a command may call `user_errors`, `use_cache` and `use_memory`: they change warnings, loggers
+and memory of the whole process, which is not theirs in a program that imports the package.
+"""
 
 import argparse
 import contextlib
 import errno
 import logging
+import math
 import os
+import re
 import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 
 from diffseg_jax.devices.processes import ProcessesLost, barrier, exit_process
-from diffseg_jax.errors import UserError
+from diffseg_jax.errors import UserError, hint
 from diffseg_jax.storage.checkpoints import NotWritten
 from diffseg_jax.training.signals import Stopped
 
 CACHE = "~/.cache/diffseg_jax"
 MISTAKE, STOPPED, INTERRUPTED, LOST = 2, 75, 130, 134  # exit codes; 134 is also that of SIGABRT
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+LOSS = ("UNAVAILABLE", "Gloo", "NCCL", "arrier", "heartbeat", "oordination")  # parts of messages
+
+
+# ---- flags ---------------------------------------------------------------------------------------
+
+
+class Flags(argparse.ArgumentParser):
+    """The flags of a command, as --flag=value or --flag value.
+
+    --help prints all of them and exits with 0. A mistake raises UserError, so
+    `parse_args` belongs inside `user_errors`.
+    """
+
+    def __init__(self, command: str, description: str):
+        """command: the module below diffseg_jax; description: shown as it is by --help."""
+        super().__init__(
+            prog=f"python -m diffseg_jax.{command}", description=description.strip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        )  # fmt: skip
+        self.register("type", int, number(int))
+        self.register("type", float, number(float))
+
+    def parse_args(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """The values of the flags; those of the command line for None."""
+        arguments = sys.argv[1:] if arguments is None else map(str, arguments)
+        known = {"--help", *re.findall(r"--\w+", self.format_usage())}
+        given, rest = self.parse_known_args([_checked(argument, known) for argument in arguments])
+        if rest:
+            self.error(f'"{rest[0]}" is not a flag; flags begin with --')
+        return given
+
+    def error(self, message: str):
+        """Raises UserError with argparse's sentence."""
+        message = re.sub(r"^argument (\S+): (?=is )", r"\1 ", message)  # ours go on: "is 3, but"
+        message = message.removeprefix("argument ")
+        raise UserError(f"{message}. All flags: {self.prog} --help")
+
+
+def _checked(argument, known):
+    """The argument, with two dashes before the name of a flag; UserError for an unknown flag."""
+    match = re.match(r"--?([a-zA-Z][^=]*)", argument)
+    if not match or match[0] == "-h":
+        return argument
+    name = f"--{match[1]}"
+    if name not in known:
+        raise UserError(f"there is no flag {name}.{hint(name, known)}")
+    return name + argument[match.end() :]
+
+
+def number(kind: type, low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
+    """The type of a flag that is an int or a float in [low, high]."""
+    name = "a whole number" if kind is int else "a number"
+    upper = "up" if high == math.inf else f"to {high:g}"
+    limits = "" if low == -math.inf else f" from {low:g} {upper}"
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"is {text}, but it must be {name}{limits}")
+        return value
+
+    return parse
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """A flag such as 8,16,32; "" is ()."""
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"is {text}, but it must be whole numbers, such as 0,1"
+        ) from None
+
+
+def truth(text: str) -> bool:
+    """A flag that is True or False."""
+    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"is {text}, but it must be True or False")
+    return values[text.lower()]
+
+
+# ---- exit codes ----------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -28,8 +121,8 @@ def user_errors(stopped: str = "stopped"):
     """Ends the program with one sentence, and a code that says whether to start it again.
 
     2 for a user's mistake or a full disk, 75 after SIGTERM, 130 for Ctrl-C, 134 when another
-    process of the run did not come or was lost.
-    stopped  what to say after Ctrl-C, where nothing was saved
+    process of the run was lost or never started.
+    stopped  the sentence after Ctrl-C, where nothing was saved
     """
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
@@ -39,10 +132,10 @@ def user_errors(stopped: str = "stopped"):
         exit_process(MISTAKE, immediately=isinstance(error, NotWritten))
     except OSError as error:
         if error.errno not in STORAGE:
-            _failed(error)
+            _exit_after(error)
         where = f" ({error.filename})" if error.filename else ""
         print(
-            f"error: cannot write or read{where}: {error.strerror}. Make room or mend the "
+            f"error: cannot write or read{where}: {error.strerror}. Make room or correct the "
             "permissions, then give the same command again.",
             file=sys.stderr,
         )
@@ -52,20 +145,17 @@ def user_errors(stopped: str = "stopped"):
         exit_process(LOST)
     except Stopped as notice:
         print(notice, file=sys.stderr)
-        barrier("stopped")  # all of them did, and none shall lose one that still saves
+        barrier("stopped")  # an exit would end the processes that are still saving
         sys.exit(STOPPED if notice.number == signal.SIGTERM else INTERRUPTED)
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         exit_process(INTERRUPTED)
     except Exception as error:
-        _failed(error)
+        _exit_after(error)
 
 
-LOSS = ("UNAVAILABLE", "Gloo", "NCCL", "arrier", "heartbeat", "oordination")  # in what is raised
-
-
-def _failed(error):
-    """Ends with what is no user's mistake; others of the run shall not wait for this process."""
+def _exit_after(error):
+    """Exits on an unexpected error without blocking the other processes."""
     line = (str(error).splitlines() or [""])[0][:200]
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
         print(
@@ -75,7 +165,7 @@ def _failed(error):
             file=sys.stderr,
         )
         exit_process(MISTAKE)
-    if jax.process_count() > 1 and any(word in str(error) for word in LOSS):
+    if jax.process_count() > 1 and any(part in str(error) for part in LOSS):
         print(
             f"error: another process of the run was lost ({line}). Start all of them again: the "
             "run goes on from the last checkpoint.",
@@ -86,11 +176,14 @@ def _failed(error):
     exit_process(1)
 
 
+# ---- settings of the process ---------------------------------------------------------------------
+
+
 def use_cache(path: str):
-    """Keeps compiled programs in the folder; "" keeps none."""
-    for name in ("jax", "absl"):  # or they report backends that are not there, and every file
+    """Stores compiled programs in the folder, "" for nowhere, and quietens other loggers."""
+    for name in ("jax", "absl"):  # they report absent backends and every file that is written
         logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("fsspec", "gcsfs"):  # and these every request; what fails is raised
+    for name in ("fsspec", "gcsfs"):  # they report every request; failures are raised as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if path:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(path))
@@ -98,7 +191,7 @@ def use_cache(path: str):
 
 
 def use_memory(fraction: float | None):
-    """The share of a GPU's memory that is taken at the start; 0: none, None: jax's own choice."""
+    """Sets the share of a GPU's memory taken at the start; 0: none, None: the default of jax."""
     if fraction is not None:
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true" if fraction else "false"
     if fraction:
@@ -113,19 +206,3 @@ def make_folder(path: str | os.PathLike):
         raise UserError(
             f"{path} cannot be made ({error.strerror}). Give another --output."
         ) from None
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """A flag such as 8,16,32; "" is ()."""
-    try:
-        return tuple(int(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} are no whole numbers, such as 0,1") from None
-
-
-def truth(text: str) -> bool:
-    """A flag that is True or False."""
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in words:
-        raise argparse.ArgumentTypeError(f"{text} is neither True nor False")
-    return words[text.lower()]

@@ -66,3 +66,9 @@ def require_known(name: str, known: Collection[str], what: str):
 def nearest(name, options):
     near = difflib.get_close_matches(str(name), list(options), n=1)
     return f' Did you mean "{near[0]}"?' if near else ""
+
+
+def hint(name: str, known: Collection[str]) -> str:
+    """A sentence with the nearest of the known names, or with all of them."""
+    near = nearest(shortened(name, LONGEST_VALUE), known)
+    return near or (f" Known: {', '.join(sorted(known))}." if known else "")

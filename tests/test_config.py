@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from diffseg_jax import main
+from diffseg_jax.config.files import read_config
 from diffseg_jax.config.schema import (
     Flag,
     Named,
@@ -20,6 +22,7 @@ from diffseg_jax.config.schema import (
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.experiment.plan import check_config
 
+TINY = Path(__file__).parent / "configs" / "tiny_ddep.py"
 CONFIGS = sorted(Path(__file__).parents[1].glob("configs/*.py"))
 
 
@@ -104,3 +107,70 @@ def test_differing_lines_are_those_that_differ():
     assert differing_lines(old, new) == [
         "b.c: [1, 2] -> [1, 3]", "gone: 0 -> (absent)", "new: (absent) -> {'e': 1}",
     ]  # fmt: skip
+
+
+# ---- options changed by flags --------------------------------------------------------------------
+
+
+def overridden(*arguments):
+    """The tiny config after those arguments of the command line."""
+    flags, overrides = main.split_overrides(arguments)
+    assert not flags
+    return read_config(str(TINY), overrides)
+
+
+@pytest.mark.parametrize(
+    "arguments, option, value",
+    [
+        (["--config.seed=4"], "seed", 4),
+        (["--config.seed", "4"], "seed", 4),
+        (["--config.mesh.data", "-1"], "mesh.data", -1),
+        (["-config.seed=4"], "seed", 4),
+        (["--config.seed=4", "--config.seed=5"], "seed", 5),
+        (["--config.stages.pretrain.optim.peak_lr=1"], "stages.pretrain.optim.peak_lr", 1.0),
+        (["--config.stages.pretrain.optim.peak_lr=1e-3"], "stages.pretrain.optim.peak_lr", 1e-3),
+        (["--config.remat"], "remat", True),
+        (["--config.remat", "--config.seed=1"], "remat", True),
+        (["--config.remat=TRUE"], "remat", True),
+        (["--config.data.cache=0"], "data.cache", False),
+        (["--noconfig.data.cache"], "data.cache", False),
+        (["--config.data.path=a=b"], "data.path", "a=b"),
+        (["--config.data.path=1"], "data.path", "1"),
+        (["--config.data.path="], "data.path", ""),
+        (["--config.data.options.size=(1, 2)"], "data.options.size", (1, 2)),
+        (["--config.data.options.size=1,2"], "data.options.size", (1, 2)),
+        (["--config.evaluate.scales=[0.5, 1]"], "evaluate.scales", (0.5, 1)),
+        (["--config.run=('finetune',)"], "run", ("finetune",)),
+        (["--config.run=finetune"], "run", ("finetune",)),
+        (["--config.run=pretrain", "--config.run=finetune"], "run", ("pretrain", "finetune")),
+        (["--config.run=()"], "run", ()),
+        ([r"--config.stages.scratch.optim.no_decay=x\..*"], "stages.scratch.optim.no_decay",
+         (r"x\..*",)),
+    ],
+)  # fmt: skip
+def test_a_flag_has_the_type_of_the_option(arguments, option, value):
+    found = overridden(*arguments)
+    for key in option.split("."):
+        found = found[key]
+    assert found == value and type(found) is type(value)
+
+
+def test_other_flags_are_left_to_the_command():
+    flags, overrides = main.split_overrides(
+        ["--config=a.py:x", "--config.seed", "1", "--mode", "eval", "--config.remat", "--workdir=w"]
+    )
+    assert flags == ["--config=a.py:x", "--mode", "eval", "--workdir=w"]
+    assert overrides == [("seed", "1"), ("remat", True)]
+
+
+def test_a_config_file_is_run_once(tmp_path):
+    file = tmp_path / "counted.py"
+    log = f'open({str(tmp_path / "log")!r}, "a").write("run ")'
+    file.write_text(TINY.read_text().replace("def get_config", f"{log}\n\n\ndef get_config"))
+    read_config(str(file), [("seed", "1")])
+    assert (tmp_path / "log").read_text() == "run "
+
+
+def test_a_config_is_locked():
+    with pytest.raises(AttributeError):
+        overridden().surplus = 1

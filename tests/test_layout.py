@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ORDER = (  # what stands above may be imported by what stands below, never the other way
-    "errors", "config.schema", "config.options", "devices.processes", "devices.mesh",
+    "errors", "config.schema", "config.options", "config.files",
+    "devices.processes", "devices.mesh",
     "storage.paths", "storage.hub", "storage.checkpoints", "storage.workdir",
     "data.labels", "data.palette", "data.class_ids", "data.classes_json", "data.files",
     "data.images", "data.transforms", "data.scene_textures", "data.scene_street", "data.scene_rays",

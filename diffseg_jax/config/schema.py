@@ -6,7 +6,15 @@ import os
 import re
 from collections.abc import Mapping
 
-from diffseg_jax.errors import LONGEST_TEXT, LONGEST_VALUE, UserError, nearest, shortened, shown
+from diffseg_jax.errors import (
+    LONGEST_TEXT,
+    LONGEST_VALUE,
+    UserError,
+    hint,
+    nearest,
+    shortened,
+    shown,
+)
 
 LARGEST = {int: 2**31 - 1, float: 3e38}  # that int32 and float32 hold
 
@@ -133,8 +141,7 @@ def check_options(values: Mapping, allowed: Mapping, where: str = "", whole: boo
     for name in values:
         if name not in allowed:
             name = shortened(str(name), LONGEST_VALUE)
-            hint = nearest(name, allowed) or f" Known: {', '.join(sorted(allowed))}."
-            raise UserError(f'unknown option "{where}{name}" in the config.{hint}')
+            raise UserError(f'unknown option "{where}{name}" in the config.{hint(name, allowed)}')
     for name, rule in allowed.items():
         if name not in values:
             if not whole:

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict as flatten
 from PIL import Image
 
 from diffseg_jax import main
+from diffseg_jax.config.files import run_config
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.storage.checkpoints import open_network
@@ -126,12 +127,12 @@ def test_a_preset_is_valid_and_of_the_published_size(file, preset):
 def test_an_unknown_preset_is_answered_with_the_known_ones():
     file = CONFIGS / "ddp_ade20k.py"
     with pytest.raises(UserError, match="unknown preset convnext_t; known: swin_t, swin_s"):
-        main._run_config(f"{file}:convnext_t")
+        run_config(f"{file}:convnext_t")
 
 
 def test_a_config_without_presets_says_so():
     with pytest.raises(UserError, match="ddp_scenes.py cannot be run: .*after the colon"):
-        main._run_config(f"{CONFIGS / 'ddp_scenes.py'}:swin_t")
+        run_config(f"{CONFIGS / 'ddp_scenes.py'}:swin_t")
 
 
 @pytest.mark.golden

@@ -1,0 +1,126 @@
+"""A config file becomes a ConfigDict: it is run once, then changed by --config.option=value."""
+
+import ast
+import os
+import runpy
+import sys
+from collections.abc import Iterable
+
+from diffseg_jax.errors import LONGEST_VALUE, UserError, hint, shortened, shown
+
+# Config files of version 0.1.0 -> what took their place. The old names end with version 0.2.
+MOVED: dict[str, str] = {}
+BOOLEANS = {
+    "true": True, "t": True, "yes": True, "1": True,
+    "false": False, "f": False, "no": False, "0": False,
+}  # fmt: skip
+KINDS = {int: "a whole number", float: "a number", bool: "True or False", tuple: "a tuple"}
+
+
+def read_config(given: str, overrides: Iterable[tuple[str, str | bool]] = ()):
+    """The locked ConfigDict of "file.py", or of "file.py:preset", after the overrides.
+
+    overrides  pairs (path, text), such as ("data.count", "24"); True or False for a flag without
+               text. The texts for one tuple are joined; of others the last one counts.
+
+    Raises UserError for a file that cannot be run, for an option that the config does not hold, and
+    for a text that is not of the type that the option holds.
+    """
+    config = run_config(given).lock()
+    values = {}
+    for path, text in overrides:
+        value = converted(path, text, find(config, path))
+        is_repeated = path in values and isinstance(value, (tuple, list))
+        values[path] = values[path] + value if is_repeated else value
+    config.update_from_flattened_dict(values)
+    return config
+
+
+def run_config(given: str):
+    """What get_config() of "file.py" returns, or get_config("preset") of "file.py:preset"."""
+    file, colon, preset = present(given).partition(":")
+    try:
+        config = runpy.run_path(file)["get_config"](*([preset] if preset else []))
+        config.to_dict()
+    except ValueError as error:
+        raise UserError(f"config file {given}: {error}.") from None
+    except Exception as error:  # whatever the user's own program raises
+        raise UserError(
+            f"config file {file} cannot be run: {type(error).__name__}: {error}. "
+            "It must hold a function get_config() that returns a ConfigDict"
+            f"{', and take what stands after the colon' if colon else ''}."
+        ) from None
+    return config
+
+
+def present(given: str) -> str:
+    """The same file and preset, or those that replaced them; UserError if there is no such file."""
+    file, _, preset = given.partition(":")
+    if os.path.isfile(file):
+        return given
+    folder, name = os.path.split(file)
+    moved = os.path.join(folder, MOVED.get(name, name))
+    if name in MOVED and not preset and os.path.isfile(moved.partition(":")[0]):
+        print(
+            f"warning: {file} is now {moved}. Give --config={moved}; the next version refuses the "
+            "old name.",
+            file=sys.stderr,
+        )
+        return moved
+    names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+    known = [os.path.join(folder, name) for name in names if name.endswith(".py")]
+    where = "" if known else " The repository holds its configs in the folder configs."
+    raise UserError(f"there is no config file {file}.{hint(file, known)}{where}")
+
+
+def find(config, path: str):
+    """The value that stands at a.b.c; UserError where the config has no such option."""
+    value, before = config, ""
+    for key in path.split("."):
+        if not hasattr(value, "keys"):
+            raise UserError(f"the config has no option {path}: {before[:-1]} is {shown(value)}.")
+        if key not in value:
+            raise UserError(f"the config has no option {before}{key}.{hint(key, value)}")
+        value, before = value[key], f"{before}{key}."
+    return value
+
+
+def converted(path: str, text: str | bool, now):
+    """The text as a value of the type of `now`, which the option holds; UserError if it is none."""
+    if hasattr(now, "keys"):
+        first = next(iter(now), "x")
+        raise UserError(
+            f"--config.{path} holds several options; give them one by one, as in "
+            f"--config.{path}.{first}=..."
+        )
+    try:
+        return _parsed(text, now)
+    except (ValueError, SyntaxError, KeyError, RecursionError, MemoryError):
+        kind = f"{KINDS.get(type(now), 'text')}, such as {shown(now)}"
+        if isinstance(text, bool):
+            raise UserError(f"--config.{path} needs a value: {kind}.") from None
+        text = shortened(text, LONGEST_VALUE)
+        raise UserError(f'--config.{path} is "{text}", but it must be {kind}.') from None
+
+
+def _parsed(text, now):
+    if isinstance(now, bool):
+        return text if isinstance(text, bool) else BOOLEANS[text.lower()]
+    if isinstance(text, bool):
+        raise ValueError
+    if isinstance(now, (tuple, list)):
+        return type(now)(_elements(text))
+    return type(now)(text) if isinstance(now, (int, float)) else text
+
+
+def _elements(text):
+    """The elements of a tuple or list as Python writes it; a word alone is one text."""
+    try:
+        value = ast.literal_eval(text)
+    except ValueError:
+        return (text,)
+    except SyntaxError:
+        if "," in text or " " in text:
+            raise
+        return (text,)
+    return value if isinstance(value, (tuple, list)) else (value,)
