@@ -1,4 +1,4 @@
-"""The documentation builds without a warning, and names only what exists."""
+"""The documentation builds without a warning and names only what exists."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / ".docs").glob("*.md"))]
-NAMED = {  # what a page may name, and the file that it must then be
+FILES = {  # pattern of a name on a page -> the file that must exist then
     r"(configs/\w+\.py)": "{}",
     r"`((?:ddep|dep|ddp|ddpm)_\w+\.py)": "configs/{}",
     r"-m diffseg_jax\.(\w+)": "diffseg_jax/{}.py",
@@ -23,7 +23,7 @@ pages = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The folder of the built pages: of a process of its own, as flags are defined at import."""
+    """The folder of the built pages. Importing main defines flags, so a new process builds them."""
     folder = tmp_path_factory.mktemp("docs")
     arguments = ["-W", "--keep-going", "-q", "-b", "html", "-d", folder / "trees"]
     done = subprocess.run(
@@ -44,11 +44,11 @@ def built(tmp_path_factory):
         ("commands", "diffseg_jax.main.run"),
     ],
 )
-def test_reference_holds(built, page, entry):
+def test_the_reference_has_an_entry_for(built, page, entry):
     assert f'id="{entry}"' in (built / "reference" / f"{page}.html").read_text()
 
 
-def test_every_module_has_an_entry(built):
+def test_the_reference_has_an_entry_for_every_module(built):
     text = "".join(page.read_text() for page in (built / "reference").glob("*.html"))
     for file in (ROOT / "diffseg_jax").rglob("*.py"):
         name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -62,44 +62,53 @@ def test_a_table_of_shapes_keeps_its_columns(built):
 
 
 def targets(text):
-    """What links and pictures of a page point to, but for addresses on the network."""
+    """The targets of the links and images of a page, without addresses on the network."""
     links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S))
     return [link for link in links if not re.match(r"[a-z]+:", link)]
 
 
 def anchors(text):
-    """The chapters of a page, as links name them."""
+    """The headings of a page, as links name them."""
     titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.S), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
 @pages
-def test_links_and_pictures_lead_somewhere(page):
+def test_links_and_images_have_targets(page):
     for link in targets(page.read_text()):
-        path, _, chapter = link.partition("#")
+        path, _, heading = link.partition("#")
         file = page.parent / path if path else page
         assert file.exists(), link
-        assert not chapter or chapter in anchors(file.read_text()), link
+        assert not heading or heading in anchors(file.read_text()), link
 
 
 @pages
-def test_commands_name_what_exists(page):
-    for pattern, file in NAMED.items():
+def test_files_that_commands_name_exist(page):
+    for pattern, file in FILES.items():
         for name in re.findall(pattern, page.read_text()):
             assert (ROOT / file.format(name)).exists(), name
 
 
 @pages
-def test_nothing_is_left_to_be_filled_in(page):
+def test_files_and_functions_of_the_package_that_a_page_names_exist(page):
+    """They stand as `folder/file.py` and `folder/file.py:name`, below diffseg_jax/."""
+    cited = r"`(?!configs|tests)(\w+/[a-z_]+\.py)(?::(\w+))?`"
+    for path, name in re.findall(cited, page.read_text()):
+        text = (ROOT / "diffseg_jax" / path).read_text()
+        assert not name or re.search(rf"^(def|class) {name}\b", text, re.MULTILINE), (path, name)
+
+
+@pages
+def test_no_page_holds_a_todo(page):
     assert "TODO" not in page.read_text()
 
 
 @pages
-def test_programs_are_python(page):
+def test_python_programs_compile(page):
     for program in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
         compile(program, page.name, "exec")
 
 
-def test_every_guide_is_reached_from_the_front_door():
+def test_the_readme_links_to_every_guide():
     found = {link.partition("#")[0] for link in targets((ROOT / "README.md").read_text())}
     assert {f".docs/{page.name}" for page in PAGES[1:]} <= found
