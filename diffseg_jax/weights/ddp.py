@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Mapping
 
@@ -182,9 +183,15 @@ def load_ddp(
     source  how sentences call the file
 
     Raises UserError for anything but a segmentation checkpoint of DDP, and when something is
-    missing, left over or of another shape.
+    missing, left over or of another shape, or groups do not divide the width.
     """
     arrays = _segmentation(arrays, source)
     check_indices(arrays, source)
+    if settings.width % settings.groups:
+        raise UserError(
+            f"the neck of {source} has {settings.width} channels, which {settings.groups} groups "
+            "cannot share evenly. No file tells its number of groups; give the settings the one "
+            f"that it was trained with, such as groups={math.gcd(settings.width, 32)}."
+        )
     shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract_values(settings))
     return convert(arrays, DDP, shapes, ignore=UNUSED, source=source)

@@ -424,6 +424,15 @@ def test_shapes_of_no_network_are_refused(family, name, shape, sentence):
     assert str(caught.value).startswith("x.pth")
 
 
+def test_groups_that_do_not_divide_the_width_are_to_be_changed(family):
+    settings = dataclasses.replace(TINY[family], width=40)
+    arrays = random_file(settings)
+    with pytest.raises(UserError, match=r"has 40 channels, which 32 groups .* such as groups=8\."):
+        load_ddp(arrays, settings_of(arrays))
+    found = dataclasses.replace(settings_of(arrays), groups=8)
+    assert_is(load_ddp(arrays, found), arrays, settings.backbone)
+
+
 def test_a_stage_without_blocks_is_refused(family):
     arrays = {n: a for n, a in tiny_file(family).items() if not n.startswith("backbone.stages.3.")}
     with pytest.raises(UserError, match=r"should hold backbone\.stages\.3\..*no such entry"):
