@@ -12,6 +12,7 @@ from diffseg_jax.config.schema import (
     Flag,
     Named,
     Number,
+    Optional,
     Pattern,
     Several,
     Some,
@@ -70,6 +71,7 @@ ALLOWED = {
     "b": {"c": Text(("x", "yes"))},
     "d": Named({"e": Flag()}),
     "f": Some({"g": Number(int, 0), "h": Flag()}),
+    "w": Optional(Flag()),
 }
 GOOD = {"a": 1, "b": {"c": "x"}, "d": {"one": {"e": True}, "two": {"e": False}}, "f": {"g": 1}}
 
@@ -79,7 +81,9 @@ GOOD = {"a": 1, "b": {"c": "x"}, "d": {"one": {"e": True}, "two": {"e": False}},
     [
         ({}, ""),
         ({"f": {}}, ""),
-        ({"z": 1}, 'unknown option "z" in the config. Known: a, b, d, f.'),
+        ({"w": True}, ""),
+        ({"w": 1}, "w is 1, but it must be True or False."),
+        ({"z": 1}, 'unknown option "z" in the config. Known: a, b, d, f, w.'),
         ({"b": {"cc": "x"}}, 'unknown option "b.cc" in the config. Did you mean "c"?'),
         ({"b": {}}, 'the config lacks the option "b.c"; write it into the file.'),
         ({"a": "1"}, "a is '1', but it must be a whole number."),

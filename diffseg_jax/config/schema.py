@@ -128,11 +128,18 @@ class Some:
     each: dict
 
 
+@dataclasses.dataclass(frozen=True)
+class Optional:
+    """An option of the form `rule` that a config may lack."""
+
+    rule: object
+
+
 def check_options(values: Mapping, allowed: Mapping, where: str = "", whole: bool = True) -> None:
     """Raises UserError for the first option that is unknown, missing, or of a wrong value.
 
     values   nested dicts as a config holds them
-    allowed  nested dicts with Number, Text, Flag, Several, Named or Some at the leaves
+    allowed  nested dicts with Number, Text, Flag, Several, Named, Some or Optional at the leaves
     whole    whether all that is allowed must be there
     """
     if not isinstance(values, Mapping):
@@ -144,10 +151,11 @@ def check_options(values: Mapping, allowed: Mapping, where: str = "", whole: boo
             raise UserError(f'unknown option "{where}{name}" in the config.{hint(name, allowed)}')
     for name, rule in allowed.items():
         if name not in values:
-            if not whole:
+            if not whole or isinstance(rule, Optional):
                 continue
             raise UserError(f'the config lacks the option "{where}{name}"; write it into the file.')
         value, path = values[name], f"{where}{name}"
+        rule = rule.rule if isinstance(rule, Optional) else rule
         if isinstance(rule, Named) and not isinstance(value, Mapping):
             raise UserError(f"{path} is {shown(value)}, but it must be a dict of options.")
         if isinstance(rule, dict):

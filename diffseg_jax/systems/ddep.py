@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffseg_jax.config.schema import Flag, Number, Several, Text
+from diffseg_jax.config.schema import Flag, Number, Optional, Several, Text
+from diffseg_jax.devices import processes
 from diffseg_jax.diffusion.process import add_noise, predict_clean
 from diffseg_jax.diffusion.schedules import LEVELS, gamma_to_sigma, sigma_to_gamma
 from diffseg_jax.errors import UserError
@@ -34,7 +35,7 @@ from diffseg_jax.systems.system import (
     scale_images,
 )
 from diffseg_jax.training.losses import masked_cross_entropy, squared_error
-from diffseg_jax.weights.transunet import load_official, load_port
+from diffseg_jax.weights.transunet import load_official, load_port, table_grid
 
 STAGES = {"pretrain": "unlabelled", "finetune": "labelled"}  # kind -> data that it learns from
 CHOICES = ("none", "supervised", "dep", "ddep")
@@ -222,18 +223,27 @@ def load_weights(config, abstract: dict, task: Task) -> dict:
     """What the file config.weights gives a stage: the encoder, or all of it.
 
     An .npz of the ViT authors gives the encoder, a PyTorch checkpoint the decoder too and, for
-    fine-tuning, the head. The position table moves to this stage's grid. Raises UserError for
-    anything missing, extra or of another shape.
+    fine-tuning, the head. The position table moves to this stage's grid, from that of the file:
+    config.weights_grid, or a square where the config lacks it. Raises UserError for anything
+    missing, extra or of another shape.
     """
     path, params = config.weights, abstract["params"]
+    grid = tuple(config.get("weights_grid", ()))
     if Path(path).suffix == ".npz":
-        encoder = load_official(path, _shapes(params["encoder"]))
+        encoder = load_official(path, _shapes(params["encoder"]), grid)
         loaded, stats = {"encoder": encoder}, {}
     else:
         head = task.meta["kind"] == "finetune"
-        loaded, stats = load_port(path, _shapes(params), _shapes(abstract["stats"]), head=head)
-    side = math.isqrt(loaded["encoder"]["position_embedding"].shape[1])  # files have square grids
-    loaded = resize_positions(loaded, (side, side), tuple(task.meta["grid"]))
+        loaded, stats = load_port(
+            path, _shapes(params), _shapes(abstract["stats"]), head=head, grid=grid
+        )
+    rows, columns = table_grid(loaded["encoder"]["position_embedding"].shape[1], grid)
+    if not grid and processes.is_first():
+        print(
+            f"{path}: assumed a position table of {rows}x{columns}; for another grid write "
+            "c.weights_grid = (rows, columns) into the config file"
+        )
+    loaded = resize_positions(loaded, (rows, columns), tuple(task.meta["grid"]))
     return jax.tree.map(np.asarray, {"params": loaded, "stats": stats})
 
 
@@ -249,6 +259,7 @@ OPTIONS_OF = {}  # kind of stage -> what a config holds for it besides
 OPTIONS = {
     "pretrain": Text(CHOICES),
     "weights": Text(),
+    "weights_grid": Optional(Several(Number(int, 1, 65536), 2)),
     "noise": {
         "kind": Text(tuple(LEVELS)),
         "low": Number(float, 0, 1000),

@@ -1,32 +1,39 @@
 """TransUNet weights: the ImageNet-21k encoder as released, and PyTorch TransUNet checkpoints."""
 
 import math
-
-import numpy as np
+from collections.abc import Sequence
 
 from diffseg_jax.errors import UserError
 from diffseg_jax.weights.reader import read_arrays
 from diffseg_jax.weights.tables import AS_IS, convert, within
 
 
-def square_table(table: np.ndarray) -> np.ndarray:
-    """A position table [1, N, D] whose N positions form a square, row-major; else UserError."""
-    if table.ndim != 3 or math.isqrt(table.shape[1]) ** 2 != table.shape[1]:
-        raise UserError(
-            f"a position table of shape {table.shape} is no square grid of positions, with or "
-            "without one row for the class token. Give the table as its program saved it."
-        )
-    return table
+def table_grid(
+    length: int, grid: Sequence[int] = (), *, class_row: bool = False
+) -> tuple[int, int]:
+    """Rows and columns of the grid of positions in a position table of `length` rows.
 
+    grid       (rows, columns), or () for a square, as released tables have it
+    class_row  whether a row for the class token may stand before the positions
 
-def without_class_row(table: np.ndarray) -> np.ndarray:
-    """The position table [1, gh*gw, D] from one with or without a leading class-token row.
-
-    Released grids are square, so N = g*g is a grid alone and N = g*g + 1 a class row before it.
+    Raises UserError when the table has no such grid.
     """
-    rows = table.shape[1] if table.ndim == 3 else 0
-    with_class = rows > 1 and math.isqrt(rows - 1) ** 2 == rows - 1
-    return square_table(table[:, 1:] if with_class else table)
+    for positions in (length - 1, length) if class_row else (length,):
+        rows, columns = grid or (math.isqrt(positions),) * 2
+        if positions and rows * columns == positions:
+            return rows, columns
+    wanted = f"grid of {grid[0]}x{grid[1]}" if grid else "square grid"
+    token = ", with or without one for the class token" if class_row else ""
+    raise UserError(
+        f"the {length} rows of the position table form no {wanted}{token}. Write the grid that the "
+        f"network was trained with into the config file: c.weights_grid = {_example(length)}."
+    )
+
+
+def _example(length):
+    """A grid of a position table with or without a class-token row, as near a square as can be."""
+    grids = [(r, n // r) for n in (length, length - 1) for r in range(1, n + 1) if n % r == 0]
+    return min(grids, key=lambda grid: abs(grid[1] - grid[0]), default=(1, 1))
 
 
 # Released files number the parts of a layer across all classes (0, 1, 2, 3), Linen within each
@@ -37,7 +44,7 @@ OFFICIAL = (  # released array                     ours                         
         (r"gn_root/(scale|bias)",                  "root.norm.{0}",                 AS_IS),
         (r"embedding/kernel",                      "patch_embedding.kernel",        "hwio->hwio"),
         (r"embedding/bias",                        "patch_embedding.bias",          "o->o"),
-        (r"Transformer/posembed_input/pos_embedding", "position_embedding", without_class_row),
+        (r"Transformer/posembed_input/pos_embedding", "position_embedding", "bnd->bnd"),
         (r"Transformer/encoder_norm/(scale|bias)", "norm.{0}",                      "c->c"),
     )),
     *within(r"block(\d+)/unit(\d+)/", "encoder.block{0}.unit{1}.", (
@@ -81,7 +88,7 @@ def _statistics(torch: str, ours: str) -> tuple:
 
 PORT = (  # torch entry                    ours                             axes
     *within(r"transformer\.embeddings\.", "params.encoder.", (
-        (r"position_embeddings",           "position_embedding",            square_table),
+        (r"position_embeddings",           "position_embedding",            "bnd->bnd"),
         (r"patch_embeddings\.weight",      "patch_embedding.kernel",        "oihw->hwio"),
         (r"patch_embeddings\.bias",        "patch_embedding.bias",          "o->o"),
     )),
@@ -120,31 +127,36 @@ PORT = (  # torch entry                    ours                             axes
 PORT_UNUSED = (r"decoder\..*\.num_batches_tracked",)
 
 
-def load_official(path, target_shapes: dict) -> dict:
+def load_official(path, target_shapes: dict, grid: Sequence[int] = ()) -> dict:
     """The encoder parameters of a released R50+ViT-B_16 .npz, float32.
 
     target_shapes   `params["encoder"]` of our model with a shape tuple at each leaf
+    grid            (rows, columns) of the file's position table, or () for a square
 
     Both numberings of sub-modules, both norm shapes, and files with or without class token,
     pre_logits and head are accepted; these three are dropped. The position table keeps the grid of
-    the file, [1, g*g, D]; a row for the class token before it is dropped. The caller resizes it.
-    Raises UserError as `read_arrays` and `convert` do.
+    the file, [1, gh*gw, D]; a row for the class token before it is dropped. The caller resizes it.
+    Raises UserError as `read_arrays`, `convert` and `table_grid` do.
     """
     shapes = {"encoder": _with_free_grid(target_shapes)}
     tree = convert(read_arrays(path), OFFICIAL, shapes, ignore=OFFICIAL_UNUSED, source=str(path))
-    return tree["encoder"]
+    table = tree["encoder"]["position_embedding"]
+    length, entry = table.shape[1], "Transformer/posembed_input/pos_embedding"
+    rows, columns = _check_grid(path, entry, length, grid, class_row=True)
+    return {**tree["encoder"], "position_embedding": table[:, length - rows * columns :]}
 
 
 def load_port(
-    path, params_shapes: dict, stats_shapes: dict, *, head: bool = True
+    path, params_shapes: dict, stats_shapes: dict, *, head: bool = True, grid: Sequence[int] = ()
 ) -> tuple[dict, dict]:
     """(params, stats) of a PyTorch TransUNet checkpoint, float32.
 
     params_shapes, stats_shapes   our two trees with a shape tuple at each leaf
     head                          whether the file's head is read; without it, "head" is absent
+    grid                          (rows, columns) of the position table, or () for a square
 
-    The position table keeps the grid of the file, [1, g*g, D]; the caller resizes it.
-    Raises UserError as `read_arrays` and `convert` do.
+    The position table keeps the grid of the file, [1, gh*gw, D]; the caller resizes it.
+    Raises UserError as `read_arrays`, `convert` and `table_grid` do.
     """
     encoder = _with_free_grid(params_shapes["encoder"])
     params = {**params_shapes, "encoder": encoder}
@@ -154,7 +166,17 @@ def load_port(
         unused += (r"segmentation_head\.0\.(weight|bias)",)
     shapes = {"params": params, "stats": stats_shapes}
     tree = convert(read_arrays(path), PORT, shapes, ignore=unused, source=str(path))
+    length = tree["params"]["encoder"]["position_embedding"].shape[1]
+    _check_grid(path, "transformer.embeddings.position_embeddings", length, grid)
     return tree["params"], tree["stats"]
+
+
+def _check_grid(path, entry, *arguments, **options):
+    """`table_grid`, whose error then begins with the file and the entry."""
+    try:
+        return table_grid(*arguments, **options)
+    except UserError as error:
+        raise UserError(f"{path}: {entry}: {error}") from None
 
 
 def _with_free_grid(encoder_shapes: dict) -> dict:

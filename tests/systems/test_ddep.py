@@ -2,6 +2,8 @@
 
 import functools
 import json
+import math
+import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +27,7 @@ from diffseg_jax.training.losses import squared_error
 from diffseg_jax.training.optimizer import make_optimizer, make_schedule
 from diffseg_jax.training.state import network_of, new_state
 from diffseg_jax.training.step import train_step
+from diffseg_jax.weights.reader import read_arrays
 
 LIMIT = 1e-4  # gradients and optimizer steps in float32, of the largest recorded value
 # Compiling takes far longer than running networks this small.
@@ -551,23 +554,41 @@ def test_another_number_of_classes_is_refused():
 # --- weights files --------------------------------------------------------------------------------
 
 
+def contents(arrays):
+    """The values of each array, in whatever order its axes are and whatever its name."""
+    return sorted(np.sort(array, axis=None).astype(np.float32).tobytes() for array in arrays)
+
+
+def aligned(source, target):
+    """f64[target, source]: linear interpolation between points whose ends coincide."""
+    points = np.linspace(0, source - 1, target)
+    return np.stack([np.interp(points, np.arange(source), row) for row in np.eye(source)], 1)
+
+
 @pytest.mark.golden
 def test_recorded_encoder_weights_fill_the_encoder_alone(golden):
+    """The table moves to the stage's grid; every other array of the encoder is the file's."""
     for path in golden("ddep/flax_hybrid*.json"):
-        c = json.loads(path.read_text())["config"]
+        record, file = json.loads(path.read_text()), path.with_name(path.stem + "_params.npz")
+        c, grid = record["config"], tuple(side // 16 for side in record["image"])
         config = make_config(
-            resnet_width=c["width_factor"], resnet_units=tuple(c["num_blocks"]),
+            weights=str(file), resnet_width=c["width_factor"], resnet_units=tuple(c["num_blocks"]),
             hidden=c["hidden_size"], layers=c["num_layers"], heads=c["num_heads"], mlp=c["mlp_dim"],
         )  # fmt: skip
+        config.weights_grid = grid
         task = ddep.make_task(config, "pretrain", (96, 32), 0)
         shapes = abstract(task)
-        loaded = ddep.load_weights(
-            SimpleNamespace(weights=str(path.with_name(path.stem + "_params.npz"))), shapes, task
-        )
+        loaded = ddep.load_weights(config, shapes, task)
         assert set(loaded["params"]) == {"encoder"} and loaded["stats"] == {}
         expected = jax.tree.map(jnp.shape, shapes["params"]["encoder"])
         assert jax.tree.map(jnp.shape, loaded["params"]["encoder"]) == expected
-        assert expected["position_embedding"][1] == 6 * 2
+        released, encoder = read_arrays(file), flat(loaded["params"]["encoder"])
+        table = released.pop("Transformer/posembed_input/pos_embedding")
+        positions = table[0, -math.prod(grid) :].reshape(*grid, -1)
+        moved = np.einsum("yh,xw,hwd->yxd", aligned(grid[0], 6), aligned(grid[1], 2), positions)
+        assert difference(encoder.pop("position_embedding")[0], moved.reshape(12, -1)) < 1e-6
+        kept = [a for name, a in released.items() if not re.match("cls|pre_logits|head", name)]
+        assert contents(encoder.values()) == contents(kept)
 
 
 @pytest.mark.golden
@@ -577,11 +598,55 @@ def test_recorded_torch_weights_fill_everything_but_a_projection(golden, kind):
         task, _, start, _, record = recorded_case(path)
         task = SimpleNamespace(meta={**task.meta, "kind": kind})
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), start)
-        file = str(path.with_name(path.stem + "_state.pt"))
-        loaded = ddep.load_weights(SimpleNamespace(weights=file), shapes, task)
+        file = path.with_name(path.stem + "_state.pt")
+        loaded = ddep.load_weights(make_config(weights=str(file)), shapes, task)
+        assert set(loaded["params"]) - {"head"} == {"encoder", "decoder"}
         assert ("head" in loaded["params"]) == (kind == "finetune")
         assert flat(loaded["stats"]).keys() == flat(start["stats"]).keys()
-        assert set(loaded["params"]) >= {"encoder", "decoder"}
+        unread = r".*num_batches_tracked" + ("|segmentation_head.*" if kind == "pretrain" else "")
+        kept = {n: a for n, a in read_arrays(file).items() if not re.fullmatch(unread, n)}
+        assert contents(flat(loaded).values()) == contents(kept.values())
+
+
+def test_a_table_without_a_square_needs_the_grid_that_it_was_trained_with(tmp_path, capsys):
+    task = task_of("finetune", crop=(48, 32))
+    values = {name: np.asarray(leaf) for name, leaf in flat(filled(abstract(task))).items()}
+    config = make_config(weights=str(tmp_path / "w.npz"))
+    load = lambda: ddep.load_weights(config, abstract(task), task)["params"]["encoder"]
+    np.savez(config.weights, **official_names(values))
+    with pytest.raises(UserError, match=r"6 rows .* form no square grid.* = \(2, 3\)"):
+        load()
+    config.weights_grid = (3, 2)
+    check_options(dict(weights_grid=(3, 2)), {"weights_grid": ddep.OPTIONS["weights_grid"]})
+    table = "params.encoder.position_embedding"
+    np.testing.assert_array_equal(load()["position_embedding"], values[table])
+    assert "assumed" not in capsys.readouterr().out
+    del config.weights_grid
+    values[table] = np.zeros((1, 17, 32), np.float32)
+    np.savez(config.weights, **official_names(values))
+    assert load()["position_embedding"].shape == (1, 6, 32)
+    assert "w.npz: assumed a position table of 4x4" in capsys.readouterr().out
+
+
+def official_names(values):
+    """A released file with the encoder among `values`, by plain string replacement."""
+    prefix, arrays = "params.encoder.", {}
+    for path, array in values.items():
+        if path.startswith(prefix):
+            name = re.sub(r"^layer(\d+)", r"Transformer/encoderblock_\1", path[len(prefix) :])
+            name = re.sub(r"^norm\.", "Transformer/encoder_norm.", name)
+            if name.startswith("Transformer"):
+                name = name.replace("norm1", "LayerNorm_0").replace("norm2", "LayerNorm_2")
+            for ours, theirs in (
+                ("root.conv", "conv_root"), ("root.norm", "gn_root"),
+                ("patch_embedding", "embedding"), (".norm", ".gn"),
+                ("position_embedding", "Transformer/posembed_input/pos_embedding"),
+                ("attention.", "MultiHeadDotProductAttention_1."),
+                ("mlp.fc1", "MlpBlock_3.Dense_0"), ("mlp.fc2", "MlpBlock_3.Dense_1"),
+            ):  # fmt: skip
+                name = name.replace(ours, theirs)
+            arrays[name.replace(".", "/")] = array
+    return arrays
 
 
 # --- where a stage starts -------------------------------------------------------------------------
@@ -630,7 +695,7 @@ def test_the_quick_start_is_right():
     config = make_config()
     ddep.check(config)
     values = config.to_dict()
-    check_options({name: values[name] for name in ddep.OPTIONS}, ddep.OPTIONS)
+    check_options({name: values[name] for name in values if name in ddep.OPTIONS}, ddep.OPTIONS)
 
 
 @pytest.mark.parametrize(("config", "sentence"), [

@@ -11,7 +11,7 @@ import pytest
 from diffseg_jax.errors import UserError
 from diffseg_jax.weights.reader import read_arrays
 from diffseg_jax.weights.tables import AS_IS, convert, within
-from diffseg_jax.weights.transunet import OFFICIAL, PORT, load_official, load_port
+from diffseg_jax.weights.transunet import OFFICIAL, PORT, load_official, load_port, table_grid
 
 TINY = dict(width_factor=0.5, num_blocks=(1, 2, 1), hidden_size=32, mlp_dim=64, num_heads=4,
             num_layers=2, head_channels=24, decoder_channels=(20, 16, 16, 8), n_classes=7, grid=4)
@@ -252,6 +252,36 @@ def test_position_tables_without_a_square_are_refused(tmp_path, tiny, rows):
     arrays = tiny[1] | {"Transformer/posembed_input/pos_embedding": np.zeros((1, rows, 32))}
     with pytest.raises(UserError, match=r"weights\.npz: .*pos_embedding: .*square grid"):
         load_official(save(tmp_path, arrays), encoder_shapes(TINY))
+
+
+@pytest.mark.parametrize(("rows", "grid"), [(16, (2, 8)), (17, (2, 8)), (16, (8, 2)), (15, (3, 5))])
+def test_a_position_table_of_a_rectangle_is_taken_with_its_grid(tmp_path, tiny, rows, grid):
+    leaves, arrays = tiny
+    table = np.random.default_rng(0).standard_normal((1, rows, 32), np.float32)
+    path = save(tmp_path, arrays | {"Transformer/posembed_input/pos_embedding": table})
+    tree = load_official(path, encoder_shapes(TINY), grid)
+    np.testing.assert_array_equal(tree["position_embedding"], table[:, rows - math.prod(grid) :])
+    assert_leaves(tree | {"position_embedding": leaves["position_embedding"]}, leaves)
+
+
+def test_a_torch_position_table_has_no_class_row(tmp_path):
+    params, stats = shapes(TINY)
+    arrays = port_file(random_leaves(params) | random_leaves(stats))
+    name = "transformer.embeddings.position_embeddings"
+    path = save(tmp_path, arrays)
+    for grid in ((), (2, 8)):
+        table = load_port(path, params, stats, grid=grid)[0]["encoder"]["position_embedding"]
+        np.testing.assert_array_equal(table, arrays[name])
+    path = save(tmp_path, arrays | {name: np.zeros((1, 17, 32), np.float32)})
+    for grid, wanted in (((), "square grid"), ((2, 8), "grid of 2x8")):
+        with pytest.raises(UserError, match=rf"{name}: the 17 rows .* form no {wanted}\. Write"):
+            load_port(path, params, stats, grid=grid)
+
+
+@pytest.mark.parametrize(("length", "grid"), [(15, "3, 5"), (2049, "32, 64"), (2048, "32, 64")])
+def test_a_table_without_a_square_is_answered_with_a_grid_to_write(length, grid):
+    with pytest.raises(UserError, match=rf"c\.weights_grid = \({grid}\)"):
+        table_grid(length, class_row=True)
 
 
 def test_missing_entry_is_named_and_counted(tmp_path, tiny):
