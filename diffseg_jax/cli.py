@@ -16,7 +16,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 
@@ -196,13 +195,3 @@ def use_memory(fraction: float | None):
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true" if fraction else "false"
     if fraction:
         os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(fraction)
-
-
-def make_folder(path: str | os.PathLike):
-    """Makes the folder of a flag --output; UserError when that cannot be."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be made ({error.strerror}). Give another --output."
-        ) from None

@@ -18,8 +18,8 @@ from diffseg_jax import convert
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import gradient_stage
 from diffseg_jax.experiment.plan import start_run
+from diffseg_jax.inference.sampling import sample
 from diffseg_jax.inference.segmenter import load
-from diffseg_jax.sample import sample
 from diffseg_jax.storage.checkpoints import open_meta, open_network
 from diffseg_jax.weights import adm
 from diffseg_jax.weights.adm import load_adm

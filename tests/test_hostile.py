@@ -28,7 +28,6 @@ from ml_collections import ConfigDict
 from PIL import EpsImagePlugin, Image
 from safetensors.numpy import save
 
-from diffseg_jax.convert import convert_adm, convert_ddp
 from diffseg_jax.data.class_ids import to_classes
 from diffseg_jax.data.classes_json import read_classes
 from diffseg_jax.data.files import list_files
@@ -36,6 +35,7 @@ from diffseg_jax.data.images import read_ids, read_image
 from diffseg_jax.data.subsets import subset
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.plan import check_config
+from diffseg_jax.inference.converted import convert_adm, convert_ddp
 from diffseg_jax.systems import SYSTEMS
 from diffseg_jax.systems.ddpm_seg import read_noise
 from diffseg_jax.weights import reader

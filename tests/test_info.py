@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from diffseg_jax import info
-from diffseg_jax.convert import convert_run
+from diffseg_jax.inference import description, description_text
+from diffseg_jax.inference.converted import convert_run
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.storage import checkpoints
 from diffseg_jax.storage.checkpoints import open_network
@@ -23,12 +24,12 @@ def stage(tiny_run):
 
 def shown(found, **options):
     console = Console(file=io.StringIO(), width=60, **options)
-    info.show(found, console)
+    description_text.show(found, console)
     return console.file.getvalue()
 
 
 def test_a_workdir_tells_its_stages_data_and_results(tiny_run):
-    found = info.describe(tiny_run.workdir, "finetune")
+    found = description.describe(tiny_run.workdir, "finetune")
     assert [stage["name"] for stage in found["stages"]] == ["pretrain", "finetune", "scratch"]
     assert all(stage["finished"] and stage["step"] == stage["of"] == 8 for stage in found["stages"])
     assert found["trained_on"]["labelled"]["n"] == 6 and found["trained_on"]["source"] == "scenes"
@@ -39,7 +40,7 @@ def test_a_workdir_tells_its_stages_data_and_results(tiny_run):
 
 def test_parameters_are_those_that_are_opened(stage):
     network, meta = open_network(stage)
-    found = info.describe(stage)
+    found = description.describe(stage)
     expected = {
         part: sum(leaf.size for leaf in jax.tree.leaves(tree))
         for part, tree in network["params"].items()
@@ -54,12 +55,12 @@ def test_no_array_is_read(stage, monkeypatch):
         raise AssertionError("an array was read")
 
     monkeypatch.setattr(checkpoints.ocp.PyTreeCheckpointHandler, "restore", read)
-    info.describe(stage)
+    description.describe(stage)
 
 
 def test_a_converted_directory_stands_alone(tiny_run, stage, tmp_path):
     convert_run(tiny_run.workdir, tmp_path / "small", stage="finetune", dtype="float16")
-    found, whole = info.describe(tmp_path / "small"), info.describe(stage)
+    found, whole = description.describe(tmp_path / "small"), description.describe(stage)
     assert [one["name"] for one in found["stages"]] == ["finetune"]
     for here, there in zip(found["parameters"], whole["parameters"], strict=True):
         assert here == {**there, "bytes": there["bytes"] // 2}
@@ -69,22 +70,22 @@ def test_a_converted_directory_stands_alone(tiny_run, stage, tmp_path):
 
 
 def test_a_stage_that_is_cut_short_is_not_finished(stage, tiny_run, monkeypatch):
-    real = info.open_meta
-    monkeypatch.setattr(info, "open_meta", lambda path: {**real(path), "step": 6})
-    assert not info.describe_stage("finetune", stage)["finished"]
-    assert "step 6 of 8, not finished" in shown(info.describe(stage))
+    real = description.open_meta
+    monkeypatch.setattr(description, "open_meta", lambda path: {**real(path), "step": 6})
+    assert not description.describe_stage("finetune", stage)["finished"]
+    assert "step 6 of 8, not finished" in shown(description.describe(stage))
 
 
 def test_averages_take_the_place_of_what_was_trained():
     names = ("params/head", "ema/0.5/head", "ema/0.9/head", "frozen/unet", "stats/norm", "opt/0/mu")
     arrays = {name: {"shape": [place], "dtype": "float32"} for place, name in enumerate(names, 1)}
-    shapes = info.shapes_of({"arrays": arrays, "ema": [0.9, 0.5]})
+    shapes = description.shapes_of({"arrays": arrays, "ema": [0.9, 0.5]})
     sizes = jax.tree.map(lambda leaf: leaf.size, shapes)
     assert sizes == {"params": {"head": 3, "unet": 4}, "stats": {"norm": 5}}
 
 
 def test_the_page_shows_all_and_cuts_nothing(stage):
-    found = info.describe(stage)
+    found = description.describe(stage)
     page = shown(found)
     for heading in ("Stages", "Classes", "Parameters", "Trained on", "Normalisation", "Results"):
         assert f"\n{heading}" in page
@@ -94,20 +95,20 @@ def test_the_page_shows_all_and_cuts_nothing(stage):
 
 
 def test_swatches_come_with_colours(stage):
-    found = info.describe(stage)
+    found = description.describe(stage)
     page = shown(found, force_terminal=True, color_system="truecolor")
     red, green, blue = found["palette"][2]
     assert re.search(rf"\x1b\[38;2;{red};{green};{blue}m█+ ?\x1b\[0m{found['classes'][2]}", page)
 
 
 def test_names_are_not_read_as_markup(stage):
-    found = {**info.describe(stage), "classes": ["[red]road[/]"], "palette": []}
+    found = {**description.describe(stage), "classes": ["[red]road[/]"], "palette": []}
     assert "[red]road[/]" in shown(found)
 
 
 def test_the_command_prints_json_and_sentences(stage, tmp_path, capsys):
     info.main([f"--checkpoint={stage}", "--json"])
-    assert json.loads(capsys.readouterr().out) == info.describe(stage)
+    assert json.loads(capsys.readouterr().out) == description.describe(stage)
     with pytest.raises(SystemExit):
         info.main([f"--checkpoint={tmp_path / 'none'}"])
     assert re.fullmatch(r"error: .*none is not there: looked for .*\n", capsys.readouterr().err)
@@ -119,11 +120,11 @@ def test_how_pictures_are_shown_is_said():
                      "scales": [0.5, 1.0], "limit": [0, 0], "short": 128, "batch_size": 4},
         "data": {"val": "test"},
     }  # fmt: skip
-    assert info.protocol_line(info.evaluation_of(options)) == (
+    assert description_text.protocol_line(description.evaluation_of(options)) == (
         "windows of 64 x 96 every 32 x 48 of split test, shorter side brought to 128, "
         "at scales 0.5, 1.0, and mirrored"
     )
-    assert info.protocol_line(info.evaluation_of({})) == "whole pictures"
+    assert description_text.protocol_line(description.evaluation_of({})) == "whole pictures"
 
 
 def test_numbered_parts_count_as_one():
@@ -132,7 +133,7 @@ def test_numbered_parts_count_as_one():
         for name in ("input_0", "input_11", "time1", "head")
     }
     arrays["frozen/unet/scale"] = {"shape": [], "dtype": "float32"}
-    found = {entry["part"]: entry for entry in info.parameters_of(arrays)}
+    found = {entry["part"]: entry for entry in description.parameters_of(arrays)}
     assert {part: entry["count"] for part, entry in found.items()} == {
         "input": 12, "time": 6, "head": 6, "unet": 1,
     }  # fmt: skip

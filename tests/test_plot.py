@@ -10,6 +10,8 @@ from PIL import Image
 
 from diffseg_jax import plot
 from diffseg_jax.errors import UserError
+from diffseg_jax.figures.curve_data import read_curves, read_numbers
+from diffseg_jax.figures.curves import draw, smoothed, style_of
 from diffseg_jax.training.log import Log
 
 
@@ -52,7 +54,7 @@ def test_what_a_run_logs_is_read(tmp_path):
     log.write("train", 20, {"mIoU": 0.25})
     log.write("align", 10, {"loss": 0.25})
     log.close()
-    found = plot.read_numbers(tmp_path)
+    found = read_numbers(tmp_path)
     assert {stage: set(values) for stage, values in found.items()} == {
         "train": {"loss", "learning_rate", "mIoU"}, "align": {"loss"},
     }  # fmt: skip
@@ -66,7 +68,7 @@ def test_the_later_number_of_a_repeated_step_holds(tmp_path):
         *(("train", step, {"loss": -float(step)}) for step in (2, 4)),
         ("train", 2, {"mIoU": 0.5}),
     )
-    steps, values = plot.read_numbers(tmp_path)["train"]["loss"]
+    steps, values = read_numbers(tmp_path)["train"]["loss"]
     assert steps.tolist() == [1, 2, 3, 4] and values.tolist() == [1, -2, 3, -4]
 
 
@@ -80,17 +82,17 @@ def test_lines_that_are_none_are_passed_over(tmp_path):
         '{"stage": "train", "step": 3, "loss": NaN}',
         '{"stage": "train", "step": 4, "loss": Infinity}', '{"stage": "train", "st',
     )  # fmt: skip
-    found = plot.read_numbers(tmp_path)
+    found = read_numbers(tmp_path)
     assert list(found) == ["train"] and list(found["train"]) == ["loss"]
     steps, values = found["train"]["loss"]
     assert steps.tolist() == [1, 2, 3, 4]
     np.testing.assert_array_equal(values, [2.0, np.nan, np.nan, np.nan])
-    plot.draw(plot.read_curves([tmp_path])).draw_without_rendering()
+    draw(read_curves([tmp_path])).draw_without_rendering()
 
 
 def test_every_quantity_has_a_panel_and_every_stage_its_line(tmp_path):
     train(train(tmp_path), "align", range(10, 60, 10))
-    figure = plot.draw(plot.read_curves([tmp_path]))
+    figure = draw(read_curves([tmp_path]))
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles[:4] == ["loss", "mIoU (%)", "learning rate", "images/s"]
     assert legend_of(figure) == ["train", "align"]
@@ -107,21 +109,21 @@ def test_runs_differ_by_colour_and_stages_by_line(tmp_path):
     folders = [tmp_path / name / "run" for name in ("a", "b")]
     for shift, folder in enumerate(folders):
         train(train(folder, shift=shift), "align", shift=shift)
-    curves = plot.read_curves([*folders, f"{folders[0]}/"])  # the same one twice
+    curves = read_curves([*folders, f"{folders[0]}/"])  # the same one twice
     assert [curve.name for curve in curves] == [
         f"{run}, {stage}" for run in ("a/run", "b/run") for stage in ("train", "align")
     ]
-    styles = [plot.style_of(curve, curves) for curve in curves]
+    styles = [style_of(curve, curves) for curve in curves]
     assert styles[0]["color"] == styles[1]["color"] != styles[2]["color"]
     assert styles[0]["linestyle"] == styles[2]["linestyle"] != styles[1]["linestyle"]
 
 
 def test_many_runs_can_be_told_apart(tmp_path):
-    curves = plot.read_curves([train(tmp_path / f"run_{n}", steps=[1, 2]) for n in range(20)])
-    styles = {tuple(plot.style_of(curve, curves).values()) for curve in curves}
+    curves = read_curves([train(tmp_path / f"run_{n}", steps=[1, 2]) for n in range(20)])
+    styles = {tuple(style_of(curve, curves).values()) for curve in curves}
     assert len(styles) == 20
     assert [curve.name for curve in curves] == [f"run_{n}" for n in range(20)]
-    figure = plot.draw(curves)
+    figure = draw(curves)
     figure.draw_without_rendering()
     assert legend_of(figure) == [curve.name for curve in curves]
     box = figure.legends[0].get_window_extent()
@@ -131,20 +133,20 @@ def test_many_runs_can_be_told_apart(tmp_path):
 @pytest.mark.parametrize("name", ["_hidden", "a$b", "$\\frac{$", "x" * 300, "ö\n"])
 def test_names_stand_in_the_legend_as_they_are(tmp_path, name):
     write(tmp_path, (name, 1, {"loss": 1.0, "$x$": 2.0}))
-    figure = plot.draw(plot.read_curves([tmp_path]))
+    figure = draw(read_curves([tmp_path]))
     figure.draw_without_rendering()
     (shown,) = legend_of(figure)
     assert shown == name or (len(name) > 100 > len(shown))
 
 
 def test_smoothing_keeps_what_is_smooth_and_halves_what_is_not():
-    np.testing.assert_allclose(plot.smoothed(np.full(200, 3.0)), 3.0)
+    np.testing.assert_allclose(smoothed(np.full(200, 3.0)), 3.0)
     line = np.arange(200.0)
-    np.testing.assert_allclose(plot.smoothed(line)[20:-20], line[20:-20])  # does not lag
+    np.testing.assert_allclose(smoothed(line)[20:-20], line[20:-20])  # does not lag
     noise = np.random.default_rng(0).normal(size=200)
-    assert plot.smoothed(noise).std() < 0.5 * noise.std()
+    assert smoothed(noise).std() < 0.5 * noise.std()
     gap = np.where(np.arange(200) == 50, np.nan, 3.0)
-    np.testing.assert_allclose(plot.smoothed(gap), gap)  # one step does not spread
+    np.testing.assert_allclose(smoothed(gap), gap)  # one step does not spread
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf", "PNG"])
@@ -174,7 +176,7 @@ def test_the_command_writes_a_picture_and_the_last_numbers(tmp_path, capsys, end
 def test_numbers_without_logarithm_are_drawn(tmp_path, numbers):
     write(tmp_path, *(("train", step, numbers) for step in range(30)))
     write(tmp_path, ("train", 0, {"loss": 100.0}))
-    figure = plot.draw(plot.read_curves([tmp_path]))
+    figure = draw(read_curves([tmp_path]))
     figure.draw_without_rendering()
     assert figure.axes[0].get_yscale() == "linear"
 
@@ -204,7 +206,7 @@ def bare(folder):
 )
 def test_workdirs_without_numbers_are_refused(tmp_path, make, sentence):
     with pytest.raises(UserError, match=sentence):
-        plot.read_curves([train(tmp_path / "good"), make(tmp_path / "run")])
+        read_curves([train(tmp_path / "good"), make(tmp_path / "run")])
 
 
 @pytest.mark.parametrize(

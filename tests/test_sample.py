@@ -13,6 +13,7 @@ from diffseg_jax import sample as command_line
 from diffseg_jax.diffusion.process import make_process
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
+from diffseg_jax.inference import sampling
 from diffseg_jax.storage.checkpoints import StageCheckpoints, open_network
 from diffseg_jax.systems import ddpm_seg
 
@@ -34,7 +35,7 @@ def compiled_once():
         return made[kind]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command_line, "make_step", make_step)
+        patch.setattr(sampling, "make_step", make_step)
         yield
 
 
@@ -74,7 +75,7 @@ def plain(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(checkpoint):
     """Six images, two at a time."""
-    return command_line.sample(checkpoint, images=6, batch_size=2, **OPTIONS).astype(int)
+    return sampling.sample(checkpoint, images=6, batch_size=2, **OPTIONS).astype(int)
 
 
 def far(one, other):
@@ -90,11 +91,11 @@ def test_an_image_is_a_function_of_seed_and_place(checkpoint, whole):
     assert whole.shape == (6, 16, 16, 3) and whole.std() > 10
     assert len({image.tobytes() for image in whole}) == 6
     for images, size in ((5, 4), (1, 9)):
-        fewer = command_line.sample(checkpoint, images=images, batch_size=size, **OPTIONS)
+        fewer = sampling.sample(checkpoint, images=images, batch_size=size, **OPTIONS)
         assert fewer.shape[0] == images and far(fewer, whole[:images]) <= 1
-    again = command_line.sample(checkpoint, images=6, batch_size=2, **OPTIONS)
+    again = sampling.sample(checkpoint, images=6, batch_size=2, **OPTIONS)
     np.testing.assert_array_equal(again, whole)
-    other = command_line.sample(checkpoint, images=2, seed=1, **OPTIONS)
+    other = sampling.sample(checkpoint, images=2, seed=1, **OPTIONS)
     assert np.mean(np.abs(other - whole[:2]) > 1) > 0.5
 
 
@@ -103,7 +104,7 @@ def test_places_may_come_in_any_order(checkpoint, whole):
     network = ddpm_seg.make_network(ddpm_seg.make_settings(meta["task"]["model"]), "float32", False)
     process = make_process("cosine", 20, "ddim4")
     images = ddpm_seg.sample_images(
-        command_line.make_step(network, process, meta["task"]["diffusion"], "ddim", 0.0),
+        sampling.make_step(network, process, meta["task"]["diffusion"], "ddim", 0.0),
         process, values["params"], seed=0, places=[4, 1], size=(16, 16), classes=np.array([1, 1]),
     )  # fmt: skip
     assert far(images, whole[[4, 1]]) <= 1
@@ -111,9 +112,9 @@ def test_places_may_come_in_any_order(checkpoint, whole):
 
 def test_classes_reach_the_network_and_take_turns(checkpoint, whole):
     options = dict(OPTIONS, images=6, batch_size=2)
-    turns = command_line.sample(checkpoint, classes=(0, 1, 2), **options)
+    turns = sampling.sample(checkpoint, classes=(0, 1, 2), **options)
     np.testing.assert_array_equal(turns, whole)
-    twos = command_line.sample(checkpoint, classes=(2,), **options)
+    twos = sampling.sample(checkpoint, classes=(2,), **options)
     np.testing.assert_array_equal(twos[[2, 5]], whole[[2, 5]])
     for place in (0, 1, 3, 4):
         assert far(twos[place], whole[place]) > 1
@@ -121,18 +122,18 @@ def test_classes_reach_the_network_and_take_turns(checkpoint, whole):
 
 def test_the_first_moving_average_is_taken_unless_another_is_named(checkpoint, whole):
     options = dict(OPTIONS, images=2, batch_size=2)
-    np.testing.assert_array_equal(command_line.sample(checkpoint, ema=0.9, **options), whole[:2])
+    np.testing.assert_array_equal(sampling.sample(checkpoint, ema=0.9, **options), whole[:2])
     for other in ("0.5", "off"):
-        assert far(command_line.sample(checkpoint, ema=other, **options), whole[:2]) > 1
+        assert far(sampling.sample(checkpoint, ema=other, **options), whole[:2]) > 1
 
 
 def test_sampler_and_steps_are_followed(checkpoint, whole):
     other = dict(sampler="ddpm", steps="3")
-    assert far(command_line.sample(checkpoint, images=2, batch_size=2, **other), whole[:2]) > 1
+    assert far(sampling.sample(checkpoint, images=2, batch_size=2, **other), whole[:2]) > 1
 
 
 def test_another_size_than_trained(checkpoint):
-    images = command_line.sample(checkpoint, images=1, size=(8, 26), **OPTIONS)
+    images = sampling.sample(checkpoint, images=1, size=(8, 26), **OPTIONS)
     assert images.shape == (1, 8, 26, 3) and images.std() > 10
 
 
@@ -223,4 +224,4 @@ def test_an_output_that_is_no_folder(checkpoint, tmp_path, capsys):
 
 def test_a_sampler_that_is_not_known(checkpoint):
     with pytest.raises(UserError, match='sampler "ddmp".*ddim, ddpm'):
-        command_line.sample(checkpoint, sampler="ddmp", images=1)
+        sampling.sample(checkpoint, sampler="ddmp", images=1)

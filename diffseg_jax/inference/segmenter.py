@@ -14,7 +14,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from numbers import Integral, Real
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,24 +26,13 @@ from diffseg_jax.devices.mesh import find_devices, local_mesh, place_tree, state
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.images import named_pictures
+from diffseg_jax.inference.locate import chosen_step, find
 from diffseg_jax.inference.prediction import Answer, Prediction
 from diffseg_jax.inference.views import Protocol, View, predict, protocol_of
-from diffseg_jax.storage.checkpoints import (
-    Damaged,
-    StageCheckpoints,
-    fingerprints,
-    has_checkpoint,
-    open_meta,
-    open_network,
-    steps_in,
-)
-from diffseg_jax.storage.hub import fetch, in_hub
-from diffseg_jax.storage.paths import open_path, reachable
-from diffseg_jax.storage.workdir import read_config, read_results
+from diffseg_jax.storage.checkpoints import Damaged, fingerprints, open_network
 from diffseg_jax.systems import SYSTEMS
 from diffseg_jax.systems.system import Task
 
-PRETRAINED = {"scenes": Path(__file__).parent / "pretrained" / "scenes"}  # in the package
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SMALLEST_TILE = 32  # pixels; the largest stride of an encoder
 OVERLAP = 0.25  # of a tile with its neighbours, where no stride is given
@@ -78,70 +66,6 @@ def load(
     except Damaged as error:
         raise UserError(f"{error}. Copy or make it again, or give another step.") from None
     return Segmenter(directory, network, meta, dtype, device)
-
-
-def find(path: str | os.PathLike, stage: str | None = None) -> Path:
-    """The directory of a stage that a path means; see `load`.
-
-    Raises UserError, with what was looked for, when there is none.
-    """
-    if str(path).startswith(("hf:/", "gs:/")) and "://" not in str(path):
-        raise UserError(f'{path} was an address. Give it as text, such as "gs://bucket/runs/a".')
-    asked, path = path, open_path(fetch(str(path)) if in_hub(path) else path)
-    with reachable(path):
-        stages = stages_in(path)
-        if not stages and not has_checkpoint(path) and str(path) in PRETRAINED:
-            path = PRETRAINED[str(path)]
-        if has_checkpoint(path):
-            if stage not in (None, path.name):
-                raise UserError(f"{path} is one stage already. Leave the stage out.")
-            return path
-        if stages:
-            return choose(stages, stage or best_stage(path, stages), f"stage in {asked}")
-    if path.is_file():
-        raise UserError(
-            f"{path} is a file, but a checkpoint is a directory. Official files are turned into "
-            "one by python -m diffseg_jax.convert."
-        )
-    there = "holds no checkpoint" if path.is_dir() else "is not there"
-    raise UserError(
-        f"{asked} {there}: looked for {asked}/<step> and {asked}/checkpoints/<stage>/<step>. Give "
-        f"a workdir, the directory of a stage or of a converted file, or {', '.join(PRETRAINED)}."
-    )
-
-
-def stages_in(workdir: str | os.PathLike) -> dict[str, Path]:
-    """Name -> directory of the stages of a workdir that hold a checkpoint, in its run's order."""
-    workdir = open_path(workdir)
-    found = {place.name: place for place in sorted(workdir.glob("checkpoints/*"))}
-    found = {name: place for name, place in found.items() if has_checkpoint(place)}
-    run = read_config(workdir).get("run", [])
-    return {name: found[name] for name in sorted(found, key=lambda n: n in run and run.index(n))}
-
-
-def best_stage(workdir: str | os.PathLike, stages: dict[str, Path]) -> str:
-    """The stage that one would use: see `load`. A run may hold poorer ones, to compare with."""
-    results = read_results(open_path(workdir))
-    measured = [name for name in stages if results.get(name, {}).get("mIoU") is not None]
-    if measured:
-        return max(measured, key=lambda name: results[name]["mIoU"])
-    able = [name for name, directory in stages.items() if "classes" in open_meta(directory)]
-    return (able or list(stages))[-1]
-
-
-def chosen_step(directory: str | os.PathLike, step: int | None = None) -> int | None:
-    """The step to open: the one asked for, the best where the config says so, None for the last.
-
-    Raises UserError for a step that is not there.
-    """
-    there = sorted(steps_in(directory))
-    if step is not None and step not in there:
-        raise UserError(f"{directory} holds no step {step}. It holds {', '.join(map(str, there))}.")
-    evaluate = open_meta(directory)["config"].get("evaluate", {})
-    if step is None and evaluate.get("checkpoint") == "best":
-        with StageCheckpoints(directory, read_only=True) as checkpoints:
-            return checkpoints.best()
-    return step
 
 
 class Segmenter:

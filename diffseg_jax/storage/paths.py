@@ -85,3 +85,13 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
 def write_json(path: str | os.PathLike, content) -> None:
     """Writes a JSON file that is either the old one or the new one."""
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def make_folder(path: str | os.PathLike):
+    """Makes the folder of a flag --output; UserError when that cannot be."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be made ({error.strerror}). Give another --output."
+        ) from None

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 import diffseg_jax
-from diffseg_jax import convert
 from diffseg_jax.data.scenes import draw_scene
 from diffseg_jax.errors import UserError
-from diffseg_jax.inference import segmenter
+from diffseg_jax.inference.converted import convert_run
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.images import list_pictures, named_pictures
-from diffseg_jax.inference.segmenter import Segmenter, find
+from diffseg_jax.inference.locate import PRETRAINED, find
+from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.views import predict
 from diffseg_jax.storage.checkpoints import FORMAT, StageCheckpoints
 
@@ -370,16 +370,16 @@ def test_a_stage_without_labels_gives_features_only(tiny_run):
 
 
 def test_a_shared_run_answers_as_the_run(tiny_run, tmp_path):
-    assert convert.convert_run(tiny_run.workdir, tmp_path / "small", dtype="float16") > 10_000
+    assert convert_run(tiny_run.workdir, tmp_path / "small", dtype="float16") > 10_000
     run, small = diffseg_jax.load(tiny_run.workdir), diffseg_jax.load(tmp_path / "small")
     assert (small.names, small.palette, small.step) == (run.names, run.palette, run.step)
     gap = np.abs(small.predict(PICTURE).probs - run.predict(PICTURE).probs)
     assert 0 < gap.max() < 0.01
     assert small.meta["results"]["mIoU"] == run_results(tiny_run)[run.meta["stage"]]["mIoU"]
-    convert.convert_run(tiny_run.workdir, tmp_path / "off", ema="off")  # was not measured
+    convert_run(tiny_run.workdir, tmp_path / "off", ema="off")  # was not measured
     assert "results" not in diffseg_jax.load(tmp_path / "off").meta
     with pytest.raises(UserError, match="holds a checkpoint already"):
-        convert.convert_run(tiny_run.workdir, tmp_path / "small")
+        convert_run(tiny_run.workdir, tmp_path / "small")
 
 
 def test_what_is_not_there_is_said(tiny_run, tmp_path):
@@ -417,7 +417,7 @@ def test_a_checkpoint_of_a_newer_format_says_so(tmp_path, monkeypatch, tiny_netw
 def test_the_packaged_model_opens_by_its_name_unless_a_directory_has_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     place = find("scenes")
-    assert place == segmenter.PRETRAINED["scenes"]
+    assert place == PRETRAINED["scenes"]
     assert sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) < 3_000_000
     (tmp_path / "scenes").mkdir()  # of pictures, or of nothing
     assert find("scenes") == place
@@ -469,7 +469,7 @@ ABSENT = """
 import os
 os.environ["JAX_PLATFORMS"] = "cuda"
 import diffseg_jax
-from diffseg_jax.config import UserError
+from diffseg_jax.errors import UserError
 from diffseg_jax.data.scenes import draw_scene
 try:
     diffseg_jax.load("scenes")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from flatbuffers.builder import BuilderSizeError
 
-from diffseg_jax import export as exporting
 from diffseg_jax.errors import UserError
-from diffseg_jax.export import check_protocol, export
+from diffseg_jax.inference import exported as exporting
+from diffseg_jax.inference.exported import check_protocol, export
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.views import Protocol, View
 

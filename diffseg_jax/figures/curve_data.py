@@ -1,0 +1,114 @@
+"""The numbers of runs, as they stand in metrics.jsonl, for curves."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffseg_jax.errors import UserError, shortened
+from diffseg_jax.storage.paths import in_bucket, open_path, reachable
+
+MOST = 2**53  # larger steps and numbers are none
+NAME = 48  # characters of a curve's name
+NO_CURVES = ("stage", "step", "time", "images")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The numbers of one stage of one run.
+
+    name    what the legend calls it
+    run     the place of its workdir among those that were given, from 0; stage: of its stage
+    values  {quantity: (steps i64[N], ascending; values f64[N], NaN where a number is none)}
+    """
+
+    name: str
+    run: int
+    stage: int
+    values: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def read_curves(workdirs: Sequence[str | os.PathLike]) -> list[Curve]:
+    """A curve per run and stage, in the order in which they were given and written.
+
+    Raises UserError for a workdir that is not there, or that has no numbers.
+    """
+    runs = {str(workdir).rstrip("/") or "/": read_numbers(workdir) for workdir in workdirs}
+    stages = list(dict.fromkeys(stage for stages in runs.values() for stage in stages))
+    names = run_names(list(runs))
+    return [
+        Curve(_curve_name(name, stage, len(runs), len(stages)), i, stages.index(stage), values)
+        for i, (name, run) in enumerate(zip(names, runs.values(), strict=True))
+        for stage, values in run.items()
+    ]
+
+
+def read_numbers(workdir: str | os.PathLike) -> dict[str, dict[str, tuple]]:
+    """{stage: {quantity: (steps, values)}} of a workdir's metrics.jsonl.
+
+    Of a step that stands there twice, as after a resumed run, the later number holds. A line that
+    is not whole, as the last one of a run that still writes, is passed over.
+    """
+    points = {}
+    for record in _records(workdir):
+        for quantity, value in record.items():
+            if quantity not in NO_CURVES and type(value) in (int, float):
+                curve = points.setdefault(record["stage"], {}).setdefault(quantity, {})
+                curve[record["step"]] = float(value) if abs(value) < MOST else np.nan
+    if not points:
+        raise UserError(
+            f"{workdir}/metrics.jsonl holds no numbers yet. Wait until the run has logged its "
+            "first steps, or give another --workdir."
+        )
+    return {
+        stage: {quantity: _sorted(curve) for quantity, curve in quantities.items()}
+        for stage, quantities in points.items()
+    }
+
+
+def _records(workdir):
+    """The lines of metrics.jsonl that are objects with a stage and a step."""
+    folder = open_path(workdir)
+    with reachable(folder):
+        if not in_bucket(folder) and not folder.is_dir():
+            raise UserError(f"there is no folder {workdir}. Give a --workdir that main wrote.")
+        file = folder / "metrics.jsonl"
+        if not file.is_file():
+            raise UserError(
+                f"{workdir} holds no metrics.jsonl. Give a --workdir in which main has trained."
+            )
+        lines = file.read_bytes().splitlines()
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if (
+            isinstance(record, dict)
+            and isinstance(record.get("stage"), str)
+            and type(record.get("step")) is int
+            and 0 <= record["step"] < MOST
+        ):
+            yield record
+
+
+def _sorted(curve: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    steps = np.array(sorted(curve), np.int64)
+    return steps, np.array([curve[step] for step in steps.tolist()])
+
+
+def run_names(workdirs: Sequence[str]) -> list[str]:
+    """The last part of each path, or of as many parts as it takes to tell all of them apart."""
+    parts = [workdir.split("/") for workdir in workdirs]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _curve_name(run: str, stage: str, runs: int, stages: int) -> str:
+    name = stage if runs == 1 else run if stages == 1 else f"{run}, {stage}"
+    return shortened(name, NAME)

@@ -1,0 +1,164 @@
+"""Other people's checkpoint files, or a run of ours -> a directory that every command opens."""
+
+import dataclasses
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import diffseg_jax
+from diffseg_jax.data.labels import Labels
+from diffseg_jax.data.named_sets import ADE20K, CITYSCAPES
+from diffseg_jax.data.palette import distinct_colours, numbered_labels
+from diffseg_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from diffseg_jax.errors import UserError, choose
+from diffseg_jax.inference.locate import chosen_step, find
+from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint, open_network
+from diffseg_jax.storage.paths import make_folder
+from diffseg_jax.storage.workdir import as_json, read_results
+from diffseg_jax.weights.adm import Configuration, load_adm
+from diffseg_jax.weights.ddp import load_ddp, settings_of
+from diffseg_jax.weights.reader import read_arrays
+
+PLAIN = {"seed": 0, "dtype": "float32", "remat": False}
+STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
+GROUPS = 32  # of the group norms in DDP's neck, where --groups does not say
+
+
+def convert_adm(path: str | os.PathLike, output: str | os.PathLike, known: Configuration) -> int:
+    """Writes a guided-diffusion state dict as a directory with one checkpoint.
+
+    Returns the number of parameters. Raises UserError for a file that cannot be read or is not of
+    this network, and for an output directory that holds a checkpoint already.
+    """
+    require_free(output)
+    params = load_adm(read_arrays(path), known.settings, known.order, str(path))
+    task = {
+        "kind": "pretrain",
+        "model": dataclasses.asdict(known.settings),
+        "diffusion": known.diffusion,
+        "size": [known.image_size] * 2,
+        "normalisation": "v / 127.5 - 1",
+    }
+    config = {
+        **PLAIN, "system": "ddpm_seg", "model": task["model"], "diffusion": known.diffusion,
+        "samples": {"sampler": "ddpm", "steps": "", "eta": 0.0},
+    }  # fmt: skip
+    return write(output, {"params": params}, path, config, task)
+
+
+def convert_ddp(path: str | os.PathLike, output: str | os.PathLike, groups: int = GROUPS) -> int:
+    """Writes a segmentation checkpoint of DDP as a directory with one checkpoint.
+
+    groups  of the neck's group norms, which no file tells
+
+    Sampling is as published: 3 steps, probabilities accumulated for the 150 classes of ADE20K.
+    Returns the number of parameters. Raises UserError as `convert_adm`, and for groups that do not
+    divide the network's width.
+    """
+    require_free(output)
+    arrays = read_arrays(path)
+    settings = settings_of(arrays, str(path))
+    if groups < 1 or settings.width % groups:
+        raise UserError(
+            f"--groups is {groups}, which does not divide the {settings.width} channels of {path}. "
+            f"Give the number that the network was trained with, usually {GROUPS}."
+        )
+    settings = dataclasses.replace(settings, groups=groups)
+    values = load_ddp(arrays, settings, str(path))
+    classes = settings.num_classes
+    depths = "-".join(map(str, settings.depths))
+    print(
+        f"{path}: {settings.backbone} of depths {depths} and {settings.channels[0]} channels, "
+        f"{classes} classes; not in the file, taken as published: {groups} groups (--groups), "
+        f"codes of scale {settings.code_scale}, cosine schedule"
+    )
+    sampling = dict(
+        steps=3, sampler="ddim", draws=1, time_difference=1, start=0.0, schedule="cosine",
+        accumulate=classes == 150, uncertainty="changes",
+    )  # fmt: skip
+    task = {
+        "kind": "train",
+        "model": dataclasses.asdict(settings),
+        "num_classes": classes,
+        "sampling": sampling,
+        "normalisation": "(v - mean) / std",
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+    }
+    of_code = ("code", "code_scale", "num_classes")
+    config = {
+        **PLAIN, "system": "ddp", "new_head": False, "sampling": sampling,
+        "model": {word: v for word, v in task["model"].items() if word not in of_code},
+        "diffusion": {"schedule": sampling["schedule"], "code": settings.code,
+                      "code_scale": settings.code_scale},
+    }  # fmt: skip
+    return write(output, values, path, config, task, **classes_meta(classes))
+
+
+def convert_run(path: str | os.PathLike, output: str | os.PathLike, stage=None, step=None,
+                ema=None, dtype="float32") -> int:  # fmt: skip
+    """Writes the network of a run, without optimizer and averages: a small directory to share.
+
+    path   whatever `load` opens;  stage, step, ema  as of `load`
+    dtype  in which parameters are stored: "float32", "float16" (half the size) or "bfloat16"
+
+    Returns the number of parameters. Raises UserError as `convert_adm`, and as `load`.
+    """
+    require_free(output)
+    kind = choose(STORED, dtype, "dtype")
+    directory = find(path, stage)
+    values, meta = open_network(directory, chosen_step(directory, step), ema)
+    values["params"] = jax.tree.map(lambda leaf: leaf.astype(kind), values["params"])
+    meta = {word: value for word, value in meta.items() if word not in ("arrays", "format")}
+    if directory.parent.name == "checkpoints" and ema is None:
+        results = read_results(directory.parent.parent).get(directory.name)
+        meta["results"] = results if results and results["step"] == meta["step"] else None
+    return save_values(output, values, meta)
+
+
+def classes_meta(num_classes: int) -> dict:
+    """Names, and colours where they are known: of Cityscapes for 19 classes, of ADE20K for 150."""
+    ade20k = Labels(tuple(ADE20K.split(", ")), distinct_colours(150))
+    labels = {19: CITYSCAPES, 150: ade20k}.get(num_classes)
+    if labels is None:
+        return {"classes": list(numbered_labels(num_classes).names)}
+    palette = [list(colour) for colour in labels.palette]
+    return {"classes": list(labels.names), "palette": palette}
+
+
+def require_free(output: str | os.PathLike):
+    """Makes the folder around an output; UserError if something is in the output's place."""
+    if has_checkpoint(output):
+        raise UserError(f"{output} holds a checkpoint already. Give another --output.")
+    if os.path.isfile(output):
+        raise UserError(f"{output} is a file. Give another --output.")
+    make_folder(os.path.dirname(os.path.abspath(output)))
+
+
+def write(output, values: dict, path, config: dict, task: dict, **labels) -> int:
+    """Saves the values of a network as step 0; returns the number of parameters.
+
+    config  what `load` makes the task from
+    """
+    meta = {
+        "version": diffseg_jax.__version__,
+        "config": as_json(config),
+        "stage": "converted",
+        "step": 0,
+        "start": str(path),
+        "ema": [],
+        **labels,
+        "task": task,
+    }
+    return save_values(output, values, meta)
+
+
+def save_values(output, values: dict, meta: dict) -> int:
+    """Saves the values of a network as the one step of a directory; the number of parameters."""
+    # NumPy arrays would be copied by the saver, since they might change meanwhile
+    values = jax.device_put(values, jax.local_devices(backend="cpu")[0])
+    with StageCheckpoints(output) as checkpoints:
+        checkpoints.save(meta["step"], values, {**meta, "ema": []})
+    return sum(leaf.size for leaf in jax.tree.leaves(values["params"]))
