@@ -138,15 +138,15 @@ def test_a_picture_that_was_cut_off_is_never_grey_below(name):
 ROWS = (bytes(1) + bytes(range(24))) * 6  # of 8 x 6 pixels RGB, without filter
 BOMB = zlib.compress(bytes(200_000_000), 9)
 SAYS = {  # file -> part of the sentence
-    "empty": (b"", "no whole picture"),
-    "text": (b"<html>not found</html>", "no whole picture"),
+    "empty": (b"", "not a complete image"),
+    "text": (b"<html>not found</html>", "not a complete image"),
     "too large": (MUTATE.png(20000, 20000, ROWS), "too large"),
     "2**31 wide": (MUTATE.png(2**31, 6, ROWS), "too large"),
     "2**31 - 1 twice": (MUTATE.png(2**31 - 1, 2**31 - 1, ROWS), "too large"),
     "taller than its rows": (MUTATE.png(8, 7, ROWS), "fewer rows"),
     "wider than its rows": (MUTATE.png(9, 6, ROWS), "cannot read"),
-    "no height": (MUTATE.png(8, 0, ROWS), "no whole picture"),
-    "3 bits": (MUTATE.png(8, 6, ROWS, depth=3), "no whole picture"),
+    "no height": (MUTATE.png(8, 0, ROWS), "not a complete image"),
+    "3 bits": (MUTATE.png(8, 6, ROWS, depth=3), "not a complete image"),
     "wrong checksum": (MUTATE.png(8, 6, ROWS, checksum=1), "checksum"),
     "two headers": (
         MUTATE.png(8, 6, ROWS, extra=MUTATE.png(30000, 20000, ROWS)[8:33]), "too large"
@@ -160,7 +160,7 @@ SAYS = {  # file -> part of the sentence
     "iCCP bomb": (
         MUTATE.png(8, 6, ROWS, extra=MUTATE.chunk(b"iCCP", b"a\0\0" + BOMB)), "too large"
     ),
-    "PPM as PNG": (b"P6 4 4 255\n" + bytes(48), "no whole picture"),
+    "PPM as PNG": (b"P6 4 4 255\n" + bytes(48), "not a complete image"),
     "16 bit": (encoded("I;16"), "more than 8 bits"),
     "float": (encoded("F", form="TIFF"), "more than 8 bits"),
 }  # fmt: skip
@@ -222,7 +222,7 @@ def test_a_picture_starts_no_program(tmp_path, monkeypatch):
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
     (tmp_path / "a.png").write_bytes(eps)
     for read in (read_image, read_ids):
-        assert "no whole picture" in answer(read, str(tmp_path / "a.png"))
+        assert "not a complete image" in answer(read, str(tmp_path / "a.png"))
     assert not (tmp_path / "ran").exists()
 
 

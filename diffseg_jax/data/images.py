@@ -1,192 +1,82 @@
-"""Images and label maps on disk: decoded and checked."""
+"""Image and mask files, decoded; whatever is wrong with one is a UserError with its path."""
 
 import io
 import os
 import struct
 import zlib
-from contextlib import contextmanager
+from collections import defaultdict
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from diffseg_jax.errors import UserError, shortened
+from diffseg_jax.data.npy import read_npy
+from diffseg_jax.errors import UserError
 from diffseg_jax.storage.paths import read_bytes
 
-MAX_PIXELS = 178_000_000  # larger headers are taken for decompression bombs, as Pillow's own limit
-
+MAX_PIXELS = 178_000_000  # Pillow's own limit for decompression bombs
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # Pillow's others may start programs (EPS)
 
 
-def read_image(path, encoded=None, turned=False):
-    """The picture as uint8[H,W,3], RGB; grey is repeated, transparency dropped.
+def read_image(path, encoded=None, apply_orientation=False):
+    """An image as uint8[H,W,3], RGB; grey is repeated, transparency dropped.
 
-    path     of the file, or what messages call it when `encoded` is given
-    encoded  the bytes of such a file, if they are in memory already
-    turned   whether the EXIF orientation is applied; it is not beside label maps, which are drawn
-             on the stored pixels and would not match
+    path               of the file, or its name in errors when `encoded` is given
+    encoded            the bytes of such a file, if they are in memory already
+    apply_orientation  whether the EXIF orientation is applied. Labelled data sets leave it out:
+                       masks are drawn on the stored pixels.
 
-    Raises UserError if the file cannot be decoded whole, has 16 bits per channel or over 178
-    megapixels.
+    Raises UserError if the file is damaged or incomplete, has 16 bits per channel, or holds more
+    than 178 megapixels.
     """
-    with _opened(path, encoded) as picture:
-        if picture.mode[0] in "IF":
-            raise UserError(
-                f"image {path} has more than 8 bits per channel (mode {picture.mode}), but images "
-                "are 8-bit. Save it as an 8-bit PNG or JPEG."
-            )
-        picture = upright(picture) if turned else picture
-        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    image = _decode(path, encoded)
+    if image.mode[0] in "IF":
+        raise UserError(
+            f"image {path} has more than 8 bits per channel (mode {image.mode}), but images "
+            "are 8-bit. Save it as an 8-bit PNG or JPEG."
+        )
+    image = upright(image) if apply_orientation else image
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def upright(picture: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF orientation says; as it is where that cannot be read."""
+def upright(image: Image.Image) -> Image.Image:
+    """The image with its EXIF orientation applied; unchanged if that cannot be read."""
     try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # Pillow reports damaged EXIF by many types
-        return picture
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises many types on damaged EXIF
+        return image
 
 
 def read_ids(path, encoded=None):
-    """Raw ids of a label map as stored, integer [H,W]: PNG (grey, palette, 16 bit) or .npy.
+    """The ids of a mask as stored, integer [H,W]: PNG (grey, palette, 16 bit) or .npy.
 
-    path and encoded as in read_image; encoded holds no .npy.
-    Raises UserError for coloured masks, non-integer or not two-dimensional arrays, unreadable
-    files.
+    path and encoded as in read_image; encoded is never a .npy.
+    Raises UserError for colour images, arrays that are not integer or not two-dimensional, and
+    damaged files.
     """
     if encoded is None and path.lower().endswith(".npy"):
-        return _read_array(path)
-    with _opened(path, encoded) as picture:
-        if len(picture.getbands()) != 1 or picture.mode == "F":
-            raise UserError(
-                f"mask {path} holds colours (mode {picture.mode}), but a mask holds one class id "
-                "per pixel. Save it as an 8-bit grey or palette PNG, 16-bit grey PNG, or integer "
-                ".npy."
-            )
-        ids = np.asarray(picture)
-    return ids.astype(np.uint8) if ids.dtype == bool else ids
-
-
-def _read_array(path):
-    _require_file(path)
-    try:
-        ids = array_of(read_bytes(path))
-    except Exception as error:  # numpy reports damage by many types
+        return _read_npy_ids(path)
+    image = _decode(path, encoded)
+    if len(image.getbands()) != 1 or image.mode == "F":
         raise UserError(
-            f"cannot read mask {path}: {shortened(str(error), 200)}. "
-            "Write it again with numpy.save."
-        ) from None
+            f"mask {path} holds colours (mode {image.mode}), but a mask holds one class id per "
+            "pixel. Save it as an 8-bit grey or palette PNG, 16-bit grey PNG, or integer .npy."
+        )
+    return _without_bool(np.asarray(image))
+
+
+def _read_npy_ids(path):
+    _require_file(path)
+    ids = read_npy(path, "mask")
     if ids.dtype.kind not in "biu" or ids.ndim != 2:
         raise UserError(
             f"mask {path} is {ids.dtype}{list(ids.shape)}, but a mask is an integer array [height, "
             "width]. Save it as mask.astype(numpy.uint8)."
         )
+    return _without_bool(ids)
+
+
+def _without_bool(ids):
     return ids.astype(np.uint8) if ids.dtype == bool else ids
-
-
-NPY_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
-
-
-def array_of(content: bytes) -> np.ndarray:
-    """The array in the bytes of a .npy file, read-only, without memory of its own.
-
-    Raises an error of any type for other bytes, for Python objects, and where the header does not
-    tell the number of bytes that follow.
-    """
-    file = io.BytesIO(content)
-    version = np.lib.format.read_magic(file)
-    if version not in NPY_HEADERS:
-        raise ValueError(f"version {version} of the format holds no plain array")
-    shape, fortran, dtype = NPY_HEADERS[version](file)
-    data = memoryview(content)[file.tell() :]
-    if dtype.hasobject or min(shape, default=1) < 1:
-        raise ValueError(f"{len(data)} bytes are no array of {dtype} {list(shape)}")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-
-
-def _require_file(path):
-    """UserError for what is no file of bytes, such as a folder or a pipe, which would not end."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"{path} is not a file. Remove it.")
-
-
-PNG_START = b"\x89PNG\r\n\x1a\n"
-
-PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by type of colour
-
-ADAM7 = (  # first column and row, steps along both, of the seven passes of an interlaced picture
-    (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
-)  # fmt: skip
-
-
-def png_parts(content: bytes) -> list[tuple[bytes, memoryview]]:
-    """(kind, data) of the chunks of a PNG file; Pillow passes over damage that this does not.
-
-    Raises ValueError or struct.error for a file that is cut, and where a checksum differs.
-    """
-    view, place, parts = memoryview(content), len(PNG_START), []
-    while not parts or parts[-1][0] != b"IEND":
-        (length,) = struct.unpack_from(">I", content, place)
-        (checksum,) = struct.unpack_from(">I", content, place + 8 + length)
-        named = view[place + 4 : place + 8 + length]
-        if zlib.crc32(named) != checksum:
-            raise ValueError(f"the checksum of its part {bytes(named[:4])} differs")
-        parts.append((bytes(named[:4]), named[4:]))
-        place += 12 + length
-    return parts
-
-
-def has_all_rows(parts: list[tuple[bytes, memoryview]]) -> bool:
-    """Whether a PNG file holds all the pixels that its header tells of; Pillow leaves them zeros.
-
-    parts  as `png_parts` gives them
-    """
-    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", parts[0][1])
-    bits, missing = depth * PNG_CHANNELS[colour], 0
-    for left, top, across, down in ADAM7 if interlaced else ((0, 0, 1, 1),):
-        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
-        missing += rows * (1 + -(-columns * bits // 8)) if columns > 0 and rows > 0 else 0
-    inflater, data = zlib.decompressobj(), b"".join(d for kind, d in parts if kind == b"IDAT")
-    while missing > 0 and (block := inflater.decompress(data, 2**22)):
-        missing, data = missing - len(block), inflater.unconsumed_tail
-    return missing <= 0
-
-
-@contextmanager
-def _opened(path, encoded):
-    """`with _opened(...) as picture`: a decoded Pillow image; every failure is a UserError."""
-    if encoded is None:
-        _require_file(path)
-    try:
-        content = read_bytes(path) if encoded is None else encoded
-        parts = png_parts(content) if content[:8] == PNG_START else ()
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{width}x{height}")
-            picture.load()
-            # rows that are missing are zeros; so may be those of a mask, which takes a closer look
-            last = np.asarray(picture.crop((0, height - 1, width, height)))
-            if parts and (parts[0][1][12] or not last.any()) and not has_all_rows(parts):
-                raise ValueError("it holds fewer rows of pixels than it says")
-    except UserError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise UserError(
-            f"{path} is too large ({error}): pictures of at most {MAX_PIXELS} pixels are opened. "
-            "Cut it into tiles."
-        ) from None
-    except UnidentifiedImageError:
-        raise UserError(
-            f"cannot read {path}: it is no whole picture of the kinds {', '.join(FORMATS)}. "
-            "Replace or remove the file."
-        ) from None
-    except Exception as error:  # Pillow reports damage by many types
-        error = "it is cut" if isinstance(error, struct.error) else error
-        raise UserError(f"cannot read {path}: {error}. Replace or remove the file.") from None
-    yield picture
 
 
 def require_same_size(image, mask, image_path, mask_path):
@@ -197,3 +87,82 @@ def require_same_size(image, mask, image_path, mask_path):
             f"mask {mask_path} is {mask_width}x{mask_height}, but its image {image_path} is "
             f"{width}x{height} (width x height). Resize the mask with nearest neighbour."
         )
+
+
+def _decode(path, encoded):
+    """The file as a decoded Pillow image; every failure is a UserError."""
+    if encoded is None:
+        _require_file(path)
+    try:
+        content = read_bytes(path) if encoded is None else encoded
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            size = image.size
+            if size[0] * size[1] > MAX_PIXELS:
+                raise Image.DecompressionBombError("{}x{}".format(*size))
+            # load() skips the checksums of a PNG's pixel data: of all single-bit errors in small
+            # masks and images, up to 11 % changed pixels without an exception.
+            image.verify()
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:  # verify() ended the first
+            image.load()
+        if image.format == "PNG" and _may_lack_rows(image) and not has_all_rows(content, size):
+            raise ValueError("it has fewer rows of pixels than its header declares")
+        return image
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{path} is too large ({error}): images have at most {MAX_PIXELS} pixels. Cut it into "
+            "tiles."
+        ) from None
+    except UnidentifiedImageError:
+        raise UserError(
+            f"cannot read {path}: it is not a complete image in one of the formats "
+            f"{', '.join(FORMATS)}. Replace or remove the file."
+        ) from None
+    except Exception as error:  # Pillow raises many types on damaged files
+        raise UserError(f"cannot read {path}: {error}. Replace or remove the file.") from None
+
+
+def _require_file(path):
+    """UserError for a folder, and for a pipe, which a read would wait for."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path} is not a file. Remove it.")
+
+
+# ---- missing rows of a PNG, which Pillow fills with zeros ----------------------------------------
+
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+ADAM7 = (  # the passes of an interlaced PNG: first column, first row, step right, step down
+    (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
+)  # fmt: skip
+
+
+def _may_lack_rows(image):
+    """Whether the last row is zero, as a complete mask's may be too, or rows come interlaced."""
+    width, height = image.size
+    last_row = np.asarray(image.crop((0, height - 1, width, height)))
+    return bool(image.info.get("interlace")) or not last_row.any()
+
+
+def has_all_rows(content: bytes, size: tuple[int, int]) -> bool:
+    """Whether a PNG, whose checksums hold, has data for all pixels of its (width, height)."""
+    (width, height), (header, data) = size, _png_data(content)
+    depth, colour, _, _, interlaced = header[8:13]
+    bits, missing = depth * PNG_CHANNELS[colour], 0
+    for left, top, across, down in ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        missing += rows * (1 + -(-columns * bits // 8)) if columns > 0 and rows > 0 else 0
+    inflater = zlib.decompressobj()
+    while missing > 0 and (block := inflater.decompress(data, 2**22)):
+        missing, data = missing - len(block), inflater.unconsumed_tail
+    return missing <= 0
+
+
+def _png_data(content):
+    """(header, compressed pixels) of a PNG whose checksums hold."""
+    chunks, start, kind = defaultdict(list), 8, b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", content, start)
+        chunks[kind].append(content[start + 8 : start + 8 + length])
+        start += 12 + length
+    return chunks[b"IHDR"][0], b"".join(chunks[b"IDAT"])

@@ -85,7 +85,7 @@ def _free(name: str, taken: set[str]) -> str:
 
 def read_upright(path: str) -> np.ndarray:
     """A file as uint8[H,W,3], turned as its EXIF orientation says; UserError when it cannot be."""
-    return read_image(path, turned=True)
+    return read_image(path, apply_orientation=True)
 
 
 def _is_path(item):

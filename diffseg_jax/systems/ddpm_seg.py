@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from diffseg_jax.config.options import FIT
 from diffseg_jax.config.schema import Flag, Number, Several, Text
-from diffseg_jax.data.images import array_of
+from diffseg_jax.data.npy import array_from
 from diffseg_jax.devices.mesh import batch_sharding
 from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.bounds import LOSSES, training_losses
@@ -388,7 +388,7 @@ def read_noise(path: str, shape: tuple[int, ...]) -> np.ndarray:
     A first axis of one draw may be missing. Raises UserError for a file without such an array.
     """
     try:
-        noise = array_of(read_bytes(path))
+        noise = array_from(read_bytes(path))
     except Exception as error:  # numpy reports damage by many types
         raise UserError(
             f"cannot read features.noise_file {path}: {shortened(str(error), 200)}. "

@@ -1,0 +1,41 @@
+"""Arrays in .npy files, read without running code from them and without copying."""
+
+import io
+
+import numpy as np
+
+from diffseg_jax.errors import UserError, shortened
+from diffseg_jax.storage.paths import read_bytes
+
+HEADER_READERS = {  # by version of the format
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+def read_npy(path, what: str) -> np.ndarray:
+    """The array in a .npy file, read-only; a UserError calls the file `what`."""
+    try:
+        return array_from(read_bytes(path))
+    except Exception as error:  # numpy raises many types on damaged files
+        raise UserError(
+            f"cannot read {what} {path}: {shortened(str(error), 200)}. "
+            "Write it again with numpy.save."
+        ) from None
+
+
+def array_from(content: bytes) -> np.ndarray:
+    """The array in the bytes of a .npy file: a read-only view of them.
+
+    Raises exceptions of various types for other bytes, for Python objects, and where the number of
+    bytes does not match the header.
+    """
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    if version not in HEADER_READERS:
+        raise ValueError(f"version {version} of the format holds no plain array")
+    shape, fortran, dtype = HEADER_READERS[version](file)
+    data = memoryview(content)[file.tell() :]
+    if dtype.hasobject or min(shape, default=1) < 1:
+        raise ValueError(f"{len(data)} bytes are not an array of {dtype} {list(shape)}")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
