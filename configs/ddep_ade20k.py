@@ -4,6 +4,9 @@ python -m diffseg_jax.main --config=configs/ddep_ade20k.py --workdir=runs/ddep_a
     --config.data.path=ADEChallengeData2016 --config.unlabelled.path=imagenet21k \
     --config.weights=R50+ViT-B_16.npz
 
+Presets: ddep (default) trains the decoder in pretraining, dep the whole network without
+--config.weights; none and supervised skip pretraining.
+
 Pretraining does not depend on the labelled set; this takes it from another run:
     --config.run="('finetune',)" --config.stages.finetune.start=runs/a/checkpoints/pretrain
 Time, reckoned and not measured, at 100 TFLOP/s sustained by a device: pretraining 15 device-days,
@@ -19,8 +22,10 @@ Ours, as nobody states them: batch size, steps and weight decay of fine-tuning.
 
 from ml_collections import config_dict
 
+PRESETS = ("none", "supervised", "dep", "ddep")
 
-def get_config():
+
+def get_config(preset="ddep"):
     c = config_dict.ConfigDict()
     c.system = "ddep"
     c.seed = 0
@@ -39,7 +44,7 @@ def get_config():
         threads=16, workers=0, cache=False,
     )
 
-    c.pretrain = "ddep"                   # none | supervised | dep | ddep
+    c.pretrain = preset
     c.weights = ""                        # R50+ViT-B_16.npz of ImageNet-21k
     c.noise = dict(
         kind="scaled", low=0.22, high=0.22,           # (x + sigma eps) / sqrt(1 + sigma^2)

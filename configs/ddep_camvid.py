@@ -3,6 +3,9 @@
 python -m diffseg_jax.main --config=configs/ddep_camvid.py --workdir=runs/camvid \
     --config.data.path=camvid --config.unlabelled.path=camvid
 
+Presets: dep (default) trains the whole network in pretraining, ddep the decoder alone; none and
+supervised skip pretraining.
+
 The folder holds images/{train,val} and masks/{train,val}. The pictures are seen at a third of
 their size (120 x 160 of 360 x 480) by a narrow network; all 367 training images serve as
 unlabelled ones, 1/8 of them (46) keep their labels. Time and result on two CPU cores:
@@ -12,8 +15,10 @@ here is ours, none the papers'.
 
 from ml_collections import config_dict
 
+PRESETS = ("none", "supervised", "dep", "ddep")
 
-def get_config():
+
+def get_config(preset="dep"):
     c = config_dict.ConfigDict()
     c.system = "ddep"
     c.seed = 0
@@ -31,7 +36,7 @@ def get_config():
         threads=2, workers=0, cache=True,
     )
 
-    c.pretrain = "dep"                    # none | supervised | dep | ddep
+    c.pretrain = preset
     c.weights = ""
     c.noise = dict(
         kind="scaled", low=0.22, high=0.22, uniform_in="sigma", target="noise", condition=False,

@@ -4,6 +4,9 @@ python -m diffseg_jax.main --config=configs/ddep_cityscapes.py --workdir=runs/dd
     --config.data.path=cityscapes --config.unlabelled.path=imagenet21k \
     --config.weights=R50+ViT-B_16.npz
 
+Presets: ddep (default) trains the decoder in pretraining, dep the whole network without
+--config.weights; none and supervised skip pretraining.
+
 Time, reckoned and not measured, at 100 TFLOP/s sustained by a device: pretraining (100 epochs of
 ImageNet-21k) 1.3e20 operations, 15 device-days; fine-tuning 3.5e18, 10 device-hours.
 Result: none can be promised; no number of the papers could be confirmed.
@@ -17,8 +20,10 @@ Ours, as nobody states them: batch size, steps and weight decay of fine-tuning.
 
 from ml_collections import config_dict
 
+PRESETS = ("none", "supervised", "dep", "ddep")
 
-def get_config():
+
+def get_config(preset="ddep"):
     c = config_dict.ConfigDict()
     c.system = "ddep"
     c.seed = 0
@@ -37,7 +42,7 @@ def get_config():
         threads=16, workers=0, cache=False,
     )
 
-    c.pretrain = "ddep"                   # none | supervised | dep | ddep
+    c.pretrain = preset
     c.weights = ""                        # R50+ViT-B_16.npz of ImageNet-21k
     c.noise = dict(
         kind="scaled", low=0.22, high=0.22,           # (x + sigma eps) / sqrt(1 + sigma^2)

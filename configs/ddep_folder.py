@@ -3,6 +3,9 @@
 python -m diffseg_jax.main --config=configs/ddep_folder.py --workdir=runs/mine \
     --config.data.path=mine --config.unlabelled.path=mine
 
+Presets: dep (default) trains the whole network in pretraining, ddep the decoder alone; none and
+supervised skip pretraining.
+
 Class names and colours stand in mine/classes.json; without it, give their number with
 --config.data.options.num_classes=3. Every label is used, and all pictures of the training split
 serve as unlabelled ones; --config.unlabelled.path may name any other folder of pictures. Pictures
@@ -13,8 +16,10 @@ depend on your pictures. Every number here is ours, none the papers'.
 
 from ml_collections import config_dict
 
+PRESETS = ("none", "supervised", "dep", "ddep")
 
-def get_config():
+
+def get_config(preset="dep"):
     c = config_dict.ConfigDict()
     c.system = "ddep"
     c.seed = 0
@@ -32,7 +37,7 @@ def get_config():
         threads=2, workers=0, cache=True,
     )
 
-    c.pretrain = "dep"                    # none | supervised | dep | ddep
+    c.pretrain = preset
     c.weights = ""
     c.noise = dict(
         kind="scaled", low=0.22, high=0.22, uniform_in="sigma", target="noise", condition=False,

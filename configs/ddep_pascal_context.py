@@ -4,6 +4,9 @@ python -m diffseg_jax.main --config=configs/ddep_pascal_context.py --workdir=run
     --config.data.path=VOCdevkit/VOC2010 --config.unlabelled.path=imagenet21k \
     --config.weights=R50+ViT-B_16.npz
 
+Presets: ddep (default) trains the decoder in pretraining, dep the whole network without
+--config.weights; none and supervised skip pretraining.
+
 Which of 59 and 60 classes the papers count is unconfirmed; results.json names the classes counted.
 Time, reckoned and not measured, at 100 TFLOP/s sustained by a device: pretraining 15 device-days,
 fine-tuning (20,000 steps of 16 crops, 3.2e17 operations) 1 device-hour.
@@ -18,8 +21,10 @@ Ours, as nobody states them: batch size, steps and weight decay of fine-tuning.
 
 from ml_collections import config_dict
 
+PRESETS = ("none", "supervised", "dep", "ddep")
 
-def get_config():
+
+def get_config(preset="ddep"):
     c = config_dict.ConfigDict()
     c.system = "ddep"
     c.seed = 0
@@ -38,7 +43,7 @@ def get_config():
         threads=16, workers=0, cache=False,
     )
 
-    c.pretrain = "ddep"                   # none | supervised | dep | ddep
+    c.pretrain = preset
     c.weights = ""                        # R50+ViT-B_16.npz of ImageNet-21k
     c.noise = dict(
         kind="scaled", low=0.22, high=0.22,           # (x + sigma eps) / sqrt(1 + sigma^2)

@@ -2,6 +2,9 @@
 
 python -m diffseg_jax.main --config=configs/ddep_scenes.py --workdir=runs/scenes
 
+Presets: dep (default) trains the whole network in pretraining, ddep the decoder alone; none and
+supervised skip pretraining.
+
 A narrow TransUNet learns to remove noise from 400 unlabelled scenes, then to segment them from 24
 labelled ones; `scratch` is the same without the first part. As no pretrained encoder comes with the
 package, the encoder learns too (pretrain="dep"); "ddep" freezes it, which pays with the weights of
@@ -11,8 +14,10 @@ number here is ours, chosen for the time it takes; none is the papers'.
 
 from ml_collections import config_dict
 
+PRESETS = ("none", "supervised", "dep", "ddep")
 
-def get_config():
+
+def get_config(preset="dep"):
     c = config_dict.ConfigDict()
     c.system = "ddep"
     c.seed = 0
@@ -31,7 +36,7 @@ def get_config():
         threads=2, workers=0, cache=True,
     )
 
-    c.pretrain = "dep"
+    c.pretrain = preset
     c.weights = ""
     c.noise = dict(
         kind="scaled", low=0.22, high=0.22, uniform_in="sigma", target="noise", condition=False,

@@ -4,9 +4,9 @@ python -m diffseg_jax.main --config=configs/ddp_ade20k.py:swin_t \
     --workdir=runs/ddp_ade20k --config.data.path=ADEChallengeData2016 \
     --config.weights=swin_tiny_patch4_window7_224.pth
 
-Names: swin_t, swin_s, swin_b, swin_l. Weights are the ImageNet files of Swin's authors or the
-safetensors of the Hugging Face hub: 1k of 224 pixels, 22k of 384 pixels for Swin-L. Swin-B has
-windows of 12 and starts from a file of windows of 7, whose tables are enlarged.
+Presets: swin_t (default), swin_s, swin_b, swin_l. Weights are the ImageNet files of Swin's authors
+or the safetensors of the Hugging Face hub: 1k of 224 pixels, 22k of 384 pixels for Swin-L. Swin-B
+has windows of 12 and starts from a file of windows of 7, whose tables are enlarged.
 
 Time, reckoned and not measured, at 100 TFLOP/s sustained by a device: 160,000 steps of 16 crops
 through Swin-T, forward and backward, are 1.9e18 operations, 5 device-hours.
@@ -27,14 +27,13 @@ BACKBONES = dict(
     swin_l=dict(SWIN, channels=(192, 384, 768, 1536), depths=(2, 2, 18, 2), heads=(6, 12, 24, 48),
                 window=12),
 )
+PRESETS = tuple(BACKBONES)
 # The norms of the backbone alone are not decayed: in the original the decoder's are, by the order
 # in which its rules match, and so are the neck's.
 NO_DECAY = (r"backbone\..*norm",)
 
 
-def get_config(name="swin_t"):
-    if name not in BACKBONES:
-        raise ValueError(f"unknown preset {name}; known: {', '.join(BACKBONES)}")
+def get_config(preset="swin_t"):
     c = config_dict.ConfigDict()
     c.system = "ddp"
     c.seed = 0
@@ -51,7 +50,7 @@ def get_config(name="swin_t"):
     c.weights = ""                        # of the backbone, or an official DDP checkpoint
     c.new_head = False                    # True: other classes than the start has
     c.model = dict(
-        BACKBONES[name], down_epsilon=1e-5, width=256, layers=6, decoder_heads=8, points=4,
+        BACKBONES[preset], down_epsilon=1e-5, width=256, layers=6, decoder_heads=8, points=4,
         mlp=1024, groups=32, auxiliary_dropout=0.1,
     )
     c.diffusion = dict(                   # t ~ U[0, high); loss + auxiliary x that head's loss

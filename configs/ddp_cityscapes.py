@@ -4,10 +4,11 @@ python -m diffseg_jax.main --config=configs/ddp_cityscapes.py:convnext_t \
     --workdir=runs/ddp_cityscapes --config.data.path=cityscapes \
     --config.weights=convnext_tiny_1k_224_ema.pth
 
-Names: convnext_t, _s, _b, _l; swin_t, _s, _b, _l; convnext_t_aligned and convnext_l_aligned, which
-go on with 5,000 steps of self-aligned denoising and are then asked with ten steps. Weights are the
-ImageNet files of the backbones' authors or the safetensors of the Hugging Face hub: 1k of 224
-pixels, but 22k for ConvNeXt-L, and 22k of 384 pixels for Swin-L.
+Presets: convnext_t (default), convnext_s, convnext_b, convnext_l, swin_t, swin_s, swin_b, swin_l;
+convnext_t_aligned and convnext_l_aligned continue with 5,000 steps of self-aligned denoising and
+then predict in ten steps. Weights are the ImageNet files of the backbones' authors or the
+safetensors of the Hugging Face hub: 1k of 224 pixels, but 22k for ConvNeXt-L, and 22k of 384 pixels
+for Swin-L.
 
 Time, reckoned and not measured, at 100 TFLOP/s sustained by a device: 160,000 steps of 16 crops
 through ConvNeXt-T, forward and backward, are 3.7e18 operations, 10 device-hours; ConvNeXt-L takes
@@ -35,6 +36,7 @@ BACKBONES = dict(
                 window=12),
 )
 ALIGNED = ("convnext_t_aligned", "convnext_l_aligned")
+PRESETS = (*BACKBONES, *ALIGNED)
 # The norms of the backbone alone are not decayed: in the original the decoder's are, by the order
 # in which its rules match, and so are the neck's and those between the stages of ConvNeXt.
 NO_DECAY = dict(
@@ -43,11 +45,9 @@ NO_DECAY = dict(
 )
 
 
-def get_config(name="convnext_t"):
-    if name not in (*BACKBONES, *ALIGNED):
-        raise ValueError(f"unknown preset {name}; known: {', '.join((*BACKBONES, *ALIGNED))}")
-    aligned = name in ALIGNED
-    backbone = BACKBONES[name.removesuffix("_aligned")]
+def get_config(preset="convnext_t"):
+    aligned = preset in ALIGNED
+    backbone = BACKBONES[preset.removesuffix("_aligned")]
     c = config_dict.ConfigDict()
     c.system = "ddp"
     c.seed = 0

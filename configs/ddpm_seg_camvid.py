@@ -7,7 +7,7 @@ The folder holds images/{train,val} and masks/{train,val}. First the diffusion m
 ddpm_camvid.py learns from the 367 unlabelled pictures, then ten classifiers from the pixels of 20
 labelled ones; with a trained model at hand, --config.run="('fit',)" and
 --config.stages.fit.start=runs/ddpm_camvid/checkpoints/pretrain. Expected:
-.docs/ddpm_seg.md. The published size is in ddpm_seg_bedroom28.py; every number here is ours.
+.docs/ddpm_seg.md. The published size is in ddpm_seg_published.py; every number here is ours.
 """
 
 from ml_collections import config_dict

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from diffseg_jax import main
-from diffseg_jax.config.files import read_config
+from diffseg_jax.config.files import MOVED, read_config
 from diffseg_jax.config.schema import (
     Flag,
     Named,
@@ -27,13 +27,45 @@ TINY = Path(__file__).parent / "configs" / "tiny_ddep.py"
 CONFIGS = sorted(Path(__file__).parents[1].glob("configs/*.py"))
 
 
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_of_ours_is_valid(file, tmp_path):
-    config = runpy.run_path(str(file))["get_config"]()
+EVERY = [  # each config file alone and with each of its presets
+    f"{file}{preset}"
+    for file in CONFIGS
+    for preset in ("", *(f":{name}" for name in runpy.run_path(str(file)).get("PRESETS", ())))
+]
+
+
+@pytest.mark.parametrize("given", EVERY, ids=lambda given: Path(given).name)
+def test_every_config_and_preset_is_valid(given, tmp_path):
+    config = read_config(given)
     if any(stage.start == "weights" for stage in config.stages.values()) and not config.weights:
-        config.weights = str(tmp_path / "official.pt")  # which is the user's to name
+        config.weights = str(tmp_path / "official.pt")  # users name the file
         Path(config.weights).touch()
     check_config(config)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_names_its_command_and_its_presets(file):
+    content = runpy.run_path(str(file))
+    text = content["__doc__"]
+    assert f"python -m diffseg_jax.main --config=configs/{file.name}" in text
+    assert [name for name in content.get("PRESETS", ()) if name not in text] == []
+
+
+@pytest.mark.parametrize("old, new", MOVED.items(), ids=MOVED)
+def test_an_old_file_name_is_still_accepted(old, new, capsys):
+    folder = CONFIGS[0].parent
+    assert read_config(str(folder / old)) == read_config(str(folder / new))
+    assert capsys.readouterr().err == (
+        f"warning: {folder / old} is now {folder / new}. Give --config={folder / new}; the next "
+        "version refuses the old name.\n"
+    )
+
+
+def test_an_unknown_preset_is_answered_with_the_known_ones():
+    with pytest.raises(UserError) as error:
+        read_config(str(TINY.parents[2] / "configs/ddep_cityscapes.py:ddp"))
+    assert 'cityscapes.py "ddp". Known: ddep, dep, none, ' in str(error.value)
+    assert str(error.value).endswith('Did you mean "ddep"?')
 
 
 def test_the_tiny_config_is_valid(tiny_config):

@@ -6,10 +6,23 @@ import runpy
 import sys
 from collections.abc import Iterable
 
-from diffseg_jax.errors import LONGEST_VALUE, UserError, hint, shortened, shown
+from diffseg_jax.errors import LONGEST_VALUE, UserError, hint, require_known, shortened, shown
 
 # Config files of version 0.1.0 -> what took their place. The old names end with version 0.2.
-MOVED: dict[str, str] = {}
+MOVED = {
+    "dep_cityscapes.py": "ddep_cityscapes.py:dep",
+    "ddpm_ffhq.py": "ddpm_published.py:ffhq",
+    "ddpm_imagenet64.py": "ddpm_published.py:imagenet64",
+    "ddpm_lsun_bedroom.py": "ddpm_published.py:lsun_bedroom",
+    "ddpm_lsun_cat.py": "ddpm_published.py:lsun_cat",
+    "ddpm_lsun_horse.py": "ddpm_published.py:lsun_horse",
+    "ddpm_seg_ade_bedroom30.py": "ddpm_seg_published.py:ade_bedroom30",
+    "ddpm_seg_bedroom28.py": "ddpm_seg_published.py:bedroom28",
+    "ddpm_seg_cat15.py": "ddpm_seg_published.py:cat15",
+    "ddpm_seg_celeba19.py": "ddpm_seg_published.py:celeba19",
+    "ddpm_seg_ffhq34.py": "ddpm_seg_published.py:ffhq34",
+    "ddpm_seg_horse21.py": "ddpm_seg_published.py:horse21",
+}
 BOOLEANS = {
     "true": True, "t": True, "yes": True, "1": True,
     "false": False, "f": False, "no": False, "0": False,
@@ -37,11 +50,19 @@ def read_config(given: str, overrides: Iterable[tuple[str, str | bool]] = ()):
 
 
 def run_config(given: str):
-    """What get_config() of "file.py" returns, or get_config("preset") of "file.py:preset"."""
+    """What get_config() of "file.py" returns, or get_config("preset") of "file.py:preset".
+
+    A file that lists its PRESETS is only asked for one of them.
+    """
     file, colon, preset = present(given).partition(":")
     try:
-        config = runpy.run_path(file)["get_config"](*([preset] if preset else []))
+        content = runpy.run_path(file)
+        if preset and "PRESETS" in content:
+            require_known(preset, content["PRESETS"], f"preset of {file}")
+        config = content["get_config"](*([preset] if preset else []))
         config.to_dict()
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"config file {given}: {error}.") from None
     except Exception as error:  # whatever the user's own program raises

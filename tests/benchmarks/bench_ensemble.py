@@ -44,7 +44,7 @@ BATCH = 64  # pixels of a member, of the recipe "paper" and in torch_ensemble.py
 CALLS = 5  # of 32 steps
 PICTURES = dict(step=20, fit=50, memory=50)
 HERE = Path(__file__).parent
-CONFIG = HERE.parents[1] / "configs" / "ddpm_seg_bedroom28.py"
+CONFIG = HERE.parents[1] / "configs" / "ddpm_seg_published.py"
 
 
 # --- our side, in a process of its own ------------------------------------------------------------

@@ -21,7 +21,7 @@ from diffseg_jax.systems import ddpm_seg
 from diffseg_jax.training import loop, resources
 from diffseg_jax.training.optimizer import make_optimizer
 
-CONFIG = Path(__file__).parents[2] / "configs" / "ddpm_lsun_bedroom.py"
+CONFIG = Path(__file__).parents[2] / "configs" / "ddpm_published.py"
 
 
 def stage_of(config):
