@@ -210,7 +210,7 @@ def refused(config, workdir):
     "path, value, parts",
     [
         ("system", "ddepp", ['unknown system "ddepp"', 'Did you mean "ddep"?']),
-        ("data.source", "camvit", ['unknown dataset "camvit"', 'Did you mean "camvid"?']),
+        ("data.source", "camvit", ['unknown data set "camvit"', 'Did you mean "camvid"?']),
         ("data.path", "/nowhere", ["/nowhere is not a folder", "images/<split>"]),
         ("data.train", "trian", ["trian is not a folder", "train, val"]),
         ("data.count", 7, ["count is 7, but there are 6"]),

@@ -3,24 +3,23 @@
 from diffseg_jax.config.schema import Flag, Named, Number, Pattern, Several, Some, Text
 
 SIZE = Several(Number(int, 0, 65536), 2)
+SOURCE_OPTIONS = {  # the functions in data/sources.py SOURCES name those that each data set reads
+    "size": Several(Number(int, 0, 4096), 2),  # scenes: (height, width) in pixels
+    "images": Number(int, 0),  # scenes: how many
+    "seed": Number(int, 0),  # scenes: of the drawing; data sets on disk accept and ignore it
+    "num_classes": Number(int, 0, 65535),  # folder, tfds: unless listed; pascal_context: 59 or 60
+    "raw_459": Flag(),  # pascal_context: the masks hold the raw 459 ids
+    "image_key": Text(),  # tfds: name of the image feature; "" finds it
+    "mask_key": Text(),  # tfds: name of the mask feature; "" finds it
+    "label_key": Text(),  # tfds: name of the feature that becomes "class"; "" for none
+    "classes": Text(),  # unlabelled: "prefix" (cat_1.jpg) or "folder" is the class, "" none
+    "ignore": Several(Number(int, 0, 65535)),  # folder: ids on disk that become 255, unscored
+    "square": Number(int, 0, 16384),  # any: side of the square cut from each image; 0 for none
+}
 DATA = {
     "source": Text(),
     "path": Text(),
-    "options": Some(  # what sources read beyond their path; which of them, open_source knows
-        {
-            "size": Several(Number(int, 0, 4096), 2),
-            "images": Number(int, 0),
-            "seed": Number(int, 0),
-            "num_classes": Number(int, 0, 65535),
-            "raw_459": Flag(),
-            "image_key": Text(),
-            "mask_key": Text(),
-            "label_key": Text(),
-            "classes": Text(),
-            "ignore": Several(Number(int, 0, 65535)),
-            "square": Number(int, 0, 16384),
-        }
-    ),
+    "options": Some(SOURCE_OPTIONS),
     "threads": Number(int, 1, 1024),
     "workers": Number(int, 0, 1024),
     "cache": Flag(),

@@ -1,79 +1,79 @@
-"""What --mode=prepare leaves beside the files of TFDS in a folder."""
+"""What `--mode=prepare` writes into a folder beside the files of TFDS, read back.
+
+prepared.json names the data set, the options and the labels that the folder was made from.
+"""
 
 import json
 
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage.paths import open_path, reachable
 
-# Beside TFDS's files in a folder that --mode=prepare wrote: what it was made from and how.
-PREPARED = "prepared.json"
-
-NAMES = "names-{split}.json"  # names of the examples of a split in order, a list
-
-NO_SPLIT = "pictures"  # what the split of sources that need none is called there
+PREPARED_FILE = "prepared.json"
+NAMES_FILE = "names-{split}.json"  # a list: the names of the examples of a split, in order
+NO_SPLIT = "pictures"  # the split of a prepared folder whose data set has no splits
 
 
-def stated(options):
-    """Those of the options that are not empty, as tuples, numbers and text; ids once each."""
+def non_empty(options):
+    """The options that are not empty; lists become tuples, and ids to ignore are unique."""
     values = {
         key: tuple(value) if isinstance(value, (list, tuple)) else value
         for key, value in options.items()
     }
-    if "ignore" in values:  # (0, 0) would read as no size
+    if "ignore" in values:  # (0, 0) would look like an empty size
         values["ignore"] = tuple(dict.fromkeys(values["ignore"]))
     return {key: value for key, value in values.items() if value not in ("", 0, (0, 0), ())}
 
 
-def still_to_do(folder, given, seed, square):
-    """(options, square) without those that --mode=prepare applied when it wrote the folder.
+def without_applied(folder, options, seed, square):
+    """(options, square) without those that `--mode=prepare` applied when it wrote the folder.
 
-    So a config reads what was prepared from it when nothing but its source is changed. Raises
-    UserError for an option that the folder was prepared with another value of.
+    So a config whose source alone is changed to the prepared folder reads the same examples. Raises
+    UserError for an option whose value differs from the one that the folder was prepared with.
     """
-    file = open_path(folder) / PREPARED
+    file = open_path(folder) / PREPARED_FILE
     with reachable(file):
         if not file.exists():
-            return given, square
-    made = _read_json(file, dict).get("options")
-    if not isinstance(made, dict):
-        raise UserError(f"{file} has no options. Copy or prepare the folder again, whole.")
-    made = stated(made)
-    for key, value in (given | stated({"seed": seed, "square": square})).items():
-        if key in made and made[key] != value:
+            return options, square
+    applied = read_json(file, dict).get("options")
+    if not isinstance(applied, dict):
+        raise UserError(f"{file} has no options. Copy or prepare the folder again.")
+    applied = non_empty(applied)
+    for key, value in (options | non_empty({"seed": seed, "square": square})).items():
+        if key in applied and applied[key] != value:
             raise UserError(
-                f"{folder} was prepared with {key}={made[key]}, but {key}={value} is given. Give "
-                "the same value, or prepare another folder."
+                f"{folder} was prepared with {key}={applied[key]}, but {key}={value} is given. "
+                "Give the same value, or prepare another folder."
             )
-    left = {key: value for key, value in given.items() if key not in made}
-    return left, 0 if "square" in made else square
+    remaining = {key: value for key, value in options.items() if key not in applied}
+    return remaining, 0 if "square" in applied else square
 
 
-def listed_names(builder, split, whole):
-    """The names of the examples of `split`, which is `whole` or a slice of it, as prepared."""
+def listed_names(builder, split, base):
+    """The names of the examples of `split`, which is `base` or a slice of it."""
     import tensorflow_datasets as tfds
 
-    file = open_path(builder.data_dir) / NAMES.format(split=whole)
-    names, count = _read_json(file, list), builder.info.splits[whole].num_examples
+    file = open_path(builder.data_dir) / NAMES_FILE.format(split=base)
+    names, count = read_json(file, list), builder.info.splits[base].num_examples
     if not all(isinstance(name, str) for name in names) or len(set(names)) != count:
         raise UserError(
             f"{file} does not list the different names of {count} examples. Copy or prepare the "
-            "folder again, whole."
+            "folder again."
         )
     parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
     return tuple(name for part in parts for name in names[part.from_ : part.to])
 
 
-def _read_json(file, kind):
+def read_json(file, expected: type):
     """The list or dict in a file of a prepared folder; UserError for anything else."""
     with reachable(file):
         try:
             content = json.loads(file.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(
-                f"cannot read {file}: {error}. Copy or prepare the folder again, whole."
+                f"cannot read {file}: {error}. Copy or prepare the folder again."
             ) from None
-    if not isinstance(content, kind):
+    if not isinstance(content, expected):
         raise UserError(
-            f"{file} holds no {kind.__name__}. Copy or prepare the folder again, whole."
+            f"{file} does not hold a {expected.__name__}. Copy or prepare the folder again."
         )
     return content

@@ -1,12 +1,12 @@
-"""Drawn scenes as a source."""
+"""Drawn street scenes as a data set."""
 
 from dataclasses import dataclass
 
 from diffseg_jax.data.labels import Labels
+from diffseg_jax.data.scenes import NAMES, PALETTE, draw_scene
 from diffseg_jax.errors import UserError, choose
 
-# First index of a split: pictures are functions of (seed, index), so the splits never share one.
-SCENE_SPLITS = {"train": 0, "val": 10_000_000, "test": 20_000_000}
+FIRST_SCENE = {"train": 0, "val": 10_000_000, "test": 20_000_000}  # so that no split shares one
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,17 @@ class SceneSource:
         return len(self.names)
 
     def __getitem__(self, index):
-        from diffseg_jax.data.scenes import draw_scene
-
-        place = range(len(self))[index]  # also negative; IndexError beyond
-        scene = draw_scene(self.seed, self.first + place, self.height, self.width)
-        return scene | {"name": self.names[place]}
+        index = range(len(self))[index]  # allows negative ones; IndexError beyond the end
+        scene = draw_scene(self.seed, self.first + index, self.height, self.width)
+        return scene | {"name": self.names[index]}
 
 
 def open_scenes(split, *, images=0, size=(0, 0), seed=0):
-    from diffseg_jax.data.scenes import NAMES, PALETTE
-
-    first = choose(SCENE_SPLITS, split, "split of scenes")
-    if not 0 < images <= SCENE_SPLITS["val"]:
+    """SceneSource of `images` scenes of `size` (height, width); UserError without either."""
+    first = choose(FIRST_SCENE, split, "split of scenes")
+    if not 0 < images <= FIRST_SCENE["val"]:
         raise UserError(
-            f"images is {images}, but scenes draws 1 to {SCENE_SPLITS['val']} of them. Try "
+            f"images is {images}, but scenes draws 1 to {FIRST_SCENE['val']} of them. Try "
             "images=1000."
         )
     if len(size) != 2 or min(size) < 1:
@@ -47,5 +44,5 @@ def open_scenes(split, *, images=0, size=(0, 0), seed=0):
             f"size is {size}, but scenes needs (height, width) in pixels. Try size=(96, 128)."
         )
     names = tuple(f"{split}_{i:06d}" for i in range(images))
-    labels = Labels(tuple(NAMES), tuple(tuple(int(part) for part in colour) for colour in PALETTE))
+    labels = Labels(tuple(NAMES), tuple(tuple(map(int, colour)) for colour in PALETTE))
     return SceneSource(int(seed), first, *size, names, labels)

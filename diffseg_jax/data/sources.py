@@ -1,8 +1,9 @@
-"""SOURCES: every data set by name, and how each is opened."""
+"""SOURCES: every data set by name; open_source opens one split of a data set."""
 
 import inspect
 from functools import partial
 
+from diffseg_jax.config.options import SOURCE_OPTIONS
 from diffseg_jax.data.few_label_sets import FEW_LABEL_SETS, open_few_label_set
 from diffseg_jax.data.folder_source import open_folder, open_unlabelled
 from diffseg_jax.data.named_sets import (
@@ -11,13 +12,13 @@ from diffseg_jax.data.named_sets import (
     open_cityscapes,
     open_pascal_context,
 )
-from diffseg_jax.data.prepared import stated, still_to_do
+from diffseg_jax.data.prepared import non_empty, without_applied
 from diffseg_jax.data.scene_source import open_scenes
 from diffseg_jax.data.tfds import open_tfds
 from diffseg_jax.data.transforms import center_square
-from diffseg_jax.errors import UserError, choose
+from diffseg_jax.errors import UserError, choose, require_known
 
-DATASETS = {
+SOURCES = {  # name -> (split, *, options that it reads) -> source
     "scenes": open_scenes,
     "folder": open_folder,
     "unlabelled": open_unlabelled,
@@ -27,87 +28,52 @@ DATASETS = {
     "pascal_context": open_pascal_context,
     **{name: partial(open_few_label_set, name) for name in FEW_LABEL_SETS},
 }
+TFDS = "tfds:"
 
 
-def open_source(
-    name,
-    split,
-    *,
-    path="",
-    size=(0, 0),
-    images=0,
-    seed=0,
-    num_classes=0,
-    raw_459=False,
-    image_key="",
-    mask_key="",
-    label_key="",
-    classes="",
-    ignore=(),
-    square=0,
-):
-    """A random-access sequence over one split of the data set `name`, picklable, with no file open.
+def open_source(name, split, *, path="", square=0, **options):
+    """One split of the data set `name`: a random-access sequence, picklable, without open files.
 
-    source[i] is {"image": uint8[H,W,3], "mask": int32[H,W] with 255 = ignored, "name": str}; "mask"
-    is absent for unlabelled pictures, "depth" float32[H,W] in metres comes with scenes only, and
-    "class" int32 where `classes` or `label_key` say what each picture shows. Attributes: labels
+    source[i] is {"image": uint8[H,W,3], "mask": int32[H,W] with 255 = ignored, "name": str}.
+    Unlabelled images have no "mask". "depth", float32[H,W] in metres, comes with scenes only, and
+    "class", int32, where `classes` or `label_key` tell the class of an image. Attributes: labels
     (Labels or None), names (tuple of str, one per image), report (tuple of sentences about what
-    opening found), classes (tuple of str, the names of what "class" counts).
+    opening found), classes (tuple of str, the names of the values of "class").
 
-    name         a key of DATASETS, or tfds:<name or folder of a prepared data set>
-    split        train or val (test where there is one); unlabelled pictures may have none; the sets
-                 of few labels have train, test, and four of them ddpm
-    path         folder of the data; scenes need none
-    size         (height, width) of scenes, pixels
-    images       number of scenes
-    seed         of scenes; sets on disk do not read it
-    num_classes  folder and tfds sets without class names; pascal_context: 59 or 60
-    raw_459      pascal_context: the masks hold the raw 459 ids
-    image_key    tfds: name of the image feature, "" finds it; mask_key likewise
-    label_key    tfds: name of the feature that becomes "class", "" for none
-    classes      unlabelled: "prefix" takes the class from the file name, up to its first "_";
-                 "folder" from the folder that the file is in; "" for none
-    ignore       folder: ids on disk that become 255; those of classes keep their place, unscored
-    square       any set: side of the square that `center_square` makes of each picture, without its
-                 mask; 0 leaves pictures as they are
+    name     a key of SOURCES, or tfds:<name or folder of a prepared data set>
+    split    train or val (test where there is one), or "" for unlabelled images without splits; the
+             few-label sets have train and test, and four of them ddpm
+    path     folder of the data; scenes need none
+    square   side of the square that `center_square` makes of each image, without its mask; 0 leaves
+             images and masks as they are
+    options  those of config.options.SOURCE_OPTIONS that the data set reads
 
-    Raises UserError for unknown names, options that the set does not read, and whatever is wrong on
-    disk.
+    Raises UserError for unknown names, options that the data set does not read, and whatever is
+    wrong on disk.
     """
-    options = {
-        "path": str(path),
-        "size": tuple(size),
-        "images": images,
-        "num_classes": num_classes,
-        "raw_459": raw_459,
-        "image_key": image_key,
-        "mask_key": mask_key,
-        "label_key": label_key,
-        "classes": classes,
-        "ignore": ignore,
-    }
-    kind, colon, rest = str(name).partition(":")
-    prepared = kind == "tfds" and colon
-    opener = open_tfds if prepared else choose(DATASETS, name, "dataset")
-    read = set(inspect.signature(opener).parameters)
-    given = stated(options)
-    if prepared:
-        given, square = still_to_do(rest, given, seed, square)
-    for key, value in given.items():
-        if key not in read:
-            known = ", ".join(sorted(read & set(options) | {"square"}))
+    for key in options:
+        require_known(key, SOURCE_OPTIONS, "option of a data set")
+    seed = options.pop("seed", 0)
+    options = non_empty({"path": str(path), **options})
+    if str(name).startswith(TFDS):
+        folder = name.removeprefix(TFDS)
+        options, square = without_applied(folder, options, seed, square)
+        opener = partial(open_tfds, folder)
+    else:
+        opener = choose(SOURCES, name, "data set")
+    reads = set(inspect.signature(opener).parameters) - {"split"}
+    for key, value in options.items():
+        if key not in reads:
             raise UserError(
-                f"{key}={value} was given, but dataset {name} does not read it. Its options: "
-                f"{known}."
+                f"{key}={value} was given, but data set {name} does not read it. Its options: "
+                f"{', '.join(sorted(reads | {'square'}))}."
             )
-    if "seed" in read:
-        given["seed"] = seed
-    source = opener(rest, split, **given) if prepared else opener(split, **given)
-    return Squares(source, square) if square else source
+    source = opener(split, **options, **({"seed": seed} if "seed" in reads else {}))
+    return CroppedSquares(source, square) if square else source
 
 
-class Squares:
-    """The pictures of a source as squares of one size, without masks: to learn to draw them from.
+class CroppedSquares:
+    """The images of a source as squares of one size, without masks, for training image models.
 
     source[i] is {"image": uint8[side,side,3], "name": str}, and "class" where the source has it.
     """
@@ -123,5 +89,5 @@ class Squares:
 
     def __getitem__(self, index):
         example = self.source[index]
-        kept = {key: example[key] for key in ("name", "class") if key in example}
-        return {"image": center_square(example["image"], self.side), **kept}
+        rest = {key: example[key] for key in ("name", "class") if key in example}
+        return {"image": center_square(example["image"], self.side), **rest}

@@ -11,7 +11,7 @@ from diffseg_jax.data.images import read_ids, read_image, require_same_size
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.named_sets import CITYSCAPES, cityscapes_table
 from diffseg_jax.data.palette import distinct_colours, numbered_labels
-from diffseg_jax.data.prepared import NO_SPLIT, PREPARED, listed_names
+from diffseg_jax.data.prepared import NO_SPLIT, PREPARED_FILE, listed_names
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.storage.paths import in_bucket, open_path, reachable
 
@@ -155,7 +155,7 @@ def _prepared(name, path):
 
     folder = open_path(name)
     with reachable(folder):
-        whole, begun = ((folder / file).exists() for file in ("dataset_info.json", PREPARED))
+        whole, begun = ((folder / file).exists() for file in ("dataset_info.json", PREPARED_FILE))
     if whole:
         try:
             builder = tfds.builder_from_directory(folder)

@@ -30,7 +30,7 @@ from PIL import Image
 from diffseg_jax.config.schema import differing_lines
 from diffseg_jax.data.folder_source import FolderSource
 from diffseg_jax.data.pipeline import Cached
-from diffseg_jax.data.prepared import NAMES, NO_SPLIT, PREPARED, stated
+from diffseg_jax.data.prepared import NAMES_FILE, NO_SPLIT, PREPARED_FILE, non_empty
 from diffseg_jax.data.tfds import TfdsSource, encoded_depth
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError, counted
@@ -86,10 +86,10 @@ def prepare_part(config: ConfigDict, part: str, sources: dict[str, Sequence], fo
     plan = describe(config, part, sources)
     make_workdir(folder)
     whole = (folder / "dataset_info.json").exists()
-    if processes.is_first() and not (folder / PREPARED).exists():
+    if processes.is_first() and not (folder / PREPARED_FILE).exists():
         with scratch(folder) as place:
             shards = {split: shards_of(source) for split, source in sources.items()}
-            publish_json(plan | {"shards": shards}, place / PREPARED, folder / PREPARED)
+            publish_json(plan | {"shards": shards}, place / PREPARED_FILE, folder / PREPARED_FILE)
     processes.barrier(f"{part} planned")
     plan = same_plan(plan, folder)
     written, problem = 0, None
@@ -130,7 +130,7 @@ def describe(config: ConfigDict, part: str, sources: dict[str, Sequence]) -> dic
         {
             "source": data.source,
             "path": data.path,
-            "options": stated(data.options.to_dict()),
+            "options": non_empty(data.options.to_dict()),
             "labels": labels,
             "splits": names,
         }
@@ -149,11 +149,11 @@ def _digest(names):
 def same_plan(plan: dict, folder: Path) -> dict:
     """The plan in the folder, which knows the shards; UserError if it is another than `plan`."""
     try:
-        old = json.loads((folder / PREPARED).read_text())
+        old = json.loads((folder / PREPARED_FILE).read_text())
         shards = old.pop("shards")
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"cannot read {folder / PREPARED} ({error!r}), so what {folder} holds is unknown. "
+            f"cannot read {folder / PREPARED_FILE} ({error!r}), so what {folder} holds is unknown. "
             "Remove the folder, or take another --workdir."
         ) from None
     if lines := differing_lines(old, plan):
@@ -341,7 +341,7 @@ def finish(part, sources, folder, plan):
             shutil.rmtree(left, ignore_errors=True)
     with scratch(folder) as place:
         for split, source in sources.items():
-            name = NAMES.format(split=split)
+            name = NAMES_FILE.format(split=split)
             publish_json(list(source.names), place / name, folder / name)
         description = place / "description"
         description.mkdir()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffseg_jax.config.options import DATA
+from diffseg_jax.config.options import SOURCE_OPTIONS
 from diffseg_jax.data import images, named_sets
 from diffseg_jax.data.class_ids import id_table, to_classes
 from diffseg_jax.data.palette import distinct_colours
@@ -154,7 +154,7 @@ def test_zeros_are_ids_and_no_empty_option(tmp_path):
         assert source.labels.unscored == unscored
     camvid = open_source("camvid", "train", path=path)
     assert camvid.labels.unscored == ()
-    with pytest.raises(UserError, match=r"ignore=\(0,\) was given, but dataset camvid"):
+    with pytest.raises(UserError, match=r"ignore=\(0,\) was given, but data set camvid"):
         open_source("camvid", "train", path=path, ignore=(0,))
     with pytest.raises(UserError, match="ignore"):  # the option is named to whoever needs it
         open_source("folder", "train", path=path, num_classes=2)[0]
@@ -168,7 +168,7 @@ def test_what_is_no_id_cannot_be_ignored(tmp_path, wrong):
 
 
 def test_the_config_takes_ignored_ids():
-    rule = DATA["options"].each["ignore"]
+    rule = SOURCE_OPTIONS["ignore"]
     assert rule.problem((0, 65535)) == rule.problem(()) == ""
     assert rule.problem((-1,)) and rule.problem(0) and rule.problem((1.5,))
 
@@ -282,7 +282,7 @@ def test_missing_and_empty_folders_say_what_is_there(tmp_path):
 def test_names_and_options_are_checked(tmp_path):
     with pytest.raises(UserError, match='Did you mean "camvid"'):
         open_source("camvd", "train")
-    with pytest.raises(UserError, match=r"images=5 was given, but dataset camvid .* options: path"):
+    with pytest.raises(UserError, match=r"images=5 was given, but data set camvid .* path"):
         open_source("camvid", "train", path=str(tmp_path), images=5)
 
 

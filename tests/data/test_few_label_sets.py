@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffseg_jax.data import few_label_sets
 from diffseg_jax.data.few_label_sets import FEW_LABEL_SETS, SIDE, open_few_label_set
-from diffseg_jax.data.sources import DATASETS, open_source
+from diffseg_jax.data.sources import SOURCES, open_source
 from diffseg_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -211,7 +211,7 @@ def test_names_splits_and_options_are_checked(tmp_path):
         open_few_label_set("cat_51", "train", path=tmp_path)
     with pytest.raises(UserError, match='split of cat_15 "val". Known: ddpm, test, train'):
         open_source("cat_15", "val", path=str(tmp_path))
-    with pytest.raises(UserError, match=r"num_classes=15 .* dataset cat_15 .* options: path, sq"):
+    with pytest.raises(UserError, match=r"num_classes=15 .* data set cat_15 .* options: path, sq"):
         open_source("cat_15", "train", path=str(tmp_path), num_classes=15)
-    assert set(FEW_LABEL_SETS) < set(DATASETS)
-    assert set(inspect.signature(DATASETS["cat_15"]).parameters) == {"split", "path"}
+    assert set(FEW_LABEL_SETS) < set(SOURCES)
+    assert set(inspect.signature(SOURCES["cat_15"]).parameters) == {"split", "path"}

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from diffseg_jax.data.folder_source import FolderSource
-from diffseg_jax.data.sources import Squares, open_source
+from diffseg_jax.data.sources import CroppedSquares, open_source
 from diffseg_jax.data.subsets import subset
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError
@@ -160,7 +160,7 @@ def test_what_is_drawn_or_classed_comes_back(tiny_config, tmp_path, source, opti
     for part in ("data", "unlabelled"):
         for one, other in opened(tiny_config, part, tmp_path / "run"):
             assert_same(one, other)
-    assert not isinstance(other, Squares)  # what was prepared as squares is not cut again
+    assert not isinstance(other, CroppedSquares)  # what was prepared as squares is not cut again
     assert ("depth" in other[0]) == (source == "scenes" and "square" not in options)
     if source == "scenes":
         assert next(opened(tiny_config, "data", tmp_path / "run"))[1][0]["depth"].max() > 1
