@@ -13,6 +13,7 @@ from functools import cache, partial
 import numpy as np
 from PIL import Image
 
+from diffseg_jax.data.interpolation import half_pixel_neighbours
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.errors import UserError
 
@@ -42,14 +43,6 @@ def _whole(size):
     return 0, 0, *size
 
 
-def _taps(n, out, start, count):
-    # Along an axis of n, for `count` of the `out` output pixels: the two nearest inputs and the
-    # weight of the second, at half-pixel centres, with the edge repeated.
-    where = np.clip((np.arange(start, start + count) + 0.5) * (n / out) - 0.5, 0, n - 1)
-    first = where.astype(np.intp)
-    return first, np.minimum(first + 1, n - 1), (where - first).astype(np.float32)
-
-
 def resize_image(image, size, box=None):
     """Bilinear, without antialiasing; within one level of OpenCV.
 
@@ -58,8 +51,9 @@ def resize_image(image, size, box=None):
     top, left, height, width = box or _whole(size)
     if image.shape[:2] == tuple(size):
         return image[top : top + height, left : left + width]
-    y0, y1, wy = _taps(image.shape[0], size[0], top, height)
-    x0, x1, wx = _taps(image.shape[1], size[1], left, width)
+    (h, w), (out_h, out_w) = image.shape[:2], size
+    y0, y1, wy = half_pixel_neighbours(h, out_h, start=top, stop=top + height)
+    x0, x1, wx = half_pixel_neighbours(w, out_w, start=left, stop=left + width)
     image = image[:, x0[0] : x1[-1] + 1]  # the columns that are needed
     x0, x1 = x0 - x0[0], x1 - x0[0]
 

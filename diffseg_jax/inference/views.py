@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from diffseg_jax.data.interpolation import half_pixel_neighbours
 from diffseg_jax.data.transforms import keep_ratio_size, resize_image
 from diffseg_jax.errors import UserError
+from diffseg_jax.metrics.divergence import entropy, normalised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +121,8 @@ def _decided(mean, xp):
     probs = mean.pop("probs")
     labels = xp.argmax(mean.pop("votes", probs), -1).astype(xp.int32)
     stated = {name: xp.clip(v[..., 0], 0, 1).astype(xp.float32) for name, v in mean.items()}
-    entropy = -xp.sum(probs * xp.log(xp.maximum(probs, 1e-12)), axis=-1)
-    stated["entropy"] = xp.clip(entropy / np.log(max(probs.shape[-1], 2)), 0, 1).astype(xp.float32)
+    spread_out = normalised(entropy(probs, xp), probs.shape[-1], xp)
+    stated["entropy"] = spread_out.astype(xp.float32)
     uncertainty = stated.pop("uncertainty", stated["entropy"])
     return Maps(labels, probs, uncertainty, stated)
 
@@ -181,10 +183,8 @@ def _resize_map(probs, size):
         source = probs.shape[axis]
         if source == target:
             continue
-        place = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
-        low = np.floor(place).astype(int)
-        high = np.minimum(low + 1, source - 1)
-        part = (place - low).astype(np.float32)
+        low, high, part = half_pixel_neighbours(source, target)
+        part = np.where(low == high, np.float32(0), part)  # values at the edge stay as they are
         part = part.reshape([-1 if a == axis else 1 for a in range(probs.ndim)])
         probs = probs.take(low, axis) * (1 - part) + probs.take(high, axis) * part
     return probs

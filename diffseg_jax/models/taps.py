@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffseg_jax.data.interpolation import half_pixel_neighbours
+
 
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["maps"], meta_fields=["size", "covered"]
@@ -123,7 +125,7 @@ class PixelFeatures:
     def _neighbours(self, values):
         """What the H rows and the W columns of pixels read of a map."""
         return tuple(
-            neighbours(length, count, part)
+            half_pixel_neighbours(length, count, covered=part)
             for length, count, part in zip(
                 values.shape[1:3], self.size, self.covered, strict=True
             )
@@ -159,17 +161,6 @@ def stack(
             runs.append([values])
     joined = tuple(jnp.concatenate(run, -1) if len(run) > 1 else run[0] for run in runs)
     return PixelFeatures(joined, tuple(size), tuple(covered))
-
-
-def neighbours(length: int, count: int, covered: float = 1.0):
-    """What `count` pixels read of `length` values: lower, upper index i32, part of the upper f32.
-
-    covered  the part of the values' extent that the pixels span
-    """
-    place = np.maximum((np.arange(count) + 0.5) * (length * covered / count) - 0.5, 0)
-    low = np.minimum(np.floor(place).astype(np.int32), length - 1)
-    high = np.minimum(low + 1, length - 1)
-    return low, high, (place - low).astype(np.float32)
 
 
 def _matrix(low, high, part, length):

@@ -27,6 +27,7 @@ from diffseg_jax.diffusion.samplers import ddim_transition, ddpm_transition
 from diffseg_jax.diffusion.schedules import LOG_SNRS, alpha_sigma, time_pairs
 from diffseg_jax.errors import UserError
 from diffseg_jax.layers.resize import resize_bilinear, resize_nearest
+from diffseg_jax.metrics.divergence import entropy, jensen_shannon
 from diffseg_jax.metrics.uncertainty import MEASURES
 from diffseg_jax.models.ddp_network import SMALLEST, DDPNetwork, Settings
 from diffseg_jax.models.network import Network, stats_of
@@ -330,18 +331,9 @@ def denoise_map(model, x, noise, sampling, fresh) -> dict:
         found["changes"] = jnp.mean(changes, 1) / (steps - 1)
     if draws > 1:
         probs = scores if sampling["accumulate"] else jax.nn.softmax(scores)
-        found["spread"] = disagreement(probs)
+        mixture = entropy(jnp.mean(probs, 1))
+        found["spread"] = jensen_shannon(mixture, entropy(probs), classes, axis=1)
     return found
-
-
-def disagreement(probs: jax.Array) -> jax.Array:
-    """Jensen-Shannon divergence of R distributions, by ln K: f32[B,R,h,w,K] -> f32[B,h,w]."""
-
-    def entropy(p):
-        return -jnp.sum(p * jnp.log(jnp.maximum(p, 1e-12)), -1)
-
-    divergence = entropy(jnp.mean(probs, 1)) - jnp.mean(entropy(probs), 1)
-    return jnp.clip(divergence / jnp.log(max(probs.shape[-1], 2)), 0, 1)
 
 
 # ---- where a stage starts ----------------------------------------------------------------------

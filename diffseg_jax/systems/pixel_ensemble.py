@@ -6,13 +6,13 @@ are.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from diffseg_jax.metrics.divergence import jensen_shannon
 from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.models.pixel_mlp import PixelMLP, steps_of_pass
 from diffseg_jax.models.taps import PixelFeatures
@@ -119,8 +119,8 @@ def agree(logits: jax.Array) -> dict:
     log_probs = jax.nn.log_softmax(logits)
     probs = jnp.exp(log_probs)
     mean = sum(probs) / len(probs)  # term by term, as XLA's sums over a first axis are slow on CPUs
-    each = -jnp.sum(probs * log_probs, -1)
-    both = -jnp.sum(jax.scipy.special.xlogy(mean, mean), -1)
-    spread = (both - jnp.mean(each, 0)) / math.log(max(num_classes, 2))
+    each = -jnp.sum(probs * log_probs, -1)  # exact logarithms, where `divergence.entropy` clips
+    mixture = -jnp.sum(jax.scipy.special.xlogy(mean, mean), -1)
+    spread = jensen_shannon(mixture, each, num_classes)
     votes = sum(jax.nn.one_hot(jnp.argmax(logits, -1), num_classes))
-    return {"votes": votes, "probs": mean, "uncertainty": jnp.clip(spread, 0, 1)}
+    return {"votes": votes, "probs": mean, "uncertainty": spread}

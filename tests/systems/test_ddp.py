@@ -314,13 +314,6 @@ def test_no_changes_without_a_second_step_and_no_spread_without_a_second_draw():
     assert set(maps) == {"probs", "logits"}
 
 
-def test_spread_is_none_for_draws_that_agree_and_one_for_those_that_do_not():
-    sure = jnp.eye(2)[:, None, None]  # two draws, each certain of another of two classes
-    np.testing.assert_allclose(ddp.disagreement(sure[None]), 1, atol=1e-6)
-    same = jnp.broadcast_to(jnp.array([0.3, 0.7]), (1, 4, 1, 1, 2))
-    np.testing.assert_allclose(ddp.disagreement(same), 0, atol=1e-6)
-
-
 def test_trace_ends_with_the_prediction():
     config = tiny(sampling__accumulate=False)
     task = ddp.make_task(config, "train", (32, 48), 5)
