@@ -4,7 +4,6 @@ import fcntl
 import functools
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +13,13 @@ import jax
 import numpy as np
 import pytest
 
+from configs import tiny_ddep, tiny_ddp, tiny_ddpm_seg
 from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.systems import SYSTEMS
 
 GOLDEN = Path(os.environ.get("DIFFSEG_GOLDEN", Path(__file__).parent / "recorded"))
 ROOT = Path(__file__).parents[1]
-TINY = Path(__file__).parent / "configs" / "tiny_ddep.py"
+TINY = Path(tiny_ddep.__file__)
 
 
 @pytest.fixture
@@ -112,13 +112,13 @@ def tiny_run(command, shared):
 @pytest.fixture
 def tiny_config():
     """A fresh copy of the tiny config."""
-    return runpy.run_path(str(TINY))["get_config"]()
+    return tiny_ddep.get_config()
 
 
 SEGMENTING = {  # system -> its tiny config, and a stage that can segment
-    "ddp": ("tiny_ddp", "train"),
-    "ddep": ("tiny_ddep", "finetune"),
-    "ddpm_seg": ("tiny_ddpm_seg", "fit"),
+    "ddp": (tiny_ddp, "train"),
+    "ddep": (tiny_ddep, "finetune"),
+    "ddpm_seg": (tiny_ddpm_seg, "fit"),
 }
 
 
@@ -128,8 +128,8 @@ def tiny_network():
 
     @functools.cache
     def make(system, **changes):
-        file, stage = SEGMENTING[system]
-        config = runpy.run_path(str(TINY.with_name(f"{file}.py")))["get_config"]()
+        tiny, stage = SEGMENTING[system]
+        config = tiny.get_config()
         config.update(changes)
         crop = tuple(config.stages[stage].augment.crop)
         names = tuple(f"class {number}" for number in range(5))

@@ -8,13 +8,13 @@ leaves of the state are really split, and whether the other run's checkpoint is 
 
 import dataclasses
 import json
-import runpy
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from configs import tiny_ddep, tiny_ddp, tiny_ddpm_seg
 from diffseg_jax.devices import mesh as meshes
 from diffseg_jax.experiment import plan as runs
 from diffseg_jax.experiment.ensemble_stage import fit_stage
@@ -25,6 +25,7 @@ from diffseg_jax.training import loop
 from diffseg_jax.training.state import flatten, network_of
 
 STEPS = 20
+TINY = {"ddep": tiny_ddep, "ddp": tiny_ddp, "ddpm_seg": tiny_ddpm_seg}
 STAGES = {  # system -> stages that are run
     "ddep": ("pretrain", "finetune"),
     "ddp": ("train", "align"),
@@ -34,8 +35,7 @@ STAGES = {  # system -> stages that are run
 
 def small_config(system, data, fsdp):
     """The tiny config with a batch that 8 devices can share, and two stages."""
-    file = Path(__file__).parent / "configs" / f"tiny_{system}.py"
-    config = runpy.run_path(str(file))["get_config"]()
+    config = TINY[system].get_config()
     config.mesh = dict(data=data, fsdp=fsdp)
     config.run = STAGES[system]
     for name in config.run:

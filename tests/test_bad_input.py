@@ -1,7 +1,6 @@
 """Each mistake of a user ends in one sentence, a code that is not 0, and nothing half-written."""
 
 import json
-import runpy
 from pathlib import Path
 
 import jax
@@ -11,6 +10,7 @@ import optax
 import pytest
 from PIL import Image
 
+from configs import tiny_ddpm
 from diffseg_jax import main
 from diffseg_jax.config.files import read_config
 from diffseg_jax.data.pipeline import training_batches
@@ -24,7 +24,6 @@ from diffseg_jax.training import loop
 from diffseg_jax.training.log import Log
 
 TINY = Path(__file__).parent / "configs" / "tiny_ddep.py"
-DIFFUSION = TINY.with_name("tiny_ddpm.py")
 
 # ---- through the command line: the real code, the real stderr ------------------------------------
 
@@ -286,7 +285,7 @@ def test_a_value_that_cannot_work(config, tmp_path, path, value, parts):
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
 def test_a_value_that_no_diffusion_model_has(tmp_path, values, parts):
-    config = runpy.run_path(str(DIFFUSION))["get_config"]()
+    config = tiny_ddpm.get_config()
     with config.unlocked():
         for path, value in values.items():
             *above, last = path.split(".")
@@ -300,7 +299,7 @@ def test_a_value_that_no_diffusion_model_has(tmp_path, values, parts):
 
 def test_unlabelled_pictures_need_no_labelled_part(tmp_path):
     """And a config that has one all the same is told that it is not read."""
-    config = runpy.run_path(str(DIFFUSION))["get_config"]()
+    config = tiny_ddpm.get_config()
     check_config(config)
     with config.unlocked():
         config.data = dict(config.unlabelled)

@@ -1,10 +1,8 @@
 """Converting an official file: what comes out opens, samples and starts a stage; or a sentence."""
 
 import dataclasses
-import importlib.util
 import math
 import pickle
-import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +12,9 @@ import pytest
 from flax.traverse_util import flatten_dict as flatten
 from PIL import Image
 
+import ddp_file
+from benchmarks import lsun_checkpoint
+from configs import tiny_ddpm
 from diffseg_jax import convert
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import gradient_stage
@@ -24,15 +25,6 @@ from diffseg_jax.storage.checkpoints import open_meta, open_network
 from diffseg_jax.weights import adm
 from diffseg_jax.weights.adm import load_adm
 from diffseg_jax.weights.reader import read_arrays
-
-HERE = Path(__file__).parent
-TINY = HERE / "configs" / "tiny_ddpm.py"
-SPEC = importlib.util.spec_from_file_location(
-    "lsun_checkpoint", HERE / "benchmarks" / "lsun_checkpoint.py"
-)
-official = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(official)
-DDP = SimpleNamespace(**runpy.run_path(str(HERE / "weights" / "test_ddp_weights.py")))
 
 FLAGS = {  # of a network that is the tiny config's, for two classes
     "image_size": 16, "num_channels": 32, "channel_mult": "1,1", "num_res_blocks": 1,
@@ -50,7 +42,7 @@ MODEL = dict(
 def file(tmp_path_factory):
     """A state dict in the official names with random numbers."""
     path = tmp_path_factory.mktemp("official") / "tiny.pt"
-    official.write_state_dict(path, official.official_shapes(MODEL))
+    lsun_checkpoint.write_state_dict(path, lsun_checkpoint.official_shapes(MODEL))
     return path
 
 
@@ -88,7 +80,7 @@ def equal(one, other):
 def test_every_parameter_is_there(file, converted):
     values, meta = open_network(converted)
     assert equal(flatten(values["params"]), params_of(file)) and values["stats"] == {}
-    count = sum(map(math.prod, official.official_shapes(MODEL).values()))
+    count = sum(map(math.prod, lsun_checkpoint.official_shapes(MODEL).values()))
     assert sum(leaf.size for leaf in flatten(values["params"]).values()) == count
     assert meta["ema"] == [] and meta["step"] == 0 and meta["start"] == str(file)
     assert meta["task"]["size"] == [16, 16] and meta["task"]["model"]["num_classes"] == 2
@@ -101,7 +93,7 @@ def test_every_parameter_is_there(file, converted):
 def test_what_the_command_says(file, tmp_path, capsys):
     called(file, tmp_path / "out", **FLAGS)
     said = capsys.readouterr()
-    count = sum(map(math.prod, official.official_shapes(MODEL).values()))
+    count = sum(map(math.prod, lsun_checkpoint.official_shapes(MODEL).values()))
     assert said.out == f"{tmp_path / 'out'}: {count:,} parameters\n" and said.err == ""
 
 
@@ -129,19 +121,19 @@ def test_a_converted_network_samples(converted):
 # ---- DDP -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=DDP.TINY)
+@pytest.fixture(scope="module", params=ddp_file.TINY)
 def ddp_file(request, tmp_path_factory):
     """A DDP state dict in the official names with random numbers, and the settings it is of."""
     path = tmp_path_factory.mktemp("official") / f"{request.param}.npz"
-    np.savez(path, **DDP.random_file(DDP.TINY[request.param]))
-    return path, DDP.TINY[request.param]
+    np.savez(path, **ddp_file.random_file(ddp_file.TINY[request.param]))
+    return path, ddp_file.TINY[request.param]
 
 
 def test_every_value_of_ddp_is_there(ddp_file, tmp_path, capsys):
     file, settings = ddp_file
     called(file, tmp_path / "out", "ddp", groups=8)
     values, meta = open_network(tmp_path / "out")
-    DDP.assert_is(values, read_arrays(file), settings.backbone)
+    ddp_file.assert_is(values, read_arrays(file), settings.backbone)
     count = sum(leaf.size for leaf in flatten(values["params"]).values())
     found, wrote = capsys.readouterr().out.splitlines()
     assert f"{settings.backbone} of depths" in found and "5 classes" in found
@@ -189,8 +181,8 @@ def test_the_task_of_ddp_stands_beside_it(ddp_file, tmp_path):
     (19, ["road", "sidewalk", "building"]), (150, ["wall", "building", "sky"]),
 ])  # fmt: skip
 def test_published_classes_have_names_and_colours(classes, names, tmp_path):
-    settings = dataclasses.replace(DDP.TINY["convnext"], num_classes=classes)
-    np.savez(tmp_path / "file.npz", **DDP.random_file(settings))
+    settings = dataclasses.replace(ddp_file.TINY["convnext"], num_classes=classes)
+    np.savez(tmp_path / "file.npz", **ddp_file.random_file(settings))
     called(tmp_path / "file.npz", tmp_path / "out", "ddp")
     meta = open_meta(tmp_path / "out")
     assert meta["classes"][:3] == names and len(meta["classes"]) == classes
@@ -251,7 +243,7 @@ def folder(tmp_path_factory):
 
 def stage_config(folder, **values):
     """The tiny config on that folder, the classes told apart."""
-    config = runpy.run_path(str(TINY))["get_config"]()
+    config = tiny_ddpm.get_config()
     with config.unlocked():
         config.unlabelled.update(source="unlabelled", path=str(folder))
         config.unlabelled.options = dict(classes="folder", square=16)
@@ -281,7 +273,7 @@ def test_a_class_conditional_stage_continues_an_official_file(command, file, fol
     ]  # fmt: skip
     config = tmp_path / "config.py"
     scenes = "options=dict(images=10, size=(32, 48), seed=0, square=16)"
-    assert scenes in (text := TINY.read_text())
+    assert scenes in (text := Path(tiny_ddpm.__file__).read_text())
     config.write_text(text.replace(scenes, 'options=dict(square=16, classes="folder")'))
     done = command(tmp_path / "run", *flags, config=config)
     assert done.code == 0 and done.err == "", done.err[-2000:]

@@ -19,7 +19,6 @@ import zipfile
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -28,6 +27,7 @@ from ml_collections import ConfigDict
 from PIL import EpsImagePlugin, Image
 from safetensors.numpy import save
 
+import mutate
 from diffseg_jax.data.class_ids import to_classes
 from diffseg_jax.data.classes_json import read_classes
 from diffseg_jax.data.files import list_files
@@ -41,10 +41,22 @@ from diffseg_jax.systems.ddpm_seg import read_noise
 from diffseg_jax.weights import reader
 from diffseg_jax.weights.pixel_mlp import load_ensemble
 from diffseg_jax.weights.reader import read_arrays
+from pickle_writer import (
+    WEIGHT,
+    Code,
+    call,
+    code,
+    pickled,
+    storage,
+    tensor,
+    whole,
+    write_legacy,
+    write_zip,
+)
+from pickle_writer import name as name_of
 
 HERE = Path(__file__).parent
-MUTATE = SimpleNamespace(**runpy.run_path(str(HERE / "mutate.py")))
-WRITE = SimpleNamespace(**runpy.run_path(str(HERE / "weights" / "test_reader.py")))  # of pickles
+LEGACY = HERE / "recorded" / "legacy_state.pt"
 DEEP = [pytest.param(seed, 400, marks=pytest.mark.slow) for seed in range(1, 6)]
 SEEDS = pytest.mark.parametrize("seed, count", [pytest.param(0, 40), *DEEP])
 SECONDS, MEMORY = 5, 2**29  # that a case may take, besides what the process has
@@ -117,7 +129,7 @@ def test_damaged_pictures(name, seed, count):
     whole picture, but a changed pixel in it stays unseen.
     """
     whole = read_image(name, PICTURES[name])
-    for content in MUTATE.damaged(PICTURES[name], seed, count):
+    for content in mutate.damaged(PICTURES[name], seed, count):
         found = answer(read_image, name, content)
         if isinstance(found, str):
             continue
@@ -140,25 +152,25 @@ BOMB = zlib.compress(bytes(200_000_000), 9)
 SAYS = {  # file -> part of the sentence
     "empty": (b"", "not a complete image"),
     "text": (b"<html>not found</html>", "not a complete image"),
-    "too large": (MUTATE.png(20000, 20000, ROWS), "too large"),
-    "2**31 wide": (MUTATE.png(2**31, 6, ROWS), "too large"),
-    "2**31 - 1 twice": (MUTATE.png(2**31 - 1, 2**31 - 1, ROWS), "too large"),
-    "taller than its rows": (MUTATE.png(8, 7, ROWS), "fewer rows"),
-    "wider than its rows": (MUTATE.png(9, 6, ROWS), "cannot read"),
-    "no height": (MUTATE.png(8, 0, ROWS), "not a complete image"),
-    "3 bits": (MUTATE.png(8, 6, ROWS, depth=3), "not a complete image"),
-    "wrong checksum": (MUTATE.png(8, 6, ROWS, checksum=1), "checksum"),
+    "too large": (mutate.png(20000, 20000, ROWS), "too large"),
+    "2**31 wide": (mutate.png(2**31, 6, ROWS), "too large"),
+    "2**31 - 1 twice": (mutate.png(2**31 - 1, 2**31 - 1, ROWS), "too large"),
+    "taller than its rows": (mutate.png(8, 7, ROWS), "fewer rows"),
+    "wider than its rows": (mutate.png(9, 6, ROWS), "cannot read"),
+    "no height": (mutate.png(8, 0, ROWS), "not a complete image"),
+    "3 bits": (mutate.png(8, 6, ROWS, depth=3), "not a complete image"),
+    "wrong checksum": (mutate.png(8, 6, ROWS, checksum=1), "checksum"),
     "two headers": (
-        MUTATE.png(8, 6, ROWS, extra=MUTATE.png(30000, 20000, ROWS)[8:33]), "too large"
+        mutate.png(8, 6, ROWS, extra=mutate.png(30000, 20000, ROWS)[8:33]), "too large"
     ),
     "zTXt bomb": (
-        MUTATE.png(8, 6, ROWS, extra=MUTATE.chunk(b"zTXt", b"a\0\0" + BOMB)), "too large"
+        mutate.png(8, 6, ROWS, extra=mutate.chunk(b"zTXt", b"a\0\0" + BOMB)), "too large"
     ),
     "iTXt bomb": (
-        MUTATE.png(8, 6, ROWS, extra=MUTATE.chunk(b"iTXt", b"a\0\1\0\0\0" + BOMB)), "too large"
+        mutate.png(8, 6, ROWS, extra=mutate.chunk(b"iTXt", b"a\0\1\0\0\0" + BOMB)), "too large"
     ),
     "iCCP bomb": (
-        MUTATE.png(8, 6, ROWS, extra=MUTATE.chunk(b"iCCP", b"a\0\0" + BOMB)), "too large"
+        mutate.png(8, 6, ROWS, extra=mutate.chunk(b"iCCP", b"a\0\0" + BOMB)), "too large"
     ),
     "PPM as PNG": (b"P6 4 4 255\n" + bytes(48), "not a complete image"),
     "16 bit": (encoded("I;16"), "more than 8 bits"),
@@ -175,12 +187,12 @@ def test_a_picture_that_lies(name):
 def test_what_a_picture_says_besides_its_pixels_changes_nothing():
     """More rows than the header says, or garbage for a profile: what decoders pass over."""
     expected = np.frombuffer(ROWS, np.uint8).reshape(6, 25)[:, 1:].reshape(6, 8, 3)
-    profile = MUTATE.chunk(b"iCCP", b"a\0\0garbage")
+    profile = mutate.chunk(b"iCCP", b"a\0\0garbage")
     for content in (
-        MUTATE.png(8, 6, ROWS),
-        MUTATE.png(8, 6, ROWS + bytes(200_000_000)),
-        MUTATE.png(8, 6, ROWS, extra=profile),
-        MUTATE.png(8, 6, ROWS, extra=MUTATE.chunk(b"tEXt", b"a\0b") * 10_000),
+        mutate.png(8, 6, ROWS),
+        mutate.png(8, 6, ROWS + bytes(200_000_000)),
+        mutate.png(8, 6, ROWS, extra=profile),
+        mutate.png(8, 6, ROWS, extra=mutate.chunk(b"tEXt", b"a\0b") * 10_000),
     ):
         np.testing.assert_array_equal(answer(read_image, "a", content, memory=2**27), expected)
     plain = read_image("a", encoded("RGB", form="JPEG"))
@@ -282,7 +294,7 @@ def mask_of(path, content=None):
 def test_damaged_masks(mode, seed, count):
     content = mask_file(mode=mode)
     np.testing.assert_array_equal(mask_of("a.png", content), IDS)
-    for changed in MUTATE.damaged(content, seed, count):
+    for changed in mutate.damaged(content, seed, count):
         found = answer(mask_of, "a.png", changed)
         assert isinstance(found, str) or np.array_equal(found, IDS)
 
@@ -298,35 +310,35 @@ np.save(OBJECTS, np.array([[{}]], object), allow_pickle=True)
 CODE = "__import__('os').system('touch ran')"
 NPY = {
     "objects": OBJECTS.getvalue(),
-    "an archive": MUTATE.zipped([("a.npy", MUTATE.npy())]),
+    "an archive": mutate.zipped([("a.npy", mutate.npy())]),
     "a pickle": pickle.dumps([1]),
     "empty": b"",
     "magic alone": b"\x93NUMPY",
-    "2**40 numbers": MUTATE.npy(shape="(1048576, 1048576)"),
-    "2**35 numbers": MUTATE.npy(shape="(131072, 262144)"),
-    "2**124 numbers": MUTATE.npy(shape="(4611686018427387904, 4611686018427387904)"),
-    "no number": MUTATE.npy(b"", shape="(0, 5)"),
-    "negative": MUTATE.npy(shape="(-1, 20)"),
-    "twice negative": MUTATE.npy(shape="(-4, -5)"),
-    "many digits": MUTATE.npy(shape=f"(-{'9' * 4000}, 5)"),
-    "a truth as size": MUTATE.npy(shape="(True, 20)"),
-    "a fraction as size": MUTATE.npy(shape="(4.0, 5)"),
-    "cut": MUTATE.npy(bytes(3)),
-    "too long": MUTATE.npy(bytes(30)),
-    "float": MUTATE.npy(bytes(80), "'<f4'"),
-    "fields": MUTATE.npy(bytes(80), "[('a', '<i4')]"),
-    "dates": MUTATE.npy(bytes(160), "'<M8[ns]'"),
-    "three axes": MUTATE.npy(shape="(2, 2, 5)"),
-    "no axes": MUTATE.npy(bytes(1), shape="()"),
-    "code": MUTATE.npy(header=CODE),
-    "code inside": MUTATE.npy(descr=CODE),
-    "objects by name": MUTATE.npy(descr="'O'"),
-    "brackets": MUTATE.npy(header="(" * 9000),
-    "deep": MUTATE.npy(descr="[" * 3000 + "]" * 3000),
-    "long header": MUTATE.npy(header="(" * 90000, version=2),
-    "unknown version": MUTATE.npy(version=9),
-    "zeros for a header": MUTATE.npy(header="\0\0\0"),
-    "a key missing": MUTATE.npy(header="{'descr': '|u1', 'shape': (4, 5)}"),
+    "2**40 numbers": mutate.npy(shape="(1048576, 1048576)"),
+    "2**35 numbers": mutate.npy(shape="(131072, 262144)"),
+    "2**124 numbers": mutate.npy(shape="(4611686018427387904, 4611686018427387904)"),
+    "no number": mutate.npy(b"", shape="(0, 5)"),
+    "negative": mutate.npy(shape="(-1, 20)"),
+    "twice negative": mutate.npy(shape="(-4, -5)"),
+    "many digits": mutate.npy(shape=f"(-{'9' * 4000}, 5)"),
+    "a truth as size": mutate.npy(shape="(True, 20)"),
+    "a fraction as size": mutate.npy(shape="(4.0, 5)"),
+    "cut": mutate.npy(bytes(3)),
+    "too long": mutate.npy(bytes(30)),
+    "float": mutate.npy(bytes(80), "'<f4'"),
+    "fields": mutate.npy(bytes(80), "[('a', '<i4')]"),
+    "dates": mutate.npy(bytes(160), "'<M8[ns]'"),
+    "three axes": mutate.npy(shape="(2, 2, 5)"),
+    "no axes": mutate.npy(bytes(1), shape="()"),
+    "code": mutate.npy(header=CODE),
+    "code inside": mutate.npy(descr=CODE),
+    "objects by name": mutate.npy(descr="'O'"),
+    "brackets": mutate.npy(header="(" * 9000),
+    "deep": mutate.npy(descr="[" * 3000 + "]" * 3000),
+    "long header": mutate.npy(header="(" * 90000, version=2),
+    "unknown version": mutate.npy(version=9),
+    "zeros for a header": mutate.npy(header="\0\0\0"),
+    "a key missing": mutate.npy(header="{'descr': '|u1', 'shape': (4, 5)}"),
 }
 
 
@@ -358,7 +370,7 @@ def test_damaged_arrays(tmp_path, seed, count):
     for array, read in ((IDS, read_ids), (noise, lambda path: read_noise(path, noise.shape))):
         file = io.BytesIO()
         np.save(file, array)
-        for content in MUTATE.damaged(file.getvalue(), seed, count):
+        for content in mutate.damaged(file.getvalue(), seed, count):
             path.write_bytes(content)
             found = answer(read, str(path))
             if not isinstance(found, str):
@@ -413,13 +425,13 @@ def test_damaged_lists(tmp_path, seed, count):
     """What is accepted is what Python's own reader makes of the bytes."""
     entries = {"names": ["road", "sky"], "palette": [[1, 2, 3], [4, 5, 6]], "ignore": [7]}
     file = tmp_path / "classes.json"
-    for content in MUTATE.damaged(json.dumps(entries).encode(), seed, 3 * count):
+    for content in mutate.damaged(json.dumps(entries).encode(), seed, 3 * count):
         file.write_bytes(content)
         found = answer(read_classes, file, 0)
         if not isinstance(found, str):
             assert list(found[0].names) == json.loads(content)["names"]
     names = tuple(f"a/p{k}" for k in range(5))
-    for content in MUTATE.damaged(b"a/p1.png b/p1.png\np2\nimages/a/p4\n", seed, 3 * count):
+    for content in mutate.damaged(b"a/p1.png b/p1.png\np2\nimages/a/p4\n", seed, 3 * count):
         file.write_bytes(content)
         found = answer(lambda: subset(names, list_path=str(file)))
         assert isinstance(found, str) or set(found) <= set(range(5))
@@ -462,11 +474,11 @@ def test_absurd_options(file):
     base = {**config_of(file), "weights": "a.pt"}  # which some stages start from
     assert checked(base) is not None
     rng = np.random.default_rng(0)
-    for path, _ in MUTATE.options(base):
-        every = len(MUTATE.BAD_VALUES)
+    for path, _ in mutate.options(base):
+        every = len(mutate.BAD_VALUES)
         for place in rng.choice(every, 6 if file in TINY else every, replace=False):
-            value = MUTATE.BAD_VALUES[place]
-            config = checked(MUTATE.changed(base, path, value))
+            value = mutate.BAD_VALUES[place]
+            config = checked(mutate.changed(base, path, value))
             if config is not None and isinstance(value, (int, float)):
                 assert isinstance(value, bool) or abs(value) <= 3e38, path
 
@@ -500,7 +512,7 @@ def built(values):
 
 @pytest.mark.parametrize("name, path, value", ALLOWED)
 def test_networks_at_the_edge_of_the_rules(name, path, value):
-    built(MUTATE.changed(config_of(HERE / f"configs/{name}.py"), path.split("."), value))
+    built(mutate.changed(config_of(HERE / f"configs/{name}.py"), path.split("."), value))
 
 
 NETWORK = ("model", "noise", "diffusion", "features", "ensemble", "samples", "sampling", "pretrain")
@@ -511,10 +523,10 @@ NETWORK = ("model", "noise", "diffusion", "features", "ensemble", "samples", "sa
 @pytest.mark.parametrize("file", TINY, ids=lambda file: file.stem)
 def test_every_network_that_the_rules_allow(file):
     base = config_of(file)
-    for path, value in MUTATE.options(base):
+    for path, value in mutate.options(base):
         if path[0] in NETWORK or path[-1] == "crop":
-            for other in MUTATE.neighbours(value):
-                built(MUTATE.changed(base, path, other))
+            for other in mutate.neighbours(value):
+                built(mutate.changed(base, path, other))
 
 
 def test_values_that_no_computer_holds_are_refused():
@@ -529,13 +541,11 @@ def test_values_that_no_computer_holds_are_refused():
         ("stages", {"a/b": base["stages"]["fit"]}), ("stages.fit", 3), ("system", ["ddp"]),
     ):  # fmt: skip
         with pytest.raises(UserError):
-            check_config(ConfigDict(MUTATE.changed(base, path.split("."), value)))
+            check_config(ConfigDict(mutate.changed(base, path.split("."), value)))
 
 
 # ---- weights -------------------------------------------------------------------------------------
 
-code, call, name_of, Code = WRITE.code, WRITE.call, WRITE.name, WRITE.Code
-tensor, storage, WEIGHT = WRITE.tensor, WRITE.storage, WRITE.WEIGHT
 BASE = storage("0", np.float32, 12)
 
 
@@ -599,8 +609,8 @@ TREES = {
 @pytest.mark.parametrize("name", TREES)
 def test_hostile_pickles(name, tmp_path):
     (tmp_path / "ran").unlink(missing_ok=True)
-    for write in (WRITE.write_zip, WRITE.write_legacy):
-        tree = {"w": WRITE.whole("0", WEIGHT), "x": TREES[name](tmp_path)}
+    for write in (write_zip, write_legacy):
+        tree = {"w": whole("0", WEIGHT), "x": TREES[name](tmp_path)}
         path = write(tmp_path / "a.pt", tree, {"0": WEIGHT})
         assert isinstance(answer(read_arrays, path), str)
         with pytest.raises(UserError):
@@ -610,7 +620,7 @@ def test_hostile_pickles(name, tmp_path):
 
 def test_a_pickle_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "MOST_STEPS", 1000)
-    path = WRITE.write_zip(tmp_path / "a.pt", {"x": Code(b"]" + b"N0" * 2000)}, {})
+    path = write_zip(tmp_path / "a.pt", {"x": Code(b"]" + b"N0" * 2000)}, {})
     assert "more than 1000 steps" in answer(read_arrays, path)
 
 
@@ -619,41 +629,41 @@ def header(dtype="F32", shape=(12,), offsets=(0, 48), **more):
 
 
 def weights_of(array, name="a.npy", **options):
-    return MUTATE.zipped([(name, MUTATE.npy(**array))], **options)
+    return mutate.zipped([(name, mutate.npy(**array))], **options)
 
 
-OBJECT_ZIP = MUTATE.zipped([("a.npy", OBJECTS.getvalue())])
-TREE = WRITE.pickled({"w": WRITE.whole("0", WEIGHT)})
+OBJECT_ZIP = mutate.zipped([("a.npy", OBJECTS.getvalue())])
+TREE = pickled({"w": whole("0", WEIGHT)})
 FILES = {
     "empty": b"",
     "one byte": b"\x80",
     "no entries": b"PK\5\6" + bytes(18),
-    "safetensors beyond the end": MUTATE.safetensors(header(shape=(15,), offsets=(0, 60))),
-    "safetensors that overlap": MUTATE.safetensors(header(b=header()["a"])),
-    "safetensors with a hole": MUTATE.safetensors(header(shape=(4,), offsets=(32, 48))),
-    "safetensors of negative size": MUTATE.safetensors(header(shape=(-3, 4))),
-    "safetensors of 2**124": MUTATE.safetensors(header(shape=(2**62, 2**62))),
-    "safetensors backwards": MUTATE.safetensors(header(offsets=(48, 0))),
-    "safetensors of no type": MUTATE.safetensors(header("F99")),
-    "safetensors of 8 bits": MUTATE.safetensors(header("F8_E4M3", (48,))),
-    "safetensors of nothing": MUTATE.safetensors({}, b""),
-    "safetensors not UTF-8": MUTATE.safetensors(b'{"\xff": 1}'),
-    "safetensors deep": MUTATE.safetensors(b'{"a":' + b"[" * 100_000),
+    "safetensors beyond the end": mutate.safetensors(header(shape=(15,), offsets=(0, 60))),
+    "safetensors that overlap": mutate.safetensors(header(b=header()["a"])),
+    "safetensors with a hole": mutate.safetensors(header(shape=(4,), offsets=(32, 48))),
+    "safetensors of negative size": mutate.safetensors(header(shape=(-3, 4))),
+    "safetensors of 2**124": mutate.safetensors(header(shape=(2**62, 2**62))),
+    "safetensors backwards": mutate.safetensors(header(offsets=(48, 0))),
+    "safetensors of no type": mutate.safetensors(header("F99")),
+    "safetensors of 8 bits": mutate.safetensors(header("F8_E4M3", (48,))),
+    "safetensors of nothing": mutate.safetensors({}, b""),
+    "safetensors not UTF-8": mutate.safetensors(b'{"\xff": 1}'),
+    "safetensors deep": mutate.safetensors(b'{"a":' + b"[" * 100_000),
     "safetensors with a long header": struct.pack("<Q", 2**63) + b"{",
     "npz of 2**40": weights_of(dict(shape="(1048576, 1048576)")),
     "npz cut": weights_of(dict(data=b"")),
     "npz of objects": OBJECT_ZIP,
     "npz with code": weights_of(dict(header=CODE)),
     "npz with brackets": weights_of(dict(header="(" * 9000)),
-    "npz of a pickle": MUTATE.zipped([("a.npy", pickle.dumps([1]))]),
-    "npz with a name twice": MUTATE.zipped([("a.npy", MUTATE.npy()), ("a.npy", MUTATE.npy())]),
-    "zip without storages": MUTATE.zipped([("a/data.pkl", TREE)]),
-    "zip with a name twice": MUTATE.zipped([("a/data.pkl", TREE), ("a/data.pkl", TREE)]),
-    "zip of a folder": MUTATE.zipped([("a/", b"")]),
-    "packed zip": MUTATE.zipped(
+    "npz of a pickle": mutate.zipped([("a.npy", pickle.dumps([1]))]),
+    "npz with a name twice": mutate.zipped([("a.npy", mutate.npy()), ("a.npy", mutate.npy())]),
+    "zip without storages": mutate.zipped([("a/data.pkl", TREE)]),
+    "zip with a name twice": mutate.zipped([("a/data.pkl", TREE), ("a/data.pkl", TREE)]),
+    "zip of a folder": mutate.zipped([("a/", b"")]),
+    "packed zip": mutate.zipped(
         [("a/data.pkl", TREE), ("a/data/0", bytes(10**8))], zipfile.ZIP_DEFLATED
     ),
-    "short storage": MUTATE.zipped([("a/data.pkl", TREE), ("a/data/0", bytes(44))]),
+    "short storage": mutate.zipped([("a/data.pkl", TREE), ("a/data/0", bytes(44))]),
 }
 
 
@@ -667,8 +677,8 @@ def test_hostile_weights(name, tmp_path, monkeypatch):
 
 def test_weights_that_would_unpack_to_gigabytes(tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "UNPACKED", (10**6, 100))
-    entries = [("a.npy", MUTATE.npy(bytes(10**7), shape=f"({10**7},)"))]
-    (tmp_path / "a").write_bytes(MUTATE.zipped(entries, zipfile.ZIP_DEFLATED))
+    entries = [("a.npy", mutate.npy(bytes(10**7), shape=f"({10**7},)"))]
+    (tmp_path / "a").write_bytes(mutate.zipped(entries, zipfile.ZIP_DEFLATED))
     assert "would unpack to" in answer(read_arrays, tmp_path / "a")
 
 
@@ -680,16 +690,16 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 def weights(folder):
     """One file of each format: what holds it -> (bytes, whether every array has a checksum)."""
-    tree = {"a.weight": WRITE.whole("0", WEIGHT), "b": WRITE.whole("1", WEIGHT[0]), "n": 3}
+    tree = {"a.weight": whole("0", WEIGHT), "b": whole("1", WEIGHT[0]), "n": 3}
     arrays = {"0": WEIGHT, "1": WEIGHT[0]}
-    zipped = WRITE.write_zip(folder / "a", tree, arrays).read_bytes()
-    legacy = WRITE.write_legacy(folder / "a", tree, arrays).read_bytes()
+    zipped = write_zip(folder / "a", tree, arrays).read_bytes()
+    legacy = write_legacy(folder / "a", tree, arrays).read_bytes()
     plain, packed = io.BytesIO(), io.BytesIO()
     np.savez(plain, **{"a.weight": WEIGHT, "b": WEIGHT[0]})
     np.savez_compressed(packed, **{"a.weight": WEIGHT, "b": WEIGHT[0]})
     return {
         "zip": (zipped, True), "legacy": (legacy, False),
-        "recorded": (WRITE.LEGACY.read_bytes(), False),
+        "recorded": (LEGACY.read_bytes(), False),
         "npz": (plain.getvalue(), True), "packed npz": (packed.getvalue(), True),
         "safetensors": (save({"a.weight": WEIGHT, "b": WEIGHT[0]}), False),
     }  # fmt: skip
@@ -705,7 +715,7 @@ def test_damaged_weights(tmp_path, form, seed, count):
     path = tmp_path / "a"
     path.write_bytes(content)
     whole = {name: array.copy() for name, array in read_arrays(path).items()}
-    for changed in MUTATE.damaged(content, seed, count):
+    for changed in mutate.damaged(content, seed, count):
         path.unlink()  # the old bytes stay mapped
         path.write_bytes(changed)
         found = answer(read_arrays, path)
@@ -759,7 +769,7 @@ def test_nothing_is_left_of_a_conversion_that_fails(tmp_path):
     from diffseg_jax.weights.adm import PUBLISHED as KNOWN
 
     known = KNOWN["imagenet64"]
-    path = WRITE.write_zip(tmp_path / "a.pt", {"w": WRITE.whole("0", WEIGHT)}, {"0": WEIGHT})
+    path = write_zip(tmp_path / "a.pt", {"w": whole("0", WEIGHT)}, {"0": WEIGHT})
     for convert in (
         lambda: convert_adm(path, tmp_path / "out", known),
         lambda: convert_ddp(path, tmp_path / "out"),

@@ -1,14 +1,13 @@
 """The sampling command: what it writes, what an image depends on, and what it refuses."""
 
 import functools
-import runpy
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs.tiny_ddpm import get_config
 from diffseg_jax import sample as command_line
 from diffseg_jax.diffusion.process import make_process
 from diffseg_jax.errors import UserError
@@ -17,7 +16,6 @@ from diffseg_jax.inference import sampling
 from diffseg_jax.storage.checkpoints import StageCheckpoints, open_network
 from diffseg_jax.systems import ddpm_seg
 
-TINY = Path(__file__).parent / "configs" / "tiny_ddpm.py"
 OPTIONS = dict(sampler="ddim", steps="ddim4")
 
 
@@ -41,7 +39,7 @@ def compiled_once():
 
 @functools.cache
 def task_of(num_classes):
-    config = runpy.run_path(str(TINY))["get_config"]()
+    config = get_config()
     config.model.num_classes = num_classes
     return ddpm_seg.make_task(config, "pretrain", (16, 16), num_classes)
 

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict as flatten
 from PIL import Image
 
+import fake_gcs
 from diffseg_jax.data import files
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
@@ -31,7 +31,7 @@ def service():
     if importlib.util.find_spec("gcsfs") is None:  # imported, it would not look at the environment
         pytest.skip("gcsfs is not installed")
     with (
-        runpy.run_path(str(ROOT / "tests/fake_gcs.py"))["serve"]() as fake,
+        fake_gcs.serve() as fake,
         pytest.MonkeyPatch.context() as patch,
     ):
         for name, value in fake.environment.items():

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +11,13 @@ import jax
 import numpy as np
 import pytest
 
+import fake_hub
 from diffseg_jax import load
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage import hub
 from diffseg_jax.storage.checkpoints import open_meta
 
 ROOT = Path(__file__).parents[2]
-FAKE = runpy.run_path(str(ROOT / "tests/fake_hub.py"))
 NOBODY = "http://127.0.0.1:9"  # a port that nobody listens at
 SMALL = {"README.md": b"# streets", "a/b/c.txt": b"deep", "a/d.txt": b"flat", "ab/e.txt": b"near"}
 
@@ -28,7 +27,7 @@ def service(tmp_path_factory):
     """A Hub for this module, and a cache; the package reads where they are when it is imported."""
     if importlib.util.find_spec("huggingface_hub") is None:
         pytest.skip("huggingface_hub is not installed")
-    with FAKE["serve"]() as fake, pytest.MonkeyPatch.context() as patch:
+    with fake_hub.serve() as fake, pytest.MonkeyPatch.context() as patch:
         fake.environment["HF_HOME"] = str(tmp_path_factory.mktemp("hub"))
         for name, value in fake.environment.items():
             patch.setenv(name, value)
@@ -126,7 +125,7 @@ def test_closed_repositories_want_a_login(service, monkeypatch):
     service.store("anna/ask", SMALL, closed="gated")
     assert "if it is private, log in by `hf auth login`" in refusal("hf://anna/mine/a")
     assert "anna/ask is gated: ask its owners" in refusal("hf://anna/ask/a")
-    monkeypatch.setenv("HF_TOKEN", FAKE["TOKEN"])
+    monkeypatch.setenv("HF_TOKEN", fake_hub.TOKEN)
     for name in ("mine", "ask"):
         assert files_in(hub.fetch(f"hf://anna/{name}")) == SMALL
 

@@ -5,8 +5,6 @@ import functools
 import json
 import math
 import re
-import runpy
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from benchmarks import lsun_checkpoint
 from diffseg_jax.errors import UserError
 from diffseg_jax.models.adm_unet import ADMUNet, Settings
 from diffseg_jax.models.network import Network
@@ -21,8 +20,6 @@ from diffseg_jax.weights.adm import ORDERS, PUBLISHED, abstract_params, from_fla
 from diffseg_jax.weights.reader import read_arrays
 from diffseg_jax.weights.tables import differences
 
-# The names and shapes of official files, written down independently of the converter.
-CHECKPOINT = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "lsun_checkpoint.py"))
 COUNTS = {  # parameters, tensors of a published file
     "lsun_bedroom": (552_814_086, 566),
     "lsun_cat": (552_814_086, 566),
@@ -51,7 +48,7 @@ def flat(tree):
 
 
 def official_shapes(settings):
-    return CHECKPOINT["official_shapes"](dataclasses.asdict(settings))
+    return lsun_checkpoint.official_shapes(dataclasses.asdict(settings))
 
 
 def without_memory(settings):
