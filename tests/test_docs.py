@@ -99,6 +99,14 @@ def test_files_and_functions_of_the_package_that_a_page_names_exist(page):
 
 
 @pages
+def test_prose_wraps_at_120_columns(page):
+    """Tables, images and code may be wider."""
+    wide = r"(?s:^```.*?^```)|^(\||!\[).*$"
+    prose = re.sub(wide, "", page.read_text(), flags=re.MULTILINE)
+    assert not [line for line in prose.split("\n") if len(line) > 120]
+
+
+@pages
 def test_no_page_holds_a_todo(page):
     assert "TODO" not in page.read_text()
 
