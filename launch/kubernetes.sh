@@ -5,31 +5,30 @@
 #     --volume-claim=CLAIM -- --config=configs/ddp_ade20k.py --workdir=/workdir/a
 #   launch/kubernetes.sh logs --name=a      (status, delete: the same)
 #
-#   apply    makes a JobSet of one pod on each host; what stands after -- goes to
+#   apply    creates a JobSet of one pod per host; arguments after -- are passed to
 #            `python -m diffseg_jax.main` in the image
-#   logs     follows what process 0 says        status   shows the JobSet and its pods
+#   logs     follows the log of process 0       status   shows the JobSet and its pods
 #   delete   ends the run (every process saves first) and removes the JobSet
 #
-#   --name=NAME              of the JobSet
-#   --namespace=N --context=C   (what kubectl is set to)
-#   --image=IMAGE            holds Python, diffseg_jax and the configs
-#   --hosts=N                pods, one process in each
-#   --gpus-per-host=N        NVIDIA GPUs of each pod; or, on GKE, a TPU slice:
+#   --name=NAME              name of the JobSet
+#   --namespace=N --context=C   (those that kubectl is configured with)
+#   --image=IMAGE            container image with Python, diffseg_jax and the configs
+#   --hosts=N                number of pods, with one process in each
+#   --gpus-per-host=N        NVIDIA GPUs of each pod; or, for a TPU slice on GKE:
 #   --tpu-type=T --tpu-topology=XxY   such as tpu-v5-lite-podslice and 4x4
-#   --volume-claim=CLAIM     a claim that all pods may write, mounted at --mount-path; not needed
-#   --mount-path=DIR         for a workdir in gs:// (/workdir)
+#   --volume-claim=CLAIM     a claim that all pods can write to, mounted at --mount-path; not
+#   --mount-path=DIR         needed for a workdir in gs:// (/workdir)
 #   --service-account=NAME   (default of the namespace)
 #   --node-selector=KEY=VALUE   such as cloud.google.com/gke-spot=true; may be repeated
 #   --retries=N              restarts of all pods together after a failure or preemption (10)
-#   --save-seconds=S         time that a pod has for saving after SIGTERM (120)
-#   --lost-after=S           seconds without a sign of life after which a process counts as
-#                            lost (30)
-#   --replace                deletes a JobSet of this name first, such as one that has ended
+#   --save-seconds=S         seconds that a pod has to save after SIGTERM (120)
+#   --lost-after=S           seconds without a heartbeat after which a process counts as lost (30)
+#   --replace                first deletes a JobSet of this name, such as one that has ended
 #   --dry-run                only shows the manifest and the commands
 #   --help
 #
-# A process that ends with code 2 (a mistake that a repeat would meet again) fails the JobSet at
-# once; after anything else but 0 all pods start again and go on from the last checkpoint.
+# A process that exits with code 2 (an error that a restart would meet again) fails the JobSet
+# immediately; after any other code except 0 all pods restart and resume from the last checkpoint.
 set -euo pipefail
 
 fail() { echo "error: $1" >&2 && exit 2; }
@@ -43,7 +42,7 @@ action=${1-}
 case $action in
   --help) usage && exit 0 ;;
   apply | logs | status | delete) shift ;;
-  *) fail "the first word must be apply, logs, status or delete, not \"$action\". See $0 --help." ;;
+  *) fail "the action must be apply, logs, status or delete, not \"$action\". See $0 --help." ;;
 esac
 while (($#)) && [[ $1 != -- ]]; do
   name=${1#--} && name=${name%%=*}
@@ -52,17 +51,17 @@ while (($#)) && [[ $1 != -- ]]; do
     --dry-run) dry=yes ;;
     --replace) replace=yes ;;
     --node-selector=*=*) selectors+=("${1#*=}") ;;
-    --node-selector*) fail "\"$1\" is no selector, such as --node-selector=KEY=VALUE." ;;
+    --node-selector*) fail "\"$1\" is not a selector. Give --node-selector=KEY=VALUE." ;;
     --*)
       [[ -n $name && -n ${flag[$name]+known} ]] || fail "there is no flag --$name. See $0 --help."
       [[ $1 == *=* ]] || fail "$1 needs a value, as in $1=..."
       flag[$name]=${1#*=} ;;
-    *) fail "\"$1\" is no flag of this script. What goes to diffseg_jax.main stands after --." ;;
+    *) fail "\"$1\" is not a flag of this script. Put arguments of diffseg_jax.main after --." ;;
   esac
   shift
 done
 
-number() { # flag, least value
+number() { # flag, minimum
   if ! [[ ${flag[$1]} =~ ^[0-9]{1,9}$ ]] || ((10#${flag[$1]} < $2)); then
     fail "--$1 is \"${flag[$1]}\", but it must be a whole number of at least $2."
   fi
@@ -73,7 +72,7 @@ need() {
 }
 need name
 [[ ${flag[name]} =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
-  fail "--name is \"${flag[name]}\", but it may only hold up to 40 of a-z, 0-9 and -."
+  fail "--name is \"${flag[name]}\", but it must be a letter and up to 39 of a-z, 0-9 and -."
 
 kubectl=(kubectl)
 for name in context namespace; do
@@ -100,7 +99,7 @@ case $action in
     exit ;;
 esac
 
-# ---- what was given to main ----------------------------------------------------------------------
+# ---- arguments of main ---------------------------------------------------------------------------
 
 (($# > 1)) || fail "nothing to run. Add -- --config=configs/ddp_ade20k.py --workdir=/workdir/a."
 shift
@@ -110,7 +109,7 @@ for ((i = 1; i <= $#; i++)); do
     --workdir=* | -workdir=*) workdir=${!i#*=} ;;
     --workdir | -workdir) next=$((i + 1)) && workdir=${!next-} ;;
     --coordinator* | --process | --process=* | --processes*)
-      fail "${!i%%=*} is set by this script. Leave it out after --." ;;
+      fail "${!i%%=*} is set by this script. Remove it after --." ;;
   esac
 done
 mount=${flag[mount-path]%/}
@@ -122,7 +121,7 @@ else
  gs://, or --volume-claim=... and a workdir under $mount."
 fi
 
-# ---- the manifest --------------------------------------------------------------------------------
+# ---- manifest ------------------------------------------------------------------------------------
 
 need image hosts
 number hosts 1 && number retries 0 && number save-seconds 1 && number lost-after 5
@@ -144,15 +143,15 @@ elif [[ ${flag[tpu-type]} && ${flag[tpu-topology]} && ! ${flag[gpus-per-host]} ]
   selectors+=("cloud.google.com/gke-tpu-accelerator=${flag[tpu-type]}"
     "cloud.google.com/gke-tpu-topology=${flag[tpu-topology]}")
 else
-  fail "say what the hosts have: --gpus-per-host=8, or --tpu-type=... and --tpu-topology=..."
+  fail "no devices were given. Add --gpus-per-host=8, or --tpu-type=... and --tpu-topology=..."
 fi
 
-json() { # a string in JSON
+json() { # string -> JSON
   local text=${1//\\/\\\\}
   text=${text//\"/\\\"} text=${text//$'\n'/\\n} text=${text//$'\t'/\\t} text=${text//$'\r'/\\r}
   printf '"%s"' "$text"
 }
-list() { # strings -> JSON, with commas between them
+list() { # strings -> JSON, separated by commas
   local comma='' item
   for item; do printf '%s%s' "$comma" "$(json "$item")" && comma=', '; done
 }
@@ -163,9 +162,9 @@ pairs() { # KEY=VALUE -> JSON
   done
 }
 
-# JSON, which kubectl takes like YAML: one rule for all quotes, line breaks and signs in arguments.
-# The process namespace is shared, as the first process of its own could not abort (SIGABRT).
-manifest() { # arguments of main; $$ is one $ to Kubernetes, and $(NAME) a variable
+# The manifest is JSON, which kubectl accepts like YAML, because its quoting has a single rule. The
+# process namespace is shared, because process 1 of a separate namespace ignores its own SIGABRT.
+manifest() { # arguments of main; Kubernetes reads $$ as $, and $(NAME) as a variable
   local account='' claim='' mounted='' together=''
   [[ -z ${flag[service-account]} ]] ||
     account="\"serviceAccountName\": $(json "${flag[service-account]}"),"

@@ -1,27 +1,27 @@
 #!/usr/bin/env bash
-# Trains on one machine: one process that sees all GPUs, or several that share them.
+# Trains on one machine: one process that uses all GPUs, or several that share them.
 #
 #   launch/local.sh [flags] -- --config=configs/ddep_scenes.py --workdir=runs/scenes
 #
-# What stands after -- goes to `python -m diffseg_jax.main`; python is the first one on PATH.
+# Arguments after -- are passed to `python -m diffseg_jax.main`; python is the first one on PATH.
 #
-#   --processes=N    processes (1, which is all that JAX needs for all GPUs of a machine)
-#   --gpus=N         GPUs to share out evenly (what nvidia-smi or CUDA_VISIBLE_DEVICES tell of);
+#   --processes=N    processes (1, which is enough to use all GPUs of a machine)
+#   --gpus=N         GPUs to share evenly (all that nvidia-smi or CUDA_VISIBLE_DEVICES list);
 #                    0 trains on CPUs
-#   --retries=N      starts again up to N times after a code that is worth it (0)
-#   --pause=S        seconds before the first new start; doubles up to 300 (5)
-#   --lost-after=S   seconds without a sign of life after which a process counts as lost (30)
-#   --kill-after=S   seconds after the first failure until what still lives is killed
-#                    (--lost-after and 30 more)
-#   --logs=DIR       where the output of all processes but 0 goes (<workdir>/logs)
+#   --retries=N      restarts up to N times after an exit code that allows it (0)
+#   --pause=S        seconds before the first restart; doubles up to 300 (5)
+#   --lost-after=S   seconds without a heartbeat after which a process counts as lost (30)
+#   --kill-after=S   seconds after the first failure until the remaining processes are killed
+#                    (--lost-after plus 30)
+#   --logs=DIR       folder for the output of all processes except 0 (<workdir>/logs)
 #   --dry-run        only shows the commands
 #   --help
 #
-# Ctrl-C and SIGTERM reach every process as SIGTERM, so that each saves; a second Ctrl-C kills.
+# Ctrl-C and SIGTERM reach every process as SIGTERM, so that it saves; a second Ctrl-C kills them.
 #
-# Exit codes: 0 finished; 2 a mistake that a repeat would meet again; 75 stopped by SIGTERM after
-# saving; 130 Ctrl-C; else that of the process that failed first (137: killed, 134: aborted). After
-# anything but 0, 2 and 130 a new start is worth it: it goes on from the last checkpoint.
+# Exit codes: 0 finished; 2 an error that a restart would meet again; 75 stopped by SIGTERM after
+# saving; 130 Ctrl-C; otherwise that of the process that failed first (137: killed, 134: aborted).
+# After any code except 0, 2 and 130 a restart can help: it resumes from the last checkpoint.
 set -euo pipefail
 
 fail() { echo "error: $1" >&2 && exit 2; }
@@ -41,14 +41,14 @@ while (($#)) && [[ $1 != -- ]]; do
       [[ -n $name && -n ${flag[$name]+known} ]] || fail "there is no flag --$name. See $0 --help."
       [[ $1 == *=* ]] || fail "$1 needs a value, as in $1=..."
       flag[$name]=${1#*=} ;;
-    *) fail "\"$1\" is no flag of this script. What goes to diffseg_jax.main stands after --." ;;
+    *) fail "\"$1\" is not a flag of this script. Put arguments of diffseg_jax.main after --." ;;
   esac
   shift
 done
 (($# > 1)) || fail "nothing to run. Add -- --config=configs/ddep_scenes.py --workdir=runs/scenes."
 shift
 
-number() { # flag, least value
+number() { # flag, minimum
   if ! [[ ${flag[$1]} =~ ^[0-9]{1,9}$ ]] || ((10#${flag[$1]} < $2)); then
     fail "--$1 is \"${flag[$1]}\", but it must be a whole number of at least $2."
   fi
@@ -60,7 +60,7 @@ number processes 1 && number retries 0 && number pause 0 && number lost-after 5
 number kill-after 0
 processes=${flag[processes]}
 
-# ---- what was given to main ----------------------------------------------------------------------
+# ---- arguments of main ---------------------------------------------------------------------------
 
 workdir=
 for ((i = 1; i <= $#; i++)); do
@@ -68,7 +68,7 @@ for ((i = 1; i <= $#; i++)); do
     --workdir=* | -workdir=*) workdir=${!i#*=} ;;
     --workdir | -workdir) next=$((i + 1)) && workdir=${!next-} ;;
     --coordinator* | --process | --process=* | --processes*)
-      fail "${!i%%=*} is set by this script. Leave it out after --." ;;
+      fail "${!i%%=*} is set by this script. Remove it after --." ;;
   esac
 done
 [[ -n $workdir ]] || fail "no workdir was given. Add --workdir=runs/a after --."
@@ -76,7 +76,7 @@ logs=${flag[logs]}
 if [[ $logs == auto ]]; then
   logs=$workdir/logs
   [[ $processes == 1 || $workdir != *://* ]] ||
-    fail "the workdir $workdir is no local folder. Say where logs go, as in --logs=logs."
+    fail "the workdir $workdir is not a local folder. Name one for the logs, as in --logs=logs."
 fi
 
 # ---- GPUs ----------------------------------------------------------------------------------------
@@ -99,12 +99,12 @@ fi
     (${#devices[@]} / processes)))."
 share=$((${#devices[@]} / processes))
 
-# ---- the processes -------------------------------------------------------------------------------
+# ---- processes -----------------------------------------------------------------------------------
 
 free_port() {
   local port
   while :; do
-    port=$((20000 + RANDOM % 12000)) # below those that the system hands out itself
+    port=$((20000 + RANDOM % 12000)) # below the range that the system assigns
     if [[ $dry ]] || ! (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then break; fi
   done
   echo "$port"
@@ -130,7 +130,7 @@ start() { # arguments of main -> pids
   pids=() codes=() told=() first=
   for ((i = 0; i < processes; i++)); do
     command_of "$i" "$port" "$@"
-    # In a session of its own, a process does not get the terminal's Ctrl-C beside our SIGTERM.
+    # A separate session shields the process from the terminal's Ctrl-C; it gets our SIGTERM alone.
     if ((i == 0)); then
       setsid "${command[@]}" &
     else
@@ -141,7 +141,7 @@ start() { # arguments of main -> pids
   done
 }
 
-await() { # -> codes, first (to fail)
+await() { # -> codes, first (the process that failed first)
   local i left deadline=
   while :; do
     left=()
@@ -152,7 +152,7 @@ await() { # -> codes, first (to fail)
       wait "${pids[i]}" || codes[i]=$?
       if ((codes[i])) && [[ -z $first ]]; then
         first=$i deadline=$((SECONDS + flag[kill-after]))
-        ((processes == 1)) || say "process $i $(how "${codes[i]}"); the others end too."
+        ((processes == 1)) || say "process $i $(how "${codes[i]}"); the others will end too."
       fi
     done
     ((${#left[@]})) || return 0
@@ -166,38 +166,38 @@ await() { # -> codes, first (to fail)
         told[i]=KILL
       fi
     done
-    sleep 0.2 || true # which Ctrl-C ends too
+    sleep 0.2 || true # Ctrl-C interrupts it
   done
 }
 
-how() { # exit code -> words
+how() { # exit code -> description
   case $1 in
     0) echo "finished" ;;
-    2) echo "met a mistake that a repeat would meet again (exit code 2)" ;;
+    2) echo "met an error that a restart would meet again (exit code 2)" ;;
     75) echo "saved and stopped on SIGTERM (exit code 75)" ;;
     130) echo "was stopped by Ctrl-C (exit code 130)" ;;
-    134) echo "aborted, as a process does that lost another one (signal 6)" ;;
+    134) echo "aborted, as a process does when it has lost another one (signal 6)" ;;
     *) if (($1 > 128)); then echo "was killed (signal $(($1 - 128)))"; else
       echo "failed (exit code $1)"; fi ;;
   esac
 }
 
-report() { # what each process did, the end of the logs that tell why, and what to do
+report() { # how each process ended, and the last lines of the logs that show why
   local i text line=
   for ((i = 0; i < processes; i++)); do
     text=$(how "${codes[i]}")
-    [[ ${told[i]-} != KILL ]] || text="was killed by this script, as it did not end by itself"
+    [[ ${told[i]-} != KILL ]] || text="was killed by this script, because it did not end by itself"
     line+="${line:+; }process $i $text"
     if ((i > 0 && codes[i] != 0 && codes[i] != 75)) &&
       [[ $first == "$i" || ${codes[i]} != 134 ]]; then
-      say "the end of $logs/process_$i.log:"
+      say "the last lines of $logs/process_$i.log:"
       tail -n 20 "$logs/process_$i.log" >&2
     fi
   done
   say "$line."
 }
 
-verdict() { # the most telling code
+verdict() { # the exit code of this script
   local wanted code
   for wanted in 2 130 75; do
     for code in "${codes[@]}"; do
@@ -219,23 +219,23 @@ fi
 
 command -v python >/dev/null || fail "there is no python on PATH. Activate the environment first."
 ((processes == 1)) || mkdir -p "$logs"
-unset SLURM_PROCID # inside a SLURM step, JAX would otherwise give every process one GPU only
+unset SLURM_PROCID # inside a SLURM step, JAX would otherwise give every process a single GPU
 stopped='' hurry=''
-heard() { say "asks every process to save and to stop; Ctrl-C $1 kills them."; }
+heard() { say "asking every process to save and stop; Ctrl-C $1 kills them."; }
 trap 'if [[ $stopped == INT ]]; then hurry=yes; else stopped=INT && heard again; fi' INT
 trap 'stopped=${stopped:-TERM} && heard twice' TERM HUP
 
 for ((try = 1; ; try++)); do
   start "$@"
-  await 2>/dev/null # where bash would call every process that was killed by its own name
+  await 2>/dev/null # hides bash's own messages about killed processes
   report
   code=$(verdict)
   [[ $stopped != INT || $code == 0 || $code == 2 ]] || code=130
   case $code in
     0) exit 0 ;;
-    2) say "mend what the error says, then give the same command again." && exit 2 ;;
+    2) say "fix the error above, then give the same command again." && exit 2 ;;
   esac
-  again="goes on from the last checkpoint in $workdir/checkpoints, if one was saved"
+  again="resumes from the last checkpoint in $workdir/checkpoints, if one was saved"
   if [[ $stopped || $code == 130 ]] || ((try > flag[retries])); then
     say "the same command $again." && exit "$code"
   fi

@@ -4,27 +4,27 @@
 #   launch/slurm.sh --nodes=2 --gpus-per-node=8 --time=24:00:00 --setup='. .venv/bin/activate' \
 #     -- --config=configs/ddp_ade20k.py --workdir=/shared/runs/a
 #
-# What stands after -- goes to `python -m diffseg_jax.main`, one process for each GPU. The workdir
-# must be a folder that all nodes see.
+# Arguments after -- are passed to `python -m diffseg_jax.main`, which runs as one process for each
+# GPU. The workdir must be a folder that all nodes can access.
 #
 #   --nodes=N           nodes
-#   --gpus-per-node=N   GPUs, and so processes, on each of them
-#   --time=T            time limit of one start, as sbatch takes it
-#   --partition=P --account=A   (what the cluster chooses)
-#   --cpus-per-task=N   CPU cores of each process (what the cluster chooses)
-#   --setup=COMMANDS    shell run on the first node before training, to load modules and activate
-#                       the environment; what it exports reaches all processes
-#   --sbatch=FLAG       a further flag of sbatch, such as --sbatch=--mem=0; may be repeated
+#   --gpus-per-node=N   GPUs, and therefore processes, on each node
+#   --time=T            time limit of one start, in the format of sbatch
+#   --partition=P --account=A   (default of the cluster)
+#   --cpus-per-task=N   CPU cores of each process (default of the cluster)
+#   --setup=COMMANDS    shell commands for the first node before training, to load modules and
+#                       activate the environment; exported variables reach all processes
+#   --sbatch=FLAG       another flag of sbatch, such as --sbatch=--mem=0; may be repeated
 #   --job-name=NAME     (diffseg)
-#   --retries=N         queues the job again up to N times after a code that is worth it (10)
-#   --save-seconds=S    how long before the time limit SIGTERM comes, so that all save (120)
-#   --lost-after=S      seconds without a sign of life after which a process counts as lost (30)
-#   --logs=DIR          for <job>.log and the batch file (<workdir>/logs)
+#   --retries=N         requeues the job up to N times after an exit code that allows it (10)
+#   --save-seconds=S    seconds between SIGTERM and the time limit, in which to save (120)
+#   --lost-after=S      seconds without a heartbeat after which a process counts as lost (30)
+#   --logs=DIR          folder for <job>.log and the batch file (<workdir>/logs)
 #   --dry-run           only shows the batch file and the command that submits it
 #   --help
 #
-# `scancel JOB` ends a run for good. Exit codes of the job: 0 finished; 2 a mistake that a repeat
-# would meet again; anything else was worth a retry, and none was left.
+# `scancel JOB` ends a run without a restart. Exit codes of the job: 0 finished; 2 an error that a
+# restart would meet again; any other code means that no retry was left.
 set -euo pipefail
 
 fail() { echo "error: $1" >&2 && exit 2; }
@@ -44,7 +44,7 @@ while (($#)) && [[ $1 != -- ]]; do
       [[ -n $name && -n ${flag[$name]+known} ]] || fail "there is no flag --$name. See $0 --help."
       [[ $1 == *=* ]] || fail "$1 needs a value, as in $1=..."
       flag[$name]=${1#*=} ;;
-    *) fail "\"$1\" is no flag of this script. What goes to diffseg_jax.main stands after --." ;;
+    *) fail "\"$1\" is not a flag of this script. Put arguments of diffseg_jax.main after --." ;;
   esac
   shift
 done
@@ -52,7 +52,7 @@ done
  --workdir=/shared/runs/a."
 shift
 
-number() { # flag, least value
+number() { # flag, minimum
   if ! [[ ${flag[$1]} =~ ^[0-9]{1,9}$ ]] || ((10#${flag[$1]} < $2)); then
     fail "--$1 is \"${flag[$1]}\", but it must be a whole number of at least $2."
   fi
@@ -73,19 +73,19 @@ for ((i = 1; i <= $#; i++)); do
     --workdir=* | -workdir=*) workdir=${!i#*=} ;;
     --workdir | -workdir) next=$((i + 1)) && workdir=${!next-} ;;
     --coordinator* | --process | --process=* | --processes*)
-      fail "${!i%%=*} is found by every process itself. Leave it out after --." ;;
+      fail "${!i%%=*} is detected by every process. Remove it after --." ;;
   esac
 done
 [[ -n $workdir ]] || fail "no workdir was given. Add --workdir=/shared/runs/a after --."
 logs=${flag[logs]}
 if [[ $logs == auto ]]; then
   [[ $workdir != *://* ]] ||
-    fail "the workdir $workdir is no local folder. Say where logs go, as in --logs=logs."
+    fail "the workdir $workdir is not a local folder. Name one for the logs, as in --logs=logs."
   logs=$workdir/logs
 fi
-[[ $logs != *[\"$'\n']* ]] || fail "the logs folder $logs has a quote or line break in its name."
+[[ $logs != *[\"$'\n']* ]] || fail "the folder $logs has a quote or line break in its name."
 
-# ---- the batch file ------------------------------------------------------------------------------
+# ---- batch file ----------------------------------------------------------------------------------
 
 batch_file() { # arguments of main
   local line cpus=
@@ -109,31 +109,31 @@ command -v python >/dev/null || {
   exit 2
 }
 
-# srun answers with the highest code of its tasks. A mistake (2) is renamed to 250, as it must win
-# over the 134 or 137 of those that lose the one that met it. SIGTERM comes to this shell as well as
-# to python: it waits for python, which saves.
+# srun returns the highest exit code of its tasks. Code 2 (an error) becomes 250, because it must
+# take precedence over the 134 or 137 of the tasks that lose the failed one. SIGTERM reaches this
+# shell as well as python; the shell only waits until python has saved.
 task='trap : TERM; "\$@"; code=\$?; ((code != 2)) || code=250; exit "\$code"'
 
-# kill-on-bad-exit=0, whatever the site's default: the first process that saved and left after
-# SIGTERM would get the others killed while they save. Those that lose another one end by
-# themselves after ${flag[lost-after]} s; --wait ends what hangs all the same.
+# With kill-on-bad-exit=1, the first process that exits after SIGTERM would get the others killed
+# while they save; 0 overrides the default of the site. Processes that lose another one end by
+# themselves after ${flag[lost-after]} s; --wait ends those that hang.
 code=0
 srun --kill-on-bad-exit=0 --wait=$((flag[lost-after] + 300)) --label$cpus bash -c "\$task" task \\
   python -m diffseg_jax.main --coordinator=auto --lost_after=${flag[lost-after]} \\
   $(printf '%q ' "$@")|| code=\$?
 
 start=\$((\${SLURM_RESTART_COUNT:-0} + 1))
-again="goes on from the last checkpoint in "$(printf '%q' "$workdir/checkpoints")
+again="resumes from the last checkpoint in "$(printf '%q' "$workdir/checkpoints")
 case \$code in
   0) echo "finished." ;;
-  2 | 250) echo "mend what the error says, then give the same command again."; code=2 ;;
+  2 | 250) echo "fix the error above, then give the same command again."; code=2 ;;
   130) echo "stopped; the same command \$again." ;;
   *)
     if ((start <= ${flag[retries]})); then
-      echo "start \$start ended with code \$code; queued again, it \$again."
+      echo "start \$start ended with code \$code; the job is queued again and \$again."
       scontrol requeue "\$SLURM_JOB_ID"
     else
-      echo "start \$start ended with code \$code, the last retry; the same command \$again."
+      echo "start \$start ended with code \$code, and no retry is left; the same command \$again."
     fi
     ;;
 esac

@@ -5,40 +5,40 @@
 #     --runtime-version=v2-alpha-tpuv5-lite --zone=ZONE --project=PROJECT --spot \
 #     -- --config=configs/ddp_ade20k.py --workdir=gs://BUCKET/a
 #
-#   create   asks for the slice as a queued resource and waits; one that is ready is taken as it is
+#   create   requests the slice as a queued resource and waits; reuses one that is ready
 #   setup    installs the package on all hosts, and copies the configs
-#   train    starts `python -m diffseg_jax.main` on all hosts, which goes on when ssh drops
-#   run      create, setup, train, then watches; after preemption or a lost host all of it again.
-#            Given again after Ctrl-C it watches the run that goes on
-#   logs     follows what a host says        status   what the slice and its hosts are doing
-#   stop     SIGTERM on all hosts, waits until they have saved
+#   train    starts `python -m diffseg_jax.main` on all hosts; it continues when ssh disconnects
+#   run      create, setup, train, then monitors; repeats all of it after a preemption or a lost
+#            host. After Ctrl-C the same command monitors the run again
+#   logs     follows the log of a host       status   shows the state of the slice and its hosts
+#   stop     sends SIGTERM on all hosts and waits until they have saved
 #   delete   removes the slice
 #
-# What stands after -- (of train and run) goes to diffseg_jax.main. For ssh to several hosts, load
-# the key first: ssh-add ~/.ssh/google_compute_engine.
+# Arguments after -- (train, run) are passed to diffseg_jax.main. For ssh to several hosts, load the
+# key first: ssh-add ~/.ssh/google_compute_engine.
 #
-#   --name=NAME                  of the slice and its queued resource
-#   --zone=Z --project=P         (what gcloud is set to)
+#   --name=NAME                  name of the slice and of its queued resource
+#   --zone=Z --project=P         (those that gcloud is configured with)
 #   --accelerator-type=T --runtime-version=V   (create, run)
 #   --spot, --reserved           tier of the slice (on demand)
-#   --gcloud=FLAG                a further flag of `queued-resources create`, such as
+#   --gcloud=FLAG                another flag of `queued-resources create`, such as
 #                                --gcloud=--internal-ips; may be repeated
-#   --source=DIR                 a clone to install (the one that this script is in), or
-#   --package=SPEC               what pip installs, such as 'diffseg_jax[tpu,gcs]==1.0'; the configs
-#                                come from the clone that this script is in
-#   --python=VERSION             Python on the hosts, fetched if it is not there (3.12)
-#   --worker=W                   a host's number, or all, for logs (0)
-#   --retries=N                  new starts of run after a code that is worth it (10)
-#   --poll=S                     seconds between two looks at the slice (60)
-#   --save-seconds=S             how long stop waits (120)
-#   --lost-after=S               seconds without a sign of life after which a process counts as
+#   --source=DIR                 a clone to install (the one of this script), or
+#   --package=SPEC               a requirement for pip, such as 'diffseg_jax[tpu,gcs]==1.0'; the
+#                                configs then come from the clone of this script
+#   --python=VERSION             Python on the hosts, downloaded if it is missing (3.12)
+#   --worker=W                   number of a host, or all, for logs (0)
+#   --retries=N                  restarts of run after an exit code that allows it (10)
+#   --poll=S                     seconds between two checks of the slice (60)
+#   --save-seconds=S             maximum seconds that stop waits (120)
+#   --lost-after=S               seconds without a heartbeat after which a process counts as
 #                                lost (30)
 #   --delete-when-done           run removes the slice after the training has finished
 #   --dry-run                    only shows the commands
 #   --help
 #
-# Exit codes of run: 0 finished; 2 a mistake that a repeat would meet again; 75 preempted, 134, 137
-# and others when no retry was left.
+# Exit codes of run: 0 finished; 2 an error that a restart would meet again; 75 (preempted), 134,
+# 137 and others when no retry was left.
 set -euo pipefail
 
 fail() { echo "error: $1" >&2 && exit 2; }
@@ -54,7 +54,7 @@ action=${1-}
 case $action in
   --help) usage && exit 0 ;;
   create | setup | train | run | logs | status | stop | delete) shift ;;
-  *) fail "the first word must be create, setup, train, run, logs, status, stop or delete, not\
+  *) fail "the action must be create, setup, train, run, logs, status, stop or delete, not\
  \"$action\". See $0 --help." ;;
 esac
 while (($#)) && [[ $1 != -- ]]; do
@@ -71,13 +71,13 @@ while (($#)) && [[ $1 != -- ]]; do
       [[ -n $name && -n ${flag[$name]+known} ]] || fail "there is no flag --$name. See $0 --help."
       [[ $1 == *=* ]] || fail "$1 needs a value, as in $1=..."
       flag[$name]=${1#*=} ;;
-    *) fail "\"$1\" is no flag of this script. What goes to diffseg_jax.main stands after --." ;;
+    *) fail "\"$1\" is not a flag of this script. Put arguments of diffseg_jax.main after --." ;;
   esac
   shift
 done
 if (($#)); then shift; fi
 
-number() { # flag, least value
+number() { # flag, minimum
   if ! [[ ${flag[$1]} =~ ^[0-9]{1,9}$ ]] || ((10#${flag[$1]} < $2)); then
     fail "--$1 is \"${flag[$1]}\", but it must be a whole number of at least $2."
   fi
@@ -87,7 +87,7 @@ number retries 0 && number poll 1 && number save-seconds 1 && number lost-after 
 [[ ${flag[worker]} =~ ^([0-9]+|all)$ ]] ||
   fail "--worker is \"${flag[worker]}\", but it must be all or the number of a host, from 0."
 [[ ${flag[name]} =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
-  fail "--name is \"${flag[name]}\", but it must be given, and may only hold a-z, 0-9 and -."
+  fail "--name is \"${flag[name]}\", but it must be a letter and more of a-z, 0-9 and -."
 [[ ${flag[python]} =~ ^[0-9]+(\.[0-9]+)*$ ]] ||
   fail "--python is \"${flag[python]}\", but it must be a version, such as 3.12."
 [[ -z ${flag[source]} || -z ${flag[package]} ]] ||
@@ -107,25 +107,25 @@ if [[ $action == train || $action == run ]]; then
       --workdir=* | -workdir=*) workdir=${!i#*=} ;;
       --workdir | -workdir) next=$((i + 1)) && workdir=${!next-} ;;
       --coordinator* | --process | --process=* | --processes*)
-        fail "${!i%%=*} is found by every process itself. Leave it out after --." ;;
+        fail "${!i%%=*} is detected by every process. Remove it after --." ;;
     esac
   done
-  [[ $workdir == gs://* || $workdir == /* ]] || fail "the workdir \"$workdir\" is not one that all\
- hosts see. Add -- --config=... --workdir=gs://..., or a network file system's absolute path."
+  [[ $workdir == gs://* || $workdir == /* ]] || fail "the workdir \"$workdir\" is not shared by all\
+ hosts. Add -- --config=... --workdir=gs://..., or an absolute path on a network file system."
 elif (($#)); then
-  fail "nothing after -- is used by $action. Leave it out."
+  fail "$action takes no arguments after --. Remove them."
 fi
 
 command -v gcloud >/dev/null || fail "there is no gcloud on PATH. Install the Google Cloud CLI."
 for name in zone project; do
   [[ $name == zone ]] && property=compute/zone || property=project
   [[ ${flag[$name]} ]] || flag[$name]=$(gcloud config get-value "$property" 2>/dev/null) || true
-  [[ ${flag[$name]} ]] || fail "no $name was given, and gcloud is set to none. Add --$name=..."
+  [[ ${flag[$name]} ]] || fail "no $name was given, and gcloud has none set. Add --$name=..."
 done
 name=${flag[name]}
 where=("--zone=${flag[zone]}" "--project=${flag[project]}")
 
-exec {shown}>&1 # what --dry-run shows, from inside $(...) too
+exec {shown}>&1 # the output of --dry-run, also from inside $(...)
 call() { # gcloud compute tpus ...
   if [[ $dry ]]; then
     { printf 'gcloud compute tpus' && printf ' %q' "$@" "${where[@]}" && echo; } >&"$shown"
@@ -133,20 +133,20 @@ call() { # gcloud compute tpus ...
     gcloud compute tpus "$@" "${where[@]}"
   fi
 }
-on() { call tpu-vm ssh "$name" --worker="$1" --quiet --command="$2"; } # host or all, shell
+on() { call tpu-vm ssh "$name" --worker="$1" --quiet --command="$2"; } # host or all, command
 
-# ---- the slice -----------------------------------------------------------------------------------
+# ---- slice ---------------------------------------------------------------------------------------
 
 messages=$(mktemp)
 trap 'rm -f "$messages"' EXIT
 
-state_of() { # kind, field -> its state; NONE where there is none; UNKNOWN where gcloud fails
+state_of() { # kind, field -> its state; NONE if it does not exist; UNKNOWN if gcloud fails
   if call "$1" describe "$name" --format="value($2)" 2>"$messages"; then return; fi
   if grep -qiE 'not[_ ]found' "$messages"; then echo NONE && return; fi
   echo UNKNOWN && cat "$messages" >&2
 }
 
-look() { # -> queue, node as gcloud calls them, and slice: ready, none, lost, waiting, unknown
+look() { # -> queue, node: states of gcloud; slice: ready, none, lost, waiting or unknown
   queue=$(state_of queued-resources state.state)
   node=$(state_of tpu-vm state)
   case $queue/$node in
@@ -159,12 +159,12 @@ look() { # -> queue, node as gcloud calls them, and slice: ready, none, lost, wa
   [[ $dry ]] || say "$(date +%T) queued resource $queue, slice $node"
 }
 
-refused() { # at the first try that is a mistake; later it may pass
+refused() { # an error at the first try; a later refusal may be temporary
   ((${try:-1} > 1)) || code=2
   return 1
 }
 
-create() { # returns 1 where the slice could not be had
+create() { # returns 1 if the slice could not be created
   local asked=
   while :; do
     look
@@ -189,7 +189,7 @@ create() { # returns 1 where the slice could not be had
 
 remove() {
   local try
-  for try in 1 2 3; do # a slice that is just being taken away can refuse
+  for try in 1 2 3; do # a slice that is being preempted can refuse
     if [[ ${queue-} == NONE ]]; then
       call tpu-vm delete "$name" --quiet && return
     else
@@ -202,9 +202,9 @@ remove() {
   return 1
 }
 
-# ---- what runs on the hosts, in ~/diffseg: run.pid, run.code (when it has ended), run.log --------
+# ---- commands for the hosts; in ~/diffseg: run.pid, run.code (after the end), run.log ------------
 
-quoted() { # for any shell
+quoted() { # arguments, quoted for any shell
   local item
   for item; do printf " '%s'" "${item//\'/\'\\\'\'}"; done
 }
@@ -225,7 +225,7 @@ setup() {
     -czf "$file" "$what")
   if [[ $dry ]]; then printf '%q ' "${pack[@]}" && echo; else "${pack[@]}" || return 1; fi
   call tpu-vm scp "$file" "$name:diffseg.tgz" --worker=all --quiet || return 1
-  # The hosts' own Python can be older than 3.11; uv brings the one that is asked for.
+  # The Python of the hosts can be older than 3.11; uv downloads the requested version.
   on all "set -e; mkdir -p ~/diffseg; cd ~/diffseg; tar -xzf ../diffseg.tgz
 export PIP_BREAK_SYSTEM_PACKAGES=1
 python3 -m pip install --quiet --user uv
@@ -237,7 +237,7 @@ train() { # arguments of main
   # shellcheck disable=SC2016
   on all 'cd ~/diffseg || exit 1
 if '"$alive"'; then
-  echo "error: a run goes on here. Look with status, end it with stop." >&2
+  echo "error: a run is in progress here. Check it with status, end it with stop." >&2
   exit 1
 fi
 rm -f run.code run.pid
@@ -249,11 +249,11 @@ nohup setsid bash -c '\''
 while [ ! -s run.pid ]; do sleep 0.1; done'
 }
 
-hosts() { # -> lines: host NAME running|idle|ended CODE; fails where a host does not answer
+hosts() { # -> lines: host NAME running|idle|ended CODE; fails if a host does not respond
   on all "$state" | grep '^host '
 }
 
-watch() { # -> code, once all processes have ended or the slice is gone
+monitor() { # -> code, when all processes have ended or the slice is lost
   local lines all deadline='' wanted
   while :; do
     sleep "${flag[poll]}"
@@ -272,7 +272,7 @@ watch() { # -> code, once all processes have ended or the slice is gone
       fi
       continue
     fi
-    code=$(awk '$3 == "idle" {$4 = 137} $4 {print $4; exit}' <<<"$lines") # idle: a new host
+    code=$(awk '$3 == "idle" {$4 = 137} $4 {print $4; exit}' <<<"$lines") # idle: a replaced host
     for wanted in 75 130 2; do
       ! grep -q " ended $wanted\$" <<<"$lines" || code=$wanted
     done
@@ -282,26 +282,26 @@ watch() { # -> code, once all processes have ended or the slice is gone
 }
 
 run() { # arguments of main
-  local try again="goes on from the last checkpoint in $workdir/checkpoints"
-  trap 'say "the run goes on; the same command watches it again, stop ends it."; exit 130' INT
+  local try again="resumes from the last checkpoint in $workdir/checkpoints"
+  trap 'say "the run continues; the same command monitors it, stop ends it."; exit 130' INT
   for ((try = 1; ; try++)); do
     code=75
     if create; then
       if [[ -z $dry ]] && grep -q ' running$' <<<"$(hosts || true)"; then
-        say "a run goes on there; watches it."
-        watch
+        say "a run is in progress; monitoring it."
+        monitor
       else
         code=1
         if setup && train "$@"; then
           if [[ $dry ]]; then on all "$state" && return; fi
-          watch
+          monitor
         fi
       fi
     fi
     case $code in
       0) say "finished." && { [[ -z $finally ]] || remove; } && return ;;
       2)
-        say "mend what the error says (here, or in: $0 logs --name=$name), then give the same\
+        say "fix the error (shown above, or in: $0 logs --name=$name), then give the same\
  command again."
         exit 2 ;;
     esac
@@ -309,7 +309,7 @@ run() { # arguments of main
       say "ended with code $code; the same command $again." && exit "$code"
     fi
     say "ended with code $code; start $((try + 1)) of $((flag[retries] + 1)), which $again."
-    # A slice whose processes were told to stop (75) is about to go; others can be used again.
+    # A slice whose processes were told to stop (75) is being preempted; others can be reused.
     if ((code == 75)) && [[ $slice == ready ]]; then remove || true; fi
     sleep $((try < 5 ? flag[poll] * try : flag[poll] * 5))
   done
@@ -317,7 +317,7 @@ run() { # arguments of main
 
 # shellcheck disable=SC2016
 case $action in
-  create) create || { echo "error: $name could not be had." >&2 && exit 1; } ;;
+  create) create || { echo "error: $name could not be created." >&2 && exit 1; } ;;
   setup) setup ;;
   train) train "$@" ;;
   run) run "$@" ;;
@@ -329,5 +329,5 @@ case $action in
 fi; '"$state" ;;
   delete)
     look
-    if [[ $slice == none && ! $dry ]]; then say "there is no $name."; else remove; fi ;;
+    if [[ $slice == none && ! $dry ]]; then say "there is no slice $name."; else remove; fi ;;
 esac

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, and lies in git without what it answered."""
+"""The notebook runs from top to bottom, and git holds it without outputs."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "launch/colab_quickstart.ipynb"
-SHORT = "SIZES, PICTURES, TRAINING_STEPS = (3,), 4, 12"  # in place of the cell of parameters
+SHORT = "SIZES, IMAGES, TRAINING_STEPS = (3,), 4, 12"  # replaces the cell of parameters
 
 
 @pytest.fixture
@@ -32,10 +32,10 @@ def test_it_is_stored_without_outputs(notebook):
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
 
 
-def test_it_runs_and_ten_pictures_teach_it(notebook, tmp_path, monkeypatch):
+def test_it_runs_and_fine_tuning_on_ten_images_helps(notebook, tmp_path, monkeypatch):
     environment = {
         "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # halves the time of compilation
     }  # fmt: skip
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
