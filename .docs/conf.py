@@ -1,4 +1,4 @@
-"""The documentation: guides in Markdown, and a reference made of the docstrings of the package.
+"""The documentation: guides in Markdown, and a reference made from the docstrings of the package.
 
 pip install -e ".[docs]" && python -m sphinx -W -b html .docs build/docs
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed: no accelerator is taken
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed, so no accelerator is claimed
 
 import diffseg_jax  # noqa: E402
 
@@ -19,11 +19,11 @@ project = "diffseg_jax"
 release = version = diffseg_jax.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["build"]
-myst_heading_anchors = 3  # links to chapters, as on GitHub
+myst_heading_anchors = 3  # links to headings, as on GitHub
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True  # as written, not as evaluated
-highlight_language = "none"  # tables of shapes are no program; fences name their language
+autodoc_preserve_defaults = True  # default values as written, not as evaluated
+highlight_language = "none"  # tables of shapes are not code; fences name their language
 html_theme = "alabaster"
 html_theme_options = {
     "description": diffseg_jax.__doc__.strip(),
@@ -41,19 +41,19 @@ COMMAND = re.compile(r"^if __name__ == .__main__.:", re.MULTILINE)
 
 
 def modules():
-    """Page -> the dotted names on it: a page for each folder, the commands, and what is left."""
+    """Page -> the names of its modules: one page per folder, one of commands, one of the rest."""
     pages = {name: [] for name in (*FIRST, *TITLES)}
     for found in pkgutil.walk_packages(diffseg_jax.__path__, "diffseg_jax."):
         text = Path(found.module_finder.find_spec(found.name).origin).read_text()
         top = found.name.split(".")[1]
         page = top if top in pages else "commands" if COMMAND.search(text) else "others"
-        if text.strip():  # a folder's __init__.py may be empty
+        if text.strip():  # the __init__.py of a folder may be empty
             pages[page].append(found.name)
     return {page: names for page, names in pages.items() if names}
 
 
 def write_reference(app):
-    """Writes reference/*.rst; a file that did not change is left alone, one too many goes."""
+    """Writes reference/*.rst where their text changed, and removes the files of former pages."""
     pages = modules()
     listed = "".join(f"\n   {page}" for page in pages)
     texts = {page: page_of(page, names) for page, names in pages.items()}
@@ -75,12 +75,12 @@ def write_reference(app):
 
 
 def page_of(page, names):
-    """The text of a page: a chapter for each module, unless there is but one."""
+    """The text of a page, with a heading for each module if there are several."""
     title = TITLES.get(page, f"diffseg_jax.{page}")
-    chapters = [
+    sections = [
         "\n".join([titled(name, "-") if len(names) > 1 else "", documented(name)]) for name in names
     ]
-    return "\n".join([titled(title, "="), *chapters])
+    return "\n".join([titled(title, "="), *sections])
 
 
 def titled(title, line):
@@ -92,7 +92,7 @@ def documented(name):
 
 
 def as_written(app, what, name, obj, options, lines):
-    """Docstrings here are plain text: prose stays prose, tables of shapes keep their columns."""
+    """Converts plain docstrings to reST: prose stays prose, tables of shapes keep their columns."""
     blocks = "\n".join(lines).strip("\n").split("\n\n")
     lines[:] = "\n\n".join(map(_block, blocks)).split("\n")
 
@@ -100,17 +100,17 @@ def as_written(app, what, name, obj, options, lines):
 def _block(text):
     if not text.strip():
         return ""
-    # columns, what is set in, commands, lists
+    # Columns, indented lines, commands and lists keep their line breaks.
     if re.search(r"\S {2,}\S|^\s|^python -m|^[-*] ", text, re.MULTILINE):
         return "::\n\n" + "\n".join("    " + line for line in text.split("\n"))
-    pieces = re.split(r"`+([^`]+)`+", text)  # prose and code by turns
-    return r"\ " + "".join(  # an escaped space is none, and keeps its neighbours from being markup
+    pieces = re.split(r"`+([^`]+)`+", text)  # prose and code alternate
+    return r"\ " + "".join(  # an escaped space prints nothing but separates markup
         rf"\ ``{piece}``\ " if odd else re.sub(r"([\\*_|<>:\[\]])", r"\\\1", piece)
         for odd, piece in ((i % 2, piece) for i, piece in enumerate(pieces))
     )
 
 
 def setup(app):
-    """Called by sphinx."""
+    """Registers the two hooks above with sphinx."""
     app.connect("builder-inited", write_reference)
     app.connect("autodoc-process-docstring", as_written)

@@ -1,4 +1,4 @@
-"""The house as drawn: imports point only up the list, and networks need no data libraries."""
+"""Imports point only up the list of modules, and networks need no data libraries."""
 
 import ast
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ORDER = (  # what stands above may be imported by what stands below, never the other way
+ORDER = (  # a module may import those above it, never those below
     "errors", "config.schema", "config.options", "config.files",
     "devices.processes", "devices.mesh",
     "storage.paths", "storage.hub", "storage.checkpoints", "storage.workdir",
@@ -43,7 +43,7 @@ ORDER = (  # what stands above may be imported by what stands below, never the o
 
 
 def modules():
-    """Dotted name -> file of every module of the package that holds code."""
+    """Dotted name and file of every module of the package that holds code."""
     folder = ROOT / "diffseg_jax"
     for file in sorted(folder.rglob("*.py")):
         parts = file.relative_to(folder).with_suffix("").parts
@@ -61,7 +61,7 @@ def imported(file):
             yield from [name if name in ORDER else base for name in names]
 
 
-def test_every_module_has_its_place():
+def test_every_module_is_in_the_order():
     assert {name for name, _ in modules()} == set(ORDER)
 
 
