@@ -11,9 +11,7 @@ For adm, in place of --name, the flags that the network was trained with may be 
 given to guided diffusion: --image_size 64 --num_channels 128 --learn_sigma True ...
 """
 
-import argparse
-
-from diffseg_jax.cli import numbers, truth, user_errors
+from diffseg_jax.cli import Flags, numbers, truth, user_errors
 from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.inference.converted import GROUPS, STORED, convert_adm, convert_ddp, convert_run
@@ -25,9 +23,7 @@ UNUSED = ("use_fp16", "use_checkpoint")
 
 def main(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m diffseg_jax.convert", description=__doc__.splitlines()[0]
-    )
+    parser = Flags("convert", __doc__)
     sources = ", ".join(SOURCES)
     parser.add_argument("--source", required=True, help=f"whose checkpoint it is: {sources}")
     parser.add_argument("--input", required=True, help="the .pt or .pth file; of run, a workdir")
@@ -44,9 +40,9 @@ def main(arguments=None):
     group.add_argument("--step", type=int, metavar="N", help="the last, or the config's best")
     group.add_argument("--ema", metavar="RATE", help="moving average to take, or off; the first")
     group.add_argument("--dtype", help=f"of stored parameters: {', '.join(STORED)}")
-    given = vars(parser.parse_args(arguments))
-    path, output, source = (given.pop(name) for name in ("input", "output", "source"))
     with user_errors():
+        given = vars(parser.parse_args(arguments))
+        path, output, source = (given.pop(name) for name in ("input", "output", "source"))
         find_devices()
         run, own = choose(SOURCES, source, "source of checkpoints")
         flags = {flag: value for flag, value in given.items() if value is not None}

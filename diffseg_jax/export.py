@@ -8,10 +8,9 @@ model.json       classes, colours, what goes in and comes out, and the lines of 
 Who loads it needs jax and flatbuffers, and nothing else.
 """
 
-import argparse
 from pathlib import Path
 
-from diffseg_jax.cli import use_cache, user_errors
+from diffseg_jax.cli import Flags, use_cache, user_errors
 from diffseg_jax.inference.exported import MODEL, NOTES, PLATFORMS, check_request, export
 from diffseg_jax.inference.flags import OPENED, add_checkpoint_flags, sides
 from diffseg_jax.inference.segmenter import load
@@ -19,11 +18,8 @@ from diffseg_jax.inference.segmenter import load
 
 def main(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m diffseg_jax.export",
-        description=__doc__.splitlines()[0],
-    )
-    add = parser.add_argument
+    flags = Flags("export", __doc__)
+    add = flags.add_argument
     add_checkpoint_flags(add)
     add("--output", required=True, help=f"a new folder: {MODEL} and {NOTES}")
     add("--size", type=sides, required=True, metavar="H,W", help="of the pictures it will take")
@@ -31,12 +27,12 @@ def main(arguments=None):
     add("--samples", type=int, help="of the noise that ddp starts from, averaged")
     add("--seed", type=int, help="of the noise; the run's")
     add("--platforms", default=",".join(PLATFORMS), metavar="NAME,...", help="where it runs")
-    options = vars(parser.parse_args(arguments))
-    opened = {word: options.pop(word) for word in OPENED}
-    checkpoint = options.pop("checkpoint")
-    options["platforms"] = tuple(filter(None, options["platforms"].split(",")))
     use_cache("")
     with user_errors():
+        options = vars(flags.parse_args(arguments))
+        opened = {name: options.pop(name) for name in OPENED}
+        checkpoint = options.pop("checkpoint")
+        options["platforms"] = tuple(filter(None, options["platforms"].split(",")))
         check_request(options["output"], options["size"], options["platforms"])
         facts = export(load(checkpoint, **opened), **options, say=print)
         output = Path(options["output"])

@@ -97,7 +97,6 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str
 def main(arguments: Sequence[str] | None = None):
     """The command line: reads the config once, then runs the mode."""
     stopped = "stopped; the same command goes on from the last checkpoint, if one was saved"
-    faulthandler.enable()  # a crash in compiled code shows where Python was
     absl_flags.FLAGS.mark_as_parsed()  # grain hands its own flags to its worker processes
     with user_errors(stopped):
         run(sys.argv[1:] if arguments is None else arguments)
@@ -124,4 +123,5 @@ def run(arguments: Sequence[str]):
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # a crash in compiled code shows where Python was
     main()

@@ -3,24 +3,20 @@
 python -m diffseg_jax.plot --workdir=runs/a --workdir=runs/b --output=curves.png
 """
 
-import argparse
-
-from diffseg_jax.cli import user_errors
+from diffseg_jax.cli import Flags, user_errors
 from diffseg_jax.figures.curve_data import read_curves
 from diffseg_jax.figures.curves import check_output, draw, last_numbers, save
 
 
 def main(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m diffseg_jax.plot", description=__doc__.splitlines()[0]
-    )
-    add = parser.add_argument
+    flags = Flags("plot", __doc__)
+    add = flags.add_argument
     several = "of a run, also gs://...; may be given several times"
     add("--workdir", required=True, action="append", help=several)
     add("--output", required=True, help="the picture, which ends with .png, .svg or .pdf")
-    options = parser.parse_args(arguments)
     with user_errors():
+        options = flags.parse_args(arguments)
         check_output(options.output)
         curves = read_curves(options.workdir)
         save(draw(curves), options.output)

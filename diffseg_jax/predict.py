@@ -7,9 +7,7 @@ and <name>_uncertainty.png (dark 0, bright 1); and legend.png and summary.json f
 same command goes on.
 """
 
-import argparse
-
-from diffseg_jax.cli import CACHE, truth, use_cache, user_errors
+from diffseg_jax.cli import CACHE, Flags, truth, use_cache, user_errors
 from diffseg_jax.errors import counted
 from diffseg_jax.inference.batch import PALETTES, predict_files
 from diffseg_jax.inference.flags import OPENED, add_checkpoint_flags, factors, sides
@@ -20,10 +18,7 @@ LISTED = 5  # unreadable files that are named at the end; all of them stand in t
 
 def read_flags(arguments) -> dict:
     """The flags of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m diffseg_jax.predict", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Flags("predict", __doc__)
     add = parser.add_argument
     add_checkpoint_flags(add)
     add("--images", required=True, nargs="+", help="pictures, or folders with their subfolders")
@@ -46,11 +41,11 @@ def read_flags(arguments) -> dict:
 
 def main(arguments=None):
     """The command line."""
-    flags = read_flags(arguments)
-    use_cache(flags.pop("compilation_cache"))
-    opened = {word: flags.pop(word) for word in OPENED}
-    checkpoint, images, output = (flags.pop(word) for word in ("checkpoint", "images", "output"))
-    with user_errors("stopped; the same command goes on with the pictures that are left"):
+    with user_errors("stopped; the same command goes on with the remaining images"):
+        flags = read_flags(arguments)
+        use_cache(flags.pop("compilation_cache"))
+        opened = {name: flags.pop(name) for name in OPENED}
+        checkpoint, images, output = map(flags.pop, ("checkpoint", "images", "output"))
         segmenter = load(checkpoint, **opened)
         print(segmenter, flush=True)
         content = predict_files(segmenter, images, output, **flags)

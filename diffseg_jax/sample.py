@@ -4,13 +4,12 @@ python -m diffseg_jax.sample --checkpoint=runs/a/checkpoints/pretrain --output=s
     --sampler=ddim --steps=ddim50
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 from rich.progress import Progress
 
-from diffseg_jax.cli import CACHE, numbers, use_cache, user_errors
+from diffseg_jax.cli import CACHE, Flags, numbers, use_cache, user_errors
 from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
@@ -23,30 +22,27 @@ MOST = 100  # pictures on a grid
 
 def main(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m diffseg_jax.sample",
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
+    flags = Flags("sample", __doc__)
+    add = flags.add_argument
     add("--checkpoint", required=True, help="directory of a stage, or of a converted file")
     add("--output", required=True, help="a new folder: grid.png, 000000.png, 000001.png, ...")
-    add("--images", type=int, default=16, help="how many")
-    steps = "how many of the trained steps: 250 spreads them evenly, ddim50 strides; empty is all"
+    add("--images", type=int, default=16, help="how many; default: 16")
+    steps = "how many of the trained steps: 250 spreads them evenly, ddim50 strides; default: all"
     add("--steps", default="", help=steps)
-    add("--sampler", choices=SAMPLERS, default="ddpm", help="ddim is good with fewer steps")
-    add("--eta", type=float, default=0.0, help="of ddim: 0 deterministic, 1 as noisy as ddpm")
-    add("--classes", type=numbers, default=(), metavar="N,N,...", help="taken in turns; () is all")
-    add("--seed", type=int, default=0, help="picture i is a function of the seed and i")
-    add("--size", type=numbers, default=None, metavar="H,W", help="None is as trained")
-    add("--batch_size", type=int, default=16, help="pictures made at a time")
-    add("--ema", default=None, help="rate of the moving average, or off; None is the first kept")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of convolutions")
+    add("--sampler", choices=SAMPLERS, default="ddpm", help="default: ddpm; ddim needs fewer steps")
+    add("--eta", type=float, default=0.0, help="of ddim: 0 (default) deterministic, 1 as ddpm")
+    add("--classes", type=numbers, default=(), metavar="N,N,...", help="in turns; default: all")
+    add("--seed", type=int, default=0, help="image i is a function of it and i; default: 0")
+    add("--size", type=numbers, default=None, metavar="H,W", help="default: as trained")
+    add("--batch_size", type=int, default=16, help="images made at a time; default: 16")
+    add("--ema", default=None, help="rate of the moving average, or off; default: the first")
+    dtypes = ("float32", "bfloat16")
+    add("--dtype", choices=dtypes, default="float32", help="of convolutions; default: float32")
     add("--compilation_cache", default=CACHE, help="where compiled programs go; empty for nowhere")
-    options = vars(parser.parse_args(arguments))
-    output = Path(options.pop("output"))
-    use_cache(options.pop("compilation_cache"))
     with user_errors():
+        options = vars(flags.parse_args(arguments))
+        output = Path(options.pop("output"))
+        use_cache(options.pop("compilation_cache"))
         find_devices()
         make_folder(output)
         if any(output.glob("*.png")):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from configs import tiny_ddpm
-from diffseg_jax import main
+from diffseg_jax import convert, export, info, main, plot, predict, sample
 from diffseg_jax.config.files import read_config
 from diffseg_jax.data.pipeline import training_batches
 from diffseg_jax.devices.mesh import make_mesh
@@ -384,3 +384,47 @@ def test_nothing_to_evaluate(tiny_config, tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint that can segment"):
         train.evaluate_only(tiny_config, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+# ---- the flags of all commands -------------------------------------------------------------------
+
+COMMANDS = (convert, export, info, main, plot, predict, sample)
+
+
+@pytest.mark.parametrize("command_", COMMANDS, ids=lambda module: module.__name__)
+def test_every_command_reads_flags_in_one_way(command_, capsys):
+    name = command_.__name__
+    with pytest.raises(SystemExit) as end:
+        command_.main(["--xyzzy=1"])
+    said = capsys.readouterr()
+    assert end.value.code == 2 and said.out == ""
+    assert said.err.startswith("error: there is no flag --xyzzy. Known: --"), said.err
+    assert said.err.count("\n") == 1
+    with pytest.raises(SystemExit) as end:
+        command_.main(["--help"])
+    said = capsys.readouterr()
+    assert end.value.code == 0 and said.err == ""
+    assert said.out.startswith(f"usage: python -m {name} ") and f"python -m {name} --" in said.out
+
+
+def test_a_flag_that_is_missing_is_one_sentence(capsys):
+    with pytest.raises(SystemExit):
+        sample.main(["--output=x"])
+    said = capsys.readouterr().err
+    assert said.startswith("error: the following arguments are required: --checkpoint. All flags: ")
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--seed=x"], "--seed is x, but it must be a whole number."),
+        (["--scales=1,y"], "--scales is 1,y, but it must be numbers, such as 0.75,1,1.25."),
+        (["--tile", "3z"], "--tile is 3z, but it must be a side, such as 512, or height,width."),
+        (["--flip=perhaps"], "--flip is perhaps, but it must be True or False."),
+        (["--palette=x"], "--palette: invalid choice: 'x' (choose from "),
+    ],
+)
+def test_a_flag_of_a_wrong_value_is_one_sentence(flags, sentence, capsys):
+    with pytest.raises(SystemExit):
+        predict.main(["--checkpoint=scenes", "--images=x", "--output=y", *flags])
+    assert capsys.readouterr().err.startswith(f"error: {sentence}")

@@ -28,7 +28,9 @@ def sides(text: str) -> tuple[int, int]:
     except ValueError:
         given = ()
     if len(given) not in (1, 2):
-        raise argparse.ArgumentTypeError(f"{text} is no side, such as 512, or height,width")
+        raise argparse.ArgumentTypeError(
+            f"is {text}, but it must be a side, such as 512, or height,width"
+        )
     return given * 2 if len(given) == 1 else given
 
 
@@ -37,4 +39,6 @@ def factors(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} are no numbers, such as 0.75,1,1.25") from None
+        raise argparse.ArgumentTypeError(
+            f"is {text}, but it must be numbers, such as 0.75,1,1.25"
+        ) from None
