@@ -10,6 +10,8 @@ Presets                   pixels  iterations
   ffhq                    256     500,000, unconfirmed; with the settings of LSUN, as in DDPM-Seg
   imagenet64               64     540,000, unconfirmed; class-conditional: the class is the name of
                                   the file up to its first "_", as in n01440764_10026.JPEG
+  tiny                     32     10 of a small network on the built-in scenes, without data, in
+                                  about a minute
 
 Networks, noise and optimizers are those of the released checkpoints (Dhariwal and Nichol, 2021):
 batch 256, learning rate 1e-4, dropout 0.1 (ImageNet: batch 2048, 3e-4, cosine schedule), moving
@@ -19,9 +21,9 @@ from a released file: --config.weights=lsun_bedroom.pt --config.stages.pretrain.
 
 from ml_collections import config_dict
 
-PRESETS = ("lsun_bedroom", "lsun_cat", "lsun_horse", "ffhq", "imagenet64")
+PRESETS = ("lsun_bedroom", "lsun_cat", "lsun_horse", "ffhq", "imagenet64", "tiny")
 STEPS = dict(lsun_bedroom=500_000, lsun_cat=200_000, lsun_horse=250_000, ffhq=500_000,
-             imagenet64=540_000)
+             imagenet64=540_000, tiny=10)
 SQUARE = dict(                            # 552,814,086 parameters
     model=dict(channels=256, channel_mult=(1, 1, 2, 2, 4, 4), res_blocks=2,
                attention_factors=(8, 16, 32), num_classes=0),
@@ -79,4 +81,13 @@ def get_config(preset="lsun_bedroom"):
             every=dict(log=100, checkpoint=5_000, evaluate=10_000),       # steps
         ),
     )
+    if preset == "tiny":
+        c.unlabelled.update(source="scenes", split="train", threads=2)
+        c.unlabelled.options = dict(images=16, size=(32, 48), seed=0, square=32)
+        c.model.update(channels=32, channel_mult=(1, 2), res_blocks=1, attention_factors=(2,))
+        c.samples.update(images=4, steps="ddim5")
+        c.stages.pretrain.update(
+            batch_size=8, augment=dict(crop=(32, 32)),
+            every=dict(log=5, checkpoint=5, evaluate=10),
+        )
     return c

@@ -10,6 +10,7 @@ Presets               weights          labelled  validation images   published m
   horse21             lsun_horse.pt          30         30           65.0 ± 0.8
   celeba19            ffhq.pt                20        500           59.9 ± 1.0
   ade_bedroom30       lsun_bedroom.pt        50        650           34.6 ± 1.7
+  tiny                (untrained)             4          4           built-in scenes, a minute
 
 datasets/bedroom_28/real/{train,test} holds NAME.png beside NAME.npy, as published; the others
 likewise. Baranchuk et al. (ICLR 2022) report the mIoU in their convention ("ddpm_seg" in
@@ -21,7 +22,7 @@ from ml_collections import config_dict
 
 SOURCES = dict(
     bedroom28="bedroom_28", ffhq34="ffhq_34", cat15="cat_15", horse21="horse_21",
-    celeba19="celeba_19", ade_bedroom30="ade_bedroom_30",
+    celeba19="celeba_19", ade_bedroom30="ade_bedroom_30", tiny="scenes",
 )
 PRESETS = tuple(SOURCES)
 
@@ -80,4 +81,12 @@ def get_config(preset="bedroom28"):
         limit=(0, 0), short=0, batch_size=1,
         images=0, quick_images=10, absent="skip", checkpoint="last", pictures=4,
     )
+    if preset == "tiny":
+        c.data.update(options=dict(images=4, size=(64, 96), seed=0), val="val")
+        c.model.update(channels=32, channel_mult=(1, 2), res_blocks=1, attention_factors=(2,))
+        c.features.blocks = (1, 2, 3)
+        c.stages.fit.update(
+            start="random", augment=dict(crop=(64, 96)), every=dict(log=100, checkpoint=500),
+        )
+        c.evaluate.update(images=4, quick_images=2)
     return c
