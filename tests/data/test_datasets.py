@@ -448,7 +448,9 @@ def test_cityscapes_table_is_the_recorded_one(golden):
         recorded = np.load(path.with_suffix(".npz"))["id_to_train_id"]
         np.testing.assert_array_equal(np.where(table < 0, 255, table), recorded)
     for path in golden("ddep/cityscapes_labels*.json"):
-        for row in json.loads(path.read_text())["classes"]:
+        rows = json.loads(path.read_text())["classes"]
+        assert rows
+        for row in rows:
             train_id = table[row["id"] if row["id"] >= 0 else 255]
             assert train_id == (row["train_id"] if row["train_id"] >= 0 else 255), row["name"]
             if train_id != 255:

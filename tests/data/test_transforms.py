@@ -438,7 +438,7 @@ def test_the_training_pixels_are_the_recorded_ones(golden):
         for case in cases:
             ignored = int(case.removeprefix("ign"))
             labels = recorded[f"{case}__labels_in"]
-            size = recorded[f"{case}__images"].shape[1:3]
+            size = recorded[f"{case}__noise"].shape[-2:]  # of the images that a network reads
             table = id_table(int(recorded[f"{case}__number_class"]), ignore=(ignored,))
             masks = [transforms.resize_mask(table[label], size) for label in labels]
             rows = np.concatenate([transforms.drop_small_objects(m, 20).ravel() for m in masks])

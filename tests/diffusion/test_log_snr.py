@@ -30,8 +30,10 @@ def test_recorded_levels(golden, form):
 def test_recorded_grids(golden):
     for path in golden("ddp/schedules_encodings*.json"):
         record, arrays = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
+        assert record["pairs"]
         for case in record["pairs"]:
-            steps, difference, start = case.values()
+            steps, start = case["timesteps"], case["sample_range0"]
+            difference = case["time_difference"]
             key = f"pairs_T{steps}_td{difference}_s{start:g}"
             pairs = time_pairs(steps, difference, start)
             assert pairs.dtype == np.float32 and np.array_equal(pairs, arrays[key])

@@ -60,6 +60,7 @@ def pictures(count, seed=0):
 def test_recorded_corruptions(golden, kind):
     for path in golden("ddep/corruption*.json"):
         cases, arrays = json.loads(path.read_text())["cases"], np.load(path.with_suffix(".npz"))
+        assert cases
         clean, noise = arrays["clean"], arrays["noise"]
         for i, case in enumerate(cases):
             alpha, sigma = LEVELS[kind](jnp.full(len(clean), case["sigma"]))
@@ -221,10 +222,12 @@ def test_recorded_reverse_steps(golden, transform):
             for name in ("mean", "variance", "log_variance", "pred_xstart"):
                 found = getattr(step, NAMES.get(name, name))
                 recorded = nhwc(arrays[f"{match[1]}__{name}"])
-                # compiled, x_0 is rounded in another place, which its weights at the last step
-                # multiply by 157; this is how far a whole sampling step may be off
-                limit = {"rtol": 1e-5, "atol": 5e-5 if transform is jax.jit else 0}
-                np.testing.assert_allclose(found, recorded, **limit, err_msg=match[1])
+                # x_0 = a x_t - b eps is a small difference of large numbers at late steps, where
+                # a is 157 or far more. A compiler rounds it elsewhere than the original did.
+                a = 1 / process.sqrt_alphas_cumprod[t][:, None, None, None]
+                atol = np.maximum(5e-5, 1e-6 * a) if transform is jax.jit else 0
+                excess = np.abs(found - recorded) - 1e-5 * np.abs(recorded)
+                assert np.all(excess <= atol), (match[1], name, np.max(excess))
                 cases += 1
     assert cases
 
@@ -236,7 +239,8 @@ def test_recorded_rescaled_times(golden):
         name = str(arrays["schedule"])
         scaled = make_process(name, plain.steps, rescale_timesteps=True)
         np.testing.assert_array_equal(scaled.network_time(t), arrays["rescaled_timesteps__plain"])
-        respaced = make_process(name, plain.steps, "ddim50", rescale_timesteps=True)
+        keep = arrays.get("rescaled_timesteps__respacing", "ddim50")  # the original's example
+        respaced = make_process(name, plain.steps, str(keep), rescale_timesteps=True)
         index = arrays["rescaled_timesteps__respaced_index"]
         recorded = arrays["rescaled_timesteps__respaced"]
         np.testing.assert_array_equal(respaced.network_time(index), recorded)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -138,15 +139,16 @@ def test_a_config_without_presets_says_so():
 @pytest.mark.golden
 def test_recorded_decay_groups(golden):
     """Which parameters the original decays, by the names in its checkpoints."""
-    presets = {"convnext_t": "ddp_cityscapes", "swin_t": "ddp_ade20k", "swin_b": "ddp_ade20k"}
     seen = 0
     for path in golden("ddp/keys_*.json"):
         record = json.loads(path.read_text())
-        preset = next((word for word in presets if f"ddp_{word}_" in record["name"]), None)
-        if preset is None:
-            continue  # another task, or another size of the same rules
-        config = runpy.run_path(str(CONFIGS / f"{presets[preset]}.py"))["get_config"](preset)
-        optim = config.stages.train.optim
+        if "decode_head.conv_seg.bias" not in record["tensors"]:
+            continue  # a network of another task
+        preset, data, aligned = re.fullmatch(
+            r"ddp_((?:convnext|swin)_[tsbl])_.*(cityscapes|ade20k)(.*align.*)?", record["name"]
+        ).groups()
+        config = runpy.run_path(str(CONFIGS / f"ddp_{data}.py"))["get_config"](preset)
+        optim = config.stages["align" if aligned else "train"].optim
         assert (optim.peak_lr, optim.weight_decay) == (
             record["base_lr"], record["base_weight_decay"]
         )  # fmt: skip

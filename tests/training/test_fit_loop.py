@@ -168,13 +168,16 @@ def test_recorded_stops(golden):
         cases = [key.removesuffix("__losses") for key in recorded if key.endswith("__losses")]
         assert cases
         for case in cases:
-            losses = recorded[f"{case}__losses"]
-            epochs = np.arange(len(losses)) // recorded[f"{case}__iters_per_epoch"]
+            losses, length = recorded[f"{case}__losses"], int(recorded[f"{case}__iters_per_epoch"])
+            epochs = np.arange(len(losses)) // length
             stop = scan_rule(losses, epochs >= fit_loop.FREE_EPOCHS)
             assert stop == recorded[f"{case}__stop_iteration"] == len(losses)
             assert epochs[stop - 1] == recorded[f"{case}__stop_epoch"]
             assert scan_rule(losses[:-1], epochs[:-1] >= fit_loop.FREE_EPOCHS) == 0
             assert scan_rule(losses, np.full(len(losses), False)) == 0
+            # In ascending order no loss is lower than the first one after the four free epochs.
+            stop = scan_rule(np.sort(losses), epochs >= fit_loop.FREE_EPOCHS)
+            assert stop == 4 * length + 52
 
 
 def test_an_equal_loss_is_no_better_and_a_lower_one_starts_the_count_again():

@@ -29,6 +29,7 @@ def test_recorded_polynomial_schedules_with_a_warm_up(golden):
         cases = {k: v for k, v in json.loads(path.read_text()).items() if "_poly_" in k}
         assert cases
         for name, case in cases.items():
+            assert case["iters"], name
             assert case.get("power", 1.0) == 1.0 and case.get("min_lr", 0.0) == 0.0, name
             schedule = make_schedule(
                 "polynomial", case["base_lr"], case["max_iters"],

@@ -268,7 +268,7 @@ def test_recorded_networks(golden):
     for path in golden("ddp/ddp_seg_*.pth"):
         config = json.loads(path.with_suffix(".json").read_text())["config"]
         arrays = read_arrays(path)
-        settings = settings_of(arrays)
+        settings = dataclasses.replace(settings_of(arrays), groups=config["groups"])
         told = (config["E"], config["K"], config["layers"], config["heads"], config["ffn"])
         assert told == (settings.width, settings.num_classes, settings.layers,
                         settings.decoder_heads, settings.mlp), path.name  # fmt: skip

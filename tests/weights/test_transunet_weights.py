@@ -14,10 +14,11 @@ from diffseg_jax.weights.tables import AS_IS, convert, within
 from diffseg_jax.weights.transunet import OFFICIAL, PORT, load_official, load_port, table_grid
 
 TINY = dict(width_factor=0.5, num_blocks=(1, 2, 1), hidden_size=32, mlp_dim=64, num_heads=4,
-            num_layers=2, head_channels=24, decoder_channels=(20, 16, 16, 8), n_classes=7, grid=4)
+            num_layers=2, head_channels=24, decoder_channels=(20, 16, 16, 8), n_classes=7, grid=4,
+            n_skip=3)
 FULL = dict(width_factor=1, num_blocks=(3, 4, 9), hidden_size=768, mlp_dim=3072, num_heads=12,
             num_layers=12, head_channels=512, decoder_channels=(256, 128, 64, 16), n_classes=19,
-            grid=14)
+            grid=14, n_skip=3)
 
 
 # --- shapes of our trees --------------------------------------------------------------------------
@@ -75,7 +76,7 @@ def decoder_shapes(c, leaves):
     stem, bridge = int(64 * c["width_factor"]), c["head_channels"]
     tree, channels = {"bridge": leaves(c["hidden_size"], bridge)}, bridge
     for s, (out, skip) in enumerate(zip(c["decoder_channels"], (8, 4, 1, 0), strict=True)):
-        first = leaves(channels + skip * stem, out)
+        first = leaves(channels + (skip * stem if s < c["n_skip"] else 0), out)
         tree[f"stage{s}"] = {"conv1": first, "conv2": leaves(out, out)}
         channels = out
     return tree
@@ -476,6 +477,7 @@ def target(name, table):
 def test_recorded_name_map(golden):
     for path in golden("ddep/name_map*.json"):
         pairs = json.loads(path.read_text())["map"]
+        assert pairs
         for torch, entry in pairs.items():
             ours = target(torch, PORT)
             assert ours == f"params.{target(entry['official'], OFFICIAL)}", torch
@@ -504,10 +506,11 @@ def test_recorded_torch_files(golden):
 @pytest.mark.golden
 def test_recorded_released_files(golden):
     for path in golden("ddep/flax_hybrid*_params.npz"):
-        _, config = recorded_config(path.with_name(path.name.replace("_params.npz", ".json")))
-        raw = read_arrays(path)
-        for leaf, array in flat(load_official(path, encoder_shapes(config))).items():
+        name = path.name.replace("_params.npz", ".json")
+        record, config = recorded_config(path.with_name(name))
+        raw, grid = read_arrays(path), tuple(-(-side // 16) for side in record["image"])
+        for leaf, array in flat(load_official(path, encoder_shapes(config), grid)).items():
             expected = raw[official_entry(leaf)]
             if leaf == "position_embedding":
-                expected = expected[:, 1:]
+                expected = expected[:, -math.prod(grid) :]
             np.testing.assert_array_equal(array, expected.reshape(array.shape), err_msg=leaf)
