@@ -1,4 +1,9 @@
-"""classes.json, which names the classes of a folder."""
+"""classes.json: the names, colours and ignored ids of the classes in a folder.
+
+    {"names": [str, ...], "palette": [[r, g, b], ...], "ignore": [id, ...], "zero_is_ignored": bool}
+
+All keys but the names are optional.
+"""
 
 import json
 from dataclasses import replace
@@ -8,22 +13,21 @@ from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.palette import distinct_colours, numbered_labels
 from diffseg_jax.errors import UserError, choose
 
-LONGEST_NAME = 200  # characters of a class name
+MAX_NAME = 200  # characters of a class name
 
 CLASSES_KEYS = {"names": [], "palette": [], "ignore": [], "zero_is_ignored": False}
 
 
 def read_classes(file, num_classes, ignore=()):
-    """(Labels, id table) of a classes.json, or of num_classes where there is no such file.
+    """(Labels, id table) of a classes.json, or of num_classes if there is no such file.
 
     ignore  ids on disk in 0..65535 that become 255, besides those that the file lists
 
-    {"names": [str, ...], "palette": [[r, g, b], ...], "ignore": [id, ...], "zero_is_ignored":
-    bool}; all but the names may be left out. Ids that are ignored keep their place among the
-    classes, if they have one, and the class is unscored. With "zero_is_ignored" the stored ids are
-    1..K and the names are those of 1..K.
+    An ignored id that belongs to a class makes the class unscored; the other classes keep their
+    indices. With "zero_is_ignored" the stored ids are 1..K, and so are those of the names. Raises
+    UserError for a file that breaks a rule, and without a file and num_classes.
     """
-    if not _integers(list(ignore), 65535):
+    if not _are_integers(list(ignore), 65535):
         raise UserError(f"ignore is {ignore}, but must hold ids in 0..65535, such as (0,).")
     if not file.exists():
         if num_classes < 1:
@@ -54,47 +58,47 @@ def read_classes(file, num_classes, ignore=()):
 
 
 def _each_once(pairs):
-    """A JSON object as a dict; ValueError for a key that is given twice."""
+    """A JSON object as a dict; ValueError for a repeated key."""
     entries = dict(pairs)
     if len(entries) < len(pairs):
-        raise ValueError("a key is given twice")
+        raise ValueError("a key is repeated")
     return entries
 
 
 def _without_ignored(labels, table):
-    """Labels whose unscored classes are those that no id on disk becomes."""
+    """The labels with those classes unscored that no id on disk maps to."""
     unscored = set(range(len(labels.names))) - set(table.tolist())
     return replace(labels, unscored=tuple(sorted(unscored)))
 
 
 def _wrong_classes(names, palette, ignore, zero_is_ignored, num_classes):
-    """(is it wrong, sentence) for each rule of classes.json, which people write by hand."""
-    named = isinstance(names, list) and names and all(map(_is_name, names))
+    """(whether it is broken, sentence) for each rule of classes.json, which is written by hand."""
+    are_names = isinstance(names, list) and names and all(map(_is_name, names))
     yield (
-        not named or len(set(names)) < len(names),
-        f"names must be a list of different strings, of 1 to {LONGEST_NAME} printable characters",
+        not are_names or len(set(names)) < len(names),
+        f"names must be a list of different strings, of 1 to {MAX_NAME} printable characters",
     )
     yield (
         num_classes not in (0, len(names)),
         f"it names {len(names)} classes, but num_classes is {num_classes}",
     )
     rows = isinstance(palette, list) and all(
-        _integers(row, 255) and len(row) == 3 for row in palette
+        _are_integers(row, 255) and len(row) == 3 for row in palette
     )
     yield (
         not rows or len(palette) not in (0, len(names)),
         f"palette must hold one [r, g, b] in 0..255 for each of the {len(names)} names",
     )
-    yield not _integers(ignore, 65535), "ignore must be a list of ids in 0..65535"
+    yield not _are_integers(ignore, 65535), "ignore must be a list of ids in 0..65535"
     yield not isinstance(zero_is_ignored, bool), "zero_is_ignored must be true or false"
 
 
 def _is_name(value):
-    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable()
 
 
-def _integers(values, most):
-    """Whether `values` is a list of integers in 0..most."""
+def _are_integers(values, maximum):
+    """Whether `values` is a list of integers in 0..maximum."""
     return isinstance(values, list) and all(
-        type(value) is int and 0 <= value <= most for value in values
+        type(value) is int and 0 <= value <= maximum for value in values
     )

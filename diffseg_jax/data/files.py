@@ -1,4 +1,4 @@
-"""Files below a folder, found and paired by name."""
+"""Files below a folder: found, and paired by name."""
 
 import os
 from pathlib import Path
@@ -7,35 +7,37 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.storage.paths import BUCKET, in_bucket, open_path, reachable
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
-
 MASK_ENDINGS = (".png", ".npy")
+MAX_LISTED = 12  # folders in an error
 
 
 def require_folder(path, name, layout):
-    """`path` as `open_path` gives it; UserError with the layout that dataset `name` needs.
+    """`path` as `open_path` returns it; UserError if it is not a folder.
 
-    Raises it where there is no such folder.
+    The error says that data set `name` needs a folder with `layout`.
     """
     if not path:
         raise UserError(
-            f"path is empty, but dataset {name} is read from a folder with {layout}. Give path."
+            f"path is empty, but data set {name} is read from a folder with {layout}. Give path."
         )
     root = open_path(path)
     with reachable(root):
         if not root.is_dir():
-            raise UserError(f"path {path} is not a folder. Dataset {name} needs one with {layout}.")
+            raise UserError(
+                f"path {path} is not a folder. Data set {name} needs one with {layout}."
+            )
     return root
 
 
 def list_files(folder, endings):
-    """Paths below `folder` relative to it, with "/", sorted; hidden files and folders are left out.
+    """Sorted paths below `folder`, relative to it, with "/"; hidden files and folders are skipped.
 
-    Raises UserError if the folder is missing (with its neighbours) or holds no such file.
+    Raises UserError if the folder is missing, with a list of its neighbours, or holds no such file.
     """
     folder = open_path(folder)
     with reachable(folder):
         if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder. {_what_is_there(folder)}")
+            raise UserError(f"{folder} is not a folder. {_neighbours(folder)}")
         found = files_below(folder, endings)
     if not found:
         raise UserError(
@@ -45,10 +47,10 @@ def list_files(folder, endings):
 
 
 def files_below(folder, endings):
-    """As list_files, but [] where nothing is."""
+    """As list_files, but [] where the folder is missing or holds no such file."""
     found, root = [], Path(str(folder).removeprefix(BUCKET))
     remote = in_bucket(folder)
-    walk = folder.walk(on_error=_unless_empty) if remote else os.walk(root, followlinks=True)
+    walk = folder.walk(on_error=_unless_missing) if remote else os.walk(root, followlinks=True)
     for base, folders, files in walk:
         folders[:] = [
             name
@@ -66,61 +68,59 @@ def files_below(folder, endings):
 
 
 def _leads_back(folder):
-    """Whether a folder is a link to one that it lies in, which a walk would enter without end."""
+    """Whether a folder is a link to one of its parents, in which a walk would not end."""
     if not folder.is_symlink():
         return False
     target = os.path.realpath(folder)
     return any(os.path.realpath(above) == target for above in folder.parents)
 
 
-def _unless_empty(error):
-    """Raises what a walk in a bucket would pass over, but for folders that are not there."""
+def _unless_missing(error):
+    """Raises the errors of a walk in a bucket, which ignores them by default."""
     if not isinstance(error, FileNotFoundError):
         raise error
 
 
-def _what_is_there(folder):
-    """A sentence: the nearest folder above that exists, and the folders in it."""
+def _neighbours(folder):
+    """A sentence with the folders in the nearest parent that exists."""
     if in_bucket(folder):
-        return f"To see what is there: gcloud storage ls {folder.parent}"
+        return f"To list its parent: gcloud storage ls {folder.parent}"
     above = next((parent for parent in folder.parents if parent.is_dir()), Path("/"))
-    folders = sorted(entry.name for entry in above.iterdir() if entry.is_dir())[:12]
+    folders = sorted(entry.name for entry in above.iterdir() if entry.is_dir())[:MAX_LISTED]
     return f"Folders in {above}: {', '.join(folders) or 'none'}."
 
 
-def by_stem(files, folder, cut=""):
-    """{relative path without ending: file} of the stems that end with `cut`, which is dropped.
+def by_stem(files, folder, suffix=""):
+    """{relative path without ending: file} of the stems that end with `suffix`, which is removed.
 
-    Raises UserError if none does, or two files share a stem, since pairs would be ambiguous.
+    Raises UserError if no stem does, or if two files share a stem, which makes pairs ambiguous.
     """
     stems = {}
     for file in files:
         stem = file.rpartition(".")[0]
-        if not stem.endswith(cut):
+        if not stem.endswith(suffix):
             continue
-        stem = stem.removesuffix(cut)
+        stem = stem.removesuffix(suffix)
         if stem in stems:
             raise UserError(
-                f"{stems[stem]} and {file} in {folder} differ in their ending only, so which one "
-                "belongs to the pair is not clear. Remove or rename one."
+                f"{stems[stem]} and {file} in {folder} differ in their ending only, so it is not "
+                "clear which one belongs to the pair. Remove or rename one."
             )
         stems[stem] = file
     if not stems:
-        raise UserError(f"no file in {folder} has a name that ends with {cut}. Check the layout.")
+        raise UserError(
+            f"no file in {folder} has a name that ends with {suffix}. Check the layout."
+        )
     return stems
 
 
-def unpaired(images, masks):
-    """(stems of images without mask, stems of masks without image), both sorted."""
-    return sorted(set(images) - set(masks)), sorted(set(masks) - set(images))
-
-
 def pair(image_folder, images, mask_folder, masks):
-    """(image paths, mask paths, stems, report) of what `by_stem` found, sorted by stem.
+    """(image paths, mask paths, stems, report) of two results of `by_stem`, sorted by stem.
 
-    Masks without image are only reported. Raises UserError naming the first image without mask.
+    Masks without an image are only reported. Raises UserError that names the first image without a
+    mask.
     """
-    no_mask, no_image = unpaired(images, masks)
+    no_mask, no_image = sorted(images.keys() - masks.keys()), sorted(masks.keys() - images.keys())
     if no_mask:
         first = images[no_mask[0]]
         raise UserError(

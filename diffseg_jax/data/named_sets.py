@@ -9,7 +9,7 @@ from diffseg_jax.data.labels import IGNORE, Labels
 from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.errors import UserError, choose
 
-CAMVID_CLASSES = (  # name, colour; the row is the id on disk
+CAMVID_CLASSES = (  # name, colour; the id on disk is the index
     ("sky", (128, 128, 128)),
     ("building", (128, 0, 0)),
     ("pole", (192, 192, 128)),
@@ -35,7 +35,7 @@ def open_camvid(split, *, path=""):
     )
 
 
-CITYSCAPES_CLASSES = (  # id on disk, name, colour; the row is the train id
+CITYSCAPES_CLASSES = (  # id on disk, name, colour; the train id is the index
     (7, "road", (128, 64, 128)),
     (8, "sidewalk", (244, 35, 232)),
     (11, "building", (70, 70, 70)),
@@ -59,11 +59,11 @@ CITYSCAPES_CLASSES = (  # id on disk, name, colour; the row is the train id
 
 CITYSCAPES = Labels(*list(zip(*CITYSCAPES_CLASSES, strict=True))[1:])
 
-CITYSCAPES_IDS = 34  # ids 0..33 are in use, and -1 (license plate), which 8-bit files store as 255
+CITYSCAPES_IDS = 34  # 0..33; 8-bit files store -1 (license plate) as 255
 
 
 def cityscapes_table():
-    """int32[256]: label id -> train id, 255 where not evaluated, -1 where no label has the id."""
+    """A table from label ids to train ids: 255 if not evaluated, -1 if no label has the id."""
     table = np.full(256, -1, np.int32)
     table[[*range(CITYSCAPES_IDS), IGNORE]] = IGNORE
     table[[label_id for label_id, *_ in CITYSCAPES_CLASSES]] = np.arange(len(CITYSCAPES_CLASSES))
@@ -71,20 +71,20 @@ def cityscapes_table():
 
 
 def open_cityscapes(split, *, path=""):
-    """leftImg8bit/<split>/<city>, gtFine/<split>/<city>: train ids if complete, else label ids."""
+    """leftImg8bit/<split>/<city>, gtFine/<split>/<city>: train ids if all exist, else label ids."""
     root = require_folder(path, "cityscapes", "leftImg8bit/ and gtFine/")
     images, masks = root / "leftImg8bit" / split, root / "gtFine" / split
-    tail, table = "_gtFine_labelIds", cityscapes_table()
+    suffix, table = "_gtFine_labelIds", cityscapes_table()
     made = sum(file.endswith("_gtFine_labelTrainIds.png") for file in list_files(masks, (".png",)))
     if made >= len(list_files(images, IMAGE_ENDINGS)):
-        tail, table = "_gtFine_labelTrainIds", id_table(len(CITYSCAPES.names))
+        suffix, table = "_gtFine_labelTrainIds", id_table(len(CITYSCAPES.names))
     return open_pairs(
         images,
         masks,
         CITYSCAPES,
         table,
-        image_tail="_leftImg8bit",
-        mask_tail=tail,
+        image_suffix="_leftImg8bit",
+        mask_suffix=suffix,
         hint="Check the file.",
     )
 
@@ -109,9 +109,9 @@ ADE20K = (
 
 
 def open_ade20k(split, *, path=""):
-    """Scene parsing release: images/<split>, annotations/<split>; raw 0 is ignored, k is class k-1.
+    """Scene parsing release: images/<split> and annotations/<split>; id 0 is ignored, k is k-1.
 
-    The colours are generated: the well-known table of this set uses one grey for two classes.
+    The colours are generated, since the usual palette of ADE20K gives two classes the same grey.
     """
     root = require_folder(
         path, "ade20k", "images/{training,validation} and annotations/{training,validation}"
@@ -127,7 +127,7 @@ def open_ade20k(split, *, path=""):
     )
 
 
-# Names of the 60 classes, row 0 the background, and the id of each among the raw 459.
+# Names of the 60 classes, of which 0 is the background, and the raw id of each.
 PASCAL_CONTEXT = (
     "background, aeroplane, bag, bed, bedclothes, bench, bicycle, bird, boat, book, bottle, "
     "building, bus, cabinet, car, cat, ceiling, chair, cloth, computer, cow, cup, curtain, dog, "
@@ -146,10 +146,9 @@ PASCAL_CONTEXT_RAW = (
 
 
 def pascal_context_table(num_classes, raw_459):
-    """int32[n]: id on disk -> class of 60, or of 59: background ignored, the rest shifted by one.
+    """A table to 60 classes, or to 59: the background ignored, the others shifted by one.
 
-    raw_459  the ids on disk are the 459 of the original labels (0..459); those outside the 60 are
-             background
+    raw_459  whether the ids on disk are the raw ones, 0..459; those of no class are background
     """
     table = id_table(60)
     if raw_459:
@@ -176,13 +175,13 @@ def open_pascal_context(split, *, path="", num_classes=0, raw_459=False):
         raise UserError(
             f"there is no {file}, which lists the images of split {split}, one name per line."
         )
-    keep = sorted(set(file.read_text().split()))
-    if not keep:
+    stems = sorted(set(file.read_text().split()))
+    if not stems:
         raise UserError(f"{file} lists no image. It must hold one name per line.")
     names = tuple(PASCAL_CONTEXT.split(", "))[60 - num_classes :]
     table = pascal_context_table(num_classes, raw_459)
     hint = "" if raw_459 else "If the masks hold the raw 459 ids, set raw_459=True."
     folders = root / "JPEGImages", root / "SegmentationClassContext"
     return open_pairs(
-        *folders, Labels(names, distinct_colours(num_classes)), table, keep=keep, hint=hint
+        *folders, Labels(names, distinct_colours(num_classes)), table, stems=stems, hint=hint
     )

@@ -1,10 +1,11 @@
-"""Colours for classes that bring none."""
+"""Generated colours for classes without a palette."""
 
 from diffseg_jax.data.labels import Labels
 
-# Found by a search: every prefix is about as far apart as its length allows, and far from black and
-# from the vermillion of errors, in CIE Lab, for full colour vision and as each of the three kinds
-# of dichromats sees it. The first 12 are at least 21 apart, 20 are 15, 40 are 10, 150 are 5.
+# The result of a search in CIE Lab: the first n colours are about as far apart as n colours can be,
+# and far from black and from the vermillion of errors, for full colour vision and for each of the
+# three types of dichromacy. Their minimum distance is 21 for n = 12, 15 for 20, 10 for 40 and 5 for
+# 150.
 DISTINCT = (
     "960f0f 6978ff f0d24b 4b3c78 5affa5 b4d2ff 87785a b4b4a5 871e4b 2dc35a 780fa5 c35a96 c378d2 "
     "96ff87 f087c3 a53cb4 78b4ff f08700 d20f3c 00692d 78b478 004bd2 e1d2e1 8787f0 d2f0d2 965a69 "
@@ -30,13 +31,13 @@ DISTINCT = (
 
 
 def distinct_colours(count):
-    """`count` <= 255 different colours in 0..255; the first do not depend on the count.
+    """The first `count` <= 255 colours (r, g, b) in 0..255 of one fixed sequence.
 
-    About 20 of them are told apart at a glance, by colour-blind readers too.
+    About 20 of them can be told apart at a glance, also with colour blindness.
     """
     return tuple(tuple(bytes.fromhex(colour)) for colour in DISTINCT.split()[:count])
 
 
 def numbered_labels(num_classes):
-    """Labels class_0 .. class_{K-1} with generated colours, for sets that name no classes."""
+    """Labels class_0 .. class_{K-1} with generated colours, for data sets without class names."""
     return Labels(tuple(f"class_{k}" for k in range(num_classes)), distinct_colours(num_classes))

@@ -1,9 +1,9 @@
-"""A source -> endless training batches whose position is one number: the step.
+"""Endless training batches from a source, whose position is one number: the step.
 
-Which examples a batch holds, and how each is augmented, is a pure function of (seed, step): the
-position p = step * batch_size + row reads example order(p // n)[p % n], where order(epoch) is a
-permutation of the n examples drawn from the seed and the epoch. So a run resumes anywhere, for any
-number of threads, workers or processes, and small sets fill large batches.
+The examples of a batch and their augmentation are a pure function of (seed, step): the position
+p = step * batch_size + row reads example order(p // n)[p % n], where order(epoch) is a permutation
+of the n examples drawn from the seed and the epoch. So a run can resume at any step with any number
+of threads, workers or processes, and small data sets fill large batches.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ class Stream:
     """Random access to the augmented rows of this process, in the order of training.
 
     source   examples with "image" u8[H,W,3]; "mask" i32[H,W], if labelled; "class" i32[], if the
-             whole picture has one, which comes out as it is
-    indices  which of them are used
-    augment  (image, mask or None, numpy Generator) -> dict of arrays of one shape
-    rows     of each batch, those of this process
-    start    the step of its first batch
+             image has one, which is passed on
+    indices  of the examples that are used
+    augment  (image, mask or None, numpy Generator) -> dict of arrays, of the same shapes each time
+    rows     those of each batch that this process reads
+    start    step of the first batch
     """
 
     source: Sequence
@@ -41,17 +41,18 @@ class Stream:
         return self.steps * len(self.rows)
 
     def __getitem__(self, index):
-        step, place = divmod(int(index), len(self.rows))
-        position = (self.start + step) * self.batch_size + int(self.rows[place])
-        epoch, place = divmod(position, len(self.indices))
-        example = self.source[int(self.indices[_order(self.seed, epoch, len(self.indices))[place]])]
+        step, offset = divmod(int(index), len(self.rows))
+        position = (self.start + step) * self.batch_size + int(self.rows[offset])
+        epoch, turn = divmod(position, len(self.indices))
+        chosen = _order(self.seed, epoch, len(self.indices))[turn]
+        example = self.source[int(self.indices[chosen])]
         rng = np.random.default_rng([self.seed, 1, position])
         row = self.augment(example["image"], example.get("mask"), rng)
         return row | {"class": example["class"]} if "class" in example else row
 
 
 class Cached:
-    """A source whose examples stay in memory once they were read."""
+    """A source that keeps the examples in memory once they have been read."""
 
     def __init__(self, source: Sequence):
         self.source = source
@@ -77,10 +78,11 @@ def training_batches(
     source: Sequence, indices: np.ndarray, augment: Callable, *, seed: int, batch_size: int,
     start: int, steps: int, rows: np.ndarray | None = None, threads: int = 2, workers: int = 0,
 ) -> Iterator[dict]:  # fmt: skip
-    """This process's part of the batches of steps start .. start + steps - 1, stacked.
+    """The rows of this process in the batches of steps start .. start + steps - 1, stacked.
 
-    rows     of every batch that are read, all for None
-    threads  that decode and augment; workers: processes that do so instead, 0 = none
+    rows     those of every batch that are read; None for all
+    threads  number of threads that decode and augment
+    workers  number of processes that do so instead; 0 for threads
     """
     rows = np.arange(batch_size) if rows is None else rows
     stream = Stream(source, indices, augment, seed, batch_size, rows, start, steps)
@@ -93,4 +95,4 @@ def training_batches(
     try:
         yield from iterator
     finally:
-        iterator.close()  # ends its threads and workers
+        iterator.close()  # stops the threads and workers

@@ -1,4 +1,4 @@
-"""Label fractions: which images of a set keep their labels; seeded, nested, written down."""
+"""Which images of a data set keep their labels: seeded, nested and recorded subsets."""
 
 import hashlib
 import math
@@ -14,14 +14,14 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def subset(names, *, fraction=1.0, count=0, seed=0, list_path=""):
-    """Places in `names` of the chosen images, int64[n], rising.
+    """Indices in `names` of the chosen images, int64[n], ascending.
 
     fraction   in (0, 1]: ceil(fraction * len(names)) images
-    count      that many images, if not 0
-    seed       the smaller of two subsets of one seed is contained in the larger
-    list_path  text file with one image per line instead ("image-path label-path", or a path alone)
+    count      number of images, if not 0
+    seed       of two subsets with the same seed, the larger contains the smaller
+    list_path  text file with one image per line ("image-path label-path", or a path alone)
 
-    The choice depends on the names as a set, not on their order. At most one of fraction, count and
+    The choice depends on the set of names, not on their order. At most one of fraction, count and
     list_path may be given; UserError for more, for values out of range, and for a line that matches
     no name or several.
     """
@@ -35,22 +35,22 @@ def subset(names, *, fraction=1.0, count=0, seed=0, list_path=""):
         raise UserError(
             f"count is {count}, but there are {total} images. Give 1 to {total}, or 0 for all."
         )
-    by_name = np.array(sorted(range(total), key=lambda place: names[place]), np.int64)
+    by_name = np.array(sorted(range(total), key=lambda index: names[index]), np.int64)
     order = np.random.Generator(np.random.PCG64(seed)).permutation(total)
     return np.sort(by_name[order[: count or subset_size(total, fraction)]])
 
 
 def subset_size(total, fraction):
-    """ceil(fraction * total), where 0.1 * 20210 is 2021 and not 2021.0000000000002."""
+    """ceil(fraction * total), computed so that 0.1 * 20210 is 2021, not 2021.0000000000002."""
     return min(total, max(1, math.ceil(round(fraction * total, 6))))
 
 
-def describe_subset(names, places, *, seed=0, list_path=""):
-    """What to write beside a run: a dict for JSON with the chosen names and how they were chosen.
+def describe_subset(names, indices, *, seed=0, list_path=""):
+    """A dict for JSON with the chosen names and how they were chosen, to be stored with a run.
 
-    sha256 is that of the names, one per line, sorted; two runs with equal sums saw the same labels.
+    sha256 is the hash of the sorted names, one per line: equal hashes mean equal labels.
     """
-    chosen = sorted(names[place] for place in places)
+    chosen = sorted(names[index] for index in indices)
     return {
         "seed": None if list_path else seed,
         "generator": f"list {list_path}" if list_path else GENERATOR,
@@ -71,7 +71,7 @@ def _require_one(fraction, count, list_path):
 
 
 def _listed(names, file):
-    """Places of the images in a list file; path and name match if one ends with the other."""
+    """Indices of the images in a list file; a path and a name match if one ends with the other."""
     try:
         text = file.read_text(encoding="utf-8")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -83,22 +83,22 @@ def _listed(names, file):
     if not lines:
         raise UserError(f"the list {file} is empty. It must hold one image per line.")
     by_last = defaultdict(list)
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         parts = _parts(name)
-        by_last[parts[-1]].append((parts, place))
+        by_last[parts[-1]].append((parts, index))
     found = [_match(_image_path(line), by_last) for line in lines]
-    for line, places in zip(lines, found, strict=True):
-        if len(places) != 1:
-            what = f"matches {len(places)} images" if places else "matches no image"
+    for line, indices in zip(lines, found, strict=True):
+        if len(indices) != 1:
+            matches = f"matches {len(indices)} images" if indices else "matches no image"
             raise UserError(
-                f'line "{shortened(line, 200)}" of {file} {what} of this set of {len(names)}, '
-                f"such as {names[0]}. Check that list and data belong together."
+                f'line "{shortened(line, 200)}" of {file} {matches} of this data set of '
+                f"{len(names)}, such as {names[0]}. Check that list and data belong together."
             )
     return np.unique(np.array(found, np.int64)[:, 0])
 
 
 def _image_path(line):
-    """The image of a line: its first word if that ends as pictures do, else all (with spaces)."""
+    """The image of a line: its first word if that is an image file, else the line (with spaces)."""
     first = line.split()[0]
     return first if first.lower().endswith(ENDINGS) else line
 
@@ -108,8 +108,8 @@ def _match(path, by_last):
     if not parts:
         return []
     return [
-        place
-        for known, place in by_last[parts[-1]]
+        index
+        for known, index in by_last[parts[-1]]
         if _is_tail(known, parts) or _is_tail(parts, known)
     ]
 
@@ -119,6 +119,6 @@ def _is_tail(short, long):
 
 
 def _parts(path):
-    """Components of a path with "/" or "\\"; an image ending is dropped, other dots stay."""
+    """Components of a path with "/" or "\\", without the ending of an image file."""
     path = PurePosixPath(path.replace("\\", "/"))
     return (path.with_suffix("") if path.suffix.lower() in ENDINGS else path).parts

@@ -1,4 +1,4 @@
-"""Prepared data sets of tensorflow_datasets (TFDS) as sources."""
+"""Data sets prepared by tensorflow_datasets (TFDS), read without TensorFlow."""
 
 import io
 from dataclasses import dataclass, field, replace
@@ -12,11 +12,10 @@ from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.named_sets import CITYSCAPES, cityscapes_table
 from diffseg_jax.data.palette import distinct_colours, numbered_labels
 from diffseg_jax.data.prepared import NO_SPLIT, PREPARED_FILE, listed_names
-from diffseg_jax.errors import UserError, choose
+from diffseg_jax.errors import UserError, choose, require_known
 from diffseg_jax.storage.paths import in_bucket, open_path, reachable
 
 IMAGE_KEYS = ("image", "image_left")
-
 MASK_KEYS = ("mask", "segmentation_mask", "segmentation_label", "label_map", "label map")
 
 
@@ -28,7 +27,7 @@ def _pets():
     return Labels(("pet", "background", "outline"), colours), table
 
 
-TFDS_RULES = {  # name of a stock set whose masks hold raw ids -> () -> (Labels, id table)
+RAW_ID_SETS = {  # data sets of TFDS whose masks hold raw ids: name -> () -> (Labels, id table)
     "oxford_iiit_pet": _pets,
     "cityscapes": lambda: (CITYSCAPES, cityscapes_table()),
 }
@@ -36,7 +35,7 @@ TFDS_RULES = {  # name of a stock set whose masks hold raw ids -> () -> (Labels,
 
 @dataclass(frozen=True, eq=False)
 class TfdsSource:
-    """One split of a prepared TFDS folder, random access; decoded and checked as folders are."""
+    """One split of a prepared TFDS folder, random access; decodes and checks as FolderSource."""
 
     examples: object
     image_key: str
@@ -53,41 +52,41 @@ class TfdsSource:
         return len(self.names)
 
     def example(self, index):
-        """The example as it is stored, pictures encoded; UserError for a damaged file."""
-        place = range(len(self))[index]
+        """The example as stored, with encoded images; UserError for a damaged file."""
+        index = range(len(self))[index]
         try:
-            return self.examples[place]
+            return self.examples[index]
         except (RuntimeError, ValueError, IndexError) as error:
             folder = self.examples.dataset_info.data_dir
-            again = "Copy or prepare the folder again."
+            remedy = "Copy or prepare the folder again."
             if in_bucket(folder):
-                again = f"Or read it from a local disk: gcloud storage cp -r {folder} ."
+                remedy = f"Or read it from a local disk: gcloud storage cp -r {folder} ."
             raise UserError(
-                f"cannot read example {self.names[place]} of {folder}: "
-                f"{str(error).splitlines()[0]}. {again}"
+                f"cannot read example {self.names[index]} of {folder}: "
+                f"{str(error).splitlines()[0]}. {remedy}"
             ) from None
 
     def __getitem__(self, index):
         example, name = self.example(index), self.names[index]
         item = {"image": read_image(name, example[self.image_key]), "name": name}
         if self.mask_key:
-            raw = read_ids(name, example[self.mask_key])
-            require_same_size(item["image"], raw, name, name)
-            item["mask"] = to_classes(raw, self.table, name, "Give num_classes as prepared.")
+            ids = read_ids(name, example[self.mask_key])
+            require_same_size(item["image"], ids, name, name)
+            item["mask"] = to_classes(ids, self.table, name, "Give num_classes as prepared.")
         if self.label_key:
             item["class"] = np.int32(example[self.label_key])
-            if item["class"] < 0:  # how TFDS stores what nobody labelled
+            if item["class"] < 0:  # TFDS stores -1 for unlabelled examples
                 raise UserError(
                     f"{name} has no class in {self.label_key}. Take another split, or give "
                     "label_key=''."
                 )
         if self.depth_key:
-            item["depth"] = decoded_depth(example[self.depth_key])
+            item["depth"] = decode_depth(example[self.depth_key])
         return item
 
 
-def encoded_depth(depth):
-    """float32[H,W] as a PNG of its bytes, as TFDS stores pictures of floats."""
+def encode_depth(depth):
+    """float32[H,W] as a PNG of its bytes, which is how TFDS stores float images."""
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(depth)[..., None].view(np.uint8), "RGBA").save(
         stream, "PNG"
@@ -95,85 +94,92 @@ def encoded_depth(depth):
     return stream.getvalue()
 
 
-def decoded_depth(encoded):
-    """float32[H,W] from the bytes of `encoded_depth`."""
+def decode_depth(encoded):
+    """float32[H,W] from the result of `encode_depth`."""
     return np.array(Image.open(io.BytesIO(encoded))).view(np.float32)[..., 0]
 
 
 def open_tfds(name, split, *, path="", num_classes=0, image_key="", mask_key="", label_key=""):
-    """A TFDS set that lies prepared (array_record) in the folder `name`, or as `name` below path.
+    """TfdsSource over a data set prepared as array_record in the folder `name`, or below path.
 
-    Nothing is downloaded or prepared here. Without path the library's own data folder is searched.
-    Classes come from the metadata ("names", "palette"; such masks hold class ids), TFDS_RULES, the
-    mask feature, or num_classes, in this order. An example's name is its split and place, since
-    reading stored names would read the whole set; folders of --mode=prepare list the names beside.
+    Nothing is downloaded or prepared. Without path, `name` is looked up in TFDS's default folder.
+    Classes come from the first of these that exists: the metadata ("names", "palette"; such masks
+    hold class ids), RAW_ID_SETS, the mask feature, num_classes. Examples are named by split and
+    index, since stored names could only be read with everything else; folders of --mode=prepare
+    list the names in a file.
     """
-    import tensorflow_datasets as tfds
-
-    builder = _prepared(name, path)
-    ours = (builder.info.metadata or {}).get("prepared", False)
-    whole, bracket, rest = split.partition("[")
-    if whole == "val" and "val" not in builder.info.splits:
-        whole = "validation"
-    if ours:
-        whole = whole or NO_SPLIT
-    choose(builder.info.splits, whole, f"split of {name}")
+    builder = _open_builder(name, path)
+    by_prepare = (builder.info.metadata or {}).get("prepared", False)
+    base, bracket, rest = split.partition("[")
+    if base == "val" and "val" not in builder.info.splits:
+        base = "validation"
+    if by_prepare:
+        base = base or NO_SPLIT
+    require_known(base, builder.info.splits, f"split of {name}")
     features = builder.info.features
-    image_key = _feature(features, image_key, IMAGE_KEYS, f"image of {name}")
-    mask_key = _feature(features, mask_key, MASK_KEYS, f"mask of {name}")
-    depth_key = "depth" if ours and "depth" in features else ""
-    if ours and "class" in features:
+    image_key = _image_feature(features, image_key, IMAGE_KEYS, f"image of {name}")
+    mask_key = _image_feature(features, mask_key, MASK_KEYS, f"mask of {name}")
+    depth_key = "depth" if by_prepare and "depth" in features else ""
+    if by_prepare and "class" in features:
         label_key = label_key or "class"
     if not image_key:
         raise UserError(
-            f"{name} has the features {', '.join(sorted(features))}, and none of them is known as "
-            "the image. Give image_key."
+            f"{name} has the features {', '.join(sorted(features))}, and none of them is known to "
+            "be the image. Give image_key."
         )
-    labels, table = _tfds_classes(builder, features, mask_key, num_classes)
-    classes = _names_of_label(features, label_key, name)
+    labels, table = _mask_classes(builder, features, mask_key, num_classes)
+    classes = _class_names(features, label_key, name)
     keys = [key for key in (image_key, mask_key, depth_key) if key]
-    try:
-        # Encoded bytes come back, so that one decoder (and its checks) serves every source.
-        decoders = {key: tfds.decode.SkipDecoding() for key in keys}
-        examples = builder.as_data_source(whole + bracket + rest, decoders=decoders)
-    except (NotImplementedError, ValueError) as error:
-        raise UserError(
-            f"cannot open split {split} of {name} for random access: {str(error).splitlines()[0]} "
-            "Splits read like train or train[:10%], and file_format must be array_record."
-        ) from None
+    examples = _open_examples(builder, base + bracket + rest, keys, f"split {split} of {name}")
     names = tuple(f"{split}_{i:06d}" for i in range(len(examples)))
-    if ours:
-        names = listed_names(builder, whole + bracket + rest, whole)
+    if by_prepare:
+        names = listed_names(builder, base + bracket + rest, base)
     return TfdsSource(
         examples, image_key, mask_key, names, labels, table, label_key, classes, depth_key
     )
 
 
-def _prepared(name, path):
-    """The builder of a prepared set, from its files alone: the code that made them is not run."""
+def _open_examples(builder, split, encoded_keys, what):
+    import tensorflow_datasets as tfds
+
+    # TFDS returns encoded images, so that all sources share one decoder and its checks.
+    decoders = {key: tfds.decode.SkipDecoding() for key in encoded_keys}
+    try:
+        return builder.as_data_source(split, decoders=decoders)
+    except (NotImplementedError, ValueError) as error:
+        raise UserError(
+            f"cannot open {what} for random access: {str(error).splitlines()[0]} "
+            "Splits read like train or train[:10%], and file_format must be array_record."
+        ) from None
+
+
+def _open_builder(name, path):
+    """The builder of a prepared data set, from its files, without the code that wrote them."""
     import tensorflow_datasets as tfds
 
     folder = open_path(name)
     with reachable(folder):
-        whole, begun = ((folder / file).exists() for file in ("dataset_info.json", PREPARED_FILE))
-    if whole:
+        complete, begun = (
+            (folder / file).exists() for file in ("dataset_info.json", PREPARED_FILE)
+        )
+    if complete:
         try:
             builder = tfds.builder_from_directory(folder)
             _check_metadata(**(builder.info.metadata or {}))
             return builder
-        except Exception as error:  # of its readers of JSON, protobuf and features: many kinds
+        except Exception as error:  # TFDS raises many types on damaged files
             raise UserError(
                 f"cannot open the prepared data set {name} ({type(error).__name__}: "
-                f"{str(error).splitlines()[0]}). Copy or prepare the folder again, whole."
+                f"{str(error).splitlines()[0]}). Copy or prepare the folder again."
             ) from None
     if begun:
         raise UserError(
-            f"{name} is not prepared to its end. Run the command with --mode=prepare that began it "
-            "again; it goes on where it stopped."
+            f"{name} is not completely prepared. Run its command with --mode=prepare again; it "
+            "resumes where it stopped."
         )
     try:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=path or None)
-    except (tfds.core.DatasetNotFoundError, ValueError):  # ValueError: not a name at all
+    except (tfds.core.DatasetNotFoundError, ValueError):  # ValueError: not a valid name
         raise UserError(
             f"no prepared TFDS data set {name} in {path or 'the default data folder'}, and nothing "
             "is downloaded here. Give the folder that holds dataset_info.json as tfds:<folder>, "
@@ -181,21 +187,22 @@ def _prepared(name, path):
         ) from None
 
 
-def _feature(features, asked, usual, what):
-    """The name of the feature asked for, else of the first usual one that is there, else "".
+def _image_feature(features, given, usual, what):
+    """The image feature `given`, or the first of the usual ones that exists, or "".
 
-    Only features that are stored as pictures count; asking for another one is a UserError.
+    Raises UserError if the given one is not an image feature.
     """
     import tensorflow_datasets as tfds
 
-    pictures = {key: key for key in features if isinstance(features[key], tfds.features.Image)}
-    if asked:
-        return choose(pictures, asked, what)
-    return next((key for key in usual if key in pictures), "")
+    images = [key for key in features if isinstance(features[key], tfds.features.Image)]
+    if given:
+        require_known(given, images, what)
+        return given
+    return next((key for key in usual if key in images), "")
 
 
-def _names_of_label(features, label_key, name):
-    """The class names of the feature that says what a picture shows, () for label_key = ""."""
+def _class_names(features, label_key, name):
+    """The class names of the feature that holds the class of an image, () for label_key = ""."""
     import tensorflow_datasets as tfds
 
     if not label_key:
@@ -208,19 +215,19 @@ def _names_of_label(features, label_key, name):
     return tuple(choose(known, label_key, f"class label of {name}").names)
 
 
-def _tfds_classes(builder, features, mask_key, num_classes):
+def _mask_classes(builder, features, mask_key, num_classes):
     """(Labels, id table) of the masks, (None, None) without masks."""
     if not mask_key:
         return None, None
     metadata, feature = builder.info.metadata or {}, features[mask_key]
     names = metadata.get("names")
-    if not names and builder.name in TFDS_RULES:
-        return TFDS_RULES[builder.name]()
+    if not names and builder.name in RAW_ID_SETS:
+        return RAW_ID_SETS[builder.name]()
     if not names and getattr(feature, "num_classes", None):
         names = feature.names
     if not names and num_classes < 1:
         raise UserError(
-            f"{builder.name} does not say how many classes its masks hold. Give num_classes."
+            f"{builder.name} does not tell how many classes its masks hold. Give num_classes."
         )
     if names and num_classes not in (0, len(names)):
         raise UserError(
@@ -239,7 +246,7 @@ def _tfds_classes(builder, features, mask_key, num_classes):
 
 
 def _check_metadata(names=(), palette=(), unscored=(), **_):
-    """ValueError for metadata that cannot be the names, colours and unscored ids of classes."""
+    """ValueError unless the metadata are names, colours and unscored ids of the same classes."""
     rows = [names, palette, unscored, *palette]
     if not all(isinstance(row, (list, tuple)) for row in rows):
         raise ValueError("names, palette and unscored must be lists")

@@ -31,7 +31,7 @@ from diffseg_jax.config.schema import differing_lines
 from diffseg_jax.data.folder_source import FolderSource
 from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.data.prepared import NAMES_FILE, NO_SPLIT, PREPARED_FILE, non_empty
-from diffseg_jax.data.tfds import TfdsSource, encoded_depth
+from diffseg_jax.data.tfds import TfdsSource, encode_depth
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.plan import check_config, open_data
@@ -182,7 +182,7 @@ def encode(source: Sequence, place: int) -> dict:
     if "mask" in example:
         stored["mask"] = png(example["mask"].astype(np.uint8))
     if "depth" in example:
-        stored["depth"] = encoded_depth(example["depth"])
+        stored["depth"] = encode_depth(example["depth"])
     if "class" in example:
         stored["class"] = int(example["class"])
     return stored

@@ -1,6 +1,6 @@
-"""The six published sets: who belongs to a split, how pictures and ids are read, what is refused.
+"""The six published data sets: which files are a split, how they are read, what is refused.
 
-Trees of a few small files stand in for the real ones; the published counts are lowered for that.
+Folders with a few small files stand in for the real ones, with lower published counts.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from diffseg_jax.data.sources import SOURCES, open_source
 from diffseg_jax.errors import UserError
 
 RNG = np.random.default_rng(0)
-PUBLISHED = {  # name: classes, images to train on, images to test on, ids without target
+PUBLISHED = {  # name: classes, training images, test images, unscored ids
     "bedroom_28": (29, 40, 20, (0,)),
     "ffhq_34": (34, 20, 20, ()),
     "cat_15": (15, 30, 20, ()),
@@ -32,7 +32,7 @@ def noise(side):
 
 
 def write(folder, name="a.png", ids=((1, 2), (3, 4)), image=None):
-    """One picture, 4 pixels wide unless given, and its label map beside it."""
+    """An image, 4 pixels wide unless given, and its mask beside it."""
     file = folder / name
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise(4) if image is None else image).save(file)
@@ -42,7 +42,7 @@ def write(folder, name="a.png", ids=((1, 2), (3, 4)), image=None):
 
 @pytest.fixture
 def three_images(monkeypatch):
-    """cat_15 as if it were published with three images per split."""
+    """cat_15 as if it had been published with three images per split."""
     few = replace(FEW_LABEL_SETS["cat_15"], train=3, test=3)
     monkeypatch.setitem(few_label_sets.FEW_LABEL_SETS, "cat_15", few)
 
@@ -62,7 +62,7 @@ def test_each_set_has_its_published_classes_and_counts(tmp_path, name):
     assert source.classes == ()
 
 
-def test_a_few_names_stand_at_their_ids():
+def test_some_names_have_the_published_ids():
     names = {name: few.labels().names for name, few in FEW_LABEL_SETS.items()}
     assert names["bedroom_28"][12] == "table/nightstand/dresser top"
     assert (names["bedroom_28"][28], names["ffhq_34"][33]) == ("things on table", "wrinkles")
@@ -81,19 +81,19 @@ def test_only_the_first_four_sets_have_generated_images(tmp_path):
             assert source.names == ("a",) and f"published with {train}." in source.report[0]
 
 
-def test_the_folder_of_all_sets_and_that_of_one_open_the_same(tmp_path):
+def test_path_may_be_the_parent_folder_or_the_data_set_itself(tmp_path):
     write(tmp_path / "cat_15/real/train")
     write(tmp_path / "cat_15/ddpm", "drawn.jpg")
     for split, name in (("train", "a"), ("ddpm", "drawn")):
         outer = open_few_label_set("cat_15", split, path=str(tmp_path))
         inner = open_few_label_set("cat_15", split, path=tmp_path / "cat_15")
         assert outer.images == inner.images and outer.names == inner.names == (name,)
-    write(tmp_path / "real/train", "b.png")  # of whatever set: the named folder comes first
+    write(tmp_path / "real/train", "b.png")  # the folder with the name comes first
     assert open_few_label_set("cat_15", "train", path=tmp_path).names == ("a",)
 
 
 def test_the_first_files_by_path_are_the_split(tmp_path, three_images):
-    # "." sorts before "/" and letters, "-" before "."; the rule is that of whole file names.
+    # File names are sorted with their endings: "-" before ".", and "." before "/" and letters.
     for name in ("b/a.jpeg", "a.png", "c.GIF", "a-1.jpg", "a1.gif"):
         write(tmp_path / "real/train", name)
     (tmp_path / "real/train/0.bmp").write_bytes(b"not one of the endings")
@@ -107,17 +107,17 @@ def test_the_first_files_by_path_are_the_split(tmp_path, three_images):
     assert [item["name"] for item in source] == ["a", "b/a", "c"]
 
 
-def test_pictures_that_are_left_out_need_no_label_map(tmp_path, three_images):
+def test_images_beyond_the_published_count_need_no_mask(tmp_path, three_images):
     for name in "abcd":
         write(tmp_path / "real/test", f"{name}.png")
     (tmp_path / "real/test/d.npy").unlink()
     assert len(open_few_label_set("cat_15", "test", path=tmp_path)) == 3
     (tmp_path / "real/test/b.npy").unlink()
-    with pytest.raises(UserError, match=r"1 of 3 pictures .* first is b\.png"):
+    with pytest.raises(UserError, match=r"1 of 3 images .* first is b\.png"):
         open_few_label_set("cat_15", "test", path=tmp_path)
 
 
-def test_pictures_of_the_right_size_come_as_stored(tmp_path):
+def test_images_of_the_right_size_are_returned_as_stored(tmp_path):
     image, ids = noise(SIDE), RNG.integers(0, 15, (SIDE, SIDE))
     write(tmp_path / "real/train", ids=ids, image=image)
     source = pickle.loads(pickle.dumps(open_few_label_set("cat_15", "train", path=tmp_path)))
@@ -128,12 +128,12 @@ def test_pictures_of_the_right_size_come_as_stored(tmp_path):
     assert set(item) == {"image", "mask", "name"}
 
 
-def test_others_are_resized_the_label_by_the_floor_rule(tmp_path):
+def test_other_sizes_are_resized_and_masks_by_the_floor_rule(tmp_path):
     image, ids = noise(300), RNG.integers(0, 15, (100, 100))
     write(tmp_path / "real/train", ids=ids, image=image)
     item = open_few_label_set("cat_15", "train", path=tmp_path)[0]
-    places = np.arange(SIDE) * 100 // SIDE  # in whole numbers
-    np.testing.assert_array_equal(item["mask"], ids[places][:, places])
+    indices = np.arange(SIDE) * 100 // SIDE  # in exact integer arithmetic
+    np.testing.assert_array_equal(item["mask"], ids[indices][:, indices])
     expected = Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(item["image"], np.asarray(expected))
     assert item["image"].shape == (SIDE, SIDE, 3) and item["mask"].dtype == np.int32
@@ -168,7 +168,7 @@ def test_an_id_that_is_no_class_names_file_and_id(tmp_path, name, wrong):
         source[0]
 
 
-def test_what_is_not_square_names_file_and_size(tmp_path):
+def test_an_error_about_a_file_that_is_not_square_names_it_and_its_size(tmp_path):
     write(tmp_path / "real/train", image=noise(6)[:4])
     source = open_few_label_set("cat_15", "train", path=tmp_path)
     with pytest.raises(UserError, match=r"a\.png is 6x4 \(width x height\)"):
@@ -178,20 +178,20 @@ def test_what_is_not_square_names_file_and_size(tmp_path):
         source[0]
 
 
-def test_label_maps_that_are_no_ids_are_refused(tmp_path):
+def test_masks_that_hold_no_ids_are_refused(tmp_path):
     write(tmp_path / "real/train", ids=np.zeros((2, 2)))
     with pytest.raises(UserError, match=r"a\.npy is float64\[2, 2\]"):
         open_few_label_set("cat_15", "train", path=tmp_path)[0]
 
 
-def test_pictures_that_share_a_label_map_are_refused(tmp_path):
+def test_images_that_share_a_mask_are_refused(tmp_path):
     write(tmp_path / "real/train", "a.png")
     write(tmp_path / "real/train", "a.jpg")
     with pytest.raises(UserError, match=r"a\.jpg and a\.png"):
         open_few_label_set("cat_15", "train", path=tmp_path)
 
 
-def test_where_nothing_is_found_the_layout_is_shown(tmp_path):
+def test_an_error_about_a_missing_folder_shows_the_layout(tmp_path):
     layout = r"cat_15/real/test.*\.png.*NAME\.npy"
     with pytest.raises(UserError, match=f"path is empty.*{layout}"):
         open_source("cat_15", "test")

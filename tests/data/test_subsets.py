@@ -1,4 +1,4 @@
-"""Label fractions: the counts of the papers, nested, repeatable, and independent of order."""
+"""Subsets have the sizes of the papers, are nested, repeatable, and independent of order."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ NAMES = [f"town_{i % 7}/image_{i:05d}_leftImg8bit" for i in range(200)]
         *[(20210, 1.0, 20210), (367, 1 / 8, 46), (3, 1e-9, 1)],
     ],
 )
-def test_counts_of_the_papers(total, fraction, count):
+def test_fractions_give_the_counts_of_the_papers(total, fraction, count):
     assert subset_size(total, fraction) == count
     names = [f"{i:05d}" for i in range(total)]
     assert len(subset(names, fraction=fraction)) == count
@@ -57,15 +57,15 @@ def test_the_choice_follows_the_names_not_their_order():
     assert {NAMES[i] for i in subset(NAMES, count=30, seed=6)} != chosen
 
 
-def test_the_permutation_is_the_one_that_old_runs_wrote_down():
-    # A change here means that a library draws other numbers, and that published subsets are lost.
+def test_the_permutation_is_that_of_older_runs():
+    # A change means that numpy draws other numbers, and that published subsets are lost.
     assert subset([f"{i:02d}" for i in range(100)], count=8, seed=7).tolist() == RECORDED
 
 
 RECORDED = [4, 26, 42, 50, 53, 54, 70, 88]
 
 
-def test_wrong_requests_are_sentences():
+def test_wrong_requests_are_refused():
     for fraction in (0.0, -0.5, 1.5, float("nan")):
         with pytest.raises(UserError, match="must lie in"):
             subset(NAMES, fraction=fraction)
@@ -103,13 +103,13 @@ def test_paths_with_spaces_and_dots_match(tmp_path):
     assert subset(names, list_path=write(tmp_path, lines)).tolist() == [0, 2]
 
 
-def test_the_label_path_of_a_pair_selects_nothing(tmp_path):
+def test_the_mask_path_of_a_pair_selects_nothing(tmp_path):
     assert subset(["a", "b"], list_path=write(tmp_path, ["images/a.png masks/b.png"])).tolist() == [
         0
     ]
 
 
-def test_part_of_a_file_name_is_no_match(tmp_path):
+def test_part_of_a_file_name_does_not_match(tmp_path):
     with pytest.raises(UserError, match="matches no image"):
         subset(["town/image_1"], list_path=write(tmp_path, ["1.png"]))
 
@@ -129,13 +129,13 @@ def test_the_first_line_that_matches_nothing_is_named(tmp_path):
 
 
 def test_the_description_is_json_with_a_checksum_that_can_be_repeated():
-    places = subset(NAMES, count=3, seed=4)
-    record = json.loads(json.dumps(describe_subset(NAMES, places, seed=4)))
-    assert record["names"] == sorted(NAMES[i] for i in places)
+    indices = subset(NAMES, count=3, seed=4)
+    record = json.loads(json.dumps(describe_subset(NAMES, indices, seed=4)))
+    assert record["names"] == sorted(NAMES[i] for i in indices)
     assert (record["n"], record["of"], record["seed"]) == (3, 200, 4) and "PCG64" in record[
         "generator"
     ]
     text = "".join(f"{name}\n" for name in record["names"])
     assert record["sha256"] == hashlib.sha256(text.encode()).hexdigest()
-    assert describe_subset(NAMES, places[::-1], seed=4)["sha256"] == record["sha256"]
-    assert describe_subset(NAMES, places, list_path="x.txt")["seed"] is None
+    assert describe_subset(NAMES, indices[::-1], seed=4)["sha256"] == record["sha256"]
+    assert describe_subset(NAMES, indices, list_path="x.txt")["seed"] is None

@@ -204,7 +204,7 @@ def test_what_was_stopped_goes_on_with_the_shards_left(config, tmp_path, monkeyp
     monkeypatch.setattr(prepare_data, "publish", stopped)
     with pytest.raises(KeyboardInterrupt):
         prepare_data.prepare(config, tmp_path / "run")
-    with pytest.raises(UserError, match="not prepared to its end.*--mode=prepare"):
+    with pytest.raises(UserError, match="not completely prepared.*--mode=prepare"):
         open_source(f"tfds:{tmp_path}/run/data", "train")
     before = files(tmp_path / "run/data")
     assert len(before) == 4  # the plan and three shards
@@ -253,7 +253,7 @@ def test_stopped_at_any_file_it_is_whole_or_does_not_open(config, tmp_path, monk
         with pytest.raises(KeyboardInterrupt):
             prepare_data.prepare(config, tmp_path / "run")
         if not (tmp_path / "run/unlabelled").exists():
-            with pytest.raises(UserError, match="not prepared to its end|no prepared"):
+            with pytest.raises(UserError, match="not completely prepared|no prepared"):
                 open_source(f"tfds:{tmp_path}/run/data", "train")
     assert allowed > 4 and contents(tmp_path / "run/data") == contents(tmp_path / "whole/data")
 

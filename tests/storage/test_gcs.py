@@ -150,9 +150,9 @@ def test_prepared_folders_are_written_to_and_read_from_a_bucket(
 
 def test_what_is_missing_or_torn_in_a_bucket_is_a_sentence(bucket, tmp_path):
     copy(mine(tmp_path), bucket)
-    with pytest.raises(UserError, match="not a folder. Dataset camvid"):
+    with pytest.raises(UserError, match="not a folder. Data set camvid"):
         open_source("camvid", "train", path=bucket / "nowhere")
-    with pytest.raises(UserError, match="not a folder. To see what is there: gcloud storage ls"):
+    with pytest.raises(UserError, match="not a folder. To list its parent: gcloud storage ls"):
         open_source("folder", "test", path=bucket)
     with pytest.raises(UserError, match="no prepared TFDS data set"):
         open_source(f"tfds:{bucket}", "train")
