@@ -1,8 +1,28 @@
-"""Multi-head self-attention over tokens."""
+"""Softmax attention, and multi-head self-attention over tokens."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+
+def attend(query, key, value, bias=None, *, heads_first: bool = False) -> jax.Array:
+    """softmax(query key^T + bias) value for every head (Vaswani et al., 2017); no scaling.
+
+    query, key, value  f[..., N, heads, d], or f[..., heads, N, d] with `heads_first`
+    bias               f32[..., heads, N, N] or None; scores are then float32 from the product on
+    out                the shape and dtype of value; the softmax runs in float32
+
+    Not `jax.nn.dot_product_attention`: it scales scores rather than queries, so last digits differ,
+    and has no heads-first layout (CPU, 200 windows of 49 tokens, 3 heads of 32, with gradients: 84
+    in place of 25 ms). Its fused kernels must be asked for, and take 16-bit types only.
+    """
+    tokens = "...h{}d" if heads_first else "...{}hd"
+    queries, keys = tokens.format("q"), tokens.format("k")
+    dtype = None if bias is None else jnp.float32
+    scores = jnp.einsum(f"{queries},{keys}->...hqk", query, key, preferred_element_type=dtype)
+    scores = scores if bias is None else scores + bias
+    weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(value.dtype)
+    return jnp.einsum(f"...hqk,{keys}->{queries}", weights, value)
 
 
 class SelfAttention(nnx.Module):
@@ -26,6 +46,4 @@ class SelfAttention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         query, key, value = self.query(x), self.key(x), self.value(x)  # each [B, N, heads, d]
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key)
-        weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(value.dtype)
-        return self.out(jnp.einsum("bhqk,bkhd->bqhd", weights, value))
+        return self.out(attend(query * query.shape[-1] ** -0.5, key, value))

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from diffseg_jax.errors import UserError
+from diffseg_jax.layers.attention import attend
 from diffseg_jax.layers.conv import Conv, convolve_enlarged, enlarge, stop_fusion
 from diffseg_jax.layers.dropout import dropout
 from diffseg_jax.layers.embeddings import sinusoid
@@ -167,9 +168,7 @@ class Attention(nnx.Module):
         # on both sides: the product of raw queries and keys may leave float16's range
         root = qkv.shape[-1] ** -0.25
         query, key, value = qkv[:, :, 0] * root, qkv[:, :, 1] * root, qkv[:, :, 2]
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
-        weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(x.dtype)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        mixed = attend(query, key, value)
         return stop_fusion(x + self.out(mixed.reshape(batch, height, width, channels)))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from diffseg_jax.errors import UserError
+from diffseg_jax.layers.attention import attend
 from diffseg_jax.layers.dropout import drop_path
 from diffseg_jax.layers.mlp import Mlp
 from diffseg_jax.layers.norm import in_float32
@@ -123,14 +124,10 @@ class WindowAttention(nnx.Module):
         split = qkv.reshape(batch, grid[0], size, grid[1], size, 3, heads, channels // 3 // heads)
         split = split.transpose(5, 0, 1, 3, 6, 2, 4, 7)  # [3, B, rows, columns, heads, M, M, d]
         query, key, value = split.reshape(3, batch, -1, heads, size**2, split.shape[-1])
-        weights = jax.nn.softmax(self._logits(query, key) + self._bias(height, width))
-        y = jnp.einsum("bwhqk,bwhkd->bwhqd", weights.astype(value.dtype), value)
+        scaled, bias = query * query.shape[-1] ** -0.5, self._bias(height, width)
+        y = attend(scaled, key, value, bias, heads_first=True)
         y = y.reshape(split.shape[1:]).transpose(0, 1, 4, 2, 5, 3, 6)
         return y.reshape(batch, height, width, channels // 3)
-
-    def _logits(self, query, key):
-        scaled = query * query.shape[-1] ** -0.5
-        return jnp.einsum("bwhqd,bwhkd->bwhqk", scaled, key, preferred_element_type=jnp.float32)
 
     def _bias(self, height, width):
         """f32[windows or 1, heads, M^2, M^2] by position and, where shifted, by origin."""
