@@ -6,7 +6,8 @@ import zipfile
 
 import numpy as np
 
-from diffseg_jax.weights.reader import LEGACY_MAGIC, STORAGES
+from diffseg_jax.weights.formats import LEGACY_MAGIC
+from diffseg_jax.weights.pickles import STORAGES
 
 TYPE_NAMES = {dtype: name.removeprefix("torch.") for name, dtype in STORAGES.items()}
 WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4)

@@ -24,7 +24,7 @@ from diffseg_jax.inference.segmenter import load
 from diffseg_jax.storage.checkpoints import open_meta, open_network
 from diffseg_jax.weights import adm
 from diffseg_jax.weights.adm import load_adm
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 
 FLAGS = {  # of a network that is the tiny config's, for two classes
     "image_size": 16, "num_channels": 32, "channel_mult": "1,1", "num_res_blocks": 1,

@@ -38,9 +38,9 @@ from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.inference.converted import convert_adm, convert_ddp
 from diffseg_jax.systems import SYSTEMS
 from diffseg_jax.systems.ddpm_seg import read_noise
-from diffseg_jax.weights import reader
+from diffseg_jax.weights import formats, pickles
+from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.pixel_mlp import load_ensemble
-from diffseg_jax.weights.reader import read_arrays
 from pickle_writer import (
     WEIGHT,
     Code,
@@ -619,7 +619,7 @@ def test_hostile_pickles(name, tmp_path):
 
 
 def test_a_pickle_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "MOST_STEPS", 1000)
+    monkeypatch.setattr(pickles, "MAX_STEPS", 1000)
     path = write_zip(tmp_path / "a.pt", {"x": Code(b"]" + b"N0" * 2000)}, {})
     assert "more than 1000 steps" in answer(read_arrays, path)
 
@@ -676,7 +676,7 @@ def test_hostile_weights(name, tmp_path, monkeypatch):
 
 
 def test_weights_that_would_unpack_to_gigabytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "UNPACKED", (10**6, 100))
+    monkeypatch.setattr(formats, "MAX_UNPACKED", 10**6)
     entries = [("a.npy", mutate.npy(bytes(10**7), shape=f"({10**7},)"))]
     (tmp_path / "a").write_bytes(mutate.zipped(entries, zipfile.ZIP_DEFLATED))
     assert "would unpack to" in answer(read_arrays, tmp_path / "a")

@@ -19,7 +19,7 @@ from diffseg_jax.storage.paths import make_folder
 from diffseg_jax.storage.workdir import as_json, read_results
 from diffseg_jax.weights.adm import Configuration, load_adm
 from diffseg_jax.weights.ddp import load_ddp, settings_of
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 
 PLAIN = {"seed": 0, "dtype": "float32", "remat": False}
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}

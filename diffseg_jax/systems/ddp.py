@@ -42,7 +42,7 @@ from diffseg_jax.systems.system import (
 from diffseg_jax.training.losses import masked_cross_entropy
 from diffseg_jax.weights.backbones import load_backbone
 from diffseg_jax.weights.ddp import is_ddp, load_ddp, settings_of
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 
 STAGES = {"train": "labelled", "align": "labelled", "plain": "labelled"}  # kind -> data
 CONVENTION = "default"  # of the paper's numbers

@@ -50,7 +50,7 @@ from diffseg_jax.systems.system import (
     scale_images,
 )
 from diffseg_jax.weights.adm import ORDERS, load_adm
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 
 STAGES = {"pretrain": "unlabelled", FIT: "labelled"}  # kind -> data that it learns from
 CONVENTION = "ddpm_seg"  # of the paper's numbers, reported beside the library's own

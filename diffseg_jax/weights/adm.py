@@ -12,6 +12,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.models.adm_unet import ADMUNet, Settings
 from diffseg_jax.models.network import Network
 from diffseg_jax.weights.tables import convert, differences, within
+from diffseg_jax.weights.torch_rows import conv, linear, norm
 
 ORDERS = ("legacy", "new")  # of the channels of `qkv`: head by head, or all queries first
 NAMED = 3  # differences between a file and a network that an error lists
@@ -136,16 +137,16 @@ PUBLISHED = {
 
 
 def table(settings: Settings, order: str) -> tuple:
-    """The rows that `weights.convert.convert` takes, for one order of the channels of `qkv`."""
+    """The rows that `weights.tables.convert` takes, for one order of the channels of `qkv`."""
     canonical = functools.partial(_canonical, settings, order)
     return (
-        *_linear(r"time_embed\.0", "time1"),
-        *_linear(r"time_embed\.2", "time2"),
+        *linear(r"time_embed\.0", "time1"),
+        *linear(r"time_embed\.2", "time2"),
         (r"label_emb\.weight", "classes", "ke->ke"),
-        *_conv(r"input_blocks\.0\.0", "input_0"),
+        *conv(r"input_blocks\.0\.0", "input_0"),
         *_residual(r"input_blocks\.(\d+)\.0\.", "input_{0}.residual."),
         *_attention(r"input_blocks\.(\d+)\.1\.", "input_{0}.attention.", canonical),
-        *_conv(r"input_blocks\.(\d+)\.0\.op", "input_{0}.conv"),
+        *conv(r"input_blocks\.(\d+)\.0\.op", "input_{0}.conv"),
         *_residual(r"middle_block\.0\.", "middle.residual1."),
         *_attention(r"middle_block\.1\.", "middle.attention.", canonical),
         *_residual(r"middle_block\.2\.", "middle.residual2."),
@@ -155,42 +156,26 @@ def table(settings: Settings, order: str) -> tuple:
             functools.partial(canonical, up=True),
         ),
         *_residual(r"output_blocks\.(\d+)\.[12]\.", "output_{0}.enlarge."),
-        *_conv(r"output_blocks\.(\d+)\.[12]\.conv", "output_{0}.enlarge"),
-        *_norm(r"out\.0", "norm"),
-        *_conv(r"out\.2", "head"),
+        *conv(r"output_blocks\.(\d+)\.[12]\.conv", "output_{0}.enlarge"),
+        *norm(r"out\.0", "norm"),
+        *conv(r"out\.2", "head"),
     )  # fmt: skip
-
-
-def _linear(torch, ours):
-    return ((torch + r"\.weight", ours + ".kernel", "oi->io"), *_bias(torch, ours))
-
-
-def _conv(torch, ours):
-    return ((torch + r"\.weight", ours + ".kernel", "oihw->hwio"), *_bias(torch, ours))
-
-
-def _norm(torch, ours):
-    return ((torch + r"\.weight", ours + ".scale", "c->c"), *_bias(torch, ours))
-
-
-def _bias(torch, ours):
-    return ((torch + r"\.bias", ours + ".bias", "o->o"),)
 
 
 def _residual(torch, ours):
     return within(torch, ours, (
-        *_norm(r"in_layers\.0", "norm1"),
-        *_conv(r"in_layers\.2", "conv1"),
-        *_linear(r"emb_layers\.1", "emb"),
-        *_norm(r"out_layers\.0", "norm2"),
-        *_conv(r"out_layers\.3", "conv2"),
-        *_conv(r"skip_connection", "skip"),
+        *norm(r"in_layers\.0", "norm1"),
+        *conv(r"in_layers\.2", "conv1"),
+        *linear(r"emb_layers\.1", "emb"),
+        *norm(r"out_layers\.0", "norm2"),
+        *conv(r"out_layers\.3", "conv2"),
+        *conv(r"skip_connection", "skip"),
     ))  # fmt: skip
 
 
 def _attention(torch, ours, canonical):
     return within(torch, ours, (
-        *_norm(r"norm", "norm"),
+        *norm(r"norm", "norm"),
         (r"qkv\.weight", "qkv.kernel", lambda array: np.einsum("oix->xio", canonical(array))),
         (r"qkv\.bias", "qkv.bias", canonical),
         (r"proj_out\.weight", "out.kernel", "oix->xio"),
@@ -219,7 +204,7 @@ def load_adm(
 ) -> dict:
     """The parameters of an ADMUNet from a published state dict, float32.
 
-    arrays  official name -> array, as `weights.reader.read_arrays` gives them
+    arrays  official name -> array, as `weights.formats.read_arrays` gives them
     source  how sentences call the file
 
     Raises UserError when anything is missing, left over or of another shape; it names the published

@@ -12,30 +12,12 @@ import numpy as np
 from diffseg_jax.errors import UserError
 from diffseg_jax.models.ddp_network import Settings
 from diffseg_jax.models.swin import relative_index, resize_bias_table
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import AS_IS, Row, convert, within
+from diffseg_jax.weights.torch_rows import conv, linear, norm
 
 FAMILIES = {"swin": "Swin", "convnext": "ConvNeXt"}  # as sentences call `Settings.backbone`
 INDEX = r".*\.relative_position_index"  # rows of the bias table, which follow from the window
-
-
-def linear(torch: str, ours: str) -> tuple[Row, ...]:
-    """The rows of a linear layer, or of one without a bias."""
-    return ((torch + r"\.weight", ours + ".kernel", "oi->io"), *_bias(torch, ours))
-
-
-def conv(torch: str, ours: str) -> tuple[Row, ...]:
-    """The rows of a convolution; a 1x1 kernel may become that of a linear layer."""
-    return ((torch + r"\.weight", ours + ".kernel", "oihw->hwio"), *_bias(torch, ours))
-
-
-def norm(torch: str, ours: str) -> tuple[Row, ...]:
-    """The rows of a normalisation layer's parameters."""
-    return ((torch + r"\.weight", ours + ".scale", "c->c"), *_bias(torch, ours))
-
-
-def _bias(torch, ours):
-    return ((torch + r"\.bias", ours + ".bias", "c->c"),)
 
 
 # --- OpenMMLab, as in DDP's own checkpoints -------------------------------------------------------

@@ -17,13 +17,11 @@ from diffseg_jax.weights.backbones import (
     INDEX,
     SWIN,
     check_indices,
-    conv,
     find_format,
-    linear,
-    norm,
     table_window,
 )
-from diffseg_jax.weights.tables import AS_IS, convert, within
+from diffseg_jax.weights.tables import convert, within
+from diffseg_jax.weights.torch_rows import conv, linear, norm, statistics
 
 POINTS = 4  # of each head and cell; only heads times points stands in a file
 
@@ -57,7 +55,7 @@ DDP = (
     *within(r"auxiliary_head\.", "", (
         *conv(r"convs\.0\.conv", "params.auxiliary.conv"),
         *norm(r"convs\.0\.bn", "params.auxiliary.norm"),
-        (r"convs\.0\.bn\.running_(mean|var)", "stats.auxiliary.norm.{0}", AS_IS),
+        *statistics(r"convs\.0\.bn", "stats.auxiliary.norm"),
         *conv(r"conv_seg", "params.auxiliary.head"),
     )),
 )  # fmt: skip
@@ -75,7 +73,7 @@ ADVICE = (
 
 def is_ddp(arrays: Mapping[str, np.ndarray]) -> bool:
     """Whether a state dict is of a DDP network, for segmentation or for another task."""
-    return "time_mlp.0.weights" in _unwrapped(arrays)
+    return "time_mlp.0.weights" in arrays
 
 
 def settings_of(arrays: Mapping[str, np.ndarray], source: str = "the file") -> Settings:
@@ -86,7 +84,7 @@ def settings_of(arrays: Mapping[str, np.ndarray], source: str = "the file") -> S
 
     Raises UserError for anything but a segmentation checkpoint of DDP.
     """
-    arrays = _segmentation(arrays, source)
+    _require_segmentation(arrays, source)
     size = functools.partial(_size, arrays, source)
     layers = "decode_head.encoder.layers."
     weights = size(f"{layers}0.attentions.0.attention_weights.weight", 0)
@@ -100,16 +98,14 @@ def settings_of(arrays: Mapping[str, np.ndarray], source: str = "the file") -> S
         mlp=size(f"{layers}0.ffns.0.layers.0.0.weight", 0),
     )
     if problem := dataclasses.replace(settings, groups=1).problem():  # groups are not the file's
-        raise UserError(f"{source} is of no network that there is: {problem}")
+        raise UserError(f"{source} does not match any supported DDP network: {problem}")
     return settings
 
 
-def _segmentation(arrays, source):
-    """The names of a segmentation checkpoint without wrapper; UserError if it is something else."""
-    arrays = _unwrapped(arrays)
+def _require_segmentation(arrays, source):
+    """Raises UserError unless the arrays are those of a segmentation checkpoint."""
     if other := _other(arrays):
         raise UserError(f"{source} is {other}. {ADVICE}")
-    return arrays
 
 
 def _other(arrays):
@@ -161,13 +157,6 @@ def _count(arrays, source, prefix):
     return len(numbers)
 
 
-def _unwrapped(arrays):
-    """The names without the prefix that a wrapper for several GPUs puts before all of them."""
-    if not all(name.startswith("module.") for name in arrays):
-        return arrays
-    return {name.removeprefix("module."): array for name, array in arrays.items()}
-
-
 @functools.cache
 def abstract_values(settings: Settings) -> dict:
     """{"params", "stats"}: shapes and types of the network's values, as nested dicts."""
@@ -179,13 +168,13 @@ def load_ddp(
 ) -> dict:
     """{"params", "stats"} of a DDPNetwork from a published state dict, float32.
 
-    arrays  official name -> array, as `weights.reader.read_arrays` gives them
+    arrays  official name -> array, as `weights.formats.read_arrays` gives them
     source  how sentences call the file
 
     Raises UserError for anything but a segmentation checkpoint of DDP, and when something is
     missing, left over or of another shape, or groups do not divide the width.
     """
-    arrays = _segmentation(arrays, source)
+    _require_segmentation(arrays, source)
     check_indices(arrays, source)
     if settings.width % settings.groups:
         raise UserError(

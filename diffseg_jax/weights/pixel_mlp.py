@@ -14,22 +14,20 @@ import jax
 import numpy as np
 
 from diffseg_jax.errors import UserError
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import convert
+from diffseg_jax.weights.torch_rows import linear, norm, statistics
 
-LINEAR = {0: "linear1", 3: "linear2", 6: "linear3"}  # torch's places and our names
-NORM = {2: "norm1", 5: "norm2"}
-TABLE = tuple(
-    (rf"layers\.{place}\.{theirs}", ours.format(name), axes)
-    for names, entries in (
-        (LINEAR, (("weight", "params.{}.kernel", "oi->io"), ("bias", "params.{}.bias", "o->o"))),
-        (NORM, (("weight", "params.{}.scale", "c->c"), ("bias", "params.{}.bias", "c->c"),
-                ("running_mean", "stats.{}.mean", "c->c"),
-                ("running_var", "stats.{}.var", "c->c"))),
-    )
-    for place, name in names.items()
-    for theirs, ours, axes in entries
-)  # fmt: skip
+LAYERS = (0, 3, 6)  # indices of the linear layers
+TABLE = (
+    *linear(r"layers\.0", "params.linear1"),
+    *norm(r"layers\.2", "params.norm1"),
+    *statistics(r"layers\.2", "stats.norm1"),
+    *linear(r"layers\.3", "params.linear2"),
+    *norm(r"layers\.5", "params.norm2"),
+    *statistics(r"layers\.5", "stats.norm2"),
+    *linear(r"layers\.6", "params.linear3"),
+)
 UNUSED = (r"layers\.[25]\.num_batches_tracked",)
 ADVICE = "Give the folder that holds model_0.pth, model_1.pth, ..."
 
@@ -83,7 +81,7 @@ def _numbered_files(folder: Path) -> list[Path]:
 
 def _member(file: Path, features: int, num_classes: int) -> dict:
     arrays = read_arrays(file)
-    (a, d), (b, _), (k, _) = (_sizes(arrays, place) for place in LINEAR)
+    (a, d), (b, _), (k, _) = (_sizes(arrays, layer) for layer in LAYERS)
     if d not in (features, None):
         raise UserError(
             f"{file} is for other taps: it reads {d} features a pixel, these taps give {features}. "
@@ -108,9 +106,9 @@ def _member(file: Path, features: int, num_classes: int) -> dict:
     return convert(arrays, TABLE, shapes, ignore=UNUSED, source=str(file))
 
 
-def _sizes(arrays: Mapping, place: int) -> tuple[int | None, int | None]:
+def _sizes(arrays: Mapping, layer: int) -> tuple[int | None, int | None]:
     """(out, in) of a linear layer; None if the file has none, of which `convert` complains."""
-    weight = arrays.get(f"layers.{place}.weight")
+    weight = arrays.get(f"layers.{layer}.weight")
     return (None, None) if weight is None or weight.ndim != 2 else weight.shape
 
 

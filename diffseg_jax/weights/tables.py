@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from diffseg_jax.errors import UserError
-from diffseg_jax.weights.reader import forget_pages
+from diffseg_jax.weights.formats import forget_pages
 
 Row = tuple[str, str, str | Callable[[np.ndarray], np.ndarray]]
 

@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 
 from diffseg_jax.errors import UserError
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import AS_IS, convert, within
+from diffseg_jax.weights.torch_rows import conv, linear, norm, statistics
 
 
 def table_grid(
@@ -69,60 +70,37 @@ OFFICIAL = (  # released array                     ours                         
 )
 OFFICIAL_UNUSED = (r"cls", r"pre_logits/(kernel|bias)", r"head/(kernel|bias)")    # classification
 
-
-def _norm(torch: str, ours: str) -> tuple:
-    """The rows of a normalisation layer's parameters."""
-    return (
-        (torch + r"\.weight", ours + ".scale", "c->c"),
-        (torch + r"\.bias", ours + ".bias", "c->c"),
-    )
-
-
-def _statistics(torch: str, ours: str) -> tuple:
-    """The rows of a batch norm's running averages."""
-    return (
-        (torch + r"\.running_mean", ours + ".mean", "c->c"),
-        (torch + r"\.running_var", ours + ".var", "c->c"),
-    )
-
-
-PORT = (  # torch entry                    ours                             axes
+PORT = (  # torch layer                    ours
     *within(r"transformer\.embeddings\.", "params.encoder.", (
         (r"position_embeddings",           "position_embedding",            "bnd->bnd"),
-        (r"patch_embeddings\.weight",      "patch_embedding.kernel",        "oihw->hwio"),
-        (r"patch_embeddings\.bias",        "patch_embedding.bias",          "o->o"),
+        *conv(r"patch_embeddings",         "patch_embedding"),
     )),
     *within(r"transformer\.embeddings\.hybrid_model\.root\.", "params.encoder.root.", (
-        (r"conv\.weight",                  "conv.kernel",                   "oihw->hwio"),
-        *_norm(r"gn",                      "norm"),
+        *conv(r"conv",                     "conv"),
+        *norm(r"gn",                       "norm"),
     )),
     *within(r"transformer\.embeddings\.hybrid_model\.body\.block(\d+)\.unit(\d+)\.",
             "params.encoder.block{0}.unit{1}.", (
-        (r"conv([123])\.weight",           "conv{2}.kernel",                "oihw->hwio"),
-        (r"downsample\.weight",            "conv_proj.kernel",              "oihw->hwio"),
-        *_norm(r"gn([123]|_proj)",         "norm{2}"),
+        *conv(r"conv([123])",              "conv{2}"),
+        *conv(r"downsample",               "conv_proj"),
+        *norm(r"gn([123]|_proj)",          "norm{2}"),
     )),
     *within(r"transformer\.encoder\.layer\.(\d+)\.", "params.encoder.layer{0}.", (
-        *_norm(r"attention_norm",          "norm1"),
-        (r"attn\.(query|key|value|out)\.weight", "attention.{1}.kernel",    "oi->io"),
-        (r"attn\.(query|key|value|out)\.bias",   "attention.{1}.bias",      "o->o"),
-        *_norm(r"ffn_norm",                "norm2"),
-        (r"ffn\.(fc1|fc2)\.weight",        "mlp.{1}.kernel",                "oi->io"),
-        (r"ffn\.(fc1|fc2)\.bias",          "mlp.{1}.bias",                  "o->o"),
+        *norm(r"attention_norm",           "norm1"),
+        *linear(r"attn\.(query|key|value|out)", "attention.{1}"),
+        *norm(r"ffn_norm",                 "norm2"),
+        *linear(r"ffn\.(fc1|fc2)",         "mlp.{1}"),
     )),
-    *_norm(r"transformer\.encoder\.encoder_norm", "params.encoder.norm"),
-    *within(r"decoder\.conv_more\.", "params.decoder.bridge.", (
-        (r"0\.weight",                     "conv.kernel",                   "oihw->hwio"),
-        *_norm(r"1",                       "norm"),
+    *norm(r"transformer\.encoder\.encoder_norm", "params.encoder.norm"),
+    *conv(r"decoder\.conv_more\.0",        "params.decoder.bridge.conv"),
+    *norm(r"decoder\.conv_more\.1",        "params.decoder.bridge.norm"),
+    *statistics(r"decoder\.conv_more\.1",  "stats.decoder.bridge.norm"),
+    *within(r"decoder\.blocks\.(\d+)\.conv([12])\.", "", (
+        *conv(r"0",                        "params.decoder.stage{0}.conv{1}.conv"),
+        *norm(r"1",                        "params.decoder.stage{0}.conv{1}.norm"),
+        *statistics(r"1",                  "stats.decoder.stage{0}.conv{1}.norm"),
     )),
-    *within(r"decoder\.blocks\.(\d+)\.conv([12])\.", "params.decoder.stage{0}.conv{1}.", (
-        (r"0\.weight",                     "conv.kernel",                   "oihw->hwio"),
-        *_norm(r"1",                       "norm"),
-    )),
-    *_statistics(r"decoder\.conv_more\.1", "stats.decoder.bridge.norm"),
-    *_statistics(r"decoder\.blocks\.(\d+)\.conv([12])\.1", "stats.decoder.stage{0}.conv{1}.norm"),
-    (r"segmentation_head\.0\.weight",      "params.head.kernel",            "oihw->hwio"),
-    (r"segmentation_head\.0\.bias",        "params.head.bias",              "o->o"),
+    *conv(r"segmentation_head\.0",         "params.head"),
 )
 PORT_UNUSED = (r"decoder\..*\.num_batches_tracked",)
 

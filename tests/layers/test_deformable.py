@@ -12,7 +12,7 @@ from flax import nnx
 
 from diffseg_jax.layers import deformable
 from diffseg_jax.layers.deformable import DeformableAttention, sample_points
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 
 LIMIT = 1e-5  # float32, of the largest expected value
 NAMES = dict(

@@ -24,7 +24,7 @@ from diffseg_jax.training.optimizer import constant, make_optimizer
 from diffseg_jax.training.state import new_state
 from diffseg_jax.training.step import train_step
 from diffseg_jax.weights.adm import from_flags, load_adm, table
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import convert
 
 LIMIT = 1e-4  # absolute and relative; wrong orders, paddings and epsilons are off by 7e-3 and more

@@ -11,7 +11,7 @@ import pytest
 
 from diffseg_jax.models.convnext import ConvNeXt
 from diffseg_jax.models.network import Network
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import convert
 
 LIMIT = 2e-5  # float32, of the largest recorded value

@@ -14,7 +14,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.layers.resize import resize_bilinear
 from diffseg_jax.models.fpn import FPN, Merge
 from diffseg_jax.models.network import Network
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import convert
 
 LIMIT = 1e-5  # float32, of the largest recorded value

@@ -12,7 +12,7 @@ from diffseg_jax.layers.embeddings import axis_positions
 from diffseg_jax.models.map_decoder import MapDecoder, reference_points
 from diffseg_jax.models.network import Network
 from diffseg_jax.weights.ddp import DDP
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import convert
 
 LIMIT = 1e-5  # of the peak

@@ -14,7 +14,7 @@ from flax import nnx
 from diffseg_jax.errors import UserError
 from diffseg_jax.models.network import Network
 from diffseg_jax.models.swin import Stage, Swin, problem, regions, relative_index, resize_bias_table
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import convert
 
 FORWARD = 2e-5  # limit in float32, of the largest recorded value

@@ -25,7 +25,7 @@ from diffseg_jax.models.transunet import (
     resize_positions,
 )
 from diffseg_jax.training.losses import masked_cross_entropy
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import convert
 from diffseg_jax.weights.transunet import PORT, load_official, load_port
 

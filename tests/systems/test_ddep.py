@@ -27,7 +27,7 @@ from diffseg_jax.training.losses import squared_error
 from diffseg_jax.training.optimizer import make_optimizer, make_schedule
 from diffseg_jax.training.state import network_of, new_state
 from diffseg_jax.training.step import train_step
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 
 LIMIT = 1e-4  # gradients and optimizer steps in float32, of the largest recorded value
 # Compiling takes far longer than running networks this small.

@@ -21,7 +21,7 @@ from diffseg_jax.layers.resize import resize_bilinear
 from diffseg_jax.models.ddp_network import Settings
 from diffseg_jax.systems import ddp
 from diffseg_jax.weights.ddp import load_ddp
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 FEATURES, LOGITS, FIRST, MIXED, MAPS = 2e-5, 2e-5, 5e-5, 1e-4, 1e-5  # of the peak

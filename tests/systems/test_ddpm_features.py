@@ -20,7 +20,7 @@ from diffseg_jax.systems import ddpm_seg
 from diffseg_jax.systems.ddpm_seg import diffusion_features, read_noise, shown_size
 from diffseg_jax.systems.pixel_ensemble import answer
 from diffseg_jax.weights.adm import from_flags, load_adm
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 
 LIMIT = 1e-4  # absolute and relative
 # Compiling takes far longer than running networks this small.

@@ -17,7 +17,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.models.adm_unet import ADMUNet, Settings
 from diffseg_jax.models.network import Network
 from diffseg_jax.weights.adm import ORDERS, PUBLISHED, abstract_params, from_flags, load_adm, table
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import differences
 
 COUNTS = {  # parameters, tensors of a published file

@@ -11,8 +11,8 @@ from flax.traverse_util import flatten_dict
 from diffseg_jax.errors import UserError
 from diffseg_jax.models.network import Network
 from diffseg_jax.models.pixel_mlp import PixelMLP
+from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.pixel_mlp import load_ensemble
-from diffseg_jax.weights.reader import read_arrays
 
 D, A, B, K = 12, 8, 5, 3
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffseg_jax.errors import UserError
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import AS_IS, convert, within
 from diffseg_jax.weights.transunet import OFFICIAL, PORT, load_official, load_port, table_grid
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from diffseg_jax.errors import UserError
-from diffseg_jax.weights.reader import read_arrays
+from diffseg_jax.weights.formats import read_arrays
 from pickle_writer import (
     TYPE_NAMES,
     WEIGHT,
