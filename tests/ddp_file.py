@@ -8,15 +8,15 @@ import re
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from diffseg_jax.models.ddp_network import Settings
+from diffseg_jax.models.ddp_network import DDPSettings
 
 SMALL = dict(width=32, layers=2, decoder_heads=4, mlp=48, num_classes=5)
 TINY = {
-    "swin": Settings(
+    "swin": DDPSettings(
         backbone="swin", channels=(8, 16, 32, 64), depths=(2, 1, 3, 1), heads=(1, 2, 4, 8),
         window=3, **SMALL,
     ),
-    "convnext": Settings(
+    "convnext": DDPSettings(
         backbone="convnext", channels=(8, 12, 20, 24), depths=(1, 2, 3, 1), heads=(), window=0,
         **SMALL,
     ),

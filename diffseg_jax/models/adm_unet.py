@@ -25,7 +25,7 @@ GROUPS = 32  # of every norm, so that every width is a multiple of it
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class ADMSettings:
     """What fixes the network.
 
     channels            base width
@@ -240,7 +240,7 @@ class ADMUNet(nnx.Module):
     for settings that make no network, a class missing or too much, and an unknown block.
     """
 
-    def __init__(self, settings: Settings, *, dtype=jnp.float32, remat=False, rngs: nnx.Rngs):
+    def __init__(self, settings: ADMSettings, *, dtype=jnp.float32, remat=False, rngs: nnx.Rngs):
         if problem := settings.problem():
             raise UserError(problem)
         self.settings = settings

@@ -23,7 +23,7 @@ SMALLEST = 32  # side of an image below which the backbones' last map would be e
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class DDPSettings:
     """What fixes the network.
 
     backbone            "swin" or "convnext"
@@ -112,8 +112,8 @@ class DDPNetwork(nnx.Module):
     """
 
     def __init__(
-        self, settings: Settings, *, diffuses: bool = True, dtype=jnp.float32, remat: bool = False,
-        rngs: nnx.Rngs,
+        self, settings: DDPSettings, *, diffuses: bool = True, dtype=jnp.float32,
+        remat: bool = False, rngs: nnx.Rngs,
     ):  # fmt: skip
         width, classes = settings.width, settings.num_classes
         self.backbone = make_backbone(settings, dtype=dtype, remat=remat, rngs=rngs)
@@ -173,7 +173,7 @@ class DDPNetwork(nnx.Module):
         return self.head(x.astype(jnp.float32))
 
 
-def make_backbone(settings: Settings, *, dtype, remat, rngs) -> nnx.Module:
+def make_backbone(settings: DDPSettings, *, dtype, remat, rngs) -> nnx.Module:
     """The image encoder that the settings name."""
     shared = dict(
         channels=settings.channels, depths=settings.depths, drop_path=settings.drop_path,

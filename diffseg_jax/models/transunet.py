@@ -91,7 +91,7 @@ class Block(nnx.Module):
         return x
 
 
-class Mlp(nnx.Module):
+class DropoutMlp(nnx.Module):
     """Two linear layers with a GELU between: f[B,N,D] -> f[B,N,D]."""
 
     def __init__(self, dim, hidden, *, rate, approximate, dtype, rngs):
@@ -118,7 +118,7 @@ class Layer(nnx.Module):
         self.norm1 = _layer_norm(dim, rngs)
         self.attention = SelfAttention(dim, heads, dtype=dtype, rngs=rngs)
         self.norm2 = _layer_norm(dim, rngs)
-        self.mlp = Mlp(dim, mlp_dim, rate=rate, approximate=official, dtype=dtype, rngs=rngs)
+        self.mlp = DropoutMlp(dim, mlp_dim, rate=rate, approximate=official, dtype=dtype, rngs=rngs)
         self.attention_rate = rate if official else 0.0  # the port uses its attention rate, 0
 
     def __call__(self, x, key):

@@ -29,7 +29,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.layers.resize import resize_bilinear, resize_nearest
 from diffseg_jax.metrics.divergence import entropy, jensen_shannon
 from diffseg_jax.metrics.uncertainty import MEASURES
-from diffseg_jax.models.ddp_network import SMALLEST, DDPNetwork, Settings
+from diffseg_jax.models.ddp_network import SMALLEST, DDPNetwork, DDPSettings
 from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.systems.system import (
     Task,
@@ -90,13 +90,13 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
     )
 
 
-def make_settings(config, num_classes: int) -> Settings:
+def make_settings(config, num_classes: int) -> DDPSettings:
     """The settings of a config's parts model and diffusion."""
     code = {word: config.diffusion[word] for word in ("code", "code_scale")}
     return settings_of_meta({"model": {**config.model, **code, "num_classes": num_classes}})
 
 
-def make_network(settings: Settings, diffuses: bool, dtype: str, remat: bool) -> Network:
+def make_network(settings: DDPSettings, diffuses: bool, dtype: str, remat: bool) -> Network:
     """The network as pure functions; dtype "float32" or "bfloat16"."""
     kind = jnp.dtype(dtype)
     return Network(
@@ -392,7 +392,7 @@ WORDS = (  # of the settings, on which the shapes of arrays and what they mean d
 IN_FILES = tuple(set(WORDS) - {"down_epsilon", "decoder_heads", "points", "groups"})  # deduced
 
 
-def require_same_words(here: Settings, there: Settings, words):
+def require_same_words(here: DDPSettings, there: DDPSettings, words):
     """Raises UserError that lists the options of config.model in which two networks differ."""
     differing = [word for word in WORDS if word in words]
     differing = [word for word in differing if getattr(here, word) != getattr(there, word)]
@@ -450,12 +450,12 @@ def load_weights(config, abstract: dict, task: Task) -> dict:
     return {"params": {"backbone": load_backbone(config.weights, shapes, settings)}}
 
 
-def settings_of_meta(meta: dict) -> Settings:
+def settings_of_meta(meta: dict) -> DDPSettings:
     """The settings that stand beside a checkpoint."""
     values = dict(meta["model"])
     for name in ("channels", "depths", "heads"):
         values[name] = tuple(values[name])
-    return Settings(**values)
+    return DDPSettings(**values)
 
 
 # ---- what can be wrong with a config -----------------------------------------------------------

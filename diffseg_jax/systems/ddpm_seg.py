@@ -36,7 +36,7 @@ from diffseg_jax.diffusion.process import (
 from diffseg_jax.diffusion.samplers import ddim_step, ddpm_step
 from diffseg_jax.diffusion.schedules import BETAS
 from diffseg_jax.errors import UserError, choose, require_known, shortened
-from diffseg_jax.models.adm_unet import ADMUNet, Settings
+from diffseg_jax.models.adm_unet import ADMSettings, ADMUNet
 from diffseg_jax.models.network import Network
 from diffseg_jax.models.pixel_mlp import widths_for
 from diffseg_jax.models.taps import PixelFeatures, stack
@@ -112,15 +112,15 @@ def pretrain_task(config, kind: str, crop: tuple[int, int], num_classes: int) ->
     )
 
 
-def make_settings(model) -> Settings:
+def make_settings(model) -> ADMSettings:
     """Settings from a mapping that may hold lists, as JSON does."""
     values = dict(model)
     for name in ("channel_mult", "attention_factors"):
         values[name] = tuple(values[name])
-    return Settings(**values)
+    return ADMSettings(**values)
 
 
-def make_network(settings: Settings, dtype: str, remat: bool) -> Network:
+def make_network(settings: ADMSettings, dtype: str, remat: bool) -> Network:
     """The ADM UNet as pure functions; dtype "float32" or "bfloat16", else UserError."""
     kind = choose({"float32": jnp.float32, "bfloat16": jnp.bfloat16}, dtype, "dtype")
     return Network(lambda rngs: ADMUNet(settings, dtype=kind, remat=remat, rngs=rngs))
@@ -671,7 +671,7 @@ def check(config):
             )
 
 
-def check_fit(config, settings: Settings):
+def check_fit(config, settings: ADMSettings):
     """Raises UserError for features that the network does not have, and options that clash."""
     features, ensemble = config.features, config.ensemble
     starts = {config.stages[name].start for name in config.run if config.stages[name].kind == FIT}
@@ -710,7 +710,7 @@ def check_fit(config, settings: Settings):
         check_taps(features, settings, config.diffusion.steps)
 
 
-def check_taps(features, settings: Settings, steps: int):
+def check_taps(features, settings: ADMSettings, steps: int):
     """Raises UserError for blocks and steps that the network and its diffusion do not have."""
     blocks = settings.levels * (settings.res_blocks + 1)
     given = ("block", features.blocks, blocks), ("step", features.steps, steps)
@@ -725,7 +725,7 @@ def check_taps(features, settings: Settings, steps: int):
                 raise UserError(f"features.{what}s holds {value} twice. Give each {what} once.")
 
 
-def check_size(size: tuple[int, int], settings: Settings, what: str):
+def check_size(size: tuple[int, int], settings: ADMSettings, what: str):
     """Raises UserError unless height and width are multiples of the network's stride."""
     stride = settings.stride
     if len(size) != 2:

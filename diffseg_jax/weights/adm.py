@@ -9,7 +9,7 @@ import numpy as np
 
 from diffseg_jax.diffusion.process import make_process
 from diffseg_jax.errors import UserError
-from diffseg_jax.models.adm_unet import ADMUNet, Settings
+from diffseg_jax.models.adm_unet import ADMSettings, ADMUNet
 from diffseg_jax.models.network import Network
 from diffseg_jax.weights.tables import convert, differences, within
 from diffseg_jax.weights.torch_rows import conv, linear, norm
@@ -33,7 +33,7 @@ class Configuration:
                timesteps
     """
 
-    settings: Settings
+    settings: ADMSettings
     image_size: int
     order: str
     diffusion: dict
@@ -83,7 +83,7 @@ def from_flags(
                 f"{image_size}. Give sizes of feature maps, such as 16,8."
             )
     make_process(noise_schedule, diffusion_steps)  # or it refuses
-    settings = Settings(
+    settings = ADMSettings(
         channels=num_channels,
         channel_mult=tuple(channel_mult) or MULTIPLES[image_size],
         res_blocks=num_res_blocks,
@@ -136,7 +136,7 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def table(settings: Settings, order: str) -> tuple:
+def table(settings: ADMSettings, order: str) -> tuple:
     """The rows that `weights.tables.convert` takes, for one order of the channels of `qkv`."""
     canonical = functools.partial(_canonical, settings, order)
     return (
@@ -194,13 +194,13 @@ def _canonical(settings, order, array, up=False):
 
 
 @functools.cache
-def abstract_params(settings: Settings) -> dict:
+def abstract_params(settings: ADMSettings) -> dict:
     """Shapes and types of the network's parameters, as nested dicts; no memory."""
     return Network(lambda rngs: ADMUNet(settings, rngs=rngs)).abstract["params"]
 
 
 def load_adm(
-    arrays: Mapping[str, np.ndarray], settings: Settings, order: str, source: str = "the file"
+    arrays: Mapping[str, np.ndarray], settings: ADMSettings, order: str, source: str = "the file"
 ) -> dict:
     """The parameters of an ADMUNet from a published state dict, float32.
 

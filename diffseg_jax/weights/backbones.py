@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffseg_jax.errors import UserError
-from diffseg_jax.models.ddp_network import Settings
+from diffseg_jax.models.ddp_network import DDPSettings
 from diffseg_jax.models.swin import relative_index, resize_bias_table
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import AS_IS, Row, convert, within
 from diffseg_jax.weights.torch_rows import conv, linear, norm
 
-FAMILIES = {"swin": "Swin", "convnext": "ConvNeXt"}  # as sentences call `Settings.backbone`
+FAMILIES = {"swin": "Swin", "convnext": "ConvNeXt"}  # as sentences call `DDPSettings.backbone`
 INDEX = r".*\.relative_position_index"  # rows of the bias table, which follow from the window
 
 
@@ -176,7 +176,7 @@ def find_format(arrays: Mapping[str, np.ndarray]) -> Format | None:
     return None
 
 
-def load_backbone(path: str | os.PathLike, shapes: dict, settings: Settings) -> dict:
+def load_backbone(path: str | os.PathLike, shapes: dict, settings: DDPSettings) -> dict:
     """A backbone's parameters out of a classifier's file, float32.
 
     path    PyTorch or safetensors, in one of FORMATS

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from diffseg_jax.errors import UserError
-from diffseg_jax.models.ddp_network import DDPNetwork, Settings
+from diffseg_jax.models.ddp_network import DDPNetwork, DDPSettings
 from diffseg_jax.models.network import Network
 from diffseg_jax.weights.backbones import (
     CONVNEXT,
@@ -76,7 +76,7 @@ def is_ddp(arrays: Mapping[str, np.ndarray]) -> bool:
     return "time_mlp.0.weights" in arrays
 
 
-def settings_of(arrays: Mapping[str, np.ndarray], source: str = "the file") -> Settings:
+def settings_of(arrays: Mapping[str, np.ndarray], source: str = "the file") -> DDPSettings:
     """The settings of the network that a state dict is of, from its names and shapes.
 
     What no shape tells is as published (`points`, `groups`, `down_epsilon`, `code_scale`), and
@@ -88,7 +88,7 @@ def settings_of(arrays: Mapping[str, np.ndarray], source: str = "the file") -> S
     size = functools.partial(_size, arrays, source)
     layers = "decode_head.encoder.layers."
     weights = size(f"{layers}0.attentions.0.attention_weights.weight", 0)
-    settings = Settings(
+    settings = DDPSettings(
         **_backbone(arrays, source),
         num_classes=size("decode_head.conv_seg.weight", 0),
         width=size("transform.conv.weight", 0),
@@ -158,13 +158,13 @@ def _count(arrays, source, prefix):
 
 
 @functools.cache
-def abstract_values(settings: Settings) -> dict:
+def abstract_values(settings: DDPSettings) -> dict:
     """{"params", "stats"}: shapes and types of the network's values, as nested dicts."""
     return Network(lambda rngs: DDPNetwork(settings, rngs=rngs)).abstract
 
 
 def load_ddp(
-    arrays: Mapping[str, np.ndarray], settings: Settings, source: str = "the file"
+    arrays: Mapping[str, np.ndarray], settings: DDPSettings, source: str = "the file"
 ) -> dict:
     """{"params", "stats"} of a DDPNetwork from a published state dict, float32.
 

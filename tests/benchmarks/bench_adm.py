@@ -49,10 +49,10 @@ HERE = Path(__file__).parent
 
 
 def make_network(sizes):
-    from diffseg_jax.models.adm_unet import ADMUNet, Settings
+    from diffseg_jax.models.adm_unet import ADMSettings, ADMUNet
     from diffseg_jax.models.network import Network
 
-    return Network(lambda rngs: ADMUNet(Settings(**sizes), rngs=rngs))
+    return Network(lambda rngs: ADMUNet(ADMSettings(**sizes), rngs=rngs))
 
 
 def random_values(network):

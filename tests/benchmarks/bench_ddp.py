@@ -37,10 +37,10 @@ def make():
     import jax
     import numpy as np
 
-    from diffseg_jax.models.ddp_network import Settings
+    from diffseg_jax.models.ddp_network import DDPSettings
     from diffseg_jax.systems.ddp import make_network
 
-    settings = Settings(
+    settings = DDPSettings(
         "convnext", channels=(96, 192, 384, 768), depths=(3, 3, 9, 3), heads=(), window=0,
         num_classes=CLASSES,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from diffseg_jax.diffusion.bounds import training_losses
 from diffseg_jax.diffusion.process import make_process, noising, reverse
 from diffseg_jax.diffusion.samplers import ddim_step, ddpm_step
 from diffseg_jax.errors import UserError
-from diffseg_jax.models.adm_unet import ADMUNet, ResidualBlock, Settings, check_classes
+from diffseg_jax.models.adm_unet import ADMSettings, ADMUNet, ResidualBlock, check_classes
 from diffseg_jax.models.network import Network
 from diffseg_jax.training.optimizer import constant, make_optimizer
 from diffseg_jax.training.state import new_state
@@ -30,7 +30,7 @@ from diffseg_jax.weights.tables import convert
 LIMIT = 1e-4  # absolute and relative; wrong orders, paddings and epsilons are off by 7e-3 and more
 # Compiling takes far longer than running networks this small.
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-SMALL = Settings(
+SMALL = ADMSettings(
     channels=32, channel_mult=(1, 2), res_blocks=1, attention_factors=(2,), head_channels=16,
     num_classes=5, dropout=0.3,
 )  # fmt: skip

@@ -18,7 +18,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.inference import views
 from diffseg_jax.inference.views import Protocol, View
 from diffseg_jax.layers.resize import resize_bilinear
-from diffseg_jax.models.ddp_network import Settings
+from diffseg_jax.models.ddp_network import DDPSettings
 from diffseg_jax.systems import ddp
 from diffseg_jax.weights.ddp import load_ddp
 from diffseg_jax.weights.formats import read_arrays
@@ -46,7 +46,7 @@ def recorded(path):
     record = json.loads(path.read_text())
     c = record["config"]
     swin = c["backbone"] == "swin"
-    settings = Settings(
+    settings = DDPSettings(
         backbone=c["backbone"], channels=tuple(c["channels"]), depths=tuple(c["depths"]),
         heads=tuple(c["num_heads"]) if swin else (), window=c["window"] if swin else 0,
         num_classes=c["K"], width=c["E"], layers=c["layers"], decoder_heads=c["heads"],

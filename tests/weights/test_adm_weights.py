@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from benchmarks import lsun_checkpoint
 from diffseg_jax.errors import UserError
-from diffseg_jax.models.adm_unet import ADMUNet, Settings
+from diffseg_jax.models.adm_unet import ADMSettings, ADMUNet
 from diffseg_jax.models.network import Network
 from diffseg_jax.weights.adm import ORDERS, PUBLISHED, abstract_params, from_flags, load_adm, table
 from diffseg_jax.weights.formats import read_arrays
@@ -32,7 +32,7 @@ COUNTS = {  # parameters, tensors of a published file
     "imagenet128": (421_529_606, 493),
     "imagenet512": (558_997_638, 645),
 }
-SMALL = Settings(
+SMALL = ADMSettings(
     channels=32, channel_mult=(1, 2), res_blocks=1, attention_factors=(2,), heads=2, heads_up=4
 )
 VARIANTS = {
@@ -306,7 +306,7 @@ def test_wrong_flags_say_what_differs(change, clause):
 
 def test_defaults_are_those_of_the_training_script():
     known = from_flags()
-    assert known.settings == Settings(
+    assert known.settings == ADMSettings(
         channels=128, channel_mult=(1, 2, 3, 4), res_blocks=2, attention_factors=(4, 8), heads=4,
         heads_up=-1, head_channels=-1, resample_in_blocks=False, scale_shift=True, num_classes=0,
         learn_sigma=False, dropout=0.0,

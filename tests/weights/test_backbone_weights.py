@@ -10,17 +10,17 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from diffseg_jax.errors import UserError
-from diffseg_jax.models.ddp_network import Settings
+from diffseg_jax.models.ddp_network import DDPSettings
 from diffseg_jax.models.swin import relative_index, resize_bias_table
 from diffseg_jax.weights.backbones import FORMATS, by_channel, load_backbone
 from diffseg_jax.weights.ddp import abstract_values
 
 SMALL = dict(width=32, layers=1, decoder_heads=4, mlp=32, num_classes=3)
-SWIN = Settings(
+SWIN = DDPSettings(
     backbone="swin", channels=(8, 16, 32, 64), depths=(2, 1, 2, 1), heads=(1, 2, 4, 8), window=3,
     **SMALL,
 )  # fmt: skip
-CONVNEXT = Settings(
+CONVNEXT = DDPSettings(
     backbone="convnext", channels=(8, 12, 20, 24), depths=(1, 2, 2, 1), heads=(), window=0, **SMALL
 )
 SETTINGS = {"swin": SWIN, "convnext": CONVNEXT}
@@ -241,7 +241,7 @@ def test_tables_of_another_window_are_resized(tmp_path, window, other):
             arrays[name] = draw.standard_normal(shape, np.float32)
         elif name.endswith("relative_position_index"):
             arrays[name] = relative_index(window)
-    settings = Settings(**{**vars(SWIN), "window": other})
+    settings = DDPSettings(**{**vars(SWIN), "window": other})
     found, expected = loaded(tmp_path, arrays, settings), kept(kind)
     for path, array in found.items():
         if path.endswith("bias_table"):
@@ -287,9 +287,9 @@ def test_the_other_backbone_is_refused(tmp_path, kind):
 def test_another_size_is_refused(tmp_path, kind):
     settings, file = SETTINGS[kind[1]], file_of(kind)
     depths = settings.depths
-    fewer = Settings(**{**vars(settings), "depths": (*depths[:2], depths[2] - 1, depths[3])})
-    more = Settings(**{**vars(settings), "depths": (*depths[:2], depths[2] + 1, depths[3])})
-    wide = Settings(**{**vars(settings), "channels": tuple(2 * c for c in settings.channels)})
+    fewer = DDPSettings(**{**vars(settings), "depths": (*depths[:2], depths[2] - 1, depths[3])})
+    more = DDPSettings(**{**vars(settings), "depths": (*depths[:2], depths[2] + 1, depths[3])})
+    wide = DDPSettings(**{**vars(settings), "channels": tuple(2 * c for c in settings.channels)})
     assert re.search(r"has \S+2\.(blocks\.|layers\.)?1\.\S+, which has no place",
                      refusal(tmp_path, file, fewer))  # fmt: skip
     assert "has no entry for stage2.block2." in refusal(tmp_path, file, more)

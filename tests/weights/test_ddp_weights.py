@@ -21,7 +21,7 @@ from ddp_file import (
     without_memory,
 )
 from diffseg_jax.errors import UserError
-from diffseg_jax.models.ddp_network import Settings
+from diffseg_jax.models.ddp_network import DDPSettings
 from diffseg_jax.weights.ddp import DDP, UNUSED, abstract_values, is_ddp, load_ddp, settings_of
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import differences
@@ -29,7 +29,7 @@ from diffseg_jax.weights.tables import differences
 
 def swin(width, blocks, window, classes):
     heads = {96: 3, 128: 4, 192: 6}[width]
-    return Settings(
+    return DDPSettings(
         backbone="swin", channels=tuple(width * 2**i for i in range(4)), depths=(2, 2, blocks, 2),
         heads=tuple(heads * 2**i for i in range(4)), window=window, num_classes=classes,
     )  # fmt: skip
@@ -37,7 +37,7 @@ def swin(width, blocks, window, classes):
 
 def convnext(width, blocks, classes=19):
     channels = tuple(width * 2**i for i in range(4))
-    return Settings(
+    return DDPSettings(
         backbone="convnext", channels=channels, depths=(3, 3, blocks, 3), heads=(), window=0,
         num_classes=classes,
     )  # fmt: skip
