@@ -65,11 +65,6 @@ class Process:
         return np.append(1.0, self.alphas_cumprod[:-1])
 
     @functools.cached_property
-    def alphas_cumprod_next(self):
-        """alpha_bar of one step more; 0 after the last."""
-        return np.append(self.alphas_cumprod[1:], 0.0)
-
-    @functools.cached_property
     def sqrt_alphas_cumprod(self):
         """Weight of x_0 in x_t."""
         return np.sqrt(self.alphas_cumprod)
@@ -217,12 +212,6 @@ def clean_from_velocity(process: Process, x_t: jax.Array, v: jax.Array, t: jax.A
     """x_0 = sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v."""
     alpha, sigma = _weights(process, t, x_t)
     return alpha * x_t - sigma * v
-
-
-def noise_from_velocity(process: Process, x_t: jax.Array, v: jax.Array, t: jax.Array) -> jax.Array:
-    """eps = sqrt(1 - alpha_bar) x_t + sqrt(alpha_bar) v."""
-    alpha, sigma = _weights(process, t, x_t)
-    return sigma * x_t + alpha * v
 
 
 class Reverse(NamedTuple):

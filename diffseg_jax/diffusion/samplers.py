@@ -1,4 +1,4 @@
-"""One step of a chain at a time, as pure functions: DDPM, DDIM, and DDIM backwards.
+"""One step of a chain at a time, as pure functions: DDPM and DDIM.
 
 Shapes and t as in `process.py`; noise is f32[B, H, W, C] from N(0, 1). No step adds noise at t = 0.
 
@@ -52,23 +52,10 @@ def ddim_step(
     sigma = eta * np.sqrt(process.posterior_variance)  # 0 at t = 0
     # float64 may leave a number just below zero where nothing is left for the direction
     direction = np.sqrt(np.maximum(1 - process.alphas_cumprod_prev - sigma**2, 0))
-    moved = _towards(process, x_t, clean, t, process.alphas_cumprod_prev, direction)
-    return moved + look_up(sigma, t, x_t) * noise if eta else moved
-
-
-def ddim_invert_step(process: Process, x_t: jax.Array, clean: jax.Array, t: jax.Array) -> jax.Array:
-    """x_{t+1} by the deterministic DDIM run backwards, from an image towards its noise.
-
-    From the last step it arrives at the noise itself, whose alpha_bar is 0.
-    """
-    t = check_timesteps(t, process.steps)
-    direction = np.sqrt(1 - process.alphas_cumprod_next)
-    return _towards(process, x_t, clean, t, process.alphas_cumprod_next, direction)
-
-
-def _towards(process, x_t, clean, t, alphas_cumprod, direction):
     eps = noise_from_clean(process, x_t, clean, t)
-    return look_up(np.sqrt(alphas_cumprod), t, x_t) * clean + look_up(direction, t, x_t) * eps
+    kept = look_up(np.sqrt(process.alphas_cumprod_prev), t, x_t)
+    moved = kept * clean + look_up(direction, t, x_t) * eps
+    return moved + look_up(sigma, t, x_t) * noise if eta else moved
 
 
 def ddim_transition(x_t: jax.Array, clean: jax.Array, now: jax.Array, then: jax.Array) -> jax.Array:

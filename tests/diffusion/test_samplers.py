@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffseg_jax.diffusion.process import make_process, noising, reverse
-from diffseg_jax.diffusion.samplers import ddim_invert_step, ddim_step, ddpm_step
+from diffseg_jax.diffusion.samplers import ddim_step, ddpm_step
 from diffseg_jax.errors import UserError
 
 SHORT = make_process("cosine", 12)
@@ -34,7 +34,7 @@ def test_recorded_steps(golden, transform):
     for path in golden("adm/diffusion*.npz"):
         arrays = np.load(path)
         nhwc = lambda key: jnp.asarray(arrays[key].transpose(0, 2, 3, 1))  # noqa: B023
-        keys = [key for key in arrays if re.fullmatch(r"dd[ip]m_(step|reverse).*__sample", key)]
+        keys = [key for key in arrays if re.fullmatch(r"dd[ip]m_step.*__sample", key)]
         if not keys:
             continue
         process = make_process(str(arrays["schedule"]), int(arrays["num_timesteps"]))
@@ -44,8 +44,6 @@ def test_recorded_steps(golden, transform):
             distribution = reverse(process, output, x_t, t, "noise", "learned")  # noqa: B023
             if key.startswith("ddpm"):
                 return ddpm_step(process, distribution, t, noise)  # noqa: B023
-            if key.startswith("ddim_reverse"):
-                return ddim_invert_step(process, x_t, distribution.clean, t)  # noqa: B023
             eta = float(re.fullmatch(r"ddim_step_eta([\d.]+)__sample", key)[1])
             return ddim_step(process, x_t, distribution.clean, t, eta, noise)  # noqa: B023
 
@@ -72,21 +70,6 @@ def test_whole_ddim_chain_returns_the_image():
     for t in range(9, -1, -1):
         x = ddim_step(process, x, x_0, t)
     np.testing.assert_allclose(x, x_0, atol=1e-6)
-
-
-def test_inverted_ddim_then_ddim_returns():
-    process = make_process("linear", 1000, "20")
-    x_0, _, x_t, t = batch(process)
-    x_t, x_0, t = x_t[:-1], x_0[:-1], t[:-1]
-    noisier = ddim_invert_step(process, x_t, x_0, t)
-    assert np.min(np.max(np.abs(noisier - x_t), axis=(1, 2, 3))) > 0.003
-    np.testing.assert_allclose(ddim_step(process, noisier, x_0, t + 1), x_t, atol=2e-5)
-
-
-def test_inverting_the_last_step_arrives_at_the_noise():
-    x_0, eps, x_t, _ = batch(SHORT)
-    x_t = noising(SHORT, x_0, 11, eps)
-    np.testing.assert_allclose(ddim_invert_step(SHORT, x_t, x_0, 11), eps, atol=1e-5)
 
 
 @pytest.mark.parametrize("process", [SHORT, make_process("linear", 1000, "25")])
@@ -146,7 +129,6 @@ def test_one_t_serves_the_whole_batch():
     for step in (
         lambda t: ddpm_step(SHORT, distribution, t, x_0),
         lambda t: ddim_step(SHORT, x_t, x_0, t, 0.5, x_0),
-        lambda t: ddim_invert_step(SHORT, x_t, x_0, t),
     ):
         np.testing.assert_array_equal(step(5), step(many))
 
@@ -189,7 +171,6 @@ def test_known_t_out_of_range_is_refused():
     for step in (
         lambda t: ddpm_step(SHORT, distribution, t, x_0),
         lambda t: ddim_step(SHORT, x_t, x_0, t),
-        lambda t: ddim_invert_step(SHORT, x_t, x_0, t),
     ):
         with pytest.raises(UserError, match="from 0 to 11"):
             step(t + 1)
