@@ -15,7 +15,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference.sampling import generate
 from diffseg_jax.storage.paths import make_folder
-from diffseg_jax.systems.ddpm_seg import SAMPLERS
+from diffseg_jax.systems.ddpm_sampling import SAMPLERS
 
 MOST = 100  # pictures on a grid
 

@@ -15,7 +15,7 @@ import pytest
 
 from configs import tiny_ddep, tiny_ddp, tiny_ddpm_seg
 from diffseg_jax.storage.workdir import as_json
-from diffseg_jax.systems import SYSTEMS
+from diffseg_jax.systems.methods import SYSTEMS
 
 GOLDEN = Path(os.environ.get("DIFFSEG_GOLDEN", Path(__file__).parent / "recorded"))
 ROOT = Path(__file__).parents[1]

@@ -16,9 +16,9 @@ import numpy as np
 
 from configs import tiny_ddep, tiny_ddp, tiny_ddpm_seg
 from diffseg_jax.devices import mesh as meshes
-from diffseg_jax.experiment import plan as runs
 from diffseg_jax.experiment.ensemble_stage import fit_stage
 from diffseg_jax.experiment.gradient_stage import make_stage
+from diffseg_jax.experiment.plan import make_plan
 from diffseg_jax.storage.checkpoints import StageCheckpoints, open_network
 from diffseg_jax.storage.workdir import make_workdir
 from diffseg_jax.training import loop
@@ -40,7 +40,7 @@ def small_config(system, data, fsdp):
     config.run = STAGES[system]
     for name in config.run:
         stage = config.stages[name]
-        if runs.is_fit(config, name):
+        if stage.kind == "fit":
             config.ensemble.recipe = "fast"  # of the same number of steps, whatever the losses
             continue
         stage.steps, stage.batch_size = STEPS, 8
@@ -73,19 +73,18 @@ def main(system, workdir, data, fsdp, other=None):
     first, second = config.run
     if other:  # both second stages start from the same arrays, so that rounding adds up less
         config.stages[second].start = f"{other}/checkpoints/{first}"
-    run = runs.start_run(config, Path(workdir))
+    run = make_plan(config, Path(workdir))
     make_workdir(run.workdir)
     facts = {"devices": jax.device_count()}
-    for name in run.config.run:
-        directory = run.workdir / "checkpoints" / name
-        if runs.is_fit(config, name):
-            with StageCheckpoints(directory) as checkpoints:
-                fit_stage(run, name, checkpoints)
+    for plan in run.stages:
+        name = plan.name
+        if plan.task.fit:
+            with StageCheckpoints(plan.directory) as checkpoints:
+                fit_stage(plan, checkpoints)
             continue
-        stage = make_stage(run, name, run.task(name))
-        stage = dataclasses.replace(stage, evaluate=None)
-        with StageCheckpoints(directory) as checkpoints:
-            state = loop.run(stage, checkpoints, run.mesh, run.log)
+        stage = dataclasses.replace(make_stage(plan), evaluate=None)
+        with StageCheckpoints(plan.directory) as checkpoints:
+            state = loop.train(stage, checkpoints, plan.mesh, plan.log)
         leaves = {part: jax.tree.leaves(state[part]) for part in ("params", "opt")}
         facts[name] = {part: sum(map(is_split, found)) for part, found in leaves.items()}
         if other:

@@ -16,8 +16,8 @@ from diffseg_jax.config.files import read_config
 from diffseg_jax.data.pipeline import training_batches
 from diffseg_jax.devices.mesh import make_mesh
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment import gradient_stage, train
-from diffseg_jax.experiment.plan import augmentation, check_config, start_run
+from diffseg_jax.experiment import train
+from diffseg_jax.experiment.plan import augmentation, check_config, make_plan
 from diffseg_jax.storage.checkpoints import StageCheckpoints, open_network
 from diffseg_jax.storage.workdir import claim_workdir
 from diffseg_jax.training import loop
@@ -145,7 +145,7 @@ def test_a_run_that_becomes_infinite_keeps_the_last_good_checkpoint(tmp_path, wh
         schedule=lambda step: 0.5, every=dict(log=1, checkpoint=1, evaluate=9), meta={},
     )  # fmt: skip
     with StageCheckpoints(tmp_path / "toy") as checkpoints, pytest.raises(UserError) as error:
-        loop.run(stage, checkpoints, make_mesh(), Log(tmp_path))
+        loop.train(stage, checkpoints, make_mesh(), Log(tmp_path))
     network, meta = open_network(tmp_path / "toy")
     assert f"stage toy: the {what} or " in str(error.value)
     assert f"The checkpoint of step {meta['step']} is kept" in str(error.value)
@@ -342,11 +342,9 @@ def damage_file(folder):
 def test_a_bad_file_in_the_middle_of_training(config, folder, tmp_path, damage, threads):
     parts = damage(folder)
     config.data.threads = threads
-    run = start_run(config, tmp_path / "run")
-    gradient_stage.check_stages(run)  # the first file is good, so training may begin
-    source, indices, data = gradient_stage.stage_data(run, "scratch")
+    plan = make_plan(config, tmp_path / "run").stages[-1]  # the first file is good
     batches = training_batches(
-        source, indices, augmentation(config.stages.scratch.augment.to_dict(), True),
+        plan.source, plan.indices, augmentation(plan.options.augment, labelled=True),
         seed=0, batch_size=2, start=0, steps=3, threads=threads,
     )  # fmt: skip
     with pytest.raises(UserError) as error:

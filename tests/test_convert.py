@@ -17,8 +17,7 @@ from benchmarks import lsun_checkpoint
 from configs import tiny_ddpm
 from diffseg_jax import convert
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment import gradient_stage
-from diffseg_jax.experiment.plan import start_run
+from diffseg_jax.experiment.plan import make_plan
 from diffseg_jax.inference.sampling import sample
 from diffseg_jax.inference.segmenter import load
 from diffseg_jax.storage.checkpoints import open_meta, open_network
@@ -255,9 +254,8 @@ def stage_config(folder, **values):
 
 def test_a_stage_starts_from_the_file_or_the_directory(file, converted, folder, tmp_path):
     for values in (dict(weights=file, start="weights"), dict(start=converted)):
-        run = start_run(stage_config(folder, **values), tmp_path)
-        gradient_stage.check_stages(run)
-        loaded = gradient_stage.loader(run, "pretrain", run.task("pretrain"))()
+        (plan,) = make_plan(stage_config(folder, **values), tmp_path).stages
+        loaded = plan.loaded()
         assert loaded.keys() == {"params"} and equal(flatten(loaded["params"]), params_of(file))
 
 

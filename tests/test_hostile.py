@@ -36,8 +36,8 @@ from diffseg_jax.data.subsets import subset
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.inference.converted import convert_adm, convert_ddp
-from diffseg_jax.systems import SYSTEMS
-from diffseg_jax.systems.ddpm_seg import read_noise
+from diffseg_jax.systems.ddpm_seg_config import read_noise
+from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.weights import formats, pickles
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.pixel_mlp import load_ensemble
@@ -501,7 +501,7 @@ def built(values):
     if config is None:
         return
     system, stage = SYSTEMS[config.system], config.stages[config.run[-1]]
-    num_classes = 2 if system.STAGES[stage.kind] == "labelled" else 0
+    num_classes = 2 if system.stages[stage.kind] == "labelled" else 0
     try:
         with bounded(memory=2**31, seconds=120):
             task = system.make_task(config, stage.kind, tuple(stage.augment.crop), num_classes)

@@ -28,9 +28,12 @@ ORDER = (  # a module may import those above it, never those below
     "weights.ddp", "weights.pixel_mlp",
     "metrics.divergence", "metrics.segmentation", "metrics.uncertainty",
     "training.losses", "training.state", "training.optimizer", "training.step", "training.log",
-    "training.resources", "training.signals", "training.loop", "training.fit_loop",
-    "inference.views", "systems.pixel_ensemble", "systems.system", "systems.ddep", "systems.ddp",
-    "systems.ddpm_seg", "systems",
+    "training.resources", "training.signals", "training.lifecycle", "training.loop",
+    "training.fit_loop",
+    "inference.views",
+    "systems.system", "systems.inputs", "systems.pixel_ensemble", "systems.ddpm_sampling",
+    "systems.ddep", "systems.ddp", "systems.ddpm_seg", "systems.ddep_config",
+    "systems.ddp_config", "systems.ddpm_seg_config", "systems.methods",
     "figures.sheets", "figures.curve_data", "figures.curves",
     "inference.forward", "inference.images", "inference.locate", "inference.prediction",
     "inference.segmenter", "inference.flags", "inference.batch", "inference.sampling",
@@ -76,7 +79,7 @@ def test_networks_losses_and_steps_need_no_data_libraries():
     program = (
         "import sys\n"
         "for name in ('grain', 'tensorflow_datasets', 'ml_collections'): sys.modules[name] = None\n"
-        "import diffseg_jax.systems, diffseg_jax.training.losses, diffseg_jax.training.step\n"
+        "import diffseg_jax.systems.methods, diffseg_jax.training.step\n"
         "import diffseg_jax.inference.views, diffseg_jax.weights.adm\n"
     )
     done = subprocess.run(

@@ -14,7 +14,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference import sampling
 from diffseg_jax.storage.checkpoints import StageCheckpoints, open_network
-from diffseg_jax.systems import ddpm_seg
+from diffseg_jax.systems import ddpm_sampling, ddpm_seg
 
 OPTIONS = dict(sampler="ddim", steps="ddim4")
 
@@ -27,7 +27,7 @@ def compiled_once():
     def make_step(network, process, options, sampler, eta):
         kind = process.timesteps, sampler, eta
         if kind not in made:
-            step = ddpm_seg.make_step(network, process, options, sampler, eta).__wrapped__
+            step = ddpm_sampling.make_step(network, process, options, sampler, eta).__wrapped__
             quick = {"xla_backend_optimization_level": 0}
             made[kind] = jax.jit(step, donate_argnums=1, compiler_options=quick)
         return made[kind]
@@ -101,9 +101,9 @@ def test_places_may_come_in_any_order(checkpoint, whole):
     values, meta = open_network(checkpoint)
     network = ddpm_seg.make_network(ddpm_seg.make_settings(meta["task"]["model"]), "float32", False)
     process = make_process("cosine", 20, "ddim4")
-    images = ddpm_seg.sample_images(
+    images = ddpm_sampling.sample_images(
         sampling.make_step(network, process, meta["task"]["diffusion"], "ddim", 0.0),
-        process, values["params"], seed=0, places=[4, 1], size=(16, 16), classes=np.array([1, 1]),
+        process, values["params"], seed=0, indices=[4, 1], size=(16, 16), classes=np.array([1, 1]),
     )  # fmt: skip
     assert far(images, whole[[4, 1]]) <= 1
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from diffseg_jax.errors import UserError
+from diffseg_jax.errors import UserError, counted
 
 AXES = ("data", "fsdp")
 SMALLEST_SPLIT = 2**14  # elements; a smaller array is cheaper to copy than to gather
@@ -75,6 +75,16 @@ def check_batch(batch_size: int, accumulate: int, where: str):
             f"{parts}. "
             f"Try --config.{where}={near} or {near + share}."
         )
+
+
+def describe_devices(mesh: Mesh) -> str:
+    """The number of devices of a mesh, and how they are arranged, in words."""
+    text = counted(mesh.size, "device")
+    if mesh.size > 1:
+        text += f" (data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})"
+    if jax.process_count() > 1:
+        text += f" of {jax.process_count()} processes"
+    return text
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,4 +1,4 @@
-"""A predict function over a split -> counts of what it got right, and examples to look at."""
+"""A predict function over a split -> counts of right and wrong pixels, and examples to draw."""
 
 import dataclasses
 import itertools
@@ -12,19 +12,19 @@ from diffseg_jax.inference.views import Maps, Protocol, predict
 from diffseg_jax.metrics.segmentation import confusion
 from diffseg_jax.metrics.uncertainty import BINS, MEASURES, image_uncertainty, uncertainty_counts
 
-UNCERTAIN = 2**40  # what a mean uncertainty of 1 counts
+UNCERTAIN = 2**40  # the count for a mean uncertainty of 1
 
 
 @dataclasses.dataclass
 class Counts:
-    """What was counted over some images; those of processes add up.
+    """Counts over some images; those of several processes add up.
 
     confusion    i64[K+1,K], the last row for predictions on ignored pixels
     uncertainty  i64[2,BINS], right and wrong pixels by their uncertainty
-    measures     the same for each of `prediction.MEASURES`; zeros for those that there are not
-    images       how many
-    uncertain    sum over images of the mean of their most uncertain tenth, in steps of 2**-40, as a
-                 sum of whole numbers is the same in any order
+    measures     the same for each of `uncertainty.MEASURES`; zeros for measures that are missing
+    images       number of images
+    uncertain    sum over images of the mean of their most uncertain tenth, in steps of 2**-40: a
+                 sum of integers is the same in any order
     """
 
     confusion: np.ndarray
@@ -48,29 +48,29 @@ class Counts:
 
 
 def evaluate(
-    forward: Callable, source: Sequence, places: Sequence[int], num_classes: int,
+    forward: Callable, source: Sequence, indices: Sequence[int], num_classes: int,
     protocol: Protocol, batch_size: int, keep: int = 0,
 ) -> tuple[Counts, list[dict]]:  # fmt: skip
-    """Counts over the images at `places`, summed over all processes.
+    """Counts over the images at `indices`, summed over all processes.
 
     Neighbours of one size share a batch. Also returns `keep` examples of this process, spread over
     the split, with "labels" and "uncertainty" added.
     """
     counts = Counts(np.zeros((num_classes + 1, num_classes), int), np.zeros((2, BINS), int))
     kept = []
-    mine = places[jax.process_index() :: jax.process_count()]
-    shown = {source.names[place] for place in spread(mine, keep)}
+    mine = indices[jax.process_index() :: jax.process_count()]
+    shown = {source.names[index] for index in spread(mine, keep)}
     for examples in _batches(source, mine, batch_size):
         images = np.stack([example["image"] for example in examples])
         prediction = predict(forward, images, protocol)
         for row, example in enumerate(examples):
             counts.add(example["mask"], prediction, row)
             if example["name"] in shown:
-                answer = {
+                predicted = {
                     "labels": prediction.labels[row],
                     "uncertainty": prediction.uncertainty[row],
                 }
-                kept.append({**example, **answer})
+                kept.append({**example, **predicted})
     if jax.process_count() > 1:
         counts = Counts(
             np.sum(_from_all(counts.confusion), axis=0),
@@ -82,23 +82,23 @@ def evaluate(
     return counts, kept
 
 
-def spread(places: Sequence[int], count: int) -> Sequence[int]:
-    """At most `count` of the places, evenly from the first to the last: neighbours look alike."""
-    if not len(places) or not count:
+def spread(indices: Sequence[int], count: int) -> Sequence[int]:
+    """At most `count` of the indices, evenly from the first to the last: neighbours look alike."""
+    if not len(indices) or not count:
         return []
-    return np.asarray(places)[np.unique(np.linspace(0, len(places) - 1, count).astype(int))]
+    return np.asarray(indices)[np.unique(np.linspace(0, len(indices) - 1, count).astype(int))]
 
 
-def _batches(source, places, batch_size) -> Iterator[list[dict]]:
+def _batches(source, indices, batch_size) -> Iterator[list[dict]]:
     """Runs of neighbouring examples of one size, at most `batch_size` long."""
-    examples = (source[int(place)] for place in places)
+    examples = (source[int(index)] for index in indices)
     for _, group in itertools.groupby(examples, key=lambda example: example["image"].shape):
         while batch := list(itertools.islice(group, batch_size)):
             yield batch
 
 
 def _from_all(counts):
-    """int64[processes, ...]: as two 32-bit halves, which is what travels between processes."""
+    """int64[processes, ...], gathered as two 32-bit halves: jax gathers no 64-bit integers."""
     counts = np.asarray(counts, np.int64)
     halves = np.stack([counts >> 31, counts & (2**31 - 1)]).astype(np.int32)
     high, low = np.moveaxis(multihost_utils.process_allgather(halves).astype(np.int64), 1, 0)

@@ -1,77 +1,357 @@
-"""What all stages of one command share: the config, the data, the tasks, the log."""
+"""A config becomes a plan, once: all that each stage needs to know, read and checked.
+
+`make_plan` opens the data, reads foreign weights and makes the tasks, so that mistakes are found
+before anything is written. What runs afterwards takes a `StagePlan` or an `Evaluation` and never
+asks the config again.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+import diffseg_jax
 from diffseg_jax.config.options import COMMON, FIT, LABELLED, UNLABELLED
 from diffseg_jax.config.schema import check_options
 from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.data.sources import open_source
-from diffseg_jax.data.subsets import subset
+from diffseg_jax.data.subsets import describe_subset, subset
 from diffseg_jax.data.transforms import augment
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.mesh import check_batch, make_mesh
-from diffseg_jax.errors import UserError, choose, counted
-from diffseg_jax.inference.views import protocol_of
-from diffseg_jax.systems import SYSTEMS
-from diffseg_jax.systems.system import Task
+from diffseg_jax.errors import UserError, choose, require_known
+from diffseg_jax.inference.views import Protocol, protocol_of
+from diffseg_jax.storage.checkpoints import has_checkpoint, open_network, require_checkpoint
+from diffseg_jax.storage.workdir import as_json
+from diffseg_jax.systems.methods import SYSTEMS
+from diffseg_jax.systems.system import System, Task
 from diffseg_jax.training.log import Log
+from diffseg_jax.training.optimizer import make_optimizer, make_schedule
 
-STARTS = ("random", "weights")  # of a stage; any other start names a stage or its directory
+STARTS = ("random", "weights")  # any other start names a stage or its directory
+MAX_PADDING = 2  # times the image's side; a larger crop is mostly padding and surely a mistake
+STILL = dict(scale=(1.0, 1.0), max_class_share=1.0, flip=False, photometric=False)  # for a fit
+PROTOCOL_KEYS = (  # options of config.evaluate that are written beside the results
+    "view", "window", "stride", "limit", "short", "scales", "flip", "absent",
+)  # fmt: skip
 
 
-@dataclasses.dataclass
-class Run:
-    """What all stages of one command share."""
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How the network of a labelled stage is measured.
 
-    config: ConfigDict
+    stage              its name
+    source             the validation images
+    indices            of the images for the final numbers
+    quick_indices      of the images that are measured during training
+    protocol           for the final numbers
+    quick_protocol     during training: one scale, not mirrored
+    examples           number of images on a sheet
+    absent             how classes without labels count, see `metrics.segmentation`
+    convention         of the paper's numbers, reported beside ours unless it is "default"
+    keep_best          whether the best checkpoint counts instead of the last one
+    recorded           JSON values that stand beside the results
+    """
+
+    stage: str
+    task: Task
+    source: Sequence
+    indices: np.ndarray
+    quick_indices: np.ndarray
+    protocol: Protocol
+    quick_protocol: Protocol
+    batch_size: int
+    examples: int
+    absent: str
+    convention: str
+    keep_best: bool
+    recorded: dict
     workdir: Path
+    mesh: Mesh
     log: Log
-    mesh: jax.sharding.Mesh
-    tasks: dict[str, Task] = dataclasses.field(default_factory=dict)
-    loaded: dict[str, dict] = dataclasses.field(default_factory=dict)  # by the check, until used
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """What one stage does, from which data and arrays it starts, and how it is monitored.
+
+    options      the stage's part of the config
+    source       the images it learns from;  indices  those of them that are used
+    threads, workers  that read them
+    start        "random", "weights", the name of a stage or a directory
+    loaded       () -> arrays that replace random ones of a fresh stage; None = all are random
+    meta         what is saved beside every checkpoint
+    note         a sentence for the user before it runs, or ""
+    subset       which labelled images are used, JSON values; None for an unlabelled stage
+    evaluation   None for an unlabelled stage
+    examples     number of images on a sheet of an unlabelled stage
+    samples      number of generated images, of a stage that generates
+    keep_best    whether later stages and the results take its best checkpoint, not the last
+    """
+
+    name: str
+    system: System
+    options: ConfigDict
+    seed: int
+    source: Sequence
+    indices: np.ndarray
+    threads: int
+    workers: int
+    task: Task
+    start: str
+    loaded: Callable[[], dict] | None
+    meta: dict
+    note: str
+    subset: dict | None
+    evaluation: Evaluation | None
+    examples: int
+    samples: int
+    keep_best: bool
+    workdir: Path
+    mesh: Mesh
+    log: Log
 
     @property
-    def system(self):
-        return SYSTEMS[self.config.system]
+    def directory(self) -> Path:
+        """Where its checkpoints are."""
+        return self.workdir / "checkpoints" / self.name
 
-    def task(self, name: str) -> Task:
-        """What the system wants to be done in a stage; made once."""
-        if name not in self.tasks:
-            self.tasks[name] = make_task(self, name)
-        return self.tasks[name]
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The stages of a run, in their order.
+
+    skipped  names of stages that the config leaves out or gives no steps
+    order    names of all stages of the run, those that are skipped too
+    """
+
+    stages: tuple[StagePlan, ...]
+    skipped: tuple[str, ...]
+    order: tuple[str, ...]
+    workdir: Path
+    mesh: Mesh
+    log: Log
+
+
+# ---- the plan of a run -------------------------------------------------------------------------
+
+
+def make_plan(config: ConfigDict, workdir: Path) -> Plan:
+    """Checks a config and opens everything that its stages read.
+
+    Raises UserError for whatever would stop a stage later.
+    """
+    check_config(config)
+    data, before, stages, skipped = _Data(config), [], [], []
+    mesh, log = _mesh_and_log(config, workdir)
+    for name in config.run:
+        options, system = config.stages[name], SYSTEMS[config.system]
+        if system.skips(config, options.kind) or (options.kind != FIT and not options.steps):
+            skipped.append(name)
+            continue
+        stages.append(_plan_stage(config, name, data, before, workdir, mesh, log))
+        before.append(name)
+    return Plan(tuple(stages), tuple(skipped), tuple(config.run), workdir, mesh, log)
+
+
+class _Data:
+    """The data of a config, each part opened when the first stage needs it."""
+
+    def __init__(self, config):
+        self.config = config
 
     @functools.cached_property
-    def train(self) -> Sequence:
+    def train(self):
         return open_data(self.config, "data", self.config.data.train)
 
     @functools.cached_property
-    def val(self) -> Sequence:
-        return open_data(self.config, "data", self.config.data.val)
+    def val(self):
+        source = open_data(self.config, "data", self.config.data.val)
+        if not source.labels:
+            raise UserError(
+                f"dataset {self.config.data.source} has no classes to learn. Give it as "
+                "config.unlabelled.source, and a labelled one as config.data.source."
+            )
+        return source
 
     @functools.cached_property
-    def unlabelled(self) -> Sequence:
+    def unlabelled(self):
         return open_data(self.config, "unlabelled", self.config.unlabelled.split)
 
     @functools.cached_property
-    def labelled(self) -> np.ndarray:
-        """Places in `train` of the images whose labels are used."""
+    def labelled_indices(self):
+        """Indices in `train` of the images whose labels are used."""
         data = self.config.data
         return subset(
             self.train.names, fraction=data.fraction, count=data.count, seed=data.subset_seed,
             list_path=data.list_path,
         )  # fmt: skip
 
-    def places_of_val(self, most: int = 0) -> np.ndarray:
-        """The first `most` validation images, all for 0."""
-        return np.arange(len(self.val))[: most or None]
+
+def _mesh_and_log(config, workdir):
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    return mesh, Log(workdir, processes.is_first())
+
+
+def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
+    system, options = SYSTEMS[config.system], config.stages[name]
+    labelled = system.stages[options.kind] == "labelled"
+    labels = data.val.labels if labelled else None
+    reading = config.data if labelled else config.unlabelled
+    source = data.train if labelled else data.unlabelled
+    indices = data.labelled_indices if labelled else np.arange(len(source))
+    classes = labels.names if labelled else source.classes
+    task = make_task(config, name, len(classes), mesh)
+    if not task.fit:
+        stage_optimizer(options.optim, options.steps)
+    _check_example(source[int(indices[0])], options, name, task, labelled)
+    start = system.start_of(config, options.kind, options.start)
+    if start in config.stages:
+        _check_earlier_stage(name, start, before, workdir)
+    elif start not in STARTS:
+        _check_directory(config, start)
+    chosen = None
+    if labelled:
+        chosen = describe_subset(
+            data.train.names, indices, seed=reading.subset_seed, list_path=reading.list_path
+        )
+    return StagePlan(
+        name=name, system=system, options=options, seed=config.seed, source=source,
+        indices=indices, threads=reading.threads, workers=reading.workers, task=task, start=start,
+        loaded=_arrays_to_load(config, name, start, task, workdir),
+        meta=_meta(config, start, task, classes, labels, chosen),
+        note=system.note(config, options.kind, options.start), subset=chosen,
+        evaluation=(
+            _plan_evaluation(config, name, task, data.val, workdir, mesh, log) if labelled else None
+        ),
+        examples=config.evaluate.pictures if "evaluate" in config else 0,
+        samples=config.samples.images if task.sample else 0, keep_best=_keeps_best(config),
+        workdir=workdir, mesh=mesh, log=log,
+    )  # fmt: skip
+
+
+def make_task(config: ConfigDict, name: str, num_classes: int, mesh: Mesh) -> Task:
+    """The task of a stage, its functions for monitoring compiled once for all callers."""
+    options = config.stages[name]
+    task = SYSTEMS[config.system].make_task(
+        config, options.kind, tuple(options.augment.crop), num_classes
+    )
+    replicated = NamedSharding(mesh, PartitionSpec())  # readable in every process
+    return dataclasses.replace(
+        task,
+        predict=task.predict and jax.jit(task.predict),
+        trace=task.trace and jax.jit(task.trace),
+        denoise=task.denoise and jax.jit(task.denoise, out_shardings=replicated),
+    )
+
+
+def _meta(config, start, task, classes, labels, chosen) -> dict:
+    """What is saved beside the checkpoints of a stage: enough to use it without the config file."""
+    meta = {
+        "version": diffseg_jax.__version__,
+        "config": as_json(config.to_dict()),
+        "start": start,
+        "task": task.meta,
+    }
+    if labels:
+        meta["classes"] = list(classes)
+        meta["palette"] = [list(colour) for colour in labels.palette]
+        meta["labelled"] = {key: chosen[key] for key in ("n", "of", "seed", "sha256")}
+    elif classes:
+        meta["picture_classes"] = list(classes)
+    return meta
+
+
+# ---- where a stage starts ----------------------------------------------------------------------
+
+
+def _arrays_to_load(config, name, start, task, workdir) -> Callable[[], dict] | None:
+    """() -> the arrays that a fresh stage takes from elsewhere; None for none.
+
+    Foreign files of a fresh stage are read here, so that a wrong one is found before anything runs.
+    """
+    system, kind = SYSTEMS[config.system], config.stages[name].kind
+    abstract = jax.eval_shape(task.init, jax.random.key(0))
+
+    def read():
+        arrays = {}
+        if start == "weights":
+            arrays = system.load_weights(config, abstract, task)
+        elif start != "random":
+            inside = workdir / "checkpoints" / start
+            network, meta = open_network(inside if start in config.stages else start)
+            arrays = system.adopt(abstract, task, network, meta["task"])
+        return {**arrays, **system.given_arrays(config, kind, abstract)}
+
+    if has_checkpoint(workdir / "checkpoints" / name):
+        return read  # needed only if all its checkpoints are damaged
+    if start in STARTS:
+        arrays = read()
+        return (lambda: arrays) if arrays else None
+    system.given_arrays(config, kind, abstract)  # the stage to start from may not exist yet
+    return read
+
+
+def _check_earlier_stage(name, start, before, workdir):
+    if start not in before and not has_checkpoint(workdir / "checkpoints" / start):
+        raise UserError(
+            f"stages.{name}.start is {start}, which is not run before it and has no "
+            f"checkpoint in {workdir}. Add it to --config.run, or try "
+            f"--config.stages.{name}.start=runs/a/checkpoints/{start}."
+        )
+
+
+def _check_directory(config, start):
+    if not Path(start).exists() and "/" not in start:  # a misspelt name rather than a path
+        require_known(start, (*config.stages, *STARTS), "start")
+    require_checkpoint(start)
+
+
+# ---- evaluations -------------------------------------------------------------------------------
+
+
+def plan_evaluations(config: ConfigDict, workdir: Path) -> list[Evaluation]:
+    """The evaluations of a checked config's labelled stages; training data are not opened."""
+    kinds = SYSTEMS[config.system].stages
+    names = [name for name in config.run if kinds[config.stages[name].kind] == "labelled"]
+    if not names:
+        return []
+    (mesh, log), source = _mesh_and_log(config, workdir), _Data(config).val
+    tasks = [make_task(config, name, len(source.labels.names), mesh) for name in names]
+    return [
+        _plan_evaluation(config, name, task, source, workdir, mesh, log)
+        for name, task in zip(names, tasks, strict=True)
+    ]
+
+
+def _plan_evaluation(config, name, task, source, workdir, mesh, log) -> Evaluation:
+    options, protocol = config.evaluate, protocol_of(config.evaluate)
+    nearest = min(protocol.scales, key=lambda scale: abs(math.log(scale)))
+    recorded = {"protocol": as_json({key: options[key] for key in PROTOCOL_KEYS})}
+    if task.trace:
+        recorded["sampling"] = as_json(config.sampling.to_dict())
+    indices = np.arange(len(source))
+    return Evaluation(
+        stage=name, task=task, source=source, indices=indices[: options.images or None],
+        quick_indices=indices[: options.quick_images], protocol=protocol,
+        quick_protocol=dataclasses.replace(protocol, scales=(nearest,), flip=False),
+        batch_size=options.batch_size, examples=options.pictures, absent=options.absent,
+        convention=SYSTEMS[config.system].convention, keep_best=_keeps_best(config),
+        recorded=recorded, workdir=workdir, mesh=mesh, log=log,
+    )  # fmt: skip
+
+
+def _keeps_best(config):
+    return "evaluate" in config and config.evaluate.checkpoint == "best"
+
+
+# ---- data and optimizers -----------------------------------------------------------------------
 
 
 def open_data(config: ConfigDict, part: str, split: str) -> Sequence:
@@ -84,28 +364,9 @@ def open_data(config: ConfigDict, part: str, split: str) -> Sequence:
     return Cached(source) if data.cache else source
 
 
-def make_task(run: Run, name: str) -> Task:
-    """What the system wants to be done in a stage, its answers compiled once for all askers."""
-    options = run.config.stages[name]
-    classes = run.val.labels.names if is_labelled(run, name) else run.unlabelled.classes
-    task = run.system.make_task(run.config, options.kind, tuple(options.augment.crop), len(classes))
-    return compiled(task, run.mesh)
-
-
-def compiled(task: Task, mesh: jax.sharding.Mesh) -> Task:
-    """The task with its answers compiled."""
-    whole = NamedSharding(mesh, PartitionSpec())  # readable in every process
-    return dataclasses.replace(
-        task,
-        predict=task.predict and jax.jit(task.predict),
-        trace=task.trace and jax.jit(task.trace),
-        denoise=task.denoise and jax.jit(task.denoise, out_shardings=whole),
-    )
-
-
-def augmentation(options: dict, labelled: bool):
+def augmentation(options: Mapping, labelled: bool) -> Callable:
     """(image, mask, rng) -> example; unlabelled stages never see a mask."""
-    change = functools.partial(augment, **options)
+    change = functools.partial(augment, **{**STILL, **options})
     return change if labelled else functools.partial(_without_mask, change)
 
 
@@ -113,22 +374,41 @@ def _without_mask(change, image, mask, rng):
     return change(image, None, rng)
 
 
-def is_labelled(run: Run, name: str) -> bool:
-    """Whether a stage learns from labels, hence can be measured."""
-    return run.system.STAGES[run.config.stages[name].kind] == "labelled"
+def stage_optimizer(optim: ConfigDict, steps: int):
+    """The optimizer and the learning-rate schedule inside it."""
+    schedule = make_schedule(
+        optim.schedule, optim.peak_lr, steps, optim.warmup_steps, optim.warmup_ratio
+    )
+    optimizer = make_optimizer(
+        optim.name, schedule, b1=optim.b1, b2=optim.b2, epsilon=optim.epsilon,
+        weight_decay=optim.weight_decay, no_decay=optim.no_decay, clip_norm=optim.clip_norm,
+    )  # fmt: skip
+    return optimizer, schedule
 
 
-def is_fit(config: ConfigDict, name: str) -> bool:
-    """Whether a stage fits an ensemble to features, without the training loop."""
-    return config.stages[name].kind == FIT
+def _check_example(example, options, name, task, labelled):
+    """Raises UserError when the first example of a stage does not fit its crop."""
+    padding = 1 if task.sample else MAX_PADDING  # a generator must never learn to draw padding
+    check_crop(example["image"].shape[:2], options.augment, name, padding)
+    change = augmentation(options.augment, labelled)
+    change(example["image"], example.get("mask"), np.random.default_rng(0))
 
 
-def left_out(run: Run, name: str) -> bool:
-    """Whether a stage is not run: the system says so, or it has no steps."""
-    options = run.config.stages[name]
-    if run.system.skips_stage(run.config, options.kind):
-        return True
-    return not is_fit(run.config, name) and options.steps == 0
+def check_crop(size: tuple[int, int], options: ConfigDict, name: str, padding: float):
+    """Raises UserError when the crop is more than `padding` times as large as one image."""
+    fitted = Protocol(limit=tuple(options.limit), short=options.short)
+    height, width = fitted.sizes(size)[0]
+    factor = padding * options.get("scale", STILL["scale"])[1]
+    allowed = tuple(int(factor * side) for side in (height, width))
+    if any(side > limit for side, limit in zip(options.crop, allowed)):
+        raise UserError(
+            f"stages.{name}.augment.crop is {tuple(options.crop)}, but the images are "
+            f"{height} x {width} before it and at most {allowed} is allowed. "
+            f'Try --config.stages.{name}.augment.crop="({height}, {width})".'
+        )
+
+
+# ---- the config alone --------------------------------------------------------------------------
 
 
 def check_config(config: ConfigDict):
@@ -137,18 +417,18 @@ def check_config(config: ConfigDict):
     system = choose(SYSTEMS, values.get("system", ""), "system")
     kinds = _kinds(values)
     for name, kind in kinds.items():
-        choose(system.STAGES, kind, f"kind of stage {name}")
+        choose(system.stages, kind, f"kind of stage {name}")
     kinds = set(kinds.values())
-    learns_from = {system.STAGES[kind] for kind in kinds}
+    learns_from = {system.stages[kind] for kind in kinds}
     labelled = "labelled" in learns_from
-    allowed = {**COMMON, **system.OPTIONS, **(LABELLED if labelled else {})}
+    allowed = {**COMMON, **system.options, **(LABELLED if labelled else {})}
     allowed |= UNLABELLED if "unlabelled" in learns_from or "unlabelled" in values else {}
     for kind in kinds:
-        allowed |= system.OPTIONS_OF.get(kind, {})
+        allowed |= system.stage_options.get(kind, {})
     check_options(values, allowed)
-    for place, name in enumerate(config.run):
+    for index, name in enumerate(config.run):
         choose(config.stages, name, "stage in config.run")
-        if name in config.run[:place]:
+        if name in config.run[:index]:
             raise UserError(
                 f"config.run names {name} twice. Write each stage once, all in one --config.run."
             )
@@ -156,23 +436,13 @@ def check_config(config: ConfigDict):
             raise UserError(f"a stage is named {name}, which is a start. Take another name.")
     system.check(config)
     for name in config.run:
-        if is_fit(config, name):
-            continue
-        stage = config.stages[name]
-        check_batch(stage.batch_size, stage.accumulate, f"stages.{name}.batch_size")
-        evaluate, checkpoint = stage.every.evaluate, stage.every.checkpoint
-        if labelled and config.evaluate.checkpoint == "best" and evaluate % checkpoint:
-            raise UserError(
-                f"stages.{name}.every.evaluate is {evaluate}, but to keep the best checkpoint it "
-                f"must be a multiple of every.checkpoint, {checkpoint}. "
-                f"Try --config.stages.{name}.every.checkpoint={evaluate}."
-            )
+        _check_schedule(config, name, labelled)
     if labelled:
         protocol_of(config.evaluate)
 
 
 def _kinds(values):
-    """Stage -> kind, of a config that is not checked yet; what is no text is left to the check."""
+    """Stage -> kind, of a config that is not checked yet; entries of a wrong type are skipped."""
     stages = values.get("stages")
     stages = stages if isinstance(stages, Mapping) else {}
     stages = {name: stage for name, stage in stages.items() if isinstance(stage, Mapping)}
@@ -180,18 +450,16 @@ def _kinds(values):
     return {name: kind for name, kind in kinds.items() if isinstance(kind, str)}
 
 
-def start_run(config: ConfigDict, workdir: Path) -> Run:
-    """Checks the config; what the stages read and the workdir are checked by the caller."""
-    check_config(config)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    return Run(config, workdir, Log(workdir, processes.is_first()), mesh)
-
-
-def find_devices(mesh: jax.sharding.Mesh) -> str:
-    """What a mesh consists of, in words."""
-    said = counted(mesh.size, "device")
-    if mesh.size > 1:
-        said += f" (data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})"
-    if jax.process_count() > 1:
-        said += f" of {jax.process_count()} processes"
-    return said
+def _check_schedule(config, name, labelled):
+    """Raises UserError for a batch that devices cannot share, and for a best that is not saved."""
+    stage = config.stages[name]
+    if stage.kind == FIT:
+        return
+    check_batch(stage.batch_size, stage.accumulate, f"stages.{name}.batch_size")
+    evaluate, checkpoint = stage.every.evaluate, stage.every.checkpoint
+    if labelled and _keeps_best(config) and evaluate % checkpoint:
+        raise UserError(
+            f"stages.{name}.every.evaluate is {evaluate}, but to keep the best checkpoint it "
+            f"must be a multiple of every.checkpoint, {checkpoint}. "
+            f"Try --config.stages.{name}.every.checkpoint={evaluate}."
+        )

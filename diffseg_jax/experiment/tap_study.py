@@ -1,4 +1,4 @@
-"""Which blocks, at which noise levels, tell the labelled classes apart: a linear probe of each.
+"""Which blocks, at which noise levels, separate the labelled classes: a linear probe of each.
 
 Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion Models" (ICLR 2022), section
 3, compare blocks and steps by training a classifier on each; ridge regression, solved at once,
@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffseg_jax.config.options import FIT
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.devices.processes import require_one
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.ensemble_stage import examples, open_backbone, read_masks
-from diffseg_jax.experiment.gradient_stage import check_stages
-from diffseg_jax.experiment.plan import Run, is_fit, start_run
+from diffseg_jax.experiment.plan import StagePlan, make_plan
 from diffseg_jax.figures import sheets
 from diffseg_jax.metrics.segmentation import Absent, confusion, scores
 from diffseg_jax.storage.paths import write_json
@@ -26,21 +26,21 @@ from diffseg_jax.systems.ddpm_seg import make_settings
 
 SHARES = (0.0, 0.025, 0.05, 0.1, 0.15, 0.25, 0.4, 0.6)  # of the diffusion's steps
 FOLDS = 5
-PIXELS = 1000  # read per picture, or fewer if their features take more than
+PIXELS = 1000  # read per image, or fewer if their features exceed
 BYTES = 2**30
 PENALTY = 1e-3  # of ridge regression, per pixel, on features of variance 1
-TAKEN_STEPS, TAKEN_BLOCKS = 3, 5  # as many as the paper takes
+CHOSEN_STEPS, CHOSEN_BLOCKS = 3, 5  # as in the paper
 
 
 def choose_taps(config: ConfigDict, workdir: Path):
     """Scores every output block at several steps; leaves taps.json and pictures/taps.png.
 
-    A score is the mean IoU of a linear probe on pixels of labelled pictures that it has not seen.
-    Prints the grid and the line for the config. Raises UserError without a stage that fits an
-    ensemble to a network, and with fewer than two labelled pictures.
+    A score is the mean IoU of a linear probe on pixels of labelled images that it was not fitted
+    to. Prints the grid and the line for the config. Raises UserError without a stage that fits an
+    ensemble to a network, and with fewer than two labelled images.
     """
     require_one("--mode=taps")
-    names = [name for name in config.run if is_fit(config, name)]
+    names = [name for name in config.run if config.stages[name].kind == FIT]
     names = [name for name in names if config.stages[name].start != "random"] or names
     if not names or config.features.source != "network":
         raise UserError(
@@ -52,74 +52,76 @@ def choose_taps(config: ConfigDict, workdir: Path):
     steps = {int(share * config.diffusion.steps) for share in SHARES}
     steps = tuple(sorted(steps | set(config.features.steps)))
     config = ConfigDict(config.to_dict())
-    config.run, config.features.steps = (name,), (0,)  # one at a time, which takes less memory
+    config.run, config.features.steps = (name,), (0,)  # one step at a time takes less memory
     config.features.blocks = tuple(range(count))
-    run = start_run(config, workdir)
+    (plan,) = make_plan(config, workdir).stages
     make_workdir(workdir)
-    check_stages(run)
-    run.log.say(
-        f"{name}, from {config.stages[name].start}: {count} blocks at {len(steps)} steps, linear "
-        f"probes on {counted(len(run.labelled), 'labelled picture')}, a fifth held back at a time"
+    plan.log.say(
+        f"{name}, from {plan.start}: {count} blocks at {len(steps)} steps, linear "
+        f"probes on {counted(len(plan.indices), 'labelled image')}, a fifth held back at a time"
     )
-    grid = score_taps(run, name, settings, steps)
+    grid = score_taps(plan, settings, steps)
     chosen = best_taps(grid, steps)
-    facts = {"steps": steps, "blocks": list(range(count)), "mIoU": grid.tolist(), "chosen": chosen}
-    write_json(workdir / "taps.json", facts)
-    picture = workdir / "pictures" / "taps.png"
-    sheets.save_png(picture, sheets.score_grid(100 * grid, "step", steps, "block"))
-    run.log.say(f"mIoU (%) of linear probes, by step (rows) and output block\n{table(grid, steps)}")
-    run.log.say(f"the same as a picture: {picture}")
-    run.log.say(
-        f"the best {len(chosen['steps'])} steps and {len(chosen['blocks'])} blocks (few pictures "
-        "say little about small differences): "
+    scored = {"steps": steps, "blocks": list(range(count)), "mIoU": grid.tolist()}
+    write_json(workdir / "taps.json", {**scored, "chosen": chosen})
+    image = workdir / "pictures" / "taps.png"
+    sheets.save_png(image, sheets.score_grid(100 * grid, "step", steps, "block"))
+    plan.log.say(
+        f"mIoU (%) of linear probes, by step (rows) and output block\n{table(grid, steps)}"
+    )
+    plan.log.say(f"the same as an image: {image}")
+    plan.log.say(
+        f"the best {len(chosen['steps'])} steps and {len(chosen['blocks'])} blocks (small "
+        "differences on few images are not reliable): "
         f'--config.features.steps="{chosen["steps"]}" --config.features.blocks="{chosen["blocks"]}"'
     )
 
 
-def score_taps(run: Run, name: str, settings, steps: tuple[int, ...]) -> np.ndarray:
-    """Mean IoU f64[steps, blocks] of a linear probe on each tap, by k-fold over pictures."""
-    masks, places = read_masks(run, name, small_objects=0)
-    if len(places) < 2:
+def score_taps(plan: StagePlan, settings, steps: tuple[int, ...]) -> np.ndarray:
+    """Mean IoU f64[steps, blocks] of a linear probe on each tap, by k-fold over images."""
+    masks, indices = read_masks(plan, small_objects=0)
+    if len(indices) < 2:
         raise UserError(
-            "--mode=taps holds pictures with labels back, so it needs two or more, but there is 1. "
+            "--mode=taps holds labelled images back, so it needs two or more, but there is 1. "
             "Raise --config.data.count."
         )
-    task = run.task(name)
-    network = open_backbone(run, name, task)
+    extract, network = plan.task.fit.extract, open_backbone(plan)
+    classes = len(plan.evaluation.source.labels.names)
     widths = [width for width in reversed(settings.widths) for _ in range(settings.res_blocks + 1)]
-    most = BYTES / (4 * len(places) * sum(widths))
-    spots = [_spots(mask, int(np.clip(most, 10, PIXELS)), n) for n, mask in enumerate(masks)]
-    labels = np.concatenate([mask[y, x] for mask, (y, x) in zip(masks, spots, strict=True)])
-    folds = np.repeat(np.arange(len(places)) % FOLDS, len(spots[0][0]))
+    affordable = BYTES / (4 * len(indices) * sum(widths))
+    pixels = int(np.clip(affordable, 10, PIXELS))
+    drawn = [_draw_pixels(mask, pixels, number) for number, mask in enumerate(masks)]
+    labels = np.concatenate([mask[y, x] for mask, (y, x) in zip(masks, drawn, strict=True)])
+    folds = np.repeat(np.arange(len(indices)) % FOLDS, len(drawn[0][0]))
 
     @jax.jit
     def read(network, image, valid, y, x, step):
-        features = task.fit.extract(network, image[None], valid[None], steps=step[None])
+        features = extract(network, image[None], valid[None], steps=step[None])
         return features.gather(jnp.zeros_like(y), y, x)
 
     grid = []
     for step in steps:
         vectors = [
             np.asarray(read(network, e["image"], np.asarray(e["valid"]), y, x, jnp.int32(step)))
-            for e, (y, x) in zip(examples(run, name, places), spots, strict=True)
+            for e, (y, x) in zip(examples(plan, indices), drawn, strict=True)
         ]
         taps = np.split(np.concatenate(vectors), np.cumsum(widths)[:-1], axis=1)
-        grid.append([probe(tap, labels, folds, len(run.val.labels.names)) for tap in taps])
-        run.log.say(f"step {step}: best block {int(np.argmax(grid[-1]))}")
+        grid.append([probe(tap, labels, folds, classes) for tap in taps])
+        plan.log.say(f"step {step}: best block {int(np.argmax(grid[-1]))}")
     return np.array(grid)
 
 
-def _spots(mask, count, number):
-    """Rows and columns i32[count] of labelled pixels, drawn with the picture's number as seed."""
+def _draw_pixels(mask, count, number):
+    """Rows and columns i32[count] of labelled pixels, drawn with the image's number as seed."""
     y, x = np.nonzero(mask != IGNORE)
     drawn = np.random.default_rng(number).integers(len(y), size=count)
     return y[drawn].astype(np.int32), x[drawn].astype(np.int32)
 
 
 def probe(x: np.ndarray, y: np.ndarray, folds: np.ndarray, num_classes: int) -> float:
-    """Mean IoU of ridge regression onto classes, trained on all folds but the one it answers.
+    """Mean IoU of ridge regression onto classes, fitted to all folds but the one it predicts.
 
-    x      f32[n, D]; made to have mean 0 and variance 1
+    x      f32[n, D]; standardised here
     y      int[n], classes
     folds  int[n]
     """
@@ -137,10 +139,10 @@ def probe(x: np.ndarray, y: np.ndarray, folds: np.ndarray, num_classes: int) -> 
 
 def best_taps(grid: np.ndarray, steps: tuple[int, ...]) -> dict:
     """The steps and blocks that score best on average: blocks over all steps, steps over those."""
-    blocks = np.argsort(-grid.mean(0), kind="stable")[:TAKEN_BLOCKS]
-    places = np.argsort(-grid[:, blocks].mean(1), kind="stable")[:TAKEN_STEPS]
+    blocks = np.argsort(-grid.mean(0), kind="stable")[:CHOSEN_BLOCKS]
+    rows = np.argsort(-grid[:, blocks].mean(1), kind="stable")[:CHOSEN_STEPS]
     return {
-        "steps": tuple(sorted(steps[place] for place in places)),
+        "steps": tuple(sorted(steps[row] for row in rows)),
         "blocks": tuple(sorted(int(block) for block in blocks)),
     }
 

@@ -1,144 +1,165 @@
-"""What one command does: stages one after another, and their results."""
+"""What one command does: the stages of a plan one after another, and their results."""
 
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.ensemble_stage import check_fit, fit_stage
-from diffseg_jax.experiment.gradient_stage import (
-    check_stages,
-    describe_stage,
-    make_stage,
-    read_some,
-)
+from diffseg_jax.experiment.evaluate import spread
+from diffseg_jax.experiment.gradient_stage import train_stage
 from diffseg_jax.experiment.monitor import result_of
-from diffseg_jax.experiment.plan import Run, is_fit, is_labelled, left_out, start_run
+from diffseg_jax.experiment.plan import (
+    Plan,
+    StagePlan,
+    check_config,
+    make_plan,
+    plan_evaluations,
+)
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.storage.checkpoints import Damaged, StageCheckpoints, open_network
 from diffseg_jax.storage.paths import write_json
 from diffseg_jax.storage.workdir import check_same, claim_workdir, read_results
-from diffseg_jax.systems.system import Task
-from diffseg_jax.training import loop
+from diffseg_jax.training.log import Log
+
+READ_FIRST = 32  # examples per split that are read before anything is written
 
 
 def train(config: ConfigDict, workdir: Path):
     """Runs the stages that are not finished yet and leaves results.json."""
-    run = start_run(config, workdir)
-    check_stages(run)
-    read_some(run)
-    for name in config.run:
-        if is_fit(config, name) and not left_out(run, name):
-            check_fit(run, name)
+    plan = make_plan(config, workdir)
+    planned = {stage.name: stage for stage in plan.stages}
+    read_some(plan)
+    for stage in plan.stages:
+        if stage.task.fit:
+            check_fit(stage)
     claim_workdir(config, workdir)
-    measured = read_results(workdir)
-    results = {}
-    for name in config.run:
-        if left_out(run, name):
-            run.log.say(f"{name}: left out")
+    write_subset(plan)
+    measured, results = read_results(workdir), {}
+    for name in plan.order:
+        if name in plan.skipped:
+            plan.log.say(f"{name}: skipped")
             continue
-        task, network = run.task(name), None
-        with StageCheckpoints(workdir / "checkpoints" / name) as checkpoints:
-            while network is None:  # a finished stage, too, may have been damaged since
-                if is_finished(run, name, checkpoints):
-                    run.log.say(f"{name}: is finished")
-                else:
-                    run_stage(run, name, task, checkpoints)
-                    measured.pop(name, None)
-                network = read_chosen(run, checkpoints)
-        if name in measured:
+        stage, network, is_new = planned[name], None, False
+        with StageCheckpoints(stage.directory) as checkpoints:
+            while network is None:  # even a finished stage may have been damaged since
+                is_new |= run_stage(stage, checkpoints)
+                network = read_chosen(stage, checkpoints)
+        if name in measured and not is_new:
             results[name] = measured[name]
-        elif task.predict:
-            results[name] = result_of(run, name, task, *network)
-            write_results(run, {**measured, **results}, "results.json")
-    finish(run, results, "results.json")
+        elif stage.evaluation:
+            results[name] = result_of(stage.evaluation, *network)
+            write_results(plan.order, {**measured, **results}, workdir / "results.json")
+    finish(plan.order, results, workdir / "results.json", plan.log, closing_line(plan))
 
 
-def read_chosen(run: Run, checkpoints: StageCheckpoints) -> tuple[dict, dict] | None:
-    """The network of a stage and its meta; None if it is damaged, which is then put aside."""
+def read_some(plan: Plan):
+    """Reads a few labelled examples of every split, as a wrong mask should not wait for hours."""
+    labelled = [stage for stage in plan.stages if stage.evaluation]
+    if labelled:
+        train, val = labelled[0], labelled[0].evaluation.source
+        for source, indices in ((train.source, train.indices), (val, np.arange(len(val)))):
+            for index in spread(indices, READ_FIRST):
+                source[int(index)]
+
+
+def write_subset(plan: Plan):
+    """Writes to the workdir which labelled images are used."""
+    labelled = [stage.subset for stage in plan.stages if stage.subset]
+    if labelled and processes.is_first():
+        write_json(plan.workdir / "labelled.json", labelled[0])
+
+
+def run_stage(stage: StagePlan, checkpoints: StageCheckpoints) -> bool:
+    """Runs a stage from where it stopped to its end; False if it was finished already."""
+    if is_finished(stage, checkpoints):
+        stage.log.say(f"{stage.name}: is finished")
+        return False
+    (fit_stage if stage.task.fit else train_stage)(stage, checkpoints)
+    return True
+
+
+def is_finished(stage: StagePlan, checkpoints: StageCheckpoints) -> bool:
+    """Whether a stage has made its last step."""
+    step = checkpoints.latest()
+    if stage.task.fit:
+        return step is not None and checkpoints.meta(step)["finished"]
+    return step == stage.options.steps and checkpoints.meta(step)["evaluated"]
+
+
+def read_chosen(stage: StagePlan, checkpoints: StageCheckpoints) -> tuple[dict, dict] | None:
+    """The network of a stage and its meta; None if it is damaged, and the checkpoint set aside."""
+    step = checkpoints.best() if stage.keep_best else checkpoints.latest()
     try:
-        return open_network(checkpoints.directory, chosen_step(run, checkpoints))
+        return open_network(checkpoints.directory, step)
     except Damaged as error:
-        checkpoints.put_aside(error, run.log.say)
+        checkpoints.put_aside(error, stage.log.say)
         return None
 
 
-def is_finished(run: Run, name: str, checkpoints: StageCheckpoints) -> bool:
-    """Whether a stage has made its last step."""
-    step = checkpoints.latest()
-    if is_fit(run.config, name):
-        return step is not None and checkpoints.meta(step)["finished"]
-    return step == run.config.stages[name].steps and checkpoints.meta(step)["evaluated"]
-
-
-def run_stage(run: Run, name: str, task: Task, checkpoints: StageCheckpoints):
-    """Trains or fits a stage from where it stopped to its end."""
-    if is_fit(run.config, name):
-        fit_stage(run, name, checkpoints)
-        return
-    stage = make_stage(run, name, task)
-    describe_stage(run, stage)
-    loop.run(stage, checkpoints, run.mesh, run.log)
-
-
 def evaluate_only(config: ConfigDict, workdir: Path):
-    """Evaluates the stages that have a checkpoint, with the options at hand; results_eval.json."""
+    """Evaluates the stages that have a checkpoint, with the given options; results_eval.json."""
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds no run. Train first, with --mode=train.")
-    run = start_run(config, workdir)
-    if not any(is_labelled(run, name) for name in config.run):
+    check_config(config)
+    evaluations = plan_evaluations(config, workdir)
+    if not evaluations:
         raise UserError(
-            "no stage in config.run learns from labels, so there is nothing to evaluate. Pictures "
+            "no stage in config.run learns from labels, so there is nothing to evaluate. Images "
             "of a diffusion model are drawn by python -m diffseg_jax.sample."
         )
     check_same(config, workdir, may_differ=("evaluate", "mesh", "sampling", "sweep"))
-    results = {}
-    for name in config.run:
-        directory = workdir / "checkpoints" / name
-        if not is_labelled(run, name) or not directory.is_dir():
+    results, log = {}, evaluations[0].log
+    for evaluation in evaluations:
+        directory = workdir / "checkpoints" / evaluation.stage
+        if not directory.is_dir():
             continue
         with StageCheckpoints(directory, read_only=True) as checkpoints:
-            step = chosen_step(run, checkpoints)
-        if step is None:
-            continue
-        network, meta = open_network(directory, step)
-        results[name] = result_of(run, name, run.task(name), network, meta, "eval")
+            step = checkpoints.best() if evaluation.keep_best else checkpoints.latest()
+        if step is not None:
+            network = open_network(directory, step)
+            results[evaluation.stage] = result_of(evaluation, *network, "eval")
     if not results:
         raise UserError(f"{workdir} holds no checkpoint that can segment yet. Train first.")
-    finish(run, results, "results_eval.json")
+    finish(tuple(config.run), results, workdir / "results_eval.json", log)
 
 
-def write_results(run: Run, results: dict, file: str):
-    """The results of the stages so far, in the order of the run."""
+def write_results(order: tuple[str, ...], results: dict, file: Path):
+    """Writes the results of the stages so far, in the order of the run."""
     if processes.is_first():
-        ordered = {name: results[name] for name in run.config.run if name in results}
-        write_json(run.workdir / file, ordered)
+        write_json(file, {name: results[name] for name in order if name in results})
 
 
-def finish(run: Run, results: dict, file: str):
-    """Writes the results and shows them as a table."""
-    if not results:
-        stage = run.workdir / "checkpoints" / run.config.run[-1]
-        draws = run.tasks and run.task(run.config.run[-1]).sample
-        advice = f"pictures: python -m diffseg_jax.sample --checkpoint={stage} --output=samples"
-        nothing = "no stage of this run segments, so there is nothing to measure"
-        run.log.say(f"finished; {advice if draws else nothing}")
-        run.log.close()
-        return
-    write_results(run, results, file)
+def finish(order: tuple[str, ...], results: dict, file: Path, log: Log, without_results: str = ""):
+    """Writes the results and shows them as a table.
+
+    without_results  what to say where no stage of the run segments
+    """
+    if results:
+        write_results(order, results, file)
+        log.say(segmentation.format_table(columns_of(results)))
+        log.say(f"finished; numbers in {file}, pictures in {file.parent / 'pictures'}")
+    else:
+        log.say(f"finished; {without_results}")
+    log.close()
+
+
+def columns_of(results: dict) -> dict:
+    """The columns of the final table: a stage, and its numbers by a paper's convention if any."""
     columns = {}
     for name, result in results.items():
         columns[f"{name} (from {result['start']})"] = result
-        if run.system.CONVENTION in result:
-            columns[f"{name}, as {run.system.CONVENTION}"] = result[run.system.CONVENTION]
-    run.log.say(segmentation.format_table(columns))
-    pictures = run.workdir / "pictures"
-    run.log.say(f"finished; numbers in {run.workdir / file}, pictures in {pictures}")
-    run.log.close()
+        for convention in segmentation.CONVENTIONS.keys() & result.keys():
+            columns[f"{name}, as {convention}"] = result[convention]
+    return columns
 
 
-def chosen_step(run: Run, checkpoints: StageCheckpoints) -> int | None:
-    """The step whose network is measured: the last or the best, as the config says."""
-    best = "evaluate" in run.config and run.config.evaluate.checkpoint == "best"
-    return checkpoints.best() if best else checkpoints.latest()
+def closing_line(plan: Plan) -> str:
+    """What a run without labelled stages is for."""
+    last = plan.stages[-1] if plan.stages else None
+    if last and last.task.sample:
+        command = f"python -m diffseg_jax.sample --checkpoint={last.directory} --output=samples"
+        return f"images: {command}"
+    return "no stage of this run segments, so there is nothing to measure"

@@ -11,13 +11,9 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.models.adm_unet import check_classes
 from diffseg_jax.models.network import Network
 from diffseg_jax.storage.checkpoints import open_meta, open_network
-from diffseg_jax.systems.ddpm_seg import (
-    check_size,
-    make_network,
-    make_settings,
-    make_step,
-    sample_images,
-)
+from diffseg_jax.systems.ddpm_sampling import make_step, sample_images
+from diffseg_jax.systems.ddpm_seg import make_network, make_settings
+from diffseg_jax.systems.ddpm_seg_config import check_size
 
 
 def open_diffusion(
@@ -94,7 +90,7 @@ def generate(
 
         places = np.arange(start, start + batch_size)  # the last batch too, so as to compile once
         made = sample_images(
-            step, process, params, seed=seed, places=places, size=size, progress=counted,
+            step, process, params, seed=seed, indices=places, size=size, progress=counted,
             classes=np.resize(known, start + batch_size)[places] if settings.num_classes else None,
         )  # fmt: skip
         yield made[: images - start]

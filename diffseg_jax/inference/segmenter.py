@@ -30,7 +30,7 @@ from diffseg_jax.inference.locate import chosen_step, find
 from diffseg_jax.inference.prediction import Answer, Prediction
 from diffseg_jax.inference.views import Protocol, View, predict, protocol_of
 from diffseg_jax.storage.checkpoints import Damaged, fingerprints, open_network
-from diffseg_jax.systems import SYSTEMS
+from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.systems.system import Task
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -116,23 +116,24 @@ class Segmenter:
 
         Raises UserError for steps of a system that has none, and for numbers out of range.
         """
-        has_steps = self.system == "ddp" and self.meta["task"]["kind"] != "plain"
-        config = ConfigDict(self.config.to_dict())
-        for word, value, most in (("steps", steps, 1000), ("samples", samples, 256)):
-            if value is None or (word == "samples" and value == 1 and not has_steps):
-                continue
-            if not has_steps:
+        config, system = self.config, SYSTEMS[self.system]
+        if steps is not None or samples not in (None, 1):
+            key, value = ("samples", samples) if steps is None else ("steps", steps)
+            if self.task.trace is None:
                 raise UserError(
-                    f"{word} is {value}, but the answers of this {self.system} network have no "
-                    f"reverse steps. Leave {word} out."
+                    f"{key} is {value}, but the predictions of this {self.system} network have no "
+                    f"reverse steps. Leave {key} out."
                 )
-            require_whole(word, value, 1, most)
-            config.sampling["draws" if word == "samples" else word] = value
+        for key, value, maximum in (("steps", steps, 1000), ("samples", samples, 256)):
+            if value is not None:
+                require_whole(key, value, 1, maximum)
+        if system.with_steps:
+            config = system.with_steps(config, steps, samples)
         stage = config.get("stages", {}).get(self.meta["stage"])
         crop = stage.augment.crop if stage else self.meta["task"].get("size", SEEN)
         classes = len(self.names) or config.model.get("num_classes", 0)
         kind = self.meta["task"]["kind"]
-        return SYSTEMS[self.system].make_task(config, kind, tuple(crop), classes)
+        return system.make_task(config, kind, tuple(crop), classes)
 
     def predict(
         self, images, *, steps: int | None = None, samples: int | None = None,
@@ -242,7 +243,7 @@ class Segmenter:
             changes |= {"view": View.SLIDE, **_windows(tile, stride)}
         if stride is not None and "window" not in changes:
             raise UserError(f"stride is {stride}, but no tile is given. Add a tile, such as 512.")
-        short = self.config.get("features", {}).get("short", 0)
+        short = self.task.short
         if short and changes.get("scales", (1.0,)) != (1.0,):
             raise UserError(
                 f"this network reads features of pictures that are brought to {short} pixels, to "

@@ -12,37 +12,18 @@ Brempong et al., "Denoising Pretraining for Semantic Segmentation" (CVPR worksho
 """
 
 import functools
-import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from diffseg_jax.config.schema import Flag, Number, Optional, Several, Text
-from diffseg_jax.devices import processes
 from diffseg_jax.diffusion.process import add_noise, predict_clean
 from diffseg_jax.diffusion.schedules import LEVELS, gamma_to_sigma, sigma_to_gamma
-from diffseg_jax.errors import UserError
 from diffseg_jax.layers.conv import Arithmetic
 from diffseg_jax.models.network import Network, stats_of
-from diffseg_jax.models.transunet import STRIDE, TransUNet, resize_positions
-from diffseg_jax.systems.system import (
-    Task,
-    choose_features,
-    draw_per_row,
-    require_same,
-    scale_images,
-)
+from diffseg_jax.models.transunet import STRIDE, TransUNet
+from diffseg_jax.systems.inputs import choose_features, draw_per_row, scale_images
+from diffseg_jax.systems.system import Task
 from diffseg_jax.training.losses import masked_cross_entropy, squared_error
-from diffseg_jax.weights.transunet import load_official, load_port, table_grid
-
-STAGES = {"pretrain": "unlabelled", "finetune": "labelled"}  # kind -> data that it learns from
-CHOICES = ("none", "supervised", "dep", "ddep")
-STARTS = {
-    "none": "random",
-    "supervised": "weights",
-}  # else: the pretrain stage
 
 
 def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:
@@ -119,7 +100,7 @@ def denoising_loss(network, noise, dropout, params, stats, batch, key):
     eps = draw_per_row(lambda k: jax.random.normal(k, image.shape[1:]), key_noise, batch["row"])
     noisy = add_noise(image, eps, *LEVELS[noise["kind"]](sigma))
     model = network.bind(params, stats)
-    key_dropout = jax.random.fold_in(key_dropout, batch["row"][0])  # another mask in each part
+    key_dropout = jax.random.fold_in(key_dropout, batch["row"][0])  # each part has its own mask
     prediction, _ = model(noisy, sigma, key_dropout if dropout else None)
     loss, weight = squared_error(prediction, eps if noise["target"] == "noise" else image)
     return loss, (weight, stats_of(model), {})
@@ -143,14 +124,14 @@ def segmentation_loss(network, params, stats, batch, key):
     """
     model = network.bind(params, stats)
     image = scale_images(batch["image"], batch["valid"])
-    key_dropout = jax.random.fold_in(key, batch["row"][0])  # another mask in each part of a batch
+    key_dropout = jax.random.fold_in(key, batch["row"][0])  # each part has its own mask
     logits, _ = model(image, jnp.zeros(len(image)), key_dropout)
     loss, weight = masked_cross_entropy(logits, batch["mask"])
     correct = jnp.sum(jnp.argmax(logits, -1) == batch["mask"]).astype(jnp.float32)
     return loss, (weight, stats_of(model), {"pixel_accuracy": correct})
 
 
-# ---- answers -----------------------------------------------------------------------------------
+# ---- predictions -------------------------------------------------------------------------------
 
 
 def class_probabilities(network, values, images, valid, seed=0):
@@ -161,7 +142,7 @@ def class_probabilities(network, values, images, valid, seed=0):
 
 
 def named_features(network, values, images, valid, taps=None, seed=0):
-    """What parts of the network answer to clean pictures u8[B,h,w,3]: {name: f32[B,h',w',C]}."""
+    """Features of the network's parts for clean images u8[B,h,w,3]: {name: f32[B,h',w',C]}."""
     rows, columns = token_grid(images.shape[1:3])
     model = network.bind_eval(values["params"], values["stats"])
     _, found = model(scale_images(images, valid), jnp.zeros(len(images)))
@@ -186,139 +167,3 @@ def denoise(network, noise, values, images, valid, key):
     loss, weight = squared_error(output, eps if predicts_noise else image)
     scale = alpha[:, None, None, None]
     return image, jnp.clip(noisy / scale, -1, 1), jnp.clip(clean, -1, 1), loss / weight
-
-
-# ---- where a stage starts ----------------------------------------------------------------------
-
-
-def start_of(config, kind: str, start: str) -> str:
-    """Where a stage starts: "random", "weights", the name of a stage, or a stage's directory."""
-    if kind == "pretrain":
-        return "weights" if config.pretrain == "ddep" and config.weights else "random"
-    replaced = STARTS.get(config.pretrain, start) if start == "pretrain" else start
-    return "random" if replaced == "weights" and not config.weights else replaced
-
-
-def skips_stage(config, kind: str) -> bool:
-    """Whether the choice of `config.pretrain` leaves this kind of stage out."""
-    return kind == "pretrain" and config.pretrain in STARTS
-
-
-def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
-    """What a stage takes over from another one's network: all but the projection to noise.
-
-    abstract  shapes of this stage's network
-    previous  {"params", "stats"} of arrays, meta its `Task.meta`
-    The position table moves to this stage's grid. Raises UserError when the networks differ.
-    """
-    params = resize_positions(previous["params"], tuple(meta["grid"]), tuple(task.meta["grid"]))
-    if meta["kind"] != task.meta["kind"]:
-        params = {name: tree for name, tree in params.items() if name != "head"}
-    taken = {"params": params, "stats": previous["stats"]}
-    require_same(abstract, taken, may_lack="head")
-    return taken
-
-
-def load_weights(config, abstract: dict, task: Task) -> dict:
-    """What the file config.weights gives a stage: the encoder, or all of it.
-
-    An .npz of the ViT authors gives the encoder, a PyTorch checkpoint the decoder too and, for
-    fine-tuning, the head. The position table moves to this stage's grid, from that of the file:
-    config.weights_grid, or a square where the config lacks it. Raises UserError for anything
-    missing, extra or of another shape.
-    """
-    path, params = config.weights, abstract["params"]
-    grid = tuple(config.get("weights_grid", ()))
-    if Path(path).suffix == ".npz":
-        encoder = load_official(path, _shapes(params["encoder"]), grid)
-        loaded, stats = {"encoder": encoder}, {}
-    else:
-        head = task.meta["kind"] == "finetune"
-        loaded, stats = load_port(
-            path, _shapes(params), _shapes(abstract["stats"]), head=head, grid=grid
-        )
-    rows, columns = table_grid(loaded["encoder"]["position_embedding"].shape[1], grid)
-    if not grid and processes.is_first():
-        print(
-            f"{path}: assumed a position table of {rows}x{columns}; for another grid write "
-            "c.weights_grid = (rows, columns) into the config file"
-        )
-    loaded = resize_positions(loaded, (rows, columns), tuple(task.meta["grid"]))
-    return jax.tree.map(np.asarray, {"params": loaded, "stats": stats})
-
-
-def _shapes(tree):
-    return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
-
-
-# ---- what can be wrong with a config -----------------------------------------------------------
-
-
-CONVENTION = "default"  # of the paper's numbers
-OPTIONS_OF = {}  # kind of stage -> what a config holds for it besides
-OPTIONS = {
-    "pretrain": Text(CHOICES),
-    "weights": Text(),
-    "weights_grid": Optional(Several(Number(int, 1, 65536), 2)),
-    "noise": {
-        "kind": Text(tuple(LEVELS)),
-        "low": Number(float, 0, 1000),
-        "high": Number(float, 0, 1000),
-        "uniform_in": Text(("sigma", "gamma")),
-        "target": Text(("noise", "image")),
-        "condition": Flag(),
-    },
-    "model": {
-        "arithmetic": Text(tuple(kind.value for kind in Arithmetic)),
-        "resnet_width": Number(float, 0.5, 8),
-        "resnet_units": Several(Number(int, 1, 64), 3),
-        "hidden": Number(int, 1, 16384),
-        "layers": Number(int, 1, 64),
-        "heads": Number(int, 1, 1024),
-        "mlp": Number(int, 1, 65536),
-        "decoder": Several(Number(int, 1, 16384), 4),
-        "decoder_width": Number(float, 0.01, 64),
-        "bridge": Number(int, 1, 16384),
-        "scale_bridge": Flag(),
-        "skips": Number(int, 0, 3),
-        "dropout": Number(float, 0, 0.99),
-    },
-}
-
-
-def check(config):
-    """Raises UserError for values that go with no network, beyond what OPTIONS says of each."""
-    noise, model = config.noise, config.model
-    if noise.low > noise.high:
-        raise UserError(
-            f"noise.low is {noise.low} and noise.high {noise.high}; give low <= high, "
-            "for example 0.22 for both."
-        )
-    if 64 * model.resnet_width % 32:
-        raise UserError(
-            f"model.resnet_width is {model.resnet_width}, but 64 times it must be a multiple of 32 "
-            "for its group norms. Try 0.5 or 1.0."
-        )
-    if model.hidden % model.heads:
-        raise UserError(
-            f"model.hidden is {model.hidden}, which {model.heads} heads cannot share evenly. "
-            f"Try --config.model.hidden={math.ceil(model.hidden / model.heads) * model.heads}."
-        )
-    decoder, bridge = decoder_channels(model)
-    if not 1 <= min(*decoder, bridge) <= max(*decoder, bridge) <= 65536:
-        raise UserError(
-            f"model.decoder_width is {model.decoder_width}, which makes {(*decoder, bridge)} "
-            "channels, but each must be 1 to 65536. Try --config.model.decoder_width=1.0."
-        )
-
-
-def note(config, kind: str, start: str) -> str:
-    """What a user should know before a stage with that `start` runs, or an empty string."""
-    missing = "no encoder weights were given (--config.weights=R50+ViT-B_16.npz)"
-    if config.weights:
-        return ""
-    if kind == "pretrain" and config.pretrain == "ddep":
-        return f"{missing}, so the frozen encoder is random; the paper's knows ImageNet-21k"
-    if kind == "finetune" and config.pretrain == "supervised" and start != "random":
-        return f"{missing}, so the encoder starts at random, as with pretrain=none"
-    return ""

@@ -2,11 +2,11 @@
 
 Ji et al., "DDP: Diffusion Model for Dense Visual Prediction" (ICCV 2023, arXiv 2303.17559).
 
-| stage   | the noisy map in training                     | an answer is                      |
+| stage   | the noisy map in training                     | a prediction is                   |
 |---|---|---|
 | train   | the true labels, with noise                   | a few reverse steps               |
-| align   | the network's own first answer, with noise    | the same (section 3.4)            |
-| plain   | none: encoder and a convolutional head        | one forward pass; for comparison  |
+| align   | the network's first prediction, with noise    | the same (section 3.4)            |
+| plain   | none: encoder and convolutional head          | one forward pass; for comparison  |
 """
 
 import dataclasses
@@ -15,37 +15,26 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict as flatten
-from flax.traverse_util import unflatten_dict as unflatten
 
-from diffseg_jax.config.schema import Flag, Number, Several, Text
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from diffseg_jax.diffusion.label_codes import CODES
 from diffseg_jax.diffusion.process import add_noise
 from diffseg_jax.diffusion.samplers import ddim_transition, ddpm_transition
 from diffseg_jax.diffusion.schedules import LOG_SNRS, alpha_sigma, time_pairs
 from diffseg_jax.errors import UserError
 from diffseg_jax.layers.resize import resize_bilinear, resize_nearest
 from diffseg_jax.metrics.divergence import entropy, jensen_shannon
-from diffseg_jax.metrics.uncertainty import MEASURES
 from diffseg_jax.models.ddp_network import SMALLEST, DDPNetwork, DDPSettings
 from diffseg_jax.models.network import Network, stats_of
-from diffseg_jax.systems.system import (
-    Task,
+from diffseg_jax.systems.inputs import (
     choose_features,
     draw_per_row,
-    keys_of_pictures,
-    require_same,
+    keys_of_images,
     scale_images,
 )
+from diffseg_jax.systems.system import Task
 from diffseg_jax.training.losses import masked_cross_entropy
-from diffseg_jax.weights.backbones import load_backbone
-from diffseg_jax.weights.ddp import is_ddp, load_ddp, settings_of
-from diffseg_jax.weights.formats import read_arrays
 
-STAGES = {"train": "labelled", "align": "labelled", "plain": "labelled"}  # kind -> data
-CONVENTION = "default"  # of the paper's numbers
 SAMPLERS = ("ddim", "ddpm")
 
 
@@ -68,7 +57,7 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
         "model": dataclasses.asdict(settings),
         "num_classes": num_classes,
         "sampling": sampling,
-        "new_head": config.new_head and kind != "align",  # align goes on with what was trained
+        "new_head": config.new_head and kind != "align",  # align continues a trained head
         "normalisation": "(v - mean) / std",
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
@@ -92,8 +81,16 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
 
 def make_settings(config, num_classes: int) -> DDPSettings:
     """The settings of a config's parts model and diffusion."""
-    code = {word: config.diffusion[word] for word in ("code", "code_scale")}
+    code = {key: config.diffusion[key] for key in ("code", "code_scale")}
     return settings_of_meta({"model": {**config.model, **code, "num_classes": num_classes}})
+
+
+def settings_of_meta(meta: dict) -> DDPSettings:
+    """The settings in the metadata of a checkpoint."""
+    values = dict(meta["model"])
+    for name in ("channels", "depths", "heads"):
+        values[name] = tuple(values[name])
+    return DDPSettings(**values)
 
 
 def make_network(settings: DDPSettings, diffuses: bool, dtype: str, remat: bool) -> Network:
@@ -108,7 +105,7 @@ def make_network(settings: DDPSettings, diffuses: bool, dtype: str, remat: bool)
 
 
 def diffusion_loss(network, options, params, stats, batch, key):
-    """Cross-entropy of the map decoder's answer to a noised label map (algorithm 1).
+    """Cross-entropy of the map decoder's output for a noised label map (algorithm 1).
 
     options  schedule; high, the latest time drawn; auxiliary, the weight of that head's loss
     batch    image u8[B,h,w,3], mask i32[B,h,w] with 255 = ignored, valid i32[B,2], row i32[B]
@@ -123,14 +120,14 @@ def diffusion_loss(network, options, params, stats, batch, key):
 
 
 def aligned_loss(network, options, params, stats, batch, key):
-    """The same with the network's own answer to pure noise in place of the labels (section 3.4).
+    """The same with the network's prediction from pure noise in place of the labels (section 3.4).
 
-    The noise that it answered is used again. Arguments and result as of `diffusion_loss`.
+    The same noise is added to that prediction. Arguments and result as of `diffusion_loss`.
     """
     model, x, keys = _encoded(network, params, stats, batch, key)
     eps = _draw_noise(model, x, batch["row"], keys["noise"])
     last = LOG_SNRS[options["schedule"]](jnp.ones(len(x)))
-    first = jax.lax.stop_gradient(_answer(model, x, eps, last))
+    first = jax.lax.stop_gradient(_decode(model, x, eps, last))
     return _denoising_loss(model, options, x, jnp.argmax(first, -1), eps, batch, keys)
 
 
@@ -157,28 +154,28 @@ def _draw_noise(model, x, rows, key):
 
 
 def _denoising_loss(model, options, x, labels, eps, batch, keys):
-    """That of the answer to labels i32[B,h,w] with noise, and of the auxiliary head's to x."""
+    """The loss of the output for noised labels i32[B,h,w], and of the auxiliary head's for x."""
     draw = lambda key: jax.random.uniform(key, maxval=options["high"])
     level = LOG_SNRS[options["schedule"]](draw_per_row(draw, keys["time"], batch["row"]))
     noisy = add_noise(model.codes()[labels], eps, *alpha_sigma(level))
-    loss, weight, metrics = pixel_loss(_answer(model, x, noisy, level), batch["mask"])
+    loss, weight, metrics = pixel_loss(_decode(model, x, noisy, level), batch["mask"])
     auxiliary, _, _ = pixel_loss(model.auxiliary(x, keys["dropout"]), batch["mask"])
     metrics["auxiliary_loss"] = auxiliary
     return loss + options["auxiliary"] * auxiliary, (weight, stats_of(model), metrics)
 
 
-def _answer(model, x, noisy, level):
+def _decode(model, x, noisy, level):
     """Class logits f32[B,h,w,K] for features, noisy maps and their log-SNRs f32[B]."""
     mixed = model.project_features(x) + model.project_codes(noisy)
-    places = model.decoder.places(x.shape[1:3])
-    return model.decode(mixed, places, model.modulations(level))
+    positions = model.decoder.places(x.shape[1:3])
+    return model.decode(mixed, positions, model.modulations(level))
 
 
 def pixel_loss(logits, mask):
     """(summed cross-entropy at the size of the mask, number of its pixels, metrics).
 
-    pixel_accuracy is the share of counted pixels in this part of the batch, as the original logs
-    it; it comes times the number of all pixels.
+    pixel_accuracy is the share of correct counted pixels in this part of the batch, as the original
+    logs it, multiplied by the number of all pixels.
     """
     logits = resize_bilinear(logits, mask.shape[1:3])
     loss, counted = masked_cross_entropy(logits, mask)
@@ -188,12 +185,12 @@ def pixel_loss(logits, mask):
 
 
 def shrink_labels(mask: jax.Array, size: tuple[int, int], num_classes: int) -> jax.Array:
-    """Labels of a smaller map i32[B,h,w]: the nearest ones; the ignore label becomes K."""
+    """The nearest labels on a smaller grid, i32[B,h,w]; the ignore label becomes K."""
     labels = resize_nearest(mask[..., None], size)[..., 0]
     return jnp.where(labels == IGNORE, num_classes, labels)
 
 
-# ---- answers -----------------------------------------------------------------------------------
+# ---- predictions -------------------------------------------------------------------------------
 
 
 def plain_maps(network, values, images, valid, seed=0):
@@ -210,10 +207,10 @@ def diffused_maps(reverse, sampling, values, images, valid, seed):
     sampling  see OPTIONS
 
     "logits", or with `accumulate` "probs", which are "logits" too: the original takes a second
-    softmax of them before it averages views, and labels follow that. "changes", how often a cell's
-    label changed, as a share of T - 1 (section 3.5), for two steps or more; "spread", by how much
-    draws disagree, for two or more: the Jensen-Shannon divergence divided by ln K. "uncertainty" is
-    the one that the options name, absent for "entropy", which `prediction.predict` works out.
+    softmax of them before it averages views, and its labels follow from it. "changes", how often a
+    cell's label changed, as a share of T - 1 (section 3.5), for two steps or more; "spread", by how
+    much draws disagree, for two or more: the Jensen-Shannon divergence by ln K. "uncertainty" is
+    the one that the options name, absent for "entropy", which `views.predict` computes.
     """
     padded, valid = _padded(images, valid)
     found = reverse(values, padded, valid, seed)
@@ -235,7 +232,7 @@ def labels_of_steps(reverse, values, images, valid, seed):
 
 
 def named_features(network, values, images, valid, taps=None, seed=0):
-    """What the encoder's parts answer to pictures u8[B,h,w,3]: {name: f32[B,h',w',C]}."""
+    """Features of the encoder's parts for images u8[B,h,w,3]: {name: f32[B,h',w',C]}."""
     padded, valid = _padded(images, valid)
     model = network.bind_eval(values["params"], values["stats"])
     _, found = model.encode(scale_images(padded, valid, IMAGENET_MEAN, IMAGENET_STD))
@@ -243,9 +240,9 @@ def named_features(network, values, images, valid, taps=None, seed=0):
 
 
 def _padded(images, valid):
-    """Images of at least 32 pixels a side, and what of them is valid."""
-    rest = [(0, max(SMALLEST - side, 0)) for side in images.shape[1:3]]
-    return jnp.pad(images, ((0, 0), *rest, (0, 0))), valid
+    """Images padded to at least 32 pixels a side, and their valid sizes."""
+    padding = [(0, max(SMALLEST - side, 0)) for side in images.shape[1:3]]
+    return jnp.pad(images, ((0, 0), *padding, (0, 0))), valid
 
 
 def _enlarged(maps, padded, images):
@@ -259,7 +256,7 @@ def _repeated(cells, padded, images):
 
 
 def reverse_process(network, sampling, values, images, valid, seed) -> dict:
-    """What T reverse steps make of noise, for images u8[B,H,W,3]; noise is that of each picture.
+    """The result of T reverse steps from noise, for images u8[B,H,W,3]; each has its own noise.
 
     scores   f32[B,h,w,K]: logits of the last step averaged over draws, or, with `accumulate`,
              probabilities averaged over steps and draws
@@ -269,7 +266,7 @@ def reverse_process(network, sampling, values, images, valid, seed) -> dict:
     model = network.bind_eval(values["params"], values["stats"])
     x, _ = model.encode(scale_images(images, valid, IMAGENET_MEAN, IMAGENET_STD))
     shape = (*x.shape[1:3], model.settings.code_width)
-    keys = keys_of_pictures(images, seed, "noise of a label map")
+    keys = keys_of_images(images, seed, "noise of a label map")
     draws = jnp.arange(sampling["draws"])
     keys = jax.vmap(lambda key: jax.vmap(lambda r: jax.random.fold_in(key, r))(draws))(keys)
     start = jax.vmap(jax.vmap(lambda key: jax.random.normal(key, shape)))(keys)
@@ -295,14 +292,14 @@ def denoise_map(model, x, noise, sampling, fresh) -> dict:
     levels = LOG_SNRS[sampling["schedule"]](pairs, np)
     features = model.project_features(x)[:, None]
     codes = model.project_codes(model.codes()[:classes])
-    places = model.decoder.places((height, width))
+    positions = model.decoder.places((height, width))
     folded = lambda maps: maps.reshape(batch * draws, *maps.shape[2:])
 
     def step(carry, inputs):
         state, before, scores, changes = carry
         number, (now, then), last, modulations = inputs
         modulations = jnp.broadcast_to(modulations, (batch * draws, *modulations.shape))
-        logits = model.decode(folded(features + state), places, modulations)
+        logits = model.decode(folded(features + state), positions, modulations)
         logits = logits.reshape(batch, draws, height, width, classes)
         labels = jnp.argmax(logits, -1)
         changes += (labels != before) & (number > 0)
@@ -334,227 +331,3 @@ def denoise_map(model, x, noise, sampling, fresh) -> dict:
         mixture = entropy(jnp.mean(probs, 1))
         found["spread"] = jensen_shannon(mixture, entropy(probs), classes, axis=1)
     return found
-
-
-# ---- where a stage starts ----------------------------------------------------------------------
-
-
-def start_of(config, kind: str, start: str) -> str:
-    """Where a stage starts: "random", "weights", the name of a stage, or a stage's directory."""
-    return "random" if start == "weights" and not config.weights else start
-
-
-def skips_stage(config, kind: str) -> bool:
-    """No choice of this system leaves a stage out."""
-    return False
-
-
-def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
-    """What a stage takes over from another one's network: all of it.
-
-    abstract  shapes of this stage's network
-    previous  {"params", "stats"} of arrays, meta its `Task.meta`
-
-    With `new_head` what belongs to classes stays fresh. Raises UserError when label codes, classes
-    or networks differ.
-    """
-    if "sampling" not in meta:
-        raise UserError(
-            "the checkpoint to start from is of another system. Give a stage of a ddp run, or what "
-            "python -m diffseg_jax.convert --source=ddp wrote."
-        )
-    here, there = settings_of_meta(task.meta), settings_of_meta(meta)
-    require_same_words(here, there, WORDS)
-    pairs = {word: (getattr(here, word), getattr(there, word)) for word in ("code", "code_scale")}
-    pairs["schedule"] = tuple(facts["sampling"]["schedule"] for facts in (task.meta, meta))
-    for word, (mine, theirs) in pairs.items():
-        if mine != theirs:
-            raise UserError(_other_code(word, mine, theirs))
-    if not task.meta["new_head"]:
-        if there.num_classes != here.num_classes:
-            new = "a stage of kind train and " if task.meta["kind"] == "align" else ""
-            raise UserError(
-                f"the data have {here.num_classes} classes, but the checkpoint to start from has "
-                f"{there.num_classes}. To train it further with a new head takes {new}--mode=train "
-                "--config.new_head=True."
-            )
-        require_same(abstract, previous)
-        return previous
-    kept = _without_classes(previous)
-    require_same(_without_classes(abstract), kept)
-    return kept
-
-
-WORDS = (  # of the settings, on which the shapes of arrays and what they mean depend
-    "backbone", "channels", "depths", "heads", "window", "down_epsilon", "width", "layers",
-    "decoder_heads", "points", "mlp", "groups",
-)  # fmt: skip
-IN_FILES = tuple(set(WORDS) - {"down_epsilon", "decoder_heads", "points", "groups"})  # deduced
-
-
-def require_same_words(here: DDPSettings, there: DDPSettings, words):
-    """Raises UserError that lists the options of config.model in which two networks differ."""
-    differing = [word for word in WORDS if word in words]
-    differing = [word for word in differing if getattr(here, word) != getattr(there, word)]
-    if differing:
-        listed = ", ".join(f"{word}={getattr(there, word)}" for word in differing)
-        raise UserError(
-            f"the checkpoint to start from has another network: {listed}, where config.model has "
-            f"{', '.join(str(getattr(here, word)) for word in differing)}. Take the config, or the "
-            "preset after its colon, that it was trained with."
-        )
-
-
-def _other_code(word, mine, theirs):
-    return (
-        f"diffusion.{word} is {mine}, but the checkpoint to start from was trained with {theirs}. "
-        f"Try --config.diffusion.{word}={theirs}."
-    )
-
-
-CLASS_PARTS = (("head",), ("embedding",), ("auxiliary", "head"))
-
-
-def _without_classes(network):
-    """A network's tree without the parameters whose shape depends on the number of classes."""
-    flat = flatten(network)
-    return unflatten({
-        path: leaf
-        for path, leaf in flat.items()
-        if not any(path[1 : 1 + len(part)] == part for part in CLASS_PARTS)
-    })  # fmt: skip
-
-
-def load_weights(config, abstract: dict, task: Task) -> dict:
-    """What the file config.weights gives a stage.
-
-    An official DDP checkpoint gives all of it, a classifier of ImageNet its backbone. Raises
-    UserError for anything missing, extra or of another shape.
-    """
-    settings = settings_of_meta(task.meta)
-    arrays = read_arrays(config.weights)
-    if is_ddp(arrays):
-        found = settings_of(arrays, config.weights)
-        require_same_words(settings, found, IN_FILES)
-        if settings.code != found.code:
-            raise UserError(_other_code("code", settings.code, found.code))
-        settings = dataclasses.replace(settings, num_classes=found.num_classes)
-        network = load_ddp(arrays, settings, config.weights)
-        return adopt(abstract, task, network, {**task.meta, "model": dataclasses.asdict(settings)})
-    if task.meta["kind"] == "align":
-        raise UserError(
-            f"{config.weights} holds a backbone alone, but a stage of kind align goes on with a "
-            "trained network. Train first, or give an official DDP checkpoint."
-        )
-    shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract["params"]["backbone"])
-    return {"params": {"backbone": load_backbone(config.weights, shapes, settings)}}
-
-
-def settings_of_meta(meta: dict) -> DDPSettings:
-    """The settings that stand beside a checkpoint."""
-    values = dict(meta["model"])
-    for name in ("channels", "depths", "heads"):
-        values[name] = tuple(values[name])
-    return DDPSettings(**values)
-
-
-# ---- what can be wrong with a config -----------------------------------------------------------
-
-
-OPTIONS_OF = {}  # kind of stage -> what a config holds for it besides
-OPTIONS = {
-    "weights": Text(),
-    "new_head": Flag(),
-    "model": {
-        "backbone": Text(("swin", "convnext")),
-        "channels": Several(Number(int, 4, 16384), 4),
-        "depths": Several(Number(int, 1, 64), 4),
-        "heads": Several(Number(int, 1, 1024)),
-        "window": Number(int, 0, 64),
-        "drop_path": Number(float, 0, 0.99),
-        "down_epsilon": Number(float, 1e-12, 1),
-        "width": Number(int, 4, 16384),
-        "layers": Number(int, 1, 64),
-        "decoder_heads": Number(int, 1, 1024),
-        "points": Number(int, 1, 64),
-        "mlp": Number(int, 1, 65536),
-        "groups": Number(int, 1, 16384),
-        "auxiliary_dropout": Number(float, 0, 0.99),
-    },
-    "diffusion": {
-        "schedule": Text(tuple(LOG_SNRS)),
-        "code": Text(CODES),
-        "code_scale": Number(float, 1e-6, 100),
-        "high": Number(float, 0.001, 1),
-        "auxiliary": Number(float, 0),
-    },
-    "sampling": {
-        "steps": Number(int, 1, 1000),
-        "sampler": Text(SAMPLERS),
-        "draws": Number(int, 1, 256),
-        "time_difference": Number(int, 0, 1000),
-        "start": Number(float, 0, 0.99),
-        "accumulate": Flag(),
-        "uncertainty": Text(MEASURES),
-    },
-    "sweep": {
-        "steps": Several(Number(int, 1, 1000), least=1),
-        "draws": Several(Number(int, 1, 256)),
-    },
-}
-
-
-def check(config):
-    """Raises UserError for values that go with no network, beyond what OPTIONS says of each."""
-    if problem := make_settings(config, 2).problem():
-        raise UserError(f"model: {problem}")
-    sampling = config.sampling
-    needed = {"changes": "steps", "spread": "draws"}.get(sampling.uncertainty)
-    if needed and sampling[needed] < 2:
-        raise UserError(
-            f"sampling.uncertainty is {sampling.uncertainty}, which needs 2 {needed} or more, but "
-            f"sampling.{needed} is {sampling[needed]}. Try --config.sampling.{needed}=2, or "
-            "--config.sampling.uncertainty=entropy."
-        )
-    if config.new_head:
-        require_start(config)
-    for name in config.run:
-        stage = config.stages[name]
-        if stage.kind == "align" and start_of(config, stage.kind, stage.start) == "random":
-            raise UserError(
-                f"stages.{name} is of kind align, which goes on with a trained network, but starts "
-                f"at random. Try --config.stages.{name}.start=runs/a/checkpoints/train."
-            )
-        crop = tuple(config.stages[name].augment.crop)
-        if min(crop) < SMALLEST:
-            raise UserError(
-                f"stages.{name}.augment.crop is {crop}, but both sides must be {SMALLEST} or more, "
-                f'the stride of the backbones. Try --config.stages.{name}.augment.crop="(64, 64)".'
-            )
-
-
-def require_start(config):
-    """Raises UserError when new_head is set, but every stage starts at random anyway."""
-    kinds = {name: config.stages[name].kind for name in config.run}
-    starts = [start_of(config, kind, config.stages[name].start) for name, kind in kinds.items()]
-    within = [kind for kind, start in zip(kinds.values(), starts) if start in config.stages]
-    if set(within) - {"align"}:
-        raise UserError(
-            "new_head is True, but a stage goes on from another one of this run, whose head it "
-            "would lose. Run them in two commands, the second one without new_head."
-        )
-    if set(starts) <= {"random", *config.stages}:
-        raise UserError(
-            "new_head is True, but no stage starts from a checkpoint whose head could be replaced. "
-            "Try --config.stages.train.start=runs/a/checkpoints/train, or new_head=False."
-        )
-
-
-def note(config, kind: str, start: str) -> str:
-    """What a user should know before a stage with that `start` runs, or an empty string."""
-    if start == "weights" and not config.weights:
-        return (
-            "no weights were given (--config.weights=<file>), so the backbone starts at random; "
-            "the paper's knows ImageNet"
-        )
-    return ""

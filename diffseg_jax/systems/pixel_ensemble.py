@@ -1,8 +1,8 @@
-"""An ensemble of pixel classifiers on the features of any network: how it is fitted and answers.
+"""An ensemble of pixel classifiers on the features of any network: its fit and its prediction.
 
 Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion Models" (ICLR 2022), section
-4; constants of the recipe "paper" are those of its code. Nothing here knows whose features these
-are.
+4; constants of the recipe "paper" are those of its code. Nothing here depends on where
+the features come from.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.models.pixel_mlp import PixelMLP, steps_of_pass
 from diffseg_jax.models.taps import PixelFeatures
 
-STRIP_BYTES = 2**25  # of the first layer's output that exist at a time during prediction
+STRIP_BYTES = 2**25  # maximum size of the first layer's output during prediction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Recipe:
     steps       of every member; 0 = `epochs` passes over the pixels
     epochs      passes at most; a last, incomplete batch of a pass is dropped
     stops       whether a member stops by itself, by the paper's rule (training.ensemble.stop_rule)
-    own_order   whether every member draws its own order of the pixels; if not, they share batches
+    own_order   whether every member draws its own order of the pixels; else they share batches
     optimizer   steps -> optax transformation
     """
 
@@ -40,7 +40,7 @@ class Recipe:
     optimizer: Callable[[int], optax.GradientTransformation]
 
     def length(self, pixels: int) -> int:
-        """Steps that are made at most."""
+        """The maximum number of steps."""
         return self.steps or self.epochs * steps_of_pass(pixels, self.batch_size)
 
 
@@ -58,12 +58,13 @@ RECIPES = {
 class PixelFit:
     """What a stage needs to fit an ensemble.
 
-    extract        (network, images u8[B,h,w,3], valid i32[B,2]) -> PixelFeatures of the B pictures;
-                   that of a diffusion model also takes other `steps`
+    extract        (network, images u8[B,h,w,3], valid i32[B,2]) -> PixelFeatures of the B images;
+                   that of a diffusion model also takes `steps`
     member         one classifier
-    members        how many
-    small_objects  pixels; what a class covers less of in a picture is not learned from; 0 = off
-    on_host        whether features are kept in the host's memory
+    members        number of classifiers
+    small_objects  pixels; a class that covers less of an image is ignored there; 0 = off
+    on_host        whether features stay in the host's memory
+    classifiers    folder of published classifiers, which are taken instead of a fit; "" = none
     """
 
     extract: Callable
@@ -72,6 +73,7 @@ class PixelFit:
     recipe: Recipe
     small_objects: int
     on_host: bool
+    classifiers: str = ""
 
     def loss(self, params: dict, stats: dict, x: jax.Array, y: jax.Array):
         """Mean cross-entropy of one member over pixels x f32[B,D], y i32[B], and its statistics."""
@@ -85,14 +87,14 @@ def make_member(features: int, num_classes: int, widths: tuple[int, int]) -> Net
     return Network(lambda rngs: PixelMLP(features, num_classes, widths, rngs=rngs))
 
 
-def answer(member: Network, ensemble: dict, features: PixelFeatures) -> dict:
-    """What the members say of every pixel of N pictures.
+def ensemble_maps(member: Network, ensemble: dict, features: PixelFeatures) -> dict:
+    """Votes, probabilities and uncertainty of the members at every pixel of N images.
 
     ensemble  {"params", "stats"} of `member` with a leading axis of M members
-    out       "votes" f32[N,H,W,K] how many members choose a class, the first among equals;
+    out       "votes" f32[N,H,W,K] the number of members that choose a class;
               "probs" f32[N,H,W,K] the mean of their softmaxes; "uncertainty" f32[N,H,W] in [0, 1]
 
-    The label is the class with most votes, the smallest among equals. The uncertainty is the
+    The label is the class with most votes, the smallest index among ties. The uncertainty is the
     Jensen-Shannon divergence of the members, H(mean p) - mean H(p), divided by ln K.
     """
     params, stats = ensemble["params"], ensemble["stats"]
@@ -107,19 +109,19 @@ def answer(member: Network, ensemble: dict, features: PixelFeatures) -> dict:
         shape = h.shape[:-1]
         h = h.reshape(-1, count, hidden) + bias
         logits = jax.vmap(of_member, in_axes=(0, 0, 1))(params, stats, h)
-        return {word: f.reshape(*shape, *f.shape[1:]) for word, f in agree(logits).items()}
+        return {key: f.reshape(*shape, *f.shape[1:]) for key, f in agree(logits).items()}
 
     bytes_of_row = 4 * features.count * features.size[1] * count * hidden
     return features.project(kernel, after, strip=max(1, STRIP_BYTES // bytes_of_row))
 
 
 def agree(logits: jax.Array) -> dict:
-    """Votes, mean probabilities and disagreement of M members: f32[M, n, K] -> see `answer`."""
+    """Votes, mean probabilities and disagreement of M members: f32[M, n, K]."""
     num_classes = logits.shape[-1]
     log_probs = jax.nn.log_softmax(logits)
     probs = jnp.exp(log_probs)
-    mean = sum(probs) / len(probs)  # term by term, as XLA's sums over a first axis are slow on CPUs
-    each = -jnp.sum(probs * log_probs, -1)  # exact logarithms, where `divergence.entropy` clips
+    mean = sum(probs) / len(probs)  # XLA's sums over a first axis are slow on CPUs
+    each = -jnp.sum(probs * log_probs, -1)  # exact; `divergence.entropy` clips
     mixture = -jnp.sum(jax.scipy.special.xlogy(mean, mean), -1)
     spread = jensen_shannon(mixture, each, num_classes)
     votes = sum(jax.nn.one_hot(jnp.argmax(logits, -1), num_classes))

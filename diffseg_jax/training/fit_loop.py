@@ -1,7 +1,7 @@
-"""Many copies of one small network, fitted in lockstep to the labelled pixels of some pictures.
+"""Many copies of one small network, fitted in lockstep to the labelled pixels of some images.
 
-The rule by which a member stops is that of Baranchuk et al., "Label-Efficient Semantic Segmentation
-with Diffusion Models" (ICLR 2022), as their code has it.
+A member stops by the rule of Baranchuk et al., "Label-Efficient Semantic Segmentation with
+Diffusion Models" (ICLR 2022), as in their code.
 """
 
 import dataclasses
@@ -17,35 +17,34 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffseg_jax.devices.mesh import AXES
-from diffseg_jax.errors import UserError
 from diffseg_jax.models.pixel_mlp import steps_of_pass
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.storage.checkpoints import StageCheckpoints
+from diffseg_jax.training.lifecycle import Lifecycle, origin
 from diffseg_jax.training.log import Log, duration
-from diffseg_jax.training.signals import Stopped, watched
 
-STEPS_PER_CALL = 32  # of all members, without a word from the host
-STEPS_FROM_HOST = 4  # the same where the host gathers, who must hold the vectors of all steps
-FREE_EPOCHS = 4  # before the rule that stops a member is armed
-PATIENCE = 50  # batches without a lower loss that a member is allowed
-FIRST_BEST = 1e7  # what the first armed batch is compared with
+STEPS_PER_CALL = 32  # per compiled call; the host only looks between calls
+STEPS_PER_HOST_CALL = 4  # where the host gathers features and holds those of all steps
+FREE_EPOCHS = 4  # before a member may stop
+PATIENCE = 50  # batches without a lower loss after which a member stops
+FIRST_BEST = 1e7  # initial lowest loss
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What is fitted, to what, and how.
+    """The networks to fit, the pixels to fit them to, and the recipe.
 
     name        of the stage
-    features    of N pictures; in numpy arrays if they stay in the host's memory
-    pixels      i32[n], the labelled pixels as (picture * H + y) * W + x
+    features    of N images; NumPy arrays if they stay in the host's memory
+    pixels      i32[n], the labelled pixels as (image * H + y) * W + x
     labels      u8[n], their classes
     init        key -> {"params", "stats"} of one member, jit-able
     loss        (params, stats, x f32[B,D], y i32[B]) -> mean loss f32[], new stats
-    steps       of every member at most
+    steps       maximum number, of every member
     batch_size  pixels; a last, incomplete batch of a pass over all is dropped
     stops       whether a member stops by itself (`stop_rule`) after the first four passes
-    own_order   whether every member draws its own order of the pixels; if not, they share batches
-    frozen      {"params", "stats"} that are saved beside the members and do not change
+    own_order   whether every member draws its own order of the pixels; else they share batches
+    frozen      {"params", "stats"} of the network that computes the features, saved beside them
     every       steps between log lines, and between checkpoints
     """
 
@@ -77,26 +76,25 @@ class Fit:
         return steps_of_pass(len(self.pixels), self.batch_size)
 
 
-def run(fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log) -> None:
+def train_members(fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log) -> None:
     """Fits from the latest checkpoint, or the start, until every member has stopped.
 
-    The last checkpoint's meta says that it is finished. Raises UserError when a member's loss is
-    not finite; the last good checkpoint is kept. Raises Stopped after a signal that asks to stop,
-    once the state is saved.
+    The metadata of the last checkpoint says that it is finished. Raises UserError when a member's
+    loss is not finite; the last good checkpoint is kept. Raises Stopped after a signal that asks
+    to stop, once the state is saved.
     """
     # ---- where the last run stopped
     total = fit.steps
     whole = NamedSharding(mesh, PartitionSpec())
-    begin = functools.partial(start, fit)
-    learned, step = checkpoints.newest(jax.eval_shape(begin), mesh, log.say, part=True)
+    begin = functools.partial(initial_state, fit)
+    life = Lifecycle(fit.name, total, checkpoints, log)
+    learned, step = life.resume(jax.eval_shape(begin), mesh, part=True)
     if learned is None:
         learned = jax.jit(begin, out_shardings=whole)()
     learned = jax.device_put(learned, whole)
-    log.rewind(fit.name, step)
-    done = f"continues after step {step}" if step else "starts"
     log.say(
-        f"{fit.name}: {done}; {fit.members} classifiers of {fit.features.width:,} features, "
-        f"{len(fit.pixels):,} pixels, at most {total:,} steps of {fit.batch_size}"
+        f"{fit.name}: {origin(step)}; {fit.members} classifiers of {fit.features.width:,} "
+        f"features, {len(fit.pixels):,} pixels, at most {total:,} steps of {fit.batch_size}"
     )
 
     # ---- one compiled call of many steps
@@ -105,46 +103,41 @@ def run(fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log) -> None:
     steps = functools.partial(shared_steps, fit, mesh)
     call = jax.jit(steps, donate_argnums=0, out_shardings=whole)
     orders = Orders(fit)
-    length = min(STEPS_FROM_HOST if fit.on_host else STEPS_PER_CALL, total)
+    length = min(STEPS_PER_HOST_CALL if fit.on_host else STEPS_PER_CALL, total)
     since, warm = (step, time.perf_counter()), False
     inputs = _inputs(fit, orders, step, length)
 
     # ---- steps
-    with watched() as asked:
+    with life.running() as asked:
         while step < total:
             learned, losses = call(learned, data, *inputs)
             before, step = step, min(step + length, total)
             if step < total:
-                inputs = _inputs(fit, orders, step, length)  # read while the steps run
+                inputs = _inputs(fit, orders, step, length)  # while the steps run
             losses, stop = np.asarray(losses), asked()
-            _require_finite(fit, checkpoints, step, losses)
+            if not np.isfinite(losses).all():
+                problem = f"the loss of a classifier is not finite at or just before step {step}"
+                raise life.diverged(problem, "--config.features.dtype=float32")
             running = int(np.sum(np.asarray(learned["stop"]["at"]) == 0))
             last = step == total or not running
             if last or before // fit.every["log"] != step // fit.every["log"]:
                 speed = (step - since[0]) / (time.perf_counter() - since[1]) if warm else 0.0
-                _report(fit, step, total, losses, running, speed, log)
+                _report(fit, life, step, losses, running, speed)
             due = before // fit.every["checkpoint"] != step // fit.every["checkpoint"]
             if last or stop or due:
-                log.flush()  # a step that is saved is not run again to be logged
-                state = saved(learned, fit.frozen, step)
-                checkpoints.save(step, state, _meta(fit, step, last))
-            if stop:
-                checkpoints.wait()
-                raise Stopped(fit.name, step, stop)
-            if not warm:  # the first call compiles, so its time says nothing
+                meta = {**fit.meta, "ema": [], "finished": last}
+                life.save(step, saved(learned, fit.frozen, step), meta, stop=stop)
+            if not warm:  # The first call includes compilation, so its time is not counted.
                 since, warm = (step, time.perf_counter()), True
             if last:
                 break
-        checkpoints.wait()
-        if stop := asked():  # it came after the last step
-            raise Stopped(fit.name, step, stop)
 
 
-def start(fit: Fit) -> dict:
-    """What learns, before the first step; every leaf has a leading axis of members.
+def initial_state(fit: Fit) -> dict:
+    """The trained state before the first step; every leaf has a leading axis of members.
 
-    {"params", "stats", "opt", "stop"}; "stop" holds f32[M] lowest loss since the rule is armed,
-    i32[M] batches since then, and i32[M] the step at which a member stopped, 0 while it runs.
+    {"params", "stats", "opt", "stop"}; "stop" holds f32[M] the lowest loss since the members may
+    stop, i32[M] batches since then, and i32[M] the step at which a member stopped, 0 before.
     """
     key = jax.random.fold_in(jax.random.key(fit.seed), zlib.crc32(f"{fit.name}/init".encode()))
     keys = jax.vmap(lambda member: jax.random.fold_in(key, member))(jnp.arange(fit.members))
@@ -162,9 +155,9 @@ def start(fit: Fit) -> dict:
 
 
 def shared_steps(fit: Fit, mesh, learned: dict, data, batches, numbers, armed, live):
-    """`steps_of`, the devices of the mesh sharing the members; some twice, if they do not divide.
+    """`steps_of` with the members split over the devices of the mesh, some repeated to fill it.
 
-    All inputs and outputs are whole on every device.
+    All inputs and outputs are replicated on every device.
     """
     steps = functools.partial(steps_of, fit)
     if mesh.size == 1:
@@ -183,12 +176,12 @@ def shared_steps(fit: Fit, mesh, learned: dict, data, batches, numbers, armed, l
 
 
 def steps_of(fit: Fit, learned: dict, data, batches, numbers, armed, live):
-    """Some steps of all members: what has learned, and their losses f32[S, M], 0 where it stopped.
+    """Some steps of all members: the new state, and losses f32[S, M], 0 where a member has stopped.
 
-    data     features, pixels and labels; () where `batches` are gathered already
+    data     features, pixels and labels; () where `batches` are already gathered
     batches  rows i32[S, M, B] or i32[S, B] of pixels; or (x f32[..., D], y) gathered from them
     numbers  i32[S] of these steps, from 1
-    armed    bool[S], whether the rule that stops a member is
+    armed    bool[S], whether a member may stop
     live     bool[S], False for steps beyond the last one
     """
 
@@ -212,7 +205,7 @@ def steps_of(fit: Fit, learned: dict, data, batches, numbers, armed, live):
     carry = *carry, learned["opt"], learned["stop"]
     if not fit.own_order:
         carry, losses = jax.vmap(member, (0, None))(carry, batches)
-    elif jax.default_backend() == "cpu":  # one after another: what a member learns stays in caches
+    elif jax.default_backend() == "cpu":  # Members one after another stay in its caches.
         batches = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), batches)
         carry, losses = jax.lax.map(lambda inputs: member(*inputs), (carry, batches))
     else:
@@ -225,7 +218,7 @@ def steps_of(fit: Fit, learned: dict, data, batches, numbers, armed, live):
 
 
 def stop_rule(stop: dict, loss, armed, number) -> dict:
-    """The rule's memory after a batch: more than 50 batches running without a lower loss end it."""
+    """The stop state after a batch: more than 50 batches in a row without a lower loss stop it."""
     better = loss < stop["best"]
     count = jnp.where(better, 0, stop["count"] + 1)
     new = {
@@ -237,7 +230,7 @@ def stop_rule(stop: dict, loss, armed, number) -> dict:
 
 
 class Orders:
-    """Which pixels a step reads: a function of the seed, the member and the step alone."""
+    """The pixels that a step reads: a function of the seed, the member and the step alone."""
 
     def __init__(self, fit: Fit):
         self.fit = fit
@@ -245,15 +238,15 @@ class Orders:
         self.kept = {}  # epoch -> permutations i32[owners, n]
 
     def rows(self, steps: np.ndarray) -> np.ndarray:
-        """Places among the pixels for steps counted from 0: i32[S, M, B], or i32[S, B] if shared.
+        """Indices into the pixels for steps counted from 0: i32[S, M, B], or i32[S, B] if shared.
 
-        Every pass reads the pixels in a new order; of fewer than a batch, some are read twice.
+        Every pass reads the pixels in a new order; fewer pixels than a batch are repeated.
         """
         size, rows = self.fit.batch_size, []
         for step in steps:
-            epoch, place = divmod(int(step), self.fit.steps_of_pass)
-            places = (place * size + np.arange(size)) % len(self.fit.pixels)
-            rows.append(self._order(epoch)[:, places])
+            epoch, batch = divmod(int(step), self.fit.steps_of_pass)
+            positions = (batch * size + np.arange(size)) % len(self.fit.pixels)
+            rows.append(self._order(epoch)[:, positions])
         rows = np.stack(rows)
         return rows if self.fit.own_order else rows[:, 0]
 
@@ -269,16 +262,16 @@ class Orders:
 
 
 def _read(features, pixels, labels, rows):
-    """The vectors and classes of some pixels: rows i[...] -> f32[..., D], i32[...]."""
+    """Feature vectors and classes of some pixels: rows i[...] -> f32[..., D], i32[...]."""
     height, width = features.size
-    picture, place = divmod(pixels[rows].reshape(-1), height * width)
-    y, x = divmod(place, width)
-    vectors = features.gather(picture, y, x).reshape(*rows.shape, -1)
+    image, position = divmod(pixels[rows].reshape(-1), height * width)
+    y, x = divmod(position, width)
+    vectors = features.gather(image, y, x).reshape(*rows.shape, -1)
     return vectors, labels[rows].astype(np.int32)
 
 
 def _inputs(fit, orders, step, length):
-    """What `steps_of` takes for the steps from `step` on; those beyond the last are not live."""
+    """The inputs of `steps_of` from `step` on; steps beyond the last one are not live."""
     numbers = np.arange(step, step + length)
     rows = orders.rows(np.minimum(numbers, fit.steps - 1))
     batch = _read(fit.features, fit.pixels, fit.labels, rows) if fit.on_host else rows
@@ -287,7 +280,7 @@ def _inputs(fit, orders, step, length):
 
 
 def saved(learned: dict, frozen: dict, step: int) -> dict:
-    """The state as checkpoints hold it: what learns, and the network that it reads.
+    """The state as checkpoints hold it: the members, and the network whose features they read.
 
     frozen  {"params", "stats"} of that network
     """
@@ -299,32 +292,14 @@ def saved(learned: dict, frozen: dict, step: int) -> dict:
     }
 
 
-def _meta(fit, step, finished):
-    own = {"stage": fit.name, "step": step, "ema": [], "finished": finished}
-    return {**fit.meta, **own}
-
-
-def _report(fit, step, total, losses, running, speed, log):
+def _report(fit, life, step, losses, running, speed):
     loss = float(losses[losses > 0].mean()) if np.any(losses > 0) else 0.0
     numbers = {"loss": loss, "running": running}
-    shown = f"loss {loss:.4f}   {running} of {fit.members} run"
+    text = f"loss {loss:.4f}   {running} of {fit.members} run"
     if speed:
         numbers["steps_per_second"] = round(speed, 2)
-        shown += f"   {speed:.1f} steps/s"
-        if step < total and running:
-            most = "at most " if fit.stops else ""
-            shown += f"   {most}{duration((total - step) / speed)} left"
-    log.write(fit.name, step, numbers)
-    log.say(f"{fit.name} {step:>{len(str(total))}}/{total}   {shown}")
-
-
-def _require_finite(fit, checkpoints, step, losses):
-    if np.isfinite(losses).all():
-        return
-    checkpoints.wait()
-    kept = checkpoints.latest()
-    left = f"The checkpoint of step {kept} is kept" if kept else "No checkpoint was made yet"
-    raise UserError(
-        f"stage {fit.name}: the loss of a classifier is not finite at step {step} or shortly "
-        f"before. {left}; are the features finite? Try --config.features.dtype=float32."
-    )
+        text += f"   {speed:.1f} steps/s"
+        if step < fit.steps and running:
+            at_most = "at most " if fit.stops else ""
+            text += f"   {at_most}{duration((fit.steps - step) / speed)} left"
+    life.report(step, numbers, text)

@@ -16,11 +16,11 @@ COPY_EVERY = 30  # seconds
 
 
 class Log:
-    """Writes what happens to the workdir and the terminal; silent in all processes but the first.
+    """Writes a run's numbers to the workdir and the terminal, in the first process only.
 
-    A resumed run rewinds the log to its checkpoint, so that no step stands there twice. For a
-    workdir in a bucket, whose objects are only replaced whole, the files are written to a temporary
-    folder and copied at most every so many seconds.
+    A resumed run rewinds the log to its checkpoint, so that no step appears twice. The files of a
+    workdir in a bucket, whose objects cannot be appended to, are written to a temporary folder and
+    copied at most every COPY_EVERY seconds.
     """
 
     def __init__(self, workdir: Path, primary: bool = True):
@@ -37,7 +37,7 @@ class Log:
         self.console.print(text, markup=False)
 
     def rewind(self, stage: str, step: int):
-        """Drops what was written for `stage` after `step`, and a line that was cut short."""
+        """Drops the records of `stage` after `step`, and a truncated last line."""
         if not self.primary:
             return
         if self.bucket and not self.path.exists() and (self.bucket / self.path.name).exists():
@@ -57,8 +57,8 @@ class Log:
         self.close()
         (self.events / stage).mkdir(parents=True, exist_ok=True)
         self.writer = EventsWriter(str(self.events / stage / "events"))
-        begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._event(step + 1, session_log=begun)  # readers drop what came after it before
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._event(step + 1, session_log=start)  # Readers drop earlier events from this step on.
 
     def write(self, stage: str, step: int, numbers: dict[str, float]):
         """One record: the stage, the step, seconds since the epoch, and the numbers."""
@@ -73,13 +73,13 @@ class Log:
         if time.monotonic() - self.copied > COPY_EVERY:
             self.flush()
 
-    def picture(self, stage: str, step: int, name: str, picture):
-        """Adds a picture u8[H,W,3] to the events, if a stage writes any."""
+    def image(self, step: int, name: str, image):
+        """Adds an image u8[H,W,3] to the events of the current stage, if there is one."""
         if self.writer is not None:
-            self._event(step, summary=summary.image(name, picture, dataformats="HWC"))
+            self._event(step, summary=summary.image(name, image, dataformats="HWC"))
 
     def _event(self, step, **content):
-        """Writes here and now: a thread of its own would end, and block us, on a full disk."""
+        """Writes synchronously: on a full disk a writer thread would end and block the caller."""
         self.writer.write_event(event_pb2.Event(step=step, wall_time=time.time(), **content))
 
     def close(self):

@@ -1,4 +1,4 @@
-"""The one training loop: it is handed a stage and knows no system."""
+"""The gradient loop: it is handed a stage and knows no system."""
 
 import collections
 import dataclasses
@@ -17,31 +17,30 @@ from flax.traverse_util import unflatten_dict as unflatten
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffseg_jax.devices.mesh import place_tree, state_shardings, to_devices
-from diffseg_jax.errors import UserError
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.training import resources
+from diffseg_jax.training.lifecycle import Lifecycle, origin
 from diffseg_jax.training.log import Log, duration
-from diffseg_jax.training.signals import Stopped, watched
 from diffseg_jax.training.state import new_state
 from diffseg_jax.training.step import train_step
 
-STEPS_IN_FLIGHT = 4  # on accelerators; unbounded dispatch can deadlock fake CPU devices, so 1 there
+MAX_STEPS_IN_FLIGHT = 4  # on accelerators; more than 1 can deadlock fake CPU devices
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Data, loss, trainable parameters, optimizer and steps: all that the loop has to know.
+    """Data, loss, trainable parameters, optimizer and steps: all that the loop needs to know.
 
     name        the stage's name in the config and on disk
     batches     step -> endless iterator of this process's host batches from that step on
     init        key -> {"params", "stats"}, random and jit-able
-    loaded      () -> what of that tree comes from elsewhere instead, as arrays
-    trainable   path of a parameter -> does it learn
+    loaded      () -> arrays that replace some of that tree; None replaces none
+    trainable   path of a parameter -> whether it is trained
     loss        see `train_step`
-    optimizer   and the schedule that it was made with, for the log
+    optimizer   made with `schedule`, which is also logged
     every       steps between log lines, checkpoints and evaluations
-    evaluate    (state, step) -> numbers to log and keep the best by; it may draw pictures and
-                return no numbers
+    evaluate    (state, step) -> numbers to log and to choose the best checkpoint by; it may draw
+                images and return no numbers
     ema         rates of the moving averages; readers take the first one unless told otherwise
     """
 
@@ -68,23 +67,23 @@ def abstract_state(stage: Stage) -> dict:
     return jax.eval_shape(lambda: _start(stage, stage.init(_key(stage, "init"))))
 
 
-def run(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -> dict:
+def train(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -> dict:
     """Trains from the latest checkpoint, or the start, to the last step; returns the final state.
 
     Raises UserError when the loss or a gradient is not finite; the last good checkpoint is kept.
     Raises Stopped after a signal that asks to stop, once the state is saved.
     """
     # ---- where the last run stopped
-    state, start = checkpoints.newest(abstract_state(stage), mesh, log.say)
+    life = Lifecycle(stage.name, stage.steps, checkpoints, log)
+    state, start = life.resume(abstract_state(stage), mesh)
     unreported = {}
     if state is None:
         state = fresh(stage, mesh)
-    log.rewind(stage.name, start)
     if start:
         meta = checkpoints.meta(start)
         unreported = meta["unreported"]
         if not meta["evaluated"]:
-            _make_up(stage, checkpoints, state, start, meta, log)
+            _evaluate_late(stage, life, state, start, meta)
     if start >= stage.steps:
         return state
 
@@ -96,10 +95,9 @@ def run(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -> dict:
     step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=placed)
     batches = stage.batches(start)
     in_flight = collections.deque()
-    limit = 1 if jax.default_backend() == "cpu" else STEPS_IN_FLIGHT
+    limit = 1 if jax.default_backend() == "cpu" else MAX_STEPS_IN_FLIGHT
     batch = to_devices(next(batches), mesh, stage.batch_size)
-    done = f"continues after step {start}" if start else "starts"
-    log.say(f"{stage.name}: {done}, {stage.steps - start} steps to go; compiles the first")
+    log.say(f"{stage.name}: {origin(start)}, {stage.steps - start} steps to go; compiles the first")
     begun = time.perf_counter()
     lowered = step_fn.lower(state, batch, key)
     step_fn = lowered.compile()
@@ -108,35 +106,28 @@ def run(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -> dict:
 
     # ---- steps
     sums = _Sums(**unreported)
-    with watched() as asked:
+    with life.running() as asked:
         for step in range(start + 1, stage.steps + 1):
             state, metrics = step_fn(state, batch, key)
             in_flight.append((step, metrics))
-            if step < stage.steps:  # read and sent while the step runs
+            if step < stage.steps:  # The next batch is read and sent while the step runs.
                 batch = to_devices(next(batches), mesh, stage.batch_size)
             stop, last = asked(), step == stage.steps
             while len(in_flight) > limit or (in_flight and (stop or _due(stage, step))):
-                sums.add(*_finished(stage, checkpoints, *in_flight.popleft()))
+                sums.add(*_finished(stage, life, *in_flight.popleft()))
 
             # ---- what happens every so many steps
             if last or step % stage.every["log"] == 0:
-                _report(stage, step, sums.means(), sums.rate(stage.batch_size), log)
+                _report(stage, life, step, sums.means(), sums.rate(stage.batch_size))
                 sums = _Sums()
             pause = time.perf_counter()
             due = stage.evaluate and (last or step % stage.every["evaluate"] == 0)
-            numbers = _evaluate(stage, state, step, log) if due and not stop else None
+            numbers = _evaluate(stage, life, state, step) if due and not stop else None
             if last or stop or step % stage.every["checkpoint"] == 0:
-                _require_finite(stage, checkpoints, step, state)
-                log.flush()  # a step that is saved is not run again to be logged
+                _require_finite(stage, life, step, state)
                 meta = _meta(stage, step, sums, evaluated=not (due and stop))
-                checkpoints.save(step, state, meta, numbers)
-            if stop:
-                checkpoints.wait()
-                raise Stopped(stage.name, step, stop)
+                life.save(step, state, meta, numbers, stop)
             sums.pause(time.perf_counter() - pause)
-        checkpoints.wait()
-        if stop := asked():  # it came after the last step
-            raise Stopped(stage.name, stage.steps, stop)
     return state
 
 
@@ -151,10 +142,10 @@ def _key(stage, purpose):
 
 
 def fresh(stage, mesh):
-    """The state before the first step; no device ever holds more than its part of it."""
+    """The state before the first step; no device ever holds more than its shard."""
     key = _key(stage, "init")
     shardings = state_shardings(jax.eval_shape(stage.init, key), mesh)
-    # run once: on a CPU unoptimised code is as good, and compiles in a quarter of the time
+    # It runs once: on a CPU unoptimised code is fast enough and compiles in a quarter of the time.
     cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if cpu else None
     network = jax.jit(stage.init, out_shardings=shardings, compiler_options=options)(key)
@@ -167,23 +158,24 @@ def fresh(stage, mesh):
 
 def _replace(network, loaded, shardings):
     """The network with the loaded arrays in place of the random ones."""
-    leaves, where = flatten(network, keep_empty_nodes=True), flatten(shardings)
+    leaves, placed = flatten(network, keep_empty_nodes=True), flatten(shardings)
     for path, array in flatten(loaded).items():
-        leaves[path] = place_tree(np.asarray(array, leaves[path].dtype), where[path])
+        leaves[path] = place_tree(np.asarray(array, leaves[path].dtype), placed[path])
     return unflatten(leaves)
 
 
 def _due(stage, step):
-    """Whether something after this step needs its numbers, so that all steps must be awaited."""
+    """Whether this step's numbers are needed, so that all steps in flight must be awaited."""
     return step == stage.steps or any(step % every == 0 for every in stage.every.values())
 
 
-def _finished(stage, checkpoints, step, metrics):
-    """Awaits a step's numbers; refuses to go on from one that is not finite."""
+def _finished(stage, life, step, metrics):
+    """Awaits a step's numbers; raises UserError for numbers that are not finite."""
     numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if not numbers.pop("finite"):
-        what = f"the loss or its gradient is not finite at step {step} (loss {numbers['loss']:.4g})"
-        raise _diverged(stage, checkpoints, what)
+        loss = f"(loss {numbers['loss']:.4g})"
+        problem = f"the loss or its gradient is not finite at step {step} {loss}"
+        raise life.diverged(problem, _advice(stage))
     return numbers, time.perf_counter()
 
 
@@ -192,71 +184,65 @@ def _all_finite(tree):
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
-def _require_finite(stage, checkpoints, step, state):
-    """Refuses to save what no run can go on from: a finite gradient may overflow the update."""
+def _require_finite(stage, life, step, state):
+    """Raises UserError before an unusable state is saved: a finite gradient may overflow Adam."""
     if not _all_finite({part: state[part] for part in ("params", "stats", "ema")}):
-        what = f"the parameters or batch statistics are not finite after step {step}"
-        raise _diverged(stage, checkpoints, what)
+        problem = f"the parameters or batch statistics are not finite after step {step}"
+        raise life.diverged(problem, _advice(stage))
 
 
-def _diverged(stage, checkpoints, what):
-    """The error that says what happened, which checkpoint is kept, and what to try."""
-    checkpoints.wait()
-    kept = checkpoints.latest()
-    left = f"The checkpoint of step {kept} is kept" if kept else "No checkpoint was made yet"
-    return UserError(
-        f"stage {stage.name}: {what}. {left}; try a smaller "
-        f"--config.stages.{stage.name}.optim.peak_lr{' in a new --workdir' if kept else ''}, or "
-        "--config.dtype=float32."
-    )
+def _advice(stage):
+    return f"a smaller --config.stages.{stage.name}.optim.peak_lr, or --config.dtype=float32"
 
 
-def _report(stage, step, numbers, rate, log):
+def _report(stage, life, step, numbers, rate):
     numbers["learning_rate"] = float(stage.schedule(jnp.asarray(step - 1)))
     numbers["images_per_second"] = round(rate, 2)
-    shown = f"loss {numbers['loss']:.4f}   {rate:.1f} images/s"
+    text = f"loss {numbers['loss']:.4f}   {rate:.1f} images/s"
     if step < stage.steps:
-        shown += f"   {duration((stage.steps - step) * stage.batch_size / rate)} left"
-    log.write(stage.name, step, numbers)
-    log.say(f"{stage.name} {step:>{len(str(stage.steps))}}/{stage.steps}   {shown}")
+        text += f"   {duration((stage.steps - step) * stage.batch_size / rate)} left"
+    life.report(step, numbers, text)
 
 
-def _make_up(stage, checkpoints, state, step, meta, log):
-    """Evaluates where a stop came before, and saves the step again as one that may be the best."""
+def _evaluate_late(stage, life, state, step, meta):
+    """Evaluates a step that was saved because of a stop, and saves it again with its numbers."""
+    kept = {key: value for key, value in meta.items() if key != "arrays"}
     numbers = stage.evaluate(state, step)
-    own = {word: value for word, value in meta.items() if word != "arrays"}
-    checkpoints.replace(step, state, {**own, "evaluated": True}, numbers)
-    _report_evaluation(stage, numbers, step, log)
+    life.checkpoints.replace(step, state, {**kept, "evaluated": True}, numbers)
+    _report_evaluation(life, step, numbers)
 
 
-def _evaluate(stage, state, step, log):
+def _evaluate(stage, life, state, step):
     """The numbers of an evaluation, which are logged."""
     numbers = stage.evaluate(state, step)
-    _report_evaluation(stage, numbers, step, log)
+    _report_evaluation(life, step, numbers)
     return numbers
 
 
-def _report_evaluation(stage, numbers, step, log):
+def _report_evaluation(life, step, numbers):
     if numbers:
-        log.write(stage.name, step, numbers)
         shown = "   ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        log.say(f"{stage.name} {step}/{stage.steps}   evaluated: {shown}")
+        life.report(step, numbers, f"evaluated: {shown}")
 
 
 def _meta(stage, step, sums, evaluated):
     """What is saved beside the state.
 
-    evaluated  False where an evaluation was due, but the run was asked to stop before it
+    evaluated  False where an evaluation was due but the run was asked to stop before it
     """
-    own = {"stage": stage.name, "step": step, "ema": list(stage.ema), "data": {"next_batch": step}}
-    own["unreported"] = {"steps": sums.count, "totals": dict(sums.totals)}
-    return {**stage.meta, **own, "evaluated": evaluated}
+    return {
+        **stage.meta,
+        "ema": list(stage.ema),
+        "data": {"next_batch": step},
+        "unreported": {"steps": sums.count, "totals": dict(sums.totals)},
+        "evaluated": evaluated,
+    }
 
 
 class _Sums:
     """Means of the logged numbers, and images per second, since the last log line.
 
-    steps, totals  sums of steps that a stopped run had not reported yet; they took no time here
+    steps, totals  sums of steps that a stopped run had not reported yet; their time is not counted
     """
 
     def __init__(self, steps: int = 0, totals: Mapping[str, float] = MappingProxyType({})):
@@ -271,7 +257,7 @@ class _Sums:
         self.end = when
 
     def pause(self, seconds):
-        """Leaves time out that was not spent on steps."""
+        """Excludes time that was not spent on steps."""
         self.start += seconds
 
     def means(self):

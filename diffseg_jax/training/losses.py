@@ -1,4 +1,4 @@
-"""Losses as (sum, weight): sums add up exactly over micro-batches and devices, ratios come last."""
+"""Losses as (sum, weight): sums add up over micro-batches and devices, and ratios come last."""
 
 import jax
 import jax.numpy as jnp

@@ -15,13 +15,16 @@ def cosine(peak_lr: float, steps: int):
 
 
 def polynomial(peak_lr: float, steps: int, power: float = 1.0):
-    """lr(t) = peak (1 - t / steps) ** power; the schedule of mmsegmentation's recipes."""
+    """lr(t) = peak (1 - t / steps) ** power; the schedule of mmsegmentation's recipes.
+
+    `optax.polynomial_schedule` rounds differently, so a resumed run would not be bit-identical.
+    """
     return lambda t: peak_lr * (jnp.maximum(steps - t, 0) / steps) ** power
 
 
 def constant(peak_lr: float, steps: int):
     """lr(t) = peak."""
-    return lambda t: jnp.asarray(peak_lr)
+    return optax.constant_schedule(peak_lr)
 
 
 SCHEDULES = {"cosine": cosine, "polynomial": polynomial, "constant": constant}
@@ -58,6 +61,7 @@ def sgd(b1, b2, epsilon, decay):
     return optax.chain(decay, optax.trace(b1))
 
 
+# optax.adamw nests its state differently, so checkpoints of earlier versions would not resume.
 OPTIMIZERS = {"adam": adam, "adamw": adamw, "sgd": sgd}
 
 

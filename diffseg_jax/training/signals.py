@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM, the notice of a preempted machine, and Ctrl-C."""
+"""Signals that ask a run to stop: SIGTERM, as before a preemption, and Ctrl-C."""
 
 import contextlib
 import itertools
@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
-_polls = itertools.count()  # of this process; the same in all, as they take the same steps
+_polls = itertools.count()  # the same in all processes, as they make the same steps
 
 
 class Stopped(Exception):
-    """A stage was asked to stop and did, after a checkpoint that the same command goes on from.
+    """A stage stopped on request, after saving a checkpoint from which the same command continues.
 
     number  of the signal
     """
@@ -22,7 +22,7 @@ class Stopped(Exception):
     def __init__(self, stage: str, step: int, number: int):
         super().__init__(
             f"stopped by {signal.Signals(number).name} after step {step} of stage {stage}, which "
-            "is saved; the same command goes on from there"
+            "is saved; the same command continues from there"
         )
         self.number = number
 
@@ -31,30 +31,30 @@ class Stopped(Exception):
 def watched() -> Iterator[Callable[[], int]]:
     """`with watched() as asked`: asked() is the number of the signal that came, or 0.
 
-    It must be called once after every step, in all processes: of several, any one may be given
-    SIGTERM, and all answer at the same step. The second Ctrl-C stops at once. Outside the main
-    thread of a process of its own no signal is watched.
+    It must be called once after every step, in all processes: any of them may receive SIGTERM, and
+    all stop at the same step. The second Ctrl-C stops at once. A single process watches signals
+    only in its main thread.
     """
     if jax.process_count() > 1:
-        # jax.distributed has taken SIGTERM for its own, and tells the others
+        # jax.distributed handles SIGTERM and notifies the other processes.
         reached = multihost_utils.reached_preemption_sync_point
         yield lambda: signal.SIGTERM if reached(next(_polls)) else 0
         return
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
-    came = []
+    received = []
 
-    def note(number, _):
-        came.append(number)
+    def handle(number, _):
+        received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
         text = f"stops after this step and saves{again}\n"
-        os.write(2, text.encode())  # print may be what the signal interrupted
+        os.write(2, text.encode())  # The signal may have interrupted print.
 
-    old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: came[0] if came else 0
+        yield lambda: received[0] if received else 0
     finally:
-        for number, handler in old.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

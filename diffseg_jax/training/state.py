@@ -1,8 +1,8 @@
-"""The training state as nested dicts with string keys: what learns, what rests, and the rest.
+"""The training state as nested dicts with string keys.
 
 step    i32[]             updates made
 params  nested dict       parameters that are trained
-frozen  nested dict       parameters that are not: no gradient, no optimizer state
+frozen  nested dict       parameters that are not: they have no gradient or optimizer state
 stats   nested dict       batch statistics
 ema     nested dict       moving averages of params, one tree per rate: {"0.9999": {...}}
 opt     optax state       of params alone
@@ -20,9 +20,9 @@ from flax.traverse_util import unflatten_dict as unflatten
 def split_params(params: dict, trainable: Callable[[tuple[str, ...]], bool]) -> tuple[dict, dict]:
     """The parameters whose path is trainable, and the others; `merge_params` is the inverse."""
     flat = flatten(params)
-    learns = {path: leaf for path, leaf in flat.items() if trainable(path)}
-    rests = {path: leaf for path, leaf in flat.items() if path not in learns}
-    return unflatten(learns), unflatten(rests)
+    trained = {path: leaf for path, leaf in flat.items() if trainable(path)}
+    frozen = {path: leaf for path, leaf in flat.items() if path not in trained}
+    return unflatten(trained), unflatten(frozen)
 
 
 def merge_params(trained: dict, frozen: dict) -> dict:
@@ -52,7 +52,7 @@ def new_state(
 
 
 def network_of(state: dict, ema: tuple[float, ...]) -> dict:
-    """{"params", "stats"} to predict with: the moving average of the first rate, if there is one.
+    """{"params", "stats"} to predict with: the moving average of the first rate, if any.
 
     ema  the rates that the state was made with, whose order the state does not keep
     """

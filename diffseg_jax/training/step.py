@@ -22,13 +22,13 @@ def train_step(
 
     loss_fn     (params, stats, batch, key) -> loss, (weight, stats, metrics); loss is a sum whose
                 mean is loss / weight, metrics are sums over the same weight
-    accumulate  the batch is worked through in so many parts, their gradients added up
+    accumulate  number of parts of the batch, whose gradients are added up
     ema         rates r of the moving averages, average <- r average + (1 - r) params; () = off
     batch       arrays [B, ...]; the row number is added as "row" i32[B], so that draws per row do
                 not depend on parts or devices
     Returns the new state and f32[] metrics: loss, grad_norm, finite (1 or 0), and those of loss_fn.
     """
-    key = jax.random.fold_in(key, state["step"])  # a resumed run draws the same at the same step
+    key = jax.random.fold_in(key, state["step"])  # A resumed run draws the same at each step.
     rows = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
     parts = jax.tree.map(lambda x: _in_parts(x, accumulate), {**batch, "row": rows})
 
@@ -50,7 +50,7 @@ def train_step(
     (sums, stats), _ = jax.lax.scan(add_part, start, rest) if accumulate > 1 else (start, None)
     grads, loss, weight, metrics = sums
 
-    weight = jnp.maximum(weight, 1.0)  # a batch may hold nothing but ignored pixels
+    weight = jnp.maximum(weight, 1.0)  # A batch may hold only ignored pixels.
     grads = jax.tree.map(lambda g: g / weight, grads)
     norm = optax.tree.norm(grads)
     updates, opt = optimizer.update(grads, state["opt"], state["params"])
@@ -67,5 +67,5 @@ def train_step(
 
 
 def _in_parts(x, parts):
-    """[B, ...] -> [parts, B / parts, ...] so that every device keeps its own rows."""
+    """[B, ...] -> [parts, B / parts, ...] so that every device keeps its rows."""
     return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)

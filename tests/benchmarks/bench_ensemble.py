@@ -97,7 +97,7 @@ def time_step(args):
     from diffseg_jax.training import fit_loop
 
     fit, made = make_fit("paper", args.pictures, args.steps), 0
-    learned = jax.jit(functools.partial(fit_loop.start, fit))()
+    learned = jax.jit(functools.partial(fit_loop.initial_state, fit))()
     call = jax.jit(functools.partial(fit_loop.steps_of, fit), donate_argnums=0)
     data, orders = jax.device_put((fit.features, fit.pixels, fit.labels)), fit_loop.Orders(fit)
     shape = args.pictures, SIDE, SIDE
@@ -136,7 +136,7 @@ def time_fit(args):
 
     fit = make_fit("fast", args.pictures, args.steps)
     with tempfile.TemporaryDirectory() as folder, StageCheckpoints(folder) as checkpoints:
-        run = lambda: fit_loop.run(fit, checkpoints, make_mesh(), Log(folder))
+        run = lambda: fit_loop.train_members(fit, checkpoints, make_mesh(), Log(folder))
         with contextlib.redirect_stdout(sys.stderr):  # its log
             seconds = timeit.timeit(run, number=1)
     return dict(seconds=[seconds], steps=fit.steps, batch=fit.batch_size)
@@ -146,13 +146,13 @@ def time_heads(args):
     """Seconds of all classifiers on one picture, and the memory that rises above the inputs."""
     import jax
 
-    from diffseg_jax.systems.pixel_ensemble import answer, make_member
+    from diffseg_jax.systems.pixel_ensemble import ensemble_maps, make_member
 
     features, member = random_features(1), make_member(FEATURES, CLASSES, HIDDEN)
-    fit_loop = jax.jit(jax.vmap(member.init))(jax.random.split(jax.random.key(0), MEMBERS))
-    run = jax.jit(functools.partial(answer, member))
-    call = lambda: jax.block_until_ready(run(fit_loop, features))
-    jax.block_until_ready(fit_loop)
+    members = jax.jit(jax.vmap(member.init))(jax.random.split(jax.random.key(0), MEMBERS))
+    run = jax.jit(functools.partial(ensemble_maps, member))
+    call = lambda: jax.block_until_ready(run(members, features))
+    jax.block_until_ready(members)
     start_peak()
     before = memory_mb("VmRSS")
     line = dict(first=timeit.timeit(call, number=1))
@@ -160,12 +160,11 @@ def time_heads(args):
     return line | dict(more_mb=memory_mb("VmHWM") - before)
 
 
-def make_run(folder, args):
-    """The published config on random pictures in a folder, 29 classes, one to be predicted."""
+def make_config(folder, args):
+    """The published config on random images in a folder, 29 classes, one image to be predicted."""
     import numpy as np
     from PIL import Image
 
-    from diffseg_jax.experiment.plan import start_run
     from diffseg_jax.systems.pixel_ensemble import RECIPES
 
     draw = np.random.default_rng(0)
@@ -185,30 +184,31 @@ def make_run(folder, args):
     if args.steps:
         RECIPES["fast"] = dataclasses.replace(RECIPES["fast"], steps=args.steps)
     (folder / "run").mkdir()
-    return start_run(config, folder / "run")
+    return config
 
 
 def follow_network(args):
-    """The peaks of making the LSUN network, of the features of one picture, and of its answer."""
+    """The peaks of making the LSUN network, of the features of one image, and of its prediction."""
     import jax
     import numpy as np
 
     from diffseg_jax.experiment import ensemble_stage
+    from diffseg_jax.experiment.plan import make_plan
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        run = make_run(Path(folder), args)
+        (plan,) = make_plan(make_config(Path(folder), args), Path(folder) / "run").stages
         start = timeit.default_timer()
-        network = jax.block_until_ready(ensemble_stage.open_backbone(run, "fit", run.task("fit")))
+        network = jax.block_until_ready(ensemble_stage.open_backbone(plan))
         phases = [phase("network", start)]
-        task = run.task("fit")
-        ensemble_stage.collect(run, "fit", task, network, run.labelled[:1])
-        phases.append(phase("one picture", start))
-        fit_loop = jax.jit(jax.vmap(task.fit.member.init))(jax.random.split(jax.random.key(0), 10))
+        task = plan.task
+        ensemble_stage.collect(plan, network, plan.indices[:1])
+        phases.append(phase("one image", start))
+        members = jax.jit(jax.vmap(task.fit.member.init))(jax.random.split(jax.random.key(0), 10))
         for part in network:
-            network[part]["ensemble"] = fit_loop[part]
+            network[part]["ensemble"] = members[part]
         image = np.zeros((1, SIDE, SIDE, 3), np.uint8)
         jax.block_until_ready(task.predict(network, image, np.array([[SIDE, SIDE]])))
-        return dict(phases=[*phases, phase("one answer", start)])
+        return dict(phases=[*phases, phase("one prediction", start)])
 
 
 def follow_stage(args):
@@ -234,12 +234,11 @@ def follow_stage(args):
 
     watch(ensemble_stage, "open_backbone", "network")
     watch(ensemble_stage, "collect", "features")
-    watch(fit_loop, "run", "fit")
+    watch(fit_loop, "train_members", "fit")
     watch(train, "open_network", "opening")
     watch(train, "result_of", "prediction")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        run = make_run(Path(folder), args)
-        train.train(run.config, run.workdir)
+        train.train(make_config(Path(folder), args), Path(folder) / "run")
     return dict(phases=phases)
 
 

@@ -19,7 +19,7 @@ from diffseg_jax.data import transforms
 from diffseg_jax.data.class_ids import id_table
 from diffseg_jax.data.colour import photometric_distortion
 from diffseg_jax.errors import UserError
-from diffseg_jax.systems.system import scale_images
+from diffseg_jax.systems.inputs import scale_images
 
 SIDES = st.integers(1, 40)
 SIZES = st.tuples(SIDES, SIDES)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import ensemble_stage, tap_study, train
-from diffseg_jax.experiment.plan import check_config, start_run
+from diffseg_jax.experiment.plan import check_config, make_plan
 from diffseg_jax.storage.checkpoints import open_network
 from diffseg_jax.systems import ddpm_seg
 
@@ -97,7 +97,7 @@ def test_random_weights_make_a_network_as_deep_as_trained_ones(seg_config):
     ({"features.blocks": (1, 1)}, "holds 1 twice"),
     ({"ensemble.widths": (64,)}, "has two hidden layers"),
     ({"features.noise_file": "a.npy", "features.share_noise": False}, "reads no file"),
-    ({"features.source": "colour"}, "starts from no network"),
+    ({"features.source": "colour"}, "no network to start from"),
     ({"evaluate.scales": (0.5, 1.0)}, "would be brought back"),
     ({"stages.fit.start": "weights"}, "start is weights, but no file is given"),
     ({"ensemble.recipe": "slow"}, "must be one of paper, fast"),
@@ -125,7 +125,7 @@ def test_no_labelled_pixel_left_names_the_picture_and_the_rule(seg_config, tmp_p
 
 def test_features_that_do_not_fit_say_how_much_is_needed(seg_config, tmp_path, monkeypatch):
     monkeypatch.setattr(ensemble_stage, "free_bytes", lambda on_host: 1000)
-    refused(seg_config, tmp_path, r"needs .* GB for 3 pictures of 128 features a pixel, but 0.0 GB")
+    refused(seg_config, tmp_path, r"needs .* GB for 3 images of 128 features a pixel, but 0.0 GB")
 
 
 @pytest.mark.parametrize(
@@ -259,6 +259,5 @@ def test_taps_of_ddep_are_refused(tiny_config, tmp_path):
 
 
 def test_the_backbone_is_read_from_the_checkpoint_once_there_is_one(seg_config, fitted):
-    run = start_run(seg_config, fitted)
-    network = ensemble_stage.open_backbone(run, "fit", run.task("fit"))
+    network = ensemble_stage.open_backbone(make_plan(seg_config, fitted).stages[-1])
     assert set(network["params"]) == {"unet"} and set(network["stats"]) == {"noise"}

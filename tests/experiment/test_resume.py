@@ -214,7 +214,7 @@ def trained(workdir, *stops, sampler):
     for steps in stops:
         with StageCheckpoints(directory) as checkpoints:
             stage = diffusion_stage(steps, sampler)
-            state = loop.run(stage, checkpoints, make_mesh(), Log(workdir, primary=False))
+            state = loop.train(stage, checkpoints, make_mesh(), Log(workdir, primary=False))
     return flatten(with_string_keys(state))
 
 

@@ -131,7 +131,7 @@ def test_a_failure_leaves_nothing_behind(small, tmp_path, monkeypatch):
         ({"platforms": ()}, "no platform is given"),
         ({"output": "."}, "is there already"),
         ({"output": "gs://bucket/a"}, "is an address"),
-        ({"steps": 3}, "steps is 3, but the answers of this ddep network have no"),
+        ({"steps": 3}, "steps is 3, but the predictions of this ddep network have no"),
     ],
 )
 def test_wrong_options_end_with_a_sentence(small, tmp_path, monkeypatch, options, sentence):

@@ -59,7 +59,7 @@ def line_stage(steps=6, ema=RATES):
 def trained(workdir, **options):
     """The state after a run in `workdir`/line, which goes on if something is there."""
     with StageCheckpoints(workdir / "line") as saved:
-        return loop.run(line_stage(**options), saved, make_mesh(), Log(workdir))
+        return loop.train(line_stage(**options), saved, make_mesh(), Log(workdir))
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.layers.conv import Arithmetic
 from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.models.transunet import Encoder, TransUNet
-from diffseg_jax.systems import ddep
-from diffseg_jax.systems.system import draw_per_row, scale_images
+from diffseg_jax.systems import ddep, ddep_config
+from diffseg_jax.systems.inputs import draw_per_row, scale_images
 from diffseg_jax.training.losses import squared_error
 from diffseg_jax.training.optimizer import make_optimizer, make_schedule
 from diffseg_jax.training.state import network_of, new_state
@@ -124,7 +124,7 @@ def recorded_case(path):
     network = Network(make)
     shapes = abstract(task)
     whole = SimpleNamespace(meta={**task.meta, "kind": "finetune"})  # that is, with the head
-    start = jax.tree.map(jnp.asarray, ddep.load_weights(config, shapes, whole))
+    start = jax.tree.map(jnp.asarray, ddep_config.load_weights(config, shapes, whole))
     assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, shapes)
     return task, network, start, arrays, record
 
@@ -510,7 +510,7 @@ def test_token_grid(crop, grid):
 
 def test_fine_tuning_takes_over_all_but_the_projection(pretrained):
     previous, task = network_of(pretrained[1], ()), task_of("finetune", crop=(48, 16))
-    taken = ddep.adopt(abstract(task), task, previous, task_of("pretrain").meta)
+    taken = ddep_config.adopt(abstract(task), task, previous, task_of("pretrain").meta)
     assert set(taken["params"]) == {"encoder", "decoder"}
     before, after = flat(previous), flat(taken)
     table = "params.encoder.position_embedding"
@@ -525,7 +525,7 @@ def test_fine_tuning_takes_over_all_but_the_projection(pretrained):
 def test_a_stage_of_the_same_kind_keeps_its_head():
     task = task_of("finetune")
     previous = filled(abstract(task))
-    taken = ddep.adopt(abstract(task), task, previous, task.meta)
+    taken = ddep_config.adopt(abstract(task), task, previous, task.meta)
     assert flat(taken).keys() == flat(previous).keys()
 
 
@@ -534,21 +534,21 @@ def test_another_network_is_refused(change):
     task = ddep.make_task(make_config(**change), "finetune", (32, 32), 5)
     previous = filled(abstract(task_of("pretrain")))
     with pytest.raises(UserError, match="another network: params.*Use the same model settings"):
-        ddep.adopt(abstract(task), task, previous, task_of("pretrain").meta)
+        ddep_config.adopt(abstract(task), task, previous, task_of("pretrain").meta)
 
 
 def test_a_network_with_more_parts_is_refused():
     """A deeper one holds everything that is wanted here, and would lose layers without a word."""
     task = task_of("finetune")
     deeper = ddep.make_task(make_config(layers=2), "pretrain", (32, 32), 0)
-    with pytest.raises(UserError, match=r"another network: params\.encoder\.layer1"):
-        ddep.adopt(abstract(task), task, filled(abstract(deeper)), deeper.meta)
+    with pytest.raises(UserError, match=r"this stage has no params\.encoder\.layer1"):
+        ddep_config.adopt(abstract(task), task, filled(abstract(deeper)), deeper.meta)
 
 
 def test_another_number_of_classes_is_refused():
     task, other = task_of("finetune"), task_of("finetune", classes=7)
     with pytest.raises(UserError, match=r"params\.head\.(kernel|bias) is .*7.* there"):
-        ddep.adopt(abstract(task), task, filled(abstract(other)), other.meta)
+        ddep_config.adopt(abstract(task), task, filled(abstract(other)), other.meta)
 
 
 # --- weights files --------------------------------------------------------------------------------
@@ -578,7 +578,7 @@ def test_recorded_encoder_weights_fill_the_encoder_alone(golden):
         config.weights_grid = grid
         task = ddep.make_task(config, "pretrain", (96, 32), 0)
         shapes = abstract(task)
-        loaded = ddep.load_weights(config, shapes, task)
+        loaded = ddep_config.load_weights(config, shapes, task)
         assert set(loaded["params"]) == {"encoder"} and loaded["stats"] == {}
         expected = jax.tree.map(jnp.shape, shapes["params"]["encoder"])
         assert jax.tree.map(jnp.shape, loaded["params"]["encoder"]) == expected
@@ -599,7 +599,7 @@ def test_recorded_torch_weights_fill_everything_but_a_projection(golden, kind):
         task = SimpleNamespace(meta={**task.meta, "kind": kind})
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), start)
         file = path.with_name(path.stem + "_state.pt")
-        loaded = ddep.load_weights(make_config(weights=str(file)), shapes, task)
+        loaded = ddep_config.load_weights(make_config(weights=str(file)), shapes, task)
         assert set(loaded["params"]) - {"head"} == {"encoder", "decoder"}
         assert ("head" in loaded["params"]) == (kind == "finetune")
         assert flat(loaded["stats"]).keys() == flat(start["stats"]).keys()
@@ -612,12 +612,12 @@ def test_a_table_without_a_square_needs_the_grid_that_it_was_trained_with(tmp_pa
     task = task_of("finetune", crop=(48, 32))
     values = {name: np.asarray(leaf) for name, leaf in flat(filled(abstract(task))).items()}
     config = make_config(weights=str(tmp_path / "w.npz"))
-    load = lambda: ddep.load_weights(config, abstract(task), task)["params"]["encoder"]
+    load = lambda: ddep_config.load_weights(config, abstract(task), task)["params"]["encoder"]
     np.savez(config.weights, **official_names(values))
     with pytest.raises(UserError, match=r"6 rows .* form no square grid.* = \(2, 3\)"):
         load()
     config.weights_grid = (3, 2)
-    check_options(dict(weights_grid=(3, 2)), {"weights_grid": ddep.OPTIONS["weights_grid"]})
+    check_options(dict(weights_grid=(3, 2)), {"weights_grid": ddep_config.OPTIONS["weights_grid"]})
     table = "params.encoder.position_embedding"
     np.testing.assert_array_equal(load()["position_embedding"], values[table])
     assert "assumed" not in capsys.readouterr().out
@@ -660,32 +660,32 @@ def official_names(values):
 ])  # fmt: skip
 def test_the_four_settings_of_the_papers(pretrain, weights, pretraining, finetuning):
     config = make_config(pretrain, weights)
-    assert ddep.skips_stage(config, "pretrain") == (pretraining is None)
-    assert not ddep.skips_stage(config, "finetune")
+    assert ddep_config.skips(config, "pretrain") == (pretraining is None)
+    assert not ddep_config.skips(config, "finetune")
     if pretraining:
-        assert ddep.start_of(config, "pretrain", "random") == pretraining
-    assert ddep.start_of(config, "finetune", "pretrain") == finetuning
+        assert ddep_config.start_of(config, "pretrain", "random") == pretraining
+    assert ddep_config.start_of(config, "finetune", "pretrain") == finetuning
     for start in ("random", "runs/other/finetune", "scratch"):
-        assert ddep.start_of(config, "finetune", start) == start
+        assert ddep_config.start_of(config, "finetune", start) == start
 
 
 def test_weights_that_were_not_given_are_not_asked_for():
-    assert ddep.start_of(make_config("dep"), "finetune", "weights") == "random"
-    assert ddep.start_of(make_config("dep", "w.npz"), "finetune", "weights") == "weights"
+    assert ddep_config.start_of(make_config("dep"), "finetune", "weights") == "random"
+    assert ddep_config.start_of(make_config("dep", "w.npz"), "finetune", "weights") == "weights"
 
 
 def test_a_random_frozen_encoder_is_mentioned():
-    assert "--config.weights" in ddep.note(make_config("ddep"), "pretrain", "random")
-    assert ddep.note(make_config("ddep", "w.npz"), "pretrain", "random") == ""
-    assert ddep.note(make_config("dep"), "pretrain", "random") == ""
-    assert ddep.note(make_config("none"), "finetune", "pretrain") == ""
+    assert "--config.weights" in ddep_config.note(make_config("ddep"), "pretrain", "random")
+    assert ddep_config.note(make_config("ddep", "w.npz"), "pretrain", "random") == ""
+    assert ddep_config.note(make_config("dep"), "pretrain", "random") == ""
+    assert ddep_config.note(make_config("none"), "finetune", "pretrain") == ""
 
 
 def test_supervised_without_weights_says_that_it_is_none():
     supervised = make_config("supervised")
-    assert "pretrain=none" in ddep.note(supervised, "finetune", "pretrain")
-    assert ddep.note(supervised, "finetune", "random") == ""  # meant to be random
-    assert ddep.note(make_config("supervised", "w.npz"), "finetune", "pretrain") == ""
+    assert "pretrain=none" in ddep_config.note(supervised, "finetune", "pretrain")
+    assert ddep_config.note(supervised, "finetune", "random") == ""  # meant to be random
+    assert ddep_config.note(make_config("supervised", "w.npz"), "finetune", "pretrain") == ""
 
 
 # --- what can be wrong with a config --------------------------------------------------------------
@@ -693,9 +693,10 @@ def test_supervised_without_weights_says_that_it_is_none():
 
 def test_the_quick_start_is_right():
     config = make_config()
-    ddep.check(config)
+    ddep_config.check(config)
     values = config.to_dict()
-    check_options({name: values[name] for name in values if name in ddep.OPTIONS}, ddep.OPTIONS)
+    options = ddep_config.OPTIONS
+    check_options({name: values[name] for name in values if name in options}, options)
 
 
 @pytest.mark.parametrize(("config", "sentence"), [
@@ -705,4 +706,4 @@ def test_the_quick_start_is_right():
 ], ids=["noise", "width", "heads"])  # fmt: skip
 def test_values_that_go_with_no_network_are_explained(config, sentence):
     with pytest.raises(UserError, match=sentence):
-        ddep.check(make_config(**config))
+        ddep_config.check(make_config(**config))

@@ -19,7 +19,7 @@ from diffseg_jax.inference import views
 from diffseg_jax.inference.views import Protocol, View
 from diffseg_jax.layers.resize import resize_bilinear
 from diffseg_jax.models.ddp_network import DDPSettings
-from diffseg_jax.systems import ddp
+from diffseg_jax.systems import ddp, ddp_config
 from diffseg_jax.weights.ddp import load_ddp
 from diffseg_jax.weights.formats import read_arrays
 
@@ -135,7 +135,7 @@ def test_recorded_steps_one_by_one(golden):
         @quick
         def answer(values, features, noisy, level):
             model = network.bind_eval(**values)  # noqa: B023
-            return ddp._answer(model, features, noisy, level), model.codes()
+            return ddp._decode(model, features, noisy, level), model.codes()
 
         for run in record["sampling_runs"]:
             name, schedule = run["name"], record["config"]["noise_schedule"]
@@ -390,7 +390,7 @@ def adopted(before, after, classes=(5, 5), kinds=("train", "align")):
     first = ddp.make_task(before, kinds[0], (32, 48), classes[0])
     second = ddp.make_task(after, kinds[1], (32, 48), classes[1])
     network = jax.eval_shape(first.init, KEY)
-    return ddp.adopt(jax.eval_shape(second.init, KEY), second, network, first.meta)
+    return ddp_config.adopt(jax.eval_shape(second.init, KEY), second, network, first.meta)
 
 
 def test_align_takes_all_of_train():
@@ -410,7 +410,8 @@ def test_another_number_of_classes_asks_for_a_new_head():
 def test_a_checkpoint_of_another_system_is_refused():
     task = ddp.make_task(tiny(), "train", (32, 48), 5)
     with pytest.raises(UserError, match="is of another system"):
-        ddp.adopt(jax.eval_shape(task.init, KEY), task, {}, {"kind": "pretrain", "grid": [2, 3]})
+        foreign = {"kind": "pretrain", "grid": [2, 3]}
+        ddp_config.adopt(jax.eval_shape(task.init, KEY), task, {}, foreign)
 
 
 @pytest.mark.golden
@@ -422,16 +423,16 @@ def test_an_official_checkpoint_is_taken_whole_or_without_its_head(golden):
         parts |= dict(weights=file, diffusion__code_scale=settings.code_scale)
         config, classes = tiny(**parts), settings.num_classes
         task = ddp.make_task(config, "train", (32, 48), classes)
-        loaded = ddp.load_weights(config, jax.eval_shape(task.init, KEY), task)
+        loaded = ddp_config.load_weights(config, jax.eval_shape(task.init, KEY), task)
         jax.tree.map(np.testing.assert_array_equal, loaded, values)
         config = tiny(**parts, new_head=True)
         task = ddp.make_task(config, "train", (32, 48), classes + 2)
-        kept = flatten(ddp.load_weights(config, jax.eval_shape(task.init, KEY), task))
+        kept = flatten(ddp_config.load_weights(config, jax.eval_shape(task.init, KEY), task))
         assert ("params", "transform", "kernel") in kept and ("params", "head", "bias") not in kept
         config = tiny(**parts, diffusion__code="bits")
         task = ddp.make_task(config, "train", (32, 48), classes)
         with pytest.raises(UserError, match="diffusion.code is bits, .* with embedding"):
-            ddp.load_weights(config, jax.eval_shape(task.init, KEY), task)
+            ddp_config.load_weights(config, jax.eval_shape(task.init, KEY), task)
 
 
 @pytest.mark.parametrize(
@@ -461,7 +462,7 @@ def test_another_network_is_refused():
         (dict(sampling__uncertainty="spread"), "needs 2 draws or more"),
         (dict(new_head=True, run=("train",)), "no stage starts from a checkpoint whose head"),
         (dict(model__heads=(1, 1, 1, 1)), "which only a Swin has"),
-        (dict(run=("align",), stages__align__start="random"), "goes on with a trained network"),
+        (dict(run=("align",), stages__align__start="random"), "continues from a trained network"),
         (dict(model__groups=5), "width is 16, which 5 groups cannot share"),
         (dict(model__decoder_heads=3), "width is 16, which 3 decoder_heads cannot share"),
         (dict(model__backbone="swin"), "heads is .*, but a Swin has 4 stages"),
@@ -469,14 +470,14 @@ def test_another_network_is_refused():
 )
 def test_what_goes_with_no_network_is_said(changes, sentence):
     with pytest.raises(UserError, match=sentence):
-        ddp.check(tiny(**changes))
+        ddp_config.check(tiny(**changes))
 
 
 def test_a_crop_below_the_stride_is_refused():
     config = tiny()
     config.stages.train.augment.crop = (16, 48)
     with pytest.raises(UserError, match=r"crop is \(16, 48\), but both sides must be 32 or more"):
-        ddp.check(config)
+        ddp_config.check(config)
 
 
 def test_settings_survive_the_checkpoint():

@@ -17,8 +17,9 @@ from diffseg_jax.data.transforms import drop_small_objects
 from diffseg_jax.diffusion.process import make_process
 from diffseg_jax.errors import UserError
 from diffseg_jax.systems import ddpm_seg
-from diffseg_jax.systems.ddpm_seg import diffusion_features, read_noise, shown_size
-from diffseg_jax.systems.pixel_ensemble import answer
+from diffseg_jax.systems.ddpm_seg import diffusion_features, shown_size
+from diffseg_jax.systems.ddpm_seg_config import given_arrays, read_noise
+from diffseg_jax.systems.pixel_ensemble import ensemble_maps
 from diffseg_jax.weights.adm import from_flags, load_adm
 from diffseg_jax.weights.formats import read_arrays
 
@@ -401,7 +402,7 @@ def test_a_prediction_is_the_ensembles_answer_of_every_picture(source):
     said = quick(task.predict)(whole, images, valid)
 
     def expected(values, images, valid):
-        return answer(task.fit.member, ensemble, task.fit.extract(values, images, valid))
+        return ensemble_maps(task.fit.member, ensemble, task.fit.extract(values, images, valid))
 
     for name, wanted in quick(expected)(values, images, valid).items():
         np.testing.assert_allclose(said[name], wanted, atol=1e-4, err_msg=name)
@@ -430,7 +431,7 @@ def given_noise(**features):
     """The noise that a fit with these features takes from a file."""
     config = make_config(**features)
     abstract = jax.eval_shape(task_of(**features).init, jax.random.key(0))
-    return ddpm_seg.given_arrays(config, abstract)["stats"]["noise"]
+    return given_arrays(config, "fit", abstract)["stats"]["noise"]
 
 
 def test_colour_and_place_lie_between_minus_one_and_one():

@@ -20,7 +20,7 @@ from diffseg_jax.diffusion.process import TARGETS, make_process
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
 from diffseg_jax.storage.checkpoints import open_network
-from diffseg_jax.systems import ddpm_seg
+from diffseg_jax.systems import ddpm_sampling, ddpm_seg, ddpm_seg_config
 from diffseg_jax.training.state import new_state
 from diffseg_jax.training.step import train_step
 
@@ -264,14 +264,16 @@ def test_the_state_keeps_the_loss_of_every_image(parts):
 # --- samples --------------------------------------------------------------------------------------
 
 
-def generated(step=None, seed=0, places=range(4), size=(6, 8), process=PROCESS, **options):
+def generated(step=None, seed=0, indices=range(4), size=(6, 8), process=PROCESS, **options):
     step = step or (lambda params, x, index, keys, classes: x)  # the start itself
-    return ddpm_seg.sample_images(step, process, {}, seed=seed, places=places, size=size, **options)
+    return ddpm_sampling.sample_images(
+        step, process, {}, seed=seed, indices=indices, size=size, **options
+    )
 
 
 def toy_step(sampler="ddim", eta=0.0):
     network = SimpleNamespace(bind=lambda params, stats: Toy().bind(Toy.params, stats))
-    return quickly(ddpm_seg.make_step(network, PROCESS, OPTIONS, sampler, eta))
+    return quickly(ddpm_sampling.make_step(network, PROCESS, OPTIONS, sampler, eta))
 
 
 def quickly(jitted):
@@ -286,7 +288,7 @@ def test_an_image_depends_on_its_seed_and_place_alone(sampler, eta):
     whole = generated(step).astype(int)
     assert whole.shape == (4, 6, 8, 3) and whole.std() > 10
     for places in ([3, 1], range(2)):
-        assert np.abs(generated(step, places=places) - whole[list(places)]).max() <= 1
+        assert np.abs(generated(step, indices=places) - whole[list(places)]).max() <= 1
     assert len({image.tobytes() for image in whole}) == 4
     assert np.mean(generated(step, seed=1) != whole) > 0.5
 
@@ -338,17 +340,17 @@ def test_who_knows_the_image_samples_it(target, variance):
         return jnp.concatenate([mean[target]] + [0 * x] * (variance == "learned"), -1)
 
     options = OPTIONS | dict(target=target, variance=variance)
-    for sampler in ddpm_seg.SAMPLERS:
-        step = quickly(ddpm_seg.make_step(shown_to(answer)[0], PROCESS, options, sampler, 0.0))
-        made = generated(step, places=range(2), size=(SIDE, SIDE)).astype(int)
+    for sampler in ddpm_sampling.SAMPLERS:
+        step = quickly(ddpm_sampling.make_step(shown_to(answer)[0], PROCESS, options, sampler, 0.0))
+        made = generated(step, indices=range(2), size=(SIDE, SIDE)).astype(int)
         assert np.abs(made - np.asarray(pictures()["image"][:2])).max() <= 1
 
 
 def test_the_network_is_told_the_names_of_the_steps_that_were_kept():
     kept = make_process("cosine", T, "ddim3", rescale_timesteps=True)
     network, seen = shown_to(lambda x, t: x)
-    step = ddpm_seg.make_step(network, kept, FIXED, "ddim", 0.0).__wrapped__  # not compiled
-    generated(step, process=kept, places=[0])
+    step = ddpm_sampling.make_step(network, kept, FIXED, "ddim", 0.0).__wrapped__  # not compiled
+    generated(step, process=kept, indices=[0])
     np.testing.assert_allclose(
         [float(each.t[0]) for each in seen], np.array([4, 2, 0]) * 1000 / T, rtol=1e-6
     )
@@ -397,7 +399,7 @@ def test_the_history_of_losses_is_part_of_the_state(kind):
 def test_a_stage_takes_over_parameters_and_no_history():
     task = task_of()
     previous = {"params": filled(shapes_of()["params"]), "stats": history(1)}
-    taken = ddpm_seg.adopt(shapes_of(), task, previous, task.meta)
+    taken = ddpm_seg_config.adopt(shapes_of(), task, previous, task.meta)
     assert taken.keys() == {"params"} and taken["params"] is previous["params"]
 
 
@@ -410,7 +412,7 @@ def test_another_network_is_refused(other):
     for here, there in (({}, other), (other, {})):
         task, previous = task_of(**here), {"params": filled(shapes_of(**there)["params"])}
         with pytest.raises(UserError, match=r"another network: params\..*same model settings"):
-            ddpm_seg.adopt(shapes_of(**here), task, previous, task_of(**there).meta)
+            ddpm_seg_config.adopt(shapes_of(**here), task, previous, task_of(**there).meta)
 
 
 @pytest.mark.parametrize("wanted, given, parts", [
@@ -428,9 +430,9 @@ def test_classes_that_the_pictures_do_not_have(wanted, given, parts):
 def test_the_configs_are_right(name):
     file = TINY if name == "tiny_ddpm" else ROOT / "configs" / f"ddpm_{name}.py"
     config = runpy.run_path(str(file))["get_config"]()
-    ddpm_seg.check(config)
+    ddpm_seg_config.check(config)
     values = config.to_dict()
-    check_options({name: values[name] for name in ddpm_seg.OPTIONS}, ddpm_seg.OPTIONS)
+    check_options({name: values[name] for name in ddpm_seg_config.OPTIONS}, ddpm_seg_config.OPTIONS)
 
 
 # --- a whole run ----------------------------------------------------------------------------------
@@ -467,12 +469,12 @@ def test_pictures_are_samples_of_the_first_moving_average(run):
     config = make_config()
     process = make_process("cosine", config.diffusion.steps, config.samples.steps)
     network = ddpm_seg.make_network(ddpm_seg.make_settings(config.model), "float32", False)
-    made = ddpm_seg.make_step(network, process, config.diffusion.to_dict(), "ddim", 0.0)
+    made = ddpm_sampling.make_step(network, process, config.diffusion.to_dict(), "ddim", 0.0)
     step, apart = quickly(made), {}
     for rate in (0.5, 0.9, "off"):
         values, _ = open_network(run.workdir / "checkpoints/pretrain", ema=rate)
-        images = ddpm_seg.sample_images(
-            step, process, values["params"], seed=config.seed, places=range(3), size=(16, 16)
+        images = ddpm_sampling.sample_images(
+            step, process, values["params"], seed=config.seed, indices=range(3), size=(16, 16)
         )
         apart[rate] = np.abs(sheets.grid(images).astype(int) - picture).max()
     assert apart[0.5] <= 1 and apart[0.9] > 1 and apart["off"] > 1

@@ -14,7 +14,7 @@ from diffseg_jax.metrics.uncertainty import image_uncertainty
 from diffseg_jax.models.pixel_mlp import widths_for
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.systems import pixel_ensemble
-from diffseg_jax.systems.pixel_ensemble import RECIPES, agree, answer, make_member
+from diffseg_jax.systems.pixel_ensemble import RECIPES, agree, ensemble_maps, make_member
 from diffseg_jax.weights.pixel_mlp import load_ensemble
 
 # Compiling takes far longer than running networks this small.
@@ -64,7 +64,7 @@ def test_recorded_answers(golden, tmp_path):
         np.testing.assert_allclose(each, arrays["entropy"], rtol=0, atol=1e-5)
         size = tuple(map(int, arrays["size"]))
         maps = (jnp.asarray(arrays["features"].reshape(1, *size, -1)),)
-        said = quick(functools.partial(answer, member))(ensemble, PixelFeatures(maps, size))
+        said = quick(functools.partial(ensemble_maps, member))(ensemble, PixelFeatures(maps, size))
         votes = np.asarray(said["votes"][0])
         assert votes.shape == (*size, classes)
         counts = (arrays["votes"][..., None] == np.arange(classes)).sum(0)
@@ -165,7 +165,7 @@ def test_an_answer_is_that_of_the_members_at_every_pixel(monkeypatch, strip_byte
     """
     monkeypatch.setattr(pixel_ensemble, "STRIP_BYTES", strip_bytes)
     member, ensemble, features = toy()
-    said = quick(functools.partial(answer, member))(ensemble, features)
+    said = quick(functools.partial(ensemble_maps, member))(ensemble, features)
     x = features.dense().reshape(-1, features.width)
     expected = agree(every_pixel(member, ensemble, x))
     assert {name: f.shape for name, f in said.items()} == {
@@ -180,7 +180,7 @@ def test_an_answer_is_that_of_the_members_at_every_pixel(monkeypatch, strip_byte
 def test_a_member_alone_decides_and_doubts_nothing():
     member, ensemble, features = toy()
     one = jax.tree.map(lambda leaf: leaf[1:2], ensemble)
-    said = quick(functools.partial(answer, member))(one, features)
+    said = quick(functools.partial(ensemble_maps, member))(one, features)
     np.testing.assert_allclose(said["uncertainty"], 0, atol=1e-6)
     np.testing.assert_array_equal(said["votes"].sum(-1), 1)
     np.testing.assert_array_equal(np.argmax(said["votes"], -1), np.argmax(said["probs"], -1))

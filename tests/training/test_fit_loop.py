@@ -17,8 +17,8 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.storage.checkpoints import FORMAT, StageCheckpoints
 from diffseg_jax.systems.pixel_ensemble import RECIPES, PixelFit, make_member
-from diffseg_jax.training import fit_loop
-from diffseg_jax.training.fit_loop import Fit, Orders, start, steps_of, stop_rule
+from diffseg_jax.training import fit_loop, lifecycle
+from diffseg_jax.training.fit_loop import Fit, Orders, initial_state, steps_of, stop_rule
 from diffseg_jax.training.log import Log
 from diffseg_jax.training.signals import Stopped
 
@@ -98,7 +98,7 @@ def line_fit(slopes, **changes):
 
 
 def begin(fit):
-    return quick(functools.partial(start, fit))()
+    return quick(functools.partial(initial_state, fit))()
 
 
 def take_steps(fit, steps, learned=None, rows=None, armed=False, first=0):
@@ -114,16 +114,16 @@ def take_steps(fit, steps, learned=None, rows=None, armed=False, first=0):
 def run(fit, workdir, monkeypatch, per_call=4):
     """Runs a fit in a directory; its last state as it is stored, and the meta beside it."""
     monkeypatch.setattr(fit_loop, "STEPS_PER_CALL", per_call)
-    monkeypatch.setattr(fit_loop, "STEPS_FROM_HOST", per_call)
+    monkeypatch.setattr(fit_loop, "STEPS_PER_HOST_CALL", per_call)
     monkeypatch.setattr(jax, "jit", quick)
     mesh, log = make_mesh(), Log(workdir)
     with StageCheckpoints(workdir / "checkpoints") as checkpoints:
         try:
-            fit_loop.run(fit, checkpoints, mesh, log)
+            fit_loop.train_members(fit, checkpoints, mesh, log)
         finally:
             log.close()
         step = checkpoints.latest()
-        shapes = jax.eval_shape(lambda: fit_loop.saved(start(fit), fit.frozen, 0))
+        shapes = jax.eval_shape(lambda: fit_loop.saved(initial_state(fit), fit.frozen, 0))
         return checkpoints.restore(step, shapes, mesh), checkpoints.meta(step)
 
 
@@ -158,7 +158,7 @@ def scan_rule(losses, armed):
 
     numbers = jnp.arange(1, len(losses) + 1)
     inputs = numbers, jnp.asarray(losses, jnp.float32), jnp.asarray(armed)
-    return int(jax.lax.scan(one, start(fit_of(members=1))["stop"], inputs)[1][-1])
+    return int(jax.lax.scan(one, initial_state(fit_of(members=1))["stop"], inputs)[1][-1])
 
 
 @pytest.mark.golden
@@ -368,7 +368,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bit_for_bit(tmp_path, mon
     whole, _ = run(fit_of(), tmp_path / "whole", monkeypatch)
     with monkeypatch.context() as patch:
         asked = contextlib.nullcontext(iter([0, signal.SIGTERM]).__next__)
-        patch.setattr(fit_loop, "watched", lambda: asked)
+        patch.setattr(lifecycle, "watched", lambda: asked)
         with pytest.raises(Stopped, match="SIGTERM after step 8 of stage fit, which is saved"):
             run(fit_of(every=dict(log=4, checkpoint=100)), tmp_path / "parts", monkeypatch)
     parts, _ = run(fit_of(), tmp_path / "parts", monkeypatch)

@@ -16,11 +16,11 @@ def test_the_table_adds_up_the_parts_of_the_state():
         "opt": {"mu": leaf, "nu": leaf},
     }  # fmt: skip
     lines = resources.of_state(state, state_shardings(state, make_mesh())).splitlines()
-    assert [line.split()[-6:] for line in lines if "learn" in line] == [
-        ["learn", "500,000", "2", "MB", "2", "MB"]
+    assert [line.split()[-6:] for line in lines if "trained" in line] == [
+        ["parameters", "500,000", "2", "MB", "2", "MB"]
     ]
-    assert not any("rest" in line or "averages" in line for line in lines)
-    assert lines[-1].split() == ["together", "1,500,007", "6", "MB", "6", "MB"]
+    assert not any("frozen" in line or "averages" in line for line in lines)
+    assert lines[-1].split() == ["total", "1,500,007", "6", "MB", "6", "MB"]
 
 
 def test_a_device_holds_its_part_of_what_is_split():
@@ -30,14 +30,14 @@ def test_a_device_holds_its_part_of_what_is_split():
     state = {part: {} for part in resources.PARTS} | {"params": {"w": leaf}}
     shardings = {part: {} for part in resources.PARTS} | {"params": {"w": where}}
     last = resources.of_state(state, shardings)
-    assert last.splitlines()[-1].split() == ["together", "500,000", "2", "MB", "500", "kB"]
+    assert last.splitlines()[-1].split() == ["total", "500,000", "2", "MB", "500", "kB"]
 
 
 def test_a_products_operations_and_memory_are_counted():
     lowered = jax.jit(lambda a, b: a @ b).lower(jnp.ones((100, 200)), jnp.ones((200, 300)))
     said = resources.of_step(lowered, lowered.compile(), 2, 61.0)
     assert said.startswith("compiled in 1 min 01 s; 6 MFLOP per device and step; ")  # 2 n m k / 2
-    assert "440 kB of memory expected on each device, 440 kB of it kept" in said
+    assert "440 kB of memory expected on each device, 440 kB of it between steps" in said
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from diffseg_jax.devices.mesh import make_mesh
 from diffseg_jax.storage.checkpoints import StageCheckpoints, flatten
-from diffseg_jax.training import loop
+from diffseg_jax.training import lifecycle, loop
 from diffseg_jax.training.log import Log
 from diffseg_jax.training.signals import Stopped, watched
 
@@ -50,7 +50,7 @@ def stage(at, number, evaluate=None, every=4):
 def trained(workdir, at=-1, number=signal.SIGTERM, **options):
     with StageCheckpoints(workdir / "line") as saved:
         given = stage(at, number, **options)
-        return loop.run(given, saved, make_mesh(), Log(workdir))
+        return loop.train(given, saved, make_mesh(), Log(workdir))
 
 
 def records(workdir):
@@ -86,7 +86,7 @@ def test_an_evaluation_that_a_stop_came_before_is_made_up_for(tmp_path, monkeypa
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         polls = itertools.count(1)
         asked = contextlib.nullcontext(lambda: signal.SIGTERM if next(polls) == at else 0)
-        patch.setattr(loop, "watched", lambda: asked)
+        patch.setattr(lifecycle, "watched", lambda: asked)
         trained(tmp_path / "parted", evaluate=watch, every=3)
     assert at not in seen
     trained(tmp_path / "parted", evaluate=watch, every=3)

@@ -1,0 +1,252 @@
+"""DDP in a config: its options and checks, where a stage starts, and foreign weights."""
+
+import dataclasses
+
+import jax
+from flax.traverse_util import flatten_dict as flatten
+from flax.traverse_util import unflatten_dict as unflatten
+
+from diffseg_jax.config.schema import Flag, Number, Several, Text
+from diffseg_jax.diffusion.label_codes import CODES
+from diffseg_jax.diffusion.schedules import LOG_SNRS
+from diffseg_jax.errors import UserError
+from diffseg_jax.metrics.uncertainty import MEASURES
+from diffseg_jax.models.ddp_network import SMALLEST, DDPSettings
+from diffseg_jax.systems.ddp import SAMPLERS, make_settings, make_task, settings_of_meta
+from diffseg_jax.systems.system import System, Task, require_same_network
+from diffseg_jax.weights.backbones import load_backbone
+from diffseg_jax.weights.ddp import is_ddp, load_ddp, settings_of
+from diffseg_jax.weights.formats import read_arrays
+
+# ---- where a stage starts ----------------------------------------------------------------------
+
+
+def start_of(config, kind: str, start: str) -> str:
+    """Where a stage starts: "random", "weights", the name of a stage, or a stage's directory."""
+    return "random" if start == "weights" and not config.weights else start
+
+
+def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
+    """The arrays that a stage takes over from another one: all of them.
+
+    abstract  shapes of this stage's network
+    previous  {"params", "stats"} of arrays, meta its `Task.meta`
+
+    With `new_head` the arrays that depend on the classes start at random. Raises UserError when
+    label codes, classes or networks differ.
+    """
+    if "sampling" not in meta:
+        raise UserError(
+            "the checkpoint to start from is of another system. Give a stage of a ddp run, or what "
+            "python -m diffseg_jax.convert --source=ddp wrote."
+        )
+    here, there = settings_of_meta(task.meta), settings_of_meta(meta)
+    require_same_settings(here, there, SETTINGS_THAT_MATTER)
+    pairs = {key: (getattr(here, key), getattr(there, key)) for key in ("code", "code_scale")}
+    pairs["schedule"] = task.meta["sampling"]["schedule"], meta["sampling"]["schedule"]
+    for key, (mine, theirs) in pairs.items():
+        if mine != theirs:
+            raise UserError(_other_code(key, mine, theirs))
+    if not task.meta["new_head"]:
+        if there.num_classes != here.num_classes:
+            new = "a stage of kind train and " if task.meta["kind"] == "align" else ""
+            raise UserError(
+                f"the data have {here.num_classes} classes, but the checkpoint to start from has "
+                f"{there.num_classes}. To train it further with a new head takes {new}--mode=train "
+                "--config.new_head=True."
+            )
+        require_same_network(abstract, previous)
+        return previous
+    kept = _without_classes(previous)
+    require_same_network(_without_classes(abstract), kept)
+    return kept
+
+
+SETTINGS_THAT_MATTER = (  # for the shapes of the arrays and their meaning
+    "backbone", "channels", "depths", "heads", "window", "down_epsilon", "width", "layers",
+    "decoder_heads", "points", "mlp", "groups",
+)  # fmt: skip
+DEDUCED = (  # from the arrays of a file
+    "backbone", "channels", "depths", "heads", "window", "width", "layers", "mlp",
+)  # fmt: skip
+
+
+def require_same_settings(here: DDPSettings, there: DDPSettings, names):
+    """Raises UserError that lists the options of config.model in which two networks differ."""
+    differing = [name for name in SETTINGS_THAT_MATTER if name in names]
+    differing = [name for name in differing if getattr(here, name) != getattr(there, name)]
+    if differing:
+        listed = ", ".join(f"{name}={getattr(there, name)}" for name in differing)
+        raise UserError(
+            f"the checkpoint to start from has another network: {listed}, where config.model has "
+            f"{', '.join(str(getattr(here, name)) for name in differing)}. Take the config, or the "
+            "preset after its colon, that it was trained with."
+        )
+
+
+def _other_code(key, mine, theirs):
+    return (
+        f"diffusion.{key} is {mine}, but the checkpoint to start from was trained with {theirs}. "
+        f"Try --config.diffusion.{key}={theirs}."
+    )
+
+
+CLASS_PARTS = (("head",), ("embedding",), ("auxiliary", "head"))
+
+
+def _without_classes(network):
+    """A network's tree without the parameters whose shape depends on the number of classes."""
+    flat = flatten(network)
+    return unflatten({
+        path: leaf
+        for path, leaf in flat.items()
+        if not any(path[1 : 1 + len(part)] == part for part in CLASS_PARTS)
+    })  # fmt: skip
+
+
+def load_weights(config, abstract: dict, task: Task) -> dict:
+    """The arrays that the file config.weights gives a stage.
+
+    An official DDP checkpoint gives all of them, an ImageNet classifier those of its backbone.
+    Raises UserError for arrays that are missing, extra or of another shape.
+    """
+    settings = settings_of_meta(task.meta)
+    arrays = read_arrays(config.weights)
+    if is_ddp(arrays):
+        found = settings_of(arrays, config.weights)
+        require_same_settings(settings, found, DEDUCED)
+        if settings.code != found.code:
+            raise UserError(_other_code("code", settings.code, found.code))
+        settings = dataclasses.replace(settings, num_classes=found.num_classes)
+        network = load_ddp(arrays, settings, config.weights)
+        return adopt(abstract, task, network, {**task.meta, "model": dataclasses.asdict(settings)})
+    if task.meta["kind"] == "align":
+        raise UserError(
+            f"{config.weights} holds only a backbone, but a stage of kind align continues from a "
+            "trained network. Train first, or give an official DDP checkpoint."
+        )
+    shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract["params"]["backbone"])
+    return {"params": {"backbone": load_backbone(config.weights, shapes, settings)}}
+
+
+# ---- options and checks ------------------------------------------------------------------------
+
+
+OPTIONS = {
+    "weights": Text(),
+    "new_head": Flag(),
+    "model": {
+        "backbone": Text(("swin", "convnext")),
+        "channels": Several(Number(int, 4, 16384), 4),
+        "depths": Several(Number(int, 1, 64), 4),
+        "heads": Several(Number(int, 1, 1024)),
+        "window": Number(int, 0, 64),
+        "drop_path": Number(float, 0, 0.99),
+        "down_epsilon": Number(float, 1e-12, 1),
+        "width": Number(int, 4, 16384),
+        "layers": Number(int, 1, 64),
+        "decoder_heads": Number(int, 1, 1024),
+        "points": Number(int, 1, 64),
+        "mlp": Number(int, 1, 65536),
+        "groups": Number(int, 1, 16384),
+        "auxiliary_dropout": Number(float, 0, 0.99),
+    },
+    "diffusion": {
+        "schedule": Text(tuple(LOG_SNRS)),
+        "code": Text(CODES),
+        "code_scale": Number(float, 1e-6, 100),
+        "high": Number(float, 0.001, 1),
+        "auxiliary": Number(float, 0),
+    },
+    "sampling": {
+        "steps": Number(int, 1, 1000),
+        "sampler": Text(SAMPLERS),
+        "draws": Number(int, 1, 256),
+        "time_difference": Number(int, 0, 1000),
+        "start": Number(float, 0, 0.99),
+        "accumulate": Flag(),
+        "uncertainty": Text(MEASURES),
+    },
+    "sweep": {
+        "steps": Several(Number(int, 1, 1000), least=1),
+        "draws": Several(Number(int, 1, 256)),
+    },
+}
+
+
+def check(config):
+    """Raises UserError for option values that do not go together."""
+    if problem := make_settings(config, 2).problem():
+        raise UserError(f"model: {problem}")
+    sampling = config.sampling
+    needed = {"changes": "steps", "spread": "draws"}.get(sampling.uncertainty)
+    if needed and sampling[needed] < 2:
+        raise UserError(
+            f"sampling.uncertainty is {sampling.uncertainty}, which needs 2 {needed} or more, but "
+            f"sampling.{needed} is {sampling[needed]}. Try --config.sampling.{needed}=2, or "
+            "--config.sampling.uncertainty=entropy."
+        )
+    if config.new_head:
+        require_start(config)
+    for name in config.run:
+        stage = config.stages[name]
+        if stage.kind == "align" and start_of(config, stage.kind, stage.start) == "random":
+            raise UserError(
+                f"stages.{name} is of kind align, which continues from a trained network, but "
+                f"starts at random. Try --config.stages.{name}.start=runs/a/checkpoints/train."
+            )
+        crop = tuple(config.stages[name].augment.crop)
+        if min(crop) < SMALLEST:
+            raise UserError(
+                f"stages.{name}.augment.crop is {crop}, but both sides must be {SMALLEST} or more, "
+                f'the stride of the backbones. Try --config.stages.{name}.augment.crop="(64, 64)".'
+            )
+
+
+def require_start(config):
+    """Raises UserError when new_head is set, but every stage starts at random anyway."""
+    kinds = {name: config.stages[name].kind for name in config.run}
+    starts = [start_of(config, kind, config.stages[name].start) for name, kind in kinds.items()]
+    within = [kind for kind, start in zip(kinds.values(), starts) if start in config.stages]
+    if set(within) - {"align"}:
+        raise UserError(
+            "new_head is True, but a stage continues from another one of this run, whose head it "
+            "would lose. Run them in two commands, the second one without new_head."
+        )
+    if set(starts) <= {"random", *config.stages}:
+        raise UserError(
+            "new_head is True, but no stage starts from a checkpoint whose head could be replaced. "
+            "Try --config.stages.train.start=runs/a/checkpoints/train, or new_head=False."
+        )
+
+
+def note(config, kind: str, start: str) -> str:
+    """A sentence for the user before a stage with that `start` runs, or an empty string."""
+    if start == "weights" and not config.weights:
+        return (
+            "no weights were given (--config.weights=<file>), so the backbone starts at random; "
+            "the paper's is pretrained on ImageNet"
+        )
+    return ""
+
+
+def with_steps(config, steps: int | None = None, draws: int | None = None):
+    """A copy of the config with so many reverse steps and draws of noise; None leaves a number."""
+    changed = config.copy_and_resolve_references()
+    for key, value in (("steps", steps), ("draws", draws)):
+        if value is not None:
+            changed.sampling[key] = value
+    return changed
+
+
+DDP = System(
+    stages={"train": "labelled", "align": "labelled", "plain": "labelled"},
+    make_task=make_task,
+    adopt=adopt,
+    load_weights=load_weights,
+    options=OPTIONS,
+    check=check,
+    start_of=start_of,
+    note=note,
+    with_steps=with_steps,
+)
