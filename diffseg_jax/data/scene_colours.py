@@ -1,7 +1,7 @@
 """The colours of a scene: textures, shadows, sky, and the surface of every material.
 
-Linear f32[3, P] per visible sample, from the material, the place on the solid, and the light. The
-third chapter of `scenes`.
+Colours are linear, f32[3, P] for P visible samples, and depend on the material, the position on the
+solid, and the light.
 """
 
 from dataclasses import dataclass
@@ -31,22 +31,22 @@ from diffseg_jax.data.scene_textures import band, mixed, noise, smooth_noise, so
 
 
 def draw_on_ground(shape, polygons, values, camera, x, y):
-    """Picture f32 of star-shaped ground polygons, points (x, z) [N,P,2], painted over 1 in turn."""
+    """Star-shaped ground polygons, points (x, z) [N,P,2], drawn in order on f32 of ones."""
     middle = polygons.mean(1, keepdims=True)
     turn = np.arctan2(*np.moveaxis(polygons - middle, -1, 0)).argsort(1)
     polygons = np.take_along_axis(polygons, turn[..., None], 1)
     z = np.maximum(polygons[..., 1], 0.4)
     column = np.clip((polygons[..., 0] / z - x[0]) / (x[1] - x[0]), -9999, 9999)
     row = (camera.height / z - y[0]) / (y[1] - y[0])
-    picture = Image.new("L", shape[::-1], 255)
-    pen = ImageDraw.Draw(picture)
+    canvas = Image.new("L", shape[::-1], 255)
+    pen = ImageDraw.Draw(canvas)
     for points, value in zip(np.stack([column, row], -1).reshape(len(z), -1).tolist(), values):
         pen.polygon(points, fill=int(255 * value))
-    return np.asarray(picture, np.float32) / 255
+    return np.asarray(canvas, np.float32) / 255
 
 
 def shadow_points(t, light):
-    """Ground points (x, z) [N,8,2] around the shadow of each solid; a ball throws an ellipse."""
+    """Ground points (x, z) [N,8,2] around the shadow of each solid; a ball casts an ellipse."""
     slope = light.to_sun[[0, 2]] / light.to_sun[1]
     corners = block_corners(t)
     length, turn = np.linalg.norm(slope), np.linspace(0, 2 * np.pi, 8, endpoint=False)
@@ -60,9 +60,9 @@ def shadow_points(t, light):
 
 
 def ground_light(t, camera, light, x, y):
-    """Sunlight and skylight on the ground, f32 in 0..1, and the sun that houses leave solids [N].
+    """Sunlight and skylight on the ground, f32 in 0..1, and the sunlight on each solid [N].
 
-    Skylight fades under and beside what stands on the ground.
+    Houses cast shadows on solids; solids darken the skylight below and beside them.
     """
     shape, close = (len(y), len(x)), t["z"] < 70
     house = np.isin(t["material"], (WALL, ROOF))
@@ -84,7 +84,7 @@ def ground_light(t, camera, light, x, y):
 
 
 def sky_colour(light, x, y):
-    """Gradient, clouds and the glow around the sun, for rays above the horizon."""
+    """A gradient, clouds and the glow around the sun, for rays above the horizon."""
     up = np.maximum(-y, 0)
     far = 9 / (up + 0.1)
     cloud = smooth_noise(x * far + light.texture,
@@ -129,11 +129,11 @@ def lawn(street, light, d, z, *_):
 
 
 def ground_colour(street, camera, light, sunlit, skylit, x, z, width):
-    """Ground points in the light that reaches them."""
+    """The colour f32[3,P] of ground points in sunlight and skylight."""
     label, d, outside = ground_labels(street, x, z)
     colour = np.empty((3, len(x)), np.float32)
-    for kind, texture in ((ROAD, asphalt), (SIDEWALK, paving), (VEGETATION, lawn)):
-        at = np.flatnonzero(label == kind)
+    for ground, texture in ((ROAD, asphalt), (SIDEWALK, paving), (VEGETATION, lawn)):
+        at = np.flatnonzero(label == ground)
         along = width[at] * z[at] / camera.height
         colour[:, at] = texture(street, light, d[at], z[at], width[at], along, outside[at])
     return colour * skylit * (light.ambient + light.sun * light.to_sun[1] * sunlit)
@@ -141,10 +141,10 @@ def ground_colour(street, camera, light, sunlit, skylit, x, z, width):
 
 @dataclass(frozen=True)
 class Hits:
-    """P samples of solids: which solid, where on it (a, b, c in its frame), how it lies."""
+    """P samples on solids `n`, at (a, b, c) in the frame of each."""
 
     n: np.ndarray
-    own: dict  # column name -> [P]
+    row: dict  # column name -> [P], of the table of solids
     face: np.ndarray  # -1 on balls
     a: np.ndarray
     b: np.ndarray
@@ -158,13 +158,13 @@ class Hits:
         """Distance along a side face from its middle."""
         return np.where(self.face < 2, self.c, self.a)
 
-    def along(self, of_ends, of_sides):
-        """Column `of_sides` on faces 0 and 1, `of_ends` elsewhere."""
-        return np.where(self.face < 2, self.own[of_sides], self.own[of_ends])
+    def along(self, ends, sides):
+        """The column `sides` on faces 0 and 1, the column `ends` elsewhere."""
+        return np.where(self.face < 2, self.row[sides], self.row[ends])
 
 
-class Own(dict):
-    """Columns of the table at some samples, gathered when first read."""
+class Rows(dict):
+    """Columns of the table of solids for each sample, gathered when first read."""
 
     def __init__(self, t, n):
         self.t, self.n = t, n
@@ -175,22 +175,22 @@ class Own(dict):
 
 
 def hits_on_solids(t, camera, n, face, x, y, z, normals, pixel):
-    """Hits of rays (x, -y, 1) that meet solids `n` at depth z."""
-    own = Own(t, n)
-    rx, b, rz = x * z - own["x"], camera.height - y * z - own["y"], z - own["z"]
+    """Hits of rays (x, -y, 1) on solids `n` at depth z."""
+    row = Rows(t, n)
+    rx, b, rz = x * z - row["x"], camera.height - y * z - row["y"], z - row["z"]
     cos, sin = (f(t["heading"]).astype(np.float32)[n] for f in (np.cos, np.sin))
     a, c = rx * cos - rz * sin, rx * sin + rz * cos
     normal = np.ascontiguousarray(normals[n, face].T)
     on = np.flatnonzero(face < 0)
-    la, lb, lc = (v[on] / own[r][on] ** 2 for v, r in ((a, "half_a"), (b, "height"), (c, "half_c")))
+    la, lb, lc = (v[on] / row[r][on] ** 2 for v, r in ((a, "half_a"), (b, "height"), (c, "half_c")))
     outward = np.stack([la * cos[on] + lc * sin[on], lb, lc * cos[on] - la * sin[on]])
     normal[:, on] = outward / np.sqrt((outward * outward).sum(0))
     facing = np.abs(normal[0] * x - normal[1] * y + normal[2]) / np.sqrt(x * x + y * y + 1)
-    return Hits(n, own, face, a, b, c, normal, z * pixel, np.maximum(facing, 0.06))
+    return Hits(n, row, face, a, b, c, normal, z * pixel, np.maximum(facing, 0.06))
 
 
 def mirror(light, hits, shade):
-    """What glass shows: the sky from above, the darker street from below."""
+    """The reflection in glass: the sky above, the darker street below."""
     up = np.clip(hits.normal[1] + 0.35 + 0.5 * shade, 0, 1)
     return mixed(0.12 * light.horizon + 0.01, 0.75 * light.horizon, up * (0.75 - 0.5 * hits.slant))
 
@@ -207,16 +207,16 @@ def masonry(hits, u, wide, finish):
 
 
 def wall(light, hits, albedo):
-    """A facade: storeys of windows, ledges between, perhaps shops with an awning at the foot."""
+    """A facade with storeys of windows, ledges between them, and in some shops with awnings."""
     u, half, wide, b = hits.u, hits.along("half_a", "half_c"), hits.width / hits.slant, hits.b
-    storey, style, upright = (hits.own["s0"], hits.own["s3"], (hits.face < 4)
-                              & (b < hits.own["height"] - 0.5))
-    cell = 2 * half / np.maximum(np.round(2 * half / hits.own["s1"]), 1)
+    storey, style, upright = (hits.row["s0"], hits.row["s3"], (hits.face < 4)
+                              & (b < hits.row["height"] - 0.5))
+    cell = 2 * half / np.maximum(np.round(2 * half / hits.row["s1"]), 1)
     iu, iv = np.floor((u + half) / cell), np.floor(b / storey)
     fu, fv = np.abs((u + half) / cell - iu - 0.5) * cell, b - (iv + 0.52) * storey
     shop = (style % 2 > 0) & (hits.face < 4)
     tall, broad = np.where(shop & (iv == 0), ((0.36,), (0.44,)),
-                           np.stack([0 * u + 0.29, hits.own["s2"]]))
+                           np.stack([0 * u + 0.29, hits.row["s2"]]))
     tall, broad = tall * storey, broad * cell
     window = soft(broad - fu, wide) * soft(tall - np.abs(fv), hits.width) * upright
     frame = soft(np.minimum(broad - fu, tall - np.abs(fv)) + 0.14, wide) * upright * (style < 4)
@@ -234,7 +234,7 @@ def wall(light, hits, albedo):
 
 def car_body(light, hits, albedo):
     """Paint with sills, wheel arches, bumpers, doors, plates and lights."""
-    length, half, belt, b, width = (hits.own["half_c"], hits.own["half_a"], hits.own["height"],
+    length, half, belt, b, width = (hits.row["half_c"], hits.row["half_a"], hits.row["height"],
                                     hits.b, hits.width)
     sides, ends, c = hits.face < 2, (hits.face == 2) | (hits.face == 3), np.abs(hits.c)
     arch = sides * soft(0.41 - np.hypot(c - 0.62 * length, b - 0.08), width)
@@ -253,10 +253,10 @@ def car_body(light, hits, albedo):
 
 def car_cabin(light, hits, albedo):
     """Glass between pillars, under a roof."""
-    height, half, top = (hits.own["height"], hits.along("half_a", "half_c"),
+    height, half, top = (hits.row["height"], hits.along("half_a", "half_c"),
                          hits.along("top_a", "top_c"))
     share = hits.b / height
-    u = hits.u - (hits.face < 2) * hits.own["shift"] * share
+    u = hits.u - (hits.face < 2) * hits.row["shift"] * share
     pane = soft(half + (top - half) * share - 0.1 - np.abs(u), hits.width)
     pane = pane * band(share, 0.5, 0.42, hits.width / height) * (hits.face < 4)
     pane = pane * (1 - (hits.face < 2) * band(u, 0, 0.05, hits.width))
@@ -278,28 +278,28 @@ def tiles(light, hits, albedo):
 
 
 def planks(light, hits, albedo):
-    board, place = hits.own["s0"], np.where(hits.own["s1"] > 0, hits.u, hits.b)
-    gap = band(place % board, board / 2, 0.03, hits.width)
-    return (albedo * (1 - 0.75 * gap + 0.15 * noise(np.floor(place / board) * 23 + hits.n,
-                                                    0 * place)), 0, 0)
+    board, position = hits.row["s0"], np.where(hits.row["s1"] > 0, hits.u, hits.b)
+    gap = band(position % board, board / 2, 0.03, hits.width)
+    return (albedo * (1 - 0.75 * gap + 0.15 * noise(np.floor(position / board) * 23 + hits.n,
+                                                    0 * position)), 0, 0)
 
 
 def disc(light, hits, albedo):
-    """A wheel or a round sign: a hub of another colour."""
-    hub = np.stack([hits.own[k] for k in ("s1", "s2", "s3")]) ** 2
-    return (np.where(np.hypot(hits.b, hits.c) < hits.own["s0"] * hits.own["height"], hub, albedo),
+    """A wheel or a round sign, with a hub of another colour."""
+    hub = np.stack([hits.row[k] for k in ("s1", "s2", "s3")]) ** 2
+    return (np.where(np.hypot(hits.b, hits.c) < hits.row["s0"] * hits.row["height"], hub, albedo),
             0, 0)
 
 
 def head(light, hits, albedo):
     """Hair above and behind, a face in front."""
-    hair = hits.own["s0"] ** 2 * np.float32([[1], [0.8], [0.6]])
+    hair = hits.row["s0"] ** 2 * np.float32([[1], [0.8], [0.6]])
     return np.where((hits.b > 0.05) | (hits.c < -0.02), hair, albedo), 0, 0
 
 
 def lamp(light, hits, albedo):
     """A street lamp that shines at nightfall (s0 = 0), or a traffic light showing light s0."""
-    on, height = hits.own["s0"], hits.own["height"]
+    on, height = hits.row["s0"], hits.row["height"]
     which = np.clip(np.floor(3 * hits.b / height), 0, 2)
     colours = np.float32([[0.1, 1, 1], [1, 0.6, 0.08], [0.35, 0.05, 0.05]])[:, which.astype(int)]
     spot = (on > 0) & (np.hypot(hits.a, hits.b - (which + 0.5) * height / 3) < 0.13)
@@ -312,7 +312,7 @@ def plain(light, hits, albedo):
     return albedo * (1 + 0.12 * noise(hits.u * 12 + 9 * hits.n, hits.b * 12)), 0, 0
 
 
-# Material -> function of (light, hits, albedo): textured albedo, what glows or mirrors, its share.
+# Material -> (light, hits, albedo) -> (textured albedo, glow or reflection, share of the latter)
 SURFACES = {WALL: wall, ROOF: tiles, LEAF: leaves, BODY: car_body, CABIN: car_cabin, DISC: disc,
             HEAD: head, PLANKS: planks, PLAIN: plain, LAMP: lamp}
 
@@ -330,12 +330,12 @@ def paint(street, camera, light, t, seen, x, y):
     colour[:, at] = ground_colour(street, camera, light, sunlit.ravel()[at], skylit.ravel()[at],
                                   xs[at] * z[at], z[at], z[at] * pixel)
     material = np.append(t["material"], (-1, -1)).astype(np.int8)[solid]
-    for kind, surface in SURFACES.items():
-        at = np.flatnonzero(material == kind)
+    for which, surface in SURFACES.items():
+        at = np.flatnonzero(material == which)
         hits = hits_on_solids(t, camera, solid[at], face[at], xs[at], ys[at], z[at], normals, pixel)
-        albedo, glow, share = surface(light, hits, hits.own["colour"])
+        albedo, glow, share = surface(light, hits, hits.row["colour"])
         facing = light.to_sun @ hits.normal
-        facing = np.maximum((facing + 0.4) / 1.4 if kind == LEAF else facing, 0) * reach[hits.n]
+        facing = np.maximum((facing + 0.4) / 1.4 if which == LEAF else facing, 0) * reach[hits.n]
         lit = albedo * (light.ambient * (0.7 + 0.3 * hits.normal[1]) + light.sun * facing)
         colour[:, at] = mixed(lit, glow, share)
     haze = (solid != -1) * (1 - np.exp(z / -light.visibility))

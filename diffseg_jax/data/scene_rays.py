@@ -1,7 +1,7 @@
-"""Which solid of a scene each ray meets first, where, and what lies on the ground.
+"""The solid that each ray of a scene hits first, its depth, and the labels of the ground.
 
-Rays are written (x, -y, 1): what is met at t has depth t, and 1 / t of a plane is linear in x
-and y, so solids are compared by inverse depth. The second chapter of `scenes`.
+Rays are (x, -y, 1): a hit at t has depth t, and 1 / t of a plane is linear in x and y, so solids
+are compared by inverse depth.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ def block_planes(t, camera):
     """Six planes per solid: normals [N,6,3]; inverse depth as factors [N,6,3] of (1, x, y).
 
     Faces: 0 right, 1 left, 2 far end, 3 near end, 4 top, 5 bottom. A plane n.p = k (p from the
-    camera) is met where 1 / t = n.(x, -y, 1) / k; it faces the camera where k < 0 [N,6].
+    camera) is hit where 1 / t = n.(x, -y, 1) / k; it faces the camera where k < 0 [N,6].
     """
     h, zero, one = t["height"], 0 * t["height"], 1 + 0 * t["height"]
     side, end = t["half_a"] - t["top_a"], t["half_c"] - t["top_c"]
@@ -36,7 +36,7 @@ def block_planes(t, camera):
 
 
 def ball_quadratics(t, camera):
-    """Coefficients [N,9] that make rays into quadratics.
+    """Coefficients [N,9] of the quadratic equations of rays.
 
     In coordinates where the ball is a unit sphere, |o + t d| = 1 is a t^2 + 2 b t + e = 0 with
     a = a0 + a1 x + a2 x^2 + a3 y^2 and b = b0 + b1 x + b2 y.
@@ -56,11 +56,11 @@ def ball_quadratics(t, camera):
 def ball_inverse_depth(x, y, quadratic, ragged):
     """Inverse depth [h,w] of a ball along rays x [w], y [h,1]: 1 / t = (root - b) / e.
 
-    It is negative where the ball is missed. A positive `ragged` is the number of a crown, whose rim
-    is frayed by noise.
+    Negative where the ray misses the ball. A positive `ragged` is the index of a tree crown, whose
+    rim is frayed by noise.
     """
     a0, a1, a2, a3, b0, b1, b2, e, z = quadratic
-    if e <= 0:  # the camera is inside
+    if e <= 0:  # the camera is inside the ball
         return np.full((len(y), len(x)), -1, np.float32)
     a, b = (a0 + x * (a1 + x * a2)) + a3 * y * y, (b0 + b1 * x) + b2 * y
     square = b * b - a * e
@@ -70,7 +70,7 @@ def ball_inverse_depth(x, y, quadratic, ragged):
 
 
 def block_corners(t):
-    """World corners [N,8,3]: four below, then four above; of a ball, those of the box around it."""
+    """World corners [N,8,3]: first four at the bottom; of a ball, of its bounding box."""
     a = np.stack([t["half_a"], t["top_a"]], 1)[..., None] * (1, -1, -1, 1)
     c = np.stack([t["half_c"], t["top_c"]], 1)[..., None] * (1, 1, -1, -1)
     c[:, 1] += t["shift"][:, None]
@@ -86,7 +86,7 @@ def trace(t, camera, x, y):
     """
     normals, coefficients, front = block_planes(t, camera)
     corners = block_corners(t) - (0, camera.height, 0)
-    z = np.maximum(corners[..., 2], 0.3)  # corners behind the camera lie outside the picture
+    z = np.maximum(corners[..., 2], 0.3)  # corners behind the camera lie outside the image
     u, v = corners[..., 0] / z, -corners[..., 1] / z
     left, right, top, bottom = (np.searchsorted(*pair)
                                 for pair in ((x, u.min(1)), (x, u.max(1)), (y, v.min(1)),
@@ -109,7 +109,7 @@ def trace(t, camera, x, y):
         if balls[n]:
             inverse = ball_inverse_depth(xs, ys, quadratics[n], ragged[n])
             closer, which = inverse > near[part], -1
-        else:  # inside where the farthest of the front planes comes before the first of the others
+        else:  # a hit lies where all front planes are hit before all others
             faces, count = order[n], counts[n]
             k = coefficients[n]
             planes = (k[:, 0] + k[:, 1] * xs) + k[:, 2] * ys

@@ -1,7 +1,7 @@
-"""What stands in a scene, in metres: buildings, trees, cars, people, poles; light; camera.
+"""The street of a scene, in metres: buildings, plants, cars, people, poles, light and camera.
 
-x right, y up, z ahead; the camera stands at (0, height, 0). Solids are blocks (boxes that may
-taper) and balls (ellipsoids), one row of FIELDS each. The first chapter of `scenes`.
+x points right, y up, z ahead; the camera is at (0, height, 0). Solids are blocks (boxes that may
+taper) and balls (ellipsoids), one row of FIELDS each.
 """
 
 from dataclasses import dataclass
@@ -12,22 +12,23 @@ from diffseg_jax.data.scene_textures import mixed
 
 # fmt: off
 NAMES = ("road", "sidewalk", "building", "fence", "pole", "vegetation", "sky", "person", "car")
-PALETTE = (  # found by a search: told apart in every kind of colour vision, also from black (the
-    # ignored) and vermillion (errors): at least 24 apart in CIE Lab
+PALETTE = (  # the result of a search: at least 24 apart in CIE Lab for every type of colour vision,
+    # also from black (ignored pixels) and vermillion (errors)
     (69, 65, 85), (219, 206, 212), (113, 55, 19), (147, 117, 104), (250, 191, 0),
     (123, 181, 99), (31, 201, 255), (210, 90, 172), (71, 66, 228),
 )
 ROAD, SIDEWALK, BUILDING, FENCE, POLE, VEGETATION, SKY, PERSON, CAR = range(9)
-SKY_DEPTH = 200.0  # metres, stored where nothing is hit; everything else is nearer
+SKY_DEPTH = 200.0  # metres, the depth of the sky; everything else is nearer
 
 WALL, ROOF, LEAF, BODY, CABIN, DISC, HEAD, PLANKS, PLAIN, LAMP = range(10)  # materials
 
-# One row per solid: what it is, where, how large, its colour, four numbers for its material.
+# The columns of a solid: shape, class, material, position, size, colour, and four numbers that
+# depend on the material.
 FIELDS = (
     "ball", "label", "material", "x", "y", "z", "heading", "half_a", "half_c", "top_a", "top_c",
     "shift", "height", "red", "green", "blue", "s0", "s1", "s2", "s3",
 )
-WALL_COLOURS = (  # sRGB in 0..1, as are the others
+WALL_COLOURS = (  # sRGB in 0..1, as the other colours
     (0.55, 0.27, 0.2), (0.8, 0.7, 0.55), (0.85, 0.84, 0.8), (0.5, 0.5, 0.52), (0.42, 0.32, 0.25),
     (0.78, 0.6, 0.35), (0.5, 0.58, 0.48), (0.45, 0.52, 0.62), (0.7, 0.45, 0.38), (0.3, 0.31, 0.34),
 )
@@ -51,8 +52,8 @@ BOARD_COLOURS = ((0.1, 0.3, 0.65), (0.1, 0.45, 0.25), (0.9, 0.88, 0.8), (0.85, 0
 class Solids:
     """The blocks and balls of a scene, in metres.
 
-    `heading` in radians: 0 looks along z, positive to the right. In its own frame a solid has
-    axis a to its right, b up, c ahead.
+    `heading` is in radians: 0 faces along z, positive is to the right. The frame of a solid has
+    axis a to its right, b up and c ahead.
     """
 
     def __init__(self):
@@ -60,7 +61,7 @@ class Solids:
 
     def block(self, label, material, at, heading, bottom, top, height, colour, shift=0.0,
               style=(0, 0, 0, 0)):
-        """A box on `at`, half sizes (a, c) `bottom` and `top`, its top moved by `shift` along c."""
+        """A box on `at` with half sizes (a, c) `bottom` and `top`; the top is shifted along c."""
         self.rows.append((0, label, material, *at, heading, *bottom, *top, shift, height, *colour,
                           *style))
 
@@ -91,14 +92,14 @@ class Street:
     crossing: tuple  # z where the side street begins and ends
     dash: float  # length of a dash
     tone: float  # brightness of the asphalt
-    warmth: float  # its tint, -1..1
+    warmth: float  # tint of the asphalt, -1..1
     paving: np.ndarray  # f32[3,1]
     lawn: np.ndarray  # f32[3,1], linear
 
     def middle(self, z):
         return self.offset + self.slope * z + self.bend * z * z
 
-    def place(self, d, z, y=0.0):
+    def point(self, d, z, y=0.0):
         return (self.middle(z) + d, y, z)
 
     def heading(self, z):
@@ -110,21 +111,21 @@ class Light:
     """Sun and sky; colours are linear RGB, f32[3,1]."""
 
     to_sun: np.ndarray  # unit vector
-    sun: np.ndarray  # zero when it is overcast or dark
+    sun: np.ndarray  # zero if overcast or dark
     zenith: np.ndarray
     horizon: np.ndarray
     ambient: np.ndarray
     clouds: float  # 0 clear .. 1 covered
     dark: float  # 0 day .. 1 nightfall
     visibility: float  # metres
-    texture: float  # where in the noise this scene begins
+    texture: float  # offset of this scene in the noise
 
 
 @dataclass(frozen=True)
 class Camera:
     height: float  # metres above the road
     focal: float  # in image heights
-    horizon: float  # its row, in image heights from the top
+    horizon: float  # row of the horizon, in image heights from the top
 
     def rays(self, rows, columns, height, width):
         """(x [columns], y [rows]) of the rays through pixel coordinates."""
@@ -133,7 +134,7 @@ class Camera:
         return x.astype(np.float32), y.astype(np.float32)
 
 
-# ---------------------------------------------------------------- what stands in the street
+# ---------------------------------------------------------------- the solids of a street
 
 
 def pick(rng, colours, spread=0.06):
@@ -169,7 +170,7 @@ def add_building(solids, street, rng, side, z, length, floors, suburb):
     depth, storey = rng.uniform(4, 6), rng.uniform(2.9, 3.6)
     setback = rng.uniform(2.5, 6) if suburb else rng.choice((0.0, 0.0, 0.4))
     d = side * (street.half_width + street.walks[side > 0] + setback + depth)
-    at, heading = street.place(d, z + length / 2), street.heading(z + length / 2)
+    at, heading = street.point(d, z + length / 2), street.heading(z + length / 2)
     height, colour, half = floors * storey + 0.6, pick(rng, WALL_COLOURS, 0.05), (depth, length / 2)
     shop = 0 if suburb else rng.random() < 0.6
     style = (storey, rng.uniform(1.6, 3.2), rng.uniform(0.2, 0.42), 2 * rng.integers(0, 3) + shop)
@@ -193,7 +194,7 @@ def add_fences(solids, street, rng, side):
         if (not street.crossing[0] - 3 < z + step / 2 < street.crossing[1] + 3
             and rng.random() < 0.85):
             middle = z + step / 2
-            solids.block(FENCE, PLANKS, street.place(d, middle), street.heading(middle),
+            solids.block(FENCE, PLANKS, street.point(d, middle), street.heading(middle),
                          (0.05, step / 2), (0.05, step / 2), height, colour, style=style)
 
 
@@ -219,13 +220,13 @@ def add_plants(solids, street, rng, side):
         for z in np.arange(rng.uniform(5, 14), 62, spacing):
             d = side * (edge + rng.uniform(1, 2.5) if suburb else street.half_width + 0.7)
             if not street.crossing[0] - 1 < z < street.crossing[1] + 1:
-                add_tree(solids, rng, street.place(d, z),
+                add_tree(solids, rng, street.point(d, z),
                          np.clip(leaf + rng.normal(0, 0.03, 3), 0.05, 0.9))
     for z in rng.uniform(4, 35, 4 if suburb else 1):
         radii = rng.uniform(0.5, 1.1, 3)
         d = side * (edge + (1.2 if suburb else -0.4))
         if not street.crossing[0] - 1 < z < street.crossing[1] + 1:
-            solids.ball(VEGETATION, LEAF, street.place(d, z, 0.3), 0.0, radii,
+            solids.ball(VEGETATION, LEAF, street.point(d, z, 0.3), 0.0, radii,
                         pick(rng, LEAF_COLOURS, 0.04))
 
 
@@ -271,17 +272,17 @@ def add_cars(solids, street, rng):
         parked = rng.random() < 0.6
         while z < 55 and parked:
             if not street.crossing[0] - 5 < z < street.crossing[1] + 3 and rng.random() < 0.75:
-                add_car(solids, rng, street.place(side * (w - 1.0), z), street.heading(z)
+                add_car(solids, rng, street.point(side * (w - 1.0), z), street.heading(z)
                         + rng.choice((0, np.pi)))
             z += rng.uniform(5.8, 9)
         lane = side * (w * 0.5 if not parked or w < 4.2 else w * 0.5 - 0.9)
         for z in np.cumsum(rng.uniform(9, 26, rng.integers(0, 3))):
             if not parked or w > 4.2:
-                add_car(solids, rng, street.place(lane, z), street.heading(z)
+                add_car(solids, rng, street.point(lane, z), street.heading(z)
                         + (0 if side > 0 else np.pi))
     if rng.random() < 0.35:
         z = sum(street.crossing) / 2
-        add_car(solids, rng, street.place(rng.uniform(-9, 9), z), rng.choice((-1, 1)) * np.pi / 2)
+        add_car(solids, rng, street.point(rng.uniform(-9, 9), z), rng.choice((-1, 1)) * np.pi / 2)
 
 
 def add_person(solids, rng, at, heading):
@@ -310,20 +311,20 @@ def add_person(solids, rng, at, heading):
 
 
 def add_people(solids, street, rng):
-    """On both sidewalks, mostly near, and sometimes crossing the road."""
+    """People on both sidewalks, mostly near the camera, and some that cross the road."""
     for _ in range(rng.integers(2, 9)):
         side, z = rng.integers(0, 2), 4.5 + 22 * rng.random() ** 1.5
         d = (2 * side - 1) * (street.half_width + rng.uniform(0.6, street.walks[side] - 0.3))
-        add_person(solids, rng, street.place(d, z), street.heading(z) + rng.choice((0, np.pi))
+        add_person(solids, rng, street.point(d, z), street.heading(z) + rng.choice((0, np.pi))
                    + rng.normal(0, 0.2))
     for _ in range(rng.integers(0, 3)):
         z = street.crossing[0] - rng.uniform(1.4, 3.6)
         d = rng.uniform(-0.9, 0.9) * street.half_width
-        add_person(solids, rng, street.place(d, z), rng.choice((-1, 1)) * np.pi / 2)
+        add_person(solids, rng, street.point(d, z), rng.choice((-1, 1)) * np.pi / 2)
 
 
 def add_pole(solids, rng, at, side, heading):
-    """A street lamp whose arm reaches over the road, a traffic light, or a sign facing us."""
+    """A street lamp with its arm over the road, a traffic light, or a sign facing the camera."""
     colour = pick(rng, POLE_COLOURS, 0.03)
     x, _, z = at
     kind = rng.integers(0, 4)
@@ -352,7 +353,7 @@ def add_poles(solids, street, rng):
     for side in (-1, 1):
         for z in np.arange(rng.uniform(4.5, 11), 50, rng.uniform(8, 14)):
             if not street.crossing[0] < z < street.crossing[1]:
-                add_pole(solids, rng, street.place(side * (street.half_width + 0.4), z), side,
+                add_pole(solids, rng, street.point(side * (street.half_width + 0.4), z), side,
                          street.heading(z))
 
 
@@ -368,7 +369,7 @@ def build_solids(street, rng):
 
 
 def draw_light(rng):
-    """Any hour from noon to nightfall under any sky, sometimes with fog."""
+    """The light of an hour from noon to nightfall, clear or overcast, sometimes with fog."""
     elevation, azimuth = np.radians(rng.uniform(14, 62)), rng.uniform(0, 2 * np.pi)
     clouds, dark = rng.beta(0.6, 0.7), float(rng.random() < 0.12)
     low = np.exp(-np.degrees(elevation) / 16)

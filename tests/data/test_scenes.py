@@ -1,4 +1,4 @@
-"""The built-in street scenes: pure, exact, the same at any size, and not to be solved by colour."""
+"""The built-in street scenes are pure, exact, the same at any size, and not solved by colour."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ GROUND = [NAMES.index(name) for name in ("road", "sidewalk")]
 
 @pytest.fixture(scope="module")
 def street():
-    """64 scenes at 48 x 64."""
+    """64 scenes of 48 x 64 pixels."""
     return [draw_scene(0, i, 48, 64) for i in range(64)]
 
 
@@ -32,7 +32,7 @@ def test_a_scene_is_a_function_of_seed_and_index():
 
 
 @pytest.mark.parametrize("height, width", [(8, 8), (33, 70), (96, 128), (170, 200)])
-def test_shapes_types_and_ranges(height, width):
+def test_shapes_dtypes_and_ranges(height, width):
     scene = draw_scene(1, 2, height, width)
     image, mask, depth = scene["image"], scene["mask"], scene["depth"]
     assert (image.dtype, mask.dtype, depth.dtype) == (np.uint8, np.int32, np.float32)
@@ -58,8 +58,8 @@ def test_only_the_sky_is_at_sky_depth(street):
         np.testing.assert_array_equal(scene["depth"] == np.float32(SKY_DEPTH), sky)
 
 
-def test_flat_ground_gives_one_inverse_depth_per_row_and_it_grows_linearly(street):
-    """1 / depth of a plane is linear in the row, and everything on the ground stands before it."""
+def test_the_inverse_depth_of_the_ground_is_linear_in_the_row(street):
+    """1 / depth of a plane is linear in the row; everything that stands on it is nearer."""
     for scene in street:
         inverse, on = 1 / scene["depth"], np.isin(scene["mask"], GROUND)
         rows = np.nonzero(on)[0]
@@ -86,7 +86,7 @@ def table_of(*solids):
 
 
 def test_the_nearer_solid_hides_the_farther_in_any_order():
-    """A box whose near end stands at 10 m, a ball that comes as near as 5 m, drawn both ways."""
+    """A box with its near end at 10 m and a ball as near as 5 m, drawn in both orders."""
     grey, camera = (0.5, 0.5, 0.5), scene_street.Camera(1.5, 1.0, 0.5)
     box = (
         "block",
@@ -110,8 +110,8 @@ def test_the_nearer_solid_hides_the_farther_in_any_order():
         np.testing.assert_allclose(1 / near[32, beside], 10.0, rtol=1e-5)
 
 
-def test_a_turned_box_is_met_on_its_edge():
-    """A pillar of half side 1, turned by 45 degrees, has an edge sqrt(2) before its middle."""
+def test_a_rotated_box_is_hit_on_its_edge():
+    """A pillar of half side 1, rotated by 45 degrees, has an edge sqrt(2) before its middle."""
     camera = scene_street.Camera(1.5, 1.0, 0.5)
     pillar = (
         "block",
@@ -132,8 +132,8 @@ def test_a_turned_box_is_met_on_its_edge():
     assert near[0, 0] < near[0, 1] > near[0, 2]
 
 
-def test_a_box_covers_just_its_outline():
-    """Near end at 9 m, 2 m wide and 1 m high, camera 1.5 m up: only rays beside it miss."""
+def test_a_box_covers_exactly_its_outline():
+    """A box 2 m wide and 1 m high with its near end at 9 m, from a camera 1.5 m above ground."""
     camera, grey = scene_street.Camera(1.5, 1.0, 0.5), (0.5, 0.5, 0.5)
     box = (
         "block",
@@ -154,7 +154,7 @@ def test_a_box_covers_just_its_outline():
     np.testing.assert_array_equal(solid == 0, front | top)
 
 
-def test_finer_sampling_smooths_the_picture_and_moves_no_label(monkeypatch):
+def test_finer_sampling_smooths_the_image_and_changes_no_label(monkeypatch):
     fine = draw_scene(0, 1, 170, 200)
     monkeypatch.setattr(scenes, "FINE_TO", 0)
     plain = draw_scene(0, 1, 170, 200)
@@ -164,7 +164,7 @@ def test_finer_sampling_smooths_the_picture_and_moves_no_label(monkeypatch):
 
 
 def test_another_size_shows_the_same_scene():
-    """Every second pixel of twice the size; edges and thin things may differ by a quarter pixel."""
+    """Compared at every second pixel of twice the size; edges may move by a quarter pixel."""
     for index in range(6):
         coarse, fine = draw_scene(2, index, 96, 128), draw_scene(2, index, 192, 256)
         assert np.mean(coarse["mask"] == fine["mask"][::2, ::2]) > 0.9
@@ -185,8 +185,8 @@ def mean_iou(guess, truth):
     return np.mean(hits / (both.sum(0) + both.sum(1) - hits))
 
 
-def test_colour_alone_does_not_solve_it(street):
-    """The best class per colour, counted on 150 scenes: mean IoU 0.24 measured on 64 others."""
+def test_colour_alone_does_not_solve_the_scenes(street):
+    """The best class per colour, counted on 150 scenes, has a mean IoU of 0.24 on 64 others."""
     train = [draw_scene(1, i, 48, 64) for i in range(150)]
     pairs = np.concatenate([colour_bins(s) * len(NAMES) + s["mask"].ravel() for s in train])
     counts = np.bincount(pairs, minlength=16**3 * len(NAMES)).reshape(16**3, -1)
