@@ -20,10 +20,6 @@ from diffseg_jax.errors import UserError
 
 MAX_REDRAWS = 10  # of a crop that one class dominates
 
-# Means and standard deviations of ImageNet, RGB in 0..255 (DDP; DDeP scales to [-1, 1] instead).
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
-
 
 def keep_ratio_size(size, limit):
     """The largest size with the aspect of `size` whose sides fit `limit`, as (height, width).

@@ -17,21 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffseg_jax.diffusion.schedules import BETAS, kept_timesteps, respaced_betas
+from diffseg_jax.diffusion.schedules import (
+    BETAS,
+    add_noise,
+    kept_timesteps,
+    per_image,
+    respaced_betas,
+)
 from diffseg_jax.errors import UserError, choose
 
 TARGETS = ("noise", "image", "velocity")  # what the network predicts
 VARIANCES = ("learned", "fixed_large", "fixed_small")  # of a reverse step
-
-
-def add_noise(x: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
-    """x_t = alpha x_0 + sigma eps; x, eps f32[B, ...], alpha, sigma f32[B]. Nothing is clipped."""
-    return _per_image(alpha, x) * x + _per_image(sigma, x) * eps
-
-
-def predict_clean(x_t: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
-    """x_0 = (x_t - sigma eps) / alpha: the inverse of `add_noise` for the same noise."""
-    return (x_t - _per_image(sigma, x_t) * eps) / _per_image(alpha, x_t)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -284,7 +280,7 @@ def split_output(output: jax.Array, channels: int, variance: str):
 
 def look_up(table: np.ndarray, t: jax.Array, x: jax.Array) -> jax.Array:
     """table[t] in float32, with axes of one behind the batch so that it multiplies x."""
-    return _per_image(_table(table, t), x)
+    return per_image(_table(table, t), x)
 
 
 def _clean(process, prediction, x_t, t, target):
@@ -304,7 +300,3 @@ def _weights(process, t, x):
 
 def _table(table, t):
     return jnp.asarray(table, jnp.float32)[t]
-
-
-def _per_image(value, x):
-    return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))

@@ -195,3 +195,20 @@ def time_pairs(steps: int, difference: int = 1, start: float = 0.0) -> np.ndarra
     now = 1 - i / steps * (1 - start)
     then = np.maximum(1 - (i + 1 + difference) / steps * (1 - start), start)
     return np.stack([now, then], -1).astype(np.float32)
+
+
+# ---- applying a noise level --------------------------------------------------------------------
+
+
+def add_noise(x: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
+    """x_t = alpha x_0 + sigma eps; x, eps f32[B, ...], alpha, sigma f32[B]. Nothing is clipped."""
+    return per_image(alpha, x) * x + per_image(sigma, x) * eps
+
+
+def predict_clean(x_t: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
+    """x_0 = (x_t - sigma eps) / alpha: the inverse of `add_noise` for the same noise."""
+    return (x_t - per_image(sigma, x_t) * eps) / per_image(alpha, x_t)
+
+
+def per_image(value, x):
+    return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))

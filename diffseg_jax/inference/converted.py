@@ -11,12 +11,12 @@ import diffseg_jax
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.named_sets import ADE20K, CITYSCAPES
 from diffseg_jax.data.palette import distinct_colours, numbered_labels
-from diffseg_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.inference.locate import chosen_step, find
 from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint, open_network
 from diffseg_jax.storage.paths import make_folder
 from diffseg_jax.storage.workdir import as_json, read_results
+from diffseg_jax.systems.inputs import IMAGENET_MEAN, IMAGENET_STD
 from diffseg_jax.weights.adm import Configuration, load_adm
 from diffseg_jax.weights.ddp import load_ddp, settings_of
 from diffseg_jax.weights.formats import read_arrays

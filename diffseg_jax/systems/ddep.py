@@ -16,8 +16,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from diffseg_jax.diffusion.process import add_noise, predict_clean
-from diffseg_jax.diffusion.schedules import LEVELS, gamma_to_sigma, sigma_to_gamma
+from diffseg_jax.diffusion.schedules import (
+    LEVELS,
+    add_noise,
+    gamma_to_sigma,
+    predict_clean,
+    sigma_to_gamma,
+)
 from diffseg_jax.layers.conv import Arithmetic
 from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.models.transunet import STRIDE, TransUNet

@@ -17,16 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffseg_jax.data.labels import IGNORE
-from diffseg_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from diffseg_jax.diffusion.process import add_noise
 from diffseg_jax.diffusion.samplers import ddim_transition, ddpm_transition
-from diffseg_jax.diffusion.schedules import LOG_SNRS, alpha_sigma, time_pairs
+from diffseg_jax.diffusion.schedules import LOG_SNRS, add_noise, alpha_sigma, time_pairs
 from diffseg_jax.errors import UserError
 from diffseg_jax.layers.resize import resize_bilinear, resize_nearest
 from diffseg_jax.metrics.divergence import entropy, jensen_shannon
 from diffseg_jax.models.ddp_network import SMALLEST, DDPNetwork, DDPSettings
 from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.systems.inputs import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     choose_features,
     draw_per_row,
     keys_of_images,

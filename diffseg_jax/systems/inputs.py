@@ -8,6 +8,10 @@ import jax.numpy as jnp
 
 from diffseg_jax.errors import choose
 
+# Means and standard deviations of ImageNet, RGB in 0..255, by which DDP scales images.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
 
 def scale_images(images: jax.Array, valid: jax.Array, mean=127.5, std=127.5) -> jax.Array:
     """(v - mean) / std of u8[B,h,w,3], by default in [-1, 1]; 0 outside the valid height, width."""

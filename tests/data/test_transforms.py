@@ -19,6 +19,7 @@ from diffseg_jax.data import transforms
 from diffseg_jax.data.class_ids import id_table
 from diffseg_jax.data.colour import photometric_distortion
 from diffseg_jax.errors import UserError
+from diffseg_jax.systems import inputs
 from diffseg_jax.systems.inputs import scale_images
 
 SIDES = st.integers(1, 40)
@@ -86,7 +87,7 @@ def test_the_crop_redraws_like_the_recorded_one(golden):
         np.testing.assert_array_equal(mask, arrays["crop/label"])
 
 
-def normalised(image, mean=transforms.IMAGENET_MEAN, std=transforms.IMAGENET_STD):
+def normalised(image, mean=inputs.IMAGENET_MEAN, std=inputs.IMAGENET_STD):
     """An image uint8[H,W,3] as networks receive it: float32[H,W,3]."""
     valid = np.array([image.shape[:2]])
     return np.asarray(scale_images(image[None], valid, mean, std))[0]

@@ -12,7 +12,6 @@ from diffseg_jax.diffusion.process import (
     TARGETS,
     VARIANCES,
     Process,
-    add_noise,
     check_timesteps,
     clean_from_noise,
     clean_from_velocity,
@@ -21,13 +20,14 @@ from diffseg_jax.diffusion.process import (
     noised,
     noising,
     posterior,
-    predict_clean,
     reverse,
     velocity,
 )
 from diffseg_jax.diffusion.schedules import (
     LEVELS,
+    add_noise,
     gamma_to_sigma,
+    predict_clean,
     scaled_level,
     sigma_to_gamma,
     simple_level,
