@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 ORDER = (  # a module may import those above it, never those below
     "errors", "config.schema", "config.options", "config.files",
@@ -86,3 +88,36 @@ def test_networks_losses_and_steps_need_no_data_libraries():
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_root_holds_what_a_user_types():
+    files = list((ROOT / "diffseg_jax").glob("*.py"))
+    assert len(files) <= 12
+    assert sum(lines_of(file) for file in files) <= 1300
+
+
+@pytest.mark.parametrize(
+    ("starts", "most"),
+    [
+        (("systems.ddep", "training.step"), 2000),
+        (("systems.ddp", "training.step"), 3600),
+        (("systems.ddpm_seg", "training.step"), 3600),
+        (("training.loop",), 1900),
+    ],
+    ids=["ddep", "ddp", "ddpm_seg", "loop"],
+)
+def test_a_loss_and_the_loop_need_few_modules(starts, most):
+    """Lines of all modules that they import, directly or not; readers of weights are not there."""
+    files, reached, waiting = dict(modules()), set(), list(starts)
+    while waiting:
+        name = waiting.pop()
+        if name in files and name not in reached:
+            reached.add(name)
+            waiting += imported(files[name])
+    assert sum(lines_of(files[name]) for name in reached) <= most
+    assert not any(name.startswith("weights.") for name in reached)
+
+
+def lines_of(file):
+    """The number of lines of a file."""
+    return file.read_text().count("\n")
