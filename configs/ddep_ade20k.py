@@ -4,21 +4,24 @@ python -m diffseg_jax.main --config=configs/ddep_ade20k.py --workdir=runs/ddep_a
     --config.data.path=ADEChallengeData2016 --config.unlabelled.path=imagenet21k \
     --config.weights=R50+ViT-B_16.npz
 
-Presets: ddep (default) trains the decoder in pretraining, dep the whole network without
---config.weights; none and supervised skip pretraining. tiny does the same as ddep with a narrow
-network and a few steps on the built-in scenes, without data or weights, in about a minute.
+Presets:
+  ddep (default)    pretraining trains the decoder; the encoder keeps --config.weights
+  dep               pretraining trains the whole network, from random values
+  none, supervised  no pretraining; supervised starts the encoder from --config.weights
+  tiny              ddep for a laptop: a narrow network, a few steps on the built-in scenes, no data
+                    or weights needed, about a minute
 
-Pretraining does not depend on the labelled set; this takes it from another run:
+Pretraining does not depend on the labelled set; to take it from another run:
     --config.run="('finetune',)" --config.stages.finetune.start=runs/a/checkpoints/pretrain
-Time, reckoned and not measured, at 100 TFLOP/s sustained by a device: pretraining 15 device-days,
+Time, estimated at 100 TFLOP/s per device, not measured: pretraining 15 device-days,
 fine-tuning (40,000 steps of 16 crops, 6.5e17 operations) 2 device-hours.
-Result: none can be promised; no number of the papers could be confirmed.
+Expected result: none; no number of the papers could be confirmed.
 
 Unconfirmed: batch size, learning rate and resolution of pretraining, the range [-1, 1] of the
-noised image, what decoder widths 2 and 3 multiply, the rates, crops and flips of fine-tuning,
+noised image, the meaning of decoder widths 2 and 3, the rates, crops and flips of fine-tuning,
 the six scales of evaluation.
-Relayed by readers of the paper: 100 epochs, cosine decay, noise level 0.22.
-Ours, as nobody states them: batch size, steps and weight decay of fine-tuning.
+From readers of the paper: 100 epochs, cosine decay, noise level 0.22.
+Ours, as no source states them: batch size, steps and weight decay of fine-tuning.
 """
 
 from ml_collections import config_dict
@@ -30,9 +33,9 @@ def get_config(preset="ddep"):
     c = config_dict.ConfigDict()
     c.system = "ddep"
     c.seed = 0
-    c.dtype = "bfloat16"                  # of the computation; parameters are float32
+    c.dtype = "bfloat16"                  # computation; parameters are float32
     c.remat = True                        # recompute activations in the backward pass
-    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1: all remaining ones
 
     c.data = dict(
         source="ade20k", path="", options=dict(),
@@ -40,7 +43,7 @@ def get_config(preset="ddep"):
         fraction=0.05, count=0, subset_seed=0, list_path="",  # 1011 images; 0.01, 0.1, 0.2, 1.0
         threads=16, workers=0, cache=False,
     )
-    c.unlabelled = dict(                  # any folder of pictures; the papers take ImageNet-21k
+    c.unlabelled = dict(                  # any folder of images; papers: ImageNet-21k
         source="unlabelled", path="", options=dict(), split="train",
         threads=16, workers=0, cache=False,
     )

@@ -3,14 +3,14 @@
 python -m diffseg_jax.main --config=configs/ddep_camvid.py --workdir=runs/camvid \
     --config.data.path=camvid --config.unlabelled.path=camvid
 
-Presets: dep (default) trains the whole network in pretraining, ddep the decoder alone; none and
-supervised skip pretraining.
+Presets: dep (default): pretraining trains the whole network; ddep: only the decoder; none and
+supervised: no pretraining.
 
-The folder holds images/{train,val} and masks/{train,val}. The pictures are seen at a third of
-their size (120 x 160 of 360 x 480) by a narrow network; all 367 training images serve as
-unlabelled ones, 1/8 of them (46) keep their labels. Time and result on two CPU cores:
-.docs/denoising_pretraining.md. What is published is the size in ddep_cityscapes.py; every number
-here is ours, none the papers'.
+The folder holds images/{train,val} and masks/{train,val}. A narrow network sees the images at a
+third of their size (120 x 160 of 360 x 480). All 367 training images serve as unlabelled images;
+1/8 of them (46) keep their labels. Time and result on two CPU cores:
+.docs/denoising_pretraining.md. The published size is that of ddep_cityscapes.py; all numbers here
+are ours, not the papers'.
 """
 
 from ml_collections import config_dict
@@ -22,14 +22,14 @@ def get_config(preset="dep"):
     c = config_dict.ConfigDict()
     c.system = "ddep"
     c.seed = 0
-    c.dtype = "float32"                   # of the computation; parameters are float32
+    c.dtype = "float32"                   # computation; parameters are float32
     c.remat = False
-    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1: all remaining ones
 
     c.data = dict(
         source="camvid", path="", options=dict(), train="train", val="val",
         fraction=0.125, count=0, subset_seed=0, list_path="",             # 46 images; also 1.0
-        threads=2, workers=0, cache=True,                                 # keep pictures in memory
+        threads=2, workers=0, cache=True,                                 # images stay in memory
     )
     c.unlabelled = dict(
         source="unlabelled", path="", options=dict(), split="train",
@@ -52,7 +52,7 @@ def get_config(preset="dep"):
         name="adamw", schedule="cosine", peak_lr=1e-3, warmup_steps=50, warmup_ratio=0.01,
         b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=1e-2, no_decay=("norm", "bias"), clip_norm=1.0,
     )
-    shown = dict(                         # a third of the picture's sides, jittered
+    shown = dict(                         # a third of the image's sides, jittered
         limit=(160, 120), short=0, scale=(0.75, 1.5), crop=(96, 128), flip=True,
     )
     every = dict(log=50, checkpoint=200, evaluate=200)                    # steps
@@ -69,7 +69,7 @@ def get_config(preset="dep"):
             optim=dict(adam), every=dict(every),
         ),
     )
-    c.evaluate = dict(                    # on all 101 pictures, probabilities enlarged to 360 x 480
+    c.evaluate = dict(                    # all 101 images, probabilities enlarged to 360 x 480
         view="whole", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=False,
         limit=(160, 120), short=0, batch_size=8,
         images=0, quick_images=24, absent="skip", checkpoint="last", pictures=4,

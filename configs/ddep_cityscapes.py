@@ -1,22 +1,26 @@
-"""DDeP on Cityscapes: the decoder learns to remove noise, then all learns to segment.
+"""DDeP on Cityscapes: denoising pretraining, then segmentation from few labels.
 
 python -m diffseg_jax.main --config=configs/ddep_cityscapes.py --workdir=runs/ddep_cityscapes \
     --config.data.path=cityscapes --config.unlabelled.path=imagenet21k \
     --config.weights=R50+ViT-B_16.npz
 
-Presets: ddep (default) trains the decoder in pretraining, dep the whole network without
---config.weights; none and supervised skip pretraining. tiny does the same as ddep with a narrow
-network and a few steps on the built-in scenes, without data or weights, in about a minute.
+Presets:
+  ddep (default)    pretraining trains the decoder; the encoder keeps --config.weights
+  dep               pretraining trains the whole network, from random values
+  none, supervised  no pretraining; supervised starts the encoder from --config.weights
+  tiny              ddep for a laptop: a narrow network, a few steps on the built-in scenes, no data
+                    or weights needed, about a minute
 
-Time, reckoned and not measured, at 100 TFLOP/s sustained by a device: pretraining (100 epochs of
-ImageNet-21k) 1.3e20 operations, 15 device-days; fine-tuning 3.5e18, 10 device-hours.
-Result: none can be promised; no number of the papers could be confirmed.
+Time, estimated at 100 TFLOP/s per device, not measured: pretraining (100 epochs of
+ImageNet-21k) 1.3e20 operations, 15 device-days, with dep 2.5e20, 29 device-days, as the encoder
+learns too; fine-tuning 3.5e18, 10 device-hours.
+Expected result: none; no number of the papers could be confirmed.
 
 Unconfirmed: batch size, learning rate and resolution of pretraining, the range [-1, 1] of the
-noised image, what decoder widths 2 and 3 multiply, the rates, crops and flips of fine-tuning,
+noised image, the meaning of decoder widths 2 and 3, the rates, crops and flips of fine-tuning,
 the two halves of evaluation.
-Relayed by readers of the paper: 100 epochs, cosine decay, noise level 0.22.
-Ours, as nobody states them: batch size, steps and weight decay of fine-tuning.
+From readers of the paper: 100 epochs, cosine decay, noise level 0.22.
+Ours, as no source states them: batch size, steps and weight decay of fine-tuning.
 """
 
 from ml_collections import config_dict
@@ -28,9 +32,9 @@ def get_config(preset="ddep"):
     c = config_dict.ConfigDict()
     c.system = "ddep"
     c.seed = 0
-    c.dtype = "bfloat16"                  # of the computation; parameters are float32
+    c.dtype = "bfloat16"                  # computation; parameters are float32
     c.remat = True                        # recompute activations in the backward pass
-    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1: all remaining ones
 
     c.data = dict(
         source="cityscapes", path="", options=dict(),
@@ -38,7 +42,7 @@ def get_config(preset="ddep"):
         fraction=1 / 30, count=0, subset_seed=0, list_path="",  # 100 images; 1/8, 1/4, 1.0
         threads=16, workers=0, cache=False,
     )
-    c.unlabelled = dict(                  # any folder of pictures; the papers take ImageNet-21k
+    c.unlabelled = dict(                  # any folder of images; papers: ImageNet-21k
         source="unlabelled", path="", options=dict(), split="train",
         threads=16, workers=0, cache=False,
     )
@@ -83,7 +87,7 @@ def get_config(preset="ddep"):
             every=dict(log=100, checkpoint=1_000, evaluate=2_000),
         ),
     )
-    c.evaluate = dict(                    # the two 1024 x 1024 halves of a picture, mirrored too
+    c.evaluate = dict(                    # both 1024 x 1024 halves of an image, mirrored too
         view="halves", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=True,
         limit=(0, 0), short=0, batch_size=2,
         images=0, quick_images=64, absent="skip", checkpoint="last", pictures=4,

@@ -1,17 +1,17 @@
-"""DeP or DDeP on pictures of your own: a folder with images/{train,val} and masks/{train,val}.
+"""DeP or DDeP on images of your own: a folder with images/{train,val} and masks/{train,val}.
 
 python -m diffseg_jax.main --config=configs/ddep_folder.py --workdir=runs/mine \
     --config.data.path=mine --config.unlabelled.path=mine
 
-Presets: dep (default) trains the whole network in pretraining, ddep the decoder alone; none and
-supervised skip pretraining.
+Presets: dep (default): pretraining trains the whole network; ddep: only the decoder; none and
+supervised: no pretraining.
 
-Class names and colours stand in mine/classes.json; without it, give their number with
---config.data.options.num_classes=3. Every label is used, and all pictures of the training split
-serve as unlabelled ones; --config.unlabelled.path may name any other folder of pictures. Pictures
-are fitted into 160 x 120 pixels for a narrow network that a laptop can train in half an hour; for
-more, raise limit and crop in all three places and take the model of ddep_cityscapes.py. Results
-depend on your pictures. Every number here is ours, none the papers'.
+mine/classes.json holds the names and colours of the classes; without it, give their number with
+--config.data.options.num_classes=3. All labels are used, and all images of the training split serve
+as unlabelled images; --config.unlabelled.path may name any other folder of images. Images are
+fitted into 160 x 120 pixels for a narrow network that a laptop trains in half an hour; for more
+detail raise limit and crop in all three places and take the model of ddep_cityscapes.py. Results
+depend on your images. All numbers here are ours, not the papers'.
 """
 
 from ml_collections import config_dict
@@ -23,14 +23,14 @@ def get_config(preset="dep"):
     c = config_dict.ConfigDict()
     c.system = "ddep"
     c.seed = 0
-    c.dtype = "float32"                   # of the computation; parameters are float32
+    c.dtype = "float32"                   # computation; parameters are float32
     c.remat = False
-    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1: all remaining ones
 
     c.data = dict(
         source="folder", path="", options=dict(num_classes=0, ignore=()), train="train",
         val="val", fraction=1.0, count=0, subset_seed=0, list_path="",    # labels of all images
-        threads=2, workers=0, cache=True,                                 # keep pictures in memory
+        threads=2, workers=0, cache=True,                                 # images stay in memory
     )
     c.unlabelled = dict(
         source="unlabelled", path="", options=dict(), split="train",
@@ -70,7 +70,7 @@ def get_config(preset="dep"):
             optim=dict(adam), every=dict(every),
         ),
     )
-    c.evaluate = dict(                    # at that size, probabilities enlarged
+    c.evaluate = dict(                    # at that size; probabilities are enlarged
         view="whole", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=False,
         limit=(160, 120), short=0, batch_size=8,
         images=0, quick_images=24, absent="skip", checkpoint="last", pictures=4,

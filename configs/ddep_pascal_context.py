@@ -4,20 +4,23 @@ python -m diffseg_jax.main --config=configs/ddep_pascal_context.py --workdir=run
     --config.data.path=VOCdevkit/VOC2010 --config.unlabelled.path=imagenet21k \
     --config.weights=R50+ViT-B_16.npz
 
-Presets: ddep (default) trains the decoder in pretraining, dep the whole network without
---config.weights; none and supervised skip pretraining. tiny does the same as ddep with a narrow
-network and a few steps on the built-in scenes, without data or weights, in about a minute.
+Presets:
+  ddep (default)    pretraining trains the decoder; the encoder keeps --config.weights
+  dep               pretraining trains the whole network, from random values
+  none, supervised  no pretraining; supervised starts the encoder from --config.weights
+  tiny              ddep for a laptop: a narrow network, a few steps on the built-in scenes, no data
+                    or weights needed, about a minute
 
 Which of 59 and 60 classes the papers count is unconfirmed; results.json names the classes counted.
-Time, reckoned and not measured, at 100 TFLOP/s sustained by a device: pretraining 15 device-days,
+Time, estimated at 100 TFLOP/s per device, not measured: pretraining 15 device-days,
 fine-tuning (20,000 steps of 16 crops, 3.2e17 operations) 1 device-hour.
-Result: none can be promised; no number of the papers could be confirmed.
+Expected result: none; no number of the papers could be confirmed.
 
 Unconfirmed: batch size, learning rate and resolution of pretraining, the range [-1, 1] of the
-noised image, what decoder widths 2 and 3 multiply, the rates, crops and flips of fine-tuning,
+noised image, the meaning of decoder widths 2 and 3, the rates, crops and flips of fine-tuning,
 the six scales of evaluation.
-Relayed by readers of the paper: 100 epochs, cosine decay, noise level 0.22.
-Ours, as nobody states them: batch size, steps and weight decay of fine-tuning.
+From readers of the paper: 100 epochs, cosine decay, noise level 0.22.
+Ours, as no source states them: batch size, steps and weight decay of fine-tuning.
 """
 
 from ml_collections import config_dict
@@ -29,9 +32,9 @@ def get_config(preset="ddep"):
     c = config_dict.ConfigDict()
     c.system = "ddep"
     c.seed = 0
-    c.dtype = "bfloat16"                  # of the computation; parameters are float32
+    c.dtype = "bfloat16"                  # computation; parameters are float32
     c.remat = True                        # recompute activations in the backward pass
-    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1: all remaining ones
 
     c.data = dict(
         source="pascal_context", path="", options=dict(num_classes=59, raw_459=False),
@@ -39,7 +42,7 @@ def get_config(preset="ddep"):
         fraction=0.05, count=0, subset_seed=0, list_path="",  # 250 images; 0.01, 0.1, 0.2, 1.0
         threads=16, workers=0, cache=False,
     )
-    c.unlabelled = dict(                  # any folder of pictures; the papers take ImageNet-21k
+    c.unlabelled = dict(                  # any folder of images; papers: ImageNet-21k
         source="unlabelled", path="", options=dict(), split="train",
         threads=16, workers=0, cache=False,
     )

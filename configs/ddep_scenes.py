@@ -2,14 +2,14 @@
 
 python -m diffseg_jax.main --config=configs/ddep_scenes.py --workdir=runs/scenes
 
-Presets: dep (default) trains the whole network in pretraining, ddep the decoder alone; none and
-supervised skip pretraining.
+Presets: dep (default): pretraining trains the whole network; ddep: only the decoder; none and
+supervised: no pretraining.
 
 A narrow TransUNet learns to remove noise from 400 unlabelled scenes, then to segment them from 24
-labelled ones; `scratch` is the same without the first part. As no pretrained encoder comes with the
-package, the encoder learns too (pretrain="dep"); "ddep" freezes it, which pays with the weights of
-ddep_cityscapes.py. Time and result on two CPU cores: .docs/denoising_pretraining.md. Every
-number here is ours, chosen for the time it takes; none is the papers'.
+labelled scenes; `scratch` is the same without pretraining. The package has no pretrained encoder,
+so the encoder learns too (pretrain="dep"); "ddep" freezes it, which helps with the weights of
+ddep_cityscapes.py. Time and result on two CPU cores: .docs/denoising_pretraining.md. All numbers
+here are ours, chosen for a short run, not the papers'.
 """
 
 from ml_collections import config_dict
@@ -21,15 +21,15 @@ def get_config(preset="dep"):
     c = config_dict.ConfigDict()
     c.system = "ddep"
     c.seed = 0
-    c.dtype = "float32"                   # of the computation; parameters are float32
+    c.dtype = "float32"                   # computation; parameters are float32
     c.remat = False
-    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1: all remaining ones
 
     scenes = dict(images=400, size=(96, 128), seed=0)
     c.data = dict(
         source="scenes", path="", options=scenes, train="train", val="val",
-        fraction=1.0, count=24, subset_seed=0, list_path="",              # labels of 24 scenes
-        threads=2, workers=0, cache=True,                                 # keep pictures in memory
+        fraction=1.0, count=24, subset_seed=0, list_path="",              # 24 labelled scenes
+        threads=2, workers=0, cache=True,                                 # images stay in memory
     )
     c.unlabelled = dict(
         source="scenes", path="", options=dict(scenes), split="train",

@@ -6,14 +6,14 @@ python -m diffseg_jax.main --config=configs/ddp_ade20k.py:swin_t \
 
 Presets: swin_t (default), swin_s, swin_b, swin_l. Weights are the ImageNet files of Swin's authors
 or the safetensors of the Hugging Face hub: 1k of 224 pixels, 22k of 384 pixels for Swin-L. Swin-B
-has windows of 12 and starts from a file of windows of 7, whose tables are enlarged. tiny does the
-same with a narrow network and a few steps on the built-in scenes, without data or weights, in about
+has windows of 12 and starts from a file of windows of 7, whose tables are enlarged. tiny is swin_t
+for a laptop: a narrow network, a few steps on the built-in scenes, no data or weights needed, about
 a minute.
 
-Time, reckoned and not measured, at 100 TFLOP/s sustained by a device: 160,000 steps of 16 crops
+Time, estimated at 100 TFLOP/s per device, not measured: 160,000 steps of 16 crops
 through Swin-T, forward and backward, are 1.9e18 operations, 5 device-hours.
 Published (Ji et al., 2023), mIoU of one scale with three steps, probabilities accumulated: Swin-T
-47.0, -S 48.7, -B 49.4, -L 53.2. Not repeated here.
+47.0, -S 48.7, -B 49.4, -L 53.2. Not reproduced here.
 """
 
 from ml_collections import config_dict
@@ -31,7 +31,7 @@ BACKBONES = dict(
     tiny=dict(SWIN, channels=(16, 32, 64, 128), depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), window=4),
 )
 PRESETS = tuple(BACKBONES)
-# The norms of the backbone alone are not decayed: in the original the decoder's are, by the order
+# Only the norms of the backbone are not decayed: in the original the decoder's are, by the order
 # in which its rules match, and so are the neck's.
 NO_DECAY = (r"backbone\..*norm",)
 
@@ -42,7 +42,7 @@ def get_config(preset="swin_t"):
     c.seed = 0
     c.dtype = "float32"                   # as published; bfloat16 takes half the memory
     c.remat = False
-    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1: all remaining ones
 
     c.data = dict(
         source="ade20k", path="", options=dict(), train="train", val="val",
@@ -51,19 +51,19 @@ def get_config(preset="swin_t"):
     )
 
     c.weights = ""                        # of the backbone, or an official DDP checkpoint
-    c.new_head = False                    # True: other classes than the start has
+    c.new_head = False                    # True: the classes differ from the start's
     c.model = dict(
         BACKBONES[preset], down_epsilon=1e-5, width=256, layers=6, decoder_heads=8, points=4,
         mlp=1024, groups=32, auxiliary_dropout=0.1,
     )
-    c.diffusion = dict(                   # t ~ U[0, high); loss + auxiliary x that head's loss
+    c.diffusion = dict(                   # t ~ U[0, high); loss + auxiliary * auxiliary head's loss
         schedule="cosine", code="embedding", code_scale=0.01, high=0.999, auxiliary=0.4,
     )
     c.sampling = dict(
         steps=3, sampler="ddim", draws=1, time_difference=1, start=0.0,
         accumulate=True, uncertainty="changes",
     )
-    c.sweep = dict(steps=(1, 2, 3, 5, 10), draws=(1,))                    # of --mode=steps
+    c.sweep = dict(steps=(1, 2, 3, 5, 10), draws=(1,))                    # for --mode=steps
 
     augment = dict(
         limit=(2048, 512), short=0, scale=(0.5, 2.0), crop=(512, 512), max_class_share=0.75,

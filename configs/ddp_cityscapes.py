@@ -8,14 +8,14 @@ Presets: convnext_t (default), convnext_s, convnext_b, convnext_l, swin_t, swin_
 convnext_t_aligned and convnext_l_aligned continue with 5,000 steps of self-aligned denoising and
 then predict in ten steps. Weights are the ImageNet files of the backbones' authors or the
 safetensors of the Hugging Face hub: 1k of 224 pixels, but 22k for ConvNeXt-L, and 22k of 384 pixels
-for Swin-L. tiny does the same as convnext_t_aligned with a narrow network and a few steps on the
-built-in scenes, without data or weights, in about a minute.
+for Swin-L. tiny is convnext_t_aligned for a laptop: a narrow network, a few steps on the built-in
+scenes, no data or weights needed, about a minute.
 
-Time, reckoned and not measured, at 100 TFLOP/s sustained by a device: 160,000 steps of 16 crops
+Time, estimated at 100 TFLOP/s per device, not measured: 160,000 steps of 16 crops
 through ConvNeXt-T, forward and backward, are 3.7e18 operations, 10 device-hours; ConvNeXt-L takes
 2.4 times that.
 Published (Ji et al., 2023), mIoU of one scale with three steps: ConvNeXt-T 82.60, -S 82.69, -B
-82.78, -L 83.21; aligned, ten steps: -T 82.6, -L 83.2. Not repeated here.
+82.78, -L 83.21; aligned, ten steps: -T 82.6, -L 83.2. Not reproduced here.
 """
 
 from ml_collections import config_dict
@@ -38,7 +38,7 @@ BACKBONES = dict(
                 window=12),
 )
 PRESETS = (*BACKBONES, "convnext_t_aligned", "convnext_l_aligned")
-# The norms of the backbone alone are not decayed: in the original the decoder's are, by the order
+# Only the norms of the backbone are not decayed: in the original the decoder's are, by the order
 # in which its rules match, and so are the neck's and those between the stages of ConvNeXt.
 NO_DECAY = dict(
     convnext=(r"backbone\.stage.*\.norm\.", r"backbone\.norm\d\."),
@@ -54,7 +54,7 @@ def get_config(preset="convnext_t"):
     c.seed = 0
     c.dtype = "float32"                   # as published; bfloat16 takes half the memory
     c.remat = False
-    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1: all remaining ones
 
     c.data = dict(
         source="cityscapes", path="", options=dict(), train="train", val="val",
@@ -63,19 +63,19 @@ def get_config(preset="convnext_t"):
     )
 
     c.weights = ""                        # of the backbone, or an official DDP checkpoint
-    c.new_head = False                    # True: other classes than the start has
+    c.new_head = False                    # True: the classes differ from the start's
     c.model = dict(
         backbone, down_epsilon=1e-5, width=256, layers=6, decoder_heads=8, points=4, mlp=1024,
         groups=32, auxiliary_dropout=0.1,
     )
-    c.diffusion = dict(                   # t ~ U[0, high); loss + auxiliary x that head's loss
+    c.diffusion = dict(                   # t ~ U[0, high); loss + auxiliary * auxiliary head's loss
         schedule="cosine", code="embedding", code_scale=0.01, high=0.999, auxiliary=0.4,
     )
     c.sampling = dict(
         steps=10 if aligned else 3, sampler="ddim", draws=1, time_difference=1, start=0.0,
         accumulate=False, uncertainty="changes",
     )
-    c.sweep = dict(steps=(1, 2, 3, 5, 10), draws=(1,))                    # of --mode=steps
+    c.sweep = dict(steps=(1, 2, 3, 5, 10), draws=(1,))                    # for --mode=steps
 
     augment = dict(
         limit=(2048, 1024), short=0, scale=(0.5, 2.0), crop=(512, 1024), max_class_share=0.75,

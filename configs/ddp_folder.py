@@ -1,13 +1,13 @@
-"""DDP on pictures of your own, small enough for a laptop.
+"""DDP on images of your own, small enough for a laptop.
 
 python -m diffseg_jax.main --config=configs/ddp_folder.py --workdir=runs/mine \
     --config.data.path=mine
 
-"mine" holds images/{train,val} and masks/{train,val}; class names and colours stand in
-mine/classes.json, or give --config.data.options.num_classes=3. Pictures are fitted into 240 x 180
+"mine" holds images/{train,val} and masks/{train,val}; mine/classes.json holds the names and colours
+of the classes, or give --config.data.options.num_classes=3. Images are fitted into 240 x 180
 pixels; for more detail raise limit and crop of the stages and limit of evaluate. The network and
-the recipe are those of ddp_camvid.py. Results depend on your pictures. Every number here is ours,
-none the paper's.
+the recipe are those of ddp_camvid.py. Results depend on your images. All numbers here are ours,
+not the paper's.
 """
 
 from ml_collections import config_dict
@@ -17,31 +17,31 @@ def get_config():
     c = config_dict.ConfigDict()
     c.system = "ddp"
     c.seed = 0
-    c.dtype = "float32"                   # of the computation; parameters are float32
+    c.dtype = "float32"                   # computation; parameters are float32
     c.remat = False
-    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1: all remaining ones
 
     c.data = dict(
         source="folder", path="", options=dict(num_classes=0, ignore=()), train="train",
         val="val", fraction=1.0, count=0, subset_seed=0, list_path="",    # every label
-        threads=2, workers=0, cache=True,                                 # keep pictures in memory
+        threads=2, workers=0, cache=True,                                 # images stay in memory
     )
 
-    c.weights = ""                        # of the backbone; "" = from scratch
-    c.new_head = False                    # True: other classes than the start has
+    c.weights = ""                        # of the backbone; "": from scratch
+    c.new_head = False                    # True: the classes differ from the start's
     c.model = dict(
         backbone="convnext", channels=(32, 64, 96, 128), depths=(2, 2, 4, 2), heads=(), window=0,
         drop_path=0.0, down_epsilon=1e-5,
         width=64, layers=3, decoder_heads=4, points=4, mlp=256, groups=8, auxiliary_dropout=0.1,
     )
-    c.diffusion = dict(                   # t ~ U[0, high); loss + auxiliary x that head's loss
+    c.diffusion = dict(                   # t ~ U[0, high); loss + auxiliary * auxiliary head's loss
         schedule="cosine", code="embedding", code_scale=0.01, high=0.999, auxiliary=0.4,
     )
     c.sampling = dict(
         steps=3, sampler="ddim", draws=1, time_difference=1, start=0.0,
         accumulate=True, uncertainty="entropy",
     )
-    c.sweep = dict(steps=(1, 2, 3, 5, 10), draws=(1,))                    # of --mode=steps
+    c.sweep = dict(steps=(1, 2, 3, 5, 10), draws=(1,))                    # for --mode=steps
 
     adamw = dict(
         name="adamw", schedule="polynomial", peak_lr=1e-3, warmup_steps=100, warmup_ratio=0.01,
@@ -68,7 +68,7 @@ def get_config():
             augment=dict(augment), optim=dict(adamw), every=dict(every),
         ),
     )
-    c.evaluate = dict(                    # on all pictures of val
+    c.evaluate = dict(                    # all validation images
         view="whole", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=False,
         limit=(240, 180), short=0, batch_size=4,
         images=0, quick_images=24, absent="skip", checkpoint="last", pictures=4,

@@ -3,9 +3,10 @@
 python -m diffseg_jax.main --config=configs/ddp_scenes.py --workdir=runs/ddp_scenes
 
 A narrow ConvNeXt and a map decoder of three layers learn from 200 labelled scenes to clean a noisy
-label map, and then, in `align`, to go on from their own first answer. The pictures show the labels
-after every step, the uncertainty and the errors. Time and result on two CPU cores: .docs/ddp.md.
-Every number here is ours, chosen for the time it takes; none is the paper's.
+label map, and then, in `align`, to continue from their own first prediction. The images in
+pictures/ show the labels after every step, the uncertainty and the errors. Time and result on two
+CPU cores: .docs/ddp.md.
+All numbers here are ours, chosen for a short run, not the paper's.
 """
 
 from ml_collections import config_dict
@@ -15,31 +16,31 @@ def get_config():
     c = config_dict.ConfigDict()
     c.system = "ddp"
     c.seed = 0
-    c.dtype = "float32"                   # of the computation; parameters are float32
+    c.dtype = "float32"                   # computation; parameters are float32
     c.remat = False
-    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1: all remaining ones
 
     c.data = dict(
         source="scenes", path="", options=dict(images=400, size=(96, 128), seed=0),
         train="train", val="val", fraction=1.0, count=200, subset_seed=0, list_path="",
-        threads=2, workers=0, cache=True,                                 # keep pictures in memory
+        threads=2, workers=0, cache=True,                                 # images stay in memory
     )
 
-    c.weights = ""                        # of the backbone; "" = from scratch
-    c.new_head = False                    # True: other classes than the start has
+    c.weights = ""                        # of the backbone; "": from scratch
+    c.new_head = False                    # True: the classes differ from the start's
     c.model = dict(
         backbone="convnext", channels=(32, 64, 96, 128), depths=(2, 2, 4, 2), heads=(), window=0,
         drop_path=0.0, down_epsilon=1e-5,
         width=64, layers=3, decoder_heads=4, points=4, mlp=256, groups=8, auxiliary_dropout=0.1,
     )
-    c.diffusion = dict(                   # t ~ U[0, high); loss + auxiliary x that head's loss
+    c.diffusion = dict(                   # t ~ U[0, high); loss + auxiliary * auxiliary head's loss
         schedule="cosine", code="embedding", code_scale=0.01, high=0.999, auxiliary=0.4,
     )
     c.sampling = dict(
         steps=3, sampler="ddim", draws=1, time_difference=1, start=0.0,
         accumulate=True, uncertainty="entropy",
     )
-    c.sweep = dict(steps=(1, 2, 3, 5, 10), draws=(1,))                    # of --mode=steps
+    c.sweep = dict(steps=(1, 2, 3, 5, 10), draws=(1,))                    # for --mode=steps
 
     adamw = dict(
         name="adamw", schedule="polynomial", peak_lr=1e-3, warmup_steps=20, warmup_ratio=0.01,

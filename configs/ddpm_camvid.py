@@ -3,7 +3,7 @@
 python -m diffseg_jax.main --config=configs/ddpm_camvid.py --workdir=runs/ddpm_camvid \
     --config.unlabelled.path=camvid
 
-The 367 training pictures as squares of 64 pixels, mirrored at random; no label is read. Sample
+The 367 training images as squares of 64 pixels, mirrored at random; no label is read. Sample
 grids appear in pictures/ (expected: .docs/diffusion_models.md). Settings are ours; the loss
 and schedule are those of Improved DDPM (Nichol and Dhariwal, 2021).
 """
@@ -15,17 +15,17 @@ def get_config():
     c = config_dict.ConfigDict()
     c.system = "ddpm_seg"
     c.seed = 0
-    c.dtype = "float32"                   # of convolutions; parameters are float32
+    c.dtype = "float32"                   # computation; parameters are float32
     c.remat = False
-    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1: all remaining ones
 
     c.unlabelled = dict(
         source="unlabelled", path="", split="train", options=dict(square=64),
-        threads=2, workers=0, cache=True,                                 # keep squares in memory
+        threads=2, workers=0, cache=True,                                 # squares stay in memory
     )
 
     c.weights = ""                        # an official checkpoint, for start="weights"
-    c.weights_order = "legacy"            # of its attention channels: legacy | new
+    c.weights_order = "legacy"            # order of its attention channels: legacy | new
     c.model = dict(                       # 4.5 million parameters
         channels=32, channel_mult=(1, 2, 3, 4), res_blocks=1, attention_factors=(4, 8),
         heads=4, heads_up=-1, head_channels=32, resample_in_blocks=True, scale_shift=True,

@@ -1,12 +1,13 @@
-"""A diffusion model of your own pictures at 64x64, small enough for a laptop's processor.
+"""A diffusion model of your own images at 64x64, small enough for a laptop's processor.
 
 python -m diffseg_jax.main --config=configs/ddpm_folder.py --workdir=runs/mine \
-    --config.unlabelled.path=pictures
+    --config.unlabelled.path=mine
 
-Every picture below the folder, at any size: its middle square, mirrored at random. Where subfolders
-name what they hold, --config.unlabelled.options.classes=folder --config.model.num_classes=3 makes a
-class-conditional model. For larger pictures raise options.square and augment.crop together, both to
-a multiple of 8; with a GPU, channels=128 and res_blocks=2. Every number here is ours.
+Reads every image below the folder, at any size, and takes its middle square, mirrored at random.
+Where subfolders name classes, --config.unlabelled.options.classes=folder
+--config.model.num_classes=3 trains a class-conditional model. For larger images raise
+options.square and augment.crop together, both to a multiple of 8; with a GPU, take channels=128 and
+res_blocks=2. All numbers here are ours.
 """
 
 from ml_collections import config_dict
@@ -16,17 +17,17 @@ def get_config():
     c = config_dict.ConfigDict()
     c.system = "ddpm_seg"
     c.seed = 0
-    c.dtype = "float32"                   # of convolutions; parameters are float32
+    c.dtype = "float32"                   # computation; parameters are float32
     c.remat = False
-    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1: all remaining ones
 
     c.unlabelled = dict(
         source="unlabelled", path="", split="", options=dict(square=64, classes=""),
-        threads=2, workers=0, cache=True,                                 # keep squares in memory
+        threads=2, workers=0, cache=True,                                 # squares stay in memory
     )
 
     c.weights = ""                        # an official checkpoint, for start="weights"
-    c.weights_order = "legacy"            # of its attention channels: legacy | new
+    c.weights_order = "legacy"            # order of its attention channels: legacy | new
     c.model = dict(                       # 4.5 million parameters
         channels=32, channel_mult=(1, 2, 3, 4), res_blocks=1, attention_factors=(4, 8),
         heads=4, heads_up=-1, head_channels=32, resample_in_blocks=True, scale_shift=True,

@@ -2,8 +2,8 @@
 
 python -m diffseg_jax.main --config=configs/ddpm_scenes.py --workdir=runs/ddpm_scenes
 
-No download of data; 400 drawn scenes. Sample grids appear in pictures/. So short a training finds
-sky, road and houses, and little else. Every number here is ours.
+No download: 400 drawn scenes. Sample grids appear in pictures/. Such a short training finds sky,
+road and houses, and little else. All numbers here are ours.
 """
 
 from ml_collections import config_dict
@@ -13,18 +13,18 @@ def get_config():
     c = config_dict.ConfigDict()
     c.system = "ddpm_seg"
     c.seed = 0
-    c.dtype = "float32"                   # of convolutions; parameters are float32
+    c.dtype = "float32"                   # computation; parameters are float32
     c.remat = False
-    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1: all remaining ones
 
     c.unlabelled = dict(
         source="scenes", path="", split="train",
         options=dict(images=400, size=(48, 64), seed=0, square=32),
-        threads=2, workers=0, cache=True,                                 # keep squares in memory
+        threads=2, workers=0, cache=True,                                 # squares stay in memory
     )
 
     c.weights = ""                        # an official checkpoint, for start="weights"
-    c.weights_order = "legacy"            # of its attention channels: legacy | new
+    c.weights_order = "legacy"            # order of its attention channels: legacy | new
     c.model = dict(                       # 3 million parameters
         channels=32, channel_mult=(1, 2, 4), res_blocks=1, attention_factors=(4,),
         heads=4, heads_up=-1, head_channels=32, resample_in_blocks=True, scale_shift=True,

@@ -4,10 +4,10 @@ python -m diffseg_jax.main --config=configs/ddpm_seg_camvid.py --workdir=runs/dd
     --config.data.path=camvid --config.unlabelled.path=camvid
 
 The folder holds images/{train,val} and masks/{train,val}. First the diffusion model of
-ddpm_camvid.py learns from the 367 unlabelled pictures, then ten classifiers from the pixels of 20
-labelled ones; with a trained model at hand, --config.run="('fit',)" and
---config.stages.fit.start=runs/ddpm_camvid/checkpoints/pretrain. Expected:
-.docs/ddpm_seg.md. The published size is in ddpm_seg_published.py; every number here is ours.
+ddpm_camvid.py learns from the 367 unlabelled images, then ten classifiers learn from the pixels of
+20 labelled images; if the model is trained already, give --config.run="('fit',)" and
+--config.stages.fit.start=runs/ddpm_camvid/checkpoints/pretrain. Expected result:
+.docs/ddpm_seg.md. The published size is in ddpm_seg_published.py; all numbers here are ours.
 """
 
 from ml_collections import config_dict
@@ -17,14 +17,14 @@ def get_config():
     c = config_dict.ConfigDict()
     c.system = "ddpm_seg"
     c.seed = 0
-    c.dtype = "float32"                   # of convolutions; parameters are float32
+    c.dtype = "float32"                   # computation; parameters are float32
     c.remat = False
-    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1: all remaining ones
 
     c.data = dict(
         source="camvid", path="", options=dict(), train="train", val="val",
         fraction=1.0, count=20, subset_seed=0, list_path="",              # 20 labelled images
-        threads=2, workers=0, cache=True,                                 # keep pictures in memory
+        threads=2, workers=0, cache=True,                                 # images stay in memory
     )
     c.unlabelled = dict(
         source="unlabelled", path="", split="train", options=dict(square=64),
@@ -32,7 +32,7 @@ def get_config():
     )
 
     c.weights = ""                        # an official checkpoint, for start="weights"
-    c.weights_order = "legacy"            # of its attention channels: legacy | new
+    c.weights_order = "legacy"            # order of its attention channels: legacy | new
     c.model = dict(                       # 4.5 million parameters
         channels=32, channel_mult=(1, 2, 3, 4), res_blocks=1, attention_factors=(4, 8),
         heads=4, heads_up=-1, head_channels=32, resample_in_blocks=True, scale_shift=True,
@@ -45,18 +45,18 @@ def get_config():
     c.samples = dict(images=16, sampler="ddpm", steps="100", eta=0.0)
 
     c.features = dict(
-        source="network",                 # network | colour (and place: what no network says)
-        steps=(0, 50, 150),               # noise levels, of diffusion.steps
+        source="network",                 # network | colour (colour and position: a baseline)
+        steps=(0, 50, 150),               # noise levels in 0..diffusion.steps - 1
         blocks=(0, 1, 2, 3, 4, 5),        # output blocks of the network
-        short=128,                        # side at which the network sees pictures; 0: as they are
+        short=128,                        # short side of the network's input; 0: as it is
         share_noise=True, noise_file="", draws=1,
-        dtype="float16", place="device",  # of the kept features; device | host
+        dtype="float16", place="device",  # of stored features; device | host
     )
     c.ensemble = dict(
         recipe="fast",                    # fast | paper
         members=10, widths=(),            # () = 128, 32 below 30 classes, else 256, 128
-        small_objects=20,                 # pixels; smaller ones are not learned from
-        classifiers="",                   # folder of published model_0.pth, ... in place of a fit
+        small_objects=20,                 # pixels; smaller objects are ignored in the fit
+        classifiers="",                   # folder of published model_0.pth, ...: no fit
     )
 
     c.run = ("pretrain", "fit")
@@ -77,11 +77,11 @@ def get_config():
         ),
         fit=dict(
             kind="fit", start="pretrain",
-            augment=dict(limit=(240, 180), short=0, crop=(180, 240)),     # half the picture's sides
+            augment=dict(limit=(240, 180), short=0, crop=(180, 240)),     # half the image's sides
             every=dict(log=200, checkpoint=1_000),                        # steps
         ),
     )
-    c.evaluate = dict(                    # on all 101 pictures, answers enlarged to 360 x 480
+    c.evaluate = dict(                    # all 101 images, probabilities enlarged to 360 x 480
         view="whole", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=False,
         limit=(240, 180), short=0, batch_size=1,
         images=0, quick_images=24, absent="skip", checkpoint="last", pictures=4,

@@ -1,15 +1,15 @@
-"""DDPM-Seg on pictures of your own, from a few labelled ones, small enough for a laptop.
+"""DDPM-Seg on images of your own, from a few labelled ones, small enough for a laptop.
 
 python -m diffseg_jax.main --config=configs/ddpm_seg_folder.py --workdir=runs/mine \
     --config.data.path=mine --config.unlabelled.path=all_of_them
 
-"mine" holds the labelled pictures, images/{train,val} and masks/{train,val}; class names and
-colours stand in mine/classes.json, or give --config.data.options.num_classes=3. Of what
-config.unlabelled.path names, the folder "train" (or all of it) is used without labels. Pictures
-are fitted into 240 x 180 pixels and shown to the network at a short side of 128; labelled ones must
-have one aspect ratio, or take features.short=0, and an error names the crop that fits them. For
-more detail raise limit and crop of the stage fit, limit of evaluate, and features.short. Results
-depend on your pictures. Every number here is ours, none the paper's.
+"mine" holds the labelled images, images/{train,val} and masks/{train,val}; mine/classes.json holds
+the names and colours of the classes, or give --config.data.options.num_classes=3. The unlabelled
+images are those in the folder "train" of config.unlabelled.path, or in all of it without such a
+folder. Images are fitted into 240 x 180 pixels and shown to the network at a short side of 128.
+Labelled images must have one aspect ratio, unless features.short=0, and an error names the crop
+that fits them. For more detail raise limit and crop of the stage fit, limit of evaluate,
+and features.short. Results depend on your images. All numbers here are ours, not the paper's.
 """
 
 from ml_collections import config_dict
@@ -19,14 +19,14 @@ def get_config():
     c = config_dict.ConfigDict()
     c.system = "ddpm_seg"
     c.seed = 0
-    c.dtype = "float32"                   # of convolutions; parameters are float32
+    c.dtype = "float32"                   # computation; parameters are float32
     c.remat = False
-    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1: all remaining ones
 
     c.data = dict(
         source="folder", path="", options=dict(num_classes=0, ignore=()), train="train",
         val="val", fraction=1.0, count=0, subset_seed=0, list_path="",    # every label
-        threads=2, workers=0, cache=True,                                 # keep pictures in memory
+        threads=2, workers=0, cache=True,                                 # images stay in memory
     )
     c.unlabelled = dict(
         source="unlabelled", path="", split="train", options=dict(square=64),
@@ -34,7 +34,7 @@ def get_config():
     )
 
     c.weights = ""                        # an official checkpoint, for start="weights"
-    c.weights_order = "legacy"            # of its attention channels: legacy | new
+    c.weights_order = "legacy"            # order of its attention channels: legacy | new
     c.model = dict(                       # 4.5 million parameters
         channels=32, channel_mult=(1, 2, 3, 4), res_blocks=1, attention_factors=(4, 8),
         heads=4, heads_up=-1, head_channels=32, resample_in_blocks=True, scale_shift=True,
@@ -47,18 +47,18 @@ def get_config():
     c.samples = dict(images=16, sampler="ddpm", steps="100", eta=0.0)
 
     c.features = dict(
-        source="network",                 # network | colour (and place: what no network says)
-        steps=(0, 50, 150),               # noise levels, of diffusion.steps
+        source="network",                 # network | colour (colour and position: a baseline)
+        steps=(0, 50, 150),               # noise levels in 0..diffusion.steps - 1
         blocks=(0, 1, 2, 3, 4, 5),        # output blocks of the network
-        short=128,                        # side at which the network sees pictures; 0: as they are
+        short=128,                        # short side of the network's input; 0: as it is
         share_noise=True, noise_file="", draws=1,
-        dtype="float16", place="device",  # of the kept features; device | host
+        dtype="float16", place="device",  # of stored features; device | host
     )
     c.ensemble = dict(
         recipe="fast",                    # fast | paper
         members=10, widths=(),            # () = 128, 32 below 30 classes, else 256, 128
-        small_objects=20,                 # pixels; smaller ones are not learned from
-        classifiers="",                   # folder of published model_0.pth, ... in place of a fit
+        small_objects=20,                 # pixels; smaller objects are ignored in the fit
+        classifiers="",                   # folder of published model_0.pth, ...: no fit
     )
 
     c.run = ("pretrain", "fit")

@@ -31,9 +31,9 @@ def get_config(preset="bedroom28"):
     c = config_dict.ConfigDict()
     c.system = "ddpm_seg"
     c.seed = 0
-    c.dtype = "float32"                   # of convolutions; bfloat16 is faster on accelerators
+    c.dtype = "float32"                   # computation; bfloat16 is faster on accelerators
     c.remat = False
-    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1: all remaining ones
 
     c.data = dict(
         source=SOURCES[preset], path="", options=dict(), train="train", val="test",
@@ -42,7 +42,7 @@ def get_config(preset="bedroom28"):
     )
 
     c.weights = ""                        # of the published network
-    c.weights_order = "legacy"            # of its attention channels: legacy | new
+    c.weights_order = "legacy"            # order of its attention channels: legacy | new
     c.model = dict(                       # 552,814,086 parameters
         channels=256, channel_mult=(1, 1, 2, 2, 4, 4), res_blocks=2, attention_factors=(8, 16, 32),
         heads=4, heads_up=-1, head_channels=64, resample_in_blocks=True, scale_shift=True,
@@ -53,26 +53,26 @@ def get_config(preset="bedroom28"):
         variance="learned", loss="hybrid", timesteps="uniform",
     )
 
-    c.features = dict(                    # 8448 numbers a pixel
-        source="network",                 # network | colour (and place: what no network says)
-        steps=(50, 150, 250),             # noise levels, of diffusion.steps
+    c.features = dict(                    # 8448 features per pixel
+        source="network",                 # network | colour (colour and position: a baseline)
+        steps=(50, 150, 250),             # noise levels in 0..diffusion.steps - 1
         blocks=(5, 6, 7, 8, 12),          # output blocks of the network
-        short=0,                          # side at which the network sees pictures; 0: as they are
+        short=0,                          # short side of the network's input; 0: as it is
         share_noise=True, noise_file="", draws=1,
-        dtype="float16", place="device",  # of the kept features; device | host
+        dtype="float16", place="device",  # of stored features; device | host
     )
     c.ensemble = dict(
         recipe="paper",                   # paper | fast
         members=10, widths=(),            # () = 128, 32 below 30 classes, else 256, 128
-        small_objects=20,                 # pixels; smaller ones are not learned from
-        classifiers="",                   # folder of published model_0.pth, ... in place of a fit
+        small_objects=20,                 # pixels; smaller objects are ignored in the fit
+        classifiers="",                   # folder of published model_0.pth, ...: no fit
     )
 
     c.run = ("fit",)
     c.stages = dict(
         fit=dict(
             kind="fit", start="weights",
-            augment=dict(limit=(0, 0), short=0, crop=(256, 256)),         # as the set is opened
+            augment=dict(limit=(0, 0), short=0, crop=(256, 256)),         # the set's size
             every=dict(log=1_000, checkpoint=20_000),                     # steps
         ),
     )

@@ -1,11 +1,11 @@
-"""DDPM-Seg on the built-in street scenes: 400 unlabelled pictures, 24 labelled ones, 4 minutes.
+"""DDPM-Seg on the built-in street scenes: 400 unlabelled images, 24 labelled, 4 minutes.
 
 python -m diffseg_jax.main --config=configs/ddpm_seg_scenes.py --workdir=runs/ddpm_seg_scenes
 
-No download of data. A small diffusion model learns to draw the scenes; ten classifiers of its
-features ("fit"), and ten of the same network's features without training ("untrained"), learn from
-the pixels of 24 labelled scenes. So short a training shows how it works, and no more. Pictures and
-results.json lie in the workdir. Every number here is ours, none the paper's.
+No download. A small diffusion model learns to draw the scenes; ten classifiers of its features
+("fit"), and ten of the features of the same network without training ("untrained"), learn from the
+pixels of 24 labelled scenes. Such a short training shows how the method works, no more. Images and
+results.json are written to the workdir. All numbers here are ours, not the paper's.
 """
 
 from ml_collections import config_dict
@@ -15,15 +15,15 @@ def get_config():
     c = config_dict.ConfigDict()
     c.system = "ddpm_seg"
     c.seed = 0
-    c.dtype = "float32"                   # of convolutions; parameters are float32
+    c.dtype = "float32"                   # computation; parameters are float32
     c.remat = False
-    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1: all remaining ones
 
     scenes = dict(images=400, size=(96, 128), seed=0)
     c.data = dict(
         source="scenes", path="", options=scenes, train="train", val="val",
-        fraction=1.0, count=24, subset_seed=0, list_path="",              # labels of 24 scenes
-        threads=2, workers=0, cache=True,                                 # keep pictures in memory
+        fraction=1.0, count=24, subset_seed=0, list_path="",              # 24 labelled scenes
+        threads=2, workers=0, cache=True,                                 # images stay in memory
     )
     c.unlabelled = dict(
         source="scenes", path="", split="train", options=dict(scenes, square=32),
@@ -31,7 +31,7 @@ def get_config():
     )
 
     c.weights = ""                        # an official checkpoint, for start="weights"
-    c.weights_order = "legacy"            # of its attention channels: legacy | new
+    c.weights_order = "legacy"            # order of its attention channels: legacy | new
     c.model = dict(                       # 3 million parameters
         channels=32, channel_mult=(1, 2, 4), res_blocks=1, attention_factors=(4,),
         heads=4, heads_up=-1, head_channels=32, resample_in_blocks=True, scale_shift=True,
@@ -44,23 +44,23 @@ def get_config():
     c.samples = dict(images=16, sampler="ddpm", steps="50", eta=0.0)
 
     c.features = dict(
-        source="network",                 # network | colour (and place: what no network says)
-        steps=(0, 100),                   # noise levels, of diffusion.steps
+        source="network",                 # network | colour (colour and position: a baseline)
+        steps=(0, 100),                   # noise levels in 0..diffusion.steps - 1
         blocks=(0, 1, 2, 3, 4),           # output blocks of the network
-        short=64,                         # side at which the network sees pictures; 0: as they are
+        short=64,                         # short side of the network's input; 0: as it is
         share_noise=True, noise_file="", draws=1,
-        dtype="float16", place="device",  # of the kept features; device | host
+        dtype="float16", place="device",  # of stored features; device | host
     )
     c.ensemble = dict(
         recipe="fast",                    # fast | paper
         members=10, widths=(),            # () = 128, 32 below 30 classes, else 256, 128
-        small_objects=20,                 # pixels; smaller ones are not learned from
-        classifiers="",                   # folder of published model_0.pth, ... in place of a fit
+        small_objects=20,                 # pixels; smaller objects are ignored in the fit
+        classifiers="",                   # folder of published model_0.pth, ...: no fit
     )
 
     fit = dict(
         kind="fit",
-        augment=dict(limit=(0, 0), short=0, crop=(96, 128)),              # pixels that are labelled
+        augment=dict(limit=(0, 0), short=0, crop=(96, 128)),              # size of labels
         every=dict(log=200, checkpoint=1_000),                            # steps
     )
     c.run = ("pretrain", "fit", "untrained")

@@ -305,3 +305,18 @@ def test_many_options_together(command, tmp_path):
         assert leaf.dtype == np.float32
     assert ("level", "kernel") in leaves_of(tmp_path / "checkpoints/pretrain")
     assert read(tmp_path / "results.json")["finetune"]["step"] == 8
+
+
+# ---- the presets for a laptop --------------------------------------------------------------------
+
+PAPERS = ("ddep_cityscapes", "ddp_cityscapes", "ddpm_published", "ddpm_seg_published")
+
+
+@pytest.mark.slow  # about a minute of compilation each
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_tiny_preset_runs_to_its_end_without_data(name, command, tmp_path):
+    out = succeeded(command(tmp_path, config=f"configs/{name}.py:tiny"))
+    assert out.splitlines()[-1].startswith("finished; ")
+    if name != "ddpm_published":
+        for result in read(tmp_path / "results.json").values():
+            assert result["images"] == 4 and np.isfinite(result["mIoU"])

@@ -10,31 +10,31 @@ def get_config():
     c = config_dict.ConfigDict()
     c.system = "ddp"
     c.seed = 0
-    c.dtype = "float32"                   # of the computation; parameters are float32
+    c.dtype = "float32"                   # computation; parameters are float32
     c.remat = False
-    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1 = all that are left
+    c.mesh = dict(data=-1, fsdp=1)        # devices per axis; -1: all remaining ones
 
     c.data = dict(
         source="scenes", path="", options=dict(images=10, size=(32, 48), seed=0),
         train="train", val="val", fraction=1.0, count=6, subset_seed=0, list_path="",
-        threads=2, workers=0, cache=True,                                 # keep pictures in memory
+        threads=2, workers=0, cache=True,                                 # images stay in memory
     )
 
-    c.weights = ""                        # of the backbone; "" = from scratch
-    c.new_head = False                    # True: other classes than the start has
+    c.weights = ""                        # of the backbone; "": from scratch
+    c.new_head = False                    # True: the classes differ from the start's
     c.model = dict(
         backbone="convnext", channels=(8, 16, 24, 32), depths=(1, 1, 1, 1), heads=(), window=0,
         drop_path=0.0, down_epsilon=1e-5,
         width=16, layers=1, decoder_heads=2, points=2, mlp=32, groups=4, auxiliary_dropout=0.1,
     )
-    c.diffusion = dict(                   # t ~ U[0, high); loss + auxiliary x that head's loss
+    c.diffusion = dict(                   # t ~ U[0, high); loss + auxiliary * auxiliary head's loss
         schedule="cosine", code="embedding", code_scale=0.01, high=0.999, auxiliary=0.4,
     )
     c.sampling = dict(
         steps=3, sampler="ddim", draws=1, time_difference=1, start=0.0,
         accumulate=True, uncertainty="entropy",
     )
-    c.sweep = dict(steps=(1, 2), draws=(1, 2))                    # of --mode=steps
+    c.sweep = dict(steps=(1, 2), draws=(1, 2))                    # for --mode=steps
 
     adamw = dict(
         name="adamw", schedule="polynomial", peak_lr=1e-3, warmup_steps=2, warmup_ratio=0.01,

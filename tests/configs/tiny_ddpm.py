@@ -15,72 +15,34 @@ def get_config():
     c.mesh = dict(data=-1, fsdp=1)
 
     c.unlabelled = dict(
-        source="scenes",
-        path="",
-        options=dict(images=10, size=(32, 48), seed=0, square=16),
-        split="train",
-        threads=2,
-        workers=0,
-        cache=True,
+        source="scenes", path="", options=dict(images=10, size=(32, 48), seed=0, square=16),
+        split="train", threads=2, workers=0, cache=True,
     )
 
     c.weights = ""
     c.weights_order = "legacy"
     c.model = dict(
-        channels=32,
-        channel_mult=(1, 1),
-        res_blocks=1,
-        attention_factors=(),
-        heads=2,
-        heads_up=-1,
-        head_channels=-1,
-        resample_in_blocks=True,
-        scale_shift=True,
-        num_classes=0,
-        learn_sigma=True,
-        dropout=0.1,
+        channels=32, channel_mult=(1, 1), res_blocks=1, attention_factors=(), heads=2, heads_up=-1,
+        head_channels=-1, resample_in_blocks=True, scale_shift=True, num_classes=0,
+        learn_sigma=True, dropout=0.1,
     )
     c.diffusion = dict(
-        schedule="cosine",
-        steps=20,
-        rescale_timesteps=False,
-        target="noise",
-        variance="learned",
-        loss="hybrid",
-        timesteps="uniform",
+        schedule="cosine", steps=20, rescale_timesteps=False, target="noise", variance="learned",
+        loss="hybrid", timesteps="uniform",
     )
     c.samples = dict(images=3, sampler="ddim", steps="ddim4", eta=0.0)
 
     c.run = ("pretrain",)
     c.stages = dict(
         pretrain=dict(
-            kind="pretrain",
-            start="random",
-            steps=8,
-            batch_size=4,
-            accumulate=1,
-            ema=(0.5, 0.9),
+            kind="pretrain", start="random", steps=8, batch_size=4, accumulate=1, ema=(0.5, 0.9),
             augment=dict(
-                limit=(0, 0),
-                short=0,
-                scale=(1.0, 1.0),
-                crop=(16, 16),
-                max_class_share=1.0,
-                flip=True,
-                photometric=False,
+                limit=(0, 0), short=0, scale=(1.0, 1.0), crop=(16, 16), max_class_share=1.0,
+                flip=True, photometric=False,
             ),
             optim=dict(
-                name="adamw",
-                schedule="constant",
-                peak_lr=1e-2,
-                warmup_steps=0,
-                warmup_ratio=0.0,
-                b1=0.9,
-                b2=0.999,
-                epsilon=1e-8,
-                weight_decay=0.0,
-                no_decay=(),
-                clip_norm=1.0,
+                name="adamw", schedule="constant", peak_lr=1e-2, warmup_steps=0, warmup_ratio=0.0,
+                b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=0.0, no_decay=(), clip_norm=1.0,
             ),
             every=dict(log=2, checkpoint=2, evaluate=4),
         ),
