@@ -57,7 +57,7 @@ def evaluate(
     the split, with "labels" and "uncertainty" added.
     """
     counts = Counts(np.zeros((num_classes + 1, num_classes), int), np.zeros((2, BINS), int))
-    kept = []
+    drawn = []
     mine = indices[jax.process_index() :: jax.process_count()]
     shown = {source.names[index] for index in spread(mine, keep)}
     for examples in _batches(source, mine, batch_size):
@@ -70,7 +70,7 @@ def evaluate(
                     "labels": prediction.labels[row],
                     "uncertainty": prediction.uncertainty[row],
                 }
-                kept.append({**example, **predicted})
+                drawn.append({**example, **predicted})
     if jax.process_count() > 1:
         counts = Counts(
             np.sum(_from_all(counts.confusion), axis=0),
@@ -79,7 +79,7 @@ def evaluate(
             int(np.sum(_from_all(np.array(counts.uncertain)))),
             {name: np.sum(_from_all(values), axis=0) for name, values in counts.measures.items()},
         )
-    return counts, kept
+    return counts, drawn
 
 
 def spread(indices: Sequence[int], count: int) -> Sequence[int]:

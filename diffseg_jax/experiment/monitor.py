@@ -43,9 +43,9 @@ def _segmentation_monitor(plan):
 
     def measure_quickly(state, step):
         network = network_of(state, plan.options.ema)
-        counts, kept = measure(evaluation, network, indices, protocol)
-        trace_steps(evaluation, network, kept, protocol)
-        draw_predictions(evaluation, kept, f"{plan.name}_{step:06d}", step)
+        counts, examples = measure(evaluation, network, indices, protocol)
+        trace_steps(evaluation, network, examples, protocol)
+        draw_predictions(evaluation, examples, f"{plan.name}_{step:06d}", step)
         scored = scores_of(evaluation, counts)
         return {**{mean: scored[mean] for mean in segmentation.MEANS}, "images": len(indices)}
 
@@ -97,9 +97,9 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
     evaluation.log.say(
         f"{stage}: evaluates step {meta['step']} on {counted(len(indices), 'image')}"
     )
-    counts, kept = measure(evaluation, network, indices, protocol)
-    trace_steps(evaluation, network, kept, protocol)
-    draw_predictions(evaluation, kept, f"{stage}_{suffix}", meta["step"])
+    counts, examples = measure(evaluation, network, indices, protocol)
+    trace_steps(evaluation, network, examples, protocol)
+    draw_predictions(evaluation, examples, f"{stage}_{suffix}", meta["step"])
     names, convention = evaluation.source.labels.names, evaluation.convention
     papers = {}
     if convention != "default":
@@ -138,7 +138,7 @@ def auroc_of_measures(counts: Counts) -> dict:
     return {name: segmentation.to_number(auroc(values)) for name, values in given.items()}
 
 
-def trace_steps(evaluation: Evaluation, network: dict, kept: list[dict], protocol: Protocol):
+def trace_steps(evaluation: Evaluation, network: dict, examples: list[dict], protocol: Protocol):
     """Adds to each example "steps", its labels i32[T,H,W] after every reverse step, if any.
 
     Only where images are shown whole: each window has its own noise.
@@ -147,18 +147,18 @@ def trace_steps(evaluation: Evaluation, network: dict, kept: list[dict], protoco
     if not trace or protocol.view is not View.WHOLE:
         return
     forward = make_forward(trace, network, evaluation.mesh, 1)
-    for example in kept:
+    for example in examples:
         size = example["image"].shape[:2]
         shown = resize_image(example["image"], protocol.sizes(size)[0])
         labels = forward(shown[None], np.array([shown.shape[:2]], np.int32))[0]
         example["steps"] = np.stack([resize_mask(step, size) for step in labels])
 
 
-def draw_predictions(evaluation: Evaluation, kept: list[dict], file: str, step: int):
+def draw_predictions(evaluation: Evaluation, examples: list[dict], file: str, step: int):
     """Saves a sheet of examples: image, truth, steps, prediction, uncertainty, error."""
-    if kept:
-        columns = [[e[key] for e in kept] for key in ("image", "mask", "labels", "uncertainty")]
-        steps = [e["steps"] for e in kept] if "steps" in kept[0] else None
+    if examples:
+        columns = [[e[key] for e in examples] for key in ("image", "mask", "labels", "uncertainty")]
+        steps = [e["steps"] for e in examples] if "steps" in examples[0] else None
         sheet = sheets.prediction_sheet(*columns, evaluation.source.labels, steps)
         save_sheet(evaluation, sheet, file, step)
 

@@ -274,7 +274,8 @@ def _meta(config, start, task, classes, labels, chosen) -> dict:
 def _arrays_to_load(config, name, start, task, workdir) -> Callable[[], dict] | None:
     """() -> the arrays that a fresh stage takes from elsewhere; None for none.
 
-    Foreign files of a fresh stage are read here, so that a wrong one is found before anything runs.
+    Foreign files of a fresh stage are read here, so that a wrong one is found before anything runs;
+    their arrays are handed over at the first call and not kept.
     """
     system, kind = SYSTEMS[config.system], config.stages[name].kind
     abstract = jax.eval_shape(task.init, jax.random.key(0))
@@ -292,8 +293,8 @@ def _arrays_to_load(config, name, start, task, workdir) -> Callable[[], dict] | 
     if has_checkpoint(workdir / "checkpoints" / name):
         return read  # needed only if all its checkpoints are damaged
     if start in STARTS:
-        arrays = read()
-        return (lambda: arrays) if arrays else None
+        held = [arrays] if (arrays := read()) else []
+        return (lambda: held.pop() if held else read()) if held else None
     system.given_arrays(config, kind, abstract)  # the stage to start from may not exist yet
     return read
 

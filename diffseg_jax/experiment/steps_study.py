@@ -118,8 +118,8 @@ def measure_setting(
         classes = len(evaluation.source.labels.names)
         task = make_task(config, evaluation.stage, classes, evaluation.mesh)
         evaluation = dataclasses.replace(evaluation, task=task)
-    counts, kept = measure(evaluation, network, evaluation.indices, evaluation.protocol)
-    draw_predictions(evaluation, kept, f"{evaluation.stage}_steps{steps}_draws{draws}", steps)
+    counts, examples = measure(evaluation, network, evaluation.indices, evaluation.protocol)
+    draw_predictions(evaluation, examples, f"{evaluation.stage}_steps{steps}_draws{draws}", steps)
     return {
         "steps": steps,
         "draws": draws,

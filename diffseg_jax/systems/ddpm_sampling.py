@@ -34,7 +34,7 @@ def sample_images(
     classes   i32[n] of a class-conditional network
     progress  wraps the iterable of steps, as a progress bar does
     """
-    split, whole, share = _placement(params)
+    split, replicated, share = _placement(params)
     count = len(indices)
     padded = np.resize(np.asarray(indices), -(-count // share) * share)  # repeats the first ones
     classes = None if classes is None else np.resize(classes, len(padded))
@@ -49,7 +49,7 @@ def sample_images(
     classes = None if classes is None else jax.device_put(np.asarray(classes, np.int32), split)
     for index in progress(range(process.steps - 1, -1, -1)):
         x = jax.block_until_ready(step(params, x, jnp.int32(index), keys, classes))
-    x = np.asarray(jax.jit(lambda x: x, out_shardings=whole)(x))[:count]  # in every process
+    x = np.asarray(jax.jit(lambda x: x, out_shardings=replicated)(x))[:count]  # in every process
     return np.clip((x + 1) * 127.5, 0, 255).astype(np.uint8)
 
 
@@ -58,8 +58,8 @@ def _placement(params):
     where = getattr(next(iter(jax.tree.leaves(params)), None), "sharding", None)
     if not isinstance(where, NamedSharding):
         return where, where, 1
-    whole = NamedSharding(where.mesh, PartitionSpec())
-    return batch_sharding(where.mesh), whole, where.mesh.size
+    replicated = NamedSharding(where.mesh, PartitionSpec())
+    return batch_sharding(where.mesh), replicated, where.mesh.size
 
 
 def make_step(network, process: Process, options: dict, sampler: str, eta: float) -> Callable:

@@ -165,10 +165,10 @@ def check(config):
     if problem := settings.problem():
         raise UserError(f"model: {problem}")
     if settings.learn_sigma != (diffusion.variance == "learned"):
-        wanted = "learned" if settings.learn_sigma else "fixed_large"
+        expected = "learned" if settings.learn_sigma else "fixed_large"
         raise UserError(
             f"model.learn_sigma is {settings.learn_sigma}, which does not go with "
-            f"diffusion.variance {diffusion.variance}. Try --config.diffusion.variance={wanted}."
+            f"diffusion.variance {diffusion.variance}. Try --config.diffusion.variance={expected}."
         )
     if diffusion.loss.startswith("hybrid") and not settings.learn_sigma:
         raise UserError(

@@ -85,13 +85,13 @@ def train_members(fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log) -> No
     """
     # ---- where the last run stopped
     total = fit.steps
-    whole = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
     begin = functools.partial(initial_state, fit)
     life = Lifecycle(fit.name, total, checkpoints, log)
     learned, step = life.resume(jax.eval_shape(begin), mesh, part=True)
     if learned is None:
-        learned = jax.jit(begin, out_shardings=whole)()
-    learned = jax.device_put(learned, whole)
+        learned = jax.jit(begin, out_shardings=replicated)()
+    learned = jax.device_put(learned, replicated)
     log.say(
         f"{fit.name}: {origin(step)}; {fit.members} classifiers of {fit.features.width:,} "
         f"features, {len(fit.pixels):,} pixels, at most {total:,} steps of {fit.batch_size}"
@@ -99,9 +99,9 @@ def train_members(fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log) -> No
 
     # ---- one compiled call of many steps
     data = (fit.features, fit.pixels, fit.labels)
-    data = () if fit.on_host else jax.device_put(data, whole)
+    data = () if fit.on_host else jax.device_put(data, replicated)
     steps = functools.partial(shared_steps, fit, mesh)
-    call = jax.jit(steps, donate_argnums=0, out_shardings=whole)
+    call = jax.jit(steps, donate_argnums=0, out_shardings=replicated)
     orders = Orders(fit)
     length = min(STEPS_PER_HOST_CALL if fit.on_host else STEPS_PER_CALL, total)
     since, warm = (step, time.perf_counter()), False
@@ -166,10 +166,11 @@ def shared_steps(fit: Fit, mesh, learned: dict, data, batches, numbers, armed, l
     learned = jax.tree.map(lambda leaf: leaf[rows], learned)
     if fit.own_order:
         batches = jax.tree.map(lambda leaf: leaf[:, rows], batches)
-    whole, members, of_steps = PartitionSpec(), PartitionSpec(AXES), PartitionSpec(None, AXES)
+    everywhere, members, of_steps = PartitionSpec(), PartitionSpec(AXES), PartitionSpec(None, AXES)
+    batch = of_steps if fit.own_order else everywhere
     share = jax.shard_map(
         steps, mesh=mesh, out_specs=(members, of_steps), check_vma=False,
-        in_specs=(members, whole, of_steps if fit.own_order else whole, whole, whole, whole),
+        in_specs=(members, everywhere, batch, everywhere, everywhere, everywhere),
     )  # fmt: skip
     learned, losses = share(learned, data, batches, numbers, armed, live)
     return jax.tree.map(lambda leaf: leaf[: fit.members], learned), losses[:, : fit.members]
