@@ -27,7 +27,7 @@ def normal_kl(
 ) -> jax.Array:
     """KL(N(mean, .) || N(other_mean, .)) in nats, element by element; shapes broadcast."""
     squared = jnp.square(mean - other_mean) * jnp.exp(-other_log_variance)
-    # summed from left to right as published: of nearly equal normals the sum is mostly rounding
+    # Summed from left to right as published: for nearly equal normals the sum is mostly rounding.
     ratio = jnp.exp(log_variance - other_log_variance)
     return (-1 + other_log_variance - log_variance + ratio + squared) / 2
 
@@ -72,7 +72,7 @@ def variational_bound(
 
 
 def prior_bits(process: Process, x_0: jax.Array) -> jax.Array:
-    """KL(q(x_{T-1} | x_0) || N(0, 1)) in bits per dimension, f32[B]: what the last step keeps."""
+    """KL(q(x_{T-1} | x_0) || N(0, 1)) in bits per dimension, f32[B]: the signal that is left."""
     mean, _, log_variance = noised(process, x_0, process.steps - 1)
     return _image_mean(normal_kl(mean, log_variance, 0.0, 0.0)) / math.log(2)
 
@@ -90,13 +90,13 @@ def training_losses(
 ) -> dict[str, jax.Array]:
     """Losses of an output for x_t = noising(x_0, t, eps): f32[B] under "loss", "mse" and "vb".
 
-    simple            mse, of the mean half; a learned variance is then left untrained
+    simple            mse of the mean half; a learned variance is then not trained
     hybrid            mse + vb, where vb trains only the learned variance: Nichol and Dhariwal
                       (2021), section 3.1
-    hybrid_rescaled   the same with vb T / 1000, which is also what stands under "vb"
+    hybrid_rescaled   the same with vb T / 1000, which is also the value of "vb"
     kl                vb T, which trains mean and variance
 
-    Raises UserError for an unknown kind, target or variance, for a wrong number of channels, and
+    Raises UserError for an unknown loss, target or variance, for a wrong number of channels, and
     for a hybrid loss without a learned variance.
     """
     require_known(kind, LOSSES, "loss")
@@ -129,8 +129,8 @@ def _goal(process, x_0, t, eps, target):
 
 
 def _normal_cdf(z):
-    # the approximation that published losses were computed with. Beyond 10 it is 0 or 1 to the last
-    # digit; without the clip a cube that overflows would make the gradient 0 * inf
+    # This approximation was used for the published losses. Beyond 10 it is exactly 0 or 1; without
+    # the clip an overflowing cube would make the gradient 0 * inf.
     z = jnp.clip(z, -10, 10)
     return (1 + jnp.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2
 

@@ -1,7 +1,7 @@
-"""Label maps as maps of numbers that noise can be added to (Ji et al., 2023: DDP, section 3.2).
+"""Label maps encoded as numbers, to which noise can be added (Ji et al., 2023: DDP, section 3.2).
 
 Every code is a table with one row per class and a last one for the ignore label, so that encoding
-is a look-up. A code has the width n of its rows and numbers between -scale and scale.
+is a look-up. A code has n numbers per class, between -scale and scale.
 """
 
 import math
@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-CODES = ("embedding", "bits", "one_hot")  # the first is learned
+CODES = ("embedding", "bits", "one_hot")  # only "embedding" is learned
 
 
 def code_width(kind: str, num_classes: int, embedding: int) -> int:
-    """n: the width of the embedding, ceil(log2(K + 1)) bits, or K + 1."""
+    """n: the width of the embedding, the number of bits ceil(log2(K + 1)), or K + 1."""
     bits = math.ceil(math.log2(num_classes + 1))
     return {"embedding": embedding, "bits": bits, "one_hot": num_classes + 1}[kind]
 
@@ -30,8 +30,8 @@ def code_table(kind: str, num_classes: int, scale: float, embedding=None) -> jax
     if kind == "embedding":
         unit = 2 * jax.nn.sigmoid(embedding) - 1
     elif kind == "bits":
-        places = np.arange(code_width(kind, num_classes, 0))[::-1]
-        unit = 2.0 * (labels[:, None] >> places & 1) - 1
+        shifts = np.arange(code_width(kind, num_classes, 0))[::-1]
+        unit = 2.0 * (labels[:, None] >> shifts & 1) - 1
     else:
         unit = 2 * np.eye(len(labels)) - 1
     return jnp.asarray(unit, jnp.float32) * scale

@@ -26,8 +26,8 @@ from diffseg_jax.diffusion.schedules import (
 )
 from diffseg_jax.errors import UserError, choose
 
-TARGETS = ("noise", "image", "velocity")  # what the network predicts
-VARIANCES = ("learned", "fixed_large", "fixed_small")  # of a reverse step
+TARGETS = ("noise", "image", "velocity")  # quantity that the network predicts
+VARIANCES = ("learned", "fixed_large", "fixed_small")  # variance of a reverse step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Process:
     """T steps of noising. Tables are f64[T]; a looked-up value is rounded to float32 once.
 
     betas       f64[T] in (0, 1), the variance that each step adds
-    timesteps   what the network was trained to call each step: 0..T-1 unless steps were dropped
+    timesteps   number of each step in the network's training: 0..T-1 unless steps were dropped
     time_scale  factor on that number: 1000 / (number of steps in training) with rescaling, else 1
 
     It compares by identity, so that it can be a static argument of jit.
@@ -57,7 +57,7 @@ class Process:
 
     @functools.cached_property
     def alphas_cumprod_prev(self):
-        """alpha_bar of one step less; 1 before the first."""
+        """alpha_bar of the previous step; 1 before the first."""
         return np.append(1.0, self.alphas_cumprod[:-1])
 
     @functools.cached_property
@@ -113,11 +113,11 @@ class Process:
 
     @property
     def _second_variance(self):
-        # one step has no t = 1: its own beta is the only variance above zero
+        # A process of one step has no t = 1; its beta is the only variance above zero.
         return self.posterior_variance[1] if self.steps > 1 else self.betas[0]
 
     def network_time(self, t: jax.Array) -> jax.Array:
-        """What the network receives for step t: i32[...], or f32[...] if `time_scale` is not 1."""
+        """The network's time input for step t: i32[...], or f32[...] if `time_scale` is not 1."""
         t = check_timesteps(t, self.steps)
         called = jnp.asarray(self.timesteps, jnp.int32)[t]
         return called if self.time_scale == 1 else called.astype(jnp.float32) * self.time_scale
@@ -126,10 +126,10 @@ class Process:
 def make_process(
     schedule: str = "linear", steps: int = 1000, keep: str = "", rescale_timesteps: bool = False
 ) -> Process:
-    """The process of a named schedule, on all of `steps` or on those that `keep` selects.
+    """The process of a named schedule, with all of `steps` or those that `keep` selects.
 
     keep                as in `kept_timesteps`
-    rescale_timesteps   the network is told t * 1000 / steps
+    rescale_timesteps   the network receives t * 1000 / steps
 
     Raises UserError for an unknown schedule and for steps that cannot be kept.
     """
@@ -140,7 +140,7 @@ def make_process(
 
 
 def check_timesteps(t: jax.Array, steps: int) -> jax.Array:
-    """t as an array of whole numbers; UserError if it is not in 0..steps-1, unless it is traced."""
+    """t as an array of integers; raises UserError unless it is in 0..steps-1 or traced."""
     if not isinstance(t, jax.core.Tracer):
         known = np.asarray(t)
         if wrong := [value for value in known.ravel().tolist() if not 0 <= value < steps]:
@@ -211,9 +211,9 @@ def clean_from_velocity(process: Process, x_t: jax.Array, v: jax.Array, t: jax.A
 
 
 class Reverse(NamedTuple):
-    """The normal distribution of x_{t-1} that a network's output stands for; all f32[B, H, W, C].
+    """The normal distribution of x_{t-1} given by a network's output; all f32[B, H, W, C].
 
-    `clean` is the x_0 that was estimated. For "fixed_small" the variance at t = 0 is 0, its log
+    `clean` is the estimate of x_0. For "fixed_small" the variance at t = 0 is 0, and its logarithm
     that of t = 1.
     """
 
@@ -232,12 +232,12 @@ def reverse(
     variance: str,
     clip: bool = True,
 ) -> Reverse:
-    """One reverse step, as a distribution: the posterior at the x_0 that the network means.
+    """One reverse step, as a distribution: the posterior at the network's estimate of x_0.
 
-    output      f32[B, H, W, C], of 2C channels if the variance is learned, the mean half first
-    target      what the mean half predicts: one of TARGETS
+    output      f32[B, H, W, C], with 2C channels if the variance is learned, the mean half first
+    target      quantity that the mean half predicts, one of TARGETS
     variance    one of VARIANCES
-    clip        the estimate of x_0 is brought to [-1, 1], as in sampling
+    clip        whether the estimate of x_0 is clipped to [-1, 1], as in sampling
 
     Raises UserError for an unknown target or variance and for a wrong number of channels.
     """
@@ -255,8 +255,8 @@ def reverse(
     if variance == "fixed_large":
         small = look_up(process.fixed_large_variance, t, x_t)
         log_small = look_up(np.log(process.fixed_large_variance), t, x_t)
-    whole = lambda value: jnp.broadcast_to(value, mean.shape)
-    return Reverse(mean, whole(small), whole(log_small), clean)
+    expand = lambda value: jnp.broadcast_to(value, mean.shape)
+    return Reverse(mean, expand(small), expand(log_small), clean)
 
 
 def split_output(output: jax.Array, channels: int, variance: str):

@@ -1,15 +1,16 @@
 """Noise levels: one fixed level as (alpha, sigma), and the variances of a chain of small steps.
 
-Brempong et al. (2022) use one fixed level, x_t = alpha x_0 + sigma eps. Their two forms take the
-same number, the ratio of noise to signal sigma = 0.22, say; gamma = 1 / (1 + sigma**2) is the share
-of signal power.
+Brempong et al. (2022) use one fixed level, x_t = alpha x_0 + sigma eps. Both of their forms take
+the ratio of noise to signal, such as sigma = 0.22; gamma = 1 / (1 + sigma**2) is the share of
+signal power.
 
-Ho et al. (2020) add noise of variance beta_t in T steps; t = 0 is the first and the least. All of
-that is numpy in float64 and computed once.
+Ho et al. (2020) add noise of variance beta_t in T steps; t = 0 is the first and least noisy. These
+tables are numpy arrays in float64, computed once.
 
-In continuous time, t in [0, 1] and 0 almost clean, the level is the logarithm of the ratio of
-signal to noise power (Kingma et al., 2021). Those functions are float32 in the order written: near
-t = 1 the cosine cancels, published networks have learned its rounding, and float64 would differ.
+In continuous time, t in [0, 1] with 0 almost clean, the level is the logarithm of the ratio of
+signal to noise power (Kingma et al., 2021). Those functions compute in float32 in the order
+written: near t = 1 the cosine cancels, published networks were trained with its rounding, and
+float64 would differ.
 """
 
 import jax
@@ -46,17 +47,17 @@ def gamma_to_sigma(gamma):
 
 
 def linear_betas(steps: int) -> np.ndarray:
-    """Evenly from 1e-4 to 0.02 at 1000 steps, and in proportion 1000 / T at others; f64[T].
+    """Evenly from 1e-4 to 0.02 at 1000 steps, scaled by 1000 / T for T steps; f64[T].
 
-    Ho et al. (2020), with the proportion of Nichol and Dhariwal (2021), which keeps the noise at
-    the end alike. Raises UserError from 2 to 20 steps, where a variance would reach 1.
+    Ho et al. (2020), with the scaling of Nichol and Dhariwal (2021), which keeps the final noise
+    level. Raises UserError from 2 to 20 steps, where a variance would reach 1.
     """
     _check_steps(steps)
     scale = 1000 / steps
     betas = np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64)
     if betas[-1] >= 1:
         raise UserError(
-            f"a linear schedule of {steps} steps would end in a step of variance {betas[-1]:.3g}, "
+            f"a linear schedule of {steps} steps would end with a variance of {betas[-1]:.3g}, "
             f'which must stay below 1. Use 21 steps or more, "cosine", or 1000 steps of which '
             f"{steps} are kept."
         )
@@ -78,14 +79,14 @@ BETAS = {"linear": linear_betas, "cosine": cosine_betas}
 
 
 def kept_timesteps(steps: int, spec: str) -> tuple[int, ...]:
-    """The steps, in rising order, that a shorter process keeps of `steps`.
+    """The steps, in rising order, that a shorter process keeps out of `steps`.
 
-    spec    "" all of them
-            "250" so many, spread evenly from the first to the last
-            "10,15,20" so many in each of three sections of equal length
-            "ddim25" so many at one whole stride from 0, as in Song et al. (2021)
+    spec    "" keeps all of them
+            "250" keeps that many, evenly spread from the first to the last
+            "10,15,20" keeps these numbers in three sections of equal length
+            "ddim25" keeps that many at a constant integer stride from 0, as in Song et al. (2021)
 
-    Raises UserError for a text of another form and for counts that `steps` does not allow.
+    Raises UserError for a malformed specification and for counts that `steps` does not allow.
     """
     _check_steps(steps)
     spec = str(spec).strip()
@@ -106,7 +107,7 @@ def kept_timesteps(steps: int, spec: str) -> tuple[int, ...]:
 
 
 def respaced_betas(betas: np.ndarray, kept: tuple[int, ...]) -> np.ndarray:
-    """Variances of the process that visits only the steps `kept`, at their noise levels.
+    """Variances of the process that visits only the steps `kept`, at unchanged noise levels.
 
     betas   f64[T]
     kept    S rising numbers in 0..T-1
@@ -121,10 +122,10 @@ def _strided(steps, count):
     if count not in lengths:
         nearest = min(lengths, key=lambda length: (abs(length - count), length))
         raise UserError(
-            f"ddim{count} is not possible: no whole stride keeps {count} of {steps} steps. "
-            f'The nearest that exists is ddim{nearest}; "{max(1, min(count, steps))}" is always.'
+            f"ddim{count} is not possible: no integer stride keeps {count} of {steps} steps. "
+            f'The nearest possible is ddim{nearest}; "{max(1, min(count, steps))}" always works.'
         )
-    # the smallest stride of several: ceil(steps / stride) falls as the stride grows
+    # The smallest of several strides: ceil(steps / stride) falls as the stride grows.
     stride = next(s for s in range(1, steps + 1) if -(-steps // s) == count)
     return tuple(range(0, steps, stride))
 
@@ -139,14 +140,14 @@ def _spread(size, count, spec):
     position, kept = 0.0, []
     for _ in range(count):
         kept.append(round(position))  # half to even
-        position += stride  # summed, not multiplied: published processes were rounded this way
+        position += stride  # added up, not multiplied, to round as published processes do
     return kept
 
 
 def _count(text, spec):
     if not text.strip().isdecimal():
         raise UserError(
-            f'the steps to keep are "{spec}", which is not understood. Type a count such as "250", '
+            f'the steps to keep are "{spec}", which cannot be parsed. Type a count such as "250", '
             f'counts of sections such as "10,15,20", "ddim25", or "" for all.'
         )
     return int(text)
@@ -168,7 +169,7 @@ def cosine_log_snr(t, xp=jnp):
 
 
 def linear_log_snr(t, xp=jnp):
-    """-log(expm1(1e-4 + 10 t^2)); f32[...] from 9.2 to -10. Arguments as of `cosine_log_snr`."""
+    """-log(expm1(1e-4 + 10 t^2)); f32[...] from 9.2 to -10. Arguments as in `cosine_log_snr`."""
     return -xp.log(xp.expm1(1e-4 + 10 * t * t))
 
 
@@ -183,9 +184,9 @@ def alpha_sigma(log_snr) -> tuple[jax.Array, jax.Array]:
 def time_pairs(steps: int, difference: int = 1, start: float = 0.0) -> np.ndarray:
     """Times (now, next) of every reverse step from t = 1 on, f32[T, 2].
 
-    difference  how many grid steps further than one `next` lies: the asymmetric intervals of Chen
-                et al. (2023: Bit Diffusion) and Ji et al. (2023: DDP)
-    start       the time at which the last step would arrive
+    difference  number of extra grid steps to `next`: the asymmetric intervals of Chen et al. (2023:
+                Bit Diffusion) and Ji et al. (2023: DDP)
+    start       time at which the last step arrives
 
     Raises UserError for fewer than one step.
     """

@@ -1,8 +1,8 @@
-"""Which t to train on: uniformly, or more often where the loss is large.
+"""Choice of the timesteps to train on: uniform, or more often where the loss is large.
 
 The state is a dict of arrays that belongs to the training state; {} is the uniform sampler. In a
-jitted step `update` sees t and losses of the whole batch, also those of other hosts, and so every
-host keeps the same state.
+jitted step `update` sees t and losses of the global batch, including those of other hosts, so every
+host has the same state.
 """
 
 import jax
@@ -12,12 +12,12 @@ from diffseg_jax.diffusion.process import check_timesteps
 from diffseg_jax.errors import require_known
 
 SAMPLERS = ("uniform", "loss_second_moment")
-HISTORY = 10  # losses remembered for each t
-UNIFORM_SHARE = 0.001  # so that no t is forgotten
+HISTORY = 10  # losses stored for each t
+UNIFORM_SHARE = 0.001  # share of uniform draws, so that every t is visited
 
 
 def start(name: str, steps: int) -> dict[str, jax.Array]:
-    """The state before any loss: {}, or losses f32[T, 10] and counts i32[T] of the losses seen.
+    """The initial state: {}, or losses f32[T, 10] and counts i32[T] of the losses so far.
 
     Raises UserError for a name that is not in SAMPLERS.
     """
@@ -29,9 +29,9 @@ def start(name: str, steps: int) -> dict[str, jax.Array]:
 
 
 def probabilities(state: dict[str, jax.Array], steps: int) -> jax.Array:
-    """How likely each t is drawn, f[T], of the dtype of the losses; the sum is 1.
+    """The probability of each t, f[T] in the dtype of the losses; the sum is 1.
 
-    In proportion to sqrt(mean(loss^2)) of the last ten losses, once every t has ten: Nichol and
+    Proportional to sqrt(mean(loss^2)) of the last ten losses, once every t has ten: Nichol and
     Dhariwal (2021), equation 18. Until then, or if all losses are 0, uniform.
     """
     if not state:
@@ -47,7 +47,7 @@ def probabilities(state: dict[str, jax.Array], steps: int) -> jax.Array:
 def draw(state: dict[str, jax.Array], steps: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(t i32[], weight f32[]) for one image; vmap it over keys for a batch.
 
-    weight   1 / (T p_t), with which the mean of weight * loss is the mean over uniform t
+    weight   1 / (T p_t), so that weight * loss has the same expectation as loss at uniform t
     """
     if not state:
         return jax.random.randint(key, (), 0, steps, jnp.int32), jnp.float32(1)
@@ -59,7 +59,7 @@ def draw(state: dict[str, jax.Array], steps: int, key: jax.Array) -> tuple[jax.A
 def update(state: dict[str, jax.Array], t: jax.Array, loss: jax.Array) -> dict[str, jax.Array]:
     """The state after a batch of unweighted losses, in order; t i32[B] may repeat, loss f32[B].
 
-    A loss that is not finite is left out, or it would make every probability NaN.
+    Losses that are not finite are skipped; one of them would make every probability NaN.
     """
     if not state:
         return state

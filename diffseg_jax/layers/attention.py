@@ -14,7 +14,7 @@ def attend(query, key, value, bias=None, *, heads_first: bool = False) -> jax.Ar
 
     Not `jax.nn.dot_product_attention`: it scales scores rather than queries, so last digits differ,
     and has no heads-first layout (CPU, 200 windows of 49 tokens, 3 heads of 32, with gradients: 84
-    in place of 25 ms). Its fused kernels must be asked for, and take 16-bit types only.
+    instead of 25 ms). Its fused kernels must be asked for, and take 16-bit types only.
     """
     tokens = "...h{}d" if heads_first else "...{}hd"
     queries, keys = tokens.format("q"), tokens.format("k")

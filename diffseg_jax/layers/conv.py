@@ -1,4 +1,4 @@
-"""2-d convolutions: plain, after an enlargement, and with a standardised kernel."""
+"""2-d convolutions: plain, after upsampling, and with a standardised kernel."""
 
 import enum
 import math
@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-FOLDED = 4  # pixels per input channel from which folding a kernel costs less than it saves
-WIDE = 64 * 128  # in * out channels from which the ways below are faster on a CPU
-FILTERED = (4096, 128)  # pixels, and channels on both sides, from which `_filter_rows` is faster
+MIN_FOLDED_RATIO = 4  # minimum pixels per input channel for which a folded kernel is faster
+MIN_WIDE = 64 * 128  # minimum in * out channels for the CPU algorithms below
+MIN_FILTERED = (4096, 128)  # minimum pixels and channels on both sides for `_filter_rows`
 ROWS_IN = (  # minimal filtering F(4, 3): Lavin and Gray (2016), section 4.3
     (4, 0, -5, 0, 1, 0),
     (0, -4, -4, 1, 1, 0),
@@ -31,28 +31,32 @@ ROWS_OUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1,
 
 
 class Arithmetic(enum.Enum):
-    """Whose padding, pooling and norms a TransUNet follows (.docs/denoising_pretraining.md)."""
+    """The program whose padding, pooling and norms a TransUNet follows.
 
-    OFFICIAL = "official"  # the JAX program that trained the released encoder weights
-    PORT = "port"  # the PyTorch program that loads them
+    .docs/denoising_pretraining.md lists the differences.
+    """
+
+    OFFICIAL = "official"  # JAX, with which the released encoder weights were trained
+    PORT = "port"  # PyTorch, which loads them
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding="SAME") -> jax.Array:
-    """f[B,H,W,in] * f[h,w,in,out] -> f[B,H',W',out], in the type of x.
+    """f[B,H,W,in] * f[h,w,in,out] -> f[B,H',W',out], in the dtype of x.
 
-    A 1x1 convolution is written as the matrix product that it is: XLA's CPU backend runs that up to
-    twice as fast as a convolution of the same size. On CPUs, wide ones of stride 1 take other ways:
+    A 1x1 convolution is computed as a matrix product, which XLA's CPU backend runs up to twice as
+    fast as a convolution of the same size. On CPUs, convolutions of many channels and stride 1 use
+    other algorithms:
 
-    - the kernel gradient is nine matrix products, since XLA's own runs at a quarter of the speed of
-      its forward pass (8x64x64, 128 -> 128 channels: 163 ms, as products 116 ms);
+    - the kernel gradient is nine matrix products, since XLA's gradient runs at a quarter of the
+      speed of its forward pass (8x64x64, 128 -> 128 channels: 116 instead of 163 ms);
     - where pixels are fewer than channels, all windows side by side make one product (1x8x8,
-      1024 -> 1024 channels: 24 in place of 62 ms);
-    - large ones in float32 take half the products, see `_filter_rows` (1x256x256, 256 -> 256
-      channels: 236 in place of 306 ms).
+      1024 -> 1024 channels: 24 instead of 62 ms);
+    - large ones in float32 need half the multiplications, see `_filter_rows` (1x256x256,
+      256 -> 256 channels: 236 instead of 306 ms).
     """
     if kernel.shape[:2] == (1, 1):
         return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], kernel[0, 0])
-    wide = kernel.shape[2] * kernel.shape[3] >= WIDE
+    wide = kernel.shape[2] * kernel.shape[3] >= MIN_WIDE
     one_around = padding == [(1, 1)] * 2 or padding == "SAME" and kernel.shape[:2] == (3, 3)
     if wide and stride == 1 and one_around:
         return _convolve_wide(x, kernel)
@@ -67,7 +71,7 @@ def _convolve(x, kernel, stride=1, padding="SAME"):
 
 @jax.custom_vjp
 def _convolve_wide(x, kernel):
-    """Of stride 1 with one zero on every side."""
+    """Stride 1, with one zero of padding on every side."""
     cpu = _cpu_form(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=cpu, default=_with_frame)
 
@@ -86,7 +90,7 @@ def _convolve_wide_backward(saved, dy):
 
 
 def _convolve_wide_forward(x, kernel):
-    # kept, or the backward pass would compute x again, in the order of its transpose
+    # Without this the backward pass would compute x again, in the order of its transpose.
     x = jax.lax.platform_dependent(x, cpu=_unfused, default=lambda x: x)
     return _convolve_wide(x, kernel), (x, kernel)
 
@@ -99,29 +103,29 @@ def _with_frame(x, kernel):
 
 
 def _cpu_form(x, kernel):
-    """The way to convolve that is fastest on a CPU."""
+    """The fastest algorithm on a CPU for these shapes."""
     pixels = x.shape[0] * x.shape[1] * x.shape[2]
     if _few_pixels(x):
         return _patch_product
-    large = pixels >= FILTERED[0] and min(kernel.shape[2:]) >= FILTERED[1]
+    large = pixels >= MIN_FILTERED[0] and min(kernel.shape[2:]) >= MIN_FILTERED[1]
     if large and kernel.shape[0] == 3 and x.dtype == jnp.float32:
         return _filter_rows
     return _with_frame
 
 
 def _image_gradient(dy, kernel):
-    """The gradient of the image: dy convolved with the kernel turned round."""
-    turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
-    if kernel.shape[0] == 2:  # its windows lie on the corners between pixels
-        return _patch_product(dy, turned, frame=0)
-    return _cpu_form(dy, turned)(dy, turned)
+    """The gradient of the image: dy convolved with the flipped kernel."""
+    flipped = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+    if kernel.shape[0] == 2:  # windows of a 2x2 kernel lie on the corners between pixels
+        return _patch_product(dy, flipped, frame=0)
+    return _cpu_form(dy, flipped)(dy, flipped)
 
 
 def _filter_rows(x, kernel):
     """The 3x3 convolution by Winograd's minimal filtering F(4, 3) along rows, direct along columns.
 
-    Four rows of the result cost six products with a 1x3 kernel in place of twelve. Results differ
-    from direct ones by some 1e-5 of their size in float32.
+    Four output rows cost six products with a 1x3 kernel instead of twelve. Outputs differ from
+    those of a direct convolution by about 1e-5 of their size in float32.
     """
     rows = x.shape[1]
     blocks = -(-rows // 4)
@@ -135,7 +139,7 @@ def _filter_rows(x, kernel):
 
 @jax.custom_vjp
 def _convolve_row(x, kernel):
-    """A 1x3 convolution, kernel f32[3,in,out], one zero on the left and the right."""
+    """A 1x3 convolution, kernel f32[3,in,out], with one zero on the left and on the right."""
     return _convolve(x, kernel[None], padding=[(0, 0), (1, 1)])
 
 
@@ -157,17 +161,17 @@ def _combine(matrix, arrays):
 
 
 def _few_pixels(x):
-    """Whether reading the kernel is the work, and not the products with it."""
+    """Whether reading the kernel takes longer than multiplying by it."""
     return x.shape[0] * x.shape[1] * x.shape[2] < x.shape[3]
 
 
 def _patch_product(x, kernel, frame=1):
-    """The convolution as one product of all windows, side by side, with the kernel."""
+    """The convolution as one matrix product of all windows with the kernel."""
     size = kernel.shape[0]
     rows, columns = (side + 2 * frame + 1 - size for side in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (frame, frame), (frame, frame), (0, 0)))
-    places = range(size)
-    windows = [padded[:, i : i + rows, j : j + columns] for i in places for j in places]
+    offsets = range(size)
+    windows = [padded[:, i : i + rows, j : j + columns] for i in offsets for j in offsets]
     flat = kernel.reshape(-1, kernel.shape[-1])
     return jnp.einsum("bhwi,io->bhwo", jnp.concatenate(windows, -1), flat)
 
@@ -175,26 +179,26 @@ def _patch_product(x, kernel, frame=1):
 def _kernel_gradient(x, dy, size):
     """f[B,H,W,in], f[B,H',W',out] -> f[size,size,in,out]: x times shifts of dy, over all pixels."""
     rows, columns = x.shape[1:3]
-    margin = (size - 2, size - 2)  # beyond the one zero around x, what its windows cover
+    margin = (size - 2, size - 2)  # pixels that windows cover beyond the one zero around x
     padded = jnp.pad(dy, ((0, 0), margin, margin, (0, 0)))
-    places = range(size - 1, -1, -1)
-    shifts = [padded[:, i : i + rows, j : j + columns] for i in places for j in places]
+    offsets = range(size - 1, -1, -1)
+    shifts = [padded[:, i : i + rows, j : j + columns] for i in offsets for j in offsets]
     products = [jnp.einsum("bhwi,bhwo->io", x, shift) for shift in shifts]
     return jnp.stack(products).reshape(size, size, *products[0].shape)
 
 
 @jax.custom_vjp
 def stop_fusion(x: jax.Array) -> jax.Array:
-    """x itself; on CPUs its gradient is computed once and kept.
+    """x itself; on CPUs its gradient is computed only once.
 
-    Left alone, XLA's CPU backend recomputes the gradient of a residual stream, the sum of what all
-    later layers gave, wherever it is read: a sixth of the train step, and most of its compilation.
+    Otherwise XLA's CPU backend recomputes the gradient of a residual stream, a sum over all later
+    layers, wherever it is read: a sixth of the train step, and most of its compilation.
     """
     return x
 
 
 def _unfused(x):
-    """x / 1, for XLA does not repeat divisions; it drops `optimization_barrier` before it fuses."""
+    """x / 1: XLA does not repeat divisions, and drops `optimization_barrier` before it fuses."""
     return x / (1 + 0 * x)
 
 
@@ -209,7 +213,7 @@ class Conv(nnx.Module):
     """Convolution with bias and size // 2 zeros on all sides; PyTorch's initial values.
 
     x    f[B, H, W, in]
-    out  f[B, ceil(H / stride), ceil(W / stride), out] in the type of x
+    out  f[B, ceil(H / stride), ceil(W / stride), out] in the dtype of x
     Kernel and bias start uniform in +-1 / sqrt(fan in), or at 0 with `zero`.
     """
 
@@ -228,24 +232,24 @@ class Conv(nnx.Module):
 
 
 def enlarge(x: jax.Array) -> jax.Array:
-    """Every pixel four times: f[B,H,W,C] -> f[B,2H,2W,C]."""
+    """Repeats every pixel in a 2x2 block: f[B,H,W,C] -> f[B,2H,2W,C]."""
     return jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
 
 
 def convolve_enlarged(x: jax.Array, conv: Conv) -> jax.Array:
     """The 3x3 convolution of `enlarge(x)`: f[B,H,W,in] -> f[B,2H,2W,out].
 
-    A 3x3 window over repeated pixels sees 2x2 different ones, so each of the four places that a
-    pixel becomes has a 2x2 kernel of sums: 16 products in place of 36, and no enlarged input. Where
+    A 3x3 window over repeated pixels sees 2x2 different ones, so each of the four output positions
+    of a pixel has a 2x2 kernel of sums: 16 products instead of 36, and no enlarged input. Where
     pixels are few and channels many, the sums would cost more (CPU, 1x128x128, 256 channels: 174
-    in place of 324 ms; 1x8x8, 1024 channels: 151 in place of 42 ms).
+    instead of 324 ms; 1x8x8, 1024 channels: 151 instead of 42 ms).
     """
     batch, height, width, channels_in = x.shape
-    if batch * height * width < FOLDED * channels_in:
+    if batch * height * width < MIN_FOLDED_RATIO * channels_in:
         return conv(enlarge(x))
-    first = jnp.array([[1, 0, 0], [0, 1, 1]], jnp.float32)  # of 3 taps, those that fall on a pixel
+    first = jnp.array([[1, 0, 0], [0, 1, 1]], jnp.float32)  # which of 3 taps fall on a pixel
     second = jnp.array([[1, 1, 0], [0, 0, 1]], jnp.float32)
-    sums = jnp.stack([first, second])  # [place, tap of 2, tap of 3]
+    sums = jnp.stack([first, second])  # [position, tap of 2, tap of 3]
     kernel = jnp.einsum("aki,blj,ijco->klcabo", sums, sums, conv.kernel[...])
     channels = kernel.shape[-1]
     kernel = kernel.reshape(2, 2, channels_in, -1).astype(x.dtype)
@@ -273,8 +277,8 @@ class StdConv(nnx.Module):
     """Convolution whose kernel is standardised at every call, no bias (ViT's hybrid ResNet).
 
     x    f[B, H, W, in]
-    out  f[B, ceil(H / stride), ceil(W / stride), out] in the type of x
-    Padding is SAME in `official` (what is odd goes after), k // 2 on both sides in `port`.
+    out  f[B, ceil(H / stride), ceil(W / stride), out] in the dtype of x
+    Padding is SAME in `official` (an odd pixel goes after), k // 2 on both sides in `port`.
     """
 
     def __init__(self, in_channels, channels, size, *, stride=1, arithmetic, rngs: nnx.Rngs):

@@ -1,4 +1,4 @@
-"""Deformable attention: every token looks at a few points of its own choice (Zhu et al., 2021)."""
+"""Deformable attention: every token attends to a few points that it selects (Zhu et al., 2021)."""
 
 import functools
 import math
@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-CHUNK = 128  # queries whose windows are held at once in the backward pass on a CPU
+CHUNK = 128  # queries per chunk of the backward pass on a CPU
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (row, column) within a window
 WINDOW = lax.GatherDimensionNumbers(
     offset_dims=(3, 4, 5), collapsed_slice_dims=(2,), start_index_map=(0, 1, 2)
@@ -22,12 +22,12 @@ ADDED = lax.ScatterDimensionNumbers(
 def sample_points(values, shapes, locations, weights) -> jax.Array:
     """Weighted sums of bilinear samples, Deformable DETR, equation 3 without its projections.
 
-    values     f[B, S, heads, d], the cells of all levels one after another, row by row
+    values     f[B, S, heads, d], the cells of all levels concatenated, each row by row
     shapes     (h, w) of every level; S is the sum of h w
     locations  f32[B, N, heads, levels, P, 2], (x, y) in [0, 1] over each level; cell (i, j) has its
-               centre at ((j + 0.5) / w, (i + 0.5) / h), and beyond the border all is zero
+               centre at ((j + 0.5) / w, (i + 0.5) / h); values beyond the border are zero
     weights    f32[B, N, heads, levels, P]
-    out        f[B, N, heads d], the type of values; sums and gradients in float32
+    out        f[B, N, heads d] in the dtype of values; sums and gradients in float32
     """
     ends = np.cumsum([h * w for h, w in shapes]).tolist()
     if values.shape[1] != ends[-1]:
@@ -45,9 +45,9 @@ def _sample(maps, locations, weights):
     """One level: f[B,h,w,heads,d], f32[B,N,heads,P,2], f32[B,N,heads,P] -> f32[B,N,heads,d].
 
     On CPUs the backward pass goes through the queries in chunks, whose 2x2 windows stay in the
-    cache: read once for the gradients of locations and weights, and added to as one piece of the
-    map. The gradient of the gathers below adds corner by corner instead (one map of 128x256, 8
-    heads, 4 points, d = 32, forward and backward: 2.8 in place of 0.45 s of CPU time).
+    cache: each is read once for the gradients of locations and weights, and updated as one block of
+    the map. The gradient of the gathers below adds corner by corner instead (one map of 128x256, 8
+    heads, 4 points, d = 32, forward and backward: 2.8 instead of 0.45 s of CPU time).
     """
     return _gathered(maps, locations, weights)
 
@@ -61,7 +61,7 @@ _sample.defvjp(lambda *inputs: (_sample(*inputs), inputs), _sample_backward)
 
 
 def _gathered(maps, locations, weights):
-    """Corner by corner, all heads of all queries at once."""
+    """The samples corner by corner, for all heads and queries together."""
     batch, h, w, heads, d = maps.shape
     (rows, down), (columns, right) = _windows(locations, h, w)
     first = (rows * (w + 2) + columns) * heads + jnp.arange(heads)[:, None]
@@ -77,27 +77,27 @@ def _gathered(maps, locations, weights):
 
 
 def _framed(maps):
-    """A frame of zeros, so that every window of two by two cells lies inside."""
+    """The maps with a border of zeros, so that every window of 2x2 cells lies inside."""
     return jnp.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
 
 
 def _windows(locations, h, w):
-    """For y, then x, of f32[..., 2]: first cell of the window around it, and share of the second.
+    """For y, then x, of f32[..., 2]: first cell of the surrounding window, weight of the second.
 
-    Cells are those of the framed map. What lies beyond the frame is moved into it and has a
-    gradient of zero.
+    Cells are those of the framed map. Locations beyond the frame are clipped to it and have zero
+    gradients.
     """
     return _window(locations[..., 1], h), _window(locations[..., 0], w)
 
 
 def _window(location, size):
-    place = jnp.clip(location * size - 0.5, -1, size)
-    first = jnp.minimum(jnp.floor(lax.stop_gradient(place)), size - 1)
-    return first.astype(jnp.int32) + 1, place - first
+    coordinate = jnp.clip(location * size - 0.5, -1, size)
+    first = jnp.minimum(jnp.floor(lax.stop_gradient(coordinate)), size - 1)
+    return first.astype(jnp.int32) + 1, coordinate - first
 
 
 def _shares(weights, down, right):
-    """What the four corners of windows count in the result, in the order of CORNERS."""
+    """The weights of the four corners of each window, in the order of CORNERS."""
     mix = lambda share, second: share if second else 1 - share
     return [weights * mix(down, i) * mix(right, j) for i, j in CORNERS]
 
@@ -106,26 +106,26 @@ def _in_chunks(maps, locations, weights, dy):
     """The gradients of `_gathered`, window by window."""
     _, h, w, heads, _ = maps.shape
 
-    def place(locations, weights):
+    def locate(locations, weights):
         (rows, down), (columns, right) = _windows(locations, h, w)
-        own = jnp.broadcast_to(jnp.arange(heads)[:, None], rows.shape)
+        head = jnp.broadcast_to(jnp.arange(heads)[:, None], rows.shape)
         shares = jnp.stack(_shares(weights, down, right), -1)
-        return shares, jnp.stack([rows, columns, own], -1)
+        return shares, jnp.stack([rows, columns, head], -1)
 
-    shares, pull, index = jax.vjp(place, locations, weights, has_aux=True)
+    shares, pull, index = jax.vjp(locate, locations, weights, has_aux=True)
     framed = _framed(maps).astype(jnp.float32)
     dmaps, dshares = jax.vmap(_add_windows)(framed, index, shares, dy)
     return dmaps[:, 1:-1, 1:-1].astype(maps.dtype), *pull(dshares)
 
 
 def _add_windows(framed, index, shares, dy):
-    """Of one image: the gradient of its framed map, and of the shares.
+    """The gradients of one image: of its framed map and of the shares.
 
     framed f32[h+2,w+2,heads,d], index i32[N,heads,P,3], shares f32[N,heads,P,4], dy f32[N,heads,d]
     """
     count = len(dy)
     chunk = min(CHUNK, count)
-    padding = -count % chunk  # more queries, with shares of zero
+    padding = -count % chunk  # additional queries with shares of zero
     fill = lambda x: jnp.pad(x, ((0, padding), *[(0, 0)] * (x.ndim - 1)))
     chunks = [fill(x).reshape(-1, chunk, *x.shape[1:]) for x in (index, shares, dy)]
     size = (2, 2, 1, framed.shape[-1])
@@ -142,18 +142,18 @@ def _add_windows(framed, index, shares, dy):
 
 
 class DeformableAttention(nnx.Module):
-    """Multi-head attention to `points` places a head and level, chosen by the query itself.
+    """Multi-head attention to `points` locations per head and level, predicted from the query.
 
     query      f[B, N, E]
     constants  f32[N, 3 heads levels points] of `constants`
     reference  f32[N, 2] or f32[N, levels, 2], (x, y) in [0, 1]; offsets count cells from there
     shapes     (h, w) of every level
-    cells      f[B, S, E] of `project`, all levels one after another as in `sample_points`; None:
-               those of the query, as one level, S = N
-    out        f[B, N, E] in `dtype`; the query is not added. Softmax and places in float32
+    cells      f[B, S, E] from `project`, levels concatenated as in `sample_points`; None: those of
+               the query, as one level, S = N
+    out        f[B, N, E] in `dtype`, without the residual. Softmax and locations in float32
 
-    Outputs of `offsets` are ordered (head, level, point, (x, y)), of `weights` (head, level,
-    point). At first all heads weigh their points alike and look outwards, each its own way.
+    Outputs of `offsets` are ordered (head, level, point, (x, y)), those of `weights` (head, level,
+    point). At initialisation all points have equal weights and each head points in one direction.
     """
 
     def __init__(self, dim, heads, levels=1, points=4, *, dtype, rngs: nnx.Rngs):
@@ -173,13 +173,13 @@ class DeformableAttention(nnx.Module):
         self.out = linear(dim, xavier)
 
     def constants(self, positions: jax.Array) -> jax.Array:
-        """What encoded positions f32[N,E] add to offsets and weights, biases included: float32."""
+        """The part of offsets and weights that depends on encoded positions f32[N,E] and biases."""
         kernel = self._kernel(self.offsets, self.weights).astype(jnp.float32)
         bias = jnp.concatenate([self.offsets.bias[...], self.weights.bias[...]])
         return positions.astype(jnp.float32) @ kernel + bias
 
     def project(self, values: jax.Array) -> jax.Array:
-        """What can be sampled of f[B,S,E]: the same shape, in `dtype`."""
+        """The values to sample, f[B,S,E] -> the same shape in `dtype`."""
         return self.value(values)
 
     def __call__(self, query, constants, reference, shapes, cells=None) -> jax.Array:
@@ -212,9 +212,9 @@ class DeformableAttention(nnx.Module):
 
 @functools.cache
 def first_offsets(heads: int, levels: int, points: int) -> np.ndarray:
-    """f32[heads, levels, points, 2], (x, y): point k of a head lies k cells out, on a square."""
+    """f32[heads, levels, points, 2], (x, y): point k of a head lies on the square k cells away."""
     angles = np.arange(heads) * (2 * math.pi / heads)
-    way = np.stack([np.cos(angles), np.sin(angles)], -1)
-    way /= np.abs(way).max(-1, keepdims=True)
-    steps = way[:, None, None] * np.arange(1, points + 1)[:, None]
+    direction = np.stack([np.cos(angles), np.sin(angles)], -1)
+    direction /= np.abs(direction).max(-1, keepdims=True)
+    steps = direction[:, None, None] * np.arange(1, points + 1)[:, None]
     return np.broadcast_to(steps, (heads, levels, points, 2)).astype(np.float32)

@@ -1,19 +1,18 @@
-"""Depthwise convolution: every channel with a kernel of its own."""
+"""Depthwise convolution: one kernel per channel."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-ROWS, PARTS = 4, 4  # of a block of the kernel gradient: image rows, and parts of a row
+ROWS, PARTS = 4, 4  # image rows per block of the kernel gradient, and parts of a row
 
 
 @jax.custom_vjp
 def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """f[B,H,W,C] * f[k,k,1,C] -> f[B,H,W,C], k odd, k // 2 zeros on all sides, in the type of x.
+    """f[B,H,W,C] * f[k,k,1,C] -> f[B,H,W,C], k odd, k // 2 zeros on all sides, in the dtype of x.
 
-    XLA's CPU backend runs grouped convolutions some thirty times slower than the sum of shifted
-    products that is used there (1x128x256, 96 channels, 7x7: 248 and 7 ms), which it fuses into a
-    single loop.
+    XLA's CPU backend runs grouped convolutions about thirty times slower than a sum of shifted
+    products (1x128x256, 96 channels, 7x7: 248 and 7 ms), which it fuses into a single loop.
     """
     return jax.lax.platform_dependent(x, kernel, cpu=_shifted_sum, default=_grouped)
 
@@ -59,19 +58,19 @@ def _shifted_sum(x, kernel):
 
 
 def _finished(x):
-    """x itself, but a step of its own.
+    """x itself, computed before anything that follows.
 
-    XLA's CPU backend would pull the last products into the reduction of a norm that follows, and
-    write the others to memory one by one (1x128x256, 96 channels, with a layer norm: 135 in place
-    of 18 ms of processor time).
+    XLA's CPU backend would fuse the last products with the reduction of a following norm and write
+    the others to memory one by one (1x128x256, 96 channels, with a layer norm: 135 instead of 18 ms
+    of processor time).
     """
     return jnp.where(jnp.isnan(x), jnp.nan, x)
 
 
 def _kernel_gradient(x, dy, size):
-    """f32[size,size,1,C] for f[B,H,W,C] of image and result, summed over blocks of ROWS rows.
+    """f32[size,size,1,C] from f[B,H,W,C] of input and output gradient, by blocks of ROWS rows.
 
-    A reduction over all pixels for each of the size^2 taps would read both maps from memory every
+    A reduction over all pixels for each of the size^2 taps would read both maps from memory each
     time; here a block stays in the cache while all taps read it.
     """
     batch, rows, columns, channels = x.shape
@@ -80,8 +79,8 @@ def _kernel_gradient(x, dy, size):
     padded, dy = _frame(x, size // 2, after), _frame(dy, 0, after)
 
     def block(array, step, count):
-        place = (step // blocks, step % blocks * ROWS, 0, 0)
-        taken = jax.lax.dynamic_slice(array, place, (1, count, *array.shape[2:]))
+        start = (step // blocks, step % blocks * ROWS, 0, 0)
+        taken = jax.lax.dynamic_slice(array, start, (1, count, *array.shape[2:]))
         return taken[0].astype(jnp.float32)
 
     def add(step, totals):
@@ -94,7 +93,7 @@ def _kernel_gradient(x, dy, size):
 
 
 def _add_column(total, seen, given, j, part):
-    """total f32[size,part,C] of all kernel rows in column j, plus what one block gives."""
+    """total f32[size,part,C] of all kernel rows in column j, plus the terms of one block."""
     size = total.shape[0]
     for r in range(ROWS):
         for first in range(0, given.shape[1], part):
@@ -104,9 +103,9 @@ def _add_column(total, seen, given, j, part):
 
 
 class DepthwiseConv(nnx.Module):
-    """Depthwise convolution with bias: f[B,H,W,C] -> f[B,H,W,C] in the type of x.
+    """Depthwise convolution with bias: f[B,H,W,C] -> f[B,H,W,C] in the dtype of x.
 
-    size  of the kernel, odd; the frame of zeros is size // 2 wide
+    size  height and width of the kernel, odd; size // 2 zeros are added on all sides
     """
 
     def __init__(self, channels, size, *, kernel_init, rngs: nnx.Rngs):

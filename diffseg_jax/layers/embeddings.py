@@ -1,4 +1,4 @@
-"""Numbers as vectors: sinusoids, and the modulation of features by an embedded noise level."""
+"""Embeddings of noise levels and positions, and the modulation of features by them."""
 
 import math
 
@@ -13,7 +13,7 @@ from diffseg_jax.layers.mlp import gelu, linear
 def sinusoid(t: jax.Array, width: int, max_period: float = 10_000.0) -> jax.Array:
     """f32[B] -> f32[B, width]: cosines first, then sines, of t * max_period**(-k / (width // 2)).
 
-    Computed in float32 whatever the network runs in; an odd width ends with a zero column.
+    Computed in float32 whatever the network's dtype; an odd width ends with a zero column.
     """
     half = width // 2
     frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
@@ -43,17 +43,17 @@ def axis_positions(length: int, width: int) -> np.ndarray:
     """Sinusoids of the cells along one axis, f32[length, width].
 
     Cell i lies at (i + 0.5) / length of 2 pi (Carion et al., 2020: DETR, with offset -0.5); sines
-    and cosines take turns, and every pair of them has a frequency of its own.
+    and cosines alternate, one frequency per pair.
     """
-    place = (np.arange(length, dtype=np.float32) + np.float32(0.5)) / np.float32(length + 1e-6)
+    position = (np.arange(length, dtype=np.float32) + np.float32(0.5)) / np.float32(length + 1e-6)
     k = np.arange(width)
     period = np.float32(10_000) ** (np.float32(2) * (k // 2).astype(np.float32) / width)
-    angles = (place * np.float32(2 * np.pi))[:, None] / period.astype(np.float32)
+    angles = (position * np.float32(2 * np.pi))[:, None] / period.astype(np.float32)
     return np.where(k % 2, np.cos(angles), np.sin(angles)).astype(np.float32)
 
 
 class TimeEmbedding(nnx.Module):
-    """A noise level as a vector, by sinusoids of learned frequencies (Chen et al., 2023).
+    """Embeds a noise level by sinusoids of learned frequencies (Chen et al., 2023).
 
     u    f32[B], any unit: log-SNR or time
     out  f32[B, width]
@@ -65,6 +65,6 @@ class TimeEmbedding(nnx.Module):
         self.fc2 = linear(width, width, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, u: jax.Array) -> jax.Array:
-        phases = u[:, None] * self.weights[...] * 2 * math.pi  # in this order: phases reach 100s
+        phases = u[:, None] * self.weights[...] * 2 * math.pi  # order matters: phases reach 100s
         waves = jnp.concatenate([u[:, None], jnp.sin(phases), jnp.cos(phases)], -1)
         return self.fc2(gelu(self.fc1(waves)))

@@ -1,4 +1,4 @@
-"""Working through many rows piece by piece, so that what lies in between stays in the cache."""
+"""Processing many rows in pieces, so that intermediate values stay in the cache."""
 
 from collections.abc import Callable
 
@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-ROWS = 1024  # of a piece
-FEWEST = 4 * ROWS  # below which all rows are one piece
+ROWS = 1024  # rows per piece
+MIN_ROWS = 4 * ROWS  # fewer rows are processed together
 
 
 class Piecewise(nnx.Module):
-    """A module that maps rows one by one, and on CPUs in pieces when it is only evaluated.
+    """A module that maps rows independently, in pieces when evaluated on a CPU.
 
-    Wide results in between then never leave the cache (32,768 tokens of 256 channels through a
-    feed-forward layer of 1024: 155 in place of 260 ms). A backward pass would need them again.
+    Large intermediate values then never leave the cache (32,768 tokens of 256 channels through a
+    feed-forward layer of 1024: 155 instead of 260 ms). A backward pass would need them again.
     """
 
     evaluates = False
@@ -25,7 +25,7 @@ class Piecewise(nnx.Module):
             self.evaluates = use_running_average
 
     def over_rows(self, function: Callable, *arrays: jax.Array) -> jax.Array:
-        """function(*arrays), arrays f[N, ...] with N rows each, of which every one is alone."""
+        """function(*arrays) for arrays f[N, ...] and a function that maps rows independently."""
         pieces = lambda *arrays: in_pieces(function, *arrays)
         return self.by_platform(*arrays, cpu=pieces, default=function)
 
@@ -37,9 +37,9 @@ class Piecewise(nnx.Module):
 
 
 def in_pieces(function: Callable, *arrays: jax.Array) -> jax.Array:
-    """function(*arrays) of rows that are alone, ROWS of them at a time."""
+    """function(*arrays) for independent rows, ROWS of them at a time."""
     count = len(arrays[0])
-    if count < FEWEST:
+    if count < MIN_ROWS:
         return function(*arrays)
     rest = -count % ROWS
     if rest:

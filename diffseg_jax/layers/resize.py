@@ -1,4 +1,4 @@
-"""Resizing of feature maps with the conventions of the original programs, as matrices or shifts."""
+"""Resizing of feature maps with the conventions of the original programs."""
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +34,8 @@ def _double(x, axis):
 def aligned_matrix(source: int, target: int) -> np.ndarray:
     """f64[target, source]: bilinear weights with aligned corners along one axis.
 
-    Output i reads the coordinate i (source-1) / (target-1); one input is repeated, and one output
-    is the first input.
+    Output i reads the coordinate i (source-1) / (target-1). A single input is repeated; a single
+    output is the first input.
     """
     if source == 1 or target == 1:
         matrix = np.zeros((target, source))
@@ -75,11 +75,11 @@ def _nearest(x, axis, target):
         return x if target == source else jnp.repeat(x, target // source, axis)
     if source % target == 0:
         return jax.lax.slice_in_dim(x, 0, source, source // target, axis)
-    return jnp.take(x, nearest_places(source, target), axis)
+    return jnp.take(x, nearest_indices(source, target), axis)
 
 
-def nearest_places(source: int, target: int) -> np.ndarray:
-    """i32[target]: what each output reads; product in float32, as PyTorch rounds it."""
+def nearest_indices(source: int, target: int) -> np.ndarray:
+    """i32[target]: the input index of each output; product in float32, as PyTorch rounds it."""
     scale = np.float32(source) / np.float32(target)
-    places = np.floor(np.arange(target, dtype=np.float32) * scale)
-    return np.minimum(places.astype(np.int32), source - 1)
+    indices = np.floor(np.arange(target, dtype=np.float32) * scale)
+    return np.minimum(indices.astype(np.int32), source - 1)

@@ -20,6 +20,7 @@ OURS = {  # recorded name of a table -> ours, where they differ
     "posterior_mean_coef1": "posterior_mean_clean",
     "posterior_mean_coef2": "posterior_mean_noisy",
 }
+UNUSED = ("alphas_cumprod_next",)  # recorded tables without a counterpart here
 
 
 def matches(golden, pattern):
@@ -38,6 +39,8 @@ def test_recorded_tables(golden):
     pattern = r"(linear|cosine)(\d+)__(?!alphas_cumprod_next)(\w+)"
     for match, recorded, _ in matches(golden, pattern):
         schedule, steps, name = match[1], int(match[2]), match[3]
+        if name in UNUSED:
+            continue
         process = Process(BETAS[schedule](steps), tuple(range(steps)))
         table = getattr(process, OURS.get(name, name))
         assert table.dtype == np.float64 and table.shape == (steps,)
@@ -135,19 +138,19 @@ def test_every_count_keeps_so_many_from_first_to_last(steps):
 @pytest.mark.parametrize(
     "steps, spec, sentence",
     [
-        (1000, "ddim600", 'nearest that exists is ddim500; "600"'),
-        (100, "ddim35", "nearest that exists is ddim34"),
-        (10, "ddim11", 'nearest that exists is ddim10; "10"'),
-        (10, "ddim0", 'nearest that exists is ddim1; "1"'),
+        (1000, "ddim600", 'nearest possible is ddim500; "600"'),
+        (100, "ddim35", "nearest possible is ddim34"),
+        (10, "ddim11", 'nearest possible is ddim10; "10"'),
+        (10, "ddim0", 'nearest possible is ddim1; "1"'),
         (10, "11", "11 of a section of 10. Ask for at most 10"),
         (10, "2,6", "6 of a section of 5. Ask for at most 5"),
         (2, "1,1,1", "1 of a section of 0"),
         (10, "0", "at least one"),
-        (10, "ddim", "not understood"),
-        (10, "ten", "not understood"),
-        (10, "-3", "not understood"),
-        (10, "2,,3", "not understood"),
-        (10, "2.5", "not understood"),
+        (10, "ddim", "cannot be parsed"),
+        (10, "ten", "cannot be parsed"),
+        (10, "-3", "cannot be parsed"),
+        (10, "2,,3", "cannot be parsed"),
+        (10, "2.5", "cannot be parsed"),
     ],
 )
 def test_steps_that_cannot_be_kept_are_refused(steps, spec, sentence):

@@ -156,7 +156,7 @@ WIDE_CASES = [(size, shape) for size in (2, 3) for shape in ((1, 1), (2, 3), (8,
 @pytest.mark.parametrize(("size", "shape"), WIDE_CASES)
 def test_kernel_gradient_as_a_product(monkeypatch, size, shape):
     """With one zero around, as wide convolutions take it on CPUs; others keep XLA's own."""
-    monkeypatch.setattr("diffseg_jax.layers.conv.WIDE", 1)
+    monkeypatch.setattr("diffseg_jax.layers.conv.MIN_WIDE", 1)
     x, kernel = jnp.asarray(values(2, *shape, 6)), jnp.asarray(values(size, size, 6, 4, seed=1))
     around = [(1, 1)] * 2
     plain_out, plain_pull = jax.vjp(lambda x, k: plain(x, k, 1, around), x, kernel)
@@ -178,8 +178,8 @@ def conv_of(channels_in, channels, size=3, **options):
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (5, 4), (8, 6), (11, 1)])
 def test_filtered_rows_equal_the_direct_convolution(monkeypatch, shape):
     """Values and both gradients of the way with half the products, for all remainders of 4 rows."""
-    monkeypatch.setattr("diffseg_jax.layers.conv.WIDE", 1)
-    monkeypatch.setattr("diffseg_jax.layers.conv.FILTERED", (0, 1))
+    monkeypatch.setattr("diffseg_jax.layers.conv.MIN_WIDE", 1)
+    monkeypatch.setattr("diffseg_jax.layers.conv.MIN_FILTERED", (0, 1))
     x, kernel = values(40, *shape, 3), values(3, 3, 3, 5, seed=1)  # more pixels than channels
     y, gradients = jax.vjp(lambda *a: convolve(*a, padding=[(1, 1)] * 2), x, kernel)
     expected, plain_gradients = jax.vjp(lambda *a: plain(*a, 1, [(1, 1)] * 2), x, kernel)
@@ -227,7 +227,7 @@ def test_convolutions_start_uniform_or_at_zero():
 @pytest.mark.parametrize("folded", [0, 10**9])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 6), (2, 4, 5, 6)])
 def test_enlarged_convolution_equals_that_of_repeated_pixels(monkeypatch, folded, shape):
-    monkeypatch.setattr("diffseg_jax.layers.conv.FOLDED", folded)
+    monkeypatch.setattr("diffseg_jax.layers.conv.MIN_FOLDED_RATIO", folded)
     conv, x = conv_of(6, 4), jnp.asarray(values(*shape))
     inputs = (x, conv.kernel[...], conv.bias[...])
 

@@ -17,7 +17,7 @@ KEY = jax.random.key(0)
 def small(monkeypatch):
     """Pieces of 8 rows, from 16 rows on; counts how many times rows were cut."""
     monkeypatch.setattr(pieces, "ROWS", 8)
-    monkeypatch.setattr(pieces, "FEWEST", 16)
+    monkeypatch.setattr(pieces, "MIN_ROWS", 16)
     cuts = []
     whole = jax.lax.map
     monkeypatch.setattr(jax.lax, "map", lambda *args, **kw: cuts.append(1) or whole(*args, **kw))

@@ -9,7 +9,7 @@ import pytest
 
 from diffseg_jax.layers.resize import (
     aligned_matrix,
-    nearest_places,
+    nearest_indices,
     resize_aligned,
     resize_bilinear,
     resize_nearest,
@@ -140,9 +140,9 @@ def test_nearest_shrinks_by_four_to_every_fourth_pixel():
 
 def test_nearest_rounds_as_pytorch_does():
     """26 / 44 in float32 is below 13 / 22, so output 22 reads pixel 12 and not 13."""
-    assert nearest_places(26, 44)[22] == 12
+    assert nearest_indices(26, 44)[22] == 12
     for source, target in [(3, 5), (7, 19), (23, 12), (300, 299)]:
-        places = nearest_places(source, target)
+        places = nearest_indices(source, target)
         assert places[0] == 0 and places.max() < source and np.all(np.diff(places) >= 0)
 
 
