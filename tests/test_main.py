@@ -25,7 +25,7 @@ def records(workdir):
 
 
 def succeeded(done):
-    """What a command said, after it ended well and without a word on stderr."""
+    """The output of a command that succeeded with an empty stderr."""
     assert done.code == 0, done.err[-3000:]
     assert done.err == ""
     return done.out
@@ -58,8 +58,8 @@ def test_a_run_leaves_everything_a_reader_needs(tiny_run):
         "finetune_result.png", "scratch_result.png",
     }  # fmt: skip
     for name in names:
-        with Image.open(workdir / "pictures" / name) as picture:
-            assert np.asarray(picture).std() > 5  # not blank
+        with Image.open(workdir / "pictures" / name) as image:
+            assert np.asarray(image).std() > 5  # not blank
     assert not list(workdir.rglob("*partial*")) and not list(workdir.rglob("*tmp*"))
 
 
@@ -126,7 +126,7 @@ def test_evaluation_again_with_other_options(command, tiny_run):
     before = (tiny_run.workdir / "results.json").read_bytes()
     options = ["view=slide", "window=(32, 32)", "stride=(16, 16)", "scales=(0.5, 1.0)", "images=3"]
     flags = [f"--config.evaluate.{option}" for option in (*options, "flip=True")]
-    picture = (tiny_run.workdir / "pictures/finetune_result.png").read_bytes()
+    sheet = (tiny_run.workdir / "pictures/finetune_result.png").read_bytes()
     succeeded(command(tiny_run.workdir, "--mode=eval", *flags))
     results = read(tiny_run.workdir / "results_eval.json")
     assert list(results) == ["finetune", "scratch"]
@@ -135,7 +135,7 @@ def test_evaluation_again_with_other_options(command, tiny_run):
     assert results["finetune"]["images"] == 3
     assert results["finetune"]["mIoU"] != json.loads(before)["finetune"]["mIoU"]
     assert (tiny_run.workdir / "results.json").read_bytes() == before
-    assert (tiny_run.workdir / "pictures/finetune_result.png").read_bytes() == picture
+    assert (tiny_run.workdir / "pictures/finetune_result.png").read_bytes() == sheet
     assert (tiny_run.workdir / "pictures/finetune_eval.png").exists()
 
 
@@ -162,7 +162,7 @@ def test_a_stage_starts_from_another_run(command, tiny_run, tmp_path):
     start = f"--config.stages.finetune.start={tiny_run.workdir}/checkpoints/pretrain"
     best = "--config.evaluate.checkpoint=best"
     succeeded(command(tmp_path, ONLY_FINETUNE, start, best))
-    ours, theirs = (place / "checkpoints/finetune" for place in (tmp_path, tiny_run.workdir))
+    ours, theirs = (folder / "checkpoints/finetune" for folder in (tmp_path, tiny_run.workdir))
     for part in ("params", "stats"):
         assert equal(leaves_of(ours, part=part), leaves_of(theirs, part=part))
     scored = {r["step"]: r["mIoU"] for r in records(tmp_path) if "mIoU" in r}
@@ -253,7 +253,7 @@ def own_config(folder, tmp_path_factory):
 
 
 def test_ddep_keeps_the_loaded_encoder_bit_for_bit(command, own_config, weights, tmp_path):
-    """Own pictures, official weights, a frozen encoder, then fine-tuning of everything."""
+    """Own images, official weights, a frozen encoder, then fine-tuning of everything."""
     flags = ["--config.pretrain=ddep", f"--config.weights={weights}", "--config.data.count=0"]
     out = succeeded(command(tmp_path, *flags, TWO_STAGES, config=own_config))
     assert "pretrain: from weights; " in out and ", 0 rest" not in out.splitlines()[0]

@@ -155,7 +155,7 @@ def test_recorded_decay_groups(golden):
         classes = record["tensors"]["decode_head.conv_seg.bias"][0][0]
         network = ddp.make_network(ddp.make_settings(config, classes), True, "float32", False)
         ours = decayed(network.abstract["params"], optim.no_decay)
-        ours = {".".join(place): value for place, value in flatten({"params": ours}).items()}
+        ours = {".".join(path): value for path, value in flatten({"params": ours}).items()}
         for name, (_, kind, decay) in record["tensors"].items():
             if kind == "param":
                 assert ours[_row(name, DDP)[0]] == (decay > 0), name

@@ -82,7 +82,7 @@ def test_features_in_the_hosts_memory_give_the_same_fit(seg_config, fitted, tmp_
 
 
 def test_random_weights_make_a_network_as_deep_as_trained_ones(seg_config):
-    """Fresh residual branches end in zeros, which would leave a linear filter of the picture."""
+    """Fresh residual branches end in zeros, which would leave a linear filter of the image."""
     task = ddpm_seg.make_task(seg_config, "fit", (32, 48), 9)
     params = jax.jit(task.init)(jax.random.key(0))["params"]["unet"]
     assert np.std(params["output_2"]["residual"]["conv2"]["kernel"]) > 1e-3
@@ -118,7 +118,7 @@ def refused(config, workdir, sentence):
     assert not (workdir / "checkpoints").exists()
 
 
-def test_no_labelled_pixel_left_names_the_picture_and_the_rule(seg_config, tmp_path):
+def test_no_labelled_pixel_left_names_the_image_and_the_rule(seg_config, tmp_path):
     seg_config.ensemble.small_objects = 10**6
     refused(seg_config, tmp_path, r"such as train_00000\d \(no class covers 1000000 pixels\)")
 
@@ -131,7 +131,7 @@ def test_features_that_do_not_fit_say_how_much_is_needed(seg_config, tmp_path, m
 @pytest.mark.parametrize(
     ("crop", "short", "verb"), [((16, 48), 0, "fit into"), ((40, 48), 16, "fill")]
 )
-def test_pictures_must_suit_the_crop(seg_config, tmp_path, crop, short, verb):
+def test_images_must_suit_the_crop(seg_config, tmp_path, crop, short, verb):
     seg_config.stages.fit.augment.crop, seg_config.features.short = crop, short
     sentence = rf"up to \(32, 48\) .* but they must {verb} it. .*augment.crop=\"\(32, 48\)\""
     refused(seg_config, tmp_path, sentence)
@@ -173,11 +173,11 @@ def test_a_fit_cannot_be_sampled_from(fitted, command):
     assert done.code == 2 and "holds no diffusion model" in done.err
 
 
-# ---- your own folder: K, the ids to ignore and the number of pictures come from the config -------
+# ---- your own folder: K, the ids to ignore and the number of images come from the config -------
 
 
 def folder_of_mixed_sizes(config, tmp_path):
-    """Writes two sizes of pictures whose third class means nothing, and points the config there."""
+    """Writes two sizes of images whose third class means nothing, and points the config there."""
     rng = np.random.default_rng(0)
     for split, sizes in (("train", [(32, 48), (24, 40)]), ("val", [(32, 48), (33, 20)])):
         for number, size in enumerate(sizes):
@@ -196,7 +196,7 @@ def folder_of_mixed_sizes(config, tmp_path):
     config.run, config.stages.fit.start = ("fit",), "random"
 
 
-def test_pictures_of_many_sizes_need_one_that_the_network_sees(seg_config, tmp_path):
+def test_images_of_many_sizes_need_one_that_the_network_sees(seg_config, tmp_path):
     folder_of_mixed_sizes(seg_config, tmp_path)
     seg_config.features.short = 16
     sentence = r"2 sizes .*\(24, 40\) .* to \(32, 48\).*crop=\"\(32, 48\)\" .*features.short=0"
@@ -223,8 +223,8 @@ def test_a_probe_finds_what_is_linear_and_not_what_is_noise():
     assert tap_study.probe(rng.normal(size=(600, 8)).astype(np.float32), y, folds, 3) < 0.35
 
 
-def test_a_probe_is_judged_on_pictures_that_it_has_not_seen():
-    """Features that tell pictures apart, but not classes, must not score."""
+def test_a_probe_is_judged_on_images_that_it_has_not_seen():
+    """Features that separate images but not classes, must not score."""
     rng = np.random.default_rng(1)
     folds = np.repeat(np.arange(5), 100)
     y = np.repeat([0, 1, 0, 1, 2], 100)
@@ -245,11 +245,11 @@ def test_taps_are_scored_of_the_trained_network_and_written(seg_config, fitted, 
     seg_config.run = ("pretrain", "untrained", "fit")
     seg_config.stages.fit.start = str(fitted / "checkpoints" / "pretrain")
     tap_study.choose_taps(seg_config, tmp_path)
-    said = capsys.readouterr().out
-    assert f"fit, from {fitted}" in said and '--config.features.steps="(' in said
-    facts = json.loads((tmp_path / "taps.json").read_text())
-    assert np.shape(facts["mIoU"]) == (len(facts["steps"]), 4) and np.min(facts["mIoU"]) > 0
-    assert set(seg_config.features.steps) <= set(facts["steps"])
+    out = capsys.readouterr().out
+    assert f"fit, from {fitted}" in out and '--config.features.steps="(' in out
+    study = json.loads((tmp_path / "taps.json").read_text())
+    assert np.shape(study["mIoU"]) == (len(study["steps"]), 4) and np.min(study["mIoU"]) > 0
+    assert set(seg_config.features.steps) <= set(study["steps"])
     assert np.asarray(Image.open(tmp_path / "pictures" / "taps.png")).std() > 10
 
 

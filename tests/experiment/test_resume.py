@@ -30,7 +30,7 @@ fault_run = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(fault_run)
 
 
-@pytest.mark.slow  # the fit below is killed and stopped in its place
+@pytest.mark.slow  # the fit below is killed and stopped instead
 @pytest.mark.timeout(600)
 def test_three_kills_change_no_bit(command, tiny_run, tmp_path):
     workdir = tmp_path / "killed"
@@ -97,7 +97,7 @@ def test_a_full_disk_is_one_sentence_and_costs_no_bit(command, fitted, tmp_path)
 
 
 class Numbers:
-    """A source whose pictures hold their own number, and are of class number + 100 if asked."""
+    """A source whose images hold their own number, and are of class number + 100 if asked."""
 
     def __init__(self, count, classes=False):
         self.count, self.classes = count, classes
@@ -139,7 +139,7 @@ def test_batches_from_a_step_on_are_the_tail_of_all(start, threads):
 
 
 def test_two_processes_read_what_one_reads():
-    parts = [batches(rows=np.arange(4)[place]) for place in (slice(2), slice(2, 4))]
+    parts = [batches(rows=np.arange(4)[part]) for part in (slice(2), slice(2, 4))]
     joined = [
         {name: np.concatenate([first[name], second[name]]) for name in first}
         for first, second in zip(*parts)

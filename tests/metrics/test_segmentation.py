@@ -162,11 +162,11 @@ def test_json_is_strict_and_complete():
 @pytest.mark.golden
 def test_recorded_ddep_metrics(golden):
     for path in golden("ddep/metrics*.json"):
-        facts, case = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
+        record, case = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
         labels = case["labels"].astype(np.int32)
-        if facts["reduce_zero_label"]:
+        if record["reduce_zero_label"]:
             labels = np.where(labels == 0, 256, labels) - 1
-        counts = confusion(labels, case["predictions"], facts["num_classes"])
+        counts = confusion(labels, case["predictions"], record["num_classes"])
         np.testing.assert_array_equal(counts, case["confusion"])
         skip, zero = (scores(counts, absent=absent) for absent in ("skip", "zero"))
         for ours, theirs in {"IoU": "iou", "Acc": "acc", "mIoU": "mIoU"}.items():
@@ -203,13 +203,14 @@ def test_recorded_ddpm_seg_metrics(golden):
         names = sorted(key.split("__")[0] for key in case if key.endswith("__gts"))
         assert names
         for name in names:
-            labels, answers, num_classes, ignore, classes = (
+            labels, predictions, num_classes, ignore, classes = (
                 case[f"{name}__{key}"]
                 for key in ("gts", "preds", "number_class", "ignore_label", "class_ids")
             )
             counts = confusion(
-                labels, answers, int(num_classes), int(ignore), ignored_row=convention.ignored_row
-            )
+                labels, predictions, int(num_classes), int(ignore),
+                ignored_row=convention.ignored_row,
+            )  # fmt: skip
             left_out = sorted(set(range(int(num_classes))) - set(classes.tolist()))
             scored = scores(counts, absent=convention.absent, left_out=left_out)
             np.testing.assert_allclose(scored["IoU"][classes], case[f"{name}__iou"], atol=1e-9)

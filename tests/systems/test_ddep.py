@@ -130,7 +130,7 @@ def recorded_case(path):
 
 
 def recorded_loss(network, params, stats, batch, key):
-    """`ddep.denoising_loss` with the noise of the record in place of a draw."""
+    """`ddep.denoising_loss` with the recorded noise instead of a draw."""
     model = network.bind(params, stats)
     prediction, _ = model(batch["noisy"], jnp.zeros(len(batch["noisy"])))
     loss, weight = squared_error(prediction, batch["noise"])
@@ -215,8 +215,8 @@ def check_forward(network, start, after, noisy, arrays):
 
 
 def unlabelled(count=4, size=(32, 32), seed=0):
-    picture = np.random.default_rng(seed).integers(0, 256, (count, *size, 3), dtype=np.uint8)
-    return {"image": jnp.asarray(picture), "valid": jnp.asarray([size] * count, jnp.int32)}
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, *size, 3), dtype=np.uint8)
+    return {"image": jnp.asarray(pixels), "valid": jnp.asarray([size] * count, jnp.int32)}
 
 
 @pytest.fixture(scope="module")
@@ -277,30 +277,30 @@ def test_a_frozen_encoder_is_only_run_forwards():
 
 
 class Stub(nnx.Module):
-    """Stands for a network: notes what it is shown and answers with a function of it."""
+    """Stands for a network: records its inputs and returns a function of them."""
 
-    def __init__(self, answer):
-        self.answer = answer
+    def __init__(self, output_of):
+        self.output_of = output_of
         self.mean = nnx.BatchStat(jnp.zeros(1))
 
     def __call__(self, noisy, level=None, key=None):
-        return self.answer(noisy, level, key), {}
+        return self.output_of(noisy, level, key), {}
 
 
-def shown_to(answer=lambda noisy: jnp.zeros_like(noisy)):
+def recording(output_of=lambda noisy: jnp.zeros_like(noisy)):
     """(a network that can be bound, the list of what it was shown)."""
     seen = []
 
     def forward(noisy, level, key):
         seen.append((noisy, level, key))
-        return answer(noisy)
+        return output_of(noisy)
 
     bind = lambda params, stats: Stub(forward)
     return SimpleNamespace(bind=bind, bind_eval=bind), seen
 
 
-def denoise_once(batch=None, rows=None, dropout=False, answer=None, key=KEY, **noise):
-    network, seen = shown_to(*([answer] if answer else []))
+def denoise_once(batch=None, rows=None, dropout=False, output_of=None, key=KEY, **noise):
+    network, seen = recording(*([output_of] if output_of else []))
     batch = unlabelled() if batch is None else batch
     rows = jnp.arange(len(batch["image"])) if rows is None else rows
     loss, (weight, _, _) = ddep.denoising_loss(
@@ -322,11 +322,11 @@ def test_a_network_that_knows_the_image_pays_nothing(kind):
     image = scale_images(batch["image"], batch["valid"])
     alpha, sigma = LEVELS[kind](jnp.asarray(0.22))
     perfect = lambda noisy: (noisy - alpha * image) / sigma
-    loss, weight, *_ = denoise_once(batch, answer=perfect, kind=kind)
+    loss, weight, *_ = denoise_once(batch, output_of=perfect, kind=kind)
     assert loss / weight < 1e-9
-    loss, weight, *_ = denoise_once(batch, answer=lambda noisy: image, kind=kind, target="image")
+    loss, weight, *_ = denoise_once(batch, output_of=lambda noisy: image, kind=kind, target="image")
     assert loss == 0
-    loss, weight, *_ = denoise_once(batch, answer=lambda noisy: image, kind=kind)
+    loss, weight, *_ = denoise_once(batch, output_of=lambda noisy: image, kind=kind)
     assert loss / weight > 1
 
 
@@ -402,7 +402,7 @@ def test_one_level_is_that_level():
     assert 0.1 < ddep.draw_sigma(KEY, NOISE | narrow) < 0.23
 
 
-def test_pictures_are_scaled_and_padding_is_zero():
+def test_images_are_scaled_and_padding_is_zero():
     images = jnp.asarray([[[[0, 255, 51]] * 3] * 3], jnp.uint8)
     scaled = scale_images(images, jnp.asarray([[2, 1]]))
     np.testing.assert_allclose(scaled[0, 1, 0], [-1, 1, -0.6], rtol=1e-6)
@@ -414,7 +414,7 @@ def test_segmentation_counts_only_labelled_pixels():
     mask = np.asarray(jnp.argmax(logits, -1)).astype(np.int32)
     mask[:, :8] = 255
     mask[:, 8:16] = (mask[:, 8:16] + 1) % 5
-    network, seen = shown_to(lambda image: logits)
+    network, seen = recording(lambda image: logits)
     batch = unlabelled() | {"mask": jnp.asarray(mask), "row": jnp.arange(4)}
     loss, (weight, _, metrics) = ddep.segmentation_loss(network, {}, {}, batch, KEY)
     assert weight == 4 * 24 * 32
@@ -427,14 +427,14 @@ def test_segmentation_counts_only_labelled_pixels():
     assert seen[0][2] is not None  # fine-tuning uses dropout
 
 
-# --- answers --------------------------------------------------------------------------------------
+# --- predictions ----------------------------------------------------------------------------------
 
 
 VALUES = {"params": {}, "stats": {}}
 
 
 def test_class_probabilities_sum_to_one():
-    network, seen = shown_to(lambda image: 50 * image)
+    network, seen = recording(lambda image: 50 * image)
     probs = ddep.class_probabilities(network, VALUES, **as_images(unlabelled()))
     np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
     assert seen[0][2] is None  # no dropout
@@ -450,8 +450,8 @@ def test_a_perfect_answer_denoises_perfectly(kind, target):
     batch = unlabelled()
     image = scale_images(batch["image"], batch["valid"])
     alpha, sigma = LEVELS[kind](jnp.asarray(0.3))
-    answer = lambda noisy: (noisy - alpha * image) / sigma if target == "noise" else image
-    network, seen = shown_to(answer)
+    output_of = lambda noisy: (noisy - alpha * image) / sigma if target == "noise" else image
+    network, seen = recording(output_of)
     noise = NOISE | dict(kind=kind, low=0.2, high=0.4, target=target)
     shown, noisy, clean, error = ddep.denoise(network, noise, VALUES, **as_images(batch), key=KEY)
     np.testing.assert_array_equal(shown, image)
@@ -538,7 +538,7 @@ def test_another_network_is_refused(change):
 
 
 def test_a_network_with_more_parts_is_refused():
-    """A deeper one holds everything that is wanted here, and would lose layers without a word."""
+    """A deeper one holds all that is expected here, and would silently lose layers."""
     task = task_of("finetune")
     deeper = ddep.make_task(make_config(layers=2), "pretrain", (32, 32), 0)
     with pytest.raises(UserError, match=r"this stage has no params\.encoder\.layer1"):

@@ -102,7 +102,7 @@ def test_recorded_runs(golden):
 
 def check_run(run, record, arrays, network, values):
     """One recorded run, from recorded noise to labels."""
-    name, key = run["name"], lambda word: f"{run['name']}/{word}"
+    name, key = run["name"], lambda part: f"{run['name']}/{part}"
     sampling = sampling_of(run, record["config"]["noise_schedule"])
     noise = nhwc(arrays["noise_init"])[: sampling["draws"]][None]
 
@@ -133,7 +133,7 @@ def test_recorded_steps_one_by_one(golden):
         arrays = arrays_of(path, "sampling")
 
         @quick
-        def answer(values, features, noisy, level):
+        def predicted(values, features, noisy, level):
             model = network.bind_eval(**values)  # noqa: B023
             return ddp._decode(model, features, noisy, level), model.codes()
 
@@ -148,7 +148,7 @@ def test_recorded_steps_one_by_one(golden):
                 if step and f"{key}noisy_map" in arrays:
                     assert difference(state, nhwc(arrays[f"{key}noisy_map"])) < MAPS, key
                     seen += 1
-                logits, codes = answer(values, features, state, np.full(len(state), now))
+                logits, codes = predicted(values, features, state, np.full(len(state), now))
                 if f"{key}logits" in arrays:
                     limit = LOGITS if step else FIRST
                     assert difference(logits, nhwc(arrays[f"{key}logits"])) < limit, key
@@ -189,12 +189,12 @@ def test_recorded_losses_and_gradients(golden, monkeypatch, kind):
         np.testing.assert_allclose(accuracy, expected["decode.acc_seg"], rtol=1e-5)
         check_gradients(arrays, kind, state, settings, gradients, weight)
         if kind == "train":
-            for word in ("mean", "var"):
-                after = arrays[f"train/bn_running_{word}_after"]
-                assert difference(stats["auxiliary"]["norm"][word], after) < FEATURES
+            for part in ("mean", "var"):
+                after = arrays[f"train/bn_running_{part}_after"]
+                assert difference(stats["auxiliary"]["norm"][part], after) < FEATURES
 
 
-MISSING = np.float32(1e30)  # in place of a gradient that was not recorded
+MISSING = np.float32(1e30)  # instead of a gradient that was not recorded
 
 
 def check_gradients(arrays, kind, state, settings, gradients, weight):
@@ -208,9 +208,9 @@ def check_gradients(arrays, kind, state, settings, gradients, weight):
     theirs |= {key: state[key] for key in index}
     expected = flatten(load_ddp(theirs, settings, "gradients")["params"])
     compared = 0
-    for place, gradient in flatten(gradients).items():
-        if not (expected[place] == MISSING).any():
-            assert difference(gradient / weight, expected[place]) < GRADIENTS, place
+    for path, gradient in flatten(gradients).items():
+        if not (expected[path] == MISSING).any():
+            assert difference(gradient / weight, expected[path]) < GRADIENTS, path
             compared += 1
     assert compared == len(names)
 
@@ -223,12 +223,12 @@ def check_gradients(arrays, kind, state, settings, gradients, weight):
 def test_recorded_inference(golden, monkeypatch, mode):
     """Through `prediction.predict`: enlarged logits, windows, views, the second soft-max."""
     for path, record, _, _, network, values in cases(golden):
-        arrays, facts = arrays_of(path, "inference"), record["inference"]
+        arrays, recorded = arrays_of(path, "inference"), record["inference"]
         image = nhwc(arrays_of(path, "sampling")["img"])
         c = record["config"]
         sampling = dict(
-            steps=facts["timesteps"], sampler="ddim", draws=1, time_difference=1, start=0.0,
-            schedule=c["noise_schedule"], accumulate=facts["accumulation"],
+            steps=recorded["timesteps"], sampler="ddim", draws=1, time_difference=1, start=0.0,
+            schedule=c["noise_schedule"], accumulate=recorded["accumulation"],
             uncertainty="entropy",
         )  # fmt: skip
         numbers = iter(range(100))
@@ -249,13 +249,13 @@ def test_recorded_inference(golden, monkeypatch, mode):
         protocol = Protocol(flip=mode == "flip")
         if mode == "slide":
             protocol = Protocol(View.SLIDE, tuple(c["slide_crop"]), tuple(c["slide_stride"]))
-        blank = np.zeros((1, *facts["ori_shape"], 3), np.uint8)
-        answer = views.predict(ask, blank, protocol)
+        blank = np.zeros((1, *recorded["ori_shape"], 3), np.uint8)
+        predicted = views.predict(ask, blank, protocol)
         assert f"{mode}/noise{next(numbers)}" not in arrays  # all were used
         if mode == "flip":
-            assert np.array_equal(answer.labels[0], arrays["flip/label"])
+            assert np.array_equal(predicted.labels[0], arrays["flip/label"])
         else:
-            probs = jax.nn.softmax(answer.probs) if sampling["accumulate"] else answer.probs
+            probs = jax.nn.softmax(predicted.probs) if sampling["accumulate"] else predicted.probs
             assert difference(probs, nhwc(arrays[f"{mode}/prob"])) < PROBS
 
 
@@ -277,7 +277,7 @@ def values_of(kind="train", **changes):
     return jax.tree.map(np.asarray, quick(task.init)(KEY))
 
 
-def pictures(count, height=32, width=48):
+def random_images(count, height=32, width=48):
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
     return images, np.tile(np.array([height, width], np.int32), (count, 1))
@@ -285,7 +285,7 @@ def pictures(count, height=32, width=48):
 
 def test_a_batch_of_three_is_three_batches_of_one():
     task = ddp.make_task(tiny(sampling__draws=2), "train", (32, 48), 5)
-    images, valid = pictures(3)
+    images, valid = random_images(3)
     predict = quick(task.predict)
     whole = predict(values_of(), images, valid)
     for i in range(3):
@@ -300,7 +300,7 @@ def test_a_batch_of_three_is_three_batches_of_one():
 def test_every_code_and_sampler_answers_in_range(sampler, code):
     changes = dict(diffusion__code=code, sampling__sampler=sampler, sampling__draws=3)
     task = ddp.make_task(tiny(**changes), "train", (32, 48), 5)
-    maps = quick(task.predict)(values_of(diffusion__code=code), *pictures(1))
+    maps = quick(task.predict)(values_of(diffusion__code=code), *random_images(1))
     np.testing.assert_allclose(np.sum(maps["probs"], -1), 1, atol=1e-5)
     for measure in ("changes", "spread"):
         assert maps[measure].shape == (1, 32, 48)
@@ -310,14 +310,14 @@ def test_every_code_and_sampler_answers_in_range(sampler, code):
 
 def test_no_changes_without_a_second_step_and_no_spread_without_a_second_draw():
     task = ddp.make_task(tiny(sampling__steps=1), "train", (32, 48), 5)
-    maps = jax.eval_shape(task.predict, values_of(), *pictures(1))
+    maps = jax.eval_shape(task.predict, values_of(), *random_images(1))
     assert set(maps) == {"probs", "logits"}
 
 
 def test_trace_ends_with_the_prediction():
     config = tiny(sampling__accumulate=False)
     task = ddp.make_task(config, "train", (32, 48), 5)
-    images, valid = pictures(2)
+    images, valid = random_images(2)
     traced = quick(task.trace)(values_of(), images, valid)
     assert traced.shape == (2, 3, 32, 48)
     network = ddp.make_network(ddp.make_settings(config, 5), True, "float32", False)
@@ -328,15 +328,15 @@ def test_trace_ends_with_the_prediction():
     np.testing.assert_array_equal(traced[:, :, ::4, ::4], found["labels"])
 
 
-def test_small_pictures_are_filled_up_and_cut_back():
+def test_small_images_are_padded_and_cropped_back():
     task = ddp.make_task(tiny(), "train", (32, 48), 5)
-    maps = quick(task.predict)(values_of(), *pictures(1, 5, 40))
+    maps = quick(task.predict)(values_of(), *random_images(1, 5, 40))
     assert all(values.shape[:3] == (1, 5, 40) for values in maps.values())
-    assert quick(task.trace)(values_of(), *pictures(1, 5, 40)).shape == (1, 3, 5, 40)
+    assert quick(task.trace)(values_of(), *random_images(1, 5, 40)).shape == (1, 3, 5, 40)
 
 
 def batch_of(count=4):
-    images, valid = pictures(count)
+    images, valid = random_images(count)
     mask = np.random.default_rng(1).integers(0, 5, (count, 32, 48))
     mask[0, :8] = 255
     return dict(image=images, mask=mask, valid=valid, row=np.arange(count))
@@ -344,7 +344,7 @@ def batch_of(count=4):
 
 @pytest.mark.parametrize("kind", ["train", "align"])
 def test_a_loss_is_the_sum_of_its_parts(kind):
-    """Every row has draws of its own; only batch statistics tie rows, so their head is left out."""
+    """Every row has its own draws; only batch statistics couple rows, so their head is excluded."""
     config = tiny(model__drop_path=0.3, diffusion__auxiliary=0.0)
     task = ddp.make_task(config, kind, (32, 48), 5)
     values, batch = values_of(), batch_of()
@@ -374,7 +374,7 @@ def test_ignored_pixels_have_a_code_in_training_and_none_in_alignment():
         {**values["params"], "embedding": {"table": table}}, values["stats"], batch, KEY)[0]
     ))(values["params"]["embedding"]["table"])  # fmt: skip
     assert np.any(gradient[:5] != 0)
-    assert np.all(gradient[5] == 0)  # ignored pixels have no part in a map of answers
+    assert np.all(gradient[5] == 0)  # ignored pixels have no part in a predicted map
     task = ddp.make_task(tiny(), "train", (32, 48), 5)
     gradient = quick(jax.grad(lambda table: task.loss(
         {**values["params"], "embedding": {"table": table}}, values["stats"], batch, KEY)[0]
@@ -418,8 +418,8 @@ def test_a_checkpoint_of_another_system_is_refused():
 def test_an_official_checkpoint_is_taken_whole_or_without_its_head(golden):
     for path, _, _, settings, _, values in cases(golden):
         file = str(path.with_suffix(".pth"))
-        words = {word: getattr(settings, word) for word in tiny().model}
-        parts = {f"model__{word}": value for word, value in words.items()}
+        model = {name: getattr(settings, name) for name in tiny().model}
+        parts = {f"model__{name}": value for name, value in model.items()}
         parts |= dict(weights=file, diffusion__code_scale=settings.code_scale)
         config, classes = tiny(**parts), settings.num_classes
         task = ddp.make_task(config, "train", (32, 48), classes)

@@ -78,7 +78,7 @@ def extractor(path, steps, blocks):
 
 
 def recorded_features(golden):
-    """(arrays, extractor) of every recorded picture."""
+    """(arrays, extractor) of every recorded image."""
     for path in golden("adm/features*.npz"):
         arrays = np.load(path)
         model = path.with_name(f"{arrays['model']}.json")
@@ -97,15 +97,15 @@ def test_recorded_features(golden):
         dense = np.moveaxis(found.dense()[0], -1, 0)
         close(dense, arrays["features"])
         noise = arrays["perstep_noise"]
-        for place, part in enumerate(np.split(arrays["perstep_features_stride4"], len(steps))):
-            one = make(steps)(noise[place : place + 1], arrays["image_uint8"][None])
+        for index, part in enumerate(np.split(arrays["perstep_features_stride4"], len(steps))):
+            one = make(steps)(noise[index : index + 1], arrays["image_uint8"][None])
             channels = np.moveaxis(one.dense()[0, ::4, ::4], -1, 0)
-            close(np.split(channels, len(steps))[place], part, f"step {steps[place]}")
+            close(np.split(channels, len(steps))[index], part, f"step {steps[index]}")
 
 
 @pytest.mark.golden
 def test_recorded_rows_to_train_on(golden):
-    """Features gathered at labelled pixels, counted through pictures, rows, columns."""
+    """Features gathered at labelled pixels, counted through images, rows, columns."""
     _, make = next(recorded_features(golden))
     steps = tuple(map(int, np.load(golden("adm/features*.npz")[0])["steps"]))
     for path in golden("adm/prepare_data*.npz"):
@@ -122,8 +122,8 @@ def test_recorded_rows_to_train_on(golden):
             run = make(steps)
             parts = [run(get("noise"), image[None]) for image in images]
             found = jax.tree.map(lambda *maps: jnp.concatenate(maps), *parts)
-            places = jnp.unravel_index(jnp.asarray(pixels[get("rows")]), masks.shape)
-            close(found.gather(*places), get("X_rows"), case)
+            positions = jnp.unravel_index(jnp.asarray(pixels[get("rows")]), masks.shape)
+            close(found.gather(*positions), get("X_rows"), case)
 
 
 # --- the noise ------------------------------------------------------------------------------------
@@ -136,9 +136,9 @@ def pad(x):
 
 
 def mirror():
-    """A network whose blocks answer what they were shown, and the list of its last blocks.
+    """A network whose blocks return their inputs, and the list of its last blocks.
 
-    Block 0: means of 2 x 2 pixels of the noisy picture; block 1: the picture, the time beside it.
+    Block 0: means of 2 x 2 pixels of the noisy image; block 1: the image and the time.
     """
     asked = []
 
@@ -154,7 +154,7 @@ def mirror():
     return SimpleNamespace(bind=lambda params, stats: model), asked
 
 
-def pictures(count=3, size=(8, 12), seed=0):
+def random_images(count=3, size=(8, 12), seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, *size, 3)).astype(np.uint8)
 
 
@@ -188,8 +188,8 @@ def noise_in(images, found, steps=OPTIONS["steps"]):
     return np.stack(drawn)
 
 
-def test_one_draw_serves_all_pictures_and_steps():
-    images, noise = pictures(), fixed_noise()
+def test_one_draw_serves_all_images_and_steps():
+    images, noise = random_images(), fixed_noise()
     drawn = noise_in(images, features(images, noise))
     assert drawn.shape == (2, 3, 8, 12, 3)
     np.testing.assert_allclose(drawn, np.broadcast_to(noise, drawn.shape), atol=1e-4)
@@ -197,7 +197,7 @@ def test_one_draw_serves_all_pictures_and_steps():
 
 @pytest.mark.parametrize("size", [(4, 8), (8, 24), (20, 4)])
 def test_the_draw_is_cut_or_repeated_for_other_sizes(size):
-    images, noise = pictures(1, size), fixed_noise()
+    images, noise = random_images(1, size), fixed_noise()
     tiled = np.tile(noise[0], (3, 3, 1))[: size[0], : size[1]]
     drawn = noise_in(images, features(images, noise))
     np.testing.assert_allclose(drawn, np.broadcast_to(tiled, drawn.shape), atol=1e-4)
@@ -205,18 +205,18 @@ def test_the_draw_is_cut_or_repeated_for_other_sizes(size):
 
 def test_noise_that_is_not_shared_belongs_to_the_picture():
     """And to the step and the seed; no batch changes it."""
-    images = pictures()
+    images = random_images()
     images[2] = images[0]
     draw = lambda images, **options: noise_in(
         images, features(images, share_noise=False, **options)
     )
     drawn = draw(images)
     np.testing.assert_array_equal(drawn[:, 2], drawn[:, 0])
-    for picture in range(3):
-        alone = draw(images[picture : picture + 1])
-        np.testing.assert_allclose(alone[:, 0], drawn[:, picture], atol=1e-4)
+    for index in range(3):
+        alone = draw(images[index : index + 1])
+        np.testing.assert_allclose(alone[:, 0], drawn[:, index], atol=1e-4)
     flat = drawn[:, :2].reshape(4, -1)
-    assert np.abs(np.corrcoef(flat) - np.eye(4)).max() < 0.3  # of two pictures at two steps
+    assert np.abs(np.corrcoef(flat) - np.eye(4)).max() < 0.3  # of two images at two steps
     assert np.all(np.abs(flat.mean(1)) < 0.2) and np.all(np.abs(flat.std(1) - 1) < 0.2)
     other = draw(images, seed=1)[:, :2].reshape(4, -1)
     assert np.abs(np.corrcoef(flat, other)[:4, 4:]).max() < 0.3
@@ -229,7 +229,7 @@ def test_noise_that_is_not_shared_belongs_to_the_picture():
 @pytest.mark.parametrize("shared", [True, False])
 def test_draws_are_averaged(shared):
     """Of shared noise, the mean of the features that each draw gives by itself."""
-    images, noise = pictures(2), fixed_noise(draws=3)
+    images, noise = random_images(2), fixed_noise(draws=3)
     found = features(images, noise, share_noise=shared, draws=3, blocks=(0, 1))
     if shared:
         each = [features(images, noise[i : i + 1], blocks=(0, 1)).dense() for i in range(3)]
@@ -244,7 +244,7 @@ def test_draws_are_averaged(shared):
 
 
 def test_channels_are_ordered_by_step_as_listed_then_by_block():
-    images, noise = pictures(1), fixed_noise()
+    images, noise = random_images(1), fixed_noise()
     found = features(images, noise, steps=(250, 50, 150), blocks=(1, 0))
     np.testing.assert_array_equal(
         found.dense(), features(images, noise, steps=(250, 50, 150), blocks=(0, 1)).dense()
@@ -262,20 +262,20 @@ def test_nothing_is_computed_beyond_the_last_block(blocks, last):
     options = OPTIONS | {"blocks": blocks}
     values = {"params": {"unet": {}}, "stats": {"noise": jnp.asarray(fixed_noise())}}
     read = functools.partial(diffusion_features, network, PROCESS, options, 0)
-    jax.eval_shape(read, values, jnp.asarray(pictures(1)), jnp.array([[8, 12]]))
+    jax.eval_shape(read, values, jnp.asarray(random_images(1)), jnp.array([[8, 12]]))
     assert set(asked) == {last}
 
 
 def test_steps_are_named_as_the_network_knows_them():
     scaled = make_process("linear", 100, rescale_timesteps=True)
-    found = features(pictures(1), fixed_noise(), process=scaled, steps=(5, 70))
+    found = features(random_images(1), fixed_noise(), process=scaled, steps=(5, 70))
     np.testing.assert_allclose(found.dense()[0, 0, 0, 3::4], [50, 700], rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 12), (5, 6), (1, 3)])
 def test_padding_is_not_part_of_the_features(size):
-    """Pixels of the map of the picture's own resolution are the pixels of the picture."""
-    images, noise = pictures(2, size), fixed_noise(size=size)
+    """Pixels of the map of the image's own resolution are the pixels of the image."""
+    images, noise = random_images(2, size), fixed_noise(size=size)
     found = features(images, noise, blocks=(0, 1))
     assert found.size == size
     drawn = noise_in(images, features(images, noise))
@@ -288,8 +288,8 @@ def test_padding_is_not_part_of_the_features(size):
     np.testing.assert_allclose(coarse, enlarged[:, : size[0], : size[1]], rtol=1e-4, atol=1e-5)
 
 
-def test_the_network_sees_pictures_at_another_size():
-    """Their features are still those of the pixels of the pictures."""
+def test_the_network_sees_images_at_another_size():
+    """Their features are still those of the pixels of the images."""
     images = np.full((1, 24, 36, 3), [[[[255, 0, 51]]]], np.uint8)
     noise = np.zeros((1, 8, 12, 3), np.float32)
     found = features(images, noise, short=8)
@@ -304,7 +304,7 @@ def test_the_network_sees_pictures_at_another_size():
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_features_are_kept_in_the_type_that_was_chosen(dtype):
-    found = features(pictures(1), fixed_noise(), dtype=dtype)
+    found = features(random_images(1), fixed_noise(), dtype=dtype)
     assert {str(m.dtype) for m in found.maps} == {dtype}
 
 
@@ -398,15 +398,15 @@ def test_a_prediction_is_the_ensembles_answer_of_every_picture(source):
     )
     ensemble = small_values(member, seed=1)
     whole = {part: values[part] | {"ensemble": ensemble[part]} for part in values}
-    images, valid = pictures(2), jnp.asarray([[8, 12]] * 2)
-    said = quick(task.predict)(whole, images, valid)
+    images, valid = random_images(2), jnp.asarray([[8, 12]] * 2)
+    maps = quick(task.predict)(whole, images, valid)
 
     def expected(values, images, valid):
         return ensemble_maps(task.fit.member, ensemble, task.fit.extract(values, images, valid))
 
     for name, wanted in quick(expected)(values, images, valid).items():
-        np.testing.assert_allclose(said[name], wanted, atol=1e-4, err_msg=name)
-    assert said["votes"].shape == (2, 8, 12, 3)
+        np.testing.assert_allclose(maps[name], wanted, atol=1e-4, err_msg=name)
+    assert maps["votes"].shape == (2, 8, 12, 3)
     assert task.meta["features_per_pixel"] == (5 if source == "colour" else 2 * 2 * 32)
 
 
@@ -435,7 +435,7 @@ def given_noise(**features):
 
 
 def test_colour_and_place_lie_between_minus_one_and_one():
-    images = pictures(2, (5, 4))
+    images = random_images(2, (5, 4))
     found = ddpm_seg.colour_features({}, jnp.asarray(images), jnp.asarray([[5, 4]] * 2)).dense()
     np.testing.assert_allclose(found[..., :3], images / 127.5 - 1, atol=1e-6)
     rows = np.broadcast_to(np.array([-0.8, -0.4, 0, 0.4, 0.8])[:, None], (2, 5, 4))

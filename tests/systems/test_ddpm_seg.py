@@ -45,7 +45,7 @@ def make_config(model=None, diffusion=None, **others):
 
 
 @functools.cache
-def pictures():
+def image_batch():
     """A batch as the step hands it over."""
     image = np.random.default_rng(0).integers(0, 256, (ROWS, SIDE, SIDE, 3)).astype(np.uint8)
     return {
@@ -60,13 +60,13 @@ def scaled(image):
     return np.asarray(image, np.float32) / 127.5 - 1
 
 
-def shown_to(answer, num_classes=0):
-    """A network that answers x, t with `answer`, and the list of what it was shown."""
+def shown_to(output_of, num_classes=0):
+    """A network that returns `output_of(x, t)`, and the list of its inputs."""
     seen = []
 
     def model(x, t, classes=None, key=None):
         seen.append(SimpleNamespace(x=x, t=t, classes=classes, key=key))
-        return answer(x, t), {}
+        return output_of(x, t), {}
 
     model.settings = SimpleNamespace(num_classes=num_classes)
     return SimpleNamespace(bind=lambda params, stats: model), seen
@@ -85,8 +85,8 @@ def noise_in(x, t, image):
 def drawn(key=KEY, stats=None):
     """(t, noise) that a loss with this key draws for every row."""
     network, seen = shown_to(lambda x, t: x)
-    loss_of(network, pictures(), stats=stats, key=key)
-    return np.asarray(seen[0].t), noise_in(seen[0].x, seen[0].t, pictures()["image"])
+    loss_of(network, image_batch(), stats=stats, key=key)
+    return np.asarray(seen[0].t), noise_in(seen[0].x, seen[0].t, image_batch()["image"])
 
 
 # --- the loss of a batch --------------------------------------------------------------------------
@@ -94,22 +94,22 @@ def drawn(key=KEY, stats=None):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_perfect_answer_costs_nothing(target):
-    image = scaled(pictures()["image"])
+    image = scaled(image_batch()["image"])
 
-    def answer(x, t):
+    def output_of(x, t):
         alpha_bar = PROCESS.alphas_cumprod[np.asarray(t)][:, None, None, None]
-        eps = noise_in(x, t, pictures()["image"])
+        eps = noise_in(x, t, image_batch()["image"])
         velocity = np.sqrt(alpha_bar) * eps - np.sqrt(1 - alpha_bar) * image
         return jnp.asarray({"noise": eps, "image": image, "velocity": velocity}[target])
 
     loss, (weight, _, metrics) = loss_of(
-        shown_to(answer)[0], pictures(), FIXED | {"target": target}
+        shown_to(output_of)[0], image_batch(), FIXED | {"target": target}
     )
     assert weight == ROWS and 0 <= loss < 1e-8 and metrics["mse"] == loss
 
 
 def test_an_answer_of_zero_costs_the_noise_itself():
-    loss, (weight, _, _) = loss_of(shown_to(lambda x, t: 0 * x)[0], pictures())
+    loss, (weight, _, _) = loss_of(shown_to(lambda x, t: 0 * x)[0], image_batch())
     t, eps = drawn()
     np.testing.assert_allclose(loss / weight, np.mean(eps**2), rtol=1e-4)
 
@@ -143,7 +143,7 @@ def updates(accumulate, steps=3):
     step = quick(functools.partial(train_step, toy_loss, SGD, accumulate, RATES))
     network = {"params": Toy.params, "stats": timesteps.start("loss_second_moment", T)}
     state = new_state(network, lambda path: True, SGD, RATES)
-    batch = {name: value for name, value in pictures().items() if name != "row"}
+    batch = {name: value for name, value in image_batch().items() if name != "row"}
     made = []
     for _ in range(steps):
         state, metrics = step(state, batch, KEY)
@@ -165,10 +165,10 @@ def test_micro_batches_equal_one_batch(parts):
 
 def test_the_loss_is_a_sum_over_images_however_they_are_split():
     loss, split = quick(toy_loss), [1, 1, 1, ROWS - 3]
-    whole, (_, _, metrics) = loss(Toy.params, {}, pictures(), KEY)
+    whole, (_, _, metrics) = loss(Toy.params, {}, image_batch(), KEY)
     edges = np.cumsum([0, *split])
     parts = [
-        loss(Toy.params, {}, jax.tree.map(lambda v: v[a:b], pictures()), KEY)  # noqa: B023
+        loss(Toy.params, {}, jax.tree.map(lambda v: v[a:b], image_batch()), KEY)  # noqa: B023
         for a, b in zip(edges, edges[1:])
     ]
     assert [part[1][0] for part in parts] == split
@@ -182,7 +182,7 @@ def test_the_loss_is_a_sum_over_images_however_they_are_split():
 def test_dropout_differs_between_parts_of_a_batch():
     network, seen = shown_to(lambda x, t: x)
     for first in (0, ROWS):
-        loss_of(network, pictures() | {"row": first + pictures()["row"]})
+        loss_of(network, image_batch() | {"row": first + image_batch()["row"]})
     first, second = (np.asarray(jax.random.key_data(each.key)) for each in seen)
     assert not np.array_equal(first, second)
 
@@ -190,9 +190,9 @@ def test_dropout_differs_between_parts_of_a_batch():
 def test_only_a_network_with_classes_is_told_them():
     for num_classes in (0, 3):
         network, seen = shown_to(lambda x, t: x, num_classes)
-        loss_of(network, pictures())
+        loss_of(network, image_batch())
         if num_classes:
-            np.testing.assert_array_equal(seen[0].classes, pictures()["class"])
+            np.testing.assert_array_equal(seen[0].classes, image_batch()["class"])
         else:
             assert seen[0].classes is None
 
@@ -216,7 +216,7 @@ def test_a_row_draws_the_same_in_any_batch():
     network, seen = shown_to(lambda x, t: x)
     order = np.roll(np.arange(ROWS), 5)
     for rows in (np.arange(ROWS), order):
-        loss_of(network, jax.tree.map(lambda v, rows=rows: v[rows], pictures()))
+        loss_of(network, jax.tree.map(lambda v, rows=rows: v[rows], image_batch()))
     np.testing.assert_array_equal(seen[0].t[order], seen[1].t)
     np.testing.assert_allclose(seen[0].x[order], seen[1].x, atol=1e-6)
 
@@ -243,7 +243,8 @@ def test_rare_steps_weigh_more():
     t, eps = drawn(stats=stats)
     weights = 1 / (T * np.asarray(timesteps.probabilities(stats, T))[t])
     assert weights.max() > 5 * weights.min()
-    loss, (weight, _, metrics) = loss_of(shown_to(lambda x, t: 0 * x)[0], pictures(), stats=stats)
+    network = shown_to(lambda x, t: 0 * x)[0]
+    loss, (weight, _, metrics) = loss_of(network, image_batch(), stats=stats)
     errors = np.mean(eps**2, (1, 2, 3))
     np.testing.assert_allclose(loss, weights @ errors, rtol=1e-4)
     np.testing.assert_allclose(metrics["mse"], errors.sum(), rtol=1e-4)  # as it is, for the log
@@ -287,8 +288,8 @@ def test_an_image_depends_on_its_seed_and_place_alone(sampler, eta):
     step = toy_step(sampler, eta)
     whole = generated(step).astype(int)
     assert whole.shape == (4, 6, 8, 3) and whole.std() > 10
-    for places in ([3, 1], range(2)):
-        assert np.abs(generated(step, indices=places) - whole[list(places)]).max() <= 1
+    for indices in ([3, 1], range(2)):
+        assert np.abs(generated(step, indices=indices) - whole[list(indices)]).max() <= 1
     assert len({image.tobytes() for image in whole}) == 4
     assert np.mean(generated(step, seed=1) != whole) > 0.5
 
@@ -330,9 +331,9 @@ def test_ddim_without_noise_is_decided_by_its_start():
 ])  # fmt: skip
 def test_who_knows_the_image_samples_it(target, variance):
     """From any noise, by any sampler, whatever the network is asked for."""
-    image = scaled(pictures()["image"][:2])
+    image = scaled(image_batch()["image"][:2])
 
-    def answer(x, t):
+    def output_of(x, t):
         alpha_bar = jnp.asarray(PROCESS.alphas_cumprod, jnp.float32)[t][:, None, None, None]
         eps = (x - jnp.sqrt(alpha_bar) * image) / jnp.sqrt(1 - alpha_bar)
         velocity = jnp.sqrt(alpha_bar) * eps - jnp.sqrt(1 - alpha_bar) * image
@@ -341,9 +342,10 @@ def test_who_knows_the_image_samples_it(target, variance):
 
     options = OPTIONS | dict(target=target, variance=variance)
     for sampler in ddpm_sampling.SAMPLERS:
-        step = quickly(ddpm_sampling.make_step(shown_to(answer)[0], PROCESS, options, sampler, 0.0))
+        network = shown_to(output_of)[0]
+        step = quickly(ddpm_sampling.make_step(network, PROCESS, options, sampler, 0.0))
         made = generated(step, indices=range(2), size=(SIDE, SIDE)).astype(int)
-        assert np.abs(made - np.asarray(pictures()["image"][:2])).max() <= 1
+        assert np.abs(made - np.asarray(image_batch()["image"][:2])).max() <= 1
 
 
 def test_the_network_is_told_the_names_of_the_steps_that_were_kept():
@@ -372,7 +374,7 @@ def shapes_of(**model):
 
 
 def filled(tree, seed=0):
-    """Small random values in place of shapes."""
+    """Small random values of these shapes."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda s: 0.05 * rng.standard_normal(s.shape, np.float32), tree)
 
@@ -420,7 +422,7 @@ def test_another_network_is_refused(other):
     (3, 5, ["num_classes is 3", "have 5 classes", "Try --config.model.num_classes=5,"]),
     (0, 5, ["num_classes is 0", "have 5 classes", "whose options name no classes"]),
 ])  # fmt: skip
-def test_classes_that_the_pictures_do_not_have(wanted, given, parts):
+def test_classes_that_the_images_do_not_have(wanted, given, parts):
     with pytest.raises(UserError) as error:
         ddpm_seg.make_task(make_config(dict(num_classes=wanted)), "pretrain", (16, 16), given)
     assert all(part in str(error.value) for part in parts), error.value
@@ -440,7 +442,7 @@ def test_the_configs_are_right(name):
 
 @pytest.fixture(scope="module")
 def run(command, tmp_path_factory):
-    """The workdir of a run of the tiny config, and what it said."""
+    """The workdir of a run of the tiny config, and its output."""
     workdir = tmp_path_factory.mktemp("ddpm") / "run"
     done = command(workdir, config=TINY)
     assert done.code == 0 and done.err == "", done.err
@@ -461,10 +463,10 @@ def test_a_run_without_labels_leaves_what_a_reader_needs(run):
     assert meta["ema"] == [0.5, 0.9] and meta["task"]["size"] == [16, 16] and meta["step"] == 8
 
 
-def test_pictures_are_samples_of_the_first_moving_average(run):
+def test_the_sheet_shows_samples_of_the_first_moving_average(run):
     """To one of 255, as programs compiled apart may round differently."""
     with Image.open(run.workdir / "pictures/pretrain_000008.png") as file:
-        picture = np.asarray(file).astype(int)
+        shown = np.asarray(file).astype(int)
     assert (run.workdir / "pictures/pretrain_000004.png").exists()
     config = make_config()
     process = make_process("cosine", config.diffusion.steps, config.samples.steps)
@@ -476,7 +478,7 @@ def test_pictures_are_samples_of_the_first_moving_average(run):
         images = ddpm_sampling.sample_images(
             step, process, values["params"], seed=config.seed, indices=range(3), size=(16, 16)
         )
-        apart[rate] = np.abs(sheets.grid(images).astype(int) - picture).max()
+        apart[rate] = np.abs(sheets.grid(images).astype(int) - shown).max()
     assert apart[0.5] <= 1 and apart[0.9] > 1 and apart["off"] > 1
 
 

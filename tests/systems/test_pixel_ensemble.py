@@ -64,15 +64,15 @@ def test_recorded_answers(golden, tmp_path):
         np.testing.assert_allclose(each, arrays["entropy"], rtol=0, atol=1e-5)
         size = tuple(map(int, arrays["size"]))
         maps = (jnp.asarray(arrays["features"].reshape(1, *size, -1)),)
-        said = quick(functools.partial(ensemble_maps, member))(ensemble, PixelFeatures(maps, size))
-        votes = np.asarray(said["votes"][0])
+        found = quick(functools.partial(ensemble_maps, member))(ensemble, PixelFeatures(maps, size))
+        votes = np.asarray(found["votes"][0])
         assert votes.shape == (*size, classes)
         counts = (arrays["votes"][..., None] == np.arange(classes)).sum(0)
         np.testing.assert_array_equal(votes.reshape(-1, classes), counts)
         np.testing.assert_array_equal(votes.argmax(-1), arrays["vote"])
-        probs = said["probs"][0].reshape(-1, classes)
+        probs = found["probs"][0].reshape(-1, classes)
         np.testing.assert_allclose(probs, arrays["mean_softmax"], rtol=0, atol=1e-5)
-        nats = said["uncertainty"][0] * math.log(classes)
+        nats = found["uncertainty"][0] * math.log(classes)
         np.testing.assert_allclose(nats.reshape(-1), arrays["js"], rtol=0, atol=1e-5)
         assert abs(image_uncertainty(nats) - arrays["top_k"]) < 1e-5
 
@@ -83,10 +83,10 @@ def test_recorded_ties(golden):
         recorded = np.load(path)
         votes, result = recorded["mode__votes"].T, recorded["mode__result"]
         logits = votes[..., None] == np.arange(votes.max() + 1)
-        said = agree(jnp.asarray(logits, jnp.float32))["votes"]
-        tied = (said == said.max(-1, keepdims=True)).sum(-1) > 1
+        found = agree(jnp.asarray(logits, jnp.float32))["votes"]
+        tied = (found == found.max(-1, keepdims=True)).sum(-1) > 1
         assert tied.any()
-        np.testing.assert_array_equal(jnp.argmax(said, -1), result)
+        np.testing.assert_array_equal(jnp.argmax(found, -1), result)
 
 
 # --- agreement ------------------------------------------------------------------------------------
@@ -98,18 +98,18 @@ def peaks(*classes, num_classes=4, height=50.0):
 
 
 def test_the_smallest_of_equal_classes_wins():
-    said = agree(peaks(3, 1, 3, 1, 2))
-    np.testing.assert_array_equal(said["votes"], [[0, 2, 1, 2]])
-    assert np.argmax(said["votes"]) == 1
+    found = agree(peaks(3, 1, 3, 1, 2))
+    np.testing.assert_array_equal(found["votes"], [[0, 2, 1, 2]])
+    assert np.argmax(found["votes"]) == 1
     level = agree(jnp.zeros((2, 1, 4)))["votes"]  # a member between equals takes the first
     np.testing.assert_array_equal(level, [[2, 0, 0, 0]])
 
 
 def test_votes_and_not_probabilities_decide():
     unsure = jnp.log(jnp.asarray([[[0.4, 0.6]], [[0.4, 0.6]], [[0.99, 0.01]]]))
-    said = agree(unsure)
-    np.testing.assert_array_equal(said["votes"], [[1, 2]])
-    np.testing.assert_allclose(said["probs"], [[1.79 / 3, 1.21 / 3]], rtol=1e-5)
+    found = agree(unsure)
+    np.testing.assert_array_equal(found["votes"], [[1, 2]])
+    np.testing.assert_allclose(found["probs"], [[1.79 / 3, 1.21 / 3]], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("logits", "expected"), [
@@ -127,24 +127,24 @@ def test_uncertainty_is_the_part_of_a_full_disagreement(logits, expected):
 
 def test_agreement_by_its_definition():
     logits = np.random.default_rng(0).normal(0, 3, (5, 40, 6))
-    said = agree(jnp.asarray(logits, jnp.float32))
+    found = agree(jnp.asarray(logits, jnp.float32))
     probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     entropy = lambda p: -(p * np.log(p)).sum(-1)
     spread = (entropy(probs.mean(0)) - entropy(probs).mean(0)) / np.log(6)
-    np.testing.assert_allclose(said["probs"], probs.mean(0), atol=1e-6)
-    np.testing.assert_allclose(said["uncertainty"], spread, atol=1e-6)
+    np.testing.assert_allclose(found["probs"], probs.mean(0), atol=1e-6)
+    np.testing.assert_allclose(found["uncertainty"], spread, atol=1e-6)
     assert 0.1 < spread.mean() < 0.9
     back = agree(jnp.asarray(logits[::-1], jnp.float32))  # members have no order
-    np.testing.assert_array_equal(back["votes"], said["votes"])
-    np.testing.assert_allclose(back["uncertainty"], said["uncertainty"], atol=1e-6)
-    np.testing.assert_array_equal(said["votes"].sum(-1), 5)
+    np.testing.assert_array_equal(back["votes"], found["votes"])
+    np.testing.assert_allclose(back["uncertainty"], found["uncertainty"], atol=1e-6)
+    np.testing.assert_array_equal(found["votes"].sum(-1), 5)
 
 
-# --- pictures -------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 @functools.cache
-def toy(members=3, shapes=((2, 3, 4), (5, 4, 2), (2, 3, 1)), pictures=2, size=(7, 6), classes=4):
+def toy(members=3, shapes=((2, 3, 4), (5, 4, 2), (2, 3, 1)), images=2, size=(7, 6), classes=4):
     """(member, ensemble, features) with random values."""
     draw = np.random.default_rng(0)
     width = sum(shape[-1] for shape in shapes)
@@ -153,7 +153,7 @@ def toy(members=3, shapes=((2, 3, 4), (5, 4, 2), (2, 3, 1)), pictures=2, size=(7
     ensemble = jax.tree.map(make, member.abstract)
     sign = lambda a: a * jnp.asarray(draw.choice([-1, 1], a.shape), jnp.float32)
     ensemble["params"] = jax.tree.map(sign, ensemble["params"])
-    normal = lambda shape: jnp.asarray(draw.standard_normal((pictures, *shape)), jnp.float32)
+    normal = lambda shape: jnp.asarray(draw.standard_normal((images, *shape)), jnp.float32)
     return member, ensemble, PixelFeatures(tuple(map(normal, shapes)), size, (1.0, 0.9))
 
 
@@ -165,25 +165,25 @@ def test_an_answer_is_that_of_the_members_at_every_pixel(monkeypatch, strip_byte
     """
     monkeypatch.setattr(pixel_ensemble, "STRIP_BYTES", strip_bytes)
     member, ensemble, features = toy()
-    said = quick(functools.partial(ensemble_maps, member))(ensemble, features)
+    found = quick(functools.partial(ensemble_maps, member))(ensemble, features)
     x = features.dense().reshape(-1, features.width)
     expected = agree(every_pixel(member, ensemble, x))
-    assert {name: f.shape for name, f in said.items()} == {
+    assert {name: f.shape for name, f in found.items()} == {
         "votes": (2, 7, 6, 4), "probs": (2, 7, 6, 4), "uncertainty": (2, 7, 6),
     }  # fmt: skip
     assert len(np.unique(np.argmax(expected["votes"], -1))) > 2
     for name, tolerance in (("votes", 0), ("probs", 1e-5), ("uncertainty", 1e-5)):
-        flat = said[name].reshape(expected[name].shape)
+        flat = found[name].reshape(expected[name].shape)
         np.testing.assert_allclose(flat, expected[name], rtol=0, atol=tolerance, err_msg=name)
 
 
 def test_a_member_alone_decides_and_doubts_nothing():
     member, ensemble, features = toy()
     one = jax.tree.map(lambda leaf: leaf[1:2], ensemble)
-    said = quick(functools.partial(ensemble_maps, member))(one, features)
-    np.testing.assert_allclose(said["uncertainty"], 0, atol=1e-6)
-    np.testing.assert_array_equal(said["votes"].sum(-1), 1)
-    np.testing.assert_array_equal(np.argmax(said["votes"], -1), np.argmax(said["probs"], -1))
+    found = quick(functools.partial(ensemble_maps, member))(one, features)
+    np.testing.assert_allclose(found["uncertainty"], 0, atol=1e-6)
+    np.testing.assert_array_equal(found["votes"].sum(-1), 1)
+    np.testing.assert_array_equal(np.argmax(found["votes"], -1), np.argmax(found["probs"], -1))
 
 
 # --- recipes --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Fitting many classifiers together: who reads what, when one stops, and going on after a stop."""
+"""Fitting many classifiers together: which pixels they read, when they stop, and resuming."""
 
 import contextlib
 import dataclasses
@@ -32,11 +32,11 @@ FROZEN = {
 
 
 @functools.cache
-def data(pictures=3):
+def data(images=3):
     """(features, pixels, labels): a class is where a feature is largest, one pixel in four has
     none."""
     draw = np.random.default_rng(0)
-    shapes = (pictures, 3, 3, 4), (pictures, 6, 5, 1)
+    shapes = (images, 3, 3, 4), (images, 6, 5, 1)
     maps = tuple(draw.standard_normal(shape).astype(np.float32) for shape in shapes)
     features = PixelFeatures(maps, SIZE)
     labels = np.asarray(features.dense())[..., :CLASSES].argmax(-1).reshape(-1)
@@ -133,8 +133,8 @@ def records(workdir):
     return [{k: v for k, v in line.items() if k in ("step", "loss", "running")} for line in lines]
 
 
-def member_of(tree, place):
-    return jax.tree.map(lambda leaf: leaf[place : place + 1], tree)
+def member_of(tree, index):
+    return jax.tree.map(lambda leaf: leaf[index : index + 1], tree)
 
 
 def assert_same(one, other, **tolerance):
@@ -233,7 +233,7 @@ def test_a_pass_reads_every_pixel_at_most_once_in_a_new_order(own):
     for one in passes:
         assert len(set(one)) == 32 and set(one) <= set(range(35))
     assert len({one.tobytes() for one in passes}) == len(passes)
-    assert len({tuple(sorted(one)) for one in passes}) > 1  # other pixels are left out
+    assert len({tuple(sorted(one)) for one in passes}) > 1  # other pixels are dropped
 
 
 def test_orders_are_functions_of_seed_member_and_step():
@@ -289,12 +289,12 @@ def test_members_fitted_together_are_as_if_fitted_alone(backend, monkeypatch):
     together, losses = take_steps(fit, steps, learned, rows, armed=True)
     np.testing.assert_array_equal(together["stop"]["at"], [0, 7, 0])
     one = dataclasses.replace(fit, members=1)
-    for place in range(MEMBERS):
+    for index in range(MEMBERS):
         alone, loss = take_steps(
-            one, steps, member_of(learned, place), rows[:, place : place + 1], armed=True
+            one, steps, member_of(learned, index), rows[:, index : index + 1], armed=True
         )
-        assert_same(alone, member_of(together, place), rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(loss[:, 0], losses[:, place], rtol=1e-5)
+        assert_same(alone, member_of(together, index), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(loss[:, 0], losses[:, index], rtol=1e-5)
     assert losses[-1, 0] < losses[0, 0]
 
 
@@ -332,7 +332,7 @@ class Pulled(Exception):
 
 
 def pull_after(monkeypatch, saves):
-    """Nothing goes on once so many checkpoints were saved."""
+    """Raises once so many checkpoints were saved."""
     real, count = StageCheckpoints.save, iter(range(saves, -1, -1))
 
     def save(self, *arguments):
@@ -393,9 +393,9 @@ def test_features_that_are_not_finite_end_it(step, tmp_path, monkeypatch):
     fit = fit_of(members=1, batch_size=2)
     rows = Orders(fit).rows(np.arange(21))[:, 0]
     maps = np.asarray(fit.features.maps[1])
-    for place in np.ndindex(maps.shape):  # the first that is read at about that step
+    for index in np.ndindex(maps.shape):  # the first that is read at about that step
         spoilt = maps.copy()
-        spoilt[place] = np.nan
+        spoilt[index] = np.nan
         features = PixelFeatures((fit.features.maps[0], jnp.asarray(spoilt)), SIZE)
         bad = np.isnan(features.dense()).any(-1).reshape(-1)[fit.pixels]
         if bad.any() and abs(bad[rows].any(1).argmax() - step) < 3:

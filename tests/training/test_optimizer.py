@@ -117,12 +117,12 @@ def test_no_decay_patterns_are_regular_expressions():
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-@pytest.mark.parametrize(("words", "spared"), [
+@pytest.mark.parametrize(("patterns", "spared"), [
     ((), ()), (("norm",), ("norm",)), (("nor",), ("norm",)),
     (("kernel", "scale"), ("conv", "norm")),
 ])  # fmt: skip
-def test_no_decay_words_spare_the_paths_that_hold_them(name, words, spared):
-    stepped = first_step(make(name, weight_decay=0.5, no_decay=words), PARAMS, ZEROS)
+def test_no_decay_patterns_spare_the_paths_that_hold_them(name, patterns, spared):
+    stepped = first_step(make(name, weight_decay=0.5, no_decay=patterns), PARAMS, ZEROS)
     for part, leaf in (("conv", "kernel"), ("norm", "scale")):
         moved = bool(jnp.any(PARAMS[part][leaf] != stepped[part][leaf]))
         assert moved == (part not in spared)

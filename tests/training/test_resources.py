@@ -1,4 +1,4 @@
-"""What a stage is said to take is what its arrays and its compiled step take."""
+"""The reported resources are those of the arrays and the compiled step."""
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +35,9 @@ def test_a_device_holds_its_part_of_what_is_split():
 
 def test_a_products_operations_and_memory_are_counted():
     lowered = jax.jit(lambda a, b: a @ b).lower(jnp.ones((100, 200)), jnp.ones((200, 300)))
-    said = resources.of_step(lowered, lowered.compile(), 2, 61.0)
-    assert said.startswith("compiled in 1 min 01 s; 6 MFLOP per device and step; ")  # 2 n m k / 2
-    assert "440 kB of memory expected on each device, 440 kB of it between steps" in said
+    text = resources.of_step(lowered, lowered.compile(), 2, 61.0)
+    assert text.startswith("compiled in 1 min 01 s; 6 MFLOP per device and step; ")  # 2 n m k / 2
+    assert "440 kB of memory expected on each device, 440 kB of it between steps" in text
 
 
 @pytest.mark.parametrize(

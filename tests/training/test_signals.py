@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it saves after the step, and goes on with the same bits."""
+"""Signals that ask a run to stop: it saves after the step, and resumes with the same bits."""
 
 import contextlib
 import itertools
@@ -121,17 +121,17 @@ def test_the_second_ctrl_c_stops_at_once():
     with pytest.raises(KeyboardInterrupt), watched():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        pytest.fail("goes on")
+        pytest.fail("continues")
 
 
 def test_outside_the_main_thread_nothing_is_watched():
-    answers = []
+    results = []
 
     def work():
         with watched() as asked:
-            answers.append(asked())
+            results.append(asked())
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert answers == [0]
+    assert results == [0]

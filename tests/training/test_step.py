@@ -129,9 +129,9 @@ def test_every_moving_average_follows_its_formula(rates):
     assert set(state["ema"]) == {str(rate) for rate in rates}
     for rate, average in averages.items():
         np.testing.assert_allclose(state["ema"][str(rate)]["head"]["slope"], average, rtol=1e-5)
-        answer = network_of(state, (rate, *rates))["params"]
-        np.testing.assert_allclose(answer["head"]["slope"], average, rtol=1e-5)
-        assert answer["encoder"] == {"offset": 0.5}
+        averaged = network_of(state, (rate, *rates))["params"]
+        np.testing.assert_allclose(averaged["head"]["slope"], average, rtol=1e-5)
+        assert averaged["encoder"] == {"offset": 0.5}
 
 
 def test_without_a_moving_average_the_parameters_answer():
