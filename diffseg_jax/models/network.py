@@ -1,5 +1,6 @@
 """A network as pure functions of nested dicts with string keys."""
 
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -7,15 +8,29 @@ import jax.numpy as jnp
 from flax import nnx
 
 
+class _Keys:
+    """The keys of nnx.Rngs(key), counted by Python.
+
+    The count of nnx.Rngs is an array. Under a trace, each key costs a walk through all equations so
+    far: flax asks for the sharding of the count, and jax explains at length that it has none.
+    """
+
+    def __init__(self, key: jax.Array):
+        self.key, self.counts = key, itertools.count()
+
+    def params(self) -> jax.Array:
+        return jax.random.fold_in(self.key, next(self.counts))
+
+
 class Network:
     """Builds a module once, abstractly, and binds it to plain parameters and statistics.
 
-    make  nnx.Rngs -> module whose attributes have string names only (no lists of modules)
+    make  rngs -> module whose attributes have string names only (no lists of modules)
     """
 
     def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
         self.make = make
-        abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda: make(_Keys(jax.random.key(0))))
         self.graphdef, params, stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
         self.abstract = {  # shapes and types of what `init` returns
             "params": nnx.to_pure_dict(params),
@@ -24,7 +39,7 @@ class Network:
 
     def init(self, key: jax.Array) -> dict:
         """{"params", "stats"} with random values; jit-able."""
-        _, params, stats = nnx.split(self.make(nnx.Rngs(key)), nnx.Param, nnx.BatchStat)
+        _, params, stats = nnx.split(self.make(_Keys(key)), nnx.Param, nnx.BatchStat)
         return {"params": nnx.to_pure_dict(params), "stats": nnx.to_pure_dict(stats)}
 
     def bind(self, params: dict, stats: dict) -> nnx.Module:
