@@ -1,4 +1,4 @@
-"""Shared fixtures: where recorded outputs of the originals lie, and the command line."""
+"""Shared settings and fixtures: compiled programs, recorded outputs, and the command line."""
 
 import fcntl
 import functools
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,23 @@ from diffseg_jax.systems.methods import SYSTEMS
 GOLDEN = Path(os.environ.get("DIFFSEG_GOLDEN", Path(__file__).parent / "recorded"))
 ROOT = Path(__file__).parents[1]
 TINY = Path(tiny_ddep.__file__)
+
+
+def pytest_configure(config):
+    """Sets how this process and those that tests start compile, before the first program.
+
+    Unoptimised code of networks this small runs as fast, and compiles in half the time. Compiled
+    programs are shared through a folder of the session, or JAX_COMPILATION_CACHE_DIR if it is set.
+    """
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else of the session that started this one
+        folder = tempfile.TemporaryDirectory(prefix="diffseg_jax_compiled_")
+        config.add_cleanup(folder.cleanup)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    seconds = float(os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0))
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
 
 
 @pytest.fixture
@@ -44,7 +62,7 @@ def shared(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def command(shared):
+def command():
     """The command line of a process of its own, as the user sees it.
 
     command(workdir, *flags, config=TINY, seconds=240, devices=1) -> code, out, err. A process that
@@ -52,16 +70,11 @@ def command(shared):
     command.start(...) does not wait: it returns the Popen, whose output goes to pipes.
     command.script(file, *arguments, seconds, devices) runs another program in the same way.
     """
-    cache = shared / "compiled"
 
     def popen(arguments, devices):
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_backend_optimization_level=1 "  # compiles in half the time
-            f"--xla_force_host_platform_device_count={devices}",
-        }
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        if devices > 1:  # other flags are other programs, also where they are the default
+            environment["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
         return subprocess.Popen(
             [sys.executable, *map(str, arguments)], env=environment, cwd=ROOT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -77,7 +90,7 @@ def command(shared):
         return SimpleNamespace(code=process.returncode, out=out, err=err)
 
     def start(workdir, *flags, config=TINY, devices=1):
-        arguments = ["-m", "diffseg_jax.main", f"--compilation_cache={cache}"]
+        arguments = ["-m", "diffseg_jax.main", "--compilation_cache="]
         arguments += [f"--config={config}"] if config else []
         arguments += [f"--workdir={workdir}"] if workdir else []
         return popen([*arguments, *flags], devices)

@@ -50,7 +50,6 @@ def start_two(cache, workdir, name):
     environment = {
         **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "XLA_FLAGS": "--xla_backend_optimization_level=1",
     }  # fmt: skip
     command = [
         "launch/local.sh", "--processes=2", "--gpus=0", "--lost-after=10", "--",
