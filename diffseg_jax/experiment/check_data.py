@@ -1,4 +1,4 @@
-"""Opens the configured data, reads all of it, and says what it found; trains nothing."""
+"""`--mode=check`: opens the configured data, reads all of it and reports what it holds."""
 
 import collections
 from collections.abc import Sequence
@@ -15,29 +15,29 @@ from diffseg_jax.experiment.plan import check_config, open_data
 from diffseg_jax.figures import sheets
 from diffseg_jax.storage.workdir import make_workdir
 
-SHOWN = 12  # pictures on a contact sheet
-LISTED = 10  # bad files named; the others are counted
+SHEET_IMAGES = 12  # on a contact sheet
+MAX_LISTED = 10  # bad files that are named; the others are counted
 
 
 def check_data(config: ConfigDict, workdir: Path):
-    """Prints counts, sizes, class histogram and bad files; leaves <workdir>/check_*.png.
+    """Prints counts, sizes, class shares and bad files; writes <workdir>/check_*.png.
 
-    What cannot be opened does not hide the rest. Raises UserError at the end when something cannot
-    be opened or a file cannot be used.
+    Every part is checked, whatever is wrong with the others. Raises UserError at the end if a part
+    cannot be opened or a file cannot be used.
     """
     require_one("--mode=check")
     check_config(config)
-    problems, closed = [], []
     parts = []
     if "data" in config:
         parts += [("train", "data", config.data.train), ("val", "data", config.data.val)]
     if "unlabelled" in config and config.unlabelled.source:
         parts.append(("unlabelled", "unlabelled", config.unlabelled.split))
+    unopened, problems = [], []
     for name, part, split in parts:
         try:
             source = open_data(config, part, split)
         except UserError as error:
-            closed.append(f"{name}: {error}")
+            unopened.append(f"{name}: {error}")
             continue
         make_workdir(workdir)
         print(
@@ -45,31 +45,31 @@ def check_data(config: ConfigDict, workdir: Path):
             + (f", split {split}" if split else ""),
             flush=True,
         )
-        for sentence in source.report:
-            print(f"  note: {sentence}")
-        bad = describe(source, name == "unlabelled", config[part].threads)
+        bad = report_source(source, name == "unlabelled", config[part].threads)
         problems += bad
-        picture = workdir / f"check_{name}.png"
+        file = workdir / f"check_{name}.png"
         if len(bad) < len(source):
-            sheets.save_png(picture, sheet(source, name == "unlabelled"))
-            print(f"  contact sheet: {picture}")
-    if closed:
-        raise UserError("\n  ".join(closed))
+            sheets.save_png(file, contact_sheet(source, name == "unlabelled"))
+            print(f"  contact sheet: {file}")
+    if unopened:
+        raise UserError("\n  ".join(unopened))
     if problems:
-        files = counted(len(problems), "example")
-        raise UserError(f"{files} cannot be used, as listed above. Mend or remove the files.")
+        examples = counted(len(problems), "example")
+        raise UserError(f"{examples} cannot be used, as listed above. Repair or remove the files.")
 
 
-def describe(source: Sequence, unlabelled: bool, threads: int) -> list[str]:
-    """Prints sizes, the share of each class and bad files; returns what is wrong with those."""
+def report_source(source: Sequence, unlabelled: bool, threads: int) -> list[str]:
+    """Prints notes, sizes, class shares and bad files; returns one sentence per bad file."""
+    for sentence in source.report:
+        print(f"  note: {sentence}")
     sizes, problems = collections.Counter(), []
     pixels, images = collections.Counter(), collections.Counter()
     with ThreadPoolExecutor(threads) as pool:
-        for facts in pool.map(lambda place: _facts(source, place), range(len(source))):
-            if isinstance(facts, str):
-                problems.append(facts)
+        for measured in pool.map(lambda index: _measure(source, index), range(len(source))):
+            if isinstance(measured, str):
+                problems.append(measured)
                 continue
-            size, counts = facts
+            size, counts = measured
             sizes[size] += 1
             pixels.update(counts)
             images.update(dict.fromkeys(counts, 1))
@@ -77,18 +77,18 @@ def describe(source: Sequence, unlabelled: bool, threads: int) -> list[str]:
     if sizes:
         print(f"  sizes (height x width): {common}{' and others' if len(sizes) > 4 else ''}")
     if pixels and source.labels and not unlabelled:
-        _print_histogram(source.labels.names, pixels, images)
-    for problem in problems[:LISTED]:
+        _print_shares(source.labels.names, pixels, images)
+    for problem in problems[:MAX_LISTED]:
         print(f"  bad: {problem}")
-    if len(problems) > LISTED:
-        print(f"  bad: and {len(problems) - LISTED} more")
+    if len(problems) > MAX_LISTED:
+        print(f"  bad: and {len(problems) - MAX_LISTED} more")
     return problems
 
 
-def _facts(source, place):
-    """The size and the pixels per class of an example, or what is wrong with it."""
+def _measure(source, index):
+    """(size, {label: pixels}) of an example, or a sentence about what is wrong with it."""
     try:
-        example = source[place]
+        example = source[index]
     except UserError as error:
         return str(error)
     mask = example.get("mask")
@@ -96,21 +96,21 @@ def _facts(source, place):
     return example["image"].shape[:2], {int(c): int(n) for c, n in counts.items()}
 
 
-def _print_histogram(names, pixels, images):
+def _print_shares(names, pixels, images):
     total = sum(pixels.values())
     width = max(len(name) for name in names)
     print(f"  {'class':<{width + 4}} {'pixels':>8} {'images':>8}")
-    for place, name in [*enumerate(names), (IGNORE, "ignored")]:
-        share = pixels[place] / total
-        print(f"  {place:>3} {name:<{width}} {share:>8.2%} {images[place]:>8}")
+    for label, name in [*enumerate(names), (IGNORE, "ignored")]:
+        share = pixels[label] / total
+        print(f"  {label:>3} {name:<{width}} {share:>8.2%} {images[label]:>8}")
 
 
-def sheet(source: Sequence, unlabelled: bool) -> np.ndarray:
-    """A contact sheet of examples spread evenly over the source, as far as they can be read."""
+def contact_sheet(source: Sequence, unlabelled: bool) -> np.ndarray:
+    """A sheet of examples spread evenly over the source; unreadable ones are skipped."""
     examples = []
-    for place in np.unique(np.linspace(0, len(source) - 1, SHOWN).astype(int)):
+    for index in np.unique(np.linspace(0, len(source) - 1, SHEET_IMAGES).astype(int)):
         try:
-            examples.append(source[int(place)])
+            examples.append(source[int(index)])
         except UserError:
             continue
     masks = None if unlabelled else [example.get("mask") for example in examples]

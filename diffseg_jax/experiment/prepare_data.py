@@ -1,11 +1,11 @@
-"""Writes the configured data as sharded TFDS folders, which every host reads back identically.
+"""`--mode=prepare`: writes the configured data as sharded TFDS folders that every host can read.
 
-<workdir>/data and <workdir>/unlabelled, as far as the config names them, each with
-  prepared.json                                what is written from what; the first file
-  data-train.array_record-00000-of-00008       encoded pictures and label maps, in order
+Each of <workdir>/data and <workdir>/unlabelled that the config names holds
+  prepared.json                                the manifest: its sources; written first
+  data-train.array_record-00000-of-00008       encoded images and masks, in order
   names-train.json                             the names of the examples, in order
-  features.json, metadata.json, dataset_info.json   TFDS's own description; the last files
-A folder may be copied or moved whole: no file holds the path of another.
+  features.json, metadata.json, dataset_info.json   the description by TFDS; written last
+The folders can be moved and copied, since no file holds the path of another.
 """
 
 import contextlib
@@ -39,20 +39,20 @@ from diffseg_jax.storage.paths import in_bucket, read_bytes
 from diffseg_jax.storage.workdir import as_json, make_workdir
 from diffseg_jax.training.log import duration
 
-SHARD_BYTES = 128 * 2**20  # of a file of examples, about: what a kill can cost, and one upload
-LEAST_SHARDS = 8  # of a split that has so many examples; at least two for each host that writes
-SAMPLED = 16  # examples that tell how large the others are
-FILE = "{part}-{split}.array_record-{place:05d}-of-{count:05d}"
-ONE_BY_ONE = "group_size:1"  # of array_record: each example is read without its neighbours
-KEPT = ("JPEG", "PNG")  # files of pictures that are stored as they are
+SHARD_BYTES = 128 * 2**20  # approximate size of a shard: the unit of uploads and of lost work
+MIN_SHARDS = 8  # of a split, if it has as many examples; also at least two for each process
+SAMPLED = 16  # examples from which the size of a split is estimated
+SHARD_FILE = "{part}-{split}.array_record-{index:05d}-of-{count:05d}"
+ONE_PER_GROUP = "group_size:1"  # of array_record: reading an example does not read its neighbours
+STORED_FORMATS = ("JPEG", "PNG")  # image files in these formats are stored unchanged
 
 
 def prepare(config: ConfigDict, workdir: Path):
-    """Writes each part of the data to <workdir>/<part>; goes on where it was stopped.
+    """Writes each part of the data to <workdir>/<part>; resumes where it was stopped.
 
-    Afterwards --config.<part>.source=tfds:<workdir>/<part> reads the same examples. With several
+    Afterwards --config.<part>.source=tfds:<workdir>/<part> reads the same examples. Of several
     processes each writes its share of the shards. Raises UserError for an example that cannot be
-    used, and for a folder that was prepared from something else.
+    used, and for a folder that was prepared from other data.
     """
     check_config(config)
     parts = {}
@@ -73,8 +73,8 @@ def open_splits(config: ConfigDict, part: str, splits: Sequence[str]) -> dict[st
         name = split or NO_SPLIT
         if not re.fullmatch(r"[A-Za-z]\w*", name) or name == "all":
             raise UserError(
-                f'split "{split}" of {part} cannot be the name of a prepared split. Give one of '
-                "letters, digits and _, whole and other than all."
+                f'split "{split}" of {part} cannot be the name of a prepared split. Give a '
+                "complete split whose name consists of letters, digits and _, and is not all."
             )
         source = open_data(config, part, split)
         opened[name] = source.source if isinstance(source, Cached) else source
@@ -82,45 +82,46 @@ def open_splits(config: ConfigDict, part: str, splits: Sequence[str]) -> dict[st
 
 
 def prepare_part(config: ConfigDict, part: str, sources: dict[str, Sequence], folder: Path):
-    """Writes the splits of one part, then what makes the folder one that opens."""
-    plan = describe(config, part, sources)
+    """Writes the splits of one part, then the description that makes the folder open."""
+    manifest = make_manifest(config, part, sources)
     make_workdir(folder)
-    whole = (folder / "dataset_info.json").exists()
+    was_complete = (folder / "dataset_info.json").exists()
     if processes.is_first() and not (folder / PREPARED_FILE).exists():
-        with scratch(folder) as place:
-            shards = {split: shards_of(source) for split, source in sources.items()}
-            publish_json(plan | {"shards": shards}, place / PREPARED_FILE, folder / PREPARED_FILE)
+        with scratch(folder) as drafts:
+            shards = {split: count_shards(source) for split, source in sources.items()}
+            content = manifest | {"shards": shards}
+            publish_json(content, drafts / PREPARED_FILE, folder / PREPARED_FILE)
     processes.barrier(f"{part} planned")
-    plan = same_plan(plan, folder)
+    manifest = add_shards(manifest, folder)
     written, problem = 0, None
     try:
         for split, source in sources.items():
-            count = plan["shards"][split]
+            count = manifest["shards"][split]
             written += write_split(part, split, source, folder, count, config[part].threads)
     except UserError as error:
         problem = error
     if not processes.true_in_all(problem is None):
         raise problem or UserError(f"another process could not write its share of {folder}.")
-    if processes.is_first() and not whole:
-        finish(part, sources, folder, plan)
+    if processes.is_first() and not was_complete:
+        finish(part, sources, folder, manifest)
     processes.barrier(f"{part} prepared")
-    done = "is prepared already" if whole and not written else "is prepared"
-    say(f"{part}: {folder} {done}; --config.{part}.source=tfds:{folder} reads it")
+    state = "is prepared already" if was_complete and not written else "is prepared"
+    print_first(f"{part}: {folder} {state}; --config.{part}.source=tfds:{folder} reads it")
 
 
-def describe(config: ConfigDict, part: str, sources: dict[str, Sequence]) -> dict:
-    """What is written from what, as JSON gives it back.
+def make_manifest(config: ConfigDict, part: str, sources: dict[str, Sequence]) -> dict:
+    """The data, options and examples that a folder is made from, as plain JSON values.
 
     Raises UserError for splits that do not share their classes.
     """
     data = config[part]
-    kinds = {split: _labels(source) for split, source in sources.items()}
-    first, labels = next(iter(kinds.items()))
-    for split, other in kinds.items():
+    labels_of = {split: _labels(source) for split, source in sources.items()}
+    first, labels = next(iter(labels_of.items()))
+    for split, other in labels_of.items():
         if other != labels:
             raise UserError(
                 f"splits {first} and {split} of {part} have different classes, so they cannot "
-                "share a prepared folder. Prepare them one by one."
+                "share a prepared folder. Prepare them in separate folders."
             )
     names = {
         split: {"images": len(source), "sha256": _digest(source.names)}
@@ -146,39 +147,39 @@ def _digest(names):
     return hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
 
 
-def same_plan(plan: dict, folder: Path) -> dict:
-    """The plan in the folder, which knows the shards; UserError if it is another than `plan`."""
+def add_shards(manifest: dict, folder: Path) -> dict:
+    """The manifest with the shards of the one in the folder; UserError if the rest differs."""
     try:
-        old = json.loads((folder / PREPARED_FILE).read_text())
-        shards = old.pop("shards")
+        stored = json.loads((folder / PREPARED_FILE).read_text())
+        shards = stored.pop("shards")
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"cannot read {folder / PREPARED_FILE} ({error!r}), so what {folder} holds is unknown. "
-            "Remove the folder, or take another --workdir."
+            "Remove the folder, or give another --workdir."
         ) from None
-    if lines := differing_lines(old, plan):
+    if lines := differing_lines(stored, manifest):
         raise UserError(
-            f"{folder} holds other data; remove it, take another --workdir, or undo:\n  "
+            f"{folder} holds other data. Remove it, give another --workdir, or undo:\n  "
             + "\n  ".join(lines)
         )
-    return plan | {"shards": shards}
+    return manifest | {"shards": shards}
 
 
-def shards_of(source: Sequence) -> int:
-    """How many files the examples of a source fill."""
-    places = np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(int))
-    sizes = [len(_serializer(source)(encode(source, int(place)))) for place in places]
+def count_shards(source: Sequence) -> int:
+    """The number of files for the examples of a source."""
+    sample = np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(int))
+    sizes = [len(_serializer(source)(encode(source, int(index)))) for index in sample]
     files = int(np.ceil(np.mean(sizes) * len(source) / SHARD_BYTES))
-    return min(len(source), max(files, LEAST_SHARDS, 2 * jax.process_count()))
+    return min(len(source), max(files, MIN_SHARDS, 2 * jax.process_count()))
 
 
 # ---- examples ----------------------------------------------------------------------------------
 
 
-def encode(source: Sequence, place: int) -> dict:
-    """The example as it is stored: files in memory, and the class of the whole picture."""
-    example = source[place]
-    stored = {"image": own_file(source, place) or png(example["image"])}
+def encode(source: Sequence, index: int) -> dict:
+    """The example as it is stored: encoded image, mask and depth, and the class of the image."""
+    example = source[index]
+    stored = {"image": original_file(source, index) or png(example["image"])}
     if "mask" in example:
         stored["mask"] = png(example["mask"].astype(np.uint8))
     if "depth" in example:
@@ -188,137 +189,137 @@ def encode(source: Sequence, place: int) -> dict:
     return stored
 
 
-def own_file(source: Sequence, place: int) -> bytes:
-    """The file of a picture that the source shows unchanged, if any reader can show it, or b""."""
-    own = b""
+def original_file(source: Sequence, index: int) -> bytes:
+    """The file of an image if the source shows its pixels unchanged, or b""."""
+    content = b""
     if type(source) is FolderSource:
-        own = read_bytes(source.images[place])
+        content = read_bytes(source.images[index])
     elif type(source) is TfdsSource:
-        own = source.example(place)[source.image_key]
-    if not own:
+        content = source.example(index)[source.image_key]
+    if not content:
         return b""
-    with Image.open(io.BytesIO(own)) as picture:
-        return own if picture.format in KEPT and picture.mode == "RGB" else b""
+    with Image.open(io.BytesIO(content)) as image:
+        return content if image.format in STORED_FORMATS and image.mode == "RGB" else b""
 
 
 def png(array: np.ndarray) -> bytes:
-    """u8[H,W] or u8[H,W,3] as a PNG."""
+    """uint8[H,W] or uint8[H,W,3] as a PNG."""
     stream = io.BytesIO()
     Image.fromarray(array).save(stream, "PNG")
     return stream.getvalue()
 
 
 def features_of(source: Sequence):
-    """TFDS's description of what `encode` returns."""
+    """The description, in TFDS's terms, of what `encode` returns."""
     from tensorflow_datasets import features
 
-    kinds = {"image": features.Image(shape=(None, None, 3))}
+    described = {"image": features.Image(shape=(None, None, 3))}
     if source.labels:
-        kinds["mask"] = features.Image(shape=(None, None, 1), encoding_format="png")
+        described["mask"] = features.Image(shape=(None, None, 1), encoding_format="png")
     if "depth" in source[0]:
-        kinds["depth"] = features.Image(
+        described["depth"] = features.Image(
             shape=(None, None, 1), dtype=np.float32, encoding_format="png"
         )
     if source.classes:
-        kinds["class"] = features.ClassLabel(names=list(source.classes))
-    return features.FeaturesDict(kinds)
+        described["class"] = features.ClassLabel(names=list(source.classes))
+    return features.FeaturesDict(described)
 
 
 def _serializer(source) -> Callable[[dict], bytes]:
     import tensorflow_datasets as tfds
 
-    kinds = features_of(source).get_serialized_info()
-    make = tfds.core.example_serializer.ExampleSerializer(kinds).get_tf_example
-    # Otherwise the order of the features within an example is another in every process.
-    return lambda example: make(example).SerializeToString(deterministic=True)
+    info = features_of(source).get_serialized_info()
+    to_message = tfds.core.example_serializer.ExampleSerializer(info).get_tf_example
+    # Without `deterministic` the order of the features in an example differs between processes.
+    return lambda example: to_message(example).SerializeToString(deterministic=True)
 
 
 # ---- files -------------------------------------------------------------------------------------
 
 
 def write_split(part, split, source, folder, count, threads):
-    """Writes those of this process's shards that are not there yet; returns how many images.
+    """Writes the missing ones of this process's shards; returns the number of images written.
 
     Raises UserError for an example that cannot be used and for files that cannot be written.
     """
-    files = {
-        folder / FILE.format(part=part, split=split, place=place, count=count): places
-        for place, places in enumerate(bounds(len(source), count))
-        if place % jax.process_count() == jax.process_index()
+    shards = {
+        folder / SHARD_FILE.format(part=part, split=split, index=index, count=count): examples
+        for index, examples in enumerate(shard_ranges(len(source), count))
+        if index % jax.process_count() == jax.process_index()
     }
-    left = {file: places for file, places in files.items() if not holds(file, len(places))}
-    total, done, start = sum(map(len, left.values())), 0, time.monotonic()
-    there = sum(map(len, files.values())) - total
-    say(f"{part}, {split}: {counted(len(source), 'image')} in {counted(count, 'shard')}")
-    if there:
-        say(f"  {counted(there, 'image')} are there already")
-    store = _serializer(source)
-    with scratch(folder) as place, ThreadPoolExecutor(threads) as pool:
-        for file, places in left.items():
-            records = pool.map(lambda at: store(encode(source, at)), places)
-            write_shard(records, place / file.name, file)
-            done += len(places)
+    missing = {file: rows for file, rows in shards.items() if not is_complete(file, len(rows))}
+    total, done, start = sum(map(len, missing.values())), 0, time.monotonic()
+    existing = sum(map(len, shards.values())) - total
+    print_first(f"{part}, {split}: {counted(len(source), 'image')} in {counted(count, 'shard')}")
+    if existing:
+        print_first(f"  {counted(existing, 'image')} are there already")
+    serialize = _serializer(source)
+    with scratch(folder) as drafts, ThreadPoolExecutor(threads) as pool:
+        for file, examples in missing.items():
+            records = pool.map(lambda index: serialize(encode(source, index)), examples)
+            write_shard(records, drafts / file.name, file)
+            done += len(examples)
             seconds = (time.monotonic() - start) * (total / done - 1)
-            say(f"  {done:,} of {counted(total, 'image')}, {duration(seconds)} left")
+            print_first(f"  {done:,} of {counted(total, 'image')}, {duration(seconds)} left")
     return total
 
 
-def bounds(examples: int, shards: int) -> list[range]:
-    """The places of the examples of each shard, in order, as even as they can be."""
-    edges = [examples * place // shards for place in range(shards + 1)]
+def shard_ranges(examples: int, shards: int) -> list[range]:
+    """The indices of the examples in each shard: in order, and of nearly equal number."""
+    edges = [examples * index // shards for index in range(shards + 1)]
     return [range(*pair) for pair in zip(edges, edges[1:])]
 
 
-def holds(file: Path, examples: int) -> bool:
-    """Whether a shard is there with so many examples; in a bucket files are whole or absent."""
+def is_complete(file: Path, examples: int) -> bool:
+    """Whether a shard exists with that many examples; in a bucket no file is ever partial."""
     from array_record.python import array_record_module as array_record
 
     if in_bucket(file) or not file.exists():
         return file.exists()
     reader = array_record.ArrayRecordReader(str(file), "readahead_buffer_size:0")
     found = reader.num_records()
-    with contextlib.suppress(RuntimeError):  # what it found damaged when it was opened
+    with contextlib.suppress(RuntimeError):  # close() reports damage found at opening
         reader.close()
     return found == examples
 
 
 def write_shard(records: Iterator[bytes], draft: Path, file: Path):
-    """Writes a file of records under another name, then gives it its own."""
+    """Writes records to a draft, then moves it to `file`."""
     from array_record.python import array_record_module as array_record
 
     try:
-        writer = array_record.ArrayRecordWriter(str(draft), ONE_BY_ONE)
+        writer = array_record.ArrayRecordWriter(str(draft), ONE_PER_GROUP)
         try:
             for record in records:
                 writer.write(record)
         finally:
-            records.close()  # drops what is not encoded yet, where this did not come to its end
+            records.close()  # cancels pending encoding if writing failed
             writer.close()
         publish(draft, file)
     except (RuntimeError, OSError) as error:
         raise UserError(
-            f"cannot write {file}: {str(error).splitlines()[0]}. Make room or mend the folder; the "
-            "same command goes on with the shards that are not written yet."
+            f"cannot write {file}: {str(error).splitlines()[0]}. Free disk space or repair the "
+            "folder; the same command resumes with the shards that are missing."
         ) from None
 
 
 @contextlib.contextmanager
 def scratch(folder: Path):
-    """`with scratch(...) as place`: a local folder for drafts, beside their places if it can be."""
+    """`with scratch(folder) as drafts`: a temporary folder, inside `folder` if that is local."""
     if not in_bucket(folder):
-        place = folder / f".partial-{jax.process_index()}"
-        shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
-        place.mkdir()
+        drafts = folder / f".partial-{jax.process_index()}"
+        shutil.rmtree(drafts, ignore_errors=True)  # left by a run that was killed
+        drafts.mkdir()
     else:
-        place = Path(tempfile.mkdtemp())
+        drafts = Path(tempfile.mkdtemp())
     try:
-        yield place
+        yield drafts
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(drafts, ignore_errors=True)
 
 
 def publish(draft: Path, file: Path):
-    """Gives a finished draft its place; whoever looks there sees all of it or nothing."""
+    """Moves a finished draft to `file`, where readers see either all of it or nothing."""
     if not in_bucket(file):
         with open(draft, "rb") as written:
             os.fsync(written.fileno())
@@ -329,33 +330,33 @@ def publish(draft: Path, file: Path):
 
 
 def publish_json(content, draft: Path, file: Path):
-    """Writes a JSON file whole."""
+    """Writes a JSON file that readers never see in part."""
     draft.write_text(json.dumps(content, indent=1) + "\n")
     publish(draft, file)
 
 
-def finish(part, sources, folder, plan):
-    """Writes names and TFDS's description; what makes the folder one that opens comes last."""
+def finish(part, sources, folder, manifest):
+    """Writes the names and TFDS's description; its last file makes the folder one that opens."""
     if not in_bucket(folder):
-        for left in folder.glob(".partial-*"):  # of processes that were killed
-            shutil.rmtree(left, ignore_errors=True)
-    with scratch(folder) as place:
+        for drafts in folder.glob(".partial-*"):  # left by processes that were killed
+            shutil.rmtree(drafts, ignore_errors=True)
+    with scratch(folder) as drafts:
         for split, source in sources.items():
             name = NAMES_FILE.format(split=split)
-            publish_json(list(source.names), place / name, folder / name)
-        description = place / "description"
+            publish_json(list(source.names), drafts / name, folder / name)
+        description = drafts / "description"
         description.mkdir()
-        dataset_info(part, sources, folder, plan).write_to_directory(description)
+        dataset_info(part, sources, folder, manifest).write_to_directory(description)
         last = description / "dataset_info.json"
         for file in [*(file for file in description.iterdir() if file != last), last]:
             publish(file, folder / file.name)
 
 
-def dataset_info(part, sources, folder, plan):
-    """TFDS's description of the shards that lie in the folder."""
+def dataset_info(part, sources, folder, manifest):
+    """The description of the shards in the folder, in TFDS's terms."""
     import tensorflow_datasets as tfds
 
-    labels = {name: plan["labels"][name] for name in plan["labels"] if name != "classes"}
+    labels = {key: value for key, value in manifest["labels"].items() if key != "classes"}
     info = tfds.core.DatasetInfo(
         builder=tfds.core.dataset_info.DatasetIdentity(
             name=part, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=""
@@ -367,28 +368,28 @@ def dataset_info(part, sources, folder, plan):
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder, dataset_name=part, filetype_suffix="array_record"
     )
-    sized = [(split, source, plan["shards"][split]) for split, source in sources.items()]
+    counts = manifest["shards"]
     info.set_splits(
         tfds.core.splits.SplitDict(
             tfds.core.SplitInfo(
                 name=split,
-                shard_lengths=[len(places) for places in bounds(len(source), count)],
-                num_bytes=_bytes(folder, part, split, count),
+                shard_lengths=[len(shard) for shard in shard_ranges(len(source), counts[split])],
+                num_bytes=_bytes(folder, part, split, counts[split]),
                 filename_template=template,
             )
-            for split, source, count in sized
+            for split, source in sources.items()
         )
     )
     return info
 
 
 def _bytes(folder, part, split, count):
-    names = (FILE.format(part=part, split=split, place=i, count=count) for i in range(count))
+    names = (SHARD_FILE.format(part=part, split=split, index=i, count=count) for i in range(count))
     stats = [(folder / name).stat() for name in names]
     return sum(stat.length if in_bucket(folder) else stat.st_size for stat in stats)
 
 
-def say(text: str):
-    """A line for the reader, from the first process."""
+def print_first(text: str):
+    """Prints a line in the first process only."""
     if processes.is_first():
         print(text, flush=True)

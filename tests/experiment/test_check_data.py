@@ -1,4 +1,4 @@
-"""--mode=check in one process: what it prints of good and of bad folders."""
+"""--mode=check reports good and bad folders."""
 
 import json
 
@@ -12,7 +12,7 @@ from diffseg_jax.experiment.check_data import check_data
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four pictures of two classes: 20 x 30, the last one 10 x 30."""
+    """A labelled folder with four images of two classes: 20 x 30, the last one 10 x 30."""
     root = tmp_path / "data"
     for split in ("train", "val"):
         for part in ("images", "masks"):
@@ -51,14 +51,14 @@ def test_counts_sizes_and_shares_are_printed(config, tmp_path, capsys):
         ["255", "ignored", "16.67%", "4"],
     ]
     for name in ("train", "val", "unlabelled"):
-        with Image.open(tmp_path / "run" / f"check_{name}.png") as picture:
-            assert min(picture.size) > 10
+        with Image.open(tmp_path / "run" / f"check_{name}.png") as sheet:
+            assert min(sheet.size) > 10
 
 
-def test_bad_files_are_all_named_and_the_rest_is_shown(config, folder, tmp_path, capsys):
-    (folder / "images/train/p1.png").write_bytes(b"no picture")
+def test_all_bad_files_are_named_and_the_others_are_shown(config, folder, tmp_path, capsys):
+    (folder / "images/train/p1.png").write_bytes(b"not an image")
     Image.fromarray(np.full((20, 30), 7, np.uint8)).save(folder / "masks/val/p2.png")
-    with pytest.raises(UserError, match="3 examples cannot be used"):  # p1 also counts unlabelled
+    with pytest.raises(UserError, match="3 examples cannot be used"):  # p1 is also unlabelled
         check_data(config, tmp_path / "run")
     bad = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  bad:")]
     assert len(bad) == 3
@@ -66,15 +66,15 @@ def test_bad_files_are_all_named_and_the_rest_is_shown(config, folder, tmp_path,
     assert (tmp_path / "run/check_train.png").exists()
 
 
-def test_a_folder_without_one_good_file(config, folder, tmp_path, capsys):
+def test_a_folder_without_a_good_file_has_no_sheet(config, folder, tmp_path, capsys):
     for i in range(4):
-        (folder / f"images/val/p{i}.png").write_bytes(b"no picture")
+        (folder / f"images/val/p{i}.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match="cannot be used"):
         check_data(config, tmp_path / "run")
     assert not (tmp_path / "run/check_val.png").exists()
 
 
-def test_masks_without_picture_are_noted(config, folder, tmp_path, capsys):
+def test_masks_without_an_image_are_noted(config, folder, tmp_path, capsys):
     (folder / "images/val/p0.png").unlink()
     check_data(config, tmp_path / "run")
     note = next(line for line in capsys.readouterr().out.splitlines() if "  note:" in line)

@@ -1,4 +1,4 @@
-"""--mode=prepare: what it writes is read back bit for bit, whatever stopped it on the way."""
+"""--mode=prepare: its folders are read back bit for bit, also after interruptions."""
 
 import itertools
 import json
@@ -32,33 +32,33 @@ def save(file, array, mode=None):
     if file.suffix == ".npy":
         np.save(file, array)
     else:
-        picture = Image.fromarray(array)
-        (picture.convert(mode) if mode else picture).save(file)
+        image = Image.fromarray(array)
+        (image.convert(mode) if mode else image).save(file)
 
 
-def picture(height=12, width=14):
+def random_image(height=12, width=14):
     return RNG.integers(0, 256, (height, width, 3), np.uint8)
 
 
 def labelled(root, splits=("train", "val"), count=5):
-    """A folder of every kind of picture and mask that differs from what is stored of it."""
+    """A labelled folder with image and mask files of several formats and modes."""
     endings = (("jpg", None), ("png", None), ("png", "RGBA"), ("bmp", None), ("png", "P"))
     for split in splits:
         for i in range(count):
             ending, mode = endings[i % len(endings)]
             mask = RNG.integers(0, 4, (12 + i, 14)).astype(np.uint8)
             mask[0] = 255
-            save(root / f"images/{split}/town/p{i:02d}.{ending}", picture(12 + i), mode)
-            kind = ".npy" if i == 1 else ".png"
+            save(root / f"images/{split}/town/p{i:02d}.{ending}", random_image(12 + i), mode)
+            mask_ending = ".npy" if i == 1 else ".png"
             stored = np.where(mask == 255, -1, mask.astype(np.int32)) if i == 1 else mask
-            save(root / f"masks/{split}/town/p{i:02d}{kind}", stored)
+            save(root / f"masks/{split}/town/p{i:02d}{mask_ending}", stored)
     entries = {"names": ["a", "b", "c", "d"], "palette": [[k, 2 * k, 9] for k in range(4)]}
     (root / "classes.json").write_text(json.dumps(entries | {"ignore": [0]}))
 
 
 @pytest.fixture
 def config(tiny_config, tmp_path):
-    """The tiny config on a labelled folder, two places of which are ignored."""
+    """The tiny config on a labelled folder, with two ignored ids."""
     labelled(tmp_path / "mine")
     use(tiny_config, "data", "folder", tmp_path / "mine", ignore=(2, 2))
     use(tiny_config, "unlabelled", "unlabelled", tmp_path / "mine")
@@ -71,7 +71,7 @@ def use(config, part, source, path="", **options):
 
 
 def opened(config, part, folder):
-    """(original, prepared) source of each split of a part; nothing but the source is changed."""
+    """(original, prepared) source of each split of a part, from the same options."""
     splits = (config.data.train, config.data.val) if part == "data" else (config.unlabelled.split,)
     options = config[part].options.to_dict()
     for split in splits:
@@ -92,7 +92,7 @@ def assert_same(one, other):
 
 
 def files(folder):
-    """{file: (contents, when it was made)} of a prepared folder."""
+    """{file: (contents, inode)} of a prepared folder; a rewritten file has another inode."""
     return {
         file.name: (file.read_bytes(), file.stat().st_ino)
         for file in folder.iterdir()
@@ -121,12 +121,12 @@ def test_a_folder_is_read_back_bit_for_bit(config, tmp_path):
     assert "tensorflow" not in sys.modules
 
 
-def test_pictures_that_any_reader_shows_are_kept_as_files(config, tmp_path):
+def test_jpeg_and_rgb_png_files_are_stored_unchanged(config, tmp_path):
     prepare_data.prepare(config, tmp_path / "run")
     original, other = next(opened(config, "data", tmp_path / "run"))
-    for place, kept in enumerate((True, True, False, False, False)):
-        stored = other.example(place)["image"]
-        assert (stored == Path(original.images[place]).read_bytes()) == kept
+    for index, unchanged in enumerate((True, True, False, False, False)):
+        stored = other.example(index)["image"]
+        assert (stored == Path(original.images[index]).read_bytes()) == unchanged
         assert stored.startswith((b"\xff\xd8\xff", b"\x89PNG"))
     raw = tfds_reads(tmp_path / "run/data")
     assert [example["image"].shape[-1] for example in raw] == [3] * 5
@@ -134,7 +134,7 @@ def test_pictures_that_any_reader_shows_are_kept_as_files(config, tmp_path):
 
 
 def tfds_reads(folder):
-    """What tensorflow_datasets alone makes of the train split."""
+    """The train split as tensorflow_datasets reads it by itself."""
     import tensorflow_datasets as tfds
 
     return list(tfds.builder_from_directory(folder).as_data_source("train"))
@@ -149,10 +149,10 @@ def tfds_reads(folder):
         ("unlabelled", dict(classes="folder", square=6)),
     ],
 )
-def test_what_is_drawn_or_classed_comes_back(tiny_config, tmp_path, source, options):
+def test_scenes_and_images_with_a_class_are_read_back(tiny_config, tmp_path, source, options):
     path = "" if source == "scenes" else tmp_path / "mine"
     for name in ("x/cat_1.png", "x/dog_1.jpg", "y/dog_2.bmp"):
-        save(tmp_path / "mine" / name, picture())
+        save(tmp_path / "mine" / name, random_image())
     use(tiny_config, "unlabelled", source, path, **options)
     with tiny_config.unlocked():
         tiny_config.unlabelled.split = "train" if source == "scenes" else ""
@@ -160,7 +160,7 @@ def test_what_is_drawn_or_classed_comes_back(tiny_config, tmp_path, source, opti
     for part in ("data", "unlabelled"):
         for one, other in opened(tiny_config, part, tmp_path / "run"):
             assert_same(one, other)
-    assert not isinstance(other, CroppedSquares)  # what was prepared as squares is not cut again
+    assert not isinstance(other, CroppedSquares)  # prepared squares are not cropped again
     assert ("depth" in other[0]) == (source == "scenes" and "square" not in options)
     if source == "scenes":
         assert next(opened(tiny_config, "data", tmp_path / "run"))[1][0]["depth"].max() > 1
@@ -171,9 +171,9 @@ def test_what_is_drawn_or_classed_comes_back(tiny_config, tmp_path, source, opti
         assert smaller[0]["image"].shape == (4, 4, 3)
 
 
-def test_sets_of_few_labels_are_stored_as_they_are_shown(tiny_config, tmp_path):
+def test_few_label_sets_are_stored_after_resizing(tiny_config, tmp_path):
     for split in ("train", "test"):
-        save(tmp_path / f"cat_15/real/{split}/a.png", picture(20, 20))
+        save(tmp_path / f"cat_15/real/{split}/a.png", random_image(20, 20))
         save(tmp_path / f"cat_15/real/{split}/a.npy", np.full((10, 10), 3))
     use(tiny_config, "data", "cat_15", tmp_path)
     with tiny_config.unlocked():
@@ -192,8 +192,8 @@ def test_a_prepared_folder_can_be_prepared_again(config, tmp_path):
         assert_same(one, other)
 
 
-def test_what_was_stopped_goes_on_with_the_shards_left(config, tmp_path, monkeypatch, capsys):
-    prepare_data.prepare(config, tmp_path / "whole")
+def test_an_interrupted_run_resumes_with_the_missing_shards(config, tmp_path, monkeypatch, capsys):
+    prepare_data.prepare(config, tmp_path / "uninterrupted")
     publish, puts = prepare_data.publish, itertools.count()
 
     def stopped(draft, file):
@@ -207,22 +207,22 @@ def test_what_was_stopped_goes_on_with_the_shards_left(config, tmp_path, monkeyp
     with pytest.raises(UserError, match="not completely prepared.*--mode=prepare"):
         open_source(f"tfds:{tmp_path}/run/data", "train")
     before = files(tmp_path / "run/data")
-    assert len(before) == 4  # the plan and three shards
-    for place in (0, 5):  # of a run of several processes that was killed
-        (tmp_path / f"run/data/.partial-{place}").mkdir()
-        (tmp_path / f"run/data/.partial-{place}/x").write_text("half")
-    torn = next(name for name in before if name.endswith("00000-of-00005"))
-    os.truncate(tmp_path / "run/data" / torn, 70_000)  # by a machine that lost power
+    assert len(before) == 4  # the manifest and three shards
+    for process in (0, 5):  # left by a killed run of several processes
+        (tmp_path / f"run/data/.partial-{process}").mkdir()
+        (tmp_path / f"run/data/.partial-{process}/x").write_text("half")
+    cut = next(name for name in before if name.endswith("00000-of-00005"))
+    os.truncate(tmp_path / "run/data" / cut, 70_000)  # as after a power failure
     capsys.readouterr()
     prepare_data.prepare(config, tmp_path / "run")
     assert "2 images are there already" in capsys.readouterr().out
     after = files(tmp_path / "run/data")
-    assert {name for name in before if after[name] == before[name]} == set(before) - {torn}
-    assert contents(tmp_path / "run/data") == contents(tmp_path / "whole/data")
+    assert {name for name in before if after[name] == before[name]} == set(before) - {cut}
+    assert contents(tmp_path / "run/data") == contents(tmp_path / "uninterrupted/data")
     assert not list(tmp_path.glob("run/data/.partial-*"))
 
 
-def test_a_second_run_says_so_and_mends_what_is_missing(config, tmp_path, capsys):
+def test_a_second_run_replaces_only_missing_shards(config, tmp_path, capsys):
     prepare_data.prepare(config, tmp_path)
     before = files(tmp_path / "data")
     capsys.readouterr()
@@ -238,9 +238,9 @@ def test_a_second_run_says_so_and_mends_what_is_missing(config, tmp_path, capsys
     assert lost.read_bytes() == content
 
 
-def test_stopped_at_any_file_it_is_whole_or_does_not_open(config, tmp_path, monkeypatch):
+def test_a_folder_whose_writing_stopped_anywhere_does_not_open(config, tmp_path, monkeypatch):
     publish, allowed = prepare_data.publish, 0
-    prepare_data.prepare(config, tmp_path / "whole")
+    prepare_data.prepare(config, tmp_path / "uninterrupted")
 
     def stopped(draft, file):
         if next(puts) == allowed:
@@ -255,7 +255,9 @@ def test_stopped_at_any_file_it_is_whole_or_does_not_open(config, tmp_path, monk
         if not (tmp_path / "run/unlabelled").exists():
             with pytest.raises(UserError, match="not completely prepared|no prepared"):
                 open_source(f"tfds:{tmp_path}/run/data", "train")
-    assert allowed > 4 and contents(tmp_path / "run/data") == contents(tmp_path / "whole/data")
+    assert allowed > 4 and contents(tmp_path / "run/data") == contents(
+        tmp_path / "uninterrupted/data"
+    )
 
 
 PROGRAM = """
@@ -270,7 +272,7 @@ prepare(config, Path(sys.argv[2]))
 """
 
 
-def test_killed_it_ends_where_the_unbroken_run_ends(tiny_config, tmp_path):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tiny_config, tmp_path):
     tiny = ROOT / "tests/configs/tiny_ddep.py"
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(tiny), str(tmp_path / "run")],
@@ -286,9 +288,9 @@ def test_killed_it_ends_where_the_unbroken_run_ends(tiny_config, tmp_path):
     with tiny_config.unlocked():
         tiny_config.unlabelled.source = ""
         tiny_config.data.options.images = 40
-    for name in ("run", "whole"):
+    for name in ("run", "uninterrupted"):
         prepare_data.prepare(tiny_config, tmp_path / name)
-    assert contents(tmp_path / "run/data") == contents(tmp_path / "whole/data")
+    assert contents(tmp_path / "run/data") == contents(tmp_path / "uninterrupted/data")
     assert not list(tmp_path.glob("run/data/.*"))
 
 
@@ -306,7 +308,7 @@ def test_another_config_is_refused(config, tmp_path):
         prepare_data.prepare(config, tmp_path)
 
 
-def test_a_bad_example_is_named_and_can_be_mended(config, tmp_path):
+def test_a_bad_example_is_named_and_can_be_repaired(config, tmp_path):
     bad = Path(config.data.path) / "masks/train/town/p03.png"
     good = bad.read_bytes()
     save(bad, np.full((15, 14), 77, np.uint8))
@@ -330,7 +332,7 @@ def test_options_that_the_folder_was_not_prepared_with_are_refused(tiny_config, 
         open_source(folder, "train", raw_459=True)
 
 
-def test_lost_or_torn_files_are_sentences(config, tmp_path):
+def test_lost_or_cut_files_are_refused(config, tmp_path):
     prepare_data.prepare(config, tmp_path)
     folder = f"tfds:{tmp_path}/data"
     names = tmp_path / "data/names-train.json"
@@ -342,8 +344,8 @@ def test_lost_or_torn_files_are_sentences(config, tmp_path):
     for name in ("names-train.json", "features.json", "metadata.json", "dataset_info.json"):
         file = tmp_path / "data" / name
         content = file.read_bytes()
-        for torn in (content[: len(content) // 2], b""):
-            file.write_bytes(torn)
+        for cut in (content[: len(content) // 2], b""):
+            file.write_bytes(cut)
             with pytest.raises(UserError):
                 open_source(folder, "train")
         file.write_bytes(content)
@@ -352,7 +354,7 @@ def test_lost_or_torn_files_are_sentences(config, tmp_path):
         open_source(folder, "train")[0]
 
 
-def test_a_full_disk_is_a_sentence(tmp_path):
+def test_a_full_disk_is_reported(tmp_path):
     with pytest.raises(UserError, match="No space left on device.*same command"):
         examples = (b"x" * 9 for _ in range(3))
         prepare_data.write_shard(examples, Path("/dev/full"), tmp_path / "shard")
@@ -371,43 +373,43 @@ def test_splits_that_cannot_be_named_are_refused(config, tmp_path, split):
 def test_large_examples_fill_more_shards(monkeypatch):
     source = FolderSource(("a",) * 100, (), ("a",) * 100)
     monkeypatch.setattr(prepare_data, "_serializer", lambda source: lambda example: b"x" * 1000)
-    monkeypatch.setattr(prepare_data, "encode", lambda source, place: {})
+    monkeypatch.setattr(prepare_data, "encode", lambda source, index: {})
     for shard, count in ((10**9, 8), (5000, 20), (10, 100)):
         monkeypatch.setattr(prepare_data, "SHARD_BYTES", shard)
-        assert prepare_data.shards_of(source) == count
-        places = prepare_data.bounds(100, count)
-        assert [*itertools.chain(*places)] == [*range(100)]
-        assert max(map(len, places)) - min(map(len, places)) <= 1
+        assert prepare_data.count_shards(source) == count
+        ranges = prepare_data.shard_ranges(100, count)
+        assert [*itertools.chain(*ranges)] == [*range(100)]
+        assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
 
 
 def test_processes_share_the_shards(config, tmp_path, monkeypatch):
-    """Two threads stand in for two processes; each has its own place and meets the other."""
+    """Two threads stand in for two processes, with a shared barrier."""
     prepare_data.prepare(config, tmp_path / "alone")
     mine, barrier, agreed = threading.local(), threading.Barrier(2), {}
 
     def all_true(value):
-        agreed[mine.place] = value
+        agreed[mine.index] = value
         barrier.wait(60)
         return all(agreed.values())
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(jax, "process_index", lambda: mine.place)
-    monkeypatch.setattr(processes, "is_first", lambda: mine.place == 0)
+    monkeypatch.setattr(jax, "process_index", lambda: mine.index)
+    monkeypatch.setattr(processes, "is_first", lambda: mine.index == 0)
     monkeypatch.setattr(processes, "barrier", lambda purpose: barrier.wait(60))
     monkeypatch.setattr(processes, "true_in_all", all_true)
     wrote, write_shard = {0: [], 1: []}, prepare_data.write_shard
 
     def noted(records, draft, file):
-        wrote[mine.place].append(file.name)
+        wrote[mine.index].append(file.name)
         write_shard(records, draft, file)
 
     monkeypatch.setattr(prepare_data, "write_shard", noted)
 
-    def work(place):
-        mine.place = place
+    def work(index):
+        mine.index = index
         prepare_data.prepare(config, tmp_path / "together")
 
-    threads = [threading.Thread(target=work, args=(place,)) for place in (0, 1)]
+    threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
     [thread.start() for thread in threads]
     [thread.join(120) for thread in threads]
     assert len(wrote[0]) == 9 and len(wrote[1]) == 6 and not set(wrote[0]) & set(wrote[1])
