@@ -1,0 +1,127 @@
+"""Image and mask files are read as stored, and damage is refused."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffseg_jax.data import images
+from diffseg_jax.data.sources import open_source
+from diffseg_jax.errors import UserError
+from image_files import png_bytes, random_ids, random_image, save_image
+
+
+@pytest.mark.parametrize("form", ["grey", "palette", "16 bit", "npy", "npy int64"])
+def test_every_mask_format_gives_the_same_ids(tmp_path, form):
+    mask = random_ids()
+    mask[1, 1] = 255
+    save_image(tmp_path / "images/train/a.png", random_image())
+    if form.startswith("npy"):
+        stored = mask.astype(np.int64) if "int64" in form else mask
+        save_image(
+            tmp_path / "masks/train/a.npy",
+            np.where(stored == 255, -1, stored) if "int64" in form else stored,
+        )
+    elif form == "16 bit":
+        save_image(tmp_path / "masks/train/a.png", mask.astype(np.uint16))
+    else:
+        save_image(tmp_path / "masks/train/a.png", mask, "P" if form == "palette" else None)
+    source = open_source("folder", "train", path=str(tmp_path), num_classes=3)
+    np.testing.assert_array_equal(source[0]["mask"], mask)
+
+
+def test_a_mask_of_another_size_names_both_files(tmp_path):
+    save_image(tmp_path / "images/train/a.png", random_image(4, 6))
+    save_image(tmp_path / "masks/train/a.png", random_ids(3, 4, 5))
+    source = open_source("folder", "train", path=str(tmp_path), num_classes=3)
+    with pytest.raises(UserError, match=r"masks/train/a\.png is 5x4.*images/train/a\.png is 6x4"):
+        source[0]
+
+
+def test_masks_that_hold_no_ids_are_refused(tmp_path):
+    for wrong, what in ((random_image(), "colours"), (np.zeros((4, 6, 4), np.uint8), "colours")):
+        save_image(tmp_path / "images/train/a.png", random_image())
+        save_image(tmp_path / "masks/train/a.png", wrong)
+        with pytest.raises(UserError, match=what):
+            open_source("folder", "train", path=str(tmp_path), num_classes=3)[0]
+    (tmp_path / "masks/train/a.png").unlink()
+    for wrong in (np.zeros((4, 6)), np.zeros((4, 6, 1), np.uint8)):
+        save_image(tmp_path / "masks/train/a.npy", wrong)
+        with pytest.raises(UserError, match="integer array"):
+            open_source("folder", "train", path=str(tmp_path), num_classes=3)[0]
+    (tmp_path / "masks/train/a.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(UserError, match=r"cannot read mask .*a\.npy"):
+        open_source("folder", "train", path=str(tmp_path), num_classes=3)[0]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+def test_any_8_bit_image_becomes_rgb(tmp_path, mode):
+    image = Image.fromarray(random_image()).convert(mode)
+    image.save(tmp_path / ("a.jpg" if mode == "CMYK" else "a.png"))
+    item = open_source("unlabelled", "train", path=str(tmp_path))[0]
+    assert item["image"].shape == (4, 6, 3) and item["image"].dtype == np.uint8
+    assert "mask" not in item
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg"])
+def test_truncated_images_are_named(tmp_path, ending):
+    save_image(tmp_path / f"a{ending}", random_image(64, 64))
+    whole = (tmp_path / f"a{ending}").read_bytes()
+    for length in (0, 20, len(whole) // 2):
+        (tmp_path / f"a{ending}").write_bytes(whole[:length])
+        with pytest.raises(UserError, match=rf"cannot read .*a\{ending}"):
+            open_source("unlabelled", "train", path=str(tmp_path))[0]
+
+
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def interlaced_png(size):
+    """A black grey 8x8 PNG with the first `size` bytes of its interlaced rows."""
+    header = struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 1)
+    rows = [bytes(1 + width) for width in (1, 1, 2, 2, 2, 4, 4, 4, 4, 4, 4, 8, 8, 8, 8)]
+    data = zlib.compress(b"".join(rows)[:size])
+    chunks = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", data) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def test_a_flipped_bit_in_a_png_never_changes_pixels_unseen():
+    grey = random_image(24, 20)
+    content = png_bytes(np.dstack([grey[..., 0], grey[..., 1]]))
+    expected = images.read_image("a.png", content)
+    refused = 0
+    for index in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[index // 8] ^= 1 << index % 8
+        try:
+            np.testing.assert_array_equal(images.read_image("a.png", bytes(damaged)), expected)
+        except UserError:
+            refused += 1
+    assert refused > 7 * len(content)
+
+
+def test_an_interlaced_png_without_its_last_passes_is_refused():
+    complete = interlaced_png(79)
+    np.testing.assert_array_equal(images.read_ids("a.png", complete), np.zeros((8, 8)))
+    with pytest.raises(UserError, match="fewer rows"):
+        images.read_ids("a.png", interlaced_png(43))
+
+
+def test_16_bit_and_enormous_images_are_refused(tmp_path, monkeypatch):
+    save_image(tmp_path / "a.png", np.zeros((4, 6), np.uint16))
+    with pytest.raises(UserError, match="8-bit"):
+        open_source("unlabelled", "train", path=str(tmp_path))[0]
+    save_image(tmp_path / "a.png", random_image())
+    monkeypatch.setattr(images, "MAX_PIXELS", 23)
+    with pytest.raises(UserError, match="6x4"):
+        open_source("unlabelled", "train", path=str(tmp_path))[0]
+
+
+def test_the_exif_orientation_is_not_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    Image.fromarray(random_image(4, 6)).save(tmp_path / "a.jpg", exif=exif)
+    assert open_source("unlabelled", "train", path=str(tmp_path))[0]["image"].shape == (4, 6, 3)
