@@ -248,7 +248,10 @@ def test_recorded_losses_of_each_image(golden):
         x_0, eps = recorded_images(arrays)
         x_t = noising(process, x_0, t, eps)
         out, _ = forward(known.settings)(params, x_t, process.network_time(t))
-        losses = training_losses(process, out, x_0, x_t, t, eps, "noise", "learned", "hybrid")
+        losses = training_losses(
+            process, out, x_0, x_t, t, eps,
+            known.diffusion["target"], known.diffusion["variance"], known.diffusion["loss"],
+        )  # fmt: skip
         for name in ("mse", "vb", "loss"):
             np.testing.assert_allclose(losses[name], arrays[f"loss__{name}"], rtol=1e-4)
 
@@ -263,10 +266,11 @@ def test_recorded_gradients(golden):
         compared = list(pairs("grad__", arrays, rows, grads))
         for name, theirs, ours in compared:
             assert np.max(np.abs(ours - theirs)) <= 1e-3 * np.max(np.abs(theirs)), name
-        assert len(compared) > 5
+        assert compared
         norms = {p: np.linalg.norm(leaf.ravel()) for p, leaf in flatten_dict(grads).items()}
         assert {place_of(name, rows) for name in arrays["grad_names"]} == set(norms)
-        for name, norm in zip(arrays["grad_names"], arrays["grad_norms"]):
+        assert np.any(arrays["grad_norms"] > 1e-6)
+        for name, norm in zip(arrays["grad_names"], arrays["grad_norms"], strict=True):
             if norm > 1e-6:  # the others are zero in exact arithmetic
                 np.testing.assert_allclose(norms[place_of(name, rows)], norm, rtol=2e-3,
                                            err_msg=name)  # fmt: skip
@@ -289,11 +293,12 @@ def test_recorded_optimizer_steps_and_moving_average(golden):
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize(("sampler", "keep"), [("ddpm", "5"), ("ddim", "ddim5")])
-def test_recorded_samples(golden, sampler, keep):
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_recorded_samples(golden, sampler):
     for path in golden("adm/training_sampling*.npz"):
         known, params, arrays, _ = training_case(path)
-        process = make_process(keep=keep)
+        steps = len(arrays[f"{sampler}__timestep_map"])
+        process = make_process(keep=f"ddim{steps}" if sampler == "ddim" else f"{steps}")
         np.testing.assert_array_equal(process.timesteps, arrays[f"{sampler}__timestep_map"])
         x = nhwc(arrays[f"{sampler}__init"])
         noises = nhwc(arrays[f"{sampler}__step_noises"])
@@ -301,7 +306,9 @@ def test_recorded_samples(golden, sampler, keep):
         for i in range(process.steps):
             t = jnp.full(len(x), process.steps - 1 - i)
             out, _ = forward(known.settings)(params, x, process.network_time(t))
-            step = reverse(process, out, x, t, "noise", "learned")
+            step = reverse(
+                process, out, x, t, known.diffusion["target"], known.diffusion["variance"]
+            )
             if sampler == "ddpm":
                 x = ddpm_step(process, step, t, noises[i])
             else:

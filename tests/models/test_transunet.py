@@ -187,19 +187,19 @@ def test_recorded_official_hybrid(golden):
 
 
 def check_hybrid(path):
-    c, arrays = json.loads(path.read_text())["config"], np.load(path.with_suffix(".npz"))
-    file = path.with_name(path.stem + "_params.npz")
+    record, arrays = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
+    c, file = record["config"], path.with_name(path.stem + "_params.npz")
     released = {name: jnp.asarray(array) for name, array in read_arrays(file).items()}
     table = released["Transformer/posembed_input/pos_embedding"]
-    side = math.isqrt(table.shape[1] - 1)
+    grid = tuple(-(-side // 16) for side in record["image"])
     network = Network(lambda rngs: Encoder(
         resnet_width=c["width_factor"], resnet_units=tuple(c["num_blocks"]),
         hidden=c["hidden_size"], layers=c["num_layers"], heads=c["num_heads"],
-        mlp=c["mlp_dim"], grid=(side, side), dropout_rate=c["dropout"],
+        mlp=c["mlp_dim"], grid=grid, dropout_rate=c["dropout"],
         arithmetic=Arithmetic.OFFICIAL, dtype=jnp.float32, remat=False, rngs=rngs,
     ))  # fmt: skip
     shapes = jax.tree.map(lambda leaf: leaf.shape, shapes_of(network)["params"])
-    params = jax.tree.map(jnp.asarray, load_official(file, shapes))
+    params = jax.tree.map(jnp.asarray, load_official(file, shapes, grid))
 
     def activations(params, image):
         model = network.bind(params, {})

@@ -570,7 +570,7 @@ def test_recorded_encoder_weights_fill_the_encoder_alone(golden):
     """The table moves to the stage's grid; every other array of the encoder is the file's."""
     for path in golden("ddep/flax_hybrid*.json"):
         record, file = json.loads(path.read_text()), path.with_name(path.stem + "_params.npz")
-        c, grid = record["config"], tuple(side // 16 for side in record["image"])
+        c, grid = record["config"], tuple(-(-side // 16) for side in record["image"])
         config = make_config(
             weights=str(file), resnet_width=c["width_factor"], resnet_units=tuple(c["num_blocks"]),
             hidden=c["hidden_size"], layers=c["num_layers"], heads=c["num_heads"], mlp=c["mlp_dim"],

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from diffseg_jax.data.class_ids import id_table
-from diffseg_jax.data.transforms import drop_small_objects
+from diffseg_jax.data.transforms import drop_small_objects, resize_antialiased, resize_mask
 from diffseg_jax.diffusion.process import make_process
 from diffseg_jax.errors import UserError
 from diffseg_jax.systems import ddpm_seg
@@ -114,9 +114,11 @@ def test_recorded_rows_to_train_on(golden):
         assert cases
         for case in cases:
             get = lambda name: recorded[f"{case}__{name}"]  # noqa: B023
-            images, ignored = get("images"), int(case.removeprefix("ign"))
+            size, ignored = get("noise").shape[-2:], int(case.removeprefix("ign"))
+            images = [resize_antialiased(image, size) for image in get("images")]
             table = id_table(int(get("number_class")), ignore=(ignored,))
-            masks = np.stack([drop_small_objects(table[m], 20) for m in get("labels_in")])
+            masks = [resize_mask(table[labels], size) for labels in get("labels_in")]
+            masks = np.stack([drop_small_objects(mask, 20) for mask in masks])
             pixels = np.flatnonzero(masks.reshape(-1) != 255)
             np.testing.assert_array_equal(masks.reshape(-1)[pixels], get("y"))
             run = make(steps)
