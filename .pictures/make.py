@@ -1,9 +1,9 @@
-"""The pictures of the documentation.
+"""The images of the documentation.
 
 python .pictures/make.py
 
-draws front.png: street scenes that the packaged network never saw, and what it makes of them. The
-others are pictures that runs leave in their workdirs, with fewer colours so that they stay small:
+draws front.png: street scenes that the packaged network never saw, and its predictions. The
+others are images that runs write into their workdirs, with fewer colours to make them smaller:
 
 scenes.png, after the quick start of the README:
     python -m diffseg_jax.main --config=configs/ddep_scenes.py --workdir=runs/scenes
@@ -46,8 +46,8 @@ from diffseg_jax.figures import sheets
 from diffseg_jax.storage.paths import write_atomically
 
 HERE = Path(__file__).parent
-SEED, SCENES = 2026, (5, 34, 8)  # no run draws scenes of this seed
-SIZE = 192, 256  # height and width of what is drawn
+SEED, SCENES = 2026, (5, 34, 8)  # no run trains on scenes of this seed
+SIZE = 192, 256  # height and width of the scenes
 LIMIT = 400_000  # bytes
 
 
@@ -67,17 +67,17 @@ def front(checkpoint: str) -> np.ndarray:
 
 
 def trace(segmenter, images: np.ndarray) -> list[np.ndarray]:
-    """The labels of every picture after every reverse step, i32[T, H, W] each."""
-    (size,) = segmenter.protocol.sizes(SIZE)  # the network asks for smaller ones
+    """The labels of every image after every reverse step, i32[T, H, W] each."""
+    (size,) = segmenter.protocol.sizes(SIZE)  # the network takes smaller images
     shown = np.stack([resize_image(image, size) for image in images])
     valid = np.array([size] * len(images), np.int32)
     steps = np.asarray(jax.jit(segmenter.task.trace)(segmenter.network, shown, valid))
-    return [np.stack([resize_mask(mask, SIZE) for mask in picture]) for picture in steps]
+    return [np.stack([resize_mask(mask, SIZE) for mask in masks]) for masks in steps]
 
 
-def save(picture: np.ndarray, path: Path, half: bool):
-    """Writes a PNG, of 256 colours if it takes more than LIMIT; UserError if it does still."""
-    image = Image.fromarray(picture)
+def save(pixels: np.ndarray, path: Path, half: bool):
+    """Writes a PNG, with 256 colours if it exceeds LIMIT; UserError if it is still too large."""
+    image = Image.fromarray(pixels)
     image = image.reduce(2) if half else image
     content = as_png(image)
     if len(content) > LIMIT:
@@ -98,10 +98,10 @@ def as_png(image: Image.Image) -> bytes:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--checkpoint", default="scenes", help="what draws front.png")
-    add("--sheet", default="", help="a picture of a run, to be taken in its place")
-    add("--half", action="store_true", help="halves the sides of the picture")
-    add("--output", default="front.png", help="name of the picture beside this file, or a path")
+    add("--checkpoint", default="scenes", help="the network whose predictions front.png shows")
+    add("--sheet", default="", help="image of a run that replaces front.png")
+    add("--half", action="store_true", help="halves the sides of the image")
+    add("--output", default="front.png", help="file name beside this program, or a path")
     options = parser.parse_args()
     with user_errors():
         if options.sheet and not Path(options.sheet).is_file():
@@ -109,10 +109,10 @@ def main():
                 f"there is no {options.sheet}. The commands at the top of this file make it."
             )
         if options.sheet:
-            picture = np.asarray(Image.open(options.sheet).convert("RGB"))
+            pixels = np.asarray(Image.open(options.sheet).convert("RGB"))
         else:
-            picture = front(options.checkpoint)
-        save(picture, HERE / options.output, options.half)
+            pixels = front(options.checkpoint)
+        save(pixels, HERE / options.output, options.half)
 
 
 if __name__ == "__main__":

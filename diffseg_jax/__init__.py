@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name):
-    """`diffseg_jax.load`, imported when it is first asked for: the parts need not import it."""
+    """Imports `load` at its first use, so that the parts of the package do not import it."""
     if name == "load":
         from diffseg_jax.inference.segmenter import load
 

@@ -112,6 +112,56 @@ def truth(text: str) -> bool:
     return values[text.lower()]
 
 
+def sides(text: str) -> tuple[int, int]:
+    """A flag such as 512, or 256,512, or 256x512: (height, width)."""
+    try:
+        given = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        given = ()
+    if len(given) not in (1, 2):
+        raise argparse.ArgumentTypeError(
+            f"is {text}, but it must be a side, such as 512, or height,width"
+        )
+    return given * 2 if len(given) == 1 else given
+
+
+def factors(text: str) -> tuple[float, ...]:
+    """A flag such as 0.75,1,1.25."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"is {text}, but it must be numbers, such as 0.75,1,1.25"
+        ) from None
+
+
+CHECKPOINT_FLAGS = {  # the arguments of `diffseg_jax.load`, and their help
+    "checkpoint": "a workdir, a stage in it, a converted directory, gs://..., hf://... or scenes",
+    "stage": "stage of the workdir; default: the best by its results",
+    "step": "step of the stage; default: the last, or the best if the config says so",
+    "ema": "rate of the moving average to take, or off; default: the first rate",
+    "dtype": "dtype of the computation, float32 or bfloat16; default: as trained",
+    "device": "cpu, cuda or tpu; default: the choice of jax",
+}
+
+
+def add_checkpoint_flags(add: Callable, names: Sequence[str] = tuple(CHECKPOINT_FLAGS)):
+    """Adds those of CHECKPOINT_FLAGS.
+
+    add  `add_argument` of the flags, or of a group of them
+    """
+    for name in names:
+        kind = int if name == "step" else str
+        required = name == "checkpoint"
+        add(f"--{name}", type=kind, required=required, help=CHECKPOINT_FLAGS[name])
+
+
+def add_cache_flag(add: Callable):
+    """Adds --compilation_cache, the argument of `use_cache`."""
+    text = f"folder of compiled programs; empty for none; default: {CACHE}"
+    add("--compilation_cache", default=CACHE, metavar="DIR", help=text)
+
+
 # ---- exit codes ----------------------------------------------------------------------------------
 
 

@@ -1,36 +1,40 @@
-"""What is in a checkpoint: where it comes from, what it knows, how good it is, how to use it.
+"""Describes a checkpoint: its origin, classes, parameters, results, and how to use it.
 
-python -m diffseg_jax.info --checkpoint=runs/a [--stage=pretrain] [--json]
+  python -m diffseg_jax.info --checkpoint=runs/a [--stage=pretrain] [--json]
 
-Reads what stands beside the arrays, and no arrays.
+It reads the metadata beside the arrays, and no arrays.
 """
 
 import json
+from collections.abc import Sequence
 
 from rich.console import Console
 
-from diffseg_jax.cli import Flags, use_cache, user_errors
+from diffseg_jax.cli import Flags, add_checkpoint_flags, use_cache, user_errors
 from diffseg_jax.devices.mesh import find_devices
-from diffseg_jax.inference.description import describe
+from diffseg_jax.inference.description import describe_checkpoint
 from diffseg_jax.inference.description_text import show
 
 
-def main(arguments=None):
-    """The command line."""
+def make_flags() -> Flags:
+    """All flags."""
     flags = Flags("info", __doc__)
-    where = "a workdir, a stage in it, a converted directory, gs://..., hf://..., or scenes"
-    flags.add_argument("--checkpoint", required=True, help=where)
-    flags.add_argument("--stage", default=None, help="of a workdir; else the one that load takes")
-    flags.add_argument("--json", action="store_true", help="for programs: all of it as JSON")
-    use_cache("")
+    add_checkpoint_flags(flags.add_argument, ("checkpoint", "stage"))
+    flags.add_argument("--json", action="store_true", help="print all of it as JSON, for programs")
+    return flags
+
+
+def main(arguments: Sequence[str] | None = None):
+    """The command line."""
     with user_errors():
-        given = flags.parse_args(arguments)
+        given = make_flags().parse_args(arguments)
+        use_cache("")
         find_devices()
-        found = describe(given.checkpoint, given.stage)
+        description = describe_checkpoint(given.checkpoint, given.stage)
         if given.json:
-            print(json.dumps(found, indent=2))
+            print(json.dumps(description, indent=2))
         else:
-            show(found, Console())
+            show(description, Console())
 
 
 if __name__ == "__main__":

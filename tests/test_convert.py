@@ -1,4 +1,4 @@
-"""Converting an official file: what comes out opens, samples and starts a stage; or a sentence."""
+"""A converted official file opens, samples and starts a stage; other files are a sentence."""
 
 import dataclasses
 import math
@@ -18,6 +18,7 @@ from configs import tiny_ddpm
 from diffseg_jax import convert
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.plan import make_plan
+from diffseg_jax.inference.converted import adm_configuration
 from diffseg_jax.inference.sampling import sample
 from diffseg_jax.inference.segmenter import load
 from diffseg_jax.storage.checkpoints import open_meta, open_network
@@ -25,7 +26,7 @@ from diffseg_jax.weights import adm
 from diffseg_jax.weights.adm import load_adm
 from diffseg_jax.weights.formats import read_arrays
 
-FLAGS = {  # of a network that is the tiny config's, for two classes
+FLAGS = {  # of the network of the tiny config, for two classes
     "image_size": 16, "num_channels": 32, "channel_mult": "1,1", "num_res_blocks": 1,
     "attention_resolutions": "", "num_heads": 2, "resblock_updown": True, "class_cond": True,
     "num_classes": 2, "learn_sigma": True, "dropout": 0.1, "diffusion_steps": 20,
@@ -61,19 +62,19 @@ def converted(file, tmp_path_factory):
 
 def params_of(file):
     """The parameters in a file, without the command."""
-    known = convert.known_configuration("", parsed(FLAGS))
+    known = adm_configuration("", parsed(FLAGS))
     return flatten(load_adm(read_arrays(file), known.settings, known.order))
 
 
 def parsed(flags):
-    return {name: convert.FLAGS[name](str(value)) for name, value in flags.items()}
+    return {name: convert.ADM_FLAGS[name](str(value)) for name, value in flags.items()}
 
 
 def equal(one, other):
     return one.keys() == other.keys() and all(np.array_equal(one[p], other[p]) for p in one)
 
 
-# ---- what comes out ------------------------------------------------------------------------------
+# ---- adm -----------------------------------------------------------------------------------------
 
 
 def test_every_parameter_is_there(file, converted):
@@ -89,17 +90,17 @@ def test_every_parameter_is_there(file, converted):
     }  # fmt: skip
 
 
-def test_what_the_command_says(file, tmp_path, capsys):
+def test_the_command_prints_the_number_of_parameters(file, tmp_path, capsys):
     called(file, tmp_path / "out", **FLAGS)
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     count = sum(map(math.prod, lsun_checkpoint.official_shapes(MODEL).values()))
-    assert said.out == f"{tmp_path / 'out'}: {count:,} parameters\n" and said.err == ""
+    assert printed.out == f"{tmp_path / 'out'}: {count:,} parameters\n" and printed.err == ""
 
 
 def test_numpy_files_are_read_too(file, converted, tmp_path):
     np.savez(tmp_path / "tiny.npz", **read_arrays(file))
     called(tmp_path / "tiny.npz", tmp_path / "out", **FLAGS)
-    one, other = (open_network(place)[0]["params"] for place in (tmp_path / "out", converted))
+    one, other = (open_network(path)[0]["params"] for path in (tmp_path / "out", converted))
     assert equal(flatten(one), flatten(other))
 
 
@@ -117,12 +118,12 @@ def test_a_converted_network_samples(converted):
         sample(converted, ema=0.9999)
 
 
-# ---- DDP -----------------------------------------------------------------------------------------
+# ---- ddp -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=ddp_file.TINY)
 def ddp_file(request, tmp_path_factory):
-    """A DDP state dict in the official names with random numbers, and the settings it is of."""
+    """A DDP state dict in the official names with random numbers, and its settings."""
     path = tmp_path_factory.mktemp("official") / f"{request.param}.npz"
     np.savez(path, **ddp_file.random_file(ddp_file.TINY[request.param]))
     return path, ddp_file.TINY[request.param]
@@ -148,8 +149,7 @@ def test_a_converted_file_segments(ddp_file, tmp_path):
     called(file, tmp_path / "out", "ddp", groups=8)
     segmenter = load(tmp_path / "out")
     assert segmenter.task_for().meta["model"] == segmenter.meta["task"]["model"] | {
-        word: tuple(segmenter.meta["task"]["model"][word])
-        for word in ("channels", "depths", "heads")
+        key: tuple(segmenter.meta["task"]["model"][key]) for key in ("channels", "depths", "heads")
     }
     program = jax.eval_shape(
         segmenter.task.predict, segmenter.network, np.zeros((1, 40, 48, 3), np.uint8),
@@ -158,7 +158,7 @@ def test_a_converted_file_segments(ddp_file, tmp_path):
     assert program["logits"].shape == (1, 40, 48, settings.num_classes)
 
 
-def test_the_task_of_ddp_stands_beside_it(ddp_file, tmp_path):
+def test_the_task_of_ddp_is_in_the_metadata(ddp_file, tmp_path):
     file, settings = ddp_file
     called(file, tmp_path / "out", "ddp", groups=8)
     task = open_meta(tmp_path / "out")["task"]
@@ -194,34 +194,34 @@ def refused(capsys, *arguments, **flags):
     """The one line of a command that ends with a sentence."""
     with pytest.raises(SystemExit) as end:
         called(*arguments, **flags)
-    said = capsys.readouterr()
-    assert end.value.code == 2 and said.out == "" and said.err.count("\n") == 1
-    return said.err
+    printed = capsys.readouterr()
+    assert end.value.code == 2 and printed.out == "" and printed.err.count("\n") == 1
+    return printed.err
 
 
 def test_flags_of_the_other_source_are_refused(file, tmp_path, capsys):
     for source, flags in (("ddp", {"name": "ffhq"}), ("ddp", {"num_channels": 32, "groups": 8}),
                           ("adm", {**FLAGS, "groups": 8})):  # fmt: skip
         flag = next(name for name in flags if source == "ddp" or name == "groups")
-        said = refused(capsys, file, tmp_path / "out", source, **flags)
-        assert said == f"error: --{flag} means nothing for --source={source}. Leave it out.\n"
+        sentence = refused(capsys, file, tmp_path / "out", source, **flags)
+        assert sentence == f"error: --{flag} means nothing for --source={source}. Leave it out.\n"
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("groups", [0, -4, 5, 64])
-def test_groups_that_do_not_divide_the_width(groups, ddp_file, tmp_path, capsys):
-    said = refused(capsys, ddp_file[0], tmp_path / "out", "ddp", groups=groups)
-    assert f"--groups is {groups}, which does not divide the 32 channels" in said
-    assert "usually 32." in said and not (tmp_path / "out").exists()
+def test_groups_that_do_not_divide_the_width_are_refused(groups, ddp_file, tmp_path, capsys):
+    sentence = refused(capsys, ddp_file[0], tmp_path / "out", "ddp", groups=groups)
+    assert f"--groups is {groups}, which does not divide the 32 channels" in sentence
+    assert "usually 32." in sentence and not (tmp_path / "out").exists()
 
 
-def test_another_network_is_no_ddp(file, ddp_file, tmp_path, capsys):
-    said = refused(capsys, file, tmp_path / "out", "ddp")
-    assert "is no checkpoint of DDP: its first entry is time_embed.0.weight. Give a seg" in said
+def test_another_network_is_not_a_ddp(file, ddp_file, tmp_path, capsys):
+    sentence = refused(capsys, file, tmp_path / "out", "ddp")
+    assert "is no checkpoint of DDP: its first entry is time_embed.0.weight. Give a seg" in sentence
     called(ddp_file[0], tmp_path / "out", "ddp")
     capsys.readouterr()
-    said = refused(capsys, ddp_file[0], tmp_path / "out", "ddp")
-    assert "holds a checkpoint already. Give another --output." in said
+    sentence = refused(capsys, ddp_file[0], tmp_path / "out", "ddp")
+    assert "holds a checkpoint already. Give another --output." in sentence
 
 
 # ---- where a stage starts ------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def test_another_network_is_no_ddp(file, ddp_file, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures of two classes, one folder each."""
+    """Images of two classes, one folder each."""
     root = tmp_path_factory.mktemp("own")
     rng = np.random.default_rng(0)
     for name, base in (("dark", 0), ("light", 150)):
@@ -261,7 +261,7 @@ def test_a_stage_starts_from_the_file_or_the_directory(file, converted, folder, 
 
 @pytest.mark.slow
 def test_a_class_conditional_stage_continues_an_official_file(command, file, folder, tmp_path):
-    """After two steps of a tiny rate, parameters have moved, but not away."""
+    """After two steps at a tiny learning rate, all parameters have moved a little."""
     stage = "--config.stages.pretrain."
     flags = [
         f"--config.unlabelled.path={folder}", "--config.unlabelled.source=unlabelled",
@@ -351,14 +351,14 @@ REFUSED = {
 
 @pytest.fixture
 def published(monkeypatch):
-    """One configuration to compare files with: the published ones are large."""
-    known = {"tiny": convert.known_configuration("", parsed(FLAGS))}
+    """One small configuration to compare files with, as the published ones are large."""
+    known = {"tiny": adm_configuration("", parsed(FLAGS))}
     monkeypatch.setattr(adm, "PUBLISHED", known)
     return known
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_converted(name, published, file, tmp_path, capsys):
+def test_other_files_and_flags_are_refused(name, published, file, tmp_path, capsys):
     if name == "wrong width":
         published.clear()
     case, parts = REFUSED[name]
@@ -366,14 +366,14 @@ def test_what_cannot_be_converted(name, published, file, tmp_path, capsys):
     given = file if case.input == "file" else tmp_path / case.input
     with pytest.raises(SystemExit) as end:
         called(given, tmp_path / "out", case.source, **case.flags)
-    said = capsys.readouterr()
-    lines = said.err.splitlines()
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
     assert end.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
     assert all(part in lines[0] for part in parts) and lines[0].endswith((".", "?")), lines
-    assert said.out == "" and not (tmp_path / "out").exists()
+    assert printed.out == "" and not (tmp_path / "out").exists()
 
 
-def test_an_output_that_is_taken(file, converted, capsys):
+def test_an_output_that_exists_is_refused(file, converted, capsys):
     before = sorted(path.name for path in converted.iterdir())
     with pytest.raises(SystemExit):
         called(file, converted, **FLAGS)

@@ -1,4 +1,4 @@
-"""Curves: every quantity of every run and stage has its line, wherever runs stopped and went on."""
+"""Curves: every quantity of every run and stage has a line, also after a resumed run."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from PIL import Image
 from diffseg_jax import plot
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures.curve_data import read_curves, read_numbers
-from diffseg_jax.figures.curves import draw, smoothed, style_of
+from diffseg_jax.figures.curves import draw_curves, smoothed, style_of
 from diffseg_jax.training.log import Log
 
 
@@ -40,14 +40,14 @@ def train(workdir, stage="train", steps=range(10, 310, 10), shift=0.0):
 def lines_of(figure, title):
     """The lines that the panel of that title shows."""
     (panel,) = (axes for axes in figure.axes if axes.get_title(loc="left") == title)
-    return [line for line in panel.lines]
+    return list(panel.lines)
 
 
 def legend_of(figure):
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_what_a_run_logs_is_read(tmp_path):
+def test_the_log_of_a_run_is_read(tmp_path):
     log = Log(tmp_path)
     log.rewind("train", 0)
     log.write("train", 20, {"loss": 0.5, "learning_rate": 1e-3})
@@ -61,7 +61,7 @@ def test_what_a_run_logs_is_read(tmp_path):
     assert [part.tolist() for part in found["train"]["loss"]] == [[20], [0.5]]
 
 
-def test_the_later_number_of_a_repeated_step_holds(tmp_path):
+def test_the_later_number_of_a_repeated_step_counts(tmp_path):
     write(
         tmp_path,
         *(("train", step, {"loss": float(step)}) for step in (1, 2, 3)),
@@ -72,7 +72,7 @@ def test_the_later_number_of_a_repeated_step_holds(tmp_path):
     assert steps.tolist() == [1, 2, 3, 4] and values.tolist() == [1, -2, 3, -4]
 
 
-def test_lines_that_are_none_are_passed_over(tmp_path):
+def test_invalid_lines_are_skipped(tmp_path):
     write(
         tmp_path, ("train", 1, {"loss": 2.0, "text": "a", "list": [1], "flag": True}),
         "", "[1, 2]", "3", '"train"', "[" * 100_000, "\x00\xff", '{"stage": "train"}',
@@ -87,12 +87,12 @@ def test_lines_that_are_none_are_passed_over(tmp_path):
     steps, values = found["train"]["loss"]
     assert steps.tolist() == [1, 2, 3, 4]
     np.testing.assert_array_equal(values, [2.0, np.nan, np.nan, np.nan])
-    draw(read_curves([tmp_path])).draw_without_rendering()
+    draw_curves(read_curves([tmp_path])).draw_without_rendering()
 
 
-def test_every_quantity_has_a_panel_and_every_stage_its_line(tmp_path):
+def test_every_quantity_has_a_panel_and_every_stage_a_line(tmp_path):
     train(train(tmp_path), "align", range(10, 60, 10))
-    figure = draw(read_curves([tmp_path]))
+    figure = draw_curves(read_curves([tmp_path]))
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles[:4] == ["loss", "mIoU (%)", "learning rate", "images/s"]
     assert legend_of(figure) == ["train", "align"]
@@ -105,11 +105,11 @@ def test_every_quantity_has_a_panel_and_every_stage_its_line(tmp_path):
     assert len(lines_of(figure, "learning rate")) == 2  # never smoothed
 
 
-def test_runs_differ_by_colour_and_stages_by_line(tmp_path):
+def test_runs_differ_by_colour_and_stages_by_line_style(tmp_path):
     folders = [tmp_path / name / "run" for name in ("a", "b")]
     for shift, folder in enumerate(folders):
         train(train(folder, shift=shift), "align", shift=shift)
-    curves = read_curves([*folders, f"{folders[0]}/"])  # the same one twice
+    curves = read_curves([*folders, f"{folders[0]}/"])  # the first run twice
     assert [curve.name for curve in curves] == [
         f"{run}, {stage}" for run in ("a/run", "b/run") for stage in ("train", "align")
     ]
@@ -118,12 +118,12 @@ def test_runs_differ_by_colour_and_stages_by_line(tmp_path):
     assert styles[0]["linestyle"] == styles[2]["linestyle"] != styles[1]["linestyle"]
 
 
-def test_many_runs_can_be_told_apart(tmp_path):
+def test_many_runs_have_different_styles(tmp_path):
     curves = read_curves([train(tmp_path / f"run_{n}", steps=[1, 2]) for n in range(20)])
     styles = {tuple(style_of(curve, curves).values()) for curve in curves}
     assert len(styles) == 20
     assert [curve.name for curve in curves] == [f"run_{n}" for n in range(20)]
-    figure = draw(curves)
+    figure = draw_curves(curves)
     figure.draw_without_rendering()
     assert legend_of(figure) == [curve.name for curve in curves]
     box = figure.legends[0].get_window_extent()
@@ -131,15 +131,15 @@ def test_many_runs_can_be_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["_hidden", "a$b", "$\\frac{$", "x" * 300, "ö\n"])
-def test_names_stand_in_the_legend_as_they_are(tmp_path, name):
+def test_the_legend_shows_names_unchanged(tmp_path, name):
     write(tmp_path, (name, 1, {"loss": 1.0, "$x$": 2.0}))
-    figure = draw(read_curves([tmp_path]))
+    figure = draw_curves(read_curves([tmp_path]))
     figure.draw_without_rendering()
     (shown,) = legend_of(figure)
     assert shown == name or (len(name) > 100 > len(shown))
 
 
-def test_smoothing_keeps_what_is_smooth_and_halves_what_is_not():
+def test_smoothing_keeps_smooth_curves_and_halves_noise():
     np.testing.assert_allclose(smoothed(np.full(200, 3.0)), 3.0)
     line = np.arange(200.0)
     np.testing.assert_allclose(smoothed(line)[20:-20], line[20:-20])  # does not lag
@@ -150,14 +150,14 @@ def test_smoothing_keeps_what_is_smooth_and_halves_what_is_not():
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf", "PNG"])
-def test_the_command_writes_a_picture_and_the_last_numbers(tmp_path, capsys, ending):
+def test_the_command_writes_an_image_and_the_last_numbers(tmp_path, capsys, ending):
     folders = train(tmp_path / "a"), train(tmp_path / "long_name", shift=1.0)
     output = tmp_path / "new" / f"curves.{ending}"
     output.parent.mkdir()
     arguments = [f"--workdir={folder}" for folder in folders] + [f"--output={output}"]
     plot.main(arguments)
-    said, content = capsys.readouterr().out, output.read_bytes()
-    assert [line.split() for line in said.splitlines()] == [
+    printed, content = capsys.readouterr().out, output.read_bytes()
+    assert [line.split() for line in printed.splitlines()] == [
         ["step", "loss", "mIoU", "images/s"],
         ["a", "300", "0.01", "40.00", "%", "8"],
         ["long_name", "300", "1.01", "50.00", "%", "8"],
@@ -173,10 +173,10 @@ def test_the_command_writes_a_picture_and_the_last_numbers(tmp_path, capsys, end
 
 
 @pytest.mark.parametrize("numbers", [{"loss": 0.0}, {"loss": -1.0}, {"loss": math.nan}])
-def test_numbers_without_logarithm_are_drawn(tmp_path, numbers):
+def test_numbers_without_a_logarithm_are_drawn(tmp_path, numbers):
     write(tmp_path, *(("train", step, numbers) for step in range(30)))
     write(tmp_path, ("train", 0, {"loss": 100.0}))
-    figure = draw(read_curves([tmp_path]))
+    figure = draw_curves(read_curves([tmp_path]))
     figure.draw_without_rendering()
     assert figure.axes[0].get_yscale() == "linear"
 
@@ -218,12 +218,12 @@ def test_workdirs_without_numbers_are_refused(tmp_path, make, sentence):
         ("run/metrics.jsonl/curves.png", "cannot be written .*--output"),
     ],
 )
-def test_outputs_that_cannot_be_are_one_sentence(tmp_path, capsys, output, sentence):
+def test_impossible_outputs_are_one_sentence(tmp_path, capsys, output, sentence):
     (tmp_path / "folder.png").mkdir()
     workdir = train(tmp_path / "run")
     with pytest.raises(SystemExit) as stop:
         plot.main([f"--workdir={workdir}", f"--output={tmp_path / output}"])
     assert stop.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == "" and len(said.err.splitlines()) == 1
-    assert re.search(sentence, said.err)
+    printed = capsys.readouterr()
+    assert printed.out == "" and len(printed.err.splitlines()) == 1
+    assert re.search(sentence, printed.err)

@@ -1,4 +1,4 @@
-"""Pictures in files -> answers in files: whole, resumed, and with bad pictures among good ones."""
+"""Images in files -> predictions in files: complete, resumed, and with unreadable images."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from PIL import Image
 
 import diffseg_jax
 from diffseg_jax import predict
-from diffseg_jax.inference import prediction
+from diffseg_jax.inference.prediction import Prediction
 from diffseg_jax.storage.checkpoints import StageCheckpoints, open_network
 
 RNG = np.random.default_rng(1)
@@ -18,7 +18,7 @@ NAMES = ("a", "b", "sub/c")
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of three pictures of one padded size."""
+    """A folder of three images of one padded size."""
     for number, name in enumerate(NAMES):
         file = tmp_path / "photos" / f"{name}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -48,9 +48,9 @@ def summary(tmp_path):
     return json.loads((tmp_path / "out" / "summary.json").read_text())
 
 
-def test_files_hold_what_the_segmenter_answers(run, photos, tmp_path, tiny_run):
+def test_files_hold_the_predictions_of_the_segmenter(run, photos, tmp_path, tiny_run):
     code, out, _ = run()
-    assert code == 0 and "3 pictures in" in out
+    assert code == 0 and "3 images in" in out
     segmenter = diffseg_jax.load(tiny_run.workdir)
     wanted = segmenter.predict(str(photos))
     with Image.open(tmp_path / "out" / "legend.png") as legend:
@@ -60,47 +60,47 @@ def test_files_hold_what_the_segmenter_answers(run, photos, tmp_path, tiny_run):
     assert [entry["name"] for entry in content["classes"]] == list(segmenter.names)
     assert tuple(content["pictures"]) == wanted.names == NAMES and content["unreadable"] == {}
     for name, labels, uncertainty in zip(NAMES, wanted.labels, wanted.uncertainty, strict=True):
-        with Image.open(tmp_path / "out" / f"{name}_labels.png") as picture:
-            np.testing.assert_array_equal(np.asarray(picture), labels)
-        facts = content["pictures"][name]
-        assert facts["size"] == list(labels.shape)
-        assert facts["uncertainty"] == pytest.approx(uncertainty.mean(), abs=1e-5)
+        with Image.open(tmp_path / "out" / f"{name}_labels.png") as saved:
+            np.testing.assert_array_equal(np.asarray(saved), labels)
+        entry = content["pictures"][name]
+        assert entry["size"] == list(labels.shape)
+        assert entry["uncertainty"] == pytest.approx(uncertainty.mean(), abs=1e-5)
         shares = {segmenter.names[k]: np.mean(labels == k) for k in np.unique(labels)}
-        assert facts["shares"] == pytest.approx(shares, abs=1e-5)
+        assert entry["shares"] == pytest.approx(shares, abs=1e-5)
 
 
-def test_what_is_done_is_not_done_again(run, tmp_path):
+def test_finished_images_are_not_predicted_again(run, tmp_path):
     run()
     files = sorted((tmp_path / "out").rglob("*_*.png"))
     before = {file: file.stat().st_mtime_ns for file in files}
     (tmp_path / "out" / "b_overlay.png").unlink()
     code, out, _ = run()
-    assert code == 0 and "2 of 3 pictures are done already" in out
+    assert code == 0 and "2 of 3 images are done already" in out
     changed = {file.name for file in files if file.stat().st_mtime_ns != before[file]}
     assert changed == {"b_color.png", "b_overlay.png", "b_labels.png", "b_uncertainty.png"}
     assert tuple(summary(tmp_path)["pictures"]) == NAMES
 
 
 def test_a_stop_in_the_middle_loses_nothing(run, tmp_path, monkeypatch):
-    save, saved = prediction.save_answer, []
+    save, saved = Prediction.save, []
 
-    def stop_at_the_second(folder, answer, labels):
+    def stop_at_the_second(prediction, folder):
         if len(saved) == 1:
             raise KeyboardInterrupt
-        saved.append(answer.name)
-        return save(folder, answer, labels)
+        saved.append(prediction.names)
+        return save(prediction, folder)
 
-    monkeypatch.setattr(prediction, "save_answer", stop_at_the_second)
+    monkeypatch.setattr(Prediction, "save", stop_at_the_second)
     code, _, err = run()
     assert code == 130 and "the same command goes on" in err
     monkeypatch.undo()
     code, out, _ = run()
-    assert code == 0 and "1 of 3 pictures are done already" in out
+    assert code == 0 and "1 of 3 images are done already" in out
     assert tuple(summary(tmp_path)["pictures"]) == NAMES
 
 
-def test_one_bad_picture_is_listed_and_stops_nothing(run, photos, tmp_path):
-    (photos / "bad.jpg").write_bytes(b"no picture")
+def test_an_unreadable_image_is_listed_and_stops_nothing(run, photos, tmp_path):
+    (photos / "bad.jpg").write_bytes(b"not an image")
     code, out, _ = run()
     assert code == 0 and "1 file could not be read" in out and "cannot read" in out
     content = summary(tmp_path)
@@ -111,11 +111,11 @@ def test_one_bad_picture_is_listed_and_stops_nothing(run, photos, tmp_path):
     assert "bad" in summary(tmp_path)["pictures"] and summary(tmp_path)["unreadable"] == {}
 
 
-def test_pictures_that_are_others_by_now_are_answered_again(run, photos, tmp_path):
+def test_changed_images_are_predicted_again(run, photos, tmp_path):
     run()
     Image.fromarray(RNG.integers(0, 256, (31, 29, 3), np.uint8)).save(photos / "b.png")
     code, out, _ = run()
-    assert code == 0 and "2 of 3 pictures are done already" in out
+    assert code == 0 and "2 of 3 images are done already" in out
     assert summary(tmp_path)["pictures"]["b"]["size"] == [31, 29]
     other = tmp_path / "others" / "a.png"
     other.parent.mkdir()
@@ -125,18 +125,18 @@ def test_pictures_that_are_others_by_now_are_answered_again(run, photos, tmp_pat
     assert summary(tmp_path)["pictures"]["a"]["size"] == [21, 30]
 
 
-def test_several_files_and_folders_keep_apart(run, photos, tmp_path):
+def test_several_files_and_folders_are_not_mixed_up(run, photos, tmp_path):
     code, out, _ = run(images=[photos / "a.png", photos, photos / "sub"])
-    assert code == 0 and "5 pictures in" in out
+    assert code == 0 and "5 images in" in out
     files = [entry["file"] for entry in summary(tmp_path)["pictures"].values()]
     assert sorted(files) == sorted(
         [*2 * [f"{photos}/a.png"], f"{photos}/b.png", *2 * [f"{photos}/sub/c.png"]]
     )
 
 
-def test_answers_of_other_parameters_are_not_mixed(run, tmp_path, tiny_run):
+def test_predictions_of_other_parameters_are_not_mixed(run, tmp_path, tiny_run):
     network, meta = open_network(tiny_run.workdir / "checkpoints" / "finetune")
-    meta = {word: value for word, value in meta.items() if word not in ("arrays", "format")}
+    meta = {key: value for key, value in meta.items() if key not in ("arrays", "format")}
     for factor in (1, 2):
         network["params"]["head"] = {k: factor * v for k, v in network["params"]["head"].items()}
         with StageCheckpoints(tmp_path / "model") as checkpoints:
@@ -145,7 +145,7 @@ def test_answers_of_other_parameters_are_not_mixed(run, tmp_path, tiny_run):
         if factor == 1:
             assert code == 0
             shutil.rmtree(tmp_path / "model")
-    assert code == 2 and "holds answers of another command" in err and "weights" in err
+    assert code == 2 and "holds predictions of another command" in err and "weights" in err
 
 
 def test_damaged_exif_stops_nothing(run, photos, tmp_path):
@@ -175,16 +175,16 @@ def test_mistakes_end_with_a_sentence(run, photos, tmp_path):
     cases = {
         "options.flip: None -> True": dict(flags=["--flip=True"]),
         "holds no file that ends with": dict(images=tmp_path / "empty"),
-        "there is no picture or folder": dict(images=tmp_path / "nothing"),
-        "none of 1 pictures can be read": dict(images=tmp_path / "broken", output=tmp_path / "o2"),
-        "so that answers would be taken for pictures": dict(output=photos / "out"),
-        "is not of this command": dict(output=tmp_path / "strange"),
+        "there is no image or folder": dict(images=tmp_path / "nothing"),
+        "none of 1 images can be read": dict(images=tmp_path / "broken", output=tmp_path / "o2"),
+        "so the next command would take predictions for images": dict(output=photos / "out"),
+        "was not written by this command": dict(output=tmp_path / "strange"),
         "have no reverse steps": dict(flags=["--steps=3"], output=tmp_path / "o3"),
         "smaller than the stride": dict(flags=["--tile=32", "--stride=64"], output=tmp_path / "o4"),
         "no device of the kind": dict(flags=["--device=cuda"]),
         "knows no classes": dict(flags=["--stage=pretrain"], output=tmp_path / "o5"),
     }
-    for said, case in cases.items():
+    for sentence, case in cases.items():
         code, _, err = run(*case.pop("flags", ()), **case)
-        assert code == 2 and err.startswith("error: ") and said in err, (said, err)
+        assert code == 2 and err.startswith("error: ") and sentence in err, (sentence, err)
     assert not (tmp_path / "o4").exists() and not (tmp_path / "o5").exists()

@@ -21,7 +21,7 @@ OPTIONS = dict(sampler="ddim", steps="ddim4")
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once():
-    """Every call of the command would compile its step again; they all are of one network."""
+    """Compiles each step once; every call of the command would compile it again."""
     made = {}
 
     def make_step(network, process, options, sampler, eta):
@@ -45,7 +45,7 @@ def task_of(num_classes):
 
 
 def write(directory, num_classes):
-    """A checkpoint of a stage that kept two averages; random numbers, so that all outputs vary."""
+    """A checkpoint with two averages and random parameters, so that all outputs vary."""
     task = task_of(num_classes)
     shapes = jax.eval_shape(task.init, jax.random.key(0))["params"]
     rng = np.random.default_rng(0)
@@ -60,13 +60,13 @@ def write(directory, num_classes):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Of a network with three classes."""
+    """The checkpoint of a network with three classes."""
     return write(tmp_path_factory.mktemp("classes") / "pretrain", 3)
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """Of a network without classes."""
+    """The checkpoint of a network without classes."""
     return write(tmp_path_factory.mktemp("plain") / "pretrain", 0)
 
 
@@ -84,7 +84,7 @@ def far(one, other):
 # ---- what an image depends on --------------------------------------------------------------------
 
 
-def test_an_image_is_a_function_of_seed_and_place(checkpoint, whole):
+def test_an_image_is_a_function_of_seed_and_index(checkpoint, whole):
     """A byte may differ by one where another batch shape rounds float32 differently."""
     assert whole.shape == (6, 16, 16, 3) and whole.std() > 10
     assert len({image.tobytes() for image in whole}) == 6
@@ -97,7 +97,7 @@ def test_an_image_is_a_function_of_seed_and_place(checkpoint, whole):
     assert np.mean(np.abs(other - whole[:2]) > 1) > 0.5
 
 
-def test_places_may_come_in_any_order(checkpoint, whole):
+def test_indices_may_come_in_any_order(checkpoint, whole):
     values, meta = open_network(checkpoint)
     network = ddpm_seg.make_network(ddpm_seg.make_settings(meta["task"]["model"]), "float32", False)
     process = make_process("cosine", 20, "ddim4")
@@ -114,8 +114,8 @@ def test_classes_reach_the_network_and_take_turns(checkpoint, whole):
     np.testing.assert_array_equal(turns, whole)
     twos = sampling.sample(checkpoint, classes=(2,), **options)
     np.testing.assert_array_equal(twos[[2, 5]], whole[[2, 5]])
-    for place in (0, 1, 3, 4):
-        assert far(twos[place], whole[place]) > 1
+    for index in (0, 1, 3, 4):
+        assert far(twos[index], whole[index]) > 1
 
 
 def test_the_first_moving_average_is_taken_unless_another_is_named(checkpoint, whole):
@@ -125,12 +125,12 @@ def test_the_first_moving_average_is_taken_unless_another_is_named(checkpoint, w
         assert far(sampling.sample(checkpoint, ema=other, **options), whole[:2]) > 1
 
 
-def test_sampler_and_steps_are_followed(checkpoint, whole):
+def test_sampler_and_steps_change_images(checkpoint, whole):
     other = dict(sampler="ddpm", steps="3")
     assert far(sampling.sample(checkpoint, images=2, batch_size=2, **other), whole[:2]) > 1
 
 
-def test_another_size_than_trained(checkpoint):
+def test_the_size_may_differ_from_the_trained_one(checkpoint):
     images = sampling.sample(checkpoint, images=1, size=(8, 26), **OPTIONS)
     assert images.shape == (1, 8, 26, 3) and images.std() > 10
 
@@ -143,17 +143,17 @@ def called(*flags):
     command_line.main([*map(str, flags), "--compilation_cache="])
 
 
-def test_single_files_and_a_grid(checkpoint, whole, tmp_path, capsys):
+def test_the_command_writes_single_files_and_a_grid(checkpoint, whole, tmp_path, capsys):
     output = tmp_path / "new" / "samples"
     flags = ["--images=5", "--sampler=ddim", "--steps=ddim4", "--batch_size=2", "--ema=0.9"]
     called(f"--checkpoint={checkpoint}", f"--output={output}", *flags)
-    names = [f"{place:06d}.png" for place in range(5)]
+    names = [f"{index:06d}.png" for index in range(5)]
     assert {path.name for path in output.iterdir()} == {*names, "grid.png"}
     images = np.stack([np.asarray(Image.open(output / name)) for name in names])
     assert far(images, whole[:5]) <= 1
     np.testing.assert_array_equal(Image.open(output / "grid.png"), sheets.grid(images))
-    said = capsys.readouterr()
-    assert said.err == "" and f"5 pictures in {output}" in said.out
+    printed = capsys.readouterr()
+    assert printed.err == "" and f"5 images in {output}" in printed.out
 
 
 def refused(capsys, *flags):
@@ -181,31 +181,31 @@ def refused(capsys, *flags):
     (["--batch_size=0"], ["batch_size 0", "1 or more"]),
     (["--sampler=ddim", "--eta=1.5"], ["eta is 1.5", "from 0", "to 1"]),
 ], ids=lambda value: value[-1] if value[0].startswith("--") else "")  # fmt: skip
-def test_what_the_checkpoint_cannot_do(checkpoint, tmp_path, capsys, flags, parts):
+def test_options_that_do_not_fit_are_refused(checkpoint, tmp_path, capsys, flags, parts):
     sentence = refused(capsys, f"--checkpoint={checkpoint}", f"--output={tmp_path}", *flags)
     assert all(part in sentence for part in parts), sentence
     assert not list(tmp_path.iterdir())
 
 
-def test_a_class_for_a_network_without_classes(plain, tmp_path, capsys):
+def test_a_class_for_a_network_without_classes_is_refused(plain, tmp_path, capsys):
     sentence = refused(capsys, f"--checkpoint={plain}", f"--output={tmp_path}", "--classes=0")
     assert "a class was given" in sentence and "Leave it out" in sentence
 
 
-def test_a_directory_without_a_checkpoint(tmp_path, capsys):
+def test_a_directory_without_a_checkpoint_is_refused(tmp_path, capsys):
     (tmp_path / "x.pt").write_bytes(b"")
     (tmp_path / "run/checkpoints/pretrain/6").mkdir(parents=True)
-    for place, said in [
+    for name, part in [
         ("", "holds no checkpoint. Give the directory of a stage, such as"),
         ("nowhere", "there is no directory"),
         ("x.pt", "is a file, not the directory of a stage"),
         ("run", f"Did you mean {tmp_path}/run/checkpoints/pretrain?"),
     ]:
-        sentence = refused(capsys, f"--checkpoint={tmp_path / place}", f"--output={tmp_path / 's'}")
-        assert said in sentence and str(tmp_path / place) in sentence
+        sentence = refused(capsys, f"--checkpoint={tmp_path / name}", f"--output={tmp_path / 's'}")
+        assert part in sentence and str(tmp_path / name) in sentence
 
 
-def test_a_checkpoint_of_another_system(tmp_path, capsys):
+def test_a_checkpoint_of_another_system_is_refused(tmp_path, capsys):
     with StageCheckpoints(tmp_path / "ddep") as checkpoints:
         meta = {"task": {"kind": "pretrain", "grid": [2, 2]}, "ema": []}
         checkpoints.save(1, {"params": {"w": np.zeros(2, np.float32)}}, meta)
@@ -213,13 +213,13 @@ def test_a_checkpoint_of_another_system(tmp_path, capsys):
     assert "holds no diffusion model" in sentence and "ddpm_seg" in sentence
 
 
-def test_an_output_that_is_no_folder(checkpoint, tmp_path, capsys):
+def test_an_output_that_is_not_a_folder_is_refused(checkpoint, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
         sentence = refused(capsys, f"--checkpoint={checkpoint}", f"--output={output}")
         assert f"{output} cannot be made" in sentence and "--output" in sentence
 
 
-def test_a_sampler_that_is_not_known(checkpoint):
+def test_an_unknown_sampler_is_refused(checkpoint):
     with pytest.raises(UserError, match='sampler "ddmp".*ddim, ddpm'):
         sampling.sample(checkpoint, sampler="ddmp", images=1)

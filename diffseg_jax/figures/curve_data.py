@@ -1,4 +1,4 @@
-"""The numbers of runs, as they stand in metrics.jsonl, for curves."""
+"""Reads the numbers of runs from metrics.jsonl, for curves."""
 
 import json
 import os
@@ -10,18 +10,18 @@ import numpy as np
 from diffseg_jax.errors import UserError, shortened
 from diffseg_jax.storage.paths import in_bucket, open_path, reachable
 
-MOST = 2**53  # larger steps and numbers are none
-NAME = 48  # characters of a curve's name
-NO_CURVES = ("stage", "step", "time", "images")
+MAX_NUMBER = 2**53  # larger steps and values are ignored
+MAX_CURVE_NAME = 48  # characters of a curve's name
+NO_CURVES = ("stage", "step", "time", "images")  # keys of metrics.jsonl
 
 
 @dataclass(frozen=True)
 class Curve:
     """The numbers of one stage of one run.
 
-    name    what the legend calls it
-    run     the place of its workdir among those that were given, from 0; stage: of its stage
-    values  {quantity: (steps i64[N], ascending; values f64[N], NaN where a number is none)}
+    name    in the legend
+    run     index of its workdir among the given ones;  stage  index of its stage
+    values  {quantity: (steps i64[N], ascending; values f64[N], NaN if not finite)}
     """
 
     name: str
@@ -31,9 +31,9 @@ class Curve:
 
 
 def read_curves(workdirs: Sequence[str | os.PathLike]) -> list[Curve]:
-    """A curve per run and stage, in the order in which they were given and written.
+    """A curve per run and stage: runs in the given order, stages as they were written.
 
-    Raises UserError for a workdir that is not there, or that has no numbers.
+    Raises UserError for a workdir that does not exist, or that has no numbers.
     """
     runs = {str(workdir).rstrip("/") or "/": read_numbers(workdir) for workdir in workdirs}
     stages = list(dict.fromkeys(stage for stages in runs.values() for stage in stages))
@@ -48,15 +48,15 @@ def read_curves(workdirs: Sequence[str | os.PathLike]) -> list[Curve]:
 def read_numbers(workdir: str | os.PathLike) -> dict[str, dict[str, tuple]]:
     """{stage: {quantity: (steps, values)}} of a workdir's metrics.jsonl.
 
-    Of a step that stands there twice, as after a resumed run, the later number holds. A line that
-    is not whole, as the last one of a run that still writes, is passed over.
+    If a step occurs twice, as after a resumed run, the later number counts. Incomplete lines are
+    skipped, such as the last line of a run that is still writing.
     """
     points = {}
     for record in _records(workdir):
         for quantity, value in record.items():
             if quantity not in NO_CURVES and type(value) in (int, float):
                 curve = points.setdefault(record["stage"], {}).setdefault(quantity, {})
-                curve[record["step"]] = float(value) if abs(value) < MOST else np.nan
+                curve[record["step"]] = float(value) if abs(value) < MAX_NUMBER else np.nan
     if not points:
         raise UserError(
             f"{workdir}/metrics.jsonl holds no numbers yet. Wait until the run has logged its "
@@ -69,7 +69,7 @@ def read_numbers(workdir: str | os.PathLike) -> dict[str, dict[str, tuple]]:
 
 
 def _records(workdir):
-    """The lines of metrics.jsonl that are objects with a stage and a step."""
+    """The lines of metrics.jsonl that are JSON objects with a stage and a step."""
     folder = open_path(workdir)
     with reachable(folder):
         if not in_bucket(folder) and not folder.is_dir():
@@ -89,7 +89,7 @@ def _records(workdir):
             isinstance(record, dict)
             and isinstance(record.get("stage"), str)
             and type(record.get("step")) is int
-            and 0 <= record["step"] < MOST
+            and 0 <= record["step"] < MAX_NUMBER
         ):
             yield record
 
@@ -100,7 +100,7 @@ def _sorted(curve: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def run_names(workdirs: Sequence[str]) -> list[str]:
-    """The last part of each path, or of as many parts as it takes to tell all of them apart."""
+    """The last part of each path, or the last parts if it takes more of them to differ."""
     parts = [workdir.split("/") for workdir in workdirs]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
@@ -111,4 +111,4 @@ def run_names(workdirs: Sequence[str]) -> list[str]:
 
 def _curve_name(run: str, stage: str, runs: int, stages: int) -> str:
     name = stage if runs == 1 else run if stages == 1 else f"{run}, {stage}"
-    return shortened(name, NAME)
+    return shortened(name, MAX_CURVE_NAME)

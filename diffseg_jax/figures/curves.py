@@ -1,4 +1,4 @@
-"""Curves of runs: a panel for every quantity."""
+"""Draws curves of runs: a panel for every quantity."""
 
 import io
 import os
@@ -12,15 +12,15 @@ from diffseg_jax.figures.curve_data import Curve
 from diffseg_jax.figures.sheets import LINES
 from diffseg_jax.storage.paths import in_bucket, open_path, reachable, write_atomically
 
-FORMATS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
+FIGURE_FORMATS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
 STYLES = ("-", "--", ":", "-.")
-SMOOTHED_FROM = 20  # points; fewer are marked one by one
-DECADE = 10.0  # what spans more is drawn with a logarithmic scale
+MIN_SMOOTHED = 20  # points of a curve; shorter curves mark their points instead
+DECADE = 10.0  # ratio of the extremes from which a scale is logarithmic
 COLUMNS, PANEL, LEGEND_LINE = 3, (4.2, 2.7), 0.24  # panels per row; inches
-PERCENT = ("mIoU", "mAcc", "aAcc", "pixel_accuracy")  # kept as fractions
+PERCENT = ("mIoU", "mAcc", "aAcc", "pixel_accuracy")  # fractions in metrics.jsonl
 EXACT = ("mIoU", "mAcc", "aAcc", "learning_rate", "running")  # never smoothed
 LOGARITHMIC = ("loss", "auxiliary_loss", "mse", "vb", "denoising_error", "grad_norm")
-FIRST = (  # the order of panels; the others follow
+PANEL_ORDER = (  # other quantities follow
     "loss", "mIoU", "learning_rate", "mAcc", "aAcc", "pixel_accuracy", "denoising_error", "mse",
     "vb", "auxiliary_loss", "grad_norm", "images_per_second", "steps_per_second",
 )  # fmt: skip
@@ -29,26 +29,26 @@ RATES = {"images_per_second": "images/s", "steps_per_second": "steps/s"}
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """The moving average f64[N], centred, of about a twentieth of the curve, over what is not NaN.
+    """A centred moving average f64[N] over about a twentieth of the curve, skipping NaN.
 
-    Weights fall off as a bell and sum to one, also at the ends: a constant stays what it is.
+    The weights are Gaussian and sum to one, also at the ends: a constant is not changed.
     """
     spread = min(max(len(values) / 50, 0.5), 200)
     reach = np.arange(-np.ceil(3 * spread), np.ceil(3 * spread) + 1)
     bell = np.exp(-0.5 * (reach / spread) ** 2)
-    there = ~np.isnan(values)
+    finite = ~np.isnan(values)
     total, weight = (
-        np.convolve(np.where(there, part, 0.0), bell)[len(bell) // 2 :][: len(values)]
+        np.convolve(np.where(finite, part, 0.0), bell)[len(bell) // 2 :][: len(values)]
         for part in (values, 1.0)
     )
-    return np.where(there, total / np.maximum(weight, 1e-9), np.nan)
+    return np.where(finite, total / np.maximum(weight, 1e-9), np.nan)
 
 
-def draw(curves: Sequence[Curve]):
+def draw_curves(curves: Sequence[Curve]):
     """A matplotlib Figure with a panel per quantity, over steps, and one legend for all."""
-    from matplotlib.figure import Figure  # slow, and only needed here
+    from matplotlib.figure import Figure  # a slow import
 
-    quantities = ordered({quantity for curve in curves for quantity in curve.values})
+    quantities = panel_order({quantity for curve in curves for quantity in curve.values})
     columns = min(COLUMNS, len(quantities))
     rows = -(-len(quantities) // columns)
     size = (PANEL[0] * max(columns, 2), PANEL[1] * rows)
@@ -65,24 +65,24 @@ def draw(curves: Sequence[Curve]):
 
 
 def _legend_shape(curves: Sequence[Curve], width: float) -> tuple[int, int]:
-    """Lines and columns; legends fill up column by column, so a column for every run if it can."""
+    """Lines and columns. Legends fill column by column: each run has a column if there is room."""
     fit = max(1, int(10 * width // (8 + max(len(curve.name) for curve in curves))))
     runs = len({curve.run for curve in curves})
     lines = -(-len(curves) // min(fit, len(curves) if runs == 1 else runs))
     return lines, -(-len(curves) // lines)
 
 
-def ordered(quantities: set[str]) -> list[str]:
-    """The known quantities in the order of FIRST, then the others by name."""
-    return [q for q in FIRST if q in quantities] + sorted(quantities - set(FIRST))
+def panel_order(quantities: set[str]) -> list[str]:
+    """The quantities of PANEL_ORDER in its order, then the others by name."""
+    return [q for q in PANEL_ORDER if q in quantities] + sorted(quantities - set(PANEL_ORDER))
 
 
 def style_of(curve: Curve, curves: Sequence[Curve]) -> dict:
-    """Colour by run and line by stage; with one run alone, the stages differ in both."""
-    alone = len({other.run for other in curves}) == 1
-    number = curve.stage if alone else curve.run
-    turn = curve.stage if alone else curve.stage + number // len(LINES)
-    return dict(color=LINES[number % len(LINES)], linestyle=STYLES[turn % len(STYLES)])
+    """Colour by run and line style by stage; the stages of a single run differ in both."""
+    single_run = len({other.run for other in curves}) == 1
+    colour = curve.stage if single_run else curve.run
+    style = curve.stage if single_run else curve.stage + colour // len(LINES)
+    return dict(color=LINES[colour % len(LINES)], linestyle=STYLES[style % len(STYLES)])
 
 
 def _draw_panel(panel, quantity: str, curves: Sequence[Curve]):
@@ -92,7 +92,7 @@ def _draw_panel(panel, quantity: str, curves: Sequence[Curve]):
     logarithmic = quantity in LOGARITHMIC and _spans_a_decade([values for _, values in points])
     for curve, (steps, values) in zip(shown, points, strict=True):
         style = style_of(curve, curves)
-        if len(values) < SMOOTHED_FROM:
+        if len(values) < MIN_SMOOTHED:
             panel.plot(steps, values, linewidth=1.6, marker="o", markersize=3.5, **style)
         elif quantity in EXACT:
             panel.plot(steps, values, linewidth=1.6, **style)
@@ -138,16 +138,18 @@ def _draw_legend(figure, curves: Sequence[Curve], columns: int):
         fontsize=9, frameon=False, handlelength=2.6,
     )  # fmt: skip
     for text, curve in zip(legend.get_texts(), curves, strict=True):
-        text.set(text=curve.name, parse_math=False)  # "_a" and "a$b$" are names like others
+        text.set(text=curve.name, parse_math=False)  # matplotlib treats "_a" and "a$b$" specially
 
 
 def last_numbers(curves: Sequence[Curve]) -> str:
-    """A table, one line per curve: its last step and the last of some of its numbers."""
+    """A table, one line per curve: its last step and last values."""
     shown = [q for q in IN_TABLE if any(q in curve.values for curve in curves)]
     cells = [["", "step", *(RATES.get(quantity, quantity) for quantity in shown)]]
     for curve in curves:
         last = max(steps[-1] for steps, _ in curve.values.values())
-        numbers = [_written(q, curve.values[q][1][-1]) if q in curve.values else "-" for q in shown]
+        numbers = [
+            _formatted(q, curve.values[q][1][-1]) if q in curve.values else "-" for q in shown
+        ]
         cells.append([curve.name, str(last), *numbers])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
@@ -156,30 +158,30 @@ def last_numbers(curves: Sequence[Curve]) -> str:
     )
 
 
-def _written(quantity: str, value: float) -> str:
+def _formatted(quantity: str, value: float) -> str:
     return f"{100 * value:.2f} %" if quantity in PERCENT else f"{value:.4g}"
 
 
 def check_output(output: str | os.PathLike) -> str:
-    """The format of the picture; UserError for an ending that none has, and for a folder."""
+    """The format of the image file; UserError for an unknown ending, and for a folder."""
     ending = Path(str(output)).suffix.lower()
-    if ending not in FORMATS:
+    if ending not in FIGURE_FORMATS:
         raise UserError(
-            f"--output={output} must end with {', '.join(FORMATS)}. Try --output=curves.png."
+            f"--output={output} must end with {', '.join(FIGURE_FORMATS)}. Try --output=curves.png."
         )
     if not in_bucket(output) and open_path(output).is_dir():
         raise UserError(f"{output} is a folder. Give a file, such as --output={output}/curves.png.")
-    return FORMATS[ending]
+    return FIGURE_FORMATS[ending]
 
 
-def save(figure, output: str | os.PathLike):
-    """Writes the figure whole or not at all; the same curves give the same bytes."""
+def save_figure(figure, output: str | os.PathLike):
+    """Writes the figure atomically; the same curves give the same bytes."""
     import matplotlib
 
-    form, content = check_output(output), io.BytesIO()
+    file_format, content = check_output(output), io.BytesIO()
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with matplotlib.rc_context({"svg.hashsalt": "curves"}):
-        figure.savefig(content, format=form, metadata=dates.get(form))
+        figure.savefig(content, format=file_format, metadata=dates.get(file_format))
     path = open_path(output)
     with reachable(path):
         try:

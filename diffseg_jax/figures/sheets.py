@@ -1,7 +1,7 @@
-"""Label maps, uncertainty and errors as pictures, and sheets of them; no model.
+"""Draws label maps, uncertainty and errors as images, and sheets of them; knows no model.
 
-A picture is uint8[H, W, 3] RGB. Pixels to ignore (label 255) are plain black. `labels` is anything
-with `names` (K strings) and `palette` (K colours of three bytes), as every labelled source has.
+An image is uint8[H, W, 3] RGB. Ignored pixels (label 255) are black. `labels` is anything with
+`names` (K strings) and `palette` (K colours of three bytes), as in every labelled source.
 """
 
 import functools
@@ -18,30 +18,30 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.storage.paths import write_atomically
 
 BLACK, WHITE, INK, EDGE = (0, 0, 0), (255, 255, 255), (45, 45, 45), (140, 140, 140)
-WRONG = (213, 94, 0)  # vermillion: stands out from grey in every kind of colour vision
+WRONG = (213, 94, 0)  # vermillion, which differs from grey in every kind of colour vision
 
-# Pixels. A cell has BORDER of white on every side, so neighbours are two borders apart.
+# All sizes are in pixels. A cell has a white BORDER on every side, so images are two borders apart.
 BORDER, TEXT, TITLE, SWATCH, GAP = 6, 18, 30, 18, 8
-# Pictures in a sheet are scaled until their height lies in between, but for very wide ones.
-LOWEST, HIGHEST, WIDEST = 160, 640, 1280
+# Images in a sheet are scaled to a height in this range, unless they would become too wide.
+MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH = 160, 640, 1280
 CONTACT_WIDTH = 2000
-STEPS = 4  # columns of a sheet
+MAX_STEPS_SHOWN = 4  # columns of a sheet
 CELL = (34, 62)  # height and width in a table of numbers
 
-ALL = 20  # as many classes stand in every legend; of more, those that the pictures show
-ENTRY = 240  # pixels of a name in a legend, at most
+ALL_NAMED = 20  # up to so many classes, a legend names all; of more, those that the images show
+MAX_NAME_WIDTH = 240
 
-# Colours of lines that readers with any colour vision tell apart on white (Okabe and Ito 2008).
+# Line colours that differ on white in every kind of colour vision (Okabe and Ito 2008).
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
-# The colour map "magma" (CC0) at 16 equal steps; straight lines between them miss it by 3 of 255.
+# The colour map "magma" (CC0) at 16 equal steps; linear interpolation is off by 3 of 255 at most.
 MAGMA = (
     "000004 0b0924 20114b 3b0f70 57157e 721f81 8c2981 a8327d "
     "c43c75 de4968 f1605d fa7f5e fe9f6d febf84 fddea0 fcfdbf"
 )
 
 
-# One picture from one map.
+# ---- one image from one map ----------------------------------------------------------------------
 
 
 def colour_labels(mask: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
@@ -67,28 +67,28 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette, alpha: float = 0.5) ->
 
 
 def heat(values: np.ndarray) -> np.ndarray:
-    """float[H, W] in [0, 1] (clipped) -> uint8[H, W, 3]: 0 dark, 1 bright, evenly between."""
+    """float[H, W] in [0, 1] (clipped) -> uint8[H, W, 3], from dark at 0 evenly to bright at 1."""
     return _heat_table()[np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)]
 
 
 @functools.cache
 def _heat_table() -> np.ndarray:
     steps = np.array([tuple(bytes.fromhex(colour)) for colour in MAGMA.split()])
-    at = np.linspace(0, 255, len(steps))
-    channels = [np.interp(np.arange(256), at, channel) for channel in steps.T]
+    levels = np.linspace(0, 255, len(steps))
+    channels = [np.interp(np.arange(256), levels, channel) for channel in steps.T]
     return np.rint(np.stack(channels, -1)).astype(np.uint8)
 
 
 def errors(truth: np.ndarray, prediction: np.ndarray, image: np.ndarray | None = None):
-    """Wrong pixels vermillion, right ones dim grey (the image's, if given), ignored ones black.
+    """Wrong pixels vermillion, right ones dim grey (of the image, if given), ignored ones black.
 
     truth, prediction   int[H, W], 255 in the truth = ignored
     """
     grey = np.full(truth.shape, 90.0) if image is None else 30 + 0.45 * image.mean(axis=-1)
-    picture = np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=-1)
-    picture[truth != prediction] = WRONG
-    picture[truth == IGNORE] = BLACK
-    return picture
+    drawn = np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=-1)
+    drawn[truth != prediction] = WRONG
+    drawn[truth == IGNORE] = BLACK
+    return drawn
 
 
 def from_range(values: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.ndarray:
@@ -97,17 +97,17 @@ def from_range(values: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.n
     return np.rint(255 * np.clip(unit, 0, 1)).astype(np.uint8)
 
 
-# Pictures put together.
+# ---- images put together -------------------------------------------------------------------------
 
 
 def panel(columns: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-    """Pictures side by side, each under its title; without any title there is no line for them.
+    """Images side by side, each under its title; no line of titles if all are empty.
 
-    Every picture is scaled as `legible` says; white fills what a shorter one leaves.
+    Every image is scaled by `legible`; white fills the space below shorter images.
     """
-    pictures = [legible(picture) for _, picture in columns]
-    height = max(picture.shape[0] for picture in pictures)
-    cells = [_padded(picture, height=height) for picture in pictures]
+    images = [legible(image) for _, image in columns]
+    height = max(image.shape[0] for image in images)
+    cells = [_padded(image, height=height) for image in images]
     if any(title for title, _ in columns):
         cells = [
             np.concatenate([_line(title, cell.shape[1]), cell])
@@ -117,7 +117,7 @@ def panel(columns: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
 
 
 def rows(panels: Sequence[np.ndarray]) -> np.ndarray:
-    """Panels below each other, on the left, on white with an equal margin around."""
+    """Panels below each other, aligned on the left, on white with an equal margin."""
     width = max(part.shape[1] for part in panels)
     return _bordered(np.concatenate([_padded(part, width=width) for part in panels]))
 
@@ -142,29 +142,29 @@ def legend(names: Sequence[str], palette, width: int = 960) -> np.ndarray:
 
 
 def _entry_width(names: Sequence[str], width: int) -> int:
-    """Pixels of a swatch, the longest name and the room behind it; what is longer is shortened."""
+    """Pixels of a swatch, the longest name and a gap; longer names are shortened."""
     longest = max(_text_width(name) for name in names)
-    return min(SWATCH + GAP + min(longest, ENTRY) + 3 * GAP, width - 2 * BORDER)
+    return min(SWATCH + GAP + min(longest, MAX_NAME_WIDTH) + 3 * GAP, width - 2 * BORDER)
 
 
-def legible(picture: np.ndarray) -> np.ndarray:
-    """A low picture enlarged by repeating pixels, a large one averaged, by a whole factor."""
-    height, width = picture.shape[:2]
-    factor = min(-(-LOWEST // height), WIDEST // width)
+def legible(image: np.ndarray) -> np.ndarray:
+    """A small image enlarged by repeating pixels, a large one averaged, by a whole factor."""
+    height, width = image.shape[:2]
+    factor = min(-(-MIN_HEIGHT // height), MAX_WIDTH // width)
     if factor > 1:
-        return picture.repeat(factor, axis=0).repeat(factor, axis=1)
-    factor = max(-(-height // HIGHEST), -(-width // WIDEST))
-    return np.asarray(Image.fromarray(picture).reduce(factor)) if factor > 1 else picture
+        return image.repeat(factor, axis=0).repeat(factor, axis=1)
+    factor = max(-(-height // MAX_HEIGHT), -(-width // MAX_WIDTH))
+    return np.asarray(Image.fromarray(image).reduce(factor)) if factor > 1 else image
 
 
-def _bordered(picture: np.ndarray) -> np.ndarray:
-    return np.pad(picture, ((BORDER, BORDER), (BORDER, BORDER), (0, 0)), constant_values=255)
+def _bordered(image: np.ndarray) -> np.ndarray:
+    return np.pad(image, ((BORDER, BORDER), (BORDER, BORDER), (0, 0)), constant_values=255)
 
 
-def _padded(picture: np.ndarray, *, height: int = 0, width: int = 0) -> np.ndarray:
-    """White below and to the right until the picture has at least this size."""
-    down, right = max(height - picture.shape[0], 0), max(width - picture.shape[1], 0)
-    return np.pad(picture, ((0, down), (0, right), (0, 0)), constant_values=255)
+def _padded(image: np.ndarray, *, height: int = 0, width: int = 0) -> np.ndarray:
+    """White below and to the right until the image has at least this size."""
+    down, right = max(height - image.shape[0], 0), max(width - image.shape[1], 0)
+    return np.pad(image, ((0, down), (0, right), (0, 0)), constant_values=255)
 
 
 @functools.cache
@@ -177,38 +177,38 @@ def _text_width(text: str) -> int:
 
 
 def _line(text: str, width: int) -> np.ndarray:
-    """Text on white, uint8[TITLE, width, 3]; what does not fit loses its middle."""
-    keep = len(text)
+    """Text on white, uint8[TITLE, width, 3]; too long a text loses its middle."""
+    length = len(text)
     shown = text
-    while keep > 1 and _font().getlength(shown) > width:
-        keep -= 1
-        shown = f"{text[: (keep + 1) // 2]}..{text[len(text) - keep // 2 :]}"
+    while length > 1 and _font().getlength(shown) > width:
+        length -= 1
+        shown = f"{text[: (length + 1) // 2]}..{text[len(text) - length // 2 :]}"
     line = Image.new("RGB", (width, TITLE), WHITE)
     ImageDraw.Draw(line).text((0, TITLE // 2), shown, fill=INK, font=_font(), anchor="lm")
     return np.asarray(line)
 
 
 def _heat_scale(top: float) -> np.ndarray:
-    """The colours of `heat`, as a line for a legend that ends at `top`."""
+    """The colours of `heat` as a line of a legend, from 0 to `top`."""
     bar = heat(np.tile(np.linspace(0, 1, 256), (SWATCH, 1)))
     bar = np.pad(bar, (((TITLE - SWATCH) // 2,) * 2, (0, 8), (0, 0)), constant_values=255)
     return _bordered(np.concatenate([bar, _line(f"uncertainty, from 0 to {top:g}", 240)], axis=1))
 
 
-def legend_of_answers(labels) -> np.ndarray:
-    """What the colours of label maps, and of uncertainty from 0 to 1, stand for."""
+def prediction_legend(labels) -> np.ndarray:
+    """The legend of label maps, and of uncertainty from 0 to 1."""
     return rows([legend(labels.names, labels.palette), _heat_scale(1.0)])
 
 
-def _grid(titles: Sequence[str], pictures: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """Rows of pictures of any sizes, with aligned columns; only the first row carries titles."""
-    scaled = [[legible(picture) for picture in row] for row in pictures]
+def _grid(titles: Sequence[str], images: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """Rows of images of any sizes, with aligned columns; only the first row has titles."""
+    scaled = [[legible(image) for image in row] for row in images]
     widths = [
-        max(_text_width(title), *(picture.shape[1] for picture in column))
+        max(_text_width(title), *(image.shape[1] for image in column))
         for title, column in zip(titles, zip(*scaled, strict=True), strict=True)
     ]
     aligned = [
-        [_padded(picture, width=width) for picture, width in zip(row, widths, strict=True)]
+        [_padded(image, width=width) for image, width in zip(row, widths, strict=True)]
         for row in scaled
     ]
     untitled = [""] * len(titles)
@@ -218,13 +218,13 @@ def _grid(titles: Sequence[str], pictures: Sequence[Sequence[np.ndarray]]) -> li
     ]
 
 
-# The sheets that runs leave behind.
+# ---- the sheets of runs --------------------------------------------------------------------------
 
 
 def score_grid(scores: np.ndarray, row: str, rows: Sequence, column: str) -> np.ndarray:
     """A table of numbers f[R,C] whose cells are coloured from the lowest, dark, to the highest.
 
-    row, column   what the rows and columns are; rows: a heading for each, columns are numbered
+    row, column   names of the axes;  rows  a heading for each row, while columns are numbered
     """
     low, high = float(np.min(scores)), float(np.max(scores))
     shade = heat((scores - low) / max(high - low, 1e-9))
@@ -232,29 +232,29 @@ def score_grid(scores: np.ndarray, row: str, rows: Sequence, column: str) -> np.
     sheet = Image.new("RGB", size, WHITE)
     draw = ImageDraw.Draw(sheet)
 
-    def write(line, place, text, ink=INK):
-        centre = CELL[1] * (place + 0.5), CELL[0] * (line + 0.5)
+    def write(y, x, text, ink=INK):
+        centre = CELL[1] * (x + 0.5), CELL[0] * (y + 0.5)
         draw.text(centre, text, fill=ink, font=_font(), anchor="mm")
 
     write(0, 0.5, f"{row}, {column}:")
-    for place in range(scores.shape[1]):
-        write(0, place + 2, str(place))
-    for line, (heading, values) in enumerate(zip(rows, scores, strict=True), 1):
-        write(line, 0.5, str(heading))
-        for place, value in enumerate(values):
-            colour = tuple(int(part) for part in shade[line - 1, place])
-            corner = CELL[1] * (place + 2), CELL[0] * line
+    for index in range(scores.shape[1]):
+        write(0, index + 2, str(index))
+    for y, (heading, values) in enumerate(zip(rows, scores, strict=True), 1):
+        write(y, 0.5, str(heading))
+        for index, value in enumerate(values):
+            colour = tuple(int(part) for part in shade[y - 1, index])
+            corner = CELL[1] * (index + 2), CELL[0] * y
             draw.rectangle((*corner, corner[0] + CELL[1] - 2, corner[1] + CELL[0] - 2), fill=colour)
-            write(line, place + 2, f"{value:.1f}", WHITE if sum(colour) < 380 else BLACK)
+            write(y, index + 2, f"{value:.1f}", WHITE if sum(colour) < 380 else BLACK)
     return _bordered(np.asarray(sheet))
 
 
 def steps_plot(rows: Sequence[dict]) -> np.ndarray:
-    """Quality against reverse steps: a line per stage and number of draws.
+    """Mean IoU against reverse steps and time: a line per stage and number of draws.
 
-    rows   dicts of stage, steps (0 for a network without), draws, mIoU in [0, 1], ms per image
+    rows   dicts of stage, steps (0 if the network takes none), draws, mIoU in [0, 1], ms per image
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow, and seldom needed
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a slow import
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
@@ -285,7 +285,7 @@ def steps_plot(rows: Sequence[dict]) -> np.ndarray:
 
 
 def grid(images: np.ndarray) -> np.ndarray:
-    """Pictures uint8[N,H,W,3] in rows that make the whole about square, small ones enlarged."""
+    """Images uint8[N,H,W,3] in about as many rows as columns, small images enlarged."""
     columns = math.ceil(math.sqrt(len(images)))
     shown = [_bordered(legible(image)) for image in images]
     lines = [shown[start : start + columns] for start in range(0, len(shown), columns)]
@@ -294,21 +294,19 @@ def grid(images: np.ndarray) -> np.ndarray:
     return np.concatenate([np.concatenate(line, 1) for line in lines])
 
 
-def prediction_sheet(
-    images, truths, predictions, uncertainties, labels, steps=None
-) -> np.ndarray:
+def prediction_sheet(images, truths, predictions, uncertainties, labels, steps=None) -> np.ndarray:
     """One row per image: image | truth | prediction | uncertainty | error, and a legend below.
 
     images          uint8[H, W, 3] each, few enough to look at; sizes may differ
-    truths          int[H, W] each, 255 = ignored; or None: no column of truth and of error
+    truths          int[H, W] each, 255 = ignored; or None, for no columns of truth and error
     predictions     int[H, W] each
-    uncertainties   float[H, W] each, in [0, 1]; the brightest colour is that of the 99.5th
-                    percentile of the sheet, and the legend says which value that is
-    steps           int[T, H, W] each, the labels after every step of a sampler, T alike: at most
-                    STEPS of them are shown before the prediction, the first and the last among them
+    uncertainties   float[H, W] each, in [0, 1]; the brightest colour is the 99.5th percentile of
+                    the sheet, which the legend states
+    steps           int[T, H, W] each, the labels after every step of a sampler; MAX_STEPS_SHOWN of
+                    them stand before the prediction, among them the first and the last
     """
-    most = np.percentile(np.concatenate([np.ravel(values) for values in uncertainties]), 99.5)
-    top = np.clip(np.ceil(100 * most) / 100, 0.01, 1.0)
+    high = np.percentile(np.concatenate([np.ravel(values) for values in uncertainties]), 99.5)
+    top = np.clip(np.ceil(100 * high) / 100, 0.01, 1.0)
     titles = ["image", "prediction", "uncertainty"]
     columns = [
         images,
@@ -322,34 +320,36 @@ def prediction_sheet(
         columns.append([errors(*row) for row in zip(truths, predictions, images, strict=True)])
         marks = {"ignored": BLACK, "wrong": WRONG}
     if steps is not None:
-        place = titles.index("prediction")
-        for step in reversed(sorted(set(np.linspace(0, len(steps[0]) - 1, STEPS).astype(int)))):
-            titles.insert(place, f"step {step + 1}")
-            columns.insert(place, [colour_labels(maps[step], labels.palette) for maps in steps])
+        index = titles.index("prediction")
+        shown = np.linspace(0, len(steps[0]) - 1, MAX_STEPS_SHOWN).astype(int)
+        for step in reversed(sorted(set(shown))):
+            titles.insert(index, f"step {step + 1}")
+            columns.insert(index, [colour_labels(maps[step], labels.palette) for maps in steps])
     body = _grid(titles, list(zip(*columns, strict=True)))
-    shown = [mask for masks in (truths, predictions, steps) if masks is not None for mask in masks]
-    return rows([*body, _legend_below(labels, marks, body, shown), _heat_scale(top)])
+    given = [masks for masks in (truths, predictions, steps) if masks is not None]
+    legend_rows = _legend_below(labels, marks, body, [mask for masks in given for mask in masks])
+    return rows([*body, legend_rows, _heat_scale(top)])
 
 
 def _legend_below(labels, marks: dict, body: Sequence[np.ndarray], masks) -> np.ndarray:
-    """The legend of `masks`, as wide as the pictures, and not higher.
+    """The legend of `masks`, as wide as the images, and not higher.
 
-    Up to ALL classes are named all; of more, only those that occur; where even these are too many,
-    those of the most pixels, and how many are not named.
+    It names all classes if there are at most ALL_NAMED, else those that occur. If these are too
+    many, it names those with the most pixels and states how many others there are.
     """
     names, width = labels.names, max(part.shape[1] for part in body)
     chosen, count = range(len(names)), len(names)
-    if count > ALL:
+    if count > ALL_NAMED:
         pixels = sum(np.bincount(np.ravel(mask), minlength=256)[:count] for mask in masks)
         chosen = np.flatnonzero(pixels)
         more = f"and {len(chosen)} more"
         entry = _entry_width([*(names[k] for k in chosen), *marks, more], width)
         lines = max(1, sum(part.shape[0] for part in body) // TITLE - 1)
-        most = max(1, (width - 2 * BORDER) // entry) * lines - len(marks)
-        if len(chosen) > most:
-            often = np.argsort(-pixels, kind="stable")[: max(most - 1, 1)]
-            marks = {**marks, f"and {len(chosen) - len(often)} more": WHITE}
-            chosen = np.sort(often)
+        room = max(1, (width - 2 * BORDER) // entry) * lines - len(marks)
+        if len(chosen) > room:
+            largest = np.argsort(-pixels, kind="stable")[: max(room - 1, 1)]
+            marks = {**marks, f"and {len(chosen) - len(largest)} more": WHITE}
+            chosen = np.sort(largest)
     entries = [(names[k], labels.palette[k]) for k in chosen] + list(marks.items())
     entries = entries or [("ignored", BLACK)]
     return legend(*zip(*entries, strict=True), width)
@@ -359,7 +359,8 @@ def denoising_sheet(clean, noisy, denoised, low: float = -1.0, high: float = 1.0
     """One row per image: clean | noisy | denoised | removed.
 
     clean, noisy, denoised   float[H, W, 3] each, on one scale, shown from `low` to `high`
-    Removed is noisy - denoised, shown from -3 to 3 of its own standard deviations.
+
+    The last column is noisy - denoised, shown from -3 to 3 of its standard deviations.
     """
     removed = [np.asarray(n) - np.asarray(d) for n, d in zip(noisy, denoised, strict=True)]
     columns = [
@@ -372,10 +373,10 @@ def denoising_sheet(clean, noisy, denoised, low: float = -1.0, high: float = 1.0
 
 
 def contact_sheet(images, masks, labels, titles: Sequence[str]) -> np.ndarray:
-    """What is about to be trained on: images next to their labels painted over, with a legend.
+    """Training data: images next to overlays of their labels, with a legend.
 
     images   uint8[H, W, 3] each
-    masks    int[H, W] each, or None (then `labels` may be None too): images alone
+    masks    int[H, W] each; or None for images alone, then `labels` may be None too
     titles   one per image
     """
     cells = [[legible(image)] for image in images]
@@ -384,7 +385,7 @@ def contact_sheet(images, masks, labels, titles: Sequence[str]) -> np.ndarray:
             cell.append(legible(overlay(image, mask, labels.palette)))
     width = max(cell[0].shape[1] for cell in cells)
     titled = [
-        list(zip((title, ""), (_padded(picture, width=width) for picture in cell), strict=False))
+        list(zip((title, ""), (_padded(image, width=width) for image in cell), strict=False))
         for title, cell in zip(titles, cells, strict=True)
     ]
     per_row = max(1, CONTACT_WIDTH // (len(cells[0]) * (width + 2 * BORDER)))
@@ -397,8 +398,8 @@ def contact_sheet(images, masks, labels, titles: Sequence[str]) -> np.ndarray:
     return rows(body)
 
 
-def save_png(path: str | os.PathLike, picture: np.ndarray) -> None:
-    """Writes the picture whole or not at all; an older file of that name stays until then."""
+def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Writes the image atomically: an older file of that name stays until it is replaced."""
     content = io.BytesIO()
-    Image.fromarray(picture).save(content, format="PNG")
+    Image.fromarray(image).save(content, format="PNG")
     write_atomically(path, content.getvalue())

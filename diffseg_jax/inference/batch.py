@@ -1,5 +1,6 @@
-"""Pictures in files or folders -> label maps, uncertainty and a summary in files."""
+"""Images in files or folders -> label maps, uncertainty and a summary in files."""
 
+import dataclasses
 import json
 import os
 import time
@@ -15,130 +16,163 @@ from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
-from diffseg_jax.inference import prediction
-from diffseg_jax.inference.images import list_pictures, read_upright
+from diffseg_jax.inference.images import list_images, read_upright
+from diffseg_jax.inference.options import PredictOptions
+from diffseg_jax.inference.prediction import FILES, Prediction, path_of
 from diffseg_jax.inference.segmenter import Segmenter
+from diffseg_jax.metrics.uncertainty import image_uncertainty
 from diffseg_jax.storage.paths import in_bucket, make_folder, open_path, write_json
 
 SAVE_EVERY = 2  # seconds between two versions of the summary
-MANY_SIZES = 5  # compiled programs after which a hint is given
+MANY_SIZES = 5  # image sizes, each of which compiles, after which a hint is printed
 PALETTES = ("own", "readable")
 
 
 class Summary:
-    """summary.json: what was answered how, and which pictures are done or could not be read.
+    """summary.json: how images were predicted, and which are finished or could not be read.
 
-    Raises UserError where the folder holds answers of another network or of other options.
+    Raises UserError if the folder holds predictions of another network or with other options.
     """
 
-    def __init__(self, folder: str, facts: dict):
+    def __init__(self, folder: str, metadata: dict):
         self.folder, self.file = folder, open_path(folder) / "summary.json"
-        self.content = {**facts, "pictures": {}, "unreadable": {}}
+        self.content = {**metadata, "pictures": {}, "unreadable": {}}
         self.saved = 0.0
         if self.file.exists():
-            self._take_over(facts)
+            self._take_over(metadata)
 
-    def _take_over(self, facts):
+    def _take_over(self, metadata):
+        """Continues the summary of the same command."""
         try:
             old = json.loads(self.file.read_text())
-            there = {word: old[word] for word in facts}
+            old_metadata = {key: old[key] for key in metadata}
             self.content["pictures"] = dict(old["pictures"])
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{self.file} is not of this command. Give another --output.") from None
-        if lines := differing_lines(there, facts):
             raise UserError(
-                f"{self.folder} holds answers of another command; give another --output, or undo:"
-                + "\n  "
-                + "\n  ".join(lines)
+                f"{self.file} was not written by this command. Give another --output."
+            ) from None
+        if lines := differing_lines(old_metadata, metadata):
+            raise UserError(
+                f"{self.folder} holds predictions of another command; give another --output, or "
+                "undo:\n  " + "\n  ".join(lines)
             )
 
     def is_done(self, name: str, path: str) -> bool:
-        """Whether all files of a picture are there, and the picture is what it was."""
+        """Whether all files of an image are there, and the image has not changed since."""
         entry = self.content["pictures"].get(name)
         if entry is None or entry["file"] != path or entry["stamp"] != stamp(path):
             return False
-        files = (prediction.path_of(self.folder, name, kind) for kind in prediction.KINDS)
-        return all(open_path(file).exists() for file in files)
+        return all(open_path(path_of(self.folder, name, file)).exists() for file in FILES)
 
-    def add(self, name: str, path: str, answer: prediction.Answer, classes):
-        """Notes the answer for a picture, and writes the file now and then."""
-        facts = prediction.facts_of(answer, classes)
-        self.content["pictures"][name] = {"file": path, "stamp": stamp(path), **facts}
+    def add(self, name: str, path: str, prediction: Prediction):
+        """Notes the prediction for an image, and writes the file if it is SAVE_EVERY old."""
+        entry = {"file": path, "stamp": stamp(path), **statistics_of(prediction)}
+        self.content["pictures"][name] = entry
         if time.monotonic() - self.saved > SAVE_EVERY:
             self.save()
 
     def save(self):
-        """Writes the file whole, pictures in the order of their names."""
+        """Writes the file atomically, images in the order of their names."""
         self.content["pictures"] = dict(sorted(self.content["pictures"].items()))
         write_json(self.file, self.content)
         self.saved = time.monotonic()
 
 
 def stamp(path: str) -> list[int]:
-    """Bytes of a file and when it was last changed: other numbers, another picture."""
-    facts = open_path(path).stat()
+    """Size in bytes and time of the last change: if they differ, the image is another one."""
+    status = open_path(path).stat()
     if in_bucket(path):
-        return [int(facts.length), int(facts.mtime)]
-    return [facts.st_size, facts.st_mtime_ns]
+        return [int(status.length), int(status.mtime)]
+    return [status.st_size, status.st_mtime_ns]
+
+
+def statistics_of(prediction: Prediction) -> dict:
+    """The entry of one image in the summary; JSON values."""
+    uncertainty = prediction.uncertainty[0]
+    return {
+        "size": list(uncertainty.shape),
+        "shares": {name: round(part, 6) for name, part in prediction.class_shares().items()},
+        "uncertainty": round(float(uncertainty.mean()), 6),
+        "image_uncertainty": round(float(image_uncertainty(uncertainty)), 6),
+    }
+
+
+def metadata_of(segmenter: Segmenter, labels: Labels, options: PredictOptions) -> dict:
+    """The entries of the summary about the network and the options; JSON values."""
+    classes = zip(labels.names, labels.palette, strict=True)
+    return {
+        "version": diffseg_jax.__version__,
+        "checkpoint": str(segmenter.directory),
+        "step": segmenter.step,
+        "weights": segmenter.fingerprint,
+        "system": segmenter.system,
+        "dtype": segmenter.config.dtype,
+        "classes": [{"name": name, "color": list(colour)} for name, colour in classes],
+        "options": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(options).items()
+        },
+    }
 
 
 def predict_files(
-    segmenter: Segmenter, images: Sequence[str], output: str, palette: str = "own", **options
-) -> dict:
-    """Answers for pictures and all pictures of folders, in files; the content of summary.json.
+    segmenter: Segmenter, images: Sequence[str], output: str, options: PredictOptions,
+    palette: str = "own",
+) -> dict:  # fmt: skip
+    """Writes the predictions for images, and for all images in folders; returns the summary.
 
     palette  one of PALETTES
-    options  of `Segmenter.predict`
 
-    Pictures that are done are left out, those that cannot be read are listed. Raises UserError when
-    no picture is there or none can be read, and as `Summary`.
+    Finished images are skipped, unreadable ones are listed. Raises UserError if there is no image
+    or none can be read, and as `Summary`.
     """
-    check_apart(images, output)
-    found = list_pictures(images)
+    require_apart(images, output)
+    found = list_images(images)
     colours = distinct_colours(len(segmenter.names)) if palette == "readable" else segmenter.palette
     labels = Labels(segmenter.names, colours)
-    summary = Summary(output, facts_of(segmenter, labels, options))
-    left = {name: path for name, path in found if not summary.is_done(name, path)}
+    summary = Summary(output, metadata_of(segmenter, labels, options))
+    remaining = {name: path for name, path in found if not summary.is_done(name, path)}
     bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn())
-    task = bar.add_task("pictures", total=len(left))
-    pictures = readable(left, summary, lambda: bar.advance(task))
-    pictures = saying_sizes(pictures, bar.console, options.get("round_to"))
-    answered = segmenter.answers(pictures, **options)
+    task = bar.add_task("images", total=len(remaining))
+    named = readable(remaining, summary, lambda: bar.advance(task))
+    named = announce_sizes(named, bar.console, options.round_to)
+    predictions = segmenter.predict_named(named, options)
     if not in_bucket(output):
         make_folder(output)
-    sheets.save_png(f"{output}/legend.png", sheets.legend_of_answers(labels))
-    if len(left) < len(found):
-        print(f"{len(found) - len(left)} of {len(found)} pictures are done already", flush=True)
+    sheets.save_png(f"{output}/legend.png", sheets.prediction_legend(labels))
+    if len(remaining) < len(found):
+        print(f"{len(found) - len(remaining)} of {len(found)} images are done already", flush=True)
     with bar:
         try:
-            for answer in answered:
-                prediction.save_answer(output, answer, labels)
-                summary.add(answer.name, left[answer.name], answer, segmenter.names)
+            for prediction in predictions:
+                prediction.recoloured(colours).save(output)
+                (name,) = prediction.names
+                summary.add(name, remaining[name], prediction)
                 bar.advance(task)
         finally:
             summary.save()
-    if left and not summary.content["pictures"]:
+    if remaining and not summary.content["pictures"]:
         first = next(iter(summary.content["unreadable"].values()))
-        raise UserError(f"none of {len(found)} pictures can be read. The first: {first}")
+        raise UserError(f"none of {len(found)} images can be read. The first: {first}")
     return summary.content
 
 
 def readable(
-    left: dict[str, str], summary: Summary, passed_over: Callable[[], None]
+    remaining: dict[str, str], summary: Summary, advance: Callable[[], None]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and picture of each file that can be read; the others are noted and passed over."""
-    for name, path in left.items():
+    """Name and image of each file that can be read; the others go into the summary."""
+    for name, path in remaining.items():
         try:
             yield name, read_upright(path)
         except UserError as error:
             summary.content["unreadable"][path] = str(error)
-            passed_over()
+            advance()
 
 
-def saying_sizes(pictures, console, round_to) -> Iterator[tuple[str, np.ndarray]]:
-    """The pictures; says which sizes are new, and once what helps where there are many."""
+def announce_sizes(named, console, round_to) -> Iterator[tuple[str, np.ndarray]]:
+    """The images with names; prints which sizes are new, and a hint after MANY_SIZES of them."""
     sizes = set()
-    for name, image in pictures:
+    for name, image in named:
         height, width = size = image.shape[:2]
         if size not in sizes:
             sizes.add(size)
@@ -152,30 +186,12 @@ def saying_sizes(pictures, console, round_to) -> Iterator[tuple[str, np.ndarray]
         yield name, image
 
 
-def check_apart(images: Sequence[str], output: str):
-    """Raises UserError where answers would be written among the pictures."""
+def require_apart(images: Sequence[str], output: str):
+    """Raises UserError if predictions would be written into a folder of images."""
     folders = [Path(path) for path in images if not in_bucket(path) and os.path.isdir(path)]
     for folder in [] if in_bucket(output) else folders:
         if Path(output).resolve().is_relative_to(folder.resolve()):
             raise UserError(
-                f"--output={output} lies in --images={folder}, so that answers would be taken for "
-                "pictures the next time. Give a folder elsewhere."
+                f"--output={output} lies in --images={folder}, so the next command would take "
+                "predictions for images. Give another folder."
             )
-
-
-def facts_of(segmenter: Segmenter, labels: Labels, options: dict) -> dict:
-    """What a summary says of the network and how it was asked; JSON values."""
-    classes = zip(labels.names, labels.palette, strict=True)
-    return {
-        "version": diffseg_jax.__version__,
-        "checkpoint": str(segmenter.directory),
-        "step": segmenter.step,
-        "weights": segmenter.fingerprint,
-        "system": segmenter.system,
-        "dtype": segmenter.config.dtype,
-        "classes": [{"name": name, "color": list(colour)} for name, colour in classes],
-        "options": {
-            word: list(value) if isinstance(value, tuple) else value
-            for word, value in options.items()
-        },
-    }

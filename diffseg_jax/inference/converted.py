@@ -1,4 +1,4 @@
-"""Other people's checkpoint files, or a run of ours -> a directory that every command opens."""
+"""Official checkpoint files, or a run -> a directory with one checkpoint, which `load` opens."""
 
 import dataclasses
 import os
@@ -12,27 +12,28 @@ from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.named_sets import ADE20K, CITYSCAPES
 from diffseg_jax.data.palette import distinct_colours, numbered_labels
 from diffseg_jax.errors import UserError, choose
-from diffseg_jax.inference.locate import chosen_step, find
+from diffseg_jax.inference.locate import find_stage, step_to_open
 from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint, open_network
 from diffseg_jax.storage.paths import make_folder
 from diffseg_jax.storage.workdir import as_json, read_results
 from diffseg_jax.systems.inputs import IMAGENET_MEAN, IMAGENET_STD
-from diffseg_jax.weights.adm import Configuration, load_adm
+from diffseg_jax.weights.adm import PUBLISHED, Configuration, from_flags, load_adm
 from diffseg_jax.weights.ddp import load_ddp, settings_of
 from diffseg_jax.weights.formats import read_arrays
 
-PLAIN = {"seed": 0, "dtype": "float32", "remat": False}
-STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
-GROUPS = 32  # of the group norms in DDP's neck, where --groups does not say
+CONFIG = {"seed": 0, "dtype": "float32", "remat": False}  # of every converted network
+STORED_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
+UNUSED_FLAGS = ("use_fp16", "use_checkpoint")  # flags of guided diffusion that change no network
+NECK_GROUPS = 32  # of the group norms in DDP's neck, unless --groups is given
 
 
 def convert_adm(path: str | os.PathLike, output: str | os.PathLike, known: Configuration) -> int:
     """Writes a guided-diffusion state dict as a directory with one checkpoint.
 
     Returns the number of parameters. Raises UserError for a file that cannot be read or is not of
-    this network, and for an output directory that holds a checkpoint already.
+    this network, and for an output that exists.
     """
-    require_free(output)
+    require_unused(output)
     params = load_adm(read_arrays(path), known.settings, known.order, str(path))
     task = {
         "kind": "pretrain",
@@ -42,28 +43,50 @@ def convert_adm(path: str | os.PathLike, output: str | os.PathLike, known: Confi
         "normalisation": "v / 127.5 - 1",
     }
     config = {
-        **PLAIN, "system": "ddpm_seg", "model": task["model"], "diffusion": known.diffusion,
+        **CONFIG, "system": "ddpm_seg", "model": task["model"], "diffusion": known.diffusion,
         "samples": {"sampler": "ddpm", "steps": "", "eta": 0.0},
     }  # fmt: skip
-    return write(output, {"params": params}, path, config, task)
+    return save_converted(output, {"params": params}, path, config, task)
 
 
-def convert_ddp(path: str | os.PathLike, output: str | os.PathLike, groups: int = GROUPS) -> int:
+def adm_configuration(name: str, flags: dict) -> Configuration:
+    """The configuration with a published name, or of flags of guided diffusion.
+
+    Raises UserError for an unknown name, for both or neither, and for flags that make no network.
+    """
+    if name and flags:
+        raise UserError(
+            f"both --name={name} and --{next(iter(flags))} were given. Give the name or the flags."
+        )
+    if name:
+        return choose(PUBLISHED, name, "published configuration")
+    if not flags:
+        raise UserError(
+            f"the file does not tell which network it is of. Give --name ({', '.join(PUBLISHED)}) "
+            "or the flags that it was trained with."
+        )
+    used = {flag: value for flag, value in flags.items() if flag not in UNUSED_FLAGS}
+    return from_flags(**used)
+
+
+def convert_ddp(
+    path: str | os.PathLike, output: str | os.PathLike, groups: int = NECK_GROUPS
+) -> int:
     """Writes a segmentation checkpoint of DDP as a directory with one checkpoint.
 
-    groups  of the neck's group norms, which no file tells
+    groups  of the neck's group norms, which are not in the file
 
     Sampling is as published: 3 steps, probabilities accumulated for the 150 classes of ADE20K.
     Returns the number of parameters. Raises UserError as `convert_adm`, and for groups that do not
     divide the network's width.
     """
-    require_free(output)
+    require_unused(output)
     arrays = read_arrays(path)
     settings = settings_of(arrays, str(path))
     if groups < 1 or settings.width % groups:
         raise UserError(
             f"--groups is {groups}, which does not divide the {settings.width} channels of {path}. "
-            f"Give the number that the network was trained with, usually {GROUPS}."
+            f"Give the number that the network was trained with, usually {NECK_GROUPS}."
         )
     settings = dataclasses.replace(settings, groups=groups)
     values = load_ddp(arrays, settings, str(path))
@@ -87,31 +110,31 @@ def convert_ddp(path: str | os.PathLike, output: str | os.PathLike, groups: int 
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
     }
-    of_code = ("code", "code_scale", "num_classes")
+    label_code = ("code", "code_scale", "num_classes")
     config = {
-        **PLAIN, "system": "ddp", "new_head": False, "sampling": sampling,
-        "model": {word: v for word, v in task["model"].items() if word not in of_code},
+        **CONFIG, "system": "ddp", "new_head": False, "sampling": sampling,
+        "model": {key: v for key, v in task["model"].items() if key not in label_code},
         "diffusion": {"schedule": sampling["schedule"], "code": settings.code,
                       "code_scale": settings.code_scale},
     }  # fmt: skip
-    return write(output, values, path, config, task, **classes_meta(classes))
+    return save_converted(output, values, path, config, task, **classes_meta(classes))
 
 
 def convert_run(path: str | os.PathLike, output: str | os.PathLike, stage=None, step=None,
                 ema=None, dtype="float32") -> int:  # fmt: skip
     """Writes the network of a run, without optimizer and averages: a small directory to share.
 
-    path   whatever `load` opens;  stage, step, ema  as of `load`
-    dtype  in which parameters are stored: "float32", "float16" (half the size) or "bfloat16"
+    path, stage, step, ema  as of `load`
+    dtype  of the stored parameters: "float32", "float16" (half the size) or "bfloat16"
 
     Returns the number of parameters. Raises UserError as `convert_adm`, and as `load`.
     """
-    require_free(output)
-    kind = choose(STORED, dtype, "dtype")
-    directory = find(path, stage)
-    values, meta = open_network(directory, chosen_step(directory, step), ema)
-    values["params"] = jax.tree.map(lambda leaf: leaf.astype(kind), values["params"])
-    meta = {word: value for word, value in meta.items() if word not in ("arrays", "format")}
+    require_unused(output)
+    stored_dtype = choose(STORED_DTYPES, dtype, "dtype")
+    directory = find_stage(path, stage)
+    values, meta = open_network(directory, step_to_open(directory, step), ema)
+    values["params"] = jax.tree.map(lambda leaf: leaf.astype(stored_dtype), values["params"])
+    meta = {key: value for key, value in meta.items() if key not in ("arrays", "format")}
     if directory.parent.name == "checkpoints" and ema is None:
         results = read_results(directory.parent.parent).get(directory.name)
         meta["results"] = results if results and results["step"] == meta["step"] else None
@@ -119,7 +142,7 @@ def convert_run(path: str | os.PathLike, output: str | os.PathLike, stage=None, 
 
 
 def classes_meta(num_classes: int) -> dict:
-    """Names, and colours where they are known: of Cityscapes for 19 classes, of ADE20K for 150."""
+    """Names of classes, and their colours for the 19 of Cityscapes and the 150 of ADE20K."""
     ade20k = Labels(tuple(ADE20K.split(", ")), distinct_colours(150))
     labels = {19: CITYSCAPES, 150: ade20k}.get(num_classes)
     if labels is None:
@@ -128,8 +151,8 @@ def classes_meta(num_classes: int) -> dict:
     return {"classes": list(labels.names), "palette": palette}
 
 
-def require_free(output: str | os.PathLike):
-    """Makes the folder around an output; UserError if something is in the output's place."""
+def require_unused(output: str | os.PathLike):
+    """Makes the parent folder of an output; UserError if the output exists."""
     if has_checkpoint(output):
         raise UserError(f"{output} holds a checkpoint already. Give another --output.")
     if os.path.isfile(output):
@@ -137,10 +160,10 @@ def require_free(output: str | os.PathLike):
     make_folder(os.path.dirname(os.path.abspath(output)))
 
 
-def write(output, values: dict, path, config: dict, task: dict, **labels) -> int:
+def save_converted(output, values: dict, path, config: dict, task: dict, **labels) -> int:
     """Saves the values of a network as step 0; returns the number of parameters.
 
-    config  what `load` makes the task from
+    config  from which `load` makes the task;  labels  entries of `classes_meta`
     """
     meta = {
         "version": diffseg_jax.__version__,
@@ -156,8 +179,8 @@ def write(output, values: dict, path, config: dict, task: dict, **labels) -> int
 
 
 def save_values(output, values: dict, meta: dict) -> int:
-    """Saves the values of a network as the one step of a directory; the number of parameters."""
-    # NumPy arrays would be copied by the saver, since they might change meanwhile
+    """Saves the values of a network as the only step of a directory; the number of parameters."""
+    # Orbax copies NumPy arrays before it saves them, since they may change, but not jax arrays.
     values = jax.device_put(values, jax.local_devices(backend="cpu")[0])
     with StageCheckpoints(output) as checkpoints:
         checkpoints.save(meta["step"], values, {**meta, "ema": []})

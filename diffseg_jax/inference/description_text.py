@@ -1,4 +1,4 @@
-"""What is in a checkpoint, as lines for people."""
+"""The description of a checkpoint, as lines on a terminal."""
 
 from rich.console import Console
 from rich.text import Text
@@ -7,116 +7,121 @@ from diffseg_jax.metrics.segmentation import format_table
 from diffseg_jax.training.resources import size
 
 VIEWS = {
-    "whole": "whole pictures",
+    "whole": "whole images",
     "slide": "windows of {window[0]} x {window[1]} every {stride[0]} x {stride[1]}",
     "halves": "a left and a right half",
 }
 
 
-def show(found: dict, console: Console):
-    """Prints what `describe` found; swatches of colours where the terminal has any."""
-    written = f"diffseg_jax {found['version']}" if found["version"] else "an unknown version"
-    say = lambda text: console.print(text, soft_wrap=True, highlight=False, markup=False)
-    head = Text(f"{found['directory']}\n", style="bold")
-    arrays = f"{size(found['bytes'])} of arrays"
-    say(head.append(f"{found['system']}, written by {written}, {arrays}", "not bold"))
-    for heading, lines in sections(found, bool(console.color_system)):
-        say(Text(f"\n{heading}", style="bold"))
+def show(description: dict, console: Console):
+    """Prints a checkpoint's description, with swatches if the terminal has colours."""
+    version = description["version"]
+    version = f"diffseg_jax {version}" if version else "an unknown version"
+    print_text = lambda text: console.print(text, soft_wrap=True, highlight=False, markup=False)
+    head = Text(f"{description['directory']}\n", style="bold")
+    arrays = f"{size(description['bytes'])} of arrays"
+    line = f"{description['system']}, written by {version}, {arrays}"
+    print_text(head.append(line, "not bold"))
+    for heading, lines in sections(description, bool(console.color_system)):
+        print_text(Text(f"\n{heading}", style="bold"))
         for line in lines:
-            say(Text("  ").append(line))
+            print_text(Text("  ").append(line))
 
 
-def sections(found: dict, colours: bool) -> list[tuple[str, list]]:
-    """Headings and what stands below them; what is not known is left out."""
-    normal, data = found["normalisation"], found["trained_on"]
-    pictures = [normal["normalisation"] or "unknown"]
-    pictures += [f"{word} {normal[word]}" for word in ("mean", "std") if normal[word]]
-    everything = [
-        ("Stages", stage_lines(found)),
-        (f"Classes ({len(found['classes'])})", class_lines(found, colours)),
-        ("Parameters", parameter_lines(found)),
+def sections(description: dict, colours: bool) -> list[tuple[str, list]]:
+    """Headings and the lines below them; unknown values have none."""
+    normalisation, data = description["normalisation"], description["trained_on"]
+    taps, results = description["taps"], description["results"]
+    evaluation = description["evaluation"] if description["classes"] else None
+    inputs = [normalisation["normalisation"] or "unknown"]
+    inputs += [f"{key} {normalisation[key]}" for key in ("mean", "std") if normalisation[key]]
+    all_sections = [
+        ("Stages", stage_lines(description)),
+        (f"Classes ({len(description['classes'])})", class_lines(description, colours)),
+        ("Parameters", parameter_lines(description)),
         ("Trained on", [data_line(data)] if data else []),
-        ("Normalisation", [", ".join(pictures)]),
-        ("Evaluated on", [protocol_line(found["evaluation"])] if found["classes"] else []),
-        ("Features (taps)", [", ".join(found["taps"])] if found["taps"] else []),
-        ("Results", result_lines(found["results"]) if found["results"] else []),
-        ("To use it", [found["use"]["command"], *found["use"]["python"]]),
+        ("Normalisation", [", ".join(inputs)]),
+        ("Evaluated on", [protocol_line(evaluation)] if evaluation else []),
+        ("Features (taps)", [", ".join(taps)] if taps else []),
+        ("Results", result_lines(results) if results else []),
+        ("To use it", [description["use"]["command"], *description["use"]["python"]]),
     ]
-    return [(heading, lines) for heading, lines in everything if lines]
+    return [(heading, lines) for heading, lines in all_sections if lines]
 
 
-def stage_lines(found: dict) -> list[str]:
-    """One line a stage; the one that is described is marked."""
+def stage_lines(description: dict) -> list[str]:
+    """One line per stage; the described stage is marked."""
     lines = []
-    for stage in found["stages"]:
+    for stage in description["stages"]:
         steps = f"step {stage['step']:,}" + (f" of {stage['of']:,}" if stage["of"] else "")
-        said = [steps, "finished" if stage["finished"] else "not finished"]
-        said.append(f"from {stage['start']}")
+        parts = [steps, "finished" if stage["finished"] else "not finished"]
+        parts.append(f"from {stage['start']}")
         if stage["opened"] != stage["step"]:
-            said.append(f"opens step {stage['opened']:,}, the best")
+            parts.append(f"opens step {stage['opened']:,}, the best")
         if len(stage["kept"]) > 1:
-            said.append(f"keeps {', '.join(map(str, stage['kept']))}")
-        mark = "*" if stage["name"] == found["stage"] and len(found["stages"]) > 1 else " "
-        lines.append(f"{mark} {stage['name']}: {', '.join(said)}")
+            parts.append(f"keeps {', '.join(map(str, stage['kept']))}")
+        is_described = stage["name"] == description["stage"] and len(description["stages"]) > 1
+        mark = "*" if is_described else " "
+        lines.append(f"{mark} {stage['name']}: {', '.join(parts)}")
     return lines
 
 
-def class_lines(found: dict, colours: bool) -> list[Text]:
-    """Ids and names, with a swatch each where there are colours."""
+def class_lines(description: dict, colours: bool) -> list[Text]:
+    """Ids and names, with swatches if the terminal has colours."""
     lines = []
-    for number, name in enumerate(found["classes"]):
+    for number, name in enumerate(description["classes"]):
         line = Text(f"{number:3d} ")
-        if colours and number < len(found["palette"]):
-            line.append("██ ", style="rgb({},{},{})".format(*found["palette"][number]))
+        if colours and number < len(description["palette"]):
+            line.append("██ ", style="rgb({},{},{})".format(*description["palette"][number]))
         lines.append(line.append(name))
     return lines
 
 
-def parameter_lines(found: dict) -> list[str]:
-    """One line a part, and their sum."""
+def parameter_lines(description: dict) -> list[str]:
+    """One line per part of the network, and their sum."""
     parts = [
         (entry["part"] + ("" if entry["trained"] else " (frozen)"), entry["count"], entry["bytes"])
-        for entry in found["parameters"]
+        for entry in description["parameters"]
     ]
     parts.append(("all", sum(part[1] for part in parts), sum(part[2] for part in parts)))
     width = max(len(name) for name, _, _ in parts)
-    lines = [f"{name:{width}}  {count:>13,}  {size(held):>9}" for name, count, held in parts]
-    if found["averages"]:
-        lines.append(f"and moving averages of rate {', '.join(map(str, found['averages']))}")
+    lines = [f"{name:{width}}  {count:>13,}  {size(total):>9}" for name, count, total in parts]
+    if description["averages"]:
+        lines.append(f"and moving averages of rate {', '.join(map(str, description['averages']))}")
     return lines
 
 
 def data_line(data: dict) -> str:
-    """What a stage learned from."""
-    place = data["source"] + (f" in {data['path']}" if data["path"] else "")
-    place += f", split {data['split']}"
-    chosen = data["labelled"]
-    if chosen is None:
-        return f"{place}, without labels"
-    images = f"{chosen['n']:,} of {chosen['of']:,} labelled images"
-    return f"{place}: {images} (seed {chosen['seed']}, sha256 {chosen['sha256'][:12]})"
+    """The training data of a stage."""
+    source = data["source"] + (f" in {data['path']}" if data["path"] else "")
+    source += f", split {data['split']}"
+    subset = data["labelled"]
+    if subset is None:
+        return f"{source}, without labels"
+    images = f"{subset['n']:,} of {subset['of']:,} labelled images"
+    return f"{source}: {images} (seed {subset['seed']}, sha256 {subset['sha256'][:12]})"
 
 
 def protocol_line(options: dict) -> str:
-    """How evaluation shows pictures."""
-    said = [VIEWS[options["view"]].format(**options)]
+    """How evaluation shows images."""
+    parts = [VIEWS[options["view"]].format(**options)]
     if options["split"]:
-        said[0] += f" of split {options['split']}"
+        parts[0] += f" of split {options['split']}"
     if options["short"]:
-        said.append(f"shorter side brought to {options['short']}")
+        parts.append(f"shorter side resized to {options['short']}")
     elif any(options["limit"]):
-        said.append("made to fit {} x {}".format(*options["limit"]))
+        parts.append("resized to fit {} x {}".format(*options["limit"]))
     if list(options["scales"]) != [1.0]:
-        said.append(f"at scales {', '.join(map(str, options['scales']))}")
+        parts.append(f"at scales {', '.join(map(str, options['scales']))}")
     if options["flip"]:
-        said.append("and mirrored")
-    return ", ".join(said)
+        parts.append("and mirrored")
+    return ", ".join(parts)
 
 
 def result_lines(results: dict) -> list[str]:
-    """The table of IoU, and what it was measured on."""
+    """The table of IoU, and the number of images."""
     table = format_table({f"step {results['step']:,}": results}).splitlines()
-    measured = f"on {results['images']:,} images"
+    images = f"on {results['images']:,} images"
     if results.get("AUROC") is not None:
-        measured += f"; uncertainty tells errors with an AUROC of {results['AUROC']:.3f}"
-    return [*table, measured]
+        images += f"; uncertainty predicts errors with an AUROC of {results['AUROC']:.3f}"
+    return [*table, images]

@@ -1,4 +1,4 @@
-"""A trained model -> a folder that answers pictures of one size without this package."""
+"""A trained model -> a folder that predicts images of one size without this package."""
 
 import dataclasses
 import importlib.util
@@ -21,102 +21,103 @@ from diffseg_jax.inference.views import Protocol, View, predict_whole
 from diffseg_jax.storage.paths import make_folder, write_atomically
 from diffseg_jax.systems.system import Task
 
-MODEL, NOTES = "model.stablehlo", "model.json"
+MODEL, DESCRIPTION = "model.stablehlo", "model.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
 LOAD = (
     "from jax import export, jit",
     f'model = jit(export.deserialize(bytearray(open("{MODEL}", "rb").read())).call)',
-    "answer = model(images)  # uint8[b, {0}, {1}, 3] -> labels, probs, uncertainty",
+    "outputs = model(images)  # uint8[b, {0}, {1}, 3] -> labels, probs, uncertainty",
 )
 
 
 def export(
     segmenter: Segmenter, output: str | os.PathLike, *, size: tuple[int, int],
     steps: int | None = None, samples: int | None = None, seed: int | None = None,
-    platforms: Sequence[str] = PLATFORMS, say: Callable[[str], None] = lambda line: None,
+    platforms: Sequence[str] = PLATFORMS, log: Callable[[str], None] = lambda line: None,
 ) -> dict:  # fmt: skip
-    """Writes a folder that holds the model and what model.json says, which is returned.
+    """Writes a folder with the model and model.json, whose content is returned.
 
     segmenter  what `diffseg_jax.load` returned
-    output     a new folder; it is there whole, or not at all
-    size       (height, width) of the pictures that the model will take
+    output     a new folder; it is complete, or not there at all
+    size       (height, width) of the images that the model will take
     steps, samples, seed  as of `Segmenter.predict`
     platforms  where it will run: some of "cpu", "cuda", "tpu"
-    say        is told what takes long
+    log        is called with a line before a slow step
 
-    The model takes uint8[b, height, width, 3], any b, and answers {"labels" int32[b,H,W], "probs"
-    float32[b,H,W,K], "uncertainty" float32[b,H,W]} as `predict` does of whole pictures at their own
-    size, up to rounding: 1e-5 in float32, some thousandths in bfloat16. Warns where evaluation
-    averages over windows, scales or mirror images, as the model does not. Raises UserError for a
-    size that evaluation would change first, platforms that there are not, an output that is there
-    already, a network that does not segment and one of over 2 GB.
+    The model takes uint8[b, height, width, 3] for any b, and returns {"labels" int32[b,H,W],
+    "probs" float32[b,H,W,K], "uncertainty" float32[b,H,W]}: what `predict` returns for whole images
+    that are not resized, up to rounding (1e-5 in float32, some thousandths in bfloat16). Warns if
+    the evaluation averages over windows, scales or mirror images, which the model does not. Raises
+    UserError for a size that the evaluation would change first, unknown platforms, an output that
+    exists, a network that does not segment, and a network of over 2 GB.
     """
     output, size = check_request(output, size, platforms)
     check_protocol(segmenter.protocol, size)
     task = segmenter.task_for(steps, samples)
     require_classes(segmenter, task)
-    say(f"{segmenter.directory}: traces step {segmenter.step} for {', '.join(platforms)}")
+    log(f"{segmenter.directory}: traces step {segmenter.step} for {', '.join(platforms)}")
     seed = int(segmenter.seed_for(seed))
-    function = answer_of(task, segmenter.network, size, seed)
+    function = prediction_function(task, segmenter.network, size, seed)
     (b,) = stablehlo.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((b, *size, 3), jnp.uint8)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "A large amount of constants")  # the weights
         exported = stablehlo.export(jax.jit(function), platforms=tuple(platforms))(images)
-    facts = describe(segmenter, task, exported, seed)
+    description = model_json(segmenter, task, exported, seed)
     write_folder(output, {
         MODEL: serialized(exported),
-        NOTES: (json.dumps(facts, indent=2) + "\n").encode(),
+        DESCRIPTION: (json.dumps(description, indent=2) + "\n").encode(),
     })  # fmt: skip
-    return facts
+    return description
 
 
-def answer_of(task: Task, network: dict, size: tuple[int, int], seed: int) -> Callable:
-    """u8[b,H,W,3] -> {"labels", "probs", "uncertainty"} of whole pictures, b being symbolic.
+def prediction_function(
+    task: Task, network: dict, size: tuple[int, int], seed: int
+) -> Callable[[jax.Array], dict]:
+    """u8[b,H,W,3] -> {"labels", "probs", "uncertainty"} of whole images, b being symbolic.
 
-    Each picture is answered as a batch of one: together, but for features of an ensemble, which
-    take much memory and so come one picture after another.
+    Each image is predicted as a batch of one, all of them at the same time; but one after another
+    with an ensemble, whose features take much memory.
     """
-    network = jax.tree.map(np.asarray, network)  # whole, wherever it lives
+    network = jax.tree.map(np.asarray, network)
     valid = np.array([size], np.int32)
 
-    def of_one(picture):
+    def predict_one(image):
         values = jax.tree.map(jnp.asarray, network)
-        found = predict_whole(task.predict(values, picture[None], valid, seed=seed), jnp)
+        maps = predict_whole(task.predict(values, image[None], valid, seed=seed), jnp)[0]
         return {
-            "labels": found.labels[0].astype(jnp.int32),
-            "probs": found.probs[0].astype(jnp.float32),
-            "uncertainty": found.uncertainty[0].astype(jnp.float32),
+            "labels": maps.labels.astype(jnp.int32),
+            "probs": maps.probs.astype(jnp.float32),
+            "uncertainty": maps.uncertainty.astype(jnp.float32),
         }
 
     if task.fit:
-        return lambda images: jax.lax.map(of_one, images)
-    return jax.vmap(of_one)
+        return lambda images: jax.lax.map(predict_one, images)
+    return jax.vmap(predict_one)
 
 
 def serialized(exported: stablehlo.Exported) -> bytes:
-    """The bytes of model.stablehlo; UserError where they are more than such a file can hold."""
+    """The bytes of model.stablehlo; UserError if they are more than such a file can hold."""
     from flatbuffers.builder import BuilderSizeError
 
     try:
         return bytes(exported.serialize())
     except BuilderSizeError:
         raise UserError(
-            "the network is larger than 2 GB, which no file of jax.export can hold. Use it by "
+            "the network is larger than 2 GB, the limit of a file of jax.export. Use it by "
             "diffseg_jax.load, or export a smaller one."
         ) from None
 
 
-def describe(segmenter: Segmenter, task: Task, exported, seed: int) -> dict:
-    """What model.json says."""
+def model_json(segmenter: Segmenter, task: Task, exported, seed: int) -> dict:
+    """The content of model.json."""
     _, height, width, _ = exported.in_avals[0].shape
+    outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
     meanings = {
-        "labels": "the class of every pixel, its place in classes",
+        "labels": "the class of every pixel, an index into classes",
         "probs": "of every class, summing to 1",
-        "uncertainty": "0 sure, 1 unsure",
+        "uncertainty": "0 certain, 1 uncertain",
     }
-    shapes = {name: [*map(_plain, aval.shape)] for name, aval in _outputs(exported).items()}
-    types = {name: aval.dtype.name for name, aval in _outputs(exported).items()}
     sampling = task.meta.get("sampling", {})
     return {
         "library": f"diffseg_jax {diffseg_jax.__version__}",
@@ -130,11 +131,15 @@ def describe(segmenter: Segmenter, task: Task, exported, seed: int) -> dict:
             "dtype": "uint8",
             "shape": ["b", height, width, 3],
             "range": [0, 255],
-            "meaning": "b pictures, red green blue, as a file of pictures holds them",
+            "meaning": "b images, red green blue, as in an image file",
         },
         "outputs": {
-            name: {"dtype": types[name], "shape": shapes[name], "meaning": meanings[name]}
-            for name in meanings
+            name: {
+                "dtype": outputs[name].dtype.name,
+                "shape": [s if isinstance(s, int) else str(s) for s in outputs[name].shape],
+                "meaning": meaning,
+            }
+            for name, meaning in meanings.items()
         },
         "options": {
             "steps": sampling.get("steps"), "samples": sampling.get("draws"), "seed": seed,
@@ -145,22 +150,14 @@ def describe(segmenter: Segmenter, task: Task, exported, seed: int) -> dict:
     }  # fmt: skip
 
 
-def _outputs(exported):
-    return jax.tree.unflatten(exported.out_tree, exported.out_avals)
-
-
-def _plain(side):
-    return side if isinstance(side, int) else str(side)
-
-
 # ---- what can be wrong -------------------------------------------------------------------------
 
 
 def check_request(output, size, platforms) -> tuple[Path, tuple[int, int]]:
-    """The output and the size; UserError for what no checkpoint can be exported with."""
+    """The output and the size; UserError if no checkpoint can be exported with them."""
     if importlib.util.find_spec("flatbuffers") is None:
         raise UserError(
-            "jax writes exported models by flatbuffers, which is not there: "
+            "jax writes exported models with flatbuffers, which is not installed: "
             'pip install "diffseg_jax[export]".'
         )
     if len(size) != 2 or any(side != int(side) or side < 1 for side in size):
@@ -180,29 +177,29 @@ def check_request(output, size, platforms) -> tuple[Path, tuple[int, int]]:
 
 
 def check_protocol(protocol: Protocol, size: tuple[int, int]):
-    """Raises UserError where evaluation would resize such pictures, warns where it sees more."""
+    """Raises UserError if evaluation would resize such images, warns if it averages over views."""
     height, width = size
-    shown = dataclasses.replace(protocol, scales=(1.0,)).sizes(size)[0]
-    if shown != size:
-        wanted = "{},{}".format(*shown)
+    resized = dataclasses.replace(protocol, scales=(1.0,)).sizes(size)[0]
+    if resized != size:
+        wanted = "{},{}".format(*resized)
         raise UserError(
-            f"evaluation of this checkpoint first brings pictures of {height} x {width} to "
-            f"{shown[0]} x {shown[1]}, which an exported model does not. Try --size={wanted}, and "
-            "give it pictures of that size."
+            f"evaluation of this checkpoint first resizes images of {height} x {width} to "
+            f"{resized[0]} x {resized[1]}, which an exported model does not. Try --size={wanted}, "
+            "and give it images of that size."
         )
-    more = []
+    views = []
     if protocol.view is View.SLIDE and protocol.window != size:
-        more.append("windows of {} x {}".format(*protocol.window))
+        views.append("windows of {} x {}".format(*protocol.window))
     if protocol.view is View.HALVES:
-        more.append("a left and a right half")
+        views.append("a left and a right half")
     if protocol.scales != (1.0,):
-        more.append(f"the scales {', '.join(map(str, protocol.scales))}")
+        views.append(f"the scales {', '.join(map(str, protocol.scales))}")
     if protocol.flip:
-        more.append("the mirror image")
-    if more:
+        views.append("the mirror image")
+    if views:
         warnings.warn(
-            f"evaluation of this checkpoint goes through {' and '.join(more)}; the exported model "
-            f"answers whole pictures of {height} x {width} as they are, so its answers differ",
+            f"evaluation of this checkpoint averages over {' and '.join(views)}; the exported "
+            f"model takes images of {height} x {width} as they are, so its predictions differ",
             stacklevel=3,
         )
 
@@ -212,12 +209,12 @@ def require_classes(segmenter: Segmenter, task: Task):
     if task.predict is None:
         raise UserError(
             f"{segmenter.directory} was trained without labels, so it cannot segment and there is "
-            "no answer to export. Give the stage that was trained with labels."
+            "no prediction to export. Give the stage that was trained with labels."
         )
 
 
 def write_folder(output: Path, files: dict[str, bytes]):
-    """Writes a folder that is either whole or not there."""
+    """Writes a folder that is either complete or not there."""
     make_folder(output.parent)
     partial = output.with_name(f".{output.name}.{os.getpid()}")
     try:

@@ -15,11 +15,11 @@ def make_forward(
     """(images, valid) -> numpy maps, for `predict`; compiled once per padded image size.
 
     function  (network, images, valid) -> probabilities or a dict of maps, jitted
-    stride    padding to its multiples changes no answer (`Task.stride`)
+    stride    padding to its multiples changes no output (`Task.stride`)
 
-    Fewer images than `batch_size` are filled up with copies. In one process the batch is split over
-    the mesh. Several processes each put the network on their own devices, which share it, and work
-    through their own images: none waits for another.
+    Fewer images than `batch_size` are padded with copies. In one process the batch is split over
+    the mesh. Each of several processes puts the network on its own devices and works through its
+    own images, so that no process waits for another.
     """
     if jax.process_count() > 1:
         network = jax.tree.map(_on_host, network)
@@ -34,15 +34,15 @@ def make_forward(
         batch = np.pad(images[rows], padding), valid[rows]
         if len(rows) % mesh.size == 0:
             batch = jax.device_put(batch, batch_sharding(mesh))
-        answer = function(network, *batch)
-        cut = np.s_[: len(images), :height, :width] if stride > 1 else np.s_[: len(images)]
-        return jax.tree.map(lambda part: np.asarray(part)[cut], answer)
+        output = function(network, *batch)
+        inside = np.s_[: len(images), :height, :width] if stride > 1 else np.s_[: len(images)]
+        return jax.tree.map(lambda maps: np.asarray(maps)[inside], output)
 
     return forward
 
 
 def _on_host(array):
-    """The whole array as numpy, if parts of it live in other processes."""
+    """The complete array as numpy, gathered if other processes hold parts of it."""
     if isinstance(array, np.ndarray) or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)

@@ -1,4 +1,4 @@
-"""Where a trained network lies: the directory of a stage, and the step in it."""
+"""Finds a trained network: the directory of a stage, and the step to open."""
 
 import os
 from pathlib import Path
@@ -12,14 +12,17 @@ from diffseg_jax.storage.workdir import read_config, read_results
 PRETRAINED = {"scenes": Path(__file__).parents[1] / "pretrained" / "scenes"}  # in the package
 
 
-def find(path: str | os.PathLike, stage: str | None = None) -> Path:
-    """The directory of a stage that a path means; see `load`.
+def find_stage(path: str | os.PathLike, stage: str | None = None) -> Path:
+    """The directory of a stage for a path, as of `load`.
 
-    Raises UserError, with what was looked for, when there is none.
+    Raises UserError with the searched paths if there is none.
     """
     if str(path).startswith(("hf:/", "gs:/")) and "://" not in str(path):
-        raise UserError(f'{path} was an address. Give it as text, such as "gs://bucket/runs/a".')
-    asked, path = path, open_path(fetch(str(path)) if in_hub(path) else path)
+        raise UserError(
+            f"{path} was an address before pathlib changed it. Give it as text, such as "
+            '"gs://bucket/runs/a".'
+        )
+    given, path = path, open_path(fetch(str(path)) if in_hub(path) else path)
     with reachable(path):
         stages = stages_in(path)
         if not stages and not has_checkpoint(path) and str(path) in PRETRAINED:
@@ -29,46 +32,47 @@ def find(path: str | os.PathLike, stage: str | None = None) -> Path:
                 raise UserError(f"{path} is one stage already. Leave the stage out.")
             return path
         if stages:
-            return choose(stages, stage or best_stage(path, stages), f"stage in {asked}")
+            return choose(stages, stage or best_stage(path, stages), f"stage in {given}")
     if path.is_file():
         raise UserError(
-            f"{path} is a file, but a checkpoint is a directory. Official files are turned into "
-            "one by python -m diffseg_jax.convert."
+            f"{path} is a file, but a checkpoint is a directory. python -m diffseg_jax.convert "
+            "makes one of an official file."
         )
-    there = "holds no checkpoint" if path.is_dir() else "is not there"
+    problem = "holds no checkpoint" if path.is_dir() else "is not there"
     raise UserError(
-        f"{asked} {there}: looked for {asked}/<step> and {asked}/checkpoints/<stage>/<step>. Give "
-        f"a workdir, the directory of a stage or of a converted file, or {', '.join(PRETRAINED)}."
+        f"{given} {problem}: looked for {given}/<step> and {given}/checkpoints/<stage>/<step>. "
+        "Give a workdir, the directory of a stage or of a converted file, or "
+        f"{', '.join(PRETRAINED)}."
     )
 
 
 def stages_in(workdir: str | os.PathLike) -> dict[str, Path]:
     """Name -> directory of the stages of a workdir that hold a checkpoint, in its run's order."""
     workdir = open_path(workdir)
-    found = {place.name: place for place in sorted(workdir.glob("checkpoints/*"))}
-    found = {name: place for name, place in found.items() if has_checkpoint(place)}
+    found = {folder.name: folder for folder in sorted(workdir.glob("checkpoints/*"))}
+    found = {name: folder for name, folder in found.items() if has_checkpoint(folder)}
     run = read_config(workdir).get("run", [])
     return {name: found[name] for name in sorted(found, key=lambda n: n in run and run.index(n))}
 
 
 def best_stage(workdir: str | os.PathLike, stages: dict[str, Path]) -> str:
-    """The stage that one would use: see `load`. A run may hold poorer ones, to compare with."""
+    """The stage that `load` opens by default; a run may hold others to compare with."""
     results = read_results(open_path(workdir))
     measured = [name for name in stages if results.get(name, {}).get("mIoU") is not None]
     if measured:
         return max(measured, key=lambda name: results[name]["mIoU"])
-    able = [name for name, directory in stages.items() if "classes" in open_meta(directory)]
-    return (able or list(stages))[-1]
+    segmenting = [name for name, folder in stages.items() if "classes" in open_meta(folder)]
+    return (segmenting or list(stages))[-1]
 
 
-def chosen_step(directory: str | os.PathLike, step: int | None = None) -> int | None:
-    """The step to open: the one asked for, the best where the config says so, None for the last.
+def step_to_open(directory: str | os.PathLike, step: int | None = None) -> int | None:
+    """The step to open: the given one, the best if the config says so, or None for the last.
 
-    Raises UserError for a step that is not there.
+    Raises UserError for a step that does not exist.
     """
-    there = sorted(steps_in(directory))
-    if step is not None and step not in there:
-        raise UserError(f"{directory} holds no step {step}. It holds {', '.join(map(str, there))}.")
+    saved = sorted(steps_in(directory))
+    if step is not None and step not in saved:
+        raise UserError(f"{directory} holds no step {step}. It holds {', '.join(map(str, saved))}.")
     evaluate = open_meta(directory)["config"].get("evaluate", {})
     if step is None and evaluate.get("checkpoint") == "best":
         with StageCheckpoints(directory, read_only=True) as checkpoints:

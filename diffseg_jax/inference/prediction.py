@@ -1,6 +1,5 @@
-"""What a segmenter answers: label maps, probabilities and uncertainty, to look at and to keep."""
+"""What a segmenter predicts: label maps, probabilities and uncertainty, to look at and to save."""
 
-import dataclasses
 import functools
 import io
 from collections.abc import Sequence
@@ -11,106 +10,104 @@ from PIL import Image
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.figures import sheets
-from diffseg_jax.metrics.uncertainty import image_uncertainty
+from diffseg_jax.inference.views import Maps
 
-SHOWN = 4  # pictures of a prediction that a notebook displays
-KINDS = ("labels", "color", "overlay", "uncertainty")  # of files, by the end of their names
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """The answer for one picture.
-
-    name           of its file, without ending, or a number
-    image          u8[H, W, 3]
-    labels         i32[H, W], 0..K-1
-    probs          f32[H, W, K], sums to 1
-    uncertainty    f32[H, W] in [0, 1]
-    uncertainties  the same by name, see `systems.prediction.Maps`
-    """
-
-    name: str
-    image: np.ndarray
-    labels: np.ndarray
-    probs: np.ndarray
-    uncertainty: np.ndarray
-    uncertainties: dict[str, np.ndarray]
+MAX_SHOWN = 4  # images of a prediction that a notebook displays
+MAX_NAMED = 6  # classes in the text of a prediction
+FILES = ("labels", "color", "overlay", "uncertainty")  # ends of the names of saved images
 
 
 class Prediction:
-    """The answers for some pictures. Arrays of pictures of one size are stacked; else, lists.
+    """The predictions for some images. Arrays of images of one size are stacked; else, lists.
 
-    names          B strings: of the files, or numbers
-    images         u8[B, H, W, 3], as they were shown
+    names          B strings: the names of files without ending, or numbers
+    images         u8[B, H, W, 3], as they were given
     labels         i32[B, H, W], 0..K-1
     probs          f32[B, H, W, K], sums to 1
     uncertainty    f32[B, H, W] in [0, 1]
     uncertainties  dict of such: "entropy", and of some systems "changes", "spread"
     classes        K names;  palette  K colours (r, g, b)
 
-    `prediction[i]` is that of one picture, `len` their number; a notebook displays it.
+    `prediction[i]` is that of one image, `len` their number; a notebook displays it.
     """
 
-    def __init__(self, answers: Sequence[Answer], labels: Labels):
-        self.answers = tuple(answers)
+    def __init__(
+        self, names: Sequence[str], images: Sequence[np.ndarray], maps: Sequence[Maps],
+        labels: Labels,
+    ):  # fmt: skip
+        """maps: those of each image, without B; labels: names and colours of the classes."""
+        self.names = tuple(names)
         self.classes, self.palette = labels.names, labels.palette
-        self._labels = labels
+        self._images, self._maps, self._labels = tuple(images), tuple(maps), labels
 
     def __len__(self) -> int:
-        return len(self.answers)
+        return len(self.names)
 
     def __getitem__(self, index) -> "Prediction":
-        chosen = self.answers[index]
-        return Prediction(chosen if isinstance(index, slice) else [chosen], self._labels)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(answer.name for answer in self.answers)
+        rows = range(len(self))[index]
+        rows = rows if isinstance(index, slice) else [rows]
+        names, images, maps = (
+            [values[row] for row in rows] for values in (self.names, self._images, self._maps)
+        )
+        return Prediction(names, images, maps, self._labels)
 
     @functools.cached_property
     def images(self):
-        return _together([answer.image for answer in self.answers])
+        return _stacked(self._images)
 
     @functools.cached_property
     def labels(self):
-        return _together([answer.labels for answer in self.answers])
+        return _stacked([maps.labels for maps in self._maps])
 
     @functools.cached_property
     def probs(self):
-        return _together([answer.probs for answer in self.answers])
+        return _stacked([maps.probs for maps in self._maps])
 
     @functools.cached_property
     def uncertainty(self):
-        return _together([answer.uncertainty for answer in self.answers])
+        return _stacked([maps.uncertainty for maps in self._maps])
 
     @functools.cached_property
     def uncertainties(self) -> dict:
         return {
-            name: _together([answer.uncertainties[name] for answer in self.answers])
-            for name in self.answers[0].uncertainties
+            name: _stacked([maps.uncertainties[name] for maps in self._maps])
+            for name in self._maps[0].uncertainties
         }
 
     def color(self):
         """The labels in the colours of their classes, u8[B, H, W, 3]."""
-        return _together([_color(answer, self._labels) for answer in self.answers])
+        return _stacked([sheets.colour_labels(maps.labels, self.palette) for maps in self._maps])
 
     def overlay(self, alpha: float = 0.5):
-        """The same painted over the pictures: alpha 0 shows the pictures, 1 the labels.
+        """The same painted over the images: alpha 0 shows the images, 1 the labels.
 
         Raises UserError for an alpha that is not in [0, 1].
         """
         if not 0 <= alpha <= 1:
-            raise UserError(f"alpha is {alpha}, but must lie between 0 (picture) and 1 (labels).")
-        return _together([_overlay(answer, self._labels, alpha) for answer in self.answers])
+            raise UserError(f"alpha is {alpha}, but must lie between 0 (image) and 1 (labels).")
+        return _stacked([
+            sheets.overlay(image, maps.labels, self.palette, alpha)
+            for image, maps in zip(self._images, self._maps, strict=True)
+        ])  # fmt: skip
+
+    def recoloured(self, palette: Sequence[Sequence[int]]) -> "Prediction":
+        """The same prediction with other colours (r, g, b) of the classes."""
+        return Prediction(self.names, self._images, self._maps, Labels(self.classes, palette))
+
+    def class_shares(self) -> dict[str, float]:
+        """The share of pixels of each class that occurs, the mean over images; in class order."""
+        num_classes = len(self.classes)
+        shares = np.mean([
+            np.bincount(maps.labels.ravel(), minlength=num_classes) / maps.labels.size
+            for maps in self._maps
+        ], axis=0)  # fmt: skip
+        return {name: share for name, share in zip(self.classes, shares, strict=True) if share}
 
     def sheet(self) -> np.ndarray:
-        """Rows of picture, labels and uncertainty above a legend, as one picture u8[h, w, 3]."""
-        columns = [
-            [getattr(answer, word) for answer in self.answers]
-            for word in ("image", "labels", "uncertainty")
-        ]
-        images, labels, uncertainties = columns
-        return sheets.prediction_sheet(images, None, labels, uncertainties, self._labels)
+        """Rows of image, labels and uncertainty above a legend, as one image u8[h, w, 3]."""
+        labels = [maps.labels for maps in self._maps]
+        uncertainty = [maps.uncertainty for maps in self._maps]
+        return sheets.prediction_sheet(self._images, None, labels, uncertainty, self._labels)
 
     def save(self, folder) -> list[str]:
         """Writes <name>_labels.png (class ids, 8-bit grey), _color, _overlay and _uncertainty.
@@ -118,78 +115,62 @@ class Prediction:
         folder  a path, made if it is not there; or gs://...
         Returns the paths. The brightness of _uncertainty is on one scale, from 0 to 1.
         """
-        return [
-            path for answer in self.answers for path in save_answer(folder, answer, self._labels)
-        ]
+        return [path for row in range(len(self)) for path in _save_image(self[row], folder)]
 
     def __repr__(self):
-        if not self.answers:
-            return f"Prediction of no picture, {len(self.classes)} classes"
-        sizes = sorted({answer.labels.shape for answer in self.answers})
+        if not len(self):
+            return f"Prediction for no image, {len(self.classes)} classes"
+        sizes = sorted({maps.labels.shape for maps in self._maps})
         shown = " and ".join(f"{height} x {width}" for height, width in sizes[:2])
         more = f" and {len(sizes) - 2} other sizes" if len(sizes) > 2 else ""
-        shares = {}
-        for answer in self.answers:
-            for name, share in class_shares(answer, self.classes).items():
-                shares[name] = shares.get(name, 0) + share / len(self)
+        shares = self.class_shares()
         ordered = sorted(shares, key=shares.get, reverse=True)
-        found = ", ".join(f"{name} {100 * shares[name]:.0f} %" for name in ordered[:6])
-        mean = np.mean([answer.uncertainty.mean() for answer in self.answers])
+        named = ", ".join(f"{name} {100 * shares[name]:.0f} %" for name in ordered[:MAX_NAMED])
+        mean = np.mean([maps.uncertainty.mean() for maps in self._maps])
         return (
-            f"Prediction of {counted(len(self), 'picture')} ({shown}{more}), "
-            f"{len(self.classes)} classes: {found}{', ...' if len(ordered) > 6 else ''}; "
+            f"Prediction for {counted(len(self), 'image')} ({shown}{more}), "
+            f"{len(self.classes)} classes: {named}{', ...' if len(ordered) > MAX_NAMED else ''}; "
             f"mean uncertainty {mean:.3f}"
         )
 
     def _repr_png_(self):
         content = io.BytesIO()
-        Image.fromarray(self[:SHOWN].sheet()).save(content, format="PNG")
+        Image.fromarray(self[:MAX_SHOWN].sheet()).save(content, format="PNG")
         return content.getvalue()
 
 
-def class_shares(answer: Answer, classes: Sequence[str]) -> dict[str, float]:
-    """The part of the picture that each class covers, of those that cover any."""
-    counts = np.bincount(answer.labels.ravel(), minlength=len(classes))
-    return {name: n / answer.labels.size for name, n in zip(classes, counts, strict=True) if n}
+def concatenate(predictions: Sequence[Prediction]) -> Prediction:
+    """One prediction for the images of several, at least one, that have the same classes."""
+    return Prediction(
+        [name for prediction in predictions for name in prediction.names],
+        [image for prediction in predictions for image in prediction._images],
+        [maps for prediction in predictions for maps in prediction._maps],
+        predictions[0]._labels,
+    )
 
 
-def facts_of(answer: Answer, classes: Sequence[str]) -> dict:
-    """What a summary says of one picture; JSON values."""
-    return {
-        "size": list(answer.labels.shape),
-        "shares": {name: round(part, 6) for name, part in class_shares(answer, classes).items()},
-        "uncertainty": round(float(answer.uncertainty.mean()), 6),
-        "image_uncertainty": round(float(image_uncertainty(answer.uncertainty)), 6),
+def path_of(folder, name: str, file: str) -> str:
+    """Where an image of a prediction is saved; file: one of FILES."""
+    return f"{folder}/{name}_{file}.png"
+
+
+def _save_image(prediction, folder):
+    """Writes the four images of a prediction for one image, each complete or not at all.
+
+    The labels are written last, so if they exist, the others do too.
+    """
+    (name,), (maps,) = prediction.names, prediction._maps
+    images = {
+        "color": prediction.color()[0],
+        "overlay": prediction.overlay()[0],
+        "uncertainty": sheets.heat(maps.uncertainty),
+        "labels": maps.labels.astype(np.uint8),
     }
+    for file, image in images.items():
+        sheets.save_png(path_of(folder, name, file), image)
+    return [path_of(folder, name, file) for file in FILES]
 
 
-def save_answer(folder, answer: Answer, labels: Labels) -> list[str]:
-    """Writes the four pictures of an answer, the labels last; each whole or not at all."""
-    pictures = {
-        "color": _color(answer, labels),
-        "overlay": _overlay(answer, labels, 0.5),
-        "uncertainty": sheets.heat(answer.uncertainty),
-        "labels": answer.labels.astype(np.uint8),
-    }
-    paths = {kind: path_of(folder, answer.name, kind) for kind in KINDS}
-    for kind, picture in pictures.items():
-        sheets.save_png(paths[kind], picture)
-    return list(paths.values())
-
-
-def path_of(folder, name: str, kind: str) -> str:
-    """Where a picture of an answer is saved."""
-    return f"{folder}/{name}_{kind}.png"
-
-
-def _color(answer, labels):
-    return sheets.colour_labels(answer.labels, labels.palette)
-
-
-def _overlay(answer, labels, alpha):
-    return sheets.overlay(answer.image, answer.labels, labels.palette, alpha)
-
-
-def _together(arrays):
-    """One array where the shapes agree, else a list."""
+def _stacked(arrays):
+    """One array if the shapes agree, else a list."""
     return np.stack(arrays) if len({array.shape for array in arrays}) == 1 else list(arrays)

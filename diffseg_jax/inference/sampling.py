@@ -1,4 +1,4 @@
-"""Pictures from a trained diffusion model."""
+"""Generates images with a trained diffusion model."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,15 +19,15 @@ from diffseg_jax.systems.ddpm_seg_config import check_size
 def open_diffusion(
     checkpoint: str | os.PathLike, ema: str | float | None = None, dtype: str = "float32"
 ) -> tuple[Network, dict, dict]:
-    """A trained diffusion model: the network, its parameters (numpy), and how it was trained.
+    """A trained diffusion model: the network, its parameters (numpy), its training's metadata.
 
     checkpoint  directory of a stage, or of a converted file
-    ema         rate of the moving average, or "off"; None = the first that was kept
+    ema         rate of the moving average, or "off"; None = the first rate
     dtype       "float32" or "bfloat16", of convolutions
 
-    `network.bind(params, {})` is the ADMUNet. The last of the three holds "model" (the settings),
-    "diffusion", "size" (height, width). Raises UserError when no diffusion model or no such average
-    is there.
+    `network.bind(params, {})` is the ADMUNet. The metadata are a dict with "model" (the settings),
+    "diffusion" and "size" (height, width). Raises UserError if there is no diffusion model or no
+    such average.
     """
     task = read_task(checkpoint)
     network = make_network(make_settings(task["model"]), dtype, False)
@@ -35,12 +35,12 @@ def open_diffusion(
 
 
 def read_task(checkpoint: str | os.PathLike) -> dict:
-    """What a checkpoint says of its diffusion model; UserError when it holds none."""
+    """The metadata of the diffusion model in a checkpoint; UserError if it holds none."""
     task = open_meta(checkpoint)["task"]
     if task.get("kind") != "pretrain" or "diffusion" not in task:
         raise UserError(
             f"{checkpoint} holds no diffusion model. Give the stage of a config whose system is "
-            "ddpm_seg, or what convert --source=adm wrote."
+            "ddpm_seg, or a directory that convert --source=adm wrote."
         )
     return task
 
@@ -51,19 +51,19 @@ def generate(
     size: tuple[int, int] | None = None, batch_size: int = 16, ema: str | float | None = None,
     dtype: str = "float32", progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[np.ndarray]:  # fmt: skip
-    """Generates pictures in batches u8[B, height, width, 3], `images` in all.
+    """Generates `images` images, in batches u8[B, height, width, 3].
 
     checkpoint  directory of a stage, or of a converted file
-    seed        picture i is a function of (seed, i), whatever the number or the batch; rounding may
-                move a byte by one
+    seed        image i is a function of (seed, i), whatever the number of images and the batch
+                size; rounding may change a byte by one
     steps       which steps are taken: "" all, "250" evenly spread, "ddim50" evenly strided
     sampler     "ddpm", or "ddim" with eta in [0, 1], 0 being deterministic
     classes     of a class-conditional network, taken in turns; () = all of them
     size        (height, width), multiples of the network's stride; None = as trained
-    ema         rate of the moving average that is used, or "off"; None = the first that was kept
-    progress    called after every step with the number of steps made, and of all
+    ema         rate of the moving average to take, or "off"; None = the first rate
+    progress    called after every step with the number of finished steps and of all steps
 
-    Raises UserError for whatever of this the checkpoint does not have.
+    Raises UserError for values that do not fit the checkpoint.
     """
     task = read_task(checkpoint)
     settings, options = make_settings(task["model"]), task["diffusion"]
@@ -79,23 +79,24 @@ def generate(
     step = make_step(network, process, options, sampler, eta)
     params, mesh = open_network(checkpoint, ema=ema)[0]["params"], make_mesh(-1, 1)
     params = place_tree(params, state_shardings(params, mesh))
-    known = classes if len(classes) else range(max(settings.num_classes, 1))
+    classes = classes if len(classes) else range(max(settings.num_classes, 1))
     starts = range(0, images, batch_size)
     for batch, start in enumerate(starts):
 
-        def counted(indices, before=batch * process.steps):
-            for made, index in enumerate(indices, before + 1):
-                yield index
-                progress(made, len(starts) * process.steps)
+        def counted(steps_down, before=batch * process.steps):
+            for finished, t in enumerate(steps_down, before + 1):
+                yield t
+                progress(finished, len(starts) * process.steps)
 
-        places = np.arange(start, start + batch_size)  # the last batch too, so as to compile once
+        indices = np.arange(start, start + batch_size)  # a full last batch compiles nothing new
+        turns = np.resize(classes, start + batch_size)[indices]
         made = sample_images(
-            step, process, params, seed=seed, indices=places, size=size, progress=counted,
-            classes=np.resize(known, start + batch_size)[places] if settings.num_classes else None,
+            step, process, params, seed=seed, indices=indices, size=size, progress=counted,
+            classes=turns if settings.num_classes else None,
         )  # fmt: skip
         yield made[: images - start]
 
 
 def sample(checkpoint: str | os.PathLike, **options) -> np.ndarray:
-    """All pictures of `generate` at once, u8[images, height, width, 3]."""
+    """All images of `generate` at once, u8[images, height, width, 3]."""
     return np.concatenate(list(generate(checkpoint, **options)))

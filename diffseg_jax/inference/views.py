@@ -1,4 +1,4 @@
-"""What every system answers with, and how a picture is cut, mirrored and scaled before it."""
+"""How images are cut, mirrored and scaled for a network, and how its outputs are averaged."""
 
 import dataclasses
 import enum
@@ -15,13 +15,13 @@ from diffseg_jax.metrics.divergence import entropy, normalised
 
 @dataclasses.dataclass(frozen=True)
 class Maps:
-    """The answer for a batch of pictures of one size.
+    """The maps predicted for a batch of images of one size, or without B for one image.
 
     labels         i32[B, H, W], 0..K-1
     probs          f32[B, H, W, K], sums to 1
     uncertainty    f32[B, H, W] in [0, 1]
-    uncertainties  the same by name, for all MEASURES that there are: the entropy of `probs` divided
-                   by ln K, and what the network states besides
+    uncertainties  name of a measure -> f32[B, H, W]: "entropy", that of `probs` divided by ln K,
+                   and the MEASURES that the network returns itself
     """
 
     labels: np.ndarray
@@ -29,9 +29,13 @@ class Maps:
     uncertainty: np.ndarray
     uncertainties: dict[str, np.ndarray]
 
+    def __getitem__(self, row: int) -> "Maps":
+        measures = {name: values[row] for name, values in self.uncertainties.items()}
+        return Maps(self.labels[row], self.probs[row], self.uncertainty[row], measures)
+
 
 class View(enum.Enum):
-    """How a picture reaches the network."""
+    """How an image reaches the network."""
 
     WHOLE = "whole"  # as it is
     SLIDE = "slide"  # windows of one size, averaged where they overlap
@@ -40,14 +44,15 @@ class View(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How pictures are shown to the network and its answers averaged.
+    """How images are shown to the network and its outputs averaged.
 
     window, stride  (height, width) in pixels, for `View.SLIDE`
-    limit, short    sides that the picture is first made to fit, or its shorter side; aspect kept,
-                    as in `transforms.augment`; (0, 0) and 0: its own size
-    scales          factors by which it is then shown larger or smaller
-    multiple        sides that are shown are rounded to multiples of it, by resizing; 1: as they are
-    flip            whether the mirrored picture is shown too
+    limit           (height, width) into which the image is first resized, keeping its aspect ratio
+                    as `transforms.augment` does; (0, 0): not resized
+    short           the same by the length of its shorter side; 0: not resized
+    scales          factors by which the resized image is enlarged; outputs are averaged over them
+    multiple        sides are rounded to its multiples by resizing; 1: not rounded
+    flip            whether the mirrored image is shown too
     """
 
     view: View = View.WHOLE
@@ -59,14 +64,16 @@ class Protocol:
     short: int = 0
     multiple: int = 1
 
-    def sizes(self, own: tuple[int, int]) -> list[tuple[int, int]]:
-        """The (height, width) at which a picture of size `own` is shown, one per scale."""
-        sizes = [tuple(max(1, int(side * scale + 0.5)) for side in own) for scale in self.scales]
+    def sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """The (height, width) at which an image of size `image_size` is shown, one per scale."""
+        sizes = [
+            tuple(max(1, int(side * scale + 0.5)) for side in image_size) for scale in self.scales
+        ]
         if self.short:
-            sizes = [keep_ratio_size(own, (math.inf, self.short * s)) for s in self.scales]
+            sizes = [keep_ratio_size(image_size, (math.inf, self.short * s)) for s in self.scales]
         elif any(self.limit):
             limits = [tuple(int(side * s) for side in self.limit) for s in self.scales]
-            sizes = [keep_ratio_size(own, limit) for limit in limits]
+            sizes = [keep_ratio_size(image_size, limit) for limit in limits]
         if self.multiple == 1:
             return sizes
         m = self.multiple
@@ -74,7 +81,7 @@ class Protocol:
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows along an axis; the last one ends at the picture's edge.
+    """First pixels of the windows along an axis; the last window ends at the edge of the image.
 
     max(length - window + stride - 1, 0) // stride + 1 of them, as in mmsegmentation.
     """
@@ -83,57 +90,58 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def predict(forward: Callable, images: np.ndarray, protocol: Protocol) -> Maps:
-    """Labels, probabilities and uncertainty of pictures u8[B,H,W,3] of one size.
+    """Labels, probabilities and uncertainty of images u8[B,H,W,3] of one size.
 
     forward  (images u8[B,h,w,3], valid i32[B,2]) -> probabilities f32[B,h,w,K], or a dict of maps:
              "probs", "logits" or both, "votes" f32[B,h,w,K], and in [0, 1] "uncertainty" and other
-             MEASURES f32[B,h,w]; what lies outside `valid` (height, width) is padding
+             MEASURES f32[B,h,w]; pixels outside `valid` (height, width) are padding
 
-    Every map is averaged in float32 over windows, brought to the picture's size, and averaged over
-    scales and the mirror image; logits become probabilities just before that, or votes where there
-    are probabilities besides. A label is the class with most votes, or the highest probability
-    where there are none, the smallest among equals. Where the network states no uncertainty, it is
-    the entropy.
+    Every map is averaged in float32 over windows, resized to the size of the image, and averaged
+    over scales and the mirror image. Before this last average logits become probabilities, or votes
+    if there are probabilities too. A label is the class with most votes, or without votes the one
+    of the highest probability; the smallest among equals. Without a map "uncertainty", the
+    uncertainty is the entropy.
     """
-    own = images.shape[1:3]
-    shows = []
-    for size in protocol.sizes(own):
+    image_size = images.shape[1:3]
+    outputs = []
+    for size in protocol.sizes(image_size):
         shown = np.stack([resize_image(image, size) for image in images])
-        shows.append(_scores(_windows(forward, shown, protocol), own))
+        outputs.append(_scores(_windows(forward, shown, protocol), image_size))
         if protocol.flip:
             mirrored = _windows(forward, shown[:, :, ::-1], protocol)
             mirrored = {name: values[:, :, ::-1] for name, values in mirrored.items()}
-            shows.append(_scores(mirrored, own))
-    return _decided({name: sum(maps[name] for maps in shows) / len(shows) for name in shows[0]}, np)
+            outputs.append(_scores(mirrored, image_size))
+    mean = {name: sum(maps[name] for maps in outputs) / len(outputs) for name in outputs[0]}
+    return _decided(mean, np)
 
 
-def predict_whole(answer, xp=np) -> Maps:
-    """What `predict` makes of one answer of `forward` to pictures as they are, nothing padded.
+def predict_whole(output, xp=np) -> Maps:
+    """The maps that `predict` makes of one output of `forward`, without padding or averaging.
 
-    xp  numpy or jax.numpy, whose arrays the answer holds and the prediction will
+    xp  numpy or jax.numpy, the module of the arrays that come in and go out
     """
-    return _decided(_normalised(_maps_of(answer), xp), xp)
+    return _decided(_with_probs(_named_maps(output), xp), xp)
 
 
 def _decided(mean, xp):
-    """The prediction of averaged maps f32[B,H,W,C] without logits."""
+    """`Maps` of averaged maps f32[B,H,W,C] without logits."""
     mean = dict(mean)
     probs = mean.pop("probs")
     labels = xp.argmax(mean.pop("votes", probs), -1).astype(xp.int32)
-    stated = {name: xp.clip(v[..., 0], 0, 1).astype(xp.float32) for name, v in mean.items()}
-    spread_out = normalised(entropy(probs, xp), probs.shape[-1], xp)
-    stated["entropy"] = spread_out.astype(xp.float32)
-    uncertainty = stated.pop("uncertainty", stated["entropy"])
-    return Maps(labels, probs, uncertainty, stated)
+    measures = {name: xp.clip(v[..., 0], 0, 1).astype(xp.float32) for name, v in mean.items()}
+    relative_entropy = normalised(entropy(probs, xp), probs.shape[-1], xp)
+    measures["entropy"] = relative_entropy.astype(xp.float32)
+    uncertainty = measures.pop("uncertainty", measures["entropy"])
+    return Maps(labels, probs, uncertainty, measures)
 
 
 def _scores(maps, size):
-    """The maps at the picture's size; logits as probabilities."""
-    return _normalised({name: _resize_map(values, size) for name, values in maps.items()}, np)
+    """The maps at the size of the image, with probabilities in place of logits."""
+    return _with_probs({name: _resize_map(values, size) for name, values in maps.items()}, np)
 
 
-def _normalised(maps, xp):
-    """The maps with probabilities, or votes where there are probabilities besides, for logits."""
+def _with_probs(maps, xp):
+    """The maps with probabilities in place of logits, or votes if there are probabilities too."""
     maps = dict(maps)
     if "logits" in maps:
         logits = maps.pop("logits")
@@ -146,7 +154,7 @@ def _windows(forward, images, protocol):
     """Every map averaged over the windows of a view: name -> f32[B,H,W,C]."""
     height, width = images.shape[1:3]
     if protocol.view is View.WHOLE:
-        return _ask(forward, images, (height, width))
+        return _forward_padded(forward, images, (height, width))
     window, stride = protocol.window, protocol.stride
     if protocol.view is View.HALVES:
         window = stride = (height, (width + 1) // 2)
@@ -154,7 +162,7 @@ def _windows(forward, images, protocol):
     for top in window_starts(height, window[0], stride[0]):
         for left in window_starts(width, window[1], stride[1]):
             area = np.s_[:, top : top + window[0], left : left + window[1]]
-            for name, values in _ask(forward, images[area], window).items():
+            for name, values in _forward_padded(forward, images[area], window).items():
                 if name not in total:
                     total[name] = np.zeros((*images.shape[:3], values.shape[-1]), np.float32)
                 total[name][area] += values
@@ -162,36 +170,36 @@ def _windows(forward, images, protocol):
     return {name: values / weight for name, values in total.items()}
 
 
-def _ask(forward, images, size):
-    """The network's maps f32[B,h,w,C] of pictures padded to `size`, without the padding."""
+def _forward_padded(forward, images, size):
+    """The network's maps f32[B,h,w,C] of images padded to `size`, without the padding."""
     height, width = images.shape[1:3]
     padding = ((0, 0), (0, size[0] - height), (0, size[1] - width), (0, 0))
     valid = np.tile(np.array([height, width], np.int32), (len(images), 1))
-    maps = _maps_of(forward(np.pad(images, padding), valid))
+    maps = _named_maps(forward(np.pad(images, padding), valid))
     return {name: np.asarray(values)[:, :height, :width] for name, values in maps.items()}
 
 
-def _maps_of(answer):
-    """The maps of an answer by name, each f[B,h,w,C]."""
-    maps = answer if isinstance(answer, dict) else {"probs": answer}
+def _named_maps(output):
+    """The maps of a network's output by name, each f[B,h,w,C]."""
+    maps = output if isinstance(output, dict) else {"probs": output}
     return {name: v[..., None] if v.ndim == 3 else v for name, v in maps.items()}
 
 
-def _resize_map(probs, size):
-    """Bilinear, half-pixel centres, f32[B,h,w,C] -> f32[B,*size,C]."""
+def _resize_map(maps, size):
+    """Bilinear with half-pixel centres, f32[B,h,w,C] -> f32[B,*size,C]."""
     for axis, target in ((1, size[0]), (2, size[1])):
-        source = probs.shape[axis]
+        source = maps.shape[axis]
         if source == target:
             continue
-        low, high, part = half_pixel_neighbours(source, target)
-        part = np.where(low == high, np.float32(0), part)  # values at the edge stay as they are
-        part = part.reshape([-1 if a == axis else 1 for a in range(probs.ndim)])
-        probs = probs.take(low, axis) * (1 - part) + probs.take(high, axis) * part
-    return probs
+        low, high, weight = half_pixel_neighbours(source, target)
+        weight = np.where(low == high, np.float32(0), weight)  # edge values are not changed
+        weight = weight.reshape([-1 if a == axis else 1 for a in range(maps.ndim)])
+        maps = maps.take(low, axis) * (1 - weight) + maps.take(high, axis) * weight
+    return maps
 
 
 def protocol_of(options) -> Protocol:
-    """How a config's part `evaluate` shows its pictures; raises as `make_protocol`."""
+    """The protocol of a config's part `evaluate`; raises as `make_protocol`."""
     return make_protocol(
         options.view, options.window, options.stride, options.scales, options.flip, options.limit,
         options.short,

@@ -21,6 +21,7 @@ import numpy as np
 from diffseg_jax.data.scenes import draw_scene
 from diffseg_jax.experiment.evaluate import evaluate
 from diffseg_jax.inference.forward import make_forward
+from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.segmenter import Segmenter, load
 from diffseg_jax.inference.views import predict
 
@@ -70,7 +71,7 @@ def compare_sizes(segmenter: Segmenter):
         second, found = seconds(segmenter.predict, image, **options)
         program = jax.jit(segmenter.task.predict)
         forward = make_forward(program, segmenter.network, segmenter.mesh, 1)
-        wanted = predict(forward, image[None], segmenter.protocol_for(options.get("tile")))
+        wanted = predict(forward, image[None], segmenter.protocol_for(PredictOptions(**options)))
         gap = np.abs(found.probs - wanted.probs).max()
         gap = max(gap, np.abs(found.uncertainty - wanted.uncertainty).max())
         labels = np.mean(found.labels != wanted.labels)

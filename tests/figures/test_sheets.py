@@ -1,4 +1,4 @@
-"""Pictures: colours tell classes, errors mark the wrong pixels only, files are whole or absent."""
+"""Sheets: classes differ by colour, errors mark wrong pixels only, writes are atomic."""
 
 import os
 from types import SimpleNamespace
@@ -32,26 +32,26 @@ def scene():
     return image, truth, prediction
 
 
-def where(picture, colour):
-    return (picture == colour).all(axis=-1)
+def where(drawn, colour):
+    return (drawn == colour).all(axis=-1)
 
 
-def contains(sheet, picture):
-    """Whether the picture stands in the sheet, pixel by pixel."""
-    height, width = picture.shape[:2]
-    corners = np.argwhere(where(sheet, picture[0, 0]))
-    return any(np.array_equal(sheet[y : y + height, x : x + width], picture) for y, x in corners)
+def contains(sheet, drawn):
+    """Whether the sheet shows the drawn image, pixel by pixel."""
+    height, width = drawn.shape[:2]
+    corners = np.argwhere(where(sheet, drawn[0, 0]))
+    return any(np.array_equal(sheet[y : y + height, x : x + width], drawn) for y, x in corners)
 
 
 def test_classes_come_back_from_their_colours(scene):
     _, truth, _ = scene
-    picture = sheets.colour_labels(truth, PALETTE)
-    assert picture.dtype == np.uint8 and picture.shape == (*truth.shape, 3)
+    drawn = sheets.colour_labels(truth, PALETTE)
+    assert drawn.dtype == np.uint8 and drawn.shape == (*truth.shape, 3)
     back = np.full(truth.shape, 255)
     for k, colour in enumerate(PALETTE):
-        back[where(picture, colour)] = k
+        back[where(drawn, colour)] = k
     np.testing.assert_array_equal(back, truth)
-    np.testing.assert_array_equal(where(picture, BLACK), truth == 255)
+    np.testing.assert_array_equal(where(drawn, BLACK), truth == 255)
 
 
 @pytest.mark.parametrize("wrong", [K, 254, 256, -1])
@@ -69,7 +69,8 @@ def test_overlay_goes_from_the_image_to_the_colours(scene):
     assert np.abs(half - (image / 2 + colours / 2)).max() <= 0.5
 
 
-# What dichromats see, as matrices of linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
+# The vision of dichromats as matrices of linear RGB (Machado, Oliveira and Fernandes 2009,
+# severity 1).
 VISIONS = {
     "full": np.eye(3),
     "protanopia": [
@@ -94,7 +95,7 @@ RGB_TO_XYZ = np.array(
 
 
 def lab(colours, vision):
-    """sRGB bytes [N,3] -> CIE Lab (D65) [N,3] of what somebody with that vision sees."""
+    """sRGB bytes [N,3] -> CIE Lab (D65) [N,3] as seen with that vision."""
     unit = np.asarray(colours) / 255
     linear = np.where(unit <= 0.04045, unit / 12.92, ((unit + 0.055) / 1.055) ** 2.4)
     seen = np.clip(linear @ np.transpose(VISIONS[vision]), 0, 1)
@@ -110,7 +111,7 @@ def nearest(colours, vision):
     return np.min(distances + 1e9 * np.eye(len(seen)))
 
 
-def test_the_simulation_agrees_with_what_is_known():
+def test_the_simulation_agrees_with_known_colours():
     np.testing.assert_allclose(
         lab([(255, 255, 255), (255, 0, 0)], "full"), [(100, 0, 0), (53.24, 80.09, 67.20)], atol=0.02
     )
@@ -126,14 +127,14 @@ def test_classes_of_scenes_differ_in_every_kind_of_colour_vision(vision):
 
 
 @pytest.mark.parametrize("vision", VISIONS)
-@pytest.mark.parametrize("count, least", [(5, 23), (12, 21), (20, 15), (40, 10), (150, 5)])
-def test_generated_colours_differ_in_every_kind_of_colour_vision(count, least, vision):
-    assert nearest(distinct_colours(count), vision) > least
+@pytest.mark.parametrize("count, minimum", [(5, 23), (12, 21), (20, 15), (40, 10), (150, 5)])
+def test_generated_colours_differ_in_every_kind_of_colour_vision(count, minimum, vision):
+    assert nearest(distinct_colours(count), vision) > minimum
     marked = nearest([*distinct_colours(count), BLACK, WRONG], vision)
-    assert marked > least if count <= 40 else marked > 4
+    assert marked > minimum if count <= 40 else marked > 4
 
 
-def test_fewer_generated_colours_are_the_first_of_more():
+def test_fewer_generated_colours_are_a_prefix_of_more():
     assert distinct_colours(255)[:7] == distinct_colours(7) and distinct_colours(0) == ()
 
 
@@ -154,14 +155,14 @@ def test_heat_grows_brighter_in_even_steps():
 
 
 @pytest.mark.parametrize("with_image", [False, True])
-def test_errors_are_marked_and_nothing_else(scene, with_image):
+def test_only_errors_are_marked(scene, with_image):
     image, truth, prediction = scene
-    picture = sheets.errors(truth, prediction, image if with_image else None)
+    drawn = sheets.errors(truth, prediction, image if with_image else None)
     ignored, wrong = truth == 255, (truth != prediction) & (truth != 255)
     assert wrong.any() and ignored.any()
-    np.testing.assert_array_equal(where(picture, WRONG), wrong)
-    np.testing.assert_array_equal(where(picture, BLACK), ignored)
-    right = picture[~wrong & ~ignored]
+    np.testing.assert_array_equal(where(drawn, WRONG), wrong)
+    np.testing.assert_array_equal(where(drawn, BLACK), ignored)
+    right = drawn[~wrong & ~ignored]
     assert (right == right[:, :1]).all() and right.max() < 160  # grey, and dim
     assert (len(np.unique(right)) > 1) == with_image
 
@@ -169,7 +170,7 @@ def test_errors_are_marked_and_nothing_else(scene, with_image):
 @pytest.mark.parametrize(
     "height, factor", [(1, 160), (80, 2), (96, 2), (159, 2), (160, 1), (640, 1)]
 )
-def test_small_pictures_are_enlarged_by_whole_pixels(height, factor):
+def test_small_images_are_enlarged_by_whole_pixels(height, factor):
     small = np.random.default_rng(height).integers(0, 256, (height, 4, 3)).astype(np.uint8)
     large = sheets.legible(small)
     assert large.shape == (factor * height, factor * 4, 3)
@@ -181,11 +182,11 @@ def test_small_pictures_are_enlarged_by_whole_pixels(height, factor):
     "shape, shown", [((2, 1000), (2, 1000)), ((100, 700), (100, 700)), ((300, 2000), (150, 1000)),
                      ((2, 400), (6, 1200))],
 )  # fmt: skip
-def test_wide_pictures_stay_within_a_screen(shape, shown):
+def test_wide_images_fit_on_a_screen(shape, shown):
     assert sheets.legible(np.zeros((*shape, 3), np.uint8)).shape[:2] == shown
 
 
-def test_large_pictures_are_averaged_by_whole_pixels():
+def test_large_images_are_averaged_by_whole_pixels():
     large = np.random.default_rng(0).integers(0, 256, (1024, 8, 3)).astype(np.uint8)
     blocks = large.reshape(512, 2, 4, 2, 3).mean(axis=(1, 3))
     assert np.abs(sheets.legible(large) - blocks).max() <= 1
@@ -207,9 +208,9 @@ def test_panel_and_rows_have_the_size_of_their_parts():
 @pytest.mark.parametrize("num_classes", [1, 40])
 def test_legend_holds_every_colour_within_its_width(width, num_classes):
     palette = distinct_colours(num_classes)
-    picture = sheets.legend([f"class number {k}" for k in range(num_classes)], palette, width)
-    assert picture.shape[1] == width
-    colours, pixels = np.unique(picture.reshape(-1, 3), axis=0, return_counts=True)
+    drawn = sheets.legend([f"class number {k}" for k in range(num_classes)], palette, width)
+    assert drawn.shape[1] == width
+    colours, pixels = np.unique(drawn.reshape(-1, 3), axis=0, return_counts=True)
     found = dict(zip(map(tuple, colours.tolist()), pixels, strict=True))
     assert all(found[colour] >= 256 for colour in palette)  # the swatch inside its edge
 
@@ -223,7 +224,7 @@ def test_long_text_is_shortened_to_its_cell():
 
 
 @pytest.mark.parametrize("with_truth", [False, True])
-def test_prediction_sheet_shows_every_picture(scene, with_truth):
+def test_prediction_sheet_shows_every_image(scene, with_truth):
     image, truth, prediction = scene
     uncertainty = np.linspace(0, 1, truth.size).reshape(truth.shape)
     flipped = [part[:, ::-1] for part in (image, truth, prediction, uncertainty)]
@@ -248,7 +249,7 @@ def test_prediction_sheet_shows_every_picture(scene, with_truth):
 
 
 def find_titles(monkeypatch):
-    """The texts that are written from now on, in order."""
+    """The list of texts that are drawn from now on, in order."""
     written = []
     line = sheets._line
     monkeypatch.setattr(
@@ -258,7 +259,7 @@ def find_titles(monkeypatch):
 
 
 def many_classes(shape, classes):
-    """Arguments of a sheet whose labels, of the 150 of ADE20K, are those classes in turns."""
+    """Arguments of a sheet whose labels repeat those classes, of the 150 of ADE20K."""
     labels = SimpleNamespace(names=tuple(ADE20K.split(", ")), palette=distinct_colours(150))
     mask = np.resize(classes, shape)
     return [np.zeros((*shape, 3), np.uint8)], None, [mask], [np.zeros(shape)], labels
@@ -275,22 +276,22 @@ def test_a_legend_of_many_classes_names_those_that_occur(monkeypatch):
         arguments[0], [np.full((40, 50), 7)], *arguments[2:4], arguments[4],
         [np.full((2, 40, 50), 9)],
     )  # fmt: skip
-    assert {names[7], names[9]} < set(written)  # of the truth, and of a step
+    assert {names[7], names[9]} < set(written)  # the class of the truth and that of the steps
 
 
-def test_a_legend_is_no_higher_than_the_pictures(monkeypatch):
+def test_a_legend_is_no_higher_than_the_images(monkeypatch):
     written = find_titles(monkeypatch)
     classes = [*range(150), *[140] * 60, *[3] * 30]  # these two are the largest
     arguments = many_classes((200, 250), classes)
     bare, sheet = 200 + TITLE + 4 * BORDER, sheets.prediction_sheet(*arguments)
-    assert bare < sheet.shape[0] <= 2 * bare + TITLE + 2 * BORDER  # a line is the scale's
+    assert bare < sheet.shape[0] <= 2 * bare + TITLE + 2 * BORDER  # one line shows the scale
     names = arguments[-1].names
     named = [names.index(text) for text in written[3:-2]]
     assert {3, 140} < set(named) and named == sorted(named) and len(named) > 10
     assert written[-2] == f"and {150 - len(named)} more"
 
 
-def test_few_classes_are_all_named_whether_they_occur_or_not(monkeypatch, scene):
+def test_few_classes_are_all_named(monkeypatch, scene):
     written = find_titles(monkeypatch)
     none = np.zeros_like(scene[1])
     sheets.prediction_sheet([scene[0]], None, [none], [np.zeros(none.shape)], LABELS)
@@ -298,28 +299,28 @@ def test_few_classes_are_all_named_whether_they_occur_or_not(monkeypatch, scene)
 
 
 @pytest.mark.parametrize(
-    "size, most",
+    "size, maximum",
     [((1, 1), (420, 600)), ((1024, 2048), (800, 3200)), ((1, 5000), (400, 4000)),
      ((5000, 1), (900, 600))],
 )  # fmt: skip
-def test_sheets_of_very_small_and_very_large_pictures_can_be_looked_at(monkeypatch, size, most):
+def test_sheets_of_very_small_and_very_large_images_are_legible(monkeypatch, size, maximum):
     written = find_titles(monkeypatch)
     sheet = sheets.prediction_sheet(*many_classes(size, [0, 1]))
-    assert np.all(np.array(sheet.shape[:2]) <= most), sheet.shape
+    assert np.all(np.array(sheet.shape[:2]) <= maximum), sheet.shape
     assert written[:3] == ["image", "prediction", "uncertainty"]
     drawn = (sheet[BORDER : BORDER + TITLE + BORDER] < 100).any(axis=(0, 2))
-    assert drawn.sum() > 80  # the titles have room also above a narrow picture
+    assert drawn.sum() > 80  # titles are shown above narrow images too
 
 
-@pytest.mark.parametrize("most, top", [(0.3, 0.3), (1e-4, 0.01), (0.0, 0.01)])
-def test_the_scale_of_uncertainty_ends_where_that_of_the_sheet_does(scene, most, top):
+@pytest.mark.parametrize("maximum, top", [(0.3, 0.3), (1e-4, 0.01), (0.0, 0.01)])
+def test_the_scale_of_uncertainty_ends_at_the_maximum_of_the_sheet(scene, maximum, top):
     image, truth, prediction = scene
-    uncertainty = np.linspace(0, most, truth.size).reshape(truth.shape)
+    uncertainty = np.linspace(0, maximum, truth.size).reshape(truth.shape)
     sheet = sheets.prediction_sheet([image], [truth], [prediction], [uncertainty], LABELS)
     assert contains(sheet, sheets.legible(sheets.heat(uncertainty / top)))
 
 
-def test_denoising_sheet_shows_what_was_removed(scene):
+def test_denoising_sheet_shows_the_removed_noise(scene):
     clean = sheets.from_range(scene[0] / 255.0, 0, 1) / 127.5 - 1
     noise = np.random.default_rng(1).normal(0, 0.2, clean.shape)
     sheet = sheets.denoising_sheet([clean], [clean + noise], [clean])
@@ -355,10 +356,10 @@ def test_grid_is_about_square_and_holds_every_image_in_order(count, lines, colum
     images = np.random.default_rng(0).integers(0, 256, (count, 200, 170, 3)).astype(np.uint8)
     sheet, height, width = sheets.grid(images), 200 + 2 * BORDER, 170 + 2 * BORDER
     assert sheet.shape == (lines * height, columns * width, 3)
-    for place in range(lines * columns):
-        top, left = place // columns * height + BORDER, place % columns * width + BORDER
+    for index in range(lines * columns):
+        top, left = index // columns * height + BORDER, index % columns * width + BORDER
         cell = sheet[top : top + 200, left : left + 170]
-        expected = images[place] if place < count else np.full_like(images[0], 255)
+        expected = images[index] if index < count else np.full_like(images[0], 255)
         np.testing.assert_array_equal(cell, expected)
 
 
@@ -372,11 +373,11 @@ def test_small_images_of_a_grid_are_enlarged():
     )
 
 
-def test_saved_picture_comes_back_and_replaces_the_older_one(scene, tmp_path):
-    path = tmp_path / "pictures" / "00000012.png"
-    for picture in (scene[0], scene[0][::-1]):
-        sheets.save_png(path, picture)
-        np.testing.assert_array_equal(np.asarray(Image.open(path)), picture)
+def test_a_saved_image_replaces_the_older_one(scene, tmp_path):
+    path = tmp_path / "images" / "00000012.png"
+    for drawn in (scene[0], scene[0][::-1]):
+        sheets.save_png(path, drawn)
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), drawn)
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -384,14 +385,14 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_older_file(scene, tmp_path,
     def full_disk(number):
         raise OSError("no space left on device")
 
-    kept = tmp_path / "kept.png"
-    sheets.save_png(kept, scene[0])
+    older = tmp_path / "older.png"
+    sheets.save_png(older, scene[0])
     monkeypatch.setattr(os, "fsync", full_disk)
-    for path in (kept, tmp_path / "new.png"):
+    for path in (older, tmp_path / "new.png"):
         with pytest.raises(OSError, match="no space"):
             sheets.save_png(path, scene[0][::-1])
-    assert list(tmp_path.iterdir()) == [kept]
-    np.testing.assert_array_equal(np.asarray(Image.open(kept)), scene[0])
+    assert list(tmp_path.iterdir()) == [older]
+    np.testing.assert_array_equal(np.asarray(Image.open(older)), scene[0])
 
 
 def test_a_plot_of_steps_has_a_line_for_every_stage_and_number_of_draws():

@@ -1,4 +1,4 @@
-"""A model that left the package answers as it did inside."""
+"""An exported model predicts as the segmenter does, without this package."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 from flatbuffers.builder import BuilderSizeError
 
 from diffseg_jax.errors import UserError
-from diffseg_jax.inference import exported as exporting
+from diffseg_jax.inference import exported as module
 from diffseg_jax.inference.exported import check_protocol, export
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.views import Protocol, View
@@ -26,23 +26,23 @@ import json, os, pathlib
 import numpy as np
 for folder in map(pathlib.Path, sys.argv[1:]):
     os.chdir(folder)
-    *load, answer = json.loads((folder / "model.json").read_text())["load"]
+    *load, call = json.loads((folder / "model.json").read_text())["load"]
     names = {}
     exec("\\n".join(load), names)
     images = np.load(folder.with_suffix(".npy"))
     for count in (1, 3):
-        exec(answer, names, found := {"images": images[:count]})
-        np.savez(folder.with_suffix(f".{count}.npz"), **found["answer"])
+        exec(call, names, found := {"images": images[:count]})
+        np.savez(folder.with_suffix(f".{count}.npz"), **found["outputs"])
 """
 
 
 @pytest.fixture(scope="module")
 def segmenter_of(tiny_network):
-    """segmenter_of(system) -> one with random parameters, which were not read from anywhere."""
+    """segmenter_of(system) -> a Segmenter with random parameters."""
     return lambda system: Segmenter(Path("runs/a/checkpoints/x"), *tiny_network(system))
 
 
-OPTIONS = {  # one of them for all platforms, which take longer to write
+OPTIONS = {  # only one for all platforms, as writing each takes time
     "ddp": {"steps": 2, "samples": 2, "seed": 5},
     "ddep": {"platforms": ("cpu",)},
     "ddpm_seg": {"platforms": ("cpu",)},
@@ -51,19 +51,19 @@ OPTIONS = {  # one of them for all platforms, which take longer to write
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, segmenter_of):
-    """System -> (segmenter, pictures, folder); a process without the package answered them."""
-    place = tmp_path_factory.mktemp("exported")
+    """System -> (segmenter, images, folder); a process without the package wrote predictions."""
+    root = tmp_path_factory.mktemp("exported")
     made = {}
     images = np.random.default_rng(0).integers(0, 256, (3, *SIZE, 3), np.uint8)
     for system in OPTIONS:
         segmenter = segmenter_of(system)
-        export(segmenter, place / system, size=SIZE, **OPTIONS[system])
-        np.save(place / f"{system}.npy", images)
-        made[system] = segmenter, images, place / system
-    environment = {word: text for word, text in os.environ.items() if word != "PYTHONPATH"}
+        export(segmenter, root / system, size=SIZE, **OPTIONS[system])
+        np.save(root / f"{system}.npy", images)
+        made[system] = segmenter, images, root / system
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *(str(folder) for _, _, folder in made.values())],
-        cwd=place, env={**environment, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
+        cwd=root, env={**environment, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
         timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -71,9 +71,9 @@ def exported(tmp_path_factory, segmenter_of):
 
 
 @pytest.mark.parametrize("system", OPTIONS)
-def test_an_exported_model_answers_as_the_segmenter(exported, system):
+def test_an_exported_model_predicts_as_the_segmenter(exported, system):
     segmenter, images, folder = exported[system]
-    options = {word: value for word, value in OPTIONS[system].items() if word != "platforms"}
+    options = {name: value for name, value in OPTIONS[system].items() if name != "platforms"}
     expected = segmenter.predict(images, **options)
     for count in (1, 3):
         found = np.load(folder.with_suffix(f".{count}.npz"))
@@ -83,23 +83,23 @@ def test_an_exported_model_answers_as_the_segmenter(exported, system):
         np.testing.assert_allclose(found["uncertainty"], expected.uncertainty[:count], atol=1e-5)
         best = np.sort(probs, -1)
         clear = best[..., -1] - best[..., -2] > 1e-4
-        if system == "ddpm_seg":  # where members vote, the best probability need not win
+        if system == "ddpm_seg":  # members vote, so the best probability need not win
             clear = np.ones_like(clear)
         assert found["labels"].dtype == np.int32
         np.testing.assert_array_equal(found["labels"][clear], expected.labels[:count][clear])
 
 
-def test_what_stands_beside_the_model_says_what_it_is(exported):
+def test_model_json_describes_the_model(exported):
     _, _, folder = exported["ddp"]
-    facts = json.loads((folder / "model.json").read_text())
-    assert facts["classes"] == list(NAMES) and len(facts["palette"]) == len(NAMES)
-    assert facts["input"]["shape"] == ["b", *SIZE, 3]
-    assert facts["outputs"]["probs"] == {
+    content = json.loads((folder / "model.json").read_text())
+    assert content["classes"] == list(NAMES) and len(content["palette"]) == len(NAMES)
+    assert content["input"]["shape"] == ["b", *SIZE, 3]
+    assert content["outputs"]["probs"] == {
         "dtype": "float32", "shape": ["b", *SIZE, len(NAMES)],
-        "meaning": facts["outputs"]["probs"]["meaning"],
+        "meaning": content["outputs"]["probs"]["meaning"],
     }  # fmt: skip
-    assert facts["options"] == {"steps": 2, "samples": 2, "seed": 5}
-    assert facts["platforms"] == ["cpu", "cuda", "tpu"] and facts["step"] == 7
+    assert content["options"] == {"steps": 2, "samples": 2, "seed": 5}
+    assert content["platforms"] == ["cpu", "cuda", "tpu"] and content["step"] == 7
     assert sorted(file.name for file in folder.iterdir()) == ["model.json", "model.stablehlo"]
 
 
@@ -110,14 +110,14 @@ def small(segmenter_of):
 
 def test_a_failure_leaves_nothing_behind(small, tmp_path, monkeypatch):
     def full(path, content):
-        if path.name == exporting.NOTES:
+        if path.name == module.DESCRIPTION:
             raise OSError(28, "No space left on device")
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
 
-    monkeypatch.setattr(exporting, "write_atomically", full)
+    monkeypatch.setattr(module, "write_atomically", full)
     with pytest.raises(OSError, match="No space"):
-        exporting.write_folder(tmp_path / "out", {exporting.MODEL: b"1", exporting.NOTES: b"2"})
+        module.write_folder(tmp_path / "out", {module.MODEL: b"1", module.DESCRIPTION: b"2"})
     assert not list(tmp_path.iterdir())
 
 
@@ -140,29 +140,29 @@ def test_wrong_options_end_with_a_sentence(small, tmp_path, monkeypatch, options
     assert not list(tmp_path.iterdir())
 
 
-def test_without_flatbuffers_it_says_what_to_install(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+def test_without_flatbuffers_the_error_names_the_extra(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "diffseg_jax\[export\]"'):
         export(small, tmp_path / "out", size=SIZE)
 
 
-def test_too_large_a_network_ends_with_a_sentence():
+def test_too_large_a_network_is_a_sentence():
     class Large:
         def serialize(self):
             raise BuilderSizeError("flatbuffers: cannot grow buffer beyond 2 gigabytes")
 
     with pytest.raises(UserError, match="larger than 2 GB"):
-        exporting.serialized(Large())
+        module.serialized(Large())
 
 
 def test_a_stage_without_classes_has_nothing_to_export(tmp_path, segmenter_of):
     segmenter = segmenter_of("ddep")
-    segmenter.meta["task"]["kind"] = "pretrain"
+    segmenter.meta = {**segmenter.meta, "task": {**segmenter.meta["task"], "kind": "pretrain"}}
     with pytest.raises(UserError, match="trained without labels"):
         export(segmenter, tmp_path / "out", size=SIZE)
 
 
-def test_evaluation_that_would_resize_pictures_says_to_what():
+def test_evaluation_that_would_resize_images_is_refused_with_the_size():
     for protocol in (Protocol(short=16), Protocol(limit=(24, 16), scales=(0.5, 1.0))):
         with pytest.raises(UserError, match="to 16 x 23.*--size=16,23"):
             check_protocol(protocol, SIZE)
@@ -171,19 +171,19 @@ def test_evaluation_that_would_resize_pictures_says_to_what():
 
 
 @pytest.mark.parametrize(
-    "protocol, words",
+    "protocol, views",
     [
         (Protocol(View.SLIDE, (32, 32), (20, 20), flip=True), "windows of 32 x 32 and the mirror"),
         (Protocol(View.HALVES), "a left and a right half"),
         (Protocol(scales=(0.5, 1.0)), "the scales 0.5, 1.0"),
     ],
 )
-def test_evaluation_that_sees_more_than_the_picture_is_a_warning(protocol, words):
-    with pytest.warns(UserWarning, match=words):
+def test_evaluation_that_averages_over_views_is_a_warning(protocol, views):
+    with pytest.warns(UserWarning, match=views):
         check_protocol(protocol, SIZE)
 
 
-def test_a_window_of_the_size_is_the_whole_picture():
+def test_a_window_of_the_size_is_the_whole_image():
     with warnings.catch_warnings(action="error"):
         check_protocol(Protocol(View.SLIDE, SIZE, (20, 20)), SIZE)
         check_protocol(Protocol(), SIZE)

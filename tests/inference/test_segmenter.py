@@ -1,4 +1,4 @@
-"""A trained network opened for use answers as the evaluation does, for pictures of any kind."""
+"""A trained network opened for use predicts as the evaluation does, for images of any kind."""
 
 import dataclasses
 import functools
@@ -18,15 +18,16 @@ from diffseg_jax.data.scenes import draw_scene
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference.converted import convert_run
 from diffseg_jax.inference.forward import make_forward
-from diffseg_jax.inference.images import list_pictures, named_pictures
-from diffseg_jax.inference.locate import PRETRAINED, find
+from diffseg_jax.inference.images import list_images, named_images
+from diffseg_jax.inference.locate import PRETRAINED, find_stage
+from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.views import predict
 from diffseg_jax.storage.checkpoints import FORMAT, StageCheckpoints
 
 SYSTEMS = ("ddp", "ddep", "ddpm_seg")
 RNG = np.random.default_rng(0)
-PICTURE = RNG.integers(0, 256, (33, 47, 3), np.uint8)
+IMAGE = RNG.integers(0, 256, (33, 47, 3), np.uint8)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,16 +54,16 @@ def opened(tiny_network):
 
 
 def evaluated(segmenter, image, protocol=None):
-    """The answer of the evaluation, from functions that no segmenter took part in."""
+    """The prediction of the evaluation, without a method of a segmenter."""
     forward = make_forward(jax.jit(segmenter.task.predict), segmenter.network, segmenter.mesh, 2)
     return predict(forward, image[None], protocol or segmenter.protocol)
 
 
-# --- the same answers as the evaluation -----------------------------------------------------------
+# --- predictions of the evaluation ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_answers_are_those_of_the_evaluation(opened, system):
+def test_predictions_are_those_of_the_evaluation(opened, system):
     segmenter, image = opened(system), RNG.integers(0, 256, (47, 33, 3), np.uint8)
     found, wanted = segmenter.predict(image), evaluated(segmenter, image)
     assert found.labels.dtype == np.int32
@@ -76,13 +77,13 @@ def test_answers_are_those_of_the_evaluation(opened, system):
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_a_picture_may_be_one_pixel(opened, system):
-    found = opened(system).predict(PICTURE[:1, :1])
+def test_an_image_may_be_one_pixel(opened, system):
+    found = opened(system).predict(IMAGE[:1, :1])
     assert found.labels.shape == found.uncertainty.shape == (1, 1, 1)
     np.testing.assert_allclose(found.probs.sum(-1), 1, atol=1e-6)
 
 
-def test_sizes_that_differ_by_padding_share_a_program_where_it_changes_nothing(opened):
+def test_sizes_share_a_program_if_padding_changes_nothing(opened):
     segmenter = opened("ddep")
     for size in ((33, 47), (40, 40), (48, 48)):
         image = RNG.integers(0, 256, (*size, 3), np.uint8)
@@ -96,14 +97,14 @@ def test_sizes_that_differ_by_padding_share_a_program_where_it_changes_nothing(o
 
 def test_warm_calls_do_not_compile_again(opened):
     segmenter = opened("ddp")
-    segmenter.predict(PICTURE, steps=1, seed=1)
+    segmenter.predict(IMAGE, steps=1, seed=1)
     program, _ = segmenter._program(1, None)
     before = program._cache_size()
-    segmenter.predict(255 - PICTURE, steps=1, seed=2)
+    segmenter.predict(255 - IMAGE, steps=1, seed=2)
     assert program._cache_size() == before == 1
 
 
-def test_a_tile_is_all_that_the_network_sees(opened):
+def test_the_network_sees_nothing_but_tiles(opened):
     segmenter, image = opened("ddp"), RNG.integers(0, 256, (70, 90, 3), np.uint8)
     seen, inside = set(), segmenter.task.predict
 
@@ -115,13 +116,13 @@ def test_a_tile_is_all_that_the_network_sees(opened):
     watched.task = dataclasses.replace(watched.task, predict=spy)
     found = watched.predict(image, tile=(32, 40), stride=(24, 30))
     assert seen == {(1, 32, 40, 3)}
-    protocol = segmenter.protocol_for((32, 40), (24, 30))
+    protocol = segmenter.protocol_for(PredictOptions(tile=(32, 40), stride=(24, 30)))
     wanted = evaluated(segmenter, image, protocol)
     np.testing.assert_allclose(found.probs, wanted.probs, atol=1e-5)
 
 
-def test_tiles_agree_with_the_whole_away_from_their_seams(opened):
-    """Exactly so where a network sees `reach` pixels far; nearer to a tile's edge it may differ."""
+def test_tiles_agree_with_the_whole_image_away_from_their_edges(opened):
+    """A network that sees `reach` pixels far differs only so near to the edge of a tile."""
     segmenter, image, reach = opened("ddp"), RNG.integers(0, 256, (96, 128, 3), np.uint8), 3
     kernel = jnp.ones((2 * reach + 1,) * 2)[..., None, None] / 50
 
@@ -137,7 +138,7 @@ def test_tiles_agree_with_the_whole_away_from_their_seams(opened):
     whole = local_one.predict(image, tile=0).probs[0]
     tiled = local_one.predict(image, tile=64, stride=32).probs[0]
     exact = np.ones(image.shape[:2], bool)
-    for edge in (32, 64):  # where a tile begins or ends inside the picture
+    for edge in (32, 64):  # of tiles, inside the image
         exact[edge - reach : edge + reach] = False
     for edge in (32, 64, 96):
         exact[:, edge - reach : edge + reach] = False
@@ -149,17 +150,17 @@ def test_tiles_agree_with_the_whole_away_from_their_seams(opened):
 def test_tiles_may_be_given_as_any_pair(opened):
     segmenter = opened("ddep")
     for pair in ((64, 96), [64, 96], np.array([64, 96])):
-        assert segmenter.protocol_for(pair).window == (64, 96)
-    for nothing in (0, (0, 0), [0, 0], np.zeros(2, int)):
-        assert segmenter.protocol_for(nothing) == segmenter.protocol
+        assert segmenter.protocol_for(PredictOptions(tile=pair)).window == (64, 96)
+    for zero in (0, (0, 0), [0, 0], np.zeros(2, int)):
+        assert segmenter.protocol_for(PredictOptions(tile=zero)) == segmenter.protocol
 
 
-def test_rounding_shows_few_sizes(opened):
-    protocol = opened("ddp").protocol_for(round_to=32)
+def test_rounding_leads_to_few_sizes(opened):
+    protocol = opened("ddp").protocol_for(PredictOptions(round_to=32))
     assert {protocol.sizes((h, w))[0] for h in range(40, 80, 7) for w in range(33, 47)} == {
         (32, 32), (64, 32),
     }  # fmt: skip
-    assert opened("ddp").protocol_for().sizes((33, 47)) == [(33, 47)]
+    assert opened("ddp").protocol_for(PredictOptions()).sizes((33, 47)) == [(33, 47)]
 
 
 # --- options --------------------------------------------------------------------------------------
@@ -172,31 +173,29 @@ def test_steps_samples_and_seeds_are_those_of_the_config(opened, tiny_network):
     config["sampling"] |= {"steps": 2, "draws": 3}
     config["seed"] = 5
     other = Segmenter(segmenter.directory, network, {**meta, "config": config})
-    found = segmenter.predict(PICTURE, steps=2, samples=3, seed=5)
-    np.testing.assert_array_equal(found.probs, other.predict(PICTURE).probs)
+    found = segmenter.predict(IMAGE, steps=2, samples=3, seed=5)
+    np.testing.assert_array_equal(found.probs, other.predict(IMAGE).probs)
     assert set(found.uncertainties) == {"entropy", "changes", "spread"}
-    assert (found.probs != segmenter.predict(PICTURE, steps=2, samples=3, seed=6).probs).any()
+    assert (found.probs != segmenter.predict(IMAGE, steps=2, samples=3, seed=6).probs).any()
 
 
-def test_one_sample_is_what_a_network_without_noise_takes(opened):
+def test_a_network_without_noise_takes_one_sample(opened):
     segmenter = opened("ddep")
-    alone = segmenter.predict(PICTURE, samples=1, seed=3)
-    np.testing.assert_array_equal(alone.probs, segmenter.predict(PICTURE).probs)
+    alone = segmenter.predict(IMAGE, samples=1, seed=3)
+    np.testing.assert_array_equal(alone.probs, segmenter.predict(IMAGE).probs)
 
 
 def test_flip_and_scales_are_averaged(opened):
     segmenter = opened("ddep")
-    both = segmenter.predict(PICTURE, flip=True).probs[0]
-    mirrored = segmenter.predict(PICTURE[:, ::-1]).probs[0, :, ::-1]
-    np.testing.assert_allclose(
-        both, (segmenter.predict(PICTURE).probs[0] + mirrored) / 2, atol=1e-6
-    )
-    assert segmenter.protocol_for(scales=2.0).sizes((10, 20)) == [(20, 40)]
+    both = segmenter.predict(IMAGE, flip=True).probs[0]
+    mirrored = segmenter.predict(IMAGE[:, ::-1]).probs[0, :, ::-1]
+    np.testing.assert_allclose(both, (segmenter.predict(IMAGE).probs[0] + mirrored) / 2, atol=1e-6)
+    assert segmenter.protocol_for(PredictOptions(scales=2.0)).sizes((10, 20)) == [(20, 40)]
 
 
-def test_bfloat16_is_near_float32(opened, tiny_network):
-    exact = opened("ddp").predict(PICTURE, steps=1)
-    rounded = Segmenter(Path("x"), *tiny_network("ddp"), dtype="bfloat16").predict(PICTURE, steps=1)
+def test_bfloat16_is_close_to_float32(opened, tiny_network):
+    exact = opened("ddp").predict(IMAGE, steps=1)
+    rounded = Segmenter(Path("x"), *tiny_network("ddp"), dtype="bfloat16").predict(IMAGE, steps=1)
     gap = np.abs(exact.probs - rounded.probs)
     assert gap.max() > 0 and gap.mean() < 0.02
 
@@ -212,44 +211,44 @@ WRONG = {
     "no scales": ("ddp", dict(scales=()), "must hold factors"),
     "seed": ("ddp", dict(seed=-1), "seed is -1"),
     "half": ("ddp", dict(batch_size=1.5), "batch_size is 1.5"),
-    "word": ("ddp", dict(steps="many"), "steps is many, but must be a whole number"),
-    "word as tile": ("ddp", dict(tile="abc"), "tile is abc, but must be a side"),
-    "words as scales": ("ddp", dict(scales=["a"]), "must hold factors"),
-    "endless seed": ("ddep", dict(seed=float("inf")), "seed is inf"),
+    "text": ("ddp", dict(steps="many"), "steps is many, but must be a whole number"),
+    "text as tile": ("ddp", dict(tile="abc"), "tile is abc, but must be a side"),
+    "text as scales": ("ddp", dict(scales=["a"]), "must hold factors"),
+    "infinite seed": ("ddep", dict(seed=float("inf")), "seed is inf"),
     "scales of short": ("ddpm_seg", dict(scales=2.0), "Leave scales out"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_options_that_cannot_be_are_sentences(opened, case):
-    system, options, said = WRONG[case]
+def test_wrong_options_are_sentences(opened, case):
+    system, options, sentence = WRONG[case]
     with pytest.raises(UserError) as error:
-        opened(system).predict(PICTURE, **options)
-    assert said in str(error.value)
+        opened(system).predict(IMAGE, **options)
+    assert sentence in str(error.value)
 
 
-# --- pictures -------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
-def test_pictures_of_all_kinds_give_the_same(opened, tmp_path):
+def test_images_of_all_kinds_give_the_same_prediction(opened, tmp_path):
     segmenter = opened("ddep")
     (tmp_path / "in").mkdir()
-    Image.fromarray(PICTURE).save(tmp_path / "in" / "street.png")
-    wanted = segmenter.predict(PICTURE)
+    Image.fromarray(IMAGE).save(tmp_path / "in" / "street.png")
+    wanted = segmenter.predict(IMAGE)
     kinds = [
-        PICTURE[None], jnp.asarray(PICTURE), Image.fromarray(PICTURE), [PICTURE],
+        IMAGE[None], jnp.asarray(IMAGE), Image.fromarray(IMAGE), [IMAGE],
         tmp_path / "in" / "street.png", str(tmp_path / "in"), [str(tmp_path / "in")],
     ]  # fmt: skip
     for images in kinds:
         found = segmenter.predict(images)
         np.testing.assert_array_equal(found.probs, wanted.probs)
-        np.testing.assert_array_equal(found.images[0], PICTURE)
+        np.testing.assert_array_equal(found.images[0], IMAGE)
     assert segmenter.predict(str(tmp_path / "in")).names == ("street",)
 
 
-def test_sizes_may_be_mixed_and_keep_their_order(opened):
+def test_images_of_mixed_sizes_keep_their_order(opened):
     segmenter = opened("ddep")
-    images = [PICTURE, PICTURE[:, ::-1], PICTURE[:20, :30], PICTURE]
+    images = [IMAGE, IMAGE[:, ::-1], IMAGE[:20, :30], IMAGE]
     found = segmenter.predict(images, batch_size=2)
     assert [labels.shape for labels in found.labels] == [image.shape[:2] for image in images]
     assert found.names == ("000000", "000001", "000002", "000003")
@@ -262,43 +261,43 @@ def test_sizes_may_be_mixed_and_keep_their_order(opened):
 def test_a_photograph_is_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to the right
-    Image.fromarray(PICTURE).save(tmp_path / "a.png", exif=exif)
-    ((_, image),) = named_pictures(tmp_path / "a.png")
-    np.testing.assert_array_equal(image, np.rot90(PICTURE, -1))
+    Image.fromarray(IMAGE).save(tmp_path / "a.png", exif=exif)
+    ((_, image),) = named_images(tmp_path / "a.png")
+    np.testing.assert_array_equal(image, np.rot90(IMAGE, -1))
     with Image.open(tmp_path / "a.png") as opened_file:
-        np.testing.assert_array_equal(next(named_pictures(opened_file))[1], image)
+        np.testing.assert_array_equal(next(named_images(opened_file))[1], image)
 
 
 def test_names_of_files_differ(tmp_path):
     for file in ("a.png", "a.jpg", "b/a.png", "c.png"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
-        Image.fromarray(PICTURE).save(tmp_path / file)
-    names = [name for name, _ in list_pictures(tmp_path)]
+        Image.fromarray(IMAGE).save(tmp_path / file)
+    names = [name for name, _ in list_images(tmp_path)]
     assert names == ["a_jpg", "a_png", "b/a", "c"]
-    Image.fromarray(PICTURE).save(tmp_path / "a_jpg.png")
-    names = [name for name, _ in list_pictures(tmp_path)]
+    Image.fromarray(IMAGE).save(tmp_path / "a_jpg.png")
+    names = [name for name, _ in list_images(tmp_path)]
     assert sorted(names) == ["a_jpg", "a_jpg_2", "a_png", "b/a", "c"]
-    again = [tmp_path / "c.png", tmp_path / "b", tmp_path / "c.png", PICTURE]
-    assert [name for name, _ in named_pictures(again)] == ["c", "a", "c_2", "000003"]
+    again = [tmp_path / "c.png", tmp_path / "b", tmp_path / "c.png", IMAGE]
+    assert [name for name, _ in named_images(again)] == ["c", "a", "c_2", "000003"]
 
 
-NO_PICTURES = {
-    "float": (PICTURE / 255, "float64[33, 47, 3]"),
-    "grey": (PICTURE[..., 0], "Grey: "),
+NO_IMAGES = {
+    "float": (IMAGE / 255, "float64[33, 47, 3]"),
+    "grey": (IMAGE[..., 0], "Grey: "),
     "alpha": (np.zeros((4, 4, 4), np.uint8), "image[..., :3]"),
-    "none": ([], "no picture was given"),
+    "none": ([], "no image was given"),
     "number": (3, "images is a int"),
     "nothing": (np.zeros((0, 4, 3), np.uint8), "uint8[0, 4, 3]"),
-    "no file": ("/no/such/picture.png", "there is no picture or folder /no/such/picture.png"),
+    "no file": ("/no/such/image.png", "there is no image or folder /no/such/image.png"),
 }
 
 
-@pytest.mark.parametrize("case", NO_PICTURES)
-def test_what_is_no_picture_is_a_sentence(opened, case):
-    images, said = NO_PICTURES[case]
+@pytest.mark.parametrize("case", NO_IMAGES)
+def test_wrong_images_are_a_sentence(opened, case):
+    images, sentence = NO_IMAGES[case]
     with pytest.raises(UserError) as error:
         opened("ddep").predict(images)
-    assert said in str(error.value)
+    assert sentence in str(error.value)
 
 
 def test_an_empty_folder_is_a_sentence(opened, tmp_path):
@@ -309,18 +308,18 @@ def test_an_empty_folder_is_a_sentence(opened, tmp_path):
 # --- features -------------------------------------------------------------------------------------
 
 
-def test_features_of_a_diffusion_model_are_those_that_the_classifiers_read(opened):
+def test_features_of_a_diffusion_model_are_those_of_the_classifiers(opened):
     segmenter = opened("ddpm_seg")
     assert segmenter.taps == ("output_0@1", "output_0@5", "output_2@1", "output_2@5")
-    found = segmenter.features(PICTURE, segmenter.taps)
-    valid = np.array([PICTURE.shape[:2]], np.int32)
-    read = jax.jit(segmenter.task.fit.extract)(segmenter.network, PICTURE[None], valid)
+    found = segmenter.features(IMAGE, segmenter.taps)
+    valid = np.array([IMAGE.shape[:2]], np.int32)
+    read = jax.jit(segmenter.task.fit.extract)(segmenter.network, IMAGE[None], valid)
     stacked = np.concatenate([np.asarray(maps).reshape(-1) for maps in read.maps])
     for name in segmenter.taps:
         assert found[name].dtype == np.float32 and found[name].ndim == 4
     listed = np.concatenate([found[name].reshape(-1) for name in segmenter.taps])
     np.testing.assert_allclose(np.sort(listed), np.sort(stacked), rtol=1e-3, atol=1e-3)  # float16
-    noisier = segmenter.features(PICTURE, "output_0@19")["output_0@19"]
+    noisier = segmenter.features(IMAGE, "output_0@19")["output_0@19"]
     assert np.abs(noisier - found["output_0@1"]).mean() > 1e-3
 
 
@@ -331,18 +330,18 @@ def test_features_of_a_diffusion_model_are_those_that_the_classifiers_read(opene
 def test_features_are_maps(opened, system, tap, shape):
     segmenter = opened(system)
     assert tap in segmenter.taps
-    found = segmenter.features([PICTURE, PICTURE], tap)
+    found = segmenter.features([IMAGE, IMAGE], tap)
     assert found[tap].shape == shape and found[tap].std() > 0
     np.testing.assert_array_equal(found[tap][0], found[tap][1])
 
 
 def test_unknown_features_are_sentences(opened):
     with pytest.raises(UserError, match='unknown feature "mergd".*Did you mean "merged"'):
-        opened("ddp").features(PICTURE, "mergd")
+        opened("ddp").features(IMAGE, "mergd")
     with pytest.raises(UserError, match="names no noise level after an @: 0 .least. to 19"):
-        opened("ddpm_seg").features(PICTURE, "output_0@20")
+        opened("ddpm_seg").features(IMAGE, "output_0@20")
     with pytest.raises(UserError, match="2 sizes"):
-        opened("ddep").features([PICTURE, PICTURE[:20]], "layer0")
+        opened("ddep").features([IMAGE, IMAGE[:20]], "layer0")
 
 
 # --- opening --------------------------------------------------------------------------------------
@@ -362,34 +361,34 @@ def test_a_workdir_opens_its_best_stage(tiny_run):
     assert diffseg_jax.load(tiny_run.workdir, stage="scratch").meta["stage"] == "scratch"
 
 
-def test_a_stage_without_labels_gives_features_only(tiny_run):
+def test_a_stage_without_labels_has_features_only(tiny_run):
     segmenter = diffseg_jax.load(tiny_run.workdir, stage="pretrain")
     assert "block1" in segmenter.taps
     with pytest.raises(UserError, match="knows no classes, so it cannot segment"):
-        segmenter.predict(PICTURE)
+        segmenter.predict(IMAGE)
 
 
-def test_a_shared_run_answers_as_the_run(tiny_run, tmp_path):
+def test_a_converted_run_predicts_as_the_run(tiny_run, tmp_path):
     assert convert_run(tiny_run.workdir, tmp_path / "small", dtype="float16") > 10_000
     run, small = diffseg_jax.load(tiny_run.workdir), diffseg_jax.load(tmp_path / "small")
     assert (small.names, small.palette, small.step) == (run.names, run.palette, run.step)
-    gap = np.abs(small.predict(PICTURE).probs - run.predict(PICTURE).probs)
+    gap = np.abs(small.predict(IMAGE).probs - run.predict(IMAGE).probs)
     assert 0 < gap.max() < 0.01
     assert small.meta["results"]["mIoU"] == run_results(tiny_run)[run.meta["stage"]]["mIoU"]
-    convert_run(tiny_run.workdir, tmp_path / "off", ema="off")  # was not measured
+    convert_run(tiny_run.workdir, tmp_path / "off", ema="off")  # it has no results
     assert "results" not in diffseg_jax.load(tmp_path / "off").meta
     with pytest.raises(UserError, match="holds a checkpoint already"):
         convert_run(tiny_run.workdir, tmp_path / "small")
 
 
-def test_what_is_not_there_is_said(tiny_run, tmp_path):
-    said = {
+def test_missing_checkpoints_stages_and_devices_are_sentences(tiny_run, tmp_path):
+    sentences = {
         tmp_path / "no": f"{tmp_path}/no is not there: looked for {tmp_path}/no/<step> and",
         tmp_path: f"{tmp_path} holds no checkpoint: looked for",
         tiny_run.workdir / "config.json": "is a file, but a checkpoint is a directory",
         "scene": "workdir, the directory of a stage or of a converted file, or scenes",
     }
-    for path, sentence in said.items():
+    for path, sentence in sentences.items():
         with pytest.raises(UserError) as error:
             diffseg_jax.load(path)
         assert sentence in str(error.value)
@@ -414,23 +413,23 @@ def test_a_checkpoint_of_a_newer_format_says_so(tmp_path, monkeypatch, tiny_netw
         diffseg_jax.load(tmp_path)
 
 
-def test_the_packaged_model_opens_by_its_name_unless_a_directory_has_it(tmp_path, monkeypatch):
+def test_the_packaged_model_opens_by_its_name_unless_a_workdir_has_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    place = find("scenes")
-    assert place == PRETRAINED["scenes"]
-    assert sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) < 3_000_000
-    (tmp_path / "scenes").mkdir()  # of pictures, or of nothing
-    assert find("scenes") == place
-    shutil.copytree(place, tmp_path / "scenes" / "checkpoints" / "train")
-    assert find("scenes") == Path("scenes/checkpoints/train")
+    packaged = find_stage("scenes")
+    assert packaged == PRETRAINED["scenes"]
+    assert sum(file.stat().st_size for file in packaged.rglob("*") if file.is_file()) < 3_000_000
+    (tmp_path / "scenes").mkdir()  # a folder without checkpoints
+    assert find_stage("scenes") == packaged
+    shutil.copytree(packaged, tmp_path / "scenes" / "checkpoints" / "train")
+    assert find_stage("scenes") == Path("scenes/checkpoints/train")
 
 
-# --- what is answered -----------------------------------------------------------------------------
+# --- predictions ----------------------------------------------------------------------------------
 
 
-def test_a_prediction_shows_and_saves_itself(opened, tmp_path):
+def test_a_prediction_draws_and_saves_itself(opened, tmp_path):
     segmenter = opened("ddep")
-    found = segmenter.predict([PICTURE, PICTURE[:20, :30]])
+    found = segmenter.predict([IMAGE, IMAGE[:20, :30]])
     for alpha, wanted in ((0, found.images), (1, found.color())):
         for one, other in zip(found.overlay(alpha), wanted, strict=True):
             np.testing.assert_array_equal(one, other)
@@ -438,16 +437,16 @@ def test_a_prediction_shows_and_saves_itself(opened, tmp_path):
         found.overlay(3)
     paths = found.save(tmp_path / "out")
     assert len(paths) == 8 and all(Path(path).is_file() for path in paths)
-    with Image.open(tmp_path / "out" / "000001_labels.png") as picture:
-        assert picture.mode == "L"
-        np.testing.assert_array_equal(np.asarray(picture), found.labels[1])
-    with Image.open(tmp_path / "out" / "000000_color.png") as picture:
-        np.testing.assert_array_equal(np.asarray(picture), found.color()[0])
+    with Image.open(tmp_path / "out" / "000001_labels.png") as saved:
+        assert saved.mode == "L"
+        np.testing.assert_array_equal(np.asarray(saved), found.labels[1])
+    with Image.open(tmp_path / "out" / "000000_color.png") as saved:
+        np.testing.assert_array_equal(np.asarray(saved), found.color()[0])
     (tmp_path / "sheet.png").write_bytes(found._repr_png_())
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size[1] == found.sheet().shape[0] > 300
     assert repr(found).startswith(
-        "Prediction of 2 pictures (20 x 30 and 33 x 47), 5 classes: class "
+        "Prediction for 2 images (20 x 30 and 33 x 47), 5 classes: class "
     )
 
 
@@ -478,7 +477,7 @@ except UserError as error:
 """
 
 
-def test_loading_warns_of_nothing(tiny_run):
+def test_loading_causes_no_warning(tiny_run):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         diffseg_jax.load(tiny_run.workdir)

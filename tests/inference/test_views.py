@@ -1,4 +1,4 @@
-"""How a picture is cut, mirrored and scaled, with networks that are one line long."""
+"""How images are cut, mirrored and scaled, with networks of one line."""
 
 import numpy as np
 import pytest
@@ -17,27 +17,27 @@ from diffseg_jax.layers.resize import resize_bilinear
 CLASSES = 3
 
 
-def pictures(height, width, count=2, seed=0):
+def random_images(height, width, count=2, seed=0):
     shape = (count, height, width, 3)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def per_pixel(images, valid):
-    """Probabilities from the pixel alone: every cut and mirror must give the same answer."""
+    """Probabilities from the pixel alone, which every view must leave the same."""
     logits = images.astype(np.float32) / 60
     probs = np.exp(logits - logits.max(-1, keepdims=True))
     return probs / probs.sum(-1, keepdims=True)
 
 
 def positional(images, valid):
-    """Probabilities that also depend on where the pixel lies in what the network is shown."""
+    """Probabilities that also depend on the position in the image that the network is shown."""
     ramp = np.linspace(0, 1, images.shape[2], dtype=np.float32)[None, None, :, None]
     probs = per_pixel(images, valid) + ramp * np.array([1, 0, 0], np.float32)
     return probs / probs.sum(-1, keepdims=True)
 
 
 class Recorder:
-    """A network that notes what it is shown."""
+    """A network that records its inputs."""
 
     def __init__(self, forward=per_pixel):
         self.forward, self.seen = forward, []
@@ -77,43 +77,43 @@ def test_windows_cover_every_pixel_and_stay_inside(length):
     Protocol(View.SLIDE, (4, 5), (3, 2)), Protocol(View.SLIDE, (16, 32), (16, 32), flip=True),
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("size", [(8, 12), (9, 7), (1, 1)])
-def test_a_network_that_reads_single_pixels_gives_one_answer_in_every_view(protocol, size):
-    images = pictures(*size)
-    answer = predict(per_pixel, images, protocol)
+def test_a_network_of_single_pixels_predicts_the_same_in_every_view(protocol, size):
+    images = random_images(*size)
+    maps = predict(per_pixel, images, protocol)
     expected = per_pixel(images, None)
-    np.testing.assert_allclose(answer.probs, expected, atol=1e-6)
-    assert answer.probs.dtype == answer.uncertainty.dtype == np.float32
-    np.testing.assert_array_equal(answer.labels, expected.argmax(-1))
-    assert answer.labels.dtype == np.int32 and answer.uncertainty.shape == images.shape[:3]
+    np.testing.assert_allclose(maps.probs, expected, atol=1e-6)
+    assert maps.probs.dtype == maps.uncertainty.dtype == np.float32
+    np.testing.assert_array_equal(maps.labels, expected.argmax(-1))
+    assert maps.labels.dtype == np.int32 and maps.uncertainty.shape == images.shape[:3]
 
 
 def test_halves_are_the_whole_view_of_each_half():
-    images = pictures(6, 10)
-    answer = predict(positional, images, Protocol(View.HALVES))
+    images = random_images(6, 10)
+    maps = predict(positional, images, Protocol(View.HALVES))
     for half in (np.s_[:, :, :5], np.s_[:, :, 5:]):
         alone = predict(positional, images[half], Protocol())
-        np.testing.assert_allclose(answer.probs[half], alone.probs, atol=1e-6)
+        np.testing.assert_allclose(maps.probs[half], alone.probs, atol=1e-6)
     whole = predict(positional, images, Protocol())
-    assert np.abs(answer.probs - whole.probs).max() > 0.05
+    assert np.abs(maps.probs - whole.probs).max() > 0.05
 
 
 def test_halves_of_an_odd_width_share_the_middle_column():
     network = Recorder()
-    predict(network, pictures(4, 7), Protocol(View.HALVES))
+    predict(network, random_images(4, 7), Protocol(View.HALVES))
     assert [images.shape[1:3] for images, _ in network.seen] == [(4, 4), (4, 4)]
 
 
 def test_overlapping_windows_are_averaged():
-    images = pictures(1, 6, count=1)
-    answer = predict(positional, images, Protocol(View.SLIDE, (1, 4), (1, 2))).probs[0, 0]
+    images = random_images(1, 6, count=1)
+    probs = predict(positional, images, Protocol(View.SLIDE, (1, 4), (1, 2))).probs[0, 0]
     left, right = (positional(images[:, :, s : s + 4], None)[0, 0] for s in (0, 2))
-    np.testing.assert_allclose(answer[:2], left[:2], atol=1e-6)
-    np.testing.assert_allclose(answer[2:4], (left[2:] + right[:2]) / 2, atol=1e-6)
-    np.testing.assert_allclose(answer[4:], right[2:], atol=1e-6)
+    np.testing.assert_allclose(probs[:2], left[:2], atol=1e-6)
+    np.testing.assert_allclose(probs[2:4], (left[2:] + right[:2]) / 2, atol=1e-6)
+    np.testing.assert_allclose(probs[4:], right[2:], atol=1e-6)
 
 
-def test_small_pictures_are_padded_to_the_window_and_say_so():
-    network, images = Recorder(), pictures(5, 12)
+def test_small_images_are_padded_to_the_window_and_valid_excludes_the_padding():
+    network, images = Recorder(), random_images(5, 12)
     predict(network, images, Protocol(View.SLIDE, (8, 8), (4, 4)))
     assert [shown.shape[1:3] for shown, _ in network.seen] == [(8, 8), (8, 8)]
     for shown, valid in network.seen:
@@ -121,8 +121,8 @@ def test_small_pictures_are_padded_to_the_window_and_say_so():
         assert not shown[:, 5:].any() and shown[:, :5].any()
 
 
-def test_a_whole_picture_is_valid_everywhere():
-    network, images = Recorder(), pictures(5, 12)
+def test_a_whole_image_is_valid_everywhere():
+    network, images = Recorder(), random_images(5, 12)
     predict(network, images, Protocol())
     ((shown, valid),) = network.seen
     np.testing.assert_array_equal(shown, images)
@@ -134,7 +134,7 @@ def test_a_whole_picture_is_valid_everywhere():
 
 @pytest.mark.parametrize("view", [View.WHOLE, View.HALVES])
 def test_flip_averaging_is_symmetric(view):
-    images, protocol = pictures(6, 8), Protocol(view, flip=True)
+    images, protocol = random_images(6, 8), Protocol(view, flip=True)
     straight = predict(positional, images, protocol).probs
     mirrored = predict(positional, images[:, :, ::-1], protocol).probs
     np.testing.assert_allclose(straight, mirrored[:, :, ::-1], atol=1e-6)
@@ -143,27 +143,27 @@ def test_flip_averaging_is_symmetric(view):
     assert np.abs(plain - other).max() > 0.05
 
 
-def test_flip_is_the_mean_of_the_two_answers():
-    images = pictures(4, 6)
+def test_flip_is_the_mean_of_both_predictions():
+    images = random_images(4, 6)
     mirrored = positional(images[:, :, ::-1], None)[:, :, ::-1]
     expected = (positional(images, None) + mirrored) / 2
-    answer = predict(positional, images, Protocol(flip=True))
-    np.testing.assert_allclose(answer.probs, expected, atol=1e-6)
+    maps = predict(positional, images, Protocol(flip=True))
+    np.testing.assert_allclose(maps.probs, expected, atol=1e-6)
 
 
-def test_scales_show_other_sizes_and_average_in_the_first():
+def test_scales_show_other_sizes_and_average_at_the_size_of_the_image():
     by_height = lambda images, valid: np.full((*images.shape[:3], 2), 1 / images.shape[1])
     network = Recorder(by_height)
-    answer = predict(network, pictures(8, 12), Protocol(scales=(0.5, 1.0, 1.5)))
+    maps = predict(network, random_images(8, 12), Protocol(scales=(0.5, 1.0, 1.5)))
     assert [images.shape[1:3] for images, _ in network.seen] == [(4, 6), (8, 12), (12, 18)]
-    assert answer.probs.shape == (2, 8, 12, 2)
-    np.testing.assert_allclose(answer.probs, (1 / 4 + 1 / 8 + 1 / 12) / 3, rtol=1e-5)
+    assert maps.probs.shape == (2, 8, 12, 2)
+    np.testing.assert_allclose(maps.probs, (1 / 4 + 1 / 8 + 1 / 12) / 3, rtol=1e-5)
 
 
-def test_probabilities_still_sum_to_one_after_everything():
+def test_averaged_probabilities_sum_to_one():
     protocol = Protocol(View.SLIDE, (6, 6), (3, 4), scales=(0.6, 1.0, 1.3), flip=True)
-    answer = predict(positional, pictures(9, 11), protocol)
-    np.testing.assert_allclose(answer.probs.sum(-1), 1, atol=1e-5)
+    maps = predict(positional, random_images(9, 11), protocol)
+    np.testing.assert_allclose(maps.probs.sum(-1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(3, 4), (8, 12), (17, 5), (1, 1)])
@@ -176,10 +176,10 @@ def test_probabilities_are_resized_with_half_pixel_centres(size):
 
 
 @pytest.mark.parametrize("classes", [2, 3, 19])
-def test_uncertainty_is_0_when_sure_and_1_when_all_are_alike(classes):
+def test_uncertainty_is_0_for_one_class_and_1_for_equal_classes(classes):
     def uncertainty(probs):
         forward = lambda images, valid: np.tile(probs, (*images.shape[:3], 1)).astype(np.float32)
-        return predict(forward, pictures(2, 2), Protocol()).uncertainty
+        return predict(forward, random_images(2, 2), Protocol()).uncertainty
 
     sure, alike = np.eye(classes)[1], np.full(classes, 1 / classes)
     np.testing.assert_array_equal(uncertainty(sure), 0)
@@ -189,12 +189,12 @@ def test_uncertainty_is_0_when_sure_and_1_when_all_are_alike(classes):
 
 
 def test_views_that_disagree_are_uncertain():
-    """Each of two answers is sure, but of another class."""
+    """Each of two views is certain, but of another class."""
     sure = lambda images, valid: np.eye(2, dtype=np.float32)[
         np.broadcast_to(np.arange(images.shape[2]) * 2 // images.shape[2], images.shape[:3])
     ]
-    answer = predict(sure, pictures(2, 4), Protocol(flip=True))
-    np.testing.assert_allclose(answer.uncertainty, 1, atol=1e-6)
+    maps = predict(sure, random_images(2, 4), Protocol(flip=True))
+    np.testing.assert_allclose(maps.uncertainty, 1, atol=1e-6)
 
 
 # --- from a config --------------------------------------------------------------------------------
@@ -220,23 +220,23 @@ def as_logits(images, valid):
 
 
 def test_logits_become_probabilities_after_enlarging_and_before_views_are_averaged():
-    images = pictures(6, 8, count=1)
-    answer = predict(as_logits, images, Protocol(limit=(4, 3)))
+    images = random_images(6, 8, count=1)
+    maps = predict(as_logits, images, Protocol(limit=(4, 3)))
     shown = predict(lambda *inputs: as_logits(*inputs)["logits"], images, Protocol(limit=(4, 3)))
     powers = np.exp(shown.probs)  # here the enlarged logits themselves
-    np.testing.assert_allclose(answer.probs, powers / powers.sum(-1, keepdims=True), rtol=1e-5)
-    np.testing.assert_allclose(answer.probs.sum(-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(maps.probs, powers / powers.sum(-1, keepdims=True), rtol=1e-5)
+    np.testing.assert_allclose(maps.probs.sum(-1), 1, rtol=1e-5)
     both = predict(as_logits, images, Protocol(scales=(1.0, 0.5)))
     alone = [predict(as_logits, images, Protocol(scales=(scale,))).probs for scale in (1.0, 0.5)]
     np.testing.assert_allclose(both.probs, np.mean(alone, 0), rtol=1e-5)
 
 
-def test_the_measure_that_counts_is_the_one_named_uncertainty():
-    images = pictures(6, 8)
-    answer = predict(as_logits, images, Protocol())
-    assert set(answer.uncertainties) == {"entropy", "changes"}
-    np.testing.assert_array_equal(answer.uncertainty, answer.uncertainties["entropy"])
-    np.testing.assert_allclose(answer.uncertainties["changes"], images[..., 0] / 255, rtol=1e-6)
+def test_the_map_named_uncertainty_replaces_the_entropy():
+    images = random_images(6, 8)
+    maps = predict(as_logits, images, Protocol())
+    assert set(maps.uncertainties) == {"entropy", "changes"}
+    np.testing.assert_array_equal(maps.uncertainty, maps.uncertainties["entropy"])
+    np.testing.assert_allclose(maps.uncertainties["changes"], images[..., 0] / 255, rtol=1e-6)
     named = lambda *inputs: {**as_logits(*inputs), "uncertainty": inputs[0][..., 1] / 255}
     np.testing.assert_allclose(
         predict(named, images, Protocol()).uncertainty, images[..., 1] / 255, rtol=1e-6
@@ -244,7 +244,7 @@ def test_the_measure_that_counts_is_the_one_named_uncertainty():
 
 
 def test_scales_multiply_the_limit_not_the_rounded_size():
-    """mmsegmentation fits a picture once into each scaled limit."""
+    """mmsegmentation fits an image once into each scaled limit."""
     own, limit = (683, 512), (2048, 512)
     sizes = Protocol(limit=limit, scales=(0.75, 1.75)).sizes(own)
     assert sizes == [(512, 384), (1195, 896)]
