@@ -16,7 +16,7 @@ HEADER_READERS = {  # by version of the format
 def read_npy(path, what: str) -> np.ndarray:
     """The array in a .npy file, read-only; a UserError calls the file `what`."""
     try:
-        return array_from(read_bytes(path))
+        return _array_from(read_bytes(path))
     except Exception as error:  # numpy raises many types on damaged files
         raise UserError(
             f"cannot read {what} {path}: {shortened(str(error), 200)}. "
@@ -24,7 +24,7 @@ def read_npy(path, what: str) -> np.ndarray:
         ) from None
 
 
-def array_from(content: bytes) -> np.ndarray:
+def _array_from(content: bytes) -> np.ndarray:
     """The array in the bytes of a .npy file: a read-only view of them.
 
     Raises exceptions of various types for other bytes, for Python objects, and where the number of

@@ -98,7 +98,7 @@ def _listed(names, file):
 
 
 def _image_path(line):
-    """The image of a line: its first word if that is an image file, else the line (with spaces)."""
+    """The image of a line: its first field if that is an image file, else the line."""
     first = line.split()[0]
     return first if first.lower().endswith(ENDINGS) else line
 

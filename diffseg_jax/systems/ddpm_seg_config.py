@@ -4,14 +4,13 @@ import numpy as np
 
 from diffseg_jax.config.options import FIT
 from diffseg_jax.config.schema import Flag, Number, Several, Text
-from diffseg_jax.data.npy import array_from
+from diffseg_jax.data.npy import read_npy
 from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.bounds import LOSSES
 from diffseg_jax.diffusion.process import TARGETS, VARIANCES, make_process
 from diffseg_jax.diffusion.schedules import BETAS
-from diffseg_jax.errors import UserError, shortened
+from diffseg_jax.errors import UserError
 from diffseg_jax.models.adm_unet import ADMSettings
-from diffseg_jax.storage.paths import read_bytes
 from diffseg_jax.systems.ddpm_sampling import SAMPLERS
 from diffseg_jax.systems.ddpm_seg import make_settings, make_task
 from diffseg_jax.systems.pixel_ensemble import RECIPES
@@ -36,13 +35,7 @@ def read_noise(path: str, shape: tuple[int, ...]) -> np.ndarray:
     The first axis may be missing for a single draw. Raises UserError for a file without such an
     array.
     """
-    try:
-        noise = array_from(read_bytes(path))
-    except Exception as error:  # NumPy raises many types for damaged files
-        raise UserError(
-            f"cannot read features.noise_file {path}: {shortened(str(error), 200)}. "
-            "Give an array saved by numpy.save."
-        ) from None
+    noise = read_npy(path, "features.noise_file")
     noise = noise[None] if noise.ndim == 3 else noise
     if noise.ndim == 4 and noise.shape[-1] != 3:
         noise = np.moveaxis(noise, 1, -1)
