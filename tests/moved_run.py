@@ -8,31 +8,33 @@ Prints the digest of all bits, as the devices hold them.
 import hashlib
 import json
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict as unflatten
 
 from diffseg_jax.devices.mesh import make_mesh
-from diffseg_jax.storage.checkpoints import StageCheckpoints, fingerprints
+from diffseg_jax.storage.checkpoints import StageCheckpoints
+from diffseg_jax.storage.integrity import fingerprints
 
 
 def main(source, target, fsdp):
     """Reads, saves, and reports."""
     mesh = make_mesh(-1, int(fsdp))
-    with StageCheckpoints(source, read_only=True) as checkpoints:
+    with StageCheckpoints(Path(source), read_only=True) as checkpoints:
         step = checkpoints.latest()
         meta = checkpoints.meta(step)
         arrays = meta.pop("arrays")
         abstract = unflatten({
-            tuple(name.split("/")): jax.ShapeDtypeStruct(facts["shape"], jnp.dtype(facts["dtype"]))
-            for name, facts in arrays.items()
+            tuple(path.split("/")): jax.ShapeDtypeStruct(entry["shape"], jnp.dtype(entry["dtype"]))
+            for path, entry in arrays.items()
         })  # fmt: skip
         state = checkpoints.restore(step, abstract, mesh)
-    with StageCheckpoints(target) as checkpoints:
+    with StageCheckpoints(Path(target)) as checkpoints:
         checkpoints.save(step, state, meta)
     split = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
-    sums = json.dumps({name: facts["sum"] for name, facts in fingerprints(state).items()})
+    sums = json.dumps({path: entry["sum"] for path, entry in fingerprints(state).items()})
     digest = hashlib.sha256(sums.encode()).hexdigest()
     print(json.dumps({"devices": jax.device_count(), "split": split, "digest": digest}))
 

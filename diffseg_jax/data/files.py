@@ -34,7 +34,6 @@ def list_files(folder, endings):
 
     Raises UserError if the folder is missing, with a list of its neighbours, or holds no such file.
     """
-    folder = open_path(folder)
     with reachable(folder):
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder. {_neighbours(folder)}")

@@ -52,7 +52,7 @@ def listed_names(builder, split, base):
     """The names of the examples of `split`, which is `base` or a slice of it."""
     import tensorflow_datasets as tfds
 
-    file = open_path(builder.data_dir) / NAMES_FILE.format(split=base)
+    file = builder.data_path / NAMES_FILE.format(split=base)
     names, count = read_json(file, list), builder.info.splits[base].num_examples
     if not all(isinstance(name, str) for name in names) or len(set(names)) != count:
         raise UserError(

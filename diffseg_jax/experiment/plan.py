@@ -28,6 +28,7 @@ from diffseg_jax.devices.mesh import check_batch, make_mesh
 from diffseg_jax.errors import UserError, choose, require_known
 from diffseg_jax.inference.views import Protocol, protocol_of
 from diffseg_jax.storage.checkpoints import has_checkpoint, open_network, require_checkpoint
+from diffseg_jax.storage.paths import open_path
 from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.systems.system import System, Task
@@ -286,7 +287,7 @@ def _arrays_to_load(config, name, start, task, workdir) -> Callable[[], dict] | 
             arrays = system.load_weights(config, abstract, task)
         elif start != "random":
             inside = workdir / "checkpoints" / start
-            network, meta = open_network(inside if start in config.stages else start)
+            network, meta = open_network(inside if start in config.stages else open_path(start))
             arrays = system.adopt(abstract, task, network, meta["task"])
         return {**arrays, **system.given_arrays(config, kind, abstract)}
 
@@ -311,7 +312,7 @@ def _check_earlier_stage(name, start, before, workdir):
 def _check_directory(config, start):
     if not Path(start).exists() and "/" not in start:  # a misspelt name rather than a path
         require_known(start, (*config.stages, *STARTS), "start")
-    require_checkpoint(start)
+    require_checkpoint(open_path(start))
 
 
 # ---- evaluations -------------------------------------------------------------------------------

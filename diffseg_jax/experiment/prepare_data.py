@@ -24,6 +24,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -337,9 +338,8 @@ def publish_json(content, draft: Path, file: Path):
 
 def finish(part, sources, folder, manifest):
     """Writes the names and TFDS's description; its last file makes the folder one that opens."""
-    if not in_bucket(folder):
-        for drafts in folder.glob(".partial-*"):  # left by processes that were killed
-            shutil.rmtree(drafts, ignore_errors=True)
+    for drafts in folder.glob(".partial-*"):  # left by processes that were killed; not in a bucket
+        shutil.rmtree(drafts, ignore_errors=True)
     with scratch(folder) as drafts:
         for split, source in sources.items():
             name = NAMES_FILE.format(split=split)
@@ -385,8 +385,7 @@ def dataset_info(part, sources, folder, manifest):
 
 def _bytes(folder, part, split, count):
     names = (SHARD_FILE.format(part=part, split=split, index=i, count=count) for i in range(count))
-    stats = [(folder / name).stat() for name in names]
-    return sum(stat.length if in_bucket(folder) else stat.st_size for stat in stats)
+    return sum(epath.Path(folder / name).stat().length for name in names)
 
 
 def print_first(text: str):

@@ -31,7 +31,7 @@ from diffseg_jax.storage.checkpoints import (
     has_checkpoint,
     open_network,
 )
-from diffseg_jax.storage.paths import write_json
+from diffseg_jax.storage.paths import open_path, write_json
 from diffseg_jax.storage.workdir import as_json, check_same, make_workdir
 from diffseg_jax.systems.methods import SYSTEMS
 
@@ -96,8 +96,9 @@ def _networks(config, workdir):
         check_same(config, workdir, may_differ=("evaluate", "mesh", "sampling", "sweep"))
         return found
     for name in reversed(config.run):
-        if has_checkpoint(config.stages[name].start):
-            return [(name, config.stages[name].start, None)]
+        start = open_path(config.stages[name].start)
+        if has_checkpoint(start):
+            return [(name, start, None)]
     starts = " or ".join(f"stages.{name}.start={config.stages[name].start}" for name in config.run)
     raise UserError(
         f"{workdir} holds no checkpoint of {' or '.join(config.run)}, and {starts} is no directory "

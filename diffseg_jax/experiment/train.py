@@ -95,7 +95,7 @@ def read_chosen(stage: StagePlan, checkpoints: StageCheckpoints) -> tuple[dict, 
     try:
         return open_network(checkpoints.directory, step)
     except Damaged as error:
-        checkpoints.put_aside(error, stage.log.say)
+        checkpoints.set_aside(error, stage.log.say)
         return None
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffseg_jax.errors import UserError, shortened
-from diffseg_jax.storage.paths import in_bucket, open_path, reachable
+from diffseg_jax.storage.paths import open_path, reachable
 
 MAX_NUMBER = 2**53  # larger steps and values are ignored
 MAX_CURVE_NAME = 48  # characters of a curve's name
@@ -72,7 +72,7 @@ def _records(workdir):
     """The lines of metrics.jsonl that are JSON objects with a stage and a step."""
     folder = open_path(workdir)
     with reachable(folder):
-        if not in_bucket(folder) and not folder.is_dir():
+        if not folder.is_dir():
             raise UserError(f"there is no folder {workdir}. Give a --workdir that main wrote.")
         file = folder / "metrics.jsonl"
         if not file.is_file():

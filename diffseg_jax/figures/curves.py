@@ -10,7 +10,7 @@ import numpy as np
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures.curve_data import Curve
 from diffseg_jax.figures.sheets import LINES
-from diffseg_jax.storage.paths import in_bucket, open_path, reachable, write_atomically
+from diffseg_jax.storage.paths import open_path, reachable, write_atomically
 
 FIGURE_FORMATS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
 STYLES = ("-", "--", ":", "-.")
@@ -169,7 +169,10 @@ def check_output(output: str | os.PathLike) -> str:
         raise UserError(
             f"--output={output} must end with {', '.join(FIGURE_FORMATS)}. Try --output=curves.png."
         )
-    if not in_bucket(output) and open_path(output).is_dir():
+    path = open_path(output)
+    with reachable(path):
+        is_folder = path.is_dir()
+    if is_folder:
         raise UserError(f"{output} is a folder. Give a file, such as --output={output}/curves.png.")
     return FIGURE_FORMATS[ending]
 
@@ -187,8 +190,6 @@ def save_figure(figure, output: str | os.PathLike):
         try:
             write_atomically(path, content.getvalue())
         except OSError as error:
-            if in_bucket(path):
-                raise
             raise UserError(
-                f"{output} cannot be written ({error.strerror}). Give another --output."
+                f"{output} cannot be written ({error.strerror or error}). Give another --output."
             ) from None

@@ -7,8 +7,8 @@ An image is uint8[H, W, 3] RGB. Ignored pixels (label 255) are black. `labels` i
 import functools
 import io
 import math
-import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -398,7 +398,7 @@ def contact_sheet(images, masks, labels, titles: Sequence[str]) -> np.ndarray:
     return rows(body)
 
 
-def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
+def save_png(path: Path, image: np.ndarray) -> None:
     """Writes the image atomically: an older file of that name stays until it is replaced."""
     content = io.BytesIO()
     Image.fromarray(image).save(content, format="PNG")

@@ -34,8 +34,8 @@ class Summary:
     Raises UserError if the folder holds predictions of another network or with other options.
     """
 
-    def __init__(self, folder: str, metadata: dict):
-        self.folder, self.file = folder, open_path(folder) / "summary.json"
+    def __init__(self, folder: Path, metadata: dict):
+        self.folder, self.file = folder, folder / "summary.json"
         self.content = {**metadata, "pictures": {}, "unreadable": {}}
         self.saved = 0.0
         if self.file.exists():
@@ -127,19 +127,19 @@ def predict_files(
     or none can be read, and as `Summary`.
     """
     require_apart(images, output)
+    folder = open_path(output)
     found = list_images(images)
     colours = distinct_colours(len(segmenter.names)) if palette == "readable" else segmenter.palette
     labels = Labels(segmenter.names, colours)
-    summary = Summary(output, metadata_of(segmenter, labels, options))
+    summary = Summary(folder, metadata_of(segmenter, labels, options))
     remaining = {name: path for name, path in found if not summary.is_done(name, path)}
     bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn())
     task = bar.add_task("images", total=len(remaining))
     named = readable(remaining, summary, lambda: bar.advance(task))
     named = announce_sizes(named, bar.console, options.round_to)
     predictions = segmenter.predict_named(named, options)
-    if not in_bucket(output):
-        make_folder(output)
-    sheets.save_png(f"{output}/legend.png", sheets.prediction_legend(labels))
+    make_folder(folder)
+    sheets.save_png(folder / "legend.png", sheets.prediction_legend(labels))
     if len(remaining) < len(found):
         print(f"{len(found) - len(remaining)} of {len(found)} images are done already", flush=True)
     with bar:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -153,11 +154,11 @@ def classes_meta(num_classes: int) -> dict:
 
 def require_unused(output: str | os.PathLike):
     """Makes the parent folder of an output; UserError if the output exists."""
-    if has_checkpoint(output):
+    if has_checkpoint(Path(output)):
         raise UserError(f"{output} holds a checkpoint already. Give another --output.")
     if os.path.isfile(output):
         raise UserError(f"{output} is a file. Give another --output.")
-    make_folder(os.path.dirname(os.path.abspath(output)))
+    make_folder(Path(output).absolute().parent)
 
 
 def save_converted(output, values: dict, path, config: dict, task: dict, **labels) -> int:
@@ -182,6 +183,6 @@ def save_values(output, values: dict, meta: dict) -> int:
     """Saves the values of a network as the only step of a directory; the number of parameters."""
     # Orbax copies NumPy arrays before it saves them, since they may change, but not jax arrays.
     values = jax.device_put(values, jax.local_devices(backend="cpu")[0])
-    with StageCheckpoints(output) as checkpoints:
+    with StageCheckpoints(Path(output)) as checkpoints:
         checkpoints.save(meta["step"], values, {**meta, "ema": []})
     return sum(leaf.size for leaf in jax.tree.leaves(values["params"]))

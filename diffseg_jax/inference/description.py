@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.inference.locate import find_stage, stages_in, step_to_open
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.storage.checkpoints import open_meta, steps_in
-from diffseg_jax.storage.paths import in_bucket
+from diffseg_jax.storage.paths import absolute
 from diffseg_jax.storage.workdir import read_results
 
 WHOLE_VIEW = {"view": "whole", "scales": [1.0], "flip": False, "limit": [0, 0], "short": 0}
@@ -29,7 +28,7 @@ def describe_checkpoint(path: str | os.PathLike, stage: str | None = None) -> di
     Unknown values are None, or an empty list. Raises UserError if there is no checkpoint.
     """
     directory = find_stage(path, stage)
-    directory = directory if in_bucket(directory) else Path(os.path.abspath(directory))
+    directory = absolute(directory)
     meta = open_meta(directory)
     in_run = directory.parent.name == "checkpoints"
     workdir = directory.parent.parent if in_run else None

@@ -7,7 +7,7 @@ from diffseg_jax.errors import UserError, choose
 from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint, open_meta, steps_in
 from diffseg_jax.storage.hub import fetch, in_hub
 from diffseg_jax.storage.paths import open_path, reachable
-from diffseg_jax.storage.workdir import read_config, read_results
+from diffseg_jax.storage.workdir import read_results, saved_config
 
 PRETRAINED = {"scenes": Path(__file__).parents[1] / "pretrained" / "scenes"}  # in the package
 
@@ -46,18 +46,17 @@ def find_stage(path: str | os.PathLike, stage: str | None = None) -> Path:
     )
 
 
-def stages_in(workdir: str | os.PathLike) -> dict[str, Path]:
+def stages_in(workdir: Path) -> dict[str, Path]:
     """Name -> directory of the stages of a workdir that hold a checkpoint, in its run's order."""
-    workdir = open_path(workdir)
     found = {folder.name: folder for folder in sorted(workdir.glob("checkpoints/*"))}
     found = {name: folder for name, folder in found.items() if has_checkpoint(folder)}
-    run = read_config(workdir).get("run", [])
+    run = saved_config(workdir).get("run", [])
     return {name: found[name] for name in sorted(found, key=lambda n: n in run and run.index(n))}
 
 
-def best_stage(workdir: str | os.PathLike, stages: dict[str, Path]) -> str:
+def best_stage(workdir: Path, stages: dict[str, Path]) -> str:
     """The stage that `load` opens by default; a run may hold others to compare with."""
-    results = read_results(open_path(workdir))
+    results = read_results(workdir)
     measured = [name for name in stages if results.get(name, {}).get("mIoU") is not None]
     if measured:
         return max(measured, key=lambda name: results[name]["mIoU"])
@@ -65,7 +64,7 @@ def best_stage(workdir: str | os.PathLike, stages: dict[str, Path]) -> str:
     return (segmenting or list(stages))[-1]
 
 
-def step_to_open(directory: str | os.PathLike, step: int | None = None) -> int | None:
+def step_to_open(directory: Path, step: int | None = None) -> int | None:
     """The step to open: the given one, the best if the config says so, or None for the last.
 
     Raises UserError for a step that does not exist.

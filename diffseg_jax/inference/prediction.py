@@ -11,6 +11,7 @@ from diffseg_jax.data.labels import Labels
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference.views import Maps
+from diffseg_jax.storage.paths import open_path
 
 MAX_SHOWN = 4  # images of a prediction that a notebook displays
 MAX_NAMED = 6  # classes in the text of a prediction
@@ -167,7 +168,7 @@ def _save_image(prediction, folder):
         "labels": maps.labels.astype(np.uint8),
     }
     for file, image in images.items():
-        sheets.save_png(path_of(folder, name, file), image)
+        sheets.save_png(open_path(path_of(folder, name, file)), image)
     return [path_of(folder, name, file) for file in FILES]
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.models.adm_unet import check_classes
 from diffseg_jax.models.network import Network
 from diffseg_jax.storage.checkpoints import open_meta, open_network
+from diffseg_jax.storage.paths import open_path
 from diffseg_jax.systems.ddpm_sampling import make_step, sample_images
 from diffseg_jax.systems.ddpm_seg import make_network, make_settings
 from diffseg_jax.systems.ddpm_seg_config import check_size
@@ -29,12 +31,13 @@ def open_diffusion(
     "diffusion" and "size" (height, width). Raises UserError if there is no diffusion model or no
     such average.
     """
+    checkpoint = open_path(checkpoint)
     task = read_task(checkpoint)
     network = make_network(make_settings(task["model"]), dtype, False)
     return network, open_network(checkpoint, ema=ema)[0]["params"], task
 
 
-def read_task(checkpoint: str | os.PathLike) -> dict:
+def read_task(checkpoint: Path) -> dict:
     """The metadata of the diffusion model in a checkpoint; UserError if it holds none."""
     task = open_meta(checkpoint)["task"]
     if task.get("kind") != "pretrain" or "diffusion" not in task:
@@ -65,6 +68,7 @@ def generate(
 
     Raises UserError for values that do not fit the checkpoint.
     """
+    checkpoint = open_path(checkpoint)
     task = read_task(checkpoint)
     settings, options = make_settings(task["model"]), task["diffusion"]
     size = tuple(size or task["size"])

@@ -1,4 +1,7 @@
-"""Files on this machine and in a bucket (gs://), read and written whole."""
+"""Files on this machine and in a bucket (gs://), behind one interface.
+
+`open_path` turns what a user typed into a path object, once; all other functions take the object.
+"""
 
 import importlib.util
 import json
@@ -8,16 +11,16 @@ from pathlib import Path
 
 from diffseg_jax.errors import UserError
 
-BUCKET = "gs://"  # how an address in Google's object store begins
+BUCKET = "gs://"  # the prefix of addresses in Google Cloud Storage
 
 
-def in_bucket(path):
-    """Whether a path is an address and not on this machine."""
+def in_bucket(path: str | os.PathLike) -> bool:
+    """Whether a path is an address in a bucket, and not on this machine."""
     return str(path).startswith(BUCKET)
 
 
-def open_path(path):
-    """`path` as a Path on this machine, or as one of etils where it is an address, gs://....
+def open_path(path: str | os.PathLike) -> Path:
+    """A `Path` on this machine, or an `epath.Path` of etils with its interface for gs://...
 
     Raises UserError for other addresses, and where the package that reads a bucket is missing.
     """
@@ -25,8 +28,8 @@ def open_path(path):
         return Path(path)
     if not in_bucket(path) or str(path) == BUCKET:
         raise UserError(
-            f"{path} is neither a path on this machine nor in a bucket of Google's, such as "
-            f"{BUCKET}bucket/runs/a."
+            f"{path} is neither a path on this machine nor in a bucket of Google Cloud Storage, "
+            f"such as {BUCKET}bucket/runs/a."
         )
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(
@@ -37,38 +40,42 @@ def open_path(path):
     return epath.Path(path)
 
 
-@contextmanager
-def reachable(path):
-    """`with reachable(path): ...`: what keeps an address from being reached is a UserError.
+def absolute(path: Path) -> Path:
+    """A path on this machine from the root; an address as it is."""
+    return path if in_bucket(path) else path.absolute()
 
-    Overload and broken connections are tried again below, by gcsfs, for about half a minute.
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """The bytes of a file on this machine or in a bucket."""
+    return open_path(path).read_bytes()
+
+
+@contextmanager
+def reachable(path: Path):
+    """Within it, an error in reaching a bucket becomes a UserError.
+
+    gcsfs below has then retried overload and broken connections for about half a minute.
     """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # of network, credentials and service, which have no common base
+    except Exception as error:  # network, credentials and service have no common base class
         if not in_bucket(path):
             raise
         raise UserError(
-            f"{path} cannot be reached ({type(error).__name__}: {error}). Check the address, and "
-            "who you are: gcloud auth application-default login."
+            f"{path} cannot be reached ({type(error).__name__}: {error}). Check the address and "
+            "your login: gcloud auth application-default login."
         ) from None
 
 
-def read_bytes(path):
-    """The bytes of a file on this machine or in a bucket."""
-    return open_path(path).read_bytes()
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file, so that at any time either the old or the new content is there completely.
 
-
-def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a file that is either the old one or the whole new one, also for who pulls the plug.
-
-    Makes the folder where it is not there yet.
+    Makes the folder if needed.
     """
-    path = open_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if in_bucket(path):  # objects are only ever replaced whole
+    if in_bucket(path):  # an object is only ever replaced as a whole
         path.write_bytes(content)
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -82,16 +89,16 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_json(path: str | os.PathLike, content) -> None:
-    """Writes a JSON file that is either the old one or the new one."""
+def write_json(path: Path, content) -> None:
+    """Writes a JSON file atomically."""
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def make_folder(path: str | os.PathLike):
-    """Makes the folder of a flag --output; UserError when that cannot be."""
+def make_folder(path: Path):
+    """Makes the folder of a flag --output; UserError when that fails."""
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be made ({error.strerror}). Give another --output."
+            f"{path} cannot be made ({error.strerror or error}). Give another --output."
         ) from None

@@ -1,4 +1,4 @@
-"""A run's directory: whose it is, and the results in it."""
+"""A run's directory: which config it belongs to, and the results in it."""
 
 import json
 import uuid
@@ -28,9 +28,8 @@ def open_workdir(text: str) -> Path:
 def claim_workdir(config: ConfigDict, workdir: Path):
     """Makes the workdir and writes config.json, or checks that its checkpoints are this config's.
 
-    A run that stopped before its first checkpoint left nothing to mix up, so its config may change.
-    Raises UserError when the workdir cannot be written, holds a run of another config, or is not
-    the same folder for all processes.
+    The config of a run without a checkpoint may still change. Raises UserError when the workdir
+    cannot be written, holds a run of another config, or differs between processes.
     """
     options = as_json(config.to_dict())
     processes.require_same_everywhere("config", options)
@@ -52,7 +51,7 @@ def make_workdir(workdir: Path):
     except OSError as error:
         raise UserError(
             f"workdir {workdir} cannot be written ({error.strerror or error}). "
-            "Give a directory of yours, such as --workdir=runs/a."
+            "Give a directory that you may write to, such as --workdir=runs/a."
         ) from None
 
 
@@ -76,26 +75,26 @@ def require_shared(workdir: Path):
 
 
 def has_checkpoints(workdir: Path) -> bool:
-    """Whether a stage saved anything whole there."""
+    """Whether any stage has a complete checkpoint there."""
     return any(has_checkpoint(stage) for stage in workdir.glob("checkpoints/*"))
 
 
 def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
-    """Raises UserError with the lines in which a config is not the workdir's.
+    """Raises UserError with the lines in which a config differs from the workdir's.
 
-    may_differ  first words of options that may
+    may_differ  groups of options that may differ, by their first key
     """
     file = workdir / "config.json"
     try:
         old = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{file} cannot be read ({error}), so whose checkpoints {workdir} holds is unknown. "
-            "Take another --workdir, or put the file back."
+            f"{file} cannot be read ({error}), so it is unknown which config the checkpoints in "
+            f"{workdir} belong to. Take another --workdir, or restore the file."
         ) from None
     lines = [
         line for line in differing_lines(old, as_json(config.to_dict()))
-        if not line.startswith(tuple(f"{word}." for word in may_differ))
+        if not line.startswith(tuple(f"{key}." for key in may_differ))
     ]  # fmt: skip
     if lines:
         raise UserError(
@@ -104,23 +103,23 @@ def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
         )
 
 
-def read_config(workdir: Path) -> dict:
+def saved_config(workdir: Path) -> dict:
     """The config of a run as JSON, {} where there is none."""
-    file = open_path(workdir) / "config.json"
+    file = workdir / "config.json"
     try:
         return json.loads(file.read_text()) if file.exists() else {}
     except ValueError as error:
-        raise UserError(f"{file} cannot be read ({error}). Put the file back.") from None
+        raise UserError(f"{file} cannot be read ({error}). Restore the file.") from None
 
 
 def read_results(workdir: Path) -> dict:
-    """What results.json says of each stage, {} without the file."""
+    """The content of results.json: {stage: results}, {} without the file."""
     file = workdir / "results.json"
     return json.loads(file.read_text()) if file.exists() else {}
 
 
 def as_json(values):
-    """The same values as JSON gives them back: tuples as lists."""
+    """Nested dicts and tuples as JSON gives them back, with lists for tuples."""
     if isinstance(values, dict):
-        return {name: as_json(value) for name, value in values.items()}
+        return {key: as_json(value) for key, value in values.items()}
     return [as_json(value) for value in values] if isinstance(values, (tuple, list)) else values

@@ -10,7 +10,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
-from diffseg_jax.storage.paths import in_bucket, open_path
+from diffseg_jax.storage.paths import in_bucket
 
 COPY_EVERY = 30  # seconds
 
@@ -25,7 +25,7 @@ class Log:
 
     def __init__(self, workdir: Path, primary: bool = True):
         self.primary = primary
-        self.bucket = open_path(workdir) if in_bucket(workdir) else None
+        self.bucket = workdir if in_bucket(workdir) else None
         self.folder = Path(tempfile.mkdtemp() if self.bucket and primary else workdir)
         self.path, self.events = self.folder / "metrics.jsonl", self.folder / "tensorboard"
         self.copied = 0.0

@@ -157,7 +157,7 @@ def time_loaded(directory):
     from diffseg_jax.storage.checkpoints import open_network
 
     start = timeit.default_timer()
-    values, _ = open_network(directory)
+    values, _ = open_network(Path(directory))
     line = dict(load=timeit.default_timer() - start, load_mb=peak_mb())
     sizes, size, count = TIMED["forward"]
     values, batch = jax.device_put(values), random_batch(size, count)

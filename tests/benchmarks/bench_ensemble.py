@@ -135,7 +135,7 @@ def time_fit(args):
     from diffseg_jax.training.log import Log
 
     fit = make_fit("fast", args.pictures, args.steps)
-    with tempfile.TemporaryDirectory() as folder, StageCheckpoints(folder) as checkpoints:
+    with tempfile.TemporaryDirectory() as folder, StageCheckpoints(Path(folder)) as checkpoints:
         run = lambda: fit_loop.train_members(fit, checkpoints, make_mesh(), Log(folder))
         with contextlib.redirect_stdout(sys.stderr):  # its log
             seconds = timeit.timeit(run, number=1)

@@ -131,7 +131,7 @@ def numbers(workdir):
 
 def final_state(directory):
     """{path: array} of the whole last state of a stage: parameters, statistics, optimizer, step."""
-    with StageCheckpoints(directory, read_only=True) as checkpoints:
+    with StageCheckpoints(Path(directory), read_only=True) as checkpoints:
         step = checkpoints.latest()
         arrays = checkpoints.meta(step)["arrays"]
         target = {tuple(name.split("/")): np.zeros(()) for name in arrays}

@@ -16,7 +16,8 @@ from pathlib import Path
 import jax
 
 from diffseg_jax.devices.mesh import make_mesh, state_shardings
-from diffseg_jax.storage.checkpoints import StageCheckpoints, fingerprints
+from diffseg_jax.storage.checkpoints import StageCheckpoints
+from diffseg_jax.storage.integrity import fingerprints
 from diffseg_jax.systems import ddpm_seg
 from diffseg_jax.training import loop, resources
 from diffseg_jax.training.optimizer import make_optimizer
@@ -67,14 +68,14 @@ def main():
     sums = fingerprints(state["params"])
     begun = report("sums of its bits", begun)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        with StageCheckpoints(folder) as checkpoints:
+        with StageCheckpoints(Path(folder)) as checkpoints:
             checkpoints.save(1, state, {})
             checkpoints.wait()
         begun = report("saved", begun)
         files = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
         print(f"on disk: {resources.size(files)}")
         state = jax.tree.map(lambda leaf: leaf.delete(), state)
-        with StageCheckpoints(folder, read_only=True) as checkpoints:
+        with StageCheckpoints(Path(folder), read_only=True) as checkpoints:
             state = jax.block_until_ready(checkpoints.restore(1, abstract, mesh))
         begun = report("restored and compared", begun)
     print("every bit equal" if fingerprints(state["params"]) == sums else "DIFFERENT")

@@ -73,7 +73,7 @@ def test_a_finished_stage_that_was_damaged_is_trained_to_its_end_again(command, 
     done = command(run, config=FIT)
     assert done.code == 0, done.err
     assert "pretrain/4 is damaged" in done.out
-    assert "it is kept as damaged_4; goes on from step 2" in done.out
+    assert "it was renamed to damaged_4; continuing from step 2" in done.out
     assert "pretrain: continues after step 2" in done.out and "fit: is finished" in done.out
     shutil.rmtree(run / "checkpoints/pretrain/damaged_4")
     assert fault_run.differences(run, fitted) in ([], ["metrics.jsonl"])  # in another order

@@ -1,6 +1,6 @@
-"""Checkpoints whose files are cut, gone or changed: the one before is taken, and that is said.
+"""Checkpoints with missing, cut or changed files: the one before is taken, and this is reported.
 
-`pytest -m slow tests/storage/test_damaged.py` damages a thousand.
+`pytest -m slow tests/storage/test_damaged.py` damages a thousand files.
 """
 
 import importlib.util
@@ -9,24 +9,24 @@ import shutil
 import warnings
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict as flatten
 
+from diffseg_jax.devices import processes
 from diffseg_jax.devices.mesh import make_mesh
 from diffseg_jax.errors import UserError
-from diffseg_jax.storage import checkpoints
+from diffseg_jax.storage import checkpoints, integrity
 from diffseg_jax.storage.checkpoints import (
-    Damaged,
     StageCheckpoints,
-    fingerprints,
     open_meta,
     open_network,
     steps_in,
-    with_string_keys,
 )
+from diffseg_jax.storage.integrity import Damaged, fingerprints
+from diffseg_jax.storage.quiet import quiet_orbax
 
 SPEC = importlib.util.spec_from_file_location("mutate", Path(__file__).parents[1] / "mutate.py")
 mutate = importlib.util.module_from_spec(SPEC)
@@ -46,10 +46,17 @@ def state_at(step):
     }  # fmt: skip
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quiet():
+    """Waits once, at the end of this module, for the tracebacks that orbax would print."""
+    with quiet_orbax():
+        yield
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def intact(tmp_path_factory):
     """A stage directory with the checkpoints of two steps; no test may change it."""
-    directory = tmp_path_factory.mktemp("whole") / "stage"
+    directory = tmp_path_factory.mktemp("intact") / "stage"
     with StageCheckpoints(directory) as stored:
         for step in STEPS:
             stored.save(step, state_at(step), {"step": step, "ema": [0.9]})
@@ -58,32 +65,25 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture
-def stage(whole, tmp_path):
-    """A copy of it."""
-    shutil.copytree(whole, tmp_path / "stage")
+def stage(intact, tmp_path):
+    """A copy of the intact directory."""
+    shutil.copytree(intact, tmp_path / "stage")
     return tmp_path / "stage"
 
 
-def same(state, step):
-    ours, theirs = (flatten(with_string_keys(s)) for s in (jax.device_get(state), state_at(step)))
-    return ours.keys() == theirs.keys() and all(
-        np.array_equal(ours[path], theirs[path]) for path in ours
-    )
-
-
 def resumed(directory):
-    """(state, step, what was said) of a run that goes on there."""
-    said = []
+    """(state, step, messages) of a run that resumes there."""
+    messages = []
     abstract = jax.eval_shape(lambda: state_at(0))
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         with StageCheckpoints(directory) as stored:
-            state, step = stored.newest(abstract, make_mesh(), said.append)
-    return state, step, said + [str(warning.message) for warning in warned]
+            state, step = stored.newest(abstract, make_mesh(), messages.append)
+    return state, step, messages + [str(warning.message) for warning in warned]
 
 
 def read(directory):
-    """(parameters, step, what was said) of a reader."""
+    """(parameters, step, messages) of a reader."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         network, meta = open_network(directory)
@@ -94,81 +94,80 @@ def files_of(directory, step=6):
     return sorted(file for file in (directory / str(step)).rglob("*") if file.is_file())
 
 
-def check_both(directory, hurt):
-    """A run and a reader each give a whole state, or the one before and a word about it."""
+def check_both(directory, damage):
+    """A run and a reader each get the saved arrays, or those of the step before with a message."""
     copy = directory.with_name("copy")
     shutil.copytree(directory, copy)
-    state, step, said = resumed(directory)
-    assert same(state, step), f"{hurt}: step {step} has other values"
-    assert (step == 6) or any("6 is damaged" in line for line in said), (hurt, said)
-    params, step, said = read(copy)
-    rest = state_at(step)
-    wanted = flatten({**rest["ema"]["0.9"], **rest["frozen"]})
-    assert flatten(params).keys() == wanted.keys()
-    assert all(np.array_equal(params_leaf, wanted[p]) for p, params_leaf in flatten(params).items())
-    assert (step == 6) or any("takes step 3" in line for line in said), (hurt, said)
+    state, step, messages = resumed(directory)
+    chex.assert_trees_all_equal(jax.device_get(state), jax.device_get(state_at(step)), strict=True)
+    assert step == 6 or any("6 is damaged" in line for line in messages), (damage, messages)
+    params, step, messages = read(copy)
+    expected = state_at(step)
+    expected = jax.device_get({**expected["ema"]["0.9"], **expected["frozen"]})
+    chex.assert_trees_all_equal(params, expected, strict=True)
+    assert step == 6 or any("takes step 3" in line for line in messages), (damage, messages)
     shutil.rmtree(copy)
     return step
 
 
-def test_an_unhurt_stage_is_read_whole(stage):
+def test_an_intact_stage_gives_its_last_step(stage):
     assert check_both(stage, "nothing") == 6
     assert sorted(steps_in(stage)) == [*STEPS]
 
 
-@pytest.mark.parametrize("how", ["gone", "empty", "cut"])
-def test_every_file_that_is_gone_empty_or_cut(stage, whole, how, tmp_path):
-    taken = []
-    for file in files_of(whole):
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut"])
+def test_every_missing_empty_or_cut_file_is_noticed_or_harmless(stage, intact, damage):
+    steps = []
+    for file in files_of(intact):
         shutil.rmtree(stage)
-        shutil.copytree(whole, stage)
-        hurt = stage / file.relative_to(whole)
-        content = hurt.read_bytes()
-        if how == "gone":
-            hurt.unlink()
+        shutil.copytree(intact, stage)
+        damaged = stage / file.relative_to(intact)
+        content = damaged.read_bytes()
+        if damage == "missing":
+            damaged.unlink()
         else:
-            hurt.write_bytes(content[: len(content) // 2 if how == "cut" else 0])
-        taken.append(check_both(stage, f"{how} {hurt.relative_to(stage)}"))
-    assert 3 in taken
+            damaged.write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
+        steps.append(check_both(stage, f"{damage} {damaged.relative_to(stage)}"))
+    assert 3 in steps
 
 
-def damage_one_by_one(whole, stage, seed, count):
-    """Damages a file at a time; returns how often the one before had to be taken."""
-    rng, taken = np.random.default_rng(seed), []
-    files = files_of(whole)
+def damage_one_by_one(intact, stage, seed, count):
+    """The steps that were read after each of `count` changes to one file."""
+    rng, steps = np.random.default_rng(seed), []
+    files = files_of(intact)
     for number in range(count):
         file = files[rng.integers(len(files))]
         content = file.read_bytes()
         shutil.rmtree(stage)
-        shutil.copytree(whole, stage)
-        hurt = stage / file.relative_to(whole)
-        hurt.write_bytes(next(mutate.damaged(content, seed + number, 1)))
-        taken.append(check_both(stage, f"case {number}, {file.relative_to(whole)}"))
-    return taken
+        shutil.copytree(intact, stage)
+        damaged = stage / file.relative_to(intact)
+        damaged.write_bytes(next(mutate.damaged(content, seed + number, 1)))
+        steps.append(check_both(stage, f"case {number}, {file.relative_to(intact)}"))
+    return steps
 
 
 @pytest.mark.timeout(600)
-def test_bits_that_changed_are_noticed(whole, stage, capfd):
-    taken = damage_one_by_one(whole, stage, seed=0, count=60)
-    assert 3 in taken and 6 in taken
+def test_changed_bits_are_noticed(intact, stage, capfd):
+    steps = damage_one_by_one(intact, stage, seed=0, count=60)
+    assert 3 in steps and 6 in steps
     shown = capfd.readouterr()
     assert "Traceback" not in shown.err + shown.out
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_bits_that_changed_are_noticed_a_thousand_times(whole, stage):
-    assert 3 in damage_one_by_one(whole, stage, seed=1000, count=1000)
+def test_changed_bits_are_noticed_a_thousand_times(intact, stage):
+    assert 3 in damage_one_by_one(intact, stage, seed=1000, count=1000)
 
 
-def ruin(directory, step):
+def empty_arrays(directory, step):
     """Empties the files of the arrays of a step."""
     for file in files_of(directory / str(step), "state"):
         file.write_bytes(b"")
 
 
-def test_what_is_damaged_is_put_aside_and_its_step_saved_again(stage):
-    ruin(stage, 6)
+def test_a_damaged_checkpoint_is_set_aside_and_its_step_saved_again(stage):
+    empty_arrays(stage, 6)
     with StageCheckpoints(stage) as stored:
         state, step = stored.newest(state_at(0), make_mesh(), lambda text: None)
         assert step == 3 and stored.latest() == 3
@@ -177,42 +176,43 @@ def test_what_is_damaged_is_put_aside_and_its_step_saved_again(stage):
     assert check_both(stage, "nothing") == 6
 
 
-def test_a_stage_with_nothing_whole_is_refused_and_kept(stage):
+def test_a_stage_with_only_damaged_checkpoints_is_refused_and_kept(stage):
     for step in STEPS:
-        ruin(stage, step)
+        empty_arrays(stage, step)
     with pytest.raises(Damaged, match="3 is damaged"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         open_network(stage)
-    with pytest.raises(UserError, match="no whole one. They are kept as .*/damaged_"):
+    with pytest.raises(UserError, match="no other one. All were renamed to .*/damaged_"):
         resumed(stage)
     assert sorted(path.name for path in stage.iterdir()) == ["damaged_3", "damaged_6"]
 
 
-def test_remains_of_a_removal_that_was_killed_are_removed(stage):
+def test_remains_of_an_interrupted_removal_are_removed(stage):
     shutil.rmtree(stage / "3" / "meta")
-    state, step, said = resumed(stage)
-    assert same(state, 6) and step == 6 and said == []
+    state, step, messages = resumed(stage)
+    chex.assert_trees_all_equal(jax.device_get(state), jax.device_get(state_at(6)), strict=True)
+    assert step == 6 and messages == []
     assert [path.name for path in stage.iterdir()] == ["6"]
 
 
-FAILURES = {  # what says nothing of the files: name -> (what is replaced, what it raises)
-    "a disk that cannot be read now": ("_digest", OSError(5, "Input/output error")),
-    "a token that ran out": ("_digest", ValueError("UNAUTHENTICATED: no token")),
-    "too little memory": ("restore", jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 3 GB")),
-    "a lost process": ("restore", ValueError("UNKNOWN: Gloo: Connection closed by peer")),
+FAILURES = {  # errors that do not depend on the files: name -> (what raises it, error)
+    "a disk that cannot be read now": ("digest", OSError(5, "Input/output error")),
+    "an expired token": ("digest", ValueError("UNAUTHENTICATED: no token")),
+    "too little memory": ("orbax", jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 3 GB")),
+    "a lost process": ("orbax", ValueError("UNKNOWN: Gloo: Connection closed by peer")),
 }
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_what_only_keeps_from_reading_is_no_damage(stage, monkeypatch, name):
-    function, error = FAILURES[name]
+def test_an_error_that_only_prevents_reading_is_no_damage(stage, monkeypatch, name):
+    raised_by, error = FAILURES[name]
 
     def fail(*_, **__):
         raise error
 
-    if function == "_digest":
-        monkeypatch.setattr(checkpoints, "_digest", fail)
-    else:  # orbax itself fails to read
+    if raised_by == "digest":
+        monkeypatch.setattr(integrity, "digest", fail)
+    else:
         monkeypatch.setattr(checkpoints._Manager, "restore", fail)
         monkeypatch.setattr(checkpoints.ocp.Checkpointer, "restore", fail)
     for ask in (resumed, read):
@@ -222,10 +222,10 @@ def test_what_only_keeps_from_reading_is_no_damage(stage, monkeypatch, name):
     assert sorted(path.name for path in stage.iterdir()) == ["3", "6"]
 
 
-@pytest.mark.parametrize("theirs, kind", [(1, Damaged), (2, checkpoints.processes.ProcessesLost)])
-def test_what_another_process_met_counts_here_too(stage, monkeypatch, theirs, kind):
-    """But only damage there is damage here: what keeps it from reading leaves all in place."""
-    monkeypatch.setattr(checkpoints.processes, "maximum_over", lambda mine: max(mine, theirs))
+@pytest.mark.parametrize("theirs, kind", [(1, Damaged), (2, processes.ProcessesLost)])
+def test_a_problem_of_another_process_is_raised_here_too(stage, monkeypatch, theirs, kind):
+    """Only damage there is damage here: an error that prevents reading leaves all in place."""
+    monkeypatch.setattr(processes, "maximum_over", lambda mine: max(mine, theirs))
     with StageCheckpoints(stage) as stored, pytest.raises(kind):
         stored.restore(6, state_at(0), make_mesh())
     if theirs == 2:
@@ -234,7 +234,7 @@ def test_what_another_process_met_counts_here_too(stage, monkeypatch, theirs, ki
         assert sorted(path.name for path in stage.iterdir()) == ["3", "6"]
 
 
-def test_an_older_version_is_refused_and_kept_by_a_writer_too(stage):
+def test_an_older_format_is_refused_and_kept_by_a_writer_too(stage):
     for step in STEPS:
         (stage / str(step) / "meta" / "metadata").write_text('{"step": 6}')
     with pytest.raises(UserError, match="written by an older version"):
@@ -242,33 +242,33 @@ def test_an_older_version_is_refused_and_kept_by_a_writer_too(stage):
     assert sorted(path.name for path in stage.iterdir()) == ["3", "6"]
 
 
-def test_a_made_up_meta_is_damaged(stage):
+def test_forged_metadata_is_damage(stage):
     file = stage / "6" / "meta" / "metadata"
     meta = json.loads(file.read_text())
     del meta["sha256"]
     for arrays in ({"x": {"shape": ["a"], "dtype": "float32"}}, {"x": {}}, [], {"x": 3}):
-        file.write_text(json.dumps(checkpoints._sealed({**meta, "arrays": arrays})))
+        file.write_text(json.dumps(integrity.with_digest({**meta, "arrays": arrays})))
         with pytest.raises(Damaged):
             open_network(stage, step=6)
 
 
-def test_a_save_does_not_ask_whether_a_signal_came(stage):
+def test_a_save_does_not_ask_for_a_preemption_signal(stage):
     """Orbax's manager would, and with another count of steps than the loop's."""
     with StageCheckpoints(stage) as saved:
         assert saved.manager.reached_preemption(7) is False
 
 
-def test_a_step_that_is_asked_for_is_not_replaced_by_another(stage):
-    ruin(stage, 6)
+def test_a_requested_step_is_not_replaced_by_another(stage):
+    empty_arrays(stage, 6)
     with pytest.raises(Damaged):
         open_network(stage, step=6)
     assert open_network(stage, step=3)[1]["step"] == 3
 
 
-def test_one_changed_number_in_the_meta_is_noticed(stage):
+def test_one_changed_number_in_the_metadata_is_noticed(stage):
     file = stage / "6" / "meta" / "metadata"
     file.write_text(file.read_text().replace('"step": 6', '"step": 7'))
-    with pytest.warns(UserWarning, match="its meta has changed.; takes step 3"):
+    with pytest.warns(UserWarning, match="its metadata has changed.; takes step 3"):
         assert open_meta(stage)["step"] == 3
 
 
@@ -278,12 +278,12 @@ def test_a_checkpoint_without_sums_is_of_an_older_version(stage):
         open_network(stage, step=6)
 
 
-# ---- the sums ------------------------------------------------------------------------------------
+# ---- sums of the bits ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "uint8", "bool"])
 @pytest.mark.parametrize("shape", [(), (5,), (3, 0), (300, 7), (3, 4, 5, 6)], ids=str)
-def test_hosts_and_devices_sum_alike(dtype, shape):
+def test_arrays_on_host_and_device_have_the_same_fingerprint(dtype, shape):
     values = np.random.default_rng(0).integers(0, 2**31 - 1, shape)
     array = jnp.asarray(values % 251).astype(dtype)
     on_device, on_host = fingerprints({"x": array}), fingerprints({"x": np.asarray(array)})
@@ -291,12 +291,12 @@ def test_hosts_and_devices_sum_alike(dtype, shape):
     assert on_device["x"]["shape"] == list(shape) and on_device["x"]["dtype"] == dtype
 
 
-def test_any_changed_word_changes_the_sum():
+def test_every_changed_word_changes_the_sum():
     array = np.random.default_rng(0).standard_normal(2**20 + 3).astype(np.float32)
     sums = {fingerprints({"x": array})["x"]["sum"]}
-    for place in (0, 1, 2**20 - 1, 2**20, 2**20 + 2):
+    for index in (0, 1, 2**20 - 1, 2**20, 2**20 + 2):
         changed = array.copy()
-        changed.view(np.uint32)[place] ^= 1 << (place % 32)
+        changed.view(np.uint32)[index] ^= 1 << (index % 32)
         sums.add(fingerprints({"x": changed})["x"]["sum"])
     sums.add(fingerprints({"x": np.roll(array, 1)})["x"]["sum"])
     assert len(sums) == 7

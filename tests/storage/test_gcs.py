@@ -242,6 +242,6 @@ def test_a_bucket_that_cannot_be_opened_is_one_sentence(command):
     done = command("s3://bucket/runs/a")
     assert done.code == 2
     assert done.err == (
-        "error: s3://bucket/runs/a is neither a path on this machine nor in a bucket of Google's, "
-        "such as gs://bucket/runs/a.\n"
+        "error: s3://bucket/runs/a is neither a path on this machine nor in a bucket of Google "
+        "Cloud Storage, such as gs://bucket/runs/a.\n"
     )

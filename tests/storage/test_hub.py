@@ -151,8 +151,8 @@ def test_the_package_may_be_missing(monkeypatch):
 
 PROGRAM = """
 import json, sys
-from diffseg_jax.config import UserError
-from diffseg_jax.hub import fetch
+from diffseg_jax.errors import UserError
+from diffseg_jax.storage.hub import fetch
 found = []
 for address in sys.argv[1:]:
     try: found.append(str(fetch(address)))
