@@ -23,6 +23,8 @@ from diffseg_jax.config.schema import (
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.experiment.plan import check_config
 
+pytestmark = pytest.mark.quick
+
 TINY = Path(__file__).parent / "configs" / "tiny_ddep.py"
 CONFIGS = sorted(Path(__file__).parents[1].glob("configs/*.py"))
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).parents[1]
 ORDER = (  # a module may import those above it, never those below
     "errors", "config.schema", "config.options", "config.files",

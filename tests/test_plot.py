@@ -14,6 +14,8 @@ from diffseg_jax.figures.curve_data import read_curves, read_numbers
 from diffseg_jax.figures.curves import draw_curves, smoothed, style_of
 from diffseg_jax.training.log import Log
 
+pytestmark = pytest.mark.quick
+
 
 def write(workdir, *lines):
     """A workdir with these records, (stage, step, numbers), or lines of text."""

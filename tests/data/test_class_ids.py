@@ -8,6 +8,8 @@ from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from image_files import labelled_folder
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("stored", [np.uint8, np.uint16])
 def test_an_unknown_class_id_names_file_and_id(tmp_path, stored):

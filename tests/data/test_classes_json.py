@@ -10,6 +10,8 @@ from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from image_files import labelled_folder, random_ids
 
+pytestmark = pytest.mark.quick
+
 
 def test_classes_json_names_colours_and_ignores(tmp_path):
     mask = np.array([[0, 1, 2], [3, 9, 255]], np.uint8)

@@ -14,6 +14,8 @@ from augmentation_cases import (
 )
 from diffseg_jax.data.colour import hsv_to_rgb, photometric_distortion, rgb_to_hsv
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.golden
 def test_colours_match_the_recorded_ones(golden):

@@ -16,6 +16,8 @@ from diffseg_jax.data.few_label_sets import FEW_LABEL_SETS, SIDE, open_few_label
 from diffseg_jax.data.sources import SOURCES, open_source
 from diffseg_jax.errors import UserError
 
+pytestmark = pytest.mark.quick
+
 RNG = np.random.default_rng(0)
 PUBLISHED = {  # name: classes, training images, test images, unscored ids
     "bedroom_28": (29, 40, 20, (0,)),

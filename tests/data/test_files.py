@@ -8,6 +8,8 @@ from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from image_files import labelled_folder, random_ids, random_image, save_image
 
+pytestmark = pytest.mark.quick
+
 
 def test_images_without_a_mask_are_refused_and_masks_without_an_image_reported(tmp_path):
     path = labelled_folder(tmp_path, {name: random_ids() for name in "abc"})

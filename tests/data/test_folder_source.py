@@ -9,6 +9,8 @@ from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from image_files import labelled_folder, random_ids, random_image, save_image
 
+pytestmark = pytest.mark.quick
+
 
 def test_a_folder_returns_images_and_ids_as_stored(tmp_path):
     image, mask = random_image(), random_ids()

@@ -12,6 +12,8 @@ from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from image_files import png_bytes, random_ids, random_image, save_image
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("form", ["grey", "palette", "16 bit", "npy", "npy int64"])
 def test_every_mask_format_gives_the_same_ids(tmp_path, form):

@@ -6,6 +6,8 @@ import pytest
 
 from diffseg_jax.data.interpolation import half_pixel_neighbours
 
+pytestmark = pytest.mark.quick
+
 SIZES = [(1, 1), (1, 4), (4, 1), (5, 5), (6, 24), (24, 6), (7, 10), (10, 7)]
 
 

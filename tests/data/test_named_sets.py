@@ -11,6 +11,8 @@ from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from image_files import labelled_folder, random_ids, random_image, save_image
 
+pytestmark = pytest.mark.quick
+
 
 def cityscapes_folder(path, tail, mask):
     stem = "aachen/aachen_000000_000019"

@@ -1,8 +1,11 @@
 """Generated colours are distinct."""
 
 import numpy as np
+import pytest
 
 from diffseg_jax.data.palette import distinct_colours
+
+pytestmark = pytest.mark.quick
 
 
 def test_generated_colours_are_distinct():

@@ -8,6 +8,8 @@ import pytest
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 
+pytestmark = pytest.mark.quick
+
 
 def test_scenes_depend_on_split_and_seed_and_are_repeatable():
     options = {"images": 3, "size": (16, 24)}

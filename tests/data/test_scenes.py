@@ -7,6 +7,8 @@ from diffseg_jax.data import scene_rays, scene_street, scenes
 from diffseg_jax.data.scenes import NAMES, PALETTE, SKY_DEPTH, draw_scene
 from diffseg_jax.errors import UserError
 
+pytestmark = pytest.mark.quick
+
 GROUND = [NAMES.index(name) for name in ("road", "sidewalk")]
 
 

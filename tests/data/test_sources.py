@@ -12,6 +12,8 @@ from diffseg_jax.data.transforms import center_square
 from diffseg_jax.errors import UserError
 from image_files import labelled_folder, random_ids, random_image, save_image
 
+pytestmark = pytest.mark.quick
+
 
 def test_names_and_options_are_checked(tmp_path):
     with pytest.raises(UserError, match='Did you mean "camvid"'):

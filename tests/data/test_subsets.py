@@ -9,6 +9,8 @@ import pytest
 from diffseg_jax.data.subsets import describe_subset, subset, subset_size
 from diffseg_jax.errors import UserError
 
+pytestmark = pytest.mark.quick
+
 NAMES = [f"town_{i % 7}/image_{i:05d}_leftImg8bit" for i in range(200)]
 
 

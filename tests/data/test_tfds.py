@@ -10,6 +10,8 @@ from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from image_files import png_bytes, random_ids, random_image
 
+pytestmark = pytest.mark.quick
+
 
 def prepare(path, pairs, *, mask_key="mask", labels=None, metadata=None, name="streets"):
     """An array_record folder whose splits, train and validation, both hold all pairs."""

@@ -22,6 +22,8 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.systems import inputs
 from diffseg_jax.systems.inputs import scale_images
 
+pytestmark = pytest.mark.quick
+
 SIDES = st.integers(1, 40)
 SIZES = st.tuples(SIDES, SIDES)
 SEEDS = st.integers(0, 2**32 - 1)

@@ -10,6 +10,8 @@ import pytest
 from diffseg_jax.devices import mesh as meshes
 from diffseg_jax.errors import UserError
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def eight(monkeypatch):

@@ -8,6 +8,8 @@ import pytest
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError
 
+pytestmark = pytest.mark.quick
+
 ADDRESS = "10.0.0.1:1234"
 JOINED = dict(coordinator_address=ADDRESS, num_processes=4, process_id=3)
 

@@ -38,6 +38,8 @@ from diffseg_jax.models.network import Network
 from diffseg_jax.models.transunet import Root
 from diffseg_jax.training.losses import squared_error
 
+pytestmark = pytest.mark.quick
+
 LIMIT = 3e-5  # float32, of the largest recorded value
 SIGMAS = jnp.asarray([0.0, 0.1, 0.22, 1.0, 30.0])
 

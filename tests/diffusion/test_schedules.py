@@ -15,6 +15,8 @@ from diffseg_jax.diffusion.schedules import (
 )
 from diffseg_jax.errors import UserError
 
+pytestmark = pytest.mark.quick
+
 OURS = {  # recorded name of a table -> ours, where they differ
     "posterior_log_variance_clipped": "posterior_log_variance",
     "posterior_mean_coef1": "posterior_mean_clean",

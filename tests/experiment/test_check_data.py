@@ -9,6 +9,8 @@ from PIL import Image
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.check_data import check_data
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def folder(tmp_path):

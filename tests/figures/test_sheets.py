@@ -14,6 +14,8 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
 from diffseg_jax.figures.sheets import BLACK, BORDER, LINES, TITLE, WRONG
 
+pytestmark = pytest.mark.quick
+
 K = 5
 PALETTE = distinct_colours(K)
 LABELS = SimpleNamespace(

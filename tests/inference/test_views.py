@@ -14,6 +14,8 @@ from diffseg_jax.inference.views import (
 )
 from diffseg_jax.layers.resize import resize_bilinear
 
+pytestmark = pytest.mark.quick
+
 CLASSES = 3
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from diffseg_jax.metrics.divergence import entropy, jensen_shannon, normalised
 
+pytestmark = pytest.mark.quick
+
 
 def test_entropy_is_0_when_certain_and_ln_k_when_uniform():
     np.testing.assert_allclose(entropy(jnp.eye(5)), 0, atol=1e-6)

@@ -15,6 +15,8 @@ from diffseg_jax.metrics.segmentation import (
     to_json,
 )
 
+pytestmark = pytest.mark.quick
+
 K = 5
 
 

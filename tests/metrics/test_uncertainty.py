@@ -12,6 +12,8 @@ from diffseg_jax.metrics.uncertainty import (
     uncertainty_counts,
 )
 
+pytestmark = pytest.mark.quick
+
 
 def pairwise(uncertainty, wrong):
     """AUROC from its meaning: every wrong pixel against every right one."""

@@ -15,6 +15,8 @@ from diffseg_jax.training import loop
 from diffseg_jax.training.log import Log
 from diffseg_jax.training.state import network_of
 
+pytestmark = pytest.mark.quick
+
 RATES = (0.9999, 0.5)
 
 

@@ -11,6 +11,8 @@ import pytest
 from diffseg_jax.errors import UserError
 from diffseg_jax.training.optimizer import SCHEDULES, decayed, make_optimizer, make_schedule
 
+pytestmark = pytest.mark.quick
+
 LR = 0.1
 
 

@@ -7,6 +7,8 @@ import pytest
 from diffseg_jax.devices.mesh import make_mesh, state_shardings
 from diffseg_jax.training import resources
 
+pytestmark = pytest.mark.quick
+
 
 def test_the_table_adds_up_the_parts_of_the_state():
     leaf = jax.ShapeDtypeStruct((1000, 500), jnp.float32)

@@ -11,6 +11,8 @@ import pytest
 from diffseg_jax.training.state import merge_params, network_of, new_state, split_params
 from diffseg_jax.training.step import train_step
 
+pytestmark = pytest.mark.quick
+
 SGD = optax.sgd(0.1)
 KEY = jax.random.key(0)
 

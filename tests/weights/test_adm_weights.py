@@ -20,6 +20,8 @@ from diffseg_jax.weights.adm import ORDERS, PUBLISHED, abstract_params, from_fla
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import differences
 
+pytestmark = pytest.mark.quick
+
 COUNTS = {  # parameters, tensors of a published file
     "lsun_bedroom": (552_814_086, 566),
     "lsun_cat": (552_814_086, 566),

@@ -15,6 +15,8 @@ from diffseg_jax.models.swin import relative_index, resize_bias_table
 from diffseg_jax.weights.backbones import FORMATS, by_channel, load_backbone
 from diffseg_jax.weights.ddp import abstract_values
 
+pytestmark = pytest.mark.quick
+
 SMALL = dict(width=32, layers=1, decoder_heads=4, mlp=32, num_classes=3)
 SWIN = DDPSettings(
     backbone="swin", channels=(8, 16, 32, 64), depths=(2, 1, 2, 1), heads=(1, 2, 4, 8), window=3,

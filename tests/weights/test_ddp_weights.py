@@ -26,6 +26,8 @@ from diffseg_jax.weights.ddp import DDP, UNUSED, abstract_values, is_ddp, load_d
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import differences
 
+pytestmark = pytest.mark.quick
+
 
 def swin(width, blocks, window, classes):
     heads = {96: 3, 128: 4, 192: 6}[width]

@@ -30,6 +30,8 @@ from pickle_writer import (
     write_zip,
 )
 
+pytestmark = pytest.mark.quick
+
 LEGACY = Path(__file__).parents[1] / "recorded" / "legacy_state.pt"
 
 

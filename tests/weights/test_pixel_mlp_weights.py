@@ -14,6 +14,8 @@ from diffseg_jax.models.pixel_mlp import PixelMLP
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.pixel_mlp import load_ensemble
 
+pytestmark = pytest.mark.quick
+
 D, A, B, K = 12, 8, 5, 3
 
 

@@ -13,6 +13,8 @@ from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import AS_IS, convert, within
 from diffseg_jax.weights.transunet import OFFICIAL, PORT, load_official, load_port, table_grid
 
+pytestmark = pytest.mark.quick
+
 TINY = dict(width_factor=0.5, num_blocks=(1, 2, 1), hidden_size=32, mlp_dim=64, num_heads=4,
             num_layers=2, head_channels=24, decoder_channels=(20, 16, 16, 8), n_classes=7, grid=4,
             n_skip=3)
