@@ -304,7 +304,7 @@ REFUSED = {
     ),
     "fewer blocks": (
         changed(flags={**FLAGS, "channel_mult": "1"}),
-        ["input_blocks.2", "has no place", "It fits tiny: give that name"],
+        ["input_blocks.2", "has no counterpart", "It fits tiny: give that name"],
     ),
     "more blocks": (
         changed(flags={**FLAGS, "num_res_blocks": 2}),
@@ -312,7 +312,7 @@ REFUSED = {
     ),
     "no classes": (
         changed(flags={**FLAGS, "class_cond": False}),
-        ["label_emb.weight has no place", "It fits tiny: give that name"],
+        ["label_emb.weight has no counterpart", "It fits tiny: give that name"],
     ),
     "a published name": (
         changed(flags={"name": "lsun_bedroom"}),

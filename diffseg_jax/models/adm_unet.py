@@ -21,24 +21,24 @@ from diffseg_jax.layers.embeddings import sinusoid
 from diffseg_jax.layers.norm import in_float32
 from diffseg_jax.models.network import call
 
-GROUPS = 32  # of every norm, so that every width is a multiple of it
+GROUPS = 32  # groups of every norm; every width is a multiple of it
 
 
 @dataclasses.dataclass(frozen=True)
 class ADMSettings:
-    """What fixes the network.
+    """The configuration of the network.
 
     channels            base width
     channel_mult        width of each level, as a multiple of the base; its length is L
     res_blocks          R; the way up has R + 1 a level
     attention_factors   downsampling factors at which blocks attend; the middle always does
-    heads               in the input and middle blocks; heads_up in the output blocks, -1 = as many
-    head_channels       channels a head, which then fixes the number of heads; -1 = by `heads`
+    heads               in the input and middle blocks; heads_up in the output blocks, -1 = as heads
+    head_channels       channels per head, which then fixes the number of heads; -1 = by `heads`
     resample_in_blocks  resizing inside residual blocks, else by a strided and an extra convolution
     scale_shift         the embedded timestep scales and shifts after a norm, else it is added
-    num_classes         of a class-conditional network; 0 = none
+    num_classes         classes of a class-conditional network; 0 = unconditional
     learn_sigma         six output channels, the last three for the variance, else three
-    dropout             in residual blocks
+    dropout             rate in residual blocks
     """
 
     channels: int
@@ -60,7 +60,7 @@ class ADMSettings:
 
     @property
     def stride(self) -> int:
-        """Heights and widths are padded to multiples of it."""
+        """Factor to whose multiples heights and widths are padded."""
         return 2 ** (self.levels - 1)
 
     @property
@@ -150,10 +150,10 @@ class ResidualBlock(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Every pixel attends to all others: f[B,h,w,C] -> the same; softmax in float32.
+    """Every pixel attends to all others: f[B,h,w,C] -> f[B,h,w,C]; softmax in float32.
 
-    The channels of `qkv` are queries, keys, values, each with its heads in order (the order that
-    the originals call new; the converter reorders the others).
+    The channels of `qkv` are queries, keys, values, each with its heads in order: the "new" order
+    of the original program. The converter reorders the other.
     """
 
     def __init__(self, channels, heads, rngs):
@@ -165,7 +165,7 @@ class Attention(nnx.Module):
     def __call__(self, x):
         batch, height, width, channels = x.shape
         qkv = self.qkv(in_float32(self.norm, x)).reshape(batch, height * width, 3, self.heads, -1)
-        # on both sides: the product of raw queries and keys may leave float16's range
+        # Both are scaled, as the product of raw queries and keys may leave float16's range.
         root = qkv.shape[-1] ** -0.25
         query, key, value = qkv[:, :, 0] * root, qkv[:, :, 1] * root, qkv[:, :, 2]
         mixed = attend(query, key, value)
@@ -173,7 +173,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One numbered block: a residual block, attention or not, and what resizes after it."""
+    """One numbered block: a residual block, optional attention, and optional upsampling."""
 
     def __init__(self, channels_in, channels, emb_dim, settings, rngs, *, heads=0, enlarges=False):
         self.residual = ResidualBlock(channels_in, channels, emb_dim, "", settings, rngs)
@@ -194,7 +194,7 @@ class Block(nnx.Module):
 
 
 class Reduction(nnx.Module):
-    """What ends a level on the way down: f[B,h,w,C] -> f[B,h/2,w/2,C]."""
+    """The last block of a level on the way down: f[B,h,w,C] -> f[B,h/2,w/2,C]."""
 
     def __init__(self, channels, emb_dim, settings, rngs):
         self.in_block = settings.resample_in_blocks
@@ -222,22 +222,22 @@ class Middle(nnx.Module):
 
 
 class ADMUNet(nnx.Module):
-    """The whole network, for images of any size.
+    """The ADM UNet, for images of any size.
 
-    x       f32[B, H, W, 3] in about [-1, 1]; repeated beyond its right and lower edges up to
-            multiples of `settings.stride`, the output cropped back
-    t       i32[B] or f32[B], as the process calls it (`Process.network_time`); 0 is clean
+    x       f32[B, H, W, 3] in about [-1, 1]; its right and lower edges are repeated up to multiples
+            of `settings.stride`, and the output is cropped
+    t       i32[B] or f32[B], from `Process.network_time`; 0 is clean
     y       i32[B], given if and only if the network is class-conditional
     key     turns dropout on; without one the network is deterministic
     until   name of the last block that is computed; the output is then None
-    out     f32[B, H, W, 3], or 6 channels with `learn_sigma`: first the noise, then the variance's
-            place between its bounds
+    out     f32[B, H, W, 3], or 6 channels with `learn_sigma`: first the noise, then the weight
+            between the bounds of the variance
     and a dict of the outputs of all blocks, f[B, h, w, C] in `dtype`, named input_0, ..., middle,
-    output_0, ... (`settings.blocks`); of the padded image; blocks that resize are read after it.
+    output_0, ... (`settings.blocks`), for the padded image and after any resizing in the block.
 
-    A fresh network outputs 0 everywhere: its last convolutions start at 0. `dtype` is the type of
+    A fresh network outputs 0 everywhere: its last convolutions start at 0. `dtype` is the dtype of
     convolutions and attention; norms, softmax and the embedding run in float32. Raises UserError
-    for settings that make no network, a class missing or too much, and an unknown block.
+    for invalid settings, a missing or unexpected class, and an unknown block.
     """
 
     def __init__(self, settings: ADMSettings, *, dtype=jnp.float32, remat=False, rngs: nnx.Rngs):
@@ -260,7 +260,7 @@ class ADMUNet(nnx.Module):
         self.head = Conv(widths[0], 6 if settings.learn_sigma else 3, 3, zero=True, rngs=rngs)
 
     def _make_input(self, widths, emb_dim, rngs):
-        """Makes the input blocks; channels of each, which the output blocks take in again."""
+        """Makes the input blocks; returns the channels of each, for the skips."""
         settings, skips = self.settings, [widths[0]]
         for level, width in enumerate(widths):
             attends = 2**level in settings.attention_factors
@@ -275,10 +275,10 @@ class ADMUNet(nnx.Module):
         return skips
 
     def _make_output(self, widths, emb_dim, skips, rngs):
-        """Makes the output blocks; each also reads the input block that stands across."""
+        """Makes the output blocks; each also reads the input block of its level."""
         settings, channels = self.settings, widths[-1]
-        for place, skip in enumerate(reversed(skips)):
-            up, block = divmod(place, settings.res_blocks + 1)
+        for index, skip in enumerate(reversed(skips)):
+            up, block = divmod(index, settings.res_blocks + 1)
             level = settings.levels - 1 - up
             width = widths[level]
             attends = 2**level in settings.attention_factors
@@ -287,7 +287,7 @@ class ADMUNet(nnx.Module):
                 heads=settings.num_heads(width, up=True) if attends else 0,
                 enlarges=block == settings.res_blocks and level > 0,
             )  # fmt: skip
-            setattr(self, f"output_{place}", made)
+            setattr(self, f"output_{index}", made)
             channels = width
 
     def embed(self, t: jax.Array, y: jax.Array | None = None) -> jax.Array:
@@ -300,7 +300,7 @@ class ADMUNet(nnx.Module):
             )
         if y is None:
             return emb
-        if not isinstance(y, jax.core.Tracer):  # inside jit only the caller can know
+        if not isinstance(y, jax.core.Tracer):  # inside jit the caller must check
             check_classes(y, self.settings.num_classes)
         return emb + self.classes[...][y]
 
@@ -314,13 +314,13 @@ class ADMUNet(nnx.Module):
         emb = nnx.silu(self.embed(t, y))
         h = jnp.pad(x, padding, mode="edge").astype(self.dtype)
         features, skips = {}, []
-        for place, name in enumerate(names):
+        for index, name in enumerate(names):
             if name.startswith("output"):
                 h = jnp.concatenate([h, skips.pop()], -1)
             if name == "input_0":
                 h = self.input_0(h)
             else:
-                block_key = None if key is None else jax.random.fold_in(key, place)
+                block_key = None if key is None else jax.random.fold_in(key, index)
                 h = call(getattr(self, name), self.remat, h, emb, block_key)
             if name.startswith("input"):
                 skips.append(h)

@@ -23,10 +23,10 @@ def _layer_norm(channels, rngs, epsilon=1e-6):
 
 
 class PatchConv(nnx.Module):
-    """Convolution with bias whose stride is its size; pixels that fill no patch are left out.
+    """Convolution with bias whose stride is its size; pixels that fill no patch are skipped.
 
     x    f[B, H, W, in]
-    out  f[B, H // size, W // size, out] in the type of x
+    out  f[B, H // size, W // size, out] in the dtype of x
     """
 
     def __init__(self, channels_in, channels, size, *, rngs: nnx.Rngs):
@@ -86,14 +86,14 @@ class Block(Piecewise):
 
 
 class ConvNeXt(nnx.Module):
-    """Four stages at strides 4, 8, 16, 32 (sizes round down); both sides of the image at least 32.
+    """Four stages at strides 4, 8, 16, 32 (sizes round down), for images of 32 pixels or more.
 
     image         f[B, H, W, 3], normalised as the weights expect
     keys          one per image [B] for drop path, or None
-    out           list of four maps f[B, h, w, C_i] in `dtype`, each with a norm of its own, and a
-                  dict of features: "stem", "down{i}", "stage{i}.block{j}"
-    drop_path     rate of the last block; the first has 0, those between lie on a line
-    down_epsilon  of the norms before downsampling: mmcls has 1e-5 there, the paper's program 1e-6
+    out           list of four normalised maps f[B, h, w, C_i] in `dtype`, and a dict of features:
+                  "stem", "down{i}", "stage{i}.block{j}"
+    drop_path     rate of the last block; it grows linearly from 0 at the first
+    down_epsilon  epsilon of the norms before downsampling: 1e-5 in mmcls, 1e-6 in the paper's code
     """
 
     def __init__(

@@ -19,23 +19,23 @@ from diffseg_jax.models import convnext, swin
 from diffseg_jax.models.fpn import FPN
 from diffseg_jax.models.map_decoder import XAVIER, MapDecoder
 
-SMALLEST = 32  # side of an image below which the backbones' last map would be empty
+MIN_SIDE = 32  # pixels; the backbones' last map of a smaller image would be empty
 
 
 @dataclasses.dataclass(frozen=True)
 class DDPSettings:
-    """What fixes the network.
+    """The configuration of the network.
 
     backbone            "swin" or "convnext"
     channels, depths    widths and numbers of blocks of its four stages
-    heads, window       of Swin; () and 0 for ConvNeXt
+    heads, window       heads of the stages and window of Swin; () and 0 for ConvNeXt
     drop_path           rate of its last block (stochastic depth)
-    down_epsilon        of ConvNeXt's norms before it halves a map; 1e-5 in published checkpoints
-    width               E, of the merged features and of the map decoder
-    layers, decoder_heads, points, mlp    of the map decoder
-    groups              of the neck's group norms
-    auxiliary_dropout   rate at which the auxiliary head loses whole channels in training
-    code, code_scale    how label maps become numbers, see `label_codes`
+    down_epsilon        epsilon of ConvNeXt's norms before downsampling; 1e-5 in published files
+    width               E, the channels of the merged features and of the map decoder
+    layers, decoder_heads, points, mlp    sizes of the map decoder
+    groups              groups of the neck's norms
+    auxiliary_dropout   rate at which channels of the auxiliary head are dropped in training
+    code, code_scale    encoding of label maps, see `label_codes`
     num_classes         K
     """
 
@@ -63,7 +63,7 @@ class DDPSettings:
         return code_width(self.code, self.num_classes, self.width)
 
     def problem(self) -> str:
-        """Why there is no such network, as a sentence with what to type, or an empty string."""
+        """Why the settings are invalid, as a sentence with advice, or an empty string."""
         if self.backbone == "swin":
             found = swin.problem(self.channels, self.depths, self.heads, self.window)
             if found:
@@ -106,9 +106,9 @@ class AuxiliaryHead(nnx.Module):
 
 
 class DDPNetwork(nnx.Module):
-    """Encoder, map decoder and auxiliary head, as methods that a loss and a sampler put together.
+    """Encoder, map decoder and auxiliary head, as methods that a loss and a sampler combine.
 
-    diffuses   without it there is no map decoder, and the auxiliary head alone answers
+    diffuses   without it there is no map decoder, and only the auxiliary head predicts
     """
 
     def __init__(
@@ -153,23 +153,23 @@ class DDPNetwork(nnx.Module):
         return code_table(settings.code, settings.num_classes, settings.code_scale, table)
 
     def project_features(self, x: jax.Array) -> jax.Array:
-        """What the features add to the decoder's input, f[B,h,w,E] -> f32[B,h,w,E]."""
+        """The features' part of the decoder's input, f[B,h,w,E] -> f32[B,h,w,E]."""
         kernel, bias = self.transform.kernel[...], self.transform.bias[...]
         product = jnp.einsum("...i,io->...o", x, kernel[: x.shape[-1]].astype(x.dtype))
         return product.astype(jnp.float32) + bias
 
     def project_codes(self, codes: jax.Array) -> jax.Array:
-        """What codes or noisy maps add to it, f32[..., n] -> f32[..., E]; linear."""
+        """The part of codes or noisy maps, f32[..., n] -> f32[..., E]; linear."""
         kernel = self.transform.kernel[self.settings.width :]
         return jnp.einsum("...i,io->...o", codes, kernel)
 
     def modulations(self, level: jax.Array) -> jax.Array:
-        """What noise levels, log-SNRs f32[B], do in every layer: f32[B, layers, 2E]."""
+        """Scale and shift of every layer for noise levels, log-SNRs f32[B]: f32[B, layers, 2E]."""
         return self.decoder.modulations(self.time(level))
 
-    def decode(self, mixed: jax.Array, places: jax.Array, modulations: jax.Array) -> jax.Array:
+    def decode(self, mixed: jax.Array, constants: jax.Array, modulations: jax.Array) -> jax.Array:
         """Class logits f32[B,h,w,K] of the sum of projected features and codes f32[B,h,w,E]."""
-        x, _ = self.decoder(mixed.astype(self.dtype), places, modulations)
+        x, _ = self.decoder(mixed.astype(self.dtype), constants, modulations)
         return self.head(x.astype(jnp.float32))
 
 

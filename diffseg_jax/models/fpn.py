@@ -37,11 +37,11 @@ class ConvNorm(nnx.Module):
 
 
 class Merge(ConvNorm):
-    """All levels enlarged to the first one, side by side, 1x1 convolution, group norm.
+    """All levels upsampled to the first and concatenated, 1x1 convolution, group norm.
 
-    The convolution commutes with the enlargement, so every level meets its slice of the kernel at
-    its own size, and four maps of E channels are added in place of one of 4E: a third of the
-    products, the same up to rounding.
+    The convolution commutes with the upsampling, so each level is multiplied by its slice of the
+    kernel at its resolution, and four maps of E channels are added instead of one of 4E: a third of
+    the products, equal up to rounding.
     """
 
     def __call__(self, levels):
@@ -58,9 +58,9 @@ class FPN(nnx.Module):
     maps    four arrays f[B, h_i, w_i, in_channels[i]], large to small
     merged  f[B, h_0, w_0, width] in `dtype`
     out     merged and a dict of the levels, "fpn0".."fpn3", f[B, h_i, w_i, width]
-    groups  of every norm; must divide width
+    groups  groups of every norm; must divide width
 
-    The norms see all pixels of an image: padding it changes the result everywhere.
+    The norms see all pixels of an image, so padding it changes the output everywhere.
     """
 
     def __init__(self, in_channels, width, groups, *, dtype=jnp.float32, rngs: nnx.Rngs):

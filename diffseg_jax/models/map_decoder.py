@@ -1,4 +1,4 @@
-"""The light decoder that cleans a noisy label map: deformable attention and a noise level.
+"""The light decoder that denoises a label map: deformable attention and a noise level.
 
 Ji et al., "DDP: Diffusion Model for Dense Visual Prediction" (ICCV 2023), section 3.3, with the
 attention of Zhu et al., "Deformable DETR" (ICLR 2021).
@@ -26,7 +26,7 @@ class Layer(Piecewise):
     """Attention, feed-forward, each followed by its norm; then scaled and shifted by the level.
 
     query       f[B, N, E]
-    places      f32[N, 3 heads points], what the positions add to offsets and weights
+    constants   f32[N, 3 heads points], the positions' part of offsets and weights
     modulation  f32[B, 2E], scale and shift
     """
 
@@ -37,28 +37,28 @@ class Layer(Piecewise):
         self.norm2 = _layer_norm(width, rngs)
         self.time = linear(4 * width, 2 * width, kernel_init=XAVIER, dtype=jnp.float32, rngs=rngs)
 
-    def __call__(self, query, places, modulation, reference, size):
-        whole = lambda query, *rest: self._rows(query, *rest, size)
+    def __call__(self, query, constants, modulation, reference, size):
+        together = lambda query, *rest: self._rows(query, *rest, size)
 
-        def by_image(query, places, modulation, reference):
-            one = lambda inputs: self._image(*inputs, places, reference, size)
+        def by_image(query, constants, modulation, reference):
+            one = lambda inputs: self._image(*inputs, constants, reference, size)
             return jax.lax.map(one, (query, self.attention.project(query), modulation))
 
-        inputs = query, places, modulation, reference
-        return self.by_platform(*inputs, cpu=by_image, default=whole)
+        inputs = query, constants, modulation, reference
+        return self.by_platform(*inputs, cpu=by_image, default=together)
 
-    def _image(self, query, cells, modulation, places, reference, size):
-        """All rows of one image, which sample its cells, in pieces."""
+    def _image(self, query, cells, modulation, constants, reference, size):
+        """All rows of one image, in pieces that sample its cells."""
 
-        def rows(query, places, reference):
-            inputs = query[None], places, modulation[None], reference
+        def rows(query, constants, reference):
+            inputs = query[None], constants, modulation[None], reference
             return self._rows(*inputs, size, cells[None])[0]
 
-        return in_pieces(rows, query, places, reference)
+        return in_pieces(rows, query, constants, reference)
 
-    def _rows(self, query, places, modulation, reference, size, cells=None):
-        """Some rows f[B,n,E], or all of them, from which the cells are then made."""
-        query = query + self.attention(query, places, reference, (size,), cells)
+    def _rows(self, query, constants, modulation, reference, size, cells=None):
+        """Some rows f[B,n,E]; without cells all rows, from which the cells are made."""
+        query = query + self.attention(query, constants, reference, (size,), cells)
         query = in_float32(self.norm1, query)
         query = query + self.mlp(query)
         scale, shift = jnp.split(modulation[:, None], 2, axis=-1)
@@ -69,8 +69,8 @@ class Layer(Piecewise):
 class MapDecoder(nnx.Module):
     """Layers over the cells of a map: f[B,h,w,E] -> f[B,h,w,E] and a dict of named features.
 
-    What depends on the size of the map alone (`places`) and on the noise level alone
-    (`modulations`) is an input, so that a sampler computes it once for all its steps.
+    Values that depend only on the size of the map (`constants`) or on the noise level
+    (`modulations`) are inputs, so that a sampler computes them once for all its steps.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class MapDecoder(nnx.Module):
         self.width = width
         self.remat = remat
 
-    def places(self, size: tuple[int, int]) -> jax.Array:
-        """f32[layers, h w, 3 heads points] of a map's (height, width).
+    def constants(self, size: tuple[int, int]) -> jax.Array:
+        """f32[layers, h w, 3 heads points] for a map's (height, width).
 
-        A position is a row's sinusoids and then a column's (section 7 of Carion et al., 2020), so
-        its linear image is a sum of a row's and a column's.
+        A position is the sinusoids of its row, then those of its column (section 7 of Carion et
+        al., 2020), so a linear layer of it is the sum of a row's part and a column's.
         """
         half = self.width // 2
         rows, columns = (axis_positions(length, half) for length in size)
@@ -105,13 +105,13 @@ class MapDecoder(nnx.Module):
         """f32[B, layers, 2E], scale and shift of every layer, for embedded levels f32[B, 4E]."""
         return jnp.stack([layer.time(nnx.silu(tau)) for layer in self._layers()], 1)
 
-    def __call__(self, x: jax.Array, places: jax.Array, modulations: jax.Array):
+    def __call__(self, x: jax.Array, constants: jax.Array, modulations: jax.Array):
         batch, height, width, _ = x.shape
         reference = jnp.asarray(reference_points((height, width)))
         features = {}
         query = x.reshape(batch, height * width, -1)
         for l, layer in enumerate(self._layers()):
-            inputs = places[l], modulations[:, l], reference
+            inputs = constants[l], modulations[:, l], reference
             run = lambda layer, *inputs: layer(*inputs, (height, width))
             query = (
                 nnx.remat(run)(layer, query, *inputs) if self.remat else run(layer, query, *inputs)
@@ -124,6 +124,6 @@ class MapDecoder(nnx.Module):
 
 
 def reference_points(size: tuple[int, int]) -> np.ndarray:
-    """f32[h w, 2]: the centre (x, y) of every cell, as a share of the map's width and height."""
+    """f32[h w, 2]: the centre (x, y) of every cell, as fractions of the map's width and height."""
     y, x = ((np.arange(length, dtype=np.float32) + np.float32(0.5)) / length for length in size)
     return np.stack(np.broadcast_arrays(x[None, :], y[:, None]), -1).reshape(-1, 2)

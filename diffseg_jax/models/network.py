@@ -23,7 +23,7 @@ class _Keys:
 
 
 class Network:
-    """Builds a module once, abstractly, and binds it to plain parameters and statistics.
+    """Builds a module abstractly, once, and binds it to nested dicts of parameters and statistics.
 
     make  rngs -> module whose attributes have string names only (no lists of modules)
     """
@@ -32,7 +32,7 @@ class Network:
         self.make = make
         abstract = nnx.eval_shape(lambda: make(_Keys(jax.random.key(0))))
         self.graphdef, params, stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
-        self.abstract = {  # shapes and types of what `init` returns
+        self.abstract = {  # shapes and dtypes of the output of `init`
             "params": nnx.to_pure_dict(params),
             "stats": nnx.to_pure_dict(stats),
         }
@@ -43,12 +43,12 @@ class Network:
         return {"params": nnx.to_pure_dict(params), "stats": nnx.to_pure_dict(stats)}
 
     def bind(self, params: dict, stats: dict) -> nnx.Module:
-        """The module in training mode; what it does to its statistics is read by `stats_of`."""
-        params, stats = jax.tree.map(jnp.asarray, (params, stats))  # numpy leaves would be changed
+        """The module in training mode; `stats_of` reads its updated statistics."""
+        params, stats = jax.tree.map(jnp.asarray, (params, stats))  # copies numpy leaves
         return nnx.merge(self.graphdef, nnx.State(params), nnx.State(stats), copy=True)
 
     def bind_eval(self, params: dict, stats: dict) -> nnx.Module:
-        """The module in evaluation mode: running averages, nothing changes."""
+        """The module in evaluation mode, with running averages that do not change."""
         return nnx.view(self.bind(params, stats), use_running_average=True)
 
 
@@ -58,5 +58,5 @@ def stats_of(module: nnx.Module) -> dict:
 
 
 def call(module: nnx.Module, remat: bool, *inputs):
-    """The module's output, recomputed in the backward pass when `remat` is set."""
+    """The module's output, recomputed in the backward pass if `remat` is set."""
     return nnx.remat(lambda m, *rest: m(*rest))(module, *inputs) if remat else module(*inputs)

@@ -1,7 +1,7 @@
 """The pixel classifier of DDPM-Seg: a small perceptron on the features of one pixel.
 
 Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion Models" (ICLR 2022), section
-4; the layer sizes, the order of ReLU and batch norm and the initial values are those of its code.
+4; layer sizes, the order of ReLU and batch norm, and initial values follow its published code.
 """
 
 import jax
@@ -9,16 +9,16 @@ from flax import nnx
 
 from diffseg_jax.layers.norm import BatchNorm
 
-WIDE_FROM = 30  # classes
+MIN_CLASSES_WIDE = 30  # classes
 
 
 def widths_for(num_classes: int) -> tuple[int, int]:
     """Hidden widths of the paper's classifiers: (128, 32) below 30 classes, else (256, 128)."""
-    return (128, 32) if num_classes < WIDE_FROM else (256, 128)
+    return (128, 32) if num_classes < MIN_CLASSES_WIDE else (256, 128)
 
 
 def steps_of_pass(pixels: int, batch_size: int) -> int:
-    """Steps in a pass over the pixels without a last, incomplete batch; of fewer pixels, one."""
+    """Steps in a pass over the pixels, without a last incomplete batch; at least one."""
     return max(pixels // batch_size, 1)
 
 

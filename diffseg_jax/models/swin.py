@@ -21,7 +21,7 @@ from diffseg_jax.models.network import call
 
 STAGES = 4
 PATCH = 4
-MASKED = -100.0  # added between tokens that the shift brought together
+MASKED = -100.0  # added to scores between tokens that were not neighbours before the shift
 CUBIC = -0.75  # the free parameter of the bicubic kernel
 
 _trunc = nnx.initializers.truncated_normal(0.02)
@@ -38,10 +38,10 @@ def _pad(x, multiple):
 
 
 def _per_token(layer, x):
-    """What a layer makes of each token, f[B,H,W,C] -> f[B,H,W,D], through a matrix of tokens.
+    """Applies a layer to each token, f[B,H,W,C] -> f[B,H,W,D], through a matrix of tokens.
 
-    XLA's CPU backend takes the kernel gradient of a 4-d product at half the speed of a 2-d one
-    (1x64x64, 96 -> 384 channels: 7.4 ms for both gradients, as a matrix 4.8).
+    XLA's CPU backend computes the kernel gradient of a 4-d product at half the speed of a 2-d one
+    (1x64x64, 96 -> 384 channels: 7.4 ms for both gradients, as a matrix 4.8 ms).
     """
     return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
@@ -74,9 +74,9 @@ def relative_index(window: int) -> np.ndarray:
 
 
 def regions(height: int, width: int, window: int, shift: int) -> np.ndarray:
-    """i32[windows, M^2]: which part of a rolled map each token comes from, 0 to 3.
+    """i32[windows, M^2]: the part of a rolled map that each token comes from, 0 to 3.
 
-    Only the last row and column of windows hold tokens that were not neighbours before the roll
+    Only the last row and column of windows contain tokens that were not neighbours before the roll
     by `shift`; height and width are multiples of the window.
     """
     wrapped = lambda n: np.arange(n) >= n - shift
@@ -91,9 +91,10 @@ class WindowAttention(nnx.Module):
     x    f[B, H, W, C]
     out  f[B, H, W, C] in `dtype`; the softmax runs in float32
 
-    A map that the windows do not fill is continued with zeros, and these tokens are attended to:
-    their query, key and value are the bias of `qkv`. The map is rolled by `shift` before it is cut
-    into windows, whatever its size; tokens that only the roll brought together get -100.
+    A map that is no multiple of the window is padded with zeros, and these tokens are attended to:
+    their query, key and value are the bias of `qkv`. The map is rolled by `shift` before it is
+    split into windows, whatever its size; scores between tokens that were not neighbours before
+    the roll get -100.
     """
 
     def __init__(self, dim, heads, window, shift, *, dtype, rngs):
@@ -109,7 +110,7 @@ class WindowAttention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         height, width = x.shape[1:3]
-        # Projected before the zeros are added, and the bias after: fewer products, same values.
+        # Projected before the padding, with the bias added after it: fewer products, same values.
         kernel, bias = (p[...].astype(self.dtype) for p in (self.qkv.kernel, self.qkv.bias))
         projected = _pad(_per_token(lambda t: t @ kernel, x.astype(self.dtype)), self.window) + bias
         attended = self._within_windows(jnp.roll(projected, (-self.shift, -self.shift), (1, 2)))
@@ -143,7 +144,7 @@ class Block(nnx.Module):
     """Window attention and an MLP, each on the normalised map and added to it.
 
     x     f[B, H, W, C]; keys [B] or None, see `drop_path`
-    out   f[B, H, W, C] and what the attention gave, before it was added
+    out   f[B, H, W, C], and the output of the attention before it is added
     """
 
     def __init__(self, dim, heads, window, shift, *, name, drop_path, dtype, rngs):
@@ -167,9 +168,8 @@ class Block(nnx.Module):
 class PatchMerging(nnx.Module):
     """2x2 tokens to one: f[B,H,W,C] -> f[B,ceil(H/2),ceil(W/2),2C].
 
-    The 4C values of a patch are ordered channel by channel, in each (dy, dx) = (0,0), (0,1), (1,0),
-    (1,1), as OpenMMLab does and the original, which puts all channels of a token together, does
-    not.
+    The 4C values of a patch are ordered by channel, then by (dy, dx) = (0,0), (0,1), (1,0), (1,1),
+    as in OpenMMLab. The original program orders them by token, then by channel.
     """
 
     def __init__(self, dim, *, dtype, rngs):
@@ -209,16 +209,16 @@ class Stage(nnx.Module):
 
 
 class Swin(nnx.Module):
-    """The whole backbone, for images of any size.
+    """The Swin backbone, for images of any size.
 
-    image   f[B, H, W, 3]; zeros are added at the bottom and on the right where sizes do not fit
-    keys    one per image [B] turns stochastic depth on; None: deterministic
+    image   f[B, H, W, 3]; padded with zeros at the bottom and on the right where sizes do not fit
+    keys    one per image [B], which turn stochastic depth on; None: deterministic
     out     four normalised maps f[B, h, w, channels[i]] in `dtype`, the first of ceil(H/4) rows,
             each later one of half as many, rounded up; and a dict of named features:
             "patch_embedding", "stage{i}.block{j}", "stage{i}.block{j}.attention" (before it is
             added) and "merge{i}"
 
-    channels, depths, heads   of the four stages; `problem` says which fit
+    channels, depths, heads   sizes of the four stages; `problem` checks them
     drop_path                 rate of the last block; it grows linearly from 0 at the first
 
     Kernels and bias tables start as truncated normals of deviation 0.02, biases at 0, norms at 1
@@ -256,7 +256,7 @@ class Swin(nnx.Module):
 
 
 def problem(channels, depths, heads, window) -> str:
-    """What is wrong with the sizes of a Swin, in a sentence; "" if nothing is."""
+    """Why the sizes fit no Swin, as a sentence, or an empty string."""
     for name, values in (("channels", channels), ("depths", depths), ("heads", heads)):
         if len(values) != STAGES or min(values) < 1:
             return (
@@ -279,7 +279,7 @@ def problem(channels, depths, heads, window) -> str:
 
 
 def resize_bias_table(table: np.ndarray, window: int) -> np.ndarray:
-    """A table of relative positions for another window: bicubic, half-pixel centres.
+    """Resizes a table of relative positions for another window: bicubic, half-pixel centres.
 
     table   f32[(2M-1)^2, heads], for windows of M x M tokens
     out     f32[(2N-1)^2, heads], N = window; the table itself where N is M

@@ -1,8 +1,8 @@
-"""Features of any network, one vector per pixel, enlarged only where they are read.
+"""Features of any network, one vector per pixel, upsampled only where they are read.
 
-Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion Models" (ICLR 2022), enlarge
-every tapped map to the picture's size and stack them, which takes gigabytes per picture. Enlarging
-and the first layer of a classifier are both linear, so what is read afterwards is the same.
+Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion Models" (ICLR 2022),
+upsample every tapped map to the size of the image and stack them, which takes gigabytes per image.
+Upsampling and the first layer of a classifier are both linear, so their order may be exchanged.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from diffseg_jax.data.interpolation import half_pixel_neighbours
 )
 @dataclasses.dataclass(frozen=True)
 class PixelFeatures:
-    """Vectors of D = C_1 + C_2 + ... features for the H x W pixels of N pictures, kept as maps.
+    """Vectors of D = C_1 + C_2 + ... features for the H x W pixels of N images, stored as maps.
 
     maps     f[N, h_i, w_i, C_i] each, in the order of their channels; jax or numpy arrays of any
-             float type, read as float32. Numpy arrays keep them in the host's memory
+             float type, read as float32. Numpy arrays stay in the host's memory
     size     (H, W)
-    covered  the parts of a map's height and width that the picture fills, in (0, 1]; the rest lies
-             over padding to its right and below it
+    covered  fractions of a map's height and width that the image fills, in (0, 1]; the rest covers
+             padding to its right and below it
 
     Values between the pixels of a map are bilinear, with half-pixel centres and repeated edges, as
     in torch.nn.functional.interpolate(..., align_corners=False).
@@ -45,7 +45,7 @@ class PixelFeatures:
 
     @property
     def count(self) -> int:
-        """Pictures, N."""
+        """Images, N."""
         return self.maps[0].shape[0]
 
     @property
@@ -53,18 +53,18 @@ class PixelFeatures:
         """Bytes of all maps."""
         return sum(math.prod(values.shape) * values.dtype.itemsize for values in self.maps)
 
-    def gather(self, picture, y, x):
+    def gather(self, image, y, x):
         """The features of chosen pixels: three i32[n] in 0..N-1, 0..H-1, 0..W-1 -> f32[n, D].
 
         Runs in numpy if the maps are numpy arrays; the indices must be too.
         """
         xp = jnp if isinstance(self.maps[0], jax.Array) else np
-        places = picture, y, x
-        parts = [_gather(values, *self._neighbours(values), *places, xp) for values in self.maps]
+        indices = image, y, x
+        parts = [_gather(values, *self._neighbours(values), *indices, xp) for values in self.maps]
         return xp.concatenate(parts, -1)
 
     def dense(self) -> jax.Array:
-        """The features of all pixels, f32[N, H, W, D]: for small pictures and for tests."""
+        """The features of all pixels, f32[N, H, W, D]: for small images and for tests."""
         parts = []
         for values in self.maps:
             rows, columns = self._neighbours(values)
@@ -75,14 +75,14 @@ class PixelFeatures:
     def project(
         self, kernel: jax.Array, after: Callable = lambda h: h, strip: int | None = None
     ):  # fmt: skip
-        """A linear layer at every pixel, and what follows it: f32[D, O] -> f32[N, H, W, O].
+        """A linear layer at every pixel, then `after`: f32[D, O] -> f32[N, H, W, O].
 
-        after  f32[rows, N, W, O] -> a tree of arrays [rows, N, W, ...], which is returned as
-               [N, H, W, ...]; it sees each pixel alone
+        after  f32[rows, N, W, O] -> a tree of arrays [rows, N, W, ...], returned as [N, H, W, ...];
+               a function of each pixel alone
         strip  rows computed at a time, which bounds the memory; None = all
 
-        Equal to `after(dense() @ kernel)` up to rounding. The layer runs on the maps at their own
-        resolutions, those of one resolution are summed, and the sums are enlarged.
+        Equal to `after(dense() @ kernel)` up to rounding. The layer runs on each map at its
+        resolution, outputs of equal resolution are summed, and the sums are upsampled.
         """
         sums = self._project_maps(kernel)
         height = self.size[0]
@@ -106,10 +106,10 @@ class PixelFeatures:
 
         made = jax.lax.map(one, [jnp.asarray(table) for table in tables])
 
-        def whole(parts):  # [strips, strip, N, W, ...] -> [N, H, W, ...]
+        def joined(parts):  # [strips, strip, N, W, ...] -> [N, H, W, ...]
             return jnp.moveaxis(parts.reshape(-1, *parts.shape[2:])[:height], 1, 0)
 
-        return jax.tree.map(whole, made)
+        return jax.tree.map(joined, made)
 
     def _project_maps(self, kernel):
         """The layer's outputs summed per resolution: f32[N, h, w, O] each."""
@@ -123,7 +123,7 @@ class PixelFeatures:
         return list(sums.values())
 
     def _neighbours(self, values):
-        """What the H rows and the W columns of pixels read of a map."""
+        """The map's neighbours and weights of the H rows and of the W columns of pixels."""
         return tuple(
             half_pixel_neighbours(length, count, covered=part)
             for length, count, part in zip(
@@ -132,12 +132,12 @@ class PixelFeatures:
         )  # fmt: skip
 
 
-def _gather(values, rows, columns, picture, y, x, xp):
+def _gather(values, rows, columns, image, y, x, xp):
     """Bilinear values of one map at chosen pixels: f[N,h,w,C], i32[n] -> f32[n,C]."""
     top, bottom, down = (xp.asarray(table)[y] for table in rows)
     left, right, along = (xp.asarray(table)[x] for table in columns)
     down, along = down[:, None], along[:, None]
-    read = lambda row, column: values[picture, row, column].astype(xp.float32)
+    read = lambda row, column: values[image, row, column].astype(xp.float32)
     upper = read(top, left) * (1 - along) + read(top, right) * along
     lower = read(bottom, left) * (1 - along) + read(bottom, right) * along
     return upper * (1 - down) + lower * down
@@ -147,14 +147,15 @@ def stack(
     maps: Sequence[jax.Array], size: tuple[int, int], covered: tuple[float, float] = (1.0, 1.0),
     dtype=jnp.float32,
 ) -> PixelFeatures:  # fmt: skip
-    """The features of some maps f[N, h, w, C] in their order, kept in `dtype`.
+    """The features of some maps f[N, h, w, C] in their order, stored in `dtype`.
 
-    Neighbours of one resolution become one map: fewer and longer runs of memory to gather from.
+    Consecutive maps of one resolution become one map, to gather from fewer and longer runs of
+    memory.
     """
     runs = []
-    most = float(jnp.finfo(dtype).max)  # beyond it float16 would be infinite
+    largest = float(jnp.finfo(dtype).max)  # float16 would be infinite beyond it
     for values in maps:
-        values = jnp.clip(values, -most, most).astype(dtype)
+        values = jnp.clip(values, -largest, largest).astype(dtype)
         if runs and runs[-1][0].shape[1:3] == values.shape[1:3]:
             runs[-1].append(values)
         else:
@@ -173,7 +174,7 @@ def _matrix(low, high, part, length):
 
 
 def _blend(values, weights, axis):
-    """Enlarges along one axis."""
+    """Upsamples along one axis."""
     low, high, part = weights
     part = part.reshape([-1 if a == axis else 1 for a in range(values.ndim)])
     lower = jnp.take(values, low, axis, mode="clip")

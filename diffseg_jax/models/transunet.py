@@ -61,7 +61,7 @@ class Unit(nnx.Module):
         self.has_projection = stride != 1 or in_channels != out
         if self.has_projection:
             self.conv_proj = conv(in_channels, out, 1, stride)
-            port = arithmetic is Arithmetic.PORT  # the port normalises each channel alone here
+            port = arithmetic is Arithmetic.PORT  # the port normalises each channel separately
             groups, epsilon = (out, 1e-5) if port else (32, 1e-6)
             self.norm_proj = _group_norm(out, groups=groups, epsilon=epsilon, rngs=rngs)
 
@@ -135,8 +135,8 @@ class Encoder(nnx.Module):
     image     f[B, H, W, 3] in [-1, 1], H and W multiples of 16
     out       f[B, H/16, W/16, D] and a dict of named features; skips at strides 2, 4, 8 among them
 
-    The position table keeps the grid it was made for and is resized with aligned corners to the
-    grid of the image at hand (spec of the released loader).
+    The position table has the grid it was made for and is resized with aligned corners to the grid
+    of each image, as the released loader does.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class Encoder(nnx.Module):
         return nnx.max_pool(x, (3, 3), (2, 2), padding)
 
     def _even(self, x, shape):
-        """The stride-4 skip; the port's map is a row and a column short and is filled with 0."""
+        """The stride-4 skip; the port's map lacks a row and a column, which are padded with 0."""
         rows, columns = shape[1] // 4 - x.shape[1], shape[2] // 4 - x.shape[2]
         return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))
 
@@ -264,9 +264,9 @@ class Decoder(nnx.Module):
 
 
 class TransUNet(nnx.Module):
-    """The whole network, for images of any size.
+    """TransUNet, for images of any size.
 
-    image   f32[B, h, w, 3] in [-1, 1]; padded with 0 to multiples of 16, the output cropped back
+    image   f32[B, h, w, 3] in [-1, 1]; padded with 0 to multiples of 16, the output is cropped
     level   f32[B], the noise level, only read when the network was made with `condition`
     key     turns dropout on; without one the network is deterministic
     out     f32[B, h, w, outputs] and a dict of named features (of the padded image)
@@ -303,9 +303,7 @@ class TransUNet(nnx.Module):
         padding = ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE), (0, 0))
         encoded, features = self.encoder(jnp.pad(image, padding).astype(self.dtype), key)
         emb = None
-        if (
-            self.level is not None
-        ):  # a level is a fraction of the signal: spread it over the sinusoid
+        if self.level is not None:  # levels lie in [0, 1], the sinusoid expects 0 to 1000
             emb = self.level(sinusoid(1000.0 * level, LEVEL_WIDTH))
         x, named = self.decoder(encoded, features, emb)
         out = convolve(x, self.head.kernel[...].astype(x.dtype)) + self.head.bias[...]

@@ -22,7 +22,7 @@ from diffseg_jax.diffusion.schedules import LOG_SNRS, add_noise, alpha_sigma, ti
 from diffseg_jax.errors import UserError
 from diffseg_jax.layers.resize import resize_bilinear, resize_nearest
 from diffseg_jax.metrics.divergence import entropy, jensen_shannon
-from diffseg_jax.models.ddp_network import SMALLEST, DDPNetwork, DDPSettings
+from diffseg_jax.models.ddp_network import MIN_SIDE, DDPNetwork, DDPSettings
 from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.systems.inputs import (
     IMAGENET_MEAN,
@@ -167,8 +167,8 @@ def _denoising_loss(model, options, x, labels, eps, batch, keys):
 def _decode(model, x, noisy, level):
     """Class logits f32[B,h,w,K] for features, noisy maps and their log-SNRs f32[B]."""
     mixed = model.project_features(x) + model.project_codes(noisy)
-    positions = model.decoder.places(x.shape[1:3])
-    return model.decode(mixed, positions, model.modulations(level))
+    constants = model.decoder.constants(x.shape[1:3])
+    return model.decode(mixed, constants, model.modulations(level))
 
 
 def pixel_loss(logits, mask):
@@ -241,7 +241,7 @@ def named_features(network, values, images, valid, taps=None, seed=0):
 
 def _padded(images, valid):
     """Images padded to at least 32 pixels a side, and their valid sizes."""
-    padding = [(0, max(SMALLEST - side, 0)) for side in images.shape[1:3]]
+    padding = [(0, max(MIN_SIDE - side, 0)) for side in images.shape[1:3]]
     return jnp.pad(images, ((0, 0), *padding, (0, 0))), valid
 
 
@@ -292,14 +292,14 @@ def denoise_map(model, x, noise, sampling, fresh) -> dict:
     levels = LOG_SNRS[sampling["schedule"]](pairs, np)
     features = model.project_features(x)[:, None]
     codes = model.project_codes(model.codes()[:classes])
-    positions = model.decoder.places((height, width))
+    constants = model.decoder.constants((height, width))
     folded = lambda maps: maps.reshape(batch * draws, *maps.shape[2:])
 
     def step(carry, inputs):
         state, before, scores, changes = carry
         number, (now, then), last, modulations = inputs
         modulations = jnp.broadcast_to(modulations, (batch * draws, *modulations.shape))
-        logits = model.decode(folded(features + state), positions, modulations)
+        logits = model.decode(folded(features + state), constants, modulations)
         logits = logits.reshape(batch, draws, height, width, classes)
         labels = jnp.argmax(logits, -1)
         changes += (labels != before) & (number > 0)

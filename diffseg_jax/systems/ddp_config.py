@@ -11,7 +11,7 @@ from diffseg_jax.diffusion.label_codes import CODES
 from diffseg_jax.diffusion.schedules import LOG_SNRS
 from diffseg_jax.errors import UserError
 from diffseg_jax.metrics.uncertainty import MEASURES
-from diffseg_jax.models.ddp_network import SMALLEST, DDPSettings
+from diffseg_jax.models.ddp_network import MIN_SIDE, DDPSettings
 from diffseg_jax.systems.ddp import SAMPLERS, make_settings, make_task, settings_of_meta
 from diffseg_jax.systems.system import System, Task, require_same_network
 from diffseg_jax.weights.backbones import load_backbone
@@ -196,9 +196,9 @@ def check(config):
                 f"starts at random. Try --config.stages.{name}.start=runs/a/checkpoints/train."
             )
         crop = tuple(config.stages[name].augment.crop)
-        if min(crop) < SMALLEST:
+        if min(crop) < MIN_SIDE:
             raise UserError(
-                f"stages.{name}.augment.crop is {crop}, but both sides must be {SMALLEST} or more, "
+                f"stages.{name}.augment.crop is {crop}, but both sides must be {MIN_SIDE} or more, "
                 f'the stride of the backbones. Try --config.stages.{name}.augment.crop="(64, 64)".'
             )
 

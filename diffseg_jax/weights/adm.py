@@ -14,8 +14,8 @@ from diffseg_jax.models.network import Network
 from diffseg_jax.weights.tables import convert, differences, within
 from diffseg_jax.weights.torch_rows import conv, linear, norm
 
-ORDERS = ("legacy", "new")  # of the channels of `qkv`: head by head, or all queries first
-NAMED = 3  # differences between a file and a network that an error lists
+ORDERS = ("legacy", "new")  # order of the channels of `qkv`: by head, or all queries first
+MAX_LISTED = 3  # differences between a file and a network in an error message
 MULTIPLES = {  # channel_mult by image size, where the flag is left empty
     64: (1, 2, 3, 4),
     128: (1, 1, 2, 3, 4),
@@ -26,10 +26,10 @@ MULTIPLES = {  # channel_mult by image size, where the flag is left empty
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """What a checkpoint file does not say of itself.
+    """Properties of a checkpoint that its file does not contain.
 
-    order      of the channels of `qkv`, one of ORDERS
-    diffusion  how it was trained: schedule, steps, rescale_timesteps, target, variance, loss,
+    order      order of the channels of `qkv`, one of ORDERS
+    diffusion  options of its training: schedule, steps, rescale_timesteps, target, variance, loss,
                timesteps
     """
 
@@ -63,13 +63,13 @@ def from_flags(
     use_kl: bool = False,
     rescale_learned_sigmas: bool = False,
 ) -> Configuration:
-    """The configuration that guided diffusion's training script means by its flags.
+    """The configuration for flags of guided diffusion's training script.
 
     channel_mult           () = by image size: 64, 128, 256 or 512
-    attention_resolutions  sizes of the feature maps that are attended
-    num_classes            read with class_cond only
+    attention_resolutions  sizes of the feature maps with attention
+    num_classes            only read with class_cond
 
-    Raises UserError for flags that make no network.
+    Raises UserError for invalid flags.
     """
     if not channel_mult and image_size not in MULTIPLES:
         raise UserError(
@@ -82,7 +82,7 @@ def from_flags(
                 f"attention_resolutions holds {size}, which does not divide image_size "
                 f"{image_size}. Give sizes of feature maps, such as 16,8."
             )
-    make_process(noise_schedule, diffusion_steps)  # or it refuses
+    make_process(noise_schedule, diffusion_steps)  # raises UserError for a wrong schedule
     settings = ADMSettings(
         channels=num_channels,
         channel_mult=tuple(channel_mult) or MULTIPLES[image_size],
@@ -195,7 +195,7 @@ def _canonical(settings, order, array, up=False):
 
 @functools.cache
 def abstract_params(settings: ADMSettings) -> dict:
-    """Shapes and types of the network's parameters, as nested dicts; no memory."""
+    """Shapes and dtypes of the network's parameters, as nested dicts without memory."""
     return Network(lambda rngs: ADMUNet(settings, rngs=rngs)).abstract["params"]
 
 
@@ -205,18 +205,19 @@ def load_adm(
     """The parameters of an ADMUNet from a published state dict, float32.
 
     arrays  official name -> array, as `weights.formats.read_arrays` gives them
-    source  how sentences call the file
+    source  name of the file in error messages
 
-    Raises UserError when anything is missing, left over or of another shape; it names the published
+    Raises UserError when an entry is missing, unknown or of another shape; it names the published
     configurations that do fit.
     """
     shapes = _shapes(abstract_params(settings))
     rows = table(settings, order)
     if different := differences(arrays, rows, shapes):
-        named = "; ".join(different[:NAMED])
-        more = f"; and {len(different) - NAMED} more" if len(different) > NAMED else ""
+        listed = "; ".join(different[:MAX_LISTED])
+        rest = len(different) - MAX_LISTED
+        more = f"; and {rest} more" if rest > 0 else ""
         raise UserError(
-            f"{source} is not of the network asked for: {named}{more}. {_advice(arrays)}"
+            f"{source} does not match the requested network: {listed}{more}. {_advice(arrays)}"
         )
     return convert(arrays, rows, shapes, source=source)
 
@@ -228,12 +229,12 @@ def _advice(arrays):
         if fits(dataclasses.replace(known.settings, dropout=0.0), known.order)
     ]  # fmt: skip
     if fitting:
-        return f"It fits {', '.join(fitting)}: give that name, or the settings that go with it."
+        return f"It fits {', '.join(fitting)}: give that name, or its settings."
     return "No published configuration fits it either; give the settings that it was trained with."
 
 
 def _fits(arrays, settings, order):
-    first = arrays.get("time_embed.0.weight")  # another width is seen without making a network
+    first = arrays.get("time_embed.0.weight")  # detects another width without making a network
     if first is None or first.shape != (4 * settings.channels, settings.channels):
         return False
     shapes = _shapes(abstract_params(settings))

@@ -16,11 +16,11 @@ from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import AS_IS, Row, convert, within
 from diffseg_jax.weights.torch_rows import conv, linear, norm
 
-FAMILIES = {"swin": "Swin", "convnext": "ConvNeXt"}  # as sentences call `DDPSettings.backbone`
-INDEX = r".*\.relative_position_index"  # rows of the bias table, which follow from the window
+FAMILIES = {"swin": "Swin", "convnext": "ConvNeXt"}  # `DDPSettings.backbone` in error messages
+INDEX = r".*\.relative_position_index"  # indices into the bias table, implied by the window
 
 
-# --- OpenMMLab, as in DDP's own checkpoints -------------------------------------------------------
+# --- OpenMMLab, as in checkpoints of DDP ----------------------------------------------------------
 
 SWIN = (
     *conv(r"patch_embed\.projection", "patch_embedding.conv"),
@@ -57,17 +57,17 @@ CONVNEXT = (
 
 
 def by_channel(array: np.ndarray) -> np.ndarray:
-    """Reorders the last axis, the 4C channels of a merged 2x2 patch, as the network has them.
+    """Reorders the last axis, the 4C channels of a merged 2x2 patch, for our network.
 
-    Theirs come place by place, (row, column) = (0,0), (1,0), (0,1), (1,1), C channels each; ours
-    channel by channel, its places row by row.
+    In these files it is ordered by position, (row, column) = (0,0), (1,0), (0,1), (1,1), then by
+    channel; in our network by channel, then by position, row by row.
     """
-    places = array.reshape(*array.shape[:-1], 4, -1)[..., [0, 2, 1, 3], :]
-    return np.swapaxes(places, -1, -2).reshape(array.shape)
+    by_position = array.reshape(*array.shape[:-1], 4, -1)[..., [0, 2, 1, 3], :]
+    return np.swapaxes(by_position, -1, -2).reshape(array.shape)
 
 
 def _merging(torch):
-    """The rows of the step between two stages of Swin where channels come place by place."""
+    """The rows of patch merging in files whose channels are ordered by position."""
     return within(torch, "merge{0}.", (
         (r"norm\.weight", "norm.scale", by_channel),
         (r"norm\.bias", "norm.bias", by_channel),
@@ -94,7 +94,7 @@ HUGGING_SWIN = (
         *norm(r"layernorm_before", "norm1"),
         *norm(r"layernorm_after", "norm2"),
         (r"attention\.self\.relative_position_bias_table", "attention.bias_table", AS_IS),
-        *linear(r"attention\.self\.qkv", "attention.qkv"),  # put together by `_joined`
+        *linear(r"attention\.self\.qkv", "attention.qkv"),  # joined by `_joined`
         *linear(r"attention\.output\.dense", "attention.out"),
         *linear(r"intermediate\.dense", "mlp.fc1"),
         *linear(r"output\.dense", "mlp.fc2"),
@@ -126,13 +126,13 @@ HUGGING_CONVNEXT = (
 
 @dataclass(frozen=True)
 class Format:
-    """One way of naming the parameters of a classifier's backbone.
+    """One naming scheme for the parameters of a classifier's backbone.
 
-    author  how sentences call it, before the family
+    author  whose scheme it is, as in error messages before the family
     family  a key of FAMILIES
-    prefix  pattern of what may stand before every name of the backbone
-    mark    pattern, after the prefix, of a name that every such file has and no other
-    unused  patterns of what only classification needs
+    prefix  pattern of an optional prefix of all names of the backbone
+    mark    pattern, after the prefix, of a name that every such file and no other has
+    unused  patterns of names that only classification needs
     """
 
     author: str
@@ -177,14 +177,14 @@ def find_format(arrays: Mapping[str, np.ndarray]) -> Format | None:
 
 
 def load_backbone(path: str | os.PathLike, shapes: dict, settings: DDPSettings) -> dict:
-    """A backbone's parameters out of a classifier's file, float32.
+    """A backbone's parameters from a classifier's file, float32.
 
     path    PyTorch or safetensors, in one of FORMATS
     shapes  `params["backbone"]` of the network with a shape tuple at each leaf
-    out     the same without those of norm0, ..., norm3 that the file lacks; bias tables of another
-            window are resized
+    out     the same tree without those of norm0, ..., norm3 that the file lacks; bias tables of
+            another window are resized
 
-    Raises UserError for a file in no known format, of another backbone or size, and as
+    Raises UserError for a file in an unknown format, for another backbone or size, and as
     `read_arrays` and `convert` do.
     """
     arrays, source = read_arrays(path), str(path)
@@ -193,7 +193,7 @@ def load_backbone(path: str | os.PathLike, shapes: dict, settings: DDPSettings) 
         names = ", ".join(each.name for each in FORMATS)
         raise UserError(
             f"{source} is in no known format of ImageNet weights: its first entry is "
-            f"{next(iter(arrays))}. Known: {names}. Give a file of one of them."
+            f"{next(iter(arrays))}. Known: {names}. Give a file in one of them."
         )
     if known.family != settings.backbone:
         raise UserError(
@@ -207,14 +207,14 @@ def load_backbone(path: str | os.PathLike, shapes: dict, settings: DDPSettings) 
 
 
 def check_indices(arrays: Mapping[str, np.ndarray], source: str):
-    """Raises UserError if an entry `relative_position_index` numbers pairs of tokens otherwise."""
+    """Raises UserError if an entry `relative_position_index` orders pairs of tokens differently."""
     for name, array in arrays.items():
         if not re.fullmatch(INDEX, name):
             continue
         window = math.isqrt(array.shape[0]) if array.ndim == 2 else 1
         if not np.array_equal(array, _index(window)):
             raise UserError(
-                f"{source}: {name} is not the order of relative positions that Swin has, so the "
+                f"{source}: {name} is not Swin's order of relative positions, so the "
                 "bias tables would be misread. Give a checkpoint of the original attention."
             )
 
@@ -235,7 +235,7 @@ def table_window(table: np.ndarray, name: str) -> int:
 
 
 def _resized(arrays, window, source):
-    """The arrays with every bias table for this window."""
+    """The arrays with every bias table resized for this window."""
     resized = {}
     for name, array in arrays.items():
         is_table = name.endswith("relative_position_bias_table")

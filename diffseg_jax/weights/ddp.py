@@ -1,4 +1,4 @@
-"""Published DDP segmentation checkpoints: the network that a file is of, and its parameters."""
+"""Published DDP segmentation checkpoints: their networks and their parameters."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from diffseg_jax.weights.backbones import (
 from diffseg_jax.weights.tables import convert, within
 from diffseg_jax.weights.torch_rows import conv, linear, norm, statistics
 
-POINTS = 4  # of each head and cell; only heads times points stands in a file
+POINTS = 4  # points per head and cell; a file only tells heads times points
 
 DDP = (
     *within(r"backbone\.", "params.backbone.", (*SWIN, *CONVNEXT)),
@@ -72,15 +72,15 @@ ADVICE = (
 
 
 def is_ddp(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether a state dict is of a DDP network, for segmentation or for another task."""
+    """Whether a state dict belongs to a DDP network, for segmentation or another task."""
     return "time_mlp.0.weights" in arrays
 
 
 def settings_of(arrays: Mapping[str, np.ndarray], source: str = "the file") -> DDPSettings:
-    """The settings of the network that a state dict is of, from its names and shapes.
+    """The settings of the network of a state dict, from its names and shapes.
 
-    What no shape tells is as published (`points`, `groups`, `down_epsilon`, `code_scale`), and
-    `drop_path` is 0.
+    Settings that no shape determines are as published (`points`, `groups`, `down_epsilon`,
+    `code_scale`), and `drop_path` is 0.
 
     Raises UserError for anything but a segmentation checkpoint of DDP.
     """
@@ -97,7 +97,8 @@ def settings_of(arrays: Mapping[str, np.ndarray], source: str = "the file") -> D
         points=POINTS,
         mlp=size(f"{layers}0.ffns.0.layers.0.0.weight", 0),
     )
-    if problem := dataclasses.replace(settings, groups=1).problem():  # groups are not the file's
+    # A file does not tell its number of groups, so that any is accepted here.
+    if problem := dataclasses.replace(settings, groups=1).problem():
         raise UserError(f"{source} does not match any supported DDP network: {problem}")
     return settings
 
@@ -109,7 +110,7 @@ def _require_segmentation(arrays, source):
 
 
 def _other(arrays):
-    """What the state dict is in place of a segmentation checkpoint of DDP, or ""."""
+    """What the state dict is instead of a segmentation checkpoint of DDP, or ""."""
     if any(name.startswith(("encoders.", "heads.map.")) for name in arrays):
         return "a checkpoint of DDP for maps seen from above (BEV), not for segmentation"
     if "decode_head.conv_depth.weight" in arrays:
@@ -149,7 +150,7 @@ def _size(arrays, source, name, axis):
 
 
 def _count(arrays, source, prefix):
-    """How many different numbers follow the prefix in names."""
+    """The number of different indices that follow the prefix in names."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     numbers = {match[1] for name in arrays if (match := pattern.match(name))}
     if not numbers:
@@ -159,7 +160,7 @@ def _count(arrays, source, prefix):
 
 @functools.cache
 def abstract_values(settings: DDPSettings) -> dict:
-    """{"params", "stats"}: shapes and types of the network's values, as nested dicts."""
+    """{"params", "stats"}: shapes and dtypes of the network's values, as nested dicts."""
     return Network(lambda rngs: DDPNetwork(settings, rngs=rngs)).abstract
 
 
@@ -169,7 +170,7 @@ def load_ddp(
     """{"params", "stats"} of a DDPNetwork from a published state dict, float32.
 
     arrays  official name -> array, as `weights.formats.read_arrays` gives them
-    source  how sentences call the file
+    source  name of the file in error messages
 
     Raises UserError for anything but a segmentation checkpoint of DDP, and when something is
     missing, left over or of another shape, or groups do not divide the width.

@@ -211,7 +211,7 @@ def _read_legacy(path: Path, data: mmap.mmap, part: str) -> dict:
     unpickle(data)  # version of the protocol
     info, _ = unpickle(data)
     if not isinstance(info, dict):
-        raise TypeError(f"type {type_name(info)} in the wrong place")
+        raise TypeError(f"type {type_name(info)} in the wrong position")
     _need_little_endian(info.get("little_endian", True))
     tree, storages = unpickle(data)
     keys, _ = unpickle(data)

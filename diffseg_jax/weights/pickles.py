@@ -181,7 +181,7 @@ class _Machine:
 
 def _only(expected: type | tuple[type, ...], value):
     if not isinstance(value, expected):
-        raise TypeError(f"type {type_name(value)} in the wrong place")
+        raise TypeError(f"type {type_name(value)} in the wrong position")
     return value
 
 

@@ -35,15 +35,15 @@ ADVICE = "Give the folder that holds model_0.pth, model_1.pth, ..."
 def load_ensemble(folder: str | os.PathLike, features: int, num_classes: int) -> dict:
     """The classifiers of a folder as one ensemble, float32, in the order of their numbers.
 
-    folder       holds model_0.pth, model_1.pth, ... (or .pt) without a gap; other names are not
-                 read
-    features     D, what the taps give for one pixel
+    folder       contains model_0.pth, model_1.pth, ... (or .pt) without a gap; files of other names
+                 are not read
+    features     D, the features of one pixel
     num_classes  K
     out          {"params", "stats"} of M `models.pixel_mlp.PixelMLP`: every leaf has a leading axis
                  M, such as params["linear1"]["kernel"] [M, D, a]; the hidden widths are the files'
 
-    Raises UserError for a folder or files that are not there, for files of another network, of
-    other taps or classes, or of unequal widths, and as `read_arrays` does.
+    Raises UserError for a missing folder or file, for files of another network, of other taps or
+    classes, or of unequal widths, and as `read_arrays` does.
     """
     files = _numbered_files(Path(folder))
     members = [_member(file, features, num_classes) for file in files]
@@ -107,7 +107,7 @@ def _member(file: Path, features: int, num_classes: int) -> dict:
 
 
 def _sizes(arrays: Mapping, layer: int) -> tuple[int | None, int | None]:
-    """(out, in) of a linear layer; None if the file has none, of which `convert` complains."""
+    """(out, in) of a linear layer; None if the file has none, for which `convert` raises."""
     weight = arrays.get(f"layers.{layer}.weight")
     return (None, None) if weight is None or weight.ndim != 2 else weight.shape
 

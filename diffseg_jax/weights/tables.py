@@ -1,14 +1,14 @@
-"""Foreign arrays under our names, by a table; nothing may be left over on either side.
+"""Conversion of foreign arrays to our names by a table that must match both sides completely.
 
 A table is a tuple of rows (pattern, target, axes):
 
-pattern  regular expression for the whole foreign name; the first row that matches counts
+pattern  regular expression for the full foreign name; the first matching row applies
 target   our name, joined by dots; {0}, {1}, ... stand for the groups of the pattern
-axes     einsum string that orders the axes as ours, "..." for those that stay; or a function
-         array -> array for what einsum cannot say
+axes     einsum string that reorders the axes, "..." for those that stay; or a function
+         array -> array for what einsum cannot express
 
 After that, an axis may still be split to fit the target (out -> heads, features of a head), and
-axes of length one may come or go. Axes never merge and never change places.
+axes of length one may be added or removed. Axes are never merged and never swapped.
 """
 
 import re
@@ -26,7 +26,7 @@ AS_IS = "...->..."
 
 
 def within(pattern: str, target: str, rows: Sequence[Row]) -> tuple[Row, ...]:
-    """The rows with `pattern` and `target` put before theirs; groups are counted from the left."""
+    """The rows with `pattern` and `target` prepended; groups are counted from the left."""
     return tuple((pattern + inner, target + ours, axes) for inner, ours, axes in rows)
 
 
@@ -43,50 +43,50 @@ def convert(
     arrays         foreign name -> floating-point array (numpy dtypes and bfloat16)
     target_shapes  nested dicts; a leaf is the shape as a tuple, in which None leaves one axis
                    free, or None for any shape
-    ignore         patterns of foreign names that may lack a place and are then dropped
-    source         how sentences call the file
+    ignore         patterns of foreign names that may lack a counterpart and are then dropped
+    source         name of the file in error messages
 
-    Raises UserError that names the first offender and the count: a name without a place, two names
-    for one place, a place without a name, a shape or a dtype that does not fit.
+    Raises UserError that names the first offender and the count: a foreign name without a target,
+    two names for one target, a target without a name, a shape or a dtype that does not fit.
     """
     shapes = dict(_leaves(target_shapes))
-    places = _places(arrays, table, shapes, ignore, source)
-    missing = [target for target in shapes if target not in places]
+    names = _names(arrays, table, shapes, ignore, source)
+    missing = [target for target in shapes if target not in names]
     if missing:
         raise UserError(
             f"{source} has no entry for {missing[0]} ({len(missing)} missing in all). "
             "Give a checkpoint of this network and size."
         )
     tree: dict = {}
-    for target, (name, axes) in places.items():
+    for target, (name, axes) in names.items():
         *path, leaf = target.split(".")
         branch = tree
         for key in path:
             branch = branch.setdefault(key, {})
         branch[leaf] = _fitted(arrays[name], axes, shapes[target], f"{source}: {name}", target)
-        forget_pages(arrays[name])  # or the file and its copy would be in memory together
+        forget_pages(arrays[name])  # avoids having the file and its copy in memory together
     return tree
 
 
 def differences(
     arrays: Mapping[str, np.ndarray], table: Sequence[Row], target_shapes: Mapping
 ) -> list[str]:
-    """What `convert` would object to, all of it, without copying an array.
+    """Everything that `convert` would object to, found without copying an array.
 
-    A short clause for every foreign name without a place, every place without a name, and every
-    shape that does not fit, which is given in the order of our axes.
+    A short clause for every foreign name without a target, every target without a name, and every
+    shape that does not fit, given in the order of our axes.
     """
     shapes, clauses, found = dict(_leaves(target_shapes)), [], set()
     for name, array in arrays.items():
         target, axes = _row(name, table)
         if target not in shapes:
-            clauses.append(f"{name} has no place")
+            clauses.append(f"{name} has no counterpart")
             continue
         found.add(target)
         ordered = _ordered(array, axes)
         if ordered is None or not _fits(ordered.shape, shapes[target]):
             have = array.shape if ordered is None else ordered.shape
-            clauses.append(f"{name} is {have}, where {shapes[target]} is wanted")
+            clauses.append(f"{name} is {have}, where {shapes[target]} is expected")
     return clauses + [f"{target} is missing" for target in shapes if target not in found]
 
 
@@ -98,25 +98,25 @@ def _leaves(tree: Mapping, prefix: str = ""):
             yield f"{prefix}{key}", value
 
 
-def _places(arrays, table, shapes, ignore, source) -> dict:
-    """target -> (foreign name, axes), for all names that have a place."""
-    places, unknown = {}, []
+def _names(arrays, table, shapes, ignore, source) -> dict:
+    """target -> (foreign name, axes), for all names that have a target."""
+    names, unknown = {}, []
     for name in arrays:
         target, axes = _row(name, table)
-        if target in places:
+        if target in names:
             raise UserError(
-                f"{source} has both {places[target][0]} and {name} for {target}. Remove one."
+                f"{source} has both {names[target][0]} and {name} for {target}. Remove one."
             )
         if target in shapes:
-            places[target] = (name, axes)
+            names[target] = (name, axes)
         elif not any(re.fullmatch(pattern, name) for pattern in ignore):
             unknown.append(name)
     if unknown:
         raise UserError(
-            f"{source} has {unknown[0]}, which has no place in this network "
+            f"{source} has {unknown[0]}, which has no counterpart in this network "
             f"({len(unknown)} such entries in all). Give a checkpoint of this network and size."
         )
-    return places
+    return names
 
 
 def _row(name: str, table: Sequence[Row]):

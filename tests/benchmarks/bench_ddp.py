@@ -111,12 +111,12 @@ def time_parts():
     h, w = (side // 4 for side in SIZE)
     query = jax.random.normal(jax.random.key(1), (1, h * w, 256))
     maps, _ = jax.jit(lambda values, image: bind(values).backbone(image))(values, image)
-    places = jax.jit(lambda values: bind(values).decoder.places((h, w)))(values)[0]
+    constants = jax.jit(lambda values: bind(values).decoder.constants((h, w)))(values)[0]
     layer = lambda values: bind(values).decoder.layer0
 
     def attention(values, query):
         reference = jnp.asarray(reference_points((h, w)))
-        return layer(values).attention(query, places, reference, ((h, w),))
+        return layer(values).attention(query, constants, reference, ((h, w),))
 
     logits = jnp.zeros((1, h, w, CLASSES))
     parts = {  # name: (function, inputs, GFLOP of one run, runs per image, runs per step)

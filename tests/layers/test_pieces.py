@@ -36,7 +36,7 @@ def test_a_map_decoder_in_evaluation(small):
     """Two images of 5 x 7 cells, no multiple of a piece; each samples its own cells."""
     model = MapDecoder(16, layers=2, heads=2, points=2, mlp=24, rngs=nnx.Rngs(0))
     x, tau = jax.random.normal(KEY, (2, 5, 7, 16)), jax.random.normal(KEY, (2, 64))
-    inputs = x, model.places((5, 7)), model.modulations(tau)
+    inputs = x, model.constants((5, 7)), model.modulations(tau)
     learns, _ = jax.jit(lambda *inputs: model(*inputs))(*inputs)
     assert not small
     evaluated = nnx.view(model, use_running_average=True)

@@ -54,7 +54,7 @@ def test_recorded_activations(golden):
             time = getattr(model, f"layer{l}").time(jax.nn.silu(arrays["time_emb"]))
             assert difference(time, arrays[f"layer{l}_time"]) < LIMIT
         modulations = model.modulations(jnp.asarray(arrays["time_emb"]))
-        decode = quick(lambda x, m: model(x, model.places(size), m))  # noqa: B023
+        decode = quick(lambda x, m: model(x, model.constants(size), m))  # noqa: B023
         x, features = decode(np.moveaxis(arrays["feat"], 1, -1), modulations)
         for l in range(c["layers"]):
             assert difference(features[f"layer{l}"], arrays[f"layer{l}_out"]) < LIMIT
@@ -70,7 +70,7 @@ def test_recorded_activations(golden):
         assert difference(table, arrays["pos_embed"]) < LIMIT
 
 
-def test_places_are_the_linear_images_of_whole_positions():
+def test_constants_are_linear_in_the_positions():
     network = make()
     model = network.bind(**quick(network.init)(KEY))
     height, width = 3, 5
@@ -84,7 +84,7 @@ def test_places_are_the_linear_images_of_whole_positions():
     attention = model.layer1.attention
     attention.offsets.kernel[...] += jax.random.normal(KEY, attention.offsets.kernel.shape)
     expected = attention.constants(jnp.asarray(table))
-    np.testing.assert_allclose(model.places((height, width))[1], expected, atol=1e-5)
+    np.testing.assert_allclose(model.constants((height, width))[1], expected, atol=1e-5)
 
 
 def test_the_level_changes_every_layer_and_images_are_alone():
@@ -92,8 +92,8 @@ def test_the_level_changes_every_layer_and_images_are_alone():
     model = network.bind(**quick(network.init)(KEY))
     x = jax.random.normal(KEY, (2, 4, 6, 16))
     tau = jax.random.normal(jax.random.key(1), (2, 64))
-    places = model.places((4, 6))
-    run = quick(lambda x, tau: model(x, places, model.modulations(tau))[0])
+    constants = model.constants((4, 6))
+    run = quick(lambda x, tau: model(x, constants, model.modulations(tau))[0])
     whole = run(x, tau)
     np.testing.assert_allclose(run(x[1:], tau[1:])[0], whole[1], atol=1e-5)
     assert np.max(np.abs(run(x, tau.at[1].add(1.0))[0] - whole[0])) == 0
@@ -106,7 +106,7 @@ def test_remat_computes_the_same():
 
     def loss(network, params):
         model = network.bind(params, {})
-        out, _ = model(x, model.places((4, 6)), model.modulations(jnp.ones((1, 64))))
+        out, _ = model(x, model.constants((4, 6)), model.modulations(jnp.ones((1, 64))))
         return jnp.sum(out**2)
 
     plain, again = (

@@ -242,7 +242,8 @@ def refusal(arrays, settings=SMALL, order="new", source="x.pt"):
 def test_leftover_tensor_is_named():
     name = "middle_block.3.in_layers.0.weight"
     sentence = refusal(small_zeros() | {name: np.zeros(64, np.float32)})
-    assert sentence.startswith(f"x.pt is not of the network asked for: {name} has no place. ")
+    assert sentence.startswith("x.pt does not match the requested network: ")
+    assert f": {name} has no counterpart. " in sentence
 
 
 def test_missing_tensors_are_named_and_counted():
@@ -264,7 +265,7 @@ def test_missing_tensors_are_named_and_counted():
 def test_misshapen_tensor_is_named_with_both_shapes(name, shape, has):
     for order in ORDERS:
         sentence = refusal(small_zeros() | {name: np.zeros(shape, np.float32)}, order=order)
-        assert re.search(rf"{re.escape(name)} is \(.*\), where \(.*\) is wanted\. ", sentence)
+        assert re.search(rf"{re.escape(name)} is \(.*\), where \(.*\) is expected\. ", sentence)
         if has is not None:
             assert f"is {has}, where" in sentence
 
@@ -296,7 +297,7 @@ def test_file_that_fits_nothing_is_told_to_give_its_flags():
     (dict(num_classes=10), r"classes is missing\."),
     (dict(learn_sigma=False), r"out\.2\.weight is \(3, 3, 32, 6\), where \(3, 3, 32, 3\) is"),
     (dict(scale_shift=False), r"emb_layers\.1\.weight is \(128, 64\), where \(128, 32\) is"),
-    (dict(resample_in_blocks=False), r"input_blocks\.2\.0\.in_layers\.0\.weight has no place"),
+    (dict(resample_in_blocks=False), r"blocks\.2\.0\.in_layers\.0\.weight has no counterpart"),
     (dict(res_blocks=2), r"input_blocks\.3\.0\.in_layers\.2\.weight is \(3, 3, 32, 64\), where"),
 ])  # fmt: skip
 def test_wrong_flags_say_what_differs(change, clause):

@@ -292,7 +292,7 @@ def test_another_size_is_refused(tmp_path, kind):
     fewer = DDPSettings(**{**vars(settings), "depths": (*depths[:2], depths[2] - 1, depths[3])})
     more = DDPSettings(**{**vars(settings), "depths": (*depths[:2], depths[2] + 1, depths[3])})
     wide = DDPSettings(**{**vars(settings), "channels": tuple(2 * c for c in settings.channels)})
-    assert re.search(r"has \S+2\.(blocks\.|layers\.)?1\.\S+, which has no place",
+    assert re.search(r"has \S+2\.(blocks\.|layers\.)?1\.\S+, which has no counterpart",
                      refusal(tmp_path, file, fewer))  # fmt: skip
     assert "has no entry for stage2.block2." in refusal(tmp_path, file, more)
     for said in (refusal(tmp_path, file, wide), refusal(tmp_path, file, fewer)):
@@ -311,7 +311,7 @@ def test_missing_and_extra_entries_are_named(tmp_path, kind):
     said = refusal(tmp_path, fewer, SETTINGS[kind[1]])
     assert f"has no entry for {block} (1 missing in all)" in said
     said = refusal(tmp_path, arrays | {f"{name}_extra": np.zeros(3)}, SETTINGS[kind[1]])
-    assert f"has {name}_extra, which has no place" in said
+    assert f"has {name}_extra, which has no counterpart" in said
 
 
 def test_half_an_attention_is_refused(tmp_path):
@@ -335,4 +335,4 @@ def test_another_order_of_relative_positions_is_refused(tmp_path):
     name = "swin.encoder.layers.1.blocks.0.attention.self.relative_position_index"
     arrays = file_of(("Hugging Face's", "swin"))
     arrays[name] = arrays[name].T
-    assert f"{name} is not the order" in refusal(tmp_path, arrays, SWIN)
+    assert f"{name} is not Swin's order" in refusal(tmp_path, arrays, SWIN)

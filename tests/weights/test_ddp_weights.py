@@ -144,7 +144,7 @@ def test_a_missing_entry_is_named(family, name, place):
 ])  # fmt: skip
 def test_an_entry_without_a_place_is_named(family, name):
     arrays = {**tiny_file(family), name: np.zeros(3, np.float32)}
-    with pytest.raises(UserError, match=rf"x\.pth has {re.escape(name)}, which has no place"):
+    with pytest.raises(UserError, match=rf"x\.pth has {re.escape(name)}, which has no counterpart"):
         load_ddp(arrays, TINY[family], "x.pth")
 
 
@@ -165,7 +165,7 @@ def test_another_order_of_relative_positions_is_refused():
     name = "backbone.stages.2.blocks.0.attn.w_msa.relative_position_index"
     for wrong in (relative_index(3).T, relative_index(3)[:4], np.array(3), relative_index(2)[1:]):
         arrays = {**tiny_file("swin"), name: wrong}
-        with pytest.raises(UserError, match=rf"x\.pth: {re.escape(name)} is not the order"):
+        with pytest.raises(UserError, match=rf"x\.pth: {re.escape(name)} is not Swin's order"):
             load_ddp(arrays, TINY["swin"], "x.pth")
 
 

@@ -179,7 +179,7 @@ def test_members_of_unequal_widths(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "shape", "sentence"), [
-    ("7.weight", (K,), r"model_0\.pth has layers\.7\.weight, which has no place in this network"),
+    ("7.weight", (K,), r"model_0\.pth has layers\.7\.weight, which has no counterpart in this"),
     ("2.running_var", None, r"has no entry for stats\.norm1\.var \(1 missing in all\)"),
     ("0.weight", None, r"has no entry for params\.linear1\.kernel"),
     ("0.weight", (A,), r"layers\.0\.weight has shape \(8,\), which does not fit params\.linear1"),

@@ -304,7 +304,7 @@ def test_missing_entry_is_named_and_counted(tmp_path, tiny):
 ])
 def test_entry_without_a_place_is_named_and_counted(tmp_path, tiny, name):
     arrays = {name: np.zeros(3, np.float32), **tiny[1], "zzz": np.zeros(3)}
-    sentence = rf"weights\.npz has {name}, which has no place .*\(2 such entries in all\)"
+    sentence = rf"weights\.npz has {name}, which has no counterpart .*\(2 such entries in all\)"
     with pytest.raises(UserError, match=sentence):
         load_official(save(tmp_path, arrays), encoder_shapes(TINY))
 
