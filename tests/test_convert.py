@@ -299,7 +299,7 @@ def changed(**values):
 REFUSED = {
     "wrong width": (
         changed(flags={**FLAGS, "num_channels": 64}),
-        ["not of the network asked for", "time_embed.0.weight is (32, 128), where (64, 256)",
+        ["does not match the requested", "time_embed.0.weight is (32, 128), where (64, 256)",
          "; and 121 more", "No published configuration fits it", "give the settings"],
     ),
     "fewer blocks": (
@@ -308,7 +308,7 @@ REFUSED = {
     ),
     "more blocks": (
         changed(flags={**FLAGS, "num_res_blocks": 2}),
-        ["not of the network", "more. ", "It fits tiny: give that name"],
+        ["does not match", "more. ", "It fits tiny: give that name"],
     ),
     "no classes": (
         changed(flags={**FLAGS, "class_cond": False}),
@@ -316,7 +316,7 @@ REFUSED = {
     ),
     "a published name": (
         changed(flags={"name": "lsun_bedroom"}),
-        ["not of the network asked for", "It fits tiny: give that name"],
+        ["does not match the requested network", "It fits tiny: give that name"],
     ),
     "name and flags": (
         changed(flags={"name": "ffhq", "num_channels": 32}),
