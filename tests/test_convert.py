@@ -122,15 +122,15 @@ def test_a_converted_network_samples(converted):
 
 
 @pytest.fixture(scope="module", params=ddp_file.TINY)
-def ddp_file(request, tmp_path_factory):
+def official_ddp(request, tmp_path_factory):
     """A DDP state dict in the official names with random numbers, and its settings."""
     path = tmp_path_factory.mktemp("official") / f"{request.param}.npz"
     np.savez(path, **ddp_file.random_file(ddp_file.TINY[request.param]))
     return path, ddp_file.TINY[request.param]
 
 
-def test_every_value_of_ddp_is_there(ddp_file, tmp_path, capsys):
-    file, settings = ddp_file
+def test_every_value_of_ddp_is_there(official_ddp, tmp_path, capsys):
+    file, settings = official_ddp
     called(file, tmp_path / "out", "ddp", groups=8)
     values, meta = open_network(tmp_path / "out")
     ddp_file.assert_is(values, read_arrays(file), settings.backbone)
@@ -144,8 +144,8 @@ def test_every_value_of_ddp_is_there(ddp_file, tmp_path, capsys):
     assert meta["classes"] == [f"class_{k}" for k in range(5)] and "palette" not in meta
 
 
-def test_a_converted_file_segments(ddp_file, tmp_path):
-    file, settings = ddp_file
+def test_a_converted_file_segments(official_ddp, tmp_path):
+    file, settings = official_ddp
     called(file, tmp_path / "out", "ddp", groups=8)
     segmenter = load(tmp_path / "out")
     assert segmenter.task_for().meta["model"] == segmenter.meta["task"]["model"] | {
@@ -158,8 +158,8 @@ def test_a_converted_file_segments(ddp_file, tmp_path):
     assert program["logits"].shape == (1, 40, 48, settings.num_classes)
 
 
-def test_the_task_of_ddp_is_in_the_metadata(ddp_file, tmp_path):
-    file, settings = ddp_file
+def test_the_task_of_ddp_is_in_the_metadata(official_ddp, tmp_path):
+    file, settings = official_ddp
     called(file, tmp_path / "out", "ddp", groups=8)
     task = open_meta(tmp_path / "out")["task"]
     expected = dataclasses.asdict(dataclasses.replace(settings, groups=8))
@@ -209,18 +209,18 @@ def test_flags_of_the_other_source_are_refused(file, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("groups", [0, -4, 5, 64])
-def test_groups_that_do_not_divide_the_width_are_refused(groups, ddp_file, tmp_path, capsys):
-    sentence = refused(capsys, ddp_file[0], tmp_path / "out", "ddp", groups=groups)
+def test_groups_that_do_not_divide_the_width_are_refused(groups, official_ddp, tmp_path, capsys):
+    sentence = refused(capsys, official_ddp[0], tmp_path / "out", "ddp", groups=groups)
     assert f"--groups is {groups}, which does not divide the 32 channels" in sentence
     assert "usually 32." in sentence and not (tmp_path / "out").exists()
 
 
-def test_another_network_is_not_a_ddp(file, ddp_file, tmp_path, capsys):
+def test_another_network_is_not_a_ddp(file, official_ddp, tmp_path, capsys):
     sentence = refused(capsys, file, tmp_path / "out", "ddp")
     assert "is no checkpoint of DDP: its first entry is time_embed.0.weight. Give a seg" in sentence
-    called(ddp_file[0], tmp_path / "out", "ddp")
+    called(official_ddp[0], tmp_path / "out", "ddp")
     capsys.readouterr()
-    sentence = refused(capsys, ddp_file[0], tmp_path / "out", "ddp")
+    sentence = refused(capsys, official_ddp[0], tmp_path / "out", "ddp")
     assert "holds a checkpoint already. Give another --output." in sentence
 
 
