@@ -19,7 +19,8 @@ from diffseg_jax.devices import mesh as meshes
 from diffseg_jax.experiment.ensemble_stage import fit_stage
 from diffseg_jax.experiment.gradient_stage import make_stage
 from diffseg_jax.experiment.plan import make_plan
-from diffseg_jax.storage.checkpoints import StageCheckpoints, open_network
+from diffseg_jax.storage.checkpoints import StageCheckpoints
+from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.workdir import make_workdir
 from diffseg_jax.training import loop
 from diffseg_jax.training.state import flatten, network_of
@@ -84,7 +85,7 @@ def main(system, workdir, data, fsdp, other=None):
             continue
         stage = dataclasses.replace(make_stage(plan), evaluate=None)
         with StageCheckpoints(plan.directory) as checkpoints:
-            state = loop.train(stage, checkpoints, plan.mesh, plan.log)
+            state = loop.train_network(stage, checkpoints, plan.mesh, plan.log)
         leaves = {part: jax.tree.leaves(state[part]) for part in ("params", "opt")}
         facts[name] = {part: sum(map(is_split, found)) for part, found in leaves.items()}
         if other:

@@ -18,7 +18,8 @@ from diffseg_jax.devices.mesh import make_mesh
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import train
 from diffseg_jax.experiment.plan import augmentation, check_config, make_plan
-from diffseg_jax.storage.checkpoints import StageCheckpoints, open_network
+from diffseg_jax.storage.checkpoints import StageCheckpoints
+from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.workdir import claim_workdir
 from diffseg_jax.training import loop
 from diffseg_jax.training.log import Log
@@ -145,7 +146,7 @@ def test_a_run_that_becomes_infinite_keeps_the_last_good_checkpoint(tmp_path, wh
         schedule=lambda step: 0.5, every=dict(log=1, checkpoint=1, evaluate=9), meta={},
     )  # fmt: skip
     with StageCheckpoints(tmp_path / "toy") as checkpoints, pytest.raises(UserError) as error:
-        loop.train(stage, checkpoints, make_mesh(), Log(tmp_path))
+        loop.train_network(stage, checkpoints, make_mesh(), Log(tmp_path))
     network, meta = open_network(tmp_path / "toy")
     assert f"stage toy: the {what} or " in str(error.value)
     assert f"The checkpoint of step {meta['step']} is kept" in str(error.value)

@@ -21,7 +21,7 @@ from diffseg_jax.experiment.plan import make_plan
 from diffseg_jax.inference.converted import adm_configuration
 from diffseg_jax.inference.sampling import sample
 from diffseg_jax.inference.segmenter import load
-from diffseg_jax.storage.checkpoints import open_meta, open_network
+from diffseg_jax.storage.networks import open_meta, open_network
 from diffseg_jax.weights import adm
 from diffseg_jax.weights.adm import load_adm
 from diffseg_jax.weights.formats import read_arrays

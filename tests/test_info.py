@@ -15,7 +15,7 @@ from diffseg_jax.inference.converted import convert_run
 from diffseg_jax.inference.description import describe_checkpoint
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.storage import checkpoints
-from diffseg_jax.storage.checkpoints import open_network
+from diffseg_jax.storage.networks import open_network
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ ORDER = (  # a module may import those above it, never those below
     "errors", "config.schema", "config.options", "config.files",
     "devices.processes", "devices.mesh",
     "storage.paths", "storage.hub", "storage.integrity", "storage.quiet", "storage.checkpoints",
+    "storage.networks",
     "storage.workdir",
     "data.labels", "data.palette", "data.class_ids", "data.classes_json", "data.files",
     "data.npy", "data.images", "data.interpolation", "data.colour", "data.transforms",
@@ -105,7 +106,7 @@ def test_the_root_holds_what_a_user_types():
         (("systems.ddep", "training.step"), 2000),
         (("systems.ddp", "training.step"), 3600),
         (("systems.ddpm_seg", "training.step"), 3600),
-        (("training.loop",), 2000),
+        (("training.loop",), 1900),
     ],
     ids=["ddep", "ddp", "ddpm_seg", "loop"],
 )

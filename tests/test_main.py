@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffseg_jax.storage.checkpoints import open_network
+from diffseg_jax.storage.networks import open_network
 from diffseg_jax.training.state import flatten
 
 TINY = Path(__file__).parent / "configs" / "tiny_ddep.py"

@@ -10,7 +10,8 @@ from PIL import Image
 import diffseg_jax
 from diffseg_jax import predict
 from diffseg_jax.inference.prediction import Prediction
-from diffseg_jax.storage.checkpoints import StageCheckpoints, open_network
+from diffseg_jax.storage.checkpoints import StageCheckpoints
+from diffseg_jax.storage.networks import open_network
 
 RNG = np.random.default_rng(1)
 NAMES = ("a", "b", "sub/c")

@@ -13,7 +13,8 @@ from diffseg_jax.diffusion.process import make_process
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference import sampling
-from diffseg_jax.storage.checkpoints import StageCheckpoints, open_network
+from diffseg_jax.storage.checkpoints import StageCheckpoints
+from diffseg_jax.storage.networks import open_network
 from diffseg_jax.systems import ddpm_sampling, ddpm_seg
 
 OPTIONS = dict(sampler="ddim", steps="ddim4")

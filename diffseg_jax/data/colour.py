@@ -8,8 +8,8 @@ from functools import cache
 
 import numpy as np
 
-LEVELS = np.arange(256)
-DIVISOR = np.maximum(LEVELS, 1)  # turns 0 / 0 into 0
+BYTE_VALUES = np.arange(256)
+DIVISOR = np.maximum(BYTE_VALUES, 1)  # turns 0 / 0 into 0
 SATURATION_FACTOR = np.rint((255 << 12) / DIVISOR).astype(np.int32)  # indexed by the value
 HUE_FACTOR = np.rint((30 << 12) / DIVISOR).astype(np.int32)  # indexed by the chroma
 HUES = 180
@@ -29,7 +29,7 @@ def _fractions():
     none, full = np.zeros_like(up), np.ones_like(up)
     red = np.stack([none, up, full, full, 1 - up, none])
     shortfall = np.stack([red[(sixth - delay) % 6, np.arange(HUES)] for delay in (0, 2, 4)])
-    saturation = LEVELS.astype(np.float32) * np.float32(1 / 255)
+    saturation = BYTE_VALUES.astype(np.float32) * np.float32(1 / 255)
     # The result is rounded once, after the subtraction, like OpenCV's fused multiply-add.
     return (1 - shortfall[:, :, None].astype(np.float64) * saturation).astype(np.float32)
 
@@ -68,7 +68,7 @@ def hsv_to_rgb(hue, saturation, value):
 
 
 def _linear(levels, gain=1.0, shift=0.0):
-    table = np.clip(LEVELS.astype(np.float32) * gain + shift, 0, 255).astype(np.uint8)
+    table = np.clip(BYTE_VALUES.astype(np.float32) * gain + shift, 0, 255).astype(np.uint8)
     return table.take(levels)
 
 

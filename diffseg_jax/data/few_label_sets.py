@@ -23,7 +23,7 @@ from diffseg_jax.errors import UserError, choose
 from diffseg_jax.storage.paths import reachable
 
 SIDE = 256  # pixels, of every image and mask after resizing
-ENDINGS = (".png", ".jpg", ".jpeg", ".gif")
+SET_ENDINGS = (".png", ".jpg", ".jpeg", ".gif")
 LAYOUT = "images (.png, .jpg, .jpeg, .gif) and beside each a mask NAME.npy"
 
 
@@ -149,7 +149,7 @@ def open_few_label_set(name, split, *, path=""):
     root = require_folder(path, name, f"{name}/{below}: {LAYOUT}")
     folder = _folder(root, name, below)
     try:
-        found = list_files(folder, ENDINGS)
+        found = list_files(folder, SET_ENDINGS)
     except UserError as error:
         raise UserError(
             f"{error} Split {split} of {name} is {below} or {name}/{below} in the folder given as "

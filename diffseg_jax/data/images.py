@@ -14,7 +14,8 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.storage.paths import read_bytes
 
 MAX_PIXELS = 178_000_000  # Pillow's own limit for decompression bombs
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # Pillow's others may start programs (EPS)
+# The other formats of Pillow may start programs (EPS).
+IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 
 
 def read_image(path, encoded=None, apply_orientation=False):
@@ -95,14 +96,15 @@ def _decode(path, encoded):
         _require_file(path)
     try:
         content = read_bytes(path) if encoded is None else encoded
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
             size = image.size
             if size[0] * size[1] > MAX_PIXELS:
                 raise Image.DecompressionBombError("{}x{}".format(*size))
             # load() skips the checksums of a PNG's pixel data: of all single-bit errors in small
             # masks and images, up to 11 % changed pixels without an exception.
             image.verify()
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:  # verify() ended the first
+        # After verify() the image must be opened again.
+        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
             image.load()
         if image.format == "PNG" and _may_lack_rows(image) and not has_all_rows(content, size):
             raise ValueError("it has fewer rows of pixels than its header declares")
@@ -117,7 +119,7 @@ def _decode(path, encoded):
     except UnidentifiedImageError:
         raise UserError(
             f"cannot read {path}: it is not a complete image in one of the formats "
-            f"{', '.join(FORMATS)}. Replace or remove the file."
+            f"{', '.join(IMAGE_FORMATS)}. Replace or remove the file."
         ) from None
     except Exception as error:  # Pillow raises many types on damaged files
         raise UserError(f"cannot read {path}: {error}. Replace or remove the file.") from None

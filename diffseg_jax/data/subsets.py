@@ -10,7 +10,7 @@ import numpy as np
 from diffseg_jax.errors import UserError, shortened
 
 GENERATOR = "sorted names, numpy.random.Generator(numpy.random.PCG64(seed)).permutation, first n"
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+LIST_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def subset(names, *, fraction=1.0, count=0, seed=0, list_path=""):
@@ -100,7 +100,7 @@ def _listed(names, file):
 def _image_path(line):
     """The image of a line: its first field if that is an image file, else the line."""
     first = line.split()[0]
-    return first if first.lower().endswith(ENDINGS) else line
+    return first if first.lower().endswith(LIST_ENDINGS) else line
 
 
 def _match(path, by_last):
@@ -121,4 +121,4 @@ def _is_tail(short, long):
 def _parts(path):
     """Components of a path with "/" or "\\", without the ending of an image file."""
     path = PurePosixPath(path.replace("\\", "/"))
-    return (path.with_suffix("") if path.suffix.lower() in ENDINGS else path).parts
+    return (path.with_suffix("") if path.suffix.lower() in LIST_ENDINGS else path).parts

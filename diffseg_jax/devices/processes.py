@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from diffseg_jax.errors import UserError
 
-EXAMPLE = "such as --coordinator=10.0.0.1:1234 --processes=2 --process=0"
+JOIN_EXAMPLE = "such as --coordinator=10.0.0.1:1234 --processes=2 --process=0"
 
 
 class ProcessesLost(Exception):
@@ -86,8 +86,8 @@ def _not_met(address, seconds, error):
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return ProcessesLost(
         f"the processes of this run did not find each other at {address} within {seconds} s "
-        f"({reason}). Start all of them with the same --coordinator and --processes, {EXAMPLE}, or "
-        "one alone with --coordinator=none."
+        f"({reason}). Start all of them with the same --coordinator and --processes, "
+        f"{JOIN_EXAMPLE}, or one alone with --coordinator=none."
     )
 
 
@@ -99,18 +99,19 @@ def initialize_arguments(coordinator: str, processes: int, process: int) -> dict
     if coordinator in ("auto", "none"):
         if processes != -1 or process != -1:
             raise UserError(
-                f"--processes and --process go with the address of process 0, {EXAMPLE}."
+                f"--processes and --process go with the address of process 0, {JOIN_EXAMPLE}."
             )
         return from_environment(os.environ) if coordinator == "auto" else None
     host, colon, port = coordinator.rpartition(":")
     if not (host and colon and port.isdigit() and 0 < int(port) < 2**16):
         raise UserError(
-            f"--coordinator is {coordinator}, but it must be auto, none or host:port, {EXAMPLE}."
+            f"--coordinator is {coordinator}, but it must be auto, none or host:port, "
+            f"{JOIN_EXAMPLE}."
         )
     if not 0 <= process < processes:
         raise UserError(
             f"--process is {process} of --processes={processes}, but places count from 0 to the "
-            f"number of processes less 1, {EXAMPLE}."
+            f"number of processes less 1, {JOIN_EXAMPLE}."
         )
     return dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from diffseg_jax.diffusion.process import check_timesteps
 from diffseg_jax.errors import require_known
 
-SAMPLERS = ("uniform", "loss_second_moment")
+TIMESTEP_SAMPLERS = ("uniform", "loss_second_moment")
 HISTORY = 10  # losses stored for each t
 UNIFORM_SHARE = 0.001  # share of uniform draws, so that every t is visited
 
@@ -21,7 +21,7 @@ def start(name: str, steps: int) -> dict[str, jax.Array]:
 
     Raises UserError for a name that is not in SAMPLERS.
     """
-    require_known(name, SAMPLERS, "timestep sampler")
+    require_known(name, TIMESTEP_SAMPLERS, "timestep sampler")
     if name == "uniform":
         return {}
     losses = jnp.zeros((steps, HISTORY), jnp.float32)

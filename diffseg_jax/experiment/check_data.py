@@ -49,7 +49,7 @@ def check_data(config: ConfigDict, workdir: Path):
         problems += bad
         file = workdir / f"check_{name}.png"
         if len(bad) < len(source):
-            sheets.save_png(file, contact_sheet(source, name == "unlabelled"))
+            sheets.save_png(file, source_sheet(source, name == "unlabelled"))
             print(f"  contact sheet: {file}")
     if unopened:
         raise UserError("\n  ".join(unopened))
@@ -105,7 +105,7 @@ def _print_shares(names, pixels, images):
         print(f"  {label:>3} {name:<{width}} {share:>8.2%} {images[label]:>8}")
 
 
-def contact_sheet(source: Sequence, unlabelled: bool) -> np.ndarray:
+def source_sheet(source: Sequence, unlabelled: bool) -> np.ndarray:
     """A sheet of examples spread evenly over the source; unreadable ones are skipped."""
     examples = []
     for index in np.unique(np.linspace(0, len(source) - 1, SHEET_IMAGES).astype(int)):

@@ -19,7 +19,8 @@ from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.plan import StagePlan, augmentation
 from diffseg_jax.inference.views import Protocol
 from diffseg_jax.models.taps import PixelFeatures
-from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint, open_network
+from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint
+from diffseg_jax.storage.networks import open_network
 from diffseg_jax.training import fit_loop
 from diffseg_jax.training.log import duration
 from diffseg_jax.weights.pixel_mlp import load_ensemble

@@ -13,7 +13,7 @@ def train_stage(plan: StagePlan, checkpoints: StageCheckpoints):
     """Trains a stage from where it stopped to its last step."""
     stage = make_stage(plan)
     announce(plan, stage)
-    loop.train(stage, checkpoints, plan.mesh, plan.log)
+    loop.train_network(stage, checkpoints, plan.mesh, plan.log)
 
 
 def make_stage(plan: StagePlan) -> loop.Stage:

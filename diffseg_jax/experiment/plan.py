@@ -27,7 +27,8 @@ from diffseg_jax.devices import processes
 from diffseg_jax.devices.mesh import check_batch, make_mesh
 from diffseg_jax.errors import UserError, choose, require_known
 from diffseg_jax.inference.views import Protocol, protocol_of
-from diffseg_jax.storage.checkpoints import has_checkpoint, open_network, require_checkpoint
+from diffseg_jax.storage.checkpoints import has_checkpoint
+from diffseg_jax.storage.networks import open_network, require_checkpoint
 from diffseg_jax.storage.paths import open_path
 from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.systems.methods import SYSTEMS
@@ -208,7 +209,7 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
     source = data.train if labelled else data.unlabelled
     indices = data.labelled_indices if labelled else np.arange(len(source))
     classes = labels.names if labelled else source.classes
-    task = make_task(config, name, len(classes), mesh)
+    task = make_compiled_task(config, name, len(classes), mesh)
     if not task.fit:
         stage_optimizer(options.optim, options.steps)
     _check_example(source[int(indices[0])], options, name, task, labelled)
@@ -237,7 +238,7 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
     )  # fmt: skip
 
 
-def make_task(config: ConfigDict, name: str, num_classes: int, mesh: Mesh) -> Task:
+def make_compiled_task(config: ConfigDict, name: str, num_classes: int, mesh: Mesh) -> Task:
     """The task of a stage, its functions for monitoring compiled once for all callers."""
     options = config.stages[name]
     task = SYSTEMS[config.system].make_task(
@@ -325,7 +326,7 @@ def plan_evaluations(config: ConfigDict, workdir: Path) -> list[Evaluation]:
     if not names:
         return []
     (mesh, log), source = _mesh_and_log(config, workdir), _Data(config).val
-    tasks = [make_task(config, name, len(source.labels.names), mesh) for name in names]
+    tasks = [make_compiled_task(config, name, len(source.labels.names), mesh) for name in names]
     return [
         _plan_evaluation(config, name, task, source, workdir, mesh, log)
         for name, task in zip(names, tasks, strict=True)

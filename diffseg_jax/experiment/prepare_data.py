@@ -104,7 +104,7 @@ def prepare_part(config: ConfigDict, part: str, sources: dict[str, Sequence], fo
     if not processes.true_in_all(problem is None):
         raise problem or UserError(f"another process could not write its share of {folder}.")
     if processes.is_first() and not was_complete:
-        finish(part, sources, folder, manifest)
+        finish_part(part, sources, folder, manifest)
     processes.barrier(f"{part} prepared")
     state = "is prepared already" if was_complete and not written else "is prepared"
     print_first(f"{part}: {folder} {state}; --config.{part}.source=tfds:{folder} reads it")
@@ -336,7 +336,7 @@ def publish_json(content, draft: Path, file: Path):
     publish(draft, file)
 
 
-def finish(part, sources, folder, manifest):
+def finish_part(part, sources, folder, manifest):
     """Writes the names and TFDS's description; its last file makes the folder one that opens."""
     for drafts in folder.glob(".partial-*"):  # left by processes that were killed; not in a bucket
         shutil.rmtree(drafts, ignore_errors=True)

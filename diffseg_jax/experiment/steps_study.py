@@ -19,18 +19,15 @@ from diffseg_jax.experiment.monitor import (
 from diffseg_jax.experiment.plan import (
     Evaluation,
     check_config,
-    make_task,
+    make_compiled_task,
     plan_evaluations,
 )
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.views import predict
 from diffseg_jax.metrics import segmentation
-from diffseg_jax.storage.checkpoints import (
-    StageCheckpoints,
-    has_checkpoint,
-    open_network,
-)
+from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint
+from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.paths import open_path, write_json
 from diffseg_jax.storage.workdir import as_json, check_same, make_workdir
 from diffseg_jax.systems.methods import SYSTEMS
@@ -117,7 +114,7 @@ def measure_setting(
     if steps:
         config = SYSTEMS[config.system].with_steps(config, steps, draws)
         classes = len(evaluation.source.labels.names)
-        task = make_task(config, evaluation.stage, classes, evaluation.mesh)
+        task = make_compiled_task(config, evaluation.stage, classes, evaluation.mesh)
         evaluation = dataclasses.replace(evaluation, task=task)
     counts, examples = measure(evaluation, network, evaluation.indices, evaluation.protocol)
     draw_predictions(evaluation, examples, f"{evaluation.stage}_steps{steps}_draws{draws}", steps)

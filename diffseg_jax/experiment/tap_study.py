@@ -67,7 +67,7 @@ def choose_taps(config: ConfigDict, workdir: Path):
     image = workdir / "pictures" / "taps.png"
     sheets.save_png(image, sheets.score_grid(100 * grid, "step", steps, "block"))
     plan.log.say(
-        f"mIoU (%) of linear probes, by step (rows) and output block\n{table(grid, steps)}"
+        f"mIoU (%) of linear probes, by step (rows) and output block\n{score_table(grid, steps)}"
     )
     plan.log.say(f"the same as an image: {image}")
     plan.log.say(
@@ -147,7 +147,7 @@ def best_taps(grid: np.ndarray, steps: tuple[int, ...]) -> dict:
     }
 
 
-def table(grid: np.ndarray, steps: tuple[int, ...]) -> str:
+def score_table(grid: np.ndarray, steps: tuple[int, ...]) -> str:
     """The scores as plain text, in percent: a line per step."""
     lines = [" step" + "".join(f"{block:>6}" for block in range(grid.shape[1]))]
     for step, row in zip(steps, grid, strict=True):

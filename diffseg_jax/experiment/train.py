@@ -19,7 +19,8 @@ from diffseg_jax.experiment.plan import (
     plan_evaluations,
 )
 from diffseg_jax.metrics import segmentation
-from diffseg_jax.storage.checkpoints import Damaged, StageCheckpoints, open_network
+from diffseg_jax.storage.checkpoints import Damaged, StageCheckpoints
+from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.paths import write_json
 from diffseg_jax.storage.workdir import check_same, claim_workdir, read_results
 from diffseg_jax.training.log import Log
@@ -52,7 +53,7 @@ def train(config: ConfigDict, workdir: Path):
         elif stage.evaluation:
             results[name] = result_of(stage.evaluation, *network)
             write_results(plan.order, {**measured, **results}, workdir / "results.json")
-    finish(plan.order, results, workdir / "results.json", plan.log, closing_line(plan))
+    report_results(plan.order, results, workdir / "results.json", plan.log, closing_line(plan))
 
 
 def read_some(plan: Plan):
@@ -123,7 +124,7 @@ def evaluate_only(config: ConfigDict, workdir: Path):
             results[evaluation.stage] = result_of(evaluation, *network, "eval")
     if not results:
         raise UserError(f"{workdir} holds no checkpoint that can segment yet. Train first.")
-    finish(tuple(config.run), results, workdir / "results_eval.json", log)
+    report_results(tuple(config.run), results, workdir / "results_eval.json", log)
 
 
 def write_results(order: tuple[str, ...], results: dict, file: Path):
@@ -132,7 +133,9 @@ def write_results(order: tuple[str, ...], results: dict, file: Path):
         write_json(file, {name: results[name] for name in order if name in results})
 
 
-def finish(order: tuple[str, ...], results: dict, file: Path, log: Log, without_results: str = ""):
+def report_results(
+    order: tuple[str, ...], results: dict, file: Path, log: Log, without_results: str = ""
+):
     """Writes the results and shows them as a table.
 
     without_results  what to say where no stage of the run segments

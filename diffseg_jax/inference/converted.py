@@ -14,7 +14,8 @@ from diffseg_jax.data.named_sets import ADE20K, CITYSCAPES
 from diffseg_jax.data.palette import distinct_colours, numbered_labels
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.inference.locate import find_stage, step_to_open
-from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint, open_network
+from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint
+from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.paths import make_folder
 from diffseg_jax.storage.workdir import as_json, read_results
 from diffseg_jax.systems.inputs import IMAGENET_MEAN, IMAGENET_STD

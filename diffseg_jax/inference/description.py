@@ -13,7 +13,8 @@ from flax.traverse_util import unflatten_dict as unflatten
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference.locate import find_stage, stages_in, step_to_open
 from diffseg_jax.inference.segmenter import Segmenter
-from diffseg_jax.storage.checkpoints import open_meta, steps_in
+from diffseg_jax.storage.checkpoints import steps_in
+from diffseg_jax.storage.networks import open_meta
 from diffseg_jax.storage.paths import absolute
 from diffseg_jax.storage.workdir import read_results
 

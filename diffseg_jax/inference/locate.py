@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 from diffseg_jax.errors import UserError, choose
-from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint, open_meta, steps_in
+from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint, steps_in
 from diffseg_jax.storage.hub import fetch, in_hub
+from diffseg_jax.storage.networks import open_meta
 from diffseg_jax.storage.paths import open_path, reachable
 from diffseg_jax.storage.workdir import read_results, saved_config
 

@@ -28,8 +28,8 @@ from diffseg_jax.inference.locate import find_stage, step_to_open
 from diffseg_jax.inference.options import PredictOptions, require_integer
 from diffseg_jax.inference.prediction import Prediction, concatenate
 from diffseg_jax.inference.views import Protocol, predict, protocol_of
-from diffseg_jax.storage.checkpoints import open_network
 from diffseg_jax.storage.integrity import Damaged, fingerprints
+from diffseg_jax.storage.networks import open_network
 from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.systems.system import Task
 

@@ -172,7 +172,7 @@ class Attention(nnx.Module):
         return stop_fusion(x + self.out(mixed.reshape(batch, height, width, channels)))
 
 
-class Block(nnx.Module):
+class ADMBlock(nnx.Module):
     """One numbered block: a residual block, optional attention, and optional upsampling."""
 
     def __init__(self, channels_in, channels, emb_dim, settings, rngs, *, heads=0, enlarges=False):
@@ -266,7 +266,7 @@ class ADMUNet(nnx.Module):
             attends = 2**level in settings.attention_factors
             heads = settings.num_heads(width, up=False) if attends else 0
             for _ in range(settings.res_blocks):
-                block = Block(skips[-1], width, emb_dim, settings, rngs, heads=heads)
+                block = ADMBlock(skips[-1], width, emb_dim, settings, rngs, heads=heads)
                 setattr(self, f"input_{len(skips)}", block)
                 skips.append(width)
             if level < settings.levels - 1:
@@ -282,7 +282,7 @@ class ADMUNet(nnx.Module):
             level = settings.levels - 1 - up
             width = widths[level]
             attends = 2**level in settings.attention_factors
-            made = Block(
+            made = ADMBlock(
                 channels + skip, width, emb_dim, settings, rngs,
                 heads=settings.num_heads(width, up=True) if attends else 0,
                 enlarges=block == settings.res_blocks and level > 0,

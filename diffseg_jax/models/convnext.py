@@ -61,7 +61,7 @@ class Downsample(nnx.Module):
         return self.conv(in_float32(self.norm, x))
 
 
-class Block(Piecewise):
+class ConvNeXtBlock(Piecewise):
     """Depthwise 7x7, norm, MLP, a factor per channel, and the sum with x: f[B,H,W,C] -> same."""
 
     def __init__(self, channels, *, rate, name, dtype, rngs):
@@ -110,7 +110,7 @@ class ConvNeXt(nnx.Module):
             stage = nnx.Module()
             for j in range(depth):
                 name, rate = f"stage{i}.block{j}", step * (sum(depths[:i]) + j)
-                block = Block(channels[i], rate=rate, name=name, dtype=dtype, rngs=rngs)
+                block = ConvNeXtBlock(channels[i], rate=rate, name=name, dtype=dtype, rngs=rngs)
                 setattr(stage, f"block{j}", block)
             setattr(self, f"stage{i}", stage)
             setattr(self, f"norm{i}", _layer_norm(channels[i], rngs))

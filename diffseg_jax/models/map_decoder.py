@@ -22,7 +22,7 @@ def _layer_norm(dim, rngs):
     return nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
 
 
-class Layer(Piecewise):
+class MapDecoderLayer(Piecewise):
     """Attention, feed-forward, each followed by its norm; then scaled and shifted by the level.
 
     query       f[B, N, E]
@@ -78,7 +78,8 @@ class MapDecoder(nnx.Module):
         remat: bool = False, rngs: nnx.Rngs,
     ):  # fmt: skip
         for l in range(layers):
-            setattr(self, f"layer{l}", Layer(width, heads, points, mlp, dtype=dtype, rngs=rngs))
+            layer = MapDecoderLayer(width, heads, points, mlp, dtype=dtype, rngs=rngs)
+            setattr(self, f"layer{l}", layer)
         self.layers = layers
         self.width = width
         self.remat = remat

@@ -140,7 +140,7 @@ class WindowAttention(nnx.Module):
         return bias + jnp.where(apart, MASKED, 0.0)
 
 
-class Block(nnx.Module):
+class SwinBlock(nnx.Module):
     """Window attention and an MLP, each on the normalised map and added to it.
 
     x     f[B, H, W, C]; keys [B] or None, see `drop_path`
@@ -186,12 +186,12 @@ class PatchMerging(nnx.Module):
         return self.reduction(in_float32(self.norm, patches))
 
 
-class Stage(nnx.Module):
+class SwinStage(nnx.Module):
     """Blocks of one width, every second one shifted: f[B,H,W,C] -> f[B,H,W,C], named features."""
 
     def __init__(self, dim, heads, window, *, name, rates, dtype, remat, rngs):
         for j, rate in enumerate(rates):
-            block = Block(
+            block = SwinBlock(
                 dim, heads, window, window // 2 * (j % 2), name=f"{name}.block{j}",
                 drop_path=rate, dtype=dtype, rngs=rngs,
             )  # fmt: skip
@@ -233,7 +233,7 @@ class Swin(nnx.Module):
         rates = np.linspace(0.0, drop_path, sum(depths)).tolist()
         for i in range(STAGES):
             first = sum(depths[:i])
-            stage = Stage(
+            stage = SwinStage(
                 channels[i], heads[i], window, name=f"stage{i}",
                 rates=rates[first : first + depths[i]], dtype=dtype, remat=remat, rngs=rngs,
             )  # fmt: skip

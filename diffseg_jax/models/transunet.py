@@ -72,7 +72,7 @@ class Unit(nnx.Module):
         return stop_fusion(nnx.relu(residual + in_float32(self.norm3, self.conv3(y))))
 
 
-class Block(nnx.Module):
+class ResNetStage(nnx.Module):
     """A stage of the ResNet: units 1..n, the first one with the stride."""
 
     def __init__(self, in_channels, channels, units, stride, *, arithmetic, remat, rngs):
@@ -110,7 +110,7 @@ class DropoutMlp(nnx.Module):
         return dropout(self.fc2(dropout(x, self.rate, inner)), self.rate, outer)
 
 
-class Layer(nnx.Module):
+class EncoderLayer(nnx.Module):
     """Pre-norm transformer layer: f[B,N,D] -> f[B,N,D]."""
 
     def __init__(self, dim, heads, mlp_dim, *, rate, arithmetic, dtype, rngs):
@@ -147,7 +147,7 @@ class Encoder(nnx.Module):
         self.root = Root(width, arithmetic=arithmetic, rngs=rngs)
         channels = width
         for b, units in enumerate(resnet_units):
-            block = Block(
+            block = ResNetStage(
                 channels, width * 2**b, units, 1 if b == 0 else 2,
                 arithmetic=arithmetic, remat=remat, rngs=rngs,
             )  # fmt: skip
@@ -157,7 +157,7 @@ class Encoder(nnx.Module):
         table = nnx.initializers.normal(0.02)(rngs.params(), (1, grid[0] * grid[1], hidden))
         self.position_embedding = nnx.Param(table)
         for l in range(layers):
-            layer = Layer(
+            layer = EncoderLayer(
                 hidden, heads, mlp, rate=dropout_rate, arithmetic=arithmetic, dtype=dtype, rngs=rngs
             )
             setattr(self, f"layer{l}", layer)

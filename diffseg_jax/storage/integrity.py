@@ -26,7 +26,7 @@ from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError
 
 FORMAT = 1  # version of the layout on disk; raised when older versions cannot read it any more
-CHUNK = 2**16  # array elements that are summed at a time
+CHUNK_WORDS = 2**16  # array elements that are summed at a time
 
 
 class Damaged(UserError):
@@ -100,7 +100,7 @@ def _weighted_sum(part, starts, shape):
         )
     )
     row = sum(rest, np.uint32(0))  # flat index along all axes but the first
-    total, rows = 0, max(1, CHUNK // max(np.size(row), 1))
+    total, rows = 0, max(1, CHUNK_WORDS // max(np.size(row), 1))
     for start in range(0, len(words), rows):
         weights = 2 * (first[start : start + rows] + row) + np.uint32(1)
         chunk = words[start : start + rows].astype(np.uint32)

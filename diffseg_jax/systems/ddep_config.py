@@ -17,7 +17,7 @@ from diffseg_jax.systems.system import System, Task, require_same_network
 from diffseg_jax.weights.transunet import load_official, load_port, table_grid
 
 CHOICES = ("none", "supervised", "dep", "ddep")
-STARTS = {"none": "random", "supervised": "weights"}  # other choices start from the pretrain stage
+STARTS_OF_CHOICES = {"none": "random", "supervised": "weights"}  # else the pretrain stage
 
 # ---- where a stage starts ----------------------------------------------------------------------
 
@@ -26,13 +26,13 @@ def start_of(config, kind: str, start: str) -> str:
     """Where a stage starts: "random", "weights", the name of a stage, or a stage's directory."""
     if kind == "pretrain":
         return "weights" if config.pretrain == "ddep" and config.weights else "random"
-    replaced = STARTS.get(config.pretrain, start) if start == "pretrain" else start
+    replaced = STARTS_OF_CHOICES.get(config.pretrain, start) if start == "pretrain" else start
     return "random" if replaced == "weights" and not config.weights else replaced
 
 
 def skips(config, kind: str) -> bool:
     """Whether the choice of `config.pretrain` has no stage of this kind."""
-    return kind == "pretrain" and config.pretrain in STARTS
+    return kind == "pretrain" and config.pretrain in STARTS_OF_CHOICES
 
 
 def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:

@@ -117,7 +117,7 @@ OPTIONS = {
         "target": Text(TARGETS),
         "variance": Text(VARIANCES),
         "loss": Text(LOSSES),
-        "timesteps": Text(timesteps.SAMPLERS),
+        "timesteps": Text(timesteps.TIMESTEP_SAMPLERS),
     },
 }
 STAGE_OPTIONS = {  # kind of stage -> further options of a config with such a stage
@@ -176,7 +176,7 @@ def check(config):
             "Try --config.samples.sampler=ddim."
         )
     if "features" in config:
-        check_fit(config, settings)
+        check_features(config, settings)
     for name in config.run:
         stage = config.stages[name]
         if stage.start == "weights" and not config.weights:
@@ -196,7 +196,7 @@ def check(config):
             )
 
 
-def check_fit(config, settings: ADMSettings):
+def check_features(config, settings: ADMSettings):
     """Raises UserError for features that the network does not have, and options that conflict."""
     features, ensemble = config.features, config.ensemble
     starts = {config.stages[name].start for name in config.run if config.stages[name].kind == FIT}

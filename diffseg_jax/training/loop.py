@@ -67,7 +67,7 @@ def abstract_state(stage: Stage) -> dict:
     return jax.eval_shape(lambda: _start(stage, stage.init(_key(stage, "init"))))
 
 
-def train(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -> dict:
+def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -> dict:
     """Trains from the latest checkpoint, or the start, to the last step; returns the final state.
 
     Raises UserError when the loss or a gradient is not finite; the last good checkpoint is kept.

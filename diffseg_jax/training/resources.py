@@ -5,7 +5,7 @@ import numpy as np
 
 from diffseg_jax.training.log import duration
 
-PARTS = {  # of the state, see `training.state`
+STATE_PARTS = {  # of the state, see `training.state`
     "params": "trained parameters",
     "frozen": "frozen parameters",
     "stats": "statistics",
@@ -22,7 +22,7 @@ def of_state(abstract: dict, shardings: dict) -> str:
     """
     lines = [f"  {'':<22}{'numbers':>14}{'total':>11}{'per device':>12}"]
     totals = np.zeros(3)
-    for part, name in PARTS.items():
+    for part, name in STATE_PARTS.items():
         pairs = zip(jax.tree.leaves(abstract[part]), jax.tree.leaves(shardings[part]), strict=True)
         rows = [_sizes(leaf, sharding) for leaf, sharding in pairs]
         if rows:

@@ -12,7 +12,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.models.adm_unet import ADMSettings, ADMUNet
 from diffseg_jax.models.network import Network
 from diffseg_jax.weights.tables import convert, differences, within
-from diffseg_jax.weights.torch_rows import conv, linear, norm
+from diffseg_jax.weights.torch_rows import conv, linear_rows, norm
 
 ORDERS = ("legacy", "new")  # order of the channels of `qkv`: by head, or all queries first
 MAX_LISTED = 3  # differences between a file and a network in an error message
@@ -136,12 +136,12 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def table(settings: ADMSettings, order: str) -> tuple:
+def adm_table(settings: ADMSettings, order: str) -> tuple:
     """The rows that `weights.tables.convert` takes, for one order of the channels of `qkv`."""
     canonical = functools.partial(_canonical, settings, order)
     return (
-        *linear(r"time_embed\.0", "time1"),
-        *linear(r"time_embed\.2", "time2"),
+        *linear_rows(r"time_embed\.0", "time1"),
+        *linear_rows(r"time_embed\.2", "time2"),
         (r"label_emb\.weight", "classes", "ke->ke"),
         *conv(r"input_blocks\.0\.0", "input_0"),
         *_residual(r"input_blocks\.(\d+)\.0\.", "input_{0}.residual."),
@@ -166,7 +166,7 @@ def _residual(torch, ours):
     return within(torch, ours, (
         *norm(r"in_layers\.0", "norm1"),
         *conv(r"in_layers\.2", "conv1"),
-        *linear(r"emb_layers\.1", "emb"),
+        *linear_rows(r"emb_layers\.1", "emb"),
         *norm(r"out_layers\.0", "norm2"),
         *conv(r"out_layers\.3", "conv2"),
         *conv(r"skip_connection", "skip"),
@@ -211,7 +211,7 @@ def load_adm(
     configurations that do fit.
     """
     shapes = _shapes(abstract_params(settings))
-    rows = table(settings, order)
+    rows = adm_table(settings, order)
     if different := differences(arrays, rows, shapes):
         listed = "; ".join(different[:MAX_LISTED])
         rest = len(different) - MAX_LISTED
@@ -238,7 +238,7 @@ def _fits(arrays, settings, order):
     if first is None or first.shape != (4 * settings.channels, settings.channels):
         return False
     shapes = _shapes(abstract_params(settings))
-    return not differences(arrays, table(settings, order), shapes)
+    return not differences(arrays, adm_table(settings, order), shapes)
 
 
 def _shapes(tree):

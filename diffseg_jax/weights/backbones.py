@@ -14,7 +14,7 @@ from diffseg_jax.models.ddp_network import DDPSettings
 from diffseg_jax.models.swin import relative_index, resize_bias_table
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import AS_IS, Row, convert, within
-from diffseg_jax.weights.torch_rows import conv, linear, norm
+from diffseg_jax.weights.torch_rows import conv, linear_rows, norm
 
 FAMILIES = {"swin": "Swin", "convnext": "ConvNeXt"}  # `DDPSettings.backbone` in error messages
 INDEX = r".*\.relative_position_index"  # indices into the bias table, implied by the window
@@ -28,13 +28,13 @@ SWIN = (
     *within(r"stages\.(\d+)\.blocks\.(\d+)\.", "stage{0}.block{1}.", (
         *norm(r"norm([12])", "norm{2}"),
         (r"attn\.w_msa\.relative_position_bias_table", "attention.bias_table", AS_IS),
-        *linear(r"attn\.w_msa\.qkv", "attention.qkv"),
-        *linear(r"attn\.w_msa\.proj", "attention.out"),
-        *linear(r"ffn\.layers\.0\.0", "mlp.fc1"),
-        *linear(r"ffn\.layers\.1", "mlp.fc2"),
+        *linear_rows(r"attn\.w_msa\.qkv", "attention.qkv"),
+        *linear_rows(r"attn\.w_msa\.proj", "attention.out"),
+        *linear_rows(r"ffn\.layers\.0\.0", "mlp.fc1"),
+        *linear_rows(r"ffn\.layers\.1", "mlp.fc2"),
     )),
     *norm(r"stages\.(\d+)\.downsample\.norm", "merge{0}.norm"),
-    *linear(r"stages\.(\d+)\.downsample\.reduction", "merge{0}.reduction"),
+    *linear_rows(r"stages\.(\d+)\.downsample\.reduction", "merge{0}.reduction"),
     *norm(r"norm(\d)", "norm{0}"),
 )  # fmt: skip
 CONVNEXT = (
@@ -45,8 +45,8 @@ CONVNEXT = (
     *within(r"stages\.(\d+)\.(\d+)\.", "stage{0}.block{1}.", (
         *conv(r"depthwise_conv", "depthwise"),
         *norm(r"norm", "norm"),
-        *linear(r"pointwise_conv1", "mlp.fc1"),
-        *linear(r"pointwise_conv2", "mlp.fc2"),
+        *linear_rows(r"pointwise_conv1", "mlp.fc1"),
+        *linear_rows(r"pointwise_conv2", "mlp.fc2"),
         (r"gamma", "gamma", "c->c"),
     )),
     *norm(r"norm(\d)", "norm{0}"),
@@ -81,9 +81,9 @@ ORIGINAL_SWIN = (
     *within(r"layers\.(\d+)\.blocks\.(\d+)\.", "stage{0}.block{1}.", (
         *norm(r"norm([12])", "norm{2}"),
         (r"attn\.relative_position_bias_table", "attention.bias_table", AS_IS),
-        *linear(r"attn\.qkv", "attention.qkv"),
-        *linear(r"attn\.proj", "attention.out"),
-        *linear(r"mlp\.fc([12])", "mlp.fc{2}"),
+        *linear_rows(r"attn\.qkv", "attention.qkv"),
+        *linear_rows(r"attn\.proj", "attention.out"),
+        *linear_rows(r"mlp\.fc([12])", "mlp.fc{2}"),
     )),
     *_merging(r"layers\.(\d+)\.downsample\."),
 )  # fmt: skip
@@ -94,10 +94,10 @@ HUGGING_SWIN = (
         *norm(r"layernorm_before", "norm1"),
         *norm(r"layernorm_after", "norm2"),
         (r"attention\.self\.relative_position_bias_table", "attention.bias_table", AS_IS),
-        *linear(r"attention\.self\.qkv", "attention.qkv"),  # joined by `_joined`
-        *linear(r"attention\.output\.dense", "attention.out"),
-        *linear(r"intermediate\.dense", "mlp.fc1"),
-        *linear(r"output\.dense", "mlp.fc2"),
+        *linear_rows(r"attention\.self\.qkv", "attention.qkv"),  # joined by `_joined`
+        *linear_rows(r"attention\.output\.dense", "attention.out"),
+        *linear_rows(r"intermediate\.dense", "mlp.fc1"),
+        *linear_rows(r"output\.dense", "mlp.fc2"),
     )),
     *_merging(r"encoder\.layers\.(\d+)\.downsample\."),
 )  # fmt: skip
@@ -106,7 +106,7 @@ ORIGINAL_CONVNEXT = (
     *within(r"stages\.(\d+)\.(\d+)\.", "stage{0}.block{1}.", (
         *conv(r"dwconv", "depthwise"),
         *norm(r"norm", "norm"),
-        *linear(r"pwconv([12])", "mlp.fc{2}"),
+        *linear_rows(r"pwconv([12])", "mlp.fc{2}"),
         (r"gamma", "gamma", "c->c"),
     )),
 )  # fmt: skip
@@ -118,7 +118,7 @@ HUGGING_CONVNEXT = (
     *within(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.", "stage{0}.block{1}.", (
         *conv(r"dwconv", "depthwise"),
         *norm(r"layernorm", "norm"),
-        *linear(r"pwconv([12])", "mlp.fc{2}"),
+        *linear_rows(r"pwconv([12])", "mlp.fc{2}"),
         (r"layer_scale_parameter", "gamma", "c->c"),
     )),
 )  # fmt: skip
@@ -150,7 +150,7 @@ class Format:
 LAST = r"(norm|head)\.(weight|bias)"  # the norm before the classifier, and the classifier
 MMLAB_LAST = (r"(backbone\.)?norm\.(weight|bias)", r"head\..*", INDEX)
 HUGGING_LAST = r"classifier\.(weight|bias)"
-FORMATS = (
+BACKBONE_FORMATS = (
     Format("the original", "swin", "", r"layers\.0\.blocks\.0\.attn\.qkv\.weight",
            ORIGINAL_SWIN, (LAST, r"layers\.\d+\.blocks\.\d+\.attn_mask", INDEX)),
     Format("the original", "convnext", "", r"stages\.0\.0\.dwconv\.weight",
@@ -170,7 +170,7 @@ FORMATS = (
 
 def find_format(arrays: Mapping[str, np.ndarray]) -> Format | None:
     """The format of a classifier's names, or None."""
-    for known in FORMATS:
+    for known in BACKBONE_FORMATS:
         if any(re.fullmatch(known.prefix + known.mark, name) for name in arrays):
             return known
     return None
@@ -190,7 +190,7 @@ def load_backbone(path: str | os.PathLike, shapes: dict, settings: DDPSettings) 
     arrays, source = read_arrays(path), str(path)
     known = find_format(arrays)
     if known is None:
-        names = ", ".join(each.name for each in FORMATS)
+        names = ", ".join(each.name for each in BACKBONE_FORMATS)
         raise UserError(
             f"{source} is in no known format of ImageNet weights: its first entry is "
             f"{next(iter(arrays))}. Known: {names}. Give a file in one of them."

@@ -21,11 +21,11 @@ from diffseg_jax.weights.backbones import (
     table_window,
 )
 from diffseg_jax.weights.tables import convert, within
-from diffseg_jax.weights.torch_rows import conv, linear, norm, statistics
+from diffseg_jax.weights.torch_rows import conv, linear_rows, norm, statistics
 
 POINTS = 4  # points per head and cell; a file only tells heads times points
 
-DDP = (
+DDP_TABLE = (
     *within(r"backbone\.", "params.backbone.", (*SWIN, *CONVNEXT)),
     *within("", "params.", (
         *conv(r"neck\.0\.lateral_convs\.(\d+)\.conv", "neck.lateral{0}.conv"),
@@ -37,20 +37,20 @@ DDP = (
         *conv(r"transform\.conv", "transform"),
         (r"embedding_table\.weight", "embedding.table", "ke->ke"),
         (r"time_mlp\.0\.weights", "time.weights", "f->f"),
-        *linear(r"time_mlp\.1", "time.fc1"),
-        *linear(r"time_mlp\.3", "time.fc2"),
+        *linear_rows(r"time_mlp\.1", "time.fc1"),
+        *linear_rows(r"time_mlp\.3", "time.fc2"),
         *conv(r"decode_head\.conv_seg", "head"),
     )),
     *within(r"decode_head\.encoder\.layers\.(\d+)\.", "params.decoder.layer{0}.", (
-        *linear(r"attentions\.0\.sampling_offsets", "attention.offsets"),
-        *linear(r"attentions\.0\.attention_weights", "attention.weights"),
-        *linear(r"attentions\.0\.value_proj", "attention.value"),
-        *linear(r"attentions\.0\.output_proj", "attention.out"),
+        *linear_rows(r"attentions\.0\.sampling_offsets", "attention.offsets"),
+        *linear_rows(r"attentions\.0\.attention_weights", "attention.weights"),
+        *linear_rows(r"attentions\.0\.value_proj", "attention.value"),
+        *linear_rows(r"attentions\.0\.output_proj", "attention.out"),
         *norm(r"norms\.0", "norm1"),
-        *linear(r"ffns\.0\.layers\.0\.0", "mlp.fc1"),
-        *linear(r"ffns\.0\.layers\.1", "mlp.fc2"),
+        *linear_rows(r"ffns\.0\.layers\.0\.0", "mlp.fc1"),
+        *linear_rows(r"ffns\.0\.layers\.1", "mlp.fc2"),
         *norm(r"norms\.1", "norm2"),
-        *linear(r"time_mlp\.1", "time"),
+        *linear_rows(r"time_mlp\.1", "time"),
     )),
     *within(r"auxiliary_head\.", "", (
         *conv(r"convs\.0\.conv", "params.auxiliary.conv"),
@@ -184,4 +184,4 @@ def load_ddp(
             f"that it was trained with, such as groups={math.gcd(settings.width, 32)}."
         )
     shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract_values(settings))
-    return convert(arrays, DDP, shapes, ignore=UNUSED, source=source)
+    return convert(arrays, DDP_TABLE, shapes, ignore=UNUSED, source=source)

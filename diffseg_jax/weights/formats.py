@@ -19,7 +19,7 @@ from diffseg_jax.errors import UserError, choose, shortened
 from diffseg_jax.weights.pickles import Refused, Tensor, type_name, unpickle
 
 # Where training programs put the state dict, in the order in which it is looked for.
-PARTS = ("state_dict", "model_state_dict", "model")
+STATE_KEYS = ("state_dict", "model_state_dict", "model")
 
 MAX_REPEATED = 2**26  # bytes of a tensor that repeats a smaller storage
 MAX_UNPACKED = 2**30  # bytes of all compressed arrays together ...
@@ -237,8 +237,8 @@ def _state_dict(path: Path, tree, part: str) -> dict:
         tree = choose({str(key): value for key, value in tree.items()}, part, f"part of {path}")
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no state dict but an object of type {type_name(tree)}.")
-    for _ in PARTS:  # a bound, since a dictionary can contain itself
-        inner = [tree[key] for key in PARTS if isinstance(tree.get(key), dict)]
+    for _ in STATE_KEYS:  # a bound, since a dictionary can contain itself
+        inner = [tree[key] for key in STATE_KEYS if isinstance(tree.get(key), dict)]
         tree = inner[0] if inner else tree
     for name, value in tree.items():
         if not isinstance(name, str) or not isinstance(value, (Tensor, int, float)):

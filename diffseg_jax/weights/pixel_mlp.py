@@ -16,17 +16,17 @@ import numpy as np
 from diffseg_jax.errors import UserError
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import convert
-from diffseg_jax.weights.torch_rows import linear, norm, statistics
+from diffseg_jax.weights.torch_rows import linear_rows, norm, statistics
 
 LAYERS = (0, 3, 6)  # indices of the linear layers
 TABLE = (
-    *linear(r"layers\.0", "params.linear1"),
+    *linear_rows(r"layers\.0", "params.linear1"),
     *norm(r"layers\.2", "params.norm1"),
     *statistics(r"layers\.2", "stats.norm1"),
-    *linear(r"layers\.3", "params.linear2"),
+    *linear_rows(r"layers\.3", "params.linear2"),
     *norm(r"layers\.5", "params.norm2"),
     *statistics(r"layers\.5", "stats.norm2"),
-    *linear(r"layers\.6", "params.linear3"),
+    *linear_rows(r"layers\.6", "params.linear3"),
 )
 UNUSED = (r"layers\.[25]\.num_batches_tracked",)
 ADVICE = "Give the folder that holds model_0.pth, model_1.pth, ..."

@@ -3,7 +3,7 @@
 from diffseg_jax.weights.tables import Row
 
 
-def linear(torch: str, ours: str) -> tuple[Row, ...]:
+def linear_rows(torch: str, ours: str) -> tuple[Row, ...]:
     """The rows of a linear layer, with or without a bias."""
     return ((torch + r"\.weight", ours + ".kernel", "oi->io"), _bias(torch, ours))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from diffseg_jax.errors import UserError
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import AS_IS, convert, within
-from diffseg_jax.weights.torch_rows import conv, linear, norm, statistics
+from diffseg_jax.weights.torch_rows import conv, linear_rows, norm, statistics
 
 
 def table_grid(
@@ -87,9 +87,9 @@ PORT = (  # torch layer                    ours
     )),
     *within(r"transformer\.encoder\.layer\.(\d+)\.", "params.encoder.layer{0}.", (
         *norm(r"attention_norm",           "norm1"),
-        *linear(r"attn\.(query|key|value|out)", "attention.{1}"),
+        *linear_rows(r"attn\.(query|key|value|out)", "attention.{1}"),
         *norm(r"ffn_norm",                 "norm2"),
-        *linear(r"ffn\.(fc1|fc2)",         "mlp.{1}"),
+        *linear_rows(r"ffn\.(fc1|fc2)",         "mlp.{1}"),
     )),
     *norm(r"transformer\.encoder\.encoder_norm", "params.encoder.norm"),
     *conv(r"decoder\.conv_more\.0",        "params.decoder.bridge.conv"),

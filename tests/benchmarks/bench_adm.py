@@ -154,7 +154,7 @@ def time_loaded(directory):
     import jax
     import jax.numpy as jnp
 
-    from diffseg_jax.storage.checkpoints import open_network
+    from diffseg_jax.storage.networks import open_network
 
     start = timeit.default_timer()
     values, _ = open_network(Path(directory))

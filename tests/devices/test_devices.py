@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from diffseg_jax.storage.checkpoints import open_network
+from diffseg_jax.storage.networks import open_network
 from diffseg_jax.training.state import flatten
 
 MESHES = {"data2-fsdp4": (2, 4), "data8": (8, 1), "fsdp8": (1, 8)}

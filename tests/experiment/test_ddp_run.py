@@ -16,10 +16,10 @@ from diffseg_jax import main
 from diffseg_jax.config.files import run_config
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.plan import check_config
-from diffseg_jax.storage.checkpoints import open_network
+from diffseg_jax.storage.networks import open_network
 from diffseg_jax.systems import ddp
 from diffseg_jax.training.optimizer import decayed
-from diffseg_jax.weights.ddp import DDP
+from diffseg_jax.weights.ddp import DDP_TABLE
 from diffseg_jax.weights.tables import _row
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -158,7 +158,7 @@ def test_recorded_decay_groups(golden):
         ours = {".".join(path): value for path, value in flatten({"params": ours}).items()}
         for name, (_, kind, decay) in record["tensors"].items():
             if kind == "param":
-                assert ours[_row(name, DDP)[0]] == (decay > 0), name
+                assert ours[_row(name, DDP_TABLE)[0]] == (decay > 0), name
                 seen += 1
     assert seen
 

@@ -12,7 +12,7 @@ from PIL import Image
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import ensemble_stage, tap_study, train
 from diffseg_jax.experiment.plan import check_config, make_plan
-from diffseg_jax.storage.checkpoints import open_network
+from diffseg_jax.storage.networks import open_network
 from diffseg_jax.systems import ddpm_seg
 
 TINY_SEG = Path(__file__).parents[1] / "configs" / "tiny_ddpm_seg.py"

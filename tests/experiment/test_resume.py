@@ -214,11 +214,11 @@ def trained(workdir, *stops, sampler):
     for steps in stops:
         with StageCheckpoints(directory) as checkpoints:
             stage = diffusion_stage(steps, sampler)
-            state = loop.train(stage, checkpoints, make_mesh(), Log(workdir, primary=False))
+            state = loop.train_network(stage, checkpoints, make_mesh(), Log(workdir, primary=False))
     return flatten(with_string_keys(state))
 
 
-@pytest.mark.parametrize("sampler", timesteps.SAMPLERS)
+@pytest.mark.parametrize("sampler", timesteps.TIMESTEP_SAMPLERS)
 def test_a_stop_changes_no_bit_of_averages_or_of_the_history_of_losses(sampler, tmp_path):
     whole = trained(tmp_path / "whole", 9, sampler=sampler)
     parted = trained(tmp_path / "parted", 5, 6, 9, sampler=sampler)

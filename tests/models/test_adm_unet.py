@@ -23,7 +23,7 @@ from diffseg_jax.models.network import Network
 from diffseg_jax.training.optimizer import constant, make_optimizer
 from diffseg_jax.training.state import new_state
 from diffseg_jax.training.step import train_step
-from diffseg_jax.weights.adm import from_flags, load_adm, table
+from diffseg_jax.weights.adm import adm_table, from_flags, load_adm
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import convert
 
@@ -181,7 +181,7 @@ def training_case(path):
     if not of_network.exists():
         pytest.skip(f"the network {of_network.name} of {path.name} was not recorded with it")
     known, params, _, _ = recorded(of_network)
-    return known, params, arrays, table(known.settings, known.order)
+    return known, params, arrays, adm_table(known.settings, known.order)
 
 
 def place_of(name, rows):

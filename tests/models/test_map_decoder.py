@@ -11,7 +11,7 @@ import pytest
 from diffseg_jax.layers.embeddings import axis_positions
 from diffseg_jax.models.map_decoder import MapDecoder, reference_points
 from diffseg_jax.models.network import Network
-from diffseg_jax.weights.ddp import DDP
+from diffseg_jax.weights.ddp import DDP_TABLE
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import convert
 
@@ -47,7 +47,7 @@ def test_recorded_activations(golden):
         shapes = {"decoder": shapes_of(network.abstract["params"]), "head": head}
         state = read_arrays(path.with_suffix(".pth"))
         state = {f"decode_head.{name}": value for name, value in state.items()}
-        params = convert(state, DDP, {"params": shapes}, source=path.name)["params"]
+        params = convert(state, DDP_TABLE, {"params": shapes}, source=path.name)["params"]
         model = network.bind(params["decoder"], {})
         size = arrays["feat"].shape[2:]
         for l in range(c["layers"]):

@@ -13,7 +13,14 @@ from flax import nnx
 
 from diffseg_jax.errors import UserError
 from diffseg_jax.models.network import Network
-from diffseg_jax.models.swin import Stage, Swin, problem, regions, relative_index, resize_bias_table
+from diffseg_jax.models.swin import (
+    Swin,
+    SwinStage,
+    problem,
+    regions,
+    relative_index,
+    resize_bias_table,
+)
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import convert
 
@@ -307,7 +314,7 @@ def test_recomputing_changes_no_gradient():
 
     def gradients(remat):
         options = dict(name="stage0", rates=(0.2, 0.3), dtype=jnp.float32, remat=remat)
-        network = Network(lambda rngs: Stage(4, 2, 3, **options, rngs=rngs))
+        network = Network(lambda rngs: SwinStage(4, 2, 3, **options, rngs=rngs))
         energy = lambda p: jnp.mean(jnp.sin(network.bind(p, {})(x, keys)[0]))
         params = filled(network)
         assert str(jax.make_jaxpr(jax.grad(energy))(params)).count("remat") >= 2 * remat

@@ -16,10 +16,10 @@ from diffseg_jax.layers.dropout import dropout
 from diffseg_jax.layers.resize import resize_aligned
 from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.models.transunet import (
-    Block,
     ConvNormRelu,
     Decoder,
     Encoder,
+    ResNetStage,
     TransUNet,
     Unit,
     resize_positions,
@@ -338,7 +338,8 @@ class Pair(nnx.Module):
     """A stage of each kind that can be recomputed: a ResNet block, and a decoder with one skip."""
 
     def __init__(self, remat, rngs):
-        self.block = Block(32, 32, 1, 2, arithmetic=Arithmetic.OFFICIAL, remat=remat, rngs=rngs)
+        official = Arithmetic.OFFICIAL
+        self.block = ResNetStage(32, 32, 1, 2, arithmetic=official, remat=remat, rngs=rngs)
         self.decoder = Decoder(
             128, (32,), channels=(6, 4), bridge=5, skips=1, condition=False, remat=remat, rngs=rngs
         )

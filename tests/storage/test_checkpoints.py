@@ -10,7 +10,8 @@ from flax.traverse_util import flatten_dict as flatten
 from diffseg_jax.devices.mesh import make_mesh
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage import checkpoints
-from diffseg_jax.storage.checkpoints import StageCheckpoints, open_network
+from diffseg_jax.storage.checkpoints import StageCheckpoints
+from diffseg_jax.storage.networks import open_network
 from diffseg_jax.training import loop
 from diffseg_jax.training.log import Log
 from diffseg_jax.training.state import network_of
@@ -61,7 +62,7 @@ def line_stage(steps=6, ema=RATES):
 def trained(workdir, **options):
     """The state after a run in `workdir`/line, which goes on if something is there."""
     with StageCheckpoints(workdir / "line") as saved:
-        return loop.train(line_stage(**options), saved, make_mesh(), Log(workdir))
+        return loop.train_network(line_stage(**options), saved, make_mesh(), Log(workdir))
 
 
 @pytest.fixture(scope="module")

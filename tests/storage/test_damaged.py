@@ -19,13 +19,9 @@ from diffseg_jax.devices import processes
 from diffseg_jax.devices.mesh import make_mesh
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage import checkpoints, integrity
-from diffseg_jax.storage.checkpoints import (
-    StageCheckpoints,
-    open_meta,
-    open_network,
-    steps_in,
-)
+from diffseg_jax.storage.checkpoints import StageCheckpoints, steps_in
 from diffseg_jax.storage.integrity import Damaged, fingerprints
+from diffseg_jax.storage.networks import open_meta, open_network
 from diffseg_jax.storage.quiet import quiet_orbax
 
 SPEC = importlib.util.spec_from_file_location("mutate", Path(__file__).parents[1] / "mutate.py")

@@ -19,7 +19,7 @@ from diffseg_jax.data import files
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import prepare_data
-from diffseg_jax.storage.checkpoints import open_network
+from diffseg_jax.storage.networks import open_network
 
 ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(0)

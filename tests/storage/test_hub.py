@@ -15,7 +15,7 @@ import fake_hub
 from diffseg_jax import load
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage import hub
-from diffseg_jax.storage.checkpoints import open_meta
+from diffseg_jax.storage.networks import open_meta
 
 ROOT = Path(__file__).parents[2]
 NOBODY = "http://127.0.0.1:9"  # a port that nobody listens at

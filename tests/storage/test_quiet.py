@@ -17,8 +17,9 @@ import pytest
 import diffseg_jax
 from diffseg_jax.devices.mesh import make_mesh
 from diffseg_jax.inference.locate import PRETRAINED
-from diffseg_jax.storage.checkpoints import StageCheckpoints, open_network
+from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.integrity import Damaged
+from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.quiet import quiet_orbax
 
 ROOT = Path(__file__).parents[2]

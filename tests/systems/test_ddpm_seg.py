@@ -19,7 +19,7 @@ from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.process import TARGETS, make_process
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
-from diffseg_jax.storage.checkpoints import open_network
+from diffseg_jax.storage.networks import open_network
 from diffseg_jax.systems import ddpm_sampling, ddpm_seg, ddpm_seg_config
 from diffseg_jax.training.state import new_state
 from diffseg_jax.training.step import train_step
@@ -391,7 +391,7 @@ def test_a_checkpoint_tells_how_to_make_its_network():
     assert task.trainable(("head", "kernel"))
 
 
-@pytest.mark.parametrize("kind", timesteps.SAMPLERS)
+@pytest.mark.parametrize("kind", timesteps.TIMESTEP_SAMPLERS)
 def test_the_history_of_losses_is_part_of_the_state(kind):
     config = make_config(diffusion=dict(timesteps=kind))
     stats = jax.eval_shape(ddpm_seg.make_task(config, "pretrain", (16, 16), 0).init, KEY)["stats"]

@@ -29,8 +29,8 @@ def test_a_device_holds_its_part_of_what_is_split():
     mesh = jax.sharding.AbstractMesh((1, 4), ("data", "fsdp"))
     where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "fsdp"))
     leaf = jax.ShapeDtypeStruct((1000, 500), jnp.float32)
-    state = {part: {} for part in resources.PARTS} | {"params": {"w": leaf}}
-    shardings = {part: {} for part in resources.PARTS} | {"params": {"w": where}}
+    state = {part: {} for part in resources.STATE_PARTS} | {"params": {"w": leaf}}
+    shardings = {part: {} for part in resources.STATE_PARTS} | {"params": {"w": where}}
     last = resources.of_state(state, shardings)
     assert last.splitlines()[-1].split() == ["total", "500,000", "2", "MB", "500", "kB"]
 

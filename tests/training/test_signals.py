@@ -50,7 +50,7 @@ def stage(at, number, evaluate=None, every=4):
 def trained(workdir, at=-1, number=signal.SIGTERM, **options):
     with StageCheckpoints(workdir / "line") as saved:
         given = stage(at, number, **options)
-        return loop.train(given, saved, make_mesh(), Log(workdir))
+        return loop.train_network(given, saved, make_mesh(), Log(workdir))
 
 
 def records(workdir):

@@ -16,7 +16,14 @@ from benchmarks import lsun_checkpoint
 from diffseg_jax.errors import UserError
 from diffseg_jax.models.adm_unet import ADMSettings, ADMUNet
 from diffseg_jax.models.network import Network
-from diffseg_jax.weights.adm import ORDERS, PUBLISHED, abstract_params, from_flags, load_adm, table
+from diffseg_jax.weights.adm import (
+    ORDERS,
+    PUBLISHED,
+    abstract_params,
+    adm_table,
+    from_flags,
+    load_adm,
+)
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import differences
 
@@ -81,7 +88,7 @@ def test_published_sizes_and_names(name):
     shapes = {path: tuple(leaf.shape) for path, leaf in flat(abstract_params(settings)).items()}
     assert (sum(map(math.prod, shapes.values())), len(shapes)) == COUNTS[name]
     nested = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract_params(settings))
-    assert differences(without_memory(settings), table(settings, order), nested) == []
+    assert differences(without_memory(settings), adm_table(settings, order), nested) == []
 
 
 def test_published_recipes():

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from diffseg_jax.errors import UserError
 from diffseg_jax.models.ddp_network import DDPSettings
 from diffseg_jax.models.swin import relative_index, resize_bias_table
-from diffseg_jax.weights.backbones import FORMATS, by_channel, load_backbone
+from diffseg_jax.weights.backbones import BACKBONE_FORMATS, by_channel, load_backbone
 from diffseg_jax.weights.ddp import abstract_values
 
 pytestmark = pytest.mark.quick
@@ -181,7 +181,7 @@ def assert_same(one, other):
 
 
 def test_every_known_format_is_tried():
-    assert {(known.author, known.family) for known in FORMATS} == set(ALL)
+    assert {(known.author, known.family) for known in BACKBONE_FORMATS} == set(ALL)
 
 
 @pytest.mark.parametrize("kind", ALL, ids=" ".join)

@@ -22,7 +22,14 @@ from ddp_file import (
 )
 from diffseg_jax.errors import UserError
 from diffseg_jax.models.ddp_network import DDPSettings
-from diffseg_jax.weights.ddp import DDP, UNUSED, abstract_values, is_ddp, load_ddp, settings_of
+from diffseg_jax.weights.ddp import (
+    DDP_TABLE,
+    UNUSED,
+    abstract_values,
+    is_ddp,
+    load_ddp,
+    settings_of,
+)
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import differences
 
@@ -88,7 +95,7 @@ def test_every_published_entry_has_its_place(name):
 def assert_complete(shapes, settings):
     arrays = {name: array for name, array in without_memory(shapes).items() if not is_unused(name)}
     ours = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract_values(settings))
-    assert differences(arrays, DDP, ours) == []
+    assert differences(arrays, DDP_TABLE, ours) == []
     count = sum(math.prod(shape) for name, shape in shapes.items() if is_parameter(name))
     assert sum(math.prod(leaf.shape) for leaf in flat(abstract_values(settings)["params"]).values()
                ) == count  # fmt: skip
