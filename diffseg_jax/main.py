@@ -35,7 +35,7 @@ from absl import flags as absl_flags
 
 from diffseg_jax.cli import CACHE, Flags, number, use_cache, use_memory, user_errors
 from diffseg_jax.config.files import read_config
-from diffseg_jax.devices import processes
+from diffseg_jax.devices import joining
 from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.experiment import check_data, prepare_data, steps_study, tap_study, train
@@ -115,7 +115,7 @@ def run(arguments: Sequence[str]):
     use_cache(given.compilation_cache)
     workdir = open_workdir(given.workdir)
     use_memory(given.memory_fraction)
-    processes.join(
+    joining.join(
         given.coordinator, given.processes, given.process, given.join_within, given.lost_after
     )
     find_devices()

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.quick
 ROOT = Path(__file__).parents[1]
 ORDER = (  # a module may import those above it, never those below
     "errors", "config.schema", "config.options", "config.files",
-    "devices.processes", "devices.mesh",
+    "devices.processes", "devices.joining", "devices.mesh",
     "storage.paths", "storage.hub", "storage.integrity", "storage.quiet", "storage.checkpoints",
     "storage.networks",
     "storage.workdir",
@@ -106,7 +106,7 @@ def test_the_root_holds_what_a_user_types():
         (("systems.ddep", "training.step"), 2000),
         (("systems.ddp", "training.step"), 3600),
         (("systems.ddpm_seg", "training.step"), 3600),
-        (("training.loop",), 1900),
+        (("training.loop",), 1800),
     ],
     ids=["ddep", "ddp", "ddpm_seg", "loop"],
 )

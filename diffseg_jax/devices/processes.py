@@ -1,18 +1,13 @@
-"""Several processes as one program: joining them, agreeing, and leaving without making others wait.
+"""Several processes as one program: agreeing, and leaving without making the others wait.
 
 The work is done by jax.distributed. Processes that lose one of theirs are ended by its runtime
 (SIGABRT, code 134), which no Python code can catch: whatever started them says what to do next.
 """
 
-import errno
-import glob
 import hashlib
-import importlib.util
 import json
 import os
-import socket
 import sys
-import time
 
 import jax
 import numpy as np
@@ -20,128 +15,9 @@ from jax.experimental import multihost_utils
 
 from diffseg_jax.errors import UserError
 
-JOIN_EXAMPLE = "such as --coordinator=10.0.0.1:1234 --processes=2 --process=0"
-
 
 class ProcessesLost(Exception):
     """The processes of a run did not find each other in time, or one of them cannot go on."""
-
-
-def join(coordinator: str, processes: int, process: int, join_within: int, lost_after: int):
-    """Makes this process one of several, where there are several; before any other use of jax.
-
-    coordinator  host:port of process 0, with the count and this one's place; "auto" for what the
-                 environment says (`from_environment`); "none" for a process of its own
-    join_within  seconds that processes wait for each other
-    lost_after   seconds without a sign of life after which a process is lost and the others end
-
-    Raises UserError when the arguments contradict each other, ProcessesLost when the other
-    processes cannot be reached.
-    """
-    given = initialize_arguments(coordinator, processes, process)
-    if given is None:
-        return
-    address = given.get("coordinator_address", "the address that the cluster gives")
-    if given.get("process_id"):
-        await_listener(address, join_within)
-    elif given:
-        require_free_port(address)
-    # what follows does not raise when some do not come: it ends the process (SIGABRT, code 134)
-    print(f"waits up to {join_within} s for the other processes at {address}", file=sys.stderr)
-    times = dict(heartbeat_timeout_seconds=lost_after, initialization_timeout=join_within)
-    try:
-        jax.distributed.initialize(**given, **times)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise _not_met(address, join_within, error) from None
-
-
-def require_free_port(address: str):
-    """Raises UserError where another program of this machine listens at the port of host:port."""
-    port = int(address.rpartition(":")[2])
-    try:
-        socket.create_server(("", port)).close()
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise UserError(
-                f"port {port} of this machine is taken by another program. Give another one in "
-                "--coordinator, to all processes."
-            ) from None
-
-
-def await_listener(address: str, seconds: float):
-    """Returns when process 0 listens at host:port; ProcessesLost when it does not in that time."""
-    host, _, port = address.rpartition(":")
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > end:
-                raise _not_met(address, seconds, error) from None
-        time.sleep(0.5)
-
-
-def _not_met(address, seconds, error):
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return ProcessesLost(
-        f"the processes of this run did not find each other at {address} within {seconds} s "
-        f"({reason}). Start all of them with the same --coordinator and --processes, "
-        f"{JOIN_EXAMPLE}, or one alone with --coordinator=none."
-    )
-
-
-def initialize_arguments(coordinator: str, processes: int, process: int) -> dict | None:
-    """What `jax.distributed.initialize` is called with, None where it is not.
-
-    Raises UserError for an address without count or place, and the other way round.
-    """
-    if coordinator in ("auto", "none"):
-        if processes != -1 or process != -1:
-            raise UserError(
-                f"--processes and --process go with the address of process 0, {JOIN_EXAMPLE}."
-            )
-        return from_environment(os.environ) if coordinator == "auto" else None
-    host, colon, port = coordinator.rpartition(":")
-    if not (host and colon and port.isdigit() and 0 < int(port) < 2**16):
-        raise UserError(
-            f"--coordinator is {coordinator}, but it must be auto, none or host:port, "
-            f"{JOIN_EXAMPLE}."
-        )
-    if not 0 <= process < processes:
-        raise UserError(
-            f"--process is {process} of --processes={processes}, but places count from 0 to the "
-            f"number of processes less 1, {JOIN_EXAMPLE}."
-        )
-    return dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
-
-
-def from_environment(environment) -> dict | None:
-    """The same for what the environment says of other processes, None where it knows of none.
-
-    JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID; a SLURM step or an Open MPI
-    job of several tasks; a TPU host, of a pod or alone.
-    """
-    if address := environment.get("JAX_COORDINATOR_ADDRESS"):
-        numbers = [environment.get(f"JAX_{word}", "") for word in ("NUM_PROCESSES", "PROCESS_ID")]
-        if not all(number.isdigit() for number in numbers):
-            raise UserError(
-                f"JAX_COORDINATOR_ADDRESS is {address}, but JAX_NUM_PROCESSES and JAX_PROCESS_ID "
-                "are not both numbers. Set all three, or none."
-            )
-        return initialize_arguments(address, *map(int, numbers))
-    tasks = environment.get("SLURM_NTASKS", "1") if "SLURM_STEP_NODELIST" in environment else "1"
-    ranks = environment.get("OMPI_COMM_WORLD_SIZE", "1")
-    if tasks != "1" or ranks != "1" or on_tpu_host():
-        return {}
-    return None
-
-
-def on_tpu_host() -> bool:
-    """Whether this machine has a TPU and the library that drives it."""
-    chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
-    chosen = os.environ.get("JAX_PLATFORMS", "tpu")
-    return bool(chips) and "tpu" in chosen and importlib.util.find_spec("libtpu") is not None
 
 
 def require_one(what: str):

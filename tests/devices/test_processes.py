@@ -5,7 +5,7 @@ import socket
 import jax
 import pytest
 
-from diffseg_jax.devices import processes
+from diffseg_jax.devices import joining, processes
 from diffseg_jax.errors import UserError
 
 pytestmark = pytest.mark.quick
@@ -16,29 +16,29 @@ JOINED = dict(coordinator_address=ADDRESS, num_processes=4, process_id=3)
 
 @pytest.fixture(autouse=True)
 def no_tpu(monkeypatch):
-    monkeypatch.setattr(processes, "on_tpu_host", lambda: False)
+    monkeypatch.setattr(joining, "on_tpu_host", lambda: False)
 
 
 def test_an_address_comes_with_a_count_and_a_place():
-    assert processes.initialize_arguments(ADDRESS, 4, 3) == JOINED
+    assert joining.initialize_arguments(ADDRESS, 4, 3) == JOINED
 
 
 @pytest.mark.parametrize("count, process", [(-1, -1), (4, 4), (4, -1), (0, 0), (-1, 0)])
 def test_a_place_outside_the_count_is_refused(count, process):
     with pytest.raises(UserError, match="--process is .* count from 0"):
-        processes.initialize_arguments(ADDRESS, count, process)
+        joining.initialize_arguments(ADDRESS, count, process)
 
 
 @pytest.mark.parametrize("address", ["", "host", ":12", "host:", "host:0", "host:65536", "cluster"])
 def test_what_is_no_address_is_refused(address):
     with pytest.raises(UserError, match="must be auto, none or host:port"):
-        processes.initialize_arguments(address, 2, 0)
+        joining.initialize_arguments(address, 2, 0)
 
 
 @pytest.mark.parametrize("word", ["auto", "none"])
 def test_a_count_without_an_address_is_refused(word):
     with pytest.raises(UserError, match="go with the address of process 0"):
-        processes.initialize_arguments(word, 2, 0)
+        joining.initialize_arguments(word, 2, 0)
 
 
 SURROUNDINGS = {  # name -> environment, what is joined
@@ -56,32 +56,32 @@ SURROUNDINGS = {  # name -> environment, what is joined
 @pytest.mark.parametrize("name", SURROUNDINGS)
 def test_the_environment_says_who_else_there_is(name):
     environment, wanted = SURROUNDINGS[name]
-    assert processes.from_environment(environment) == wanted
+    assert joining.from_environment(environment) == wanted
 
 
 def test_a_tpu_host_asks_its_pod(monkeypatch):
-    monkeypatch.setattr(processes, "on_tpu_host", lambda: True)
-    assert processes.from_environment({}) == {}
+    monkeypatch.setattr(joining, "on_tpu_host", lambda: True)
+    assert joining.from_environment({}) == {}
 
 
 @pytest.mark.parametrize("numbers", [{}, {"JAX_NUM_PROCESSES": "2"}, {"JAX_PROCESS_ID": "x"}])
 def test_half_of_an_address_in_the_environment_is_refused(numbers):
     with pytest.raises(UserError, match="Set all three, or none"):
-        processes.from_environment({"JAX_COORDINATOR_ADDRESS": ADDRESS, **numbers})
+        joining.from_environment({"JAX_COORDINATOR_ADDRESS": ADDRESS, **numbers})
 
 
 def test_joining_hands_on_what_was_found_and_when_to_give_up(monkeypatch):
     called = {}
     monkeypatch.setattr(jax.distributed, "initialize", lambda **given: called.update(given))
-    monkeypatch.setattr(processes, "await_listener", lambda address, seconds: None)
-    processes.join(ADDRESS, 4, 3, join_within=60, lost_after=17)
+    monkeypatch.setattr(joining, "await_listener", lambda address, seconds: None)
+    joining.join(ADDRESS, 4, 3, join_within=60, lost_after=17)
     times = dict(heartbeat_timeout_seconds=17, initialization_timeout=60)
     assert called == {**JOINED, **times}
 
 
 def test_alone_nothing_is_joined(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("joined"))
-    processes.join("none", -1, -1, join_within=60, lost_after=30)
+    joining.join("none", -1, -1, join_within=60, lost_after=30)
 
 
 def test_others_that_cannot_be_reached_are_said_in_one_sentence(monkeypatch):
@@ -89,10 +89,10 @@ def test_others_that_cannot_be_reached_are_said_in_one_sentence(monkeypatch):
         raise RuntimeError("DEADLINE_EXCEEDED: barrier timed out\nmany more lines")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    monkeypatch.setattr(processes, "await_listener", lambda address, seconds: None)
+    monkeypatch.setattr(joining, "await_listener", lambda address, seconds: None)
     said = f"at {ADDRESS} within 60 s .*barrier timed out.*none"
     with pytest.raises(processes.ProcessesLost, match=said) as caught:
-        processes.join(ADDRESS, 4, 3, join_within=60, lost_after=30)
+        joining.join(ADDRESS, 4, 3, join_within=60, lost_after=30)
     assert "\n" not in str(caught.value)
 
 
@@ -122,14 +122,14 @@ def test_nobody_at_the_address_is_not_waited_for_longer_than_asked():
         address = f"127.0.0.1:{bound.getsockname()[1]}"
         apart = f"did not find each other at {address} within 0.1"
         with pytest.raises(processes.ProcessesLost, match=apart):
-            processes.await_listener(address, 0.1)
+            joining.await_listener(address, 0.1)
         bound.listen()
-        processes.await_listener(address, 5)
+        joining.await_listener(address, 5)
 
 
 def test_a_port_that_is_taken_is_one_sentence():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} of this machine is taken"):
-            processes.require_free_port(f"127.0.0.1:{port}")
-    processes.require_free_port(f"127.0.0.1:{port}")
+            joining.require_free_port(f"127.0.0.1:{port}")
+    joining.require_free_port(f"127.0.0.1:{port}")
