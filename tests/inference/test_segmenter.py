@@ -7,6 +7,7 @@ import shutil
 import warnings
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -357,7 +358,7 @@ def test_a_workdir_opens_its_best_stage(tiny_run):
     segmenter = diffseg_jax.load(tiny_run.workdir)
     assert segmenter.directory.name == best
     wanted = diffseg_jax.load(tiny_run.workdir / "checkpoints" / best, step=segmenter.step)
-    jax.tree.map(np.testing.assert_array_equal, segmenter.network, wanted.network)
+    chex.assert_trees_all_equal(segmenter.network, wanted.network)
     assert diffseg_jax.load(tiny_run.workdir, stage="scratch").meta["stage"] == "scratch"
 
 

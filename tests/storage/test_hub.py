@@ -7,8 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
-import numpy as np
+import chex
 import pytest
 
 import fake_hub
@@ -70,7 +69,7 @@ def test_a_checkpoint_arrives_as_it_left(service, tiny_run):
     assert files_in(fetched) == files_in(stage)
     opened, left = load("hf://anna/streets/checkpoints/finetune"), load(stage)
     assert opened.names == left.names and opened.step == left.step
-    jax.tree.map(np.testing.assert_array_equal, opened.network, left.network)
+    chex.assert_trees_all_equal(opened.network, left.network)
     whole = hub.fetch("hf://anna/streets")
     assert files_in(whole) == files_in(tiny_run.workdir)
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,17 +58,12 @@ def step(state, rows, key=KEY, *, loss=toy_loss, accumulate=1, ema=(), optimizer
     return train_step(loss, optimizer, accumulate, ema, state, rows, key)
 
 
-def assert_trees_close(a, b, **tolerance):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
-
-
 @pytest.mark.parametrize("parts", [2, 4, 8])
 def test_micro_batches_equal_one_batch(parts):
     once, together = step(start(), batch())
     again, apart = step(start(), batch(), accumulate=parts)
-    assert_trees_close(once, again, rtol=1e-5)
-    assert_trees_close(together, apart, rtol=1e-5)
+    chex.assert_trees_all_close(once, again, rtol=1e-5)
+    chex.assert_trees_all_close(together, apart, rtol=1e-5)
     moved = once["params"]["head"]["slope"] - start()["params"]["head"]["slope"]
     assert jnp.max(jnp.abs(moved)) > 0.01
 
@@ -110,7 +106,7 @@ def test_metrics_are_numbers_in_float32():
 def test_a_batch_without_counted_pixels_changes_nothing(parts):
     ignored = batch() | {"weight": jnp.zeros(8)}
     new, metrics = step(start(), ignored, accumulate=parts)
-    assert_trees_close(new["params"], start()["params"], rtol=0)
+    chex.assert_trees_all_equal(new["params"], start()["params"])
     assert metrics["loss"] == 0 and metrics["finite"] == 1
 
 
@@ -123,7 +119,7 @@ def test_what_is_not_finite_is_reported(value):
 @pytest.mark.parametrize("rates", [(0.9,), (0.99, 0.5)], ids=["one", "two"])
 def test_every_moving_average_follows_its_formula(rates):
     state, averages = start(ema=rates), {rate: np.array([1.0, -1.0, 2.0]) for rate in rates}
-    assert_trees_close(network_of(state, rates), network(), rtol=0)  # they start as copies
+    chex.assert_trees_all_equal(network_of(state, rates), network())  # they start as copies
     for _ in range(3):
         state, _ = step(state, batch(), ema=rates)
         params = np.asarray(state["params"]["head"]["slope"], np.float64)
@@ -139,7 +135,7 @@ def test_every_moving_average_follows_its_formula(rates):
 def test_without_a_moving_average_the_parameters_answer():
     state, _ = step(start(), batch())
     assert state["ema"] == {}
-    assert_trees_close(network_of(state, ())["params"]["head"], state["params"]["head"], rtol=0)
+    chex.assert_trees_all_equal(network_of(state, ())["params"]["head"], state["params"]["head"])
 
 
 def test_frozen_parameters_have_no_optimizer_state_and_do_not_move():
@@ -158,7 +154,7 @@ def test_everything_learns_when_nothing_is_frozen():
 
 def test_same_inputs_give_the_same_outputs():
     first, second = step(start(), batch()), step(start(), batch())
-    assert_trees_close(first, second, rtol=0)
+    chex.assert_trees_all_equal(first, second)
 
 
 def test_every_step_has_its_own_key_and_a_resumed_step_has_it_again():
