@@ -1,7 +1,7 @@
-"""What all commands share: flags, exit codes, and the settings of a process that is a command.
+"""The parts that all commands share: flags, exit codes, and settings of the process.
 
 Only a command may call `user_errors`, `use_cache` and `use_memory`: they change warnings, loggers
-and memory of the whole process, which is not theirs in a program that imports the package.
+and memory of the process, which belong to the program that imports the package.
 """
 
 import argparse
@@ -50,7 +50,7 @@ class Flags(argparse.ArgumentParser):
         self.register("type", float, number(float))
 
     def parse_args(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-        """The values of the flags; those of the command line for None."""
+        """The values of the flags; None parses sys.argv."""
         arguments = sys.argv[1:] if arguments is None else map(str, arguments)
         known = {"--help", *re.findall(r"--\w+", self.format_usage())}
         given, rest = self.parse_known_args([_checked(argument, known) for argument in arguments])
@@ -60,7 +60,7 @@ class Flags(argparse.ArgumentParser):
 
     def error(self, message: str):
         """Raises UserError with argparse's sentence."""
-        message = re.sub(r"^argument (\S+): (?=is )", r"\1 ", message)  # ours go on: "is 3, but"
+        message = re.sub(r"^argument (\S+): (?=is )", r"\1 ", message)  # "--a is 3, but ..."
         message = message.removeprefix("argument ")
         raise UserError(f"{message}. All flags: {self.prog} --help")
 
@@ -76,15 +76,17 @@ def _checked(argument, known):
     return name + argument[match.end() :]
 
 
-def number(kind: type, low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
+def number(
+    number_type: type, low: float = -math.inf, high: float = math.inf
+) -> Callable[[str], float]:
     """The type of a flag that is an int or a float in [low, high]."""
-    name = "a whole number" if kind is int else "a number"
+    name = "a whole number" if number_type is int else "a number"
     upper = "up" if high == math.inf else f"to {high:g}"
     limits = "" if low == -math.inf else f" from {low:g} {upper}"
 
     def parse(text):
         try:
-            value = kind(text)
+            value = number_type(text)
         except ValueError:
             value = math.nan
         if not low <= value <= high:
@@ -146,14 +148,14 @@ CHECKPOINT_FLAGS = {  # the arguments of `diffseg_jax.load`, and their help
 
 
 def add_checkpoint_flags(add: Callable, names: Sequence[str] = tuple(CHECKPOINT_FLAGS)):
-    """Adds those of CHECKPOINT_FLAGS.
+    """Adds the named flags of CHECKPOINT_FLAGS.
 
     add  `add_argument` of the flags, or of a group of them
     """
     for name in names:
-        kind = int if name == "step" else str
+        flag_type = int if name == "step" else str
         required = name == "checkpoint"
-        add(f"--{name}", type=kind, required=required, help=CHECKPOINT_FLAGS[name])
+        add(f"--{name}", type=flag_type, required=required, help=CHECKPOINT_FLAGS[name])
 
 
 def add_cache_flag(add: Callable):
@@ -167,7 +169,7 @@ def add_cache_flag(add: Callable):
 
 @contextlib.contextmanager
 def user_errors(stopped: str = "stopped"):
-    """Ends the program with one sentence, and a code that says whether to start it again.
+    """Ends the program with one sentence and an exit code.
 
     2 for a user's mistake or a full disk, 75 after SIGTERM, 130 for Ctrl-C, 134 when another
     process of the run was lost or never started.
@@ -217,7 +219,7 @@ def _exit_after(error):
     if jax.process_count() > 1 and any(part in str(error) for part in LOSS):
         print(
             f"error: another process of the run was lost ({line}). Start all of them again: the "
-            "run goes on from the last checkpoint.",
+            "run resumes from the last checkpoint.",
             file=sys.stderr,
         )
         exit_process(LOST)
@@ -229,10 +231,10 @@ def _exit_after(error):
 
 
 def use_cache(path: str):
-    """Stores compiled programs in the folder, "" for nowhere, and quietens other loggers."""
-    for name in ("jax", "absl"):  # they report absent backends and every file that is written
+    """Caches compiled programs in a folder, unless it is "", and quietens other loggers."""
+    for name in ("jax", "absl"):  # they log absent backends and every file that is written
         logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("fsspec", "gcsfs"):  # they report every request; failures are raised as well
+    for name in ("fsspec", "gcsfs"):  # they log every request; failures are also raised
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if path:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(path))

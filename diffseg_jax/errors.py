@@ -1,4 +1,4 @@
-"""A user's mistakes in sentences, and choosing by name."""
+"""UserError, the sentences that describe a user's mistake, and choosing by name."""
 
 import difflib
 from collections.abc import Collection, Mapping
@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 class UserError(ValueError):
     """A mistake in what the user gave: one sentence with what came, what is allowed, what to type.
 
-    The command line prints it without a traceback; in Python it is an ordinary ValueError. What
-    files and names put into it cannot steer a terminal, nor fill it.
+    The command line prints it without a traceback; in Python it is an ordinary ValueError.
+    Control characters from files and names are escaped, and long sentences are shortened.
     """
 
     def __init__(self, sentence: str):
@@ -17,8 +17,8 @@ class UserError(ValueError):
 
 
 LONGEST_SENTENCE = 10_000  # characters
-LONGEST_VALUE = 200  # of a value within a sentence
-LONGEST_TEXT = 4096  # of an option: what systems allow a path
+LONGEST_VALUE = 200  # characters of a value within a sentence
+LONGEST_TEXT = 4096  # bytes of an option; the limit of Linux for a path
 
 
 def counted(number: int, noun: str) -> str:
@@ -27,7 +27,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def shortened(text: str, length: int) -> str:
-    """Text of more than `length` characters without its middle."""
+    """The text; without its middle if it has more than `length` characters."""
     half = length // 2
     return text if len(text) <= length else f"{text[:half]} ... {text[-half:]}"
 
@@ -37,15 +37,15 @@ def _visible(character):
 
 
 def shown(value):
-    """A value as a sentence shows it."""
+    """The repr of a value, shortened for an error message."""
     try:
         return shortened(repr(value), LONGEST_VALUE)
-    except ValueError:  # Python writes no number of more than some thousand digits
+    except ValueError:  # Python refuses to print integers of more than 4300 digits
         return "a number of very many digits"
 
 
 def choose(options: Mapping, name: str, what: str):
-    """The value of `name` in `options`; `what` says what is being chosen.
+    """The value of `name` in `options`; `what` is the noun for it in the error message.
 
     Raises UserError that lists the known names and the nearest one.
     """

@@ -1,4 +1,4 @@
-"""Trains and evaluates what a config describes.
+"""Trains and evaluates the experiment that a config describes.
 
   python -m diffseg_jax.main --config=configs/ddep_scenes.py --workdir=runs/scenes
   python -m diffseg_jax.main --config=configs/ddp_ade20k.py:swin_t --workdir=runs/ade20k \\
@@ -18,11 +18,11 @@ modes:
 
 exit codes:
   0    finished
-  2    a mistake, which one sentence explains
+  2    a mistake in the arguments or the files, explained in one sentence
   75   stopped by SIGTERM, after saving
   130  stopped by Ctrl-C
   134  another process of the run was lost or never started (as SIGABRT)
-After all but 0, 2 and 130 a new start is worthwhile: the same command goes on from the last
+After any code except 0, 2 and 130, start the same command again: it resumes from the last
 checkpoint.
 """
 
@@ -65,12 +65,12 @@ def make_flags() -> Flags:
     add("--memory_fraction", type=number(float, 0, 1), metavar="X", help=share)
     add = flags.add_argument_group("several processes, one run").add_argument
     coordinator = (
-        "host:port of process 0; auto (default): what the cluster says (TPU pod, SLURM, Open "
+        "host:port of process 0; auto (default): from the cluster (TPU pod, SLURM, Open "
         "MPI, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID); none: one process"
     )
     add("--coordinator", default="auto", metavar="ADDRESS", help=coordinator)
-    add("--processes", type=int, default=-1, metavar="N", help="with host:port: how many processes")
-    add("--process", type=int, default=-1, metavar="N", help="with host:port: which one, from 0")
+    add("--processes", type=int, default=-1, metavar="N", help="with host:port: their number")
+    add("--process", type=int, default=-1, metavar="N", help="with host:port: its index, from 0")
     wait = "how long processes wait for each other at the start; default: 300"
     add("--join_within", type=number(int, 1), default=300, metavar="SECONDS", help=wait)
     lost = "how long a process may be silent until it counts as lost; default: 30"
@@ -96,14 +96,14 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str
 
 def main(arguments: Sequence[str] | None = None):
     """The command line: reads the config once, then runs the mode."""
-    stopped = "stopped; the same command goes on from the last checkpoint, if one was saved"
+    stopped = "stopped; the same command resumes from the last checkpoint, if one was saved"
     absl_flags.FLAGS.mark_as_parsed()  # grain hands its own flags to its worker processes
     with user_errors(stopped):
         run(sys.argv[1:] if arguments is None else arguments)
 
 
 def run(arguments: Sequence[str]):
-    """The same, with errors raised."""
+    """Runs the command; errors are raised."""
     arguments, overrides = split_overrides(arguments)
     given = make_flags().parse_args(arguments)
     mode = choose(MODES, given.mode, "mode")

@@ -1,8 +1,8 @@
 """The Hugging Face Hub in memory, for tests without network.
 
-It answers what huggingface_hub asks for when it downloads a model repository, and no more: what a
-revision is, the tree of a commit, and its files. `Fake.failing(n)` answers the next n requests
-with 503, as an overloaded service does.
+It serves only the requests that huggingface_hub makes to download a model repository: the commit
+of a revision, the tree of a commit, and its files. After `Fake.failing(n)` the next n requests get
+503, as from an overloaded service.
 
     with serve() as fake: run(environment=fake.environment)
 """
@@ -23,34 +23,34 @@ TOKEN = "hf_letmein"
 
 
 class Fake:
-    """What lies in the repositories: commits[repository][commit] is {path: bytes}."""
+    """The content of the repositories: commits[repository][commit] is {path: bytes}."""
 
     def __init__(self):
         self.commits, self.revisions, self.closed = {}, {}, {}
         self.requests, self.refused, self.lock = [], 0, threading.Lock()
 
     def store(self, repository, files, *, revision="main", closed=""):
-        """One commit, named by a branch or a tag; closed "private" or "gated" wants TOKEN."""
-        words = repr((repository, sorted(files.items())))
-        commit = hashlib.sha1(words.encode()).hexdigest()
+        """Adds a commit with a branch or tag; closed="private" or "gated" requires TOKEN."""
+        content = repr((repository, sorted(files.items())))
+        commit = hashlib.sha1(content.encode()).hexdigest()
         self.commits.setdefault(repository, {})[commit] = dict(files)
         self.revisions[repository, revision] = commit
         self.closed[repository] = closed
         return commit
 
     def store_folder(self, repository, folder, **options):
-        """The files of a folder, as git holds them: without empty folders."""
+        """Adds a commit with the files of a folder, without empty folders, as in git."""
         paths = [path for path in Path(folder).rglob("*") if path.is_file()]
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
         return self.store(repository, files, **options)
 
     def failing(self, requests):
-        """The next requests are answered with 503."""
+        """Makes the next requests fail with 503."""
         self.refused = requests
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request; self.server.fake holds the repositories."""
+    """Handles one request; self.server.fake holds the repositories."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # headers and body in one packet
@@ -58,13 +58,13 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments):
         pass
 
-    def answer(self, status, content=b"", headers=()):
+    def respond(self, status, content=b"", headers=()):
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         if "Authorization" not in self.headers:
             self.send_header("X-HF-Warning", "unauthenticated; You come without a token.")
-        kind = "application/octet-stream" if isinstance(content, bytes) else "application/json"
-        headers = {"Content-Type": kind, "Content-Length": str(len(body)), **dict(headers)}
+        media = "application/octet-stream" if isinstance(content, bytes) else "application/json"
+        headers = {"Content-Type": media, "Content-Length": str(len(body)), **dict(headers)}
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def refuse(self, status, code, message):
-        self.answer(status, {"error": message}, {"X-Error-Code": code, "X-Error-Message": message})
+        self.respond(status, {"error": message}, {"X-Error-Code": code, "X-Error-Message": message})
 
     def handle_one(self):
         fake, path = self.server.fake, urlsplit(self.path).path
@@ -91,13 +91,13 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = handle_one
 
     def within(self, repository, revision, reply, *rest):
-        """The reply about a commit, for those who may read it."""
+        """The reply about a commit, if the request may read it."""
         fake = self.server.fake
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         closed = "" if known else fake.closed.get(repository, "private")
         if closed == "gated":
             return self.refuse(401, "GatedRepo", f"Access to model {repository} is restricted.")
-        if closed or repository not in fake.commits:  # the same for both, so that nobody can tell
+        if closed or repository not in fake.commits:  # one reply for both hides private names
             return self.refuse(404 if known else 401, "RepoNotFound", "Repository not found")
         commit = fake.revisions.get((repository, revision), revision)
         if commit not in fake.commits[repository]:
@@ -106,9 +106,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def about(self, repository, commit, files):
         siblings = [{"rfilename": path} for path in files]
-        facts = {"_id": commit[:24], "id": repository, "modelId": repository, "sha": commit}
-        facts |= {"private": False, "gated": False, "disabled": False, "tags": [], "downloads": 0}
-        self.answer(200, {**facts, "likes": 0, "siblings": siblings})
+        info = {"_id": commit[:24], "id": repository, "modelId": repository, "sha": commit}
+        info |= {"private": False, "gated": False, "disabled": False, "tags": [], "downloads": 0}
+        self.respond(200, {**info, "likes": 0, "siblings": siblings})
 
     def tree(self, repository, commit, files):
         folders = {str(parent) for path in files for parent in Path(path).parents} - {"."}
@@ -119,34 +119,34 @@ class Handler(BaseHTTPRequestHandler):
             {"type": "file", "path": path, "oid": _oid(content), "size": len(content)}
             for path, content in files.items()
         ]
-        self.answer(200, listed)
+        self.respond(200, listed)
 
     def one(self, repository, commit, files, path):
         headers = {"X-Repo-Commit": commit}
         if path not in files:
             return self.refuse(404, "EntryNotFound", "Entry not found")
         headers["ETag"] = f'"{_oid(files[path])}"'
-        return self.answer(200, files[path], headers)
+        return self.respond(200, files[path], headers)
 
 
 def _oid(content):
-    """How git names a file."""
+    """The hash by which git identifies a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Many connections at once, as files are fetched by several threads."""
+    """Serves concurrent connections, because several threads download files."""
 
     request_queue_size = 128
     daemon_threads = True
 
     def handle_error(self, request, client_address):
-        """Says nothing: readers that have enough hang up."""
+        """Prints nothing: clients may close a connection early."""
 
 
 @contextmanager
 def serve():
-    """`with serve() as fake`: a running Fake; fake.environment is what programs need to find it."""
+    """`with serve() as fake`: a running Fake; fake.environment has the variables that locate it."""
     with Server(("127.0.0.1", 0), Handler) as server:
         server.fake = fake = Fake()
         fake.environment = {

@@ -1,8 +1,9 @@
-"""Restores the state in a stage directory on a mesh over all devices, and saves it in another one.
+"""Restores the state in a stage directory on a mesh over all devices, and saves it in another
+directory.
 
 python tests/moved_run.py <from> <to> <fsdp>
 
-Prints the digest of all bits, as the devices hold them.
+Prints the digest of all arrays, as the devices hold them.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from diffseg_jax.storage.integrity import fingerprints
 
 
 def main(source, target, fsdp):
-    """Reads, saves, and reports."""
+    """Restores, saves and prints a line of JSON."""
     mesh = make_mesh(-1, int(fsdp))
     with StageCheckpoints(Path(source), read_only=True) as checkpoints:
         step = checkpoints.latest()

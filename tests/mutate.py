@@ -1,6 +1,6 @@
-"""Seeded damage for the tests: to bytes, and to what files and configs are made of.
+"""Seeded damage for the tests: to bytes, to the parts of files, and to configs.
 
-Every function is pure: the same arguments give the same cases, so that a failure comes again.
+Every function is pure: the same arguments give the same cases, so that a failure is reproducible.
 """
 
 import copy
@@ -27,63 +27,63 @@ def damaged(content: bytes, seed: int, count: int) -> Iterator[bytes]:
         yield bytes(data)
 
 
-def _place(data, rng):
-    """A place in the data; its ends, where headers are, twice as often."""
-    place = int(rng.integers(len(data) + 1))
-    return min(place, int(rng.integers(65))) if rng.random() < 0.3 else place
+def _position(data, rng):
+    """A random position in the data; the start, where headers are, is more likely."""
+    position = int(rng.integers(len(data) + 1))
+    return min(position, int(rng.integers(65))) if rng.random() < 0.3 else position
 
 
 def _flip(data, rng):
-    place = _place(data, rng)
-    data[place : place + 1] = bytes(byte ^ int(rng.integers(1, 256)) for byte in data[place:][:1])
+    start = _position(data, rng)
+    data[start : start + 1] = bytes(byte ^ int(rng.integers(1, 256)) for byte in data[start:][:1])
 
 
 def _cut(data, rng):
-    del data[_place(data, rng) :]
+    del data[_position(data, rng) :]
 
 
 def _drop(data, rng):
-    place = _place(data, rng)
-    del data[place : place + int(rng.integers(1, 20))]
+    start = _position(data, rng)
+    del data[start : start + int(rng.integers(1, 20))]
 
 
 def _insert(data, rng):
-    place = _place(data, rng)
-    data[place:place] = rng.bytes(int(rng.integers(1, 9)))
+    start = _position(data, rng)
+    data[start:start] = rng.bytes(int(rng.integers(1, 9)))
 
 
 def _fill(data, rng):
-    """Four or eight bytes, as of a length, at their extremes."""
-    place, size = _place(data, rng), int(rng.choice([4, 8]))
-    data[place : place + size] = bytes([int(rng.choice([0, 0x7F, 0x80, 0xFF]))]) * size
+    """Sets four or eight bytes, the size of a length field, to an extreme value."""
+    start, size = _position(data, rng), int(rng.choice([4, 8]))
+    data[start : start + size] = bytes([int(rng.choice([0, 0x7F, 0x80, 0xFF]))]) * size
 
 
 def _repeat(data, rng):
-    place, size = _place(data, rng), int(rng.integers(1, 40))
-    data[place:place] = data[place : place + size]
+    start, size = _position(data, rng), int(rng.integers(1, 40))
+    data[start:start] = data[start : start + size]
 
 
 CHANGES = (_flip, _flip, _cut, _drop, _insert, _fill, _repeat)
 
 
-# ---- formats, built with any mistake -------------------------------------------------------------
+# ---- formats, with optional mistakes -------------------------------------------------------------
 
 
 def chunk(kind: bytes, data: bytes, checksum: int | None = None) -> bytes:
-    """A chunk of a PNG file, with its own checksum or another one."""
+    """A chunk of a PNG file, with the correct checksum or the given one."""
     checksum = zlib.crc32(kind + data) if checksum is None else checksum
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
 
 
 def png(width, height, rows: bytes, *, depth=8, colour=2, extra=b"", checksum=None) -> bytes:
-    """A PNG file that says it has this size, with these filtered rows in it."""
+    """A PNG file with this size in its header, and with these filtered rows."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     parts = chunk(b"IHDR", header, checksum) + extra + chunk(b"IDAT", zlib.compress(rows, 9))
     return b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IEND", b"")
 
 
 def npy(data=bytes(20), descr="'|u1'", shape="(4, 5)", fortran="False", version=1, header=None):
-    """A .npy file with this header, which need not go with its data."""
+    """A .npy file with this header, which need not match its data."""
     if header is None:
         header = f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}"
     length = struct.pack("<H" if version == 1 else "<I", len(header))
@@ -91,13 +91,13 @@ def npy(data=bytes(20), descr="'|u1'", shape="(4, 5)", fortran="False", version=
 
 
 def safetensors(header: Mapping | bytes, data=bytes(48)) -> bytes:
-    """A safetensors file with this header, which need not go with its data."""
+    """A safetensors file with this header, which need not match its data."""
     header = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(header)) + header + data
 
 
 def zipped(entries: list[tuple[str, bytes]], compression=zipfile.ZIP_STORED) -> bytes:
-    """A zip file of these entries; two may have one name."""
+    """A zip file of these entries, whose names may repeat."""
     file = io.BytesIO()
     with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(file, "w", compression) as out:
         for name, content in entries:

@@ -3,7 +3,7 @@
 python tests/sharded_run.py <system> <workdir> <data> <fsdp> [<workdir of another mesh>]
 
 Leaves metrics.jsonl with every loss and the last checkpoints, and prints a line of JSON: how many
-leaves of the state are really split, and whether the other run's checkpoint is restored unchanged.
+leaves of the state are split, and whether the other run's checkpoint is restored unchanged.
 """
 
 import dataclasses
@@ -52,31 +52,31 @@ def small_config(system, data, fsdp):
 
 
 def is_split(leaf):
-    """Whether no device holds the whole array, and all hold equal parts of it."""
+    """Whether all devices hold equal parts of the array, and none holds all of it."""
     sizes = {shard.data.size for shard in leaf.addressable_shards}
     return len(sizes) == 1 and sizes.pop() < leaf.size
 
 
 def same_as_stored(restored, ema, directory):
-    """Whether a restored state holds bit for bit what numpy reads."""
+    """Whether a restored state equals bit for bit the arrays that numpy reads."""
     network, _ = open_network(directory)
-    here, there = flatten(jax.device_get(network_of(restored, ema))), flatten(network)
-    return here.keys() == there.keys() and all(
-        np.array_equal(here[path], there[path]) for path in here
+    ours, stored = flatten(jax.device_get(network_of(restored, ema))), flatten(network)
+    return ours.keys() == stored.keys() and all(
+        np.array_equal(ours[path], stored[path]) for path in ours
     )
 
 
 def main(system, workdir, data, fsdp, other=None):
     """Trains, counts the split leaves of the state, and restores the other run's last state."""
     if system != "ddep":
-        meshes.SMALLEST_SPLIT = 2**8  # or nothing of networks of such small arrays would be split
+        meshes.SMALLEST_SPLIT = 2**8  # so that the small arrays of tiny networks are split
     config = small_config(system, int(data), int(fsdp))
     first, second = config.run
-    if other:  # both second stages start from the same arrays, so that rounding adds up less
+    if other:  # both second stages start from the same arrays, which limits rounding errors
         config.stages[second].start = f"{other}/checkpoints/{first}"
     run = make_plan(config, Path(workdir))
     make_workdir(run.workdir)
-    facts = {"devices": jax.device_count()}
+    report = {"devices": jax.device_count()}
     for plan in run.stages:
         name = plan.name
         if plan.task.fit:
@@ -87,13 +87,13 @@ def main(system, workdir, data, fsdp, other=None):
         with StageCheckpoints(plan.directory) as checkpoints:
             state = loop.train_network(stage, checkpoints, plan.mesh, plan.log)
         leaves = {part: jax.tree.leaves(state[part]) for part in ("params", "opt")}
-        facts[name] = {part: sum(map(is_split, found)) for part, found in leaves.items()}
+        report[name] = {part: sum(map(is_split, found)) for part, found in leaves.items()}
         if other:
             directory = Path(other) / "checkpoints" / name
             with StageCheckpoints(directory, read_only=True) as checkpoints:
                 restored = checkpoints.restore(STEPS, loop.abstract_state(stage), run.mesh)
-            facts[name]["restored"] = same_as_stored(restored, stage.ema, directory)
-    print(json.dumps(facts))
+            report[name]["restored"] = same_as_stored(restored, stage.ema, directory)
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

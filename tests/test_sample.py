@@ -218,7 +218,7 @@ def test_an_output_that_is_not_a_folder_is_refused(checkpoint, tmp_path, capsys)
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
         sentence = refused(capsys, f"--checkpoint={checkpoint}", f"--output={output}")
-        assert f"{output} cannot be made" in sentence and "--output" in sentence
+        assert f"{output} cannot be created" in sentence and "--output" in sentence
 
 
 def test_an_unknown_sampler_is_refused(checkpoint):

@@ -1,4 +1,4 @@
-"""A config file becomes a ConfigDict: it is run once, then changed by --config.option=value."""
+"""Turns a config file into a ConfigDict: runs it once, then applies --config.option=value."""
 
 import ast
 import os
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from diffseg_jax.errors import LONGEST_VALUE, UserError, hint, require_known, shortened, shown
 
-# Config files of version 0.1.0 -> what took their place. The old names end with version 0.2.
+# Config files of version 0.1.0 -> their replacements. Version 0.2 refuses the old names.
 MOVED = {
     "dep_cityscapes.py": "ddep_cityscapes.py:dep",
     "ddpm_ffhq.py": "ddpm_published.py:ffhq",
@@ -27,17 +27,17 @@ BOOLEANS = {
     "true": True, "t": True, "yes": True, "1": True,
     "false": False, "f": False, "no": False, "0": False,
 }  # fmt: skip
-KINDS = {int: "a whole number", float: "a number", bool: "True or False", tuple: "a tuple"}
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "True or False", tuple: "a tuple"}
 
 
 def read_config(given: str, overrides: Iterable[tuple[str, str | bool]] = ()):
     """The locked ConfigDict of "file.py", or of "file.py:preset", after the overrides.
 
     overrides  pairs (path, text), such as ("data.count", "24"); True or False for a flag without
-               text. The texts for one tuple are joined; of others the last one counts.
+               text. Tuples given for one option are joined; otherwise the last text counts.
 
-    Raises UserError for a file that cannot be run, for an option that the config does not hold, and
-    for a text that is not of the type that the option holds.
+    Raises UserError for a file that cannot be run, for an option that the config does not have, and
+    for a text that does not parse as the type of the option.
     """
     config = run_config(given).lock()
     values = {}
@@ -52,7 +52,7 @@ def read_config(given: str, overrides: Iterable[tuple[str, str | bool]] = ()):
 def run_config(given: str):
     """What get_config() of "file.py" returns, or get_config("preset") of "file.py:preset".
 
-    A file that lists its PRESETS is only asked for one of them.
+    If the file lists PRESETS, the preset must be one of them.
     """
     file, colon, preset = present(given).partition(":")
     try:
@@ -65,17 +65,17 @@ def run_config(given: str):
         raise
     except ValueError as error:
         raise UserError(f"config file {given}: {error}.") from None
-    except Exception as error:  # whatever the user's own program raises
+    except Exception as error:  # a config file can raise any error
         raise UserError(
             f"config file {file} cannot be run: {type(error).__name__}: {error}. "
             "It must hold a function get_config() that returns a ConfigDict"
-            f"{', and take what stands after the colon' if colon else ''}."
+            f"{', and takes the preset after the colon' if colon else ''}."
         ) from None
     return config
 
 
 def present(given: str) -> str:
-    """The same file and preset, or those that replaced them; UserError if there is no such file."""
+    """The file and preset, or their replacements; UserError if there is no such file."""
     file, _, preset = given.partition(":")
     if os.path.isfile(file):
         return given
@@ -95,7 +95,7 @@ def present(given: str) -> str:
 
 
 def find(config, path: str):
-    """The value that stands at a.b.c; UserError where the config has no such option."""
+    """The value of the option a.b.c; UserError if the config has no such option."""
     value, before = config, ""
     for key in path.split("."):
         if not hasattr(value, "keys"):
@@ -107,7 +107,7 @@ def find(config, path: str):
 
 
 def converted(path: str, text: str | bool, now):
-    """The text as a value of the type of `now`, which the option holds; UserError if it is none."""
+    """The text as a value of the type of `now`, the current value; UserError if it is not one."""
     if hasattr(now, "keys"):
         first = next(iter(now), "x")
         raise UserError(
@@ -117,11 +117,11 @@ def converted(path: str, text: str | bool, now):
     try:
         return _parsed(text, now)
     except (ValueError, SyntaxError, KeyError, RecursionError, MemoryError):
-        kind = f"{KINDS.get(type(now), 'text')}, such as {shown(now)}"
+        expected = f"{TYPE_NAMES.get(type(now), 'text')}, such as {shown(now)}"
         if isinstance(text, bool):
-            raise UserError(f"--config.{path} needs a value: {kind}.") from None
+            raise UserError(f"--config.{path} needs a value: {expected}.") from None
         text = shortened(text, LONGEST_VALUE)
-        raise UserError(f'--config.{path} is "{text}", but it must be {kind}.') from None
+        raise UserError(f'--config.{path} is "{text}", but it must be {expected}.') from None
 
 
 def _parsed(text, now):
@@ -135,7 +135,7 @@ def _parsed(text, now):
 
 
 def _elements(text):
-    """The elements of a tuple or list as Python writes it; a word alone is one text."""
+    """The elements of a tuple or list in Python syntax; a bare name is a single string."""
     try:
         value = ast.literal_eval(text)
     except ValueError:

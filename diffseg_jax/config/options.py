@@ -3,17 +3,17 @@
 from diffseg_jax.config.schema import Flag, Named, Number, Pattern, Several, Some, Text
 
 SIZE = Several(Number(int, 0, 65536), 2)
-SOURCE_OPTIONS = {  # the functions in data/sources.py SOURCES name those that each data set reads
+SOURCE_OPTIONS = {  # each function in data/sources.py SOURCES names the ones that it reads
     "size": Several(Number(int, 0, 4096), 2),  # scenes: (height, width) in pixels
     "images": Number(int, 0),  # scenes: how many
-    "seed": Number(int, 0),  # scenes: of the drawing; data sets on disk accept and ignore it
+    "seed": Number(int, 0),  # scenes: seed of the drawing; data sets on disk ignore it
     "num_classes": Number(int, 0, 65535),  # folder, tfds: unless listed; pascal_context: 59 or 60
     "raw_459": Flag(),  # pascal_context: the masks hold the raw 459 ids
     "image_key": Text(),  # tfds: name of the image feature; "" finds it
     "mask_key": Text(),  # tfds: name of the mask feature; "" finds it
     "label_key": Text(),  # tfds: name of the feature that becomes "class"; "" for none
-    "classes": Text(),  # unlabelled: "prefix" (cat_1.jpg) or "folder" is the class, "" none
-    "ignore": Several(Number(int, 0, 65535)),  # folder: ids on disk that become 255, unscored
+    "classes": Text(),  # unlabelled: class from "prefix" (cat_1.jpg) or "folder"; "" for none
+    "ignore": Several(Number(int, 0, 65535)),  # folder: ids on disk that become 255, ignored
     "square": Number(int, 0, 16384),  # any: side of the square cut from each image; 0 for none
 }
 DATA = {
@@ -30,7 +30,7 @@ STAGE = {
     "steps": Number(int, 0),
     "batch_size": Number(int, 1, 2**20),
     "accumulate": Number(int, 1, 2**20),
-    "ema": Several(Number(float, 0.000001, 0.999999), most=16),  # rates; () is off
+    "ema": Several(Number(float, 0.000001, 0.999999), maximum=16),  # decay rates; () is off
     "augment": {
         "limit": SIZE,
         "short": Number(int, 0, 65536),
@@ -66,17 +66,17 @@ FIT_STAGE = {
     },
     "every": {"log": Number(int, 1), "checkpoint": Number(int, 1)},
 }
-COMMON = {  # what every system's config holds; each system adds its own
+COMMON = {  # the options of every system
     "system": Text(),
     "seed": Number(int, 0, 2**31 - 1),
     "dtype": Text(("float32", "bfloat16")),
     "remat": Flag(),
     "mesh": {"data": Number(int, -1), "fsdp": Number(int, -1)},
-    "run": Several(Text(), least=1),
+    "run": Several(Text(), minimum=1),
     "stages": Named(STAGE, {FIT: FIT_STAGE}),
 }
-UNLABELLED = {"unlabelled": {**DATA, "split": Text()}}  # besides, if a stage learns without labels
-LABELLED = {  # and if one learns from labels
+UNLABELLED = {"unlabelled": {**DATA, "split": Text()}}  # added if a stage trains without labels
+LABELLED = {  # added if a stage trains with labels
     "data": {
         **DATA,
         "train": Text(),
@@ -92,7 +92,7 @@ LABELLED = {  # and if one learns from labels
         "stride": SIZE,
         "limit": SIZE,
         "short": Number(int, 0, 65536),
-        "scales": Several(Number(float, 0.01, 100), least=1, most=64),
+        "scales": Several(Number(float, 0.01, 100), minimum=1, maximum=64),
         "flip": Flag(),
         "batch_size": Number(int, 1, 2**16),
         "images": Number(int, 0),

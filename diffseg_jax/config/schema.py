@@ -1,4 +1,4 @@
-"""The forms that options of a config may take, and what is wrong with one that has another."""
+"""Rules for the options of a config, and error messages for values that break them."""
 
 import dataclasses
 import math
@@ -16,28 +16,29 @@ from diffseg_jax.errors import (
     shown,
 )
 
-LARGEST = {int: 2**31 - 1, float: 3e38}  # that int32 and float32 hold
+LARGEST = {int: 2**31 - 1, float: 3e38}  # the limits of int32 and, rounded, of float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """An option that is a number in [low, high], which the network's types hold; whole for int."""
+    """An option that is an int or a float in [low, high] and fits in int32 or float32."""
 
-    kind: type = float
+    number_type: type = float
     low: float = -math.inf
     high: float = math.inf
 
     def problem(self, value):
         """What is wrong with a value, or an empty string."""
-        whole = "whole number" if self.kind is int else "number"
-        kinds = int if self.kind is int else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or value != value:
-            return f"must be a {whole}"
-        most = min(self.high, LARGEST[self.kind])
-        if not max(self.low, -most) <= value <= most:
-            up = value < self.low and self.high == math.inf
-            to = "up" if up else f"to {most}" if self.kind is int else f"to {most:g}"
-            return f"must be a {whole} from {self.low:g} {to}"
+        is_integer = self.number_type is int
+        noun = "whole number" if is_integer else "number"
+        types = int if is_integer else (int, float)
+        if isinstance(value, bool) or not isinstance(value, types) or value != value:
+            return f"must be a {noun}"
+        high = min(self.high, LARGEST[self.number_type])
+        if not max(self.low, -high) <= value <= high:
+            unbounded = value < self.low and self.high == math.inf
+            to = "up" if unbounded else f"to {high}" if is_integer else f"to {high:g}"
+            return f"must be a {noun} from {self.low:g} {to}"
         return ""
 
 
@@ -66,7 +67,7 @@ def _can_be_path(text):
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """An option that is a regular expression, such as a word to look for."""
+    """An option that is a regular expression."""
 
     def problem(self, value):
         """What is wrong with a value, or an empty string."""
@@ -75,7 +76,7 @@ class Pattern:
         try:
             re.compile(value)
         except (re.error, OverflowError, RecursionError) as error:
-            return f"must be a word or a regular expression ({error})"
+            return f"must be text or a regular expression ({error})"
         return ""
 
 
@@ -90,33 +91,36 @@ class Flag:
 
 @dataclasses.dataclass(frozen=True)
 class Several:
-    """An option that is a tuple of `each`, of one length if `count` is given."""
+    """An option that is a tuple of `each`, with `count` values if it is given.
+
+    minimum, maximum  limits of the number of values
+    """
 
     each: object
     count: int = 0
-    least: int = 0
-    most: int = 1000
+    minimum: int = 0
+    maximum: int = 1000
 
     def problem(self, value):
         """What is wrong with a value, or an empty string."""
         if not isinstance(value, (tuple, list)) or self.count and len(value) != self.count:
             example = (1,) * self.count or (1,)
             return f"must be a tuple of {self.count or 'some'} values, such as {example}"
-        if not self.least <= len(value) <= self.most:
-            return f"must hold {self.least} to {self.most} values"
+        if not self.minimum <= len(value) <= self.maximum:
+            return f"must hold {self.minimum} to {self.maximum} values"
         problems = [self.each.problem(entry) for entry in value]
         return next((f"holds a value that {problem}" for problem in problems if problem), "")
 
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """A dict with any names, whose values have one form, or that of their own "kind"."""
+    """A dict with any names, whose values follow `each`, or the rules of their "kind"."""
 
     each: dict
     kinds: Mapping = dataclasses.field(default_factory=dict)
 
     def form(self, value):
-        """The form of a value."""
+        """The rules for a value."""
         kind = value.get("kind") if isinstance(value, Mapping) else None
         return self.kinds.get(kind, self.each) if isinstance(kind, str) else self.each
 
@@ -130,17 +134,19 @@ class Some:
 
 @dataclasses.dataclass(frozen=True)
 class Optional:
-    """An option of the form `rule` that a config may lack."""
+    """An option that follows `rule`, and that a config may lack."""
 
     rule: object
 
 
-def check_options(values: Mapping, allowed: Mapping, where: str = "", whole: bool = True) -> None:
+def check_options(
+    values: Mapping, allowed: Mapping, where: str = "", complete: bool = True
+) -> None:
     """Raises UserError for the first option that is unknown, missing, or of a wrong value.
 
-    values   nested dicts as a config holds them
-    allowed  nested dicts with Number, Text, Flag, Several, Named, Some or Optional at the leaves
-    whole    whether all that is allowed must be there
+    values    nested dicts as a config holds them
+    allowed   nested dicts with Number, Text, Flag, Several, Named, Some or Optional at the leaves
+    complete  whether all allowed options must be present
     """
     if not isinstance(values, Mapping):
         where = where.rstrip(".")
@@ -151,7 +157,7 @@ def check_options(values: Mapping, allowed: Mapping, where: str = "", whole: boo
             raise UserError(f'unknown option "{where}{name}" in the config.{hint(name, allowed)}')
     for name, rule in allowed.items():
         if name not in values:
-            if not whole or isinstance(rule, Optional):
+            if not complete or isinstance(rule, Optional):
                 continue
             raise UserError(f'the config lacks the option "{where}{name}"; write it into the file.')
         value, path = values[name], f"{where}{name}"
@@ -161,13 +167,13 @@ def check_options(values: Mapping, allowed: Mapping, where: str = "", whole: boo
         if isinstance(rule, dict):
             check_options(value, rule, f"{path}.")
         elif isinstance(rule, Some):
-            check_options(value, rule.each, f"{path}.", whole=False)
+            check_options(value, rule.each, f"{path}.", complete=False)
         elif isinstance(rule, Named):
             for key in value:
                 if not re.fullmatch(r"[\w-]{1,64}", str(key)):
                     raise UserError(
-                        f"{path} holds the name {shown(key)}, of which a folder is made. Take "
-                        "letters, digits, _ and - only, at most 64."
+                        f"{path} holds the name {shown(key)}, which becomes a folder name. Use "
+                        "only letters, digits, _ and -, at most 64."
                     )
                 check_options(value[key], rule.form(value[key]), f"{path}.{key}.")
         elif problem := rule.problem(value):

@@ -1,4 +1,4 @@
-"""Making this process one of several: addresses, counts, and what a cluster's environment says."""
+"""Joining the processes of a run: addresses, counts, and the variables that a cluster sets."""
 
 import errno
 import glob
@@ -17,12 +17,12 @@ JOIN_EXAMPLE = "such as --coordinator=10.0.0.1:1234 --processes=2 --process=0"
 
 
 def join(coordinator: str, processes: int, process: int, join_within: int, lost_after: int):
-    """Makes this process one of several, where there are several; before any other use of jax.
+    """Joins the other processes of the run, if any; to be called before any other use of jax.
 
-    coordinator  host:port of process 0, with the count and this one's place; "auto" for what the
-                 environment says (`from_environment`); "none" for a process of its own
+    coordinator  host:port of process 0, with the number of processes and the index of this one;
+                 "auto" to use the environment (`from_environment`); "none" for a single process
     join_within  seconds that processes wait for each other
-    lost_after   seconds without a sign of life after which a process is lost and the others end
+    lost_after   seconds without a heartbeat after which a process counts as lost and the others end
 
     Raises UserError when the arguments contradict each other, ProcessesLost when the other
     processes cannot be reached.
@@ -30,35 +30,35 @@ def join(coordinator: str, processes: int, process: int, join_within: int, lost_
     given = initialize_arguments(coordinator, processes, process)
     if given is None:
         return
-    address = given.get("coordinator_address", "the address that the cluster gives")
+    address = given.get("coordinator_address", "the address given by the cluster")
     if given.get("process_id"):
         await_listener(address, join_within)
     elif given:
         require_free_port(address)
-    # what follows does not raise when some do not come: it ends the process (SIGABRT, code 134)
+    # if a process is missing, initialize does not raise: it ends this one (SIGABRT, code 134)
     print(f"waits up to {join_within} s for the other processes at {address}", file=sys.stderr)
-    times = dict(heartbeat_timeout_seconds=lost_after, initialization_timeout=join_within)
+    timeouts = dict(heartbeat_timeout_seconds=lost_after, initialization_timeout=join_within)
     try:
-        jax.distributed.initialize(**given, **times)
+        jax.distributed.initialize(**given, **timeouts)
     except (RuntimeError, ValueError, OSError) as error:
         raise _not_met(address, join_within, error) from None
 
 
 def require_free_port(address: str):
-    """Raises UserError where another program of this machine listens at the port of host:port."""
+    """Raises UserError if another program on this machine listens at the port of host:port."""
     port = int(address.rpartition(":")[2])
     try:
         socket.create_server(("", port)).close()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UserError(
-                f"port {port} of this machine is taken by another program. Give another one in "
+                f"port {port} of this machine is used by another program. Give another port in "
                 "--coordinator, to all processes."
             ) from None
 
 
 def await_listener(address: str, seconds: float):
-    """Returns when process 0 listens at host:port; ProcessesLost when it does not in that time."""
+    """Waits until process 0 listens at host:port; raises ProcessesLost after that time."""
     host, _, port = address.rpartition(":")
     end = time.monotonic() + seconds
     while True:
@@ -81,9 +81,9 @@ def _not_met(address, seconds, error):
 
 
 def initialize_arguments(coordinator: str, processes: int, process: int) -> dict | None:
-    """What `jax.distributed.initialize` is called with, None where it is not.
+    """The arguments of `jax.distributed.initialize`, or None if there is a single process.
 
-    Raises UserError for an address without count or place, and the other way round.
+    Raises UserError for an address without the number of processes and an index, and vice versa.
     """
     if coordinator in ("auto", "none"):
         if processes != -1 or process != -1:
@@ -99,20 +99,20 @@ def initialize_arguments(coordinator: str, processes: int, process: int) -> dict
         )
     if not 0 <= process < processes:
         raise UserError(
-            f"--process is {process} of --processes={processes}, but places count from 0 to the "
-            f"number of processes less 1, {JOIN_EXAMPLE}."
+            f"--process is {process} of --processes={processes}, but indices count from 0 to the "
+            f"number of processes minus 1, {JOIN_EXAMPLE}."
         )
     return dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
 
 
 def from_environment(environment) -> dict | None:
-    """The same for what the environment says of other processes, None where it knows of none.
+    """The arguments of `initialize` from the environment, or None if it describes one process.
 
     JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID; a SLURM step or an Open MPI
     job of several tasks; a TPU host, of a pod or alone.
     """
     if address := environment.get("JAX_COORDINATOR_ADDRESS"):
-        numbers = [environment.get(f"JAX_{word}", "") for word in ("NUM_PROCESSES", "PROCESS_ID")]
+        numbers = [environment.get(f"JAX_{name}", "") for name in ("NUM_PROCESSES", "PROCESS_ID")]
         if not all(number.isdigit() for number in numbers):
             raise UserError(
                 f"JAX_COORDINATOR_ADDRESS is {address}, but JAX_NUM_PROCESSES and JAX_PROCESS_ID "

@@ -1,4 +1,4 @@
-"""Devices, axis names, and where batches and parameters live."""
+"""The mesh of devices, and the sharding of batches and parameters over it."""
 
 import math
 import os
@@ -14,7 +14,7 @@ SMALLEST_SPLIT = 2**14  # elements; a smaller array is cheaper to copy than to g
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """Mesh over all devices with axes ("data", "fsdp"); -1 takes what the other axis leaves.
+    """Mesh over all devices with axes ("data", "fsdp"); -1 is inferred from the other axis.
 
     Raises UserError when the two do not multiply to the number of devices.
     """
@@ -30,33 +30,32 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
 
 
 def local_mesh(device: str | None = None) -> Mesh:
-    """All local devices of a kind, as of `find_devices`, along the first axis."""
+    """A mesh with all local devices of `find_devices` along the first axis."""
     devices = find_devices(device)
-    places = np.reshape(devices, (len(devices), 1))
-    return Mesh(places, AXES, axis_types=(AxisType.Auto,) * 2)
+    return Mesh(np.reshape(devices, (len(devices), 1)), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def find_devices(device: str | None = None) -> list[jax.Device]:
-    """The local devices of a kind, "cpu", "cuda", "gpu" or "tpu"; None: jax's choice.
+    """The local devices of a platform, "cpu", "cuda", "gpu" or "tpu"; None: jax's choice.
 
-    Raises UserError when there is none of them.
+    Raises UserError when there are none.
     """
     try:
         return jax.local_devices(backend=device)
-    except (RuntimeError, AssertionError):  # the latter where JAX_PLATFORMS names what is not there
-        kind = device or os.environ.get("JAX_PLATFORMS", "")
-    extra = {"gpu": "cuda", "cuda": "cuda", "tpu": "tpu"}.get(kind)
+    except (RuntimeError, AssertionError):  # an unknown JAX_PLATFORMS raises the latter
+        platform = device or os.environ.get("JAX_PLATFORMS", "")
+    extra = {"gpu": "cuda", "cuda": "cuda", "tpu": "tpu"}.get(platform)
     advice = "Known: cpu, cuda (or gpu), tpu"
     advice = f'Try pip install "diffseg_jax[{extra}]"' if extra else advice
-    shown = " and see that nvidia-smi shows the GPU" if extra == "cuda" else ""
+    check = " and see that nvidia-smi shows the GPU" if extra == "cuda" else ""
     raise UserError(
-        f'jax finds no device of the kind "{kind}". {advice}{shown}, or leave the choice to jax '
-        "(no --device, no JAX_PLATFORMS)."
+        f'jax finds no device of the kind "{platform}". {advice}{check}, or leave the choice to '
+        "jax (no --device, no JAX_PLATFORMS)."
     )
 
 
 def process_mesh(mesh: Mesh) -> Mesh:
-    """A mesh over the devices of this process alone, split as far as the whole one is."""
+    """A mesh over the devices of this process only; "fsdp" is the largest common divisor."""
     count = jax.local_device_count()
     fsdp = math.gcd(mesh.shape["fsdp"], count)
     devices = np.reshape(jax.local_devices(), (count // fsdp, fsdp))
@@ -71,14 +70,13 @@ def check_batch(batch_size: int, accumulate: int, where: str):
         devices = "1 device" if jax.device_count() == 1 else f"{jax.device_count()} devices"
         parts = f" in {accumulate} parts" if accumulate > 1 else ""
         raise UserError(
-            f"{where} is {batch_size}, but {devices} must share it evenly"
-            f"{parts}. "
+            f"{where} is {batch_size}, but {devices} must share it evenly{parts}. "
             f"Try --config.{where}={near} or {near + share}."
         )
 
 
 def describe_devices(mesh: Mesh) -> str:
-    """The number of devices of a mesh, and how they are arranged, in words."""
+    """The number of devices of a mesh and their arrangement, as text."""
     text = counted(mesh.size, "device")
     if mesh.size > 1:
         text += f" (data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})"
@@ -88,46 +86,46 @@ def describe_devices(mesh: Mesh) -> str:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis of every batch array is split over all devices."""
+    """The sharding of batch arrays: their first axis is split over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def state_shardings(tree, mesh: Mesh):
-    """A sharding per leaf: the largest axis that `fsdp` divides is split, small ones copied."""
+    """A sharding per leaf: the largest axis that `fsdp` divides is split, small ones are copied."""
     size = mesh.shape["fsdp"]
 
-    def place(leaf):
+    def shard(leaf):
         axes = [a for a, n in enumerate(leaf.shape) if n % size == 0]
         if size == 1 or np.prod(leaf.shape) < SMALLEST_SPLIT or not axes:
             return NamedSharding(mesh, PartitionSpec())
         largest = max(axes, key=lambda a: leaf.shape[a])
         return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(shard, tree)
 
 
 def place_tree(tree, shardings):
-    """Arrays of the host, the same in all processes, where their shardings say."""
+    """Host arrays, the same in all processes, as global arrays with the given shardings."""
 
-    def put_one(array, where):
+    def put_one(array, sharding):
         array = np.asarray(array)
-        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(put_one, tree, shardings)
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """Rows of each batch that live on the devices of this process, rising."""
-    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    return np.unique(np.concatenate([np.arange(batch_size)[place] for (place,) in places]))
+    """The rows of each batch that are on the devices of this process, in ascending order."""
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in indices]))
 
 
 def to_devices(batch: dict, mesh: Mesh, batch_size: int) -> dict:
     """The rows of a batch that `local_rows` names -> global arrays, split over all devices."""
-    sharding, here = batch_sharding(mesh), local_rows(mesh, batch_size)
+    sharding, local = batch_sharding(mesh), local_rows(mesh, batch_size)
 
     def put_rows(rows):
-        part = lambda index: rows[np.searchsorted(here, np.arange(batch_size)[index[0]])]
+        part = lambda index: rows[np.searchsorted(local, np.arange(batch_size)[index[0]])]
         return jax.make_array_from_callback((batch_size, *rows.shape[1:]), sharding, part)
 
     return {name: put_rows(np.asarray(rows)) for name, rows in batch.items()}

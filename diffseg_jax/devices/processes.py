@@ -1,7 +1,7 @@
-"""Several processes as one program: agreeing, and leaving without making the others wait.
+"""Several processes as one program: collectives on the host, and exit without deadlock.
 
-The work is done by jax.distributed. Processes that lose one of theirs are ended by its runtime
-(SIGABRT, code 134), which no Python code can catch: whatever started them says what to do next.
+jax.distributed does the work. When a process is lost, its runtime ends the others (SIGABRT, code
+134), which Python code cannot catch: the program that started them decides what to do next.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from diffseg_jax.errors import UserError
 
 
 class ProcessesLost(Exception):
-    """The processes of a run did not find each other in time, or one of them cannot go on."""
+    """The processes of a run did not find each other in time, or one of them was lost."""
 
 
 def require_one(what: str):
-    """Raises UserError for what one process does, where there are several."""
+    """Raises UserError if there are several processes; `what` is named in the message."""
     if jax.process_count() > 1:
         raise UserError(
             f"{what} runs in one process, but there are {jax.process_count()}. Start it once, with "
@@ -30,18 +30,18 @@ def require_one(what: str):
 
 
 def is_first() -> bool:
-    """Whether this is the one process that writes what is written once."""
+    """Whether this is process 0, which alone writes shared files."""
     return jax.process_index() == 0
 
 
 def barrier(purpose: str):
-    """Returns when all processes have come here."""
+    """Waits until all processes have reached this call."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(purpose)
 
 
 def require_same_everywhere(what: str, content):
-    """Raises UserError in the processes whose JSON values differ from those of the first one."""
+    """Raises UserError in the processes whose JSON values differ from those of process 0."""
     if jax.process_count() == 1:
         return
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
@@ -49,42 +49,42 @@ def require_same_everywhere(what: str, content):
     if not np.array_equal(multihost_utils.broadcast_one_to_all(mine), mine):
         raise UserError(
             f"process {jax.process_index()} has another {what} than process 0. Start all processes "
-            "with the same command but for --process."
+            "with the same command, except for --process."
         )
 
 
 def true_in_all(mine: bool) -> bool:
-    """Whether it is true in every process."""
+    """Whether the value is true in every process."""
     return maximum_over(int(not mine)) == 0
 
 
 def maximum_over(mine: int) -> int:
-    """The largest of the numbers of all processes."""
+    """The maximum of the numbers of all processes."""
     if jax.process_count() == 1:
         return mine
     return int(np.max(multihost_utils.process_allgather(np.int32(mine))))
 
 
 def broadcast_from_first(mine: int | None) -> int | None:
-    """What the first process has: files may not look the same from all hosts at once."""
+    """The value of process 0; hosts of a network file system may see files at different times."""
     if jax.process_count() == 1:
         return mine
-    said = multihost_utils.broadcast_one_to_all(np.int32(-1 if mine is None else mine))
-    return None if said < 0 else int(said)
+    value = multihost_utils.broadcast_one_to_all(np.int32(-1 if mine is None else mine))
+    return None if value < 0 else int(value)
 
 
 def sum_over(mine: np.ndarray) -> np.ndarray:
-    """The sum u32[n] of what all processes have, modulo 2**32."""
+    """The sum u32[n] of the arrays of all processes, modulo 2**32."""
     if jax.process_count() == 1:
         return mine
-    parts = multihost_utils.process_allgather(mine.view(np.int32))  # signed ones travel
+    parts = multihost_utils.process_allgather(mine.view(np.int32))  # gathered as i32
     return np.sum(parts.view(np.uint32), axis=0, dtype=np.uint32)
 
 
 def exit_process(code: int, immediately: bool = False):
-    """Ends the program; one of several at once, as an orderly end would wait for the others.
+    """Ends the program; one of several without cleanup, which would wait for the others.
 
-    immediately  also the only one, where an orderly end would try again what just failed
+    immediately  skips the cleanup of a single process too, which would retry a failed write
     """
     several = jax.distributed.is_initialized() and jax.process_count() > 1
     if several or immediately:

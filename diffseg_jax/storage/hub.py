@@ -1,4 +1,4 @@
-"""Folders of the Hugging Face Hub (hf://) on this machine: fetched once, then in its cache."""
+"""Folders of the Hugging Face Hub (hf://): downloaded once, then read from the local cache."""
 
 import contextlib
 import glob
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from diffseg_jax.errors import UserError
 
-HUB = "hf://"  # how an address in the Hub begins
+HUB = "hf://"  # the prefix of addresses in the Hub
 FORM = f"{HUB}user/repository[/folder][@revision], such as {HUB}anna/streets/checkpoints/train@v1"
 NAME = r"[A-Za-z0-9][\w.-]*"
 ADDRESS = re.compile(
@@ -19,18 +19,18 @@ ADDRESS = re.compile(
 
 
 def in_hub(path):
-    """Whether a path is an address in the Hub and not on this machine."""
+    """Whether a path is an address in the Hub, and not on this machine."""
     return str(path).startswith(HUB)
 
 
 def fetch(address: str) -> Path:
-    """The local copy of a model repository, or of one folder in it, downloaded where it is not.
+    """The local copy of a model repository, or of one folder in it, downloaded if it is missing.
 
     address  hf://user/repository[/folder][@revision]; without a revision it is `main`
 
-    What was fetched before is asked after, and taken as it is where the Hub is out of reach.
-    Raises UserError for other addresses, and for what is not there, not open to you or not
-    reachable.
+    An earlier download is checked for updates, and used unchanged if the Hub cannot be reached.
+    Raises UserError for other addresses, and for repositories that do not exist, that the user may
+    not read, or that cannot be reached.
     """
     repository, folder, revision = split_address(address)
     if importlib.util.find_spec("huggingface_hub") is None:
@@ -41,9 +41,9 @@ def fetch(address: str) -> Path:
         from huggingface_hub import constants, snapshot_download, utils
 
         page = f"{constants.ENDPOINT}/{repository}/tree/{revision}"
-        wanted = [f"{glob.escape(folder)}/*"] if folder else None
+        patterns = [f"{glob.escape(folder)}/*"] if folder else None
         snapshot = snapshot_download(
-            repository, revision=revision, allow_patterns=wanted, tqdm_class=_bars(utils.tqdm)
+            repository, revision=revision, allow_patterns=patterns, tqdm_class=_bars(utils.tqdm)
         )
         snapshot = Path(snapshot)
     if not (snapshot / folder).is_dir():
@@ -56,26 +56,26 @@ def fetch(address: str) -> Path:
 
 
 def split_address(address: str) -> tuple[str, str, str]:
-    """(user/repository, folder in it or "", revision) of an address; UserError if it is none."""
+    """(user/repository, folder in it or "", revision) of an address; UserError if invalid."""
     match = ADDRESS.fullmatch(str(address).removesuffix("/"))
     if match is None:
-        raise UserError(f"{address} is no address in the Hub. Give {FORM}.")
+        raise UserError(f"{address} is not an address in the Hub. Give {FORM}.")
     folder, revision = match["folder"] or "", match["revision"] or "main"
     for part in (*(folder.split("/") if folder else ()), *revision.split("/")):
         if part in ("", ".", "..") or "\\" in part or not part.isprintable():
             raise UserError(
-                f'{address}: "{part}" is no name of a folder in a repository, or of a revision. '
-                f"Give {FORM}."
+                f'{address}: "{part}" is not the name of a folder in a repository or of a '
+                f"revision. Give {FORM}."
             )
     return match["repository"], folder, revision
 
 
 @contextlib.contextmanager
 def _sentences(address, repository, revision):
-    """What keeps an address from being fetched is a UserError."""
+    """Turns any error while fetching an address into a UserError."""
     try:
         yield
-    except Exception as error:  # of network, disk and service, which have no common base
+    except Exception as error:  # network, disk and service have no common base class
         raise UserError(f"{address}: {_why(error, repository, revision)}.") from None
 
 
@@ -99,27 +99,27 @@ def _why(error, repository, revision):
         )
     if isinstance(error, errors.LocalEntryNotFoundError):
         return (
-            "the Hub is not reachable, and no whole copy was found in the cache of this machine "
+            "the Hub is not reachable, and no complete copy was found in the cache of this machine "
             f"({_reason(error.__cause__ or error)}). Try again with a connection, or give a path "
             "on this machine"
         )
     return (
-        f"it cannot be fetched ({_reason(error)}). Check the connection and the room on the disk, "
-        "and try again: whole files are kept"
+        f"it cannot be fetched ({_reason(error)}). Check the connection and the free disk space, "
+        "and try again: complete files are not downloaded again"
     )
 
 
 def _reason(error):
-    """The cause of an error in a line."""
+    """The cause of an error in one line."""
     line = next((line for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {line[:200]}" if line else type(error).__name__
 
 
-def _bars(usual):
-    """The Hub's progress bars, for those who look on: on a terminal or in a notebook."""
+def _bars(base):
+    """The Hub's progress bars, which only a terminal and a notebook show."""
     hidden = not sys.stderr.isatty() and "ipykernel" not in sys.modules
 
-    class Bars(usual):
+    class Bars(base):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options | ({"disable": True} if hidden else {}))
 
@@ -128,7 +128,7 @@ def _bars(usual):
 
 @contextlib.contextmanager
 def _without_warnings():
-    """Quiet about logging in, which who reads what is open need not; what fails is raised."""
+    """Hides the advice to log in, which open repositories do not need; errors are still raised."""
     from huggingface_hub.utils import logging
 
     before = logging.get_verbosity()

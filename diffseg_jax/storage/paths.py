@@ -41,7 +41,7 @@ def open_path(path: str | os.PathLike) -> Path:
 
 
 def absolute(path: Path) -> Path:
-    """A path on this machine from the root; an address as it is."""
+    """A path on this machine as an absolute path; an address unchanged."""
     return path if in_bucket(path) else path.absolute()
 
 
@@ -70,12 +70,12 @@ def reachable(path: Path):
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file, so that at any time either the old or the new content is there completely.
+    """Writes a file so that at any time either the old or the new content is there completely.
 
-    Makes the folder if needed.
+    Creates the folder if it is missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if in_bucket(path):  # an object is only ever replaced as a whole
+    if in_bucket(path):  # the storage replaces an object atomically
         path.write_bytes(content)
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -95,10 +95,10 @@ def write_json(path: Path, content) -> None:
 
 
 def make_folder(path: Path):
-    """Makes the folder of a flag --output; UserError when that fails."""
+    """Creates the folder given by --output; raises UserError if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be made ({error.strerror or error}). Give another --output."
+            f"{path} cannot be created ({error.strerror or error}). Give another --output."
         ) from None

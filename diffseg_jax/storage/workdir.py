@@ -26,7 +26,7 @@ def open_workdir(text: str) -> Path:
 
 
 def claim_workdir(config: ConfigDict, workdir: Path):
-    """Makes the workdir and writes config.json, or checks that its checkpoints are this config's.
+    """Creates the workdir and config.json, or checks that its checkpoints are of this config.
 
     The config of a run without a checkpoint may still change. Raises UserError when the workdir
     cannot be written, holds a run of another config, or differs between processes.
@@ -42,7 +42,7 @@ def claim_workdir(config: ConfigDict, workdir: Path):
 
 
 def make_workdir(workdir: Path):
-    """Raises UserError when it cannot be made or written."""
+    """Creates the workdir; raises UserError when it cannot be created or written."""
     probe = workdir / f".{uuid.uuid4().hex}.partial"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def require_shared(workdir: Path):
 
 
 def has_checkpoints(workdir: Path) -> bool:
-    """Whether any stage has a complete checkpoint there."""
+    """Whether any stage in the workdir has a complete checkpoint."""
     return any(has_checkpoint(stage) for stage in workdir.glob("checkpoints/*"))
 
 
@@ -104,7 +104,7 @@ def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
 
 
 def saved_config(workdir: Path) -> dict:
-    """The config of a run as JSON, {} where there is none."""
+    """The config of a run as JSON, {} if there is none."""
     file = workdir / "config.json"
     try:
         return json.loads(file.read_text()) if file.exists() else {}
@@ -119,7 +119,7 @@ def read_results(workdir: Path) -> dict:
 
 
 def as_json(values):
-    """Nested dicts and tuples as JSON gives them back, with lists for tuples."""
+    """Nested dicts and tuples as JSON returns them, with lists for tuples."""
     if isinstance(values, dict):
         return {key: as_json(value) for key, value in values.items()}
     return [as_json(value) for value in values] if isinstance(values, (tuple, list)) else values

@@ -168,7 +168,7 @@ OPTIONS = {
         "uncertainty": Text(MEASURES),
     },
     "sweep": {
-        "steps": Several(Number(int, 1, 1000), least=1),
+        "steps": Several(Number(int, 1, 1000), minimum=1),
         "draws": Several(Number(int, 1, 256)),
     },
 }

@@ -98,7 +98,7 @@ OPTIONS = {
     "weights_order": Text(ORDERS),
     "model": {
         "channels": Number(int, 32, 8192),
-        "channel_mult": Several(Number(float, 0.1, 64), least=1, most=10),
+        "channel_mult": Several(Number(float, 0.1, 64), minimum=1, maximum=10),
         "res_blocks": Number(int, 1, 16),
         "attention_factors": Several(Number(int, 1)),
         "heads": Number(int, 1, 1024),
@@ -132,8 +132,8 @@ STAGE_OPTIONS = {  # kind of stage -> further options of a config with such a st
     FIT: {
         "features": {
             "source": Text(("network", "colour")),
-            "steps": Several(Number(int, 0), least=1),
-            "blocks": Several(Number(int, 0), least=1),
+            "steps": Several(Number(int, 0), minimum=1),
+            "blocks": Several(Number(int, 0), minimum=1),
             "short": Number(int, 0, 16384),
             "share_noise": Flag(),
             "noise_file": Text(),

@@ -1,4 +1,4 @@
-"""Meshes of 8 fake devices against one device: the same losses, statistics and saved bits."""
+"""Meshes of 8 fake devices and one device give the same losses, statistics and saved bits."""
 
 import json
 
@@ -33,7 +33,7 @@ def sharded_run(command, system, workdir, mesh, *other):
 
 @pytest.fixture(scope="module")
 def single(command, tmp_path_factory):
-    """system -> the workdir of its run on one device; made once."""
+    """A function from a system to the workdir of its run on one device, which runs once."""
     made = {}
 
     def workdir_of(system):
@@ -45,35 +45,35 @@ def single(command, tmp_path_factory):
     return workdir_of
 
 
-@pytest.mark.slow  # test_two_processes sees that two devices change no loss
+@pytest.mark.slow  # test_two_processes checks quickly that two devices change no loss
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("system, mesh", CASES)
-def test_a_mesh_changes_nothing_but_the_place(command, single, tmp_path, system, mesh):
+def test_a_mesh_changes_only_the_sharding(command, single, tmp_path, system, mesh):
     alone = single(system)
-    facts = sharded_run(command, system, tmp_path, mesh, alone)
-    assert facts.pop("devices") == 8
+    report = sharded_run(command, system, tmp_path, mesh, alone)
+    assert report.pop("devices") == 8
 
     # ---- losses of 20 steps of each stage that the loop trains
     ours, theirs = records(tmp_path), records(alone)
     assert [entry[:2] for entry in ours] == [entry[:2] for entry in theirs]
-    assert len(ours) == 20 * len(facts)
+    assert len(ours) == 20 * len(report)
     np.testing.assert_allclose([x[2] for x in ours], [x[2] for x in theirs], rtol=1e-5)
 
-    for stage in facts:
-        # ---- batch statistics are global: a mean over all devices' rows; 8 devices wrote, 1 reads
+    for stage in report:
+        # ---- batch statistics are means over the rows of all devices; 8 devices wrote, 1 reads
         network, _ = open_network(tmp_path / "checkpoints" / stage)
-        wanted, _ = open_network(alone / "checkpoints" / stage)
-        stats, wanted_stats = flatten(network["stats"]), flatten(wanted["stats"])
-        assert stats.keys() == wanted_stats.keys()
+        expected, _ = open_network(alone / "checkpoints" / stage)
+        stats, expected_stats = flatten(network["stats"]), flatten(expected["stats"])
+        assert stats.keys() == expected_stats.keys()
         for path, array in stats.items():
-            np.testing.assert_allclose(array, wanted_stats[path], rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(array, expected_stats[path], rtol=1e-3, atol=1e-4)
 
         # ---- fsdp splits parameters and both moments; 1 device wrote, 8 read
-        assert (facts[stage]["params"] > 0) == (mesh[1] > 1)
-        assert facts[stage]["opt"] == 2 * facts[stage]["params"]
-        assert facts[stage]["restored"]
+        assert (report[stage]["params"] > 0) == (mesh[1] > 1)
+        assert report[stage]["opt"] == 2 * report[stage]["params"]
+        assert report[stage]["restored"]
 
-    if system == "ddpm_seg":  # ---- devices share the members of the ensemble, and the pictures
+    if system == "ddpm_seg":  # ---- devices share the members of the ensemble and the images
         ours, theirs = records(tmp_path, ("fit",)), records(alone, ("fit",))
         assert [entry[:2] for entry in ours] == [entry[:2] for entry in theirs] != []
         np.testing.assert_allclose([x[2] for x in ours], [x[2] for x in theirs], rtol=0.02)
@@ -81,13 +81,13 @@ def test_a_mesh_changes_nothing_but_the_place(command, single, tmp_path, system,
 
 @pytest.mark.timeout(600)
 def test_checkpoints_move_from_8_devices_to_4_to_1_to_8(command, tiny_run, tmp_path):
-    places = [tiny_run.workdir / "checkpoints" / "pretrain"]
-    facts = []
+    directories = [tiny_run.workdir / "checkpoints" / "pretrain"]
+    reports = []
     for count, fsdp in (8, 8), (4, 2), (1, 1), (8, 4):
-        places.append(tmp_path / str(len(places)))
-        done = command.script("tests/moved_run.py", *places[-2:], fsdp, devices=count)
+        directories.append(tmp_path / str(len(directories)))
+        done = command.script("tests/moved_run.py", *directories[-2:], fsdp, devices=count)
         assert done.code == 0, done.err[-2000:]
-        facts.append(json.loads(done.out.splitlines()[-1]))
-    assert [fact["devices"] for fact in facts] == [8, 4, 1, 8]
-    assert [fact["split"] > 0 for fact in facts] == [True, True, False, True]
-    assert len({fact["digest"] for fact in facts}) == 1
+        reports.append(json.loads(done.out.splitlines()[-1]))
+    assert [report["devices"] for report in reports] == [8, 4, 1, 8]
+    assert [report["split"] > 0 for report in reports] == [True, True, False, True]
+    assert len({report["digest"] for report in reports}) == 1

@@ -1,4 +1,4 @@
-"""Where batches and parameters live; the mesh of several devices is in test_devices.py."""
+"""Shapes of meshes and shardings; runs on several devices are tested in test_devices.py."""
 
 import re
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.quick
 
 @pytest.fixture
 def eight(monkeypatch):
-    """A process that believes in 8 devices."""
+    """Makes jax report 8 devices."""
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     made = lambda shape, names, axis_types: dict(zip(names, shape))
     monkeypatch.setattr(jax, "make_mesh", made)
@@ -25,23 +25,23 @@ def eight(monkeypatch):
     "data, fsdp, shape",
     [(-1, 1, (8, 1)), (-1, 4, (2, 4)), (1, -1, (1, 8)), (2, 4, (2, 4)), (8, -1, (8, 1))],
 )
-def test_minus_one_takes_what_is_left(eight, data, fsdp, shape):
+def test_minus_one_is_inferred_from_the_other_axis(eight, data, fsdp, shape):
     assert meshes.make_mesh(data, fsdp) == dict(zip(("data", "fsdp"), shape))
 
 
 @pytest.mark.parametrize("data, fsdp", [(3, 1), (-1, 3), (-1, -1), (0, 1), (1, 0), (-1, 16)])
-def test_axes_that_do_not_fit_the_devices(eight, data, fsdp):
+def test_axes_must_multiply_to_the_number_of_devices(eight, data, fsdp):
     with pytest.raises(UserError, match=r"devices, 8\. Try --config\.mesh\.data="):
         meshes.make_mesh(data, fsdp)
 
 
 @pytest.mark.parametrize("batch, accumulate", [(8, 1), (16, 2), (48, 3)])
-def test_batches_that_divide(eight, batch, accumulate):
+def test_batches_that_the_devices_divide_are_accepted(eight, batch, accumulate):
     meshes.check_batch(batch, accumulate, "stages.finetune.batch_size")
 
 
 @pytest.mark.parametrize("batch, accumulate", [(1, 1), (12, 1), (8, 2), (40, 2)])
-def test_the_sentence_of_a_batch_suggests_sizes_that_work(eight, batch, accumulate):
+def test_the_error_for_a_batch_size_suggests_valid_sizes(eight, batch, accumulate):
     with pytest.raises(UserError) as error:
         meshes.check_batch(batch, accumulate, "stages.finetune.batch_size")
     message = str(error.value)

@@ -1,6 +1,6 @@
 """Two processes, started by launch/local.sh, are one run: the same losses, counts and final bits.
 
-The launcher is the user's; the processes meet at a port of this machine and reduce over gloo.
+The processes connect through a port of this machine and reduce over gloo.
 """
 
 import importlib.util
@@ -24,9 +24,9 @@ SPEC = importlib.util.spec_from_file_location("fault_run", ROOT / "tests/benchma
 fault_run = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(fault_run)
 
-# Adam enlarges rounding where gradients are truly zero, unless its epsilon is large. Five images
-# are shared unevenly.
-STILL = ["--config.stages.{}.optim.epsilon=1e-3", "--config.stages.{}.every.log=1"]
+# Adam amplifies rounding errors where gradients are exactly zero, unless its epsilon is large. Five
+# images cannot be split evenly over two processes.
+STABLE = ["--config.stages.{}.optim.epsilon=1e-3", "--config.stages.{}.every.log=1"]
 SYSTEMS = {  # config -> stages of the training loop, all stages
     "tiny_ddpm_seg": (("pretrain",), ("pretrain", "fit")),
     "tiny_ddep": (("pretrain", "finetune"), ("pretrain", "finetune")),
@@ -36,17 +36,17 @@ PARAMETERS = [
     pytest.param(name, marks=[] if name == "tiny_ddpm_seg" else pytest.mark.slow)
     for name in SYSTEMS
 ]
-ENDS_WITHIN = 90  # seconds after a process was lost
+ENDS_WITHIN = 90  # seconds after the loss of a process
 
 
 def flags_of(name):
     loops, stages = SYSTEMS[name]
-    still = [flag.format(stage) for stage in loops for flag in STILL]
-    return [f"--config.run={stages}", "--config.evaluate.images=5", *still]
+    stable = [flag.format(stage) for stage in loops for flag in STABLE]
+    return [f"--config.run={stages}", "--config.evaluate.images=5", *stable]
 
 
 def start_two(cache, workdir, name):
-    """The launcher with two processes, as Popen with one pipe for all that it says."""
+    """The launcher with two processes, as Popen with one pipe for stdout and stderr."""
     environment = {
         **os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -117,10 +117,10 @@ def test_counts_are_those_of_one_process(pair, command):
     assert all(result["images"] == 5 for result in alone.values())
 
 
-def test_what_is_written_once_is_written_once(pair):
+def test_only_the_first_process_writes_metrics_and_logs(pair):
     lines = (pair.workdir / "metrics.jsonl").read_text().splitlines()
-    places = [(r["stage"], r["step"], "loss" in r) for r in map(json.loads, lines)]
-    assert len(places) == len(set(places))
+    records = [(r["stage"], r["step"], "loss" in r) for r in map(json.loads, lines)]
+    assert len(records) == len(set(records))
     assert "2 devices (data 2 x fsdp 1) of 2 processes" in pair.out
     quiet = (pair.workdir / "logs" / "process_1.log").read_text()
     assert "images/s" not in quiet and "finished" not in quiet
@@ -128,20 +128,20 @@ def test_what_is_written_once_is_written_once(pair):
 
 def process_of(workdir, number):
     """The pid of one process of a run, found by its command line."""
-    words = {f"--process={number}", f"--workdir={workdir}"}
+    arguments = {f"--process={number}", f"--workdir={workdir}"}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             given = (folder / "cmdline").read_bytes().decode().split("\0")
         except OSError:
             continue
-        if words <= set(given) and "diffseg_jax.main" in given:
+        if arguments <= set(given) and "diffseg_jax.main" in given:
             return int(folder.name)
     raise AssertionError(f"process {number} of {workdir} does not run")
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_lost_process_ends_the_other_and_costs_no_bit(pair, cache, tmp_path, number):
+def test_a_run_resumes_bit_exactly_after_a_lost_process(pair, cache, tmp_path, number):
     process = start_two(cache, tmp_path, pair.name)
     half = fault_run.count_records(pair.workdir) // 2
     end = time.monotonic() + 280
@@ -154,7 +154,7 @@ def test_a_lost_process_ends_the_other_and_costs_no_bit(pair, cache, tmp_path, n
     assert time.monotonic() - lost < ENDS_WITHIN
     assert done.code not in (0, 2, 75)
     assert f"process {number} was killed (signal 9)" in done.out, done.out
-    assert f"the same command goes on from the last checkpoint in {tmp_path}" in done.out, done.out
+    assert f"the same command resumes from the last checkpoint in {tmp_path}" in done.out, done.out
 
     again = ended(start_two(cache, tmp_path, pair.name))
     assert again.code == 0, again.out
@@ -163,7 +163,7 @@ def test_a_lost_process_ends_the_other_and_costs_no_bit(pair, cache, tmp_path, n
 
 
 @pytest.mark.timeout(900)
-def test_sigterm_to_the_launcher_saves_in_both(pair, cache, tmp_path):
+def test_sigterm_to_the_launcher_saves_a_checkpoint_in_both(pair, cache, tmp_path):
     process = start_two(cache, tmp_path, pair.name)
     half = fault_run.count_records(pair.workdir) // 2
     end = time.monotonic() + 280
@@ -173,7 +173,7 @@ def test_sigterm_to_the_launcher_saves_in_both(pair, cache, tmp_path):
     process.terminate()
     done = ended(process, ENDS_WITHIN)
     assert done.code == 75, done.out
-    said = r"stopped by SIGTERM after step (\d+) of stage (\w+), which is saved"
-    found = re.search(said, done.out)
+    message = r"stopped by SIGTERM after step (\d+) of stage (\w+), which is saved"
+    found = re.search(message, done.out)
     assert found, done.out
     assert int(found[1]) in steps_in(tmp_path / "checkpoints" / found[2])

@@ -1,4 +1,4 @@
-"""hf:// without a network: checkpoints in the Hub of fake_hub.py, and what can go wrong there."""
+"""hf:// without a network: checkpoints in the Hub of fake_hub.py, and its errors."""
 
 import importlib.util
 import json
@@ -17,13 +17,13 @@ from diffseg_jax.storage import hub
 from diffseg_jax.storage.networks import open_meta
 
 ROOT = Path(__file__).parents[2]
-NOBODY = "http://127.0.0.1:9"  # a port that nobody listens at
+UNREACHABLE = "http://127.0.0.1:9"  # a port without a listener
 SMALL = {"README.md": b"# streets", "a/b/c.txt": b"deep", "a/d.txt": b"flat", "ab/e.txt": b"near"}
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    """A Hub for this module, and a cache; the package reads where they are when it is imported."""
+    """A Hub and a cache for this module; huggingface_hub reads their addresses at import."""
     if importlib.util.find_spec("huggingface_hub") is None:
         pytest.skip("huggingface_hub is not installed")
     with fake_hub.serve() as fake, pytest.MonkeyPatch.context() as patch:
@@ -41,7 +41,7 @@ def service(tmp_path_factory):
 
 @pytest.fixture
 def small(service, request):
-    """A repository of four files for one test: its name."""
+    """The name of a repository of four files for one test."""
     name = f"anna/{request.node.name.partition('[')[0]}"
     service.store(name, SMALL)
     return name
@@ -61,20 +61,20 @@ def refusal(address):
     return str(caught.value)
 
 
-def test_a_checkpoint_arrives_as_it_left(service, tiny_run):
+def test_a_fetched_checkpoint_equals_the_uploaded_one(service, tiny_run):
     service.store_folder("anna/streets", tiny_run.workdir)
     stage = tiny_run.workdir / "checkpoints/finetune"
     fetched = hub.fetch("hf://anna/streets/checkpoints/finetune")
     assert open_meta(fetched) == open_meta(stage)
     assert files_in(fetched) == files_in(stage)
-    opened, left = load("hf://anna/streets/checkpoints/finetune"), load(stage)
-    assert opened.names == left.names and opened.step == left.step
-    chex.assert_trees_all_equal(opened.network, left.network)
-    whole = hub.fetch("hf://anna/streets")
-    assert files_in(whole) == files_in(tiny_run.workdir)
+    downloaded, uploaded = load("hf://anna/streets/checkpoints/finetune"), load(stage)
+    assert downloaded.names == uploaded.names and downloaded.step == uploaded.step
+    chex.assert_trees_all_equal(downloaded.network, uploaded.network)
+    repository = hub.fetch("hf://anna/streets")
+    assert files_in(repository) == files_in(tiny_run.workdir)
 
 
-def test_a_folder_comes_alone(service, small):
+def test_only_the_requested_folder_is_fetched(service, small):
     folder = hub.fetch(f"hf://{small}/a/")
     assert files_in(folder) == {"b/c.txt": b"deep", "d.txt": b"flat"}
     assert {path.name for path in folder.parent.iterdir()} == {"a"}
@@ -94,7 +94,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(service, small):
     assert files_in(hub.fetch(f"hf://{small}")) == {"a/d.txt": b"newer"}
 
 
-def test_what_is_here_is_not_fetched_again(service, small):
+def test_cached_files_are_not_fetched_again(service, small):
     hub.fetch(f"hf://{small}/a")
     del service.requests[:]
     hub.fetch(f"hf://{small}/a")
@@ -107,19 +107,19 @@ def test_what_is_here_is_not_fetched_again(service, small):
         service.failing(0)
 
 
-def test_what_is_not_there_is_said(service, small):
-    said = refusal(f"hf://{small}/checkpoints/train")
-    assert f"repository {small} has no folder checkpoints/train at revision main" in said
-    assert f"{service.environment['HF_ENDPOINT']}/{small}/tree/main" in said
+def test_errors_name_what_is_missing(service, small):
+    message = refusal(f"hf://{small}/checkpoints/train")
+    assert f"repository {small} has no folder checkpoints/train at revision main" in message
+    assert f"{service.environment['HF_ENDPOINT']}/{small}/tree/main" in message
     assert "has no folder README.md" in refusal(f"hf://{small}/README.md")
     assert "has no revision v9" in refusal(f"hf://{small}/a@v9")
-    said = refusal("hf://anna/nothing/a")
-    assert "no model repository anna/nothing" in said and "hf auth login" in said
+    message = refusal("hf://anna/nothing/a")
+    assert "no model repository anna/nothing" in message and "hf auth login" in message
     service.store("anna/empty", {})
     assert "anna/empty has no files" in refusal("hf://anna/empty")
 
 
-def test_closed_repositories_want_a_login(service, monkeypatch):
+def test_closed_repositories_require_a_login(service, monkeypatch):
     service.store("anna/mine", SMALL, closed="private")
     service.store("anna/ask", SMALL, closed="gated")
     assert "if it is private, log in by `hf auth login`" in refusal("hf://anna/mine/a")
@@ -136,14 +136,14 @@ def test_closed_repositories_want_a_login(service, monkeypatch):
      "hf://anna/a/..\\b", "hf://an na/a", "hf:anna/a", "hf://anna/a/\x1b[2J", "hf://anna/a--b..c",
      "hf://anna/a@../../b"],
 )  # fmt: skip
-def test_an_address_has_one_form(service, address):
+def test_a_malformed_address_is_refused_without_a_request(service, address):
     del service.requests[:]
-    said = refusal(address)
-    assert "hf://user/repository[/folder][@revision]" in said and "\x1b" not in said
+    message = refusal(address)
+    assert "hf://user/repository[/folder][@revision]" in message and "\x1b" not in message
     assert not service.requests
 
 
-def test_the_package_may_be_missing(monkeypatch):
+def test_a_missing_package_is_named_with_its_installation(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert 'pip install "diffseg_jax[hf]"' in refusal("hf://anna/streets")
 
@@ -160,7 +160,7 @@ print(json.dumps(found))
 """
 
 
-def test_without_network_the_cache_answers(service, small):
+def test_without_a_network_the_cache_is_used(service, small):
     def run(endpoint):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": endpoint}
         addresses = [f"hf://{small}/a", "hf://anna/elsewhere"]
@@ -172,6 +172,6 @@ def test_without_network_the_cache_answers(service, small):
 
     (fetched, unknown), err = run(service.environment["HF_ENDPOINT"])
     assert err == "" and "no model repository anna/elsewhere" in unknown
-    (cached, unreachable), err = run(NOBODY)
+    (cached, unreachable), err = run(UNREACHABLE)
     assert err == "" and cached == fetched and (Path(cached) / "d.txt").exists()
-    assert "the Hub is not reachable, and no whole copy was found in the cache" in unreachable
+    assert "the Hub is not reachable, and no complete copy was found in the cache" in unreachable
