@@ -49,7 +49,7 @@ def test_the_command_line_ends_with_one_sentence(command, tmp_path, name):
     assert not workdir.exists()
 
 
-def test_a_workdir_of_another_config(tiny_run, command):
+def test_a_workdir_of_another_config_is_refused(tiny_run, command):
     before = (tiny_run.workdir / "config.json").read_bytes()
     done = command(tiny_run.workdir, "--config.seed=1", "--config.noise.kind=simple")
     lines = done.err.splitlines()
@@ -60,7 +60,7 @@ def test_a_workdir_of_another_config(tiny_run, command):
 
 
 @pytest.mark.slow  # compiles a program of its own
-def test_a_loss_that_is_not_finite(command, tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run(command, tmp_path):
     optim = "--config.stages.scratch.optim."
     flags = ["--config.run=('scratch',)", f"{optim}name=sgd", f"{optim}peak_lr=1e30"]
     flags += [f"{optim}clip_norm=0.0", f"{optim}warmup_ratio=0.0"]
@@ -99,7 +99,7 @@ def test_a_loss_that_is_not_finite(command, tmp_path):
         ("--workdri=x", ["no flag --workdri", 'Did you mean "--workdir"?']),
     ],
 )
-def test_a_mistake_in_a_flag(flag, parts):
+def test_a_mistake_in_a_flag_is_explained(flag, parts):
     with pytest.raises(UserError) as error:
         main.run([f"--config={TINY}", flag])
     assert "\n" not in str(error.value)
@@ -118,7 +118,7 @@ def test_a_mistake_in_a_flag(flag, parts):
         ("import", "imprt", ["cannot be run", "SyntaxError"]),
     ],
 )
-def test_a_mistake_in_a_config_file(tmp_path, old, new, parts):
+def test_a_mistake_in_a_config_file_is_explained(tmp_path, old, new, parts):
     text = TINY.read_text()
     assert old in text
     file = tmp_path / "mine.py"
@@ -128,7 +128,7 @@ def test_a_mistake_in_a_config_file(tmp_path, old, new, parts):
     assert all(part in str(error.value) for part in parts), error.value
 
 
-def test_a_config_file_that_is_not_there():
+def test_a_missing_config_file_is_named():
     with pytest.raises(UserError) as error:
         read_config(str(TINY.with_name("tiny_dep.py")))
     assert f'Did you mean "{TINY}"?' in str(error.value)
@@ -172,7 +172,7 @@ def exploding_loss(params, stats, batch, key):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A labelled folder of 6 pictures 32 x 48 of 2 classes in both splits."""
+    """A labelled folder of 6 images 32 x 48 of 2 classes in both splits."""
     root = tmp_path / "data"
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
@@ -197,7 +197,7 @@ def config(tiny_config, folder):
 
 
 def refused(config, workdir):
-    """The sentence with which training refuses, before it writes anything."""
+    """The error message of training, which is raised before anything is written."""
     with pytest.raises(UserError) as error:
         train.train(config, workdir)
     assert not workdir.exists()
@@ -229,11 +229,11 @@ def refused(config, workdir):
         ("dtype", "float16", ["dtype is 'float16'", "float32, bfloat16"]),
     ],
 )
-def test_a_value_that_cannot_work(config, tmp_path, path, value, parts):
+def test_an_invalid_value_is_explained(config, tmp_path, path, value, parts):
     *above, last = path.split(".")
     branch = config
-    for word in above:
-        branch = branch[word]
+    for key in above:
+        branch = branch[key]
     branch[last] = value
     sentence = refused(config, tmp_path / "run")
     assert all(part in sentence for part in parts), sentence
@@ -285,21 +285,21 @@ def test_a_value_that_cannot_work(config, tmp_path, path, value, parts):
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
-def test_a_value_that_no_diffusion_model_has(tmp_path, values, parts):
+def test_an_invalid_value_of_a_diffusion_model_is_explained(tmp_path, values, parts):
     config = tiny_ddpm.get_config()
     with config.unlocked():
         for path, value in values.items():
             *above, last = path.split(".")
             branch = config
-            for word in above:
-                branch = branch[word]
+            for key in above:
+                branch = branch[key]
             branch[last] = value
     sentence = refused(config, tmp_path / "run")
     assert all(part in sentence for part in parts), sentence
 
 
-def test_unlabelled_pictures_need_no_labelled_part(tmp_path):
-    """And a config that has one all the same is told that it is not read."""
+def test_unlabelled_images_need_no_options_of_labelled_ones(tmp_path):
+    """If a config has them nevertheless, the error says that they are not read."""
     config = tiny_ddpm.get_config()
     check_config(config)
     with config.unlocked():
@@ -307,13 +307,13 @@ def test_unlabelled_pictures_need_no_labelled_part(tmp_path):
     assert 'unknown option "data"' in refused(config, tmp_path / "run")
 
 
-def test_an_empty_folder(config, folder, tmp_path):
+def test_an_empty_folder_is_refused(config, folder, tmp_path):
     for file in (folder / "images/val").iterdir():
         file.unlink()
     assert "holds no file" in refused(config, tmp_path / "run")
 
 
-def test_an_image_without_mask(config, folder, tmp_path):
+def test_an_image_without_a_mask_is_named(config, folder, tmp_path):
     (folder / "masks/train/p4.png").unlink()
     assert "1 of 6 images" in (sentence := refused(config, tmp_path / "run"))
     assert "p4.png" in sentence
@@ -340,7 +340,7 @@ def damage_file(folder):
 
 @pytest.mark.parametrize("damage", [damage_id, damage_size, damage_file])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_bad_file_in_the_middle_of_training(config, folder, tmp_path, damage, threads):
+def test_a_bad_file_in_the_middle_of_training_is_named(config, folder, tmp_path, damage, threads):
     parts = damage(folder)
     config.data.threads = threads
     plan = make_plan(config, tmp_path / "run").stages[-1]  # the first file is good
@@ -353,12 +353,12 @@ def test_a_bad_file_in_the_middle_of_training(config, folder, tmp_path, damage, 
     assert all(part in str(error.value) for part in parts)
 
 
-def test_a_first_file_that_is_bad_is_found_before_anything_is_written(config, folder, tmp_path):
+def test_a_bad_first_file_is_found_before_anything_is_written(config, folder, tmp_path):
     (folder / "images/train/p0.png").write_bytes(b"")
     assert "p0.png" in refused(config, tmp_path / "run")
 
 
-def test_only_a_run_with_checkpoints_holds_its_workdir(tiny_config, tmp_path):
+def test_only_a_run_with_checkpoints_reserves_its_workdir(tiny_config, tmp_path):
     claim_workdir(tiny_config, tmp_path)
     tiny_config.seed = 1
     claim_workdir(tiny_config, tmp_path)  # nothing was trained: a mistake may be mended
@@ -376,7 +376,7 @@ def test_only_a_run_with_checkpoints_holds_its_workdir(tiny_config, tmp_path):
     assert (tmp_path / "config.json").read_text() == "{"
 
 
-def test_nothing_to_evaluate(tiny_config, tmp_path):
+def test_evaluation_without_a_checkpoint_is_refused(tiny_config, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         train.evaluate_only(tiny_config, tmp_path / "run")
     claim_workdir(tiny_config, tmp_path / "run")
@@ -391,26 +391,26 @@ COMMANDS = (convert, export, info, main, plot, predict, sample)
 
 
 @pytest.mark.parametrize("command_", COMMANDS, ids=lambda module: module.__name__)
-def test_every_command_reads_flags_in_one_way(command_, capsys):
+def test_all_commands_read_flags_in_the_same_way(command_, capsys):
     name = command_.__name__
     with pytest.raises(SystemExit) as end:
         command_.main(["--xyzzy=1"])
-    said = capsys.readouterr()
-    assert end.value.code == 2 and said.out == ""
-    assert said.err.startswith("error: there is no flag --xyzzy. Known: --"), said.err
-    assert said.err.count("\n") == 1
+    shown = capsys.readouterr()
+    assert end.value.code == 2 and shown.out == ""
+    assert shown.err.startswith("error: there is no flag --xyzzy. Known: --"), shown.err
+    assert shown.err.count("\n") == 1
     with pytest.raises(SystemExit) as end:
         command_.main(["--help"])
-    said = capsys.readouterr()
-    assert end.value.code == 0 and said.err == ""
-    assert said.out.startswith(f"usage: python -m {name} ") and f"python -m {name} --" in said.out
+    shown = capsys.readouterr()
+    assert end.value.code == 0 and shown.err == ""
+    assert shown.out.startswith(f"usage: python -m {name} ") and f"python -m {name} --" in shown.out
 
 
-def test_a_flag_that_is_missing_is_one_sentence(capsys):
+def test_a_missing_flag_is_reported_in_one_sentence(capsys):
     with pytest.raises(SystemExit):
         sample.main(["--output=x"])
-    said = capsys.readouterr().err
-    assert said.startswith("error: the following arguments are required: --checkpoint. All flags: ")
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: the following arguments are required: --checkpoint. All flags")
 
 
 @pytest.mark.parametrize(
@@ -423,7 +423,7 @@ def test_a_flag_that_is_missing_is_one_sentence(capsys):
         (["--palette=x"], "--palette: invalid choice: 'x' (choose from "),
     ],
 )
-def test_a_flag_of_a_wrong_value_is_one_sentence(flags, sentence, capsys):
+def test_an_invalid_value_of_a_flag_is_reported_in_one_sentence(flags, sentence, capsys):
     with pytest.raises(SystemExit):
         predict.main(["--checkpoint=scenes", "--images=x", "--output=y", *flags])
     assert capsys.readouterr().err.startswith(f"error: {sentence}")

@@ -1,6 +1,6 @@
-"""Broken and hostile files: a right answer or one sentence, no traceback, no hang, no code run.
+"""Broken and hostile files give a correct result or one sentence: no traceback, hang or code run.
 
-The quick cases run by default. Thousands more, by other seeds:
+The quick cases run by default. This runs thousands more with other seeds:
 
 python -m pytest -m slow tests/test_hostile.py
 """
@@ -59,7 +59,7 @@ HERE = Path(__file__).parent
 LEGACY = HERE / "recorded" / "legacy_state.pt"
 DEEP = [pytest.param(seed, 400, marks=pytest.mark.slow) for seed in range(1, 6)]
 SEEDS = pytest.mark.parametrize("seed, count", [pytest.param(0, 40), *DEEP])
-SECONDS, MEMORY = 5, 2**29  # that a case may take, besides what the process has
+SECONDS, MEMORY = 5, 2**29  # limits of a case; the memory is beyond that of the process
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,7 +70,7 @@ def backend():
 
 @contextmanager
 def bounded(memory=MEMORY, seconds=SECONDS):
-    """Memory beyond `memory` bytes more than now is refused; more time fails the test."""
+    """Refuses more than `memory` additional bytes; more than `seconds` fail the test."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory, before[1]))
@@ -82,8 +82,8 @@ def bounded(memory=MEMORY, seconds=SECONDS):
     assert time.monotonic() - start < seconds
 
 
-def answer(read, *arguments, **limits):
-    """What `read` returns, or the sentence with which it refuses as text."""
+def result_of(read, *arguments, **limits):
+    """The result of `read`, or the message of its UserError."""
     try:
         with bounded(**limits):
             return read(*arguments)
@@ -94,18 +94,18 @@ def answer(read, *arguments, **limits):
 
 
 def encoded(mode, size=(24, 20), form="PNG", **options):
-    """A picture of smooth noise in a file format."""
+    """An image of smooth noise in a file format."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (5, 6, 3), np.uint8)
-    picture = Image.fromarray(noise).resize(size, Image.Resampling.BILINEAR).convert(mode)
+    image = Image.fromarray(noise).resize(size, Image.Resampling.BILINEAR).convert(mode)
     file = io.BytesIO()
-    picture.save(file, form, **options)
+    image.save(file, form, **options)
     return file.getvalue()
 
 
-# ---- pictures ------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------
 
-PICTURES = {
+IMAGES = {
     "png": encoded("RGB"),
     "palette": encoded("P"),
     "grey png": encoded("LA"),
@@ -122,34 +122,34 @@ PICTURES = {
 CHECKED = ("png", "palette", "grey png")  # all parts have checksums
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 @SEEDS
-def test_damaged_pictures(name, seed, count):
-    """Every part of a PNG has a checksum, so that damage shows; what other formats decode to is a
-    whole picture, but a changed pixel in it stays unseen.
+def test_damaged_images_are_refused_or_complete(name, seed, count):
+    """Every part of a PNG has a checksum, which reveals damage. Other formats decode to a complete
+    image, in which a changed pixel stays unnoticed.
     """
-    whole = read_image(name, PICTURES[name])
-    for content in mutate.damaged(PICTURES[name], seed, count):
-        found = answer(read_image, name, content)
+    original = read_image(name, IMAGES[name])
+    for content in mutate.damaged(IMAGES[name], seed, count):
+        found = result_of(read_image, name, content)
         if isinstance(found, str):
             continue
         assert found.dtype == np.uint8 and found.ndim == 3 and found.shape[2] == 3
         if name in CHECKED:
-            np.testing.assert_array_equal(found, whole)
+            np.testing.assert_array_equal(found, original)
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_that_was_cut_off_is_never_grey_below(name):
-    content = PICTURES[name]
-    whole = read_image(name, content)
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_truncated_image_is_never_filled_with_grey(name):
+    content = IMAGES[name]
+    original = read_image(name, content)
     for length in {*range(0, 60, 7), *range(60, len(content), max(1, len(content) // 40))}:
-        found = answer(read_image, name, content[:length])
-        assert isinstance(found, str) or np.array_equal(found, whole), length
+        found = result_of(read_image, name, content[:length])
+        assert isinstance(found, str) or np.array_equal(found, original), length
 
 
-ROWS = (bytes(1) + bytes(range(24))) * 6  # of 8 x 6 pixels RGB, without filter
+ROWS = (bytes(1) + bytes(range(24))) * 6  # 8 x 6 RGB pixels without a filter
 BOMB = zlib.compress(bytes(200_000_000), 9)
-SAYS = {  # file -> part of the sentence
+REFUSED = {  # name -> content, part of the error
     "empty": (b"", "not a complete image"),
     "text": (b"<html>not found</html>", "not a complete image"),
     "too large": (mutate.png(20000, 20000, ROWS), "too large"),
@@ -178,14 +178,14 @@ SAYS = {  # file -> part of the sentence
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SAYS)
-def test_a_picture_that_lies(name):
-    content, part = SAYS[name]
-    assert part in answer(read_image, f"{name}.png", content, memory=2**27)
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_image_with_a_false_header_is_refused(name):
+    content, part = REFUSED[name]
+    assert part in result_of(read_image, f"{name}.png", content, memory=2**27)
 
 
-def test_what_a_picture_says_besides_its_pixels_changes_nothing():
-    """More rows than the header says, or garbage for a profile: what decoders pass over."""
+def test_data_besides_the_pixels_of_an_image_changes_nothing():
+    """Decoders skip rows beyond the height in the header, and invalid profiles."""
     expected = np.frombuffer(ROWS, np.uint8).reshape(6, 25)[:, 1:].reshape(6, 8, 3)
     profile = mutate.chunk(b"iCCP", b"a\0\0garbage")
     for content in (
@@ -194,10 +194,10 @@ def test_what_a_picture_says_besides_its_pixels_changes_nothing():
         mutate.png(8, 6, ROWS, extra=profile),
         mutate.png(8, 6, ROWS, extra=mutate.chunk(b"tEXt", b"a\0b") * 10_000),
     ):
-        np.testing.assert_array_equal(answer(read_image, "a", content, memory=2**27), expected)
+        np.testing.assert_array_equal(result_of(read_image, "a", content, memory=2**27), expected)
     plain = read_image("a", encoded("RGB", form="JPEG"))
     for garbage in (dict(exif=b"Exif\0\0" + bytes(range(256))), dict(icc_profile=bytes(300))):
-        found = answer(read_image, "a", encoded("RGB", form="JPEG", **garbage))
+        found = result_of(read_image, "a", encoded("RGB", form="JPEG", **garbage))
         np.testing.assert_array_equal(found, plain)
 
 
@@ -205,18 +205,18 @@ def test_what_a_picture_says_besides_its_pixels_changes_nothing():
     "mode, form", [("CMYK", "JPEG"), ("LA", "PNG"), ("PA", "TIFF"), ("1", "PNG"), ("LAB", "TIFF"),
                    ("YCbCr", "TIFF"), ("RGBA", "WEBP"), ("1", "GIF"), ("L", "BMP")],
 )  # fmt: skip
-def test_pictures_of_other_modes_are_rgb(mode, form):
+def test_images_of_other_modes_become_rgb(mode, form):
     grey = Image.new("RGB", (8, 6), (204, 204, 204))  # a colour of Pillow's palette
-    picture = Image.new("LAB", (8, 6), (210, 128, 128)) if mode == "LAB" else grey.convert(mode)
+    image = Image.new("LAB", (8, 6), (210, 128, 128)) if mode == "LAB" else grey.convert(mode)
     file = io.BytesIO()
-    picture.save(file, form)
-    found = answer(read_image, mode, file.getvalue())
+    image.save(file, form)
+    found = result_of(read_image, mode, file.getvalue())
     assert found.shape == (6, 8, 3)
     assert mode == "1" or np.abs(found.astype(int) - 204).max() < 12
 
 
 @pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP", "PNG"])
-def test_the_first_of_several_frames_counts(form):
+def test_the_first_of_several_frames_is_read(form):
     frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue", "lime")]
     file = io.BytesIO()
     options = dict(lossless=True) if form == "WEBP" else {}
@@ -224,8 +224,8 @@ def test_the_first_of_several_frames_counts(form):
     np.testing.assert_array_equal(read_image("a", file.getvalue()), np.asarray(frames[0]))
 
 
-def test_a_picture_starts_no_program(tmp_path, monkeypatch):
-    """Pillow hands PostScript to Ghostscript; an .eps named .png must not come so far."""
+def test_reading_an_image_starts_no_program(tmp_path, monkeypatch):
+    """Pillow passes PostScript to Ghostscript; an .eps named .png must be refused before that."""
     program = tmp_path / "gs"
     program.write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
     program.chmod(0o755)
@@ -234,31 +234,31 @@ def test_a_picture_starts_no_program(tmp_path, monkeypatch):
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
     (tmp_path / "a.png").write_bytes(eps)
     for read in (read_image, read_ids):
-        assert "not a complete image" in answer(read, str(tmp_path / "a.png"))
+        assert "not a complete image" in result_of(read, str(tmp_path / "a.png"))
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.npy"])
-def test_what_is_no_file_is_not_waited_for(tmp_path, name):
+def test_folders_pipes_and_loops_are_refused_without_waiting(tmp_path, name):
     read = read_ids if name == "a.npy" else read_image
     path = tmp_path / name
     path.mkdir()
-    assert "is not a file" in answer(read, str(path))
+    assert "is not a file" in result_of(read, str(path))
     path.rmdir()
     os.mkfifo(path)  # would wait for a writer
-    assert "is not a file" in answer(read, str(path))
+    assert "is not a file" in result_of(read, str(path))
     path.unlink()
-    assert "cannot read" in answer(read, str(path))
+    assert "cannot read" in result_of(read, str(path))
     path.symlink_to(path)
-    assert "cannot read" in answer(read, str(path))
+    assert "cannot read" in result_of(read, str(path))
     path.unlink()
     path.write_bytes(b"")
-    path.chmod(0)  # root may read it all the same
-    assert "cannot read" in answer(read, str(path))
+    path.chmod(0)  # root may read it nevertheless, so it is empty too
+    assert "cannot read" in result_of(read, str(path))
 
 
-def test_links_that_lead_back_are_not_followed(tmp_path):
-    """Two of them would make 2**40 paths."""
+def test_cyclic_links_are_not_followed(tmp_path):
+    """Two of them would give 2**40 paths."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     (tmp_path / "a/p.png").touch()
@@ -266,7 +266,7 @@ def test_links_that_lead_back_are_not_followed(tmp_path):
     (tmp_path / "a/up").symlink_to(tmp_path)
     (tmp_path / "a/self").symlink_to(tmp_path / "a")
     (tmp_path / "b/over").symlink_to(tmp_path / "a")
-    found = answer(list_files, tmp_path, (".png",))
+    found = result_of(list_files, tmp_path, (".png",))
     assert found == ["a/p.png", "b/over/p.png", "b/q.png"]
 
 
@@ -277,11 +277,11 @@ TABLE = np.r_[np.arange(11), np.full(245, -1)].astype(np.int32)
 
 
 def mask_file(form="PNG", mode="L", **options):
-    picture = Image.fromarray(IDS).convert("I;16") if mode == "I;16" else Image.fromarray(IDS)
+    image = Image.fromarray(IDS).convert("I;16") if mode == "I;16" else Image.fromarray(IDS)
     if mode == "P":
-        picture.putpalette(list(range(256)) * 3)
+        image.putpalette(list(range(256)) * 3)
     file = io.BytesIO()
-    picture.save(file, form, **options)
+    image.save(file, form, **options)
     return file.getvalue()
 
 
@@ -291,18 +291,18 @@ def mask_of(path, content=None):
 
 @pytest.mark.parametrize("mode", ["L", "P", "I;16"])
 @SEEDS
-def test_damaged_masks(mode, seed, count):
+def test_damaged_masks_are_refused_or_unchanged(mode, seed, count):
     content = mask_file(mode=mode)
     np.testing.assert_array_equal(mask_of("a.png", content), IDS)
     for changed in mutate.damaged(content, seed, count):
-        found = answer(mask_of, "a.png", changed)
+        found = result_of(mask_of, "a.png", changed)
         assert isinstance(found, str) or np.array_equal(found, IDS)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK", "F"])
-def test_a_mask_of_colours(mode):
+def test_a_mask_of_colours_is_refused(mode):
     form = "TIFF" if mode in ("CMYK", "F") else "PNG"
-    assert "holds colours" in answer(read_ids, "a.png", encoded(mode, form=form))
+    assert "holds colours" in result_of(read_ids, "a.png", encoded(mode, form=form))
 
 
 OBJECTS = io.BytesIO()
@@ -343,28 +343,28 @@ NPY = {
 
 
 @pytest.mark.parametrize("name", NPY)
-def test_an_array_that_is_no_mask(name, tmp_path, monkeypatch):
+def test_an_array_that_is_not_a_mask_is_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "a.npy"
     path.write_bytes(NPY[name])
-    assert isinstance(answer(mask_of, str(path)), str)
-    assert isinstance(answer(read_noise, str(path), (1, 4, 5, 3)), str)  # the same format
+    assert isinstance(result_of(mask_of, str(path)), str)
+    assert isinstance(result_of(read_noise, str(path), (1, 4, 5, 3)), str)  # the same format
     assert not (tmp_path / "ran").exists()
 
 
-def test_arrays_that_are_masks(tmp_path):
+def test_arrays_of_ids_are_masks(tmp_path):
     path = tmp_path / "a.npy"
     for ids in (IDS, np.asfortranarray(IDS), IDS.astype(">i4"), IDS.astype(np.uint64), IDS % 2 > 0):
         np.save(path, ids)
-        np.testing.assert_array_equal(answer(mask_of, str(path)), ids.astype(np.int32))
+        np.testing.assert_array_equal(result_of(mask_of, str(path)), ids.astype(np.int32))
     for wrong in (IDS.astype(np.int8) - 3, IDS.astype(np.uint64) + 2**63):
         np.save(path, wrong)
-        assert "has class id" in answer(mask_of, str(path))
+        assert "has class id" in result_of(mask_of, str(path))
 
 
 @SEEDS
-def test_damaged_arrays(tmp_path, seed, count):
-    """The format has no checksum: what is read is what numpy reads, and damage may stay unseen."""
+def test_damaged_arrays_are_refused_or_read_as_numpy_reads_them(tmp_path, seed, count):
+    """The format has no checksum, so damage may stay unnoticed."""
     noise = np.random.default_rng(0).normal(size=(1, 4, 5, 3)).astype(np.float32)
     path = tmp_path / "a.npy"
     for array, read in ((IDS, read_ids), (noise, lambda path: read_noise(path, noise.shape))):
@@ -372,15 +372,15 @@ def test_damaged_arrays(tmp_path, seed, count):
         np.save(file, array)
         for content in mutate.damaged(file.getvalue(), seed, count):
             path.write_bytes(content)
-            found = answer(read, str(path))
+            found = result_of(read, str(path))
             if not isinstance(found, str):
                 expected = np.load(path, allow_pickle=False).reshape(found.shape)
                 np.testing.assert_array_equal(found, expected)
 
 
-def test_noise_that_is_not_finite(tmp_path):
+def test_noise_that_is_not_finite_is_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.full((1, 4, 5, 3), np.nan, np.float32))
-    assert "NaN" in answer(read_noise, str(tmp_path / "a.npy"), (1, 4, 5, 3))
+    assert "NaN" in result_of(read_noise, str(tmp_path / "a.npy"), (1, 4, 5, 3))
 
 
 # ---- classes.json and lists ----------------------------------------------------------------------
@@ -410,36 +410,35 @@ CLASSES = {
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_wrong_list_of_classes(tmp_path, name):
+def test_an_invalid_list_of_classes_is_refused(tmp_path, name):
     content = CLASSES[name]
     (tmp_path / "classes.json").write_bytes(
         content if isinstance(content, bytes) else content.encode()
     )
-    assert (
-        "classes.json" in answer(read_classes, tmp_path / "classes.json", 0) or name == "300 names"
-    )
+    found = result_of(read_classes, tmp_path / "classes.json", 0)
+    assert "classes.json" in found or name == "300 names"
 
 
 @SEEDS
-def test_damaged_lists(tmp_path, seed, count):
+def test_damaged_lists_are_refused_or_read_as_python_reads_them(tmp_path, seed, count):
     """What is accepted is what Python's own reader makes of the bytes."""
     entries = {"names": ["road", "sky"], "palette": [[1, 2, 3], [4, 5, 6]], "ignore": [7]}
     file = tmp_path / "classes.json"
     for content in mutate.damaged(json.dumps(entries).encode(), seed, 3 * count):
         file.write_bytes(content)
-        found = answer(read_classes, file, 0)
+        found = result_of(read_classes, file, 0)
         if not isinstance(found, str):
             assert list(found[0].names) == json.loads(content)["names"]
     names = tuple(f"a/p{k}" for k in range(5))
     for content in mutate.damaged(b"a/p1.png b/p1.png\np2\nimages/a/p4\n", seed, 3 * count):
         file.write_bytes(content)
-        found = answer(lambda: subset(names, list_path=str(file)))
+        found = result_of(lambda: subset(names, list_path=str(file)))
         assert isinstance(found, str) or set(found) <= set(range(5))
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 300, ".", "\ud800"])
-def test_a_list_that_cannot_be_opened(path):
-    assert "cannot read the list" in answer(lambda: subset(("a",), list_path=path))
+def test_a_list_that_cannot_be_opened_is_refused(path):
+    assert "cannot read the list" in result_of(lambda: subset(("a",), list_path=path))
 
 
 # ---- configs -------------------------------------------------------------------------------------
@@ -469,21 +468,21 @@ def checked(values):
 @pytest.mark.parametrize("file", [
     *TINY, *(pytest.param(file, marks=pytest.mark.slow) for file in PUBLISHED)
 ], ids=lambda file: file.stem)  # fmt: skip
-def test_absurd_options(file):
-    """Every option of a config takes every absurd value, in the quick run a few of them each."""
-    base = {**config_of(file), "weights": "a.pt"}  # which some stages start from
+def test_absurd_options_raise_no_other_error_than_a_user_error(file):
+    """Every option of a config gets every absurd value; in the quick run, a few of them each."""
+    base = {**config_of(file), "weights": "a.pt"}  # some stages start from this file
     assert checked(base) is not None
     rng = np.random.default_rng(0)
     for path, _ in mutate.options(base):
         every = len(mutate.BAD_VALUES)
-        for place in rng.choice(every, 6 if file in TINY else every, replace=False):
-            value = mutate.BAD_VALUES[place]
+        for index in rng.choice(every, 6 if file in TINY else every, replace=False):
+            value = mutate.BAD_VALUES[index]
             config = checked(mutate.changed(base, path, value))
             if config is not None and isinstance(value, (int, float)):
                 assert isinstance(value, bool) or abs(value) <= 3e38, path
 
 
-ALLOWED = (  # within the rules of an option, and yet no network; or one, of any size
+ALLOWED = (  # valid values of an option that give an invalid or a very large network
     ("tiny_ddep", "model.decoder_width", 0.01),
     ("tiny_ddep", "model.hidden", 16384),
     ("tiny_ddep", "model.resnet_units", (1, 1, 4)),
@@ -496,7 +495,7 @@ ALLOWED = (  # within the rules of an option, and yet no network; or one, of any
 
 
 def built(values):
-    """Makes the last stage's network without memory, if the config passes."""
+    """Builds the shapes of the last stage's network, if the config is valid."""
     config = checked(values)
     if config is None:
         return
@@ -511,7 +510,7 @@ def built(values):
 
 
 @pytest.mark.parametrize("name, path, value", ALLOWED)
-def test_networks_at_the_edge_of_the_rules(name, path, value):
+def test_networks_at_the_limits_of_options_are_built_or_refused(name, path, value):
     built(mutate.changed(config_of(HERE / f"configs/{name}.py"), path.split("."), value))
 
 
@@ -521,7 +520,7 @@ NETWORK = ("model", "noise", "diffusion", "features", "ensemble", "samples", "sa
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("file", TINY, ids=lambda file: file.stem)
-def test_every_network_that_the_rules_allow(file):
+def test_every_network_within_the_limits_is_built_or_refused(file):
     base = config_of(file)
     for path, value in mutate.options(base):
         if path[0] in NETWORK or path[-1] == "crop":
@@ -529,7 +528,7 @@ def test_every_network_that_the_rules_allow(file):
                 built(mutate.changed(base, path, other))
 
 
-def test_values_that_no_computer_holds_are_refused():
+def test_values_too_large_for_any_computer_are_refused():
     base = config_of(HERE / "configs/tiny_ddpm_seg.py")
     for path, value in (
         ("diffusion.steps", 10**12), ("stages.pretrain.steps", 2**31), ("features.draws", 10**9),
@@ -550,7 +549,7 @@ BASE = storage("0", np.float32, 12)
 
 
 def doubled(times):
-    """A tuple of two of a tuple of two ...: 2**times leaves, written out."""
+    """Nested pairs with 2**times leaves, written out."""
     return Code(b"Nq\x00" + b"h\x00\x86q\x00" * times)
 
 
@@ -607,21 +606,21 @@ TREES = {
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_hostile_pickles(name, tmp_path):
+def test_hostile_pickles_are_refused(name, tmp_path):
     (tmp_path / "ran").unlink(missing_ok=True)
     for write in (write_zip, write_legacy):
         tree = {"w": whole("0", WEIGHT), "x": TREES[name](tmp_path)}
         path = write(tmp_path / "a.pt", tree, {"0": WEIGHT})
-        assert isinstance(answer(read_arrays, path), str)
+        assert isinstance(result_of(read_arrays, path), str)
         with pytest.raises(UserError):
             convert_ddp(path, tmp_path / "out")
-        assert {file.name for file in tmp_path.iterdir()} == {"a.pt"}  # no marker, no output
+        assert {file.name for file in tmp_path.iterdir()} == {"a.pt"}  # neither a marker nor output
 
 
-def test_a_pickle_without_end(tmp_path, monkeypatch):
+def test_an_endless_pickle_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(pickles, "MAX_STEPS", 1000)
     path = write_zip(tmp_path / "a.pt", {"x": Code(b"]" + b"N0" * 2000)}, {})
-    assert "more than 1000 steps" in answer(read_arrays, path)
+    assert "more than 1000 steps" in result_of(read_arrays, path)
 
 
 def header(dtype="F32", shape=(12,), offsets=(0, 48), **more):
@@ -668,28 +667,28 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_hostile_weights(name, tmp_path, monkeypatch):
+def test_hostile_weights_are_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").write_bytes(FILES[name])
-    assert isinstance(answer(read_arrays, tmp_path / "a", memory=2**28), str)
+    assert isinstance(result_of(read_arrays, tmp_path / "a", memory=2**28), str)
     assert not (tmp_path / "ran").exists()
 
 
-def test_weights_that_would_unpack_to_gigabytes(tmp_path, monkeypatch):
+def test_weights_that_would_unpack_to_gigabytes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "MAX_UNPACKED", 10**6)
     entries = [("a.npy", mutate.npy(bytes(10**7), shape=f"({10**7},)"))]
     (tmp_path / "a").write_bytes(mutate.zipped(entries, zipfile.ZIP_DEFLATED))
-    assert "would unpack to" in answer(read_arrays, tmp_path / "a")
+    assert "would unpack to" in result_of(read_arrays, tmp_path / "a")
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_a_pipe_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "a.pt")
     assert stat.S_ISFIFO((tmp_path / "a.pt").stat().st_mode)
-    assert "is not a file" in answer(read_arrays, tmp_path / "a.pt")
+    assert "is not a file" in result_of(read_arrays, tmp_path / "a.pt")
 
 
 def weights(folder):
-    """One file of each format: what holds it -> (bytes, whether every array has a checksum)."""
+    """One file of each format: name -> (bytes, whether every array has a checksum)."""
     tree = {"a.weight": whole("0", WEIGHT), "b": whole("1", WEIGHT[0]), "n": 3}
     arrays = {"0": WEIGHT, "1": WEIGHT[0]}
     zipped = write_zip(folder / "a", tree, arrays).read_bytes()
@@ -707,65 +706,65 @@ def weights(folder):
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "recorded", "npz", "packed npz", "safetensors"])
 @SEEDS
-def test_damaged_weights(tmp_path, form, seed, count):
-    """Zip files carry checksums of every array. The older format and safetensors do not: there a
-    changed number may stay unseen, and what is read must lie in the file.
+def test_damaged_weights_are_refused_or_read_in_bounds(tmp_path, form, seed, count):
+    """Zip files have a checksum of every array. The older format and safetensors have none: a
+    changed number may stay unnoticed, and reads must stay within the file.
     """
     content, has_checksums = weights(tmp_path)[form]
     path = tmp_path / "a"
     path.write_bytes(content)
-    whole = {name: array.copy() for name, array in read_arrays(path).items()}
+    original = {name: array.copy() for name, array in read_arrays(path).items()}
     for changed in mutate.damaged(content, seed, count):
         path.unlink()  # the old bytes stay mapped
         path.write_bytes(changed)
-        found = answer(read_arrays, path)
+        found = result_of(read_arrays, path)
         if isinstance(found, str):
             continue
         for name, array in found.items():
             assert array.nbytes <= max(len(changed), 2**26)
-            array.sum() if array.dtype.kind in "biuf" else array.copy()  # touches every byte
-            if has_checksums and name in whole:
-                np.testing.assert_array_equal(array, whole[name])
+            array.sum() if array.dtype.kind in "biuf" else array.copy()  # reads every byte
+            if has_checksums and name in original:
+                np.testing.assert_array_equal(array, original[name])
 
 
 def classifier(rng, features=6, classes=3):
     widths = (features, 5, 4, classes)
     state = {}
-    for place, (wide, narrow) in zip((0, 3, 6), itertools.pairwise(widths)):
-        state[f"layers.{place}.weight"] = rng.normal(size=(narrow, wide)).astype(np.float32)
-        state[f"layers.{place}.bias"] = rng.normal(size=narrow).astype(np.float32)
-    for place, width in ((2, 5), (5, 4)):
-        for word in ("weight", "bias", "running_mean", "running_var"):
-            state[f"layers.{place}.{word}"] = np.ones(width, np.float32)
+    for layer, (wide, narrow) in zip((0, 3, 6), itertools.pairwise(widths)):
+        state[f"layers.{layer}.weight"] = rng.normal(size=(narrow, wide)).astype(np.float32)
+        state[f"layers.{layer}.bias"] = rng.normal(size=narrow).astype(np.float32)
+    for layer, width in ((2, 5), (5, 4)):
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            state[f"layers.{layer}.{name}"] = np.ones(width, np.float32)
     return state
 
 
-def test_state_dicts_of_another_form(tmp_path):
+def test_other_state_dicts_are_refused(tmp_path):
     """Entries of a published classifier are dropped, renamed, reshaped, retyped or not finite."""
     state = classifier(np.random.default_rng(0))
     path = tmp_path / "model_0.pth"
 
     def read(**changes):
         path.write_bytes(save({**state, **changes}))
-        return answer(load_ensemble, tmp_path, 6, 3)
+        return result_of(load_ensemble, tmp_path, 6, 3)
 
     assert not isinstance(read(), str)
     for name, array in state.items():
-        kept = {other: value for other, value in state.items() if other != name}
-        path.write_bytes(save(kept))
-        assert isinstance(answer(load_ensemble, tmp_path, 6, 3), str)
-        path.write_bytes(save({**kept, f"{name}x": array}))
-        assert isinstance(answer(load_ensemble, tmp_path, 6, 3), str)
+        rest = {other: value for other, value in state.items() if other != name}
+        path.write_bytes(save(rest))
+        assert isinstance(result_of(load_ensemble, tmp_path, 6, 3), str)
+        path.write_bytes(save({**rest, f"{name}x": array}))
+        assert isinstance(result_of(load_ensemble, tmp_path, 6, 3), str)
         for other in (
             array[..., None, None], array[:0], np.repeat(array, 2, -1), array.astype(np.int32),
             np.zeros((), np.float32), np.full_like(array, np.nan), np.full_like(array, np.inf),
         ):  # fmt: skip
             found = read(**{name: np.ascontiguousarray(other)})
-            same = other.size == array.size and np.isfinite(other).all()  # axes of one may come
+            same = other.size == array.size and np.isfinite(other).all()  # unit axes may differ
             assert isinstance(found, str) or same, name
 
 
-def test_nothing_is_left_of_a_conversion_that_fails(tmp_path):
+def test_a_failed_conversion_leaves_no_files(tmp_path):
     from diffseg_jax.weights.adm import PUBLISHED as KNOWN
 
     known = KNOWN["imagenet64"]
@@ -774,5 +773,5 @@ def test_nothing_is_left_of_a_conversion_that_fails(tmp_path):
         lambda: convert_adm(path, tmp_path / "out", known),
         lambda: convert_ddp(path, tmp_path / "out"),
     ):
-        assert isinstance(answer(convert, memory=2**32, seconds=60), str)
+        assert isinstance(result_of(convert, memory=2**32, seconds=60), str)
         assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Whole runs through the command line, on scenes of 32 x 48 with a tiny network."""
+"""Complete runs through the command line, on scenes of 32 x 48 with a tiny network."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def equal(one, other):
 # ---- one run, looked at from all sides -----------------------------------------------------------
 
 
-def test_a_run_leaves_everything_a_reader_needs(tiny_run):
+def test_a_run_writes_all_of_its_files(tiny_run):
     workdir = tiny_run.workdir
     assert read(workdir / "config.json")["system"] == "ddep"
     assert read(workdir / "labelled.json")["n"] == 6
@@ -84,7 +84,7 @@ def test_no_step_is_logged_twice(tiny_run):
         assert {"learning_rate", "grad_norm", "time"} <= logged[0].keys()
 
 
-def test_what_a_run_says(tiny_run):
+def test_a_run_prints_its_plan_and_progress(tiny_run):
     assert tiny_run.err == ""
     lines = tiny_run.out.splitlines()
     assert lines[0].startswith("pretrain: from random; ") and lines[0].endswith("; 1 device")
@@ -99,7 +99,7 @@ def test_what_a_run_says(tiny_run):
     assert lines[-1].startswith("finished; numbers in ")
 
 
-def test_a_checkpoint_explains_itself(tiny_run):
+def test_a_checkpoint_has_metadata_of_its_stage(tiny_run):
     _, meta = open_network(tiny_run.workdir / "checkpoints/finetune")
     assert meta["step"] == meta["data"]["next_batch"] == 8 and meta["stage"] == "finetune"
     assert meta["config"] == read(tiny_run.workdir / "config.json")
@@ -107,7 +107,7 @@ def test_a_checkpoint_explains_itself(tiny_run):
     assert meta["labelled"]["sha256"] == read(tiny_run.workdir / "labelled.json")["sha256"]
 
 
-def test_the_same_command_again_is_finished(command, tiny_run):
+def test_repeating_the_command_of_a_finished_run_trains_nothing(command, tiny_run):
     before = {
         name: (tiny_run.workdir / name).read_bytes()
         for name in ("results.json", "config.json", "labelled.json", "metrics.jsonl")
@@ -122,7 +122,7 @@ def test_the_same_command_again_is_finished(command, tiny_run):
 # ---- the other modes -----------------------------------------------------------------------------
 
 
-def test_evaluation_again_with_other_options(command, tiny_run):
+def test_a_run_can_be_evaluated_again_with_other_options(command, tiny_run):
     before = (tiny_run.workdir / "results.json").read_bytes()
     options = ["view=slide", "window=(32, 32)", "stride=(16, 16)", "scales=(0.5, 1.0)", "images=3"]
     flags = [f"--config.evaluate.{option}" for option in (*options, "flip=True")]
@@ -140,12 +140,12 @@ def test_evaluation_again_with_other_options(command, tiny_run):
 
 
 @pytest.mark.slow
-def test_evaluation_of_halves(command, tiny_run):
+def test_a_run_can_be_evaluated_in_halves(command, tiny_run):
     succeeded(command(tiny_run.workdir, "--mode=eval", "--config.evaluate.view=halves"))
     assert read(tiny_run.workdir / "results_eval.json")["scratch"]["protocol"]["view"] == "halves"
 
 
-def test_check_prints_and_draws(command, tmp_path):
+def test_the_mode_check_prints_and_draws(command, tmp_path):
     out = succeeded(command(tmp_path / "run", "--mode=check"))
     assert "train: 10 images of scenes, split train" in out and "32 x 48 (10)" in out
     assert any(line.split()[:2] == ["0", "road"] and "%" in line for line in out.splitlines())
@@ -158,7 +158,7 @@ def test_check_prints_and_draws(command, tmp_path):
 
 
 def test_a_stage_starts_from_another_run(command, tiny_run, tmp_path):
-    """Fine-tuning from the directory of a finished pretraining is what the one command did."""
+    """Fine-tuning from a finished pretraining gives the same result as one command for both."""
     start = f"--config.stages.finetune.start={tiny_run.workdir}/checkpoints/pretrain"
     best = "--config.evaluate.checkpoint=best"
     succeeded(command(tmp_path, ONLY_FINETUNE, start, best))
@@ -171,7 +171,7 @@ def test_a_stage_starts_from_another_run(command, tiny_run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pretrain", ["none", "supervised"])
-def test_no_denoising_at_all(command, tmp_path, pretrain):
+def test_a_run_without_denoising_trains(command, tmp_path, pretrain):
     out = succeeded(command(tmp_path, f"--config.pretrain={pretrain}", TWO_STAGES))
     assert "pretrain: skipped" in out
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["finetune"]
@@ -223,7 +223,7 @@ def weights(tiny_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A user's own folder with two classes of two textures, and classes.json."""
+    """A folder of a user with two classes of two textures, and classes.json."""
     root = tmp_path_factory.mktemp("own")
     rng = np.random.default_rng(1)
     for split, count in (("train", 6), ("val", 3)):
@@ -253,7 +253,7 @@ def own_config(folder, tmp_path_factory):
 
 
 def test_ddep_keeps_the_loaded_encoder_bit_for_bit(command, own_config, weights, tmp_path):
-    """Own images, official weights, a frozen encoder, then fine-tuning of everything."""
+    """Images of a user, official weights, a frozen encoder, then fine-tuning of all parameters."""
     flags = ["--config.pretrain=ddep", f"--config.weights={weights}", "--config.data.count=0"]
     out = succeeded(command(tmp_path, *flags, TWO_STAGES, config=own_config))
     assert "pretrain: from weights; " in out and ", 0 rest" not in out.splitlines()[0]
@@ -274,8 +274,8 @@ def test_ddep_keeps_the_loaded_encoder_bit_for_bit(command, own_config, weights,
 
 def test_weights_that_do_not_fit_are_named(command, weights, tmp_path):
     with np.load(weights) as arrays:
-        kept = {name: array for name, array in arrays.items() if name != "conv_root/kernel"}
-    np.savez(tmp_path / "bad.npz", **kept)
+        rest = {name: array for name, array in arrays.items() if name != "conv_root/kernel"}
+    np.savez(tmp_path / "bad.npz", **rest)
     flags = ["--config.pretrain=ddep", f"--config.weights={tmp_path}/bad.npz"]
     done = command(tmp_path / "run", *flags)
     assert done.code == 2 and len(done.err.splitlines()) == 1
@@ -284,14 +284,14 @@ def test_weights_that_do_not_fit_are_named(command, weights, tmp_path):
 
 
 @pytest.mark.slow  # compiles programs of its own
-def test_ddep_without_weights_says_so(command, tmp_path):
+def test_ddep_without_weights_is_refused(command, tmp_path):
     out = succeeded(command(tmp_path, "--config.pretrain=ddep", "--config.run=('pretrain',)"))
     assert "no encoder weights were given" in out
     assert "nothing to measure" in out
 
 
 @pytest.mark.slow  # compiles programs of its own
-def test_many_options_together(command, tmp_path):
+def test_many_options_work_together(command, tmp_path):
     flags = [
         "--config.noise.condition=True", "--config.noise.low=0.1", "--config.noise.high=0.4",
         "--config.noise.target=image", "--config.noise.uniform_in=gamma", "--config.dtype=bfloat16",

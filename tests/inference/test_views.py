@@ -25,7 +25,7 @@ def random_images(height, width, count=2, seed=0):
 
 
 def per_pixel(images, valid):
-    """Probabilities from the pixel alone, which every view must leave the same."""
+    """Probabilities that depend on the pixel only, which no view may change."""
     logits = images.astype(np.float32) / 60
     probs = np.exp(logits - logits.max(-1, keepdims=True))
     return probs / probs.sum(-1, keepdims=True)
@@ -95,8 +95,8 @@ def test_halves_are_the_whole_view_of_each_half():
     for half in (np.s_[:, :, :5], np.s_[:, :, 5:]):
         alone = predict(positional, images[half], Protocol())
         np.testing.assert_allclose(maps.probs[half], alone.probs, atol=1e-6)
-    whole = predict(positional, images, Protocol())
-    assert np.abs(maps.probs - whole.probs).max() > 0.05
+    complete = predict(positional, images, Protocol())
+    assert np.abs(maps.probs - complete.probs).max() > 0.05
 
 
 def test_halves_of_an_odd_width_share_the_middle_column():
@@ -202,7 +202,7 @@ def test_views_that_disagree_are_uncertain():
 # --- from a config --------------------------------------------------------------------------------
 
 
-def test_protocol_of_plain_values():
+def test_a_protocol_is_made_of_plain_values():
     protocol = make_protocol("slide", [8, 8], [4, 8], [1.0, 0.5], True)
     assert protocol == Protocol(View.SLIDE, (8, 8), (4, 8), (1.0, 0.5), True)
     assert make_protocol("whole", (0, 0), (0, 0), (1.0,), False) == Protocol()

@@ -1,4 +1,4 @@
-"""What is saved comes back: averages at several rates, odd types, and no more than was asked."""
+"""Checkpoints restore what was saved: averages at several rates, short dtypes, single branches."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ RATES = (0.9999, 0.5)
 
 
 def line_loss(params, stats, batch, key):
-    """Squared error of a line; counts examples, and keeps a number in a short type."""
+    """Squared error of a line; its statistics are a count and a number in bfloat16."""
     noise = jax.random.normal(key, batch["y"].shape)
     error = batch["x"] @ params["head"]["w"] + params["base"]["b"] + 0.1 * noise - batch["y"]
     stats = {
@@ -60,14 +60,14 @@ def line_stage(steps=6, ema=RATES):
 
 
 def trained(workdir, **options):
-    """The state after a run in `workdir`/line, which goes on if something is there."""
+    """The state after a run in `workdir`/line, which resumes from a checkpoint if there is one."""
     with StageCheckpoints(workdir / "line") as saved:
         return loop.train_network(line_stage(**options), saved, make_mesh(), Log(workdir))
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(final state, stage directory) of a run with two averages, which no test may change."""
+    """(final state, stage directory) of a run with two averages; no test may change them."""
     workdir = tmp_path_factory.mktemp("averages")
     return trained(workdir), workdir / "line"
 
@@ -105,12 +105,12 @@ def test_readers_get_the_average_they_name_and_the_first_otherwise(run, ema, rat
     assert meta["ema"] == [0.9999, 0.5]
 
 
-def test_the_three_answers_differ(run):
+def test_both_averages_and_the_parameters_differ(run):
     found = [open_network(run[1], ema=ema)[0]["params"]["head"]["w"] for ema in (*RATES, "off")]
     assert len({w.tobytes() for w in found}) == 3
 
 
-def test_an_average_that_is_not_there_is_named_with_those_that_are(run):
+def test_the_error_for_an_unknown_average_lists_the_known_ones(run):
     with pytest.raises(UserError, match=r"line \"0.99\". Known: 0.5, 0.9999, off. Did you mean"):
         open_network(run[1], ema=0.99)
 
@@ -124,7 +124,7 @@ def test_without_averages_the_parameters_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("ema, branch", [(0.5, ("ema", "0.5")), ("off", ("params",))])
-def test_only_what_was_asked_for_is_read(run, monkeypatch, ema, branch):
+def test_only_the_requested_branch_is_read(run, monkeypatch, ema, branch):
     read, restore = [], checkpoints.ocp.Checkpointer.restore
 
     def watched(*args, **kwargs):

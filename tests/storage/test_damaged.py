@@ -1,4 +1,4 @@
-"""Checkpoints with missing, cut or changed files: the one before is taken, and this is reported.
+"""Checkpoints with missing, cut or changed files are reported, and the previous one is used.
 
 `pytest -m slow tests/storage/test_damaged.py` damages a thousand files.
 """
@@ -44,7 +44,7 @@ def state_at(step):
 
 @pytest.fixture(autouse=True, scope="module")
 def quiet():
-    """Waits once, at the end of this module, for the tracebacks that orbax would print."""
+    """Suppresses the tracebacks of orbax, which takes time, once for this module."""
     with quiet_orbax():
         yield
 
@@ -91,7 +91,7 @@ def files_of(directory, step=6):
 
 
 def check_both(directory, damage):
-    """A run and a reader each get the saved arrays, or those of the step before with a message."""
+    """A run and a reader each get the saved arrays, or those of the previous step and a message."""
     copy = directory.with_name("copy")
     shutil.copytree(directory, copy)
     state, step, messages = resumed(directory)
@@ -183,7 +183,7 @@ def test_a_stage_with_only_damaged_checkpoints_is_refused_and_kept(stage):
     assert sorted(path.name for path in stage.iterdir()) == ["damaged_3", "damaged_6"]
 
 
-def test_remains_of_an_interrupted_removal_are_removed(stage):
+def test_files_of_an_interrupted_removal_are_removed(stage):
     shutil.rmtree(stage / "3" / "meta")
     state, step, messages = resumed(stage)
     chex.assert_trees_all_equal(jax.device_get(state), jax.device_get(state_at(6)), strict=True)
@@ -191,8 +191,8 @@ def test_remains_of_an_interrupted_removal_are_removed(stage):
     assert [path.name for path in stage.iterdir()] == ["6"]
 
 
-FAILURES = {  # errors that do not depend on the files: name -> (what raises it, error)
-    "a disk that cannot be read now": ("digest", OSError(5, "Input/output error")),
+FAILURES = {  # errors that do not depend on the files: name -> (function that raises it, error)
+    "a disk that is temporarily unreadable": ("digest", OSError(5, "Input/output error")),
     "an expired token": ("digest", ValueError("UNAUTHENTICATED: no token")),
     "too little memory": ("orbax", jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 3 GB")),
     "a lost process": ("orbax", ValueError("UNKNOWN: Gloo: Connection closed by peer")),
@@ -200,7 +200,7 @@ FAILURES = {  # errors that do not depend on the files: name -> (what raises it,
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_an_error_that_only_prevents_reading_is_no_damage(stage, monkeypatch, name):
+def test_an_error_that_only_prevents_reading_is_not_damage(stage, monkeypatch, name):
     raised_by, error = FAILURES[name]
 
     def fail(*_, **__):
@@ -219,8 +219,8 @@ def test_an_error_that_only_prevents_reading_is_no_damage(stage, monkeypatch, na
 
 
 @pytest.mark.parametrize("theirs, kind", [(1, Damaged), (2, processes.ProcessesLost)])
-def test_a_problem_of_another_process_is_raised_here_too(stage, monkeypatch, theirs, kind):
-    """Only damage there is damage here: an error that prevents reading leaves all in place."""
+def test_a_problem_of_another_process_is_raised_in_this_one(stage, monkeypatch, theirs, kind):
+    """Damage is raised as damage; an error that only prevents reading changes no files."""
     monkeypatch.setattr(processes, "maximum_over", lambda mine: max(mine, theirs))
     with StageCheckpoints(stage) as stored, pytest.raises(kind):
         stored.restore(6, state_at(0), make_mesh())
@@ -249,7 +249,7 @@ def test_forged_metadata_is_damage(stage):
 
 
 def test_a_save_does_not_ask_for_a_preemption_signal(stage):
-    """Orbax's manager would, and with another count of steps than the loop's."""
+    """The manager of orbax would, with a step count that differs from the loop's."""
     with StageCheckpoints(stage) as saved:
         assert saved.manager.reached_preemption(7) is False
 
@@ -268,7 +268,7 @@ def test_one_changed_number_in_the_metadata_is_noticed(stage):
         assert open_meta(stage)["step"] == 3
 
 
-def test_a_checkpoint_without_sums_is_of_an_older_version(stage):
+def test_a_checkpoint_without_checksums_is_of_an_older_version(stage):
     (stage / "6" / "meta" / "metadata").write_text('{"step": 6}')
     with pytest.raises(UserError, match="written by an older version"):
         open_network(stage, step=6)
@@ -287,7 +287,7 @@ def test_arrays_on_host_and_device_have_the_same_fingerprint(dtype, shape):
     assert on_device["x"]["shape"] == list(shape) and on_device["x"]["dtype"] == dtype
 
 
-def test_every_changed_word_changes_the_sum():
+def test_every_changed_element_changes_the_sum():
     array = np.random.default_rng(0).standard_normal(2**20 + 3).astype(np.float32)
     sums = {fingerprints({"x": array})["x"]["sum"]}
     for index in (0, 1, 2**20 - 1, 2**20, 2**20 + 2):

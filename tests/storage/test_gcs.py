@@ -27,8 +27,8 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(scope="module")
 def service():
-    """A bucket service for this module: packages keep the address that they saw first."""
-    if importlib.util.find_spec("gcsfs") is None:  # imported, it would not look at the environment
+    """A bucket service for this module, because packages cache the first address."""
+    if importlib.util.find_spec("gcsfs") is None:  # an import would ignore the variables
         pytest.skip("gcsfs is not installed")
     with (
         fake_gcs.serve() as fake,
@@ -36,7 +36,7 @@ def service():
     ):
         for name, value in fake.environment.items():
             patch.setenv(name, value)
-        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})  # it may be imported already
+        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})  # fsspec may be loaded already
         yield fake
 
 
@@ -47,14 +47,14 @@ def bucket(service, request):
 
 
 def copy(folder, bucket):
-    """A local folder in a bucket, as gcloud storage cp -r makes it."""
+    """Copies a local folder to a bucket, as gcloud storage cp -r does."""
     for file in folder.rglob("*"):
         if file.is_file():
             (bucket / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
 
 
-def mine(root):
-    """A labelled folder with a picture of each kind and one .npy mask."""
+def labelled_folder(root):
+    """A labelled folder with an image of each format and one .npy mask."""
     for split in ("train", "val"):
         for i in range(3):
             image = Image.fromarray(RNG.integers(0, 256, (9, 12, 3), np.uint8))
@@ -66,7 +66,7 @@ def mine(root):
                 Image.fromarray(mask).save(root / f"masks/{split}/town/p{i}.png")
             else:
                 np.save(root / f"masks/{split}/town/p{i}.npy", mask)
-    (root / "images/train/.hidden.png").write_bytes(b"no picture")
+    (root / "images/train/.hidden.png").write_bytes(b"not an image")
     (root / "classes.json").write_text('{"names": ["ground", "sky"]}')
     return root
 
@@ -78,7 +78,7 @@ def assert_same(one, other):
         np.testing.assert_array_equal(left.get("mask"), right.get("mask"))
 
 
-def test_paths_do_what_paths_do(bucket):
+def test_paths_in_a_bucket_behave_like_local_paths(bucket):
     (bucket / "a.txt").write_text("hello")
     (bucket / "d/b").write_bytes(bytes(range(256)) * 5000)
     assert (bucket / "a.txt").read_text() == "hello"
@@ -88,14 +88,14 @@ def test_paths_do_what_paths_do(bucket):
     (bucket / "a.txt").rename(bucket / "c.txt")
     (bucket / "c.txt").replace(bucket / "f.txt")
     assert (bucket / "f.txt").read_text() == "hello" and not (bucket / "a.txt").exists()
-    large = os.urandom(7 * 2**20)  # sent in parts
+    large = os.urandom(7 * 2**20)  # uploaded in several parts
     (bucket / "large").write_bytes(large)
     assert (bucket / "large").read_bytes() == large
     (bucket / "d").rmtree()
     assert sorted(path.name for path in bucket.iterdir()) == ["f.txt", "large"]
 
 
-def test_overload_is_waited_out(service, bucket):
+def test_requests_to_an_overloaded_service_are_repeated(service, bucket):
     (bucket / "a").write_text("hello")
     service.failing(2)
     assert (bucket / "a").read_text() == "hello" and service.refused == 0
@@ -115,13 +115,13 @@ def test_checkpoints_are_saved_and_restored(bucket):
 
 
 @pytest.mark.parametrize("name", ["folder", "unlabelled"])
-def test_folders_are_read_as_on_a_disk(bucket, tmp_path, name):
-    copy(mine(tmp_path), bucket)
+def test_folders_are_read_like_local_ones(bucket, tmp_path, name):
+    copy(labelled_folder(tmp_path), bucket)
     for split in ("train", "val"):
         assert_same(*(open_source(name, split, path=path) for path in (tmp_path, bucket)))
 
 
-def test_sets_of_few_labels_are_read_as_on_a_disk(bucket, tmp_path):
+def test_sets_of_few_labels_are_read_like_local_ones(bucket, tmp_path):
     folder = tmp_path / "cat_15/real/train"
     folder.mkdir(parents=True)
     Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / "a.png")
@@ -136,7 +136,7 @@ def test_prepared_folders_are_written_to_and_read_from_a_bucket(
     with tiny_config.unlocked():
         tiny_config.data.source, tiny_config.data.path = "folder", str(bucket / "mine")
         tiny_config.data.options, tiny_config.unlabelled.source = {}, ""
-    copy(mine(tmp_path), bucket / "mine")
+    copy(labelled_folder(tmp_path), bucket / "mine")
     prepare_data.prepare(tiny_config, bucket / "run")
     written = {name: held for name, held in service.objects.items() if "/run/" in name[1]}
     assert not any("partial" in name for _, name in written)
@@ -148,15 +148,15 @@ def test_prepared_folders_are_written_to_and_read_from_a_bucket(
     assert other[1]["image"].shape == (9, 12, 3)
 
 
-def test_what_is_missing_or_torn_in_a_bucket_is_a_sentence(bucket, tmp_path):
-    copy(mine(tmp_path), bucket)
+def test_missing_and_truncated_files_in_a_bucket_are_reported(bucket, tmp_path):
+    copy(labelled_folder(tmp_path), bucket)
     with pytest.raises(UserError, match="not a folder. Data set camvid"):
         open_source("camvid", "train", path=bucket / "nowhere")
     with pytest.raises(UserError, match="not a folder. To list its parent: gcloud storage ls"):
         open_source("folder", "test", path=bucket)
     with pytest.raises(UserError, match="no prepared TFDS data set"):
         open_source(f"tfds:{bucket}", "train")
-    (bucket / "images/train/town/p0.png").write_bytes(b"torn")
+    (bucket / "images/train/town/p0.png").write_bytes(b"truncated")
     with pytest.raises(UserError, match=r"cannot read gs://bucket/.*town/p0\.png"):
         open_source("folder", "train", path=bucket)[0]
     source = open_source("folder", "train", path=bucket)
@@ -168,8 +168,8 @@ def test_what_is_missing_or_torn_in_a_bucket_is_a_sentence(bucket, tmp_path):
         source[0]
 
 
-def test_a_service_that_refuses_is_a_sentence(service, bucket, tmp_path, monkeypatch):
-    copy(mine(tmp_path), bucket)
+def test_a_refusal_of_the_service_is_one_sentence(service, bucket, tmp_path, monkeypatch):
+    copy(labelled_folder(tmp_path), bucket)
 
     def refuse(*arguments, **options):
         raise RuntimeError("Forbidden: no access to this bucket")
@@ -187,19 +187,19 @@ def test_other_addresses_are_refused():
             open_source(f"tfds:{path}", "train")
 
 
-def test_without_the_package_a_bucket_is_one_sentence(monkeypatch):
+def test_a_missing_package_is_reported_in_one_sentence(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name, path in (("unlabelled", "gs://bucket/x"), ("tfds:gs://bucket/x", "")):
         with pytest.raises(UserError, match=r'pip install "diffseg_jax\[gcs\]"'):
             open_source(name, "train", path=path)
 
 
-def test_local_paths_need_none_of_the_packages_for_buckets(tmp_path):
+def test_local_paths_need_no_package_for_buckets(tmp_path):
     program = (
         "import sys\n"
         "for name in ('gcsfs', 'fsspec', 'google.auth', 'tensorflow'): sys.modules[name] = None\n"
         "from diffseg_jax.data.sources import open_source\n"
-        f"print(len(open_source('folder', 'train', path={str(mine(tmp_path))!r})[0]))\n"
+        f"print(len(open_source('folder', 'train', path={str(labelled_folder(tmp_path))!r})[0]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -210,35 +210,35 @@ def test_local_paths_need_none_of_the_packages_for_buckets(tmp_path):
 
 
 @pytest.mark.timeout(600)
-def test_a_workdir_in_a_bucket_is_that_of_a_disk(service, command, tmp_path):
+def test_a_workdir_in_a_bucket_equals_a_local_one(service, command, tmp_path):
     config = ROOT / "tests/configs/tiny_ddpm.py"
-    there = epath.Path("gs://bucket/runs/a")
-    for workdir in (tmp_path / "run", there):
+    remote = epath.Path("gs://bucket/runs/a")
+    for workdir in (tmp_path / "run", remote):
         done = command(workdir, config=config)
         assert done.code == 0, done.err
-        assert "caching.py" not in done.err  # what the package would say of every read
+        assert "caching.py" not in done.err  # the package warns of every read
         assert "pretrain: starts" in done.out
-    again = command(there, config=config)
+    again = command(remote, config=config)
     assert "pretrain: is finished" in again.out
 
     # ---- the same network, numbers and files
-    ours, _ = open_network(there / "checkpoints" / "pretrain")
+    ours, _ = open_network(remote / "checkpoints" / "pretrain")
     theirs, _ = open_network(tmp_path / "run" / "checkpoints" / "pretrain")
     for path, array in flatten(theirs).items():
         np.testing.assert_array_equal(flatten(ours)[path], array)
     losses = [
         [json.loads(line).get("loss") for line in text.splitlines()]
         for text in (
-            (workdir / "metrics.jsonl").read_text() for workdir in (there, tmp_path / "run")
+            (workdir / "metrics.jsonl").read_text() for workdir in (remote, tmp_path / "run")
         )
     ]
     assert losses[0] == losses[1] != []
-    names = {file.name for file in (there / "pictures").iterdir()}
+    names = {file.name for file in (remote / "pictures").iterdir()}
     assert names == {file.name for file in (tmp_path / "run" / "pictures").iterdir()}
-    assert any("tfevents" in file.name for file in (there / "tensorboard/pretrain").iterdir())
+    assert any("tfevents" in file.name for file in (remote / "tensorboard/pretrain").iterdir())
 
 
-def test_a_bucket_that_cannot_be_opened_is_one_sentence(command):
+def test_an_unsupported_address_is_reported_in_one_sentence(command):
     done = command("s3://bucket/runs/a")
     assert done.code == 2
     assert done.err == (

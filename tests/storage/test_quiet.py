@@ -1,4 +1,4 @@
-"""Orbax prints nothing of its own, and the hooks of the program are as before afterwards."""
+"""Orbax prints nothing, and the hooks of the program are restored afterwards."""
 
 import gc
 import logging
@@ -27,7 +27,7 @@ LOGGERS = ("absl", "asyncio")
 
 
 def hooks():
-    """Everything global that reading a checkpoint could change."""
+    """All global settings that reading a checkpoint could change."""
     loggers = [logging.getLogger(name) for name in ("", *LOGGERS)]
     settings = [(log.level, log.disabled, [*log.filters], [*log.handlers]) for log in loggers]
     return sys.excepthook, sys.unraisablehook, threading.excepthook, settings
@@ -138,7 +138,7 @@ def test_contexts_of_several_threads_restore_the_hooks_once():
     assert hooks() == before
 
 
-def test_a_hook_that_the_program_sets_meanwhile_stays(monkeypatch):
+def test_a_hook_set_by_the_program_in_the_meantime_is_not_replaced(monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     with quiet_orbax():
         sys.excepthook = mine = lambda *error: None
