@@ -6,8 +6,8 @@ One image of 512x1024, 19 classes, float32, the published size; from normalised 
 the image's size. `ours` and `torch` are the best seconds of all rounds, `ratio` is torch / ours
 (above 1 = we are faster), `MB` the peak of resident memory (ours includes compilation), `first s`
 our first call, mostly compilation. Then the shares: every part alone, compiled and timed by itself
-and multiplied by how often it runs, in seconds and GFLOP/s; in place the decoder is faster, as a
-whole layer goes through 1024 tokens at a time.
+and multiplied by how often it runs, in seconds and GFLOP/s; within the network the decoder is
+faster, because it applies each layer to 1024 tokens at a time.
 
 Measured 2026-11-21 with PyTorch 2.13.0 and jax 0.10.2 on 2 cores (Intel Xeon of family 6, model
 207, with AVX-512), nothing else running, two rounds: 1 step 2.65 and 4.48 s, 1325 and 1055 MB;
@@ -61,7 +61,7 @@ def make():
     return network, jax.device_put(values), jax.device_put(image)
 
 
-def answer(network, steps, values, image):
+def logits_of(network, steps, values, image):
     """Logits f32[1,H,W,K] after so many steps."""
     import jax
 
@@ -94,7 +94,7 @@ def seconds(function, *inputs):
 def time_ours(steps):
     """Prints one JSON line: seconds, first call, memory."""
     network, values, image = make()
-    first, rest = seconds(functools.partial(answer, network, steps), values, image)
+    first, rest = seconds(functools.partial(logits_of, network, steps), values, image)
     print(json.dumps(dict(steps=steps, seconds=rest, first=first, peak_rss_mb=peak_mb())))
 
 
@@ -167,13 +167,13 @@ def main():
     if args.parts:
         return time_parts()
     print("steps  ours s  torch s  ratio     MB  torch MB  first s")
-    whole = {steps: compare(steps, args.torch_python, args.rounds) for steps in args.steps}
+    totals = {steps: compare(steps, args.torch_python, args.rounds) for steps in args.steps}
     parts = call([sys.executable, __file__, "--parts"])
-    titles = "".join(f"  {steps:2} steps, share" for steps in whole)
+    titles = "".join(f"  {steps:2} steps, share" for steps in totals)
     print(f"\npart          {titles}  GFLOP/s")
     for name, (once, gflop, per_image, per_step) in parts.items():
-        spent = [once * (per_image + per_step * steps) for steps in whole]
-        shares = "".join(f"  {s:7.2f} s {s / whole[t]:5.0%}" for s, t in zip(spent, whole))
+        spent = [once * (per_image + per_step * steps) for steps in totals]
+        shares = "".join(f"  {s:7.2f} s {s / totals[t]:5.0%}" for s, t in zip(spent, totals))
         print(f"{name:14}{shares} {gflop / once:8.0f}")
 
 

@@ -5,7 +5,7 @@ python tests/benchmarks/bench_deformable.py [--torch-python PATH] [--rounds 3]
 One map of 128x256 (an image of 512x1024), 256 channels, 8 heads, 4 points, float32, two threads.
 Points lie around their query, 2.5 cells away on average in each direction (normal).
 
-core        the sampling alone, from locations and weights to weighted sums
+core        only the sampling, from locations and weights to weighted sums
 attention   with the projections of values, offsets, weights and output, from a query
 
 `forward` and `both` (forward and backward, all gradients) in ms, the best of all rounds; `ratio` is
@@ -121,12 +121,12 @@ def torch_calls(threads=2):
         asking = query + a["positions"]
         moves = offsets(asking).view(1, -1, HEADS, 1, POINTS, 2) / torch.tensor([W, H])
         shares = weights(asking).view(1, -1, HEADS, 1, POINTS).softmax(-1)
-        places = a["reference"][:, None, None, None] + moves
-        return out(core(value(query).view(1, -1, HEADS, D), places, shares))
+        points = a["reference"][:, None, None, None] + moves
+        return out(core(value(query).view(1, -1, HEADS, D), points, shares))
 
     def both(function, inputs, others=()):
-        wanted = [x.requires_grad_() for x in (*inputs, *others)]
-        return lambda: torch.autograd.grad(function(*inputs), wanted, a["dy"])
+        leaves = [x.requires_grad_() for x in (*inputs, *others)]
+        return lambda: torch.autograd.grad(function(*inputs), leaves, a["dy"])
 
     sampled = a["values"], a["locations"], a["weights"]
     forward = torch.no_grad()

@@ -1,12 +1,12 @@
-"""Predicting with a trained network: time to load, answers beside the evaluation's, speed, tiles.
+"""Predicting with a trained network: loading time, agreement with the evaluation, speed, tiles.
 
 python tests/benchmarks/bench_predict.py runs/scenes runs/ddp_scenes runs/ddpm_seg_scenes
 
-For every checkpoint, in a process of its own: seconds that `load` takes after imports; for pictures
-of odd sizes seconds of a first and of a second answer, and by how much probabilities and
-uncertainty differ from those of the evaluation (1024 x 2048 through tiles); seconds for a picture
-of 512 x 512, in turn with the evaluation loop; and how far tiles change the answers for such a one.
-Pictures are drawn scenes.
+Every checkpoint is measured in a separate process: the seconds of `load` after imports; for images
+of odd sizes the seconds of a first and of a second prediction, and the difference of probabilities
+and uncertainty from those of the evaluation (1024 x 2048 through tiles); the seconds for an image
+of 512 x 512, in turn with the evaluation loop; and the change of its prediction by tiles. The
+images are drawn scenes.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from diffseg_jax.inference.views import predict
 
 SIZES = ((1, 1), (33, 47), (360, 480), (480, 360), (1024, 2048))
 TILED, TILE = (1024, 2048), (256, 512)
-SPEED, PICTURES, ROUNDS = (512, 512), 4, 3
+SPEED, COUNT, ROUNDS = (512, 512), 4, 3
 
 
 class Scenes:
@@ -44,11 +44,11 @@ class Scenes:
     def __len__(self):
         return len(self.examples)
 
-    def __getitem__(self, place):
-        return self.examples[place]
+    def __getitem__(self, index):
+        return self.examples[index]
 
 
-def picture(size: tuple[int, int]) -> np.ndarray:
+def draw(size: tuple[int, int]) -> np.ndarray:
     """A drawn scene of any size, u8[H,W,3]; of fewer than 8 pixels a side, its corner."""
     drawn = tuple(max(side, 8) for side in size)
     return draw_scene(5, 0, *drawn)["image"][: size[0], : size[1]]
@@ -62,19 +62,19 @@ def seconds(function, *arguments, **options):
 
 
 def compare_sizes(segmenter: Segmenter):
-    """Prints a line for every size: first and second answer, difference to the evaluation."""
+    """Prints a line for every size: first and second prediction, difference from the evaluation."""
     for size in SIZES:
-        image, options = picture(size), {}
+        image, options = draw(size), {}
         if size == TILED:
             options = {"tile": TILE}
         first, _ = seconds(segmenter.predict, image, **options)
         second, found = seconds(segmenter.predict, image, **options)
         program = jax.jit(segmenter.task.predict)
         forward = make_forward(program, segmenter.network, segmenter.mesh, 1)
-        wanted = predict(forward, image[None], segmenter.protocol_for(PredictOptions(**options)))
-        gap = np.abs(found.probs - wanted.probs).max()
-        gap = max(gap, np.abs(found.uncertainty - wanted.uncertainty).max())
-        labels = np.mean(found.labels != wanted.labels)
+        expected = predict(forward, image[None], segmenter.protocol_for(PredictOptions(**options)))
+        gap = np.abs(found.probs - expected.probs).max()
+        gap = max(gap, np.abs(found.uncertainty - expected.uncertainty).max())
+        labels = np.mean(found.labels != expected.labels)
         shown = f"{size[0]} x {size[1]}" + (" tiled" if options else "")
         print(
             f"  {shown:17} first {first:6.2f} s, second {second:6.3f} s, differs from the "
@@ -84,35 +84,35 @@ def compare_sizes(segmenter: Segmenter):
 
 
 def compare_speed(segmenter: Segmenter):
-    """Prints seconds a picture of the evaluation loop and of `predict`, the best of some turns."""
-    source = Scenes(PICTURES, SPEED)
+    """Prints the seconds per image of the evaluation loop and of `predict`, best of ROUNDS."""
+    source = Scenes(COUNT, SPEED)
     images = [example["image"] for example in source.examples]
     program = jax.jit(segmenter.task.predict)
     forward = make_forward(
         program, segmenter._placed, segmenter.mesh, 1, segmenter.task.stride
     )  # fmt: skip
-    places, classes = np.arange(PICTURES), len(segmenter.names)
-    loop = lambda: evaluate(forward, source, places, classes, segmenter.protocol, 1)
+    indices, classes = np.arange(COUNT), len(segmenter.names)
+    loop = lambda: evaluate(forward, source, indices, classes, segmenter.protocol, 1)
     ask = lambda: [one.labels for one in segmenter.predict_each(images, batch_size=1)]
     loop(), ask()
     turns = [(seconds(loop)[0], seconds(ask)[0]) for _ in range(ROUNDS)]
-    looped, asked = (min(turn) / PICTURES for turn in zip(*turns, strict=True))
+    looped, asked = (min(turn) / COUNT for turn in zip(*turns, strict=True))
     print(
-        f"  {SPEED[0]} x {SPEED[1]}: evaluation loop {1000 * looped:.0f} ms a picture, predict "
+        f"  {SPEED[0]} x {SPEED[1]}: evaluation loop {1000 * looped:.0f} ms an image, predict "
         f"{1000 * asked:.0f} ms ({asked / looped:.2f} of it)",
         flush=True,
     )
 
 
 def compare_tiles(segmenter: Segmenter):
-    """Prints how far tiles change the answers."""
-    image = picture(SPEED)
+    """Prints how much tiles change the prediction."""
+    image = draw(SPEED)
     tiled = segmenter.predict(image, tile=256, stride=128)
-    whole = segmenter.predict(image, tile=0)
-    gap = np.abs(tiled.probs - whole.probs)
-    same = np.mean(tiled.labels == whole.labels)
+    untiled = segmenter.predict(image, tile=0)
+    gap = np.abs(tiled.probs - untiled.probs)
+    same = np.mean(tiled.labels == untiled.labels)
     print(
-        f"  tiles of 256, half overlapping: {100 * same:.1f} % of labels as of the whole picture, "
+        f"  tiles of 256, half overlapping: {100 * same:.1f} % of labels as without tiles, "
         f"probabilities differ by {gap.mean():.4f} on average"
     )
 

@@ -4,8 +4,8 @@ python tests/benchmarks/bench_transunet.py [--torch-python PATH] [--rounds 2]
 
 Published size, batch 4 of 224x224, float32. `ours` and `torch` are the best seconds of all rounds,
 `ratio` is torch / ours (above 1 = we are faster), `MB` the peak of resident memory (ours includes
-compilation), `first s` our first call, mostly compilation. It also checks that a frozen encoder is
-neither among what learns nor in the optimizer's moments.
+compilation), `first s` our first call, mostly compilation. It also checks that a frozen encoder has
+neither gradients nor moments in the optimizer.
 
 Measured 2026-11-21 with PyTorch 2.13.0 and jax 0.10.2 on 2 cores (Intel Xeon of family 6, model
 207, with AVX-512), nothing else running, seconds of ours and torch: forward 1.25 and 1.14, train
@@ -103,8 +103,8 @@ def encoder_leaves(state):
     """Paths below `params` or `opt` (gradients have the tree of params) that name the encoder."""
     import jax
 
-    kept = {name: state[name] for name in ("params", "opt")}
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(kept)]
+    parts = {name: state[name] for name in ("params", "opt")}
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(parts)]
     return [path for path in paths if "encoder" in path]
 
 

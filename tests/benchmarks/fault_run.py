@@ -1,12 +1,12 @@
-"""Stops runs of all three systems at random moments, in all ways, and compares every bit.
+"""Interrupts runs of all three systems at random moments, and compares the results bit by bit.
 
 python tests/benchmarks/fault_run.py --kills=20 --stops=4 [--config=tests/configs/tiny_ddp.py]
 
-For each config: an unbroken run; a run that is killed so many times (every third kill waits for a
-save in progress, the others fall anywhere, the start of the program included) and given SIGTERM so
-many times; and a run whose disk becomes full during a save (a small tmpfs, which root alone can
-mount), with room made after that. Final parameters, statistics and optimizer state, and all logged
-numbers but the times, must equal those of the unbroken run.
+For each config: an uninterrupted run; a run that gets --kills times SIGKILL (every third waits for
+a save in progress, the others come at any time, even while the program starts) and --stops times
+SIGTERM; and a run whose disk becomes full during a save (a small tmpfs, which only root can mount)
+and is freed afterwards. Final parameters, statistics and optimizer state, and all logged numbers
+except times, must equal those of the uninterrupted run.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def run_with_kills(start, workdir, kills, seed, total, stops=0):
 
 
 def _after_stop(code, err, workdir):
-    """What a SIGTERM met; RuntimeError unless the step that it names is saved."""
+    """Where SIGTERM stopped the run; RuntimeError unless the reported step is saved."""
     if code == -signal.SIGTERM:  # before the first step or after the last: nothing to save
         return f"stopped outside the steps, {last_record(workdir)}"
     found = re.search(r"after step (\d+) of stage (\w+), which is saved", err)
@@ -88,12 +88,12 @@ def _wait(process, workdir, rng, records, saving):
     early = not saving and rng.random() < 0.3  # perhaps before the first step
     end = time.monotonic() + (rng.uniform(0, 8) if early else LIMIT)
 
-    def goes_on():
+    def is_running():
         return process.poll() is None and time.monotonic() < end
 
-    while goes_on() and count_records(workdir) < records:
+    while is_running() and count_records(workdir) < records:
         time.sleep(0.005)
-    while saving and goes_on() and not saving():
+    while saving and is_running() and not saving():
         time.sleep(0.001)
     time.sleep(rng.uniform(0, 0.01 if saving else 0.1))
 
@@ -105,18 +105,18 @@ def count_records(workdir):
 
 
 def half_written(workdir):
-    """The directories of checkpoints that are being saved, or were when the run was killed."""
+    """The directories of unfinished saves, in progress or interrupted by a kill."""
     return set(Path(workdir).glob("checkpoints/*/*orbax-checkpoint-tmp*"))
 
 
 def last_record(workdir):
-    """The stage and step logged last."""
+    """The last logged stage and step."""
     file = Path(workdir) / "metrics.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
     for line in reversed(lines):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:  # the kill cut the line short
+        except json.JSONDecodeError:  # the kill truncated the line
             continue
         return f"{record['stage']} {record['step']}"
     return "the start"
@@ -130,13 +130,13 @@ def numbers(workdir):
 
 
 def final_state(directory):
-    """{path: array} of the whole last state of a stage: parameters, statistics, optimizer, step."""
+    """{path: array} of the last state of a stage: parameters, statistics, optimizer, step."""
     with StageCheckpoints(Path(directory), read_only=True) as checkpoints:
         step = checkpoints.latest()
         arrays = checkpoints.meta(step)["arrays"]
         target = {tuple(name.split("/")): np.zeros(()) for name in arrays}
-        places = {path: ocp.RestoreArgs(np.ndarray) for path in target}
-        arguments = ocp.args.PyTreeRestore(unflatten(target), restore_args=unflatten(places))
+        restore_args = {path: ocp.RestoreArgs(np.ndarray) for path in target}
+        arguments = ocp.args.PyTreeRestore(unflatten(target), restore_args=unflatten(restore_args))
         arguments = ocp.args.Composite(state=arguments)
         return flatten(checkpoints.manager.restore(step, args=arguments)["state"])
 
@@ -164,7 +164,7 @@ def differences(workdir, other):
 
 @contextlib.contextmanager
 def small_disk(folder, size):
-    """A tmpfs of `size` bytes at a folder; PermissionError for those who may not mount one."""
+    """A tmpfs of `size` bytes at a folder; PermissionError if the user may not mount one."""
     Path(folder).mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True).returncode:
@@ -176,14 +176,14 @@ def small_disk(folder, size):
 
 
 def fill_the_disk(start, disk, seed, times=3):
-    """Runs with a file that leaves too little room, so many times, then without; what each met.
+    """Runs `times` times on a nearly full disk, then with free space; returns the error messages.
 
-    start  () -> Popen of a run whose workdir lies on the disk
+    start  () -> Popen of a run whose workdir is on the disk
     """
     rng, met, filler = random.Random(seed), [], Path(disk) / "filler"
     for _ in range(times):
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-        with open(filler, "wb") as file:  # leaves room for a checkpoint at most
+        with open(filler, "wb") as file:  # leaves space for at most one checkpoint
             file.write(bytes(free - rng.randrange(0, 3_000_000)))
         process = start()
         err = process.communicate(timeout=LIMIT)[1]
@@ -195,7 +195,7 @@ def fill_the_disk(start, disk, seed, times=3):
     process = start()
     err = process.communicate(timeout=LIMIT)[1]
     if process.returncode:
-        raise RuntimeError(f"the start with room failed: {err[-800:]}")
+        raise RuntimeError(f"the start with free space failed: {err[-800:]}")
     return met
 
 
@@ -203,7 +203,7 @@ def fill_the_disk(start, disk, seed, times=3):
 
 
 def faults_of(config, options, folder):
-    """Prints what each fault met and what differs in the end; returns the sentences on that."""
+    """Prints where each fault occurred; prints and returns the final differences."""
     stages = runpy.run_path(str(config))["get_config"]().stages
     names = [name for name in ("pretrain", "finetune", "train", "align", "fit") if name in stages]
     command = [
@@ -219,16 +219,16 @@ def faults_of(config, options, folder):
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
 
-    whole = start(folder / "whole")
-    _, err = whole.communicate(timeout=LIMIT)
-    if whole.returncode:
+    unbroken = start(folder / "unbroken")
+    _, err = unbroken.communicate(timeout=LIMIT)
+    if unbroken.returncode:
         sys.exit(err)
-    total = count_records(folder / "whole")
+    total = count_records(folder / "unbroken")
     killed = folder / "killed"
     met = run_with_kills(
         lambda: start(killed), killed, options.kills, options.seed, total, options.stops
     )
-    found = differences(killed, folder / "whole")
+    found = differences(killed, folder / "unbroken")
     for number, moment in enumerate(met, 1):
         print(f"  {number}: {moment}")
     saves = sum(moment.startswith("in a save") for moment in met)
@@ -239,9 +239,9 @@ def faults_of(config, options, folder):
             run = folder / "disk" / "run"
             for sentence in fill_the_disk(lambda: start(run), folder / "disk", options.seed):
                 print(f"  full disk: {sentence}")
-            found += differences(run, folder / "whole")
+            found += differences(run, folder / "unbroken")
     except PermissionError as error:
-        print(f"  left out: {error}")
+        print(f"  skipped: {error}")
     verdict = f"DIFFERENT: {found}" if found else "every bit equal to the unbroken run"
     print(f"{config.name}: {verdict}", flush=True)
     return found

@@ -1,9 +1,10 @@
-"""The published UNet and its Adam state on 8 devices: made in parts, saved, restored; memory.
+"""The published UNet and its Adam state on 8 devices: memory to initialise, save and restore.
 
 XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/benchmarks/large_state.py
 
 Prints seconds and the peak memory of the process after each part of the work. 552,814,086
-parameters and two moments are 6.63 GB; needs 15 GB of memory, as the eight devices are one process.
+parameters and two moments are 6.63 GB. It needs 15 GB of memory, because one process holds all
+eight devices.
 """
 
 import argparse
@@ -26,7 +27,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "ddpm_published.py"
 
 
 def stage_of(config):
-    """The stage as far as its state goes: no data, no moving average."""
+    """A stage with only what its state needs: no data, no moving average."""
     options = config.stages.pretrain
     task = ddpm_seg.make_task(config, "pretrain", tuple(options.augment.crop), 0)
     optimizer = make_optimizer(
@@ -39,7 +40,7 @@ def stage_of(config):
 
 
 def report(what, begun):
-    """Prints the seconds since `begun` and the most memory that the process has had so far."""
+    """Prints the seconds since `begun` and the peak memory of the process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"{what}: {time.perf_counter() - begun:.1f} s, peak {resources.size(peak)}", flush=True)
     return time.perf_counter()

@@ -1,14 +1,14 @@
-"""Writes a state dict like a published ADM checkpoint, full size, with random numbers in it.
+"""Writes a state dict like a published ADM checkpoint, full size, with random numbers.
 
 python tests/benchmarks/lsun_checkpoint.py --name=lsun_bedroom --output=X.pt
 
-A PyTorch .pt file made by hand and without torch: a zip with one pickle and one uncompressed entry
-a tensor, drawn and written one after another, so that little memory is needed. The same name and
+The PyTorch .pt file is written without torch: a zip with one pickle and one uncompressed entry per
+tensor, drawn and written one after another to limit memory. The same name and
 seed give the same bytes. Kernels are normal with variance 1 / fan_in, scales of norms near 1 and
 biases near 0, so activations stay moderate.
 
-Names and shapes follow from the settings by `official_shapes`, which shares nothing with the
-converter of the package and is therefore a check of it.
+Names and shapes follow from the settings by `official_shapes`, which is independent of the
+converter of the package and therefore tests it.
 """
 
 import argparse
@@ -25,8 +25,8 @@ LSUN = dict(
     channels=256,  # of the first level
     channel_mult=(1, 1, 2, 2, 4, 4),
     res_blocks=2,
-    attention_factors=(8, 16, 32),  # attention where the image is this many times smaller
-    heads=4,  # counts where head_channels is -1
+    attention_factors=(8, 16, 32),  # attention where features are this many times smaller
+    heads=4,  # used where head_channels is -1
     head_channels=64,
     resample_in_blocks=True,
     scale_shift=True,
@@ -93,13 +93,13 @@ def official_shapes(settings: dict) -> dict[str, tuple[int, ...]]:
     left, c = [widths[0]], widths[0]  # channels that input block i leaves
     for level, width in enumerate(widths):
         for r in range(s["res_blocks"]):
-            place = f"input_blocks.{1 + level * per_level + r}"
-            shapes |= _level_block(s, place, c, width, attends[level])
+            prefix = f"input_blocks.{1 + level * per_level + r}"
+            shapes |= _level_block(s, prefix, c, width, attends[level])
             c = width
             left.append(c)
         if level < count - 1:
-            place = f"input_blocks.{(level + 1) * per_level}.0"
-            shapes |= _resampling(s, place, "op", c)
+            prefix = f"input_blocks.{(level + 1) * per_level}.0"
+            shapes |= _resampling(s, prefix, "op", c)
             left.append(c)
 
     shapes |= _residual(s, "middle_block.0", c, c)
@@ -109,48 +109,48 @@ def official_shapes(settings: dict) -> dict[str, tuple[int, ...]]:
     for level in reversed(range(count)):
         for r in range(per_level):
             j = (count - 1 - level) * per_level + r
-            place = f"output_blocks.{j}"
+            prefix = f"output_blocks.{j}"
             inputs = c + left[count * per_level - 1 - j]
             c = widths[level]
-            shapes |= _level_block(s, place, inputs, c, attends[level])
+            shapes |= _level_block(s, prefix, inputs, c, attends[level])
             if level and r == per_level - 1:
-                shapes |= _resampling(s, f"{place}.{2 if attends[level] else 1}", "conv", c)
+                shapes |= _resampling(s, f"{prefix}.{2 if attends[level] else 1}", "conv", c)
 
     shapes |= _affine("out.0", (widths[0],))
     return shapes | _affine("out.2", (6 if s["learn_sigma"] else 3, widths[0], 3, 3))
 
 
-def _affine(place, weight):
+def _affine(prefix, weight):
     """A weight, and a bias of as many entries as the weight has outputs."""
-    return {f"{place}.weight": weight, f"{place}.bias": weight[:1]}
+    return {f"{prefix}.weight": weight, f"{prefix}.bias": weight[:1]}
 
 
-def _residual(settings, place, c_in, c_out):
+def _residual(settings, prefix, c_in, c_out):
     modulation = (2 * c_out if settings["scale_shift"] else c_out, 4 * settings["channels"])
-    shapes = _affine(f"{place}.in_layers.0", (c_in,))
-    shapes |= _affine(f"{place}.in_layers.2", (c_out, c_in, 3, 3))
-    shapes |= _affine(f"{place}.emb_layers.1", modulation)
-    shapes |= _affine(f"{place}.out_layers.0", (c_out,))
-    shapes |= _affine(f"{place}.out_layers.3", (c_out, c_out, 3, 3))
+    shapes = _affine(f"{prefix}.in_layers.0", (c_in,))
+    shapes |= _affine(f"{prefix}.in_layers.2", (c_out, c_in, 3, 3))
+    shapes |= _affine(f"{prefix}.emb_layers.1", modulation)
+    shapes |= _affine(f"{prefix}.out_layers.0", (c_out,))
+    shapes |= _affine(f"{prefix}.out_layers.3", (c_out, c_out, 3, 3))
     if c_in != c_out:
-        shapes |= _affine(f"{place}.skip_connection", (c_out, c_in, 1, 1))
+        shapes |= _affine(f"{prefix}.skip_connection", (c_out, c_in, 1, 1))
     return shapes
 
 
-def _attention(place, c):
-    shapes = _affine(f"{place}.norm", (c,)) | _affine(f"{place}.qkv", (3 * c, c, 1))
-    return shapes | _affine(f"{place}.proj_out", (c, c, 1))
+def _attention(prefix, c):
+    shapes = _affine(f"{prefix}.norm", (c,)) | _affine(f"{prefix}.qkv", (3 * c, c, 1))
+    return shapes | _affine(f"{prefix}.proj_out", (c, c, 1))
 
 
-def _level_block(settings, place, c_in, c_out, attends):
-    shapes = _residual(settings, f"{place}.0", c_in, c_out)
-    return shapes | (_attention(f"{place}.1", c_out) if attends else {})
+def _level_block(settings, prefix, c_in, c_out, attends):
+    shapes = _residual(settings, f"{prefix}.0", c_in, c_out)
+    return shapes | (_attention(f"{prefix}.1", c_out) if attends else {})
 
 
-def _resampling(settings, place, convolution, c):
+def _resampling(settings, prefix, convolution, c):
     if settings["resample_in_blocks"]:
-        return _residual(settings, place, c, c)
-    return _affine(f"{place}.{convolution}", (c, c, 3, 3))
+        return _residual(settings, prefix, c, c)
+    return _affine(f"{prefix}.{convolution}", (c, c, 3, 3))
 
 
 def check_counts():

@@ -1,4 +1,4 @@
-"""A plain PyTorch ADM UNet, timed: what a user would otherwise run, so that our speed is a ratio.
+"""A plain PyTorch ADM UNet, timed: the alternative of a user, against which our speed is measured.
 
 python torch_adm.py --what=forward|taps|train [--size=256] [--batch=1] [--channels-last]
 

@@ -1,4 +1,4 @@
-"""DDP's segmentation with ConvNeXt-T in plain PyTorch, timed: what a user would otherwise run.
+"""DDP's segmentation with ConvNeXt-T in plain PyTorch, timed: the alternative of a user.
 
 python torch_ddp.py [--steps 1 3] [--rounds 3] [--threads 2]
 
@@ -117,9 +117,9 @@ class Attention(nn.Module):
         asking = query + positions
         offsets = self.offsets(asking).view(batch, count, HEADS, POINTS, 2)
         weights = self.weights(asking).view(batch, count, HEADS, POINTS).softmax(-1)
-        places = reference[:, None, None] + offsets / offsets.new_tensor([w, h])
+        points = reference[:, None, None] + offsets / offsets.new_tensor([w, h])
         values = self.value(query).transpose(1, 2).reshape(batch * HEADS, -1, h, w)
-        grid = (2 * places - 1).transpose(1, 2).flatten(0, 1)  # [B heads, N, P, 2]
+        grid = (2 * points - 1).transpose(1, 2).flatten(0, 1)  # [B heads, N, P, 2]
         samples = F.grid_sample(values, grid, "bilinear", "zeros", align_corners=False)
         shares = weights.transpose(1, 2).flatten(0, 1)[:, None]
         sampled = (samples * shares).sum(-1).view(batch, WIDTH, count)

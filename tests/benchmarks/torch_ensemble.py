@@ -1,4 +1,4 @@
-"""Ten pixel classifiers in plain PyTorch, timed: what a user would otherwise run.
+"""Ten pixel classifiers in plain PyTorch, timed: the alternative of a user.
 
 python torch_ensemble.py --what=step|heads [--members=10] [--threads=2]
 
@@ -8,8 +8,8 @@ hand after Baranchuk et al. (ICLR 2022): eager, float32, one classifier after an
 
 step    one step of all classifiers: 64 rows taken from a matrix, forward, loss, backward and Adam.
         They learn one after another, so it is the time of one times their number. The matrix is a
-        part of what the pictures make; all of it would take 2.2 GB each
-heads   one picture of 256x256: fifteen maps enlarged and joined, then every classifier, the vote,
+        part of the features of the images, which would take 2.2 GB each
+heads   one image of 256x256: fifteen maps enlarged and joined, then every classifier, the vote,
         the mean of the softmaxes and the Jensen-Shannon divergence
 """
 
@@ -26,11 +26,11 @@ from torch import nn
 
 TAPS = ((1024, 32), (512, 32), (512, 32), (512, 64), (256, 128))  # channels, side
 STEPS = 3  # noise levels
-SIDE = 256  # of the picture
+SIDE = 256  # pixels; side of the image
 FEATURES = STEPS * sum(channels for channels, _ in TAPS)  # 8448 a pixel
 HIDDEN, CLASSES = (128, 32), 29
 BATCH = 64
-ROWS = 16_384  # of the matrix that `step` reads
+ROWS = 16_384  # rows of the matrix that `step` reads
 STEPS_PER_CALL = 32
 
 
@@ -48,7 +48,7 @@ def make_member():
 
 
 def make_step(members):
-    """A function of no arguments, 32 steps of one classifier; steps of all that these are worth."""
+    """(function that makes 32 steps of one classifier, the equivalent number of steps of all)."""
     rows, classes = torch.randn(ROWS, FEATURES), torch.randint(CLASSES, (ROWS,))
     member = make_member()
     optimizer = torch.optim.Adam(member.parameters(), lr=1e-3)
@@ -69,8 +69,8 @@ def enlarge(maps):
     return torch.cat([resize(values) for values in maps], dim=1)[0].flatten(1).t()
 
 
-def answer(members, maps):
-    """Labels i64[65536], mean softmax f32[65536, 29], divergence f32[65536], its largest tenth."""
+def predict(members, maps):
+    """Labels i64[65536], mean softmax f32[65536, 29], divergence f32[65536], its top tenth."""
     rows = enlarge(maps)
     labels, mean, entropy = [], 0, 0
     for member in members:
@@ -80,20 +80,20 @@ def answer(members, maps):
         mean = mean + probs / len(members)
         entropy = entropy - (probs * log_probs).sum(1) / len(members)
     divergence = -torch.special.xlogy(mean, mean).sum(1) - entropy
-    most = divergence.topk(len(divergence) // 10).values.mean()
-    return torch.stack(labels).mode(dim=0).values, mean, divergence, most
+    top = divergence.topk(len(divergence) // 10).values.mean()
+    return torch.stack(labels).mode(dim=0).values, mean, divergence, top
 
 
 def make_heads(members):
     maps = [torch.randn(1, c, side, side) for _ in range(STEPS) for c, side in TAPS]
     ensemble = [make_member().eval() for _ in range(members)]
-    return torch.no_grad()(partial(answer, ensemble, maps)), 1
+    return torch.no_grad()(partial(predict, ensemble, maps)), 1
 
 
-def memory_mb(word):
-    """VmRSS, resident now, or VmHWM, its peak; Linux."""
+def memory_mb(key):
+    """The current (VmRSS) or peak (VmHWM) resident memory; Linux."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(word))
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 
 def main():

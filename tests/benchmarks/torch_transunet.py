@@ -1,4 +1,4 @@
-"""A plain PyTorch TransUNet, timed: what a user would otherwise run, so that our speed is a ratio.
+"""A plain PyTorch TransUNet, timed: the alternative of a user, against which our speed is measured.
 
 python torch_transunet.py --what=forward|train|ddep --batch=4 --size=224 --repeats=5 --threads=2
 
@@ -10,7 +10,7 @@ those of the public PyTorch TransUNet: its checkpoints load strictly, and both p
 to the same outputs. Initial values are the framework's.
 
 forward   evaluation mode, no gradients
-train     train mode: forward, cross-entropy, backward and Adam for the whole network
+train     train mode: forward, cross-entropy, backward and Adam for the entire network
 ddep      the decoder learns the noise in the image; the encoder is frozen, without backward pass
 """
 
