@@ -344,7 +344,7 @@ REFUSED = {
     ),
     "no file": (changed(input="nothing"), ["there is no file", "nothing"]),
     "a program": (
-        changed(input="program"), ["is not tensors only", "Nothing of it was run", "state dict"],
+        changed(input="program"), ["is not tensors only", "Nothing in it was run", "state dict"],
     ),
 }  # fmt: skip
 

@@ -45,8 +45,9 @@ ORDER = (  # a module may import those above it, never those below
     "inference.prediction", "inference.segmenter", "inference.batch", "inference.sampling",
     "inference.converted", "inference.exported", "inference.description",
     "inference.description_text",
-    "experiment.evaluate", "experiment.plan", "experiment.monitor", "experiment.gradient_stage",
-    "experiment.ensemble_stage", "experiment.train", "experiment.check_data",
+    "experiment.evaluate", "experiment.plan", "experiment.results", "experiment.monitor",
+    "experiment.gradient_stage", "experiment.ensemble_stage", "experiment.train",
+    "experiment.check_data",
     "experiment.prepare_data", "experiment.tap_study", "experiment.steps_study",
     "cli", "plot", "convert", "sample", "predict", "export", "info", "main",
 )  # fmt: skip

@@ -1,20 +1,21 @@
-"""What is measured and drawn of a stage, during training and at its end."""
+"""What is measured and drawn of a stage while it runs."""
 
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from diffseg_jax.data.transforms import resize_image, resize_mask
-from diffseg_jax.devices import processes
-from diffseg_jax.errors import counted
-from diffseg_jax.experiment.evaluate import UNCERTAIN, Counts, evaluate, spread
-from diffseg_jax.experiment.plan import Evaluation, StagePlan, augmentation
+from diffseg_jax.experiment.evaluate import spread
+from diffseg_jax.experiment.plan import StagePlan, augmentation
+from diffseg_jax.experiment.results import (
+    draw_predictions,
+    measure,
+    save_sheet,
+    scores_of,
+    trace_steps,
+)
 from diffseg_jax.figures import sheets
-from diffseg_jax.inference.forward import make_forward
-from diffseg_jax.inference.views import Protocol, View
 from diffseg_jax.metrics import segmentation
-from diffseg_jax.metrics.uncertainty import auroc
 from diffseg_jax.training.state import network_of
 
 
@@ -74,99 +75,3 @@ def _some_crops(plan):
         for index in spread(plan.indices, max(plan.examples, 1))
     ]
     return {key: np.stack([crop[key] for crop in crops]) for key in ("image", "valid")}
-
-
-def measure(
-    evaluation: Evaluation, network: dict, indices: np.ndarray, protocol: Protocol
-) -> tuple[Counts, list[dict]]:
-    """Counts of right and wrong pixels of a network, and the examples to draw."""
-    task, batch_size = evaluation.task, evaluation.batch_size
-    forward = make_forward(task.predict, network, evaluation.mesh, batch_size, task.stride)
-    return evaluate(
-        forward, evaluation.source, indices, len(evaluation.source.labels.names), protocol,
-        batch_size, evaluation.examples,
-    )  # fmt: skip
-
-
-def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "result") -> dict:
-    """The final numbers of a stage under the whole protocol, with their origin; JSON values.
-
-    suffix  last part of the file name of the sheet of examples
-    """
-    stage, protocol, indices = evaluation.stage, evaluation.protocol, evaluation.indices
-    evaluation.log.say(
-        f"{stage}: evaluates step {meta['step']} on {counted(len(indices), 'image')}"
-    )
-    counts, examples = measure(evaluation, network, indices, protocol)
-    trace_steps(evaluation, network, examples, protocol)
-    draw_predictions(evaluation, examples, f"{stage}_{suffix}", meta["step"])
-    names, convention = evaluation.source.labels.names, evaluation.convention
-    papers = {}
-    if convention != "default":
-        papers[convention] = segmentation.to_json(scores_of(evaluation, counts, convention), names)
-    return {
-        "step": meta["step"],
-        "start": meta["start"],
-        "images": len(indices),
-        "labelled_images": meta["labelled"]["n"],
-        "protocol": evaluation.recorded["protocol"],
-        **segmentation.to_json(scores_of(evaluation, counts), names),
-        "AUROC": segmentation.to_number(auroc(counts.uncertainty)),
-        "AUROC_of": auroc_of_measures(counts),
-        "image_uncertainty": counts.uncertain / UNCERTAIN / counts.images,
-        **papers,
-        **{key: value for key, value in evaluation.recorded.items() if key != "protocol"},
-    }
-
-
-def scores_of(evaluation: Evaluation, counts: Counts, convention: str = "") -> dict:
-    """Ratios of the counts by a paper's convention, or by the config's choice on absent classes.
-
-    Classes that are never labelled have none.
-    """
-    absent, ignored_row = segmentation.CONVENTIONS[convention or "default"]
-    confusion = counts.confusion if ignored_row else counts.confusion[:-1]
-    absent = absent if convention else evaluation.absent
-    return segmentation.scores(
-        confusion, absent=absent, left_out=evaluation.source.labels.unscored
-    )
-
-
-def auroc_of_measures(counts: Counts) -> dict:
-    """AUROC of every measure of uncertainty that the network gave."""
-    given = {name: values for name, values in counts.measures.items() if values.any()}
-    return {name: segmentation.to_number(auroc(values)) for name, values in given.items()}
-
-
-def trace_steps(evaluation: Evaluation, network: dict, examples: list[dict], protocol: Protocol):
-    """Adds to each example "steps", its labels i32[T,H,W] after every reverse step, if any.
-
-    Only where images are shown whole: each window has its own noise.
-    """
-    trace = evaluation.task.trace
-    if not trace or protocol.view is not View.WHOLE:
-        return
-    forward = make_forward(trace, network, evaluation.mesh, 1)
-    for example in examples:
-        size = example["image"].shape[:2]
-        shown = resize_image(example["image"], protocol.sizes(size)[0])
-        labels = forward(shown[None], np.array([shown.shape[:2]], np.int32))[0]
-        example["steps"] = np.stack([resize_mask(step, size) for step in labels])
-
-
-def draw_predictions(evaluation: Evaluation, examples: list[dict], file: str, step: int):
-    """Saves a sheet of examples: image, truth, steps, prediction, uncertainty, error."""
-    if examples:
-        columns = [[e[key] for e in examples] for key in ("image", "mask", "labels", "uncertainty")]
-        steps = [e["steps"] for e in examples] if "steps" in examples[0] else None
-        sheet = sheets.prediction_sheet(*columns, evaluation.source.labels, steps)
-        save_sheet(evaluation, sheet, file, step)
-
-
-def save_sheet(plan: StagePlan | Evaluation, sheet: np.ndarray, file: str, step: int):
-    """Saves an image to the workdir and the events, in the first process only."""
-    if processes.is_first():
-        folder = plan.workdir / "pictures"
-        folder.mkdir(exist_ok=True)
-        sheets.save_png(folder / f"{file}.png", sheet)
-        plan.log.image(step, file.rsplit("_", 1)[0], sheet)

@@ -1,8 +1,7 @@
 """A config becomes a plan, once: all that each stage needs to know, read and checked.
 
 `make_plan` opens the data, reads foreign weights and makes the tasks, so that mistakes are found
-before anything is written. What runs afterwards takes a `StagePlan` or an `Evaluation` and never
-asks the config again.
+before anything is written. What runs a stage takes its `StagePlan` or `Evaluation`, not the config.
 """
 
 import dataclasses
@@ -13,8 +12,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict as flatten
+from flax.traverse_util import unflatten_dict as unflatten
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 import diffseg_jax
 from diffseg_jax.config.options import COMMON, FIT, LABELLED, UNLABELLED
@@ -30,7 +31,7 @@ from diffseg_jax.inference.views import Protocol, protocol_of
 from diffseg_jax.storage.checkpoints import has_checkpoint
 from diffseg_jax.storage.networks import open_network, require_checkpoint
 from diffseg_jax.storage.paths import open_path
-from diffseg_jax.storage.workdir import as_json
+from diffseg_jax.storage.workdir import as_json, stage_directory
 from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.systems.system import System, Task
 from diffseg_jax.training.log import Log
@@ -87,7 +88,7 @@ class StagePlan:
     source       the images it learns from;  indices  those of them that are used
     threads, workers  that read them
     start        "random", "weights", the name of a stage or a directory
-    loaded       () -> arrays that replace random ones of a fresh stage; None = all are random
+    loaded       () -> arrays that replace random ones of a fresh stage; None where there are none
     meta         what is saved beside every checkpoint
     note         a sentence for the user before it runs, or ""
     subset       which labelled images are used, JSON values; None for an unlabelled stage
@@ -99,7 +100,7 @@ class StagePlan:
 
     name: str
     system: System
-    options: ConfigDict
+    options: FrozenConfigDict
     seed: int
     source: Sequence
     indices: np.ndarray
@@ -122,7 +123,7 @@ class StagePlan:
     @property
     def directory(self) -> Path:
         """Where its checkpoints are."""
-        return self.workdir / "checkpoints" / self.name
+        return stage_directory(self.workdir, self.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +225,8 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
             data.train.names, indices, seed=reading.subset_seed, list_path=reading.list_path
         )
     return StagePlan(
-        name=name, system=system, options=options, seed=config.seed, source=source,
+        name=name, system=system, options=FrozenConfigDict(options), seed=config.seed,
+        source=source,
         indices=indices, threads=reading.threads, workers=reading.workers, task=task, start=start,
         loaded=_arrays_to_load(config, name, start, task, workdir),
         meta=_meta(config, start, task, classes, labels, chosen),
@@ -287,12 +289,13 @@ def _arrays_to_load(config, name, start, task, workdir) -> Callable[[], dict] | 
         if start == "weights":
             arrays = system.load_weights(config, abstract, task)
         elif start != "random":
-            inside = workdir / "checkpoints" / start
+            inside = stage_directory(workdir, start)
             network, meta = open_network(inside if start in config.stages else open_path(start))
             arrays = system.adopt(abstract, task, network, meta["task"])
-        return {**arrays, **system.given_arrays(config, kind, abstract)}
+        given = system.given_arrays(config, kind, abstract)
+        return unflatten({**flatten(arrays), **flatten(given)})
 
-    if has_checkpoint(workdir / "checkpoints" / name):
+    if has_checkpoint(stage_directory(workdir, name)):
         return read  # needed only if all its checkpoints are damaged
     if start in STARTS:
         held = [arrays] if (arrays := read()) else []
@@ -302,7 +305,7 @@ def _arrays_to_load(config, name, start, task, workdir) -> Callable[[], dict] | 
 
 
 def _check_earlier_stage(name, start, before, workdir):
-    if start not in before and not has_checkpoint(workdir / "checkpoints" / start):
+    if start not in before and not has_checkpoint(stage_directory(workdir, start)):
         raise UserError(
             f"stages.{name}.start is {start}, which is not run before it and has no "
             f"checkpoint in {workdir}. Add it to --config.run, or try "
@@ -319,12 +322,16 @@ def _check_directory(config, start):
 # ---- evaluations -------------------------------------------------------------------------------
 
 
-def plan_evaluations(config: ConfigDict, workdir: Path) -> list[Evaluation]:
-    """The evaluations of a checked config's labelled stages; training data are not opened."""
+def labelled_stages(config: ConfigDict) -> list[str]:
+    """The stages of a checked config's run that learn from labels."""
     kinds = SYSTEMS[config.system].stages
-    names = [name for name in config.run if kinds[config.stages[name].kind] == "labelled"]
-    if not names:
-        return []
+    return [name for name in config.run if kinds[config.stages[name].kind] == "labelled"]
+
+
+def plan_evaluations(
+    config: ConfigDict, workdir: Path, names: Sequence[str]
+) -> list[Evaluation]:
+    """The evaluations of labelled stages of a checked config; training data are not opened."""
     (mesh, log), source = _mesh_and_log(config, workdir), _Data(config).val
     tasks = [make_compiled_task(config, name, len(source.labels.names), mesh) for name in names]
     return [

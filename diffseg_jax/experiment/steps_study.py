@@ -10,17 +10,18 @@ from ml_collections import ConfigDict
 
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError, counted
-from diffseg_jax.experiment.monitor import (
+from diffseg_jax.experiment.plan import (
+    Evaluation,
+    check_config,
+    labelled_stages,
+    make_compiled_task,
+    plan_evaluations,
+)
+from diffseg_jax.experiment.results import (
     auroc_of_measures,
     draw_predictions,
     measure,
     scores_of,
-)
-from diffseg_jax.experiment.plan import (
-    Evaluation,
-    check_config,
-    make_compiled_task,
-    plan_evaluations,
 )
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference.forward import make_forward
@@ -29,7 +30,7 @@ from diffseg_jax.metrics import segmentation
 from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.paths import open_path, write_json
-from diffseg_jax.storage.workdir import as_json, check_same, make_workdir
+from diffseg_jax.storage.workdir import as_json, check_same, make_workdir, stage_directory
 from diffseg_jax.systems.methods import SYSTEMS
 
 TIMED = 3  # predictions, of which the fastest counts
@@ -54,7 +55,8 @@ def choose_steps(config: ConfigDict, workdir: Path):
     networks = _networks(config, workdir)
     config.new_head = False  # nothing is trained here
     config.sampling.uncertainty = "entropy"  # exists for any number of steps; all are measured
-    evaluations = {e.stage: e for e in plan_evaluations(config, workdir)}
+    names = [name for name, _, _ in networks]
+    evaluations = {e.stage: e for e in plan_evaluations(config, workdir, names)}
     rows = []
     for name, directory, step in networks:
         network, meta = open_network(directory, step)
@@ -81,18 +83,16 @@ def choose_steps(config: ConfigDict, workdir: Path):
 def _networks(config, workdir):
     """(stage, directory, step) of every network to measure."""
     found = []
-    best = config.evaluate.checkpoint == "best"
-    for name in config.run:
-        directory = workdir / "checkpoints" / name
+    for name in labelled_stages(config):
+        directory = stage_directory(workdir, name)
         if has_checkpoint(directory):
             with StageCheckpoints(directory, read_only=True) as checkpoints:
-                found.append(
-                    (name, directory, checkpoints.best() if best else checkpoints.latest())
-                )
+                best = config.evaluate.checkpoint == "best"
+                found.append((name, directory, checkpoints.chosen(best)))
     if found:
         check_same(config, workdir, may_differ=("evaluate", "mesh", "sampling", "sweep"))
         return found
-    for name in reversed(config.run):
+    for name in reversed(labelled_stages(config)):
         start = open_path(config.stages[name].start)
         if has_checkpoint(start):
             return [(name, start, None)]

@@ -10,19 +10,25 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.ensemble_stage import check_fit, fit_stage
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.gradient_stage import train_stage
-from diffseg_jax.experiment.monitor import result_of
 from diffseg_jax.experiment.plan import (
     Plan,
     StagePlan,
     check_config,
+    labelled_stages,
     make_plan,
     plan_evaluations,
 )
+from diffseg_jax.experiment.results import result_of
 from diffseg_jax.metrics import segmentation
-from diffseg_jax.storage.checkpoints import Damaged, StageCheckpoints
+from diffseg_jax.storage.checkpoints import Damaged, StageCheckpoints, has_checkpoint
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.paths import write_json
-from diffseg_jax.storage.workdir import check_same, claim_workdir, read_results
+from diffseg_jax.storage.workdir import (
+    check_same,
+    claim_workdir,
+    read_results,
+    stage_directory,
+)
 from diffseg_jax.training.log import Log
 
 READ_FIRST = 32  # examples per split that are read before anything is written
@@ -92,9 +98,8 @@ def is_finished(stage: StagePlan, checkpoints: StageCheckpoints) -> bool:
 
 def read_chosen(stage: StagePlan, checkpoints: StageCheckpoints) -> tuple[dict, dict] | None:
     """The network of a stage and its meta; None if it is damaged, and the checkpoint set aside."""
-    step = checkpoints.best() if stage.keep_best else checkpoints.latest()
     try:
-        return open_network(checkpoints.directory, step)
+        return open_network(checkpoints.directory, checkpoints.chosen(stage.keep_best))
     except Damaged as error:
         checkpoints.set_aside(error, stage.log.say)
         return None
@@ -105,26 +110,24 @@ def evaluate_only(config: ConfigDict, workdir: Path):
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds no run. Train first, with --mode=train.")
     check_config(config)
-    evaluations = plan_evaluations(config, workdir)
-    if not evaluations:
+    names = labelled_stages(config)
+    if not names:
         raise UserError(
             "no stage in config.run learns from labels, so there is nothing to evaluate. Images "
             "of a diffusion model are drawn by python -m diffseg_jax.sample."
         )
     check_same(config, workdir, may_differ=("evaluate", "mesh", "sampling", "sweep"))
-    results, log = {}, evaluations[0].log
-    for evaluation in evaluations:
-        directory = workdir / "checkpoints" / evaluation.stage
-        if not directory.is_dir():
-            continue
-        with StageCheckpoints(directory, read_only=True) as checkpoints:
-            step = checkpoints.best() if evaluation.keep_best else checkpoints.latest()
-        if step is not None:
-            network = open_network(directory, step)
-            results[evaluation.stage] = result_of(evaluation, *network, "eval")
-    if not results:
+    names = [name for name in names if has_checkpoint(stage_directory(workdir, name))]
+    if not names:
         raise UserError(f"{workdir} holds no checkpoint that can segment yet. Train first.")
-    report_results(tuple(config.run), results, workdir / "results_eval.json", log)
+    evaluations, results = plan_evaluations(config, workdir, names), {}
+    for evaluation in evaluations:
+        directory = stage_directory(workdir, evaluation.stage)
+        with StageCheckpoints(directory, read_only=True) as checkpoints:
+            step = checkpoints.chosen(evaluation.keep_best)
+        results[evaluation.stage] = result_of(evaluation, *open_network(directory, step), "eval")
+    file = workdir / "results_eval.json"
+    report_results(tuple(config.run), results, file, evaluations[0].log)
 
 
 def write_results(order: tuple[str, ...], results: dict, file: Path):

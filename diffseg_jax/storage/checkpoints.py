@@ -166,6 +166,10 @@ class StageCheckpoints:
         best = processes.broadcast_from_first(self.manager.best_step())
         return self.latest() if best is None else best
 
+    def chosen(self, best: bool) -> int | None:
+        """The step whose network counts: the best one, or the latest."""
+        return self.best() if best else self.latest()
+
     def meta(self, step: int) -> dict:
         """The metadata saved with a step; Damaged when it has changed since."""
         return read_meta(self.directory, step)

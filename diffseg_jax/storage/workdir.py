@@ -112,6 +112,11 @@ def saved_config(workdir: Path) -> dict:
         raise UserError(f"{file} cannot be read ({error}). Restore the file.") from None
 
 
+def stage_directory(workdir: Path, stage: str) -> Path:
+    """Where the checkpoints of a stage are."""
+    return workdir / "checkpoints" / stage
+
+
 def read_results(workdir: Path) -> dict:
     """The content of results.json: {stage: results}, {} without the file."""
     file = workdir / "results.json"

@@ -64,8 +64,8 @@ class Lifecycle:
         self.checkpoints.wait()
         kept = self.checkpoints.latest()
         left = f"The checkpoint of step {kept} is kept" if kept else "No checkpoint was made yet"
-        where = " in a new --workdir" if kept else ""
-        return UserError(f"stage {self.name}: {problem}. {left}; try {advice}{where}.")
+        where = "in a new --workdir, " if kept else ""
+        return UserError(f"stage {self.name}: {problem}. {left}; {where}try {advice}.")
 
 
 def origin(step: int) -> str:

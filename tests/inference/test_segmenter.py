@@ -405,12 +405,13 @@ def test_missing_checkpoints_stages_and_devices_are_sentences(tiny_run, tmp_path
 
 def test_a_checkpoint_of_a_newer_format_says_so(tmp_path, monkeypatch, tiny_network):
     network, meta = tiny_network("ddep")
-    monkeypatch.setattr("diffseg_jax.storage.checkpoints.FORMAT", FORMAT + 1)
+    for module in ("checkpoints", "integrity"):  # one writes it, the other compares
+        monkeypatch.setattr(f"diffseg_jax.storage.{module}.FORMAT", FORMAT + 1)
     with StageCheckpoints(tmp_path) as checkpoints:
         checkpoints.save(7, network, meta)
     diffseg_jax.load(tmp_path)
     monkeypatch.undo()
-    with pytest.raises(UserError, match=f"is of format {FORMAT + 1}, written by version 0.1.0"):
+    with pytest.raises(UserError, match=f"has format {FORMAT + 1}, written by version 0.1.0"):
         diffseg_jax.load(tmp_path)
 
 

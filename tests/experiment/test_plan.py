@@ -1,0 +1,102 @@
+"""A config becomes a plan once: what is in it, what it refuses, and what it writes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from configs.tiny_ddep import get_config
+from diffseg_jax.errors import UserError
+from diffseg_jax.experiment import train
+from diffseg_jax.experiment.plan import labelled_stages, make_plan, plan_evaluations
+from diffseg_jax.storage.workdir import claim_workdir
+from diffseg_jax.systems.methods import SYSTEMS
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.fixture
+def config():
+    return get_config()
+
+
+def test_a_plan_writes_nothing(config, tmp_path):
+    make_plan(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_stages_follow_the_run_and_cannot_be_changed(config, tmp_path):
+    plan = make_plan(config, tmp_path)
+    assert tuple(stage.name for stage in plan.stages) == plan.order == tuple(config.run)
+    for stage in plan.stages:
+        assert (stage.evaluation is not None) == (stage.name in labelled_stages(config))
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            stage.start = "random"
+        with pytest.raises(AttributeError):
+            stage.options.steps = 0
+
+
+def test_stages_without_steps_are_skipped(config, tmp_path):
+    config.stages.scratch.steps = 0
+    plan = make_plan(config, tmp_path)
+    assert plan.skipped == ("scratch",) and "scratch" in plan.order
+    assert "scratch" not in [stage.name for stage in plan.stages]
+
+
+def test_a_system_is_asked_once_per_stage(config, tmp_path, monkeypatch):
+    asked = []
+    system = SYSTEMS["ddep"]
+
+    def start_of(config, kind, start):
+        asked.append(kind)
+        return system.start_of(config, kind, start)
+
+    monkeypatch.setitem(SYSTEMS, "ddep", dataclasses.replace(system, start_of=start_of))
+    make_plan(config, tmp_path)
+    assert asked == [config.stages[name].kind for name in config.run]
+
+
+def test_foreign_arrays_are_read_once_and_freed_by_the_stage_that_takes_them(
+    config, tmp_path, monkeypatch
+):
+    read = []
+
+    def load_weights(config, abstract, task):
+        read.append(task)
+        return {"params": {"encoder": np.zeros(1)}}
+
+    system = dataclasses.replace(
+        SYSTEMS["ddep"], load_weights=load_weights, start_of=lambda *_: "weights"
+    )
+    monkeypatch.setitem(SYSTEMS, "ddep", system)
+    config.run = ("pretrain",)
+    (stage,) = make_plan(config, tmp_path).stages
+    assert len(read) == 1
+    stage.loaded()
+    assert len(read) == 1
+    stage.loaded()  # of a stage whose checkpoints turned out to be damaged
+    assert len(read) == 2
+
+
+def test_a_start_that_is_neither_run_before_nor_saved_is_refused(config, tmp_path):
+    config.run = ("finetune",)
+    with pytest.raises(UserError, match="start is pretrain, which is not run before it"):
+        make_plan(config, tmp_path)
+
+
+def test_evaluating_another_config_shows_the_differing_lines_before_data_are_opened(
+    config, tmp_path
+):
+    claim_workdir(config, tmp_path)
+    (tmp_path / "checkpoints/finetune/8").mkdir(parents=True)
+    config.seed += 1
+    config.data.path, config.data.source = "nowhere", "folder"
+    with pytest.raises(UserError, match="seed: "):
+        train.evaluate_only(config, tmp_path)
+
+
+def test_evaluations_are_those_of_the_stages_that_are_named(config, tmp_path):
+    (evaluation,) = plan_evaluations(config, tmp_path, ["scratch"])
+    assert evaluation.stage == "scratch"
+    assert len(evaluation.quick_indices) <= len(evaluation.indices)
+    assert not evaluation.quick_protocol.flip and len(evaluation.quick_protocol.scales) == 1
