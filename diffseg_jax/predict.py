@@ -4,7 +4,7 @@
 
 For every image it writes <name>_labels.png (class ids, 8-bit grey), <name>_color.png,
 <name>_overlay.png and <name>_uncertainty.png (dark 0, bright 1); and legend.png and summary.json
-for all images. After a stop the same command goes on.
+for all images. After a stop the same command resumes.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ def make_flags() -> Flags:
 
 def main(arguments: Sequence[str] | None = None):
     """The command line."""
-    with user_errors("stopped; the same command goes on with the remaining images"):
+    with user_errors("stopped; the same command resumes with the remaining images"):
         given = vars(make_flags().parse_args(arguments))
         use_cache(given.pop("compilation_cache"))
         opened = {name: given.pop(name) for name in CHECKPOINT_FLAGS}

@@ -93,7 +93,7 @@ def test_a_stop_in_the_middle_loses_nothing(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Prediction, "save", stop_at_the_second)
     code, _, err = run()
-    assert code == 130 and "the same command goes on" in err
+    assert code == 130 and "the same command resumes" in err
     monkeypatch.undo()
     code, out, _ = run()
     assert code == 0 and "1 of 3 images are done already" in out

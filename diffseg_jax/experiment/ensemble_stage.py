@@ -71,7 +71,7 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints):
             init=fit.member.init, loss=fit.loss, members=fit.members, steps=steps,
             batch_size=recipe.batch_size, stops=recipe.stops, own_order=recipe.own_order,
             optimizer=recipe.optimizer(steps), frozen=frozen, every=plan.options.every.to_dict(),
-            meta=plan.meta, seed=plan.seed,
+            meta=plan.meta, seed=plan.seed, advice="--config.features.dtype=float32",
         ),
         checkpoints, plan.mesh, plan.log,
     )  # fmt: skip

@@ -146,7 +146,7 @@ def report_results(
     if results:
         write_results(order, results, file)
         log.say(segmentation.format_table(columns_of(results)))
-        log.say(f"finished; numbers in {file}, pictures in {file.parent / 'pictures'}")
+        log.say(f"finished; numbers in {file}, images in {file.parent / 'pictures'}")
     else:
         log.say(f"finished; {without_results}")
     log.close()

@@ -46,6 +46,7 @@ class Fit:
     own_order   whether every member draws its own order of the pixels; else they share batches
     frozen      {"params", "stats"} of the network that computes the features, saved beside them
     every       steps between log lines, and between checkpoints
+    advice      what to try when a loss is not finite
     """
 
     name: str
@@ -64,6 +65,7 @@ class Fit:
     every: dict[str, int]
     meta: dict
     seed: int
+    advice: str
 
     @property
     def on_host(self) -> bool:
@@ -117,7 +119,7 @@ def train_members(fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log) -> No
             losses, stop = np.asarray(losses), asked()
             if not np.isfinite(losses).all():
                 problem = f"the loss of a classifier is not finite at or just before step {step}"
-                raise life.diverged(problem, "--config.features.dtype=float32")
+                raise life.diverged(problem, fit.advice)
             running = int(np.sum(np.asarray(learned["stop"]["at"]) == 0))
             last = step == total or not running
             if last or before // fit.every["log"] != step // fit.every["log"]:

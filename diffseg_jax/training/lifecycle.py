@@ -69,5 +69,5 @@ class Lifecycle:
 
 
 def origin(step: int) -> str:
-    """Where a stage goes on, for its first log line."""
+    """Where a stage starts, for its first log line."""
     return f"continues after step {step}" if step else "starts"

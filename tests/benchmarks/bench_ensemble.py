@@ -85,6 +85,7 @@ def make_fit(recipe, images, steps):
         init=member.init, loss=loss, members=MEMBERS, steps=steps, batch_size=recipe.batch_size,
         stops=recipe.stops, own_order=recipe.own_order, optimizer=recipe.optimizer(steps),
         frozen={"params": {}, "stats": {}}, every=dict(log=200, checkpoint=steps), meta={}, seed=0,
+        advice="",
     )  # fmt: skip
 
 

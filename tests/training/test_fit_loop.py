@@ -64,7 +64,7 @@ def fit_of(host=False, **changes):
         name="fit", features=features, pixels=pixels, labels=labels, init=begin_linear,
         loss=linear_loss, members=MEMBERS, steps=21, batch_size=BATCH, stops=False, own_order=True,
         optimizer=optax.adam(0.05), frozen=FROZEN, every=dict(log=4, checkpoint=8),
-        meta={"kind": "fit"}, seed=0,
+        meta={"kind": "fit"}, seed=0, advice="float32",
     )  # fmt: skip
     return dataclasses.replace(fit, **changes)
 
