@@ -14,7 +14,7 @@ modes:
   check    read all data, report and draw them
   steps    measure numbers of reverse steps (DDP)
   taps     measure which features of the diffusion model to take (DDPM-Seg)
-  prepare  fetch and convert the data
+  prepare  write the data as a few large files
 
 exit codes:
   0    finished

@@ -56,7 +56,7 @@ def uncertainty_counts(uncertainty, labels, predictions, ignore: int = IGNORE) -
     values = uncertainty[counted].astype(np.float32)
     if not np.all((values >= 0) & (values <= 1)):
         raise UserError(
-            "an uncertainty is not finite, or lies outside 0 to 1. Is the network's answer finite?"
+            "an uncertainty is not finite, or lies outside 0 to 1. Is the network's output finite?"
         )
     # The bits of positive floats are in the order of the floats: exponent, then fraction.
     bins = np.clip((values.view(np.int32) >> _DROPPED) - _FIRST, 0, BINS - 1)
