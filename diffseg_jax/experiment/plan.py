@@ -196,6 +196,15 @@ class _Data:
             list_path=data.list_path,
         )  # fmt: skip
 
+    @functools.cached_property
+    def labelled_subset(self):
+        """What is recorded of these images; JSON values."""
+        data = self.config.data
+        return describe_subset(
+            self.train.names, self.labelled_indices, seed=data.subset_seed,
+            list_path=data.list_path,
+        )  # fmt: skip
+
 
 def _mesh_and_log(config, workdir):
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -219,15 +228,11 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
         _check_earlier_stage(name, start, before, workdir)
     elif start not in STARTS:
         _check_directory(config, start)
-    chosen = None
-    if labelled:
-        chosen = describe_subset(
-            data.train.names, indices, seed=reading.subset_seed, list_path=reading.list_path
-        )
+    chosen = data.labelled_subset if labelled else None
     return StagePlan(
         name=name, system=system, options=FrozenConfigDict(options), seed=config.seed,
-        source=source,
-        indices=indices, threads=reading.threads, workers=reading.workers, task=task, start=start,
+        source=source, indices=indices, threads=reading.threads, workers=reading.workers,
+        task=task, start=start,
         loaded=_arrays_to_load(config, name, start, task, workdir),
         meta=_meta(config, start, task, classes, labels, chosen),
         note=system.note(config, options.kind, options.start), subset=chosen,
