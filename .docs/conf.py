@@ -44,7 +44,10 @@ def modules():
     """Page -> the names of its modules: one page per folder, one of commands, one of the rest."""
     pages = {name: [] for name in (*FIRST, *TITLES)}
     for found in pkgutil.walk_packages(diffseg_jax.__path__, "diffseg_jax."):
-        text = Path(found.module_finder.find_spec(found.name).origin).read_text()
+        file = Path(found.module_finder.find_spec(found.name).origin)
+        if file.parent.name == "old_names":
+            continue
+        text = file.read_text()
         top = found.name.split(".")[1]
         page = top if top in pages else "commands" if COMMAND.search(text) else "others"
         if text.strip():  # the __init__.py of a folder may be empty

@@ -1,6 +1,10 @@
 """Image segmentation with diffusion models, for many images and few labels."""
 
+from diffseg_jax.errors import UserError
+
+__all__ = ["UserError", "load"]
 __version__ = "0.1.0"
+__path__.append(f"{__path__[0]}/old_names")  # documented modules that have moved since 0.1.0
 
 
 def __getattr__(name):

@@ -38,12 +38,12 @@ from diffseg_jax.config.files import read_config
 from diffseg_jax.devices import joining
 from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.errors import UserError, choose
-from diffseg_jax.experiment import check_data, prepare_data, steps_study, tap_study, train
+from diffseg_jax.experiment import check_data, prepare_data, stages, steps_study, tap_study
 from diffseg_jax.storage.workdir import open_workdir
 
 MODES = {
-    "train": train.train,
-    "eval": train.evaluate_only,
+    "train": stages.train,
+    "eval": stages.evaluate_only,
     "check": check_data.check_data,
     "taps": tap_study.choose_taps,
     "steps": steps_study.choose_steps,

@@ -21,7 +21,10 @@ from diffseg_jax.cli import (
 from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
-from diffseg_jax.inference.sampling import generate
+from diffseg_jax.inference.sampling import (
+    generate,
+    open_diffusion,  # noqa: F401  its documented place in 0.1.0
+)
 from diffseg_jax.storage.paths import make_folder
 from diffseg_jax.systems.ddpm_sampling import SAMPLERS
 

@@ -16,7 +16,7 @@ from diffseg_jax.config.files import read_config
 from diffseg_jax.data.pipeline import training_batches
 from diffseg_jax.devices.mesh import make_mesh
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment import train
+from diffseg_jax.experiment import stages
 from diffseg_jax.experiment.plan import augmentation, check_config, make_plan
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.networks import open_network
@@ -199,7 +199,7 @@ def config(tiny_config, folder):
 def refused(config, workdir):
     """The error message of training, which is raised before anything is written."""
     with pytest.raises(UserError) as error:
-        train.train(config, workdir)
+        stages.train(config, workdir)
     assert not workdir.exists()
     sentence = str(error.value)
     assert sentence.endswith((".", "?", '".')) and "\n" not in sentence
@@ -378,10 +378,10 @@ def test_only_a_run_with_checkpoints_reserves_its_workdir(tiny_config, tmp_path)
 
 def test_evaluation_without_a_checkpoint_is_refused(tiny_config, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
-        train.evaluate_only(tiny_config, tmp_path / "run")
+        stages.evaluate_only(tiny_config, tmp_path / "run")
     claim_workdir(tiny_config, tmp_path / "run")
     with pytest.raises(UserError, match="holds no checkpoint that can segment"):
-        train.evaluate_only(tiny_config, tmp_path / "run")
+        stages.evaluate_only(tiny_config, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
 
 

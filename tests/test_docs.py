@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+OLD_NAMES = sorted((ROOT / "diffseg_jax" / "old_names").glob("*.py"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / ".docs").glob("*.md"))]
 FILES = {  # pattern of a name on a page -> the file that must exist then
     r"(configs/\w+\.py)": "{}",
@@ -50,7 +51,7 @@ def test_the_reference_has_an_entry_for(built, page, entry):
 
 def test_the_reference_has_an_entry_for_every_module(built):
     text = "".join(page.read_text() for page in (built / "reference").glob("*.html"))
-    for file in (ROOT / "diffseg_jax").rglob("*.py"):
+    for file in set((ROOT / "diffseg_jax").rglob("*.py")) - set(OLD_NAMES):
         name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         if file.read_text().strip():
             assert f'id="module-{name}"' in text, name
@@ -124,3 +125,33 @@ def test_python_programs_compile(page):
 def test_the_readme_links_to_every_guide():
     found = {link.partition("#")[0] for link in targets((ROOT / "README.md").read_text())}
     assert {f".docs/{page.name}" for page in PAGES[1:]} <= found
+
+
+@pytest.mark.filterwarnings("ignore:diffseg_jax:FutureWarning")
+def test_imports_of_the_guides_of_version_0_1_0_work():
+    from diffseg_jax.checkpoints import open_network
+    from diffseg_jax.command import CACHE, use_cache
+    from diffseg_jax.visualise import prediction_sheet
+
+    from diffseg_jax import UserError, load
+    from diffseg_jax.config import UserError as from_config
+    from diffseg_jax.data.scenes import draw_scene
+    from diffseg_jax.diffusion.process import make_process, noising
+    from diffseg_jax.experiment import train
+    from diffseg_jax.metrics.segmentation import confusion, scores
+    from diffseg_jax.sample import open_diffusion
+
+    functions = (
+        load, open_network, use_cache, draw_scene, make_process, noising, train, confusion, scores,
+        open_diffusion, prediction_sheet,
+    )  # fmt: skip
+    assert all(map(callable, functions))
+    assert from_config is UserError and issubclass(UserError, ValueError) and CACHE
+    network, _ = open_network(str(ROOT / "diffseg_jax" / "pretrained" / "scenes"))
+    assert set(network) == {"params", "stats"}
+
+
+@pytest.mark.parametrize("file", OLD_NAMES, ids=[file.stem for file in OLD_NAMES])
+def test_an_old_name_says_the_new_one(file):
+    with pytest.warns(FutureWarning, match=f"diffseg_jax.{file.stem}.* is now diffseg_jax."):
+        exec(compile(file.read_text(), file, "exec"), {})

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).parents[1]
 ORDER = (  # a module may import those above it, never those below
-    "errors", "config.schema", "config.options", "config.files",
+    "errors", "config", "config.schema", "config.options", "config.files",
     "devices.processes", "devices.joining", "devices.mesh",
     "storage.paths", "storage.hub", "storage.integrity", "storage.quiet", "storage.checkpoints",
     "storage.networks",
@@ -46,10 +46,11 @@ ORDER = (  # a module may import those above it, never those below
     "inference.converted", "inference.exported", "inference.description",
     "inference.description_text",
     "experiment.evaluate", "experiment.plan", "experiment.results", "experiment.monitor",
-    "experiment.gradient_stage", "experiment.ensemble_stage", "experiment.train",
+    "experiment.gradient_stage", "experiment.ensemble_stage", "experiment.stages", "experiment",
     "experiment.check_data",
     "experiment.prepare_data", "experiment.tap_study", "experiment.steps_study",
-    "cli", "plot", "convert", "sample", "predict", "export", "info", "main",
+    "cli", "old_names.command", "old_names.visualise", "old_names.checkpoints",
+    "plot", "convert", "sample", "predict", "export", "info", "main",
 )  # fmt: skip
 
 
@@ -84,7 +85,9 @@ def test_imports_point_up_the_list():
 
 def test_networks_losses_and_steps_need_no_data_libraries():
     program = (
-        "import sys\n"
+        "import sys, diffseg_jax, diffseg_jax.config\n"
+        "assert diffseg_jax.UserError is diffseg_jax.config.UserError\n"
+        "assert not {'jax', 'numpy', 'ml_collections'} & set(sys.modules)\n"
         "for name in ('grain', 'tensorflow_datasets', 'ml_collections'): sys.modules[name] = None\n"
         "import diffseg_jax.systems.methods, diffseg_jax.training.step\n"
         "import diffseg_jax.inference.views, diffseg_jax.weights.adm\n"

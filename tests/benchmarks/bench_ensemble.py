@@ -216,7 +216,7 @@ def follow_stage(args):
     """The peaks of the parts of the command, in order."""
     import jax
 
-    from diffseg_jax.experiment import ensemble_stage, train
+    from diffseg_jax.experiment import ensemble_stage, stages
     from diffseg_jax.training import fit_loop
 
     start, phases = timeit.default_timer(), []
@@ -236,10 +236,10 @@ def follow_stage(args):
     watch(ensemble_stage, "open_backbone", "network")
     watch(ensemble_stage, "collect", "features")
     watch(fit_loop, "train_members", "fit")
-    watch(train, "open_network", "opening")
-    watch(train, "result_of", "prediction")
+    watch(stages, "open_network", "opening")
+    watch(stages, "result_of", "prediction")
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        train.train(make_config(Path(folder), args), Path(folder) / "run")
+        stages.train(make_config(Path(folder), args), Path(folder) / "run")
     return dict(phases=phases)
 
 

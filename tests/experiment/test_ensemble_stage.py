@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment import ensemble_stage, tap_study, train
+from diffseg_jax.experiment import ensemble_stage, stages, tap_study
 from diffseg_jax.experiment.plan import check_config, make_plan
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.systems import ddpm_seg
@@ -32,7 +32,7 @@ def fitted(tmp_path_factory):
     config = runpy.run_path(str(TINY_SEG))["get_config"]()
     config.ensemble.recipe = "fast"
     workdir = tmp_path_factory.mktemp("fitted")
-    train.train(config, workdir)
+    stages.train(config, workdir)
     return workdir
 
 
@@ -54,10 +54,10 @@ def test_a_run_leaves_results_by_both_conventions_and_a_checkpoint_that_is_whole
 
 def test_a_finished_fit_is_not_repeated_and_eval_agrees(fitted, seg_config, capsys):
     before = (fitted / "results.json").read_bytes()
-    train.train(seg_config, fitted)
+    stages.train(seg_config, fitted)
     assert "fit: is finished" in capsys.readouterr().out
     assert (fitted / "results.json").read_bytes() == before
-    train.evaluate_only(seg_config, fitted)
+    stages.evaluate_only(seg_config, fitted)
     again = json.loads((fitted / "results_eval.json").read_text())["fit"]
     assert again == json.loads(before)["fit"]
 
@@ -65,7 +65,7 @@ def test_a_finished_fit_is_not_repeated_and_eval_agrees(fitted, seg_config, caps
 def test_colours_need_no_network(seg_config, tmp_path):
     seg_config.features.source, seg_config.stages.fit.start = "colour", "random"
     seg_config.run = ("fit",)
-    train.train(seg_config, tmp_path)
+    stages.train(seg_config, tmp_path)
     network, meta = open_network(tmp_path / "checkpoints" / "fit")
     assert set(network["params"]) == {"ensemble"} == set(network["stats"])
     assert meta["task"]["features_per_pixel"] == 5
@@ -76,7 +76,7 @@ def test_colours_need_no_network(seg_config, tmp_path):
 def test_features_in_the_hosts_memory_give_the_same_fit(seg_config, fitted, tmp_path):
     seg_config.features.place, seg_config.run = "host", ("fit",)
     seg_config.stages.fit.start = str(fitted / "checkpoints" / "pretrain")
-    train.train(seg_config, tmp_path)
+    stages.train(seg_config, tmp_path)
     here, there = (json.loads((d / "results.json").read_text())["fit"] for d in (tmp_path, fitted))
     assert abs(here["mIoU"] - there["mIoU"]) < 0.02
 
@@ -114,7 +114,7 @@ def test_options_that_go_with_no_network(seg_config, change, sentence):
 def refused(config, workdir, sentence):
     """The run ends with the sentence, and nothing was trained before."""
     with pytest.raises(UserError, match=sentence):
-        train.train(config, workdir)
+        stages.train(config, workdir)
     assert not (workdir / "checkpoints").exists()
 
 
@@ -162,7 +162,7 @@ def test_a_network_of_other_noise_levels_is_refused(seg_config, fitted, tmp_path
     seg_config.run, seg_config.diffusion.rescale_timesteps = ("fit",), True
     seg_config.stages.fit.start = str(fitted / "checkpoints" / "pretrain")
     with pytest.raises(UserError, match="rescale_timesteps is True, but .* trained with False"):
-        train.train(seg_config, tmp_path)
+        stages.train(seg_config, tmp_path)
 
 
 def test_a_fit_cannot_be_sampled_from(fitted, command):
@@ -206,7 +206,7 @@ def test_images_of_many_sizes_need_one_that_the_network_sees(seg_config, tmp_pat
 def test_a_folder_of_mixed_sizes_with_an_ignored_id(seg_config, tmp_path):
     folder_of_mixed_sizes(seg_config, tmp_path)
     seg_config.features.short = 0
-    train.train(seg_config, tmp_path / "run")
+    stages.train(seg_config, tmp_path / "run")
     result = json.loads((tmp_path / "run" / "results.json").read_text())["fit"]
     assert result["IoU"]["class_2"] is None and result["labelled_images"] == 2
     assert result["mIoU"] > 0.7

@@ -7,7 +7,7 @@ import pytest
 
 from configs.tiny_ddep import get_config
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment import train
+from diffseg_jax.experiment import stages
 from diffseg_jax.experiment.plan import labelled_stages, make_plan, plan_evaluations
 from diffseg_jax.storage.workdir import claim_workdir
 from diffseg_jax.systems.methods import SYSTEMS
@@ -92,7 +92,7 @@ def test_evaluating_another_config_shows_the_differing_lines_before_data_are_ope
     config.seed += 1
     config.data.path, config.data.source = "nowhere", "folder"
     with pytest.raises(UserError, match="seed: "):
-        train.evaluate_only(config, tmp_path)
+        stages.evaluate_only(config, tmp_path)
 
 
 def test_evaluations_are_those_of_the_stages_that_are_named(config, tmp_path):
