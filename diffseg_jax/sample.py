@@ -25,6 +25,7 @@ from diffseg_jax.inference.sampling import (
     generate,
     open_diffusion,  # noqa: F401  its documented place in 0.1.0
 )
+from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.paths import make_folder
 from diffseg_jax.systems.ddpm_sampling import SAMPLERS
 
@@ -67,10 +68,11 @@ def main(arguments: Sequence[str] | None = None):
         use_cache(given.pop("compilation_cache"))
         find_devices()
         make_folder(output)
-        if any(output.glob("*.png")):
-            raise UserError(f"{output} holds images already. Give another --output.")
-        print(f"{given['checkpoint']}: loads, and compiles the first step", flush=True)
-        write_images(output, given)
+        with locked(output, "sample", "--output"):
+            if any(output.glob("*.png")):
+                raise UserError(f"{output} holds images already. Give another --output.")
+            print(f"{given['checkpoint']}: loads, and compiles the first step", flush=True)
+            write_images(output, given)
 
 
 def write_images(output: Path, options: dict):

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = (  # a module may import those above it, never those below
     "errors", "config", "config.schema", "config.options", "config.files",
     "devices.processes", "devices.joining", "devices.mesh",
-    "storage.paths", "storage.hub", "storage.integrity", "storage.quiet", "storage.checkpoints",
-    "storage.networks",
+    "storage.paths", "storage.lock", "storage.hub", "storage.integrity", "storage.quiet",
+    "storage.checkpoints", "storage.networks",
     "storage.workdir",
     "data.labels", "data.palette", "data.class_ids", "data.classes_json", "data.files",
     "data.npy", "data.images", "data.interpolation", "data.colour", "data.transforms",

@@ -36,6 +36,7 @@ from diffseg_jax.data.tfds import TfdsSource, encode_depth
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.plan import check_config, open_data
+from diffseg_jax.storage.lock import locked_in_all
 from diffseg_jax.storage.paths import in_bucket, read_bytes
 from diffseg_jax.storage.workdir import as_json, make_workdir
 from diffseg_jax.training.log import duration
@@ -63,8 +64,9 @@ def prepare(config: ConfigDict, workdir: Path):
         parts["unlabelled"] = (config.unlabelled.split,)
     sources = {part: open_splits(config, part, splits) for part, splits in parts.items()}
     make_workdir(workdir)
-    for part, splits in sources.items():
-        prepare_part(config, part, splits, workdir / part)
+    with locked_in_all(workdir, "prepare", "--workdir"):
+        for part, splits in sources.items():
+            prepare_part(config, part, splits, workdir / part)
 
 
 def open_splits(config: ConfigDict, part: str, splits: Sequence[str]) -> dict[str, Sequence]:

@@ -21,11 +21,13 @@ from diffseg_jax.experiment.plan import (
 from diffseg_jax.experiment.results import result_of
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.storage.checkpoints import Damaged, StageCheckpoints, has_checkpoint
+from diffseg_jax.storage.lock import locked_in_all, require_free
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.paths import write_json
 from diffseg_jax.storage.workdir import (
     check_same,
     claim_workdir,
+    make_workdir,
     read_results,
     stage_directory,
 )
@@ -36,14 +38,22 @@ READ_FIRST = 32  # examples per split that are read before anything is written
 
 def train(config: ConfigDict, workdir: Path):
     """Runs the stages that are not finished yet and leaves results.json."""
+    require_free(workdir, "train", "--workdir")
     plan = make_plan(config, workdir)
-    planned = {stage.name: stage for stage in plan.stages}
     read_some(plan)
     for stage in plan.stages:
         if stage.task.fit:
             check_fit(stage)
-    claim_workdir(config, workdir)
-    write_subset(plan)
+    make_workdir(workdir)
+    with locked_in_all(workdir, "train", "--workdir"):
+        claim_workdir(config, workdir)
+        write_subset(plan)
+        run_stages(plan)
+
+
+def run_stages(plan: Plan):
+    """Runs the stages of a plan in their order, and measures those that have no results yet."""
+    workdir, planned = plan.workdir, {stage.name: stage for stage in plan.stages}
     measured, results = read_results(workdir), {}
     for name in plan.order:
         if name in plan.skipped:
@@ -120,7 +130,13 @@ def evaluate_only(config: ConfigDict, workdir: Path):
     names = [name for name in names if has_checkpoint(stage_directory(workdir, name))]
     if not names:
         raise UserError(f"{workdir} holds no checkpoint that can segment yet. Train first.")
-    evaluations, results = plan_evaluations(config, workdir, names), {}
+    evaluations = plan_evaluations(config, workdir, names)
+    with locked_in_all(workdir, "eval", "--workdir"):
+        _evaluate_again(config, workdir, evaluations)
+
+
+def _evaluate_again(config, workdir, evaluations):
+    results = {}
     for evaluation in evaluations:
         directory = stage_directory(workdir, evaluation.stage)
         with StageCheckpoints(directory, read_only=True) as checkpoints:

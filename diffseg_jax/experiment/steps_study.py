@@ -28,6 +28,7 @@ from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.views import predict
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint
+from diffseg_jax.storage.lock import locked_in_all
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.paths import open_path, write_json
 from diffseg_jax.storage.workdir import as_json, check_same, make_workdir, stage_directory
@@ -57,7 +58,13 @@ def choose_steps(config: ConfigDict, workdir: Path):
     config.sampling.uncertainty = "entropy"  # exists for any number of steps; all are measured
     names = [name for name, _, _ in networks]
     evaluations = {e.stage: e for e in plan_evaluations(config, workdir, names)}
-    rows = []
+    make_workdir(workdir)
+    with locked_in_all(workdir, "steps", "--workdir"):
+        _measure_all(config, workdir, networks, evaluations)
+
+
+def _measure_all(config, workdir, networks, evaluations):
+    rows, system = [], SYSTEMS[config.system]
     for name, directory, step in networks:
         network, meta = open_network(directory, step)
         evaluation, log = evaluations[name], evaluations[name].log
@@ -65,7 +72,6 @@ def choose_steps(config: ConfigDict, workdir: Path):
         system.adopt(jax.eval_shape(task.init, jax.random.key(0)), task, network, meta["task"])
         settings = _sweep(config) if task.trace else [(0, 1)]
         images = counted(len(evaluation.indices), "image")
-        make_workdir(workdir)
         log.say(f"{name}, step {meta['step']}: {images}, {counted(len(settings), 'setting')}")
         for steps, draws in settings:
             row = measure_setting(config, evaluation, network, steps, draws)

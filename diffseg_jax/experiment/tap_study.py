@@ -20,6 +20,7 @@ from diffseg_jax.experiment.ensemble_stage import examples, open_backbone, read_
 from diffseg_jax.experiment.plan import StagePlan, make_plan
 from diffseg_jax.figures import sheets
 from diffseg_jax.metrics.segmentation import Absent, confusion, scores
+from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.paths import write_json
 from diffseg_jax.storage.workdir import make_workdir
 from diffseg_jax.systems.ddpm_seg import make_settings
@@ -56,6 +57,12 @@ def choose_taps(config: ConfigDict, workdir: Path):
     config.features.blocks = tuple(range(count))
     (plan,) = make_plan(config, workdir).stages
     make_workdir(workdir)
+    with locked(workdir, "taps", "--workdir"):
+        _rank(plan, settings, steps, count)
+
+
+def _rank(plan, settings, steps, count):
+    name, workdir = plan.name, plan.workdir
     plan.log.say(
         f"{name}, from {plan.start}: {count} blocks at {len(steps)} steps, linear "
         f"probes on {counted(len(plan.indices), 'labelled image')}, a fifth held back at a time"

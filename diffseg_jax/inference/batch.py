@@ -21,6 +21,7 @@ from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.prediction import FILES, Prediction, path_of
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.metrics.uncertainty import image_uncertainty
+from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.paths import in_bucket, make_folder, open_path, write_json
 
 SAVE_EVERY = 2  # seconds between two versions of the summary
@@ -139,18 +140,20 @@ def predict_files(
     named = announce_sizes(named, bar.console, options.round_to)
     predictions = segmenter.predict_named(named, options)
     make_folder(folder)
-    sheets.save_png(folder / "legend.png", sheets.prediction_legend(labels))
-    if len(remaining) < len(found):
-        print(f"{len(found) - len(remaining)} of {len(found)} images are done already", flush=True)
-    with bar:
-        try:
-            for prediction in predictions:
-                prediction.recoloured(colours).save(output)
-                (name,) = prediction.names
-                summary.add(name, remaining[name], prediction)
-                bar.advance(task)
-        finally:
-            summary.save()
+    with locked(folder, "predict", "--output"):
+        sheets.save_png(folder / "legend.png", sheets.prediction_legend(labels))
+        if len(remaining) < len(found):
+            done = len(found) - len(remaining)
+            print(f"{done} of {len(found)} images are done already", flush=True)
+        with bar:
+            try:
+                for prediction in predictions:
+                    prediction.recoloured(colours).save(output)
+                    (name,) = prediction.names
+                    summary.add(name, remaining[name], prediction)
+                    bar.advance(task)
+            finally:
+                summary.save()
     if remaining and not summary.content["pictures"]:
         first = next(iter(summary.content["unreadable"].values()))
         raise UserError(f"none of {len(found)} images can be read. The first: {first}")

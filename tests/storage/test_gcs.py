@@ -19,6 +19,7 @@ from diffseg_jax.data import files
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import prepare_data
+from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.networks import open_network
 
 ROOT = Path(__file__).parents[2]
@@ -245,3 +246,10 @@ def test_an_unsupported_address_is_reported_in_one_sentence(command):
         "error: s3://bucket/runs/a is neither a path on this machine nor in a bucket of Google "
         "Cloud Storage, such as gs://bucket/runs/a.\n"
     )
+
+
+def test_a_folder_in_a_bucket_has_one_writer(bucket):
+    lock = lambda: locked(bucket, "train", "--workdir")
+    with lock(), pytest.raises(UserError, match="is in use: process"), lock():
+        pass
+    assert not (bucket / ".train.lock").exists()
