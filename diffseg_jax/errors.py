@@ -12,7 +12,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, sentence: str):
-        lines = ("".join(map(_visible, line)) for line in sentence.split("\n  "))
+        lines = map(visible, sentence.split("\n  "))
         super().__init__(shortened("\n  ".join(lines), LONGEST_SENTENCE))
 
 
@@ -32,8 +32,9 @@ def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[:half]} ... {text[-half:]}"
 
 
-def _visible(character):
-    return character if character.isprintable() else ascii(character)[1:-1]
+def visible(text: str) -> str:
+    """The text with escapes for what cannot be printed: control characters, names of bytes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shown(value):

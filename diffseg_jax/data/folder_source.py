@@ -14,7 +14,7 @@ from diffseg_jax.data.files import (
     pair,
     require_folder,
 )
-from diffseg_jax.data.images import read_ids, read_image, require_same_size
+from diffseg_jax.data.images import read_image, read_pair, require_same_size
 from diffseg_jax.errors import UserError, choose
 
 
@@ -51,10 +51,12 @@ class FolderSource:
         return len(self.images)
 
     def __getitem__(self, index):
-        item = {"image": read_image(self.images[index]), "name": self.names[index]}
-        if self.masks:
-            ids = read_ids(self.masks[index])
-            require_same_size(item["image"], ids, self.images[index], self.masks[index])
+        path, item = self.images[index], {"name": self.names[index]}
+        if not self.masks:
+            item["image"] = read_image(path)
+        else:
+            item["image"], ids = read_pair(path, self.masks[index])
+            require_same_size(item["image"], ids, path, self.masks[index])
             item["mask"] = to_classes(ids, self.table, self.masks[index], self.hint)
         if self.ranks:
             item["class"] = np.int32(self.ranks[index])

@@ -7,44 +7,57 @@ import zlib
 from collections import defaultdict
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from diffseg_jax.data.formats import image_formats
 from diffseg_jax.data.npy import read_npy
+from diffseg_jax.data.orientation import fit_mask, orientation_of, stored_orientation, turned
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage.paths import read_bytes
 
 MAX_PIXELS = 178_000_000  # Pillow's own limit for decompression bombs
-# The other formats of Pillow may start programs (EPS).
-IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 
 
-def read_image(path, encoded=None, apply_orientation=False):
-    """An image as uint8[H,W,3], RGB; grey is repeated, transparency dropped.
+def read_image(path, encoded=None, as_stored=False):
+    """An image as uint8[H,W,3], RGB, upright; grey is repeated, transparency dropped.
 
-    path               of the file, or its name in errors when `encoded` is given
-    encoded            the bytes of such a file, if they are in memory already
-    apply_orientation  whether the EXIF orientation is applied. Labelled data sets leave it out:
-                       masks are drawn on the stored pixels.
+    path       of the file, or its name in errors when `encoded` is given
+    encoded    the bytes of such a file, if they are in memory already
+    as_stored  whether the EXIF orientation is ignored, as TFDS does
 
     Raises UserError if the file is damaged or incomplete, has 16 bits per channel, or holds more
     than 178 megapixels.
     """
     image = _decode(path, encoded)
+    return to_rgb(image, path, 1 if as_stored else orientation_of(image))
+
+
+def to_rgb(image: Image.Image, name, orientation: int) -> np.ndarray:
+    """The pixels of a Pillow image as uint8[H,W,3], turned; UserError for more than 8 bits."""
     if image.mode[0] in "IF":
+        most = 65535 if image.mode.startswith("I;16") else "numpy.max(image)"
         raise UserError(
-            f"image {path} has more than 8 bits per channel (mode {image.mode}), but images "
-            "are 8-bit. Save it as an 8-bit PNG or JPEG."
+            f"image {name} has more than 8 bits per channel (mode {image.mode}), but images are "
+            f"8-bit. Scale its values, (255 * (numpy.asarray(image) / {most})).astype(numpy.uint8) "
+            "if none is negative, and save or give the result."
         )
-    image = upright(image) if apply_orientation else image
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return turned(np.asarray(image if image.mode == "RGB" else image.convert("RGB")), orientation)
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """The image with its EXIF orientation applied; unchanged if that cannot be read."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # Pillow raises many types on damaged EXIF
-        return image
+def read_pair(image_path, mask_path):
+    """(uint8[H,W,3], ids [H,W]) of an image and its mask, both upright.
+
+    A mask that has the size of the stored image only is turned with it; one of another size is
+    returned as it is. Raises UserError as read_image and read_ids.
+    """
+    content = _content(image_path)
+    image = read_image(image_path, content)
+    if mask_path.lower().endswith(".npy"):
+        ids, orientation = read_ids(mask_path), 1
+    else:
+        encoded = _content(mask_path)
+        ids, orientation = read_ids(mask_path, encoded), stored_orientation(encoded, decoded=True)
+    return image, fit_mask(ids, orientation, image.shape[:2], stored_orientation(content))
 
 
 def read_ids(path, encoded=None):
@@ -92,11 +105,10 @@ def require_same_size(image, mask, image_path, mask_path):
 
 def _decode(path, encoded):
     """The file as a decoded Pillow image; every failure is a UserError."""
-    if encoded is None:
-        _require_file(path)
+    formats = image_formats()
     try:
-        content = read_bytes(path) if encoded is None else encoded
-        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
+        content = _content(path) if encoded is None else encoded
+        with Image.open(io.BytesIO(content), formats=formats) as image:
             size = image.size
             if size[0] * size[1] > MAX_PIXELS:
                 raise Image.DecompressionBombError("{}x{}".format(*size))
@@ -104,7 +116,7 @@ def _decode(path, encoded):
             # masks and images, up to 11 % changed pixels without an exception.
             image.verify()
         # After verify() the image must be opened again.
-        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=formats) as image:
             image.load()
         if image.format == "PNG" and _may_lack_rows(image) and not has_all_rows(content, size):
             raise ValueError("it has fewer rows of pixels than its header declares")
@@ -119,9 +131,20 @@ def _decode(path, encoded):
     except UnidentifiedImageError:
         raise UserError(
             f"cannot read {path}: it is not a complete image in one of the formats "
-            f"{', '.join(IMAGE_FORMATS)}. Replace or remove the file."
+            f"{', '.join(formats)}. Replace or remove the file."
         ) from None
     except Exception as error:  # Pillow raises many types on damaged files
+        raise UserError(f"cannot read {path}: {error}. Replace or remove the file.") from None
+
+
+def _content(path) -> bytes:
+    """The bytes of a file; UserError if it is none or cannot be read."""
+    _require_file(path)
+    try:
+        return read_bytes(path)
+    except UserError:
+        raise
+    except Exception as error:  # buckets raise many types
         raise UserError(f"cannot read {path}: {error}. Replace or remove the file.") from None
 
 

@@ -35,7 +35,11 @@ RAW_ID_SETS = {  # data sets of TFDS whose masks hold raw ids: name -> () -> (La
 
 @dataclass(frozen=True, eq=False)
 class TfdsSource:
-    """One split of a prepared TFDS folder, random access; decodes and checks as FolderSource."""
+    """One split of a prepared TFDS folder, random access; decodes and checks as FolderSource.
+
+    Images are not turned by EXIF orientations, as TFDS itself does not; those that --mode=prepare
+    wrote are upright.
+    """
 
     examples: object
     image_key: str
@@ -68,7 +72,8 @@ class TfdsSource:
 
     def __getitem__(self, index):
         example, name = self.example(index), self.names[index]
-        item = {"image": read_image(name, example[self.image_key]), "name": name}
+        item = {"image": read_image(name, example[self.image_key], as_stored=True)}
+        item["name"] = name
         if self.mask_key:
             ids = read_ids(name, example[self.mask_key])
             require_same_size(item["image"], ids, name, name)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.devices.processes import require_one
 from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.data_notes import notes_of, turned_both_ways
 from diffseg_jax.experiment.plan import check_config, open_data
 from diffseg_jax.figures import sheets
 from diffseg_jax.storage.workdir import make_workdir
@@ -60,7 +61,7 @@ def check_data(config: ConfigDict, workdir: Path):
 
 def report_source(source: Sequence, unlabelled: bool, threads: int) -> list[str]:
     """Prints notes, sizes, class shares and bad files; returns one sentence per bad file."""
-    for sentence in source.report:
+    for sentence in notes_of(source):
         print(f"  note: {sentence}")
     sizes, problems = collections.Counter(), []
     pixels, images = collections.Counter(), collections.Counter()
@@ -106,9 +107,12 @@ def _print_shares(names, pixels, images):
 
 
 def source_sheet(source: Sequence, unlabelled: bool) -> np.ndarray:
-    """A sheet of examples spread evenly over the source; unreadable ones are skipped."""
-    examples = []
-    for index in np.unique(np.linspace(0, len(source) - 1, SHEET_IMAGES).astype(int)):
+    """A sheet of examples spread evenly over the source; unreadable ones are skipped.
+
+    If masks fit turned images both ways, the first of these is among the examples.
+    """
+    examples, spread = [], np.linspace(0, len(source) - 1, SHEET_IMAGES).astype(int)
+    for index in sorted({*spread.tolist(), *turned_both_ways(source)[:1]}):
         try:
             examples.append(source[int(index)])
         except UserError:

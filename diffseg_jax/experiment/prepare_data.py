@@ -30,11 +30,13 @@ from PIL import Image
 
 from diffseg_jax.config.schema import differing_lines
 from diffseg_jax.data.folder_source import FolderSource
+from diffseg_jax.data.orientation import stored_orientation
 from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.data.prepared import NAMES_FILE, NO_SPLIT, PREPARED_FILE, non_empty
 from diffseg_jax.data.tfds import TfdsSource, encode_depth
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.data_notes import notes_of
 from diffseg_jax.experiment.plan import check_config, open_data
 from diffseg_jax.storage.lock import locked_in_all
 from diffseg_jax.storage.paths import in_bucket, read_bytes
@@ -89,6 +91,9 @@ def prepare_part(config: ConfigDict, part: str, sources: dict[str, Sequence], fo
     manifest = make_manifest(config, part, sources)
     make_workdir(folder)
     was_complete = (folder / "dataset_info.json").exists()
+    for source in sources.values():
+        for note in notes_of(source, range(len(source))):
+            print_first(f"note: {note}")
     if processes.is_first() and not (folder / PREPARED_FILE).exists():
         with scratch(folder) as drafts:
             shards = {split: count_shards(source) for split, source in sources.items()}
@@ -193,10 +198,11 @@ def encode(source: Sequence, index: int) -> dict:
 
 
 def original_file(source: Sequence, index: int) -> bytes:
-    """The file of an image if the source shows its pixels unchanged, or b""."""
+    """The file of an image if the source shows its stored pixels unchanged, or b""."""
     content = b""
     if type(source) is FolderSource:
         content = read_bytes(source.images[index])
+        content = content if stored_orientation(content) == 1 else b""  # it is shown upright
     elif type(source) is TfdsSource:
         content = source.example(index)[source.image_key]
     if not content:

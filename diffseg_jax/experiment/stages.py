@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError
+from diffseg_jax.experiment.data_notes import notes_of
 from diffseg_jax.experiment.ensemble_stage import check_fit, fit_stage
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.gradient_stage import train_stage
@@ -47,6 +48,7 @@ def train(config: ConfigDict, workdir: Path):
     make_workdir(workdir)
     with locked_in_all(workdir, "train", "--workdir"):
         claim_workdir(config, workdir)
+        say_notes(plan)
         write_subset(plan)
         run_stages(plan)
 
@@ -80,6 +82,16 @@ def read_some(plan: Plan):
         for source, indices in ((train.source, train.indices), (val, np.arange(len(val)))):
             for index in spread(indices, READ_FIRST):
                 source[int(index)]
+
+
+def say_notes(plan: Plan):
+    """Prints what a user should know about the data, once for each source."""
+    used = {id(stage.source): (stage.source, stage.indices) for stage in plan.stages}
+    for evaluation in filter(None, (stage.evaluation for stage in plan.stages)):
+        used[id(evaluation.source)] = evaluation.source, evaluation.indices
+    for source, indices in used.values():
+        for note in notes_of(source, indices):
+            plan.log.say(f"note: {note}")
 
 
 def write_subset(plan: Plan):

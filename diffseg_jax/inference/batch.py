@@ -12,11 +12,12 @@ from rich.progress import MofNCompleteColumn, Progress
 
 import diffseg_jax
 from diffseg_jax.config.schema import differing_lines
+from diffseg_jax.data.images import read_image
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
-from diffseg_jax.inference.images import list_images, read_upright
+from diffseg_jax.inference.images import list_images
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.prediction import FILES, Prediction, path_of
 from diffseg_jax.inference.segmenter import Segmenter
@@ -166,7 +167,7 @@ def readable(
     """Name and image of each file that can be read; the others go into the summary."""
     for name, path in remaining.items():
         try:
-            yield name, read_upright(path)
+            yield name, read_image(path)
         except UserError as error:
             summary.content["unreadable"][path] = str(error)
             advance()

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from diffseg_jax.data.files import IMAGE_ENDINGS, list_files
-from diffseg_jax.data.images import read_image, upright
+from diffseg_jax.data.images import read_image, to_rgb
+from diffseg_jax.data.orientation import orientation_of
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage.paths import open_path, reachable
 
@@ -34,7 +35,7 @@ def named_images(images) -> Iterator[tuple[str, np.ndarray]]:
     count, taken = 0, set()
     for item in images:
         if _is_path(item):
-            found = ((name, read_upright(path)) for name, path in list_images(item))
+            found = ((name, read_image(path)) for name, path in list_images(item))
         else:
             found = (("", image) for image in _arrays(item))
         for name, image in found:
@@ -81,11 +82,6 @@ def _unique(name: str, taken: set[str]) -> str:
     return unique
 
 
-def read_upright(path: str) -> np.ndarray:
-    """A file as uint8[H,W,3], turned as its EXIF orientation says; raises as `read_image`."""
-    return read_image(path, apply_orientation=True)
-
-
 def _is_path(item):
     return isinstance(item, str | os.PathLike)
 
@@ -93,7 +89,7 @@ def _is_path(item):
 def _arrays(item) -> Iterator[np.ndarray]:
     """The images of an array or a PIL image."""
     if isinstance(item, Image.Image):
-        item = np.asarray(upright(item).convert("RGB"))
+        item = to_rgb(item, "of PIL", orientation_of(item))
     array = np.asarray(item)
     has_shape = array.ndim in (3, 4) and array.shape[-1] == 3 and array.size
     if array.dtype != np.uint8 or not has_shape:

@@ -120,10 +120,3 @@ def test_16_bit_and_enormous_images_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 23)
     with pytest.raises(UserError, match="6x4"):
         open_source("unlabelled", "train", path=str(tmp_path))[0]
-
-
-def test_the_exif_orientation_is_not_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by 90 degrees
-    Image.fromarray(random_image(4, 6)).save(tmp_path / "a.jpg", exif=exif)
-    assert open_source("unlabelled", "train", path=str(tmp_path))[0]["image"].shape == (4, 6, 3)
