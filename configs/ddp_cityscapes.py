@@ -2,14 +2,16 @@
 
 python -m diffseg_jax.main --config=configs/ddp_cityscapes.py:convnext_t \
     --workdir=runs/ddp_cityscapes --config.data.path=cityscapes \
-    --config.weights=convnext_tiny_1k_224_ema.pth
+    --config.weights=convnext_tiny_1k_224.pth
 
 Presets: convnext_t (default), convnext_s, convnext_b, convnext_l, swin_t, swin_s, swin_b, swin_l;
 convnext_t_aligned and convnext_l_aligned continue with 5,000 steps of self-aligned denoising and
-then predict in ten steps. Weights are the ImageNet files of the backbones' authors or the
-safetensors of the Hugging Face hub: 1k of 224 pixels, but 22k for ConvNeXt-L, and 22k of 384 pixels
-for Swin-L. tiny is convnext_t_aligned for a laptop: a narrow network, a few steps on the built-in
-scenes, no data or weights needed, about a minute.
+then predict in ten steps. Weights are the ImageNet files of the backbones' authors: 1k of 224
+pixels, but 22k for ConvNeXt-L, and 22k of 384 pixels for Swin-L. Of ConvNeXt-T, -S and -B the
+published runs took the weights without moving average (in OpenMMLab's names, noema); files with
+_ema in their name and those of the Hugging Face hub, timm and torchvision are averages, which also
+work. tiny is convnext_t_aligned for a laptop: a narrow network, a few steps on the built-in scenes,
+no data or weights needed, about a minute.
 
 Time, estimated at 100 TFLOP/s per device, not measured: 160,000 steps of 16 crops
 through ConvNeXt-T, forward and backward, are 3.7e18 operations, 10 device-hours; ConvNeXt-L takes

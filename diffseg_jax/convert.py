@@ -12,7 +12,15 @@ For adm, the flags with which guided diffusion trained the network may replace -
 
 from collections.abc import Sequence
 
-from diffseg_jax.cli import Flags, add_checkpoint_flags, numbers, truth, user_errors
+from diffseg_jax.cli import (
+    Flags,
+    add_checkpoint_flags,
+    number,
+    numbers,
+    sides,
+    truth,
+    user_errors,
+)
 from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.inference.converted import (
@@ -59,7 +67,7 @@ def _convert_adm(path, output, name="", **flags):
 
 CONVERTERS = {  # name -> function and the flags that it takes
     "adm": (_convert_adm, ("name", *ADM_FLAGS)),
-    "ddp": (convert_ddp, ("groups",)),
+    "ddp": (convert_ddp, ("groups", "steps", "limit")),
     "run": (convert_run, ("stage", "step", "ema", "dtype")),
 }
 
@@ -79,6 +87,10 @@ def make_flags() -> Flags:
     add = flags.add_argument_group("ddp").add_argument
     groups = f"groups of the neck's norms; default: {NECK_GROUPS}"
     add("--groups", type=int, metavar="N", help=groups)
+    steps = "reverse steps; default: 10 for a file whose name says aligned, else 3"
+    add("--steps", type=number(int, 1, 1000), metavar="N", help=steps)
+    limit = "sides into which images are fitted, 0 for their own size; default: as published"
+    add("--limit", type=sides, metavar="N,N", help=limit)
     add = flags.add_argument_group("run").add_argument
     add_checkpoint_flags(add, ("stage", "step", "ema"))
     dtype = f"dtype of the stored parameters: {', '.join(STORED_DTYPES)}; default: float32"

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pickle
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,12 +17,15 @@ import ddp_file
 from benchmarks import lsun_checkpoint
 from configs import tiny_ddpm
 from diffseg_jax import convert
+from diffseg_jax.data.transforms import keep_ratio_size
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.plan import make_plan
+from diffseg_jax.inference import converted as converting
 from diffseg_jax.inference.converted import adm_configuration
 from diffseg_jax.inference.sampling import sample
-from diffseg_jax.inference.segmenter import load
+from diffseg_jax.inference.segmenter import Segmenter, load
 from diffseg_jax.storage.networks import open_meta, open_network
+from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.weights import adm
 from diffseg_jax.weights.adm import load_adm
 from diffseg_jax.weights.formats import read_arrays
@@ -190,6 +194,41 @@ def test_published_classes_have_names_and_colours(classes, names, tmp_path):
     assert meta["task"]["model"]["groups"] == 32
 
 
+@pytest.mark.parametrize(("name", "classes", "flags", "steps", "limit"), [
+    ("ddp_convnext_t_4x4_512x1024_160k_cityscapes.npz", 19, {}, 3, (2048, 1024)),
+    ("ddp_convnext_t_4x4_512x1024_5k_cityscapes_aligned.npz", 19, {}, 10, (2048, 1024)),
+    ("ddp_swin_t_2x8_512x512_160k_ade20k.npz", 150, {}, 3, (2048, 512)),
+    ("mine.npz", 5, {}, 3, (0, 0)),
+    ("mine_aligned.npz", 19, {"steps": 1, "limit": 0}, 1, (0, 0)),
+    ("mine.npz", 5, {"limit": "512,512"}, 3, (512, 512)),
+])  # fmt: skip
+def test_the_published_test_protocol_is_written(name, classes, flags, steps, limit, monkeypatch):
+    """Images of 1024x2048 stay as they are for Cityscapes, and lose half their sides for ADE20K."""
+    settings = dataclasses.replace(ddp_file.TINY["convnext"], num_classes=classes)
+    arrays, written = ddp_file.random_file(settings), []
+    monkeypatch.setattr(converting, "read_arrays", lambda *given: arrays)
+    monkeypatch.setattr(converting, "save_values", lambda *given: written.append(given) or 1)
+    called(name, "out", "ddp", **flags)
+    ((_, network, meta),) = written
+    segmenter = Segmenter("out", network, as_json(meta))
+    assert segmenter.meta["task"]["sampling"]["steps"] == steps
+    assert segmenter.task_for().meta["sampling"]["steps"] == steps
+    assert segmenter.task_for().meta["sampling"]["uncertainty"] == (
+        "changes" if steps > 1 else "entropy"
+    )
+    expected = keep_ratio_size((1024, 2048), limit) if any(limit) else (1024, 2048)
+    assert segmenter.protocol.sizes((1024, 2048)) == [expected]
+
+
+def test_advised_groups_are_accepted(tmp_path, capsys):
+    settings = dataclasses.replace(ddp_file.TINY["convnext"], width=40)
+    np.savez(tmp_path / "file.npz", **ddp_file.random_file(settings))
+    sentence = refused(capsys, tmp_path / "file.npz", tmp_path / "out", "ddp")
+    (groups,) = re.findall(r"such as --groups=(\d+)\.", sentence)
+    called(tmp_path / "file.npz", tmp_path / "out", "ddp", groups=groups)
+    assert open_meta(tmp_path / "out")["task"]["model"]["groups"] == int(groups)
+
+
 def refused(capsys, *arguments, **flags):
     """The one line of a command that ends with a sentence."""
     with pytest.raises(SystemExit) as end:
@@ -212,7 +251,7 @@ def test_flags_of_the_other_source_are_refused(file, tmp_path, capsys):
 def test_groups_that_do_not_divide_the_width_are_refused(groups, official_ddp, tmp_path, capsys):
     sentence = refused(capsys, official_ddp[0], tmp_path / "out", "ddp", groups=groups)
     assert f"--groups is {groups}, which does not divide the 32 channels" in sentence
-    assert "usually 32." in sentence and not (tmp_path / "out").exists()
+    assert "such as --groups=32." in sentence and not (tmp_path / "out").exists()
 
 
 def test_another_network_is_not_a_ddp(file, official_ddp, tmp_path, capsys):

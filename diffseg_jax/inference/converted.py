@@ -1,6 +1,7 @@
 """Official checkpoint files, or a run -> a directory with one checkpoint, which `load` opens."""
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 
@@ -27,6 +28,12 @@ CONFIG = {"seed": 0, "dtype": "float32", "remat": False}  # of every converted n
 STORED_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
 UNUSED_FLAGS = ("use_fp16", "use_checkpoint")  # flags of guided diffusion that change no network
 NECK_GROUPS = 32  # of the group norms in DDP's neck, unless --groups is given
+WHOLE_IMAGES = {  # how images are shown, as in the part `evaluate` of a config
+    "view": "whole", "window": (0, 0), "stride": (0, 0), "scales": (1.0,), "flip": False,
+    "limit": (0, 0), "short": 0,
+}  # fmt: skip
+DDP_STEPS = {"aligned": 10, "trained": 3}  # of the published tests, for weights of each stage
+DDP_LIMITS = {19: (2048, 1024), 150: (2048, 512)}  # into which images fit, by number of classes
 
 
 def convert_adm(path: str | os.PathLike, output: str | os.PathLike, known: Configuration) -> int:
@@ -72,15 +79,18 @@ def adm_configuration(name: str, flags: dict) -> Configuration:
 
 
 def convert_ddp(
-    path: str | os.PathLike, output: str | os.PathLike, groups: int = NECK_GROUPS
-) -> int:
+    path: str | os.PathLike, output: str | os.PathLike, groups: int = NECK_GROUPS,
+    steps: int | None = None, limit: tuple[int, int] | None = None,
+) -> int:  # fmt: skip
     """Writes a segmentation checkpoint of DDP as a directory with one checkpoint.
 
     groups  of the neck's group norms, which are not in the file
+    steps   reverse steps; None = as published, 10 for a file whose name says aligned, else 3
+    limit   (long, short) sides into which images are fitted; (0, 0) = their own size; None = as
+            published for the 19 classes of Cityscapes and the 150 of ADE20K, else their own size
 
-    Sampling is as published: 3 steps, probabilities accumulated for the 150 classes of ADE20K.
-    Returns the number of parameters. Raises UserError as `convert_adm`, and for groups that do not
-    divide the network's width.
+    Probabilities are accumulated for 150 classes, as published. Returns the number of parameters.
+    Raises UserError as `convert_adm`, and for groups that do not divide the network's width.
     """
     require_unused(output)
     arrays = read_arrays(path)
@@ -88,20 +98,25 @@ def convert_ddp(
     if groups < 1 or settings.width % groups:
         raise UserError(
             f"--groups is {groups}, which does not divide the {settings.width} channels of {path}. "
-            f"Give the number that the network was trained with, usually {NECK_GROUPS}."
+            "Give the number that the network was trained with, such as "
+            f"--groups={math.gcd(settings.width, NECK_GROUPS)}."
         )
     settings = dataclasses.replace(settings, groups=groups)
     values = load_ddp(arrays, settings, str(path))
     classes = settings.num_classes
     depths = "-".join(map(str, settings.depths))
+    steps = _published_steps(path) if steps is None else steps
+    limit = DDP_LIMITS.get(classes, (0, 0)) if limit is None else limit
+    shown = f"images fitted to {limit[0]}x{limit[1]}" if any(limit) else "images at their own size"
     print(
         f"{path}: {settings.backbone} of depths {depths} and {settings.channels[0]} channels, "
         f"{classes} classes; not in the file, taken as published: {groups} groups (--groups), "
-        f"codes of scale {settings.code_scale}, cosine schedule"
+        f"{steps} steps (--steps), {shown} (--limit), codes of scale {settings.code_scale}, cosine "
+        "schedule"
     )
     sampling = dict(
-        steps=3, sampler="ddim", draws=1, time_difference=1, start=0.0, schedule="cosine",
-        accumulate=classes == 150, uncertainty="changes",
+        steps=steps, sampler="ddim", draws=1, time_difference=1, start=0.0, schedule="cosine",
+        accumulate=classes == 150, uncertainty="changes" if steps > 1 else "entropy",
     )  # fmt: skip
     task = {
         "kind": "train",
@@ -118,8 +133,14 @@ def convert_ddp(
         "model": {key: v for key, v in task["model"].items() if key not in label_code},
         "diffusion": {"schedule": sampling["schedule"], "code": settings.code,
                       "code_scale": settings.code_scale},
+        "evaluate": {**WHOLE_IMAGES, "limit": limit},
     }  # fmt: skip
     return save_converted(output, values, path, config, task, **classes_meta(classes))
+
+
+def _published_steps(path) -> int:
+    """The number of reverse steps in the published test of a file."""
+    return DDP_STEPS["aligned" if "aligned" in Path(path).name.lower() else "trained"]
 
 
 def convert_run(path: str | os.PathLike, output: str | os.PathLike, stage=None, step=None,

@@ -4,6 +4,7 @@ Ji et al., "DDP: Diffusion Model for Dense Visual Prediction" (ICCV 2023), figur
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,8 @@ class DDPSettings:
             if self.width % divisor:
                 return (
                     f"width is {self.width}, which {divisor} {name} cannot share evenly. "
-                    f"Try --config.model.width={-(-self.width // divisor) * divisor}."
+                    f"Try --config.model.width={-(-self.width // divisor) * divisor}, or "
+                    f"--config.model.{name}={math.gcd(self.width, divisor)}."
                 )
         return "" if self.width % 4 == 0 else f"width is {self.width}; take a multiple of 4."
 

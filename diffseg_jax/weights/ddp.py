@@ -99,7 +99,8 @@ def settings_of(arrays: Mapping[str, np.ndarray], source: str = "the file") -> D
     )
     # A file does not tell its number of groups, so that any is accepted here.
     if problem := dataclasses.replace(settings, groups=1).problem():
-        raise UserError(f"{source} does not match any supported DDP network: {problem}")
+        reason, _, _ = problem.partition(". Try --config")  # a file is not changed by an option
+        raise UserError(f"{source} does not match any supported DDP network: {reason}. {ADVICE}")
     return settings
 
 
