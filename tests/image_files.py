@@ -1,6 +1,8 @@
 """Image and mask files for the tests of data sets."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -42,3 +44,35 @@ def png_bytes(array):
     stream = io.BytesIO()
     Image.fromarray(array).save(stream, "PNG")
     return stream.getvalue()
+
+
+def packed(ids, depth):
+    """uint8[H,W] as rows of bytes, whole ones, of samples of 1, 2, 4 or 8 bits."""
+    bits = np.unpackbits(ids[..., None], axis=-1)[..., 8 - depth :]
+    return np.packbits(bits.reshape(len(ids), -1), axis=-1)
+
+
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def grey_png(ids, depth):
+    """A grey PNG that holds the ids as samples of `depth` bits."""
+    rows = b"".join(b"\0" + row.tobytes() for row in packed(ids, depth))
+    header = struct.pack(">IIBBBBB", *ids.shape[::-1], depth, 0, 0, 0, 0)
+    chunks = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(rows))
+    chunks += png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def grey_tiff(ids, depth, photometric=1):
+    """A grey TIFF that holds the ids as samples of `depth` bits; photometric 0: zero is white."""
+    data = packed(ids, depth).tobytes()
+    data += b"\0" * (len(data) % 2)
+    tags = {
+        256: ids.shape[1], 257: ids.shape[0], 258: depth, 259: 1, 262: photometric, 273: 8, 277: 1,
+        278: ids.shape[0], 279: len(data),
+    }  # fmt: skip
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<I", 8 + len(data)) + data
+    return head + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0"

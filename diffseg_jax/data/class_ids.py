@@ -3,53 +3,152 @@
 A table is int32[n]: the class of each id, 255 where the id is ignored, -1 where it is a mistake.
 """
 
+import json
+from dataclasses import dataclass, field
+
 import numpy as np
 
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.errors import UserError
 
 MAX_RANGES = 12  # of ids in an error
+SIGNED_IGNORE = (-1, -100)  # ids that signed arrays hold for ignored pixels
+MAX_ID = 65535  # that a table can hold
+SMOOTHED = 32  # more unknown ids than these in one mask are no ids
 
 
-def id_table(num_classes, *, ignore=(), zero_is_ignored=False):
+def id_table(num_classes, *, ignore=(), zero_is_ignored=False, ids=()):
     """A table, of 256 or more ids, in which ids 0..K-1 are their own classes.
 
     255 and the ids in `ignore` become 255, all others -1. With zero_is_ignored the stored ids are
-    1..K: 0 becomes 255 and k becomes k-1 (as in ADE20K). Raises UserError if a class would have the
-    id 255.
+    1..K: 0 becomes 255 and k becomes k-1 (as in ADE20K). `ids` lists the stored id of each class
+    instead; 255 may be one of them. Raises UserError if there are more classes than ids below 255.
     """
     first = int(zero_is_ignored)
     if not 1 <= num_classes <= IGNORE - first:
         raise UserError(
             f"num_classes is {num_classes}, but there can be 1 to {IGNORE - first} classes beside "
-            "the ignore label 255. Give the number of classes in the masks."
+            "the ignore label 255. Name fewer classes, with their stored ids as "
+            '"ids" and the other ids as "ignore" in classes.json.'
         )
-    table = np.full(max([256, *(i + 1 for i in ignore)]), -1, np.int32)
-    table[first : first + num_classes] = np.arange(num_classes)
-    table[[*ignore, *range(first), IGNORE]] = IGNORE
+    ids = list(ids) or list(range(first, first + num_classes))
+    table = np.full(1 + max(IGNORE, *ids, *ignore), -1, np.int32)
+    table[[*range(first), IGNORE]] = IGNORE
+    table[ids] = np.arange(num_classes)
+    table[list(ignore)] = IGNORE
     return table
 
 
-def to_classes(ids, table, path, hint=""):
-    """The classes int32[H,W] of stored ids, integer [H,W]; -1 in signed arrays counts as 255.
+@dataclass(frozen=True, eq=False)
+class MaskRules:
+    """How the masks of a data set store its classes.
 
-    Raises UserError with the path, the smallest id that the table does not allow, and the hint.
+    table     the class of each stored id
+    hint      one sentence for errors about ids, of data sets whose classes are published
+    names     of the classes, where a classes.json may change what follows
+    file      that classes.json, which may not exist yet;  entries  its content, {} without it
+    colours   {(r, g, b): stored id} for masks in colours; -1 for ignored ones
+    reading   "ids" or "colours": what masks hold; "" where each file tells
     """
+
+    table: np.ndarray = field(repr=False)
+    hint: str = ""
+    names: tuple[str, ...] = ()
+    file: str = ""
+    entries: dict = field(default_factory=dict, repr=False)
+    colours: dict = field(default_factory=dict, repr=False)
+    reading: str = ""
+
+    def to_classes(self, ids, path):
+        """The classes int32[H,W] of stored ids, integer [H,W]; -1 and -100 count as ignored.
+
+        Raises UserError with the path, the smallest id that the table does not allow, and what to
+        do about it.
+        """
+        mask = _look_up(ids, self.table)
+        if mask.min() < 0:
+            bad = [int(value) for value in np.unique(ids[mask < 0])]
+            classes = np.flatnonzero((self.table >= 0) & (self.table != IGNORE))
+            ignored = np.flatnonzero(self.table == IGNORE)
+            advice = self.advice([int(value) for value in np.unique(ids)], bad)
+            raise UserError(
+                f"mask {path} has class id {bad[0]}, but classes are {_ranges(classes)} "
+                f"({_ranges(ignored) or 'none'} is ignored). {advice}".rstrip()
+            )
+        return mask
+
+    def class_of(self, stored):
+        """The class of a stored id: 255 if it is ignored, -1 if it is a mistake."""
+        known = stored < len(self.table)
+        return IGNORE if stored in SIGNED_IGNORE else int(self.table[stored]) if known else -1
+
+    def written(self, **entries):
+        """`set "ids": [0, 255] in FILE`, or the whole file where there is none."""
+        return self._line(json.dumps(entries)[1:-1])
+
+    def _line(self, text):
+        if self.entries:
+            return f"set {text} in {self.file}"
+        return f'write {{"names": {json.dumps(list(self.names))}, {text}}} into {self.file}'
+
+    def _numbered(self, ids, ignore=()):
+        """As `written`, for the stored ids of the classes, and ids that are to be ignored."""
+        before = self.entries.get("ignore", [])
+        after = [value for value in before if value not in ids] + list(ignore)
+        return self.written(ids=ids, **({"ignore": after} if after != before else {}))
+
+    def ignoring(self, ids):
+        """As `written`, for ids that are to be ignored besides those that the file ignores."""
+        return self.written(ignore=[*self.entries.get("ignore", []), *ids])
+
+    def advice(self, stored, bad=()):
+        """What to type so that masks with these stored ids, ascending, can be used.
+
+        bad  those of them that the table does not allow
+        """
+        if not self.file:
+            return self.hint
+        if bad and not 0 <= (wrong := min(bad[0], 0) or bad[-1]) <= MAX_ID:
+            return f"Replace {wrong} by 255: numpy.where(mask == {wrong}, 255, mask)."
+        if len(bad) > SMOOTHED:
+            return (
+                f"It holds {len(stored)} different values, as after smooth resizing or lossy "
+                "compression. Export it again as PNG, resized with nearest neighbour."
+            )
+        return f"The ids are {_ranges(np.array(stored))}. {self._remedy(stored, list(bad))}"
+
+    def _remedy(self, stored, bad):
+        count, known = len(self.names), [i for i in stored if self.class_of(i) != IGNORE]
+        listed = "these are the classes in the order of their names"
+        if count == 2 and {0, 255} <= set(stored) and 1 not in stored:
+            others = [value for value in stored if value not in (0, 255)]
+            return f'If 255 is "{self.names[1]}", {self._numbered([0, 255], others)}.'
+        if bad == [count] and self.class_of(0) == 0:
+            shifted = f"{self.written(zero_is_ignored=True)}."
+            if 0 not in stored:
+                return f"If ids count from 1, {shifted}"
+            more = f"name it in {self.file}" if self.entries else f"give num_classes={count + 1}"
+            return f"If {count} is one more class, {more}; if 0 is unlabelled, {shifted}"
+        if bad == [MAX_ID]:  # -1 as 16 bits
+            return f"To ignore it, {self.ignoring(bad)}."
+        for ids in (known, stored):
+            if len(ids) == count and ids[0] >= 0 and ids != list(range(count)):
+                return f"If {listed}, {self._numbered(ids)}."
+        ids = ", ".join(f'id of "{name}"' for name in self.names[:3])
+        line = self._line(f'"ids": [{ids}{", ..." if count > 3 else ""}]')
+        others = f"To ignore {_ranges(np.array(bad))}, {self.ignoring(bad)}. " if bad else ""
+        return f"{others}To give each class its id, {line}."
+
+
+def _look_up(ids, table):
+    """int32[H,W]: the class of each id, -1 where the table has none."""
     if ids.dtype == np.uint8 and len(table) > 255:
-        mask = table.take(ids)  # the common case: no id can lie outside the table
-        bad = mask.min() < 0
-    else:
-        ids = np.where(ids == -1, np.int32(IGNORE), ids) if ids.dtype.kind == "i" else ids
-        outside = (ids < 0) | (ids >= len(table))
-        mask = np.where(outside, -1, table[np.where(outside, 0, ids)])
-        bad = mask.min() < 0
-    if bad:
-        classes = np.flatnonzero((table >= 0) & (table != IGNORE))
-        ignored = np.flatnonzero(table == IGNORE)
-        raise UserError(
-            f"mask {path} has class id {ids[mask < 0].min()}, but classes are {_ranges(classes)} "
-            f"({_ranges(ignored)} is ignored). {hint}".rstrip()
-        )
+        return table.take(ids)  # the common case: no id can lie outside the table
+    outside = (ids < 0) | (ids >= len(table))
+    mask = np.where(outside, np.int32(-1), table[np.where(outside, 0, ids)])
+    if ids.dtype.kind == "i":
+        for ignored in SIGNED_IGNORE:
+            mask[ids == ignored] = IGNORE
     return mask
 
 

@@ -1,25 +1,29 @@
 """classes.json: the names, colours and ignored ids of the classes in a folder.
 
-    {"names": [str, ...], "palette": [[r, g, b], ...], "ignore": [id, ...], "zero_is_ignored": bool}
+    {"names": [str, ...], "palette": [[r, g, b], ...], "ids": [id, ...],
+     "ignore": [id or [r, g, b], ...], "zero_is_ignored": bool, "masks": "ids" or "colours"}
 
-All keys but the names are optional.
+All keys but the names are optional. The palette has a colour and "ids" an id on disk for each name.
 """
 
 import json
 from dataclasses import replace
 
-from diffseg_jax.data.class_ids import id_table
+from diffseg_jax.data.class_ids import MAX_ID, MaskRules, id_table
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.palette import distinct_colours, numbered_labels
 from diffseg_jax.errors import UserError, choose
 
 MAX_NAME = 200  # characters of a class name
 
-CLASSES_KEYS = {"names": [], "palette": [], "ignore": [], "zero_is_ignored": False}
+CLASSES_KEYS = {
+    "names": [], "palette": [], "ids": [], "ignore": [], "zero_is_ignored": False, "masks": "",
+}  # fmt: skip
+READINGS = ("", "ids", "colours")
 
 
 def read_classes(file, num_classes, ignore=()):
-    """(Labels, id table) of a classes.json, or of num_classes if there is no such file.
+    """(Labels, MaskRules) of a classes.json, or of num_classes if there is no such file.
 
     ignore  ids on disk in 0..65535 that become 255, besides those that the file lists
 
@@ -27,7 +31,7 @@ def read_classes(file, num_classes, ignore=()):
     indices. With "zero_is_ignored" the stored ids are 1..K, and so are those of the names. Raises
     UserError for a file that breaks a rule, and without a file and num_classes.
     """
-    if not _are_integers(list(ignore), 65535):
+    if not _are_integers(list(ignore), MAX_ID):
         raise UserError(f"ignore is {ignore}, but must hold ids in 0..65535, such as (0,).")
     if not file.exists():
         if num_classes < 1:
@@ -36,7 +40,28 @@ def read_classes(file, num_classes, ignore=()):
                 'Write {"names": [...], "palette": [[r, g, b], ...]} into it, or give num_classes.'
             )
         table = id_table(num_classes, ignore=ignore)
-        return _without_ignored(numbered_labels(num_classes), table), table
+        labels = _without_ignored(numbered_labels(num_classes), table)
+        return labels, MaskRules(table, names=labels.names, file=str(file))
+    written = _read_entries(file)
+    entries = CLASSES_KEYS | written
+    for wrong, sentence in _wrong_classes(**entries, num_classes=num_classes):
+        if wrong:
+            raise UserError(f"{file}: {sentence}.")
+    names, palette = entries["names"], entries["palette"] or distinct_colours(len(entries["names"]))
+    ignored = [value for value in entries["ignore"] if not isinstance(value, list)]
+    table = id_table(
+        len(names), ignore=(*ignored, *ignore), zero_is_ignored=entries["zero_is_ignored"],
+        ids=entries["ids"],
+    )  # fmt: skip
+    labels = Labels(tuple(names), tuple(tuple(colour) for colour in palette))
+    rules = MaskRules(
+        table, names=labels.names, file=str(file), entries=written, colours=_colours(**entries),
+        reading=entries["masks"],
+    )  # fmt: skip
+    return _without_ignored(labels, table), rules
+
+
+def _read_entries(file):
     try:
         entries = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     except (OSError, ValueError, RecursionError) as error:
@@ -45,16 +70,17 @@ def read_classes(file, num_classes, ignore=()):
         raise UserError(f'{file} is not an object. It must read {{"names": [...], ...}}.')
     for key in entries:
         choose(CLASSES_KEYS, key, f"key in {file}")
-    entries = CLASSES_KEYS | entries
-    for wrong, sentence in _wrong_classes(**entries, num_classes=num_classes):
-        if wrong:
-            raise UserError(f"{file}: {sentence}.")
-    names, palette = entries["names"], entries["palette"] or distinct_colours(len(entries["names"]))
-    table = id_table(
-        len(names), ignore=(*entries["ignore"], *ignore), zero_is_ignored=entries["zero_is_ignored"]
-    )
-    labels = Labels(tuple(names), tuple(tuple(colour) for colour in palette))
-    return _without_ignored(labels, table), table
+    return entries
+
+
+def _colours(palette, ids, ignore, zero_is_ignored, **_):
+    """{colour: stored id} of the classes of a file with a palette; -1 for ignored colours.
+
+    A colour of several classes is left out.
+    """
+    ids = ids or range(int(zero_is_ignored), len(palette) + 1)
+    colours = {tuple(rgb): stored for rgb, stored in zip(palette, ids) if palette.count(rgb) == 1}
+    return colours | {tuple(value): -1 for value in ignore if palette and isinstance(value, list)}
 
 
 def _each_once(pairs):
@@ -71,30 +97,47 @@ def _without_ignored(labels, table):
     return replace(labels, unscored=tuple(sorted(unscored)))
 
 
-def _wrong_classes(names, palette, ignore, zero_is_ignored, num_classes):
+def _wrong_classes(names, palette, ids, ignore, zero_is_ignored, masks, num_classes):
     """(whether it is broken, sentence) for each rule of classes.json, which is written by hand."""
     are_names = isinstance(names, list) and names and all(map(_is_name, names))
     yield (
-        not are_names or len(set(names)) < len(names),
+        not are_names or _repeats(names),
         f"names must be a list of different strings, of 1 to {MAX_NAME} printable characters",
     )
     yield (
         num_classes not in (0, len(names)),
         f"it names {len(names)} classes, but num_classes is {num_classes}",
     )
-    rows = isinstance(palette, list) and all(
-        _are_integers(row, 255) and len(row) == 3 for row in palette
-    )
     yield (
-        not rows or len(palette) not in (0, len(names)),
+        not isinstance(palette, list)
+        or not all(map(_is_colour, palette))
+        or len(palette) not in (0, len(names)),
         f"palette must hold one [r, g, b] in 0..255 for each of the {len(names)} names",
     )
-    yield not _are_integers(ignore, 65535), "ignore must be a list of ids in 0..65535"
+    yield (
+        not _are_integers(ids, MAX_ID) or len(ids) not in (0, len(names)) or _repeats(ids),
+        f"ids must hold one id in 0..{MAX_ID} for each of the {len(names)} names, each id once",
+    )
+    yield (
+        not isinstance(ignore, list)
+        or not all(_is_colour(value) or _are_integers([value], MAX_ID) for value in ignore),
+        f"ignore must be a list of ids in 0..{MAX_ID}, or of colours [r, g, b] in 0..255",
+    )
     yield not isinstance(zero_is_ignored, bool), "zero_is_ignored must be true or false"
+    yield masks not in READINGS, 'masks must be "ids" or "colours"'
+    yield masks == "colours" and not palette, 'masks is "colours", which needs a palette'
+
+
+def _repeats(values):
+    return len(set(values)) < len(values)
 
 
 def _is_name(value):
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable()
+
+
+def _is_colour(value):
+    return _are_integers(value, 255) and len(value) == 3
 
 
 def _are_integers(values, maximum):

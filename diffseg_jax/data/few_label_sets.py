@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from diffseg_jax.data.class_ids import id_table, to_classes
+from diffseg_jax.data.class_ids import MaskRules, id_table
 from diffseg_jax.data.files import by_stem, files_below, list_files, require_folder
 from diffseg_jax.data.folder_source import FolderSource
-from diffseg_jax.data.images import read_ids, read_image
+from diffseg_jax.data.images import read_image
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.data.transforms import resize_antialiased, resize_mask
@@ -113,11 +113,11 @@ class FewLabelSource(FolderSource):
     """
 
     def __getitem__(self, index):
-        image, ids = read_image(self.images[index]), read_ids(self.masks[index])
+        image, ids = read_image(self.images[index]), self.stored_ids(index)
         _require_square(image, self.images[index])
         _require_square(ids, self.masks[index])
         # Classes are looked up before resizing, so that a wrong id is found wherever it is.
-        mask = to_classes(ids, self.table, self.masks[index], self.hint)
+        mask = self.rules.to_classes(ids, self.masks[index])
         return {
             "image": resize_antialiased(image, (SIDE, SIDE)),
             "mask": resize_mask(mask, (SIDE, SIDE)).astype(np.int32),
@@ -163,8 +163,10 @@ def open_few_label_set(name, split, *, path=""):
         tuple(f"{folder}/{stem}.npy" for stem in images),
         tuple(images),
         labels,
-        id_table(len(labels.names), ignore=published.unscored),
-        f"Check that {folder} belongs to {name}.",
+        MaskRules(
+            id_table(len(labels.names), ignore=published.unscored),
+            f"Check that {folder} belongs to {name}.",
+        ),
         _report(folder, len(found), count, f"split {split} of {name}"),
     )
 

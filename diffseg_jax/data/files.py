@@ -3,11 +3,14 @@
 import os
 from pathlib import Path
 
-from diffseg_jax.errors import UserError
+from diffseg_jax.data.formats import FORMATS, LOSSY_FORMATS, endings_of
+from diffseg_jax.errors import UserError, counted
 from diffseg_jax.storage.paths import BUCKET, in_bucket, open_path, reachable
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
-MASK_ENDINGS = (".png", ".npy")
+MASK_ENDINGS = (".png", ".npy")  # taken where a mask exists in other formats too
+LOSSY_ENDINGS = endings_of(LOSSY_FORMATS)
+OTHER_MASK_ENDINGS = (".npz", *endings_of(FORMATS.keys() - set(LOSSY_FORMATS)))
 MAX_LISTED = 12  # folders in an error
 
 
@@ -43,6 +46,25 @@ def list_files(folder, endings):
             f"{folder} holds no file that ends with {' '.join(endings)}. Check the path."
         )
     return found
+
+
+def list_masks(folder):
+    """As list_files, for masks; of those with the same stem, PNG or .npy alone if there is one."""
+    found = files_below(folder, MASK_ENDINGS + OTHER_MASK_ENDINGS)
+    if not found:
+        lossy = files_below(folder, LOSSY_ENDINGS)
+        if lossy:
+            raise UserError(
+                f"{folder} holds no mask but {counted(len(lossy), 'file')} such as {lossy[0]}, and "
+                "lossy compression changes ids. Export the masks again, as PNG."
+            )
+        return list_files(folder, MASK_ENDINGS + OTHER_MASK_ENDINGS)
+    usual = {file.rpartition(".")[0] for file in found if file.lower().endswith(MASK_ENDINGS)}
+    return [
+        file
+        for file in found
+        if file.lower().endswith(MASK_ENDINGS) or file.rpartition(".")[0] not in usual
+    ]
 
 
 def files_below(folder, endings):
@@ -124,8 +146,8 @@ def pair(image_folder, images, mask_folder, masks):
         first = images[no_mask[0]]
         raise UserError(
             f"{len(no_mask)} of {len(images)} images in {image_folder} have no mask in "
-            f"{mask_folder}; the first is {first}. Add the masks (same name, .png or .npy) or move "
-            "the images away."
+            f"{mask_folder}; the first is {first}. {_similar(mask_folder, no_mask[0])}"
+            "Add the masks (same name, .png or .npy) or move the images away."
         )
     report = ()
     if no_image:
@@ -134,3 +156,13 @@ def pair(image_folder, images, mask_folder, masks):
     stems = tuple(sorted(images))
     image_paths = tuple(f"{image_folder}/{images[stem]}" for stem in stems)
     return image_paths, tuple(f"{mask_folder}/{masks[stem]}" for stem in stems), stems, report
+
+
+def _similar(folder, stem):
+    """A sentence about a file that may be the mask of an image under another name, or ""."""
+    near = [file for file in files_below(folder, "") if file.startswith(stem)]
+    if not near:
+        return ""
+    if near[0].lower().endswith(LOSSY_ENDINGS):
+        return f"There is {near[0]}, but lossy compression changes ids: export it as PNG. "
+    return f"There is {near[0]}: its name without ending must be that of the image. "

@@ -1,20 +1,21 @@
 """Folders of images, with masks or without, as data sets."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from diffseg_jax.data.class_ids import to_classes
+from diffseg_jax.data.class_ids import MaskRules
 from diffseg_jax.data.classes_json import read_classes
 from diffseg_jax.data.files import (
     IMAGE_ENDINGS,
-    MASK_ENDINGS,
     by_stem,
     list_files,
+    list_masks,
     pair,
     require_folder,
 )
-from diffseg_jax.data.images import read_image, read_pair, require_same_size
+from diffseg_jax.data.images import read_image, require_same_size
+from diffseg_jax.data.masks import read_ids, read_pair
 from diffseg_jax.errors import UserError, choose
 
 
@@ -30,8 +31,7 @@ class FolderSource:
     masks    paths in the same order, or () for unlabelled images
     names    one unique string per image, the same on every machine
     labels   class names and colours, or None
-    table    int32[n]: the class of each id on disk, see class_ids
-    hint     one sentence for errors about ids
+    rules    how the masks store classes
     report   sentences about what opening found: files without a partner, choices made
     classes  class names of images, or ()
     ranks    index into `classes` of each image, or ()
@@ -41,8 +41,7 @@ class FolderSource:
     masks: tuple[str, ...] = field(repr=False)
     names: tuple[str, ...] = field(repr=False)
     labels: object = None
-    table: np.ndarray | None = field(default=None, repr=False)
-    hint: str = ""
+    rules: MaskRules | None = field(default=None, repr=False)
     report: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     ranks: tuple[int, ...] = field(default=(), repr=False)
@@ -55,41 +54,42 @@ class FolderSource:
         if not self.masks:
             item["image"] = read_image(path)
         else:
-            item["image"], ids = read_pair(path, self.masks[index])
+            item["image"], ids = read_pair(path, self.masks[index], self.rules)
             require_same_size(item["image"], ids, path, self.masks[index])
-            item["mask"] = to_classes(ids, self.table, self.masks[index], self.hint)
+            item["mask"] = self.rules.to_classes(ids, self.masks[index])
         if self.ranks:
             item["class"] = np.int32(self.ranks[index])
         return item
+
+    def stored_ids(self, index):
+        """The ids in the mask of an image, as its file stores them."""
+        return read_ids(self.masks[index], rules=self.rules)
 
 
 def open_folder(split, *, path="", num_classes=0, ignore=()):
     """images/<split> and masks/<split> below path; classes from classes.json or num_classes."""
     root = require_folder(path, "folder", "images/<split> and masks/<split>")
-    labels, table = read_classes(root / "classes.json", num_classes, ignore)
-    has_names = (root / "classes.json").exists()
-    remedy = "Name it in classes.json" if has_names else "Raise num_classes"
-    hint = f"{remedy}, or give ignore=(<id>, ...)."
-    return open_pairs(root / "images" / split, root / "masks" / split, labels, table, hint=hint)
+    pairs = open_pairs(root / "images" / split, root / "masks" / split, None, None)
+    labels, rules = read_classes(root / "classes.json", num_classes, ignore)
+    return replace(pairs, labels=labels, rules=rules)
 
 
 def open_pairs(
     image_folder,
     mask_folder,
     labels,
-    table,
+    rules,
     *,
     image_suffix="",
     mask_suffix="",
     stems=None,
-    hint="",
 ):
     """FolderSource of the stems in both folders; suffixes such as _leftImg8bit are removed first.
 
     stems  those to open, or None for all; a stem without image is an error
     """
     images = by_stem(list_files(image_folder, IMAGE_ENDINGS), image_folder, image_suffix)
-    masks = by_stem(list_files(mask_folder, MASK_ENDINGS), mask_folder, mask_suffix)
+    masks = by_stem(list_masks(mask_folder), mask_folder, mask_suffix)
     if stems is not None:
         missing = [stem for stem in stems if stem not in images]
         if missing:
@@ -102,7 +102,7 @@ def open_pairs(
         masks = {stem: masks[stem] for stem in stems if stem in masks}
     paths, mask_paths, paired, report = pair(image_folder, images, mask_folder, masks)
     names = tuple(stem + image_suffix for stem in paired)
-    return FolderSource(paths, mask_paths, names, labels, table, hint, report)
+    return FolderSource(paths, mask_paths, names, labels, rules, report)
 
 
 def open_unlabelled(split, *, path="", classes=""):

@@ -1,5 +1,7 @@
 """The image formats that are read, and how the names of their files end."""
 
+from collections.abc import Iterable
+
 from PIL import Image, features
 
 # Name in Pillow -> endings. The other formats of Pillow may start programs (EPS), hold vectors
@@ -21,7 +23,13 @@ FORMATS = {
     "QOI": (".qoi",),
     "HEIF": (".heic", ".heif", ".hif"),
 }
+LOSSY_FORMATS = ("JPEG", "JPEG2000", "AVIF", "HEIF")  # which may change ids
 OPTIONAL = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}  # parts of a build of Pillow
+
+
+def endings_of(names: Iterable[str]) -> tuple[str, ...]:
+    """The endings of the files of formats, in lower case."""
+    return tuple(ending for name in names for ending in FORMATS[name])
 
 
 def image_formats() -> tuple[str, ...]:
@@ -36,4 +44,4 @@ def image_formats() -> tuple[str, ...]:
 
 def image_endings() -> tuple[str, ...]:
     """The endings of their files, in lower case."""
-    return tuple(ending for name in image_formats() for ending in FORMATS[name])
+    return endings_of(image_formats())

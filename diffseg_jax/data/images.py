@@ -1,4 +1,4 @@
-"""Image and mask files, decoded; whatever is wrong with one is a UserError with its path."""
+"""Image files, decoded; whatever is wrong with one is a UserError with its path."""
 
 import io
 import os
@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from diffseg_jax.data.formats import image_formats
-from diffseg_jax.data.npy import read_npy
-from diffseg_jax.data.orientation import fit_mask, orientation_of, stored_orientation, turned
+from diffseg_jax.data.orientation import orientation_of, turned
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage.paths import read_bytes
 
@@ -28,7 +27,7 @@ def read_image(path, encoded=None, as_stored=False):
     Raises UserError if the file is damaged or incomplete, has 16 bits per channel, or holds more
     than 178 megapixels.
     """
-    image = _decode(path, encoded)
+    image = decode(path, encoded)
     return to_rgb(image, path, 1 if as_stored else orientation_of(image))
 
 
@@ -44,55 +43,6 @@ def to_rgb(image: Image.Image, name, orientation: int) -> np.ndarray:
     return turned(np.asarray(image if image.mode == "RGB" else image.convert("RGB")), orientation)
 
 
-def read_pair(image_path, mask_path):
-    """(uint8[H,W,3], ids [H,W]) of an image and its mask, both upright.
-
-    A mask that has the size of the stored image only is turned with it; one of another size is
-    returned as it is. Raises UserError as read_image and read_ids.
-    """
-    content = _content(image_path)
-    image = read_image(image_path, content)
-    if mask_path.lower().endswith(".npy"):
-        ids, orientation = read_ids(mask_path), 1
-    else:
-        encoded = _content(mask_path)
-        ids, orientation = read_ids(mask_path, encoded), stored_orientation(encoded, decoded=True)
-    return image, fit_mask(ids, orientation, image.shape[:2], stored_orientation(content))
-
-
-def read_ids(path, encoded=None):
-    """The ids of a mask as stored, integer [H,W]: PNG (grey, palette, 16 bit) or .npy.
-
-    path and encoded as in read_image; encoded is never a .npy.
-    Raises UserError for colour images, arrays that are not integer or not two-dimensional, and
-    damaged files.
-    """
-    if encoded is None and path.lower().endswith(".npy"):
-        return _read_npy_ids(path)
-    image = _decode(path, encoded)
-    if len(image.getbands()) != 1 or image.mode == "F":
-        raise UserError(
-            f"mask {path} holds colours (mode {image.mode}), but a mask holds one class id per "
-            "pixel. Save it as an 8-bit grey or palette PNG, 16-bit grey PNG, or integer .npy."
-        )
-    return _without_bool(np.asarray(image))
-
-
-def _read_npy_ids(path):
-    _require_file(path)
-    ids = read_npy(path, "mask")
-    if ids.dtype.kind not in "biu" or ids.ndim != 2:
-        raise UserError(
-            f"mask {path} is {ids.dtype}{list(ids.shape)}, but a mask is an integer array [height, "
-            "width]. Save it as mask.astype(numpy.uint8)."
-        )
-    return _without_bool(ids)
-
-
-def _without_bool(ids):
-    return ids.astype(np.uint8) if ids.dtype == bool else ids
-
-
 def require_same_size(image, mask, image_path, mask_path):
     """UserError with both sizes and paths unless the mask has the height and width of the image."""
     if image.shape[:2] != mask.shape:
@@ -103,11 +53,10 @@ def require_same_size(image, mask, image_path, mask_path):
         )
 
 
-def _decode(path, encoded):
+def decode(path, encoded=None):
     """The file as a decoded Pillow image; every failure is a UserError."""
-    formats = image_formats()
+    content, formats = read_file(path) if encoded is None else encoded, image_formats()
     try:
-        content = _content(path) if encoded is None else encoded
         with Image.open(io.BytesIO(content), formats=formats) as image:
             size = image.size
             if size[0] * size[1] > MAX_PIXELS:
@@ -121,8 +70,6 @@ def _decode(path, encoded):
         if image.format == "PNG" and _may_lack_rows(image) and not has_all_rows(content, size):
             raise ValueError("it has fewer rows of pixels than its header declares")
         return image
-    except UserError:
-        raise
     except Image.DecompressionBombError as error:
         raise UserError(
             f"{path} is too large ({error}): images have at most {MAX_PIXELS} pixels. Cut it into "
@@ -137,9 +84,9 @@ def _decode(path, encoded):
         raise UserError(f"cannot read {path}: {error}. Replace or remove the file.") from None
 
 
-def _content(path) -> bytes:
+def read_file(path) -> bytes:
     """The bytes of a file; UserError if it is none or cannot be read."""
-    _require_file(path)
+    require_file(path)
     try:
         return read_bytes(path)
     except UserError:
@@ -148,7 +95,7 @@ def _content(path) -> bytes:
         raise UserError(f"cannot read {path}: {error}. Replace or remove the file.") from None
 
 
-def _require_file(path):
+def require_file(path):
     """UserError for a folder, and for a pipe, which a read would wait for."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path} is not a file. Remove it.")

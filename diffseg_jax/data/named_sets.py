@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from diffseg_jax.data.class_ids import id_table
+from diffseg_jax.data.class_ids import MaskRules, id_table
 from diffseg_jax.data.files import IMAGE_ENDINGS, list_files, require_folder
 from diffseg_jax.data.folder_source import open_pairs
 from diffseg_jax.data.labels import IGNORE, Labels
@@ -30,9 +30,8 @@ def open_camvid(split, *, path=""):
     """CamVid in the 11 classes of SegNet, 255 = void: images/<split>, masks/<split>."""
     root = require_folder(path, "camvid", "images/<split> and masks/<split>")
     hint = "CamVid masks here hold 11 classes, not the 32 of the original colour masks."
-    return open_pairs(
-        root / "images" / split, root / "masks" / split, CAMVID, id_table(11), hint=hint
-    )
+    rules = MaskRules(id_table(11), hint)
+    return open_pairs(root / "images" / split, root / "masks" / split, CAMVID, rules)
 
 
 CITYSCAPES_CLASSES = (  # id on disk, name, colour; the train id is the index
@@ -82,10 +81,9 @@ def open_cityscapes(split, *, path=""):
         images,
         masks,
         CITYSCAPES,
-        table,
+        MaskRules(table, "Check the file."),
         image_suffix="_leftImg8bit",
         mask_suffix=suffix,
-        hint="Check the file.",
     )
 
 
@@ -121,10 +119,8 @@ def open_ade20k(split, *, path=""):
     folder = choose(names, split, "split of ade20k")
     labels = Labels(tuple(ADE20K.split(", ")), distinct_colours(150))
     hint = "These must be the semantic annotations (values 0..150), not annotations_instance."
-    table = id_table(150, zero_is_ignored=True)
-    return open_pairs(
-        root / "images" / folder, root / "annotations" / folder, labels, table, hint=hint
-    )
+    rules = MaskRules(id_table(150, zero_is_ignored=True), hint)
+    return open_pairs(root / "images" / folder, root / "annotations" / folder, labels, rules)
 
 
 # Names of the 60 classes, of which 0 is the background, and the raw id of each.
@@ -182,6 +178,5 @@ def open_pascal_context(split, *, path="", num_classes=0, raw_459=False):
     table = pascal_context_table(num_classes, raw_459)
     hint = "" if raw_459 else "If the masks hold the raw 459 ids, set raw_459=True."
     folders = root / "JPEGImages", root / "SegmentationClassContext"
-    return open_pairs(
-        *folders, Labels(names, distinct_colours(num_classes)), table, stems=stems, hint=hint
-    )
+    labels = Labels(names, distinct_colours(num_classes))
+    return open_pairs(*folders, labels, MaskRules(table, hint), stems=stems)

@@ -1,12 +1,15 @@
-"""Arrays in .npy files, read without running code from them and without copying."""
+"""Arrays in .npy and .npz files, read without running code from them."""
 
 import io
+import zipfile
 
 import numpy as np
 
 from diffseg_jax.errors import UserError, shortened
 from diffseg_jax.storage.paths import read_bytes
 
+ARRAY_ENDINGS = (".npy", ".npz")
+MAX_UNPACKED = 2**31  # bytes of the array in a .npz
 HEADER_READERS = {  # by version of the format
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -14,14 +17,25 @@ HEADER_READERS = {  # by version of the format
 
 
 def read_npy(path, what: str) -> np.ndarray:
-    """The array in a .npy file, read-only; a UserError calls the file `what`."""
+    """The array in a .npy, or the only one in a .npz; read-only. A UserError calls it `what`."""
     try:
-        return _array_from(read_bytes(path))
+        content = read_bytes(path)
+        return _array_from(_unpacked(content) if content[:2] == b"PK" else content)
     except Exception as error:  # numpy raises many types on damaged files
         raise UserError(
             f"cannot read {what} {path}: {shortened(str(error), 200)}. "
             "Write it again with numpy.save."
         ) from None
+
+
+def _unpacked(content: bytes) -> bytes:
+    """The bytes of the .npy in a .npz of one array."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        arrays = archive.infolist()
+        if len(arrays) != 1 or arrays[0].file_size > MAX_UNPACKED:
+            names = ", ".join(array.filename for array in arrays)
+            raise ValueError(f"it holds {names or 'nothing'}, but one array is read")
+        return archive.read(arrays[0])
 
 
 def _array_from(content: bytes) -> np.ndarray:

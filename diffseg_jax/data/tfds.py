@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image
 
-from diffseg_jax.data.class_ids import id_table, to_classes
-from diffseg_jax.data.images import read_ids, read_image, require_same_size
+from diffseg_jax.data.class_ids import MaskRules, id_table
+from diffseg_jax.data.images import read_image, require_same_size
 from diffseg_jax.data.labels import Labels
+from diffseg_jax.data.masks import read_ids
 from diffseg_jax.data.named_sets import CITYSCAPES, cityscapes_table
 from diffseg_jax.data.palette import distinct_colours, numbered_labels
 from diffseg_jax.data.prepared import NO_SPLIT, PREPARED_FILE, listed_names
@@ -46,7 +47,7 @@ class TfdsSource:
     mask_key: str
     names: tuple[str, ...] = field(repr=False)
     labels: Labels | None
-    table: np.ndarray | None = field(repr=False)
+    rules: MaskRules | None = field(repr=False)
     label_key: str = ""
     classes: tuple[str, ...] = ()
     depth_key: str = ""
@@ -75,9 +76,9 @@ class TfdsSource:
         item = {"image": read_image(name, example[self.image_key], as_stored=True)}
         item["name"] = name
         if self.mask_key:
-            ids = read_ids(name, example[self.mask_key])
+            ids = read_ids(name, example[self.mask_key], self.rules)
             require_same_size(item["image"], ids, name, name)
-            item["mask"] = to_classes(ids, self.table, name, "Give num_classes as prepared.")
+            item["mask"] = self.rules.to_classes(ids, name)
         if self.label_key:
             item["class"] = np.int32(example[self.label_key])
             if item["class"] < 0:  # TFDS stores -1 for unlabelled examples
@@ -137,10 +138,11 @@ def open_tfds(name, split, *, path="", num_classes=0, image_key="", mask_key="",
     keys = [key for key in (image_key, mask_key, depth_key) if key]
     examples = _open_examples(builder, base + bracket + rest, keys, f"split {split} of {name}")
     names = tuple(f"{split}_{i:06d}" for i in range(len(examples)))
+    rules = MaskRules(table, "Give num_classes as prepared.") if mask_key else None
     if by_prepare:
         names = listed_names(builder, base + bracket + rest, base)
     return TfdsSource(
-        examples, image_key, mask_key, names, labels, table, label_key, classes, depth_key
+        examples, image_key, mask_key, names, labels, rules, label_key, classes, depth_key
     )
 
 

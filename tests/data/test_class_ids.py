@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffseg_jax.data.class_ids import id_table, to_classes
+from diffseg_jax.data.class_ids import MaskRules, id_table
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from image_files import labelled_folder
@@ -23,10 +23,9 @@ def test_an_unknown_class_id_names_file_and_id(tmp_path, stored):
 
 
 def test_ids_beyond_the_table_or_below_zero_are_refused():
-    table = id_table(4)
     for bad in (1000, -2):
         with pytest.raises(UserError, match=f"class id {bad},"):
-            to_classes(np.array([[0, bad]], np.int64), table, "x")
+            MaskRules(id_table(4)).to_classes(np.array([[0, bad]], np.int64), "x")
 
 
 def test_class_counts_that_reach_the_ignore_label_are_refused():

@@ -181,8 +181,8 @@ def test_an_error_about_a_file_that_is_not_square_names_it_and_its_size(tmp_path
 
 
 def test_masks_that_hold_no_ids_are_refused(tmp_path):
-    write(tmp_path / "real/train", ids=np.zeros((2, 2)))
-    with pytest.raises(UserError, match=r"a\.npy is float64\[2, 2\]"):
+    write(tmp_path / "real/train", ids=np.full((2, 2), 0.5))
+    with pytest.raises(UserError, match=r"a\.npy holds 0\.5, .* an integer"):
         open_few_label_set("cat_15", "train", path=tmp_path)[0]
 
 

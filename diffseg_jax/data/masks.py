@@ -1,0 +1,297 @@
+"""The ids that mask files store, as written and not as shown."""
+
+import io
+import re
+import struct
+
+import numpy as np
+from PIL import Image
+
+from diffseg_jax.data.formats import LOSSY_FORMATS
+from diffseg_jax.data.images import decode, read_file, read_image, require_file
+from diffseg_jax.data.labels import IGNORE
+from diffseg_jax.data.npy import ARRAY_ENDINGS, read_npy
+from diffseg_jax.data.orientation import fit_mask, stored_orientation
+from diffseg_jax.errors import UserError, counted
+
+GREY_MODES = ("1", "L", "F")  # and those whose name starts with I
+COLOUR_MODES = ("RGB", "RGBA")
+PNM_EXACT = (*range(1, 256), 65535)  # largest samples after which ids can be read again
+SHOWN = 12  # colours in an error
+ARGMAX = "numpy.argmax(mask, axis={}).astype(numpy.uint8)"
+EXPORT = "Export the masks again, as PNG of ids."
+
+
+def read_ids(path, encoded=None, rules=None):
+    """The ids of a mask as stored, integer [H,W]: of an image file, .npy or .npz.
+
+    path     of the file, or its name in errors when `encoded` is given
+    encoded  the bytes of such a file, never of an array, if they are in memory already
+    rules    MaskRules: masks in colours are read where it tells their ids
+
+    Grey images hold their samples, whatever the depth, and palette images their indices. Raises
+    UserError for damaged files, for lossy compression, for arrays that are no map of integers, and
+    where two readings are possible.
+    """
+    if encoded is None and path.lower().endswith(ARRAY_ENDINGS):
+        require_file(path)
+        stored = _map_in(read_npy(path, "mask"), path)
+    else:
+        content = read_file(path) if encoded is None else encoded
+        stored = _stored(decode(path, content), content, path, rules)
+    return stored if stored.ndim == 2 else _ids_of_colours(stored, path, rules)
+
+
+def read_pair(image_path, mask_path, rules=None):
+    """(uint8[H,W,3], ids [H,W]) of an image and its mask, both upright.
+
+    A mask that has the size of the stored image only is turned with it; one of another size is
+    returned as it is. Raises UserError as read_image and read_ids.
+    """
+    content = read_file(image_path)
+    image = read_image(image_path, content)
+    if mask_path.lower().endswith(ARRAY_ENDINGS):
+        ids, orientation = read_ids(mask_path, rules=rules), 1
+    else:
+        encoded = read_file(mask_path)
+        ids = read_ids(mask_path, encoded, rules)
+        orientation = stored_orientation(encoded, decoded=True)
+    return image, fit_mask(ids, orientation, image.shape[:2], stored_orientation(content))
+
+
+# ---- arrays ------------------------------------------------------------------------------------
+
+
+def _map_in(array, path):
+    """An integer [H,W], or colours uint8[H,W,3], from an array as programs save masks."""
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
+        array = array[0] if array.shape[0] == 1 else array[..., 0]
+    if array.ndim == 3 and array.shape[-1] == 3 and array.dtype == np.uint8 and array.max() > 1:
+        return array
+    what = f"mask {path} is {array.dtype}{list(array.shape)}"
+    if array.ndim != 2 or array.dtype.kind not in "biuf":
+        advice = "Save it as integers [height, width]."
+        axis = 0 if array.ndim == 3 and array.shape[0] < array.shape[-1] else -1
+        if array.ndim == 3 and array.dtype.kind in "biuf":
+            advice = f"If it holds one channel per class, save {ARGMAX.format(axis)}."
+        raise UserError(f"{what}, but a mask is an integer array [height, width]. {advice}")
+    return _integers(array, path)
+
+
+def _integers(array, path):
+    """Floats as integers, bool as uint8, integers as they are."""
+    if array.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            whole = array.astype(np.int64)
+        if not np.array_equal(whole, array):
+            wrong = array[whole != array][0]
+            raise UserError(
+                f"mask {path} holds {wrong}, but a mask holds one class id per pixel, an integer. "
+                "Save the ids, not probabilities; 255 is ignored."
+            )
+        return whole
+    return array.astype(np.uint8) if array.dtype == bool else array
+
+
+# ---- images ------------------------------------------------------------------------------------
+
+
+def _stored(image, content, path, rules):
+    """Ids [H,W] or colours uint8[H,W,3] of a decoded image."""
+    if reason := _why_not_exact(image, content):
+        raise UserError(f"mask {path} {reason} {EXPORT}")
+    image = _without_alpha(image, path)
+    array = np.asarray(image)
+    if image.mode == "P":
+        return _of_palette(image, array, path, rules)
+    if image.mode in COLOUR_MODES:
+        return array
+    if image.mode not in GREY_MODES and image.mode[0] != "I":
+        raise UserError(f"mask {path} holds colours (mode {image.mode}), no ids. {EXPORT}")
+    if rules and rules.reading == "colours" and image.mode in ("1", "L"):
+        return np.asarray(image.convert("RGB"))
+    if image.mode == "L" and (most := _largest(image, content)) < 255:
+        return ((array.astype(np.int32) * most + 127) // 255).astype(np.uint8)
+    return _integers(array, path)
+
+
+def _largest(image, content):
+    """The largest sample of a grey image, which Pillow expands to 255."""
+    if image.format == "PPM":
+        return _pnm_header(content)[-1]
+    return 2 ** min(_depth(image, content), 8) - 1
+
+
+def _pnm_header(content):
+    """[width, height, largest sample] of a PGM or PPM."""
+    fields = re.sub(rb"#[^\r\n]*", b"", content[:4096]).split(maxsplit=4)
+    return [int(field) for field in fields[1:4]]
+
+
+def _depth(image, content):
+    """Bits per sample of a PNG or TIFF; 8 for other formats."""
+    if image.format == "PNG":
+        return content[24]
+    return max(image.tag_v2.get(258, (1,))) if image.format == "TIFF" else 8
+
+
+def _why_not_exact(image, content):
+    """What is wrong with a file that may not show the ids that were meant, or ""."""
+    if _is_lossy(image, content):
+        return "is compressed as a JPEG is, which changes ids."
+    if image.mode in COLOUR_MODES and _depth(image, content) > 8:
+        return "has several channels of 16 bits, of which only 8 can be read."
+    if image.format == "PPM" and image.mode == "1":
+        return "is a bitmap whose 0 is white, so programs do not agree on its ids."
+    if image.format == "PPM" and image.mode != "1" and _pnm_header(content)[-1] not in PNM_EXACT:
+        return "has samples that are scaled when they are read."
+    if image.format == "TIFF" and image.tag_v2.get(262) == 0:
+        return "is a TIFF whose 0 is white, so programs do not agree on its ids."
+    if (pages := _pages(image, content)) > 1:
+        return f"holds {pages} images, so it is not clear which one is the mask."
+    return ""
+
+
+def _is_lossy(image, content):
+    if image.format == "TIFF":
+        return image.tag_v2.get(259, 1) in (6, 7, 33003, 33005, 34712, 34892, 50001)
+    if image.format == "WEBP":
+        return b"VP8L" not in _webp_chunks(content)
+    return image.format in LOSSY_FORMATS
+
+
+def _webp_chunks(content):
+    """The kinds of the chunks of a WebP file."""
+    kinds, start = set(), 12
+    while start + 8 <= len(content):
+        kind, length = struct.unpack_from("<4sI", content, start)
+        kinds.add(kind)
+        start += 8 + length + length % 2
+    return kinds
+
+
+def _pages(image, content):
+    """The number of images in a file; smaller versions and masks in a TIFF do not count."""
+    if image.format == "PNG":
+        return image.n_frames
+    if image.format not in ("TIFF", "GIF", "WEBP"):
+        return 1
+    with Image.open(io.BytesIO(content), formats=[image.format]) as pages:
+        if image.format != "TIFF":
+            return pages.n_frames
+        whole = 0
+        for index in range(pages.n_frames):
+            pages.seek(index)
+            whole += not pages.tag_v2.get(254, 0)
+        return whole
+
+
+def _without_alpha(image, path):
+    """The image without its alpha channel, which must be opaque."""
+    if not image.mode.endswith(("A", "a")) or image.mode == "LAB":
+        return image
+    if image.getchannel(image.getbands()[-1]).getextrema()[0] < 255:
+        raise UserError(
+            f"mask {path} has transparent pixels, and it is not clear which ids they have. Save it "
+            "without transparency, with 255 for ignored pixels."
+        )
+    return image.convert({"LA": "L", "PA": "P"}.get(image.mode, "RGB"))
+
+
+# ---- colours -----------------------------------------------------------------------------------
+
+
+def _of_palette(image, indices, path, rules):
+    """The indices of a palette image, or its colours where these tell the classes.
+
+    Raises UserError where both are ids, but not the same ones.
+    """
+    reading = rules.reading if rules else ""
+    if reading == "ids":
+        return indices
+    palette = np.zeros((256, 3), np.uint8)
+    colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    palette[: len(colours)] = colours
+    if reading == "colours":
+        return palette[indices]
+    used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
+    shown = _ids_shown(palette[used], rules)
+    if shown is None and image.format == "GIF":
+        raise UserError(
+            f"mask {path} is a GIF in colours, whose indices programs renumber when they save it. "
+            f"{EXPORT}"
+        )
+    if shown is None or np.array_equal(shown, used):
+        return indices
+    at = np.flatnonzero(shown != used)[0]
+    raise UserError(
+        f"mask {path} has index {used[at]} where its palette shows {palette[used[at]].tolist()}, "
+        f"which is id {shown[at]}, so two readings are possible. {_which(path, rules)}"
+    )
+
+
+def _ids_shown(colours, rules):
+    """The ids that the colours of a palette show, if every one is that of a class; else None."""
+    if (colours == colours[:, :1]).all():
+        values = colours[:, 0].astype(int)
+        if rules and all(rules.class_of(value) not in (-1, IGNORE) for value in values):
+            return values
+    known = rules.colours if rules else {}
+    shown = np.array([known.get(tuple(rgb), -2) for rgb in colours.tolist()])
+    return shown if (shown > -2).all() else None
+
+
+def _which(path, rules):
+    if rules.colours:
+        return f'Set "masks": "ids" or "masks": "colours" in {rules.file}.'
+    grey = f"Image.open(path).convert('L').save('{path.rpartition('.')[0]}.png')"
+    ids = f'set "masks": "ids" in {rules.file}' if rules.entries else "save its indices as grey PNG"
+    return f"If the grey values are meant, save them, in Python: {grey}; else {ids}."
+
+
+def _ids_of_colours(colours, path, rules):
+    """The ids of a mask whose channels are equal, or whose colours are those of the classes."""
+    packed = (colours.astype(np.int32) * (65536, 256, 1)).sum(-1, dtype=np.int32)
+    values, inverse = np.unique(packed, return_inverse=True)
+    rows = [(int(value) >> 16, int(value) >> 8 & 255, int(value) & 255) for value in values]
+    known, reading = (rules.colours, rules.reading) if rules else ({}, "")
+    grey = all(r == g == b for r, g, b in rows) and reading != "colours"
+    ids = np.array([known.get(row, -2) for row in rows])
+    if known and reading != "ids" and (ids > -2).all():
+        if grey and any(ids[i] != r and rules.class_of(r) >= 0 for i, (r, *_) in enumerate(rows)):
+            raise UserError(
+                f"mask {path} is grey, and its values are ids as well as colours of other classes. "
+                f"{_which(path, rules)}"
+            )
+        return ids[inverse].reshape(packed.shape)
+    if grey:
+        return colours[..., 0]
+    raise UserError(f"mask {path} {_unknown_colours(rows, known, rules)}")
+
+
+def _unknown_colours(rows, known, rules):
+    """The end of an error about colours that are of no class, or of several."""
+    unknown = [list(row) for row in rows if row not in known]
+    listed = f"{unknown[:SHOWN]}"[1:-1] + (", ..." if len(unknown) > SHOWN else "")
+    if len(rows) > 256:
+        return (
+            f"holds {counted(len(rows), 'colour')}, as photographs and smoothed or lossy images "
+            f"do. {EXPORT}"
+        )
+    if not rules or not rules.file:
+        return f"holds colours ({listed}), but masks of this data set hold class ids. {EXPORT}"
+    if known:
+        return (
+            f"holds colours that belong to no class, or to several: {listed}. Correct the palette "
+            f"in {rules.file}, or, to ignore them, {rules.ignoring(unknown)}."
+        )
+    if len(unknown) == len(rules.names):
+        return (
+            f"holds colours. If these are the classes in the order of their names, "
+            f"{rules.written(palette=unknown)}."
+        )
+    line = rules.written(palette=[]).replace('"palette": []', '"palette": [[r, g, b], ...]')
+    return (
+        f"holds colours: {listed}. To read them, {line}, with the colour of each of the "
+        f"{len(rules.names)} names."
+    )
