@@ -1,6 +1,7 @@
 """Imports point only up the list of modules, and networks need no data libraries."""
 
 import ast
+import collections
 import subprocess
 import sys
 from pathlib import Path
@@ -37,12 +38,13 @@ ORDER = (  # a module may import those above it, never those below
     "training.losses", "training.state", "training.optimizer", "training.step", "training.log",
     "training.resources", "training.signals", "training.lifecycle", "training.loop",
     "training.fit_loop",
-    "inference.views",
-    "systems.system", "systems.inputs", "systems.pixel_ensemble", "systems.ddpm_sampling",
+    "systems.pixel_fit", "systems.task", "systems.system", "systems.inputs",
+    "systems.pixel_ensemble", "systems.ddpm_sampling",
     "systems.ddep", "systems.ddp", "systems.ddpm_seg", "systems.ddep_config",
     "systems.ddp_config", "systems.ddpm_seg_config", "systems.methods",
     "figures.sheets", "figures.curve_data", "figures.curves",
-    "inference.forward", "inference.images", "inference.locate", "inference.options",
+    "inference.views", "inference.forward", "inference.images", "inference.locate",
+    "inference.options",
     "inference.prediction", "inference.segmenter", "inference.batch", "inference.sampling",
     "inference.converted", "inference.exported", "inference.description",
     "inference.description_text",
@@ -104,6 +106,28 @@ def test_the_root_holds_what_a_user_types():
     files = list((ROOT / "diffseg_jax").glob("*.py"))
     assert len(files) <= 12
     assert sum(lines_of(file) for file in files) <= 1300
+
+
+def test_a_name_means_one_thing():
+    """Methods provide the same functions, and commands make their flags; others share few names."""
+    files = collections.defaultdict(set)
+    for name, file in modules():
+        if not name.startswith(("systems.", "old_names.")):
+            for defined in defined_in(file) - {"main", "make_flags"}:
+                files[defined].add(name)
+    shared = {defined: names for defined, names in files.items() if len(names) > 1}
+    assert len(shared) <= 3, shared
+
+
+def defined_in(file):
+    """The public names that a file defines at module level."""
+    names = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return {name for name in names if not name.startswith("_")}
 
 
 @pytest.mark.parametrize(

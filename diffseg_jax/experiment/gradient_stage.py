@@ -4,7 +4,7 @@ from diffseg_jax.data.pipeline import training_batches
 from diffseg_jax.devices.mesh import describe_devices, local_rows, state_shardings
 from diffseg_jax.errors import counted
 from diffseg_jax.experiment.monitor import make_monitor
-from diffseg_jax.experiment.plan import StagePlan, augmentation, stage_optimizer
+from diffseg_jax.experiment.plan import StagePlan, augmentation
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.training import loop, resources
 
@@ -20,7 +20,6 @@ def make_stage(plan: StagePlan) -> loop.Stage:
     """Data, loss, optimizer and monitoring of a planned stage."""
     options, task = plan.options, plan.task
     change = augmentation(options.augment, labelled=plan.evaluation is not None)
-    optimizer, schedule = stage_optimizer(options.optim, options.steps)
 
     def batches(start):
         return training_batches(
@@ -33,9 +32,9 @@ def make_stage(plan: StagePlan) -> loop.Stage:
     return loop.Stage(
         name=plan.name, steps=options.steps, batch_size=options.batch_size, batches=batches,
         init=task.init, loaded=plan.loaded, trainable=task.trainable, loss=task.loss,
-        optimizer=optimizer, schedule=schedule, every=options.every.to_dict(), meta=plan.meta,
-        accumulate=options.accumulate, ema=options.ema, evaluate=make_monitor(plan),
-        seed=plan.seed,
+        optimizer=plan.optimizer, schedule=plan.schedule, every=options.every.to_dict(),
+        meta=plan.meta, accumulate=options.accumulate, ema=options.ema,
+        evaluate=make_monitor(plan), seed=plan.seed,
     )  # fmt: skip
 
 

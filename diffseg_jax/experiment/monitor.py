@@ -29,7 +29,7 @@ def make_monitor(plan: StagePlan) -> Callable[[dict, int], dict[str, float]]:
 def _sampling_monitor(plan):
     def draw(state, step):
         network = network_of(state, plan.options.ema)
-        images = plan.task.sample(network, plan.seed, plan.samples)
+        images = plan.task.sample(network, plan.seed)
         file = f"{plan.name}_{step:06d}"
         save_sheet(plan, sheets.grid(images), file, step)
         plan.log.say(f"{plan.name} {step}: samples in {plan.workdir / 'pictures' / file}.png")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 from flax.traverse_util import flatten_dict as flatten
 from flax.traverse_util import unflatten_dict as unflatten
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -33,7 +34,8 @@ from diffseg_jax.storage.networks import open_network, require_checkpoint
 from diffseg_jax.storage.paths import open_path
 from diffseg_jax.storage.workdir import as_json, stage_directory
 from diffseg_jax.systems.methods import SYSTEMS
-from diffseg_jax.systems.system import System, Task
+from diffseg_jax.systems.system import System
+from diffseg_jax.systems.task import Task
 from diffseg_jax.training.log import Log
 from diffseg_jax.training.optimizer import make_optimizer, make_schedule
 
@@ -94,7 +96,7 @@ class StagePlan:
     subset       which labelled images are used, JSON values; None for an unlabelled stage
     evaluation   None for an unlabelled stage
     examples     number of images on a sheet of an unlabelled stage
-    samples      number of generated images, of a stage that generates
+    optimizer    and the learning-rate schedule inside it; None for a fit, which has its own
     keep_best    whether later stages and the results take its best checkpoint, not the last
     """
 
@@ -114,7 +116,8 @@ class StagePlan:
     subset: dict | None
     evaluation: Evaluation | None
     examples: int
-    samples: int
+    optimizer: optax.GradientTransformation | None
+    schedule: Callable | None
     keep_best: bool
     workdir: Path
     mesh: Mesh
@@ -220,8 +223,7 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
     indices = data.labelled_indices if labelled else np.arange(len(source))
     classes = labels.names if labelled else source.classes
     task = make_compiled_task(config, name, len(classes), mesh)
-    if not task.fit:
-        stage_optimizer(options.optim, options.steps)
+    optimizer, schedule = (None, None) if task.fit else stage_optimizer(options)
     _check_example(source[int(indices[0])], options, name, task, labelled)
     start = system.start_of(config, options.kind, options.start)
     if start in config.stages:
@@ -240,7 +242,7 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
             _plan_evaluation(config, name, task, data.val, workdir, mesh, log) if labelled else None
         ),
         examples=config.evaluate.pictures if "evaluate" in config else 0,
-        samples=config.samples.images if task.sample else 0, keep_best=_keeps_best(config),
+        optimizer=optimizer, schedule=schedule, keep_best=_keeps_best(config),
         workdir=workdir, mesh=mesh, log=log,
     )  # fmt: skip
 
@@ -348,9 +350,7 @@ def plan_evaluations(
 def _plan_evaluation(config, name, task, source, workdir, mesh, log) -> Evaluation:
     options, protocol = config.evaluate, protocol_of(config.evaluate)
     nearest = min(protocol.scales, key=lambda scale: abs(math.log(scale)))
-    recorded = {"protocol": as_json({key: options[key] for key in PROTOCOL_KEYS})}
-    if task.trace:
-        recorded["sampling"] = as_json(config.sampling.to_dict())
+    recorded = {"protocol": {key: options[key] for key in PROTOCOL_KEYS}, **task.recorded}
     indices = np.arange(len(source))
     return Evaluation(
         stage=name, task=task, source=source, indices=indices[: options.images or None],
@@ -358,7 +358,7 @@ def _plan_evaluation(config, name, task, source, workdir, mesh, log) -> Evaluati
         quick_protocol=dataclasses.replace(protocol, scales=(nearest,), flip=False),
         batch_size=options.batch_size, examples=options.pictures, absent=options.absent,
         convention=SYSTEMS[config.system].convention, keep_best=_keeps_best(config),
-        recorded=recorded, workdir=workdir, mesh=mesh, log=log,
+        recorded=as_json(recorded), workdir=workdir, mesh=mesh, log=log,
     )  # fmt: skip
 
 
@@ -389,10 +389,11 @@ def _without_mask(change, image, mask, rng):
     return change(image, None, rng)
 
 
-def stage_optimizer(optim: ConfigDict, steps: int):
-    """The optimizer and the learning-rate schedule inside it."""
+def stage_optimizer(options: ConfigDict) -> tuple[optax.GradientTransformation, Callable]:
+    """The optimizer of a stage, and the learning-rate schedule inside it."""
+    optim = options.optim
     schedule = make_schedule(
-        optim.schedule, optim.peak_lr, steps, optim.warmup_steps, optim.warmup_ratio
+        optim.schedule, optim.peak_lr, options.steps, optim.warmup_steps, optim.warmup_ratio
     )
     optimizer = make_optimizer(
         optim.name, schedule, b1=optim.b1, b2=optim.b2, epsilon=optim.epsilon,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -33,8 +34,24 @@ from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.paths import open_path, write_json
 from diffseg_jax.storage.workdir import as_json, check_same, make_workdir, stage_directory
 from diffseg_jax.systems.methods import SYSTEMS
+from diffseg_jax.systems.system import Setting, System
 
 TIMED = 3  # predictions, of which the fastest counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A network that is measured, and how.
+
+    directory, step  its checkpoint; None = the latest
+    settings         with the evaluation whose task predicts by each
+    """
+
+    stage: str
+    directory: Path
+    step: int | None
+    system: System
+    settings: Sequence[tuple[Setting, Evaluation]]
 
 
 def choose_steps(config: ConfigDict, workdir: Path):
@@ -45,45 +62,51 @@ def choose_steps(config: ConfigDict, workdir: Path):
     AUROC of every measure of uncertainty, for `sweep.steps` times `sweep.draws`. Raises UserError
     for a system without reverse steps, and where there is no checkpoint.
     """
-    config = ConfigDict(config.to_dict())
+    plan = plan_sweep(config, workdir)
+    make_workdir(workdir)
+    with locked_in_all(workdir, "steps", "--workdir"):
+        _measure_all(plan, workdir)
+
+
+def _measure_all(plan, workdir):
+    rows = []
+    for measured in plan:
+        measure_network(measured, rows, workdir)
+    log = plan[0].settings[0][1].log
+    image = workdir / "pictures" / "steps.png"
+    if processes.is_first():
+        sheets.save_png(image, sheets.steps_plot(rows))
+    log.say(f"finished; numbers in {workdir / 'steps.json'}, a plot in {image}")
+    log.close()
+
+
+def plan_sweep(config: ConfigDict, workdir: Path) -> list[Measured]:
+    """The networks to measure and the settings of each; checks the config."""
     system = SYSTEMS.get(config.system)
-    if system and not system.with_steps:
+    if system and not system.sweep:
         raise UserError(
             f"--mode=steps is for ddp, but the config's system is {config.system}, whose "
             "predictions have no reverse steps. Try --config=configs/ddp_scenes.py."
         )
     check_config(config)
     networks = _networks(config, workdir)
-    config.new_head = False  # nothing is trained here
-    config.sampling.uncertainty = "entropy"  # exists for any number of steps; all are measured
     names = [name for name, _, _ in networks]
-    evaluations = {e.stage: e for e in plan_evaluations(config, workdir, names)}
-    make_workdir(workdir)
-    with locked_in_all(workdir, "steps", "--workdir"):
-        _measure_all(config, workdir, networks, evaluations)
+    planned = zip(networks, plan_evaluations(config, workdir, names), strict=True)
+    return [
+        Measured(*network, system, _settings(config, system, evaluation))
+        for network, evaluation in planned
+    ]
 
 
-def _measure_all(config, workdir, networks, evaluations):
-    rows, system = [], SYSTEMS[config.system]
-    for name, directory, step in networks:
-        network, meta = open_network(directory, step)
-        evaluation, log = evaluations[name], evaluations[name].log
-        task = evaluation.task
-        system.adopt(jax.eval_shape(task.init, jax.random.key(0)), task, network, meta["task"])
-        settings = _sweep(config) if task.trace else [(0, 1)]
-        images = counted(len(evaluation.indices), "image")
-        log.say(f"{name}, step {meta['step']}: {images}, {counted(len(settings), 'setting')}")
-        for steps, draws in settings:
-            row = measure_setting(config, evaluation, network, steps, draws)
-            rows.append({"stage": name, **row})
-            log.say(line(rows[-1]) if len(rows) > 1 else f"{TITLES}\n{line(rows[-1])}")
-            if processes.is_first():
-                write_json(workdir / "steps.json", rows)
-    image = workdir / "pictures" / "steps.png"
-    if processes.is_first():
-        sheets.save_png(image, sheets.steps_plot(rows))
-    log.say(f"finished; numbers in {workdir / 'steps.json'}, a plot in {image}")
-    log.close()
+def _settings(config, system, evaluation):
+    """All settings of a stage, each with the evaluation whose task predicts by it."""
+    classes, mesh = len(evaluation.source.labels.names), evaluation.mesh
+    kind = config.stages[evaluation.stage].kind
+    pairs = []
+    for setting in system.sweep(config, kind):
+        task = make_compiled_task(setting.config, evaluation.stage, classes, mesh)
+        pairs.append((setting, dataclasses.replace(evaluation, task=task)))
+    return pairs
 
 
 def _networks(config, workdir):
@@ -109,28 +132,36 @@ def _networks(config, workdir):
     )
 
 
-def _sweep(config):
-    return [(steps, draws) for draws in config.sweep.draws for steps in config.sweep.steps]
+def measure_network(measured: Measured, rows: list[dict], workdir: Path):
+    """Adds the numbers of one network to the rows, which are saved after each setting."""
+    evaluation = measured.settings[0][1]
+    task, log = evaluation.task, evaluation.log
+    network, meta = open_network(measured.directory, measured.step)
+    abstract = jax.eval_shape(task.init, jax.random.key(0))
+    measured.system.adopt(abstract, task, network, meta["task"])
+    images = counted(len(evaluation.indices), "image")
+    settings = counted(len(measured.settings), "setting")
+    log.say(f"{measured.stage}, step {meta['step']}: {images}, {settings}")
+    for setting, evaluation in measured.settings:
+        rows.append(measure_setting(setting, evaluation, network))
+        log.say(line(rows[-1]) if len(rows) > 1 else f"{TITLES}\n{line(rows[-1])}")
+        if processes.is_first():
+            write_json(workdir / "steps.json", rows)
 
 
-def measure_setting(
-    config: ConfigDict, evaluation: Evaluation, network: dict, steps: int, draws: int
-) -> dict:
-    """Numbers of one network at so many reverse steps and draws; 0 steps for one that has none."""
-    if steps:
-        config = SYSTEMS[config.system].with_steps(config, steps, draws)
-        classes = len(evaluation.source.labels.names)
-        task = make_compiled_task(config, evaluation.stage, classes, evaluation.mesh)
-        evaluation = dataclasses.replace(evaluation, task=task)
+def measure_setting(setting: Setting, evaluation: Evaluation, network: dict) -> dict:
+    """Numbers of one network in one setting, JSON values."""
     counts, examples = measure(evaluation, network, evaluation.indices, evaluation.protocol)
-    draw_predictions(evaluation, examples, f"{evaluation.stage}_steps{steps}_draws{draws}", steps)
+    file = f"{evaluation.stage}_steps{setting.steps}_draws{setting.draws}"
+    draw_predictions(evaluation, examples, file, setting.steps)
     return {
-        "steps": steps,
-        "draws": draws,
+        "stage": evaluation.stage,
+        "steps": setting.steps,
+        "draws": setting.draws,
         "images": len(evaluation.indices),
         "ms": milliseconds(evaluation, network),
         "AUROC": auroc_of_measures(counts),
-        "sampling": as_json(config.sampling.to_dict()),
+        **as_json(setting.recorded),
         **segmentation.to_json(scores_of(evaluation, counts), evaluation.source.labels.names),
     }
 

@@ -2,7 +2,7 @@
 
 Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion Models" (ICLR 2022), section
 3, compare blocks and steps by training a classifier on each; ridge regression, solved at once,
-ranks them in minutes. This study is that method's own, and reads its options.
+ranks them in minutes.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from diffseg_jax.config.options import FIT
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.devices.processes import require_one
-from diffseg_jax.errors import UserError, counted
+from diffseg_jax.errors import UserError, choose, counted
 from diffseg_jax.experiment.ensemble_stage import examples, open_backbone, read_masks
 from diffseg_jax.experiment.plan import StagePlan, make_plan
 from diffseg_jax.figures import sheets
@@ -23,9 +23,9 @@ from diffseg_jax.metrics.segmentation import Absent, confusion, scores
 from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.paths import write_json
 from diffseg_jax.storage.workdir import make_workdir
-from diffseg_jax.systems.ddpm_seg import make_settings
+from diffseg_jax.systems.methods import SYSTEMS
+from diffseg_jax.systems.system import TapGrid
 
-SHARES = (0.0, 0.025, 0.05, 0.1, 0.15, 0.25, 0.4, 0.6)  # of the diffusion's steps
 FOLDS = 5
 PIXELS = 1000  # read per image, or fewer if their features exceed
 BYTES = 2**30
@@ -41,33 +41,19 @@ def choose_taps(config: ConfigDict, workdir: Path):
     ensemble to a network, and with fewer than two labelled images.
     """
     require_one("--mode=taps")
-    names = [name for name in config.run if config.stages[name].kind == FIT]
-    names = [name for name in names if config.stages[name].start != "random"] or names
-    if not names or config.features.source != "network":
-        raise UserError(
-            "--mode=taps needs a stage of kind fit whose features are those of a network. "
-            "Try --config=configs/ddpm_seg_scenes.py."
-        )
-    name, settings = names[0], make_settings(config.model)
-    count = settings.levels * (settings.res_blocks + 1)
-    steps = {int(share * config.diffusion.steps) for share in SHARES}
-    steps = tuple(sorted(steps | set(config.features.steps)))
-    config = ConfigDict(config.to_dict())
-    config.run, config.features.steps = (name,), (0,)  # one step at a time takes less memory
-    config.features.blocks = tuple(range(count))
-    (plan,) = make_plan(config, workdir).stages
+    plan, taps = plan_taps(config, workdir)
     make_workdir(workdir)
     with locked(workdir, "taps", "--workdir"):
-        _rank(plan, settings, steps, count)
+        _rank(plan, taps)
 
 
-def _rank(plan, settings, steps, count):
-    name, workdir = plan.name, plan.workdir
+def _rank(plan, taps):
+    steps, count, workdir = taps.steps, len(taps.widths), plan.workdir
     plan.log.say(
-        f"{name}, from {plan.start}: {count} blocks at {len(steps)} steps, linear "
+        f"{plan.name}, from {plan.start}: {count} blocks at {len(steps)} steps, linear "
         f"probes on {counted(len(plan.indices), 'labelled image')}, a fifth held back at a time"
     )
-    grid = score_taps(plan, settings, steps)
+    grid = score_taps(plan, taps)
     chosen = best_taps(grid, steps)
     scored = {"steps": steps, "blocks": list(range(count)), "mIoU": grid.tolist()}
     write_json(workdir / "taps.json", {**scored, "chosen": chosen})
@@ -84,7 +70,22 @@ def _rank(plan, settings, steps, count):
     )
 
 
-def score_taps(plan: StagePlan, settings, steps: tuple[int, ...]) -> np.ndarray:
+def plan_taps(config: ConfigDict, workdir: Path) -> tuple[StagePlan, TapGrid]:
+    """The stage whose features are compared, one that starts from a network if there is one."""
+    names = [name for name in config.run if config.stages[name].kind == FIT]
+    names = [name for name in names if config.stages[name].start != "random"] or names
+    make_grid = choose(SYSTEMS, config.system, "system").tap_grid
+    taps = make_grid(config) if names and make_grid else None
+    if not taps:
+        raise UserError(
+            "--mode=taps needs a stage of kind fit whose features are those of a network. "
+            "Try --config=configs/ddpm_seg_scenes.py."
+        )
+    taps.config.run = (names[0],)
+    return make_plan(taps.config, workdir).stages[0], taps
+
+
+def score_taps(plan: StagePlan, taps: TapGrid) -> np.ndarray:
     """Mean IoU f64[steps, blocks] of a linear probe on each tap, by k-fold over images."""
     masks, indices = read_masks(plan, small_objects=0)
     if len(indices) < 2:
@@ -94,8 +95,7 @@ def score_taps(plan: StagePlan, settings, steps: tuple[int, ...]) -> np.ndarray:
         )
     extract, network = plan.task.fit.extract, open_backbone(plan)
     classes = len(plan.evaluation.source.labels.names)
-    widths = [width for width in reversed(settings.widths) for _ in range(settings.res_blocks + 1)]
-    affordable = BYTES / (4 * len(indices) * sum(widths))
+    affordable = BYTES / (4 * len(indices) * sum(taps.widths))
     pixels = int(np.clip(affordable, 10, PIXELS))
     drawn = [_draw_pixels(mask, pixels, number) for number, mask in enumerate(masks)]
     labels = np.concatenate([mask[y, x] for mask, (y, x) in zip(masks, drawn, strict=True)])
@@ -107,13 +107,13 @@ def score_taps(plan: StagePlan, settings, steps: tuple[int, ...]) -> np.ndarray:
         return features.gather(jnp.zeros_like(y), y, x)
 
     grid = []
-    for step in steps:
+    for step in taps.steps:
         vectors = [
             np.asarray(read(network, e["image"], np.asarray(e["valid"]), y, x, jnp.int32(step)))
             for e, (y, x) in zip(examples(plan, indices), drawn, strict=True)
         ]
-        taps = np.split(np.concatenate(vectors), np.cumsum(widths)[:-1], axis=1)
-        grid.append([probe(tap, labels, folds, classes) for tap in taps])
+        blocks = np.split(np.concatenate(vectors), np.cumsum(taps.widths)[:-1], axis=1)
+        grid.append([probe(block, labels, folds, classes) for block in blocks])
         plan.log.say(f"step {step}: best block {int(np.argmax(grid[-1]))}")
     return np.array(grid)
 

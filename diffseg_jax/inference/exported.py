@@ -19,7 +19,7 @@ from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.views import Protocol, View, predict_whole
 from diffseg_jax.storage.paths import make_folder, write_atomically
-from diffseg_jax.systems.system import Task
+from diffseg_jax.systems.task import Task
 
 MODEL, DESCRIPTION = "model.stablehlo", "model.json"
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -31,7 +31,7 @@ from diffseg_jax.inference.views import Protocol, predict, protocol_of
 from diffseg_jax.storage.integrity import Damaged, fingerprints
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.systems.methods import SYSTEMS
-from diffseg_jax.systems.system import Task
+from diffseg_jax.systems.task import Task
 
 DTYPES = ("float32", "bfloat16")
 MAX_SEED = 2**31 - 1

@@ -13,7 +13,8 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.layers.conv import Arithmetic
 from diffseg_jax.models.transunet import resize_positions
 from diffseg_jax.systems.ddep import decoder_channels, make_task
-from diffseg_jax.systems.system import System, Task, require_same_network
+from diffseg_jax.systems.system import System, require_same_network
+from diffseg_jax.systems.task import Task
 from diffseg_jax.weights.transunet import load_official, load_port, table_grid
 
 CHOICES = ("none", "supervised", "dep", "ddep")

@@ -32,7 +32,7 @@ from diffseg_jax.systems.inputs import (
     keys_of_images,
     scale_images,
 )
-from diffseg_jax.systems.system import Task
+from diffseg_jax.systems.task import Task
 from diffseg_jax.training.losses import masked_cross_entropy
 
 SAMPLERS = ("ddim", "ddpm")
@@ -76,6 +76,7 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
         trace=functools.partial(labels_of_steps, reverse, seed=config.seed),
         meta=meta,
         features=features,
+        recorded={"sampling": config.sampling.to_dict()},
     )
 
 

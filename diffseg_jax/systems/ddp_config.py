@@ -13,7 +13,8 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.metrics.uncertainty import MEASURES
 from diffseg_jax.models.ddp_network import MIN_SIDE, DDPSettings
 from diffseg_jax.systems.ddp import SAMPLERS, make_settings, make_task, settings_of_meta
-from diffseg_jax.systems.system import System, Task, require_same_network
+from diffseg_jax.systems.system import Setting, System, require_same_network
+from diffseg_jax.systems.task import Task
 from diffseg_jax.weights.backbones import load_backbone
 from diffseg_jax.weights.ddp import is_ddp, load_ddp, settings_of
 from diffseg_jax.weights.formats import read_arrays
@@ -239,6 +240,21 @@ def with_steps(config, steps: int | None = None, draws: int | None = None):
     return changed
 
 
+def sweep(config, kind: str) -> list[Setting]:
+    """The settings of config.sweep with which a trained network is measured; one for `plain`."""
+    config = config.copy_and_resolve_references()
+    config.new_head = False  # nothing is trained
+    config.sampling.uncertainty = "entropy"  # exists for any number of steps; all are measured
+    if kind == "plain":
+        return [Setting(0, 1, config, {"sampling": config.sampling.to_dict()})]
+    pairs = [(steps, draws) for draws in config.sweep.draws for steps in config.sweep.steps]
+    configs = [with_steps(config, *pair) for pair in pairs]
+    return [
+        Setting(*pair, changed, {"sampling": changed.sampling.to_dict()})
+        for pair, changed in zip(pairs, configs, strict=True)
+    ]
+
+
 DDP = System(
     stages={"train": "labelled", "align": "labelled", "plain": "labelled"},
     make_task=make_task,
@@ -249,4 +265,5 @@ DDP = System(
     start_of=start_of,
     note=note,
     with_steps=with_steps,
+    sweep=sweep,
 )

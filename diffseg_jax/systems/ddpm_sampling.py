@@ -97,11 +97,9 @@ def make_step(network, process: Process, options: dict, sampler: str, eta: float
     return placed
 
 
-def first_images(step, process, size, num_classes, values, seed, count):
+def first_images(step, process, size, num_classes, count, values, seed):
     """The first `count` images of a seed, of each class in turn."""
     classes = np.arange(count) % num_classes if num_classes else None
     return sample_images(
         step, process, values["params"], seed=seed, indices=range(count), size=size, classes=classes
     )
-
-

@@ -27,8 +27,9 @@ from diffseg_jax.models.pixel_mlp import widths_for
 from diffseg_jax.models.taps import PixelFeatures, stack
 from diffseg_jax.systems.ddpm_sampling import first_images, make_step
 from diffseg_jax.systems.inputs import draw_per_row, keys_of_images, scale_images
-from diffseg_jax.systems.pixel_ensemble import RECIPES, PixelFit, ensemble_maps, make_member
-from diffseg_jax.systems.system import Task
+from diffseg_jax.systems.pixel_ensemble import ensemble_maps, make_member
+from diffseg_jax.systems.pixel_fit import RECIPES, PixelFit
+from diffseg_jax.systems.task import Task
 
 STEPS = (50, 150, 250)  # the paper's, at which features are listed by default
 NOISE_LEVELS_PER_BATCH = 4  # of one image, on accelerators
@@ -73,7 +74,10 @@ def pretrain_task(config, kind: str, crop: tuple[int, int], num_classes: int) ->
             "stats": timesteps.start(diffusion.timesteps, diffusion.steps),
         },
         loss=functools.partial(diffusion_loss, network, process, options),
-        sample=functools.partial(first_images, step, sampled, crop, settings.num_classes),
+        sample=functools.partial(
+            first_images, step, sampled, crop, settings.num_classes,
+            samples.get("images", 0),  # absent from what `diffseg_jax.convert` writes
+        ),
         features=functools.partial(
             named_features, network, process, {"share_noise": False, "short": 0, "draws": 1}, (),
             seed=0,

@@ -13,8 +13,9 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.models.adm_unet import ADMSettings
 from diffseg_jax.systems.ddpm_sampling import SAMPLERS
 from diffseg_jax.systems.ddpm_seg import make_settings, make_task
-from diffseg_jax.systems.pixel_ensemble import RECIPES
-from diffseg_jax.systems.system import System, Task, require_same_network
+from diffseg_jax.systems.pixel_fit import RECIPES
+from diffseg_jax.systems.system import System, TapGrid, require_same_network
+from diffseg_jax.systems.task import Task
 from diffseg_jax.weights.adm import ORDERS, load_adm
 from diffseg_jax.weights.formats import read_arrays
 
@@ -88,6 +89,25 @@ def load_weights(config, abstract: dict, task: Task) -> dict:
     settings = make_settings(task.meta["model"])
     unet = load_adm(arrays, settings, config.weights_order, config.weights)
     return {"params": {"unet": unet} if task.fit else unet}
+
+
+# ---- choosing features -------------------------------------------------------------------------
+
+
+SHARES = (0.0, 0.025, 0.05, 0.1, 0.15, 0.25, 0.4, 0.6)  # of the diffusion's steps
+
+
+def tap_grid(config) -> TapGrid | None:
+    """All blocks, at the steps of the config and at those of SHARES; None for colour features."""
+    if config.features.source != "network":
+        return None
+    settings = make_settings(config.model)
+    widths = [width for width in reversed(settings.widths) for _ in range(settings.res_blocks + 1)]
+    steps = {int(share * config.diffusion.steps) for share in SHARES}
+    changed = config.copy_and_resolve_references()
+    changed.features.steps = (0,)  # one step at a time takes less memory
+    changed.features.blocks = tuple(range(len(widths)))
+    return TapGrid(tuple(sorted(steps | set(config.features.steps))), tuple(widths), changed)
 
 
 # ---- options and checks ------------------------------------------------------------------------
@@ -286,5 +306,6 @@ DDPM_SEG = System(
     stage_options=STAGE_OPTIONS,
     check=check,
     note=note,
+    tap_grid=tap_grid,
     convention="ddpm_seg",
 )

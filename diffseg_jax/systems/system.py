@@ -1,58 +1,42 @@
-"""What a segmentation method provides, and what one of its stages does; both are plain values."""
+"""What a segmentation method provides, as a plain value."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from flax.traverse_util import flatten_dict as flatten
 
 from diffseg_jax.errors import UserError
+from diffseg_jax.systems.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """One stage of a method, as pure functions of {"params", "stats"} (nested dicts).
+class Setting:
+    """Options with which a trained network is measured.
 
-    init       key -> network, random and jit-able
-    trainable  path of a parameter -> whether the stage trains it
-    meta       JSON values that `System.adopt` and a reader of the checkpoint need
-
-    one of these, by which a stage learns:
-
-    loss       (params, stats, batch, key) -> summed loss, (weight, stats, summed metrics)
-    fit        a `pixel_ensemble.PixelFit`: an ensemble of pixel classifiers is fitted to features;
-               `init` is then the network that computes the features, and `trainable` is unused
-
-    and some of these, by which a stage is monitored:
-
-    predict    (network, images u8[B,h,w,3], valid i32[B,2], seed=) -> class probabilities
-               f32[B,h,w,K], or a dict of maps, see `inference.views.predict`; seed i32[] is that of
-               the noise, if there is any, by default the config's
-    trace      (network, images, valid) -> labels after every reverse step, i32[B,T,h,w]; None where
-               a prediction has no reverse steps
-    denoise    (network, images, valid, key) -> clean, noisy, denoised f32[B,h,w,3] in [-1, 1],
-               mean squared error f32[]
-    sample     (network, seed, count) -> generated images u8[count,h,w,3]; not jit-able
-    features   (network, images, valid, taps, seed=) -> {name: f32[B,h,w,C]} of those taps, of all
-               taps for None; padding is not cropped
-
-    stride     images may be padded to multiples of it without a change of the prediction
-    short      pixels: the network resizes every image to this shorter side, so that other scales
-               have no effect; 0 where it takes images at their size
+    steps     reverse steps; 0 for a prediction without them
+    draws     draws of noise
+    config    a copy of the config with these options
+    recorded  options that stand beside the numbers, JSON values
     """
 
-    init: Callable
-    meta: dict
-    trainable: Callable[[tuple[str, ...]], bool] = lambda path: True
-    loss: Callable | None = None
-    fit: Any = None
-    predict: Callable | None = None
-    trace: Callable | None = None
-    denoise: Callable | None = None
-    sample: Callable | None = None
-    features: Callable | None = None
-    stride: int = 1
-    short: int = 0
+    steps: int
+    draws: int
+    config: Mapping
+    recorded: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class TapGrid:
+    """The features that are compared with each other, to choose some for the config.
+
+    steps   noise levels
+    widths  channels of every output block, in the order of the features
+    config  a copy of the config whose task extracts all blocks
+    """
+
+    steps: tuple[int, ...]
+    widths: tuple[int, ...]
+    config: Mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +59,10 @@ class System:
     note           (config, kind, start) -> a sentence for the user before the stage runs, or ""
     with_steps     (config, reverse steps, draws of noise) -> a changed copy of the config; None
                    where predictions have no reverse steps
+    sweep          (config, kind) -> list of `Setting`, to compare numbers of reverse steps and
+                   draws; None where predictions have no reverse steps
+    tap_grid       config -> `TapGrid`, or None where no network computes the features; None for a
+                   method that fits no ensemble
     convention     of the paper's numbers, see `metrics.segmentation.CONVENTIONS`
     """
 
@@ -89,7 +77,9 @@ class System:
     start_of: Callable[..., str] = lambda config, kind, start: start
     skips: Callable[..., bool] = lambda config, kind: False
     note: Callable[..., str] = lambda config, kind, start: ""
-    with_steps: Callable | None = None
+    with_steps: Callable[..., Mapping] | None = None
+    sweep: Callable[..., list[Setting]] | None = None
+    tap_grid: Callable[[Mapping], TapGrid | None] | None = None
     convention: str = "default"
 
 

@@ -72,7 +72,8 @@ def make_fit(recipe, images, steps):
     """A Fit to random features and classes of all pixels; steps = 0: as many as the recipe's."""
     import numpy as np
 
-    from diffseg_jax.systems.pixel_ensemble import RECIPES, PixelFit, make_member
+    from diffseg_jax.systems.pixel_ensemble import make_member
+    from diffseg_jax.systems.pixel_fit import RECIPES, PixelFit
     from diffseg_jax.training.fit_loop import Fit
 
     recipe, count = RECIPES[recipe], images * SIDE**2
@@ -166,7 +167,7 @@ def make_config(folder, args):
     import numpy as np
     from PIL import Image
 
-    from diffseg_jax.systems.pixel_ensemble import RECIPES
+    from diffseg_jax.systems.pixel_fit import RECIPES
 
     draw = np.random.default_rng(0)
     for split, count in (("train", args.images), ("val", 1)):

@@ -1,6 +1,9 @@
 """A config becomes a plan once: what is in it, what it refuses, and what it writes."""
 
 import dataclasses
+import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,8 @@ from diffseg_jax.experiment import stages
 from diffseg_jax.experiment.plan import labelled_stages, make_plan, plan_evaluations
 from diffseg_jax.storage.workdir import claim_workdir
 from diffseg_jax.systems.methods import SYSTEMS
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.quick
 
@@ -100,3 +105,15 @@ def test_evaluations_are_those_of_the_stages_that_are_named(config, tmp_path):
     assert evaluation.stage == "scratch"
     assert len(evaluation.quick_indices) <= len(evaluation.indices)
     assert not evaluation.quick_protocol.flip and len(evaluation.quick_protocol.scales) == 1
+
+
+def test_code_for_all_methods_reads_no_option_of_one():
+    own = [
+        {*system.options, *itertools.chain(*system.stage_options.values())}
+        for system in SYSTEMS.values()
+    ]
+    names = "|".join(set.union(*own) - set.intersection(*own))
+    for room in ("experiment", "inference", "training", "storage"):
+        for file in (ROOT / "diffseg_jax" / room).glob("*.py"):
+            found = re.findall(rf"(?<!-)config\.({names})\b", file.read_text())
+            assert not found, f"{file} reads {found}"

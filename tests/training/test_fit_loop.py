@@ -16,7 +16,8 @@ from diffseg_jax.devices.mesh import make_mesh
 from diffseg_jax.errors import UserError
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.storage.checkpoints import FORMAT, StageCheckpoints
-from diffseg_jax.systems.pixel_ensemble import RECIPES, PixelFit, make_member
+from diffseg_jax.systems.pixel_ensemble import make_member
+from diffseg_jax.systems.pixel_fit import RECIPES, PixelFit
 from diffseg_jax.training import fit_loop, lifecycle
 from diffseg_jax.training.fit_loop import Fit, Orders, initial_state, steps_of, stop_rule
 from diffseg_jax.training.log import Log
