@@ -143,7 +143,7 @@ CHECKPOINT_FLAGS = {  # the arguments of `diffseg_jax.load`, and their help
     "step": "step of the stage; default: the last, or the best if the config says so",
     "ema": "rate of the moving average to take, or off; default: the first rate",
     "dtype": "dtype of the computation, float32 or bfloat16; default: as trained",
-    "device": "cpu, cuda or tpu; default: the choice of jax",
+    "device": "cpu, cuda (or gpu) or tpu; default: the choice of jax",
 }
 
 

@@ -36,10 +36,11 @@ def make_flags() -> Flags:
     images = "images, or folders of images and subfolders"
     add("--images", required=True, nargs="+", metavar="PATH", help=images)
     add("--output", required=True, metavar="DIR", help="folder of the predictions")
-    add("--palette", choices=PALETTES, default="own", help="readable: for any colour vision")
+    palette = "own (default): the colours of the training data; readable: for any colour vision"
+    add("--palette", choices=PALETTES, default="own", help=palette)
     add_cache_flag(add)
     add = flags.add_argument_group(
-        "how images are shown; default: as in the evaluation"
+        "options of the prediction; defaults: those of the evaluation of the run"
     ).add_argument
     add("--steps", type=int, metavar="N", help="reverse steps (ddp)")
     add("--samples", type=int, metavar="N", help="draws of the initial noise, averaged (ddp)")

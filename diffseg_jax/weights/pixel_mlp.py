@@ -28,8 +28,8 @@ TABLE = (
     *statistics(r"layers\.5", "stats.norm2"),
     *linear_rows(r"layers\.6", "params.linear3"),
 )
-UNUSED = (r"layers\.[25]\.num_batches_tracked",)
-ADVICE = "Give the folder that holds model_0.pth, model_1.pth, ..."
+CLASSIFIER_UNUSED = (r"layers\.[25]\.num_batches_tracked",)
+FOLDER_ADVICE = "Give the folder that holds model_0.pth, model_1.pth, ..."
 
 
 def load_ensemble(folder: str | os.PathLike, features: int, num_classes: int) -> dict:
@@ -60,7 +60,7 @@ def _numbered_files(folder: Path) -> list[Path]:
     """model_0, model_1, ... of a folder, by number."""
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
-        raise UserError(f"{folder} {found}. {ADVICE}")
+        raise UserError(f"{folder} {found}. {FOLDER_ADVICE}")
     files = {}
     for path in sorted(folder.iterdir()):
         if not (match := re.fullmatch(r"model_(\d+)\.pth?", path.name)):
@@ -69,7 +69,7 @@ def _numbered_files(folder: Path) -> list[Path]:
         if other != path:
             raise UserError(f"{folder} has both {other.name} and {path.name}. Remove one.")
     if not files:
-        raise UserError(f"{folder} holds no classifier. {ADVICE}")
+        raise UserError(f"{folder} holds no classifier. {FOLDER_ADVICE}")
     if missing := max(files) + 1 - len(files):
         first = next(number for number in itertools.count() if number not in files)
         raise UserError(
@@ -103,7 +103,7 @@ def _member(file: Path, features: int, num_classes: int) -> dict:
         },
         "stats": {"norm1": {"mean": (a,), "var": (a,)}, "norm2": {"mean": (b,), "var": (b,)}},
     }
-    return convert(arrays, TABLE, shapes, ignore=UNUSED, source=str(file))
+    return convert(arrays, TABLE, shapes, ignore=CLASSIFIER_UNUSED, source=str(file))
 
 
 def _sizes(arrays: Mapping, layer: int) -> tuple[int | None, int | None]:
