@@ -23,7 +23,7 @@ ORDER = (  # a module may import those above it, never those below
     "data.scene_textures", "data.scene_street", "data.scene_rays", "data.scene_colours",
     "data.scenes", "data.scene_source", "data.folder_source", "data.named_sets",
     "data.few_label_sets", "data.prepared", "data.tfds", "data.sources", "data.subsets",
-    "data.pipeline",
+    "data.pipeline", "data.label_checks",
     "diffusion.schedules", "diffusion.process", "diffusion.samplers", "diffusion.bounds",
     "diffusion.timesteps", "diffusion.label_codes",
     "layers.conv", "layers.depthwise", "layers.norm", "layers.resize", "layers.dropout",

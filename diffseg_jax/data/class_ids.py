@@ -82,6 +82,10 @@ class MaskRules:
         known = stored < len(self.table)
         return IGNORE if stored in SIGNED_IGNORE else int(self.table[stored]) if known else -1
 
+    def stored_id(self, label):
+        """The smallest id of a class on disk."""
+        return int(np.flatnonzero(self.table == label)[0])
+
     def written(self, **entries):
         """`set "ids": [0, 255] in FILE`, or the whole file where there is none."""
         return self._line(json.dumps(entries)[1:-1])
@@ -91,7 +95,7 @@ class MaskRules:
             return f"set {text} in {self.file}"
         return f'write {{"names": {json.dumps(list(self.names))}, {text}}} into {self.file}'
 
-    def _numbered(self, ids, ignore=()):
+    def numbered(self, ids, ignore=()):
         """As `written`, for the stored ids of the classes, and ids that are to be ignored."""
         before = self.entries.get("ignore", [])
         after = [value for value in before if value not in ids] + list(ignore)
@@ -122,7 +126,7 @@ class MaskRules:
         listed = "these are the classes in the order of their names"
         if count == 2 and {0, 255} <= set(stored) and 1 not in stored:
             others = [value for value in stored if value not in (0, 255)]
-            return f'If 255 is "{self.names[1]}", {self._numbered([0, 255], others)}.'
+            return f'If 255 is "{self.names[1]}", {self.numbered([0, 255], others)}.'
         if bad == [count] and self.class_of(0) == 0:
             shifted = f"{self.written(zero_is_ignored=True)}."
             if 0 not in stored:
@@ -133,7 +137,7 @@ class MaskRules:
             return f"To ignore it, {self.ignoring(bad)}."
         for ids in (known, stored):
             if len(ids) == count and ids[0] >= 0 and ids != list(range(count)):
-                return f"If {listed}, {self._numbered(ids)}."
+                return f"If {listed}, {self.numbered(ids)}."
         ids = ", ".join(f'id of "{name}"' for name in self.names[:3])
         line = self._line(f'"ids": [{ids}{", ..." if count > 3 else ""}]')
         others = f"To ignore {_ranges(np.array(bad))}, {self.ignoring(bad)}. " if bad else ""

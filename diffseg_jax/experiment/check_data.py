@@ -1,6 +1,7 @@
 """`--mode=check`: opens the configured data, reads all of it and reports what it holds."""
 
 import collections
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +9,11 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffseg_jax.data.folder_source import FolderSource
+from diffseg_jax.data.label_checks import SeenLabels, errors_of, label_counts, warnings_of
 from diffseg_jax.data.labels import IGNORE
+from diffseg_jax.data.pipeline import Cached
+from diffseg_jax.data.subsets import subset
 from diffseg_jax.devices.processes import require_one
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.data_notes import notes_of, turned_both_ways
@@ -24,7 +29,7 @@ def check_data(config: ConfigDict, workdir: Path):
     """Prints counts, sizes, class shares and bad files; writes <workdir>/check_*.png.
 
     Every part is checked, whatever is wrong with the others. Raises UserError at the end if a part
-    cannot be opened or a file cannot be used.
+    cannot be opened, a file cannot be used, or the labels are certainly wrong.
     """
     require_one("--mode=check")
     check_config(config)
@@ -33,12 +38,12 @@ def check_data(config: ConfigDict, workdir: Path):
         parts += [("train", "data", config.data.train), ("val", "data", config.data.val)]
     if "unlabelled" in config and config.unlabelled.source:
         parts.append(("unlabelled", "unlabelled", config.unlabelled.split))
-    unopened, problems = [], []
+    wrong, problems, seen = [], [], {}
     for name, part, split in parts:
         try:
             source = open_data(config, part, split)
         except UserError as error:
-            unopened.append(f"{name}: {error}")
+            wrong.append(f"{name}: {error}")
             continue
         make_workdir(workdir)
         print(
@@ -46,44 +51,97 @@ def check_data(config: ConfigDict, workdir: Path):
             + (f", split {split}" if split else ""),
             flush=True,
         )
-        bad = report_source(source, name == "unlabelled", config[part].threads)
+        bad, counts = report_source(source, name == "unlabelled", config[part].threads)
         problems += bad
         file = workdir / f"check_{name}.png"
         if len(bad) < len(source):
             sheets.save_png(file, source_sheet(source, name == "unlabelled"))
             print(f"  contact sheet: {file}")
-    if unopened:
-        raise UserError("\n  ".join(unopened))
+        if part == "data" and source.labels:
+            try:
+                seen[name] = seen_labels(config, name, source, counts)
+            except UserError as error:
+                wrong.append(f"{name}: {error}")
+    if len(seen) == 2:
+        wrong += errors_of(**seen)
+        for sentence in [] if wrong else warnings_of(**seen):
+            print(f"warning: {sentence}")
     if problems:
         examples = counted(len(problems), "example")
-        raise UserError(f"{examples} cannot be used, as listed above. Repair or remove the files.")
+        wrong.append(f"{examples} cannot be used, as listed above. Repair or remove the files.")
+    if wrong:
+        raise UserError("\n  ".join(wrong))
 
 
-def report_source(source: Sequence, unlabelled: bool, threads: int) -> list[str]:
-    """Prints notes, sizes, class shares and bad files; returns one sentence per bad file."""
+def seen_labels(config: ConfigDict, split: str, source: Sequence, counts: dict) -> SeenLabels:
+    """The labels of a split, in training of those images whose labels the config uses.
+
+    counts  {index: {label: pixels}} of the examples that could be read
+    """
+    data, indices = config.data, range(len(source))
+    if split == "train":
+        indices = subset(
+            source.names, fraction=data.fraction, count=data.count, seed=data.subset_seed,
+            list_path=data.list_path,
+        )  # fmt: skip
+    pixels = collections.Counter()
+    read = [int(index) for index in indices if int(index) in counts]
+    for index in read:
+        pixels.update(counts[index])
+    return SeenLabels(split, source, indices, pixels, len(read))
+
+
+def report_source(
+    source: Sequence, unlabelled: bool, threads: int
+) -> tuple[list[str], dict[int, dict]]:
+    """Prints notes, sizes, class shares and bad files.
+
+    Returns one sentence per bad file, and the {label: pixels} of the others by their index.
+    """
     for sentence in notes_of(source):
         print(f"  note: {sentence}")
-    sizes, problems = collections.Counter(), []
-    pixels, images = collections.Counter(), collections.Counter()
+    sizes, problems, counts = collections.Counter(), [], {}
     with ThreadPoolExecutor(threads) as pool:
-        for measured in pool.map(lambda index: _measure(source, index), range(len(source))):
-            if isinstance(measured, str):
-                problems.append(measured)
-                continue
-            size, counts = measured
-            sizes[size] += 1
-            pixels.update(counts)
-            images.update(dict.fromkeys(counts, 1))
+        measured = pool.map(lambda index: _measure(source, index), range(len(source)))
+        for index, found in enumerate(measured):
+            if isinstance(found, str):
+                problems.append((index, found))
+            else:
+                sizes[found[0]] += 1
+                counts[index] = found[1]
     common = ", ".join(f"{h} x {w} ({n})" for (h, w), n in sizes.most_common(4))
     if sizes:
         print(f"  sizes (height x width): {common}{' and others' if len(sizes) > 4 else ''}")
-    if pixels and source.labels and not unlabelled:
-        _print_shares(source.labels.names, pixels, images)
-    for problem in problems[:MAX_LISTED]:
-        print(f"  bad: {problem}")
-    if len(problems) > MAX_LISTED:
-        print(f"  bad: and {len(problems) - MAX_LISTED} more")
-    return problems
+    if any(counts.values()) and source.labels and not unlabelled:
+        _print_shares(source.labels.names, list(counts.values()))
+    _print_bad(source, problems)
+    return [sentence for _, sentence in problems], counts
+
+
+def _print_bad(source, problems):
+    """A line for each kind of problem, and the other files that have it."""
+    alike = collections.defaultdict(list)
+    for index, sentence in problems:
+        alike[_kind(source, index, sentence)].append((index, sentence))
+    for (_, sentence), *others in list(alike.values())[:MAX_LISTED]:
+        print(f"  bad: {sentence}")
+        if others:
+            names = [source.names[index] for index, _ in others[:MAX_LISTED]]
+            more = ", ..." if len(others) > MAX_LISTED else ""
+            print(f"       and {counted(len(others), 'other')} like it: {', '.join(names)}{more}")
+    if len(alike) > MAX_LISTED:
+        print(f"  bad: and {counted(len(problems), 'file')} in all")
+
+
+def _kind(source, index, sentence):
+    """The letters of a sentence about an example, without its paths and numbers."""
+    source = source.source if isinstance(source, Cached) else source
+    paths = [source.names[index]]
+    if isinstance(source, FolderSource):
+        paths = [source.images[index], *source.masks[index : index + 1]]
+    for path in paths:
+        sentence = sentence.replace(path, "")
+    return re.sub(r"[\W\d]+", " ", sentence)
 
 
 def _measure(source, index):
@@ -92,12 +150,15 @@ def _measure(source, index):
         example = source[index]
     except UserError as error:
         return str(error)
-    mask = example.get("mask")
-    counts = {} if mask is None else dict(zip(*np.unique(mask, return_counts=True)))
-    return example["image"].shape[:2], {int(c): int(n) for c, n in counts.items()}
+    counts = label_counts(example["mask"]) if "mask" in example else {}
+    return example["image"].shape[:2], counts
 
 
-def _print_shares(names, pixels, images):
+def _print_shares(names, counts):
+    pixels, images = collections.Counter(), collections.Counter()
+    for one in counts:
+        pixels.update(one)
+        images.update(one.keys())
     total = sum(pixels.values())
     width = max(len(name) for name in names)
     print(f"  {'class':<{width + 4}} {'pixels':>8} {'images':>8}")

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 from ml_collections import ConfigDict
 
+from diffseg_jax.data.label_checks import read_labels, require_labelled, require_sensible
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.data_notes import notes_of
@@ -41,7 +41,7 @@ def train(config: ConfigDict, workdir: Path):
     """Runs the stages that are not finished yet and leaves results.json."""
     require_free(workdir, "train", "--workdir")
     plan = make_plan(config, workdir)
-    read_some(plan)
+    warnings = read_some(plan)
     for stage in plan.stages:
         if stage.task.fit:
             check_fit(stage)
@@ -49,6 +49,8 @@ def train(config: ConfigDict, workdir: Path):
     with locked_in_all(workdir, "train", "--workdir"):
         claim_workdir(config, workdir)
         say_notes(plan)
+        for sentence in warnings:
+            plan.log.say(f"warning: {sentence}")
         write_subset(plan)
         run_stages(plan)
 
@@ -74,14 +76,20 @@ def run_stages(plan: Plan):
     report_results(plan.order, results, workdir / "results.json", plan.log, closing_line(plan))
 
 
-def read_some(plan: Plan):
-    """Reads a few labelled examples of every split, as a wrong mask should not wait for hours."""
+def read_some(plan: Plan) -> list[str]:
+    """Reads a few labelled examples of every split, as a wrong mask should not wait for hours.
+
+    Returns warnings about the labels; raises UserError for those that are certainly wrong.
+    """
     labelled = [stage for stage in plan.stages if stage.evaluation]
-    if labelled:
-        train, val = labelled[0], labelled[0].evaluation.source
-        for source, indices in ((train.source, train.indices), (val, np.arange(len(val)))):
-            for index in spread(indices, READ_FIRST):
-                source[int(index)]
+    if not labelled:
+        return []
+    train, val = labelled[0], labelled[0].evaluation
+    first = spread(train.indices, READ_FIRST), spread(val.indices, READ_FIRST)
+    return require_sensible(
+        read_labels("train", train.source, train.indices, first[0]),
+        read_labels("val", val.source, val.indices, first[1]),
+    )
 
 
 def say_notes(plan: Plan):
@@ -143,6 +151,8 @@ def evaluate_only(config: ConfigDict, workdir: Path):
     if not names:
         raise UserError(f"{workdir} holds no checkpoint that can segment yet. Train first.")
     evaluations = plan_evaluations(config, workdir, names)
+    source, indices = evaluations[0].source, evaluations[0].indices
+    require_labelled(read_labels("val", source, indices, indices[:1]))
     with locked_in_all(workdir, "eval", "--workdir"):
         _evaluate_again(config, workdir, evaluations)
 

@@ -68,6 +68,39 @@ def test_all_bad_files_are_named_and_the_others_are_shown(config, folder, tmp_pa
     assert (tmp_path / "run/check_train.png").exists()
 
 
+def test_problems_of_one_kind_take_one_line(config, folder, tmp_path, capsys):
+    for i in range(3):
+        Image.fromarray(np.full((20, 30, 3), (i, 90, 9), np.uint8)).save(
+            folder / f"masks/train/p{i}.png"
+        )
+    with pytest.raises(UserError, match="3 examples cannot be used"):
+        check_data(config, tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    (bad,) = (k for k, line in enumerate(lines) if line.startswith("  bad:"))
+    assert "p0.png holds colours" in lines[bad]
+    assert lines[bad + 1].strip() == "and 2 others like it: p1, p2"
+
+
+def test_labels_are_judged_as_training_judges_them(config, folder, tmp_path, capsys):
+    """Of the images whose labels are used; what is certain is an error, else it is a warning."""
+    for i in range(4):
+        mask = np.full((10 if i == 3 else 20, 30), 1, np.uint8)
+        mask[:, :20] = 0 if i else 1
+        Image.fromarray(mask).save(folder / f"masks/val/p{i}.png")
+    (folder / "classes.json").write_text(json.dumps({"names": ["ground", "sky", "never"]}))
+    check_data(config, tmp_path / "run")
+    assert 'warning: no mask shows "never".' in capsys.readouterr().out
+    Image.fromarray(np.full((20, 30), 1, np.uint8)).save(folder / "masks/train/p0.png")
+    (tmp_path / "list.txt").write_text("p0.png\n")
+    config.data.list_path = str(tmp_path / "list.txt")
+    with pytest.raises(UserError, match='train: every labelled pixel is "sky"'):
+        check_data(config, tmp_path / "run")
+    assert "warning" not in capsys.readouterr().out
+    config.data.fraction = 0.5
+    with pytest.raises(UserError, match="only one of them can choose the subset"):
+        check_data(config, tmp_path / "run")
+
+
 def test_a_folder_without_a_good_file_has_no_sheet(config, folder, tmp_path, capsys):
     for i in range(4):
         (folder / f"images/val/p{i}.png").write_bytes(b"not an image")
