@@ -1,17 +1,18 @@
 """Files below a folder: found, and paired by name."""
 
 import os
-from pathlib import Path
+from collections import Counter
+from pathlib import Path, PurePosixPath
 
 from diffseg_jax.data.formats import FORMATS, LOSSY_FORMATS, endings_of
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.storage.paths import BUCKET, in_bucket, open_path, reachable
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 MASK_ENDINGS = (".png", ".npy")  # taken where a mask exists in other formats too
 LOSSY_ENDINGS = endings_of(LOSSY_FORMATS)
 OTHER_MASK_ENDINGS = (".npz", *endings_of(FORMATS.keys() - set(LOSSY_FORMATS)))
-MAX_LISTED = 12  # folders in an error
+MAX_LISTED = 12  # folders or endings in a sentence
+FILES_OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # written into folders by Windows
 
 
 def require_folder(path, name, layout):
@@ -37,15 +38,22 @@ def list_files(folder, endings):
 
     Raises UserError if the folder is missing, with a list of its neighbours, or holds no such file.
     """
+    return split_files(folder, endings)[0]
+
+
+def split_files(folder, endings):
+    """(files that end so, the others) of a folder; otherwise as list_files."""
     with reachable(folder):
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder. {_neighbours(folder)}")
-        found = files_below(folder, endings)
+        files = files_below(folder)
+    found = [file for file in files if ends_with(file, endings)]
     if not found:
+        others = f", but {_counted_endings(files)}" if files else ""
         raise UserError(
-            f"{folder} holds no file that ends with {' '.join(endings)}. Check the path."
+            f"{folder} holds no file that ends with {' '.join(endings)}{others}. Check the path."
         )
-    return found
+    return found, sorted(set(files) - set(found))
 
 
 def list_masks(folder):
@@ -59,15 +67,39 @@ def list_masks(folder):
                 "lossy compression changes ids. Export the masks again, as PNG."
             )
         return list_files(folder, MASK_ENDINGS + OTHER_MASK_ENDINGS)
-    usual = {file.rpartition(".")[0] for file in found if file.lower().endswith(MASK_ENDINGS)}
+    usual = {file.rpartition(".")[0] for file in found if ends_with(file, MASK_ENDINGS)}
     return [
         file
         for file in found
-        if file.lower().endswith(MASK_ENDINGS) or file.rpartition(".")[0] not in usual
+        if ends_with(file, MASK_ENDINGS) or file.rpartition(".")[0] not in usual
     ]
 
 
-def files_below(folder, endings):
+def skipped_note(folder, files) -> tuple[str, ...]:
+    """A sentence about files that were skipped for their ending; () for none."""
+    if not files:
+        return ()
+    are = "is" if len(files) == 1 else "are"
+    return (
+        f"{counted(len(files), 'file')} in {folder} {are} skipped, since no image ends so: "
+        f"{_counted_endings(files)}; the first is {files[0]}. Save images among them as JPEG or "
+        "PNG.",
+    )
+
+
+def _counted_endings(files):
+    """How many files have each ending, as text: "3 .heic, 1 .txt"."""
+    endings = Counter(PurePosixPath(file).suffix.lower() or "without ending" for file in files)
+    shown = [f"{count} {ending}" for ending, count in endings.most_common(MAX_LISTED)]
+    return ", ".join(shown) + (", ..." if len(endings) > MAX_LISTED else "")
+
+
+def ends_with(file: str, endings: tuple[str, ...]) -> bool:
+    """Whether a file name ends so, in lower or upper case and with spaces after it or without."""
+    return file.rstrip().lower().endswith(endings)
+
+
+def files_below(folder, endings=("",)):
     """As list_files, but [] where the folder is missing or holds no such file."""
     found, root = [], Path(str(folder).removeprefix(BUCKET))
     remote = in_bucket(folder)
@@ -83,7 +115,9 @@ def files_below(folder, endings):
         found += [
             prefix + name
             for name in files
-            if name.lower().endswith(endings) and not name.startswith(".")
+            if ends_with(name, endings)
+            and not name.startswith(".")
+            and name.lower() not in FILES_OF_SYSTEMS
         ]
     return sorted(found)
 

@@ -7,13 +7,14 @@ import numpy as np
 from diffseg_jax.data.class_ids import MaskRules
 from diffseg_jax.data.classes_json import read_classes
 from diffseg_jax.data.files import (
-    IMAGE_ENDINGS,
     by_stem,
-    list_files,
     list_masks,
     pair,
     require_folder,
+    skipped_note,
+    split_files,
 )
+from diffseg_jax.data.formats import image_endings
 from diffseg_jax.data.images import read_image, require_same_size
 from diffseg_jax.data.masks import read_ids, read_pair
 from diffseg_jax.errors import UserError, choose
@@ -88,7 +89,8 @@ def open_pairs(
 
     stems  those to open, or None for all; a stem without image is an error
     """
-    images = by_stem(list_files(image_folder, IMAGE_ENDINGS), image_folder, image_suffix)
+    files, others = split_files(image_folder, image_endings())
+    images = by_stem(files, image_folder, image_suffix)
     masks = by_stem(list_masks(mask_folder), mask_folder, mask_suffix)
     if stems is not None:
         missing = [stem for stem in stems if stem not in images]
@@ -102,6 +104,7 @@ def open_pairs(
         masks = {stem: masks[stem] for stem in stems if stem in masks}
     paths, mask_paths, paired, report = pair(image_folder, images, mask_folder, masks)
     names = tuple(stem + image_suffix for stem in paired)
+    report += skipped_note(image_folder, others)
     return FolderSource(paths, mask_paths, names, labels, rules, report)
 
 
@@ -115,10 +118,11 @@ def open_unlabelled(split, *, path="", classes=""):
         root = root / "images"
     if split and (root / split).is_dir():
         root = root / split
-    files = list_files(root, IMAGE_ENDINGS)
+    files, others = split_files(root, image_endings())
     names, ranks = classes_of_images(classes, root, files)
     paths = tuple(f"{root}/{file}" for file in files)
-    return FolderSource(paths, (), tuple(files), classes=names, ranks=ranks)
+    report = skipped_note(root, others)
+    return FolderSource(paths, (), tuple(files), report=report, classes=names, ranks=ranks)
 
 
 def _prefix(file):

@@ -34,11 +34,11 @@ def read_image(path, encoded=None, as_stored=False):
 def to_rgb(image: Image.Image, name, orientation: int) -> np.ndarray:
     """The pixels of a Pillow image as uint8[H,W,3], turned; UserError for more than 8 bits."""
     if image.mode[0] in "IF":
-        most = 65535 if image.mode.startswith("I;16") else "numpy.max(image)"
+        most = 65535 if image.mode.startswith("I;16") else "np.max(image)"
+        scaled = f"Image.fromarray((255 * (np.asarray(image) / {most})).astype(np.uint8))"
         raise UserError(
             f"image {name} has more than 8 bits per channel (mode {image.mode}), but images are "
-            f"8-bit. Scale its values, (255 * (numpy.asarray(image) / {most})).astype(numpy.uint8) "
-            "if none is negative, and save or give the result."
+            f"8-bit. Scale its values, as {scaled} does, and save or give the result."
         )
     return turned(np.asarray(image if image.mode == "RGB" else image.convert("RGB")), orientation)
 

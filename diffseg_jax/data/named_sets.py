@@ -3,8 +3,9 @@
 import numpy as np
 
 from diffseg_jax.data.class_ids import MaskRules, id_table
-from diffseg_jax.data.files import IMAGE_ENDINGS, list_files, require_folder
+from diffseg_jax.data.files import list_files, require_folder
 from diffseg_jax.data.folder_source import open_pairs
+from diffseg_jax.data.formats import image_endings
 from diffseg_jax.data.labels import IGNORE, Labels
 from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.errors import UserError, choose
@@ -75,7 +76,7 @@ def open_cityscapes(split, *, path=""):
     images, masks = root / "leftImg8bit" / split, root / "gtFine" / split
     suffix, table = "_gtFine_labelIds", cityscapes_table()
     made = sum(file.endswith("_gtFine_labelTrainIds.png") for file in list_files(masks, (".png",)))
-    if made >= len(list_files(images, IMAGE_ENDINGS)):
+    if made >= len(list_files(images, image_endings())):
         suffix, table = "_gtFine_labelTrainIds", id_table(len(CITYSCAPES.names))
     return open_pairs(
         images,

@@ -15,9 +15,9 @@ from diffseg_jax.config.schema import differing_lines
 from diffseg_jax.data.images import read_image
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.palette import distinct_colours
-from diffseg_jax.errors import UserError
+from diffseg_jax.errors import UserError, visible
 from diffseg_jax.figures import sheets
-from diffseg_jax.inference.images import list_images
+from diffseg_jax.inference.images import find_images, matching
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.prediction import FILES, Prediction, path_of
 from diffseg_jax.inference.segmenter import Segmenter
@@ -128,9 +128,12 @@ def predict_files(
     Finished images are skipped, unreadable ones are listed. Raises UserError if there is no image
     or none can be read, and as `Summary`.
     """
+    images = matching(images)
     require_apart(images, output)
     folder = open_path(output)
-    found = list_images(images)
+    found, notes = find_images(images)
+    for note in notes:
+        print(f"note: {visible(note)}", flush=True)
     colours = distinct_colours(len(segmenter.names)) if palette == "readable" else segmenter.palette
     labels = Labels(segmenter.names, colours)
     summary = Summary(folder, metadata_of(segmenter, labels, options))

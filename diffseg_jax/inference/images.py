@@ -1,69 +1,94 @@
 """Images as a user has them: arrays, PIL images, files, folders, lists of these."""
 
+import glob
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 
 import numpy as np
 from PIL import Image
 
-from diffseg_jax.data.files import IMAGE_ENDINGS, list_files
-from diffseg_jax.data.images import read_image, to_rgb
-from diffseg_jax.data.orientation import orientation_of
+from diffseg_jax.data.files import ends_with, skipped_note, split_files
+from diffseg_jax.data.formats import image_endings
+from diffseg_jax.data.images import read_image
 from diffseg_jax.errors import UserError
+from diffseg_jax.inference.image_objects import (
+    ACCEPTED,
+    from_array,
+    from_file_content,
+    from_pil,
+    is_file_content,
+)
 from diffseg_jax.storage.paths import open_path, reachable
-
-ACCEPTED = "uint8 arrays [H, W, 3] or [B, H, W, 3], PIL images, paths of images or of folders"
 
 
 def named_images(images) -> Iterator[tuple[str, np.ndarray]]:
     """(name, uint8[H,W,3]) of every image; each file is read when its turn comes.
 
     images  an array uint8[H,W,3] or uint8[B,H,W,3], a PIL image, a path of an image or of a folder
-            (searched with its subfolders), or a sequence of those
+            (searched with its subfolders), a pattern such as "photos/*.jpg", the bytes of an image
+            file, a file object, or an iterable of those
 
     The names are those of files, without ending, or 000000, 000001, ...; all names differ. Images
     are turned upright, as their EXIF orientation says. Raises UserError for anything else, and if
     there is no image.
     """
-    if _is_path(images) or isinstance(images, Image.Image) or hasattr(images, "__array__"):
-        images = [images]
-    if not isinstance(images, Sequence | Iterator):
-        raise UserError(f"images is a {type(images).__name__}, but must be {ACCEPTED}, or a list.")
     count, taken = 0, set()
-    for item in images:
-        if _is_path(item):
-            found = ((name, read_image(path)) for name, path in list_images(item))
-        else:
-            found = (("", image) for image in _arrays(item))
-        for name, image in found:
-            yield _unique(name or f"{count:06d}", taken), image
-            count += 1
+    for name, image in _images_in(images):
+        yield _unique(name or f"{count:06d}", taken), image
+        count += 1
     if not count:
         raise UserError(f"no image was given. Give {ACCEPTED}.")
 
 
-def list_images(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[tuple[str, str]]:
-    """(name, path) of the images of files and folders, those of a folder sorted.
+def _images_in(item) -> Iterator[tuple[str, np.ndarray]]:
+    """(name or "", image) of every image that one object stands for."""
+    if is_path(item):
+        yield from ((name, read_image(path)) for name, path in list_images(item))
+    elif is_file_content(item):
+        yield "", from_file_content(item)
+    elif isinstance(item, Image.Image):
+        yield "", from_pil(item)
+    elif isinstance(item, np.ndarray) and item.dtype.kind in "OUS" and item.ndim:
+        yield from _images_in(item.ravel().tolist())
+    elif hasattr(item, "__array__") or isinstance(item, memoryview):
+        yield from (("", image) for image in from_array(item))
+    elif isinstance(item, Iterable) and not isinstance(item, Mapping):
+        for each in item:
+            yield from _images_in(each)
+    else:
+        raise UserError(f"images is a {type(item).__name__}, but must be {ACCEPTED}, or a list.")
 
-    The name is the path below the folder, or of the file, without ending; the ending is added if
-    two names would be equal, and a number if they still are. Raises UserError if a path does not
-    exist, and for a folder without images.
+
+def list_images(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[tuple[str, str]]:
+    """(name, path) of the images of files, patterns and folders; see `find_images`."""
+    return find_images(paths)[0]
+
+
+def find_images(
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
+) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
+    """(name, path) of the images of files, patterns and folders; and sentences about the others.
+
+    The images of a folder are sorted. The name is the path below the folder, or of the file,
+    without ending; the ending is added if two names would be equal, and a number if they still are.
+    The sentences count the files of folders that do not end as images do. Raises UserError if a
+    path does not exist, and for a folder without images.
     """
-    found = []
-    for path in [paths] if _is_path(paths) else paths:
-        if not str(path):
-            raise UserError("the path of an image is empty. Give a file or a folder.")
+    found, notes = [], []
+    for path in matching(paths):
         opened = open_path(path)
         with reachable(opened):
             if opened.is_file():
-                found.append((PurePath(opened.name), str(path)))
+                found.append((PurePath(opened.name), path))
                 continue
             if not opened.exists():
                 raise UserError(f"there is no image or folder {path}. Check the path.")
-        found += [(PurePath(f), f"{opened}/{f}") for f in list_files(opened, IMAGE_ENDINGS)]
+        files, others = split_files(opened, image_endings())
+        notes += skipped_note(opened, others)
+        found += [(PurePath(file), f"{opened}/{file}") for file in files]
     stems = Counter(str(file.with_suffix("")) for file, _ in found)
     taken = {stem for stem, count in stems.items() if count == 1}
     names = []
@@ -71,7 +96,36 @@ def list_images(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[
         stem = str(file.with_suffix(""))
         with_ending = str(file.with_name(file.name.replace(".", "_")))
         names.append((stem if stems[stem] == 1 else _unique(with_ending, taken), path))
-    return names
+    return names, tuple(notes)
+
+
+def matching(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
+    """The paths, those that do not exist but hold *, ? or [ replaced by what they match.
+
+    Of a pattern's files only images are taken, unless it matches nothing else.
+    """
+    found = []
+    for path in [paths] if is_path(paths) else paths:
+        path = os.fsdecode(path)
+        if not path:
+            raise UserError("the path of an image is empty. Give a file or a folder.")
+        opened = open_path(path)
+        with reachable(opened):
+            is_pattern = glob.has_magic(path) and not opened.exists()
+            found += _matches(path) if is_pattern else [path]
+    return found
+
+
+def _matches(pattern):
+    """The sorted paths that a pattern matches; UserError for none."""
+    root, rest = open_path(pattern), []
+    while glob.has_magic(str(root)) and not root.exists():
+        root, rest = root.parent, [root.name, *rest]
+    found = sorted(str(path) for path in root.glob("/".join(rest)) if path.name[0] != ".")
+    if not found:
+        raise UserError(f"there is no file or folder like {pattern}. Check the pattern.")
+    endings = image_endings()
+    return [path for path in found if ends_with(path, endings) or open_path(path).is_dir()] or found
 
 
 def _unique(name: str, taken: set[str]) -> str:
@@ -82,25 +136,6 @@ def _unique(name: str, taken: set[str]) -> str:
     return unique
 
 
-def _is_path(item):
+def is_path(item) -> bool:
+    """Whether an object is the path of a file or folder."""
     return isinstance(item, str | os.PathLike)
-
-
-def _arrays(item) -> Iterator[np.ndarray]:
-    """The images of an array or a PIL image."""
-    if isinstance(item, Image.Image):
-        item = to_rgb(item, "of PIL", orientation_of(item))
-    array = np.asarray(item)
-    has_shape = array.ndim in (3, 4) and array.shape[-1] == 3 and array.size
-    if array.dtype != np.uint8 or not has_shape:
-        advice = ""
-        if array.dtype.kind == "f" and has_shape:
-            advice = " Values in [0, 1]: np.rint(255 * image).astype(np.uint8)."
-        elif array.ndim == 2:
-            advice = " Grey: np.repeat(image[..., None], 3, -1)."
-        elif array.ndim in (3, 4) and array.shape[-1] == 4:
-            advice = " Without transparency: image[..., :3]."
-        raise UserError(
-            f"an image is {array.dtype}{list(array.shape)}, but images must be {ACCEPTED}.{advice}"
-        )
-    yield from array if array.ndim == 4 else [array]

@@ -144,7 +144,8 @@ class Segmenter:
         """Labels, probabilities and uncertainty of images of any size.
 
         images      uint8[H,W,3] or uint8[B,H,W,3], a PIL image, the path of an image or of a
-                    folder, or a sequence of those; sizes may be mixed
+                    folder, a pattern such as "photos/*.jpg", bytes or a file object of an image
+                    file, or an iterable of those; sizes may be mixed
         steps       reverse steps of DDP; None = as the run was evaluated, here and below
         samples     draws of the noise that DDP starts from; outputs are averaged over them
         tile        side, or (height, width), of the windows through which images are shown, which

@@ -22,10 +22,11 @@ def in_bucket(path: str | os.PathLike) -> bool:
 def open_path(path: str | os.PathLike) -> Path:
     """A `Path` on this machine, or an `epath.Path` of etils with its interface for gs://...
 
+    "~/" is the home folder, which a shell does not write out in --flag=~/folder.
     Raises UserError for other addresses, and where the package that reads a bucket is missing.
     """
     if "://" not in str(path):
-        return Path(path)
+        return Path(path).expanduser() if str(path).startswith("~/") else Path(path)
     if not in_bucket(path) or str(path) == BUCKET:
         raise UserError(
             f"{path} is neither a path on this machine nor in a bucket of Google Cloud Storage, "

@@ -284,7 +284,7 @@ def test_names_of_files_differ(tmp_path):
 
 NO_IMAGES = {
     "float": (IMAGE / 255, "float64[33, 47, 3]"),
-    "grey": (IMAGE[..., 0], "Grey: "),
+    "grey": (IMAGE[..., 0], "np.repeat(image[..., None], 3, -1)"),
     "alpha": (np.zeros((4, 4, 4), np.uint8), "image[..., :3]"),
     "none": ([], "no image was given"),
     "number": (3, "images is a int"),
