@@ -59,6 +59,8 @@ def make_flags() -> Flags:
     add("--config", metavar="FILE[:PRESET]", help="the experiment, a file in configs/")
     add("--workdir", metavar="DIR", help="folder of checkpoints, numbers and images; also gs://")
     add("--mode", default="train", metavar="MODE", help=f"{', '.join(MODES)}; default: train")
+    changed = "what a stage does whose data changed since it stopped; default: refuse"
+    add("--changed_data", choices=stages.CHANGED_DATA, default="refuse", help=changed)
     cache = f"folder of compiled programs; empty for none; default: {CACHE}"
     add("--compilation_cache", default=CACHE, metavar="DIR", help=cache)
     share = "share of a GPU's memory taken at the start; 0: as needed; default of jax: 0.75"
@@ -107,6 +109,7 @@ def run(arguments: Sequence[str]):
     arguments, overrides = split_overrides(arguments)
     given = make_flags().parse_args(arguments)
     mode = choose(MODES, given.mode, "mode")
+    options = {"changed_data": given.changed_data} if given.mode == "train" else {}
     if not given.config:
         raise UserError("no config was given. Try --config=configs/ddep_scenes.py.")
     config = read_config(given.config, overrides)
@@ -119,7 +122,7 @@ def run(arguments: Sequence[str]):
         given.coordinator, given.processes, given.process, given.join_within, given.lost_after
     )
     find_devices()
-    mode(config, workdir)
+    mode(config, workdir, **options)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,13 @@ class TfdsSource:
     def __len__(self):
         return len(self.names)
 
+    def files(self):
+        """The paths of the files that hold the split, or the slice of it."""
+        from tensorflow_datasets.core.data_sources.base import file_instructions
+
+        found = file_instructions(self.examples.dataset_info, self.examples.split)
+        return sorted({str(instruction.filename) for instruction in found})
+
     def example(self, index):
         """The example as stored, with encoded images; UserError for a damaged file."""
         index = range(len(self))[index]

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from diffseg_jax.data.label_checks import read_labels, require_labelled, require_sensible
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError
+from diffseg_jax.experiment.changed_data import require_same_classes, with_data
 from diffseg_jax.experiment.data_notes import notes_of
 from diffseg_jax.experiment.ensemble_stage import check_fit, fit_stage
 from diffseg_jax.experiment.evaluate import spread
@@ -34,11 +35,15 @@ from diffseg_jax.storage.workdir import (
 )
 from diffseg_jax.training.log import Log
 
+CHANGED_DATA = ("refuse", "continue")
 READ_FIRST = 32  # examples per split that are read before anything is written
 
 
-def train(config: ConfigDict, workdir: Path):
-    """Runs the stages that are not finished yet and leaves results.json."""
+def train(config: ConfigDict, workdir: Path, changed_data: str = "refuse"):
+    """Runs the stages that are not finished yet and leaves results.json.
+
+    changed_data  one of CHANGED_DATA: what a stage does that began with other data
+    """
     require_free(workdir, "train", "--workdir")
     plan = make_plan(config, workdir)
     warnings = read_some(plan)
@@ -52,11 +57,14 @@ def train(config: ConfigDict, workdir: Path):
         for sentence in warnings:
             plan.log.say(f"warning: {sentence}")
         write_subset(plan)
-        run_stages(plan)
+        run_stages(plan, changed_data == "continue")
 
 
-def run_stages(plan: Plan):
-    """Runs the stages of a plan in their order, and measures those that have no results yet."""
+def run_stages(plan: Plan, go_on: bool):
+    """Runs the stages of a plan in their order, and measures those that have no results yet.
+
+    go_on  whether a stage continues with other data than it began with
+    """
     workdir, planned = plan.workdir, {stage.name: stage for stage in plan.stages}
     measured, results = read_results(workdir), {}
     for name in plan.order:
@@ -66,7 +74,7 @@ def run_stages(plan: Plan):
         stage, network, is_new = planned[name], None, False
         with StageCheckpoints(stage.directory) as checkpoints:
             while network is None:  # even a finished stage may have been damaged since
-                is_new |= run_stage(stage, checkpoints)
+                is_new |= run_stage(stage, checkpoints, go_on)
                 network = read_chosen(stage, checkpoints)
         if name in measured and not is_new:
             results[name] = measured[name]
@@ -109,11 +117,13 @@ def write_subset(plan: Plan):
         write_json(plan.workdir / "labelled.json", labelled[0])
 
 
-def run_stage(stage: StagePlan, checkpoints: StageCheckpoints) -> bool:
+def run_stage(stage: StagePlan, checkpoints: StageCheckpoints, go_on: bool) -> bool:
     """Runs a stage from where it stopped to its end; False if it was finished already."""
     if is_finished(stage, checkpoints):
+        require_same_classes(stage, checkpoints.meta(checkpoints.latest()))
         stage.log.say(f"{stage.name}: is finished")
         return False
+    stage = with_data(stage, checkpoints, go_on)
     (fit_stage if stage.task.fit else train_stage)(stage, checkpoints)
     return True
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffseg_jax.data.fingerprint import fingerprint
 from diffseg_jax.data.folder_source import FolderSource
 from diffseg_jax.data.sources import CroppedSquares, open_source
 from diffseg_jax.data.subsets import subset
@@ -118,6 +119,9 @@ def test_a_folder_is_read_back_bit_for_bit(config, tmp_path):
     half = open_source(f"tfds:{tmp_path}/elsewhere/data", "train[40%:]")
     assert half.names == original.names[2:]
     np.testing.assert_array_equal(half[0]["image"], original[2]["image"])
+    shards = {file.name for file in (tmp_path / "elsewhere/data").glob("data-train.*")}
+    found = fingerprint(open_source(f"tfds:{tmp_path}/elsewhere/data", "train"), np.arange(5))
+    assert found["files"].keys() == shards and all(found["files"].values()) and found["ids"]
     assert "tensorflow" not in sys.modules
 
 

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict as flatten
 from PIL import Image
 
 import fake_gcs
-from diffseg_jax.data import files
+from diffseg_jax.data import files, fingerprint
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import prepare_data
@@ -253,3 +253,15 @@ def test_a_folder_in_a_bucket_has_one_writer(bucket):
     with lock(), pytest.raises(UserError, match="is in use: process"), lock():
         pass
     assert not (bucket / ".train.lock").exists()
+
+
+def test_a_replaced_image_in_a_bucket_is_found_by_listing_it(service, bucket, tmp_path):
+    copy(labelled_folder(tmp_path), bucket)
+    source = open_source("folder", "train", path=bucket)
+    before, sent = fingerprint.fingerprint(source, np.arange(3)), len(service.requests)
+    assert fingerprint.fingerprint(source, np.arange(3)) == before
+    assert sum("/o?" in path for _, path in service.requests[sent:]) == 1
+    image = (tmp_path / "images/train/town/p1.jpg").read_bytes()
+    (bucket / "images/train/town/p1.jpg").write_bytes(image + b"0")
+    after = fingerprint.fingerprint(source, np.arange(3))
+    assert fingerprint.changes_of_data(before, after) == ["1 file changed: town/p1"]

@@ -1,0 +1,88 @@
+"""Whether a resumed stage learns from the data that it began with."""
+
+import dataclasses
+import json
+
+from diffseg_jax.data import fingerprint
+from diffseg_jax.devices import processes
+from diffseg_jax.errors import UserError
+from diffseg_jax.experiment.plan import StagePlan
+from diffseg_jax.storage.checkpoints import StageCheckpoints
+from diffseg_jax.storage.paths import write_json
+
+LISTED_IN = "trained_on.json"  # in the workdir: stage -> fingerprint of its data
+KEY = "trained_on"  # in the metadata of a checkpoint: the digest of the fingerprint
+
+
+def with_data(stage: StagePlan, checkpoints: StageCheckpoints, go_on: bool) -> StagePlan:
+    """The stage, its metadata with a digest of its data, which its checkpoints must share.
+
+    go_on  whether a stage continues with other data than it began with
+
+    The first process reads the data, and lists them in the workdir. Raises UserError that names
+    what was added, removed or changed.
+    """
+    step = checkpoints.latest()
+    meta = {} if step is None else checkpoints.meta(step)
+    saved = meta.get(KEY)
+    found, listed = None, {}
+    if processes.is_first():
+        listed = _listed(stage)
+        found = fingerprint.fingerprint(
+            stage.source, stage.indices, saved["whole"] if saved else None
+        )
+    current = {
+        "sha256": processes.digest_from_first(found and fingerprint.digest_of_data(found)).hex(),
+        "whole": bool(processes.broadcast_from_first(found and int(found["whole"]))),
+    }
+    if step is not None:
+        _compare(stage, step, meta, current, found, listed.get(stage.name), go_on)
+    if processes.is_first():
+        write_json(stage.workdir / LISTED_IN, {**listed, stage.name: found})
+    return dataclasses.replace(stage, meta={**stage.meta, KEY: current})
+
+
+def require_same_classes(stage: StagePlan, meta: dict):
+    """Raises UserError if a finished stage, which is only measured, learned other classes."""
+    before, after = meta.get("classes", []), stage.meta.get("classes", [])
+    if before != after:
+        raise UserError(
+            f"stage {stage.name} was trained with the classes {', '.join(before)}, but the data "
+            f"now have {', '.join(after)}. Restore them, or take another --workdir."
+        )
+
+
+def _listed(stage):
+    """The fingerprints in the workdir, {} where there are none that can be read."""
+    try:
+        content = json.loads((stage.workdir / LISTED_IN).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _compare(stage, step, meta, current, found, listed, go_on):
+    """Raises UserError, or with `go_on` logs, when the data differ from those of a checkpoint."""
+    saved = meta.get(KEY)
+    classes = meta.get("classes", []), stage.meta.get("classes", [])
+    if saved is None and classes[0] == classes[1]:
+        stage.log.say(
+            f"{stage.name}: the checkpoint is of an earlier version, which did not record the "
+            "data, so it is not known whether they have changed"
+        )
+        return
+    if saved == current:
+        return
+    lines = ["how is not known: the list of files is that of other data"]
+    if classes[0] != classes[1]:
+        lines = [f"classes: {', '.join(classes[0])} -> {', '.join(classes[1])}"]
+    if found and listed and saved and fingerprint.digest_of_data(listed).hex() == saved["sha256"]:
+        lines = fingerprint.changes_of_data(listed, found)
+    what = f"the data of stage {stage.name} have changed since step {step}"
+    if go_on:
+        stage.log.say("\n  ".join([f"{what}, and it continues with the new ones:", *lines]))
+        return
+    advice = "Restore them, or take another --workdir"
+    if len(classes[0]) == len(classes[1]):
+        advice = "Restore them, take another --workdir, or continue with --changed_data=continue"
+    raise UserError("\n  ".join([f"{what}. {advice}:", *lines]))
