@@ -7,6 +7,7 @@ and memory of the process, which belong to the program that imports the package.
 import argparse
 import contextlib
 import errno
+import io
 import logging
 import math
 import os
@@ -19,12 +20,12 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+from diffseg_jax.devices.compiled import CACHE, keep_compiled
 from diffseg_jax.devices.processes import ProcessesLost, barrier, exit_process
 from diffseg_jax.errors import UserError, hint
 from diffseg_jax.storage.checkpoints import NotWritten
 from diffseg_jax.training.signals import Stopped
 
-CACHE = "~/.cache/diffseg_jax"
 MISTAKE, STOPPED, INTERRUPTED, LOST = 2, 75, 130, 134  # exit codes; 134 is also that of SIGABRT
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
 LOSS = ("UNAVAILABLE", "Gloo", "NCCL", "arrier", "heartbeat", "oordination")  # parts of messages
@@ -34,10 +35,10 @@ LOSS = ("UNAVAILABLE", "Gloo", "NCCL", "arrier", "heartbeat", "oordination")  # 
 
 
 class Flags(argparse.ArgumentParser):
-    """The flags of a command, as --flag=value or --flag value.
+    """The flags of a command, as --flag=value or --flag value; --flag=a b where it takes several.
 
-    --help prints all of them and exits with 0. A mistake raises UserError, so
-    `parse_args` belongs inside `user_errors`.
+    No flag may be abbreviated. --help prints all of them and exits with 0. A mistake raises
+    UserError, so `parse_args` belongs inside `user_errors`.
     """
 
     def __init__(self, command: str, description: str):
@@ -52,8 +53,12 @@ class Flags(argparse.ArgumentParser):
     def parse_args(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
         """The values of the flags; None parses sys.argv."""
         arguments = sys.argv[1:] if arguments is None else map(str, arguments)
-        known = {"--help", *re.findall(r"--\w+", self.format_usage())}
-        given, rest = self.parse_known_args([_checked(argument, known) for argument in arguments])
+        usage = self.format_usage()
+        known = {"--help", *re.findall(r"--\w+", usage)}
+        several = set(re.findall(r"(--\w+) \w+ \[\w+ \.\.\.\]", usage))
+        checked = [_checked(argument, known) for argument in arguments]
+        split = [part for argument in checked for part in _split(argument, several)]
+        given, rest = self.parse_known_args(split)
         if rest:
             self.error(f'"{rest[0]}" is not a flag; flags begin with --')
         return given
@@ -72,8 +77,14 @@ def _checked(argument, known):
         return argument
     name = f"--{match[1]}"
     if name not in known:
-        raise UserError(f"there is no flag {name}.{hint(name, known)}")
+        raise UserError(f"there is no flag {name}.{hint(name.partition('.')[0], known)}")
     return name + argument[match.end() :]
+
+
+def _split(argument, several):
+    """--flag=a as two arguments where the flag takes several values, so that others may follow."""
+    name, equals, value = argument.partition("=")
+    return [name, value] if equals and name in several and value[:1] != "-" else [argument]
 
 
 def number(
@@ -172,9 +183,56 @@ def user_errors(stopped: str = "stopped"):
     """Ends the program with one sentence and an exit code.
 
     2 for a user's mistake or a full disk, 75 after SIGTERM, 130 for Ctrl-C, 134 when another
-    process of the run was lost or never started.
+    process of the run was lost or never started. A closed pipe ends nothing: the work goes on.
     stopped  the sentence after Ctrl-C, where nothing was saved
     """
+    out, err = Output(sys.stdout), Output(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            with _exits(stopped):
+                yield
+        finally:
+            out.flush()
+            err.flush()
+
+
+class Output:
+    """A standard stream that takes any text, and drops it once nobody reads the pipe any more.
+
+    It prints names of files that are no valid text with escapes.
+    """
+
+    def __init__(self, stream):
+        """stream: None where the process has no such stream."""
+        self.stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
+        if isinstance(self.stream, io.TextIOWrapper):
+            self.stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)  # all but `write` and `flush` is that of the stream
+
+    def write(self, text: str) -> int:
+        with self._dropped():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self):
+        with self._dropped():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _dropped(self):
+        try:
+            yield
+        except BrokenPipeError:  # what is still buffered would raise again
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _exits(stopped):
+    """Ends the program with the sentence and the exit code of an error."""
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         yield
@@ -237,8 +295,7 @@ def use_cache(path: str):
     for name in ("fsspec", "gcsfs"):  # they log every request; failures are also raised
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if path:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(path))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        keep_compiled(path)
 
 
 def use_memory(fraction: float | None):

@@ -33,8 +33,11 @@ def make_flags() -> Flags:
     flags = Flags("predict", __doc__)
     add = flags.add_argument
     add_checkpoint_flags(add)
-    images = "images, or folders of images and subfolders"
-    add("--images", required=True, nargs="+", metavar="PATH", help=images)
+    images = (
+        "images, folders with their subfolders, or patterns, one or several: "
+        "--images=photos, --images a.jpg more, --images='photos/*.jpg'"
+    )
+    add("--images", required=True, nargs="+", action="extend", metavar="PATH", help=images)
     add("--output", required=True, metavar="DIR", help="folder of the predictions")
     palette = "own (default): the colours of the training data; readable: for any colour vision"
     add("--palette", choices=PALETTES, default="own", help=palette)

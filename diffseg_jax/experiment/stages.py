@@ -194,7 +194,9 @@ def report_results(
     if results:
         write_results(order, results, file)
         log.say(segmentation.format_table(columns_of(results)))
-        log.say(f"finished; numbers in {file}, images in {file.parent / 'pictures'}")
+        pictures = file.parent / "pictures"
+        images = f", images in {pictures}" if pictures.is_dir() else ""
+        log.say(f"finished; numbers in {file}{images}")
     else:
         log.say(f"finished; {without_results}")
     log.close()

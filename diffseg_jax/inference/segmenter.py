@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.palette import distinct_colours
+from diffseg_jax.devices.compiled import CACHE, keep_compiled
 from diffseg_jax.devices.mesh import find_devices, local_mesh, place_tree, state_shardings
 from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.inference.forward import make_forward
@@ -41,6 +42,7 @@ TRACED_SIZE = (64, 64)  # of the image with which the network is traced to list 
 def load(
     path: str | os.PathLike, *, stage: str | None = None, step: int | None = None,
     ema: float | str | None = None, dtype: str | None = None, device: str | None = None,
+    cache: bool | str | os.PathLike = False,
 ) -> "Segmenter":  # fmt: skip
     """Opens a trained network for use.
 
@@ -54,11 +56,16 @@ def load(
     dtype   of the computation, "float32" or "bfloat16"; None = as trained
     device  "cpu", "cuda", "gpu" or "tpu": all devices of that kind which this process sees;
             None = the choice of jax
+    cache   a folder in which compiled programs are kept for the next process; True = that of the
+            commands, ~/.cache/diffseg_jax; False = as jax is set, since this setting is one for all
+            programs of the process
 
     Raises UserError if there is no such checkpoint, stage, step, average or device, and for
     checkpoints of newer versions.
     """
     find_devices(device)
+    if cache:
+        keep_compiled(CACHE if cache is True else cache)
     directory = find_stage(path, stage)
     step = step_to_open(directory, step)
     try:

@@ -1,0 +1,68 @@
+"""What all commands share: flags with several values, and streams that lose their reader."""
+
+import os
+
+import jax
+import pytest
+
+from diffseg_jax import cli, main, predict
+from diffseg_jax.errors import UserError
+from diffseg_jax.inference.segmenter import load
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--images=a", "b"],
+        ["--images", "a", "b"],
+        ["--images=a", "--images=b"],
+        ["--images", "a", "--images=b"],
+    ],
+)
+def test_several_images_follow_one_flag(given):
+    flags = predict.make_flags()
+    assert flags.parse_args([*given, "--checkpoint=c", "--output=o"]).images == ["a", "b"]
+    assert "--images a.jpg more" in flags.format_help()
+
+
+def test_unknown_and_shortened_flags_are_refused_with_the_nearest():
+    with pytest.raises(UserError, match='no flag --image. Did you mean "--images"'):
+        predict.make_flags().parse_args(["--image=a", "--checkpoint=c", "--output=o"])
+    for wrong in ("--confg=x", "--confg.data.path=x", "--conf=x"):
+        with pytest.raises(UserError, match='Did you mean "--config"'):
+            main.make_flags().parse_args([wrong])
+
+
+def test_a_closed_pipe_stops_nothing(capfd):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stream:
+        output = cli.Output(stream)
+        for _ in range(3):
+            print("x" * 100_000, file=output, flush=True)
+
+
+def test_names_that_are_no_text_are_printed(capfd):
+    with cli.user_errors():
+        print("caf\udce9.png")
+    assert capfd.readouterr().out == "caf\\udce9.png\n"
+
+
+def test_a_process_without_streams_works():
+    output = cli.Output(None)
+    print("x", file=output, flush=True)
+
+
+def test_compiled_programs_are_kept_where_a_user_says(monkeypatch, tmp_path):
+    changed = {}
+    monkeypatch.setattr(jax.config, "update", changed.__setitem__)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for cache, folder in ((False, None), (tmp_path / "x", tmp_path / "x"), (True, ".cache")):
+        changed.clear()
+        with pytest.raises(UserError, match="is not there"):
+            load(tmp_path / "nothing", cache=cache)
+        kept = changed.get("jax_compilation_cache_dir")
+        expected = folder and str(tmp_path / folder)
+        assert kept == (f"{expected}/diffseg_jax" if cache is True else expected)
