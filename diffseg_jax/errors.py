@@ -1,4 +1,4 @@
-"""UserError, the sentences that describe a user's mistake, and choosing by name."""
+"""UserError, the sentences that describe a user's mistake, choosing by name, and units."""
 
 import difflib
 from collections.abc import Collection, Mapping
@@ -24,6 +24,19 @@ LONGEST_TEXT = 4096  # bytes of an option; the limit of Linux for a path
 def counted(number: int, noun: str) -> str:
     """1 step, 2 steps."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def size(count: float) -> str:
+    """Bytes as 12.3 MB or 6.63 GB, of 10**6 and 10**9."""
+    return scaled(count, "B")
+
+
+def scaled(number: float, unit: str) -> str:
+    """A number of three digits with the prefix of its unit: 12.3 MB, 1.5 GFLOP."""
+    prefix, larger = "", iter("kMGTP")
+    while float(f"{number:.3g}") >= 1000:
+        number, prefix = number / 1000, next(larger)
+    return f"{number:.3g} {prefix}{unit}"
 
 
 def shortened(text: str, length: int) -> str:

@@ -19,8 +19,8 @@ from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.plan import StagePlan, augmentation
 from diffseg_jax.inference.views import Protocol
 from diffseg_jax.models.taps import PixelFeatures
-from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint
-from diffseg_jax.storage.networks import open_network
+from diffseg_jax.storage.checkpoints import StageCheckpoints
+from diffseg_jax.storage.networks import first_has_checkpoint, open_network
 from diffseg_jax.training import fit_loop
 from diffseg_jax.training.log import duration
 from diffseg_jax.weights.pixel_mlp import load_ensemble
@@ -35,7 +35,7 @@ def check_fit(plan: StagePlan):
     Raises UserError for classifiers of other features or classes, when no labelled pixel is left,
     and when the features do not fit in memory.
     """
-    if has_checkpoint(plan.directory):
+    if first_has_checkpoint(plan.directory):
         return
     if plan.task.fit.classifiers:
         read_classifiers(plan)
@@ -106,7 +106,7 @@ def open_backbone(plan: StagePlan) -> dict:
     """The network whose features are read, on devices: of this stage's checkpoint, or its start."""
     task, found = plan.task, {}
     key = jax.random.fold_in(jax.random.key(plan.seed), zlib.crc32(b"features"))
-    if has_checkpoint(plan.directory):
+    if first_has_checkpoint(plan.directory):
         found = open_network(plan.directory)[0]
         for part in found.values():
             del part["ensemble"]

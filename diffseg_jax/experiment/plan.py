@@ -29,8 +29,7 @@ from diffseg_jax.devices import processes
 from diffseg_jax.devices.mesh import check_batch, make_mesh
 from diffseg_jax.errors import UserError, choose, require_known
 from diffseg_jax.inference.views import Protocol, protocol_of
-from diffseg_jax.storage.checkpoints import has_checkpoint
-from diffseg_jax.storage.networks import open_network, require_checkpoint
+from diffseg_jax.storage.networks import first_has_checkpoint, open_network, require_checkpoint
 from diffseg_jax.storage.paths import open_path
 from diffseg_jax.storage.workdir import as_json, stage_directory
 from diffseg_jax.systems.methods import SYSTEMS
@@ -302,7 +301,7 @@ def _arrays_to_load(config, name, start, task, workdir) -> Callable[[], dict] | 
         given = system.given_arrays(config, kind, abstract)
         return unflatten({**flatten(arrays), **flatten(given)})
 
-    if has_checkpoint(stage_directory(workdir, name)):
+    if first_has_checkpoint(stage_directory(workdir, name)):
         return read  # needed only if all its checkpoints are damaged
     if start in STARTS:
         held = [arrays] if (arrays := read()) else []
@@ -312,7 +311,7 @@ def _arrays_to_load(config, name, start, task, workdir) -> Callable[[], dict] | 
 
 
 def _check_earlier_stage(name, start, before, workdir):
-    if start not in before and not has_checkpoint(stage_directory(workdir, start)):
+    if start not in before and not first_has_checkpoint(stage_directory(workdir, start)):
         raise UserError(
             f"stages.{name}.start is {start}, which is not run before it and has no "
             f"checkpoint in {workdir}. Add it to --config.run, or try "

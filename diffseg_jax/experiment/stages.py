@@ -22,9 +22,9 @@ from diffseg_jax.experiment.plan import (
 )
 from diffseg_jax.experiment.results import result_of
 from diffseg_jax.metrics import segmentation
-from diffseg_jax.storage.checkpoints import Damaged, StageCheckpoints, has_checkpoint
+from diffseg_jax.storage.checkpoints import Damaged, StageCheckpoints
 from diffseg_jax.storage.lock import locked_in_all, require_free
-from diffseg_jax.storage.networks import open_network
+from diffseg_jax.storage.networks import first_has_checkpoint, open_network
 from diffseg_jax.storage.paths import write_json
 from diffseg_jax.storage.workdir import (
     check_same,
@@ -157,7 +157,7 @@ def evaluate_only(config: ConfigDict, workdir: Path):
             "of a diffusion model are drawn by python -m diffseg_jax.sample."
         )
     check_same(config, workdir, may_differ=("evaluate", "mesh", "sampling", "sweep"))
-    names = [name for name in names if has_checkpoint(stage_directory(workdir, name))]
+    names = [name for name in names if first_has_checkpoint(stage_directory(workdir, name))]
     if not names:
         raise UserError(f"{workdir} holds no checkpoint that can segment yet. Train first.")
     evaluations = plan_evaluations(config, workdir, names)

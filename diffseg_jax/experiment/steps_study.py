@@ -28,9 +28,9 @@ from diffseg_jax.figures import sheets
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.views import predict
 from diffseg_jax.metrics import segmentation
-from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint
+from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.lock import locked_in_all
-from diffseg_jax.storage.networks import open_network
+from diffseg_jax.storage.networks import first_has_checkpoint, open_network
 from diffseg_jax.storage.paths import open_path, write_json
 from diffseg_jax.storage.workdir import as_json, check_same, make_workdir, stage_directory
 from diffseg_jax.systems.methods import SYSTEMS
@@ -114,7 +114,7 @@ def _networks(config, workdir):
     found = []
     for name in labelled_stages(config):
         directory = stage_directory(workdir, name)
-        if has_checkpoint(directory):
+        if first_has_checkpoint(directory):
             with StageCheckpoints(directory, read_only=True) as checkpoints:
                 best = config.evaluate.checkpoint == "best"
                 found.append((name, directory, checkpoints.chosen(best)))
@@ -123,7 +123,7 @@ def _networks(config, workdir):
         return found
     for name in reversed(labelled_stages(config)):
         start = open_path(config.stages[name].start)
-        if has_checkpoint(start):
+        if first_has_checkpoint(start):
             return [(name, start, None)]
     starts = " or ".join(f"stages.{name}.start={config.stages[name].start}" for name in config.run)
     raise UserError(

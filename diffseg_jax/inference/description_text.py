@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.text import Text
 
+from diffseg_jax.errors import size
 from diffseg_jax.metrics.segmentation import format_table
-from diffseg_jax.training.resources import size
 
 VIEWS = {
     "whole": "whole images",

@@ -275,12 +275,22 @@ def restore_structure(abstract: dict, stored: dict) -> dict:
 
 
 def _set_broken_aside(directory):
-    """Renames checkpoints whose JSON has changed.
+    """Renames checkpoints whose JSON has changed; all processes call it, the first one does it.
+
+    Raises UserError in all of them when there are checkpoints and all are damaged.
+    """
+    problem = _rename_broken(directory) if processes.is_first() else None
+    step = processes.broadcast_from_first(problem.step if problem else None)  # others wait here
+    if step is not None:
+        raise _all_damaged(directory, problem or Damaged(directory, step, "as process 0 found"))
+
+
+def _rename_broken(directory):
+    """Damaged of the newest checkpoint if all are damaged, else None.
 
     Those older than a complete one are removed instead: orbax was killed while removing them.
-    Raises UserError when there are checkpoints and all of them are damaged.
     """
-    problems, steps = {}, sorted(steps_in(directory)) if processes.is_first() else []
+    problems, steps = {}, sorted(steps_in(directory))
     for step in steps:
         try:
             read_meta(directory, step)
@@ -293,10 +303,8 @@ def _set_broken_aside(directory):
             epath.Path(directory / str(step)).rmtree(missing_ok=True)
             continue
         _rename_aside(directory, step)
-        warnings.warn(f"{error}; it was renamed to {ASIDE}{step}", stacklevel=4)
-    if problems and newest < 0:
-        raise _all_damaged(directory, next(reversed(problems.values())))
-    processes.barrier(f"checkpoints of {directory} checked")
+        warnings.warn(f"{error}; it was renamed to {ASIDE}{step}", stacklevel=5)
+    return problems[max(problems)] if problems and newest < 0 else None
 
 
 def _require_metrics(directory, step):

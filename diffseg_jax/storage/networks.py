@@ -94,6 +94,11 @@ def _trained(tree, meta, ema, directory):
     return choose(branches, str(ema), f"moving average of {directory}")
 
 
+def first_has_checkpoint(directory: Path) -> bool:
+    """Whether process 0 sees a complete checkpoint; all processes must call it."""
+    return bool(processes.broadcast_from_first(int(has_checkpoint(directory))))
+
+
 def require_checkpoint(directory: Path):
     """Raises UserError unless the directory of a stage holds a complete checkpoint."""
     if has_checkpoint(directory):

@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 import time
+import traceback
 
 from diffseg_jax.storage.integrity import UNDECODABLE
 
@@ -16,6 +17,7 @@ ECHOES = (  # texts of errors that repeat the one that was raised
     "tensorstore_spec",
     UNDECODABLE,
 )
+LIBRARIES = ("/orbax/", "/tensorstore/", "/asyncio/", "/concurrent/")  # all frames of an echo
 PAUSE = 0.2  # seconds without an echo after which no more are expected
 
 
@@ -24,9 +26,10 @@ def quiet_orbax():
     """Within it, orbax logs nothing below CRITICAL, and no echo of a failed read is printed.
 
     When one array cannot be read, orbax raises its error and abandons the reads of the others,
-    each of which prints a traceback later. Python offers only global hooks for them. They are set
-    while at least one thread is within the context, pass on everything else, and are restored when
-    the last thread leaves it.
+    each of which prints a traceback later; so does a failed save, before the call that raises its
+    error. Python offers only global hooks for them. They are set while at least one thread is
+    within the context, pass on every error that has a frame of another program, and are restored
+    when the last thread leaves it.
     """
     _echoes.enter()
     try:
@@ -111,8 +114,15 @@ class _Echoes(logging.Filter):
 
     def _is_echo(self, error):
         echo = self.contexts > 0 and any(text in str(error) for text in ECHOES)
+        echo = echo and _is_of_libraries(error)
         self.heard += echo
         return echo
+
+
+def _is_of_libraries(error):
+    """Whether no other program took part in raising the error."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return all(any(folder in file for folder in LIBRARIES) for file in files)
 
 
 _echoes = _Echoes()

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from diffseg_jax.errors import scaled, size
 from diffseg_jax.training.log import duration
 
 STATE_PARTS = {  # of the state, see `training.state`
@@ -51,7 +52,7 @@ def of_step(lowered, compiled, devices: int, seconds: float) -> str:
     parts = [f"compiled in {duration(seconds)}"]
     operations = (lowered.cost_analysis() or {}).get("flops", 0.0)
     if operations > 0:
-        parts.append(f"{_scaled(operations / devices, 'FLOP')} per device and step")
+        parts.append(f"{scaled(operations / devices, 'FLOP')} per device and step")
     memory = compiled.memory_analysis()
     if memory is not None:
         kept = memory.argument_size_in_bytes - memory.alias_size_in_bytes
@@ -61,15 +62,3 @@ def of_step(lowered, compiled, devices: int, seconds: float) -> str:
             f"{size(peak)} of memory expected on each device, {size(kept)} of it between steps"
         )
     return "; ".join(parts)
-
-
-def size(count: float) -> str:
-    """Bytes as 12.3 MB or 6.63 GB, of 10**6 and 10**9."""
-    return _scaled(count, "B")
-
-
-def _scaled(number, unit):
-    prefix, larger = "", iter("kMGTP")
-    while float(f"{number:.3g}") >= 1000:
-        number, prefix = number / 1000, next(larger)
-    return f"{number:.3g} {prefix}{unit}"

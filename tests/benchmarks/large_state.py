@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 
 from diffseg_jax.devices.mesh import make_mesh, state_shardings
+from diffseg_jax.errors import size
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.integrity import fingerprints
 from diffseg_jax.systems import ddpm_seg
@@ -42,7 +43,7 @@ def stage_of(config):
 def report(what, begun):
     """Prints the seconds since `begun` and the peak memory of the process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"{what}: {time.perf_counter() - begun:.1f} s, peak {resources.size(peak)}", flush=True)
+    print(f"{what}: {time.perf_counter() - begun:.1f} s, peak {size(peak)}", flush=True)
     return time.perf_counter()
 
 
@@ -65,7 +66,7 @@ def main():
             if part.device == device)
         for device in jax.devices()
     )  # fmt: skip
-    print(f"the fullest device holds {resources.size(most)}")
+    print(f"the fullest device holds {size(most)}")
     sums = fingerprints(state["params"])
     begun = report("sums of its bits", begun)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -74,7 +75,7 @@ def main():
             checkpoints.wait()
         begun = report("saved", begun)
         files = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-        print(f"on disk: {resources.size(files)}")
+        print(f"on disk: {size(files)}")
         state = jax.tree.map(lambda leaf: leaf.delete(), state)
         with StageCheckpoints(Path(folder), read_only=True) as checkpoints:
             state = jax.block_until_ready(checkpoints.restore(1, abstract, mesh))

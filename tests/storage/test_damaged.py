@@ -296,3 +296,12 @@ def test_every_changed_element_changes_the_sum():
         sums.add(fingerprints({"x": changed})["x"]["sum"])
     sums.add(fingerprints({"x": np.roll(array, 1)})["x"]["sum"])
     assert len(sums) == 7
+
+
+def test_other_processes_fail_as_the_first_one_that_finds_all_checkpoints_damaged(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    monkeypatch.setattr(processes, "broadcast_from_first", lambda mine: 3)
+    with pytest.raises(UserError, match="3 is damaged .*All were renamed to"):
+        StageCheckpoints(tmp_path / "stage")

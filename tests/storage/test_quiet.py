@@ -1,5 +1,6 @@
 """Orbax prints nothing, and the hooks of the program are restored afterwards."""
 
+import asyncio
 import gc
 import logging
 import shutil
@@ -114,6 +115,21 @@ def test_other_errors_still_reach_the_hooks_of_the_program(monkeypatch, caplog):
         logging.getLogger("asyncio").error("of the program")
     assert [type(error) for error in seen] == [ValueError, KeyError]
     assert [record.message for record in caplog.records] == ["of the program"] * 2
+
+
+def test_an_error_with_a_frame_of_the_program_reaches_its_hook(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: seen.append(error))
+    loop = asyncio.new_event_loop()
+    loop.close()
+    with pytest.raises(RuntimeError, match="Event loop is closed") as raised, quiet_orbax():
+        loop.call_soon_threadsafe(print)
+    error = raised.value
+    with quiet_orbax():
+        sys.excepthook(RuntimeError, error, error.__traceback__)
+        error.__traceback__ = error.__traceback__.tb_next  # as from a thread of tensorstore
+        sys.excepthook(RuntimeError, error, error.__traceback__)
+    assert seen == [error]
 
 
 def test_contexts_of_several_threads_restore_the_hooks_once():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from diffseg_jax.devices.mesh import make_mesh, state_shardings
+from diffseg_jax.errors import size
 from diffseg_jax.training import resources
 
 pytestmark = pytest.mark.quick
@@ -50,4 +51,4 @@ def test_a_products_operations_and_memory_are_counted():
     ],
 )  # fmt: skip
 def test_sizes_read_well(count, text):
-    assert resources.size(count) == text
+    assert size(count) == text
