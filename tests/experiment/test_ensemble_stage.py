@@ -1,27 +1,24 @@
 """A stage that fits an ensemble: from the command to the results, and what is refused before."""
 
 import json
-import runpy
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs.tiny_ddpm_seg import get_config
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import ensemble_stage, stages, tap_study
 from diffseg_jax.experiment.plan import check_config, make_plan
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.systems import ddpm_seg
 
-TINY_SEG = Path(__file__).parents[1] / "configs" / "tiny_ddpm_seg.py"
-
 
 @pytest.fixture
 def seg_config():
     """A fresh copy of the tiny config of both stages, with the short recipe."""
-    config = runpy.run_path(str(TINY_SEG))["get_config"]()
+    config = get_config()
     config.ensemble.recipe = "fast"
     return config
 
@@ -29,7 +26,7 @@ def seg_config():
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     """The workdir of a whole run, which no test may change."""
-    config = runpy.run_path(str(TINY_SEG))["get_config"]()
+    config = get_config()
     config.ensemble.recipe = "fast"
     workdir = tmp_path_factory.mktemp("fitted")
     stages.train(config, workdir)

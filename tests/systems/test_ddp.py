@@ -4,8 +4,6 @@ import dataclasses
 import functools
 import json
 import re
-import runpy
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict as flatten
 
+from configs.tiny_ddp import get_config
 from diffseg_jax.diffusion.samplers import ddim_transition, ddpm_transition
 from diffseg_jax.diffusion.schedules import LOG_SNRS, time_pairs
 from diffseg_jax.errors import UserError
@@ -28,7 +27,6 @@ from diffseg_jax.weights.formats import read_arrays
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 FEATURES, LOGITS, FIRST, MIXED, MAPS = 2e-5, 2e-5, 5e-5, 1e-4, 1e-5  # of the peak
 LOSSES, GRADIENTS, PROBS = 1e-5, 1e-4, 2e-5
-TINY = Path(__file__).parents[1] / "configs" / "tiny_ddp.py"
 KEY = jax.random.key(0)
 
 
@@ -291,7 +289,7 @@ def test_recorded_inference(golden, monkeypatch, mode):
 
 def tiny(**changes):
     """The tiny config with other options, given as part__name=value."""
-    config = runpy.run_path(str(TINY))["get_config"]()
+    config = get_config()
     for path, value in changes.items():
         *parts, name = path.split("__")
         functools.reduce(getattr, parts, config)[name] = value
