@@ -114,15 +114,10 @@ class _Echoes(logging.Filter):
 
     def _is_echo(self, error):
         echo = self.contexts > 0 and any(text in str(error) for text in ECHOES)
-        echo = echo and _is_of_libraries(error)
+        frames = traceback.extract_tb(error.__traceback__) if echo else ()
+        echo = echo and all(any(part in f.filename for part in LIBRARIES) for f in frames)
         self.heard += echo
         return echo
-
-
-def _is_of_libraries(error):
-    """Whether no other program took part in raising the error."""
-    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    return all(any(folder in file for folder in LIBRARIES) for file in files)
 
 
 _echoes = _Echoes()
