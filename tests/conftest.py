@@ -1,12 +1,15 @@
 """Shared settings and fixtures: compiled programs, recorded outputs, and the command line."""
 
+import contextlib
 import fcntl
 import functools
+import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 
 from configs import tiny_ddep, tiny_ddp, tiny_ddpm_seg
+from diffseg_jax import main
 from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.systems.methods import SYSTEMS
 
@@ -65,12 +69,14 @@ def shared(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def command():
-    """The command line of a process of its own, as the user sees it.
+    """The command `main`, as the user sees it.
 
-    command(workdir, *flags, config=TINY, seconds=240, devices=1) -> code, out, err. A process that
-    is not done in time is killed and fails the test.
-    command.start(...) does not wait: it returns the Popen, whose output goes to pipes.
-    command.script(file, *arguments, seconds, devices) runs another program in the same way.
+    command(workdir, *flags, config=TINY) -> code, out, err. It runs in this process, which saves
+    the seconds of imports that a process of its own costs.
+    command.process(..., seconds=240, devices=1) runs in a process of its own; one that is not done
+    in time is killed and fails the test.
+    command.start(..., devices=1) does not wait: it returns the Popen, whose output goes to pipes.
+    command.script(file, *arguments, seconds, devices) runs another program in its own process.
     """
 
     def popen(arguments, devices):
@@ -91,20 +97,42 @@ def command():
             pytest.fail(f"killed after {seconds} s:\n{out[-2000:]}\n{err[-2000:]}")
         return SimpleNamespace(code=process.returncode, out=out, err=err)
 
-    def start(workdir, *flags, config=TINY, devices=1):
-        arguments = ["-m", "diffseg_jax.main", "--compilation_cache="]
-        arguments += [f"--config={config}"] if config else []
-        arguments += [f"--workdir={workdir}"] if workdir else []
-        return popen([*arguments, *flags], devices)
+    def all_flags(workdir, flags, config):
+        given = ["--compilation_cache="]
+        given += [f"--config={config}"] if config else []
+        given += [f"--workdir={workdir}"] if workdir else []
+        return [*given, *flags]
 
-    def run(workdir, *flags, config=TINY, seconds=240, devices=1):
+    def run(workdir, *flags, config=TINY):
+        return called(main.main, all_flags(workdir, flags, config))
+
+    def start(workdir, *flags, config=TINY, devices=1):
+        return popen(["-m", "diffseg_jax.main", *all_flags(workdir, flags, config)], devices)
+
+    def process(workdir, *flags, config=TINY, seconds=240, devices=1):
         return finish(start(workdir, *flags, config=config, devices=devices), seconds)
 
     def script(file, *arguments, seconds=240, devices=1):
         return finish(popen([file, *arguments], devices), seconds)
 
-    run.start, run.script, run.finish = start, script, finish
+    run.start, run.process, run.script, run.finish = start, process, script, finish
     return run
+
+
+def called(main_function, arguments):
+    """The exit code and the output of a command that runs in this process, at the root."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(ROOT),
+        warnings.catch_warnings(),
+    ):  # fmt: skip
+        for hidden in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning):
+            warnings.simplefilter("ignore", hidden)  # as Python starts, unlike pytest
+        try:
+            main_function(arguments)
+        except SystemExit as end:
+            code = end.code or 0
+    return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +146,7 @@ def tiny_run(command, shared):
     with open(shared / "tiny" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not said.exists():
-            done = command(workdir)
+            done = command.process(workdir)
             assert done.code == 0, done.err
             said.write_text(json.dumps({"out": done.out, "err": done.err}))
     return SimpleNamespace(workdir=workdir, **json.loads(said.read_text()))

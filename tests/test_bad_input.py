@@ -41,7 +41,10 @@ def test_the_command_line_ends_with_one_sentence(command, tmp_path, name):
     (tmp_path / "file").write_text("not a folder")
     workdir = tmp_path / ("file" if name == "below a file" else "") / "run"
     flags, devices, parts = CALLS[name]
-    done = command(workdir, *flags, devices=devices)
+    if devices == 1:
+        done = command(workdir, *flags)
+    else:
+        done = command.process(workdir, *flags, devices=devices)
     assert done.code == 2, (done.code, done.out, done.err)
     lines = done.err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), done.err
@@ -49,14 +52,16 @@ def test_the_command_line_ends_with_one_sentence(command, tmp_path, name):
     assert not workdir.exists()
 
 
-def test_a_workdir_of_another_config_is_refused(tiny_run, command):
-    before = (tiny_run.workdir / "config.json").read_bytes()
-    done = command(tiny_run.workdir, "--config.seed=1", "--config.noise.kind=simple")
+def test_a_workdir_of_another_config_is_refused(tiny_config, command, tmp_path):
+    claim_workdir(tiny_config, tmp_path)
+    (tmp_path / "checkpoints/pretrain/3").mkdir(parents=True)
+    before = (tmp_path / "config.json").read_bytes()
+    done = command(tmp_path, "--config.seed=1", "--config.noise.kind=simple")
     lines = done.err.splitlines()
     assert done.code == 2
-    assert lines[0].startswith(f"error: workdir {tiny_run.workdir} holds a run of another config")
+    assert lines[0].startswith(f"error: workdir {tmp_path} holds a run of another config")
     assert lines[1:] == ["  noise.kind: scaled -> simple", "  seed: 0 -> 1"]
-    assert (tiny_run.workdir / "config.json").read_bytes() == before
+    assert (tmp_path / "config.json").read_bytes() == before
 
 
 @pytest.mark.slow  # compiles a program of its own

@@ -299,7 +299,7 @@ def test_many_options_work_together(command, tmp_path):
     ]  # fmt: skip
     for stage in ("pretrain", "finetune"):
         flags += [f"--config.stages.{stage}.accumulate=2", f"--config.stages.{stage}.ema=(0.5,)"]
-    succeeded(command(tmp_path, *flags, seconds=280))
+    succeeded(command(tmp_path, *flags))
     assert all(np.isfinite(r.get("loss", 0.0)) for r in records(tmp_path))
     for leaf in leaves_of(tmp_path / "checkpoints/finetune").values():
         assert leaf.dtype == np.float32

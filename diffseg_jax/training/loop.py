@@ -64,7 +64,8 @@ class Stage:
 
 def abstract_state(stage: Stage) -> dict:
     """Shapes and types of the stage's state, without computing it."""
-    return jax.eval_shape(lambda: _start(stage, stage.init(_key(stage, "init"))))
+    network = jax.eval_shape(stage.init, _key(stage, "init"))  # traced once: jax keeps the result
+    return jax.eval_shape(functools.partial(_start, stage), network)
 
 
 def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -> dict:

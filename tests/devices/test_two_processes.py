@@ -32,6 +32,7 @@ SYSTEMS = {  # config -> stages of the training loop, all stages
     "tiny_ddep": (("pretrain", "finetune"), ("pretrain", "finetune")),
     "tiny_ddp": (("train", "align"), ("train", "align")),
 }
+SMALLER = {"tiny_ddpm_seg": ["--config.model.channel_mult=(1,)", "--config.features.blocks=(0, 1)"]}
 PARAMETERS = [
     pytest.param(name, marks=[] if name == "tiny_ddpm_seg" else pytest.mark.slow)
     for name in SYSTEMS
@@ -42,7 +43,7 @@ ENDS_WITHIN = 90  # seconds after the loss of a process
 def flags_of(name):
     loops, stages = SYSTEMS[name]
     stable = [flag.format(stage) for stage in loops for flag in STABLE]
-    return [f"--config.run={stages}", "--config.evaluate.images=5", *stable]
+    return [f"--config.run={stages}", "--config.evaluate.images=5", *stable, *SMALLER.get(name, [])]
 
 
 def start_two(cache, workdir, name):
