@@ -49,6 +49,7 @@ class MaskRules:
     file      that classes.json, which may not exist yet;  entries  its content, {} without it
     colours   {(r, g, b): stored id} for masks in colours; -1 for ignored ones
     reading   "ids" or "colours": what masks hold; "" where each file tells
+    ignore    the ids that the option `ignore` adds to those of the file
     """
 
     table: np.ndarray = field(repr=False)
@@ -58,6 +59,7 @@ class MaskRules:
     entries: dict = field(default_factory=dict, repr=False)
     colours: dict = field(default_factory=dict, repr=False)
     reading: str = ""
+    ignore: tuple[int, ...] = ()
 
     def to_classes(self, ids, path):
         """The classes int32[H,W] of stored ids, integer [H,W]; -1 and -100 count as ignored.
@@ -88,18 +90,18 @@ class MaskRules:
 
     def written(self, **entries):
         """`set "ids": [0, 255] in FILE`, or the whole file where there is none."""
-        return self._line(json.dumps(entries)[1:-1])
-
-    def _line(self, text):
         if self.entries:
-            return f"set {text} in {self.file}"
-        return f'write {{"names": {json.dumps(list(self.names))}, {text}}} into {self.file}'
+            return f"set {json.dumps(entries)[1:-1]} in {self.file}"
+        return f"write {json.dumps({'names': list(self.names)} | entries)} into {self.file}"
 
     def numbered(self, ids, ignore=()):
         """As `written`, for the stored ids of the classes, and ids that are to be ignored."""
         before = self.entries.get("ignore", [])
         after = [value for value in before if value not in ids] + list(ignore)
-        return self.written(ids=ids, **({"ignore": after} if after != before else {}))
+        line = self.written(ids=ids, **({"ignore": after} if after != before else {}))
+        if set(ids) & set(self.ignore):
+            line += " and take them out of --config.data.options.ignore"
+        return line
 
     def ignoring(self, ids):
         """As `written`, for ids that are to be ignored besides those that the file ignores."""
@@ -124,9 +126,13 @@ class MaskRules:
     def _remedy(self, stored, bad):
         count, known = len(self.names), [i for i in stored if self.class_of(i) != IGNORE]
         listed = "these are the classes in the order of their names"
+        if count == 1 and len(stored) == 2:
+            return self._with_background(stored)
         if count == 2 and {0, 255} <= set(stored) and 1 not in stored:
             others = [value for value in stored if value not in (0, 255)]
             return f'If 255 is "{self.names[1]}", {self.numbered([0, 255], others)}.'
+        if self.entries.get("zero_is_ignored") and 0 in stored and stored[-1] < count:
+            return f'If 0 is "{self.names[0]}", {self.written(zero_is_ignored=False)}.'
         if bad == [count] and self.class_of(0) == 0:
             shifted = f"{self.written(zero_is_ignored=True)}."
             if 0 not in stored:
@@ -138,10 +144,18 @@ class MaskRules:
         for ids in (known, stored):
             if len(ids) == count and ids[0] >= 0 and ids != list(range(count)):
                 return f"If {listed}, {self.numbered(ids)}."
-        ids = ", ".join(f'id of "{name}"' for name in self.names[:3])
-        line = self._line(f'"ids": [{ids}{", ..." if count > 3 else ""}]')
         others = f"To ignore {_ranges(np.array(bad))}, {self.ignoring(bad)}. " if bad else ""
-        return f"{others}To give each class its id, {line}."
+        line = self.written(ids=[f"id of {name}" for name in self.names[:3]])
+        more = " and so on" if count > 3 else ""
+        return f"{others}To give each class its id, {line}{more}."
+
+    def _with_background(self, stored):
+        colour = (
+            {"palette": [[0, 0, 0], *self.entries["palette"]]} if "palette" in self.entries else {}
+        )
+        line = self.written(names=["background", *self.names], ids=stored, **colour)
+        option = "" if self.entries else " and give num_classes=2"
+        return f'If {stored[1]} is "{self.names[0]}", {line}{option}.'
 
 
 def _look_up(ids, table):

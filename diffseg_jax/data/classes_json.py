@@ -41,7 +41,7 @@ def read_classes(file, num_classes, ignore=()):
             )
         table = id_table(num_classes, ignore=ignore)
         labels = _without_ignored(numbered_labels(num_classes), table)
-        return labels, MaskRules(table, names=labels.names, file=str(file))
+        return labels, MaskRules(table, names=labels.names, file=str(file), ignore=tuple(ignore))
     written = _read_entries(file)
     entries = CLASSES_KEYS | written
     for wrong, sentence in _wrong_classes(**entries, num_classes=num_classes):
@@ -56,7 +56,7 @@ def read_classes(file, num_classes, ignore=()):
     labels = Labels(tuple(names), tuple(tuple(colour) for colour in palette))
     rules = MaskRules(
         table, names=labels.names, file=str(file), entries=written, colours=_colours(**entries),
-        reading=entries["masks"],
+        reading=entries["masks"], ignore=tuple(ignore),
     )  # fmt: skip
     return _without_ignored(labels, table), rules
 

@@ -90,14 +90,17 @@ def errors_of(train: SeenLabels, val: SeenLabels) -> list[str]:
         wrong += _nothing_labelled(seen, purpose)
     if wrong:
         return wrong
-    if train.complete and len(train.classes) == 1:
-        ignored = train.pixels[IGNORE] / train.pixels.total()
-        also = f", and {ignored:.0%} of all pixels are ignored" if ignored else ""
-        wrong.append(
-            f'{train.split}: every labelled pixel is "{names[min(train.classes)]}"{also}, so there '
-            f"is nothing to tell apart. {_second_class(train)}"
-        )
-    elif train.complete and val.complete and not train.classes & val.classes and val.classes:
+    for seen in (train, val):
+        if seen.complete and len(seen.classes) == 1:
+            ignored = seen.pixels[IGNORE] / seen.pixels.total()
+            also = f", and {ignored:.0%} of all pixels are ignored" if ignored else ""
+            wrong.append(
+                f'{seen.split}: every labelled pixel is "{names[min(seen.classes)]}"{also}, so '
+                f"there is nothing to tell apart. {_second_class(seen)}"
+            )
+    if wrong:
+        return wrong
+    if train.complete and val.complete and not train.classes & val.classes:
         wrong.append(
             f"{train.split} shows {_named(names, train.classes)}, but {val.split} shows "
             f"{_named(names, val.classes)}, so what is learned is not measured. Both need the same "
@@ -123,9 +126,11 @@ def _nothing_labelled(seen, purpose):
 
 
 def _second_class(seen):
+    if seen.pixels[IGNORE]:
+        return _advice(seen)
     if len(seen.source.labels.names) == 1:
-        return "There must be two names: add one, such as background, for the other pixels."
-    return _advice(seen) if seen.pixels[IGNORE] else "Check that these are the right masks."
+        return "There must be two classes, such as one for the background."
+    return "Check that these are the right masks."
 
 
 def _rules(seen) -> MaskRules | None:
@@ -189,11 +194,14 @@ def _remedy_for(nowhere, seen):
     rules, names = _rules(seen), seen.source.labels.names
     if not rules or not rules.file:
         return ""
+    count = len(names)
+    if rules.entries.get("zero_is_ignored") and count - 1 in nowhere and 0 in _stored_ids(seen):
+        return f' If 0 is "{names[0]}", {rules.written(zero_is_ignored=False)}.'
     if 0 in nowhere and 1 not in nowhere and rules.class_of(0) == 0:
         return f" If ids count from 1, {rules.written(zero_is_ignored=True)}."
     if len(nowhere) == 1 and seen.pixels[IGNORE] and 255 in _stored_ids(seen):
         missing = min(nowhere)
-        ids = [255 if k == missing else rules.stored_id(k) for k in range(len(names))]
+        ids = [255 if k == missing else rules.stored_id(k) for k in range(count)]
         return f' If 255 is "{names[missing]}", {rules.numbered(ids)}.'
     return ""
 

@@ -214,6 +214,8 @@ def _of_palette(image, indices, path, rules):
     palette[: len(colours)] = colours
     if reading == "colours":
         return palette[indices]
+    if image.format != "GIF" and not (rules and rules.colours) and not _is_grey(palette):
+        return indices
     used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
     shown = _ids_shown(palette[used], rules)
     if shown is None and image.format == "GIF":
@@ -231,14 +233,20 @@ def _of_palette(image, indices, path, rules):
 
 
 def _ids_shown(colours, rules):
-    """The ids that the colours of a palette show, if every one is that of a class; else None."""
-    if (colours == colours[:, :1]).all():
+    """The ids that the colours of a palette show, if every one is known; else None."""
+    if _is_grey(colours):
         values = colours[:, 0].astype(int)
-        if rules and all(rules.class_of(value) not in (-1, IGNORE) for value in values):
+        classes = [rules.class_of(value) for value in values] if rules else [-1]
+        in_between = [c for c, value in zip(classes, values) if value not in (0, 255)]
+        if -1 not in classes and set(in_between) - {IGNORE}:  # else a picture in black and white
             return values
     known = rules.colours if rules else {}
     shown = np.array([known.get(tuple(rgb), -2) for rgb in colours.tolist()])
     return shown if (shown > -2).all() else None
+
+
+def _is_grey(colours):
+    return (colours == colours[:, :1]).all()
 
 
 def _which(path, rules):

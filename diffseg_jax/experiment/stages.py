@@ -13,6 +13,7 @@ from diffseg_jax.experiment.ensemble_stage import check_fit, fit_stage
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.gradient_stage import train_stage
 from diffseg_jax.experiment.plan import (
+    Evaluation,
     Plan,
     StagePlan,
     check_config,
@@ -46,7 +47,7 @@ def train(config: ConfigDict, workdir: Path, changed_data: str = "refuse"):
     """
     require_free(workdir, "train", "--workdir")
     plan = make_plan(config, workdir)
-    warnings = read_some(plan)
+    read_some(plan)
     for stage in plan.stages:
         if stage.task.fit:
             check_fit(stage)
@@ -54,8 +55,6 @@ def train(config: ConfigDict, workdir: Path, changed_data: str = "refuse"):
     with locked_in_all(workdir, "train", "--workdir"):
         claim_workdir(config, workdir)
         say_notes(plan)
-        for sentence in warnings:
-            plan.log.say(f"warning: {sentence}")
         write_subset(plan)
         run_stages(plan, changed_data == "continue")
 
@@ -84,20 +83,28 @@ def run_stages(plan: Plan, go_on: bool):
     report_results(plan.order, results, workdir / "results.json", plan.log, closing_line(plan))
 
 
-def read_some(plan: Plan) -> list[str]:
+def read_some(plan: Plan):
     """Reads a few labelled examples of every split, as a wrong mask should not wait for hours.
 
-    Returns warnings about the labels; raises UserError for those that are certainly wrong.
+    Prints warnings about unusual labels; raises UserError for those that are certainly wrong.
     """
     labelled = [stage for stage in plan.stages if stage.evaluation]
     if not labelled:
-        return []
+        return
     train, val = labelled[0], labelled[0].evaluation
     first = spread(train.indices, READ_FIRST), spread(val.indices, READ_FIRST)
-    return require_sensible(
+    warnings = require_sensible(
         read_labels("train", train.source, train.indices, first[0]),
         read_labels("val", val.source, val.indices, first[1]),
     )
+    for sentence in warnings:
+        plan.log.say(f"warning: {sentence}")
+
+
+def require_measurable(evaluation: Evaluation):
+    """UserError if no pixel of the validation images is labelled."""
+    source, indices = evaluation.source, evaluation.indices
+    require_labelled(read_labels("val", source, indices, indices[:1]))
 
 
 def say_notes(plan: Plan):
@@ -161,8 +168,7 @@ def evaluate_only(config: ConfigDict, workdir: Path):
     if not names:
         raise UserError(f"{workdir} holds no checkpoint that can segment yet. Train first.")
     evaluations = plan_evaluations(config, workdir, names)
-    source, indices = evaluations[0].source, evaluations[0].indices
-    require_labelled(read_labels("val", source, indices, indices[:1]))
+    require_measurable(evaluations[0])
     with locked_in_all(workdir, "eval", "--workdir"):
         _evaluate_again(config, workdir, evaluations)
 

@@ -24,6 +24,7 @@ from diffseg_jax.experiment.results import (
     measure,
     scores_of,
 )
+from diffseg_jax.experiment.stages import require_measurable
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.views import predict
@@ -91,7 +92,9 @@ def plan_sweep(config: ConfigDict, workdir: Path) -> list[Measured]:
     check_config(config)
     networks = _networks(config, workdir)
     names = [name for name, _, _ in networks]
-    planned = zip(networks, plan_evaluations(config, workdir, names), strict=True)
+    evaluations = plan_evaluations(config, workdir, names)
+    require_measurable(evaluations[0])
+    planned = zip(networks, evaluations, strict=True)
     return [
         Measured(*network, system, _settings(config, system, evaluation))
         for network, evaluation in planned

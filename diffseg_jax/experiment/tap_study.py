@@ -18,6 +18,7 @@ from diffseg_jax.devices.processes import require_one
 from diffseg_jax.errors import UserError, choose, counted
 from diffseg_jax.experiment.ensemble_stage import examples, open_backbone, read_masks
 from diffseg_jax.experiment.plan import StagePlan, make_plan
+from diffseg_jax.experiment.stages import read_some
 from diffseg_jax.figures import sheets
 from diffseg_jax.metrics.segmentation import Absent, confusion, scores
 from diffseg_jax.storage.lock import locked
@@ -82,7 +83,9 @@ def plan_taps(config: ConfigDict, workdir: Path) -> tuple[StagePlan, TapGrid]:
             "Try --config=configs/ddpm_seg_scenes.py."
         )
     taps.config.run = (names[0],)
-    return make_plan(taps.config, workdir).stages[0], taps
+    plan = make_plan(taps.config, workdir)
+    read_some(plan)
+    return plan.stages[0], taps
 
 
 def score_taps(plan: StagePlan, taps: TapGrid) -> np.ndarray:

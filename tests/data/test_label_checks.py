@@ -48,8 +48,10 @@ WRONG = [  # masks of train, of val, names, the sentence, and the masks after it
     ([[0, 255]], [[0, 255]], THING, 'labelled pixel is "background", and 50%', [0, 1]),
     ([[255, 255]], [[0, 1]], THING, "every pixel of the only mask is ignored.*to learn", None),
     ([[0, 1]], [[255, 255]] * 2, THING, "every pixel of all 2 masks is ign.*to measure", None),
+    ([[0, 1]], [[0, 255]], THING, 'val: every labelled pixel is "background", and', None),
     ([[1, 1], [1, 1]], [[0, 1]], THING, 'labelled pixel is "thing", so .* the right masks', None),
-    ([[0, 255]], [[0]], ["thing"], "There must be two names: add one", None),
+    ([[0, 255]], [[0, 255]], ["thing"], 'If 255 is "thing", set "names"', [0, 1]),
+    ([[0, 0]], [[0, 0]], ["thing"], "There must be two classes, such as", None),
     ([[0, 1]], [[2, 3]], list("abcd"), 'train shows "a", "b", but val shows "c", "d"', None),
     ([[7, 7, 255]], [[7, 255]], list("abcdefgh"), 'every labelled pixel is "h"', None),
 ]
@@ -62,22 +64,34 @@ def test_what_is_certainly_wrong_is_an_error(tmp_path, train, val, names, senten
     if mended:
         text = re.search(r"set (.*?) in ", str(error.value)).group(1)
         entries = json.loads(f"{{{text}}}")
-        seen = data_of(tmp_path, train, val, names, **entries)
+        seen = data_of(tmp_path, train, val, **({"names": names} | entries))
         assert require_sensible(*seen) == []
         np.testing.assert_array_equal(np.unique(seen[0].source[0]["mask"]), mended)
 
 
 UNUSUAL = [
     ([[0, 1]], [[0, 1]], ["a", "b", "c"], {}, 'no mask shows "c".'),
-    ([[1, 2]], [[1]], ["a", "b", "c"], {}, 'no mask shows "a". If ids count from 1, set "zero'),
-    ([[0, 1, 255]], [[0]], ["a", "b", "c"], {}, '"c". If 255 is "c", set "ids": [0, 1, 255] in'),
+    ([[1, 2]], [[1, 2]], ["a", "b", "c"], {}, 'no mask shows "a". If ids count from 1, set "zero'),
+    ([[0, 1, 255]], [[0, 1]], ["a", "b", "c"], {}, '"c". If 255 is "c", set "ids": [0, 1, 255] in'),
     ([[0, 1, 2]], [[0, 1]], ["a", "b", "c"], {}, 'train shows "c", but val does not.'),
     ([[0, 1]], [[0, 2]], ["a", "b", "c"], {}, 'val shows "c", but train does not.'),
     ([[0, 1]], [[0, 1]], ["a", "void"], {}, '"void" is learned and measured as any class.'),
-    ([[5, 6]], [[5]], ["unlabelled", "b"], {"ids": [5, 6]}, 'leave it out, set "ignore": [5] in'),
+    (
+        [[5, 6]],
+        [[5, 6]],
+        ["unlabelled", "b"],
+        {"ids": [5, 6]},
+        'leave it out, set "ignore": [5] in',
+    ),
     ([[0] * 99 + [1]], [[0, 1]], THING, {}, 'train: 99.0% of the labelled pixels are "backg'),
     ([[255] * 98 + [0, 1]], [[0, 1]], THING, {}, "train: 98% of the pixels are ignored."),
-    ([[0, 1]], [[0]], THING, {}, 'val: 100.0% of the labelled pixels are "background".'),
+    (
+        [[0, 1, 2]],
+        [[1]] + [[1, 2]],
+        list("abc"),
+        {"zero_is_ignored": True},
+        'set "zero_is_ignored": false in',
+    ),
 ]
 
 

@@ -240,6 +240,29 @@ def test_a_palette_that_contradicts_its_indices_is_a_question(tmp_path):
         np.testing.assert_array_equal(classes_in(path), ids)
 
 
+@pytest.mark.parametrize(
+    "greys, asks", [([0, 4, 9, 17], True), ([0, 5, 9, 255], True), ([0, 255] * 2, False)]
+)
+def test_a_palette_of_greys_may_show_ids(tmp_path, greys, asks):
+    """As after a program renumbered the values of a grey mask; black and white are no ids."""
+    save_image(tmp_path / "images/training/a.jpg", random_image(8, 16))
+    image = Image.frombytes("P", IDS.shape[::-1], (IDS % 2 if not asks else IDS).tobytes())
+    image.putpalette(np.repeat(np.array(greys, np.uint8)[:, None], 3, 1).tobytes())
+    (tmp_path / "annotations/training").mkdir(parents=True)
+    path = tmp_path / "annotations/training/a.png"
+    image.save(path)
+    source = open_source("ade20k", "train", path=str(tmp_path))
+    if not asks:
+        np.testing.assert_array_equal(source[0]["mask"], np.where(IDS % 2, 0, 255))
+        return
+    with pytest.raises(UserError, match="two readings") as error:
+        source[0]
+    code = re.search(r"in Python: (.*?); else", str(error.value)).group(1)
+    exec(code, {"Image": Image, "path": path})
+    known = np.where(np.array(greys) % 255 > 0, np.array(greys) - 1, 255)
+    np.testing.assert_array_equal(source[0]["mask"], known[IDS])
+
+
 def test_many_colours_are_no_classes(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (8, 64, 3), np.uint8)
     path = folder_of(tmp_path, "a.png", image_bytes(noise, "PNG"), image=noise)
