@@ -11,6 +11,7 @@ from configs.tiny_ddpm_seg import get_config
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import ensemble_stage, stages, tap_study
 from diffseg_jax.experiment.plan import check_config, make_plan
+from diffseg_jax.inference import sampling
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.systems import ddpm_seg
 
@@ -162,12 +163,9 @@ def test_a_network_of_other_noise_levels_is_refused(seg_config, fitted, tmp_path
         stages.train(seg_config, tmp_path)
 
 
-def test_a_fit_cannot_be_sampled_from(fitted, command):
-    done = command.script(
-        "-m", "diffseg_jax.sample", f"--checkpoint={fitted}/checkpoints/fit",
-        f"--output={fitted}/no",
-    )  # fmt: skip
-    assert done.code == 2 and "holds no diffusion model" in done.err
+def test_a_fit_cannot_be_sampled_from(fitted):
+    with pytest.raises(UserError, match="holds no diffusion model"):
+        sampling.sample(fitted / "checkpoints" / "fit", images=1)
 
 
 # ---- your own folder: K, the ids to ignore and the number of images come from the config -------

@@ -14,6 +14,7 @@ import pytest
 from flax.traverse_util import flatten_dict as flatten
 from PIL import Image
 
+from diffseg_jax import main
 from diffseg_jax.config.schema import check_options
 from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.process import TARGETS, make_process
@@ -442,7 +443,7 @@ def test_the_configs_are_right(name):
 
 @pytest.fixture(scope="module")
 def run(command, tmp_path_factory):
-    """The workdir of a run of the tiny config, and its output."""
+    """The workdir of a run of the tiny config, and its output; a process, whose stderr is empty."""
     workdir = tmp_path_factory.mktemp("ddpm") / "run"
     done = command(workdir, config=TINY)
     assert done.code == 0 and done.err == "", done.err
@@ -482,15 +483,13 @@ def test_the_sheet_shows_samples_of_the_first_moving_average(run):
     assert apart[0.5] <= 1 and apart[0.9] > 1 and apart["off"] > 1
 
 
-def test_evaluation_says_that_there_is_nothing_to_evaluate(command, run):
-    done = command(run.workdir, "--mode=eval", config=TINY)
-    lines = done.err.splitlines()
-    assert done.code == 2 and len(lines) == 1 and lines[0].startswith("error: ")
-    assert "labels" in lines[0] and "diffseg_jax.sample" in lines[0], lines[0]
+def test_evaluation_says_that_there_is_nothing_to_evaluate(run):
+    with pytest.raises(UserError, match="labels.*diffseg_jax.sample"):
+        main.MODES["eval"](make_config(), run.workdir)
 
 
-def test_check_shows_the_squares(command, tmp_path):
-    done = command(tmp_path / "run", "--mode=check", config=TINY)
-    assert done.code == 0 and done.err == "", done.err
-    assert "16 x 16 (10)" in done.out
+def test_check_shows_the_squares(tmp_path, capsys):
+    main.MODES["check"](make_config(), tmp_path / "run")
+    printed = capsys.readouterr()
+    assert "16 x 16 (10)" in printed.out and printed.err == ""
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["check_unlabelled.png"]
