@@ -20,7 +20,8 @@ def read_npy(path, what: str) -> np.ndarray:
     """The array in a .npy, or the only one in a .npz; read-only. A UserError calls it `what`."""
     try:
         content = read_bytes(path)
-        return _array_from(_unpacked(content) if content[:2] == b"PK" else content)
+        is_archive = str(path).lower().endswith(".npz")
+        return _array_from(_unpacked(content) if is_archive else content)
     except Exception as error:  # numpy raises many types on damaged files
         raise UserError(
             f"cannot read {what} {path}: {shortened(str(error), 200)}. "
