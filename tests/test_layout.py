@@ -17,7 +17,7 @@ ORDER = (  # a module may import those above it, never those below
     "storage.paths", "storage.lock", "storage.hub", "storage.integrity", "storage.quiet",
     "storage.checkpoints", "storage.networks",
     "storage.workdir",
-    "data.labels", "data.palette", "data.class_ids", "data.classes_json",
+    "data.labels", "data.names", "data.palette", "data.class_ids", "data.classes_json",
     "data.formats", "data.files", "data.npy", "data.orientation", "data.images", "data.masks",
     "data.interpolation", "data.colour", "data.transforms",
     "data.scene_textures", "data.scene_street", "data.scene_rays", "data.scene_colours",

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from diffseg_jax.data.class_ids import MAX_ID, MaskRules, id_table
 from diffseg_jax.data.labels import Labels
+from diffseg_jax.data.names import read_text
 from diffseg_jax.data.palette import distinct_colours, numbered_labels
 from diffseg_jax.errors import UserError, choose
 
@@ -63,9 +64,9 @@ def read_classes(file, num_classes, ignore=()):
 
 def _read_entries(file):
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+        entries = json.loads(read_text(file), object_pairs_hook=_each_once)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {file}: {error}. It must be JSON.") from None
+        raise UserError(f"cannot read {file}: {error}. It must be JSON, saved as UTF-8.") from None
     if not isinstance(entries, dict):
         raise UserError(f'{file} is not an object. It must read {{"names": [...], ...}}.')
     for key in entries:

@@ -17,6 +17,7 @@ from diffseg_jax.data.files import by_stem, files_below, list_files, require_fol
 from diffseg_jax.data.folder_source import FolderSource
 from diffseg_jax.data.images import read_image
 from diffseg_jax.data.labels import Labels
+from diffseg_jax.data.names import partners
 from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.data.transforms import resize_antialiased, resize_mask
 from diffseg_jax.errors import UserError, choose
@@ -156,11 +157,11 @@ def open_few_label_set(name, split, *, path=""):
             f"path, with {LAYOUT}."
         ) from None
     images = by_stem(found[:count], folder)
-    _require_masks(folder, images)
+    masks = _masks_of(folder, images)
     labels = published.labels()
     return FewLabelSource(
         tuple(f"{folder}/{file}" for file in images.values()),
-        tuple(f"{folder}/{stem}.npy" for stem in images),
+        masks,
         tuple(images),
         labels,
         MaskRules(
@@ -176,15 +177,18 @@ def _folder(root: Path, name, below):
         return next((a / below for a in (root / name, root) if (a / below).is_dir()), root / below)
 
 
-def _require_masks(folder, images):
+def _masks_of(folder, images):
+    """The .npy files of images {stem: file}, in their order; UserError if one has none."""
     with reachable(folder):
-        masks = set(files_below(folder, (".npy",)))
-    unpaired = [file for stem, file in images.items() if f"{stem}.npy" not in masks]
+        masks = {file.rpartition(".")[0]: file for file in files_below(folder, (".npy",))}
+    mask_of = partners(images, masks)
+    unpaired = [file for stem, file in images.items() if stem not in mask_of]
     if unpaired:
         raise UserError(
             f"{len(unpaired)} of {len(images)} images in {folder} have no mask; the first is "
             f"{unpaired[0]}. Put a .npy of the same name beside each, or move the images away."
         )
+    return tuple(f"{folder}/{masks[mask_of[stem]]}" for stem in images)
 
 
 def _report(folder, found, count, what):

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from diffseg_jax.data.formats import FORMATS, LOSSY_FORMATS, endings_of
+from diffseg_jax.data.names import partners
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.storage.paths import BUCKET, in_bucket, open_path, reachable
 
@@ -172,10 +173,12 @@ def by_stem(files, folder, suffix=""):
 def pair(image_folder, images, mask_folder, masks):
     """(image paths, mask paths, stems, report) of two results of `by_stem`, sorted by stem.
 
-    Masks without an image are only reported. Raises UserError that names the first image without a
-    mask.
+    Names pair as `partners` says. Masks without an image are only reported. Raises UserError that
+    names the first image without a mask.
     """
-    no_mask, no_image = sorted(images.keys() - masks.keys()), sorted(masks.keys() - images.keys())
+    mask_of = partners(images, masks)
+    no_mask = sorted(images.keys() - mask_of.keys())
+    no_image = sorted(masks.keys() - set(mask_of.values()))
     if no_mask:
         first = images[no_mask[0]]
         raise UserError(
@@ -189,7 +192,8 @@ def pair(image_folder, images, mask_folder, masks):
         report = (f"{len(no_image)} masks in {mask_folder} have no image; the first is {first}.",)
     stems = tuple(sorted(images))
     image_paths = tuple(f"{image_folder}/{images[stem]}" for stem in stems)
-    return image_paths, tuple(f"{mask_folder}/{masks[stem]}" for stem in stems), stems, report
+    mask_paths = tuple(f"{mask_folder}/{masks[mask_of[stem]]}" for stem in stems)
+    return image_paths, mask_paths, stems, report
 
 
 def _similar(folder, stem):
@@ -197,6 +201,6 @@ def _similar(folder, stem):
     near = [file for file in files_below(folder, "") if file.startswith(stem)]
     if not near:
         return ""
-    if near[0].lower().endswith(LOSSY_ENDINGS):
+    if ends_with(near[0], LOSSY_ENDINGS):
         return f"There is {near[0]}, but lossy compression changes ids: export it as PNG. "
     return f"There is {near[0]}: its name without ending must be that of the image. "

@@ -17,6 +17,7 @@ from diffseg_jax.data.files import (
 from diffseg_jax.data.formats import image_endings
 from diffseg_jax.data.images import read_image, require_same_size
 from diffseg_jax.data.masks import read_ids, read_pair
+from diffseg_jax.data.names import partners
 from diffseg_jax.errors import UserError, choose
 
 
@@ -93,15 +94,15 @@ def open_pairs(
     images = by_stem(files, image_folder, image_suffix)
     masks = by_stem(list_masks(mask_folder), mask_folder, mask_suffix)
     if stems is not None:
-        missing = [stem for stem in stems if stem not in images]
-        if missing:
+        image_of = partners(stems, images)
+        if missing := [stem for stem in stems if stem not in image_of]:
             raise UserError(
                 f"{len(missing)} listed images are not in {image_folder}; the first is "
                 f"{missing[0]}. Complete the folder or the list."
             )
         # Files that are not listed belong to other splits and are not reported.
-        images = {stem: images[stem] for stem in stems}
-        masks = {stem: masks[stem] for stem in stems if stem in masks}
+        images = {stem: images[stem] for stem in image_of.values()}
+        masks = {stem: masks[stem] for stem in partners(images, masks).values()}
     paths, mask_paths, paired, report = pair(image_folder, images, mask_folder, masks)
     names = tuple(stem + image_suffix for stem in paired)
     report += skipped_note(image_folder, others)

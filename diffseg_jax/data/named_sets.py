@@ -3,10 +3,11 @@
 import numpy as np
 
 from diffseg_jax.data.class_ids import MaskRules, id_table
-from diffseg_jax.data.files import list_files, require_folder
+from diffseg_jax.data.files import ends_with, list_files, require_folder
 from diffseg_jax.data.folder_source import open_pairs
 from diffseg_jax.data.formats import image_endings
 from diffseg_jax.data.labels import IGNORE, Labels
+from diffseg_jax.data.names import read_text
 from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.errors import UserError, choose
 
@@ -157,6 +158,13 @@ def pascal_context_table(num_classes, raw_459):
     return table.astype(np.int32)
 
 
+def _listed_stem(line):
+    """The name in a line of a list, which may have a folder, an ending and further columns."""
+    name = line.split()[0].replace("\\", "/").rpartition("/")[2]
+    stem, _, ending = name.rpartition(".")
+    return stem if ends_with(f".{ending}", image_endings()) else name
+
+
 def open_pascal_context(split, *, path="", num_classes=0, raw_459=False):
     """JPEGImages, SegmentationClassContext, ImageSets/SegmentationContext/<split>.txt."""
     root = require_folder(
@@ -172,7 +180,7 @@ def open_pascal_context(split, *, path="", num_classes=0, raw_459=False):
         raise UserError(
             f"there is no {file}, which lists the images of split {split}, one name per line."
         )
-    stems = sorted(set(file.read_text().split()))
+    stems = sorted({_listed_stem(line) for line in read_text(file).splitlines() if line.strip()})
     if not stems:
         raise UserError(f"{file} lists no image. It must hold one name per line.")
     names = tuple(PASCAL_CONTEXT.split(", "))[60 - num_classes :]

@@ -1,16 +1,19 @@
 """Which images of a data set keep their labels: seeded, nested and recorded subsets."""
 
-import hashlib
 import math
+import re
 from collections import defaultdict
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 
+from diffseg_jax.data.files import ends_with
+from diffseg_jax.data.formats import image_endings
+from diffseg_jax.data.names import digest_of, folded, read_text
 from diffseg_jax.errors import UserError, shortened
+from diffseg_jax.storage.paths import open_path
 
 GENERATOR = "sorted names, numpy.random.Generator(numpy.random.PCG64(seed)).permutation, first n"
-LIST_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def subset(names, *, fraction=1.0, count=0, seed=0, list_path=""):
@@ -27,7 +30,7 @@ def subset(names, *, fraction=1.0, count=0, seed=0, list_path=""):
     """
     _require_one(fraction, count, list_path)
     if list_path:
-        return _listed(names, Path(list_path))
+        return _listed(names, open_path(list_path))
     total = len(names)
     if not 0 < fraction <= 1:
         raise UserError(f"fraction is {fraction}, but it must lie in (0, 1]. Try fraction=0.125.")
@@ -56,7 +59,7 @@ def describe_subset(names, indices, *, seed=0, list_path=""):
         "generator": f"list {list_path}" if list_path else GENERATOR,
         "n": len(chosen),
         "of": len(names),
-        "sha256": hashlib.sha256("".join(f"{name}\n" for name in chosen).encode()).hexdigest(),
+        "sha256": digest_of(chosen),
         "names": chosen,
     }
 
@@ -73,7 +76,7 @@ def _require_one(fraction, count, list_path):
 def _listed(names, file):
     """Indices of the images in a list file; a path and a name match if one ends with the other."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file, errors="surrogateescape")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise UserError(
@@ -82,11 +85,10 @@ def _listed(names, file):
         ) from None
     if not lines:
         raise UserError(f"the list {file} is empty. It must hold one image per line.")
-    by_last = defaultdict(list)
-    for index, name in enumerate(names):
-        parts = _parts(name)
-        by_last[parts[-1]].append((parts, index))
-    found = [_match(_image_path(line), by_last) for line in lines]
+    endings = image_endings()
+    paths = [_image_path(line, endings) for line in lines]
+    exact, alike = _Index(names, endings), _Index(map(folded, names), endings)
+    found = [exact.matches(path) or alike.matches(folded(path)) for path in paths]
     for line, indices in zip(lines, found, strict=True):
         if len(indices) != 1:
             matches = f"matches {len(indices)} images" if indices else "matches no image"
@@ -97,28 +99,36 @@ def _listed(names, file):
     return np.unique(np.array(found, np.int64)[:, 0])
 
 
-def _image_path(line):
-    """The image of a line: its first field if that is an image file, else the line."""
-    first = line.split()[0]
-    return first if first.lower().endswith(LIST_ENDINGS) else line
+class _Index:
+    """Names of images by their last component; a path and a name match if one ends the other."""
+
+    def __init__(self, names, endings):
+        self.endings, self.by_last = endings, defaultdict(list)
+        for index, name in enumerate(names):
+            parts = self._parts(name)
+            self.by_last[parts[-1]].append((parts, index))
+
+    def matches(self, path):
+        """The indices of the names that match a path."""
+        parts = self._parts(path)
+        return [
+            index
+            for known, index in (self.by_last.get(parts[-1], []) if parts else [])
+            if _is_tail(known, parts) or _is_tail(parts, known)
+        ]
+
+    def _parts(self, path):
+        """Components of a path with "/" or "\\", without the ending of an image file."""
+        path = PurePosixPath(path.replace("\\", "/"))
+        return (path.with_suffix("") if ends_with(path.suffix, self.endings) else path).parts
 
 
-def _match(path, by_last):
-    parts = _parts(path)
-    if not parts:
-        return []
-    return [
-        index
-        for known, index in by_last[parts[-1]]
-        if _is_tail(known, parts) or _is_tail(parts, known)
-    ]
+def _image_path(line, endings):
+    """The image of a line: what ends as an image file before a space or comma, else the line."""
+    ends = "|".join(map(re.escape, endings))
+    match = re.match(rf'"?(.+?(?:{ends}))"?(?=[\s,;]|$)', line, re.IGNORECASE)
+    return match[1] if match else line.strip('"')
 
 
 def _is_tail(short, long):
     return long[len(long) - len(short) :] == short if len(short) <= len(long) else False
-
-
-def _parts(path):
-    """Components of a path with "/" or "\\", without the ending of an image file."""
-    path = PurePosixPath(path.replace("\\", "/"))
-    return (path.with_suffix("") if path.suffix.lower() in LIST_ENDINGS else path).parts

@@ -10,7 +10,6 @@ The folders can be moved and copied, since no file holds the path of another.
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -30,6 +29,7 @@ from PIL import Image
 
 from diffseg_jax.config.schema import differing_lines
 from diffseg_jax.data.folder_source import FolderSource
+from diffseg_jax.data.names import digest_of
 from diffseg_jax.data.orientation import stored_orientation
 from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.data.prepared import NAMES_FILE, NO_SPLIT, PREPARED_FILE, non_empty
@@ -132,7 +132,7 @@ def make_manifest(config: ConfigDict, part: str, sources: dict[str, Sequence]) -
                 "share a prepared folder. Prepare them in separate folders."
             )
     names = {
-        split: {"images": len(source), "sha256": _digest(source.names)}
+        split: {"images": len(source), "sha256": digest_of(source.names)}
         for split, source in sources.items()
     }
     return as_json(
@@ -149,10 +149,6 @@ def make_manifest(config: ConfigDict, part: str, sources: dict[str, Sequence]) -
 def _labels(source):
     labels = dataclasses.asdict(source.labels) if source.labels else {}
     return {**labels, "classes": source.classes}
-
-
-def _digest(names):
-    return hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
 
 
 def add_shards(manifest: dict, folder: Path) -> dict:
