@@ -28,12 +28,18 @@ from diffseg_jax.data.transforms import augment
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.mesh import check_batch, make_mesh
 from diffseg_jax.errors import UserError, choose, require_known
+from diffseg_jax.experiment.start_step import (
+    check_start_within_run,
+    open_start,
+    step_to_start_from,
+)
 from diffseg_jax.inference.views import Protocol, protocol_of
-from diffseg_jax.storage.networks import first_has_checkpoint, open_network, require_checkpoint
+from diffseg_jax.storage.checkpoints import steps_in
+from diffseg_jax.storage.networks import first_has_checkpoint, require_checkpoint
 from diffseg_jax.storage.paths import open_path
 from diffseg_jax.storage.workdir import as_json, stage_directory
 from diffseg_jax.systems.methods import SYSTEMS
-from diffseg_jax.systems.system import System
+from diffseg_jax.systems.system import System, split_start
 from diffseg_jax.systems.task import Task
 from diffseg_jax.training.log import Log
 from diffseg_jax.training.optimizer import make_optimizer, make_schedule
@@ -224,19 +230,28 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
     task = make_compiled_task(config, name, len(classes), mesh)
     optimizer, schedule = (None, None) if task.fit else stage_optimizer(options)
     _check_example(source[int(indices[0])], options, name, task, labelled)
-    start = system.start_of(config, options.kind, options.start)
+    given, which = split_start(options.start)
+    if which and given in STARTS:
+        raise UserError(
+            f"stages.{name}.start is {options.start}, but {given} has no checkpoints to choose "
+            f"from. Try --config.stages.{name}.start={given}."
+        )
+    start = system.start_of(config, options.kind, given)
+    which = which if start == given else ""  # that of a stage which the config leaves out
     if start in config.stages:
-        _check_earlier_stage(name, start, before, workdir)
+        _check_earlier_stage(config, name, start, which, before, workdir)
     elif start not in STARTS:
-        _check_directory(config, start)
+        _check_directory(config, start, which)
+    loaded = _arrays_to_load(config, name, start, which, task, workdir, log)
+    start = f"{start}@{which}" if which else start
     chosen = data.labelled_subset if labelled else None
     return StagePlan(
         name=name, system=system, options=FrozenConfigDict(options), seed=config.seed,
         source=source, indices=indices, threads=reading.threads, workers=reading.workers,
         task=task, start=start,
-        loaded=_arrays_to_load(config, name, start, task, workdir),
+        loaded=loaded,
         meta=_meta(config, start, task, classes, labels, chosen),
-        note=system.note(config, options.kind, options.start), subset=chosen,
+        note=system.note(config, options.kind, given), subset=chosen,
         evaluation=(
             _plan_evaluation(config, name, task, data.val, workdir, mesh, log) if labelled else None
         ),
@@ -281,7 +296,7 @@ def _meta(config, start, task, classes, labels, chosen) -> dict:
 # ---- where a stage starts ----------------------------------------------------------------------
 
 
-def _arrays_to_load(config, name, start, task, workdir) -> Callable[[], dict] | None:
+def _arrays_to_load(config, name, start, which, task, workdir, log) -> Callable[[], dict] | None:
     """() -> the arrays that a fresh stage takes from elsewhere; None for none.
 
     Foreign files of a fresh stage are read here, so that a wrong one is found before anything runs;
@@ -296,7 +311,9 @@ def _arrays_to_load(config, name, start, task, workdir) -> Callable[[], dict] | 
             arrays = system.load_weights(config, abstract, task)
         elif start != "random":
             inside = stage_directory(workdir, start)
-            network, meta = open_network(inside if start in config.stages else open_path(start))
+            directory = inside if start in config.stages else open_path(start)
+            say = lambda text: log.say(f"{name}: {text}")
+            network, meta = open_start(directory, which, say)
             arrays = system.adopt(abstract, task, network, meta["task"])
         given = system.given_arrays(config, kind, abstract)
         return unflatten({**flatten(arrays), **flatten(given)})
@@ -310,8 +327,16 @@ def _arrays_to_load(config, name, start, task, workdir) -> Callable[[], dict] | 
     return read
 
 
-def _check_earlier_stage(name, start, before, workdir):
-    if start not in before and not first_has_checkpoint(stage_directory(workdir, start)):
+def _check_earlier_stage(config, name, start, which, before, workdir):
+    directory, options = stage_directory(workdir, start), config.stages[start]
+    if start in before:
+        if not (which.isdigit() and int(which) in steps_in(directory)):
+            labelled = SYSTEMS[config.system].stages[options.kind] == "labelled"
+            evaluated = labelled and options.kind != FIT
+            check_start_within_run(name, start, which, options, evaluated)
+    elif first_has_checkpoint(directory):
+        step_to_start_from(directory, which)
+    else:
         raise UserError(
             f"stages.{name}.start is {start}, which is not run before it and has no "
             f"checkpoint in {workdir}. Add it to --config.run, or try "
@@ -319,10 +344,16 @@ def _check_earlier_stage(name, start, before, workdir):
         )
 
 
-def _check_directory(config, start):
+def _check_directory(config, start, which):
     if not Path(start).exists() and "/" not in start:  # a misspelt name rather than a path
+        if "@" in start:
+            raise UserError(
+                f'unknown start "{start}". After @: best, last or a step, such as '
+                f"{start.partition('@')[0]}@best."
+            )
         require_known(start, (*config.stages, *STARTS), "start")
     require_checkpoint(open_path(start))
+    step_to_start_from(open_path(start), which)
 
 
 # ---- evaluations -------------------------------------------------------------------------------

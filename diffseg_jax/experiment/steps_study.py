@@ -25,6 +25,7 @@ from diffseg_jax.experiment.results import (
     scores_of,
 )
 from diffseg_jax.experiment.stages import require_measurable
+from diffseg_jax.experiment.start_step import step_to_start_from
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.views import predict
@@ -35,7 +36,7 @@ from diffseg_jax.storage.networks import first_has_checkpoint, open_network
 from diffseg_jax.storage.paths import open_path, write_json
 from diffseg_jax.storage.workdir import as_json, check_same, make_workdir, stage_directory
 from diffseg_jax.systems.methods import SYSTEMS
-from diffseg_jax.systems.system import Setting, System
+from diffseg_jax.systems.system import Setting, System, split_start
 
 TIMED = 3  # predictions, of which the fastest counts
 
@@ -125,9 +126,9 @@ def _networks(config, workdir):
         check_same(config, workdir, may_differ=("evaluate", "mesh", "sampling", "sweep"))
         return found
     for name in reversed(labelled_stages(config)):
-        start = open_path(config.stages[name].start)
-        if first_has_checkpoint(start):
-            return [(name, start, None)]
+        start, which = split_start(config.stages[name].start)
+        if first_has_checkpoint(directory := open_path(start)):
+            return [(name, directory, step_to_start_from(directory, which)[0])]
     starts = " or ".join(f"stages.{name}.start={config.stages[name].start}" for name in config.run)
     raise UserError(
         f"{workdir} holds no checkpoint of {' or '.join(config.run)}, and {starts} is no directory "

@@ -161,9 +161,13 @@ class StageCheckpoints:
         """The step of the newest complete checkpoint."""
         return processes.broadcast_from_first(self.manager.latest_step())
 
+    def best_evaluated(self) -> int | None:
+        """The step with the highest evaluated mIoU; None if none was evaluated."""
+        return processes.broadcast_from_first(self.manager.best_step())
+
     def best(self) -> int | None:
         """The step with the highest evaluated mIoU, or the latest if none was evaluated."""
-        best = processes.broadcast_from_first(self.manager.best_step())
+        best = self.best_evaluated()
         return self.latest() if best is None else best
 
     def chosen(self, best: bool) -> int | None:

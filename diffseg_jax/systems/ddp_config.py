@@ -13,7 +13,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.metrics.uncertainty import MEASURES
 from diffseg_jax.models.ddp_network import MIN_SIDE, DDPSettings
 from diffseg_jax.systems.ddp import SAMPLERS, make_settings, make_task, settings_of_meta
-from diffseg_jax.systems.system import Setting, System, require_same_network
+from diffseg_jax.systems.system import Setting, System, require_same_network, split_start
 from diffseg_jax.systems.task import Task
 from diffseg_jax.weights.backbones import load_backbone
 from diffseg_jax.weights.ddp import is_ddp, load_ddp, settings_of
@@ -191,7 +191,8 @@ def check(config):
         require_start(config)
     for name in config.run:
         stage = config.stages[name]
-        if stage.kind == "align" and start_of(config, stage.kind, stage.start) == "random":
+        start = split_start(stage.start)[0]
+        if stage.kind == "align" and start_of(config, stage.kind, start) == "random":
             raise UserError(
                 f"stages.{name} is of kind align, which continues from a trained network, but "
                 f"starts at random. Try --config.stages.{name}.start=runs/a/checkpoints/train."
@@ -207,7 +208,8 @@ def check(config):
 def require_start(config):
     """Raises UserError when new_head is set, but every stage starts at random anyway."""
     kinds = {name: config.stages[name].kind for name in config.run}
-    starts = [start_of(config, kind, config.stages[name].start) for name, kind in kinds.items()]
+    given = {name: split_start(config.stages[name].start)[0] for name in kinds}
+    starts = [start_of(config, kind, given[name]) for name, kind in kinds.items()]
     within = [kind for kind, start in zip(kinds.values(), starts) if start in config.stages]
     if set(within) - {"align"}:
         raise UserError(

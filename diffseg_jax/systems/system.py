@@ -1,6 +1,8 @@
 """What a segmentation method provides, as a plain value."""
 
 import dataclasses
+import os
+import re
 from collections.abc import Callable, Mapping
 
 from flax.traverse_util import flatten_dict as flatten
@@ -81,6 +83,12 @@ class System:
     sweep: Callable[..., list[Setting]] | None = None
     tap_grid: Callable[[Mapping], TapGrid | None] | None = None
     convention: str = "default"
+
+
+def split_start(start: str) -> tuple[str, str]:
+    """("train", "best") of "train@best"; the second part is best, last, a step, or "" for none."""
+    match = re.fullmatch(r"(.+)@(best|last|\d{1,9})", start, re.DOTALL)
+    return match.groups() if match and not os.path.exists(start) else (start, "")
 
 
 def require_same_network(abstract: dict, taken: dict, may_lack: str = ""):

@@ -1,0 +1,72 @@
+"""Which checkpoint a stage starts from, where another stage has several."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from diffseg_jax.errors import UserError
+from diffseg_jax.storage.checkpoints import StageCheckpoints, steps_in
+from diffseg_jax.storage.integrity import Damaged
+from diffseg_jax.storage.networks import open_network
+
+
+def open_start(directory: Path, which: str, say: Callable[[str], None]) -> tuple[dict, dict]:
+    """The network that a stage starts from and its metadata; `say` is told which step was taken.
+
+    directory, which  as of `step_to_start_from`
+    """
+    step, reason = step_to_start_from(directory, which)
+    try:
+        opened = open_network(directory, step)
+    except Damaged:
+        if which:
+            raise
+        opened, reason = open_network(directory), "the last one that is not damaged"
+    say(f"starts from step {opened[1]['step']} of {directory}, {reason}")
+    return opened
+
+
+def step_to_start_from(directory: Path, which: str) -> tuple[int, str]:
+    """A step in the directory of a stage, and why it was chosen.
+
+    which  "best" by the evaluations during training, "last", a step, or "" for the best of a stage
+           that was evaluated and the last one of another
+    Raises UserError for a step that is not there.
+    """
+    with StageCheckpoints(directory, read_only=True) as checkpoints:
+        best, last = checkpoints.best_evaluated(), checkpoints.latest()
+    if which.isdigit():
+        saved = sorted(steps_in(directory))
+        if int(which) not in saved:
+            listed = ", ".join(map(str, saved))
+            raise UserError(
+                f"start names step {which}, but {directory} holds the steps {listed}. "
+                f"Try @{saved[-1]}."
+            )
+        return int(which), "as start says"
+    if which == "best" and best is None:
+        raise UserError(
+            f"start names the best checkpoint, but {directory} was not evaluated while it was "
+            "trained. Try @last."
+        )
+    if which == "last" or best is None:
+        return last, "its last"
+    return best, "its best by the evaluations during training"
+
+
+def check_start_within_run(name: str, start: str, which: str, options, labelled: bool):
+    """Raises UserError for a checkpoint that the stage `start`, which runs before, will not leave.
+
+    options   those of the stage `start`
+    labelled  whether it is evaluated while it is trained
+    """
+    flag = f"--config.stages.{name}.start={start}@"
+    if which == "best" and not labelled:
+        raise UserError(
+            f"stages.{name}.start is {start}@best, but {start} is not evaluated while it is "
+            f"trained. Try {flag}last."
+        )
+    if which.isdigit() and "steps" in options and int(which) != options.steps:
+        raise UserError(
+            f"stages.{name}.start is {start}@{which}, but {start}, which runs before it, keeps its "
+            f"best and its last checkpoints. Try {flag}best or {flag}last."
+        )
