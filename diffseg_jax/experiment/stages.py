@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from diffseg_jax.data.label_checks import read_labels, require_labelled, require_sensible
 from diffseg_jax.devices import processes
+from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.changed_data import require_same_classes, with_data
 from diffseg_jax.experiment.data_notes import notes_of
@@ -40,6 +41,7 @@ CHANGED_DATA = ("refuse", "continue")
 READ_FIRST = 32  # examples per split that are read before anything is written
 
 
+@own_settings()
 def train(config: ConfigDict, workdir: Path, changed_data: str = "refuse"):
     """Runs the stages that are not finished yet and leaves results.json.
 
@@ -152,6 +154,7 @@ def read_chosen(stage: StagePlan, checkpoints: StageCheckpoints) -> tuple[dict, 
         return None
 
 
+@own_settings()
 def evaluate_only(config: ConfigDict, workdir: Path):
     """Evaluates the stages that have a checkpoint, with the given options; results_eval.json."""
     if not (workdir / "config.json").exists():

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffseg_jax.devices import processes
+from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.plan import (
     Evaluation,
@@ -56,6 +57,7 @@ class Measured:
     settings: Sequence[tuple[Setting, Evaluation]]
 
 
+@own_settings()
 def choose_steps(config: ConfigDict, workdir: Path):
     """Measures all stages of a run that can segment; leaves steps.json and pictures/steps.png.
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from diffseg_jax.config.options import FIT
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.devices.processes import require_one
+from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, choose, counted
 from diffseg_jax.experiment.ensemble_stage import examples, open_backbone, read_masks
 from diffseg_jax.experiment.plan import StagePlan, make_plan
@@ -34,6 +35,7 @@ PENALTY = 1e-3  # of ridge regression, per pixel, on features of variance 1
 CHOSEN_STEPS, CHOSEN_BLOCKS = 3, 5  # as in the paper
 
 
+@own_settings()
 def choose_taps(config: ConfigDict, workdir: Path):
     """Scores every output block at several steps; leaves taps.json and pictures/taps.png.
 

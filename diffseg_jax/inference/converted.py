@@ -13,6 +13,7 @@ import diffseg_jax
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.named_sets import ADE20K, CITYSCAPES
 from diffseg_jax.data.palette import distinct_colours, numbered_labels
+from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.inference.locate import find_stage, step_to_open
 from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint
@@ -143,6 +144,7 @@ def _published_steps(path) -> int:
     return DDP_STEPS["aligned" if "aligned" in Path(path).name.lower() else "trained"]
 
 
+@own_settings()
 def convert_run(path: str | os.PathLike, output: str | os.PathLike, stage=None, step=None,
                 ema=None, dtype="float32") -> int:  # fmt: skip
     """Writes the network of a run, without optimizer and averages: a small directory to share.
@@ -201,6 +203,7 @@ def save_converted(output, values: dict, path, config: dict, task: dict, **label
     return save_values(output, values, meta)
 
 
+@own_settings()
 def save_values(output, values: dict, meta: dict) -> int:
     """Saves the values of a network as the only step of a directory; the number of parameters."""
     # Orbax copies NumPy arrays before it saves them, since they may change, but not jax arrays.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict as unflatten
 
+from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference.locate import find_stage, stages_in, step_to_open
 from diffseg_jax.inference.segmenter import Segmenter
@@ -21,6 +22,7 @@ from diffseg_jax.storage.workdir import read_results
 WHOLE_VIEW = {"view": "whole", "scales": [1.0], "flip": False, "limit": [0, 0], "short": 0}
 
 
+@own_settings()
 def describe_checkpoint(path: str | os.PathLike, stage: str | None = None) -> dict:
     """The content of a checkpoint, as JSON values.
 

@@ -15,6 +15,7 @@ import numpy as np
 from jax import export as stablehlo
 
 import diffseg_jax
+from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.views import Protocol, View, predict_whole
@@ -30,6 +31,7 @@ LOAD = (
 )
 
 
+@own_settings()
 def export(
     segmenter: Segmenter, output: str | os.PathLike, *, size: tuple[int, int],
     steps: int | None = None, samples: int | None = None, seed: int | None = None,

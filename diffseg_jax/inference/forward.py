@@ -7,8 +7,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from diffseg_jax.devices.mesh import batch_sharding, place_tree, process_mesh, state_shardings
+from diffseg_jax.devices.settings import own_settings
 
 
+@own_settings()
 def make_forward(
     function: Callable, network: dict, mesh: jax.sharding.Mesh, batch_size: int, stride: int = 1
 ) -> Callable:
@@ -27,6 +29,7 @@ def make_forward(
     if any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(network)):
         network = place_tree(network, state_shardings(network, mesh))
 
+    @own_settings()
     def forward(images, valid):
         rows = np.arange(max(batch_size, len(images))) % len(images)
         height, width = images.shape[1:3]

@@ -22,6 +22,7 @@ from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.devices.compiled import CACHE, keep_compiled
 from diffseg_jax.devices.mesh import find_devices, local_mesh, place_tree, state_shardings
+from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.images import named_images
@@ -39,6 +40,7 @@ MAX_SEED = 2**31 - 1
 TRACED_SIZE = (64, 64)  # of the image with which the network is traced to list its features
 
 
+@own_settings()
 def load(
     path: str | os.PathLike, *, stage: str | None = None, step: int | None = None,
     ema: float | str | None = None, dtype: str | None = None, device: str | None = None,
@@ -88,6 +90,7 @@ class Segmenter:
     mesh       the devices, which share a batch
     """
 
+    @own_settings()
     def __init__(self, directory, network: dict, meta: dict, dtype=None, device=None):
         config = _with_tuples(meta["config"])
         if "model" not in config:
@@ -118,6 +121,7 @@ class Segmenter:
             f"{self.step} of {self.directory})"
         )
 
+    @own_settings()
     def task_for(self, steps: int | None = None, samples: int | None = None) -> Task:
         """The task of the system, with these numbers of reverse steps and of draws of the noise.
 
@@ -183,6 +187,7 @@ class Segmenter:
         """
         return self.predict_named(named_images(images), PredictOptions(**options))
 
+    @own_settings()
     def predict_named(
         self, named: Iterator[tuple[str, np.ndarray]], options: PredictOptions
     ) -> Iterator[Prediction]:
@@ -239,6 +244,7 @@ class Segmenter:
             )
         return protocol
 
+    @own_settings()
     def features(
         self, images, taps: str | Sequence[str], *, seed: int | None = None
     ) -> dict[str, np.ndarray]:
@@ -268,6 +274,7 @@ class Segmenter:
         return {name: np.asarray(found[name]) for name in taps}
 
     @functools.cached_property
+    @own_settings()
     def taps(self) -> tuple[str, ...]:
         """Sorted names for `features`; of a diffusion model, at the steps that it uses."""
         self._require_features()
@@ -285,6 +292,7 @@ class Segmenter:
         return hashlib.sha256(json.dumps(fingerprints(self.network)).encode()).hexdigest()[:12]
 
     @functools.cached_property
+    @own_settings()
     def _placed(self):
         """The network on the devices."""
         return place_tree(self.network, state_shardings(self.network, self.mesh))

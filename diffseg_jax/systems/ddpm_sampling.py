@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffseg_jax.devices.mesh import batch_sharding
+from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.diffusion.process import Process, reverse
 from diffseg_jax.diffusion.samplers import ddim_step, ddpm_step
 from diffseg_jax.errors import UserError, require_known
@@ -22,6 +23,7 @@ SAMPLERS = ("ddpm", "ddim")
 START = 2**31 - 1  # folded into the key of an image for its first noise; steps fold in their number
 
 
+@own_settings()
 def sample_images(
     step: Callable, process: Process, params: dict, *, seed: int, indices: Sequence[int],
     size: tuple[int, int], classes: np.ndarray | None = None, progress: Callable = iter,
