@@ -44,7 +44,7 @@ class Flags(argparse.ArgumentParser):
     def __init__(self, command: str, description: str):
         """command: the module below diffseg_jax; description: shown as it is by --help."""
         super().__init__(
-            prog=f"python -m diffseg_jax.{command}", description=description.strip(),
+            prog=f"python -m diffseg_jax.{command}", description=(description or "").strip(),
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         )  # fmt: skip
         self.register("type", int, number(int))
