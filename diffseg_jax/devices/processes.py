@@ -73,14 +73,6 @@ def broadcast_from_first(mine: int | None) -> int | None:
     return None if value < 0 else int(value)
 
 
-def digest_from_first(mine: bytes | None) -> bytes:
-    """The 32 bytes of process 0; the others may give None."""
-    if jax.process_count() == 1:
-        return mine
-    array = np.frombuffer(mine or bytes(32), np.uint8).astype(np.int32)
-    return multihost_utils.broadcast_one_to_all(array).astype(np.uint8).tobytes()
-
-
 def sum_over(mine: np.ndarray) -> np.ndarray:
     """The sum u32[n] of the arrays of all processes, modulo 2**32."""
     if jax.process_count() == 1:

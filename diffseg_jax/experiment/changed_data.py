@@ -3,6 +3,10 @@
 import dataclasses
 import json
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from diffseg_jax.data import fingerprint
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError
@@ -32,7 +36,7 @@ def with_data(stage: StagePlan, checkpoints: StageCheckpoints, go_on: bool) -> S
             stage.source, stage.indices, saved["whole"] if saved else None
         )
     current = {
-        "sha256": processes.digest_from_first(found and fingerprint.digest_of_data(found)).hex(),
+        "sha256": _digest_from_first(found and fingerprint.digest_of_data(found)).hex(),
         "whole": bool(processes.broadcast_from_first(found and int(found["whole"]))),
     }
     if step is not None:
@@ -40,6 +44,14 @@ def with_data(stage: StagePlan, checkpoints: StageCheckpoints, go_on: bool) -> S
     if processes.is_first():
         write_json(stage.workdir / LISTED_IN, {**listed, stage.name: found})
     return dataclasses.replace(stage, meta={**stage.meta, KEY: current})
+
+
+def _digest_from_first(mine):
+    """The 32 bytes of process 0; the others may give None."""
+    if jax.process_count() == 1:
+        return mine
+    array = np.frombuffer(mine or bytes(32), np.uint8).astype(np.int32)
+    return multihost_utils.broadcast_one_to_all(array).astype(np.uint8).tobytes()
 
 
 def require_same_classes(stage: StagePlan, meta: dict):
