@@ -173,10 +173,7 @@ REFUSED = {  # name -> content, part of the error
     "iCCP bomb": (
         mutate.png(8, 6, ROWS, extra=mutate.chunk(b"iCCP", b"a\0\0" + BOMB)), "too large"
     ),
-    "XBM as PNG": (
-        b"#define a_width 8\n#define a_height 1\nstatic char a_bits[] = {0x01};",
-        "not a complete image",
-    ),
+    "XBM as PNG": (encoded("1", form="XBM"), "not a complete image"),
     "16 bit": (encoded("I;16"), "more than 8 bits"),
     "float": (encoded("F", form="TIFF"), "more than 8 bits"),
 }  # fmt: skip

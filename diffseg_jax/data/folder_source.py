@@ -19,6 +19,7 @@ from diffseg_jax.data.images import read_image, require_same_size
 from diffseg_jax.data.masks import read_ids, read_pair
 from diffseg_jax.data.names import partners
 from diffseg_jax.errors import UserError, choose
+from diffseg_jax.storage.paths import reachable
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,15 @@ class FolderSource:
 def open_folder(split, *, path="", num_classes=0, ignore=()):
     """images/<split> and masks/<split> below path; classes from classes.json or num_classes."""
     root = require_folder(path, "folder", "images/<split> and masks/<split>")
-    pairs = open_pairs(root / "images" / split, root / "masks" / split, None, None)
+    folders = root / "images" / split, root / "masks" / split
+    try:
+        pairs = open_pairs(*folders, None, None)
+    except UserError as error:
+        with reachable(root):
+            if all(folder.is_dir() for folder in folders):
+                raise
+        layout = f"images/{split} holds images, masks/{split} a mask of the same name for each"
+        raise UserError(f"{error} In data set folder, {layout}.") from None
     labels, rules = read_classes(root / "classes.json", num_classes, ignore)
     return replace(pairs, labels=labels, rules=rules)
 

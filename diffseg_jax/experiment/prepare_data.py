@@ -29,6 +29,7 @@ from PIL import Image
 
 from diffseg_jax.config.schema import differing_lines
 from diffseg_jax.data.folder_source import FolderSource
+from diffseg_jax.data.label_checks import read_labels, require_sensible
 from diffseg_jax.data.names import digest_of
 from diffseg_jax.data.orientation import stored_orientation
 from diffseg_jax.data.pipeline import Cached
@@ -37,7 +38,9 @@ from diffseg_jax.data.tfds import TfdsSource, encode_depth
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.data_notes import notes_of
+from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.plan import check_config, open_data
+from diffseg_jax.experiment.stages import READ_FIRST
 from diffseg_jax.storage.lock import locked_in_all
 from diffseg_jax.storage.paths import in_bucket, read_bytes
 from diffseg_jax.storage.workdir import as_json, make_workdir
@@ -56,7 +59,7 @@ def prepare(config: ConfigDict, workdir: Path):
 
     Afterwards --config.<part>.source=tfds:<workdir>/<part> reads the same examples. Of several
     processes each writes its share of the shards. Raises UserError for an example that cannot be
-    used, and for a folder that was prepared from other data.
+    used, for labels that are certainly wrong, and for a folder that was prepared from other data.
     """
     check_config(config)
     parts = {}
@@ -65,10 +68,22 @@ def prepare(config: ConfigDict, workdir: Path):
     if "unlabelled" in config and config.unlabelled.source:
         parts["unlabelled"] = (config.unlabelled.split,)
     sources = {part: open_splits(config, part, splits) for part, splits in parts.items()}
+    judge_labels(sources.get("data", {}))
     make_workdir(workdir)
     with locked_in_all(workdir, "prepare", "--workdir"):
         for part, splits in sources.items():
             prepare_part(config, part, splits, workdir / part)
+
+
+def judge_labels(sources: dict[str, Sequence]):
+    """Prints warnings about the labels of two splits; UserError if they are certainly wrong."""
+    seen = [
+        read_labels(split, source, range(len(source)), spread(range(len(source)), READ_FIRST))
+        for split, source in sources.items()
+        if source.labels
+    ]
+    for sentence in require_sensible(*seen) if len(seen) == 2 else ():
+        print_first(f"warning: {sentence}")
 
 
 def open_splits(config: ConfigDict, part: str, splits: Sequence[str]) -> dict[str, Sequence]:

@@ -32,7 +32,7 @@ def test_two_images_with_one_stem_are_refused(tmp_path):
 
 def test_errors_about_missing_folders_list_their_neighbours(tmp_path):
     path = labelled_folder(tmp_path, {"a": random_ids()})
-    with pytest.raises(UserError, match="not a folder. Folders in .*images: train"):
+    with pytest.raises(UserError, match="not a folder. Folders in .*images: train.*masks/val"):
         open_source("folder", "val", path=path, num_classes=3)
     with pytest.raises(UserError, match="path is empty"):
         open_source("camvid", "train")

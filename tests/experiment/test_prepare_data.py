@@ -178,7 +178,7 @@ def test_scenes_and_images_with_a_class_are_read_back(tiny_config, tmp_path, sou
 def test_few_label_sets_are_stored_after_resizing(tiny_config, tmp_path):
     for split in ("train", "test"):
         save(tmp_path / f"cat_15/real/{split}/a.png", random_image(20, 20))
-        save(tmp_path / f"cat_15/real/{split}/a.npy", np.full((10, 10), 3))
+        save(tmp_path / f"cat_15/real/{split}/a.npy", 3 * np.eye(10, dtype=int))
     use(tiny_config, "data", "cat_15", tmp_path)
     with tiny_config.unlocked():
         tiny_config.data.val = "test"
@@ -186,6 +186,15 @@ def test_few_label_sets_are_stored_after_resizing(tiny_config, tmp_path):
     for one, other in opened(tiny_config, "data", tmp_path / "run"):
         assert_same(one, other)
     assert other[0]["image"].shape == (256, 256, 3)
+
+
+def test_labels_that_are_certainly_wrong_are_not_prepared(config, tmp_path):
+    for file in (tmp_path / "mine/masks/val/town").iterdir():
+        file.unlink()
+        save(file.with_suffix(".png"), np.full((12 + int(file.stem[1:]), 14), 255, np.uint8))
+    with pytest.raises(UserError, match="val: every pixel of all 5 masks is ignored"):
+        prepare_data.prepare(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_prepared_folder_can_be_prepared_again(config, tmp_path):
