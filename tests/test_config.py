@@ -212,3 +212,19 @@ def test_a_config_file_is_run_once(tmp_path):
 def test_a_config_is_locked():
     with pytest.raises(AttributeError):
         overridden().surplus = 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "subset"),
+    [
+        ({"fraction": "0.5"}, (0.5, 0, "")), ({"list_path": "a.txt"}, (1.0, 0, "a.txt")),
+        ({"count": "3"}, (1.0, 3, "")), ({"fraction": "1.0"}, (1.0, 0, "")), ({}, (1.0, 6, "")),
+        ({"fraction": "1.0", "count": "3"}, (1.0, 3, "")), ({"count": "0"}, (1.0, 0, "")),
+        ({"fraction": "0.5", "count": "3"}, (0.5, 3, "")),  # the user's own conflict is an error
+    ],
+)  # fmt: skip
+def test_the_subset_that_is_typed_replaces_that_of_the_file(typed, subset, capsys):
+    data = read_config(str(TINY), [(f"data.{key}", text) for key, text in typed.items()]).data
+    assert (data.fraction, data.count, data.list_path) == subset
+    said = "data.fraction is given, so data.count=6 of the config is off\n"
+    assert capsys.readouterr().err in ("", said, said.replace("fraction", "list_path"))

@@ -23,6 +23,7 @@ MOVED = {
     "ddpm_seg_ffhq34.py": "ddpm_seg_published.py:ffhq34",
     "ddpm_seg_horse21.py": "ddpm_seg_published.py:horse21",
 }
+SUBSET = {"data.fraction": 1.0, "data.count": 0, "data.list_path": ""}  # each alone; these: all
 BOOLEANS = {
     "true": True, "t": True, "yes": True, "1": True,
     "false": False, "f": False, "no": False, "0": False,
@@ -34,7 +35,8 @@ def read_config(given: str, overrides: Iterable[tuple[str, str | bool]] = ()):
     """The locked ConfigDict of "file.py", or of "file.py:preset", after the overrides.
 
     overrides  pairs (path, text), such as ("data.count", "24"); True or False for a flag without
-               text. Tuples given for one option are joined; otherwise the last text counts.
+               text. Tuples given for one option are joined; otherwise the last text counts. One of
+               SUBSET replaces what the file chooses by another one.
 
     Raises UserError for a file that cannot be run, for an option that the config does not have, and
     for a text that does not parse as the type of the option.
@@ -45,8 +47,21 @@ def read_config(given: str, overrides: Iterable[tuple[str, str | bool]] = ()):
         value = converted(path, text, find(config, path))
         is_repeated = path in values and isinstance(value, (tuple, list))
         values[path] = values[path] + value if is_repeated else value
-    config.update_from_flattened_dict(values)
+    config.update_from_flattened_dict({**_subset_of_file_off(config, values), **values})
     return config
+
+
+def _subset_of_file_off(config, values):
+    """The options that choose all images, where another one of SUBSET was given."""
+    given = [key for key in SUBSET if values.get(key, SUBSET[key]) != SUBSET[key]]
+    given += ["data.fraction"] if "data.fraction" in values and not given else []  # 1.0: all images
+    if not given:
+        return {}
+    off = {key: value for key, value in SUBSET.items() if key not in values}
+    for key, value in off.items():
+        if (replaced := find(config, key)) != value:
+            print(f"{given[0]} is given, so {key}={replaced} of the config is off", file=sys.stderr)
+    return off
 
 
 def run_config(given: str):

@@ -69,7 +69,8 @@ def _require_one(fraction, count, list_path):
     if sum(given.values()) > 1:
         both = " and ".join(name for name, is_given in given.items() if is_given)
         raise UserError(
-            f"{both} are given, but only one of them can choose the subset. Remove the others."
+            f"{both} are given, but only one of them can choose the subset. Keep one; "
+            'fraction=1.0, count=0 and list_path="" are off.'
         )
 
 

@@ -26,6 +26,22 @@ def with_data(stage: StagePlan, checkpoints: StageCheckpoints, go_on: bool) -> S
     The first process reads the data, and lists them in the workdir. Raises UserError that names
     what was added, removed or changed.
     """
+    current, found, listed = _compared(stage, checkpoints, go_on)
+    if processes.is_first():
+        write_json(stage.workdir / LISTED_IN, {**listed, stage.name: found})
+    return dataclasses.replace(stage, meta={**stage.meta, KEY: current})
+
+
+def require_same_data(stage: StagePlan, checkpoints: StageCheckpoints, is_finished: bool):
+    """Raises UserError if the stage would not continue with its data."""
+    if is_finished:
+        require_same_classes(stage, checkpoints.meta(checkpoints.latest()))
+    elif checkpoints.latest() is not None:
+        _compared(stage, checkpoints, go_on=False)
+
+
+def _compared(stage, checkpoints, go_on):
+    """The digest of the data of a stage, their fingerprint, and those in the workdir."""
     step = checkpoints.latest()
     meta = {} if step is None else checkpoints.meta(step)
     saved = meta.get(KEY)
@@ -41,9 +57,7 @@ def with_data(stage: StagePlan, checkpoints: StageCheckpoints, go_on: bool) -> S
     }
     if step is not None:
         _compare(stage, step, meta, current, found, listed.get(stage.name), go_on)
-    if processes.is_first():
-        write_json(stage.workdir / LISTED_IN, {**listed, stage.name: found})
-    return dataclasses.replace(stage, meta={**stage.meta, KEY: current})
+    return current, found, listed
 
 
 def _digest_from_first(mine):

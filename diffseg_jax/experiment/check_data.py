@@ -18,6 +18,7 @@ from diffseg_jax.devices.processes import require_one
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.data_notes import notes_of, turned_both_ways
 from diffseg_jax.experiment.plan import check_config, open_data
+from diffseg_jax.experiment.stages import require_startable
 from diffseg_jax.figures import sheets
 from diffseg_jax.storage.workdir import make_workdir
 
@@ -29,7 +30,8 @@ def check_data(config: ConfigDict, workdir: Path):
     """Prints counts, sizes, class shares and bad files; writes <workdir>/check_*.png.
 
     Every part is checked, whatever is wrong with the others. Raises UserError at the end if a part
-    cannot be opened, a file cannot be used, or the labels are certainly wrong.
+    cannot be opened, a file cannot be used, the labels are certainly wrong, or training would not
+    start for another reason.
     """
     require_one("--mode=check")
     check_config(config)
@@ -69,6 +71,12 @@ def check_data(config: ConfigDict, workdir: Path):
     if problems:
         examples = counted(len(problems), "example")
         wrong.append(f"{examples} cannot be used, as listed above. Repair or remove the files.")
+    try:
+        require_startable(config, workdir)
+    except UserError as error:
+        reported = "\n".join([*wrong, *problems])
+        if str(error) not in reported:
+            wrong.append(str(error))
     if wrong:
         raise UserError("\n  ".join(wrong))
 

@@ -8,7 +8,11 @@ from diffseg_jax.data.label_checks import read_labels, require_labelled, require
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment.changed_data import require_same_classes, with_data
+from diffseg_jax.experiment.changed_data import (
+    require_same_classes,
+    require_same_data,
+    with_data,
+)
 from diffseg_jax.experiment.data_notes import notes_of
 from diffseg_jax.experiment.ensemble_stage import check_fit, fit_stage
 from diffseg_jax.experiment.evaluate import spread
@@ -24,13 +28,14 @@ from diffseg_jax.experiment.plan import (
 )
 from diffseg_jax.experiment.results import result_of
 from diffseg_jax.metrics import segmentation
-from diffseg_jax.storage.checkpoints import Damaged, StageCheckpoints
+from diffseg_jax.storage.checkpoints import Damaged, StageCheckpoints, has_checkpoint
 from diffseg_jax.storage.lock import locked_in_all, require_free
 from diffseg_jax.storage.networks import first_has_checkpoint, open_network
 from diffseg_jax.storage.paths import write_json
 from diffseg_jax.storage.workdir import (
     check_same,
     claim_workdir,
+    holds_run_of,
     make_workdir,
     read_results,
     stage_directory,
@@ -48,17 +53,33 @@ def train(config: ConfigDict, workdir: Path, changed_data: str = "refuse"):
     changed_data  one of CHANGED_DATA: what a stage does that began with other data
     """
     require_free(workdir, "train", "--workdir")
-    plan = make_plan(config, workdir)
-    read_some(plan)
-    for stage in plan.stages:
-        if stage.task.fit:
-            check_fit(stage)
+    plan = checked_plan(config, workdir)
     make_workdir(workdir)
     with locked_in_all(workdir, "train", "--workdir"):
         claim_workdir(config, workdir)
         say_notes(plan)
         write_subset(plan)
         run_stages(plan, changed_data == "continue")
+
+
+def checked_plan(config: ConfigDict, workdir: Path) -> Plan:
+    """The plan of a run; raises UserError for what would stop it later, and writes nothing."""
+    plan = make_plan(config, workdir)
+    read_some(plan)
+    for stage in plan.stages:
+        if stage.task.fit:
+            check_fit(stage)
+    return plan
+
+
+def require_startable(config: ConfigDict, workdir: Path):
+    """Raises UserError if `train` would refuse to start or to resume; writes nothing."""
+    require_free(workdir, "train", "--workdir")
+    plan = checked_plan(config, workdir)
+    if holds_run_of(config, workdir):
+        for stage in [stage for stage in plan.stages if has_checkpoint(stage.directory)]:
+            with StageCheckpoints(stage.directory, read_only=True) as checkpoints:
+                require_same_data(stage, checkpoints, is_finished(stage, checkpoints))
 
 
 def run_stages(plan: Plan, go_on: bool):

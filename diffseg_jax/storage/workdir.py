@@ -34,11 +34,17 @@ def claim_workdir(config: ConfigDict, workdir: Path):
     options = as_json(config.to_dict())
     processes.require_same_everywhere("config", options)
     make_workdir(workdir)
-    if has_checkpoints(workdir) and (workdir / "config.json").exists():
-        check_same(config, workdir, may_differ=("mesh",))
-    elif processes.is_first():
+    if not holds_run_of(config, workdir) and processes.is_first():
         write_json(workdir / "config.json", options)
     require_shared(workdir)
+
+
+def holds_run_of(config: ConfigDict, workdir: Path) -> bool:
+    """Whether the workdir holds checkpoints of this config; UserError for those of another."""
+    if not has_checkpoints(workdir) or not (workdir / "config.json").exists():
+        return False
+    check_same(config, workdir, may_differ=("mesh",))
+    return True
 
 
 def make_workdir(workdir: Path):

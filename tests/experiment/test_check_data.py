@@ -1,13 +1,16 @@
 """--mode=check reports good and bad folders."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffseg_jax.errors import UserError
+from diffseg_jax.experiment import stages
 from diffseg_jax.experiment.check_data import check_data
+from diffseg_jax.storage.workdir import claim_workdir
 
 pytestmark = pytest.mark.quick
 
@@ -99,6 +102,45 @@ def test_labels_are_judged_as_training_judges_them(config, folder, tmp_path, cap
     config.data.fraction = 0.5
     with pytest.raises(UserError, match="only one of them can choose the subset"):
         check_data(config, tmp_path / "run")
+
+
+def change_of_workdir(config, workdir):
+    claim_workdir(config, workdir)
+    (workdir / "checkpoints/finetune/8").mkdir(parents=True)
+    config.seed += 1
+
+
+REFUSED = {  # part of what training says -> what makes it say so
+    "augment.crop is (64, 128), but the images are 20 x 30": lambda config, workdir: (
+        config.stages.finetune.augment.update(crop=(64, 128))
+    ),
+    'unknown optimizer "adamm"': lambda config, workdir: (
+        config.stages.finetune.optim.update(name="adamm")
+    ),
+    "there is no directory nowhere/at/all": lambda config, workdir: (
+        config.stages.finetune.update(start="nowhere/at/all")
+    ),
+    "holds a run of another config": change_of_workdir,
+}
+
+
+@pytest.mark.parametrize("sentence", REFUSED)
+def test_what_training_refuses_is_found(config, tmp_path, sentence, capsys):
+    REFUSED[sentence](config, tmp_path / "run")
+    said = []
+    for command in (check_data, stages.train):
+        with pytest.raises(UserError, match=re.escape(sentence)) as error:
+            command(config, tmp_path / "run")
+        said.append(str(error.value))
+    assert said[0] == said[1]
+    assert "  contact sheet" in capsys.readouterr().out  # the data were checked all the same
+
+
+def test_what_is_wrong_with_the_data_is_said_once(config, folder, tmp_path):
+    config.data.path = str(folder / "no")
+    with pytest.raises(UserError) as error:
+        check_data(config, tmp_path / "run")
+    assert str(error.value).count("is not a folder") == 2  # of train and of val
 
 
 def test_a_folder_without_a_good_file_has_no_sheet(config, folder, tmp_path, capsys):
