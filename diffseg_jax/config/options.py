@@ -13,9 +13,14 @@ SOURCE_OPTIONS = {  # each function in data/sources.py SOURCES names the ones th
     "mask_key": Text(),  # tfds: name of the mask feature; "" finds it
     "label_key": Text(),  # tfds: name of the feature that becomes "class"; "" for none
     "classes": Text(),  # unlabelled: class from "prefix" (cat_1.jpg) or "folder"; "" for none
+    "keep_masks": Flag(),  # unlabelled: files that look like masks are images too
     "ignore": Several(Number(int, 0, 65535)),  # folder: ids on disk that become 255, ignored
     "square": Number(int, 0, 16384),  # any: side of the square cut from each image; 0 for none
 }
+SOURCE_DEFAULTS = {  # what a config that does not name an option of a data set leaves it at
+    "size": (), "images": 0, "seed": 0, "num_classes": 0, "raw_459": False, "image_key": "",
+    "mask_key": "", "label_key": "", "classes": "", "keep_masks": False, "ignore": (), "square": 0,
+}  # fmt: skip
 DATA = {
     "source": Text(),
     "path": Text(),

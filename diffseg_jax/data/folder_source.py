@@ -16,6 +16,7 @@ from diffseg_jax.data.files import (
 )
 from diffseg_jax.data.formats import image_endings
 from diffseg_jax.data.images import read_image, require_same_size
+from diffseg_jax.data.mask_files import is_image_folder, is_mask_folder, without_masks
 from diffseg_jax.data.masks import read_ids, read_pair
 from diffseg_jax.data.names import partners
 from diffseg_jax.errors import UserError, choose
@@ -118,21 +119,64 @@ def open_pairs(
     return FolderSource(paths, mask_paths, names, labels, rules, report)
 
 
-def open_unlabelled(split, *, path="", classes=""):
-    """All images below path, or below its subfolder `split` if there is one.
+def open_unlabelled(split, *, path="", classes="", keep_masks=False):
+    """All images below path, or below its subfolder `split` if there is one; masks are left out.
 
-    Of a labelled folder (images/ beside masks/) only images/ is read.
+    Of a labelled folder (images/ beside masks/, JPEGImages/ beside SegmentationClass/, ...) only
+    the images are read.
+    keep_masks  whether files that look like masks are taken as images, see `without_masks`
     """
-    root = require_folder(path, "unlabelled", "images")
-    if (root / "images").is_dir() and (root / "masks").is_dir():
-        root = root / "images"
-    if split and (root / split).is_dir():
-        root = root / split
+    root, notes = require_folder(path, "unlabelled", "images"), ()
+    with reachable(root):
+        root, is_found = _images_of_split(root, split, keep_masks)
+        if split and not is_found:
+            notes = _other_splits(root, split)
     files, others = split_files(root, image_endings())
+    notes += skipped_note(root, others)
+    if not keep_masks:
+        files, sentences = without_masks(root, files, by_name=not classes)
+        notes += sentences
     names, ranks = classes_of_images(classes, root, files)
     paths = tuple(f"{root}/{file}" for file in files)
-    report = skipped_note(root, others)
-    return FolderSource(paths, (), tuple(files), report=report, classes=names, ranks=ranks)
+    return FolderSource(paths, (), tuple(files), report=notes, classes=names, ranks=ranks)
+
+
+SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test",)}
+
+
+def _images_of_split(root, split, keep_masks):
+    """(the folder of the images of a split, whether there is one for the split alone).
+
+    The folder of the split may be in that of the images, or the other way round.
+    """
+    is_found = False
+    for _ in range(2):
+        if not keep_masks:
+            root = _images_beside_masks(root)
+        names = SPLITS.get(split, (split,)) if split and not is_found else ()
+        found = next((root / name for name in names if (root / name).is_dir()), None)
+        root, is_found = found or root, is_found or found is not None
+    return root, is_found
+
+
+def _images_beside_masks(root):
+    """The only folder of images in root if there is one of masks beside it; else root."""
+    folders = [entry for entry in root.iterdir() if entry.is_dir()]
+    images = [folder for folder in folders if is_image_folder(folder.name)]
+    is_labelled = any(is_mask_folder(folder.name) for folder in folders)
+    return images[0] if len(images) == 1 and is_labelled else root
+
+
+def _other_splits(root, split):
+    """A sentence if the folder has other splits, all of which are read."""
+    known = [name for names in SPLITS.values() for name in names]
+    others = sorted(name for name in known if (root / name).is_dir())
+    if not others:
+        return ()
+    return (
+        f"there is no folder {split} in {root}, so all images below it are used, also those of "
+        f"{', '.join(others)}.",
+    )
 
 
 def _prefix(file):
