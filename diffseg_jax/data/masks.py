@@ -10,7 +10,7 @@ from PIL import Image
 from diffseg_jax.data.formats import LOSSY_FORMATS
 from diffseg_jax.data.images import decode, read_file, read_image, require_file
 from diffseg_jax.data.labels import IGNORE
-from diffseg_jax.data.npy import ARRAY_ENDINGS, read_npy
+from diffseg_jax.data.npy import is_array, read_npy
 from diffseg_jax.data.orientation import fit_mask, stored_orientation
 from diffseg_jax.errors import UserError, counted
 
@@ -33,7 +33,7 @@ def read_ids(path, encoded=None, rules=None):
     UserError for damaged files, for lossy compression, for arrays that are no map of integers, and
     where two readings are possible.
     """
-    if encoded is None and path.lower().endswith(ARRAY_ENDINGS):
+    if encoded is None and is_array(path):
         require_file(path)
         stored = _map_in(read_npy(path, "mask"), path)
     else:
@@ -50,7 +50,7 @@ def read_pair(image_path, mask_path, rules=None):
     """
     content = read_file(image_path)
     image = read_image(image_path, content)
-    if mask_path.lower().endswith(ARRAY_ENDINGS):
+    if is_array(mask_path):
         ids, orientation = read_ids(mask_path, rules=rules), 1
     else:
         encoded = read_file(mask_path)
@@ -259,27 +259,43 @@ def _which(path, rules):
 
 def _ids_of_colours(colours, path, rules):
     """The ids of a mask whose channels are equal, or whose colours are those of the classes."""
-    packed = (colours.astype(np.int32) * (65536, 256, 1)).sum(-1, dtype=np.int32)
-    values, inverse = np.unique(packed, return_inverse=True)
-    rows = [(int(value) >> 16, int(value) >> 8 & 255, int(value) & 255) for value in values]
     known, reading = (rules.colours, rules.reading) if rules else ({}, "")
-    grey = all(r == g == b for r, g, b in rows) and reading != "colours"
-    ids = np.array([known.get(row, -2) for row in rows])
-    if known and reading != "ids" and (ids > -2).all():
-        if grey and any(ids[i] != r and rules.class_of(r) >= 0 for i, (r, *_) in enumerate(rows)):
-            raise UserError(
-                f"mask {path} is grey, and its values are ids as well as colours of other classes. "
-                f"{_which(path, rules)}"
-            )
-        return ids[inverse].reshape(packed.shape)
-    if grey:
-        return colours[..., 0]
-    raise UserError(f"mask {path} {_unknown_colours(rows, known, rules)}")
+    grey = reading != "colours" and _is_grey(colours.reshape(-1, 3))
+    shown = _look_up(colours, known) if known and reading != "ids" else None
+    if shown is None:
+        if grey:
+            return colours[..., 0]
+        packed = np.unique(_packed(colours)).tolist()
+        rows = [[value >> 16, value >> 8 & 255, value & 255] for value in packed]
+        raise UserError(f"mask {path} {_unknown_colours(rows, known, rules)}")
+    values = np.unique(colours[..., 0]).tolist() if grey else []
+    if any(known[value, value, value] != value and rules.class_of(value) >= 0 for value in values):
+        raise UserError(
+            f"mask {path} is grey, and its values are ids as well as colours of other classes. "
+            f"{_which(path, rules)}"
+        )
+    return shown
+
+
+def _look_up(colours, known):
+    """The ids int32[H,W] of colours, or None if one of them is not known."""
+    keys = np.array([_packed(np.array(rgb, np.uint8)) for rgb in known])
+    order, packed = np.argsort(keys), _packed(colours)
+    found = order[np.minimum(np.searchsorted(keys[order], packed), len(keys) - 1)]
+    if not np.array_equal(keys[found], packed):
+        return None
+    return np.array(list(known.values()), np.int32)[found]
+
+
+def _packed(colours):
+    """Colours uint8[..., 3] as integers."""
+    red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
 
 
 def _unknown_colours(rows, known, rules):
     """The end of an error about colours that are of no class, or of several."""
-    unknown = [list(row) for row in rows if row not in known]
+    unknown = [row for row in rows if tuple(row) not in known]
     listed = f"{unknown[:SHOWN]}"[1:-1] + (", ..." if len(unknown) > SHOWN else "")
     if len(rows) > 256:
         return (

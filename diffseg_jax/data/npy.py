@@ -16,11 +16,20 @@ HEADER_READERS = {  # by version of the format
 }
 
 
+def is_array(path) -> bool:
+    """Whether a file is an array by its name."""
+    return _ends_with(path, ARRAY_ENDINGS)
+
+
+def _ends_with(path, endings):
+    return str(path).rstrip().lower().endswith(endings)
+
+
 def read_npy(path, what: str) -> np.ndarray:
     """The array in a .npy, or the only one in a .npz; read-only. A UserError calls it `what`."""
     try:
         content = read_bytes(path)
-        is_archive = str(path).lower().endswith(".npz")
+        is_archive = _ends_with(path, ".npz")
         return _array_from(_unpacked(content) if is_archive else content)
     except Exception as error:  # numpy raises many types on damaged files
         raise UserError(

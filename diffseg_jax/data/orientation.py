@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from diffseg_jax.data.formats import image_formats
-from diffseg_jax.data.npy import ARRAY_ENDINGS
+from diffseg_jax.data.npy import is_array
 from diffseg_jax.storage.paths import in_bucket, read_bytes
 
 TURNS = {  # EXIF orientation -> stored array [H, W, ...] to upright array
@@ -97,7 +97,7 @@ def fits_both_ways(image_path: str, mask_path: str) -> bool:
     (height, width), orientation = _header(image_path)
     if orientation == 1 or stored_size((height, width), orientation) != (height, width):
         return False
-    return mask_path.lower().endswith(ARRAY_ENDINGS) or _header(mask_path)[1] == 1
+    return is_array(mask_path) or _header(mask_path)[1] == 1
 
 
 def _header(path):
