@@ -121,7 +121,9 @@ class MaskRules:
                 f"It holds {len(stored)} different values, as after smooth resizing or lossy "
                 "compression. Export it again as PNG, resized with nearest neighbour."
             )
-        return f"The ids are {_ranges(np.array(stored))}. {self._remedy(stored, list(bad))}"
+        stored = [value for value in stored if value not in SIGNED_IGNORE]
+        listed = _ranges(np.array(stored, int)) or "those of ignored pixels"
+        return f"The ids are {listed}. {self._remedy(stored, list(bad))}"
 
     def _remedy(self, stored, bad):
         count, known = len(self.names), [i for i in stored if self.class_of(i) != IGNORE]
@@ -137,7 +139,9 @@ class MaskRules:
             shifted = f"{self.written(zero_is_ignored=True)}."
             if 0 not in stored:
                 return f"If ids count from 1, {shifted}"
-            more = f"name it in {self.file}" if self.entries else f"give num_classes={count + 1}"
+            coloured = " and give it a colour" if "palette" in self.entries else ""
+            more = f"name it{coloured} in {self.file}"
+            more = more if self.entries else f"give num_classes={count + 1}"
             return f"If {count} is one more class, {more}; if 0 is unlabelled, {shifted}"
         if bad == [MAX_ID]:  # -1 as 16 bits
             return f"To ignore it, {self.ignoring(bad)}."
@@ -145,15 +149,15 @@ class MaskRules:
             if len(ids) == count and ids[0] >= 0 and ids != list(range(count)):
                 return f"If {listed}, {self.numbered(ids)}."
         others = f"To ignore {_ranges(np.array(bad))}, {self.ignoring(bad)}. " if bad else ""
-        line = self.written(ids=[f"id of {name}" for name in self.names[:3]])
-        more = " and so on" if count > 3 else ""
-        return f"{others}To give each class its id, {line}{more}."
+        order = f'the stored ids of the {count} classes, in the order of their "names", as "ids"'
+        return (
+            f"{others}Or list {order} in {self.file}." if bad else f"List {order} in {self.file}."
+        )
 
     def _with_background(self, stored):
-        colour = (
-            {"palette": [[0, 0, 0], *self.entries["palette"]]} if "palette" in self.entries else {}
-        )
-        line = self.written(names=["background", *self.names], ids=stored, **colour)
+        palette = self.entries.get("palette")
+        colours = {"palette": [[0, 0, 0], *palette]} if palette else {}
+        line = self.written(names=["background", *self.names], ids=stored, **colours)
         option = "" if self.entries else " and give num_classes=2"
         return f'If {stored[1]} is "{self.names[0]}", {line}{option}.'
 

@@ -199,6 +199,8 @@ def _remedy_for(nowhere, seen):
         return f' If 0 is "{names[0]}", {rules.written(zero_is_ignored=False)}.'
     if 0 in nowhere and 1 not in nowhere and rules.class_of(0) == 0:
         return f" If ids count from 1, {rules.written(zero_is_ignored=True)}."
+    if seen.source.labels.unscored:  # classes without an id
+        return ""
     if len(nowhere) == 1 and seen.pixels[IGNORE] and 255 in _stored_ids(seen):
         missing = min(nowhere)
         ids = [255 if k == missing else rules.stored_id(k) for k in range(count)]

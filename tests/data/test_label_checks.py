@@ -73,6 +73,7 @@ UNUSUAL = [
     ([[0, 1]], [[0, 1]], ["a", "b", "c"], {}, 'no mask shows "c".'),
     ([[1, 2]], [[1, 2]], ["a", "b", "c"], {}, 'no mask shows "a". If ids count from 1, set "zero'),
     ([[0, 1, 255]], [[0, 1]], ["a", "b", "c"], {}, '"c". If 255 is "c", set "ids": [0, 1, 255] in'),
+    ([[0, 1, 255]], [[0, 1]], list("abcd"), {"ignore": [3]}, 'no mask shows "c".'),
     ([[0, 1, 2]], [[0, 1]], ["a", "b", "c"], {}, 'train shows "c", but val does not.'),
     ([[0, 1]], [[0, 2]], ["a", "b", "c"], {}, 'val shows "c", but train does not.'),
     ([[0, 1]], [[0, 1]], ["a", "void"], {}, '"void" is learned and measured as any class.'),
@@ -112,6 +113,13 @@ def test_what_may_be_meant_is_a_warning(tmp_path, train, val, names, entries, se
 )
 def test_usual_labels_pass_in_silence(tmp_path, train, val, names, entries):
     assert require_sensible(*data_of(tmp_path, train, val, names, **entries)) == []
+
+
+def test_arrays_of_ignored_pixels_alone(tmp_path):
+    for split in ("train", "val"):
+        labelled_folder(tmp_path, {"a": np.full((2, 2), -1)}, split, ".npy")
+    (tmp_path / "classes.json").write_text(json.dumps({"names": ["thing"]}))
+    assert "The ids are those of ignored pixels. List the" in errors_of(*seen_in(tmp_path))[0]
 
 
 def test_masks_are_read_until_a_second_class_is_found(tmp_path):
