@@ -13,7 +13,10 @@ MASK_ENDINGS = (".png", ".npy")  # taken where a mask exists in other formats to
 LOSSY_ENDINGS = endings_of(LOSSY_FORMATS)
 OTHER_MASK_ENDINGS = (".npz", *endings_of(FORMATS.keys() - set(LOSSY_FORMATS)))
 MAX_LISTED = 12  # folders or endings in a sentence
-FILES_OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # written into folders by Windows
+FILES_OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini", ":zone.identifier")  # of Windows
+FOLDERS_OF_SYSTEMS = (  # small copies and deleted files, of Synology, macOS and Windows
+    "@eadir", "#recycle", "__macosx", "$recycle.bin", "system volume information", "lost+found",
+)  # fmt: skip
 
 
 def require_folder(path, name, layout):
@@ -109,7 +112,9 @@ def files_below(folder, endings=("",)):
         folders[:] = [
             name
             for name in folders
-            if not name.startswith(".") and (remote or not _leads_back(Path(base, name)))
+            if not name.startswith(".")
+            and name.lower() not in FOLDERS_OF_SYSTEMS
+            and (remote or not _leads_back(Path(base, name)))
         ]
         below = Path(str(base).removeprefix(BUCKET)).relative_to(root).as_posix()
         prefix = "" if below == "." else below + "/"
@@ -118,7 +123,7 @@ def files_below(folder, endings=("",)):
             for name in files
             if ends_with(name, endings)
             and not name.startswith(".")
-            and name.lower() not in FILES_OF_SYSTEMS
+            and not ends_with(name, FILES_OF_SYSTEMS)
         ]
     return sorted(found)
 

@@ -126,11 +126,9 @@ def open_unlabelled(split, *, path="", classes="", keep_masks=False):
     the images are read.
     keep_masks  whether files that look like masks are taken as images, see `without_masks`
     """
-    root, notes = require_folder(path, "unlabelled", "images"), ()
-    with reachable(root):
-        root, is_found = _images_of_split(root, split, keep_masks)
-        if split and not is_found:
-            notes = _other_splits(root, split)
+    given = require_folder(path, "unlabelled", "images")
+    with reachable(given):
+        root, notes = _images_of_split(given, split, keep_masks)
     files, others = split_files(root, image_endings())
     notes += skipped_note(root, others)
     if not keep_masks:
@@ -145,26 +143,39 @@ SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid"),
 
 
 def _images_of_split(root, split, keep_masks):
-    """(the folder of the images of a split, whether there is one for the split alone).
+    """(the folder of the images of a split, sentences about others that are read or not).
 
     The folder of the split may be in that of the images, or the other way round.
     """
-    is_found = False
+    is_found, notes = False, ()
     for _ in range(2):
         if not keep_masks:
-            root = _images_beside_masks(root)
+            root, unread = _images_beside_masks(root)
+            notes += unread
         names = SPLITS.get(split, (split,)) if split and not is_found else ()
         found = next((root / name for name in names if (root / name).is_dir()), None)
         root, is_found = found or root, is_found or found is not None
-    return root, is_found
+    return root, notes + (_other_splits(root, split) if split and not is_found else ())
 
 
 def _images_beside_masks(root):
-    """The only folder of images in root if there is one of masks beside it; else root."""
-    folders = [entry for entry in root.iterdir() if entry.is_dir()]
+    """(the only folder of images in root, or root, a sentence about others that are not read).
+
+    Root itself is read unless there is a folder of masks beside that of the images.
+    """
+    folders = [entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."]
     images = [folder for folder in folders if is_image_folder(folder.name)]
-    is_labelled = any(is_mask_folder(folder.name) for folder in folders)
-    return images[0] if len(images) == 1 and is_labelled else root
+    masks = [folder.name for folder in folders if is_mask_folder(folder.name)]
+    if len(images) != 1 or not masks:
+        return root, ()
+    known = {images[0].name, *masks, "ImageSets"}
+    unread = sorted(folder.name for folder in folders if folder.name not in known)
+    if not unread:
+        return images[0], ()
+    return images[0], (
+        f"of {root} only {images[0].name} is read, since it lies beside {masks[0]}; not read: "
+        f"{', '.join(unread)}.",
+    )
 
 
 def _other_splits(root, split):

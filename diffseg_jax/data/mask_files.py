@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from diffseg_jax.data.files import LOSSY_ENDINGS, ends_with
-from diffseg_jax.data.formats import image_formats
+from diffseg_jax.data.formats import image_endings, image_formats
 from diffseg_jax.errors import counted
 from diffseg_jax.storage.paths import read_bytes
 
@@ -64,7 +64,8 @@ def without_masks(
     another image; flat files with such a name and that of another image; grey ones with few levels,
     if not all files have few. If nothing else is left, all are images.
     """
-    signs = {file: _Signs(file, by_name) for file in files}
+    endings = image_endings()
+    signs = {file: _Signs(file, by_name, endings) for file in files}
     _look(lambda file: content_of(f"{root}/{file}"), signs)
     images = Counter(each.stem for each in signs.values() if not each.is_suspect)
     some_have_many = any(not each.has_few for each in signs.values())
@@ -91,9 +92,12 @@ class _Signs:
     content  GREY, COLOUR, BLANK or "", once it is known
     """
 
-    def __init__(self, file, by_name):
+    def __init__(self, file, by_name, endings):
         *folders, name = file.split("/")
-        plain = _plain(name.rpartition(".")[0])
+        name = name.rpartition(".")[0]
+        while ends_with(name, endings):  # a.jpg.png is the mask of a.jpg
+            name = name.rpartition(".")[0]
+        plain = _plain(name)
         before, stem, after = MASK_NAME.fullmatch(plain).groups()
         self.folder = next((f for f in folders if is_mask_folder(f)), "") if by_name else ""
         self.affixed = by_name and bool(stem and (before or after))

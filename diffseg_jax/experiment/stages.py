@@ -132,12 +132,16 @@ def require_measurable(evaluation: Evaluation):
 
 def say_notes(plan: Plan):
     """Prints what a user should know about the data, once for each source."""
-    used = {id(stage.source): (stage.source, stage.indices) for stage in plan.stages}
-    for evaluation in filter(None, (stage.evaluation for stage in plan.stages)):
-        used[id(evaluation.source)] = evaluation.source, evaluation.indices
-    for source, indices in used.values():
+    used = {}
+    for stage in plan.stages:
+        what = "labelled images" if stage.evaluation else "unlabelled images"
+        used[id(stage.source)] = what, stage.source, stage.indices
+        if stage.evaluation:
+            source, indices = stage.evaluation.source, stage.evaluation.indices
+            used[id(source)] = "validation images", source, indices
+    for what, source, indices in used.values():
         for note in notes_of(source, indices):
-            plan.log.say(f"note: {note}")
+            plan.log.say(f"note, {what}: {note}")
 
 
 def write_subset(plan: Plan):

@@ -42,6 +42,7 @@ LAYOUTS = {  # images and masks of a split; {} is the name
     "ADE20K": ("images/training/{}.jpg", "annotations/training/{}.png"),
     "deep": ("set/photos/{}.jpg", "set/ground truth/{}.png"),
     "unknown folder": ("a/{}.jpg", "b/{}.png"),
+    "two endings": ("{}.jpg", "{}.jpg.png"),
     "JPEG masks": ("pictures/{}.jpg", "masks/{}.jpg"),
 }
 
@@ -60,7 +61,8 @@ def opened(root, split="train", **options):
     return open_source("unlabelled", split, path=str(root), **options)
 
 
-UNTOLD = [("beside", "soft"), ("unknown folder", "soft")]  # neither name nor content tells
+# Neither name nor content tells.
+UNTOLD = [(layout, "soft") for layout in ("beside", "unknown folder", "two endings")]
 DEEP = [("JPEG masks", "instances"), ("Carvana", "instances")]  # formats of 8 bits
 CASES = [(layout, kind) for layout in LAYOUTS for kind in MASKS]
 
@@ -97,6 +99,15 @@ def test_photographs_stay(tmp_path):
     assert len(source) == 8 and "all 8 images" in source.report[0]
     fill(tmp_path / "c", ("x/{}.png", "mask/{}.jpg"), Image.fromarray(PHOTO))
     assert opened(tmp_path / "c", "", classes="folder").classes == ("mask", "x")
+
+
+def test_folders_that_are_not_read_are_named(tmp_path):
+    fill(tmp_path, ("images/{}.jpg", "labels/{}.png"), MASKS["ids"])
+    fill(tmp_path, ("more/{}.jpg", "@eaDir/{}.jpg"), MASKS["ids"])
+    source = opened(tmp_path)
+    assert len(source) == 4 and source.report[0].endswith("not read: @eaDir, more.")
+    (tmp_path / "labels").rename(tmp_path / "more" / "labels")
+    assert len(opened(tmp_path)) == 8
 
 
 def test_validation_images_are_left_out_or_named(tmp_path):
