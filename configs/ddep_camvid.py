@@ -38,6 +38,7 @@ def get_config(preset="dep"):
 
     c.pretrain = preset
     c.weights = ""
+    c.weights_part = ""                   # of a file of several networks, such as model_ema
     c.noise = dict(
         kind="scaled", low=0.22, high=0.22, uniform_in="sigma", target="noise", condition=False,
     )

@@ -49,6 +49,7 @@ def get_config(preset="ddep"):
 
     c.pretrain = "ddep" if preset == "tiny" else preset
     c.weights = ""                        # R50+ViT-B_16.npz of ImageNet-21k
+    c.weights_part = ""                   # of a file of several networks, such as model_ema
     c.noise = dict(
         kind="scaled", low=0.22, high=0.22,           # (x + sigma eps) / sqrt(1 + sigma^2)
         uniform_in="sigma", target="noise", condition=False,

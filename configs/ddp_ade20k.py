@@ -51,6 +51,7 @@ def get_config(preset="swin_t"):
     )
 
     c.weights = ""                        # of the backbone, or an official DDP checkpoint
+    c.weights_part = ""                   # of a file of several networks, such as model_ema
     c.new_head = False                    # True: the classes differ from the start's
     c.model = dict(
         BACKBONES[preset], down_epsilon=1e-5, width=256, layers=6, decoder_heads=8, points=4,

@@ -65,6 +65,7 @@ def get_config(preset="convnext_t"):
     )
 
     c.weights = ""                        # of the backbone, or an official DDP checkpoint
+    c.weights_part = ""                   # of a file of several networks, such as model_ema
     c.new_head = False                    # True: the classes differ from the start's
     c.model = dict(
         backbone, down_epsilon=1e-5, width=256, layers=6, decoder_heads=8, points=4, mlp=1024,

@@ -28,6 +28,7 @@ def get_config():
     )
 
     c.weights = ""                        # of the backbone; "": from scratch
+    c.weights_part = ""                   # of a file of several networks, such as model_ema
     c.new_head = False                    # True: the classes differ from the start's
     c.model = dict(
         backbone="convnext", channels=(32, 64, 96, 128), depths=(2, 2, 4, 2), heads=(), window=0,

@@ -53,6 +53,7 @@ def get_config(preset="lsun_bedroom"):
     )
 
     c.weights = ""                        # an official checkpoint, for start="weights"
+    c.weights_part = ""                   # of a file of several networks, such as model_ema
     c.weights_order = published["order"]  # order of its attention channels: legacy | new
     c.model = dict(
         published["model"], heads=4, heads_up=-1, head_channels=64, resample_in_blocks=True,

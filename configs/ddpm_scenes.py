@@ -24,6 +24,7 @@ def get_config():
     )
 
     c.weights = ""                        # an official checkpoint, for start="weights"
+    c.weights_part = ""                   # of a file of several networks, such as model_ema
     c.weights_order = "legacy"            # order of its attention channels: legacy | new
     c.model = dict(                       # 3 million parameters
         channels=32, channel_mult=(1, 2, 4), res_blocks=1, attention_factors=(4,),

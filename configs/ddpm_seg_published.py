@@ -42,6 +42,7 @@ def get_config(preset="bedroom28"):
     )
 
     c.weights = ""                        # of the published network
+    c.weights_part = ""                   # of a file of several networks, such as model_ema
     c.weights_order = "legacy"            # order of its attention channels: legacy | new
     c.model = dict(                       # 552,814,086 parameters
         channels=256, channel_mult=(1, 1, 2, 2, 4, 4), res_blocks=2, attention_factors=(8, 16, 32),

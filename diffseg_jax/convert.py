@@ -61,13 +61,13 @@ ADM_FLAGS = {  # those of guided diffusion
 }
 
 
-def _convert_adm(path, output, name="", **flags):
-    return convert_adm(path, output, adm_configuration(name, flags))
+def _convert_adm(path, output, name="", part="", **flags):
+    return convert_adm(path, output, adm_configuration(name, flags), part)
 
 
 CONVERTERS = {  # name -> function and the flags that it takes
-    "adm": (_convert_adm, ("name", *ADM_FLAGS)),
-    "ddp": (convert_ddp, ("groups", "steps", "limit")),
+    "adm": (_convert_adm, ("name", "part", *ADM_FLAGS)),
+    "ddp": (convert_ddp, ("groups", "steps", "limit", "part")),
     "run": (convert_run, ("stage", "step", "ema", "dtype")),
 }
 
@@ -79,6 +79,8 @@ def make_flags() -> Flags:
     add("--source", required=True, help=f"kind of the input: {', '.join(CONVERTERS)}")
     add("--input", required=True, metavar="PATH", help="the .pt or .pth file; the workdir of a run")
     add("--output", required=True, metavar="DIR", help="a new directory")
+    part = "which network of a file that holds several, such as model_ema"
+    add("--part", metavar="NAME", help=part)
     add = flags.add_argument_group("adm").add_argument
     add("--name", help=f"configuration: {', '.join(PUBLISHED)}")
     add = flags.add_argument_group("adm, flags of guided diffusion in place of --name").add_argument

@@ -138,6 +138,12 @@ def test_the_first_mistake_is_one_sentence(change, sentence):
     assert str(error.value) == sentence
 
 
+def test_an_option_that_a_config_lacks_is_an_empty_one():
+    """So a run of an earlier version resumes with a config that has `weights_part`."""
+    assert differing_lines({"a": 1}, {"a": 1, "weights_part": ""}) == []
+    assert differing_lines({"a": 1}, {"a": 1, "weights_part": "ema"}) != []
+
+
 def test_differing_lines_are_those_that_differ():
     old = {"a": 1, "b": {"c": [1, 2], "d": 3}, "gone": 0}
     new = {"a": 1, "b": {"c": [1, 3], "d": 3}, "new": {"e": 1}}

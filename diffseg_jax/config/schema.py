@@ -184,12 +184,15 @@ def check_options(
 
 
 def differing_lines(old: Mapping, new: Mapping, where: str = "") -> list[str]:
-    """`path: old -> new` for every option in which two nested dicts differ."""
+    """`path: old -> new` for every option in which two nested dicts differ.
+
+    An option that a config may lack means the same as an empty one.
+    """
     lines = []
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name, "(absent)"), new.get(name, "(absent)")
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differing_lines(before, after, f"{where}{name}.")
-        elif before != after:
+        elif before != after and {str(before), str(after)} != {"(absent)", ""}:
             lines.append(f"{where}{name}: {before} -> {after}")
     return lines

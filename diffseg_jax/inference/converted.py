@@ -37,14 +37,18 @@ DDP_STEPS = {"aligned": 10, "trained": 3}  # of the published tests, for weights
 DDP_LIMITS = {19: (2048, 1024), 150: (2048, 512)}  # into which images fit, by number of classes
 
 
-def convert_adm(path: str | os.PathLike, output: str | os.PathLike, known: Configuration) -> int:
+def convert_adm(
+    path: str | os.PathLike, output: str | os.PathLike, known: Configuration, part: str = ""
+) -> int:
     """Writes a guided-diffusion state dict as a directory with one checkpoint.
+
+    part  of the file, as of `read_arrays`
 
     Returns the number of parameters. Raises UserError for a file that cannot be read or is not of
     this network, and for an output that exists.
     """
     require_unused(output)
-    params = load_adm(read_arrays(path), known.settings, known.order, str(path))
+    params = load_adm(read_arrays(path, part), known.settings, known.order, str(path))
     task = {
         "kind": "pretrain",
         "model": dataclasses.asdict(known.settings),
@@ -81,7 +85,7 @@ def adm_configuration(name: str, flags: dict) -> Configuration:
 
 def convert_ddp(
     path: str | os.PathLike, output: str | os.PathLike, groups: int = NECK_GROUPS,
-    steps: int | None = None, limit: tuple[int, int] | None = None,
+    steps: int | None = None, limit: tuple[int, int] | None = None, part: str = "",
 ) -> int:  # fmt: skip
     """Writes a segmentation checkpoint of DDP as a directory with one checkpoint.
 
@@ -89,12 +93,13 @@ def convert_ddp(
     steps   reverse steps; None = as published, 10 for a file whose name says aligned, else 3
     limit   (long, short) sides into which images are fitted; (0, 0) = their own size; None = as
             published for the 19 classes of Cityscapes and the 150 of ADE20K, else their own size
+    part    of the file, as of `read_arrays`
 
     Probabilities are accumulated for 150 classes, as published. Returns the number of parameters.
     Raises UserError as `convert_adm`, and for groups that do not divide the network's width.
     """
     require_unused(output)
-    arrays = read_arrays(path)
+    arrays = read_arrays(path, part)
     settings = settings_of(arrays, str(path))
     if groups < 1 or settings.width % groups:
         raise UserError(

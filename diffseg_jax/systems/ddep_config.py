@@ -1,7 +1,6 @@
 """DDeP in a config: its options and checks, where a stage starts, and foreign weights."""
 
 import math
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,7 +14,14 @@ from diffseg_jax.models.transunet import resize_positions
 from diffseg_jax.systems.ddep import decoder_channels, make_task
 from diffseg_jax.systems.system import System, require_same_network
 from diffseg_jax.systems.task import Task
-from diffseg_jax.weights.transunet import load_official, load_port, table_grid
+from diffseg_jax.weights.formats import read_arrays
+from diffseg_jax.weights.transunet import (
+    is_port,
+    load_encoder,
+    load_whole,
+    require_transunet,
+    table_grid,
+)
 
 CHOICES = ("none", "supervised", "dep", "ddep")
 STARTS_OF_CHOICES = {"none": "random", "supervised": "weights"}  # else the pretrain stage
@@ -54,21 +60,24 @@ def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
 def load_weights(config, abstract: dict, task: Task) -> dict:
     """The arrays that the file config.weights gives a stage: the encoder, or all of them.
 
-    An .npz of the ViT authors gives the encoder, a PyTorch checkpoint the decoder too and, for
+    Released R50+ViT weights give the encoder, a PyTorch TransUNet the decoder too and, for
     fine-tuning, the head. The position table moves to this stage's grid, from that of the file:
     config.weights_grid, or a square where the config lacks it. Raises UserError for arrays that
     are missing, extra or of another shape.
     """
     path, params = config.weights, abstract["params"]
     grid = tuple(config.get("weights_grid", ()))
-    if Path(path).suffix == ".npz":
-        encoder = load_official(path, _shapes(params["encoder"]), grid)
-        loaded, stats = {"encoder": encoder}, {}
-    else:
+    arrays = read_arrays(path, config.get("weights_part", ""))
+    require_transunet(arrays, path)
+    if is_port(arrays):
         head = task.meta["kind"] == "finetune"
-        loaded, stats = load_port(
-            path, _shapes(params), _shapes(abstract["stats"]), head=head, grid=grid
+        loaded, stats = load_whole(
+            arrays, path, _shapes(params), _shapes(abstract["stats"]), head=head, grid=grid
         )
+    else:
+        encoder = load_encoder(arrays, path, _shapes(params["encoder"]), grid)
+        loaded, stats = {"encoder": encoder}, {}
+    _note_arithmetic(config, is_port(arrays))
     rows, columns = table_grid(loaded["encoder"]["position_embedding"].shape[1], grid)
     if not grid and processes.is_first():
         print(
@@ -77,6 +86,17 @@ def load_weights(config, abstract: dict, task: Task) -> dict:
         )
     loaded = resize_positions(loaded, (rows, columns), tuple(task.meta["grid"]))
     return jax.tree.map(np.asarray, {"params": loaded, "stats": stats})
+
+
+def _note_arithmetic(config, port):
+    """Says that the weights were trained with the other arithmetic, if they were."""
+    own = (Arithmetic.PORT if port else Arithmetic.OFFICIAL).value
+    if own != config.model.arithmetic and processes.is_first():
+        print(
+            f"{config.weights}: was trained with the arithmetic {own}, but model.arithmetic is "
+            f"{config.model.arithmetic}, which computes other features; "
+            f"--config.model.arithmetic={own} takes its own"
+        )
 
 
 def _shapes(tree):
@@ -89,6 +109,7 @@ def _shapes(tree):
 OPTIONS = {
     "pretrain": Text(CHOICES),
     "weights": Text(),
+    "weights_part": Optional(Text()),
     "weights_grid": Optional(Several(Number(int, 1, 65536), 2)),
     "noise": {
         "kind": Text(tuple(LEVELS)),

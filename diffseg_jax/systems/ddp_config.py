@@ -6,7 +6,7 @@ import jax
 from flax.traverse_util import flatten_dict as flatten
 from flax.traverse_util import unflatten_dict as unflatten
 
-from diffseg_jax.config.schema import Flag, Number, Several, Text
+from diffseg_jax.config.schema import Flag, Number, Optional, Several, Text
 from diffseg_jax.diffusion.label_codes import CODES
 from diffseg_jax.diffusion.schedules import LOG_SNRS
 from diffseg_jax.errors import UserError
@@ -112,7 +112,8 @@ def load_weights(config, abstract: dict, task: Task) -> dict:
     Raises UserError for arrays that are missing, extra or of another shape.
     """
     settings = settings_of_meta(task.meta)
-    arrays = read_arrays(config.weights)
+    part = config.get("weights_part", "")
+    arrays = read_arrays(config.weights, part)
     if is_ddp(arrays):
         found = settings_of(arrays, config.weights)
         require_same_settings(settings, found, DEDUCED)
@@ -127,7 +128,7 @@ def load_weights(config, abstract: dict, task: Task) -> dict:
             "trained network. Train first, or give an official DDP checkpoint."
         )
     shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract["params"]["backbone"])
-    return {"params": {"backbone": load_backbone(config.weights, shapes, settings)}}
+    return {"params": {"backbone": load_backbone(config.weights, shapes, settings, part)}}
 
 
 # ---- options and checks ------------------------------------------------------------------------
@@ -135,6 +136,7 @@ def load_weights(config, abstract: dict, task: Task) -> dict:
 
 OPTIONS = {
     "weights": Text(),
+    "weights_part": Optional(Text()),
     "new_head": Flag(),
     "model": {
         "backbone": Text(("swin", "convnext")),

@@ -3,7 +3,7 @@
 import numpy as np
 
 from diffseg_jax.config.options import FIT
-from diffseg_jax.config.schema import Flag, Number, Several, Text
+from diffseg_jax.config.schema import Flag, Number, Optional, Several, Text
 from diffseg_jax.data.npy import read_npy
 from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.bounds import LOSSES
@@ -85,7 +85,7 @@ def load_weights(config, abstract: dict, task: Task) -> dict:
 
     Raises UserError for arrays that are missing, extra or of another shape.
     """
-    arrays = read_arrays(config.weights)
+    arrays = read_arrays(config.weights, config.get("weights_part", ""))
     settings = make_settings(task.meta["model"])
     unet = load_adm(arrays, settings, config.weights_order, config.weights)
     return {"params": {"unet": unet} if task.fit else unet}
@@ -115,6 +115,7 @@ def tap_grid(config) -> TapGrid | None:
 
 OPTIONS = {
     "weights": Text(),
+    "weights_part": Optional(Text()),
     "weights_order": Text(ORDERS),
     "model": {
         "channels": Number(int, 32, 8192),

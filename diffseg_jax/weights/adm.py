@@ -11,6 +11,7 @@ from diffseg_jax.diffusion.process import make_process
 from diffseg_jax.errors import UserError
 from diffseg_jax.models.adm_unet import ADMSettings, ADMUNet
 from diffseg_jax.models.network import Network
+from diffseg_jax.weights.recognised import described
 from diffseg_jax.weights.tables import convert, differences, within
 from diffseg_jax.weights.torch_rows import conv, linear_rows, norm
 
@@ -230,6 +231,8 @@ def _advice(arrays):
     ]  # fmt: skip
     if fitting:
         return f"It fits {', '.join(fitting)}: give that name, or its settings."
+    if "time_embed.0.weight" not in arrays:
+        return f"It is of no guided diffusion: {described(arrays)}."
     return "No published configuration fits it either; give the settings that it was trained with."
 
 

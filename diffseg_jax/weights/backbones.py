@@ -12,8 +12,9 @@ import numpy as np
 from diffseg_jax.errors import UserError
 from diffseg_jax.models.ddp_network import DDPSettings
 from diffseg_jax.models.swin import relative_index, resize_bias_table
-from diffseg_jax.weights.formats import read_arrays
-from diffseg_jax.weights.tables import AS_IS, Row, convert, within
+from diffseg_jax.weights.formats import naming, read_arrays
+from diffseg_jax.weights.recognised import described
+from diffseg_jax.weights.tables import AS_IS, Row, convert, targets, within
 from diffseg_jax.weights.torch_rows import conv, linear_rows, norm
 
 FAMILIES = {"swin": "Swin", "convnext": "ConvNeXt"}  # `DDPSettings.backbone` in error messages
@@ -66,27 +67,50 @@ def by_channel(array: np.ndarray) -> np.ndarray:
     return np.swapaxes(by_position, -1, -2).reshape(array.shape)
 
 
-def _merging(torch):
+def _merging(torch, stage="{0}"):
     """The rows of patch merging in files whose channels are ordered by position."""
-    return within(torch, "merge{0}.", (
+    return within(torch, f"merge{stage}.", (
         (r"norm\.weight", "norm.scale", by_channel),
         (r"norm\.bias", "norm.bias", by_channel),
         (r"reduction\.weight", "reduction.kernel", lambda array: by_channel(array).T),
     ))  # fmt: skip
 
 
+ORIGINAL_BLOCK = (
+    *norm(r"norm([12])", "norm{2}"),
+    (r"attn\.relative_position_bias_table", "attention.bias_table", AS_IS),
+    *linear_rows(r"attn\.qkv", "attention.qkv"),
+    *linear_rows(r"attn\.proj", "attention.out"),
+    *linear_rows(r"mlp\.fc([12])", "mlp.fc{2}"),
+)
 ORIGINAL_SWIN = (
     *conv(r"patch_embed\.proj", "patch_embedding.conv"),
     *norm(r"patch_embed\.norm", "patch_embedding.norm"),
-    *within(r"layers\.(\d+)\.blocks\.(\d+)\.", "stage{0}.block{1}.", (
-        *norm(r"norm([12])", "norm{2}"),
-        (r"attn\.relative_position_bias_table", "attention.bias_table", AS_IS),
-        *linear_rows(r"attn\.qkv", "attention.qkv"),
-        *linear_rows(r"attn\.proj", "attention.out"),
-        *linear_rows(r"mlp\.fc([12])", "mlp.fc{2}"),
-    )),
+    *within(r"layers\.(\d+)\.blocks\.(\d+)\.", "stage{0}.block{1}.", ORIGINAL_BLOCK),
     *_merging(r"layers\.(\d+)\.downsample\."),
+)
+TIMM_SWIN = (  # the merging stands in the stage after it; layers_0 in a network of features only
+    *(row for row in ORIGINAL_SWIN if row[0].startswith("patch_embed")),
+    *within(r"layers[._](\d+)\.blocks\.(\d+)\.", "stage{0}.block{1}.", ORIGINAL_BLOCK),
+    *(row for i in range(3) for row in _merging(rf"layers[._]{i + 1}\.downsample\.", i)),
+)
+TORCHVISION_SWIN = (
+    *conv(r"features\.0\.0", "patch_embedding.conv"),
+    *norm(r"features\.0\.2", "patch_embedding.norm"),
+    *(row for i in range(4) for row in within(
+        rf"features\.{2 * i + 1}\.(\d+)\.", f"stage{i}.block{{0}}.", (
+            *norm(r"norm([12])", "norm{1}"),
+            (r"attn\.relative_position_bias_table", "attention.bias_table", AS_IS),
+            *linear_rows(r"attn\.qkv", "attention.qkv"),
+            *linear_rows(r"attn\.proj", "attention.out"),
+            *linear_rows(r"mlp\.0", "mlp.fc1"),
+            *linear_rows(r"mlp\.3", "mlp.fc2"),
+        ))),
+    *(row for i in range(3) for row in _merging(rf"features\.{2 * i + 2}\.", i)),
 )  # fmt: skip
+HUGGING_NORMS = tuple(  # of a backbone inside a segmentation network
+    row for i in range(4) for row in norm(rf"hidden_states_norms\.stage{i + 1}", f"norm{i}")
+)
 HUGGING_SWIN = (
     *conv(r"embeddings\.patch_embeddings\.projection", "patch_embedding.conv"),
     *norm(r"embeddings\.norm", "patch_embedding.norm"),
@@ -100,6 +124,7 @@ HUGGING_SWIN = (
         *linear_rows(r"output\.dense", "mlp.fc2"),
     )),
     *_merging(r"encoder\.layers\.(\d+)\.downsample\."),
+    *HUGGING_NORMS,
 )  # fmt: skip
 ORIGINAL_CONVNEXT = (
     *(row for row in CONVNEXT if row[0].startswith("downsample_layers")),
@@ -109,6 +134,35 @@ ORIGINAL_CONVNEXT = (
         *linear_rows(r"pwconv([12])", "mlp.fc{2}"),
         (r"gamma", "gamma", "c->c"),
     )),
+)  # fmt: skip
+TIMM_CONVNEXT = (  # stem_0, stages_0 in a network of features only
+    *conv(r"stem[._]0", "stem.conv"),
+    *norm(r"stem[._]1", "stem.norm"),
+    *norm(r"stages[._](\d+)\.downsample\.0", "down{0}.norm"),
+    *conv(r"stages[._](\d+)\.downsample\.1", "down{0}.conv"),
+    *within(r"stages[._](\d+)\.blocks\.(\d+)\.", "stage{0}.block{1}.", (
+        *conv(r"conv_dw", "depthwise"),
+        *norm(r"norm", "norm"),
+        (r"mlp\.fc([12])\.weight", "mlp.fc{2}.kernel", "oi...->...io"),  # also 1x1 convolutions
+        (r"mlp\.fc([12])\.bias", "mlp.fc{2}.bias", "c->c"),
+        (r"gamma", "gamma", "c->c"),
+    )),
+)  # fmt: skip
+TORCHVISION_CONVNEXT = (
+    *conv(r"features\.0\.0", "stem.conv"),
+    *norm(r"features\.0\.1", "stem.norm"),
+    *(row for i in range(1, 4) for row in within(rf"features\.{2 * i}\.", f"down{i}.", (
+        *norm("0", "norm"),
+        *conv("1", "conv"),
+    ))),
+    *(row for i in range(4) for row in within(
+        rf"features\.{2 * i + 1}\.(\d+)\.", f"stage{i}.block{{0}}.", (
+            *conv(r"block\.0", "depthwise"),
+            *norm(r"block\.2", "norm"),
+            *linear_rows(r"block\.3", "mlp.fc1"),
+            *linear_rows(r"block\.5", "mlp.fc2"),
+            (r"layer_scale", "gamma", AS_IS),
+        ))),
 )  # fmt: skip
 HUGGING_CONVNEXT = (
     *conv(r"embeddings\.patch_embeddings", "stem.conv"),
@@ -121,6 +175,7 @@ HUGGING_CONVNEXT = (
         *linear_rows(r"pwconv([12])", "mlp.fc{2}"),
         (r"layer_scale_parameter", "gamma", "c->c"),
     )),
+    *HUGGING_NORMS,
 )  # fmt: skip
 
 
@@ -130,14 +185,12 @@ class Format:
 
     author  whose scheme it is, as in error messages before the family
     family  a key of FAMILIES
-    prefix  pattern of an optional prefix of all names of the backbone
-    mark    pattern, after the prefix, of a name that every such file and no other has
-    unused  patterns of names that only classification needs
+    mark    pattern, after any prefix, of a name that every such file and none further down has
+    unused  patterns of names that only classification needs, with or without that prefix
     """
 
     author: str
     family: str
-    prefix: str
     mark: str
     rows: tuple[Row, ...]
     unused: tuple[str, ...]
@@ -147,39 +200,47 @@ class Format:
         return f"{self.author} {FAMILIES[self.family]}"
 
 
-LAST = r"(norm|head)\.(weight|bias)"  # the norm before the classifier, and the classifier
-MMLAB_LAST = (r"(backbone\.)?norm\.(weight|bias)", r"head\..*", INDEX)
-HUGGING_LAST = r"classifier\.(weight|bias)"
+LAST = r"(norm|head|layernorm|classifier)\.(weight|bias)"  # norm before the classifier, classifier
 BACKBONE_FORMATS = (
-    Format("the original", "swin", "", r"layers\.0\.blocks\.0\.attn\.qkv\.weight",
+    Format("timm's", "swin", r"layers[._]3\.downsample\.reduction\.weight",
+           TIMM_SWIN, (LAST, r"head\..*", r"layers\.\d+\.blocks\.\d+\.attn_mask", INDEX)),
+    Format("the original", "swin", r"layers\.0\.blocks\.0\.attn\.qkv\.weight",
            ORIGINAL_SWIN, (LAST, r"layers\.\d+\.blocks\.\d+\.attn_mask", INDEX)),
-    Format("the original", "convnext", "", r"stages\.0\.0\.dwconv\.weight",
+    Format("the original", "convnext", r"stages\.0\.0\.dwconv\.weight",
            ORIGINAL_CONVNEXT, (LAST,)),
-    Format("OpenMMLab's", "swin", r"(?:backbone\.)?",
-           r"stages\.0\.blocks\.0\.attn\.w_msa\.qkv\.weight", SWIN, MMLAB_LAST),
-    Format("OpenMMLab's", "convnext", r"(?:backbone\.)?", r"stages\.0\.0\.depthwise_conv\.weight",
-           CONVNEXT, MMLAB_LAST),
-    Format("Hugging Face's", "swin", r"(?:swin\.)?",
-           r"encoder\.layers\.0\.blocks\.0\.attention\.self\.query\.weight", HUGGING_SWIN,
-           (r"(swin\.)?layernorm\.(weight|bias)", HUGGING_LAST, INDEX)),
-    Format("Hugging Face's", "convnext", r"(?:convnext\.)?",
-           r"encoder\.stages\.0\.layers\.0\.dwconv\.weight", HUGGING_CONVNEXT,
-           (r"(convnext\.)?layernorm\.(weight|bias)", HUGGING_LAST)),
+    Format("timm's", "convnext", r"stages[._]0\.blocks\.0\.conv_dw\.weight",
+           TIMM_CONVNEXT, (LAST, r"(head|norm_pre)\..*")),
+    Format("OpenMMLab's", "swin", r"stages\.0\.blocks\.0\.attn\.w_msa\.qkv\.weight",
+           SWIN, (LAST, r"head\..*", INDEX)),
+    Format("OpenMMLab's", "convnext", r"stages\.0\.0\.depthwise_conv\.weight",
+           CONVNEXT, (LAST, r"head\..*")),
+    Format("torchvision's", "swin", r"features\.1\.0\.attn\.qkv\.weight",
+           TORCHVISION_SWIN, (LAST, INDEX)),
+    Format("torchvision's", "convnext", r"features\.1\.0\.block\.0\.weight",
+           TORCHVISION_CONVNEXT, (r"classifier\.[02]\.(weight|bias)",)),
+    Format("Hugging Face's", "swin",
+           r"encoder\.layers\.0\.blocks\.0\.attention\.self\.query\.weight",
+           HUGGING_SWIN, (LAST, INDEX)),
+    Format("Hugging Face's", "convnext", r"encoder\.stages\.0\.layers\.0\.dwconv\.weight",
+           HUGGING_CONVNEXT, (LAST,)),
 )  # fmt: skip
 
 
-def find_format(arrays: Mapping[str, np.ndarray]) -> Format | None:
-    """The format of a classifier's names, or None."""
+def find_format(arrays: Mapping[str, np.ndarray]) -> tuple[Format, str] | None:
+    """The format of a classifier's names and the prefix that they have, or None."""
     for known in BACKBONE_FORMATS:
-        if any(re.fullmatch(known.prefix + known.mark, name) for name in arrays):
-            return known
+        mark = re.compile(rf"((?:\w+\.)*?){known.mark}")
+        if match := next(filter(None, map(mark.fullmatch, arrays)), None):
+            return known, match[1]
     return None
 
 
-def load_backbone(path: str | os.PathLike, shapes: dict, settings: DDPSettings) -> dict:
+def load_backbone(
+    path: str | os.PathLike, shapes: dict, settings: DDPSettings, part: str = ""
+) -> dict:
     """A backbone's parameters from a classifier's file, float32.
 
-    path    PyTorch or safetensors, in one of FORMATS
+    path    PyTorch or safetensors, in one of BACKBONE_FORMATS;  part  as of `read_arrays`
     shapes  `params["backbone"]` of the network with a shape tuple at each leaf
     out     the same tree without those of norm0, ..., norm3 that the file lacks; bias tables of
             another window are resized
@@ -187,23 +248,67 @@ def load_backbone(path: str | os.PathLike, shapes: dict, settings: DDPSettings) 
     Raises UserError for a file in an unknown format, for another backbone or size, and as
     `read_arrays` and `convert` do.
     """
-    arrays, source = read_arrays(path), str(path)
-    known = find_format(arrays)
-    if known is None:
+    arrays, source = read_arrays(path, part), str(path)
+    known, prefix = _require_format(arrays, settings, source)
+    check_indices(arrays, source)
+    _require_alone(arrays, known, prefix, source)
+    arrays = _resized(_joined(arrays, source), settings.window, source)
+    rows = within(re.escape(prefix), "", known.rows)
+    unused = tuple(f"(?:{re.escape(prefix)})?{pattern}" for pattern in known.unused)
+    found = targets(arrays, rows)
+    _require_size(found, known, settings, source)
+    outer = {target.partition(".")[0] for target in found}
+    kept = {key: value for key, value in shapes.items() if key in outer or key[:4] != "norm"}
+    return convert(arrays, rows, kept, ignore=unused, source=source)
+
+
+def _require_format(arrays, settings, source):
+    """The format and its prefix; UserError for an unknown one or another backbone."""
+    found = find_format(arrays)
+    if found is None:
         names = ", ".join(each.name for each in BACKBONE_FORMATS)
         raise UserError(
-            f"{source} is in no known format of ImageNet weights: its first entry is "
-            f"{next(iter(arrays))}. Known: {names}. Give a file in one of them."
+            f"{source} is in no known format of ImageNet weights: {described(arrays)}. "
+            f"Known: {names}. Give a file in one of them."
         )
+    known, prefix = found
     if known.family != settings.backbone:
         raise UserError(
             f"{source} is in the format of {known.name}, but the network's backbone is "
             f"{FAMILIES[settings.backbone]}. Give weights of that, or take the other backbone."
         )
-    check_indices(arrays, source)
-    arrays = _resized(_joined(arrays, source), settings.window, source)
-    rows = within(known.prefix, "", known.rows)
-    return convert(arrays, rows, _kept(shapes, arrays), ignore=known.unused, source=source)
+    return known, prefix
+
+
+def _require_alone(arrays, known, prefix, source):
+    """Raises UserError where the backbone is one part of a larger network, such as a detector."""
+    others = [name for name in arrays if not name.startswith(prefix)]
+    others = [n for n in others if not any(re.fullmatch(u, n) for u in known.unused)]
+    if others:
+        raise UserError(
+            f"{source} is a whole network of which {prefix[:-1]} is {known.name}; it also has "
+            f"{others[0]} ({len(others)} such entries). To take the backbone, "
+            f"{naming(prefix[:-1])}."
+        )
+
+
+def _require_size(found, known, settings, source):
+    """Raises UserError unless the file has the depths and channels of the network.
+
+    found  our name -> shape in the file's order of axes
+    """
+    first = {"swin": "norm1", "convnext": "norm"}[known.family]
+    scales = [found.get(f"stage{i}.block0.{first}.scale", ()) for i in range(4)]
+    blocks = [re.match(r"stage(\d)\.block(\d+)\.", target) for target in found]
+    depths = tuple(len({b[2] for b in blocks if b and b[1] == str(i)}) for i in range(4))
+    channels = tuple(math.prod(shape) for shape in scales)
+    if not all(scales) or (channels, depths) == (settings.channels, settings.depths):
+        return  # `convert` names what is missing
+    raise UserError(
+        f"{source} is {known.name} with channels {channels} and depths {depths}, but the network "
+        f"has {tuple(settings.channels)} and {tuple(settings.depths)}. Give a file of this size, "
+        "or the config or preset of that one."
+    )
 
 
 def check_indices(arrays: Mapping[str, np.ndarray], source: str):
@@ -211,8 +316,9 @@ def check_indices(arrays: Mapping[str, np.ndarray], source: str):
     for name, array in arrays.items():
         if not re.fullmatch(INDEX, name):
             continue
-        window = math.isqrt(array.shape[0]) if array.ndim == 2 else 1
-        if not np.array_equal(array, _index(window)):
+        window = math.isqrt(math.isqrt(array.size))
+        flat = array.ndim == 1  # torchvision's
+        if not np.array_equal(array, _index(window).reshape(-1) if flat else _index(window)):
             raise UserError(
                 f"{source}: {name} is not Swin's order of relative positions, so the "
                 "bias tables would be misread. Give a checkpoint of the original attention."
@@ -262,10 +368,3 @@ def _joined(arrays, source):
         if name == names[0]:
             joined[f"{match[1]}qkv{match[3]}"] = np.concatenate([arrays[n] for n in names])
     return joined
-
-
-def _kept(shapes, arrays):
-    """The shapes without the output norms that no entry is for."""
-    outer = re.compile(r"(?:backbone\.)?(norm\d)\.\w+")
-    found = {match[1] for name in arrays if (match := outer.fullmatch(name))}
-    return {key: value for key, value in shapes.items() if key in found or key[:4] != "norm"}

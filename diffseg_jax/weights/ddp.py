@@ -20,6 +20,7 @@ from diffseg_jax.weights.backbones import (
     find_format,
     table_window,
 )
+from diffseg_jax.weights.recognised import described
 from diffseg_jax.weights.tables import convert, within
 from diffseg_jax.weights.torch_rows import conv, linear_rows, norm, statistics
 
@@ -119,7 +120,7 @@ def _other(arrays):
     if not any(name.startswith("decode_head.") for name in arrays):
         if find_format(arrays):
             return "a backbone alone, from which a training run may start"
-        return f"no checkpoint of DDP: its first entry is {next(iter(arrays), 'missing')}"
+        return f"no checkpoint of DDP: {described(arrays)}"
     missing = [name for name in NEEDED if name not in arrays]
     if not any(name in arrays for name in BACKBONES.values()):
         missing.append(" or ".join(BACKBONES.values()))

@@ -5,21 +5,35 @@ import io
 import math
 import mmap
 import os
+import re
 import struct
 import tokenize
+import warnings
 import zipfile
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from diffseg_jax.errors import UserError, choose, shortened
 from diffseg_jax.weights.pickles import Refused, Tensor, type_name, unpickle
+from diffseg_jax.weights.recognised import HEAD, file_type, way_out, weight_files
 
-# Where training programs put the state dict, in the order in which it is looked for.
-STATE_KEYS = ("state_dict", "model_state_dict", "model")
+# Where training programs put the network, in the order in which it is looked for.
+STATE_KEYS = (
+    "state_dict", "model_state_dict", "model", "model_state", "module", "network", "net", "params",
+)  # fmt: skip
+NOT_NETWORKS = re.compile(r".*(optim|sched|scaler|rng|loss|callback|loops|hook|buffer|message).*")
+MAX_DEPTH = 3  # of networks inside dictionaries
+WRAPPERS = (  # what programs put before all names of a network
+    "module.", "_orig_mod.", "_forward_module.", "model.", "net.", "network.", "backbone.",
+    "encoder.", "ema_model.",
+)  # fmt: skip
+INNER_WRAPPERS = r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+COUNTERS = {"steps", "step", "n_averaged", "num_updates", "decay", "initted"}  # of averages
 
 MAX_REPEATED = 2**26  # bytes of a tensor that repeats a smaller storage
 MAX_UNPACKED = 2**30  # bytes of all compressed arrays together ...
@@ -36,32 +50,42 @@ DAMAGE = (
 
 
 def read_arrays(path, part: str = "") -> dict[str, np.ndarray]:
-    """The named arrays of a checkpoint file; the content tells the format, not the suffix.
+    """The named arrays of a checkpoint; the content tells the format, not the suffix.
 
-    path   PyTorch .pt/.pth (zip, or the format from before 1.6), NumPy .npz, or safetensors
-    part   entry of a PyTorch training checkpoint that holds the state dict; "" looks for
-           "state_dict", "model_state_dict", "model" in this order, also one inside another,
-           and otherwise takes the file itself
+    path   PyTorch .pt/.pth (zip, or the format from before 1.6), NumPy .npz, or safetensors; the
+           index of files that hold a share each, or a folder that holds one of all these
+    part   which network of a training checkpoint: an entry such as "model_ema", or what the names
+           of a larger network begin with, such as "backbone"; "" takes the only network, or the
+           first of STATE_KEYS with a warning that names the others
 
     Arrays keep their dtype; bfloat16 is `ml_dtypes.bfloat16`. Those of a PyTorch file are read-only
     views of the mapped file: copy what must outlive a change of it. A number in a state dict
-    becomes an array without axes. If every name starts with "module." (a network saved inside
-    DataParallel), that prefix is dropped.
+    becomes an array without axes. What wrappers put before every name, such as "module.", is
+    dropped.
 
     Raises UserError for a missing, unknown, cut or altered file, and for a pickle that asks for
     anything but tensors, plain containers and numbers. Parts of a PyTorch zip file are compared
     with their checksums; the older format has none.
     """
-    path = Path(path)
+    arrays = {}
+    for file in weight_files(Path(path)):
+        arrays |= _read_file(file, part)
+    return without_wrappers(arrays)
+
+
+def naming(part: str) -> str:
+    """What to type to name the part of a file."""
+    return f'name it: --part={part}, or in a config file c.weights_part = "{part}"'
+
+
+def _read_file(path: Path, part: str) -> dict:
     with _explained(path):
         data = _mapped(path)
-        form = _format(path, data)
-        if part and form not in (_read_zip, _read_legacy):
-            raise UserError(f'{path} is flat and has no part "{part}". Leave the part empty.')
-        arrays = form(path, data, part)
+        tree, locate = _format(path, data)(path, data)
+        arrays = _arrays(_state_dict(path, tree, part), locate)
     if not arrays:
         raise UserError(f"{path} holds no arrays.")
-    return _without_wrapper(arrays)
+    return arrays
 
 
 def forget_pages(array: np.ndarray) -> None:
@@ -88,6 +112,7 @@ def _explained(path: Path):
         raise UserError(
             f"{path} is not tensors only: it asks for {shortened(str(error), 200)}. "
             "Nothing in it was run; give a file with the plain state dict."
+            f"{way_out(str(error), path)}"
         ) from error
     except DAMAGE as error:
         raise UserError(
@@ -106,8 +131,6 @@ def _mapped(path: Path) -> mmap.mmap:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}. Give the path of a checkpoint.") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path} is a folder. Give the path of one checkpoint file.") from error
     except PermissionError as error:
         raise UserError(f"{path} may not be read. Change its permissions.") from error
 
@@ -128,21 +151,27 @@ def _format(path: Path, data: mmap.mmap):
             return _read_zip
         if all(name.endswith(".npy") for name in names):
             return _read_npz
+    what = file_type(path, data[:HEAD], len(data))
     raise UserError(
-        f"{path} is none of the formats read here: PyTorch (.pt, .pth), NumPy (.npz), safetensors."
+        f"{path} is {what or 'none of the formats read here'}. Those read here are PyTorch "
+        "(.pt, .pth), NumPy (.npz) and safetensors."
     )
 
 
-def _without_wrapper(arrays: dict) -> dict:
-    if not all(name.startswith("module.") for name in arrays):
-        return arrays
-    return {name.removeprefix("module."): array for name, array in arrays.items()}
+def without_wrappers(arrays: dict) -> dict:
+    """The arrays without what wrappers put before every name or inside names."""
+    arrays = {re.sub(INNER_WRAPPERS, "", name): array for name, array in arrays.items()}
+    names = [name for name in arrays if name not in COUNTERS]
+    for wrapper in WRAPPERS:
+        if names and all(name.startswith(wrapper) for name in names):
+            return without_wrappers({name.removeprefix(wrapper): arrays[name] for name in names})
+    return arrays
 
 
 # --- formats that hold nothing but arrays ---------------------------------------------------------
 
 
-def _read_npz(path: Path, data: mmap.mmap, part: str) -> dict:
+def _read_npz(path: Path, data: mmap.mmap) -> tuple[dict, None]:
     arrays = {}
     with np.load(path, allow_pickle=False) as file:
         unpacked = sum(entry.file_size for entry in file.zip.infolist())
@@ -157,14 +186,14 @@ def _read_npz(path: Path, data: mmap.mmap, part: str) -> dict:
                 raise
             if not isinstance(arrays[name], np.ndarray):
                 raise ValueError(f"{name} is not an array")
-    return arrays
+    return arrays, None
 
 
-def _read_safetensors(path: Path, data: mmap.mmap, part: str) -> dict:
+def _read_safetensors(path: Path, data: mmap.mmap) -> tuple[dict, None]:
     try:
         with safe_open(str(path), framework="numpy") as file:
             names = list(file.keys())  # `file` itself is no mapping
-            return {name: file.get_tensor(name) for name in names}
+            return {name: file.get_tensor(name) for name in names}, None
     except AttributeError as error:  # the library looks up 8-bit floats in numpy
         raise UserError(
             f"{path} holds numbers of a type that is not read here ({error}). Save it as float32."
@@ -178,7 +207,7 @@ def _is_pickle(name: str) -> bool:
     return name == "data.pkl" or (name.endswith("/data.pkl") and name.count("/") == 1)
 
 
-def _read_zip(path: Path, data: mmap.mmap, part: str) -> dict:
+def _read_zip(path: Path, data: mmap.mmap):
     """PyTorch 1.6 and later: ROOT/data.pkl, and one uncompressed entry ROOT/data/KEY a storage."""
     with zipfile.ZipFile(path) as file:
         entries = {entry.filename: entry for entry in file.infolist()}
@@ -188,8 +217,7 @@ def _read_zip(path: Path, data: mmap.mmap, part: str) -> dict:
     if f"{root}byteorder" in entries:
         _need_little_endian(_entry(view, entries[f"{root}byteorder"]) == b"little")
     tree, _ = unpickle(io.BytesIO(_entry(view, entries[pickled])))
-    locate = functools.cache(lambda key: _entry(view, entries[f"{root}data/{key}"]))
-    return _arrays(_state_dict(path, tree, part), locate)
+    return tree, functools.cache(lambda key: _entry(view, entries[f"{root}data/{key}"]))
 
 
 def _entry(view: memoryview, entry: zipfile.ZipInfo) -> memoryview:
@@ -204,10 +232,13 @@ def _entry(view: memoryview, entry: zipfile.ZipInfo) -> memoryview:
     return content
 
 
-def _read_legacy(path: Path, data: mmap.mmap, part: str) -> dict:
+def _read_legacy(path: Path, data: mmap.mmap):
     """Before PyTorch 1.6: five pickles (the fourth holds the tree), then the storages in turn."""
     if unpickle(data)[0] != LEGACY_MAGIC:
-        raise UserError(f"{path} is a pickle, but not one that torch.save wrote.")
+        raise UserError(
+            f"{path} is a pickle, but not one that torch.save wrote. In its program, save the "
+            "network with torch.save or numpy.savez."
+        )
     unpickle(data)  # version of the protocol
     info, _ = unpickle(data)
     if not isinstance(info, dict):
@@ -223,7 +254,7 @@ def _read_legacy(path: Path, data: mmap.mmap, part: str) -> dict:
             raise ValueError(f"storage {key} is incomplete")
         found[key] = view[position + 8 : stop]
         position = stop
-    return _arrays(_state_dict(path, tree, part), found.__getitem__)
+    return tree, found.__getitem__
 
 
 def _need_little_endian(little: bool):
@@ -232,22 +263,108 @@ def _need_little_endian(little: bool):
 
 
 def _state_dict(path: Path, tree, part: str) -> dict:
-    """The dictionary of tensors inside the object that was pickled."""
-    if part and isinstance(tree, dict):
-        tree = choose({str(key): value for key, value in tree.items()}, part, f"part of {path}")
+    """The tensors of one network by name, inside what a file holds."""
+    if part:
+        tree = _part_of(path, tree, part)
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no state dict but an object of type {type_name(tree)}.")
-    for _ in STATE_KEYS:  # a bound, since a dictionary can contain itself
-        inner = [tree[key] for key in STATE_KEYS if isinstance(tree.get(key), dict)]
-        tree = inner[0] if inner else tree
-    for name, value in tree.items():
-        if not isinstance(name, str) or not isinstance(value, (Tensor, int, float)):
-            names = [shortened(str(name), 80) for name in (name, *list(tree)[:8])]
-            raise UserError(
-                f'{path} holds no state dict: its entry "{names[0]}" is of type '
-                f"{type_name(value)}. Name the part that does ({', '.join(names[1:])})."
-            )
-    return tree
+    if {"state", "param_groups"} <= set(map(str, tree)):
+        raise UserError(
+            f"{path} holds the state of an optimizer and no network. Give the file of the network "
+            "that was saved beside it."
+        )
+    networks = dict(_networks(tree))
+    if networks and "" not in networks:
+        tree = networks[_chosen(path, networks)]
+    nested = [name for name, value in tree.items() if isinstance(value, (dict, list, tuple))]
+    nested = [name for name in nested if _has_tensors(tree[name], MAX_DEPTH)]
+    if nested:
+        names = [shortened(str(name), 80) for name in list(tree)[:8]]
+        raise UserError(
+            f'{path} holds no plain state dict: its entry "{shortened(str(nested[0]), 80)}" is of '
+            f"type {type_name(tree[nested[0]])}. Name the part that is one ({', '.join(names)}) "
+            "with --part, or in a config file with c.weights_part."
+        )
+    numbers = (Tensor, np.ndarray, int, float)
+    state = {str(name): value for name, value in tree.items() if isinstance(value, numbers)}
+    if tree and not any(isinstance(value, (Tensor, np.ndarray)) for value in state.values()):
+        names = shortened(", ".join(map(str, list(tree)[:8])), 200)
+        raise UserError(
+            f"{path} holds no state dict: no tensor is among its entries ({names}). Give the file "
+            "with the weights; save NumPy arrays with numpy.savez."
+        )
+    return state
+
+
+def _networks(tree: dict, where: str = "", depth: int = 0):
+    """(dotted key, state dict) of the networks in what torch.save wrote; "" is `tree` itself."""
+    inner = {
+        f"{where}{key}": value for key, value in tree.items()
+        if isinstance(value, dict) and not NOT_NETWORKS.fullmatch(str(key))
+    }  # fmt: skip
+    found = []
+    if depth < MAX_DEPTH:  # a bound, since a dictionary can contain itself
+        for key, value in inner.items():
+            found += _networks(value, f"{key}.", depth + 1)
+    yield from found
+    has_state_key = any(key.rpartition(".")[2] in STATE_KEYS for key, _ in found)
+    if not has_state_key and any(map(_is_weight, tree.values())):
+        yield where[:-1], tree
+
+
+def _is_weight(value):
+    """Whether an entry makes a dictionary a network: a tensor of floating-point numbers."""
+    dtype = value.storage.dtype if isinstance(value, Tensor) else getattr(value, "dtype", None)
+    return dtype is not None and (dtype.kind == "f" or dtype == ml_dtypes.bfloat16)
+
+
+def _has_tensors(value, depth):
+    if isinstance(value, (Tensor, np.ndarray)):
+        return True
+    values = value.values() if isinstance(value, dict) else value
+    is_container = isinstance(value, (dict, list, tuple))
+    return is_container and depth > 0 and any(_has_tensors(each, depth - 1) for each in values)
+
+
+def _chosen(path, networks: dict) -> str:
+    """The key of the network to read; UserError where the file does not tell."""
+    last = lambda key: key.rpartition(".")[2]
+    usual = [key for name in STATE_KEYS for key in networks if last(key) == name]
+    keys = usual or list(networks)
+    if usual and len(networks) > 1:
+        others = [key for key in networks if key != usual[0]]
+        warnings.warn(
+            f"{path} holds several networks; {usual[0]} is taken. For another one, "
+            f"{naming(others[0])} ({', '.join(others)})",
+            stacklevel=2,
+        )
+    if len(keys) > 1 and not usual:
+        raise UserError(
+            f"{path} holds several networks: {', '.join(keys)}. Choose one and {naming(keys[0])}."
+        )
+    return keys[0]
+
+
+def _part_of(path, tree, part: str):
+    """The entry of what a file holds, or the arrays whose names begin with `part`."""
+    if not isinstance(tree, dict):
+        return tree
+    networks = dict(_networks(tree))
+    entries = {str(key): value for key, value in tree.items()} | networks
+    if isinstance(entries.get(part), (dict, int)) or part in entries and "." not in part:
+        return entries[part]
+    flat = all(isinstance(value, np.ndarray) for value in tree.values())
+    begin = f"{part}."
+    for state in networks.values():
+        inside = {str(name): value for name, value in state.items() if str(name).startswith(begin)}
+        if inside:
+            return {name.removeprefix(begin): value for name, value in inside.items()}
+    if flat:
+        raise UserError(
+            f'{path} is flat and has no part "{part}", nor names that begin with it. Leave the '
+            "part empty."
+        )
+    return choose({key: value for key, value in entries.items() if key}, part, f"part of {path}")
 
 
 def _arrays(state: dict, locate) -> dict:
@@ -258,7 +375,9 @@ def _arrays(state: dict, locate) -> dict:
     }
 
 
-def _number(value: bool | int | float) -> np.ndarray:
+def _number(value: bool | int | float | np.ndarray) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
     return np.array(value, {bool: np.bool_, int: np.int64, float: np.float64}[type(value)])
 
 

@@ -31,10 +31,23 @@ STORAGES = {
 INERT = {f"torch.{dtype}" for dtype in (
     "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool",
     "double", "float", "half", "long", "int", "short",
-)} | {"torch.device", "argparse.Namespace"} | {  # and numpy's numbers, such as a best score
-    "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
-    "_codecs.encode",
+)} | {
+    "torch.device", "torch.Generator", "torch.torch_version.TorchVersion", "argparse.Namespace",
+    "types.SimpleNamespace", "typing.Any", "collections.deque", "collections.Counter",
+    "copyreg._reconstructor", "copy_reg._reconstructor", "enum.Enum",
+    "numpy.dtype", "numpy.ndarray", "_codecs.encode", "__builtin__.long",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core")
+      for name in ("scalar", "_reconstruct")),
+    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in (
+        "object", "int", "float", "complex", "bool", "str", "bytes", "bytearray", "list", "tuple",
+        "dict", "frozenset", "slice", "range", "unicode")),
 }  # fmt: skip
+INERT_LIBRARIES = (  # of training programs, whose settings and logs stand beside the tensors
+    "accelerate", "addict", "apex", "datetime", "deepspeed", "detectron2", "easydict", "fvcore",
+    "hydra", "iopath", "lightning", "lightning_fabric", "lightning_utilities", "ml_collections",
+    "mmcv", "mmengine", "omegaconf", "pathlib", "pytorch_lightning", "torch.amp", "torch.cuda.amp",
+    "torch.optim", "torchmetrics", "transformers", "wandb", "yacs",
+)  # fmt: skip
 
 # No file of tensors reaches these limits; larger values would take hours or exhaust the memory.
 MAX_STEPS = 2**22  # instructions of a pickle; a tensor takes about 60
@@ -125,6 +138,8 @@ class _Machine:
                 stack.append([])
             case "EMPTY_SET":
                 stack.append(set())
+            case "BYTEARRAY8":
+                stack.append(bytes(argument))
             case "EMPTY_TUPLE":
                 stack.append(())
             case "MARK":
@@ -138,15 +153,21 @@ class _Machine:
                 stack.append(tuple(reversed([stack.pop() for _ in range(int(opcode[-1]))])))
             case "APPEND" | "APPENDS":
                 values = [stack.pop()] if opcode == "APPEND" else stack
-                _only(list, (stack if opcode == "APPEND" else self._to_mark())[-1]).extend(values)
+                target = (stack if opcode == "APPEND" else self._to_mark())[-1]
+                if not isinstance(target, _Inert):
+                    _only(list, target).extend(values)
             case "ADDITEMS":
                 _only(set, self._to_mark()[-1]).update(map(_key, stack))
+            case "FROZENSET":
+                self._to_mark().append(set(map(_key, stack)))
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
-                _only(dict, stack[-1])[_key(key)] = value
+                if not isinstance(stack[-1], _Inert):
+                    _only(dict, stack[-1])[_key(key)] = value
             case "SETITEMS":
-                pairs = zip(stack[::2], stack[1::2], strict=True)
-                _only(dict, self._to_mark()[-1]).update(_dict(pairs))
+                pairs, target = zip(stack[::2], stack[1::2], strict=True), self._to_mark()[-1]
+                if not isinstance(target, _Inert):
+                    _only(dict, target).update(_dict(pairs))
             case "PUT" | "BINPUT" | "LONG_BINPUT":
                 self.memo[argument] = stack[-1]
             case "MEMOIZE":
@@ -160,7 +181,9 @@ class _Machine:
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
                 stack.append(_allowed(module, name))
-            case "REDUCE" | "NEWOBJ":
+            case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
+                if opcode == "NEWOBJ_EX":
+                    _only(dict, stack.pop())
                 arguments, name = stack.pop(), stack.pop()
                 stack.append(_built(_only(_Name, name).name, _only(tuple, arguments)))
             case "BUILD":
@@ -186,8 +209,11 @@ def _only(expected: type | tuple[type, ...], value):
 
 
 def _key(value):
-    """A dictionary key; hashing anything deeper could exhaust the C stack."""
-    return _only((str, int, float, type(None)), value)
+    """A dictionary key; hashing anything deeper could exhaust the C stack.
+
+    Classes are keys in old checkpoints of Lightning: they become their names.
+    """
+    return value.name if isinstance(value, _Name) else _only((str, int, float, type(None)), value)
 
 
 def _dict(pairs) -> dict:
@@ -197,13 +223,17 @@ def _dict(pairs) -> dict:
 def _allowed(module: str, name: str) -> _Name:
     full = f"{_only(str, module)}.{_only(str, name)}"
     full = full.replace("torch.cuda.", "torch.", 1)  # older files of tensors on a GPU
-    if full not in STORAGES and full not in BUILDERS and full not in INERT:
+    if full not in STORAGES and full not in BUILDERS and not _is_inert(full):
         raise Refused(full)
     return _Name(full)
 
 
+def _is_inert(full):
+    return full in INERT or full.startswith(tuple(f"{library}." for library in INERT_LIBRARIES))
+
+
 def _built(name: str, arguments: tuple):
-    if name in INERT:
+    if _is_inert(name):
         return _Inert()
     if name not in BUILDERS:
         raise Refused(f"a call of {name}")
@@ -252,7 +282,21 @@ def _set(values=()) -> set:
     return {_key(value) for value in _only((list, tuple), values)}
 
 
+def _default_dict(*factory) -> dict:
+    return {}
+
+
+def _tensor_of_type(function, kind, arguments, *state) -> Tensor:
+    if _only(_Name, function).name not in TENSORS:
+        raise Refused(f"a tensor made by {function.name}")
+    return BUILDERS[function.name](*_only(tuple, arguments))
+
+
+TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 BUILDERS = {
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._tensor._rebuild_from_type_v2": _tensor_of_type,
+    "collections.defaultdict": _default_dict,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,

@@ -90,6 +90,12 @@ def differences(
     return clauses + [f"{target} is missing" for target in shapes if target not in found]
 
 
+def targets(arrays: Mapping[str, np.ndarray], table: Sequence[Row]) -> dict[str, tuple[int, ...]]:
+    """Our name -> shape in the file, for the foreign names that a row is for."""
+    found = ((_row(name, table)[0], array.shape) for name, array in arrays.items())
+    return {target: shape for target, shape in found if target}
+
+
 def _leaves(tree: Mapping, prefix: str = ""):
     for key, value in tree.items():
         if isinstance(value, Mapping):

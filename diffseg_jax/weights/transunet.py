@@ -1,10 +1,15 @@
 """TransUNet weights: the ImageNet-21k encoder as released, and PyTorch TransUNet checkpoints."""
 
+import dataclasses
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
 
 from diffseg_jax.errors import UserError
 from diffseg_jax.weights.formats import read_arrays
+from diffseg_jax.weights.recognised import described
 from diffseg_jax.weights.tables import AS_IS, convert, within
 from diffseg_jax.weights.torch_rows import conv, linear_rows, norm, statistics
 
@@ -70,6 +75,12 @@ OFFICIAL = (  # released array                     ours                         
 )
 OFFICIAL_UNUSED = (r"cls", r"pre_logits/(kernel|bias)", r"head/(kernel|bias)")    # classification
 
+TORCH_UNIT = (  # of the ResNet in timm's and Hugging Face's files, where numbers start at 0
+    *conv(r"conv([123])",                  "conv{0}"),
+    *norm(r"norm([123])",                  "norm{0}"),
+    *conv(r"downsample\.conv",             "conv_proj"),
+    *norm(r"downsample\.norm",             "norm_proj"),
+)
 PORT = (  # torch layer                    ours
     *within(r"transformer\.embeddings\.", "params.encoder.", (
         (r"position_embeddings",           "position_embedding",            "bnd->bnd"),
@@ -104,29 +115,165 @@ PORT = (  # torch layer                    ours
 )
 PORT_UNUSED = (r"decoder\..*\.num_batches_tracked",)
 
+TIMM_HYBRID = (  # timm's vit_base_r50_s16, the released weights in PyTorch
+    (r"pos_embed",                         "encoder.position_embedding",    "bnd->bnd"),
+    *conv(r"patch_embed\.proj",            "encoder.patch_embedding"),
+    *norm(r"norm",                         "encoder.norm"),
+    *conv(r"patch_embed\.backbone\.stem\.conv", "encoder.root.conv"),
+    *norm(r"patch_embed\.backbone\.stem\.norm", "encoder.root.norm"),
+    *within(r"blocks\.(\d+)\.", "encoder.layer{0}.", (
+        *norm(r"norm([12])",               "norm{1}"),
+        *linear_rows(r"attn\.(query|key|value)", "attention.{1}"),         # split by `_split`
+        *linear_rows(r"attn\.proj",        "attention.out"),
+        *linear_rows(r"mlp\.(fc[12])",     "mlp.{1}"),
+    )),
+)
+TIMM_UNUSED = (r"cls_token", r"(head|pre_logits|fc_norm)\..*")
+BIT = r"embeddings\.patch_embeddings\.backbone\.bit\."
+HUGGING_HYBRID = (  # Hugging Face's ViT-hybrid
+    (r"embeddings\.position_embeddings",   "encoder.position_embedding",    "bnd->bnd"),
+    *conv(r"embeddings\.patch_embeddings\.projection", "encoder.patch_embedding"),
+    *norm(r"layernorm",                    "encoder.norm"),
+    *within(BIT, "encoder.", (
+        *conv(r"embedder\.convolution",    "root.conv"),
+        *norm(r"embedder\.norm",           "root.norm"),
+    )),
+    *within(r"encoder\.layer\.(\d+)\.", "encoder.layer{0}.", (
+        *norm(r"layernorm_before",         "norm1"),
+        *norm(r"layernorm_after",          "norm2"),
+        *linear_rows(r"attention\.attention\.(query|key|value)", "attention.{1}"),
+        *linear_rows(r"attention\.output\.dense", "attention.out"),
+        *linear_rows(r"intermediate\.dense", "mlp.fc1"),
+        *linear_rows(r"output\.dense",     "mlp.fc2"),
+    )),
+)
+HUGGING_UNUSED = (r"embeddings\.cls_token", r"classifier\..*", r"pooler\..*")
 
-def load_official(path, target_shapes: dict, grid: Sequence[int] = ()) -> dict:
-    """The encoder parameters of a released R50+ViT-B_16 .npz, float32.
 
+@dataclasses.dataclass(frozen=True)
+class EncoderFormat:
+    """One naming scheme for the parameters of the encoder.
+
+    prefix    pattern of an optional prefix of all names
+    mark      pattern, after the prefix, of a name that every such file and no other has
+    rows      of all but the units of the ResNet, if `units` is given
+    units     pattern of what the names of a unit begin with: its stage and its number from 0
+    unused    patterns of names that only classification needs
+    position  name of the position table in the file
+    """
+
+    prefix: str
+    mark: str
+    rows: tuple
+    units: str
+    unused: tuple[str, ...]
+    position: str
+
+    def table(self, names: Iterable[str]) -> tuple:
+        """The rows for a file with these names."""
+        begins = {}
+        for name in names if self.units else ():
+            if match := re.match(self.prefix + self.units, name):
+                begins[match[0]] = [int(number) + 1 for number in match.groups()]
+        units = (
+            within(re.escape(begin), f"encoder.block{stage}.unit{unit}.", TORCH_UNIT)
+            for begin, (stage, unit) in begins.items()
+        )
+        return within(self.prefix, "", self.rows) + sum(units, ())
+
+    def matches(self, names: Iterable[str]) -> bool:
+        """Whether a file with these names is in this format."""
+        return any(re.fullmatch(self.prefix + self.mark, name) for name in names)
+
+
+ENCODERS = (
+    EncoderFormat(
+        "", r"conv_root/kernel", OFFICIAL, "", OFFICIAL_UNUSED,
+        "Transformer/posembed_input/pos_embedding",
+    ),
+    EncoderFormat(
+        "", r"patch_embed\.backbone\.stem\.conv\.weight", TIMM_HYBRID,
+        r"patch_embed\.backbone\.stages\.(\d+)\.blocks\.(\d+)\.", TIMM_UNUSED, "pos_embed",
+    ),
+    EncoderFormat(
+        r"(?:vit\.)?", BIT + r"embedder\.convolution\.weight", HUGGING_HYBRID,
+        BIT + r"encoder\.stages\.(\d+)\.layers\.(\d+)\.", HUGGING_UNUSED,
+        "embeddings.position_embeddings",
+    ),
+)
+PORT_MARK = "transformer.embeddings.hybrid_model.root.conv.weight"
+
+
+def is_port(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether a state dict is a PyTorch TransUNet."""
+    return PORT_MARK in arrays
+
+
+def require_transunet(arrays: Mapping[str, np.ndarray], source: str):
+    """Raises UserError for arrays of neither an encoder nor a whole TransUNet."""
+    if not is_port(arrays) and not any(known.matches(arrays) for known in ENCODERS):
+        raise UserError(
+            f"{source} is no TransUNet and no R50+ViT encoder: {described(arrays)}. Give "
+            "R50+ViT-B_16.npz of the ViT authors, the same weights from timm (vit_base_r50_s16) or "
+            "Hugging Face (vit-hybrid), or a PyTorch TransUNet."
+        )
+
+
+def load_encoder(
+    arrays: Mapping[str, np.ndarray], source: str, target_shapes: dict, grid: Sequence[int] = ()
+) -> dict:
+    """The encoder parameters of released R50+ViT-B_16 weights, float32.
+
+    arrays          as the ViT authors, timm or Hugging Face name them, see `read_arrays`
     target_shapes   `params["encoder"]` of our model with a shape tuple at each leaf
     grid            (rows, columns) of the file's position table, or () for a square
 
     Both numberings of sub-modules, both norm shapes, and files with or without class token,
     pre_logits and head are accepted; these three are dropped. The position table keeps the grid of
     the file, [1, gh*gw, D]; a row for the class token before it is dropped. The caller resizes it.
-    Raises UserError as `read_arrays`, `convert` and `table_grid` do.
+    Raises UserError as `require_transunet`, `convert` and `table_grid` do.
     """
+    require_transunet(arrays, source)
+    known = next((each for each in ENCODERS if each.matches(arrays)), ENCODERS[0])
     shapes = {"encoder": _with_free_grid(target_shapes)}
-    tree = convert(read_arrays(path), OFFICIAL, shapes, ignore=OFFICIAL_UNUSED, source=str(path))
+    unused = tuple(known.prefix + pattern for pattern in known.unused)
+    tree = convert(_split(arrays), known.table(arrays), shapes, ignore=unused, source=source)
     table = tree["encoder"]["position_embedding"]
-    length, entry = table.shape[1], "Transformer/posembed_input/pos_embedding"
-    rows, columns = _check_grid(path, entry, length, grid, class_row=True)
+    length = table.shape[1]
+    rows, columns = _check_grid(source, known.position, length, grid, class_row=True)
     return {**tree["encoder"], "position_embedding": table[:, length - rows * columns :]}
+
+
+def load_official(path, target_shapes: dict, grid: Sequence[int] = ()) -> dict:
+    """`load_encoder` of a file; raises UserError as `read_arrays` too."""
+    return load_encoder(read_arrays(path), str(path), target_shapes, grid)
+
+
+def _split(arrays):
+    """The arrays with timm's `attn.qkv` as query, key and value."""
+    split = {}
+    for name, array in arrays.items():
+        match = re.fullmatch(r"(blocks\.\d+\.attn\.)qkv(\.\w+)", name)
+        if match is None or array.ndim == 0 or len(array) % 3:
+            split[name] = array
+            continue
+        for part, values in zip(("query", "key", "value"), np.split(array, 3), strict=True):
+            split[f"{match[1]}{part}{match[2]}"] = values
+    return split
 
 
 def load_port(
     path, params_shapes: dict, stats_shapes: dict, *, head: bool = True, grid: Sequence[int] = ()
 ) -> tuple[dict, dict]:
+    """`load_whole` of a file; raises UserError as `read_arrays` too."""
+    arrays = read_arrays(path)
+    return load_whole(arrays, str(path), params_shapes, stats_shapes, head=head, grid=grid)
+
+
+def load_whole(
+    arrays: Mapping[str, np.ndarray], source: str, params_shapes: dict, stats_shapes: dict, *,
+    head: bool = True, grid: Sequence[int] = (),
+) -> tuple[dict, dict]:  # fmt: skip
     """(params, stats) of a PyTorch TransUNet checkpoint, float32.
 
     params_shapes, stats_shapes   our two trees with a shape tuple at each leaf
@@ -134,7 +281,7 @@ def load_port(
     grid                          (rows, columns) of the position table, or () for a square
 
     The position table keeps the grid of the file, [1, gh*gw, D]; the caller resizes it.
-    Raises UserError as `read_arrays`, `convert` and `table_grid` do.
+    Raises UserError as `require_transunet`, `convert` and `table_grid` do.
     """
     encoder = _with_free_grid(params_shapes["encoder"])
     params = {**params_shapes, "encoder": encoder}
@@ -143,9 +290,9 @@ def load_port(
         del params["head"]
         unused += (r"segmentation_head\.0\.(weight|bias)",)
     shapes = {"params": params, "stats": stats_shapes}
-    tree = convert(read_arrays(path), PORT, shapes, ignore=unused, source=str(path))
+    tree = convert(arrays, PORT, shapes, ignore=unused, source=source)
     length = tree["params"]["encoder"]["position_embedding"].shape[1]
-    _check_grid(path, "transformer.embeddings.position_embeddings", length, grid)
+    _check_grid(source, "transformer.embeddings.position_embeddings", length, grid)
     return tree["params"], tree["stats"]
 
 

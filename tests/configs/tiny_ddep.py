@@ -26,6 +26,7 @@ def get_config():
 
     c.pretrain = "dep"
     c.weights = ""
+    c.weights_part = ""
     c.noise = dict(
         kind="scaled", low=0.22, high=0.22, uniform_in="sigma", target="noise", condition=False,
     )

@@ -21,6 +21,7 @@ def get_config():
     )
 
     c.weights = ""                        # of the backbone; "": from scratch
+    c.weights_part = ""
     c.new_head = False                    # True: the classes differ from the start's
     c.model = dict(
         backbone="convnext", channels=(8, 16, 24, 32), depths=(1, 1, 1, 1), heads=(), window=0,

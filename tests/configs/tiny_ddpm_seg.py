@@ -25,6 +25,7 @@ def get_config():
     )
 
     c.weights = ""
+    c.weights_part = ""
     c.weights_order = "legacy"
     c.model = dict(
         channels=32, channel_mult=(1, 1), res_blocks=1, attention_factors=(), heads=2, heads_up=-1,

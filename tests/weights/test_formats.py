@@ -1,6 +1,13 @@
 """Reading checkpoint files: every format gives the arrays back, and no file can run anything."""
 
+import gzip
+import io
+import json
 import os
+import re
+import shutil
+import subprocess
+import tarfile
 import tempfile
 import tracemalloc
 import zipfile
@@ -131,7 +138,8 @@ def test_state_dict_is_found_inside_training_checkpoints(tmp_path, outer):
 def test_a_part_can_be_named(tmp_path):
     tree = {"model": {"w": whole("0", WEIGHT)}, "ema": {"w": whole("1", -WEIGHT)}, "epoch": 3}
     path = write_zip(tmp_path / "a.pt", tree, {"0": WEIGHT, "1": -WEIGHT})
-    np.testing.assert_array_equal(read_arrays(path)["w"], WEIGHT)
+    with pytest.warns(match="several networks; model is taken"):
+        np.testing.assert_array_equal(read_arrays(path)["w"], WEIGHT)
     np.testing.assert_array_equal(read_arrays(path, part="ema")["w"], -WEIGHT)
     with pytest.raises(UserError, match="Known: ema, epoch, model. Did you mean .model."):
         read_arrays(path, part="modle")
@@ -139,11 +147,186 @@ def test_a_part_can_be_named(tmp_path):
         read_arrays(path, part="epoch")
 
 
-def test_unknown_wrapper_is_named(tmp_path):
-    tree = {"epoch": 3, "net": {"w": whole("0", WEIGHT)}}
-    path = write_zip(tmp_path / "a.pt", tree, {"0": WEIGHT})
-    with pytest.raises(UserError, match=r'its entry "net" is of type dict.*\(epoch, net\)'):
+WEIGHTS = whole("0", WEIGHT)
+OTHERS = whole("1", -WEIGHT)
+STORED = {"0": WEIGHT, "1": -WEIGHT}
+WRAPPED = {  # what stands around a network, and the names that are read
+    "any name": ({"epoch": 3, "generator": {"w": WEIGHTS}}, "w"),
+    "random states": ({"rng_state": OTHERS, "model": {"w": WEIGHTS}}, "w"),
+    "Lightning": ({"state_dict": {"model.w": WEIGHTS}, "callbacks": {
+        name("pytorch_lightning.callbacks", "EarlyStopping"): {"best": OTHERS}},
+        "hyper_parameters": call(name("lightning_fabric.utilities.data", "AttributeDict")),
+        "optimizer_states": [{"state": {0: {"exp_avg": OTHERS}}}]}, "w"),
+    "OpenMMLab": ({"meta": {"cfg": call(name("mmengine.config", "Config"))}, "state_dict": {
+        "backbone.w": WEIGHTS}, "message_hub": {"log_scalars": {"loss": call(
+            name("mmengine.logging.history_buffer", "HistoryBuffer"))}}}, "w"),
+    "DeepSpeed": ({"module": {"module.w": WEIGHTS}, "optimizer": None}, "w"),
+    "torch.compile": ({"_orig_mod.block._orig_mod.w": WEIGHTS}, "block.w"),
+    "FSDP": ({"_fsdp_wrapped_module.layer._fsdp_wrapped_module.w": WEIGHTS}, "layer.w"),
+    "an average": ({"n_averaged": 3, "module.w": WEIGHTS}, "w"),
+    "defaultdict": ({"model": call(name("collections", "defaultdict"))}, None),
+    "a parameter with state": ({"w": call(
+        name("torch._utils", "_rebuild_parameter_with_state"), WEIGHTS, True, {}, {})}, "w"),
+    "a text beside": ({"w": WEIGHTS, "version": "1.0", "scaler": None}, "w"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_networks_are_found_in_what_programs_save(tmp_path, case):
+    tree, key = WRAPPED[case]
+    path = write_zip(tmp_path / "a.pt", tree, STORED)
+    if key is None:
+        with pytest.raises(UserError, match="no tensor is among its entries"):
+            read_arrays(path)
+        return
+    read = read_arrays(path)
+    assert list(read) == [key]
+    np.testing.assert_array_equal(read[key], WEIGHT)
+
+
+def test_the_first_of_several_networks_is_taken_and_the_others_named(tmp_path):
+    tree = {"state_dict": {"w": WEIGHTS}, "state_dict_ema": {"w": OTHERS}}
+    path = write_zip(tmp_path / "a.pt", tree, STORED)
+    with pytest.warns(match=r"state_dict is taken.*--part=(\w+), or .*c.weights_part") as caught:
+        np.testing.assert_array_equal(read_arrays(path)["w"], WEIGHT)
+    (part,) = re.findall(r"--part=(\w+)", str(caught[0].message))
+    np.testing.assert_array_equal(read_arrays(path, part)["w"], -WEIGHT)
+
+
+def test_of_networks_without_a_usual_name_one_must_be_named(tmp_path):
+    tree = {"student": {"w": WEIGHTS}, "teacher": {"w": OTHERS}, "optimizer": {"m": OTHERS}}
+    path = write_zip(tmp_path / "a.pt", tree, STORED)
+    with pytest.raises(UserError, match="several networks: student, teacher. Choose") as refusal:
         read_arrays(path)
+    (part,) = re.findall(r"--part=(\w+)", str(refusal.value))
+    np.testing.assert_array_equal(read_arrays(path, part)["w"], WEIGHT)
+
+
+@pytest.mark.parametrize("form", ["pt", "npz", "safetensors"])
+def test_a_part_may_be_what_names_begin_with(tmp_path, form):
+    path = tmp_path / f"a.{form}"
+    if form == "pt":
+        write_zip(path, {"model": {"backbone.w": WEIGHTS, "head.w": OTHERS}}, STORED)
+    elif form == "npz":
+        np.savez(path, **{"backbone.w": WEIGHT, "head.w": -WEIGHT})
+    else:
+        save_file({"backbone.w": WEIGHT, "head.w": -WEIGHT}, path)
+    assert list(read_arrays(path)) == ["backbone.w", "head.w"]
+    np.testing.assert_array_equal(read_arrays(path, "head")["w"], -WEIGHT)
+    with pytest.raises(UserError, match="part.*neck"):
+        read_arrays(path, "neck")
+
+
+def test_the_state_of_an_optimizer_is_no_network(tmp_path):
+    tree = {"state": {0: {"exp_avg": WEIGHTS}}, "param_groups": [{"lr": 0.1}]}
+    with pytest.raises(UserError, match="state of an optimizer and no network"):
+        read_arrays(write_zip(tmp_path / "a.pt", tree, STORED))
+
+
+def test_weights_are_found_in_folders_and_shares(tmp_path):
+    save_file({"a": WEIGHT}, tmp_path / "model-1.safetensors")
+    save_file({"b": -WEIGHT}, tmp_path / "model-2.safetensors")
+    index = {"metadata": {}, "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for path in (tmp_path, tmp_path / "model.safetensors.index.json"):
+        assert sorted(read_arrays(path)) == ["a", "b"]
+    (tmp_path / "model-2.safetensors").unlink()
+    with pytest.raises(UserError, match="names model-2.safetensors, which is not beside it"):
+        read_arrays(tmp_path)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    assert list(read_arrays(tmp_path)) == ["a"]                       # the only file
+    np.savez(tmp_path / "other.npz", a=WEIGHT)
+    with pytest.raises(UserError, match="several files: model-1.safetensors, other.npz. Give one"):
+        read_arrays(tmp_path)
+
+
+FOLDERS = {
+    ".metadata": "dcp_to_torch", "zero_pp_rank_0_mp_rank_00_model_states.pt": "zero_to_fp32.py",
+    "saved_model.pb": "a TensorFlow model", "model_0.pth": "--source=ddpm_seg",
+    "_CHECKPOINT_METADATA": "start=", "readme.md": "a folder without weights",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", FOLDERS)
+def test_folders_of_other_programs_are_named(tmp_path, file):
+    (tmp_path / file).touch()
+    with pytest.raises(UserError, match=f"is a folder.*{FOLDERS[file]}|{FOLDERS[file]}"):
+        read_arrays(tmp_path)
+
+
+def test_the_advice_for_an_unpacked_file_works(tmp_path):
+    write_zip(tmp_path / "a.pth", {"w": WEIGHTS}, STORED)
+    with zipfile.ZipFile(tmp_path / "a.pth") as file:
+        file.extractall(tmp_path)
+    with pytest.raises(UserError, match="an unpacked PyTorch file") as refusal:
+        read_arrays(tmp_path / "archive")
+    (advice,) = re.findall(r"\((cd .*)\)", str(refusal.value))
+    if shutil.which("zip"):
+        subprocess.run(advice, shell=True, check=True, capture_output=True)
+        np.testing.assert_array_equal(read_arrays(tmp_path / "weights.pth")["w"], WEIGHT)
+
+
+def tar_of(names):
+    """A tar file with empty members."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as file:
+        for member in names:
+            file.addfile(tarfile.TarInfo(member))
+    return buffer.getvalue()
+
+
+def zip_of(names):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for member in names:
+            file.writestr(member, "")
+    return buffer.getvalue()
+
+
+MISTAKES = {  # name of a file, its bytes, what is said
+    "page.pth": (b"<!DOCTYPE html><html>Sign in</html>", "a web page"),
+    "error.pth": (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "the error of a server"),
+    "pointer.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+                    "Git LFS pointer.*/resolve/ in place of /raw/"),
+    "a.pth.gz": (gzip.compress(b"x"), "gzip -dc"),
+    "b.pth.tgz": (gzip.compress(tar_of(["swin.pth"])), "tar -xzf"),
+    "a.bz2": (b"BZh91AY", "bzip2 -dc"),
+    "a.7z": (b"7z\xbc\xaf\x27\x1c", "7-Zip"),
+    "a.tar": (tar_of(["swin/swin.pth"]), "an archive that holds swin/swin.pth.*tar -xf"),
+    "a.zip": (zip_of(["swin.pth"]), "an archive that holds swin.pth.*unzip"),
+    "b.zip": (zip_of(["photo.jpg"]), "an archive without weights; it holds photo.jpg"),
+    "old.pt": (tar_of(["sys_info", "pickle", "storages", "tensors"]), "tar format from before"),
+    "a.onnx": (b"\x08\x07\x12\x07pytorch\x1a\x051.8.1", "ONNX"),
+    "b.pth": (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0", "ONNX"),
+    "a.h5": (b"\x89HDF\r\n\x1a\n", "HDF5"), "a.gguf": (b"GGUF\x03\0", "GGUF"),
+    "a.npy": (b"\x93NUMPY\x01\x00", "one NumPy array"), "a.mat": (b"MATLAB 5.0", "MATLAB"),
+    "config.json": (b'{"hidden_sizes": [96]}', "a JSON text"),
+    "model.ckpt-1.data-00000-of-00001": (b"\0\1\2", "TensorFlow checkpoint"),
+    "checkpoint": (b'model_checkpoint_path: "model.ckpt-1"', "TensorFlow checkpoint"),
+    "flax_model.msgpack": (b"\x81\xa6params", "Flax"),
+    "a.png": (b"\x89PNG\r\n", "a PNG image"), "log.txt": (b"2023 - INFO", "a text"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", MISTAKES)
+def test_what_is_no_checkpoint_is_named(tmp_path, file):
+    content, said = MISTAKES[file]
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        read_arrays(tmp_path / file)
+
+
+@pytest.mark.parametrize(("asked", "said"), [
+    (("__torch__.model", "Net"), "TorchScript.*state_dict"),
+    (("torch.nn.modules.conv", "Conv2d"), "a whole network with its code"),
+    (("__main__", "Net"), "a whole network with its code"),
+    (("torch.storage", "_load_from_bytes"), "written by pickle"),
+    (("torch._utils", "_rebuild_qtensor"), "quantised"),
+    (("torch", "QInt8Storage"), "quantised"), (("torch", "qint8"), "quantised"),
+])  # fmt: skip
+def test_what_else_torch_saves_is_named(tmp_path, asked, said):
+    with pytest.raises(UserError, match=said):
+        read_arrays(write_zip(tmp_path / "a.pt", {"w": call(name(*asked))}, {}))
 
 
 def test_prefix_stays_unless_every_name_has_it(tmp_path):
@@ -221,8 +404,7 @@ HOSTILE = {
     "builtins.getattr": lambda path: name("builtins", "getattr"),
     "collections.OrderedDict.fromkeys": lambda path: name("collections", "OrderedDict.fromkeys"),
     "torch.load": lambda path: call(name("torch", "load"), str(path)),
-    "numpy.core.multiarray._reconstruct": lambda path: name(
-        "numpy.core.multiarray", "_reconstruct"),
+    "numpy.load": lambda path: name("numpy", "load"),
     "INST os system": lambda path: Code(b"(" + code(f"touch {path}") + b"ios\nsystem\n"),
     "OBJ": lambda path: Code(b"(" + name("collections", "OrderedDict") + b"o"),
     "EXT1": lambda path: Code(b"\x82\x01"),
@@ -316,7 +498,7 @@ def test_unreadable_files_end_in_a_sentence(tmp_path):
     np.savez(tmp_path / "none.npz")
     sentences = {
         "missing.pt": "there is no file", ".": "is a folder", "empty.pt": "damaged",
-        "text.pt": "none of the formats", "plain.pkl": "not one that torch.save wrote",
+        "text.pt": "is a web page, not the file", "plain.pkl": "not one that torch.save wrote",
         "big.pt": "big-endian", "list.pt": "an object of type list", "packed.pt": "compressed",
         "object.npz": "a pickled object in a", "none.npz": "no",
     }
