@@ -364,12 +364,15 @@ def test_a_bad_first_file_is_found_before_anything_is_written(config, folder, tm
 
 
 def test_labels_from_which_nothing_can_be_learned_are_refused(config, folder, tmp_path):
-    for split, thing in (("train", 255), ("val", 1)):
-        for file in (folder / "masks" / split).iterdir():
-            Image.fromarray(np.asarray(Image.open(file)) * np.uint8(thing)).save(file)
+    for file in (folder / "masks").rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(file)) * np.uint8(255)).save(file)
     sentence = refused(config, tmp_path / "run")
     assert 'train: every labelled pixel is "a", and' in sentence
     assert f'If 255 is "b", set "ids": [0, 255] in {folder}/classes.json.' in sentence
+    entries = {"names": ["a", "b", "never"], "ids": [0, 255, 7]}
+    (folder / "classes.json").write_text(json.dumps(entries))
+    _, warnings = stages.checked_plan(config, tmp_path / "run")
+    assert warnings == ['no mask shows "never".']
 
 
 def test_only_a_run_with_checkpoints_reserves_its_workdir(tiny_config, tmp_path):

@@ -53,29 +53,31 @@ def train(config: ConfigDict, workdir: Path, changed_data: str = "refuse"):
     changed_data  one of CHANGED_DATA: what a stage does that began with other data
     """
     require_free(workdir, "train", "--workdir")
-    plan = checked_plan(config, workdir)
+    plan, warnings = checked_plan(config, workdir)
     make_workdir(workdir)
     with locked_in_all(workdir, "train", "--workdir"):
         claim_workdir(config, workdir)
         say_notes(plan)
+        for sentence in warnings:
+            plan.log.say(f"warning: {sentence}")
         write_subset(plan)
         run_stages(plan, changed_data == "continue")
 
 
-def checked_plan(config: ConfigDict, workdir: Path) -> Plan:
-    """The plan of a run; raises UserError for what would stop it later, and writes nothing."""
+def checked_plan(config: ConfigDict, workdir: Path) -> tuple[Plan, list[str]]:
+    """The plan of a run, and warnings; UserError for what would stop it later. Writes nothing."""
     plan = make_plan(config, workdir)
-    read_some(plan)
+    warnings = read_some(plan)
     for stage in plan.stages:
         if stage.task.fit:
             check_fit(stage)
-    return plan
+    return plan, warnings
 
 
 def require_startable(config: ConfigDict, workdir: Path):
     """Raises UserError if `train` would refuse to start or to resume; writes nothing."""
     require_free(workdir, "train", "--workdir")
-    plan = checked_plan(config, workdir)
+    plan, _ = checked_plan(config, workdir)
     if holds_run_of(config, workdir):
         for stage in [stage for stage in plan.stages if has_checkpoint(stage.directory)]:
             with StageCheckpoints(stage.directory, read_only=True) as checkpoints:
@@ -106,22 +108,20 @@ def run_stages(plan: Plan, go_on: bool):
     report_results(plan.order, results, workdir / "results.json", plan.log, closing_line(plan))
 
 
-def read_some(plan: Plan):
+def read_some(plan: Plan) -> list[str]:
     """Reads a few labelled examples of every split, as a wrong mask should not wait for hours.
 
-    Prints warnings about unusual labels; raises UserError for those that are certainly wrong.
+    Returns warnings about unusual labels; raises UserError for those that are certainly wrong.
     """
     labelled = [stage for stage in plan.stages if stage.evaluation]
     if not labelled:
-        return
+        return []
     train, val = labelled[0], labelled[0].evaluation
     first = spread(train.indices, READ_FIRST), spread(val.indices, READ_FIRST)
-    warnings = require_sensible(
+    return require_sensible(
         read_labels("train", train.source, train.indices, first[0]),
         read_labels("val", val.source, val.indices, first[1]),
     )
-    for sentence in warnings:
-        plan.log.say(f"warning: {sentence}")
 
 
 def require_measurable(evaluation: Evaluation):

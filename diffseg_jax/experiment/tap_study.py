@@ -86,7 +86,8 @@ def plan_taps(config: ConfigDict, workdir: Path) -> tuple[StagePlan, TapGrid]:
         )
     taps.config.run = (names[0],)
     plan = make_plan(taps.config, workdir)
-    read_some(plan)
+    for sentence in read_some(plan):
+        plan.log.say(f"warning: {sentence}")
     return plan.stages[0], taps
 
 
