@@ -47,5 +47,19 @@ def announce(plan: StagePlan, stage: loop.Stage):
         f"{counted(stage.steps, 'step')} of {stage.batch_size}; {describe_devices(plan.mesh)}"
     )
     plan.log.say(resources.of_state(abstract, state_shardings(abstract, plan.mesh)))
+    if plan.evaluation:
+        plan.log.say(f"{stage.name}: {evaluations_of(plan)}")
     if plan.note:
         plan.log.say(f"{stage.name}: {plan.note}")
+
+
+def evaluations_of(plan: StagePlan) -> str:
+    """How a labelled stage is evaluated during training and at its end, for its log."""
+    evaluation, every = plan.evaluation, plan.options.every.evaluate
+    chosen = "best checkpoint by these" if evaluation.keep_best else "last checkpoint"
+    return (
+        f"evaluated quickly every {counted(every, 'step')} on "
+        f"{counted(len(evaluation.quick_indices), 'image')} {evaluation.quick_protocol}; "
+        f"finally the {chosen} on {counted(len(evaluation.indices), 'image')} "
+        f"{evaluation.protocol}"
+    )

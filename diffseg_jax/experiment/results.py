@@ -32,8 +32,11 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
     suffix  last part of the file name of the sheet of examples
     """
     stage, protocol, indices = evaluation.stage, evaluation.protocol, evaluation.indices
+    by_quick = evaluation.keep_best and not evaluation.task.fit
+    chosen = "the best by the quick evaluations" if by_quick else "the last"
     evaluation.log.say(
-        f"{stage}: evaluates step {meta['step']} on {counted(len(indices), 'image')}"
+        f"{stage}: evaluates step {meta['step']}, {chosen}, on {counted(len(indices), 'image')} "
+        f"{protocol}"
     )
     counts, examples = measure(evaluation, network, indices, protocol)
     trace_steps(evaluation, network, examples, protocol)

@@ -64,6 +64,15 @@ class Protocol:
     short: int = 0
     multiple: int = 1
 
+    def __str__(self):
+        """Such as "in windows of 512 x 512 at scales 0.5, 1 and mirrored"."""
+        height, width = self.window
+        windows = f"in windows of {height} x {width}"
+        shown = {View.WHOLE: "whole", View.SLIDE: windows, View.HALVES: "in halves"}[self.view]
+        scales = ", ".join(f"{scale:g}" for scale in self.scales)
+        scaled = f" at scale {scales}" if len(self.scales) == 1 else f" at scales {scales}"
+        return shown + (scaled if self.scales != (1.0,) else "") + " and mirrored" * self.flip
+
     def sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """The (height, width) at which an image of size `image_size` is shown, one per scale."""
         sizes = [

@@ -36,6 +36,7 @@ from diffseg_jax.systems.task import Task
 from diffseg_jax.training.losses import masked_cross_entropy
 
 SAMPLERS = ("ddim", "ddpm")
+NEEDS_SEVERAL = {"changes": "steps", "spread": "draws"}  # measures of uncertainty
 
 
 def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:
@@ -52,6 +53,7 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
     network = make_network(settings, kind != "plain", config.dtype, config.remat)
     diffusion, sampling = config.diffusion.to_dict(), config.sampling.to_dict()
     sampling["schedule"] = diffusion["schedule"]
+    sampling["uncertainty"] = uncertainty_of(sampling)
     meta = {
         "kind": kind,
         "model": dataclasses.asdict(settings),
@@ -76,8 +78,16 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
         trace=functools.partial(labels_of_steps, reverse, seed=config.seed),
         meta=meta,
         features=features,
-        recorded={"sampling": config.sampling.to_dict()},
+        recorded={
+            "sampling": {**config.sampling.to_dict(), "uncertainty": sampling["uncertainty"]}
+        },
     )
+
+
+def uncertainty_of(sampling) -> str:
+    """The measure of uncertainty: the one that the options name, or entropy where it needs more."""
+    needed = NEEDS_SEVERAL.get(sampling["uncertainty"])
+    return "entropy" if needed and sampling[needed] < 2 else sampling["uncertainty"]
 
 
 def make_settings(config, num_classes: int) -> DDPSettings:

@@ -1,6 +1,7 @@
 """DDP in a config: its options and checks, where a stage starts, and foreign weights."""
 
 import dataclasses
+import warnings
 
 import jax
 from flax.traverse_util import flatten_dict as flatten
@@ -12,7 +13,14 @@ from diffseg_jax.diffusion.schedules import LOG_SNRS
 from diffseg_jax.errors import UserError
 from diffseg_jax.metrics.uncertainty import MEASURES
 from diffseg_jax.models.ddp_network import MIN_SIDE, DDPSettings
-from diffseg_jax.systems.ddp import SAMPLERS, make_settings, make_task, settings_of_meta
+from diffseg_jax.systems.ddp import (
+    NEEDS_SEVERAL,
+    SAMPLERS,
+    make_settings,
+    make_task,
+    settings_of_meta,
+    uncertainty_of,
+)
 from diffseg_jax.systems.system import Setting, System, require_same_network, split_start
 from diffseg_jax.systems.task import Task
 from diffseg_jax.weights.backbones import load_backbone
@@ -178,16 +186,16 @@ OPTIONS = {
 
 
 def check(config):
-    """Raises UserError for option values that do not go together."""
+    """Raises UserError for option values that do not go together, and warns of odd ones."""
     if problem := make_settings(config, 2).problem():
         raise UserError(f"model: {problem}")
     sampling = config.sampling
-    needed = {"changes": "steps", "spread": "draws"}.get(sampling.uncertainty)
-    if needed and sampling[needed] < 2:
-        raise UserError(
-            f"sampling.uncertainty is {sampling.uncertainty}, which needs 2 {needed} or more, but "
-            f"sampling.{needed} is {sampling[needed]}. Try --config.sampling.{needed}=2, or "
-            "--config.sampling.uncertainty=entropy."
+    if uncertainty_of(sampling) != sampling.uncertainty:
+        needed = NEEDS_SEVERAL[sampling.uncertainty]
+        warnings.warn(
+            f"sampling.uncertainty is {sampling.uncertainty}, which needs 2 {needed} or more; with "
+            f"{needed}=1 the uncertainty is the entropy of the probabilities",
+            stacklevel=2,
         )
     if config.new_head:
         require_start(config)

@@ -11,6 +11,7 @@ import pytest
 from configs.tiny_ddep import get_config
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import stages
+from diffseg_jax.experiment.gradient_stage import evaluations_of
 from diffseg_jax.experiment.plan import labelled_stages, make_plan, plan_evaluations
 from diffseg_jax.storage.workdir import claim_workdir
 from diffseg_jax.systems.methods import SYSTEMS
@@ -98,6 +99,16 @@ def test_evaluating_another_config_shows_the_differing_lines_before_data_are_ope
     config.data.path, config.data.source = "nowhere", "folder"
     with pytest.raises(UserError, match="seed: "):
         stages.evaluate_only(config, tmp_path)
+
+
+def test_the_log_names_both_evaluations_and_the_one_by_which_the_best_is_chosen(config, tmp_path):
+    config.evaluate.update(checkpoint="best", scales=(0.5, 1.0), flip=True, images=8)
+    stage = make_plan(config, tmp_path).stages[1]
+    every, quick = stage.options.every.evaluate, len(stage.evaluation.quick_indices)
+    assert evaluations_of(stage) == (
+        f"evaluated quickly every {every} steps on {quick} images whole; finally the best "
+        "checkpoint by these on 8 images whole at scales 0.5, 1 and mirrored"
+    )
 
 
 def test_evaluations_are_those_of_the_stages_that_are_named(config, tmp_path):

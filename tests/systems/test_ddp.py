@@ -492,8 +492,6 @@ def test_another_network_is_refused():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (dict(sampling__uncertainty="changes", sampling__steps=1), "needs 2 steps or more"),
-        (dict(sampling__uncertainty="spread"), "needs 2 draws or more"),
         (dict(new_head=True, run=("train",)), "no stage starts from a checkpoint whose head"),
         (dict(model__heads=(1, 1, 1, 1)), "which only a Swin has"),
         (dict(run=("align",), stages__align__start="random"), "continues from a trained network"),
@@ -505,6 +503,17 @@ def test_another_network_is_refused():
 def test_what_goes_with_no_network_is_said(changes, sentence):
     with pytest.raises(UserError, match=sentence):
         ddp_config.check(tiny(**changes))
+
+
+@pytest.mark.parametrize(("measure", "needed"), [("changes", "steps"), ("spread", "draws")])
+def test_entropy_replaces_a_measure_that_needs_several(measure, needed):
+    config = tiny(sampling__uncertainty=measure, sampling__steps=1, sampling__draws=1)
+    recorded = lambda: ddp.make_task(config, "train", (32, 48), 5).recorded["sampling"]
+    with pytest.warns(UserWarning, match=f"needs 2 {needed} or more; .* entropy"):
+        ddp_config.check(config)
+    assert recorded()["uncertainty"] == "entropy"
+    config.sampling[needed] = 2
+    assert recorded()["uncertainty"] == measure
 
 
 def test_a_crop_below_the_stride_is_refused():
