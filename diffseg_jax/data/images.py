@@ -3,11 +3,12 @@
 import io
 import os
 import struct
+import threading
 import zlib
 from collections import defaultdict
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from diffseg_jax.data.formats import image_formats
 from diffseg_jax.data.orientation import orientation_of, turned
@@ -57,19 +58,7 @@ def decode(path, encoded=None):
     """The file as a decoded Pillow image; every failure is a UserError."""
     content, formats = read_file(path) if encoded is None else encoded, image_formats()
     try:
-        with Image.open(io.BytesIO(content), formats=formats) as image:
-            size = image.size
-            if size[0] * size[1] > MAX_PIXELS:
-                raise Image.DecompressionBombError("{}x{}".format(*size))
-            # load() skips the checksums of a PNG's pixel data: of all single-bit errors in small
-            # masks and images, up to 11 % changed pixels without an exception.
-            image.verify()
-        # After verify() the image must be opened again.
-        with Image.open(io.BytesIO(content), formats=formats) as image:
-            image.load()
-        if image.format == "PNG" and _may_lack_rows(image) and not has_all_rows(content, size):
-            raise ValueError("it has fewer rows of pixels than its header declares")
-        return image
+        return _decoded(content, formats)
     except Image.DecompressionBombError as error:
         raise UserError(
             f"{path} is too large ({error}): images have at most {MAX_PIXELS} pixels. Cut it into "
@@ -82,6 +71,45 @@ def decode(path, encoded=None):
         ) from None
     except Exception as error:  # Pillow raises many types on damaged files
         raise UserError(f"cannot read {path}: {error}. Replace or remove the file.") from None
+
+
+def _decoded(content, formats):
+    with complete, Image.open(io.BytesIO(content), formats=formats) as image:
+        size = image.size
+        if size[0] * size[1] > MAX_PIXELS:
+            raise Image.DecompressionBombError("{}x{}".format(*size))
+        # load() skips the checksums of a PNG's pixel data: of all single-bit errors in small
+        # masks and images, up to 11 % changed pixels without an exception.
+        image.verify()
+    # After verify() the image must be opened again.
+    with complete, Image.open(io.BytesIO(content), formats=formats) as image:
+        image.load()
+    if image.format == "PNG" and _may_lack_rows(image) and not has_all_rows(content, size):
+        raise ValueError("it has fewer rows of pixels than its header declares")
+    return image
+
+
+class _Completeness:
+    """Within it Pillow refuses cut files, also where the program lets it fill them up elsewhere."""
+
+    def __init__(self):
+        self.lock, self.readers, self.before = threading.Lock(), 0, False
+
+    def __enter__(self):
+        with self.lock:
+            if self.readers == 0:
+                self.before = ImageFile.LOAD_TRUNCATED_IMAGES
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
+            self.readers += 1
+
+    def __exit__(self, *_):
+        with self.lock:
+            self.readers -= 1
+            if self.readers == 0:
+                ImageFile.LOAD_TRUNCATED_IMAGES = self.before
+
+
+complete = _Completeness()  # a setting of Pillow that all threads share
 
 
 def read_file(path) -> bytes:

@@ -147,7 +147,11 @@ def _why_not_exact(image, content):
         return "has samples that are scaled when they are read."
     if image.format == "TIFF" and image.tag_v2.get(262) == 0:
         return "is a TIFF whose 0 is white, so programs do not agree on its ids."
-    if (pages := _pages(image, content)) > 1:
+    try:
+        pages = _pages(image, content)
+    except Exception as error:  # Pillow raises many types on damaged files
+        return f"holds several images, of which one cannot be read ({error})."
+    if pages > 1:
         return f"holds {pages} images, so it is not clear which one is the mask."
     return ""
 

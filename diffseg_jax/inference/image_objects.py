@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageFile
 
-from diffseg_jax.data.images import read_image, to_rgb
+from diffseg_jax.data.images import complete, read_image, to_rgb
 from diffseg_jax.data.orientation import orientation_of
 from diffseg_jax.errors import UserError
 
@@ -51,7 +51,8 @@ def from_pil(image: Image.Image) -> np.ndarray:
     if isinstance(image, ImageFile.ImageFile) and image.filename:
         name = image.filename
     try:
-        image.load()
+        with complete:
+            image.load()
         return to_rgb(image, name, orientation_of(image))
     except UserError:
         raise

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from diffseg_jax.data.formats import FORMATS, image_formats
 from diffseg_jax.data.images import read_image
@@ -135,6 +135,15 @@ def test_what_is_no_image_is_a_sentence(tmp_path):
                   Tensor(None), np.array(5), IMAGE * 1j, np.array(["a"])[:0]):  # fmt: skip
         with pytest.raises(UserError):
             list(named_images(given))
+
+
+def test_cut_files_are_refused_where_the_program_tells_pillow_to_fill_them(monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    cut = encoded(name="JPEG")[:-20]
+    for given in (cut, Image.open(io.BytesIO(cut))):
+        with pytest.raises(UserError, match="truncated"):
+            list(named_images(given))
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 def test_all_formats_of_pillow_are_found_and_the_other_files_counted(tmp_path):
