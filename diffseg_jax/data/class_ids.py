@@ -14,7 +14,7 @@ from diffseg_jax.errors import UserError
 MAX_RANGES = 12  # of ids in an error
 SIGNED_IGNORE = (-1, -100)  # ids that signed arrays hold for ignored pixels
 MAX_ID = 65535  # that a table can hold
-SMOOTHED = 32  # more unknown ids than these in one mask are no ids
+SMOOTHED = 32  # more unknown ids or colours than these in one mask come from smoothing
 
 
 def id_table(num_classes, *, ignore=(), zero_is_ignored=False, ids=()):
@@ -61,8 +61,10 @@ class MaskRules:
     reading: str = ""
     ignore: tuple[int, ...] = ()
 
-    def to_classes(self, ids, path):
+    def to_classes(self, ids, path, others=()):
         """The classes int32[H,W] of stored ids, integer [H,W]; -1 and -100 count as ignored.
+
+        others  () -> ids of other masks, by which an error can advise; not called without one
 
         Raises UserError with the path, the smallest id that the table does not allow, and what to
         do about it.
@@ -72,7 +74,8 @@ class MaskRules:
             bad = [int(value) for value in np.unique(ids[mask < 0])]
             classes = np.flatnonzero((self.table >= 0) & (self.table != IGNORE))
             ignored = np.flatnonzero(self.table == IGNORE)
-            advice = self.advice([int(value) for value in np.unique(ids)], bad)
+            stored = {*np.unique(ids).tolist(), *(others() if others and self.file else ())}
+            advice = self.advice(sorted(stored))
             raise UserError(
                 f"mask {path} has class id {bad[0]}, but classes are {_ranges(classes)} "
                 f"({_ranges(ignored) or 'none'} is ignored). {advice}".rstrip()
@@ -81,8 +84,9 @@ class MaskRules:
 
     def class_of(self, stored):
         """The class of a stored id: 255 if it is ignored, -1 if it is a mistake."""
-        known = stored < len(self.table)
-        return IGNORE if stored in SIGNED_IGNORE else int(self.table[stored]) if known else -1
+        if stored in SIGNED_IGNORE:
+            return IGNORE
+        return int(self.table[stored]) if 0 <= stored < len(self.table) else -1
 
     def stored_id(self, label):
         """The smallest id of a class on disk."""
@@ -107,13 +111,11 @@ class MaskRules:
         """As `written`, for ids that are to be ignored besides those that the file ignores."""
         return self.written(ignore=[*self.entries.get("ignore", []), *ids])
 
-    def advice(self, stored, bad=()):
-        """What to type so that masks with these stored ids, ascending, can be used.
-
-        bad  those of them that the table does not allow
-        """
+    def advice(self, stored):
+        """What to type so that masks with these stored ids, ascending, can be used."""
         if not self.file:
             return self.hint
+        bad = [value for value in stored if self.class_of(value) < 0]
         if bad and not 0 <= (wrong := min(bad[0], 0) or bad[-1]) <= MAX_ID:
             return f"Replace {wrong} by 255: numpy.where(mask == {wrong}, 255, mask)."
         if len(bad) > SMOOTHED:
@@ -123,7 +125,7 @@ class MaskRules:
             )
         stored = [value for value in stored if value not in SIGNED_IGNORE]
         listed = _ranges(np.array(stored, int)) or "those of ignored pixels"
-        return f"The ids are {listed}. {self._remedy(stored, list(bad))}"
+        return f"The masks hold the ids {listed}. {self._remedy(stored, bad)}"
 
     def _remedy(self, stored, bad):
         count, known = len(self.names), [i for i in stored if self.class_of(i) != IGNORE]
@@ -139,10 +141,9 @@ class MaskRules:
             shifted = f"{self.written(zero_is_ignored=True)}."
             if 0 not in stored:
                 return f"If ids count from 1, {shifted}"
-            coloured = " and give it a colour" if "palette" in self.entries else ""
-            more = f"name it{coloured} in {self.file}"
-            more = more if self.entries else f"give num_classes={count + 1}"
-            return f"If {count} is one more class, {more}; if 0 is unlabelled, {shifted}"
+            return f"{self._named(bad)}; if 0 is unlabelled, {shifted}"
+        if len(bad) > 1 and bad == list(range(count, bad[-1] + 1)):
+            return f"{self._named(bad)}; {self._objects_of(bad)}."
         if bad == [MAX_ID]:  # -1 as 16 bits
             return f"To ignore it, {self.ignoring(bad)}."
         for ids in (known, stored):
@@ -153,6 +154,20 @@ class MaskRules:
         return (
             f"{others}Or list {order} in {self.file}." if bad else f"List {order} in {self.file}."
         )
+
+    def _named(self, bad):
+        """What to do if all of some ids, which follow those of the classes, are classes."""
+        are = "it is one more class" if len(bad) == 1 else "they are more classes"
+        if not self.entries:
+            return f"If {are}, give num_classes={bad[-1] + 1}"
+        colour = " and give a colour for it" if self.entries.get("palette") else ""
+        each = "it" if len(bad) == 1 else "each of them"
+        return f"If {are}, name {each}{colour} in {self.file}"
+
+    def _objects_of(self, bad):
+        if len(self.names) == 2:
+            return "if the ids number objects, save numpy.minimum(mask, 1)"
+        return f"to ignore {_ranges(np.array(bad))}, {self.ignoring(bad)}"
 
     def _with_background(self, stored):
         palette = self.entries.get("palette")

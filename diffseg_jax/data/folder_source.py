@@ -1,6 +1,8 @@
 """Folders of images, with masks or without, as data sets."""
 
+import contextlib
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -21,6 +23,8 @@ from diffseg_jax.data.masks import read_ids, read_pair
 from diffseg_jax.data.names import partners
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.storage.paths import reachable
+
+SOME = 32  # masks that are read for an error about ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +64,7 @@ class FolderSource:
         else:
             item["image"], ids = read_pair(path, self.masks[index], self.rules)
             require_same_size(item["image"], ids, path, self.masks[index])
-            item["mask"] = self.rules.to_classes(ids, self.masks[index])
+            item["mask"] = self.rules.to_classes(ids, self.masks[index], self.some_ids)
         if self.ranks:
             item["class"] = np.int32(self.ranks[index])
         return item
@@ -68,6 +72,18 @@ class FolderSource:
     def stored_ids(self, index):
         """The ids in the mask of an image, as its file stores them."""
         return read_ids(self.masks[index], rules=self.rules)
+
+    def some_ids(self):
+        """The ids in some of the masks that can be read, ascending; they are read once."""
+        return self._some_ids
+
+    @cached_property
+    def _some_ids(self):
+        found, count = set(), len(self.masks)
+        for index in np.unique(np.linspace(0, count - 1, min(count, SOME)).astype(int)):
+            with contextlib.suppress(UserError):
+                found.update(np.unique(self.stored_ids(index)).tolist())
+        return sorted(found)
 
 
 def open_folder(split, *, path="", num_classes=0, ignore=()):

@@ -16,7 +16,6 @@ from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.errors import UserError
 
-ASKED = 32  # masks whose stored ids are looked at when something is wrong
 MAX_NAMES = 8  # in a warning
 MOSTLY_IGNORED, ONE_CLASS = 0.95, 0.99  # shares of pixels from which a warning is given
 NO_CLASS = {  # names of what is usually ignored
@@ -148,8 +147,7 @@ def _advice(seen):
 
 def _stored_ids(seen):
     source = seen.source.source if isinstance(seen.source, Cached) else seen.source
-    chosen = [int(index) for index in seen.indices[:ASKED]]
-    return sorted({int(value) for i in chosen for value in np.unique(source.stored_ids(i))})
+    return source.some_ids()
 
 
 # ---- what may be meant -------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import struct
 import numpy as np
 from PIL import Image
 
+from diffseg_jax.data.class_ids import SMOOTHED
 from diffseg_jax.data.formats import LOSSY_FORMATS
 from diffseg_jax.data.images import decode, read_file, read_image, require_file
 from diffseg_jax.data.labels import IGNORE
@@ -301,7 +302,7 @@ def _unknown_colours(rows, known, rules):
     """The end of an error about colours that are of no class, or of several."""
     unknown = [row for row in rows if tuple(row) not in known]
     listed = f"{unknown[:SHOWN]}"[1:-1] + (", ..." if len(unknown) > SHOWN else "")
-    if len(rows) > 256:
+    if len(rows) > 256 or (known and len(unknown) > SMOOTHED):
         return (
             f"holds {counted(len(rows), 'colour')}, as photographs and smoothed or lossy images "
             f"do. {EXPORT}"

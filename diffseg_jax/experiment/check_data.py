@@ -70,7 +70,7 @@ def check_data(config: ConfigDict, workdir: Path):
             print(f"warning: {sentence}")
     if problems:
         examples = counted(len(problems), "example")
-        wrong.append(f"{examples} cannot be used, as listed above. Repair or remove the files.")
+        wrong.append(f"{examples} cannot be used. The lines above say why, and what to do.")
     try:
         require_startable(config, workdir)
     except UserError as error:

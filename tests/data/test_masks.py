@@ -301,11 +301,25 @@ def test_the_advice_about_unknown_ids_works(tmp_path, values, names, classes):
     np.testing.assert_array_equal(source[0]["mask"], np.array(classes)[IDS])
 
 
+def test_the_advice_looks_at_other_masks(tmp_path):
+    for name, values in zip("ab", ((0, 40), (0, 80))):
+        save_image(tmp_path / f"images/train/{name}.png", random_image(8, 16))
+        save_image(tmp_path / f"masks/train/{name}.png", np.array(values, np.uint8)[IDS % 2])
+    (tmp_path / "classes.json").write_text('{"names": ["a", "b", "c"]}')
+    source = open_source("folder", "train", path=str(tmp_path))
+    with pytest.raises(UserError, match="class id 40, .* the ids 0, 40, 80") as error:
+        source[0]
+    follow(tmp_path, error.value)
+    source = open_source("folder", "train", path=str(tmp_path))
+    np.testing.assert_array_equal(source[1]["mask"], IDS % 2 * 2)
+
+
 def test_the_advice_about_other_ids(tmp_path):
     for array, sentence in (
         (np.where(IDS == 3, -7, IDS.astype(int)), r"Replace -7 by 255: numpy\.where\(mask == -7,"),
         (np.where(IDS == 3, 2**32 - 1, IDS.astype(int)), "Replace 4294967295 by 255"),
         (np.arange(128).reshape(8, 16), "128 different values, as after smooth resizing"),
+        (IDS + 1, r"they are more classes, name each of them in .*; to ignore 3..4, set"),
         (IDS * 60 % 200, r"has class id 60, .* set \"ignore\": \[60, 120, 180\] in"),
     ):
         path = folder_of(tmp_path, "a.npy", array_bytes(array), 3)
