@@ -1,13 +1,16 @@
 """What all commands share: flags with several values, and streams that lose their reader."""
 
 import os
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from diffseg_jax import cli, main, predict
 from diffseg_jax.errors import UserError
+from diffseg_jax.experiment import stages
 from diffseg_jax.inference.segmenter import load
+from diffseg_jax.metrics import segmentation
 
 pytestmark = pytest.mark.quick
 
@@ -66,3 +69,14 @@ def test_compiled_programs_are_kept_where_a_user_says(monkeypatch, tmp_path):
         kept = changed.get("jax_compilation_cache_dir")
         expected = folder and str(tmp_path / folder)
         assert kept == (f"{expected}/diffseg_jax" if cache is True else expected)
+
+
+def test_a_run_without_images_names_none(monkeypatch, tmp_path):
+    said = []
+    log = SimpleNamespace(say=said.append, close=lambda: None)
+    monkeypatch.setattr(segmentation, "format_table", lambda columns: "")
+    results = {"a": {"start": "random", "mIoU": 0.5}}
+    for images in ("", f", images in {tmp_path / 'pictures'}"):
+        stages.report_results(("a",), results, tmp_path / "results.json", log)
+        assert said[-1] == f"finished; numbers in {tmp_path / 'results.json'}{images}"
+        (tmp_path / "pictures").mkdir(exist_ok=True)

@@ -21,7 +21,7 @@ from diffseg_jax.data.images import read_image, require_same_size
 from diffseg_jax.data.mask_files import is_image_folder, is_mask_folder, without_masks
 from diffseg_jax.data.masks import read_ids, read_pair
 from diffseg_jax.data.names import partners
-from diffseg_jax.errors import UserError, choose
+from diffseg_jax.errors import UserError, choose, visible
 from diffseg_jax.storage.paths import reachable
 
 SOME = 32  # masks that are read for an error about ids
@@ -245,4 +245,4 @@ def classes_of_images(rule, folder, files):
             f"{description}, or give classes=''."
         )
     rank = {name: k for k, name in enumerate(names)}
-    return tuple(names), tuple(rank[name] for name in found)
+    return tuple(map(visible, names)), tuple(rank[name] for name in found)

@@ -76,8 +76,7 @@ def decode(path, encoded=None):
 def _decoded(content, formats):
     with complete, Image.open(io.BytesIO(content), formats=formats) as image:
         size = image.size
-        if size[0] * size[1] > MAX_PIXELS:
-            raise Image.DecompressionBombError("{}x{}".format(*size))
+        require_few_pixels(image)
         # load() skips the checksums of a PNG's pixel data: of all single-bit errors in small
         # masks and images, up to 11 % changed pixels without an exception.
         image.verify()
@@ -87,6 +86,12 @@ def _decoded(content, formats):
     if image.format == "PNG" and _may_lack_rows(image) and not has_all_rows(content, size):
         raise ValueError("it has fewer rows of pixels than its header declares")
     return image
+
+
+def require_few_pixels(image: Image.Image):
+    """Raises Pillow's error for an image that is too large."""
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width}x{image.height}")
 
 
 class _Completeness:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageFile
 
-from diffseg_jax.data.images import complete, read_image, to_rgb
+from diffseg_jax.data.images import complete, read_image, require_few_pixels, to_rgb
 from diffseg_jax.data.orientation import orientation_of
 from diffseg_jax.errors import UserError
 
@@ -51,6 +51,7 @@ def from_pil(image: Image.Image) -> np.ndarray:
     if isinstance(image, ImageFile.ImageFile) and image.filename:
         name = image.filename
     try:
+        require_few_pixels(image)
         with complete:
             image.load()
         return to_rgb(image, name, orientation_of(image))

@@ -91,6 +91,13 @@ def test_the_class_of_an_image_is_the_rank_of_its_folder(tmp_path):
     assert [item["class"].item() for item in source] == [0, 2, 1]
 
 
+def test_names_of_classes_can_be_printed(tmp_path):
+    for name in ("caf\udce9/1.png", "new\nline/1.png"):
+        save_image(tmp_path / name, random_image())
+    source = open_source("unlabelled", "", path=str(tmp_path), classes="folder")
+    assert source.classes == ("caf\\udce9", "new\\nline")
+
+
 def test_images_have_no_class_by_default(tmp_path):
     save_image(tmp_path / "a/x_1.png", random_image())
     save_image(tmp_path / "b/y_1.png", random_image())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from diffseg_jax.data import images
 from diffseg_jax.data.formats import FORMATS, image_formats
 from diffseg_jax.data.images import read_image
 from diffseg_jax.errors import UserError
@@ -124,6 +125,13 @@ def test_deep_images_are_refused_as_their_files_are(mode):
         {"np": np, "Image": Image, "image": deep},
     )
     assert next(named_images(advised))[1].shape == IMAGE.shape
+
+
+def test_enormous_images_are_refused_as_their_files_are(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", IMAGE[..., 0].size - 1)
+    for given in (encoded(), Image.fromarray(IMAGE)):
+        with pytest.raises(UserError, match="14x10"):
+            list(named_images(given))
 
 
 def test_what_is_no_image_is_a_sentence(tmp_path):
