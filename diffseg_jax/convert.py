@@ -4,6 +4,9 @@
       --output=weights/lsun_bedroom
   python -m diffseg_jax.convert --source=ddp --output=weights/ddp_convnext_t \\
       --input=ddp_convnext_t_4x4_512x1024_160k_cityscapes.pth
+  python -m diffseg_jax.convert --source=transunet --input=R50+ViT-B_16.npz --output=weights/vit
+  python -m diffseg_jax.convert --source=ddpm_seg --input=50_150_250_5_6_7_8_12 \\
+      --unet=lsun_bedroom.pt --name=lsun_bedroom --output=weights/bedroom_28
   python -m diffseg_jax.convert --source=run --input=runs/a --output=shared/a --dtype=float16
 
 For adm, the flags with which guided diffusion trained the network may replace --name, as in
@@ -32,6 +35,8 @@ from diffseg_jax.inference.converted import (
     convert_ddp,
     convert_run,
 )
+from diffseg_jax.inference.converted_ensemble import convert_ensemble
+from diffseg_jax.inference.converted_transunet import convert_transunet
 from diffseg_jax.weights.adm import PUBLISHED
 
 METAVARS = {int: "N", float: "X", str: "TEXT", truth: "True|False", numbers: "N,N,..."}
@@ -59,6 +64,7 @@ ADM_FLAGS = {  # those of guided diffusion
     "rescale_learned_sigmas": truth,
     **dict.fromkeys(UNUSED_FLAGS, truth),
 }
+ENSEMBLE_FLAGS = ("feature_steps", "feature_blocks", "noise_file")
 
 
 def _convert_adm(path, output, name="", part="", **flags):
@@ -68,6 +74,8 @@ def _convert_adm(path, output, name="", part="", **flags):
 CONVERTERS = {  # name -> function and the flags that it takes
     "adm": (_convert_adm, ("name", "part", *ADM_FLAGS)),
     "ddp": (convert_ddp, ("groups", "steps", "limit", "part")),
+    "transunet": (convert_transunet, ("part", "heads", "grid")),
+    "ddpm_seg": (convert_ensemble, ("unet", "name", "part", *ENSEMBLE_FLAGS, *ADM_FLAGS)),
     "run": (convert_run, ("stage", "step", "ema", "dtype")),
 }
 
@@ -77,7 +85,8 @@ def make_flags() -> Flags:
     flags = Flags("convert", __doc__)
     add = flags.add_argument
     add("--source", required=True, help=f"kind of the input: {', '.join(CONVERTERS)}")
-    add("--input", required=True, metavar="PATH", help="the .pt or .pth file; the workdir of a run")
+    given = "the file of weights; the folder of classifiers; the workdir of a run"
+    add("--input", required=True, metavar="PATH", help=given)
     add("--output", required=True, metavar="DIR", help="a new directory")
     part = "which network of a file that holds several, such as model_ema"
     add("--part", metavar="NAME", help=part)
@@ -93,6 +102,17 @@ def make_flags() -> Flags:
     add("--steps", type=number(int, 1, 1000), metavar="N", help=steps)
     limit = "sides into which images are fitted, 0 for their own size; default: as published"
     add("--limit", type=sides, metavar="N,N", help=limit)
+    add = flags.add_argument_group("transunet").add_argument
+    heads = "heads of the attention; default: one for every 64 channels"
+    add("--heads", type=number(int, 1), metavar="N", help=heads)
+    grid = "rows,columns of the position table; default: a square"
+    add("--grid", type=sides, metavar="N,N", help=grid)
+    add = flags.add_argument_group("ddpm_seg, also --name or the flags of adm").add_argument
+    add("--unet", metavar="PATH", help="the diffusion model: a file or a converted directory")
+    add("--feature_steps", type=numbers, metavar=METAVARS[numbers], help="its noise levels")
+    add("--feature_blocks", type=numbers, metavar=METAVARS[numbers], help="its blocks")
+    noise = "noise that the classifiers were trained with, .npy; default: drawn"
+    add("--noise_file", metavar="PATH", help=noise)
     add = flags.add_argument_group("run").add_argument
     add_checkpoint_flags(add, ("stage", "step", "ema"))
     dtype = f"dtype of the stored parameters: {', '.join(STORED_DTYPES)}; default: float32"

@@ -1,6 +1,7 @@
 """A converted official file opens, samples and starts a stage; other files are a sentence."""
 
 import dataclasses
+import json
 import math
 import pickle
 import re
@@ -29,6 +30,7 @@ from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.weights import adm
 from diffseg_jax.weights.adm import load_adm
 from diffseg_jax.weights.formats import read_arrays
+from diffseg_jax.weights.transunet import load_port
 
 FLAGS = {  # of the network of the tiny config, for two classes
     "image_size": 16, "num_channels": 32, "channel_mult": "1,1", "num_res_blocks": 1,
@@ -256,11 +258,110 @@ def test_groups_that_do_not_divide_the_width_are_refused(groups, official_ddp, t
 
 def test_another_network_is_not_a_ddp(file, official_ddp, tmp_path, capsys):
     sentence = refused(capsys, file, tmp_path / "out", "ddp")
-    assert "is no checkpoint of DDP: its first entry is time_embed.0.weight. Give a seg" in sentence
+    assert "is no checkpoint of DDP: it is a UNet of guided diffusion (python -m" in sentence
+    assert "--source=adm); its first entry is time_embed.0.weight. Give a seg" in sentence
     called(official_ddp[0], tmp_path / "out", "ddp")
     capsys.readouterr()
     sentence = refused(capsys, official_ddp[0], tmp_path / "out", "ddp")
     assert "holds a checkpoint already. Give another --output." in sentence
+
+
+# ---- transunet, ddpm_seg -------------------------------------------------------------------------
+
+RECORDED = Path(__file__).parent / "recorded"
+
+
+def opened(monkeypatch, source, given, **flags):
+    """The Segmenter of what the command would save, without files."""
+    written = []
+    monkeypatch.setattr(converting, "save_values", lambda *given: written.append(given) or 1)
+    called(given, "out", source, **flags)
+    ((_, network, meta),) = written
+    return Segmenter("out", network, as_json(meta))
+
+
+def shapes_match(segmenter):
+    """Whether the network has the arrays that its task needs, beside those of a fit."""
+    abstract = flatten(jax.eval_shape(segmenter.task.init, jax.random.key(0)))
+    found = {path: leaf.shape for path, leaf in flatten(segmenter.network).items()}
+    return {path: leaf.shape for path, leaf in abstract.items()}.items() <= found.items()
+
+
+def outputs_of(segmenter, size):
+    """The shapes that a prediction of an image of that size has."""
+    image = np.zeros((1, *size, 3), np.uint8)
+    maps = jax.eval_shape(segmenter.task.predict, segmenter.network, image, np.array([size]))
+    return maps if isinstance(maps, dict) else {"probs": maps}
+
+
+def test_a_transunet_segments_and_an_encoder_gives_features(monkeypatch, capsys):
+    file = RECORDED / "ddep/transunet_ddep_state.pt"
+    config = json.loads((RECORDED / "ddep/transunet_ddep.json").read_text())["config"]
+    segmenter = opened(monkeypatch, "transunet", file, heads=config["num_heads"])
+    assert shapes_match(segmenter) and "a TransUNet" in capsys.readouterr().out
+    assert segmenter.config.model.arithmetic == "port" and len(segmenter.names) == 3
+    assert segmenter.config.model.decoder == tuple(config["decoder_channels"])
+    assert segmenter.config.model.skips == config["n_skip"]
+    assert segmenter.protocol.short == config["img_size"]
+    assert outputs_of(segmenter, (40, 56))["probs"].shape == (1, 40, 56, 3)
+    named = load_port(file, *(jax.tree.map(np.shape, segmenter.network[part])
+                              for part in ("params", "stats")))  # fmt: skip
+    assert equal(flatten(dict(zip(("params", "stats"), named))), flatten(segmenter.network))
+
+    sentence = refused(capsys, file, "out", "transunet", grid="3,5")
+    assert "form no grid of 3x5" in sentence and "For convert it is --grid=4,4." in sentence
+
+    file = RECORDED / "ddep/flax_hybrid_params.npz"
+    record = json.loads((RECORDED / "ddep/flax_hybrid.json").read_text())
+    grid = ",".join(str(-(-side // 16)) for side in record["image"])
+    segmenter = opened(monkeypatch, "transunet", file, grid=grid)
+    assert shapes_match(segmenter) and "the decoder is random" in capsys.readouterr().out
+    assert segmenter.config.model.heads == record["config"]["num_heads"]  # the file tells
+    assert "encoded" in segmenter.taps and segmenter.config.model.arithmetic == "official"
+    with pytest.raises(UserError, match="knows no classes, so it cannot segment"):
+        segmenter.predict(np.zeros((32, 32, 3), np.uint8))
+
+
+@pytest.fixture
+def classifiers(tmp_path):
+    """Two pixel classifiers in the official names, of 2 steps and 2 blocks of the tiny network."""
+    folder = tmp_path / "1_5_0_2"
+    folder.mkdir()
+    rng, width = np.random.default_rng(0), 128
+    for number in range(2):
+        arrays = {}
+        for layer, (k, n) in {0: (width, 8), 3: (8, 4), 6: (4, 3)}.items():
+            arrays |= {f"layers.{layer}.weight": rng.standard_normal((n, k)),
+                       f"layers.{layer}.bias": rng.standard_normal(n)}  # fmt: skip
+        for layer, n in {2: 8, 5: 4}.items():
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                arrays[f"layers.{layer}.{name}"] = rng.uniform(0.5, 1.5, n)
+        with open(folder / f"model_{number}.pth", "wb") as stream:
+            np.savez(stream, **{name: np.float32(array) for name, array in arrays.items()})
+    return folder
+
+
+def test_pixel_classifiers_segment_with_the_network_that_they_read(
+    classifiers, tmp_path, monkeypatch, capsys
+):  # fmt: skip
+    unet = tmp_path / "unet.pt"
+    lsun_checkpoint.write_state_dict(
+        unet, lsun_checkpoint.official_shapes({**MODEL, "num_classes": 0})
+    )
+    flags = {name: value for name, value in FLAGS.items() if name not in ("class_cond",)}
+    segmenter = opened(monkeypatch, "ddpm_seg", classifiers, unet=unet, **flags)
+    said = capsys.readouterr().out
+    assert "2 classifiers of 3 classes on 128 features" in said
+    assert "levels 1,5 (--feature_steps), blocks 0,2 (--feature_blocks)" in said
+    assert shapes_match(segmenter) and segmenter.protocol.short == 16
+    assert outputs_of(segmenter, (16, 24))["votes"].shape == (1, 16, 24, 3)
+    kernel = segmenter.network["params"]["ensemble"]["linear1"]["kernel"]
+    expected = read_arrays(classifiers / "model_1.pth")["layers.0.weight"].T
+    np.testing.assert_array_equal(kernel[1], expected)
+    for given, part in (({}, "Try --unet="), ({"unet": unet, **flags, "feature_blocks": 9},
+                                              "blocks holds 9")):  # fmt: skip
+        sentence = refused(capsys, classifiers, tmp_path / "out", "ddpm_seg", **given)
+        assert part in sentence
 
 
 # ---- where a stage starts ------------------------------------------------------------------------

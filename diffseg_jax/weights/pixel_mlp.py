@@ -15,6 +15,7 @@ import numpy as np
 
 from diffseg_jax.errors import UserError
 from diffseg_jax.weights.formats import read_arrays
+from diffseg_jax.weights.recognised import described
 from diffseg_jax.weights.tables import convert
 from diffseg_jax.weights.torch_rows import linear_rows, norm, statistics
 
@@ -54,6 +55,21 @@ def load_ensemble(folder: str | os.PathLike, features: int, num_classes: int) ->
                 f"{_widths(members[0])}. Keep the classifiers of one training in a folder."
             )
     return jax.tree.map(lambda *leaves: np.stack(leaves), *members)
+
+
+def classifier_sizes(folder: str | os.PathLike) -> tuple[int, tuple[int, int], int]:
+    """(features D, hidden widths, classes K) of the first classifier of a folder.
+
+    Raises UserError as `load_ensemble`, and for a file of another network.
+    """
+    file = _numbered_files(Path(folder))[0]
+    arrays = read_arrays(file)
+    (a, d), (b, _), (k, _) = (_sizes(arrays, layer) for layer in LAYERS)
+    if None in (a, d, b, k):
+        raise UserError(
+            f"{file} is no pixel classifier of DDPM-Seg: {described(arrays)}. {FOLDER_ADVICE}"
+        )
+    return d, (a, b), k
 
 
 def _numbered_files(folder: Path) -> list[Path]:

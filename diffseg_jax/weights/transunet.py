@@ -10,7 +10,7 @@ import numpy as np
 from diffseg_jax.errors import UserError
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.recognised import described
-from diffseg_jax.weights.tables import AS_IS, convert, within
+from diffseg_jax.weights.tables import AS_IS, convert, targets, within
 from diffseg_jax.weights.torch_rows import conv, linear_rows, norm, statistics
 
 
@@ -32,7 +32,8 @@ def table_grid(
     token = ", with or without one for the class token" if class_row else ""
     raise UserError(
         f"the {length} rows of the position table form no {wanted}{token}. Write the grid that the "
-        f"network was trained with into the config file: c.weights_grid = {_example(length)}."
+        f"network was trained with into the config file: c.weights_grid = {_example(length)}. "
+        f"For convert it is --grid={','.join(map(str, _example(length)))}."
     )
 
 
@@ -242,6 +243,62 @@ def load_encoder(
     length = table.shape[1]
     rows, columns = _check_grid(source, known.position, length, grid, class_row=True)
     return {**tree["encoder"], "position_embedding": table[:, length - rows * columns :]}
+
+
+PUBLISHED_DECODER = {"decoder": (256, 128, 64, 16), "bridge": 512, "skips": 3}
+
+
+def sizes_of(arrays: Mapping[str, np.ndarray], source: str, grid: Sequence[int] = ()) -> dict:
+    """The sizes of a TransUNet or of an encoder, from its names and shapes.
+
+    arrays, source, grid  as of `load_encoder`
+    out  arithmetic, resnet_width, resnet_units, hidden, layers, mlp, decoder, bridge, skips;
+         heads (None where no shape tells), num_classes (0 of an encoder), size (height, width) of
+         the images that the position table was made for
+
+    Raises UserError where an entry that tells a size is missing.
+    """
+    port = is_port(arrays)
+    table = PORT if port else next(k for k in ENCODERS if k.matches(arrays)).table(arrays)
+    found = targets(_split(arrays), table)
+    found = {name.removeprefix("params."): shape for name, shape in found.items()}
+
+    def length(name, axis=-1):
+        if name not in found or len(found[name]) < abs(axis):
+            raise UserError(f"{source} has no entry for {name}. Give a whole TransUNet or encoder.")
+        return found[name][axis]
+
+    numbers = lambda pattern: {m[1] for name in found if (m := re.match(pattern, name))}
+    units = tuple(len(numbers(rf"encoder\.block{b}\.unit(\d+)\.")) for b in (1, 2, 3))
+    rows, columns = _check_grid(
+        source, "the position table", length("encoder.position_embedding", -2), grid,
+        class_row=not port,
+    )
+    query = found.get("encoder.layer0.attention.query.kernel", ())
+    decoder = _decoder_sizes(length) if port else PUBLISHED_DECODER
+    return {
+        "arithmetic": "port" if port else "official",
+        "resnet_width": length("encoder.root.norm.scale") / 64,
+        "resnet_units": units,
+        "hidden": length("encoder.norm.scale"),
+        "layers": len(numbers(r"encoder\.layer(\d+)\.")),
+        "heads": query[1] if len(query) == 3 else None,
+        "mlp": length("encoder.layer0.mlp.fc1.bias"),
+        "num_classes": length("head.bias") if port else 0,
+        "size": (16 * rows, 16 * columns),
+        **decoder,
+    }
+
+
+def _decoder_sizes(length) -> dict:
+    """Channels of the decoder and its number of skips; `length(name, axis)` of an entry."""
+    bridge, decoder = length("decoder.bridge.norm.scale"), []
+    channels, skips = bridge, 0
+    for stage in range(4):
+        skips += length(f"decoder.stage{stage}.conv1.conv.kernel", -3) > channels
+        channels = length(f"decoder.stage{stage}.conv1.norm.scale")
+        decoder.append(channels)
+    return {"decoder": tuple(decoder), "bridge": bridge, "skips": skips}
 
 
 def load_official(path, target_shapes: dict, grid: Sequence[int] = ()) -> dict:
