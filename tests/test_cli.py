@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from diffseg_jax import cli, main, predict
+from diffseg_jax import cli, main, plot, predict
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import stages
 from diffseg_jax.inference.segmenter import load
@@ -28,6 +28,11 @@ def test_several_images_follow_one_flag(given):
     flags = predict.make_flags()
     assert flags.parse_args([*given, "--checkpoint=c", "--output=o"]).images == ["a", "b"]
     assert "--images a.jpg more" in flags.format_help()
+
+
+def test_several_runs_are_drawn_from_one_flag():
+    given = plot.make_flags().parse_args(["--workdir=a", "b", "--output=c.png"])
+    assert given.workdir == ["a", "b"]
 
 
 def test_unknown_and_shortened_flags_are_refused_with_the_nearest():

@@ -1,5 +1,6 @@
 """Files below a folder: found, and paired by name."""
 
+import glob
 import os
 from collections import Counter
 from pathlib import Path, PurePosixPath
@@ -35,6 +36,24 @@ def require_folder(path, name, layout):
                 f"path {path} is not a folder. Data set {name} needs one with {layout}."
             )
     return root
+
+
+def expanded(path: str | os.PathLike) -> list[str]:
+    """The path; or what it matches, sorted, if it does not exist but holds *, ? or [.
+
+    Hidden files are not matched. Raises UserError where nothing is.
+    """
+    path = os.fsdecode(path)
+    root, rest = open_path(path), []
+    with reachable(root):
+        while glob.has_magic(str(root)) and not root.exists():
+            root, rest = root.parent, [root.name, *rest]
+        if not rest:
+            return [path]
+        found = sorted(str(match) for match in root.glob("/".join(rest)) if match.name[0] != ".")
+    if not found:
+        raise UserError(f"there is no file or folder like {path}. Check the pattern.")
+    return found
 
 
 def list_files(folder, endings):

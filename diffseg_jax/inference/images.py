@@ -1,6 +1,5 @@
 """Images as a user has them: arrays, PIL images, files, folders, lists of these."""
 
-import glob
 import itertools
 import os
 from collections import Counter
@@ -10,7 +9,7 @@ from pathlib import PurePath
 import numpy as np
 from PIL import Image
 
-from diffseg_jax.data.files import ends_with, skipped_note, split_files
+from diffseg_jax.data.files import ends_with, expanded, skipped_note, split_files
 from diffseg_jax.data.formats import image_endings
 from diffseg_jax.data.images import read_image
 from diffseg_jax.errors import UserError
@@ -100,32 +99,18 @@ def find_images(
 
 
 def matching(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
-    """The paths, those that do not exist but hold *, ? or [ replaced by what they match.
+    """The paths, patterns replaced by what they match.
 
     Of a pattern's files only images are taken, unless it matches nothing else.
     """
-    found = []
+    found, endings = [], image_endings()
     for path in [paths] if is_path(paths) else paths:
-        path = os.fsdecode(path)
-        if not path:
+        if not os.fsdecode(path):
             raise UserError("the path of an image is empty. Give a file or a folder.")
-        opened = open_path(path)
-        with reachable(opened):
-            is_pattern = glob.has_magic(path) and not opened.exists()
-            found += _matches(path) if is_pattern else [path]
+        matches = expanded(path)
+        images = [each for each in matches if ends_with(each, endings) or open_path(each).is_dir()]
+        found += images or matches
     return found
-
-
-def _matches(pattern):
-    """The sorted paths that a pattern matches; UserError for none."""
-    root, rest = open_path(pattern), []
-    while glob.has_magic(str(root)) and not root.exists():
-        root, rest = root.parent, [root.name, *rest]
-    found = sorted(str(path) for path in root.glob("/".join(rest)) if path.name[0] != ".")
-    if not found:
-        raise UserError(f"there is no file or folder like {pattern}. Check the pattern.")
-    endings = image_endings()
-    return [path for path in found if ends_with(path, endings) or open_path(path).is_dir()] or found
 
 
 def _unique(name: str, taken: set[str]) -> str:
