@@ -78,7 +78,13 @@ def _checked(argument, known):
     name = f"--{match[1]}"
     if name not in known:
         raise UserError(f"there is no flag {name}.{hint(name.partition('.')[0], known)}")
-    return name + argument[match.end() :]
+    return name + at_home(argument[match.end() :])
+
+
+def at_home(value: str) -> str:
+    """A value, or =value, with the home folder for "~/", which shells leave in --flag=~/a."""
+    equals, path = value[: value.startswith("=")], value.removeprefix("=")
+    return equals + os.path.expanduser(path) if path.startswith("~/") else value
 
 
 def _split(argument, several):

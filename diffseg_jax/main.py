@@ -33,7 +33,7 @@ from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from diffseg_jax.cli import CACHE, Flags, number, use_cache, use_memory, user_errors
+from diffseg_jax.cli import CACHE, Flags, at_home, number, use_cache, use_memory, user_errors
 from diffseg_jax.config.files import read_config
 from diffseg_jax.devices import joining
 from diffseg_jax.devices.mesh import find_devices
@@ -92,7 +92,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str
         negated, path, text = match.groups()
         if text is None and not negated and rest and not re.match(r"--?[a-zA-Z]", rest[0]):
             text = rest.pop(0)
-        overrides.append((path, not negated if text is None else text))
+        overrides.append((path, not negated if text is None else at_home(text)))
     return flags, overrides
 
 

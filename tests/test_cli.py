@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from diffseg_jax import cli, main, plot, predict
+from diffseg_jax import cli, main, plot, predict, sample
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import stages
 from diffseg_jax.inference.segmenter import load
@@ -33,6 +33,14 @@ def test_several_images_follow_one_flag(given):
 def test_several_runs_are_drawn_from_one_flag():
     given = plot.make_flags().parse_args(["--workdir=a", "b", "--output=c.png"])
     assert given.workdir == ["a", "b"]
+
+
+def test_the_home_folder_may_be_given_as_a_shell_leaves_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/x")
+    given = sample.make_flags().parse_args(["--checkpoint=~/a", "--output", "~/b"])
+    assert given.checkpoint == "/home/x/a" and given.output == "~/b"  # expanded by shells
+    _, overrides = main.split_overrides(["--config.data.path=~/c", "--config.cache"])
+    assert overrides == [("data.path", "/home/x/c"), ("cache", True)]
 
 
 def test_unknown_and_shortened_flags_are_refused_with_the_nearest():
