@@ -157,7 +157,9 @@ class MaskRules:
 
     def _named(self, bad):
         """What to do if all of some ids, which follow those of the classes, are classes."""
-        are = "it is one more class" if len(bad) == 1 else "they are more classes"
+        are = f"{bad[0]} is one more class"
+        if len(bad) > 1:
+            are = f"{bad[0]}..{bad[-1]} are more classes"
         if not self.entries:
             return f"If {are}, give num_classes={bad[-1] + 1}"
         colour = " and give a colour for it" if self.entries.get("palette") else ""

@@ -319,7 +319,7 @@ def test_the_advice_about_other_ids(tmp_path):
         (np.where(IDS == 3, -7, IDS.astype(int)), r"Replace -7 by 255: numpy\.where\(mask == -7,"),
         (np.where(IDS == 3, 2**32 - 1, IDS.astype(int)), "Replace 4294967295 by 255"),
         (np.arange(128).reshape(8, 16), "128 different values, as after smooth resizing"),
-        (IDS + 1, r"they are more classes, name each of them in .*; to ignore 3..4, set"),
+        (IDS + 1, r"If 3..4 are more classes, name each of them in .*; to ignore 3..4, set"),
         (IDS * 60 % 200, r"has class id 60, .* set \"ignore\": \[60, 120, 180\] in"),
     ):
         path = folder_of(tmp_path, "a.npy", array_bytes(array), 3)
