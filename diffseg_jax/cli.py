@@ -18,6 +18,10 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 
+# XLA's framed notes on slow compilation look like errors; what fails is raised as well. XLA reads
+# this when it is loaded; TF_CPP_MIN_LOG_LEVEL=0 shows its log.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 import jax
 
 from diffseg_jax.devices.compiled import CACHE, keep_compiled

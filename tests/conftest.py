@@ -28,6 +28,20 @@ TINY = Path(tiny_ddep.__file__)
 XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
+def pytest_cmdline_main(config):
+    """Names files that do not exist: with -n, pytest would end without a reason."""
+    for argument in config.args:
+        file = argument.partition("::")[0]
+        if not (config.invocation_params.dir / file).exists():
+            raise pytest.UsageError(f"file or directory not found: {file}")
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    """With -n, pytest does not say either that a name of a test is wrong."""
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and config.getoption("numprocesses", 0):
+        terminalreporter.write_line("no such test; without -n pytest says which name is wrong")
+
+
 def pytest_configure(config):
     """Sets how this process and those that tests start compile, before the first program.
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffseg_jax.cli import Flags
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.training.state import flatten
 
@@ -39,6 +40,10 @@ def leaves_of(directory, step=None, part="params"):
 def equal(one, other):
     """Whether two flat trees hold the same paths and bits."""
     return one.keys() == other.keys() and all(np.array_equal(one[p], other[p]) for p in one)
+
+
+def test_commands_start_where_python_drops_docstrings():
+    assert "--help" in Flags("main", None).format_help()
 
 
 # ---- one run, looked at from all sides -----------------------------------------------------------
