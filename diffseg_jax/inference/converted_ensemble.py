@@ -55,27 +55,26 @@ def convert_ensemble(
             "classifiers read the features of a diffusion model, but none is given. Try "
             "--unet=lsun_bedroom.pt --name=lsun_bedroom, or --unet=DIR of a converted one."
         )
-    width, widths, classes = classifier_sizes(folder)
+    members, width, widths, classes = classifier_sizes(folder)
     network, model, diffusion, side = _open_unet(unet, name, part, flags)
     named = _taps_of(Path(folder).resolve().name)
     steps, blocks = feature_steps or named[0], feature_blocks or named[1]
+    features = {
+        "source": "network", "steps": steps, "blocks": blocks, "short": 0, "share_noise": True,
+        "noise_file": noise_file, "draws": 1, "dtype": "float16", "place": "device",
+    }  # fmt: skip
+    check_taps(ConfigDict(features), make_settings(model), diffusion["steps"])
     config = ConfigDict({
         **CONFIG, "system": "ddpm_seg", "model": model, "diffusion": diffusion,
-        "features": {
-            "source": "network", "steps": steps, "blocks": blocks, "short": 0, "share_noise": True,
-            "noise_file": noise_file, "draws": 1, "dtype": "float16", "place": "device",
-        },
+        "features": features,
         "ensemble": {
-            "recipe": "paper", "members": 1, "widths": widths, "small_objects": 20,
+            "recipe": "paper", "members": members, "widths": widths, "small_objects": 20,
             "classifiers": str(folder),
         },
         "evaluate": {**WHOLE_IMAGES, "short": side},
     })  # fmt: skip
-    check_taps(config.features, make_settings(config.model), diffusion["steps"])
     task = SYSTEMS["ddpm_seg"].make_task(config, "fit", (side, side), classes)
     given = load_ensemble(folder, task.meta["features_per_pixel"], classes)
-    members = len(given["params"]["linear1"]["bias"])
-    config.ensemble.members = members
     noise = _noise(task, noise_file)
     values = {
         "params": {"unet": network, "ensemble": given["params"]},

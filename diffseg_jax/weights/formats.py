@@ -276,36 +276,43 @@ def _state_dict(path: Path, tree, part: str) -> dict:
     networks = dict(_networks(tree))
     if networks and "" not in networks:
         tree = networks[_chosen(path, networks)]
-    nested = [name for name, value in tree.items() if isinstance(value, (dict, list, tuple))]
-    nested = [name for name in nested if _has_tensors(tree[name], MAX_DEPTH)]
-    if nested:
-        names = [shortened(str(name), 80) for name in list(tree)[:8]]
-        raise UserError(
-            f'{path} holds no plain state dict: its entry "{shortened(str(nested[0]), 80)}" is of '
-            f"type {type_name(tree[nested[0]])}. Name the part that is one ({', '.join(names)}) "
-            "with --part, or in a config file with c.weights_part."
-        )
-    numbers = (Tensor, np.ndarray, int, float)
-    state = {str(name): value for name, value in tree.items() if isinstance(value, numbers)}
-    if tree and not any(isinstance(value, (Tensor, np.ndarray)) for value in state.values()):
+    if tree and not any(isinstance(value, (Tensor, np.ndarray)) for value in tree.values()):
         names = shortened(", ".join(map(str, list(tree)[:8])), 200)
         raise UserError(
             f"{path} holds no state dict: no tensor is among its entries ({names}). Give the file "
             "with the weights; save NumPy arrays with numpy.savez."
         )
-    return state
+    others = [key for key in networks if key]
+    kept = [name for name, value in tree.items() if _is_entry(path, name, value, others)]
+    return {str(name): tree[name] for name in kept}
 
 
-def _networks(tree: dict, where: str = "", depth: int = 0):
-    """(dotted key, state dict) of the networks in what torch.save wrote; "" is `tree` itself."""
-    inner = {
-        f"{where}{key}": value for key, value in tree.items()
-        if isinstance(value, dict) and not NOT_NETWORKS.fullmatch(str(key))
-    }  # fmt: skip
+def _is_entry(path, name, value, networks: list[str]) -> bool:
+    """Whether an entry of a state dict is a number; UserError for more than a text beside them."""
+    if isinstance(value, (Tensor, np.ndarray, int, float)):
+        return True
+    if isinstance(value, (str, type(None))):
+        return False
+    listed = shortened(", ".join(networks), 200)
+    part = f" Or choose one of {listed} and {naming(networks[0])}." if networks else ""
+    raise UserError(
+        f'{path} holds no plain state dict: its entry "{shortened(str(name), 80)}" is of type '
+        f"{type_name(value)}. Give a file of tensors alone.{part}"
+    )
+
+
+def _networks(tree: dict, where: str = "", depth: int = 0, seen: set | None = None):
+    """(dotted key, state dict) of the networks in what torch.save wrote; "" is `tree` itself.
+
+    Every dictionary is visited once, since it can contain itself or others many times.
+    """
+    seen = {id(tree)} if seen is None else seen
     found = []
-    if depth < MAX_DEPTH:  # a bound, since a dictionary can contain itself
-        for key, value in inner.items():
-            found += _networks(value, f"{key}.", depth + 1)
+    for key, value in tree.items() if depth < MAX_DEPTH else ():
+        is_new = isinstance(value, dict) and id(value) not in seen
+        if is_new and not NOT_NETWORKS.fullmatch(shortened(str(key), 80)):
+            seen.add(id(value))
+            found += _networks(value, f"{where}{key}.", depth + 1, seen)
     yield from found
     has_state_key = any(key.rpartition(".")[2] in STATE_KEYS for key, _ in found)
     if not has_state_key and any(map(_is_weight, tree.values())):
@@ -318,14 +325,6 @@ def _is_weight(value):
     return dtype is not None and (dtype.kind == "f" or dtype == ml_dtypes.bfloat16)
 
 
-def _has_tensors(value, depth):
-    if isinstance(value, (Tensor, np.ndarray)):
-        return True
-    values = value.values() if isinstance(value, dict) else value
-    is_container = isinstance(value, (dict, list, tuple))
-    return is_container and depth > 0 and any(_has_tensors(each, depth - 1) for each in values)
-
-
 def _chosen(path, networks: dict) -> str:
     """The key of the network to read; UserError where the file does not tell."""
     last = lambda key: key.rpartition(".")[2]
@@ -335,12 +334,13 @@ def _chosen(path, networks: dict) -> str:
         others = [key for key in networks if key != usual[0]]
         warnings.warn(
             f"{path} holds several networks; {usual[0]} is taken. For another one, "
-            f"{naming(others[0])} ({', '.join(others)})",
+            f"{naming(others[0])} ({shortened(', '.join(others), 200)})",
             stacklevel=2,
         )
     if len(keys) > 1 and not usual:
         raise UserError(
-            f"{path} holds several networks: {', '.join(keys)}. Choose one and {naming(keys[0])}."
+            f"{path} holds several networks: {shortened(', '.join(keys), 200)}. Choose one and "
+            f"{naming(keys[0])}."
         )
     return keys[0]
 

@@ -57,19 +57,19 @@ def load_ensemble(folder: str | os.PathLike, features: int, num_classes: int) ->
     return jax.tree.map(lambda *leaves: np.stack(leaves), *members)
 
 
-def classifier_sizes(folder: str | os.PathLike) -> tuple[int, tuple[int, int], int]:
-    """(features D, hidden widths, classes K) of the first classifier of a folder.
+def classifier_sizes(folder: str | os.PathLike) -> tuple[int, int, tuple[int, int], int]:
+    """(number M, features D, hidden widths, classes K) of the classifiers of a folder.
 
     Raises UserError as `load_ensemble`, and for a file of another network.
     """
-    file = _numbered_files(Path(folder))[0]
-    arrays = read_arrays(file)
+    files = _numbered_files(Path(folder))
+    file, arrays = files[0], read_arrays(files[0])
     (a, d), (b, _), (k, _) = (_sizes(arrays, layer) for layer in LAYERS)
     if None in (a, d, b, k):
         raise UserError(
             f"{file} is no pixel classifier of DDPM-Seg: {described(arrays)}. {FOLDER_ADVICE}"
         )
-    return d, (a, b), k
+    return len(files), d, (a, b), k
 
 
 def _numbered_files(folder: Path) -> list[Path]:

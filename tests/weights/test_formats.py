@@ -217,6 +217,16 @@ def test_a_part_may_be_what_names_begin_with(tmp_path, form):
         read_arrays(path, "neck")
 
 
+def test_dictionaries_inside_each_other_are_visited_once(tmp_path):
+    """A thousand names of a thousand names of ... would be 10**9 visits."""
+    inner = Code(code({"w": WEIGHTS}) + b"q\x05")
+    for memo in (b"q\x06", b"q\x07"):
+        pairs = b"".join(code(f"{i}") + b"h" + inner[-1:] for i in range(1000))
+        inner = Code(inner + b"0}(" + pairs + b"u" + memo)
+    path = write_zip(tmp_path / "a.pt", {"model": inner}, STORED)
+    assert list(read_arrays(path)) == ["w"]
+
+
 def test_the_state_of_an_optimizer_is_no_network(tmp_path):
     tree = {"state": {0: {"exp_avg": WEIGHTS}}, "param_groups": [{"lr": 0.1}]}
     with pytest.raises(UserError, match="state of an optimizer and no network"):
