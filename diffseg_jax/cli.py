@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 # XLA's framed notes on slow compilation look like errors; what fails is raised as well. XLA reads
 # this when it is loaded; TF_CPP_MIN_LOG_LEVEL=0 shows its log.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["MPLBACKEND"] = "agg"  # commands draw to files; that of a notebook may be missing
 
 import jax
 
