@@ -220,10 +220,31 @@ BACKBONE_FORMATS = (
            TORCHVISION_CONVNEXT, (r"classifier\.[02]\.(weight|bias)",)),
     Format("Hugging Face's", "swin",
            r"encoder\.layers\.0\.blocks\.0\.attention\.self\.query\.weight",
-           HUGGING_SWIN, (LAST, INDEX)),
+           HUGGING_SWIN, (LAST, r"swin\.layernorm\.(weight|bias)", INDEX)),
     Format("Hugging Face's", "convnext", r"encoder\.stages\.0\.layers\.0\.dwconv\.weight",
            HUGGING_CONVNEXT, (LAST,)),
 )  # fmt: skip
+
+
+SECOND_VERSION = r".*\.(logit_scale|cpb_mlp\..*|continuous_position_bias_mlp\..*|grn\..*)"  # V2
+IN_MEMORY = (  # names of Swin in the memory of transformers 5, and those in its files
+    (r"\.attention\.q_proj\.", ".attention.self.query."),
+    (r"\.attention\.k_proj\.", ".attention.self.key."),
+    (r"\.attention\.v_proj\.", ".attention.self.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+    (r"\.attention\.relative_position_bias\.", ".attention.self."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
+
+
+def _as_saved(arrays: dict) -> dict:
+    """The arrays under the names of files, where transformers' names in memory were saved."""
+    if not any(name.endswith("blocks.0.attention.q_proj.weight") for name in arrays):
+        return arrays
+    for pattern, name_in_file in IN_MEMORY:
+        arrays = {re.sub(pattern, name_in_file, name): array for name, array in arrays.items()}
+    return arrays
 
 
 def find_format(arrays: Mapping[str, np.ndarray]) -> tuple[Format, str] | None:
@@ -248,7 +269,7 @@ def load_backbone(
     Raises UserError for a file in an unknown format, for another backbone or size, and as
     `read_arrays` and `convert` do.
     """
-    arrays, source = read_arrays(path, part), str(path)
+    arrays, source = _as_saved(read_arrays(path, part)), str(path)
     known, prefix = _require_format(arrays, settings, source)
     check_indices(arrays, source)
     _require_alone(arrays, known, prefix, source)
@@ -265,7 +286,7 @@ def load_backbone(
 def _require_format(arrays, settings, source):
     """The format and its prefix; UserError for an unknown one or another backbone."""
     found = find_format(arrays)
-    if found is None:
+    if found is None or any(re.fullmatch(SECOND_VERSION, name) for name in arrays):
         names = ", ".join(each.name for each in BACKBONE_FORMATS)
         raise UserError(
             f"{source} is in no known format of ImageNet weights: {described(arrays)}. "

@@ -34,7 +34,8 @@ NETWORKS = (  # pattern of one of its names, and what has it; the first match co
     (r"(.*\.)?(embed_tokens|lm_head|word_embeddings|wte)\.weight", "a language model"),
     (r"(.*\.)?(patch_embed1|block1)\..*|segformer\..*", "a SegFormer"),
     (r"(.*\.)?layer1\.0\.conv1\.weight|resnet\..*", "a ResNet"),
-    (r"(.*\.)?(blocks\.0\.0\.conv_(dw|pw)|_blocks\.0\._depthwise_conv)\..*", "an EfficientNet"),
+    (r"(.*\.)?(blocks\.0\.0\.conv_(dw|pw)|_blocks\.0\._depthwise_conv"
+     r"|features\.1\.0\.block\.0\.0)\..*", "an EfficientNet"),
     (r"(.*\.)?blocks\.0\.attn\.qkv\.weight|Transformer/encoderblock_0/.*"
      r"|(.*\.)?encoder\.layer\.0\.attention\..*|encoder\.layers\.encoder_layer_0\..*",
      "a plain vision transformer (ViT, DeiT, DINO or MAE)"),

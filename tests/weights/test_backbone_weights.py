@@ -270,7 +270,8 @@ def refusal(folder, arrays, settings):
     {"conv1.weight": np.zeros((64, 3, 7, 7))},
     {"patch_embed.proj.weight": np.zeros((8, 3, 4, 4)), "blocks.0.attn.qkv.weight": np.zeros(3)},
     {"a": np.zeros(3), "stages.0.blocks.0.mlp.grn.weight": np.zeros(3)},
-    {"a": np.zeros(3), "layers.0.blocks.0.attn.logit_scale": np.zeros(3)},
+    {"layers.0.blocks.0.attn.qkv.weight": np.zeros((3, 3)),
+     "layers.0.blocks.0.attn.logit_scale": np.zeros(3)},
 ], ids=["unknown", "vision transformer", "ConvNeXt V2", "Swin Transformer V2"])  # fmt: skip
 def test_unknown_formats_are_refused_with_the_known_ones(tmp_path, arrays, request):
     said, network = refusal(tmp_path, arrays, SWIN), request.node.callspec.id
