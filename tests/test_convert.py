@@ -200,9 +200,7 @@ def test_published_classes_have_names_and_colours(classes, names, tmp_path):
     ("ddp_convnext_t_4x4_512x1024_160k_cityscapes.npz", 19, {}, 3, (2048, 1024)),
     ("ddp_convnext_t_4x4_512x1024_5k_cityscapes_aligned.npz", 19, {}, 10, (2048, 1024)),
     ("ddp_swin_t_2x8_512x512_160k_ade20k.npz", 150, {}, 3, (2048, 512)),
-    ("mine.npz", 5, {}, 3, (0, 0)),
     ("mine_aligned.npz", 19, {"steps": 1, "limit": 0}, 1, (0, 0)),
-    ("mine.npz", 5, {"limit": "512,512"}, 3, (512, 512)),
 ])  # fmt: skip
 def test_the_published_test_protocol_is_written(name, classes, flags, steps, limit, monkeypatch):
     """Images of 1024x2048 stay as they are for Cityscapes, and lose half their sides for ADE20K."""
