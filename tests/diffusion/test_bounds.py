@@ -1,5 +1,6 @@
 """Losses: recorded ones, the bound of a chain by two routes, and who receives a gradient."""
 
+import functools
 import math
 import re
 
@@ -30,13 +31,21 @@ def recorded_files(golden, key):
     for path in golden("adm/diffusion*.npz"):
         arrays = np.load(path)
         if key in arrays:
-            nhwc = lambda name: jnp.asarray(arrays[name].transpose(0, 2, 3, 1))  # noqa: B023
             named = "schedule" in arrays
             yield (
                 arrays,
-                nhwc,
+                functools.partial(nhwc_of, arrays),
                 named and make_process(str(arrays["schedule"]), int(arrays["num_timesteps"])),
             )
+
+
+def nhwc_of(arrays, name):
+    return jnp.asarray(arrays[name].transpose(0, 2, 3, 1))
+
+
+def bound_alone(process, target, variance, output, x_0, x_t, t):
+    """The bound without the factor T, as the original's loss "kl" is before it is rescaled."""
+    return {"loss": variational_bound(process, output, x_0, x_t, t, target, variance)}
 
 
 @pytest.mark.golden
@@ -53,13 +62,15 @@ def test_recorded_losses(golden, transform):
             target, variance, kind = NAMES[match[2]], NAMES[match[3]], match[4]
             output = nhwc("model_output")
             output = output if variance == "learned" else output[..., : x_t.shape[-1]]
-            if kind == "kl":  # without the factor T: the bound itself
-                run = lambda *v: {"loss": variational_bound(process, *v, target, variance)}  # noqa: B023
+            if kind == "kl":
+                run = functools.partial(bound_alone, process, target, variance)
                 found = transform(run)(output, x_0, x_t, t)
             else:
                 fixed = variance != "learned" and kind.endswith("mse")
                 ours = "simple" if fixed else KINDS[kind]
-                run = lambda *v: training_losses(process, *v, target, variance, ours)  # noqa: B023
+                run = functools.partial(
+                    training_losses, process, target=target, variance=variance, kind=ours
+                )
                 found = transform(run)(output, x_0, x_t, t, eps)
             for part in ("loss", "mse", "vb"):
                 if f"{match[1]}__{part}" in arrays:
@@ -73,7 +84,7 @@ def test_recorded_losses(golden, transform):
                             found[part][chosen], recorded[chosen], rtol, near, err_msg=match[1]
                         )
                     cases += 1
-        prior = transform(lambda x_0: prior_bits(process, x_0))(x_0)  # noqa: B023
+        prior = transform(functools.partial(prior_bits, process))(x_0)
         np.testing.assert_allclose(prior, arrays["prior_bpd"], rtol=1e-5)
     assert cases
 
@@ -133,7 +144,7 @@ def test_a_bin_holds_the_mass_of_the_normal():
     np.testing.assert_allclose(found[60:200], mass[60:200], rtol=0.02)
 
 
-def test_impossible_levels_cost_a_finite_price():
+def test_impossible_levels_have_a_finite_log_likelihood():
     log_p = discretised_normal_log_likelihood(jnp.asarray([-0.5, 1.0]), -1.0, -9.0)
     np.testing.assert_allclose(log_p, math.log(1e-12), rtol=1e-6)
     slope = jax.grad(lambda m: jnp.sum(discretised_normal_log_likelihood(1.0, m, -50.0)))
@@ -153,19 +164,19 @@ def batch(process, seed=0):
 def test_the_terms_of_a_chain_add_up_to_the_divergence_of_the_whole_chain():
     """Sum over t >= 1 of E KL(q(x_{t-1} | x_t, x_0) || p) + prior = KL(q(x_0 .. x_{T-1}) || p).
 
-    One dimension and a network that always says the same noise: both chains are normal with known
-    means and covariances, so the right side is one matrix formula; the left is integrated exactly
-    (the terms are quadratic in x_t) by Gauss-Hermite points.
+    The case has one dimension and a network that always predicts the same noise. Both chains are
+    normal with known means and covariances, so the right side is one matrix formula; the left is
+    integrated exactly by Gauss-Hermite points, because its terms are quadratic in x_t.
     """
     process = Process(np.array([0.1, 0.3, 0.4, 0.6]), (0, 1, 2, 3))
-    steps, clean, said = 4, 0.7, -0.4
+    steps, clean, predicted = 4, 0.7, -0.4
     nodes, weights = np.polynomial.hermite_e.hermegauss(8)
     weights = weights / weights.sum()
     bits = prior_bits(process, jnp.full((1, 1), clean))[0]
     for t in range(1, steps):
         x_0, eps = jnp.full((8, 1), clean), jnp.asarray(nodes[:, None], jnp.float32)
         x_t = noising(process, x_0, t, eps)
-        output = jnp.full((8, 1), said)
+        output = jnp.full((8, 1), predicted)
         term = variational_bound(process, output, x_0, x_t, t, "noise", "fixed_large")
         bits += np.sum(weights * term)
 
@@ -185,7 +196,7 @@ def test_the_terms_of_a_chain_add_up_to_the_divergence_of_the_whole_chain():
     for t in range(3, 0, -1):
         beta = process.betas[t]  # Ho et al. (2020), equation 11
         factor = 1 / np.sqrt(1 - beta)
-        mean_p[t - 1] = factor * (mean_p[t] - beta / np.sqrt(1 - level[t]) * said)
+        mean_p[t - 1] = factor * (mean_p[t] - beta / np.sqrt(1 - level[t]) * predicted)
         cov_p[t - 1, t:] = cov_p[t:, t - 1] = factor * cov_p[t, t:]
         cov_p[t - 1, t - 1] = factor**2 * cov_p[t, t] + beta
     inverse, shift = np.linalg.inv(cov_p), mean_p - mean_q
@@ -243,7 +254,7 @@ def some_output(process=SHORT, channels=6):
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_which_half_of_the_output_a_loss_trains(kind):
+def test_a_loss_trains_the_half_of_the_output_that_it_names(kind):
     output = some_output()
     slope = jax.grad(lambda output: jnp.sum(losses(kind, output)["loss"]))(output)
     assert np.all(np.isfinite(slope))
@@ -256,7 +267,7 @@ def test_which_half_of_the_output_a_loss_trains(kind):
 
 
 @pytest.mark.parametrize("process", [SHORT, make_process("linear", 1000, "7")])
-def test_how_losses_are_made_of_their_terms(process):
+def test_losses_are_sums_of_their_terms(process):
     output = some_output(process)
     x_0, eps, x_t, t = batch(process)
     vb = variational_bound(process, output, x_0, x_t, t, "noise", "learned")
@@ -299,7 +310,7 @@ def test_a_process_of_one_step_has_losses():
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_wild_outputs_keep_finite_gradients(kind):
+def test_large_outputs_keep_finite_gradients(kind):
     output = some_output() * jnp.asarray([100.0] * 3 + [3.0] * 3)
     slope = jax.grad(lambda output: jnp.sum(losses(kind, output)["loss"]))(output)
     assert np.all(np.isfinite(slope))

@@ -88,6 +88,7 @@ def test_both_are_linear():
     first, second = ([normal(seed + i)[:100] for i in range(3)] for seed in (0, 10))
     summed = [2 * a - 3 * b for a, b in zip(first, second)]
     for step, count in ((ddim_transition, 2), (ddpm_transition, 3)):
-        run = lambda parts: step(*parts[:2], now, then, *parts[2:count])  # noqa: B023
-        expected = 2 * run(first) - 3 * run(second)
-        np.testing.assert_allclose(run(summed), expected, atol=1e-4)
+        a, b, both = (
+            step(*parts[:2], now, then, *parts[2:count]) for parts in (first, second, summed)
+        )
+        np.testing.assert_allclose(both, 2 * a - 3 * b, atol=1e-4)

@@ -1,5 +1,6 @@
 """Noise levels, noising and reverse steps: recorded values, inverses, and Bayes' rule."""
 
+import functools
 import json
 import re
 
@@ -49,7 +50,7 @@ def close(actual, expected):
     assert np.max(np.abs(actual - expected)) <= LIMIT * np.max(np.abs(expected))
 
 
-def pictures(count, seed=0):
+def clean_and_noise(count, seed=0):
     """Clean images and noise, f32[count, 6, 4, 3]."""
     generator = np.random.default_rng(seed)
     draw = lambda: jnp.asarray(generator.standard_normal((count, 6, 4, 3)), jnp.float32)
@@ -106,7 +107,7 @@ def test_both_kinds_have_the_ratio_of_noise_to_signal_that_was_asked_for():
 
 @pytest.mark.parametrize("kind", LEVELS)
 def test_clean_image_returns(kind):
-    clean, eps = pictures(5)
+    clean, eps = clean_and_noise(5)
     alpha, sigma = LEVELS[kind](SIGMAS)
     noisy = add_noise(clean, eps, alpha, sigma)
     np.testing.assert_allclose(predict_clean(noisy, eps, alpha, sigma), clean, atol=1e-4)
@@ -114,12 +115,12 @@ def test_clean_image_returns(kind):
 
 @pytest.mark.parametrize("kind", LEVELS)
 def test_level_zero_is_the_identity(kind):
-    clean, eps = pictures(2)
+    clean, eps = clean_and_noise(2)
     np.testing.assert_array_equal(add_noise(clean, eps, *LEVELS[kind](jnp.zeros(2))), clean)
 
 
 def test_every_image_has_its_own_level():
-    clean, eps = pictures(5)
+    clean, eps = clean_and_noise(5)
     alpha, sigma = simple_level(SIGMAS)
     noisy = add_noise(clean, eps, alpha, sigma)
     for i in range(5):
@@ -190,12 +191,12 @@ def test_recorded_noising_and_posterior(golden, transform):
     for arrays, process, t in recorded_processes(golden):
         x_0, eps = nhwc(arrays["x0"]), nhwc(arrays["noise"])
         np.testing.assert_allclose(nhwc(arrays["x0_uint8"]) / 127.5 - 1, x_0, atol=1e-6)
-        x_t = transform(lambda *values: noising(process, *values))(x_0, t, eps)  # noqa: B023
+        x_t = transform(functools.partial(noising, process))(x_0, t, eps)
         np.testing.assert_allclose(x_t, nhwc(arrays["q_sample__x_t"]), atol=1e-6)
         x_t = nhwc(arrays["q_sample__x_t"])
         for key, found in (
-            ("q", transform(lambda *values: noised(process, *values))(x_0, t)),  # noqa: B023
-            ("posterior", transform(lambda *v: posterior(process, *v))(x_0, x_t, t)),  # noqa: B023
+            ("q", transform(functools.partial(noised, process))(x_0, t)),
+            ("posterior", transform(functools.partial(posterior, process))(x_0, x_t, t)),
         ):
             for name, value in zip(("mean", "variance", "log_variance"), found):
                 recorded = nhwc(arrays[f"{key}__{name}"])
@@ -216,10 +217,9 @@ def test_recorded_reverse_steps(golden, transform):
             if not match:
                 continue
             target, variance = NAMES[match[2]], NAMES[match[3]]
-            whole = output if variance == "learned" else output[..., : x_t.shape[-1]]
-            step = transform(
-                lambda *v: reverse(process, *v, target, variance, match[4] == "clip")  # noqa: B023
-            )(whole, x_t, t)
+            used = output if variance == "learned" else output[..., : x_t.shape[-1]]
+            options = dict(target=target, variance=variance, clip=match[4] == "clip")
+            step = transform(functools.partial(reverse, process, **options))(used, x_t, t)
             for name in ("mean", "variance", "log_variance", "pred_xstart"):
                 found = getattr(step, NAMES.get(name, name))
                 recorded = nhwc(arrays[f"{match[1]}__{name}"])
@@ -325,7 +325,7 @@ def test_a_respaced_step_has_the_noise_of_the_step_it_keeps():
 
 
 def network_output(process, target, x_0, eps, t):
-    """What a perfect network says."""
+    """The output of a perfect network."""
     return {"noise": eps, "image": x_0, "velocity": velocity(process, x_0, eps, t)}[target]
 
 

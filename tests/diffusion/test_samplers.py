@@ -1,5 +1,6 @@
 """Steps of DDPM and DDIM: recorded ones, and what holds for a network that knows the image."""
 
+import functools
 import re
 
 import jax
@@ -33,26 +34,30 @@ def test_recorded_steps(golden, transform):
     cases = 0
     for path in golden("adm/diffusion*.npz"):
         arrays = np.load(path)
-        nhwc = lambda key: jnp.asarray(arrays[key].transpose(0, 2, 3, 1))  # noqa: B023
         keys = [key for key in arrays if re.fullmatch(r"dd[ip]m_step.*__sample", key)]
         if not keys:
             continue
         process = make_process(str(arrays["schedule"]), int(arrays["num_timesteps"]))
         t = jnp.asarray(arrays["t"], jnp.int32)
-
-        def step(x_t, output, noise, key):
-            distribution = reverse(process, output, x_t, t, "noise", "learned")  # noqa: B023
-            if key.startswith("ddpm"):
-                return ddpm_step(process, distribution, t, noise)  # noqa: B023
-            eta = float(re.fullmatch(r"ddim_step_eta([\d.]+)__sample", key)[1])
-            return ddim_step(process, x_t, distribution.clean, t, eta, noise)  # noqa: B023
-
+        inputs = [nhwc(arrays[name]) for name in ("q_sample__x_t", "model_output", "step_noise")]
         for key in keys:
-            inputs = nhwc("q_sample__x_t"), nhwc("model_output"), nhwc("step_noise")
-            found = transform(lambda *v: step(*v, key))(*inputs)  # noqa: B023
-            np.testing.assert_allclose(found, nhwc(key), rtol=0, atol=5e-5, err_msg=key)
+            found = transform(functools.partial(recorded_step, process, t, key))(*inputs)
+            np.testing.assert_allclose(found, nhwc(arrays[key]), rtol=0, atol=5e-5, err_msg=key)
             cases += 1
     assert cases
+
+
+def nhwc(array):
+    return jnp.asarray(array.transpose(0, 2, 3, 1))
+
+
+def recorded_step(process, t, key, x_t, output, noise):
+    """The step that was recorded under `key`, which names the sampler and its eta."""
+    distribution = reverse(process, output, x_t, t, "noise", "learned")
+    if key.startswith("ddpm"):
+        return ddpm_step(process, distribution, t, noise)
+    eta = float(re.fullmatch(r"ddim_step_eta([\d.]+)__sample", key)[1])
+    return ddim_step(process, x_t, distribution.clean, t, eta, noise)
 
 
 def test_ddim_moves_along_the_same_noise():

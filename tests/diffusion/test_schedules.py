@@ -22,7 +22,6 @@ OURS = {  # recorded name of a table -> ours, where they differ
     "posterior_mean_coef1": "posterior_mean_clean",
     "posterior_mean_coef2": "posterior_mean_noisy",
 }
-UNUSED = ("alphas_cumprod_next",)  # recorded tables without a counterpart here
 
 
 def matches(golden, pattern):
@@ -41,8 +40,6 @@ def test_recorded_tables(golden):
     pattern = r"(linear|cosine)(\d+)__(?!alphas_cumprod_next)(\w+)"
     for match, recorded, _ in matches(golden, pattern):
         schedule, steps, name = match[1], int(match[2]), match[3]
-        if name in UNUSED:
-            continue
         process = Process(BETAS[schedule](steps), tuple(range(steps)))
         table = getattr(process, OURS.get(name, name))
         assert table.dtype == np.float64 and table.shape == (steps,)
@@ -59,13 +56,13 @@ def test_recorded_kept_steps(golden):
 @pytest.mark.golden
 def test_recorded_respaced_processes(golden):
     for match, _, arrays in matches(golden, r"(respaced_(\d+)_(\w+))__betas"):
-        steps, recorded = int(match[2]), lambda name: arrays[f"{match[1]}__{name}"]  # noqa: B023
-        kept = kept_timesteps(steps, match[3].replace("_", ","))
-        betas = respaced_betas(BETAS[str(recorded("base_schedule"))](steps), kept)
-        assert kept == tuple(recorded("timestep_map"))
-        np.testing.assert_allclose(betas, recorded("betas"), rtol=1e-12)
-        alphas = Process(betas, kept).alphas_cumprod
-        np.testing.assert_allclose(alphas, recorded("alphas_cumprod"), rtol=1e-12)
+        names = ("base_schedule", "timestep_map", "betas", "alphas_cumprod")
+        schedule, kept, betas, alphas = (arrays[f"{match[1]}__{name}"] for name in names)
+        found = kept_timesteps(int(match[2]), match[3].replace("_", ","))
+        assert found == tuple(kept)
+        ours = respaced_betas(BETAS[str(schedule)](int(match[2])), found)
+        np.testing.assert_allclose(ours, betas, rtol=1e-12)
+        np.testing.assert_allclose(Process(ours, found).alphas_cumprod, alphas, rtol=1e-12)
 
 
 def test_published_noise_levels():

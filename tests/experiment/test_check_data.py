@@ -127,12 +127,12 @@ REFUSED = {  # part of what training says -> what makes it say so
 @pytest.mark.parametrize("sentence", REFUSED)
 def test_what_training_refuses_is_found(config, tmp_path, sentence, capsys):
     REFUSED[sentence](config, tmp_path / "run")
-    said = []
+    errors = []
     for command in (check_data, stages.train):
         with pytest.raises(UserError, match=re.escape(sentence)) as error:
             command(config, tmp_path / "run")
-        said.append(str(error.value))
-    assert said[0] == said[1]
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
     assert "  contact sheet" in capsys.readouterr().out  # the data were checked all the same
 
 

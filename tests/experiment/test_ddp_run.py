@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 from pathlib import Path
 
 import jax
@@ -10,6 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict as flatten
 from PIL import Image
 
+from configs import tiny_ddep, tiny_ddp
 from diffseg_jax import main
 from diffseg_jax.config.files import run_config
 from diffseg_jax.errors import UserError
@@ -20,7 +20,6 @@ from diffseg_jax.training.optimizer import decayed
 from diffseg_jax.weights.ddp import DDP_TABLE
 from diffseg_jax.weights.tables import _row
 
-TINY = Path(__file__).parents[1] / "configs" / "tiny_ddp.py"
 CONFIGS = Path(__file__).parents[2] / "configs"
 PRESETS = [("ddp_cityscapes", name) for name in (
     "convnext_t", "convnext_s", "convnext_b", "convnext_l", "swin_t", "swin_s", "swin_b", "swin_l",
@@ -30,7 +29,7 @@ PRESETS = [("ddp_cityscapes", name) for name in (
 
 def called(workdir, mode="train", **changes):
     """A mode of the command with the tiny config and these options."""
-    config = runpy.run_path(str(TINY))["get_config"]()
+    config = tiny_ddp.get_config()
     config.update_from_flattened_dict(changes)
     main.MODES[mode](config, workdir)
 
@@ -43,7 +42,7 @@ def run(tmp_path_factory):
     return workdir
 
 
-def test_a_run_leaves_results_and_pictures_of_every_step(run):
+def test_a_run_leaves_results_and_images_of_every_step(run):
     results = json.loads((run / "results.json").read_text())
     assert list(results) == ["train", "align", "plain"]
     assert set(results["train"]["AUROC_of"]) == {"changes", "entropy"}
@@ -59,7 +58,7 @@ def test_a_run_leaves_results_and_pictures_of_every_step(run):
     }  # fmt: skip
 
 
-def test_other_sampling_of_a_finished_run(run):
+def test_a_finished_run_is_evaluated_with_other_sampling(run):
     called(run, "eval", **{"sampling.steps": 1})
     results = json.loads((run / "results_eval.json").read_text())
     assert set(results["train"]["AUROC_of"]) == {"entropy"}
@@ -67,7 +66,7 @@ def test_other_sampling_of_a_finished_run(run):
     assert "sampling" not in results["plain"]
 
 
-def test_steps_against_quality(run, capsys):
+def test_mode_steps_measures_every_setting_of_every_stage(run, capsys):
     called(run, "steps")
     out = capsys.readouterr().out
     rows = json.loads((run / "steps.json").read_text())
@@ -85,18 +84,18 @@ def test_steps_against_quality(run, capsys):
     assert Image.open(run / "pictures/steps.png").width > 500
 
 
-def test_steps_of_a_directory_that_a_stage_starts_from(run, tmp_path):
+def test_mode_steps_reads_a_directory_that_a_stage_starts_from(run, tmp_path):
     start = {"run": ("align",), "stages.align.start": f"{run}/checkpoints/align"}
     called(tmp_path / "steps", "steps", **start, **{"sweep.steps": (2,), "sweep.draws": (1,)})
     (row,) = json.loads((tmp_path / "steps/steps.json").read_text())
     assert (row["steps"], row["draws"]) == (2, 1)
 
 
-def test_steps_without_a_checkpoint_and_for_another_system(tmp_path):
-    config = runpy.run_path(str(TINY))["get_config"]()
+def test_mode_steps_needs_a_checkpoint_and_a_system_with_steps(tmp_path):
+    config = tiny_ddp.get_config()
     with pytest.raises(UserError, match="holds no checkpoint of train or align or plain"):
         main.MODES["steps"](config, tmp_path / "run")
-    other = runpy.run_path(str(TINY.with_name("tiny_ddep.py")))["get_config"]()
+    other = tiny_ddep.get_config()
     with pytest.raises(UserError, match="--mode=steps is for ddp, but the config's system is ddep"):
         main.MODES["steps"](other, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -107,7 +106,7 @@ def test_steps_without_a_checkpoint_and_for_another_system(tmp_path):
 
 @pytest.mark.parametrize(("file", "preset"), PRESETS)
 def test_a_preset_is_valid_and_of_the_published_size(file, preset):
-    config = runpy.run_path(str(CONFIGS / f"{file}.py"))["get_config"](preset)
+    config = run_config(f"{CONFIGS / file}.py:{preset}")
     config.weights = "classifier.pth"
     check_config(config)
     classes = 150 if "ade" in file else 19
@@ -125,7 +124,7 @@ def test_a_preset_is_valid_and_of_the_published_size(file, preset):
     assert config.stages.train.optim.clip_norm == (0.1 if classes == 150 else 0)
 
 
-def test_an_unknown_preset_is_answered_with_the_known_ones():
+def test_the_error_for_an_unknown_preset_lists_the_known_ones():
     file = CONFIGS / "ddp_ade20k.py"
     with pytest.raises(UserError, match='ddp_ade20k.py "convnext_t". Known: swin_b, swin_l'):
         run_config(f"{file}:convnext_t")
@@ -147,7 +146,7 @@ def test_recorded_decay_groups(golden):
         preset, data, aligned = re.fullmatch(
             r"ddp_((?:convnext|swin)_[tsbl])_.*(cityscapes|ade20k)(.*align.*)?", record["name"]
         ).groups()
-        config = runpy.run_path(str(CONFIGS / f"ddp_{data}.py"))["get_config"](preset)
+        config = run_config(f"{CONFIGS}/ddp_{data}.py:{preset}")
         optim = config.stages["align" if aligned else "train"].optim
         assert (optim.peak_lr, optim.weight_decay) == (
             record["base_lr"], record["base_weight_decay"]

@@ -143,7 +143,7 @@ def test_missing_classifiers_and_noise(seg_config, tmp_path):
 
 
 def test_published_classifiers_of_other_taps_are_refused(golden, tmp_path, seg_config):
-    model = golden("adm/pixel_classifier_narrow_model_0.pt")[0]
+    model = golden("adm/pixel_classifier_*_model_0.pt")[0]
     folder = tmp_path / "50_150_250_5_6_7_8_12"
     folder.mkdir()
     (folder / "model_0.pth").write_bytes(model.read_bytes())

@@ -274,22 +274,22 @@ def test_a_folder_whose_writing_stopped_anywhere_does_not_open(config, tmp_path,
 
 
 PROGRAM = """
-import runpy, sys
+import sys
 from pathlib import Path
+from configs.tiny_ddep import get_config
 from diffseg_jax.experiment.prepare_data import prepare
-config = runpy.run_path(sys.argv[1])["get_config"]()
+config = get_config()
 with config.unlocked():
     config.unlabelled.source = ""
     config.data.options.images = 40
-prepare(config, Path(sys.argv[2]))
+prepare(config, Path(sys.argv[1]))
 """
 
 
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tiny_config, tmp_path):
-    tiny = ROOT / "tests/configs/tiny_ddep.py"
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(tiny), str(tmp_path / "run")],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "run")],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
     )
     give_up = time.monotonic() + 120
     while len(list(tmp_path.glob("run/data/*array_record*"))) < 10:

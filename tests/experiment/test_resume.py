@@ -166,7 +166,7 @@ def test_a_small_set_fills_a_large_batch_with_different_draws():
     assert len(np.unique(batch["draw"], axis=0)) == 12
 
 
-def test_the_class_of_a_picture_comes_with_it():
+def test_a_batch_holds_the_class_of_every_image():
     for batch in batches(classes=True, steps=3):
         assert batch["class"].shape == (4,) and batch["class"].dtype == np.int32
         np.testing.assert_array_equal(batch["class"], batch["image"][:, 0, 0, 0] + 100)

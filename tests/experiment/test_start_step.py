@@ -34,13 +34,13 @@ def stages(tmp_path_factory):
     ],
 )  # fmt: skip
 def test_the_step_is_the_best_unless_another_is_named(stages, stage, which, step):
-    said = []
-    network, meta = open_start(stages / stage, which, said.append)
+    logged = []
+    network, meta = open_start(stages / stage, which, logged.append)
     assert meta["step"] == step and network["params"]["kernel"][0] == step
-    assert f"starts from step {step} of {stages / stage}" in said[0]
+    assert f"starts from step {step} of {stages / stage}" in logged[0]
 
 
-def test_a_step_that_is_not_there_is_answered_with_those_that_are(stages):
+def test_the_error_for_a_missing_step_lists_the_saved_ones(stages):
     with pytest.raises(UserError, match=r"holds the steps 20, 40, 50. Try @50"):
         step_to_start_from(stages / "evaluated", "30")
     with pytest.raises(UserError, match=r"was not evaluated while .* Try @last"):

@@ -205,7 +205,7 @@ def test_each_size_takes_its_way(shape, dtype, way):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_strided_convolution_has_its_zeros_on_all_sides(size):
-    """Each output is the plain one at every second place from 0, which SAME would not give."""
+    """Each output is the plain one at every second index from 0, which SAME would not give."""
     whole, strided = conv_of(4, 5, size), conv_of(4, 5, size, stride=2)
     x = jnp.asarray(values(2, 6, 8, 4))
     close(strided(x), whole(x)[:, ::2, ::2], 1e-6)

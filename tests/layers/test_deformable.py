@@ -41,8 +41,8 @@ def anywhere(*shape, seed=0):
 def centres(h, w):
     """f32[h w, 2], (x, y) of every cell."""
     rows, columns = np.mgrid[:h, :w]
-    places = np.stack([(columns + 0.5) / w, (rows + 0.5) / h], -1)
-    return places.reshape(-1, 2).astype(np.float32)
+    positions = np.stack([(columns + 0.5) / w, (rows + 0.5) / h], -1)
+    return positions.reshape(-1, 2).astype(np.float32)
 
 
 def attention(dim=8, heads=2, levels=1, points=3, dtype=jnp.float32, seed=1):
@@ -85,7 +85,7 @@ def pulled(function, dy, *inputs):
 def interpolated(maps, locations):
     """f64[h,w,d] read at (x, y) in [0, 1]: every cell is a tent of two cells' width."""
     h, w = maps.shape[:2]
-    tent = lambda place, size: np.maximum(0, 1 - np.abs(place * size - 0.5 - np.arange(size)))
+    tent = lambda position, size: np.maximum(0, 1 - np.abs(position * size - 0.5 - np.arange(size)))
     return np.stack([
         np.einsum("y,x,yxd->d", tent(y, h), tent(x, w), maps.astype(np.float64))
         for x, y in locations.reshape(-1, 2).astype(np.float64)
@@ -154,8 +154,8 @@ def test_plain_interpolation_anywhere():
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (4, 1), (3, 4)])
 def test_cell_centres_give_the_map_itself(shape):
     values = draw(1, math.prod(shape), 2, 3)
-    places = np.stack([centres(*shape)] * 2, 1)[None, :, :, None, None]
-    out = sampled(values, (shape,), places, np.ones(places.shape[:-1], np.float32))
+    positions = np.stack([centres(*shape)] * 2, 1)[None, :, :, None, None]
+    out = sampled(values, (shape,), positions, np.ones(positions.shape[:-1], np.float32))
     close(out, values.reshape(out.shape))
 
 
@@ -163,9 +163,9 @@ def test_cell_centres_give_the_map_itself(shape):
 def test_whole_steps_shift_the_map_and_let_zeros_in(step):
     h, w = 4, 6
     values = draw(1, h * w, 1, 3)
-    places = (centres(h, w) + np.divide(step, (w, h))).astype(np.float32)
-    places = places[None, :, None, None, None]
-    out = sampled(values, ((h, w),), places, np.ones(places.shape[:-1], np.float32))
+    positions = (centres(h, w) + np.divide(step, (w, h))).astype(np.float32)
+    positions = positions[None, :, None, None, None]
+    out = sampled(values, ((h, w),), positions, np.ones(positions.shape[:-1], np.float32))
     expected = np.zeros((h, w, 3))
     for i in range(h):
         for j in range(w):
@@ -177,8 +177,8 @@ def test_whole_steps_shift_the_map_and_let_zeros_in(step):
 
 def test_points_far_outside_count_nothing_and_have_no_gradients():
     values, weights = draw(1, 12, 1, 3), np.ones((1, 5, 1, 1, 1), np.float32)
-    places = np.float32([(-0.2, 0.5), (1.2, 0.5), (0.5, -0.2), (0.5, 1.2), (-1e9, np.inf)])
-    inputs = values, places.reshape(1, 5, 1, 1, 1, 2), weights
+    positions = np.float32([(-0.2, 0.5), (1.2, 0.5), (0.5, -0.2), (0.5, 1.2), (-1e9, np.inf)])
+    inputs = values, positions.reshape(1, 5, 1, 1, 1, 2), weights
     function = lambda values, *rest: sample_points(values, ((3, 4),), *rest)
     out, gradients = pulled(function, np.ones((1, 5, 3), np.float32), *inputs)
     assert not np.any(out)
@@ -231,7 +231,7 @@ def test_backward_pass_has_a_way_for_cpus():
 
 
 def test_gradients_are_finite_differences():
-    """In the map and the weights, in which the result is linear, and in places between kinks."""
+    """In the map and the weights, in which the result is linear, and in positions between kinks."""
     values, locations, weights = cases()
     pixels = locations * [6, 4] - 0.5
     pixels = np.floor(pixels) + np.clip(pixels - np.floor(pixels), 0.1, 0.9)  # no kink within 0.1
@@ -262,9 +262,9 @@ def test_attention_in_plain_steps():
     offsets = dense(module.offsets, query + positions).reshape(2, 5, 2, 2, 3, 2)
     weights = np.exp(dense(module.weights, query + positions).reshape(2, 5, 2, 6))
     weights = (weights / weights.sum(-1, keepdims=True)).reshape(2, 5, 2, 2, 3)
-    places = reference[None, :, None, :, None] + offsets / [[[4, 3]], [[2, 2]]]
+    positions = reference[None, :, None, :, None] + offsets / [[[4, 3]], [[2, 2]]]
     values = dense(module.value, tokens).reshape(2, 16, 2, 4)
-    close(out, dense(module.out, sampled(values, shapes, places.astype(np.float32), weights)))
+    close(out, dense(module.out, sampled(values, shapes, positions.astype(np.float32), weights)))
 
 
 def test_values_come_from_the_query_by_default():

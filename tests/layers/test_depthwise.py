@@ -41,7 +41,7 @@ def test_equals_the_grouped_convolution_with_gradients(shape, size):
 
 
 def test_every_tap_reads_its_own_neighbour():
-    """A kernel of one tap moves the picture; zeros come in from outside."""
+    """A kernel of one tap moves the image; zeros come in from outside."""
     x = draw(1, 6, 5, 2)
     for i, j in [(0, 0), (3, 3), (6, 1), (2, 5)]:
         kernel = jnp.zeros((7, 7, 1, 2)).at[i, j].set(1)

@@ -19,7 +19,7 @@ def make(channels, seed=0, **options):
     return norm
 
 
-def picture(*shape, seed=1):
+def random_image(*shape, seed=1):
     return (2 + 3 * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
 
 
@@ -29,7 +29,7 @@ def as_numpy(norm):
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 1, 2, 3), (4, 1, 1, 2)])
 def test_training_uses_the_batch_and_moves_the_averages(shape):
-    norm, x = make(shape[-1]), picture(*shape)
+    norm, x = make(shape[-1]), random_image(*shape)
     scale, bias, mean, var = as_numpy(norm)
     out = norm(jnp.asarray(x))
     batch, spread = x.mean((0, 1, 2), dtype=np.float64), x.var((0, 1, 2), dtype=np.float64)
@@ -42,7 +42,7 @@ def test_training_uses_the_batch_and_moves_the_averages(shape):
 
 
 def test_momentum_and_epsilon():
-    norm, x = make(3, momentum=0.5, epsilon=0.1), picture(2, 2, 2, 3)
+    norm, x = make(3, momentum=0.5, epsilon=0.1), random_image(2, 2, 2, 3)
     scale, bias, mean, _ = as_numpy(norm)
     spread = x.var((0, 1, 2))
     expected = (x - x.mean((0, 1, 2))) / np.sqrt(spread + 0.1) * scale + bias
@@ -51,7 +51,7 @@ def test_momentum_and_epsilon():
 
 
 def test_evaluation_uses_the_averages_and_leaves_them():
-    norm, x = make(4), picture(2, 3, 3, 4)
+    norm, x = make(4), random_image(2, 3, 3, 4)
     scale, bias, mean, var = as_numpy(norm)
     seen = nnx.view(norm, use_running_average=True)
     expected = (x - mean) / np.sqrt(var + 1e-5) * scale + bias
@@ -62,7 +62,7 @@ def test_evaluation_uses_the_averages_and_leaves_them():
 
 def test_evaluation_treats_every_image_alone():
     seen = nnx.view(make(4), use_running_average=True)
-    x = jnp.asarray(picture(3, 2, 2, 4))
+    x = jnp.asarray(random_image(3, 2, 2, 4))
     np.testing.assert_array_equal(seen(x)[1:2], seen(x[1:2]))
 
 
@@ -70,19 +70,19 @@ def test_a_single_value_per_channel_is_safe():
     """One image of one pixel has no variance: the output is the bias, nothing divides by zero."""
     norm = make(3)
     _, bias, _, var = as_numpy(norm)
-    out = norm(jnp.asarray(picture(1, 1, 1, 3)))
+    out = norm(jnp.asarray(random_image(1, 1, 1, 3)))
     np.testing.assert_allclose(out, bias[None, None, None], atol=1e-3)
     np.testing.assert_allclose(norm.var[...], 0.9 * var, rtol=1e-6)
 
 
 def test_large_offsets_do_not_cancel():
-    x = 1000 + picture(2, 8, 8, 2)
+    x = 1000 + random_image(2, 8, 8, 2)
     norm = BatchNorm(2)
     np.testing.assert_allclose(np.std(norm(jnp.asarray(x)), (0, 1, 2)), 1, atol=1e-2)
 
 
 def test_bfloat16_in_and_out_with_float32_statistics():
-    norm, x = make(3), picture(4, 8, 8, 3)
+    norm, x = make(3), random_image(4, 8, 8, 3)
     half = make(3)
     out = half(jnp.asarray(x, jnp.bfloat16))
     assert out.dtype == jnp.bfloat16 and half.var[...].dtype == jnp.float32
@@ -92,7 +92,7 @@ def test_bfloat16_in_and_out_with_float32_statistics():
 
 def test_gradients_know_that_the_statistics_depend_on_the_input():
     """Shifting or scaling the input changes nothing, so gradients are orthogonal to both."""
-    x, cotangent = jnp.asarray(picture(2, 3, 3, 2)), picture(2, 3, 3, 2, seed=2)
+    x, cotangent = jnp.asarray(random_image(2, 3, 3, 2)), random_image(2, 3, 3, 2, seed=2)
     grad = np.asarray(jax.grad(lambda x: jnp.sum(make(2)(x) * cotangent))(x))
     assert np.max(np.abs(grad)) > 0.01
     np.testing.assert_allclose(grad.sum((0, 1, 2)), 0, atol=1e-4)
@@ -112,7 +112,7 @@ def group_norm(channels, groups, seed=0, **options):
 @pytest.mark.parametrize("groups", [1, 3, 6])
 @pytest.mark.parametrize("shape", [(2, 3, 5, 6), (1, 1, 1, 12), (3, 1, 7, 6)])
 def test_groups_are_normalised_as_flax_does_with_gradients(shape, groups):
-    x, cotangent = jnp.asarray(picture(*shape)), picture(*shape, seed=2)
+    x, cotangent = jnp.asarray(random_image(*shape)), random_image(*shape, seed=2)
     ours = group_norm(shape[-1], groups, epsilon=1e-3)
     theirs = nnx.GroupNorm(
         shape[-1], num_groups=groups, epsilon=1e-3, use_fast_variance=False, rngs=nnx.Rngs(0)
@@ -127,13 +127,13 @@ def test_groups_are_normalised_as_flax_does_with_gradients(shape, groups):
 
 
 def test_groups_of_large_offset_do_not_cancel():
-    x = 1000 + picture(2, 8, 8, 4)
+    x = 1000 + random_image(2, 8, 8, 4)
     out = np.asarray(GroupNorm(4, 2)(jnp.asarray(x))).reshape(2, 64, 2, 2)
     np.testing.assert_allclose(out.std((1, 3)), 1, atol=1e-2)
 
 
 def test_group_norm_keeps_bfloat16_and_computes_in_float32():
-    norm, x = group_norm(6, 2), jnp.asarray(picture(1, 8, 8, 6), jnp.bfloat16)
+    norm, x = group_norm(6, 2), jnp.asarray(random_image(1, 8, 8, 6), jnp.bfloat16)
     out = norm(x)
     assert out.dtype == jnp.bfloat16
     expected = norm(x.astype(jnp.float32)).astype(jnp.bfloat16)

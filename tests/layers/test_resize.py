@@ -142,8 +142,8 @@ def test_nearest_rounds_as_pytorch_does():
     """26 / 44 in float32 is below 13 / 22, so output 22 reads pixel 12 and not 13."""
     assert nearest_indices(26, 44)[22] == 12
     for source, target in [(3, 5), (7, 19), (23, 12), (300, 299)]:
-        places = nearest_indices(source, target)
-        assert places[0] == 0 and places.max() < source and np.all(np.diff(places) >= 0)
+        indices = nearest_indices(source, target)
+        assert indices[0] == 0 and indices.max() < source and np.all(np.diff(indices) >= 0)
 
 
 @pytest.mark.parametrize("target", [(8, 15), (7, 9), (2, 5)])

@@ -42,7 +42,7 @@ def counted_one_by_one(labels, predictions, ignored_row):
 
 @pytest.mark.parametrize("ignored_row", [False, True])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
-def test_it_counts_what_a_loop_counts(maps, ignored_row, dtype):
+def test_the_confusion_matrix_is_that_of_a_loop(maps, ignored_row, dtype):
     labels, predictions = (m.astype(dtype) for m in maps)
     expected = counted_one_by_one(labels, predictions, ignored_row)
     counts = confusion(labels, predictions, K, ignored_row=ignored_row)
@@ -92,8 +92,8 @@ def test_renaming_classes_permutes_the_ratios(maps, absent):
     assert after["aAcc"] == before["aAcc"]
 
 
-def test_absent_and_merely_predicted_classes():
-    labels, predictions = np.array([0, 0, 0, 1]), np.array([0, 0, 2, 1])  # 2 only answered
+def test_absent_classes_have_no_score_and_merely_predicted_ones_have_zero():
+    labels, predictions = np.array([0, 0, 0, 1]), np.array([0, 0, 2, 1])  # 2 is only predicted
     counts = confusion(labels, predictions, 4)
     skip, zero = scores(counts, absent=Absent.SKIP), scores(counts, absent=Absent.ZERO)
     np.testing.assert_array_equal(skip["IoU"], [2 / 3, 1, 0, np.nan])
@@ -104,7 +104,7 @@ def test_absent_and_merely_predicted_classes():
     assert skip["aAcc"] == zero["aAcc"] == 0.75
 
 
-def test_answers_on_ignored_pixels_enlarge_unions_and_nothing_else():
+def test_predictions_on_ignored_pixels_enlarge_unions_and_nothing_else():
     labels, predictions = np.array([0, 1, 255]), np.array([0, 1, 1])
     masked = scores(confusion(labels, predictions, 2), absent="zero")
     counted = scores(confusion(labels, predictions, 2, ignored_row=True), absent="zero")

@@ -184,11 +184,11 @@ def training_case(path):
     return known, params, arrays, adm_table(known.settings, known.order)
 
 
-def place_of(name, rows):
+def path_of(name, rows):
     """Our path of an official name."""
-    for pattern, place, _ in rows:
+    for pattern, path, _ in rows:
         if match := re.fullmatch(pattern, name):
-            return tuple(place.format(*match.groups()).split("."))
+            return tuple(path.format(*match.groups()).split("."))
     raise AssertionError(name)
 
 
@@ -198,10 +198,16 @@ def pairs(prefix, arrays, rows, tree):
     for key in arrays:
         if key.startswith(prefix):
             name = key.removeprefix(prefix)
-            path = place_of(name, rows)
+            path = path_of(name, rows)
             shape = unflatten_dict({path: leaves[path].shape})
             converted = convert({name: arrays[key]}, rows, shape)
             yield name, flatten_dict(converted)[path], np.asarray(leaves[path])
+
+
+def process_of(known, keep=""):
+    """The noise process of a recorded network, of which `keep` names the steps that remain."""
+    options = known.diffusion
+    return make_process(options["schedule"], options["steps"], keep, options["rescale_timesteps"])
 
 
 def recorded_images(arrays):
@@ -212,7 +218,7 @@ def recorded_images(arrays):
 def two_steps(path):
     """States after 0, 1, 2 updates, and the losses of the two."""
     known, params, arrays, _ = training_case(path)
-    process, t = make_process(), jnp.asarray(arrays["t"], jnp.int32)
+    process, t = process_of(known), jnp.asarray(arrays["t"], jnp.int32)
     bind = network(known.settings).bind
 
     def loss_fn(params, stats, batch, key):
@@ -244,7 +250,7 @@ def two_steps(path):
 def test_recorded_losses_of_each_image(golden):
     for path in golden("adm/training_sampling*.npz"):
         known, params, arrays, _ = training_case(path)
-        process, t = make_process(), jnp.asarray(arrays["t"], jnp.int32)
+        process, t = process_of(known), jnp.asarray(arrays["t"], jnp.int32)
         x_0, eps = recorded_images(arrays)
         x_t = noising(process, x_0, t, eps)
         out, _ = forward(known.settings)(params, x_t, process.network_time(t))
@@ -268,11 +274,11 @@ def test_recorded_gradients(golden):
             assert np.max(np.abs(ours - theirs)) <= 1e-3 * np.max(np.abs(theirs)), name
         assert compared
         norms = {p: np.linalg.norm(leaf.ravel()) for p, leaf in flatten_dict(grads).items()}
-        assert {place_of(name, rows) for name in arrays["grad_names"]} == set(norms)
+        assert {path_of(name, rows) for name in arrays["grad_names"]} == set(norms)
         assert np.any(arrays["grad_norms"] > 1e-6)
         for name, norm in zip(arrays["grad_names"], arrays["grad_norms"], strict=True):
             if norm > 1e-6:  # the others are zero in exact arithmetic
-                np.testing.assert_allclose(norms[place_of(name, rows)], norm, rtol=2e-3,
+                np.testing.assert_allclose(norms[path_of(name, rows)], norm, rtol=2e-3,
                                            err_msg=name)  # fmt: skip
 
 
@@ -298,7 +304,7 @@ def test_recorded_samples(golden, sampler):
     for path in golden("adm/training_sampling*.npz"):
         known, params, arrays, _ = training_case(path)
         steps = len(arrays[f"{sampler}__timestep_map"])
-        process = make_process(keep=f"ddim{steps}" if sampler == "ddim" else f"{steps}")
+        process = process_of(known, f"ddim{steps}" if sampler == "ddim" else f"{steps}")
         np.testing.assert_array_equal(process.timesteps, arrays[f"{sampler}__timestep_map"])
         x = nhwc(arrays[f"{sampler}__init"])
         noises = nhwc(arrays[f"{sampler}__step_noises"])
@@ -332,16 +338,16 @@ def test_every_block_can_be_the_last():
     bind = network(SMALL).bind
     _, all_features = jax.eval_shape(lambda p, *rest: bind(p, {})(*rest), params, *inputs)
 
-    def cut(place, params, x, t, y):
+    def cut(index, params, x, t, y):
         model = bind(params, {})
-        for name in (*SMALL.blocks[place + 1 :], "norm", "head"):
+        for name in (*SMALL.blocks[index + 1 :], "norm", "head"):
             delattr(model, name)
-        return model(x, t, y, until=SMALL.blocks[place])
+        return model(x, t, y, until=SMALL.blocks[index])
 
-    for place in range(len(SMALL.blocks)):
-        out, features = jax.eval_shape(functools.partial(cut, place), params, *inputs)
+    for index in range(len(SMALL.blocks)):
+        out, features = jax.eval_shape(functools.partial(cut, index), params, *inputs)
         assert out is None
-        assert features == {name: all_features[name] for name in SMALL.blocks[: place + 1]}
+        assert features == {name: all_features[name] for name in SMALL.blocks[: index + 1]}
 
 
 def test_features_have_the_resolution_of_their_level(whole):
@@ -394,11 +400,15 @@ def test_recomputation_changes_neither_output_nor_gradients():
     assert all(np.any(leaf) for leaf in jax.tree.leaves(plain[1]))  # every parameter is used
 
 
+def applied(bind, params, *inputs):
+    return bind(params, {})(*inputs)
+
+
 def test_recomputation_wraps_every_block_but_the_first():
     params, inputs = filled(SMALL), batch(SMALL)
     for remat, wrapped in ((False, 0), (True, len(SMALL.blocks) - 1)):
         bind = network(SMALL, remat=remat).bind
-        program = jax.make_jaxpr(lambda p, *rest: bind(p, {})(*rest))(params, *inputs)  # noqa: B023
+        program = jax.make_jaxpr(functools.partial(applied, bind))(params, *inputs)
         names = [eqn.primitive.name for eqn in program.eqns]
         assert sum("remat" in name or "checkpoint" in name for name in names) == wrapped
 

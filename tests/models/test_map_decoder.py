@@ -37,6 +37,10 @@ def shapes_of(tree):
     return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
 
 
+def decoded(model, size, x, modulations):
+    return model(x, model.constants(size), modulations)
+
+
 @pytest.mark.golden
 def test_recorded_activations(golden):
     for path in golden("ddp/map_decoder*.json"):
@@ -54,7 +58,7 @@ def test_recorded_activations(golden):
             time = getattr(model, f"layer{l}").time(jax.nn.silu(arrays["time_emb"]))
             assert difference(time, arrays[f"layer{l}_time"]) < LIMIT
         modulations = model.modulations(jnp.asarray(arrays["time_emb"]))
-        decode = quick(lambda x, m: model(x, model.constants(size), m))  # noqa: B023
+        decode = quick(functools.partial(decoded, model, size))
         x, features = decode(np.moveaxis(arrays["feat"], 1, -1), modulations)
         for l in range(c["layers"]):
             assert difference(features[f"layer{l}"], arrays[f"layer{l}_out"]) < LIMIT

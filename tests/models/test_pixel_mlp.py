@@ -1,6 +1,7 @@
 """The pixel classifier: recorded training steps, initial values, and its two halves."""
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +34,23 @@ def fit_of(member):
 
 def states(recorded, folder):
     """[before, after] of a recorded run, by way of files as published ones."""
-    for place, moment in enumerate(("init", "final")):
+    for index, moment in enumerate(("init", "final")):
         names = {key: key.removeprefix(f"{moment}__") for key in recorded}
         arrays = {name: recorded[key] for key, name in names.items() if name != key}
-        with open(folder / f"model_{place}.pth", "wb") as file:
+        with open(folder / f"model_{index}.pth", "wb") as file:
             np.savez(file, **arrays)
     features, classes = recorded["X"].shape[-1], recorded["final_eval_logits_batch0"].shape[-1]
     both = load_ensemble(folder, features, classes)
-    return [jax.tree.map(lambda leaf: jnp.asarray(leaf[i]), both) for i in range(2)]  # noqa: B023
+    both = jax.tree.map(jnp.asarray, both)
+    return [jax.tree.map(operator.itemgetter(index), both) for index in range(2)]
+
+
+def training_step(fit, optimizer, carry, batch):
+    """One update with a recorded batch, as the body of a scan."""
+    params, stats, state = carry
+    (loss, stats), grads = jax.value_and_grad(fit.loss, has_aux=True)(params, stats, *batch)
+    updates, state = optimizer.update(grads, state, params)
+    return (optax.apply_updates(params, updates), stats, state), loss
 
 
 @pytest.mark.golden
@@ -53,15 +63,7 @@ def test_recorded_training(golden, tmp_path):
         classes = recorded["final_eval_logits_batch0"].shape[-1]
         member = make_member(recorded["X"].shape[-1], classes, widths_for(classes))
         optimizer = RECIPES["paper"].optimizer(len(recorded["X"]))
-        fit = fit_of(member)
-
-        def step(carry, batch):
-            params, stats, state = carry
-            objective = jax.value_and_grad(fit.loss, has_aux=True)  # noqa: B023
-            (loss, stats), grads = objective(params, stats, *batch)
-            updates, state = optimizer.update(grads, state, params)  # noqa: B023
-            return (optax.apply_updates(params, updates), stats, state), loss
-
+        step = functools.partial(training_step, fit_of(member), optimizer)
         carry = start["params"], start["stats"], optimizer.init(start["params"])
         run = quick(functools.partial(jax.lax.scan, step))
         batches = jnp.asarray(recorded["X"]), jnp.asarray(recorded["y"], jnp.int32)
@@ -78,7 +80,7 @@ def test_recorded_training(golden, tmp_path):
 @pytest.mark.parametrize(("classes", "widths"), [
     (2, (128, 32)), (29, (128, 32)), (30, (256, 128)), (150, (256, 128)),
 ])  # fmt: skip
-def test_thirty_classes_make_it_wide(classes, widths):
+def test_thirty_classes_or_more_use_the_wide_classifier(classes, widths):
     assert widths_for(classes) == widths
 
 
@@ -122,12 +124,12 @@ def test_the_second_half_goes_on_from_the_first_layer(bind):
     np.testing.assert_allclose(half, whole, rtol=1e-5, atol=1e-6)
 
 
-def test_a_pixel_is_answered_alone():
+def test_the_prediction_of_a_pixel_does_not_depend_on_others():
     """But while learning, the batch tells every pixel how to be scaled."""
     member, values = moved()
     x = pixels(6)
-    answers = member.bind_eval(**values)(x)
-    np.testing.assert_allclose(member.bind_eval(**values)(x[:2]), answers[:2], rtol=1e-5)
+    logits = member.bind_eval(**values)(x)
+    np.testing.assert_allclose(member.bind_eval(**values)(x[:2]), logits[:2], rtol=1e-5)
     learning = member.bind(**values)
     assert np.abs(learning(x)[:2] - member.bind(**values)(x[:2])).max() > 1e-2
     assert not np.allclose(stats_of(learning)["norm1"]["mean"], values["stats"]["norm1"]["mean"])

@@ -166,7 +166,7 @@ def test_published_sizes(width, deep, first, window, millions):
     assert round(sum(math.prod(leaf.shape) for leaf in leaves) / 1e6, 2) == millions
 
 
-@pytest.mark.parametrize(("change", "words"), [
+@pytest.mark.parametrize(("change", "sentence"), [
     (dict(channels=(4, 8, 16)), "channels is (4, 8, 16)"),
     (dict(channels=(4, 8, 16, 24)), "give (4, 8, 16, 32)"),
     (dict(depths=(2, 0, 1, 1)), "depths is (2, 0, 1, 1)"),
@@ -174,8 +174,8 @@ def test_published_sizes(width, deep, first, window, millions):
     (dict(heads=(1, 2, 2, 4, 4)), "4 stages"),
     (dict(window=0), "window is 0"),
 ])  # fmt: skip
-def test_sizes_that_make_no_network_are_named(change, words):
-    assert words in problem(**TINY | change)
+def test_sizes_that_make_no_network_are_named(change, sentence):
+    assert sentence in problem(**TINY | change)
 
 
 def test_features_have_names_and_sizes():
@@ -213,12 +213,12 @@ def slow_attention(values, x, window, shift):
     query, key, value = np.split(padded @ weights["qkv"]["kernel"] + weights["qkv"]["bias"], 3, -1)
     at = [(y, x) for y in range(rows) for x in range(columns)]
     rolled = {p: ((p[0] - shift) % rows, (p[1] - shift) % columns) for p in at}
-    place = {p: tuple(n // window for n in rolled[p]) for p in at}
+    window_of = {p: tuple(n // window for n in rolled[p]) for p in at}
     wrapped = {p: tuple(n < shift for n in p) for p in at}  # moved to the far side by the roll
     table = weights["bias_table"].reshape(2 * window - 1, 2 * window - 1)
     out = np.zeros((height, width, dim))
     for q in np.ndindex(height, width):
-        keys = [k for k in at if place[k] == place[q]]
+        keys = [k for k in at if window_of[k] == window_of[q]]
         offset = [np.subtract(rolled[q], rolled[k]) + window - 1 for k in keys]
         logits = [query[q] @ key[k] / math.sqrt(dim) + table[tuple(o)]
                   for k, o in zip(keys, offset)]  # fmt: skip

@@ -30,15 +30,15 @@ def values(*shape, seed=0, dtype=np.float32):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-def features(shapes, size, covered=(1.0, 1.0), pictures=1, host=False, dtype=np.float32):
+def features(shapes, size, covered=(1.0, 1.0), images=1, host=False, dtype=np.float32):
     """PixelFeatures of random maps with the shapes (h, w, C)."""
-    maps = [values(pictures, *shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
+    maps = [values(images, *shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
     return PixelFeatures(tuple(maps if host else map(jnp.asarray, maps)), size, covered)
 
 
 @st.composite
 def some_features(draw):
-    """One to three maps, often of equal resolutions, of one to three pictures."""
+    """One to three maps, often of equal resolutions, of one to three images."""
     sizes = draw(st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=2))
     shapes = [(*draw(st.sampled_from(sizes)), draw(st.integers(1, 4)))
               for _ in range(draw(st.integers(1, 3)))]  # fmt: skip
@@ -50,13 +50,13 @@ def some_features(draw):
 def by_hand(array, size, covered):
     """The definition, pixel by pixel in float64: f[h, w, C] -> f[H, W, C]."""
     out = np.zeros((*size, array.shape[-1]))
-    for place in np.ndindex(*size):
+    for position in np.ndindex(*size):
         taps = []
-        for index, side, count, part in zip(place, array.shape, size, covered):
+        for index, side, count, part in zip(position, array.shape, size, covered):
             at = max((index + 0.5) * side * part / count - 0.5, 0)
             low = int(at)
             taps.append([(low, 1 - at + low), (min(low + 1, side - 1), at - low)])
-        out[place] = sum(a * b * array[y, x] for y, a in taps[0] for x, b in taps[1])
+        out[position] = sum(a * b * array[y, x] for y, a in taps[0] for x, b in taps[1])
     return out
 
 
@@ -70,10 +70,10 @@ def by_hand(array, size, covered):
     ((8, 6, 1), (3, 4), (1.0, 0.9)),   # smaller than the map
 ])  # fmt: skip
 def test_every_pixel_is_bilinear(shape, size, covered):
-    dense = features([shape], size, covered, pictures=2).dense()
-    for picture in range(2):
-        expected = by_hand(values(2, *shape)[picture], size, covered)
-        np.testing.assert_allclose(dense[picture], expected, rtol=1e-5, atol=1e-6)
+    dense = features([shape], size, covered, images=2).dense()
+    for image in range(2):
+        expected = by_hand(values(2, *shape)[image], size, covered)
+        np.testing.assert_allclose(dense[image], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.golden
@@ -90,22 +90,22 @@ def test_recorded_resizes(golden):
 
 def test_enlarging_is_that_of_jax():
     """Of every map by itself, side by side in the order of the maps."""
-    found = features([(2, 3, 4), (4, 6, 3), (2, 3, 1)], (11, 6), pictures=2)
+    found = features([(2, 3, 4), (4, 6, 3), (2, 3, 1)], (11, 6), images=2)
     parts = [jax.image.resize(m, (2, 11, 6, m.shape[-1]), "bilinear") for m in found.maps]
     np.testing.assert_allclose(found.dense(), jnp.concatenate(parts, -1), rtol=1e-5, atol=1e-6)
 
 
-def test_a_map_that_reaches_beyond_the_picture():
-    """Pixels of a picture that fills a part are the first pixels of the whole map."""
+def test_a_map_that_reaches_beyond_the_image():
+    """Pixels of an image that fills a part are the first pixels of the whole map."""
     shapes = [(4, 3, 2), (8, 6, 1)]
-    whole = features(shapes, (16, 15), pictures=2).dense()
-    part = features(shapes, (10, 6), (10 / 16, 6 / 15), pictures=2).dense()
+    whole = features(shapes, (16, 15), images=2).dense()
+    part = features(shapes, (10, 6), (10 / 16, 6 / 15), images=2).dense()
     np.testing.assert_allclose(part, whole[:, :10, :6], rtol=1e-5, atol=1e-5)
-    assert not np.allclose(part, features(shapes, (10, 6), pictures=2).dense(), atol=0.1)
+    assert not np.allclose(part, features(shapes, (10, 6), images=2).dense(), atol=0.1)
 
 
-def test_a_map_of_the_pictures_size_is_the_features():
-    found = features([(5, 7, 3)], (5, 7), pictures=2)
+def test_a_map_of_the_size_of_the_image_is_the_features():
+    found = features([(5, 7, 3)], (5, 7), images=2)
     np.testing.assert_array_equal(found.dense(), found.maps[0])
 
 
@@ -116,29 +116,29 @@ def test_a_map_of_the_pictures_size_is_the_features():
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_chosen_pixels_are_those_of_all(host, dtype):
     shapes, size = [(3, 4, 5), (7, 5, 2), (12, 12, 1)], (10, 9)
-    found = features(shapes, size, (1.0, 0.8), pictures=3, host=host, dtype=dtype)
+    found = features(shapes, size, (1.0, 0.8), images=3, host=host, dtype=dtype)
     draw = np.random.default_rng(1)
-    picture, y, x = (draw.integers(0, count, 200, np.int32) for count in (3, *size))
-    picked = found.gather(picture, y, x)
+    image, y, x = (draw.integers(0, count, 200, np.int32) for count in (3, *size))
+    picked = found.gather(image, y, x)
     assert isinstance(picked, np.ndarray) == host and picked.dtype == np.float32
     dense = np.asarray(found.dense())
     assert dense.dtype == np.float32
-    np.testing.assert_allclose(picked, dense[picture, y, x], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(picked, dense[image, y, x], rtol=1e-5, atol=1e-6)
 
 
 @few
 @given(some_features())
 def test_any_pixels_gathered_from_any_maps(found):
-    picture, y, x = (axis.ravel() for axis in np.indices((found.count, *found.size)))
+    image, y, x = (axis.ravel() for axis in np.indices((found.count, *found.size)))
     expected = quick(PixelFeatures.dense)(found).reshape(-1, found.width)
-    np.testing.assert_allclose(found.gather(picture, y, x), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.gather(image, y, x), expected, rtol=1e-5, atol=1e-5)
 
 
 # --- through a layer ------------------------------------------------------------------------------
 
 
 def deeper(h):
-    """What follows the layer: an activation and another layer, more than one answer."""
+    """What follows the layer: an activation and another layer, more than one output."""
     logits = jax.nn.silu(h) @ jnp.asarray(values(HIDDEN, CLASSES, seed=9))
     return {"logits": logits, "label": jnp.argmax(logits, -1)}
 
@@ -165,7 +165,7 @@ def test_the_layer_first_is_the_layer_last(found, strip):
 
 @pytest.mark.parametrize("strip", [1, 4, 7, 100])
 def test_strips_change_nothing(strip):
-    found, kernel = features([(3, 4, 2), (5, 5, 3)], (7, 6), pictures=2), values(5, HIDDEN)
+    found, kernel = features([(3, 4, 2), (5, 5, 3)], (7, 6), images=2), values(5, HIDDEN)
     whole = quick(lambda f: f.project(kernel, deeper))(found)
     parts = quick(lambda f: f.project(kernel, deeper, strip))(found)
     assert parts["label"].shape == (2, 7, 6) and parts["label"].dtype == jnp.int32

@@ -108,17 +108,17 @@ def port_case(path):
     return network, values, arrays, record
 
 
-def place_of(name):
+def path_of(name):
     """Our path of a torch entry, by the table of the loader."""
-    for pattern, place, _ in PORT:
+    for pattern, path, _ in PORT:
         if match := re.fullmatch(pattern, name):
-            return tuple(place.format(*match.groups()).split("."))
+            return tuple(path.format(*match.groups()).split("."))
     raise AssertionError(name)
 
 
 def as_ours(name, array, tree):
     """(recorded array in our layout, our leaf of `tree`) of one torch entry."""
-    path = place_of(name)
+    path = path_of(name)
     leaf = functools.reduce(lambda branch, key: branch[key], path, tree)
     target = traverse_util.unflatten_dict({path: leaf.shape})
     converted = convert({name: array}, PORT, target)
@@ -132,7 +132,8 @@ def test_recorded_activations_in_port_arithmetic(golden):
         logits, features = forward(network)(values, nhwc(arrays["input"]))
         names = {
             "root": "root", "block3": "block3", "embedded": "embedded", "encoded": "encoded",
-            "skip0": "skip8", "skip1": "skip4", "skip2": "skip2", "conv_more": "bridge",
+            "conv_more": "bridge",
+            **{f"skip{s}": f"skip{8 // 2**s}" for s in range(3) if f"skip{s}" in arrays},
             **{f"layer{l}": f"layer{l}" for l in range(record["config"]["num_layers"])},
             **{f"dec{s}": f"stage{s}" for s in range(len(record["config"]["decoder_channels"]))},
         }  # fmt: skip

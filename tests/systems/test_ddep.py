@@ -4,7 +4,6 @@ import functools
 import json
 import math
 import re
-import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ import optax
 import pytest
 from flax import nnx, traverse_util
 
+from diffseg_jax.config.files import run_config
 from diffseg_jax.config.schema import check_options
 from diffseg_jax.diffusion.schedules import LEVELS, gamma_to_sigma, sigma_to_gamma
 from diffseg_jax.errors import UserError
@@ -40,8 +40,7 @@ KEY = jax.random.key(0)
 
 def make_config(pretrain="ddep", weights="", noise=None, **model):
     """The config of the quick start with a tiny network."""
-    file = Path(__file__).parents[2] / "configs" / "ddep_scenes.py"
-    config = runpy.run_path(str(file))["get_config"]()
+    config = run_config(str(Path(__file__).parents[2] / "configs/ddep_scenes.py"))
     config.pretrain, config.weights = pretrain, weights
     config.noise.update(noise or {})
     config.model.update(
@@ -90,7 +89,7 @@ def nhwc(array):
     return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
 
 
-def adam(lr=1e-3, b1=0.9, b2=0.999, epsilon=1e-8):
+def adam(lr=1e-3, b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=0.0):
     schedule = make_schedule("constant", lr, 1, 0, 0.0)
     return make_optimizer(
         "adam",
@@ -98,7 +97,7 @@ def adam(lr=1e-3, b1=0.9, b2=0.999, epsilon=1e-8):
         b1=b1,
         b2=b2,
         epsilon=epsilon,
-        weight_decay=0.0,
+        weight_decay=weight_decay,
         no_decay=(),
         clip_norm=0.0,
     )
@@ -123,17 +122,17 @@ def recorded_case(path):
     make = functools.partial(ddep._transunet, config, c["n_classes"], ddep.token_grid(size))
     network = Network(make)
     shapes = abstract(task)
-    whole = SimpleNamespace(meta={**task.meta, "kind": "finetune"})  # that is, with the head
-    start = jax.tree.map(jnp.asarray, ddep_config.load_weights(config, shapes, whole))
+    finetune = SimpleNamespace(meta={**task.meta, "kind": "finetune"})  # reads the head too
+    start = jax.tree.map(jnp.asarray, ddep_config.load_weights(config, shapes, finetune))
     assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, shapes)
     return task, network, start, arrays, record
 
 
 def recorded_loss(network, params, stats, batch, key):
-    """`ddep.denoising_loss` with the recorded noise instead of a draw."""
+    """`ddep.denoising_loss` with the recorded noisy images instead of a draw."""
     model = network.bind(params, stats)
     prediction, _ = model(batch["noisy"], jnp.zeros(len(batch["noisy"])))
-    loss, weight = squared_error(prediction, batch["noise"])
+    loss, weight = squared_error(prediction, batch["goal"])
     return loss, (weight, stats_of(model), {})
 
 
@@ -157,14 +156,16 @@ def test_recorded_updates(golden):
     for path in golden("ddep/transunet_ddep*.json"):
         task, network, start, arrays, record = recorded_case(path)
         o = record["optimizer"]
-        assert o["name"] == "adam" and not o["weight_decay"] and record["target"] == "noise"
-        optimizer = adam(o["lr"], o["b1"], o["b2"], o["eps"])
+        assert o["name"] == "adam"
+        optimizer = adam(o["lr"], o["b1"], o["b2"], o["eps"], o["weight_decay"])
         state = new_state(start, task.trainable, optimizer, ())
         assert set(as_recorded(state["params"])) == set(record["trainable_names"])
         step = quick(functools.partial(
             train_step, functools.partial(recorded_loss, network), optimizer, 1, ()
         ))  # fmt: skip
-        batch = {name: jnp.asarray(nhwc(arrays[name])) for name in ("noisy", "noise")}
+        goal = {"noise": "noise", "image": "clean"}[record["target"]]
+        batch = {"noisy": arrays["noisy"], "goal": arrays[goal]}
+        batch = {name: jnp.asarray(nhwc(array)) for name, array in batch.items()}
         losses = []
         for i in range(record["steps"]):
             state, metrics = step(state, batch, KEY)
@@ -376,14 +377,14 @@ def added_noise(batch):
     return np.asarray(noisy - scale_images(batch["image"], batch["valid"])).reshape(len(noisy), -1)
 
 
-def test_noise_has_the_asked_for_power():
+def test_noise_has_the_power_of_the_config():
     residual = added_noise(unlabelled(8, (64, 64)))
     np.testing.assert_allclose(residual.std(1), 0.22, rtol=0.03)
     np.testing.assert_allclose(residual.mean(1), 0, atol=0.01)
 
 
 @pytest.mark.parametrize("uniform_in", ["sigma", "gamma"])
-def test_levels_are_uniform_where_it_was_said(uniform_in):
+def test_levels_are_uniform_in_the_chosen_quantity(uniform_in):
     noise = NOISE | dict(low=0.1, high=2.0, uniform_in=uniform_in)
     sigma = np.asarray(draw_per_row(lambda k: ddep.draw_sigma(k, noise), KEY, jnp.arange(4000)))
     assert sigma.min() >= 0.1 and sigma.max() <= 2.0
@@ -446,7 +447,7 @@ def as_images(batch):
 
 @pytest.mark.parametrize("kind", LEVELS)
 @pytest.mark.parametrize("target", ["noise", "image"])
-def test_a_perfect_answer_denoises_perfectly(kind, target):
+def test_a_perfect_prediction_denoises_perfectly(kind, target):
     batch = unlabelled()
     image = scale_images(batch["image"], batch["valid"])
     alpha, sigma = LEVELS[kind](jnp.asarray(0.3))
@@ -501,7 +502,7 @@ def test_network_follows_the_config():
 @pytest.mark.parametrize(("crop", "grid"), [
     ((224, 224), (14, 14)), ((1, 17), (1, 2)), ((512, 1024), (32, 64)),
 ])  # fmt: skip
-def test_token_grid(crop, grid):
+def test_the_token_grid_covers_the_padded_crop(crop, grid):
     assert ddep.token_grid(crop) == grid
 
 
@@ -658,7 +659,7 @@ def official_names(values):
     ("dep", "", "random", "pretrain"), ("dep", "w.npz", "random", "pretrain"),
     ("ddep", "w.npz", "weights", "pretrain"), ("ddep", "", "random", "pretrain"),
 ])  # fmt: skip
-def test_the_four_settings_of_the_papers(pretrain, weights, pretraining, finetuning):
+def test_the_four_settings_start_as_published(pretrain, weights, pretraining, finetuning):
     config = make_config(pretrain, weights)
     assert ddep_config.skips(config, "pretrain") == (pretraining is None)
     assert not ddep_config.skips(config, "finetune")
@@ -669,7 +670,7 @@ def test_the_four_settings_of_the_papers(pretrain, weights, pretraining, finetun
         assert ddep_config.start_of(config, "finetune", start) == start
 
 
-def test_weights_that_were_not_given_are_not_asked_for():
+def test_a_start_from_weights_is_random_without_weights():
     assert ddep_config.start_of(make_config("dep"), "finetune", "weights") == "random"
     assert ddep_config.start_of(make_config("dep", "w.npz"), "finetune", "weights") == "weights"
 
@@ -681,7 +682,7 @@ def test_a_random_frozen_encoder_is_mentioned():
     assert ddep_config.note(make_config("none"), "finetune", "pretrain") == ""
 
 
-def test_supervised_without_weights_says_that_it_is_none():
+def test_supervised_without_weights_is_said_to_be_none():
     supervised = make_config("supervised")
     assert "pretrain=none" in ddep_config.note(supervised, "finetune", "pretrain")
     assert ddep_config.note(supervised, "finetune", "random") == ""  # meant to be random
@@ -691,7 +692,7 @@ def test_supervised_without_weights_says_that_it_is_none():
 # --- what can be wrong with a config --------------------------------------------------------------
 
 
-def test_the_quick_start_is_right():
+def test_the_quick_start_holds_valid_options():
     config = make_config()
     ddep_config.check(config)
     values = config.to_dict()
@@ -704,6 +705,6 @@ def test_the_quick_start_is_right():
     (dict(resnet_width=0.75), r"model\.resnet_width is 0\.75.*multiple of 32.*Try 0\.5 or 1\.0"),
     (dict(hidden=100, heads=3), r"hidden is 100, which 3 heads.*--config\.model\.hidden=102"),
 ], ids=["noise", "width", "heads"])  # fmt: skip
-def test_values_that_go_with_no_network_are_explained(config, sentence):
+def test_values_without_a_possible_network_are_refused(config, sentence):
     with pytest.raises(UserError, match=sentence):
         ddep_config.check(make_config(**config))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import operator
 import re
 from types import SimpleNamespace
 
@@ -80,16 +81,16 @@ def sampling_of(run, schedule):
 def test_recorded_features_and_levels(golden):
     for path, _, _, _, network, values in cases(golden):
         arrays = arrays_of(path, "sampling")
-
-        @quick
-        def run(values, image, levels):
-            model = network.bind_eval(**values)  # noqa: B023
-            _, features = model.encode(image)
-            return features["merged"], model.time(levels)
-
+        run = quick(functools.partial(features_and_levels, network))
         merged, tau = run(values, nhwc(arrays["img"]), arrays["time_in_log_snr"])
         assert difference(merged, nhwc(arrays["feature"])) < FEATURES
         assert difference(tau, arrays["time_embedding"]) < FEATURES
+
+
+def features_and_levels(network, values, image, levels):
+    model = network.bind_eval(**values)
+    _, features = model.encode(image)
+    return features["merged"], model.time(levels)
 
 
 @pytest.mark.golden
@@ -132,12 +133,7 @@ def test_recorded_steps_one_by_one(golden):
     seen = 0
     for path, record, _, _, network, values in cases(golden):
         arrays = arrays_of(path, "sampling")
-
-        @quick
-        def predicted(values, features, noisy, level):
-            model = network.bind_eval(**values)  # noqa: B023
-            return ddp._decode(model, features, noisy, level), model.codes()
-
+        predicted = quick(functools.partial(logits_and_codes, network))
         for run in record["sampling_runs"]:
             name, schedule = run["name"], record["config"]["noise_schedule"]
             pairs = time_pairs(run["timesteps"], run["time_difference"], run["sample_range0"])
@@ -162,6 +158,11 @@ def test_recorded_steps_one_by_one(golden):
     assert seen
 
 
+def logits_and_codes(network, values, features, noisy, level):
+    model = network.bind_eval(**values)
+    return ddp._decode(model, features, noisy, level), model.codes()
+
+
 # --- recorded losses ------------------------------------------------------------------------------
 
 
@@ -176,23 +177,25 @@ def test_recorded_losses_and_gradients(golden, monkeypatch, kind, mode):
             network = SimpleNamespace(bind=network.bind_eval)
         loss = ddp.diffusion_loss if kind == "train" else ddp.aligned_loss
         options = dict(schedule=record["config"]["noise_schedule"], high=0.999, auxiliary=0.4)
-        draws = iter([nhwc(arrays[f"{kind}/noise"]), arrays[f"{kind}/times"]])
-        monkeypatch.setattr(ddp, "draw_per_row", lambda *_: jnp.asarray(next(draws)))  # noqa: B023
         image = nhwc(arrays["train/img"])
-        monkeypatch.setattr(ddp, "scale_images", lambda *_: jnp.asarray(image))  # noqa: B023
+        return_in_turn(
+            monkeypatch, "draw_per_row", nhwc(arrays[f"{kind}/noise"]), arrays[f"{kind}/times"]
+        )
+        return_in_turn(monkeypatch, "scale_images", image)
         batch = dict(
             image=image, mask=arrays["train/gt"], valid=None, row=np.arange(len(image), dtype=int)
         )
-        objective = lambda params: loss(network, options, params, values["stats"], batch, KEY)  # noqa: B023
-        run = quick(jax.value_and_grad(objective, has_aux=True))
-        (total, (weight, stats, metrics)), gradients = run(values["params"])
+        run = quick(jax.value_and_grad(functools.partial(loss, network, options), has_aux=True))
+        (total, (weight, stats, metrics)), gradients = run(
+            values["params"], values["stats"], batch, KEY
+        )
         expected = record["training"][f"{kind}/{mode}"]["losses"]
         np.testing.assert_allclose(total / weight, expected["total"], rtol=LOSSES)
         auxiliary = options["auxiliary"] * metrics["auxiliary_loss"] / weight
         np.testing.assert_allclose(auxiliary, expected["aux.loss_ce"], rtol=LOSSES)
         accuracy = 100 * metrics["pixel_accuracy"] / weight
         np.testing.assert_allclose(accuracy, expected["decode.acc_seg"], rtol=1e-5)
-        gradients = jax.tree.map(lambda leaf: np.asarray(leaf / weight), gradients)  # noqa: B023
+        gradients = divided(gradients, weight)
         order = record["training"]["train/train"]["grad_norm_order"]
         norms = arrays[f"{kind}/{mode}_grad_norms"]
         check_norms(dict(zip(order, norms, strict=True)), state, settings, gradients)
@@ -202,6 +205,20 @@ def test_recorded_losses_and_gradients(golden, monkeypatch, kind, mode):
             for part in ("mean", "var"):
                 after = arrays[f"train/bn_running_{part}_after"]
                 assert difference(stats["auxiliary"]["norm"][part], after) < FEATURES
+
+
+def return_in_turn(monkeypatch, name, *arrays):
+    """Makes the function `name` of the module return the next of the arrays at each call."""
+    left = iter(arrays)
+    monkeypatch.setattr(ddp, name, lambda *_: jnp.asarray(next(left)))
+
+
+def returning(value):
+    return lambda *_: value
+
+
+def divided(tree, weight):
+    return jax.tree.map(lambda leaf: np.asarray(leaf / weight), tree)
 
 
 MISSING = np.float32(1e30)  # instead of a gradient that was not recorded
@@ -246,7 +263,7 @@ def check_gradients(arrays, kind, state, settings, gradients):
 @pytest.mark.golden
 @pytest.mark.parametrize("mode", ["whole", "flip", "slide"])
 def test_recorded_inference(golden, monkeypatch, mode):
-    """Through `prediction.predict`: enlarged logits, windows, views, the second soft-max."""
+    """The maps of `views.predict`: enlarged logits, windows, views, the second soft-max."""
     for path, record, _, _, network, values in cases(golden):
         arrays, recorded = arrays_of(path, "inference"), record["inference"]
         image = nhwc(arrays_of(path, "sampling")["img"])
@@ -256,32 +273,41 @@ def test_recorded_inference(golden, monkeypatch, mode):
             schedule=c["noise_schedule"], accumulate=recorded["accumulation"],
             uncertainty="entropy",
         )  # fmt: skip
-        numbers = iter(range(100))
-
-        @quick
-        def forward(values, noise, image):
-            def reverse(values, image, valid, seed):
-                model = network.bind_eval(**values)  # noqa: B023
-                x, _ = model.encode(image)
-                return ddp.denoise_map(model, x, noise[:, None], sampling, None)  # noqa: B023
-
-            return ddp.diffused_maps(reverse, sampling, values, image, None, 0)  # noqa: B023
-
-        def ask(image, valid):
-            return forward(values, nhwc(arrays[f"{mode}/noise{next(numbers)}"]), image)  # noqa: B023
-
-        monkeypatch.setattr(views, "resize_image", lambda *_: image[0])  # noqa: B023
+        noises = recorded_noises(arrays, mode)
+        forward = forward_from(noises, network, values, sampling)
+        monkeypatch.setattr(views, "resize_image", returning(image[0]))
         protocol = Protocol(flip=mode == "flip")
         if mode == "slide":
             protocol = Protocol(View.SLIDE, tuple(c["slide_crop"]), tuple(c["slide_stride"]))
         blank = np.zeros((1, *recorded["ori_shape"], 3), np.uint8)
-        predicted = views.predict(ask, blank, protocol)
-        assert f"{mode}/noise{next(numbers)}" not in arrays  # all were used
+        predicted = views.predict(forward, blank, protocol)
+        assert next(noises, None) is None  # all were used
         if mode == "flip":
             assert np.array_equal(predicted.labels[0], arrays["flip/label"])
         else:
             probs = jax.nn.softmax(predicted.probs) if sampling["accumulate"] else predicted.probs
             assert difference(probs, nhwc(arrays[f"{mode}/prob"])) < PROBS
+
+
+def recorded_noises(arrays, mode):
+    """Iterates over the noise of every view in the order in which the original drew it."""
+    count = sum(key.startswith(f"{mode}/noise") for key in arrays)
+    return iter([nhwc(arrays[f"{mode}/noise{i}"]) for i in range(count)])
+
+
+def forward_from(noises, network, values, sampling):
+    """(images, valid) -> maps of the network, each call with the next noise."""
+
+    @quick
+    def maps(values, noise, image):
+        def reverse(values, image, valid, seed):
+            model = network.bind_eval(**values)
+            x, _ = model.encode(image)
+            return ddp.denoise_map(model, x, noise[:, None], sampling, None)
+
+        return ddp.diffused_maps(reverse, sampling, values, image, None, 0)
+
+    return lambda image, valid: maps(values, next(noises), image)
 
 
 # --- what must hold for any -----------------------------------------------------------------------
@@ -322,7 +348,7 @@ def test_a_batch_of_three_is_three_batches_of_one():
 
 @pytest.mark.parametrize("sampler", ddp.SAMPLERS)
 @pytest.mark.parametrize("code", ["embedding", "bits", "one_hot"])
-def test_every_code_and_sampler_answers_in_range(sampler, code):
+def test_every_code_and_sampler_predicts_in_range(sampler, code):
     changes = dict(diffusion__code=code, sampling__sampler=sampler, sampling__draws=3)
     task = ddp.make_task(tiny(**changes), "train", (32, 48), 5)
     maps = quick(task.predict)(values_of(diffusion__code=code), *random_images(1))
@@ -374,7 +400,7 @@ def test_a_loss_is_the_sum_of_its_parts(kind):
     task = ddp.make_task(config, kind, (32, 48), 5)
     values, batch = values_of(), batch_of()
     run = quick(lambda batch: task.loss(values["params"], values["stats"], batch, KEY)[0])
-    halves = [jax.tree.map(lambda x: x[rows], batch) for rows in (np.s_[:2], np.s_[2:])]  # noqa: B023
+    halves = [jax.tree.map(operator.itemgetter(rows), batch) for rows in np.s_[:2, 2:]]
     np.testing.assert_allclose(run(batch), sum(map(run, halves)), rtol=1e-5)
     assert abs(run(batch) - run({**batch, "row": batch["row"] + 4})) > 1e-3
 
@@ -500,7 +526,7 @@ def test_another_network_is_refused():
         (dict(model__backbone="swin"), "heads is .*, but a Swin has 4 stages"),
     ],
 )
-def test_what_goes_with_no_network_is_said(changes, sentence):
+def test_values_without_a_possible_network_are_refused(changes, sentence):
     with pytest.raises(UserError, match=sentence):
         ddp_config.check(tiny(**changes))
 

@@ -3,7 +3,6 @@
 import functools
 import json
 import re
-import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import tiny_ddpm
+from diffseg_jax.config.files import run_config
 from diffseg_jax.data.class_ids import id_table
 from diffseg_jax.data.transforms import drop_small_objects, resize_antialiased, resize_mask
 from diffseg_jax.diffusion.process import make_process
@@ -50,7 +51,7 @@ def close(actual, expected, message=""):
 
 @functools.cache
 def recorded_network(path):
-    """(network, values without noise) of a recorded network."""
+    """(network, values without noise, process) of a recorded network."""
     record = json.loads(path.read_text())
     names = from_flags.__kwdefaults__
     known = from_flags(**{name: record[name] for name in names if record.get(name) is not None})
@@ -59,15 +60,19 @@ def recorded_network(path):
         weights |= read_arrays(path.with_name(file))
     unet = load_adm(weights, known.settings, known.order, path.name)
     network = ddpm_seg.make_network(known.settings, "float32", remat=False)
-    return network, {"params": {"unet": jax.tree.map(jnp.asarray, unet)}}
+    options = known.diffusion
+    process = make_process(
+        options["schedule"], options["steps"], rescale_timesteps=options["rescale_timesteps"]
+    )
+    return network, {"params": {"unet": jax.tree.map(jnp.asarray, unet)}}, process
 
 
 @functools.cache
 def extractor(path, steps, blocks):
     """(noise f32[1,3,h,w] as PyTorch keeps it, images) -> dense features of a recorded network."""
-    network, values = recorded_network(path)
+    network, values, process = recorded_network(path)
     options = OPTIONS | dict(steps=steps, blocks=blocks)
-    extract = quick(functools.partial(diffusion_features, network, PROCESS, options, 0))
+    extract = quick(functools.partial(diffusion_features, network, process, options, 0))
 
     def run(noise, images):
         values["stats"] = {"noise": jnp.asarray(np.moveaxis(noise, 1, -1))}
@@ -83,7 +88,7 @@ def recorded_features(golden):
         arrays = np.load(path)
         model = path.with_name(f"{arrays['model']}.json")
         if not model.exists():
-            pytest.skip(f"{path.name} is there without its network {model.name}")
+            pytest.skip(f"{path.name} was recorded without its network {model.name}")
         blocks = tuple(map(int, arrays["blocks"]))
         yield arrays, functools.partial(extractor, model, blocks=blocks)
 
@@ -113,26 +118,29 @@ def test_recorded_rows_to_train_on(golden):
         cases = [key.removesuffix("__y") for key in recorded if re.match(r"ign\d+__y", key)]
         assert cases
         for case in cases:
-            get = lambda name: recorded[f"{case}__{name}"]  # noqa: B023
-            size, ignored = get("noise").shape[-2:], int(case.removeprefix("ign"))
-            images = [resize_antialiased(image, size) for image in get("images")]
-            table = id_table(int(get("number_class")), ignore=(ignored,))
-            masks = [resize_mask(table[labels], size) for labels in get("labels_in")]
+            arrays = {
+                key.removeprefix(f"{case}__"): recorded[key]
+                for key in recorded if key.startswith(f"{case}__")
+            }  # fmt: skip
+            size, ignored = arrays["noise"].shape[-2:], int(case.removeprefix("ign"))
+            images = [resize_antialiased(image, size) for image in arrays["images"]]
+            table = id_table(int(arrays["number_class"]), ignore=(ignored,))
+            masks = [resize_mask(table[labels], size) for labels in arrays["labels_in"]]
             masks = np.stack([drop_small_objects(mask, 20) for mask in masks])
             pixels = np.flatnonzero(masks.reshape(-1) != 255)
-            np.testing.assert_array_equal(masks.reshape(-1)[pixels], get("y"))
+            np.testing.assert_array_equal(masks.reshape(-1)[pixels], arrays["y"])
             run = make(steps)
-            parts = [run(get("noise"), image[None]) for image in images]
+            parts = [run(arrays["noise"], image[None]) for image in images]
             found = jax.tree.map(lambda *maps: jnp.concatenate(maps), *parts)
-            positions = jnp.unravel_index(jnp.asarray(pixels[get("rows")]), masks.shape)
-            close(found.gather(*positions), get("X_rows"), case)
+            positions = jnp.unravel_index(jnp.asarray(pixels[arrays["rows"]]), masks.shape)
+            close(found.gather(*positions), arrays["X_rows"], case)
 
 
 # --- the noise ------------------------------------------------------------------------------------
 
 
 def pad(x):
-    """What a network of this stride sees."""
+    """The input of a network with this stride."""
     height, width = x.shape[1:3]
     return jnp.pad(x, ((0, 0), (0, -height % STRIDE), (0, -width % STRIDE), (0, 0)), mode="edge")
 
@@ -165,7 +173,7 @@ def fixed_noise(draws=1, size=(8, 12), seed=1):
 
 
 def features(images, noise=None, seed=0, process=PROCESS, **changes):
-    """Those of the mirror's block 1, unless told otherwise."""
+    """Features of the mirror's block 1, unless `blocks` is given."""
     options = OPTIONS | {"blocks": (1,)} | changes
     return reader(process, seed, *sorted(options.items()))(
         {"params": {"unet": {}}, "stats": {} if noise is None else {"noise": noise}},
@@ -205,8 +213,8 @@ def test_the_draw_is_cut_or_repeated_for_other_sizes(size):
     np.testing.assert_allclose(drawn, np.broadcast_to(tiled, drawn.shape), atol=1e-4)
 
 
-def test_noise_that_is_not_shared_belongs_to_the_picture():
-    """And to the step and the seed; no batch changes it."""
+def test_noise_that_is_not_shared_belongs_to_the_image():
+    """It also depends on the step and the seed, but not on the batch."""
     images = random_images()
     images[2] = images[0]
     draw = lambda images, **options: noise_in(
@@ -368,8 +376,7 @@ def test_a_file_that_holds_no_array_is_refused(content, tmp_path):
 
 def make_config(**changes):
     """The tiny diffusion model, and an ensemble on its features."""
-    read = lambda path: runpy.run_path(str(ROOT / path))["get_config"]()
-    config, other = read("tests/configs/tiny_ddpm.py"), read("configs/ddpm_seg_camvid.py")
+    config, other = tiny_ddpm.get_config(), run_config(str(ROOT / "configs/ddpm_seg_camvid.py"))
     config.model.update(channel_mult=(1,), attention_factors=())
     config.features, config.ensemble = other.features, other.ensemble
     config.features.update(dict(steps=(1, 5), blocks=(0, 1), short=0) | changes)
@@ -388,7 +395,7 @@ def small_values(tree, seed=0):
 
 
 @pytest.mark.parametrize("source", ["network", "colour"])
-def test_a_prediction_is_the_ensembles_answer_of_every_picture(source):
+def test_a_prediction_is_that_of_the_ensemble_for_every_image(source):
     task = task_of(source=source, dtype="float32")
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     values = small_values(shapes)
@@ -436,7 +443,7 @@ def given_noise(**features):
     return given_arrays(config, "fit", abstract)["stats"]["noise"]
 
 
-def test_colour_and_place_lie_between_minus_one_and_one():
+def test_colour_and_position_lie_between_minus_one_and_one():
     images = random_images(2, (5, 4))
     found = ddpm_seg.colour_features({}, jnp.asarray(images), jnp.asarray([[5, 4]] * 2)).dense()
     np.testing.assert_allclose(found[..., :3], images / 127.5 - 1, atol=1e-6)

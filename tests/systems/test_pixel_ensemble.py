@@ -1,4 +1,4 @@
-"""What an ensemble says of pixels: recorded votes and uncertainties, and two routes to them."""
+"""Predictions of an ensemble for pixels: recorded votes and uncertainties, and identities."""
 
 import functools
 import math
@@ -54,7 +54,7 @@ def recorded_ensembles(golden, folder):
 
 
 @pytest.mark.golden
-def test_recorded_answers(golden, tmp_path):
+def test_recorded_votes_and_uncertainties(golden, tmp_path):
     cases = list(recorded_ensembles(golden, tmp_path))
     assert cases
     for arrays, member, ensemble in cases:
@@ -159,7 +159,7 @@ def toy(members=3, shapes=((2, 3, 4), (5, 4, 2), (2, 3, 1)), images=2, size=(7, 
 
 
 @pytest.mark.parametrize("strip_bytes", [1, 4 * 2 * 6 * 3 * 8 * 3, pixel_ensemble.STRIP_BYTES])
-def test_an_answer_is_that_of_the_members_at_every_pixel(monkeypatch, strip_bytes):
+def test_a_prediction_is_that_of_the_members_at_every_pixel(monkeypatch, strip_bytes):
     """Whole classifiers on enlarged features agree with what is enlarged after their first layer.
 
     Strips of one row, of three, and all rows at once.
@@ -178,7 +178,7 @@ def test_an_answer_is_that_of_the_members_at_every_pixel(monkeypatch, strip_byte
         np.testing.assert_allclose(flat, expected[name], rtol=0, atol=tolerance, err_msg=name)
 
 
-def test_a_member_alone_decides_and_doubts_nothing():
+def test_a_single_member_decides_with_no_uncertainty():
     member, ensemble, features = toy()
     one = jax.tree.map(lambda leaf: leaf[1:2], ensemble)
     found = quick(functools.partial(ensemble_maps, member))(one, features)
@@ -204,7 +204,7 @@ def test_the_fast_recipe_has_a_number_of_steps(pixels):
 
 
 def test_the_papers_rate_is_constant():
-    """And of the fast recipe, it ends at nothing."""
+    """The rate of the fast recipe ends near zero."""
 
     def last_move(name, steps):
         optimizer, weight = RECIPES[name].optimizer(steps), jnp.ones(())

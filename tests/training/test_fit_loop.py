@@ -176,9 +176,9 @@ def test_recorded_stops(golden):
             assert epochs[stop - 1] == recorded[f"{case}__stop_epoch"]
             assert scan_rule(losses[:-1], epochs[:-1] >= fit_loop.FREE_EPOCHS) == 0
             assert scan_rule(losses, np.full(len(losses), False)) == 0
-            # In ascending order no loss is lower than the first one after the four free epochs.
+            # In ascending order no loss is lower than the first one after the free epochs.
             stop = scan_rule(np.sort(losses), epochs >= fit_loop.FREE_EPOCHS)
-            assert stop == 4 * length + 52
+            assert stop == fit_loop.FREE_EPOCHS * length + fit_loop.PATIENCE + 2
 
 
 def test_an_equal_loss_is_no_better_and_a_lower_one_starts_the_count_again():

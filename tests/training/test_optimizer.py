@@ -63,7 +63,7 @@ def test_schedules_run_inside_jit():
     np.testing.assert_allclose(jax.jit(schedule)(jnp.asarray(5)), schedule(5), rtol=1e-6)
 
 
-def test_an_unknown_name_is_answered():
+def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match='unknown schedule "cosin".*Did you mean "cosine"'):
         make_schedule("cosin", 1.0, 10, 0, 0.0)
     with pytest.raises(UserError, match='unknown optimizer "adamm"'):

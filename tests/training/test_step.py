@@ -111,7 +111,7 @@ def test_a_batch_without_counted_pixels_changes_nothing(parts):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_is_reported(value):
+def test_values_that_are_not_finite_are_reported(value):
     broken = batch() | {"y": batch()["y"].at[1].set(value)}
     assert step(start(), broken)[1]["finite"] == 0
 
@@ -132,7 +132,7 @@ def test_every_moving_average_follows_its_formula(rates):
         assert averaged["encoder"] == {"offset": 0.5}
 
 
-def test_without_a_moving_average_the_parameters_answer():
+def test_without_a_moving_average_the_network_has_the_parameters():
     state, _ = step(start(), batch())
     assert state["ema"] == {}
     chex.assert_trees_all_equal(network_of(state, ())["params"]["head"], state["params"]["head"])
