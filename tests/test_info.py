@@ -112,7 +112,7 @@ def test_the_command_prints_json_and_sentences(stage, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == describe_checkpoint(stage)
     with pytest.raises(SystemExit):
         info.main([f"--checkpoint={tmp_path / 'none'}"])
-    assert re.fullmatch(r"error: .*none is not there: looked for .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"error: .*none does not exist: looked for .*\n", capsys.readouterr().err)
 
 
 def test_the_protocol_of_the_evaluation_is_one_line():

@@ -30,7 +30,7 @@ REPORT_EVERY = 20  # seconds
 
 
 def check_fit(plan: StagePlan):
-    """Finds what would stop a fit stage, before anything runs.
+    """Checks a fit stage before anything runs.
 
     Raises UserError for classifiers of other features or classes, when no labelled pixel is left,
     and when the features do not fit in memory.
@@ -49,8 +49,8 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints):
     fit, frozen = plan.task.fit, open_backbone(plan)
     if fit.classifiers:
         state = fit_loop.saved(read_classifiers(plan), frozen, 0)
-        own = {"stage": plan.name, "step": 0, "ema": [], "finished": True}
-        checkpoints.save(0, state, {**plan.meta, **own})
+        finished = {"stage": plan.name, "step": 0, "ema": [], "finished": True}
+        checkpoints.save(0, state, {**plan.meta, **finished})
         checkpoints.wait()
         plan.log.say(f"{plan.name}: takes the classifiers in {fit.classifiers}")
         if plan.note:
@@ -78,7 +78,7 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints):
 
 
 def read_classifiers(plan: StagePlan) -> dict:
-    """Published classifiers in place of fitted ones: {"params", "stats"}.
+    """Published classifiers, which replace fitted ones: {"params", "stats"}.
 
     Raises UserError when they read other features, know other classes, or are of other widths.
     """
@@ -165,7 +165,7 @@ def read_masks(
     """Masks u8[N,H,W] after the rules, and the indices of the N images that still have a label.
 
     small_objects  pixels; a class that covers less of an image is ignored there; 0 = off
-    say            is told which images have no label left
+    say            is called with a line that names the images without a label, if there are any
 
     Raises UserError when no image has one.
     """

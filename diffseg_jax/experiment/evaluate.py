@@ -1,4 +1,4 @@
-"""A predict function over a split -> counts of right and wrong pixels, and examples to draw."""
+"""Counts the right and wrong pixels of a network over a split, and collects examples to draw."""
 
 import dataclasses
 import itertools

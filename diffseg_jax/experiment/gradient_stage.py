@@ -1,4 +1,4 @@
-"""A planned stage as the gradient loop takes it."""
+"""Trains a planned stage by gradient descent."""
 
 from diffseg_jax.data.pipeline import training_batches
 from diffseg_jax.devices.mesh import describe_devices, local_rows, state_shardings
@@ -39,7 +39,7 @@ def make_stage(plan: StagePlan) -> loop.Stage:
 
 
 def announce(plan: StagePlan, stage: loop.Stage):
-    """Logs what is about to be trained, from what, and on which devices."""
+    """Logs the start, the data, the steps and the devices of a stage before it is trained."""
     abstract = loop.abstract_state(stage)
     kind = "labelled image" if plan.evaluation else "unlabelled image"
     plan.log.say(

@@ -1,4 +1,4 @@
-"""What is measured and drawn of a stage while it runs."""
+"""Measures a stage and draws sheets of it while it runs."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ from diffseg_jax.training.state import network_of
 
 
 def make_monitor(plan: StagePlan) -> Callable[[dict, int], dict[str, float]]:
-    """(state, step) -> numbers to log; it also draws a sheet. The loop calls it now and then."""
+    """(state, step) -> numbers to log; it also draws a sheet. The loop calls it periodically."""
     if plan.task.sample:
         return _sampling_monitor(plan)
     return _segmentation_monitor(plan) if plan.evaluation else _denoising_monitor(plan)

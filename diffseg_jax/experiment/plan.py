@@ -96,7 +96,7 @@ class StagePlan:
     threads, workers  that read them
     start        "random", "weights", the name of a stage or a directory
     loaded       () -> arrays that replace random ones of a fresh stage; None where there are none
-    meta         what is saved beside every checkpoint
+    meta         the metadata that is saved beside every checkpoint
     note         a sentence for the user before it runs, or ""
     subset       which labelled images are used, JSON values; None for an unlabelled stage
     evaluation   None for an unlabelled stage
@@ -138,7 +138,7 @@ class StagePlan:
 class Plan:
     """The stages of a run, in their order.
 
-    skipped  names of stages that the config leaves out or gives no steps
+    skipped  names of stages that the system skips or that have no steps
     order    names of all stages of the run, those that are skipped too
     """
 
@@ -237,7 +237,7 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
             f"from. Try --config.stages.{name}.start={given}."
         )
     start = system.start_of(config, options.kind, given)
-    which = which if start == given else ""  # that of a stage which the config leaves out
+    which = which if start == given else ""  # a checkpoint of a stage that is skipped
     if start in config.stages:
         _check_earlier_stage(config, name, start, which, before, workdir)
     elif start not in STARTS:

@@ -1,4 +1,4 @@
-"""What one command does: the stages of a plan one after another, and their results."""
+"""Runs the stages of a plan one after another, and reports their results."""
 
 from pathlib import Path
 
@@ -43,6 +43,7 @@ from diffseg_jax.storage.workdir import (
 from diffseg_jax.training.log import Log
 
 CHANGED_DATA = ("refuse", "continue")
+MAY_DIFFER = ("evaluate", "mesh", "sampling", "sweep")  # between training and an evaluation
 READ_FIRST = 32  # examples per split that are read before anything is written
 
 
@@ -50,7 +51,7 @@ READ_FIRST = 32  # examples per split that are read before anything is written
 def train(config: ConfigDict, workdir: Path, changed_data: str = "refuse"):
     """Runs the stages that are not finished yet and leaves results.json.
 
-    changed_data  one of CHANGED_DATA: what a stage does that began with other data
+    changed_data  one of CHANGED_DATA: whether a stage continues that began with other data
     """
     require_free(workdir, "train", "--workdir")
     plan, warnings = checked_plan(config, workdir)
@@ -181,7 +182,7 @@ def read_chosen(stage: StagePlan, checkpoints: StageCheckpoints) -> tuple[dict, 
 
 @own_settings()
 def evaluate_only(config: ConfigDict, workdir: Path):
-    """Evaluates the stages that have a checkpoint, with the given options; results_eval.json."""
+    """Evaluates the stages that have a checkpoint with the given options: results_eval.json."""
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds no run. Train first, with --mode=train.")
     check_config(config)
@@ -191,7 +192,7 @@ def evaluate_only(config: ConfigDict, workdir: Path):
             "no stage in config.run learns from labels, so there is nothing to evaluate. Images "
             "of a diffusion model are drawn by python -m diffseg_jax.sample."
         )
-    check_same(config, workdir, may_differ=("evaluate", "mesh", "sampling", "sweep"))
+    check_same(config, workdir, may_differ=MAY_DIFFER)
     names = [name for name in names if first_has_checkpoint(stage_directory(workdir, name))]
     if not names:
         raise UserError(f"{workdir} holds no checkpoint that can segment yet. Train first.")
@@ -223,7 +224,7 @@ def report_results(
 ):
     """Writes the results and shows them as a table.
 
-    without_results  what to say where no stage of the run segments
+    without_results  the line to log where no stage of the run segments
     """
     if results:
         write_results(order, results, file)
@@ -247,7 +248,7 @@ def columns_of(results: dict) -> dict:
 
 
 def closing_line(plan: Plan) -> str:
-    """What a run without labelled stages is for."""
+    """The last line of the log of a run without labelled stages."""
     last = plan.stages[-1] if plan.stages else None
     if last and last.task.sample:
         command = f"python -m diffseg_jax.sample --checkpoint={last.directory} --output=samples"

@@ -1,4 +1,4 @@
-"""Which checkpoint a stage starts from, where another stage has several."""
+"""Chooses the checkpoint from which a stage starts, where another stage has several."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from diffseg_jax.storage.networks import open_network
 
 
 def open_start(directory: Path, which: str, say: Callable[[str], None]) -> tuple[dict, dict]:
-    """The network that a stage starts from and its metadata; `say` is told which step was taken.
+    """The network that a stage starts from and its metadata; `say` logs which step was taken.
 
     directory, which  as of `step_to_start_from`
     """
@@ -42,15 +42,15 @@ def step_to_start_from(directory: Path, which: str) -> tuple[int, str]:
                 f"start names step {which}, but {directory} holds the steps {listed}. "
                 f"Try @{saved[-1]}."
             )
-        return int(which), "as start says"
+        return int(which), "the step that start names"
     if which == "best" and best is None:
         raise UserError(
             f"start names the best checkpoint, but {directory} was not evaluated while it was "
             "trained. Try @last."
         )
     if which == "last" or best is None:
-        return last, "its last"
-    return best, "its best by the evaluations during training"
+        return last, "the last one"
+    return best, "the best one by the evaluations during training"
 
 
 def check_start_within_run(name: str, start: str, which: str, options, labelled: bool):

@@ -25,7 +25,7 @@ from diffseg_jax.experiment.results import (
     measure,
     scores_of,
 )
-from diffseg_jax.experiment.stages import require_measurable
+from diffseg_jax.experiment.stages import MAY_DIFFER, require_measurable
 from diffseg_jax.experiment.start_step import step_to_start_from
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference.forward import make_forward
@@ -125,7 +125,7 @@ def _networks(config, workdir):
                 best = config.evaluate.checkpoint == "best"
                 found.append((name, directory, checkpoints.chosen(best)))
     if found:
-        check_same(config, workdir, may_differ=("evaluate", "mesh", "sampling", "sweep"))
+        check_same(config, workdir, may_differ=MAY_DIFFER)
         return found
     for name in reversed(labelled_stages(config)):
         start, which = split_start(config.stages[name].start)

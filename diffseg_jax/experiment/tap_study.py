@@ -1,8 +1,8 @@
-"""Which blocks, at which noise levels, separate the labelled classes: a linear probe of each.
+"""Measures by linear probes which blocks, at which noise levels, separate the labelled classes.
 
 Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion Models" (ICLR 2022), section
-3, compare blocks and steps by training a classifier on each; ridge regression, solved at once,
-ranks them in minutes.
+3, compare blocks and steps by training a classifier on each. Ridge regression has a solution in
+closed form and ranks them in minutes.
 """
 
 from pathlib import Path
@@ -29,8 +29,8 @@ from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.systems.system import TapGrid
 
 FOLDS = 5
-PIXELS = 1000  # read per image, or fewer if their features exceed
-BYTES = 2**30
+PIXELS = 1000  # maximum number that is read per image
+BYTES = 2**30  # maximum size of the features of all pixels
 PENALTY = 1e-3  # of ridge regression, per pixel, on features of variance 1
 CHOSEN_STEPS, CHOSEN_BLOCKS = 3, 5  # as in the paper
 
@@ -54,7 +54,7 @@ def _rank(plan, taps):
     steps, count, workdir = taps.steps, len(taps.widths), plan.workdir
     plan.log.say(
         f"{plan.name}, from {plan.start}: {count} blocks at {len(steps)} steps, linear "
-        f"probes on {counted(len(plan.indices), 'labelled image')}, a fifth held back at a time"
+        f"probes on {counted(len(plan.indices), 'labelled image')}, {FOLDS}-fold cross-validation"
     )
     grid = score_taps(plan, taps)
     chosen = best_taps(grid, steps)
@@ -65,7 +65,7 @@ def _rank(plan, taps):
     plan.log.say(
         f"mIoU (%) of linear probes, by step (rows) and output block\n{score_table(grid, steps)}"
     )
-    plan.log.say(f"the same as an image: {image}")
+    plan.log.say(f"the same table as an image: {image}")
     plan.log.say(
         f"the best {len(chosen['steps'])} steps and {len(chosen['blocks'])} blocks (small "
         "differences on few images are not reliable): "
@@ -96,7 +96,7 @@ def score_taps(plan: StagePlan, taps: TapGrid) -> np.ndarray:
     masks, indices = read_masks(plan, small_objects=0)
     if len(indices) < 2:
         raise UserError(
-            "--mode=taps holds labelled images back, so it needs two or more, but there is 1. "
+            "--mode=taps needs two labelled images or more for cross-validation, but there is 1. "
             "Raise --config.data.count."
         )
     extract, network = plan.task.fit.extract, open_backbone(plan)
@@ -143,10 +143,10 @@ def probe(x: np.ndarray, y: np.ndarray, folds: np.ndarray, num_classes: int) -> 
     targets = np.eye(num_classes, dtype=np.float32)[y]
     counts = 0
     for fold in np.unique(folds):
-        held, seen = folds == fold, folds != fold
-        gram = x[seen].T @ x[seen] + PENALTY * seen.sum() * np.eye(x.shape[1], dtype=np.float32)
-        weights = np.linalg.solve(gram, x[seen].T @ targets[seen])
-        counts = counts + confusion(y[held], np.argmax(x[held] @ weights, 1), num_classes)
+        test, train = folds == fold, folds != fold
+        gram = x[train].T @ x[train] + PENALTY * train.sum() * np.eye(x.shape[1], dtype=np.float32)
+        weights = np.linalg.solve(gram, x[train].T @ targets[train])
+        counts = counts + confusion(y[test], np.argmax(x[test] @ weights, 1), num_classes)
     return scores(counts, absent=Absent.SKIP)["mIoU"]
 
 

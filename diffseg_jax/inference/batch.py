@@ -1,4 +1,4 @@
-"""Images in files or folders -> label maps, uncertainty and a summary in files."""
+"""Predicts images of files and folders, and writes label maps, uncertainty and a summary."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Official checkpoint files, or a run -> a directory with one checkpoint, which `load` opens."""
+"""Writes official checkpoint files, or a run, as a directory that `load` opens."""
 
 import dataclasses
 import math
@@ -76,7 +76,7 @@ def adm_configuration(name: str, flags: dict) -> Configuration:
         return choose(PUBLISHED, name, "published configuration")
     if not flags:
         raise UserError(
-            f"the file does not tell which network it is of. Give --name ({', '.join(PUBLISHED)}) "
+            f"the file does not name its network. Give --name ({', '.join(PUBLISHED)}) "
             "or the flags that it was trained with."
         )
     used = {flag: value for flag, value in flags.items() if flag not in UNUSED_FLAGS}

@@ -1,4 +1,4 @@
-"""Published pixel classifiers of DDPM-Seg with their network -> a directory with one checkpoint."""
+"""Writes published pixel classifiers of DDPM-Seg with their network as one checkpoint."""
 
 import dataclasses
 import os
@@ -43,7 +43,7 @@ def convert_ensemble(
     folder          holds model_0.pth, model_1.pth, ...
     unet            the network: a file, for which `name` or `flags` are as of `adm_configuration`
                     and `part` as of `read_arrays`, or a directory that `convert` or a run wrote
-    feature_steps, feature_blocks  () = as the folder's name tells, or as published
+    feature_steps, feature_blocks  () = those in the folder's name, or the published ones
     noise_file      the noise of the training, a .npy file; "" = drawn here
 
     Returns the number of parameters. Raises UserError for files that cannot be read, are not of
@@ -99,14 +99,14 @@ def _open_unet(unet, name, part, flags):
         return params, dataclasses.asdict(known.settings), known.diffusion, known.image_size
     if name or flags:
         raise UserError(
-            f"--unet={unet} is no file, and a directory tells which network it holds. Leave out "
+            f"--unet={unet} is not a file, and a directory describes its network. Omit "
             f"--{next(iter(flags), 'name')}, or give a file."
         )
     directory = find_stage(unet)
     network, meta = open_network(directory, step_to_open(directory))
     task = meta["task"]
     if "diffusion" not in task:
-        raise UserError(f"{unet} is no diffusion model. Give one that --source=adm wrote.")
+        raise UserError(f"{unet} holds no diffusion model. Give one that --source=adm wrote.")
     params = network["params"].get("unet", network["params"])
     return params, task["model"], task["diffusion"], min(task["size"])
 

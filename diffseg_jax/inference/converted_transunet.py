@@ -1,4 +1,4 @@
-"""TransUNets of PyTorch and R50+ViT encoders -> a directory with one checkpoint."""
+"""Writes TransUNets of PyTorch and R50+ViT encoders as a directory with one checkpoint."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from diffseg_jax.weights.transunet import (
     sizes_of,
 )
 
-NOISE = {  # which a converted network has no use for, as in configs/ddep_cityscapes.py
+NOISE = {  # as in configs/ddep_cityscapes.py; a converted network does not use it
     "kind": "scaled", "low": 0.22, "high": 0.22, "uniform_in": "sigma", "target": "noise",
     "condition": False,
 }  # fmt: skip
@@ -37,7 +37,7 @@ def convert_transunet(
     path   a PyTorch TransUNet; or R50+ViT-B/16 of the ViT authors, timm or Hugging Face, to which a
            random decoder is added: features can be read, and a fine-tuning may start from it
     part   of the file, as of `read_arrays`
-    heads  of the attention, if the file does not tell; None = one for every 64 channels
+    heads  of the attention, if they are not in the file; None = one for every 64 channels
     grid   (rows, columns) of the position table; () = square
 
     Images are fitted to the size that the position table was made for. Returns the number of
@@ -107,10 +107,10 @@ def _fresh_decoder(task) -> dict:
 def _summary(sizes, model, whole) -> str:
     height, width = sizes["size"]
     units = "-".join(map(str, model["resnet_units"]))
-    told = "" if sizes["heads"] else " (--heads)"
+    flag = "" if sizes["heads"] else " (--heads)"
     network = (
         f"a ResNet of {units} units, {model['layers']} layers of {model['hidden']} channels and "
-        f"{model['heads']} heads{told}"
+        f"{model['heads']} heads{flag}"
     )
     if not whole:
         return (

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, from the metadata beside its arrays."""
+"""Describes the content of a checkpoint from the metadata beside its arrays."""
 
 import json
 import os
@@ -144,7 +144,7 @@ def data_of(meta: dict) -> dict | None:
 
 
 def evaluation_of(config: dict) -> dict:
-    """How the run showed images in its evaluation; whole, and without a split, if it had none."""
+    """The view of the run's evaluation; whole images, and no split, if it had none."""
     keys = (*WHOLE_VIEW, "window", "stride")
     options = {key: v for key, v in config.get("evaluate", {}).items() if key in keys}
     return {**WHOLE_VIEW, "split": config.get("data", {}).get("val"), **options}

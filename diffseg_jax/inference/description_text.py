@@ -1,4 +1,4 @@
-"""The description of a checkpoint, as lines on a terminal."""
+"""Prints the description of a checkpoint on a terminal."""
 
 from rich.console import Console
 from rich.text import Text

@@ -1,4 +1,4 @@
-"""A trained model -> a folder that predicts images of one size without this package."""
+"""Exports a trained model as a folder that predicts images of one size without this package."""
 
 import dataclasses
 import importlib.util
@@ -174,7 +174,7 @@ def check_request(output, size, platforms) -> tuple[Path, tuple[int, int]]:
     if "://" in str(output):
         raise UserError(f"{output} is an address. Give an --output on this machine.")
     if os.path.lexists(output):
-        raise UserError(f"{output} is there already. Give another --output.")
+        raise UserError(f"{output} exists already. Give another --output.")
     return Path(os.path.abspath(output)), tuple(map(int, size))
 
 

@@ -1,4 +1,4 @@
-"""A compiled function of a network and images -> maps in the host's memory, on a mesh."""
+"""Runs a compiled function of a network and images on a mesh, with results on the host."""
 
 from collections.abc import Callable
 

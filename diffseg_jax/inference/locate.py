@@ -39,7 +39,7 @@ def find_stage(path: str | os.PathLike, stage: str | None = None) -> Path:
             f"{path} is a file, but a checkpoint is a directory. python -m diffseg_jax.convert "
             "makes one of an official file."
         )
-    problem = "holds no checkpoint" if path.is_dir() else "is not there"
+    problem = "holds no checkpoint" if path.is_dir() else "does not exist"
     raise UserError(
         f"{given} {problem}: looked for {given}/<step> and {given}/checkpoints/<stage>/<step>. "
         "Give a workdir, the directory of a stage or of a converted file, or "

@@ -1,4 +1,4 @@
-"""What a segmenter predicts: label maps, probabilities and uncertainty, to look at and to save."""
+"""The predictions of a segmenter: label maps, probabilities and uncertainty, shown and saved."""
 
 import functools
 import io
@@ -19,7 +19,7 @@ FILES = ("labels", "color", "overlay", "uncertainty")  # ends of the names of sa
 
 
 class Prediction:
-    """The predictions for some images. Arrays of images of one size are stacked; else, lists.
+    """The predictions for some images: stacked arrays for images of one size, else lists of arrays.
 
     names          B strings: the names of files without ending, or numbers
     images         u8[B, H, W, 3], as they were given

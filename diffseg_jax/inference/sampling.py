@@ -102,5 +102,5 @@ def generate(
 
 
 def sample(checkpoint: str | os.PathLike, **options) -> np.ndarray:
-    """All images of `generate` at once, u8[images, height, width, 3]."""
+    """All images of `generate` as one array, u8[images, height, width, 3]."""
     return np.concatenate(list(generate(checkpoint, **options)))

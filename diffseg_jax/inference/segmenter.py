@@ -1,4 +1,4 @@
-"""A trained network, opened for use: images in; labels, probabilities and uncertainty out.
+"""Opens a trained network, which predicts labels, probabilities and uncertainty of images.
 
 import diffseg_jax
 segmenter = diffseg_jax.load("runs/a")
@@ -58,9 +58,9 @@ def load(
     dtype   of the computation, "float32" or "bfloat16"; None = as trained
     device  "cpu", "cuda", "gpu" or "tpu": all devices of that kind which this process sees;
             None = the choice of jax
-    cache   a folder in which compiled programs are kept for the next process; True = that of the
-            commands, ~/.cache/diffseg_jax; False = as jax is set, since this setting is one for all
-            programs of the process
+    cache   a folder in which compiled programs are cached for the next process; True = that of the
+            commands, ~/.cache/diffseg_jax; False = the setting of jax, which holds for all programs
+            of the process
 
     Raises UserError if there is no such checkpoint, stage, step, average or device, and for
     checkpoints of newer versions.
@@ -181,7 +181,7 @@ class Segmenter:
         return concatenate(list(self.predict_named(named_images(images), options)))
 
     def predict_each(self, images, **options) -> Iterator[Prediction]:
-        """The same one image at a time, in order: for more images than the memory holds.
+        """The predictions of `predict`, one image at a time: for more images than fit in memory.
 
         images, options  as of `predict`
         """
@@ -193,7 +193,7 @@ class Segmenter:
     ) -> Iterator[Prediction]:
         """The predictions for images u8[H,W,3] with names, one at a time, in order.
 
-        Raises UserError for wrong options at once, not with the first prediction.
+        Raises UserError for wrong options when it is called, not with the first prediction.
         """
         if self.task.predict is None:
             raise UserError(

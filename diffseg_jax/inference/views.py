@@ -1,4 +1,4 @@
-"""How images are cut, mirrored and scaled for a network, and how its outputs are averaged."""
+"""Cuts, mirrors and scales images for a network, and averages its outputs."""
 
 import dataclasses
 import enum

@@ -38,7 +38,7 @@ def start_of(config, kind: str, start: str) -> str:
 
 
 def skips(config, kind: str) -> bool:
-    """Whether the choice of `config.pretrain` has no stage of this kind."""
+    """Whether the value of `config.pretrain` skips stages of this kind."""
     return kind == "pretrain" and config.pretrain in STARTS_OF_CHOICES
 
 
@@ -89,13 +89,13 @@ def load_weights(config, abstract: dict, task: Task) -> dict:
 
 
 def _note_arithmetic(config, port):
-    """Says that the weights were trained with the other arithmetic, if they were."""
-    own = (Arithmetic.PORT if port else Arithmetic.OFFICIAL).value
-    if own != config.model.arithmetic and processes.is_first():
+    """Prints a line if the weights were trained with the other arithmetic."""
+    trained = (Arithmetic.PORT if port else Arithmetic.OFFICIAL).value
+    if trained != config.model.arithmetic and processes.is_first():
         print(
-            f"{config.weights}: was trained with the arithmetic {own}, but model.arithmetic is "
+            f"{config.weights}: was trained with the arithmetic {trained}, but model.arithmetic is "
             f"{config.model.arithmetic}, which computes other features; "
-            f"--config.model.arithmetic={own} takes its own"
+            f"--config.model.arithmetic={trained} selects that of the weights"
         )
 
 
@@ -169,7 +169,7 @@ def note(config, kind: str, start: str) -> str:
     if config.weights:
         return ""
     if kind == "pretrain" and config.pretrain == "ddep":
-        return f"{missing}, so the frozen encoder is random; the paper's knows ImageNet-21k"
+        return f"{missing}, so the frozen encoder is random; the paper's learned from ImageNet-21k"
     if kind == "finetune" and config.pretrain == "supervised" and start != "random":
         return f"{missing}, so the encoder starts at random, as with pretrain=none"
     return ""

@@ -106,10 +106,8 @@ def settings_of_meta(meta: dict) -> DDPSettings:
 
 def make_network(settings: DDPSettings, diffuses: bool, dtype: str, remat: bool) -> Network:
     """The network as pure functions; dtype "float32" or "bfloat16"."""
-    kind = jnp.dtype(dtype)
-    return Network(
-        lambda rngs: DDPNetwork(settings, diffuses=diffuses, dtype=kind, remat=remat, rngs=rngs)
-    )
+    options = dict(diffuses=diffuses, dtype=jnp.dtype(dtype), remat=remat)
+    return Network(lambda rngs: DDPNetwork(settings, **options, rngs=rngs))
 
 
 # ---- losses ------------------------------------------------------------------------------------
@@ -131,7 +129,7 @@ def diffusion_loss(network, options, params, stats, batch, key):
 
 
 def aligned_loss(network, options, params, stats, batch, key):
-    """The same with the network's prediction from pure noise in place of the labels (section 3.4).
+    """`diffusion_loss` with the network's prediction from pure noise as the labels (section 3.4).
 
     The same noise is added to that prediction. Arguments and result as of `diffusion_loss`.
     """

@@ -102,8 +102,8 @@ def make_settings(model) -> ADMSettings:
 
 def make_network(settings: ADMSettings, dtype: str, remat: bool) -> Network:
     """The ADM UNet as pure functions; dtype "float32" or "bfloat16", else UserError."""
-    kind = choose({"float32": jnp.float32, "bfloat16": jnp.bfloat16}, dtype, "dtype")
-    return Network(lambda rngs: ADMUNet(settings, dtype=kind, remat=remat, rngs=rngs))
+    computed = choose({"float32": jnp.float32, "bfloat16": jnp.bfloat16}, dtype, "dtype")
+    return Network(lambda rngs: ADMUNet(settings, dtype=computed, remat=remat, rngs=rngs))
 
 
 # ---- loss --------------------------------------------------------------------------------------
@@ -146,8 +146,8 @@ def fit_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task
     {"params": {"ensemble"}, "stats": {"ensemble"}}; colour features need no "unet" and "noise".
     """
     features, options = config.features.to_dict(), config.ensemble
-    source = _colours() if features["source"] == "colour" else _network(config, crop)
-    init, extract, named = source
+    colours = features["source"] == "colour"
+    init, extract, named = _colours() if colours else _network(config, crop)
     image = jax.ShapeDtypeStruct((1, *crop, 3), jnp.uint8)
     valid = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     network = jax.eval_shape(init, jax.random.key(0))
@@ -203,15 +203,15 @@ def _network(config, crop):
 
 
 def _colours():
-    """The same for colour features, which need no network and have no names."""
+    """(init, extract, None) of colour features, which need no network and have no names."""
     return lambda key: {"params": {}, "stats": {}}, colour_features, None
 
 
 def randomise_kernels(params: dict, key: jax.Array) -> dict:
     """Fresh parameters with every kernel drawn, uniform in +- 1 / sqrt(fan in).
 
-    A fresh network's residual branches end in zeros, so that it is a linear filter of the image
-    that ignores the timestep; with random weights it should be as deep as with trained ones.
+    The residual branches of a fresh network end in kernels of zeros, which would make it a linear
+    filter of the image that ignores the timestep.
     """
     flat = flatten(params)
     for index, path in enumerate(sorted(flat)):

@@ -22,7 +22,7 @@ class Recipe:
     batch_size  pixels
     steps       of every member; 0 = `epochs` passes over the pixels
     epochs      passes at most; a last, incomplete batch of a pass is dropped
-    stops       whether a member stops by itself, by the paper's rule (training.fit_loop.stop_rule)
+    stops       whether a member may stop early, by the paper's rule (training.fit_loop.stop_rule)
     own_order   whether every member draws its own order of the pixels; else they share batches
     optimizer   steps -> optax transformation
     """

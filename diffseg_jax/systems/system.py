@@ -57,7 +57,7 @@ class System:
     stage_options  kind of stage -> further options that a config with such a stage holds
     check          raises UserError for option values that do not go together
     start_of       (config, kind, start) -> "random", "weights", a stage's name or a directory
-    skips          (config, kind) -> whether the config leaves out stages of this kind
+    skips          (config, kind) -> whether the config skips stages of this kind
     note           (config, kind, start) -> a sentence for the user before the stage runs, or ""
     with_steps     (config, reverse steps, draws of noise) -> a changed copy of the config; None
                    where predictions have no reverse steps

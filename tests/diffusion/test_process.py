@@ -358,7 +358,7 @@ def test_learned_variance_runs_from_posterior_to_beta_and_beyond():
     np.testing.assert_allclose(log_variance(3.0), 2 * large - small, rtol=1e-5)  # not clipped
 
 
-def test_fixed_variances():
+def test_fixed_variances_are_the_posterior_or_beta():
     x_0, eps, _ = chain(SHORT)
     t = jnp.asarray([0, 1, 5, 11])
     step = lambda name: reverse(SHORT, eps, x_0, t, "noise", name)
@@ -410,7 +410,7 @@ def test_a_process_of_one_step_works():
         assert all(np.all(np.isfinite(value)) for value in step)
 
 
-def test_sixteen_bit_outputs_are_worked_on_in_float32():
+def test_sixteen_bit_outputs_are_converted_to_float32():
     x_0, eps, t = chain(SHORT)
     step = reverse(SHORT, eps.astype(jnp.bfloat16), x_0, t, "noise", "fixed_large")
     assert all(value.dtype == jnp.float32 for value in step)

@@ -68,7 +68,7 @@ def test_ddim_moves_along_the_same_noise():
     np.testing.assert_allclose(found[1:], noising(SHORT, x_0, t - 1 + (t == 0), eps)[1:], atol=2e-5)
 
 
-def test_whole_ddim_chain_returns_the_image():
+def test_a_complete_ddim_chain_returns_the_image():
     process = make_process("linear", 1000, "ddim10")
     x_0, eps, _, _ = batch(process)
     x = noising(process, x_0, 9, eps)

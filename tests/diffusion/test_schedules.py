@@ -65,7 +65,7 @@ def test_recorded_respaced_processes(golden):
         np.testing.assert_allclose(Process(ours, found).alphas_cumprod, alphas, rtol=1e-12)
 
 
-def test_published_noise_levels():
+def test_linear_noise_levels_are_the_published_ones():
     alphas = np.cumprod(1 - linear_betas(1000))[[50, 150, 250, 999]]
     published = [0.9699514936, 0.7858870240, 0.5214230306, 4.0358e-5]
     np.testing.assert_allclose(alphas, published, rtol=1e-5)
@@ -95,7 +95,7 @@ def test_too_few_linear_steps_are_refused(steps):
 
 
 @pytest.mark.parametrize("steps", [0, -3, 2.5, True, "10"])
-def test_a_number_of_steps_that_is_none_is_refused(steps):
+def test_a_number_of_steps_that_is_no_positive_integer_is_refused(steps):
     for call in (linear_betas, cosine_betas, lambda steps: kept_timesteps(steps, "")):
         with pytest.raises(UserError, match="whole number from 1"):
             call(steps)
@@ -122,7 +122,7 @@ def test_all_steps_can_be_kept_in_several_ways(steps, spec):
         (10, " 2, 1 ", (0, 4, 5)),
     ],
 )
-def test_kept_steps(steps, spec, kept):
+def test_respacing_keeps_the_listed_steps(steps, spec, kept):
     assert kept_timesteps(steps, spec) == kept
 
 

@@ -89,7 +89,7 @@ def test_one_batch_equals_its_images_one_by_one():
         np.testing.assert_array_equal(kept, np.sort(loss[t == step][-HISTORY:]))
 
 
-def test_losses_that_are_not_finite_are_left_out():
+def test_losses_that_are_not_finite_are_skipped():
     state = filled(np.arange(1, T + 1))
     after = update(state, jnp.asarray([1, 2]), jnp.asarray([jnp.nan, jnp.inf]))
     for name in state:

@@ -102,7 +102,7 @@ def test_random_weights_make_a_network_as_deep_as_trained_ones(seg_config):
     ({"stages.fit.steps": 5}, 'unknown option "stages.fit.steps"'),
     ({"run": ("fit", "fit")}, "config.run names fit twice"),
 ])  # fmt: skip
-def test_options_that_go_with_no_network(seg_config, change, sentence):
+def test_options_without_a_possible_network_are_refused(seg_config, change, sentence):
     with seg_config.unlocked():
         seg_config.update_from_flattened_dict(change)
     with pytest.raises(UserError, match=sentence):
@@ -121,7 +121,7 @@ def test_no_labelled_pixel_left_names_the_image_and_the_rule(seg_config, tmp_pat
     refused(seg_config, tmp_path, r"such as train_00000\d \(no class covers 1000000 pixels\)")
 
 
-def test_features_that_do_not_fit_say_how_much_is_needed(seg_config, tmp_path, monkeypatch):
+def test_the_error_for_too_many_features_names_their_memory(seg_config, tmp_path, monkeypatch):
     monkeypatch.setattr(ensemble_stage, "free_bytes", lambda on_host: 1000)
     refused(seg_config, tmp_path, r"needs .* GB for 3 images of 128 features a pixel, but 0.0 GB")
 
@@ -135,7 +135,7 @@ def test_images_must_suit_the_crop(seg_config, tmp_path, crop, short, verb):
     refused(seg_config, tmp_path, sentence)
 
 
-def test_missing_classifiers_and_noise(seg_config, tmp_path):
+def test_missing_classifiers_and_noise_are_refused(seg_config, tmp_path):
     seg_config.ensemble.classifiers = str(tmp_path / "nothing")
     refused(seg_config, tmp_path / "run", "nothing")
     seg_config.ensemble.classifiers, seg_config.features.noise_file = "", str(tmp_path / "no.npy")
@@ -151,7 +151,7 @@ def test_published_classifiers_of_other_taps_are_refused(golden, tmp_path, seg_c
     refused(seg_config, tmp_path / "run", "for other taps")
 
 
-def test_a_start_that_is_neither_a_stage_nor_a_directory(seg_config, tmp_path):
+def test_a_start_that_is_neither_a_stage_nor_a_directory_is_refused(seg_config, tmp_path):
     seg_config.run, seg_config.stages.fit.start = ("fit",), "pretrian"
     refused(seg_config, tmp_path, 'unknown start "pretrian".*Did you mean "pretrain"')
 
@@ -198,7 +198,7 @@ def test_images_of_many_sizes_need_one_that_the_network_sees(seg_config, tmp_pat
     refused(seg_config, tmp_path / "run", sentence)
 
 
-def test_a_folder_of_mixed_sizes_with_an_ignored_id(seg_config, tmp_path):
+def test_images_of_mixed_sizes_with_an_ignored_id_are_learned(seg_config, tmp_path):
     folder_of_mixed_sizes(seg_config, tmp_path)
     seg_config.features.short = 0
     stages.train(seg_config, tmp_path / "run")

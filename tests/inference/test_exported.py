@@ -128,7 +128,7 @@ def test_a_failure_leaves_nothing_behind(small, tmp_path, monkeypatch):
         ({"size": (8,)}, "size is 8, but"),
         ({"platforms": ("gpu",)}, "unknown platform.*cuda"),
         ({"platforms": ()}, "no platform is given"),
-        ({"output": "."}, "is there already"),
+        ({"output": "."}, "exists already"),
         ({"output": "gs://bucket/a"}, "is an address"),
         ({"steps": 3}, "steps is 3, but the predictions of this ddep network have no"),
     ],

@@ -384,7 +384,7 @@ def test_a_converted_run_predicts_as_the_run(tiny_run, tmp_path):
 
 def test_missing_checkpoints_stages_and_devices_are_sentences(tiny_run, tmp_path):
     sentences = {
-        tmp_path / "no": f"{tmp_path}/no is not there: looked for {tmp_path}/no/<step> and",
+        tmp_path / "no": f"{tmp_path}/no does not exist: looked for {tmp_path}/no/<step> and",
         tmp_path: f"{tmp_path} holds no checkpoint: looked for",
         tiny_run.workdir / "config.json": "is a file, but a checkpoint is a directory",
         "scene": "workdir, the directory of a stage or of a converted file, or scenes",

@@ -56,7 +56,7 @@ class Recorder:
     (10, 4, 3, [0, 3, 6]), (11, 4, 3, [0, 3, 6, 7]), (4, 4, 3, [0]), (3, 4, 3, [0]),
     (5, 4, 4, [0, 1]), (8, 4, 4, [0, 4]), (2048, 1024, 1024, [0, 1024]), (6, 4, 1, [0, 1, 2]),
 ])  # fmt: skip
-def test_window_starts(length, window, stride, starts):
+def test_window_starts_are_the_listed_ones(length, window, stride, starts):
     assert window_starts(length, window, stride) == starts
 
 

@@ -115,7 +115,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("size", "stride", "shape", "padding"), CASES)
-def test_values_and_gradients_of_a_plain_convolution(size, stride, shape, padding):
+def test_values_and_gradients_are_those_of_a_plain_convolution(size, stride, shape, padding):
     x, kernel = jnp.asarray(values(2, *shape, 6)), jnp.asarray(values(size, size, 6, 4, seed=1))
 
     def both(conv):
@@ -128,7 +128,7 @@ def test_values_and_gradients_of_a_plain_convolution(size, stride, shape, paddin
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (16, 16)])
 @pytest.mark.parametrize(("size", "stride"), [(7, 2), (3, 1)])
-def test_gradients_at_extreme_sizes(shape, size, stride):
+def test_gradients_are_right_at_extreme_sizes(shape, size, stride):
     """Maps smaller than the kernel, and wide ones; 7x7 with stride 2 as in the stem."""
     x, kernel = jnp.asarray(values(1, *shape, 3)), jnp.asarray(values(size, size, 3, 4))
 
@@ -141,7 +141,7 @@ def test_gradients_at_extreme_sizes(shape, size, stride):
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_output_has_the_type_of_the_input(size):
+def test_output_has_the_dtype_of_the_input(size):
     x, kernel = values(1, 8, 8, 4), values(size, size, 4, 4, seed=1)
     half = convolve(jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16))
     assert half.dtype == jnp.bfloat16
@@ -154,7 +154,7 @@ WIDE_CASES = [(size, shape) for size in (2, 3) for shape in ((1, 1), (2, 3), (8,
 
 
 @pytest.mark.parametrize(("size", "shape"), WIDE_CASES)
-def test_kernel_gradient_as_a_product(monkeypatch, size, shape):
+def test_the_kernel_gradient_equals_a_product(monkeypatch, size, shape):
     """With one zero around, as wide convolutions take it on CPUs; others keep XLA's own."""
     monkeypatch.setattr("diffseg_jax.layers.conv.MIN_WIDE", 1)
     x, kernel = jnp.asarray(values(2, *shape, 6)), jnp.asarray(values(size, size, 6, 4, seed=1))
@@ -198,7 +198,7 @@ def test_filtered_rows_equal_the_direct_convolution(monkeypatch, shape):
         ((1, 32, 64, 128), jnp.float32, "_with_frame"),
     ],
 )
-def test_each_size_takes_its_way(shape, dtype, way):
+def test_each_size_has_the_expected_implementation(shape, dtype, way):
     kernel = jax.ShapeDtypeStruct((3, 3, 128, 128), dtype)
     assert conv._cpu_form(jax.ShapeDtypeStruct(shape, dtype), kernel).__name__ == way
 
@@ -262,7 +262,7 @@ def test_enlarging_folds_the_kernel_where_pixels_are_many():
     assert largest(few) == 2 * 23 * 2 * 4
 
 
-def test_enlarged_convolution_keeps_the_type():
+def test_enlarged_convolution_keeps_the_dtype():
     conv, x = conv_of(6, 4), jnp.asarray(values(1, 8, 8, 6))
     half = convolve_enlarged(x.astype(jnp.bfloat16), conv)
     assert half.dtype == jnp.bfloat16

@@ -139,7 +139,7 @@ def test_recorded_sampling(golden):
 # --- sampling -------------------------------------------------------------------------------------
 
 
-def test_plain_interpolation_anywhere():
+def test_sampling_anywhere_is_plain_interpolation():
     shapes = (h, w) = (4, 6)
     values, locations = draw(2, h * w, 3, 5), anywhere(2, 30, 3, 1, 2)
     weights = draw(2, 30, 3, 1, 2, seed=1)
@@ -224,7 +224,7 @@ def test_gradients_are_those_of_the_plain_program(monkeypatch, chunk):
         close(gradient, plain_one)
 
 
-def test_backward_pass_has_a_way_for_cpus():
+def test_the_backward_pass_has_an_implementation_for_cpus():
     ours = lambda values, *rest: sample_points(values, ((4, 6),), *rest)
     back = lambda *inputs: jax.vjp(ours, *inputs)[1](draw(2, 11, 6))
     assert "platform_index" in str(jax.make_jaxpr(back)(*cases()))
@@ -252,7 +252,7 @@ def test_gradients_are_finite_differences():
 # --- the module -----------------------------------------------------------------------------------
 
 
-def test_attention_in_plain_steps():
+def test_attention_equals_its_plain_steps():
     """Values from the query alone; offsets and weights from query and positions; two levels too."""
     shapes = ((3, 4), (2, 2))
     module = attention(levels=2)
@@ -300,7 +300,7 @@ def test_first_points_lie_outwards_on_squares():
     np.testing.assert_array_equal(module.constants(draw(5, 16))[:, :128], [bias.ravel()] * 5)
 
 
-def test_bfloat16():
+def test_bfloat16_is_near_float32():
     query, inputs, outs = draw(1, 12, 8), (draw(12, 8, seed=1), centres(3, 4), ((3, 4),)), []
     for dtype in (jnp.float32, jnp.bfloat16):
         module, x = attention(dtype=dtype), jnp.asarray(query, dtype)

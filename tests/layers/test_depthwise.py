@@ -55,7 +55,7 @@ def test_channels_do_not_mix():
     close(depthwise(x, kernel), np.concatenate(alone, -1))
 
 
-def test_what_is_not_a_number_stays_so():
+def test_nan_stays_nan():
     x = jnp.zeros((1, 9, 9, 2)).at[0, 4, 4, 0].set(jnp.nan)
     y = np.isnan(depthwise(x, jnp.ones((7, 7, 1, 2))))
     assert y[..., 0].sum() == 49 and y[..., 1].sum() == 0

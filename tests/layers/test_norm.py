@@ -41,7 +41,7 @@ def test_training_uses_the_batch_and_moves_the_averages(shape):
     np.testing.assert_allclose(norm.var[...], 0.9 * var + 0.1 * unbiased, rtol=1e-5)
 
 
-def test_momentum_and_epsilon():
+def test_momentum_and_epsilon_are_used():
     norm, x = make(3, momentum=0.5, epsilon=0.1), random_image(2, 2, 2, 3)
     scale, bias, mean, _ = as_numpy(norm)
     spread = x.var((0, 1, 2))
@@ -90,7 +90,7 @@ def test_bfloat16_in_and_out_with_float32_statistics():
     np.testing.assert_allclose(half.var[...], norm.var[...], rtol=1e-2)
 
 
-def test_gradients_know_that_the_statistics_depend_on_the_input():
+def test_gradients_pass_through_the_statistics_of_the_batch():
     """Shifting or scaling the input changes nothing, so gradients are orthogonal to both."""
     x, cotangent = jnp.asarray(random_image(2, 3, 3, 2)), random_image(2, 3, 3, 2, seed=2)
     grad = np.asarray(jax.grad(lambda x: jnp.sum(make(2)(x) * cotangent))(x))

@@ -126,7 +126,7 @@ def test_ignored_pixels_cannot_change_it(maps, there):
     np.testing.assert_array_equal(counts, uncertainty_counts(*maps))
 
 
-def test_extremes():
+def test_perfect_and_useless_uncertainties_have_extreme_areas():
     wrong = np.arange(100) % 7 == 0
     assert area(wrong.astype(np.float32), wrong) == 1
     assert area((~wrong).astype(np.float32), wrong) == 0

@@ -494,7 +494,7 @@ def test_a_fresh_network_outputs_zero_but_has_features(fresh):
     assert all(np.std(feature) > 1e-2 for feature in features.values())
 
 
-def test_initial_values(fresh):
+def test_parameters_have_their_initial_values(fresh):
     """Uniform in +-1 / sqrt(fan in), kernel and bias alike; zero where a branch or the net ends."""
     leaves = flatten_dict(fresh, sep=".")
     zero = {path for path, leaf in leaves.items() if not np.any(leaf)}
@@ -563,7 +563,7 @@ def test_settings_that_make_no_network_are_refused(change, sentence):
         ADMUNet(settings, rngs=nnx.Rngs(0))
 
 
-def test_heads_by_count_and_by_width():
+def test_heads_are_given_by_count_or_by_width():
     by_width = dataclasses.replace(SMALL, head_channels=16, heads=4, heads_up=2)
     assert [by_width.num_heads(64, up) for up in (False, True)] == [4, 4]
     by_count = dataclasses.replace(SMALL, head_channels=-1, heads=4, heads_up=2)

@@ -136,7 +136,7 @@ def test_parameter_counts_of_the_published_sizes(depths, channels, millions):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (39, 65), (67, 93)])
-def test_sizes_round_down(size):
+def test_sizes_of_maps_round_down(size):
     network, params = tiny()
     image = jnp.zeros((1, *size, 3))
     maps, features = jax.eval_shape(lambda x: network.bind(params, {})(x), image)
@@ -207,7 +207,7 @@ def test_recomputing_changes_nothing():
         assert np.any(np.asarray(a) != 0)
 
 
-def test_bfloat16():
+def test_bfloat16_is_near_float32():
     network, params = tiny()
     image = images(1, 32, 32, 3)
     half, _ = forward(convnext(dtype=jnp.bfloat16, **TINY))(params, image, None)
@@ -216,7 +216,7 @@ def test_bfloat16():
         assert difference(x.astype(jnp.float32), np.asarray(expected)) < 0.1
 
 
-def test_initial_values():
+def test_parameters_have_their_initial_values():
     params = quick(convnext(**TINY).init)(jax.random.key(0))["params"]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = path[-1].key

@@ -120,7 +120,7 @@ def test_a_batch_is_its_images():
         assert difference(together[k : k + 1], np.asarray(alone)) < 1e-5
 
 
-def test_bfloat16():
+def test_bfloat16_is_near_float32():
     network, params = tiny()
     half, features = forward(fpn(dtype=jnp.bfloat16))(params, pyramid())
     assert half.dtype == features["fpn2"].dtype == jnp.bfloat16
@@ -128,7 +128,7 @@ def test_bfloat16():
     assert difference(half.astype(jnp.float32), np.asarray(expected)) < 0.1
 
 
-def test_initial_values():
+def test_parameters_have_their_initial_values():
     params = tiny()[1]
     kernel = params["out1"]["conv"]["kernel"]  # [3, 3, 8, 8]
     bound = math.sqrt(6 / (9 * 8 + 9 * 8))

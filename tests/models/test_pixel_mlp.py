@@ -87,12 +87,12 @@ def test_thirty_classes_or_more_use_the_wide_classifier(classes, widths):
 @pytest.mark.parametrize(("features", "classes", "count"), [
     (8448, 29, 1_086_877), (8448, 15, 1_086_415), (8448, 30, 2_200_478), (8448, 34, 2_200_994),
 ])  # fmt: skip
-def test_sizes_of_the_papers_classifiers(features, classes, count):
+def test_the_papers_classifiers_have_their_number_of_parameters(features, classes, count):
     abstract = make_member(features, classes, widths_for(classes)).abstract["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(abstract)) == count
 
 
-def test_initial_values():
+def test_parameters_have_their_initial_values():
     network = quick(make_member(400, 50, (30, 20)).init)(jax.random.key(0))
     leaves = flatten_dict(network["params"], sep=".") | flatten_dict(network["stats"], sep=".")
     for name, leaf in leaves.items():

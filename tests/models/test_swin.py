@@ -129,7 +129,8 @@ def check_activations(path):
     )  # fmt: skip
     shapes = jax.tree.map(lambda leaf: leaf.shape, network.abstract["params"])
     ignored = (r".*\.relative_position_index",)
-    released = read_arrays(path.with_suffix(".pth"))
+    released = read_arrays(path.with_suffix(".pth"))  # without the prefix that all names share
+    released = {f"backbone.{name.removeprefix('backbone.')}": a for name, a in released.items()}
     params = convert(released, ROWS, shapes, ignore=ignored, source=str(path))
     compared = 0
     for k in range(len(c["inputs"])):
@@ -156,7 +157,7 @@ def check_activations(path):
 @pytest.mark.parametrize(("width", "deep", "first", "window", "millions"), [
     (96, 6, 3, 7, 27.52), (96, 18, 3, 7, 48.84), (128, 18, 4, 12, 86.88), (192, 18, 6, 12, 195.20),
 ], ids=["T", "S", "B", "L"])  # fmt: skip
-def test_published_sizes(width, deep, first, window, millions):
+def test_published_networks_have_their_number_of_parameters(width, deep, first, window, millions):
     sizes = dict(
         channels=tuple(width * 2**i for i in range(4)), depths=(2, 2, deep, 2),
         heads=tuple(first * 2**i for i in range(4)), window=window,
@@ -230,7 +231,7 @@ def slow_attention(values, x, window, shift):
 
 @pytest.mark.parametrize("size", [(6, 3), (7, 5), (2, 1)])
 @pytest.mark.parametrize("index", [0, 1])
-def test_attention_is_what_its_definition_says(index, size):
+def test_attention_equals_its_definition(index, size):
     """Also on maps that fill no window: they are shifted, and the added tokens attended to."""
     _, params = tiny()
     x = images(1, *size, 4)

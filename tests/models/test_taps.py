@@ -95,7 +95,7 @@ def test_enlarging_is_that_of_jax():
     np.testing.assert_allclose(found.dense(), jnp.concatenate(parts, -1), rtol=1e-5, atol=1e-6)
 
 
-def test_a_map_that_reaches_beyond_the_image():
+def test_a_map_may_reach_beyond_the_image():
     """Pixels of an image that fills a part are the first pixels of the whole map."""
     shapes = [(4, 3, 2), (8, 6, 1)]
     whole = features(shapes, (16, 15), images=2).dense()
@@ -128,7 +128,7 @@ def test_chosen_pixels_are_those_of_all(host, dtype):
 
 @few
 @given(some_features())
-def test_any_pixels_gathered_from_any_maps(found):
+def test_any_pixels_are_gathered_from_any_maps(found):
     image, y, x = (axis.ravel() for axis in np.indices((found.count, *found.size)))
     expected = quick(PixelFeatures.dense)(found).reshape(-1, found.width)
     np.testing.assert_allclose(found.gather(image, y, x), expected, rtol=1e-5, atol=1e-5)
@@ -204,7 +204,7 @@ def test_neighbours_of_one_resolution_become_one_map():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
-def test_maps_are_kept_in_a_type_and_read_as_float32(dtype):
+def test_maps_are_stored_in_a_dtype_and_read_as_float32(dtype):
     maps = [jnp.asarray(100 * values(2, *shape)) for shape in [(3, 4, 5), (6, 2, 1)]]
     found = stack(maps, (6, 8), dtype=dtype)
     assert all(m.dtype == dtype for m in found.maps)

@@ -235,7 +235,7 @@ def published():
     return shapes_of(transunet(19))
 
 
-def test_published_sizes():
+def test_the_published_network_has_its_number_of_parameters():
     """R50+ViT-B/16 at 224 x 224, decoder width 1, 19 classes."""
     params, encoder = published()["params"], published()["params"]["encoder"]
     resnet = [encoder[name] for name in ("root", "block1", "block2", "block3")]
@@ -251,7 +251,7 @@ def test_published_sizes():
     assert count(params) == 105_278_531
 
 
-def test_published_number_of_entries():
+def test_the_published_network_has_its_number_of_entries():
     """353 in the encoder; 27 parameters, 18 averages and PyTorch's 9 counters in the decoder; 2."""
     params, stats = published()["params"], published()["stats"]
     assert len(jax.tree.leaves(params["encoder"])) == 353
@@ -265,7 +265,7 @@ def test_published_number_of_entries():
     (3, 512, 22_007_488, 119_897_363), (2, 1024, 19_442_304, 117_331_747),
     (3, 1536, 36_165_312, 134_055_187),
 ])  # fmt: skip
-def test_sizes_of_wider_decoders(width, bridge, decoder, total):
+def test_wider_decoders_have_their_number_of_parameters(width, bridge, decoder, total):
     channels = tuple(width * n for n in (256, 128, 64, 16))
     network = Network(lambda rngs: Decoder(
         768, (512, 256, 64), channels=channels, bridge=bridge, skips=3, condition=False,

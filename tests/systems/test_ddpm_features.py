@@ -313,7 +313,7 @@ def test_the_network_sees_images_at_another_size():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_features_are_kept_in_the_type_that_was_chosen(dtype):
+def test_features_are_stored_in_the_chosen_dtype(dtype):
     found = features(random_images(1), fixed_noise(), dtype=dtype)
     assert {str(m.dtype) for m in found.maps} == {dtype}
 
@@ -322,7 +322,7 @@ def test_features_are_kept_in_the_type_that_was_chosen(dtype):
     ((360, 480), 0, (360, 480)), ((360, 480), 128, (128, 171)), ((480, 360), 128, (171, 128)),
     ((256, 256), 256, (256, 256)), ((64, 64), 256, (256, 256)), ((100, 1), 1, (100, 1)),
 ])  # fmt: skip
-def test_shown_size_keeps_the_form(size, short, seen):
+def test_the_size_shown_keeps_the_aspect_ratio(size, short, seen):
     assert shown_size(size, short) == seen
 
 
@@ -334,7 +334,7 @@ def save(path, noise):
     return str(path)
 
 
-def test_noise_is_read_as_pytorch_keeps_it_or_as_here(tmp_path):
+def test_noise_is_read_in_the_layout_of_pytorch_or_ours(tmp_path):
     noise = fixed_noise(draws=2, size=(8, 12))
     for kept in (noise, np.moveaxis(noise, -1, 1), noise.astype(np.float64)):
         read = read_noise(save(tmp_path / "noise.npy", kept), noise.shape)
@@ -350,7 +350,7 @@ def test_noise_is_read_as_pytorch_keeps_it_or_as_here(tmp_path):
     np.zeros((1, 1, 8, 12), np.float32), np.zeros((8, 12), np.float32),
     np.zeros((1, 3, 8, 12), np.uint8), np.zeros((), np.float32),
 ], ids=lambda array: f"{array.dtype}{list(array.shape)}")  # fmt: skip
-def test_noise_of_another_shape_or_type_is_refused(wrong, tmp_path):
+def test_noise_of_another_shape_or_dtype_is_refused(wrong, tmp_path):
     with pytest.raises(UserError, match=r"noise.npy holds .*\[.*with noise float32\[1, 8, 12, 3\]"):
         read_noise(save(tmp_path / "noise.npy", wrong), (1, 8, 12, 3))
 

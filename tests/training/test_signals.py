@@ -76,7 +76,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_with_the_same_bits(tmp_pa
 
 
 @pytest.mark.parametrize("at", [3, 6, 9])
-def test_an_evaluation_that_a_stop_came_before_is_made_up_for(tmp_path, monkeypatch, at):
+def test_an_evaluation_that_a_stop_prevented_is_made_up_for(tmp_path, monkeypatch, at):
     """Its step may be the best one, or the last."""
     scores = {3: 0.9, 6: 0.95 if at == 6 else 0.2, 9: 0.1}
     seen = []
