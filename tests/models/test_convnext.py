@@ -84,7 +84,9 @@ def recorded(path, **options):
     options = {"down_epsilon": config["eps_downsample"], **options}
     network = convnext(channels=config["channels"], depths=config["depths"], **options)
     shapes = jax.tree.map(lambda leaf: leaf.shape, network.abstract["params"])
-    params = convert(read_arrays(path.with_suffix(".pth")), TABLE, shapes)
+    released = read_arrays(path.with_suffix(".pth"))  # without the prefix that all names share
+    released = {f"backbone.{name.removeprefix('backbone.')}": a for name, a in released.items()}
+    params = convert(released, TABLE, shapes)
     inputs, outputs = {}, {}
     for name in arrays.files:
         array = arrays[name].transpose(0, 2, 3, 1)
