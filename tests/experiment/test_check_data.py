@@ -85,7 +85,7 @@ def test_problems_of_one_kind_take_one_line(config, folder, tmp_path, capsys):
 
 
 def test_labels_are_judged_as_training_judges_them(config, folder, tmp_path, capsys):
-    """Of the images whose labels are used; what is certain is an error, else it is a warning."""
+    """Only images whose labels are used count; certain mistakes are errors, others warnings."""
     for i in range(4):
         mask = np.full((10 if i == 3 else 20, 30), 1, np.uint8)
         mask[:, :20] = 0 if i else 1

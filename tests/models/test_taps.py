@@ -89,7 +89,7 @@ def test_recorded_resizes(golden):
 
 
 def test_enlarging_is_that_of_jax():
-    """Of every map by itself, side by side in the order of the maps."""
+    """Every map is enlarged alone; their channels follow each other in the order of the maps."""
     found = features([(2, 3, 4), (4, 6, 3), (2, 3, 1)], (11, 6), images=2)
     parts = [jax.image.resize(m, (2, 11, 6, m.shape[-1]), "bilinear") for m in found.maps]
     np.testing.assert_allclose(found.dense(), jnp.concatenate(parts, -1), rtol=1e-5, atol=1e-6)

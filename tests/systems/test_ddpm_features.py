@@ -238,7 +238,7 @@ def test_noise_that_is_not_shared_belongs_to_the_image():
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_draws_are_averaged(shared):
-    """Of shared noise, the mean of the features that each draw gives by itself."""
+    """With shared noise the features are the mean of those that each draw gives alone."""
     images, noise = random_images(2), fixed_noise(draws=3)
     found = features(images, noise, share_noise=shared, draws=3, blocks=(0, 1))
     if shared:

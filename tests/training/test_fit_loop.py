@@ -51,7 +51,7 @@ def begin_linear(key):
 
 
 def linear_loss(params, stats, x, y):
-    """Of a linear layer, with statistics that move: it compiles in a moment."""
+    """A linear layer with statistics that move, which compiles quickly."""
     losses = optax.softmax_cross_entropy_with_integer_labels(x @ params["kernel"], y)
     return losses.mean(), {"mean": 0.9 * stats["mean"] + 0.1 * x.mean(0)}
 
@@ -207,7 +207,7 @@ def test_every_member_stops_by_itself_and_then_rests():
 
 
 def test_the_rule_is_armed_after_four_passes(tmp_path, monkeypatch):
-    """And the run ends when nobody is left, in the middle of a call."""
+    """The run also ends when no member is left, in the middle of a call."""
     fit, _ = line_fit([0.0, 0.0], steps=900)
     assert fit.steps_of_pass == len(fit.pixels) // BATCH > 5
     state, meta = run(fit, tmp_path, monkeypatch, per_call=16)
