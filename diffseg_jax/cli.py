@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 # XLA's framed notes on slow compilation look like errors; what fails is raised as well. XLA reads
 # this when it is loaded; TF_CPP_MIN_LOG_LEVEL=0 shows its log.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ["MPLBACKEND"] = "agg"  # commands draw to files; that of a notebook may be missing
 
 import jax
 
@@ -197,6 +196,7 @@ def user_errors(stopped: str = "stopped"):
     process of the run was lost or never started. A closed pipe ends nothing: the work goes on.
     stopped  the sentence after Ctrl-C, where nothing was saved
     """
+    os.environ.pop("MPLBACKEND", None)  # nothing is shown; that of a notebook may be missing here
     out, err = Output(sys.stdout), Output(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:

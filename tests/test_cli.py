@@ -77,7 +77,7 @@ def test_compiled_programs_are_kept_where_a_user_says(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for cache, folder in ((False, None), (tmp_path / "x", tmp_path / "x"), (True, ".cache")):
         changed.clear()
-        with pytest.raises(UserError, match="is not there"):
+        with pytest.raises(UserError, match="does not exist"):
             load(tmp_path / "nothing", cache=cache)
         kept = changed.get("jax_compilation_cache_dir")
         expected = folder and str(tmp_path / folder)

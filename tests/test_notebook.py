@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from conftest import XLA_FLAGS
+
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "launch/colab_quickstart.ipynb"
 SHORT = "SIZES, IMAGES, TRAINING_STEPS = (3,), 4, 12"  # replaces the cell of parameters
@@ -35,7 +37,7 @@ def test_it_is_stored_without_outputs(notebook):
 def test_it_runs_and_fine_tuning_on_ten_images_helps(notebook, tmp_path, monkeypatch):
     environment = {
         "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # halves the time of compilation
+        "XLA_FLAGS": XLA_FLAGS,
     }  # fmt: skip
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -156,7 +156,7 @@ class EncoderFormat:
     """One naming scheme for the parameters of the encoder.
 
     prefix    pattern of an optional prefix of all names
-    mark      pattern, after the prefix, of a name that every such file and no other has
+    mark      pattern, after the prefix, of names that such files and no others have
     rows      of all but the units of the ResNet, if `units` is given
     units     pattern of what the names of a unit begin with: its stage and its number from 0
     unused    patterns of names that only classification needs
@@ -184,12 +184,12 @@ class EncoderFormat:
 
     def matches(self, names: Iterable[str]) -> bool:
         """Whether a file with these names is in this format."""
-        return any(re.fullmatch(self.prefix + self.mark, name) for name in names)
+        return any(re.fullmatch(f"{self.prefix}(?:{self.mark})", name) for name in names)
 
 
 ENCODERS = (
     EncoderFormat(
-        "", r"conv_root/kernel", OFFICIAL, "", OFFICIAL_UNUSED,
+        "", r"conv_root/kernel|block1/.*", OFFICIAL, "", OFFICIAL_UNUSED,
         "Transformer/posembed_input/pos_embedding",
     ),
     EncoderFormat(
