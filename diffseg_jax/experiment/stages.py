@@ -40,10 +40,10 @@ from diffseg_jax.storage.workdir import (
     read_results,
     stage_directory,
 )
+from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.training.log import Log
 
 CHANGED_DATA = ("refuse", "continue")
-MAY_DIFFER = ("evaluate", "mesh", "sampling", "sweep")  # between training and an evaluation
 READ_FIRST = 32  # examples per split that are read before anything is written
 
 
@@ -180,6 +180,11 @@ def read_chosen(stage: StagePlan, checkpoints: StageCheckpoints) -> tuple[dict, 
         return None
 
 
+def require_same_training(config: ConfigDict, workdir: Path):
+    """Raises UserError unless the config trains what the run in the workdir trained."""
+    check_same(config, workdir, ("evaluate", "mesh", *SYSTEMS[config.system].prediction))
+
+
 @own_settings()
 def evaluate_only(config: ConfigDict, workdir: Path):
     """Evaluates the stages that have a checkpoint with the given options: results_eval.json."""
@@ -192,7 +197,7 @@ def evaluate_only(config: ConfigDict, workdir: Path):
             "no stage in config.run learns from labels, so there is nothing to evaluate. Images "
             "of a diffusion model are drawn by python -m diffseg_jax.sample."
         )
-    check_same(config, workdir, may_differ=MAY_DIFFER)
+    require_same_training(config, workdir)
     names = [name for name in names if first_has_checkpoint(stage_directory(workdir, name))]
     if not names:
         raise UserError(f"{workdir} holds no checkpoint that can segment yet. Train first.")

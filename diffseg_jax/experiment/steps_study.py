@@ -25,7 +25,7 @@ from diffseg_jax.experiment.results import (
     measure,
     scores_of,
 )
-from diffseg_jax.experiment.stages import MAY_DIFFER, require_measurable
+from diffseg_jax.experiment.stages import require_measurable, require_same_training
 from diffseg_jax.experiment.start_step import step_to_start_from
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference.forward import make_forward
@@ -35,7 +35,7 @@ from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.lock import locked_in_all
 from diffseg_jax.storage.networks import first_has_checkpoint, open_network
 from diffseg_jax.storage.paths import open_path, write_json
-from diffseg_jax.storage.workdir import as_json, check_same, make_workdir, stage_directory
+from diffseg_jax.storage.workdir import as_json, make_workdir, stage_directory
 from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.systems.system import Setting, System, split_start
 
@@ -88,8 +88,9 @@ def plan_sweep(config: ConfigDict, workdir: Path) -> list[Measured]:
     """The networks to measure and the settings of each; checks the config."""
     system = SYSTEMS.get(config.system)
     if system and not system.sweep:
+        with_steps = " or ".join(name for name, other in SYSTEMS.items() if other.sweep)
         raise UserError(
-            f"--mode=steps is for ddp, but the config's system is {config.system}, whose "
+            f"--mode=steps is for {with_steps}, but the config's system is {config.system}, whose "
             "predictions have no reverse steps. Try --config=configs/ddp_scenes.py."
         )
     check_config(config)
@@ -125,7 +126,7 @@ def _networks(config, workdir):
                 best = config.evaluate.checkpoint == "best"
                 found.append((name, directory, checkpoints.chosen(best)))
     if found:
-        check_same(config, workdir, may_differ=MAY_DIFFER)
+        require_same_training(config, workdir)
         return found
     for name in reversed(labelled_stages(config)):
         start, which = split_start(config.stages[name].start)

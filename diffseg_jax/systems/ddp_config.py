@@ -278,4 +278,5 @@ DDP = System(
     note=note,
     with_steps=with_steps,
     sweep=sweep,
+    prediction=("sampling", "sweep"),
 )

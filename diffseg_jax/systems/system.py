@@ -65,6 +65,7 @@ class System:
                    draws; None where predictions have no reverse steps
     tap_grid       config -> `TapGrid`, or None where no network computes the features; None for a
                    method that fits no ensemble
+    prediction     groups of options that only predictions read, which may change after training
     convention     of the paper's numbers, see `metrics.segmentation.CONVENTIONS`
     """
 
@@ -82,6 +83,7 @@ class System:
     with_steps: Callable[..., Mapping] | None = None
     sweep: Callable[..., list[Setting]] | None = None
     tap_grid: Callable[[Mapping], TapGrid | None] | None = None
+    prediction: tuple[str, ...] = ()
     convention: str = "default"
 
 
