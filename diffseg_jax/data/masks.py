@@ -17,6 +17,7 @@ from diffseg_jax.errors import UserError, counted
 
 GREY_MODES = ("1", "L", "F")  # and those whose name starts with I
 COLOUR_MODES = ("RGB", "RGBA")
+EIGHT_BIT_MODES = ("L", "LA", *COLOUR_MODES)
 PNM_EXACT = (*range(1, 256), 65535)  # largest samples after which ids can be read again
 SHOWN = 12  # colours in an error
 ARGMAX = "numpy.argmax(mask, axis={}).astype(numpy.uint8)"
@@ -119,20 +120,22 @@ def _stored(image, content, path, rules):
 def _largest(image, content):
     """The largest sample of a grey image, which Pillow expands to 255."""
     if image.format == "PPM":
-        return _pnm_header(content)[-1]
+        return _largest_in_pnm(content)
     return 2 ** min(_depth(image, content), 8) - 1
 
 
-def _pnm_header(content):
-    """[width, height, largest sample] of a PGM or PPM."""
-    fields = re.sub(rb"#[^\r\n]*", b"", content[:4096]).split(maxsplit=4)
-    return [int(field) for field in fields[1:4]]
+def _largest_in_pnm(content):
+    """The largest sample that the header of a PGM or PPM names, 0 if it cannot be found."""
+    header = re.match(rb"\S+" + 3 * rb"(?:\s|#[^\r\n]*[\r\n])+(\d+)", content)
+    return int(header[3]) if header else 0
 
 
 def _depth(image, content):
-    """Bits per sample of a PNG or TIFF; 8 for other formats."""
+    """Bits per sample of a PNG, TIFF or SGI; 8 for other formats."""
     if image.format == "PNG":
         return content[24]
+    if image.format == "SGI":
+        return 8 * content[3]
     return max(image.tag_v2.get(258, (1,))) if image.format == "TIFF" else 8
 
 
@@ -140,11 +143,11 @@ def _why_not_exact(image, content):
     """What is wrong with a file that may not show the ids that were meant, or ""."""
     if _is_lossy(image, content):
         return "is compressed as a JPEG is, which changes ids."
-    if image.mode in COLOUR_MODES and _depth(image, content) > 8:
-        return "has several channels of 16 bits, of which only 8 can be read."
+    if image.mode in EIGHT_BIT_MODES and _depth(image, content) > 8:
+        return "has samples of 16 bits, of which only 8 can be read."
     if image.format == "PPM" and image.mode == "1":
         return "is a bitmap whose 0 is white, so programs do not agree on its ids."
-    if image.format == "PPM" and image.mode != "1" and _pnm_header(content)[-1] not in PNM_EXACT:
+    if image.format == "PPM" and not _is_exact_pnm(image.mode, content):
         return "has samples that are scaled when they are read."
     if image.format == "TIFF" and image.tag_v2.get(262) == 0:
         return "is a TIFF whose 0 is white, so programs do not agree on its ids."
@@ -155,6 +158,13 @@ def _why_not_exact(image, content):
     if pages > 1:
         return f"holds {pages} images, so it is not clear which one is the mask."
     return ""
+
+
+def _is_exact_pnm(mode, content):
+    """Whether Pillow reads the samples of a PGM or PPM so that they can be told again."""
+    if mode == "F":  # a PFM, whose header holds a scale instead
+        return True
+    return _largest_in_pnm(content) in ((255,) if mode in COLOUR_MODES else PNM_EXACT)
 
 
 def _is_lossy(image, content):

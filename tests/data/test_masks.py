@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import struct
 
 import numpy as np
 import pytest
@@ -77,6 +78,9 @@ STORED = {  # what stores 0..3
         "8 bits": image_bytes(IDS, "PPM"),
         "as text": b"P2 # ids\n16 8\n3\n" + b" ".join(b"%d" % i for i in IDS.ravel()),
         "as few as needed": b"P5\n# ids\n16 8 3\n" + IDS.tobytes(),
+        "a long comment": b"P5\n#" + b"x" * 5000 + b"\n16 8 255\n" + IDS.tobytes(),
+        "colours that are grey": b"P6 16 8 255\n" + IDS.repeat(3).tobytes(),
+        "floats": b"Pf\n16 8\n-1.0\n" + IDS[::-1].astype("<f4").tobytes(),
     },
     "a.tga": {"grey": image_bytes(IDS, "TGA")},
     "a.webp": {"lossless": image_bytes(IDS, "WEBP", lossless=True, exif=b"Exif\0\0")},
@@ -136,6 +140,7 @@ def test_png_and_npy_come_before_other_formats(tmp_path):
 # ---- two readings --------------------------------------------------------------------------------
 
 RGB = np.dstack([IDS * 80, 255 - IDS, IDS])
+SGI = struct.pack(">hBBHHHH", 474, 0, 2, 2, 16, 8, 1).ljust(512, b"\0")  # grey, 2 bytes each
 PAGES = dict(save_all=True, append_images=[Image.fromarray(IDS[::-1].copy())])
 REFUSED = [
     ("a.png", image_bytes(IDS, "JPEG"), "changes ids. Export"),
@@ -145,6 +150,9 @@ REFUSED = [
     ("a.tif", grey_tiff(IDS, 8, 0), "0 is white"),
     ("a.pbm", b"P4\n16 8\n" + bytes(16), "0 is white"),
     ("a.pgm", b"P5 16 8 1000\n" + bytes(256), "samples that are scaled"),
+    ("a.ppm", b"P6 16 8 3\n" + IDS.repeat(3).tobytes(), "samples that are scaled"),
+    ("a.ppm", b"P6 16 8 65535\n" + IDS.repeat(3).astype(">u2").tobytes(), "that are scaled"),
+    ("a.sgi", SGI + IDS.astype(">u2").tobytes(), "samples of 16 bits"),
     ("a.tif", image_bytes(IDS, "TIFF", **PAGES), "holds 2 images"),
     ("a.png", image_bytes(IDS, "PNG", **PAGES), "holds 2 images"),
     ("a.gif", image_bytes(IDS, "GIF", "P"), "indices programs renumber"),
