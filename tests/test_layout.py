@@ -13,7 +13,8 @@ pytestmark = pytest.mark.quick
 ROOT = Path(__file__).parents[1]
 ORDER = (  # a module may import those above it, never those below
     "errors", "config", "config.schema", "config.options", "config.files",
-    "devices.settings", "devices.compiled", "devices.processes", "devices.joining", "devices.mesh",
+    "devices.settings", "devices.compiled", "devices.processes", "devices.first",
+    "devices.joining", "devices.mesh",
     "storage.paths", "storage.lock", "storage.hub", "storage.integrity", "storage.quiet",
     "storage.checkpoints", "storage.networks",
     "storage.workdir",

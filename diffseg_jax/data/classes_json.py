@@ -38,7 +38,8 @@ def read_classes(file, num_classes, ignore=()):
         if num_classes < 1:
             raise UserError(
                 f"there is no {file} and num_classes is {num_classes}, so the classes are unknown. "
-                'Write {"names": [...], "palette": [[r, g, b], ...]} into it, or give num_classes.'
+                'Write {"names": [...], "palette": [[r, g, b], ...]} into it, or give '
+                "--config.data.options.num_classes=N."
             )
         table = id_table(num_classes, ignore=ignore)
         labels = _without_ignored(numbered_labels(num_classes), table)

@@ -87,7 +87,8 @@ def list_masks(folder):
         if lossy:
             raise UserError(
                 f"{folder} holds no mask but {counted(len(lossy), 'file')} such as {lossy[0]}, and "
-                "lossy compression changes ids. Export the masks again, as PNG."
+                "lossy compression changes ids. Export the labels again, as PNG; a PNG made from "
+                "these files has the same errors."
             )
         return list_files(folder, MASK_ENDINGS + OTHER_MASK_ENDINGS)
     usual = {file.rpartition(".")[0] for file in found if ends_with(file, MASK_ENDINGS)}

@@ -325,12 +325,17 @@ def _unknown_colours(rows, known, rules):
             f"in {rules.file}, or, to ignore them, {rules.ignoring(unknown)}."
         )
     if len(unknown) == len(rules.names):
+        pairs = [f'{c} is "{name}"' for c, name in zip(unknown[:SHOWN], rules.names)]
+        more = " and so on" if len(unknown) > SHOWN else ""
         return (
-            f"holds colours. If these are the classes in the order of their names, "
-            f"{rules.written(palette=unknown)}."
+            f"holds colours. If {', '.join(pairs)}{more}, {rules.written(palette=unknown)}; "
+            "otherwise list them there in the order of the names."
         )
     line = rules.written(palette=[]).replace('"palette": []', '"palette": [[r, g, b], ...]')
+    black = (
+        ' If black is unlabelled, add "ignore": [[0, 0, 0]].' if [0, 0, 0] in unknown else ""
+    )
     return (
         f"holds colours: {listed}. To read them, {line}, with the colour of each of the "
-        f"{len(rules.names)} names."
+        f"{len(rules.names)} names, in their order.{black}"
     )

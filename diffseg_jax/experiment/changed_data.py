@@ -9,6 +9,7 @@ from jax.experimental import multihost_utils
 
 from diffseg_jax.data import fingerprint
 from diffseg_jax.devices import processes
+from diffseg_jax.devices.first import first_does
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.plan import StagePlan
 from diffseg_jax.storage.checkpoints import StageCheckpoints
@@ -45,12 +46,11 @@ def _compared(stage, checkpoints, go_on):
     step = checkpoints.latest()
     meta = {} if step is None else checkpoints.meta(step)
     saved = meta.get(KEY)
-    found, listed = None, {}
-    if processes.is_first():
-        listed = _listed(stage)
-        found = fingerprint.fingerprint(
-            stage.source, stage.indices, saved["whole"] if saved else None
-        )
+    whole = saved["whole"] if saved else None
+    read = lambda: (fingerprint.fingerprint(stage.source, stage.indices, whole), _listed(stage))
+    found, listed = first_does(
+        read, f"the data of stage {stage.name} cannot be read, as process 0 says."
+    ) or (None, {})
     current = {
         "sha256": _digest_from_first(found and fingerprint.digest_of_data(found)).hex(),
         "whole": bool(processes.broadcast_from_first(found and int(found["whole"]))),

@@ -7,7 +7,6 @@ lock is watched for EXPIRES seconds, within which a living holder writes it. No 
 machines are compared.
 """
 
-import _thread
 import contextlib
 import json
 import os
@@ -19,7 +18,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffseg_jax.devices import processes
+from diffseg_jax.devices.first import first_does
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage.paths import in_bucket, write_json
 
@@ -60,21 +59,19 @@ def locked(folder: Path, task: str, flag: str) -> Iterator[None]:
 def locked_in_all(folder: Path, task: str, flag: str) -> Iterator[None]:
     """`locked` for all processes of a run together, of which the first one holds the lock."""
     with contextlib.ExitStack() as exits:
-        problem = None
-        if processes.is_first():
-            try:
-                exits.enter_context(locked(folder, task, flag))
-            except UserError as error:
-                problem = error
-        if not processes.true_in_all(problem is None):
-            raise problem or UserError(f"{folder} is in use, as process 0 says.")
+        take = lambda: exits.enter_context(locked(folder, task, flag))
+        first_does(take, f"{folder} cannot be locked, as process 0 says.")
         yield
 
 
 def require_free(folder: Path, task: str, flag: str):
     """Raises UserError as `locked` would, but writes nothing; the folder may not exist."""
-    if processes.is_first() and (holder := _living(_file(folder, task))) is not None:
-        raise _in_use(folder, task, holder, flag)
+
+    def require():
+        if (holder := _living(_file(folder, task))) is not None:
+            raise _in_use(folder, task, holder, flag)
+
+    first_does(require, f"{folder} is in use, as process 0 says.")
 
 
 def _file(folder, task):
@@ -164,18 +161,17 @@ def _named(holder):
 
 
 def _beat(file, mine, ended):
-    """Writes the lock every BEAT seconds; stops the program if another one has taken it over."""
+    """Writes the lock every BEAT seconds; ends the process if another one has taken it over."""
     content = dict(mine)
     while not ended.wait(BEAT):
         with _forgiving():
             if not _holds(file, mine):
                 print(
-                    f"warning: {file.parent} was taken over by {_named(_holder(file))}, so "
-                    "this process stops",
+                    f"error: {file.parent} was taken over by {_named(_holder(file))}, so this "
+                    "process ends without saving",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
-                _thread.interrupt_main()
-                return
+                os._exit(1)  # a signal would let training save into the folder of another process
             content["beat"] += 1
             write_json(file, content)
 

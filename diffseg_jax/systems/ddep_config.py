@@ -166,6 +166,11 @@ def check(config):
 def note(config, kind: str, start: str) -> str:
     """A sentence for the user before a stage with that `start` runs, or an empty string."""
     missing = "no encoder weights were given (--config.weights=R50+ViT-B_16.npz)"
+    if kind == "pretrain" and config.pretrain == "dep" and config.weights:
+        return (
+            "weights are given but not read: with pretrain=dep the whole network learns from "
+            "random values; --config.pretrain=ddep starts the encoder from them"
+        )
     if config.weights:
         return ""
     if kind == "pretrain" and config.pretrain == "ddep":

@@ -85,9 +85,17 @@ def test_a_lock_that_cannot_be_read_expires(tmp_path, short, content):
     take(tmp_path)
 
 
-def test_a_holder_that_was_taken_over_stops(tmp_path, short, capsys):
-    with pytest.raises(KeyboardInterrupt), locked(tmp_path, "train", "--workdir"):
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_holder_that_was_taken_over_ends(tmp_path, short, capsys, monkeypatch):
+    ended = threading.Event()
+
+    def end(code):
+        ended.set()
+        raise SystemExit(code)  # ends the thread only
+
+    monkeypatch.setattr(os, "_exit", end)
+    with locked(tmp_path, "train", "--workdir"):
         left_by(tmp_path, host="far")
-        time.sleep(5)
+        assert ended.wait(5)
     assert "taken over by process" in capsys.readouterr().err
     assert "theirs" in (tmp_path / ".train.lock").read_text()

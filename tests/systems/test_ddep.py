@@ -679,6 +679,7 @@ def test_a_random_frozen_encoder_is_mentioned():
     assert "--config.weights" in ddep_config.note(make_config("ddep"), "pretrain", "random")
     assert ddep_config.note(make_config("ddep", "w.npz"), "pretrain", "random") == ""
     assert ddep_config.note(make_config("dep"), "pretrain", "random") == ""
+    assert "not read" in ddep_config.note(make_config("dep", "w.npz"), "pretrain", "random")
     assert ddep_config.note(make_config("none"), "finetune", "pretrain") == ""
 
 
