@@ -33,7 +33,15 @@ from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from diffseg_jax.cli import CACHE, Flags, at_home, number, use_cache, use_memory, user_errors
+from diffseg_jax.cli import (
+    Flags,
+    add_cache_flag,
+    at_home,
+    number,
+    use_cache,
+    use_memory,
+    user_errors,
+)
 from diffseg_jax.config.files import read_config
 from diffseg_jax.devices import joining
 from diffseg_jax.devices.mesh import find_devices
@@ -61,8 +69,7 @@ def make_flags() -> Flags:
     add("--mode", default="train", metavar="MODE", help=f"{', '.join(MODES)}; default: train")
     changed = "what a stage does whose data changed since it stopped; default: refuse"
     add("--changed_data", choices=stages.CHANGED_DATA, default="refuse", help=changed)
-    cache = f"folder of compiled programs; empty for none; default: {CACHE}"
-    add("--compilation_cache", default=CACHE, metavar="DIR", help=cache)
+    add_cache_flag(add)
     share = "share of a GPU's memory taken at the start; 0: as needed; default of jax: 0.75"
     add("--memory_fraction", type=number(float, 0, 1), metavar="X", help=share)
     add = flags.add_argument_group("several processes, one run").add_argument

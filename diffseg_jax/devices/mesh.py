@@ -67,11 +67,10 @@ def check_batch(batch_size: int, accumulate: int, where: str):
     share = jax.device_count() * accumulate
     if batch_size < 1 or batch_size % share:
         near = max(share, batch_size // share * share)
-        devices = "1 device" if jax.device_count() == 1 else f"{jax.device_count()} devices"
         parts = f" in {accumulate} parts" if accumulate > 1 else ""
         raise UserError(
-            f"{where} is {batch_size}, but {devices} must share it evenly{parts}. "
-            f"Try --config.{where}={near} or {near + share}."
+            f"{where} is {batch_size}, but {counted(jax.device_count(), 'device')} must share it "
+            f"evenly{parts}. Try --config.{where}={near} or {near + share}."
         )
 
 

@@ -55,7 +55,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 def reachable(path: Path):
     """Within it, an error in reaching a bucket becomes a UserError.
 
-    gcsfs below has then retried overload and broken connections for about half a minute.
+    By then gcsfs has repeated the failed request for about half a minute.
     """
     try:
         yield

@@ -6,11 +6,8 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
 
-from diffseg_jax.storage.paths import in_bucket
+from diffseg_jax.storage.paths import in_bucket, write_atomically
 
 COPY_EVERY = 30  # seconds
 
@@ -40,6 +37,8 @@ class Log:
         """Drops the records of `stage` after `step`, and a truncated last line."""
         if not self.primary:
             return
+        from tensorboardX.event_file_writer import EventsWriter  # a slow import
+
         if self.bucket and not self.path.exists() and (self.bucket / self.path.name).exists():
             self.path.write_text((self.bucket / self.path.name).read_text())
         kept = []
@@ -51,19 +50,19 @@ class Log:
                 continue
             if record["stage"] != stage or record["step"] <= step:
                 kept.append(line + "\n")
-        partial = self.path.with_name(".metrics.jsonl.partial")
-        partial.write_text("".join(kept))
-        partial.replace(self.path)
+        write_atomically(self.path, "".join(kept).encode())
         self.close()
         (self.events / stage).mkdir(parents=True, exist_ok=True)
         self.writer = EventsWriter(str(self.events / stage / "events"))
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._event(step + 1, session_log=start)  # Readers drop earlier events from this step on.
+        # Readers drop earlier events from this step on.
+        self._event(step + 1, session_log={"status": "START"})
 
     def write(self, stage: str, step: int, numbers: dict[str, float]):
         """One record: the stage, the step, seconds since the epoch, and the numbers."""
         if not self.primary:
             return
+        from tensorboardX import summary
+
         record = {"stage": stage, "step": step, "time": round(time.time(), 3), **numbers}
         with open(self.path, "a") as file:
             file.write(json.dumps(record) + "\n")
@@ -76,10 +75,14 @@ class Log:
     def image(self, step: int, name: str, image):
         """Adds an image u8[H,W,3] to the events of the current stage, if there is one."""
         if self.writer is not None:
+            from tensorboardX import summary
+
             self._event(step, summary=summary.image(name, image, dataformats="HWC"))
 
     def _event(self, step, **content):
         """Writes synchronously: on a full disk a writer thread would end and block the caller."""
+        from tensorboardX.proto import event_pb2
+
         self.writer.write_event(event_pb2.Event(step=step, wall_time=time.time(), **content))
 
     def close(self):
