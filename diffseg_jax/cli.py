@@ -196,7 +196,7 @@ def user_errors(stopped: str = "stopped"):
     process of the run was lost or never started. A closed pipe ends nothing: the work goes on.
     stopped  the sentence after Ctrl-C, where nothing was saved
     """
-    os.environ.pop("MPLBACKEND", None)  # nothing is shown; that of a notebook may be missing here
+    os.environ.pop("MPLBACKEND", None)  # no window opens; a notebook's backend may be missing
     out, err = Output(sys.stdout), Output(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -210,7 +210,7 @@ def user_errors(stopped: str = "stopped"):
 class Output:
     """A standard stream that takes any text, and drops it once nobody reads the pipe any more.
 
-    It prints names of files that are no valid text with escapes.
+    Names of files that are not valid text are printed with escapes.
     """
 
     def __init__(self, stream):
@@ -220,7 +220,7 @@ class Output:
             self.stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name):
-        return getattr(self.stream, name)  # all but `write` and `flush` is that of the stream
+        return getattr(self.stream, name)  # for all but `write` and `flush`
 
     def write(self, text: str) -> int:
         with self._dropped():

@@ -93,8 +93,8 @@ def make_flags() -> Flags:
     add = flags.add_argument_group("adm").add_argument
     add("--name", help=f"configuration: {', '.join(PUBLISHED)}")
     add = flags.add_argument_group("adm, flags of guided diffusion in place of --name").add_argument
-    for flag, kind in ADM_FLAGS.items():
-        add(f"--{flag}", type=kind, metavar=METAVARS[kind])
+    for flag, flag_type in ADM_FLAGS.items():
+        add(f"--{flag}", type=flag_type, metavar=METAVARS[flag_type])
     add = flags.add_argument_group("ddp").add_argument
     groups = f"groups of the neck's norms; default: {NECK_GROUPS}"
     add("--groups", type=int, metavar="N", help=groups)

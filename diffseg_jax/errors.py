@@ -77,7 +77,8 @@ def require_known(name: str, known: Collection[str], what: str):
     )
 
 
-def nearest(name, options):
+def nearest(name: str, options: Collection[str]) -> str:
+    """The question whether the nearest option was meant; "" if none is similar."""
     near = difflib.get_close_matches(str(name), list(options), n=1)
     return f' Did you mean "{near[0]}"?' if near else ""
 

@@ -23,7 +23,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference.sampling import (
     generate,
-    open_diffusion,  # noqa: F401  its documented place in 0.1.0
+    open_diffusion,  # noqa: F401  documented here in 0.1.0
 )
 from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.paths import make_folder

@@ -25,7 +25,8 @@ MOVED = {
     "ddpm_seg_ffhq34.py": "ddpm_seg_published.py:ffhq34",
     "ddpm_seg_horse21.py": "ddpm_seg_published.py:horse21",
 }
-SUBSET = {"data.fraction": 1.0, "data.count": 0, "data.list_path": ""}  # each alone; these: all
+# At most one of these options selects a part of the labelled images; these values select all.
+SUBSET = {"data.fraction": 1.0, "data.count": 0, "data.list_path": ""}
 BOOLEANS = {
     "true": True, "t": True, "yes": True, "1": True,
     "false": False, "f": False, "no": False, "0": False,
@@ -70,7 +71,8 @@ def _subset_of_file_off(config, values):
 def run_config(given: str):
     """What get_config() of "file.py" returns, or get_config("preset") of "file.py:preset".
 
-    If the file lists PRESETS, the preset must be one of them.
+    If the file lists PRESETS, the preset must be one of them. Raises UserError for an unknown
+    preset, and for a file that is missing or cannot be run.
     """
     file, colon, preset = present(given).partition(":")
     try:

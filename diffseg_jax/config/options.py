@@ -17,7 +17,7 @@ SOURCE_OPTIONS = {  # each function in data/sources.py SOURCES names the ones th
     "ignore": Several(Number(int, 0, 65535)),  # folder: ids on disk that become 255, ignored
     "square": Number(int, 0, 16384),  # any: side of the square cut from each image; 0 for none
 }
-SOURCE_DEFAULTS = {  # what a config that does not name an option of a data set leaves it at
+SOURCE_DEFAULTS = {  # values of those options of a data set that a config does not set
     "size": (), "images": 0, "seed": 0, "num_classes": 0, "raw_459": False, "image_key": "",
     "mask_key": "", "label_key": "", "classes": "", "keep_masks": False, "ignore": (), "square": 0,
 }  # fmt: skip

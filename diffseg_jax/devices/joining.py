@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 
 import jax
 
@@ -105,11 +106,12 @@ def initialize_arguments(coordinator: str, processes: int, process: int) -> dict
     return dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
 
 
-def from_environment(environment) -> dict | None:
+def from_environment(environment: Mapping[str, str]) -> dict | None:
     """The arguments of `initialize` from the environment, or None if it describes one process.
 
     JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID; a SLURM step or an Open MPI
-    job of several tasks; a TPU host, of a pod or alone.
+    job of several tasks; a TPU host, of a pod or alone. Raises UserError where the first of these
+    variables is set without numbers in the other two.
     """
     if address := environment.get("JAX_COORDINATOR_ADDRESS"):
         numbers = [environment.get(f"JAX_{name}", "") for name in ("NUM_PROCESSES", "PROCESS_ID")]

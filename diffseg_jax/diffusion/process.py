@@ -119,8 +119,8 @@ class Process:
     def network_time(self, t: jax.Array) -> jax.Array:
         """The network's time input for step t: i32[...], or f32[...] if `time_scale` is not 1."""
         t = check_timesteps(t, self.steps)
-        called = jnp.asarray(self.timesteps, jnp.int32)[t]
-        return called if self.time_scale == 1 else called.astype(jnp.float32) * self.time_scale
+        trained = jnp.asarray(self.timesteps, jnp.int32)[t]
+        return trained if self.time_scale == 1 else trained.astype(jnp.float32) * self.time_scale
 
 
 def make_process(

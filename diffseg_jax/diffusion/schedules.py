@@ -176,8 +176,11 @@ def linear_log_snr(t, xp=jnp):
 LOG_SNRS = {"cosine": cosine_log_snr, "linear": linear_log_snr}
 
 
-def alpha_sigma(log_snr) -> tuple[jax.Array, jax.Array]:
-    """Weights of signal and noise: sqrt(sigmoid(l)), sqrt(sigmoid(-l)); squares add up to 1."""
+def alpha_sigma(log_snr: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weights of signal and noise, f32[...] each: sqrt(sigmoid(l)), sqrt(sigmoid(-l)).
+
+    log_snr   l, f32[...]; the squares of the two weights add up to 1
+    """
     return jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
 
 
@@ -211,5 +214,6 @@ def predict_clean(x_t: jax.Array, eps: jax.Array, alpha: jax.Array, sigma: jax.A
     return (x_t - per_image(sigma, x_t) * eps) / per_image(alpha, x_t)
 
 
-def per_image(value, x):
+def per_image(value: jax.Array, x: jax.Array) -> jax.Array:
+    """value f[B] or f[] with axes of one appended, so that it multiplies x f[B, ...]."""
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))

@@ -19,7 +19,7 @@ UNIFORM_SHARE = 0.001  # share of uniform draws, so that every t is visited
 def start(name: str, steps: int) -> dict[str, jax.Array]:
     """The initial state: {}, or losses f32[T, 10] and counts i32[T] of the losses so far.
 
-    Raises UserError for a name that is not in SAMPLERS.
+    Raises UserError for a name that is not in TIMESTEP_SAMPLERS.
     """
     require_known(name, TIMESTEP_SAMPLERS, "timestep sampler")
     if name == "uniform":
@@ -66,10 +66,10 @@ def update(state: dict[str, jax.Array], t: jax.Array, loss: jax.Array) -> dict[s
 
     def remember(state, pair):
         t, loss = pair
-        slot, seen = state["counts"][t] % HISTORY, jnp.isfinite(loss)  # the oldest is replaced
-        value = jnp.where(seen, loss, state["losses"][t, slot])
+        slot, finite = state["counts"][t] % HISTORY, jnp.isfinite(loss)  # the oldest is replaced
+        value = jnp.where(finite, loss, state["losses"][t, slot])
         losses = state["losses"].at[t, slot].set(value.astype(state["losses"].dtype))
-        return {"losses": losses, "counts": state["counts"].at[t].add(seen)}, None
+        return {"losses": losses, "counts": state["counts"].at[t].add(finite)}, None
 
     t = check_timesteps(t, len(state["counts"]))
     return jax.lax.scan(remember, state, (t, jnp.asarray(loss)))[0]

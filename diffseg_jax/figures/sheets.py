@@ -28,7 +28,7 @@ CONTACT_WIDTH = 2000
 MAX_STEPS_SHOWN = 4  # columns of a sheet
 CELL = (34, 62)  # height and width in a table of numbers
 
-ALL_NAMED = 20  # up to so many classes, a legend names all; of more, those that the images show
+ALL_NAMED = 20  # classes up to which a legend names all; of more, it names those in the images
 MAX_NAME_WIDTH = 240
 
 # Line colours that differ on white in every kind of colour vision (Okabe and Ito 2008).
@@ -103,7 +103,7 @@ def from_range(values: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.n
 def panel(columns: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     """Images side by side, each under its title; no line of titles if all are empty.
 
-    Every image is scaled by `legible`; white fills the space below shorter images.
+    Every image is scaled by `legible`; white fills the area below shorter images.
     """
     images = [legible(image) for _, image in columns]
     height = max(image.shape[0] for image in images)
@@ -200,7 +200,7 @@ def prediction_legend(labels) -> np.ndarray:
     return rows([legend(labels.names, labels.palette), _heat_scale(1.0)])
 
 
-def _grid(titles: Sequence[str], images: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+def _aligned(titles: Sequence[str], images: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
     """Rows of images of any sizes, with aligned columns; only the first row has titles."""
     scaled = [[legible(image) for image in row] for row in images]
     widths = [
@@ -325,7 +325,7 @@ def prediction_sheet(images, truths, predictions, uncertainties, labels, steps=N
         for step in reversed(sorted(set(shown))):
             titles.insert(index, f"step {step + 1}")
             columns.insert(index, [colour_labels(maps[step], labels.palette) for maps in steps])
-    body = _grid(titles, list(zip(*columns, strict=True)))
+    body = _aligned(titles, list(zip(*columns, strict=True)))
     given = [masks for masks in (truths, predictions, steps) if masks is not None]
     legend_rows = _legend_below(labels, marks, body, [mask for masks in given for mask in masks])
     return rows([*body, legend_rows, _heat_scale(top)])
@@ -369,7 +369,7 @@ def denoising_sheet(clean, noisy, denoised, low: float = -1.0, high: float = 1.0
     spread = [max(3 * float(noise.std()), 1e-6) for noise in removed]
     columns.append([from_range(n, -s, s) for n, s in zip(removed, spread, strict=True)])
     titles = ["clean", "noisy", "denoised", "removed"]
-    return rows(_grid(titles, list(zip(*columns, strict=True))))
+    return rows(_aligned(titles, list(zip(*columns, strict=True))))
 
 
 def contact_sheet(images, masks, labels, titles: Sequence[str]) -> np.ndarray:

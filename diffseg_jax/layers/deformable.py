@@ -28,6 +28,8 @@ def sample_points(values, shapes, locations, weights) -> jax.Array:
                centre at ((j + 0.5) / w, (i + 0.5) / h); values beyond the border are zero
     weights    f32[B, N, heads, levels, P]
     out        f[B, N, heads d] in the dtype of values; sums and gradients in float32
+
+    Raises ValueError unless the values fill the levels.
     """
     ends = np.cumsum([h * w for h, w in shapes]).tolist()
     if values.shape[1] != ends[-1]:

@@ -7,7 +7,11 @@ import jax.numpy as jnp
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes each value with probability `rate` and rescales the rest; without a key, x itself."""
+    """Zeroes each value with probability `rate` and divides the others by 1 - rate.
+
+    x     f[...], of any shape
+    key   of the draw; None: the output is x itself
+    """
     if key is None or rate == 0:
         return x
     keep = jax.random.bernoulli(key, 1 - rate, x.shape)

@@ -13,7 +13,7 @@ def entropy(probs, xp=jnp):
 
 
 def normalised(nats, num_classes: int, xp=jnp):
-    """Nats as a share of their maximum, ln K, clipped to [0, 1]."""
+    """Nats f32[...] as a share of their maximum, ln K (K at least 2), clipped to [0, 1]."""
     return xp.clip(nats / np.log(max(num_classes, 2)), 0, 1)
 
 

@@ -1,8 +1,8 @@
 """Confusion counts and the ratios taken from them: counts travel, ratios come last.
 
 A confusion is an integer matrix [K, K], rows = label, columns = prediction; those of batches and
-hosts add up to that of the whole. A matrix [K+1, K] has one more row, of the predictions on pixels
-without a label; only the convention of DDPM-Seg looks at those.
+hosts add up to that of the data set. A matrix [K+1, K] has one more row, of the predictions on
+pixels without a label; only the convention of DDPM-Seg counts those.
 """
 
 import enum
@@ -18,10 +18,10 @@ MEANS = ("mIoU", "mAcc", "aAcc")
 
 
 class Absent(enum.Enum):
-    """What a class counts for whose ratio is 0 / 0, as when nobody labelled or predicted it."""
+    """How a class counts whose ratio is 0 / 0, as when no pixel is labelled or predicted as it."""
 
-    SKIP = "skip"  # its ratio is NaN and no part of the mean
-    ZERO = "zero"  # its ratio is 0 and part of the mean
+    SKIP = "skip"  # its ratio is NaN, and the mean skips it
+    ZERO = "zero"  # its ratio is 0, and the mean includes it
 
 
 class Convention(NamedTuple):
@@ -85,7 +85,7 @@ def scores(counts, *, absent: Absent | str, left_out: Sequence[int] = ()) -> dic
     aAcc = trace / sum over labelled pixels. Under Absent.SKIP the two means may run over different
     classes: one that is predicted but never labelled has an IoU of 0 and no Acc.
 
-    absent     0 / 0 is left out of the mean, or counts as 0; an Absent or its value
+    absent     whether means skip a ratio of 0 / 0 or count it as 0; an Absent or its value
     left_out   classes without a ratio of their own (a background class that is not averaged)
     out        {"mIoU", "mAcc", "aAcc": float, "IoU", "Acc": float64[K]}, NaN = undefined
     """
@@ -107,10 +107,10 @@ def scores(counts, *, absent: Absent | str, left_out: Sequence[int] = ()) -> dic
     }
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray, absent: Absent) -> np.ndarray:
+def _ratio(part: np.ndarray, total: np.ndarray, absent: Absent) -> np.ndarray:
     undefined = 0.0 if absent is Absent.ZERO else np.nan
-    out = np.full(whole.shape, undefined)
-    return np.divide(part, whole, out=out, where=whole > 0)
+    out = np.full(total.shape, undefined)
+    return np.divide(part, total, out=out, where=total > 0)
 
 
 def _mean(ratios: np.ndarray) -> float:

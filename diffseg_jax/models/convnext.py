@@ -76,7 +76,7 @@ class ConvNeXtBlock(Piecewise):
         self.name = name
 
     def __call__(self, x, keys=None):
-        rows = lambda map: map.reshape(-1, map.shape[-1])
+        rows = lambda maps: maps.reshape(-1, maps.shape[-1])
         y = self.over_rows(self._pointwise, rows(self.depthwise(x))).reshape(x.shape)
         return stop_fusion(x + drop_path(y, self.rate, keys, self.name))
 

@@ -12,7 +12,7 @@ class _Keys:
     """The keys of nnx.Rngs(key), counted by Python.
 
     The count of nnx.Rngs is an array. Under a trace, each key costs a walk through all equations so
-    far: flax asks for the sharding of the count, and jax explains at length that it has none.
+    far: flax asks for the sharding of the count, and jax composes a long error that it has none.
     """
 
     def __init__(self, key: jax.Array):

@@ -9,7 +9,7 @@ from flax import nnx
 
 from diffseg_jax.layers.norm import BatchNorm
 
-MIN_CLASSES_WIDE = 30  # classes
+MIN_CLASSES_WIDE = 30  # classes from which the hidden layers are wider
 
 
 def widths_for(num_classes: int) -> tuple[int, int]:

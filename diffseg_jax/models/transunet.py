@@ -172,7 +172,7 @@ class Encoder(nnx.Module):
         features = {}
         x = features["root"] = self.root(image)
         x = features["block1"] = self.block1(self._pool(x))
-        features["skip2"], features["skip4"] = features["root"], self._even(x, image.shape)
+        features["skip2"], features["skip4"] = features["root"], self._full(x, image.shape)
         x = features["block2"] = features["skip8"] = self.block2(x)
         x = features["block3"] = self.block3(x)
         x = features["embedding"] = self._embed(x)
@@ -194,7 +194,7 @@ class Encoder(nnx.Module):
         padding = "SAME" if self.arithmetic is Arithmetic.OFFICIAL else "VALID"
         return nnx.max_pool(x, (3, 3), (2, 2), padding)
 
-    def _even(self, x, shape):
+    def _full(self, x, shape):
         """The stride-4 skip; the port's map lacks a row and a column, which are padded with 0."""
         rows, columns = shape[1] // 4 - x.shape[1], shape[2] // 4 - x.shape[2]
         return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))

@@ -38,7 +38,7 @@ from diffseg_jax.storage.integrity import (
 from diffseg_jax.storage.paths import absolute, in_bucket
 from diffseg_jax.storage.quiet import quiet_orbax, reading
 
-FILE_BYTES = 64 * 2**20  # target size of an array file; orbax assembles each in memory (its 2 GB)
+FILE_BYTES = 64 * 2**20  # target size of an array file (orbax: 2 GB); each is assembled in memory
 BEST = "mIoU"  # the metric by which the best checkpoint is kept
 ASIDE = "damaged_"  # a damaged checkpoint's directory is renamed to this and its step
 
@@ -99,13 +99,13 @@ class StageCheckpoints:
         self.exits.enter_context(quiet_orbax())  # orbax writes between the calls, too
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, error_type, *_):
         """Waits for pending writes and releases the background threads."""
         with self.exits:
             try:
                 self.wait()
             except UserError:
-                if kind is None:  # an error that already ended the stage is the one to report
+                if error_type is None:  # an error that already ended the stage is the one to report
                     raise
             finally:
                 self.manager.close()
@@ -121,7 +121,7 @@ class StageCheckpoints:
         self._save(step, with_string_keys(state), meta, numbers)
 
     def replace(self, step: int, state: dict, meta: dict, numbers: Mapping[str, float]):
-        """Saves a step again, now with metrics; returns when it is on disk."""
+        """Saves a step again, now with metrics, and waits for it; NotWritten when that fails."""
         self.wait()
         self.manager.delete(step)
         self._save(step, with_string_keys(state), meta, numbers)
@@ -220,7 +220,7 @@ class StageCheckpoints:
         meta = read_in_all(self.meta, self.directory, step)
         self._compare(step, target, meta["arrays"], part)
         placed = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            lambda leaf, split: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split),
             target,
             state_shardings(target, mesh),
         )

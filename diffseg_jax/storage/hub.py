@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ ADDRESS = re.compile(
 )
 
 
-def in_hub(path):
+def in_hub(path: str | os.PathLike) -> bool:
     """Whether a path is an address in the Hub, and not on this machine."""
     return str(path).startswith(HUB)
 

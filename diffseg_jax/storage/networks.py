@@ -33,7 +33,7 @@ def open_network(
     directory  <workdir>/checkpoints/<stage>
     step       None takes the latest, or with a warning the one before it where that is damaged
     ema        rate of the moving average to take, or "off" for the parameters themselves; None
-               takes the first rate of the run, or the parameters where it kept no average
+               takes the first rate of the run, or the parameters if it has no average
 
     Raises UserError when no checkpoint or no such average is there, Damaged when all are damaged.
     """

@@ -77,9 +77,9 @@ class _Echoes(logging.Filter):
         self.replaced = sys.excepthook, sys.unraisablehook
         usual, usual_unraisable = self.replaced
 
-        def hook(kind, error, trace):
+        def hook(error_type, error, trace):
             if not self._is_echo(error):
-                usual(kind, error, trace)
+                usual(error_type, error, trace)
 
         def hook_unraisable(unraisable):
             if not self._is_echo(unraisable.exc_value):
@@ -107,7 +107,7 @@ class _Echoes(logging.Filter):
             gc.collect()  # futures of tensorstore whose error nobody fetched report it when freed
 
     def filter(self, record):
-        """Whether a log record is kept."""
+        """Whether a log record is passed on."""
         by_orbax = ORBAX in record.pathname or ORBAX in str(record.msg)
         error = record.exc_info[1] if record.exc_info else None
         return record.levelno >= logging.CRITICAL or not (by_orbax or self._is_echo(error))

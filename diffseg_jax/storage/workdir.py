@@ -110,7 +110,7 @@ def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
 
 
 def saved_config(workdir: Path) -> dict:
-    """The config of a run as JSON, {} if there is none."""
+    """The config of a run as JSON, {} if there is none; UserError if it cannot be parsed."""
     file = workdir / "config.json"
     try:
         return json.loads(file.read_text()) if file.exists() else {}

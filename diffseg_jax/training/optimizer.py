@@ -34,6 +34,7 @@ def make_schedule(name: str, peak_lr: float, steps: int, warmup_steps: int, warm
     """The named schedule; while t < warmup_steps it is multiplied by a line from the ratio to 1.
 
     The line is warmup_ratio + (1 - warmup_ratio) t / warmup_steps; it multiplies the running value.
+    Raises UserError for an unknown name.
     """
     base = choose(SCHEDULES, name, "schedule")(peak_lr, steps)
     if not warmup_steps:
@@ -72,10 +73,11 @@ def make_optimizer(
     """The named optimizer.
 
     weight_decay  applied to every parameter in whose dotted path no pattern of `no_decay` (regular
-                  expressions, mostly words) is found
+                  expressions) is found
     clip_norm     global L2 norm to which gradients are clipped first; 0 = off
-    """
 
+    Raises UserError for an unknown name.
+    """
     mask = lambda params: decayed(params, no_decay)
     decay = optax.add_decayed_weights(weight_decay, mask) if weight_decay else optax.identity()
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
