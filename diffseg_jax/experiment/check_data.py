@@ -79,6 +79,7 @@ def check_data(config: ConfigDict, workdir: Path):
             wrong.append(str(error))
     if wrong:
         raise UserError("\n  ".join(wrong))
+    print("finished; training can start with these data and options")
 
 
 def seen_labels(config: ConfigDict, split: str, source: Sequence, counts: dict) -> SeenLabels:

@@ -47,6 +47,7 @@ def config(tiny_config, folder):
 def test_counts_sizes_and_shares_are_printed(config, tmp_path, capsys):
     check_data(config, tmp_path / "run")
     lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("finished; training can start")
     assert lines[0] == "train: 4 images of folder, split train"
     assert "20 x 30 (3), 10 x 30 (1)" in lines[1]
     shares = [line.split() for line in lines if line.split()[0] in ("0", "1", "255")]
