@@ -161,7 +161,7 @@ class MaskRules:
         if len(bad) > 1:
             are = f"{bad[0]}..{bad[-1]} are more classes"
         if not self.entries:
-            return f"If {are}, give num_classes={bad[-1] + 1}"
+            return f"If {are}, give --config.data.options.num_classes={bad[-1] + 1}"
         colour = " and give a colour for it" if self.entries.get("palette") else ""
         each = "it" if len(bad) == 1 else "each of them"
         return f"If {are}, name {each}{colour} in {self.file}"
@@ -175,7 +175,7 @@ class MaskRules:
         palette = self.entries.get("palette")
         colours = {"palette": [[0, 0, 0], *palette]} if palette else {}
         line = self.written(names=["background", *self.names], ids=stored, **colours)
-        option = "" if self.entries else " and give num_classes=2"
+        option = "" if self.entries else " and give --config.data.options.num_classes=2"
         return f'If {stored[1]} is "{self.names[0]}", {line}{option}.'
 
 
