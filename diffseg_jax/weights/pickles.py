@@ -176,6 +176,13 @@ class _Machine:
                 stack.append(self.memo[argument])
             case "POP":
                 stack.pop()
+            case _:
+                self._build(opcode, argument)
+
+    def _build(self, opcode, argument):
+        """Carries out an instruction that names or builds an object."""
+        stack = self.stack
+        match opcode:
             case "GLOBAL":
                 stack.append(_allowed(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
