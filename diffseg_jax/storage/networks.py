@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict as flatten
 from flax.traverse_util import unflatten_dict as unflatten
 
 from diffseg_jax.devices import processes
+from diffseg_jax.devices.first import first_does
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.storage.checkpoints import has_checkpoint, steps_in
 from diffseg_jax.storage.integrity import (
@@ -47,7 +48,8 @@ def open_meta(directory: Path) -> dict:
 
 def _newest_undamaged(directory, step, read):
     """`read(step)` of the requested step, or of the newest one that no process finds damaged."""
-    require_checkpoint(directory)
+    missing = f"{directory} holds no checkpoint, as process 0 says."
+    first_does(lambda: require_checkpoint(directory), missing)
     newest = sorted(steps_in(directory), reverse=True)[:MAX_STEPS_TRIED]
     newest += [None] * (MAX_STEPS_TRIED - len(newest))
     steps = [found for found in map(processes.broadcast_from_first, newest) if found is not None]
