@@ -39,6 +39,7 @@ MAX_REPEATED = 2**26  # bytes of a tensor that repeats a smaller storage
 MAX_UNPACKED = 2**30  # bytes of all compressed arrays together ...
 MAX_RATIO = 100  # ... unless this many times the size of the file is more
 
+MAX_HEADER = 100_000_000  # bytes of the names in a safetensors file, its library's own limit
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file from before PyTorch 1.6
 
 # Exceptions that zipfile, numpy and the functions below raise when bytes are wrong.
@@ -85,6 +86,12 @@ def _read_file(path: Path, part: str) -> dict:
         arrays = _arrays(_state_dict(path, tree, part), locate)
     if not arrays:
         raise UserError(f"{path} holds no arrays.")
+    if not any(array.size for array in arrays.values()):
+        raise UserError(
+            f"{path} holds empty arrays only, as each part of a DeepSpeed checkpoint whose "
+            "parameters are split. Join the parts with the zero_to_fp32.py beside their folder, "
+            "and give the file that it writes."
+        )
     return arrays
 
 
@@ -138,7 +145,7 @@ def _mapped(path: Path) -> mmap.mmap:
 def _format(path: Path, data: mmap.mmap):
     """The function that reads this file, chosen by its first bytes."""
     head = data[:9]
-    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= len(data) - 8:
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         return _read_safetensors
     if head[:1] == b"\x80":
         return _read_legacy
@@ -194,10 +201,23 @@ def _read_safetensors(path: Path, data: mmap.mmap) -> tuple[dict, None]:
         with safe_open(str(path), framework="numpy") as file:
             names = list(file.keys())  # `file` itself is no mapping
             return {name: file.get_tensor(name) for name in names}, None
-    except AttributeError as error:  # the library looks up 8-bit floats in numpy
-        raise UserError(
-            f"{path} holds numbers of a type that is not read here ({error}). Save it as float32."
-        ) from error
+    except AttributeError as error:  # the library looks up small floats in numpy
+        raise _unread_type(path, error.name) from error
+    except SafetensorError as error:
+        if "Dtype not understood" not in str(error):
+            raise
+        raise _unread_type(path, str(error)) from error
+
+
+def _unread_type(path, name):
+    advice = "Give the weights from before the quantisation."
+    if name.startswith("float8"):
+        advice = (
+            "Where PyTorch is: from safetensors.torch import load_file, save_file; save_file({name:"
+            f" tensor.float() for name, tensor in load_file({str(path)!r}).items()}}, "
+            "'weights.safetensors')"
+        )
+    return UserError(f"{path} holds numbers of a type that is not read here ({name}). {advice}")
 
 
 # --- PyTorch files --------------------------------------------------------------------------------
@@ -234,10 +254,12 @@ def _entry(view: memoryview, entry: zipfile.ZipInfo) -> memoryview:
 
 def _read_legacy(path: Path, data: mmap.mmap):
     """Before PyTorch 1.6: five pickles (the fourth holds the tree), then the storages in turn."""
-    if unpickle(data)[0] != LEGACY_MAGIC:
+    first, _ = unpickle(data)
+    if first != LEGACY_MAGIC:
+        opened = f"pickle.load(open({str(path)!r}, 'rb'), encoding='latin1')"
         raise UserError(
-            f"{path} is a pickle, but not one that torch.save wrote. In its program, save the "
-            "network with torch.save or numpy.savez."
+            f"{path} is a pickle, but not one that torch.save wrote. "
+            + (_as_npz(first, opened) or "Save the network with torch.save or numpy.savez.")
         )
     unpickle(data)  # version of the protocol
     info, _ = unpickle(data)
@@ -257,6 +279,23 @@ def _read_legacy(path: Path, data: mmap.mmap):
     return tree, found.__getitem__
 
 
+def _as_npz(tree, opened: str) -> str:
+    """What to type if a pickle holds NumPy arrays; "" if it certainly holds none.
+
+    opened  the expression that opens the file in its program
+    """
+    found = {"": tree}
+    found |= {f"[{key!r}]": value for key, value in tree.items()} if isinstance(tree, dict) else {}
+    for key, arrays in found.items():
+        types = {type_name(value) for value in arrays.values()} if isinstance(arrays, dict) else ()
+        if types == {"inert"}:
+            return (
+                "If it holds NumPy arrays, and you trust its source, as opening it can run code: "
+                f"numpy.savez('weights.npz', **{opened}{key})."
+            )
+    return ""
+
+
 def _need_little_endian(little: bool):
     if not little:
         raise UserError("a checkpoint from a big-endian machine cannot be read. Save it elsewhere.")
@@ -267,7 +306,10 @@ def _state_dict(path: Path, tree, part: str) -> dict:
     if part:
         tree = _part_of(path, tree, part)
     if not isinstance(tree, dict):
-        raise UserError(f"{path} holds no state dict but an object of type {type_name(tree)}.")
+        raise UserError(
+            f"{path} holds no state dict but an object of type {type_name(tree)}. "
+            "Give a file with the plain state dict."
+        )
     if {"state", "param_groups"} <= set(map(str, tree)):
         raise UserError(
             f"{path} holds the state of an optimizer and no network. Give the file of the network "
@@ -278,9 +320,10 @@ def _state_dict(path: Path, tree, part: str) -> dict:
         tree = networks[_chosen(path, networks)]
     if tree and not any(isinstance(value, (Tensor, np.ndarray)) for value in tree.values()):
         names = shortened(", ".join(map(str, list(tree)[:8])), 200)
+        opened = f"torch.load({str(path)!r}, weights_only=False)"
         raise UserError(
-            f"{path} holds no state dict: no tensor is among its entries ({names}). Give the file "
-            "with the weights; save NumPy arrays with numpy.savez."
+            f"{path} holds no state dict: no tensor is among its entries ({names}). "
+            + (_as_npz(tree, opened) or "Give the file with the weights.")
         )
     others = [key for key in networks if key]
     kept = [name for name, value in tree.items() if _is_entry(path, name, value, others)]

@@ -38,6 +38,7 @@ INERT = {f"torch.{dtype}" for dtype in (
     "numpy.dtype", "numpy.ndarray", "_codecs.encode", "__builtin__.long",
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core")
       for name in ("scalar", "_reconstruct")),
+    "numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer",
     *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in (
         "object", "int", "float", "complex", "bool", "str", "bytes", "bytearray", "list", "tuple",
         "dict", "frozenset", "slice", "range", "unicode")),

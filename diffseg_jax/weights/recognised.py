@@ -77,7 +77,7 @@ FIRST_BYTES = (  # first bytes, what they tell, what to do; FILE stands for the 
 )
 PATTERNS = (  # the same by a pattern
     (
-        rb"\s*<(!doctype|html|head|body).*",
+        rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<(!|html|head|body|meta|title|script).*",
         "a web page, not the file behind its link. Download "
         "it again with the link of the download button, and open the page in a browser if it asks "
         "for consent",
@@ -103,6 +103,7 @@ SUFFIXES = {
     ".msgpack": "a file of Flax. Give the PyTorch or safetensors file of the same network",
     ".pb": "a TensorFlow graph. Give the PyTorch or safetensors file",
     ".index": "a part of a TensorFlow checkpoint. Give the PyTorch or NumPy file",
+    ".meta": "a part of a TensorFlow checkpoint. Give the PyTorch or NumPy file",
     ".mlmodel": "a Core ML file. Give the PyTorch file that it was exported from",
 }
 WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz", ".pkl")
@@ -139,6 +140,13 @@ def _archive(path, opener, listing, unpack):
             "in PyTorch's tar format from before 2017. Save it again where PyTorch is: "
             f"torch.save(torch.load({str(path)!r}, weights_only=False), 'weights.pth')"
         )
+    if {"archive_format", "serialized_exported_program.json"} & {Path(name).name for name in names}:
+        return (
+            "a program of torch.export. Where PyTorch is: "
+            f"torch.save(dict(torch.export.load({str(path)!r}).state_dict), 'weights.pth')"
+        )
+    if "model.weights.h5" in names:
+        return "a file of Keras. Give the PyTorch or safetensors file"
     weights = [name for name in names if Path(name).suffix in WEIGHTS]
     if weights:
         return f"an archive that holds {weights[0]}. Unpack it with {unpack}, then give that file"
@@ -159,6 +167,11 @@ WAYS_OUT = (  # pattern of a name that a pickle asks for, and what to do
     (
         r".*(_rebuild_qtensor|\.Q\w+Storage|torch\.qu?int\d+|bitsandbytes).*",
         "It holds quantised numbers. Give the weights from before the quantisation",
+    ),
+    (
+        r"torch\._utils\._rebuild_tensor_v3",
+        "It holds numbers of a newer type, such as 8-bit floats. Where PyTorch is, save every "
+        "tensor as tensor.float()",
     ),
     (
         r".*[Ss]torage.*|.*_rebuild_\w*tensor.*",
@@ -223,6 +236,8 @@ def weight_files(path: Path) -> list[Path]:
 
     Raises UserError for a folder without weights, or with several files that could be meant.
     """
+    if path.suffix == ".distcp" or path.name == ".metadata":
+        path = path.parent
     if path.is_dir():
         path = _file_in(path)
     if path.name.endswith(".index.json") and path.is_file():

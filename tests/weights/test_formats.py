@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -295,6 +296,8 @@ def zip_of(names):
 
 MISTAKES = {  # name of a file, its bytes, what is said
     "page.pth": (b"<!DOCTYPE html><html>Sign in</html>", "a web page"),
+    "saved.pth": (b"\xef\xbb\xbf<!-- saved from a link --><html>", "a web page"),
+    "old.pth": (b"<?xml version='1.0'?>\n<!DOCTYPE html PUBLIC>", "a web page"),
     "error.pth": (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "the error of a server"),
     "pointer.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
                     "Git LFS pointer.*/resolve/ in place of /raw/"),
@@ -305,6 +308,10 @@ MISTAKES = {  # name of a file, its bytes, what is said
     "a.tar": (tar_of(["swin/swin.pth"]), "an archive that holds swin/swin.pth.*tar -xf"),
     "a.zip": (zip_of(["swin.pth"]), "an archive that holds swin.pth.*unzip"),
     "b.zip": (zip_of(["photo.jpg"]), "an archive without weights; it holds photo.jpg"),
+    "a.keras": (zip_of(["config.json", "model.weights.h5"]), "a file of Keras"),
+    "a.pt2": (zip_of(["a/archive_format", "a/data/sample_inputs/model.pt"]), "torch.export.load"),
+    "a.safetensors": (b"\x90\0\0\0\0\0\0\0{", "damaged or cut short"),
+    "__0_0.distcp": (b"PK", "is a folder"),
     "old.pt": (tar_of(["sys_info", "pickle", "storages", "tensors"]), "tar format from before"),
     "a.onnx": (b"\x08\x07\x12\x07pytorch\x1a\x051.8.1", "ONNX"),
     "b.pth": (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0", "ONNX"),
@@ -331,12 +338,42 @@ def test_what_is_no_checkpoint_is_named(tmp_path, file):
     (("torch.nn.modules.conv", "Conv2d"), "a whole network with its code"),
     (("__main__", "Net"), "a whole network with its code"),
     (("torch.storage", "_load_from_bytes"), "written by pickle"),
+    (("torch._utils", "_rebuild_tensor_v3"), r"8-bit floats.*tensor\.float\(\)"),
     (("torch._utils", "_rebuild_qtensor"), "quantised"),
     (("torch", "QInt8Storage"), "quantised"), (("torch", "qint8"), "quantised"),
 ])  # fmt: skip
 def test_what_else_torch_saves_is_named(tmp_path, asked, said):
     with pytest.raises(UserError, match=said):
         read_arrays(write_zip(tmp_path / "a.pt", {"w": call(name(*asked))}, {}))
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("wrap", [lambda a: a, lambda a: {"model": a, "matching_heuristics": True}])
+def test_the_advice_for_a_pickle_of_arrays_works(tmp_path, monkeypatch, protocol, wrap):
+    monkeypatch.chdir(tmp_path)
+    Path("a.pkl").write_bytes(pickle.dumps(wrap({"w": WEIGHT, "b": WEIGHT}), protocol))
+    with pytest.raises(UserError, match="If it holds NumPy arrays, and you trust") as refusal:
+        read_arrays("a.pkl")
+    (advice,) = re.findall(r"numpy\.savez.*\)", str(refusal.value))
+    eval(advice, {"numpy": np, "pickle": pickle})
+    np.testing.assert_array_equal(read_arrays("weights.npz")["w"], WEIGHT)
+
+
+def test_numbers_that_are_not_read_are_named(tmp_path):
+    for dtype, said in (("F8_E4M3", r"float8_e4m3fn.*tensor\.float\(\)"), ("F4", "quantisation")):
+        entry = {"w": {"dtype": dtype, "shape": [2], "data_offsets": [0, 1 + (dtype != "F4")]}}
+        header = json.dumps(entry).encode()
+        content = len(header).to_bytes(8, "little") + header + bytes(1 + (dtype != "F4"))
+        (tmp_path / "a.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match=f"of a type that is not read here.*{said}"):
+            read_arrays(tmp_path / "a.safetensors")
+
+
+def test_a_share_of_split_parameters_is_no_network(tmp_path):
+    empty = np.zeros(0, np.float32)
+    path = write_zip(tmp_path / "a.pt", {"module": {"w": whole("0", empty)}}, {"0": empty})
+    with pytest.raises(UserError, match="holds empty arrays only.*zero_to_fp32"):
+        read_arrays(path)
 
 
 def test_prefix_stays_unless_every_name_has_it(tmp_path):
