@@ -72,7 +72,8 @@ def check_data(config: ConfigDict, workdir: Path):
         examples = counted(len(problems), "example")
         wrong.append(f"{examples} cannot be used. The lines above say why, and what to do.")
     try:
-        require_startable(config, workdir)
+        for sentence in require_startable(config, workdir):
+            print(f"note: {sentence}")
     except UserError as error:
         reported = "\n".join([*wrong, *problems])
         if str(error) not in reported:

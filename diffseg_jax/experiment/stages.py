@@ -75,14 +75,18 @@ def checked_plan(config: ConfigDict, workdir: Path) -> tuple[Plan, list[str]]:
     return plan, warnings
 
 
-def require_startable(config: ConfigDict, workdir: Path):
-    """Raises UserError if `train` would refuse to start or to resume; writes nothing."""
+def require_startable(config: ConfigDict, workdir: Path) -> list[str]:
+    """What `train` says before it runs each stage, a sentence for each that has something to say.
+
+    Raises UserError if `train` would refuse to start or to resume; writes nothing.
+    """
     require_free(workdir, "train", "--workdir")
     plan, _ = checked_plan(config, workdir)
     if holds_run_of(config, workdir):
         for stage in [stage for stage in plan.stages if has_checkpoint(stage.directory)]:
             with StageCheckpoints(stage.directory, read_only=True) as checkpoints:
                 require_same_data(stage, checkpoints, is_finished(stage, checkpoints))
+    return [f"{stage.name}: {stage.note}" for stage in plan.stages if stage.note]
 
 
 def run_stages(plan: Plan, go_on: bool):

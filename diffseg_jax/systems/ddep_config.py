@@ -25,6 +25,7 @@ from diffseg_jax.weights.transunet import (
 
 CHOICES = ("none", "supervised", "dep", "ddep")
 STARTS_OF_CHOICES = {"none": "random", "supervised": "weights"}  # else the pretrain stage
+STARTS_OF_PRETRAIN = ("random", "weights")
 
 # ---- where a stage starts ----------------------------------------------------------------------
 
@@ -166,16 +167,23 @@ def check(config):
 def note(config, kind: str, start: str) -> str:
     """A sentence for the user before a stage with that `start` runs, or an empty string."""
     missing = "no encoder weights were given (--config.weights=R50+ViT-B_16.npz)"
-    if kind == "pretrain" and config.pretrain == "dep" and config.weights:
-        return (
-            "weights are given but not read: with pretrain=dep the whole network learns from "
-            "random values; --config.pretrain=ddep starts the encoder from them"
-        )
-    if config.weights:
+    if kind == "pretrain":
+        if config.pretrain == "dep" and (config.weights or start != "random"):
+            given = "weights are" if config.weights else f"start={start} is"
+            file = "" if config.weights else " --config.weights=R50+ViT-B_16.npz"
+            return (
+                f"{given} given but not read: with pretrain=dep the whole network learns from "
+                f"random values; --config.pretrain=ddep{file} starts the encoder from weights"
+            )
+        if config.pretrain == "ddep" and start not in STARTS_OF_PRETRAIN:
+            return f"start={start} is given but not read: with pretrain=ddep --config.weights is"
+        if config.pretrain == "ddep" and not config.weights:
+            return (
+                f"{missing}, so the frozen encoder is random; the paper's learned from ImageNet-21k"
+            )
         return ""
-    if kind == "pretrain" and config.pretrain == "ddep":
-        return f"{missing}, so the frozen encoder is random; the paper's learned from ImageNet-21k"
-    if kind == "finetune" and config.pretrain == "supervised" and start != "random":
+    asked = STARTS_OF_CHOICES.get(config.pretrain) if start == "pretrain" else start
+    if asked == "weights" and not config.weights:
         return f"{missing}, so the encoder starts at random, as with pretrain=none"
     return ""
 

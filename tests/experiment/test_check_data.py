@@ -44,9 +44,11 @@ def config(tiny_config, folder):
     return tiny_config
 
 
-def test_counts_sizes_and_shares_are_printed(config, tmp_path, capsys):
+def test_counts_sizes_shares_and_notes_are_printed(config, tmp_path, capsys):
+    config.stages.pretrain.start = "weights"  # which pretrain=dep does not read
     check_data(config, tmp_path / "run")
     lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("note: pretrain: start=weights is given but not read")
     assert lines[-1].startswith("finished; training can start")
     assert lines[0] == "train: 4 images of folder, split train"
     assert "20 x 30 (3), 10 x 30 (1)" in lines[1]

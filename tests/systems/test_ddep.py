@@ -683,6 +683,14 @@ def test_a_random_frozen_encoder_is_mentioned():
     assert ddep_config.note(make_config("none"), "finetune", "pretrain") == ""
 
 
+def test_a_start_that_is_not_read_is_mentioned():
+    for pretrain, start in (("dep", "weights"), ("dep", "runs/a"), ("ddep", "runs/a")):
+        note = ddep_config.note(make_config(pretrain), "pretrain", start)
+        assert f"start={start} is given but not read: with pretrain={pretrain}" in note
+    assert "--config.weights" in ddep_config.note(make_config("none"), "finetune", "weights")
+    assert ddep_config.note(make_config("supervised"), "finetune", "runs/a") == ""
+
+
 def test_supervised_without_weights_is_said_to_be_none():
     supervised = make_config("supervised")
     assert "pretrain=none" in ddep_config.note(supervised, "finetune", "pretrain")
