@@ -6,12 +6,11 @@
 All keys but the names are optional. The palette has a colour and "ids" an id on disk for each name.
 """
 
-import json
 from dataclasses import replace
 
 from diffseg_jax.data.class_ids import MAX_ID, MaskRules, id_table
+from diffseg_jax.data.json_text import read_user_json
 from diffseg_jax.data.labels import Labels
-from diffseg_jax.data.names import read_text
 from diffseg_jax.data.palette import distinct_colours, numbered_labels
 from diffseg_jax.errors import UserError, choose
 
@@ -64,10 +63,7 @@ def read_classes(file, num_classes, ignore=()):
 
 
 def _read_entries(file):
-    try:
-        entries = json.loads(read_text(file), object_pairs_hook=_each_once)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {file}: {error}. It must be JSON, saved as UTF-8.") from None
+    entries = read_user_json(file)
     if not isinstance(entries, dict):
         raise UserError(f'{file} is not an object. It must read {{"names": [...], ...}}.')
     for key in entries:
@@ -83,14 +79,6 @@ def _colours(palette, ids, ignore, zero_is_ignored, **_):
     ids = ids or range(int(zero_is_ignored), len(palette) + 1)
     colours = {tuple(rgb): stored for rgb, stored in zip(palette, ids) if palette.count(rgb) == 1}
     return colours | {tuple(value): -1 for value in ignore if palette and isinstance(value, list)}
-
-
-def _each_once(pairs):
-    """A JSON object as a dict; ValueError for a repeated key."""
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        raise ValueError("a key is repeated")
-    return entries
 
 
 def _without_ignored(labels, table):

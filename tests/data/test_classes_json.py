@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from diffseg_jax.data.json_text import read_user_json
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from image_files import labelled_folder, random_ids
@@ -64,7 +65,7 @@ def test_only_ids_can_be_ignored(tmp_path, wrong):
 @pytest.mark.parametrize(
     "text, sentence",
     [
-        ("{", "JSON"),
+        ("{", "Add what is missing"),
         ("[]", "object"),
         ('{"nams": ["a"]}', 'Did you mean "names"'),
         ('{"names": ["a", "a"]}', "different"),
@@ -82,3 +83,33 @@ def test_a_wrong_classes_json_is_named(tmp_path, text, sentence):
     with pytest.raises(UserError, match=sentence) as error:
         open_source("folder", "train", path=path, num_classes=num_classes)
     assert "classes.json" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, line, sentence",
+    [
+        ('{"names": [\n"a",\n"b",\n]}', 3, "a comma stands before ]. Remove the comma"),
+        ('{\n"names": ["a"],\n}', 2, "a comma stands before }. Remove the comma"),
+        ('{\n"names": ["a"] // all', 2, "JSON has no comments"),
+        ('\n# classes\n{"names": ["a"]}', 2, "JSON has no comments"),
+        ("{\n'names': ['a']}", 2, 'Write " around names'),
+        ('{"names": [\n\u201ca\u201d]}', 2, "a typographic quote"),
+        ('{"zero_is_ignored":\nTrue}', 2, "Write true, false or nothing"),
+        ("{\nnames: []}", 2, 'Write "names"'),
+        ('{"ids": [0, 1\n, NaN]}', 2, "NaN is no number in JSON"),
+        ('{"names": ["a"]\n"ids": [1]}', 1, "a comma is missing before"),
+        ('{"names":\n["a", "b]}', 2, "the quote that ends a name is missing"),
+        ('{"names":\n["a"}', 2, "} does not close the last open bracket"),
+        ('{"names":\n["a"', 2, "Add what is missing"),
+        ('{"names": ["a"]}\n}', 2, "there is more after the last bracket"),
+        ('{"ids": [0],\n"ids": [0]}', 2, 'the key "ids" is repeated'),
+        ('{"names":\n["caf\xe9"]}'.encode("latin-1"), 2, "byte 0xe9 is not UTF-8"),
+        ("", 1, 'Write {"names": [...]}'),
+    ],
+)
+def test_broken_json_is_named_with_its_line(tmp_path, text, line, sentence):
+    file = tmp_path / "classes.json"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError) as error:
+        read_user_json(file)
+    assert f"classes.json, line {line}: " in str(error.value) and sentence in str(error.value)

@@ -77,7 +77,7 @@ def test_classes_json_of_any_editor_is_read(tmp_path, encoding):
     source = open_source("folder", "train", path=path)
     assert source.labels.names == ("h\u00e4user", "rest")
     (tmp_path / "classes.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=r"cannot read .*classes\.json.* saved as UTF-8"):
+    with pytest.raises(UserError, match=r"cannot read .*classes\.json.* Save the file as UTF-8"):
         open_source("folder", "train", path=path)
 
 
