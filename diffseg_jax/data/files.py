@@ -9,6 +9,7 @@ from diffseg_jax.data.formats import FORMATS, LOSSY_FORMATS, endings_of
 from diffseg_jax.data.names import partners
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.storage.paths import BUCKET, in_bucket, open_path, reachable
+from diffseg_jax.storage.similar import similar_path
 
 MASK_ENDINGS = (".png", ".npy")  # taken where a mask exists in other formats too
 LOSSY_ENDINGS = endings_of(LOSSY_FORMATS)
@@ -34,6 +35,7 @@ def require_folder(path, name, layout):
         if not root.is_dir():
             raise UserError(
                 f"path {path} is not a folder. Data set {name} needs one with {layout}."
+                f"{similar_path(root, fits=Path.is_dir)}"
             )
     return root
 
@@ -52,7 +54,8 @@ def expanded(path: str | os.PathLike) -> list[str]:
             return [path]
         found = sorted(str(match) for match in root.glob("/".join(rest)) if match.name[0] != ".")
     if not found:
-        raise UserError(f"there is no file or folder like {path}. Check the pattern.")
+        near = similar_path(root)
+        raise UserError(f"there is no file or folder like {path}. Check the pattern.{near}")
     return found
 
 

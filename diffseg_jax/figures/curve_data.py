@@ -4,11 +4,13 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from diffseg_jax.errors import UserError, shortened
 from diffseg_jax.storage.paths import open_path, reachable
+from diffseg_jax.storage.similar import similar_path
 
 MAX_NUMBER = 2**53  # larger steps and values are ignored
 MAX_CURVE_NAME = 48  # characters of a curve's name
@@ -73,7 +75,10 @@ def _records(workdir):
     folder = open_path(workdir)
     with reachable(folder):
         if not folder.is_dir():
-            raise UserError(f"there is no folder {workdir}. Give a --workdir that main wrote.")
+            near = similar_path(folder, fits=Path.is_dir)
+            raise UserError(
+                f"there is no folder {workdir}. Give a --workdir that main wrote.{near}"
+            )
         file = folder / "metrics.jsonl"
         if not file.is_file():
             raise UserError(

@@ -21,6 +21,7 @@ from diffseg_jax.inference.image_objects import (
     is_file_content,
 )
 from diffseg_jax.storage.paths import open_path, reachable
+from diffseg_jax.storage.similar import similar_path
 
 
 def named_images(images) -> Iterator[tuple[str, np.ndarray]]:
@@ -84,7 +85,8 @@ def find_images(
                 found.append((PurePath(opened.name), path))
                 continue
             if not opened.exists():
-                raise UserError(f"there is no image or folder {path}. Check the path.")
+                near = similar_path(opened)
+                raise UserError(f"there is no image or folder {path}. Check the path.{near}")
         files, others = split_files(opened, image_endings())
         notes += skipped_note(opened, others)
         found += [(PurePath(file), f"{opened}/{file}") for file in files]

@@ -8,9 +8,11 @@ from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint, st
 from diffseg_jax.storage.hub import fetch, in_hub
 from diffseg_jax.storage.networks import open_meta
 from diffseg_jax.storage.paths import open_path, reachable
+from diffseg_jax.storage.similar import similar_path
 from diffseg_jax.storage.workdir import read_results, saved_config
 
 PRETRAINED = {"scenes": Path(__file__).parents[1] / "pretrained" / "scenes"}  # in the package
+OF_STAGES = "checkpoints"  # of a workdir, which may be given in its place
 
 
 def find_stage(path: str | os.PathLike, stage: str | None = None) -> Path:
@@ -25,6 +27,8 @@ def find_stage(path: str | os.PathLike, stage: str | None = None) -> Path:
         )
     given, path = path, open_path(fetch(str(path)) if in_hub(path) else path)
     with reachable(path):
+        if path.name == OF_STAGES and stages_in(path.parent):
+            path = path.parent
         stages = stages_in(path)
         if not stages and not has_checkpoint(path) and str(path) in PRETRAINED:
             path = PRETRAINED[str(path)]
@@ -39,17 +43,26 @@ def find_stage(path: str | os.PathLike, stage: str | None = None) -> Path:
             f"{path} is a file, but a checkpoint is a directory. python -m diffseg_jax.convert "
             "makes one of an official file."
         )
+    if path.name.isdigit() and has_checkpoint(path.parent):
+        raise UserError(
+            f"{path} is one step of a stage. Give {path.parent} and the step beside it: "
+            f"step={path.name} in Python, --step={path.name} as a flag."
+        )
     problem = "holds no checkpoint" if path.is_dir() else "does not exist"
     raise UserError(
         f"{given} {problem}: looked for {given}/<step> and {given}/checkpoints/<stage>/<step>. "
         "Give a workdir, the directory of a stage or of a converted file, or "
-        f"{', '.join(PRETRAINED)}."
+        f"{', '.join(PRETRAINED)}.{similar_path(path, PRETRAINED, _is_trained)}"
     )
+
+
+def _is_trained(path):
+    return has_checkpoint(path) or bool(stages_in(path.parent if path.name == OF_STAGES else path))
 
 
 def stages_in(workdir: Path) -> dict[str, Path]:
     """Name -> directory of the stages of a workdir that hold a checkpoint, in its run's order."""
-    found = {folder.name: folder for folder in sorted(workdir.glob("checkpoints/*"))}
+    found = {folder.name: folder for folder in sorted(workdir.glob(f"{OF_STAGES}/*"))}
     found = {name: folder for name, folder in found.items() if has_checkpoint(folder)}
     run = saved_config(workdir).get("run", [])
     return {name: found[name] for name in sorted(found, key=lambda n: n in run and run.index(n))}

@@ -185,6 +185,8 @@ class Segmenter:
 
         images, options  as of `predict`
         """
+        for name in options:
+            require_known(name, PredictOptions.__annotations__, "option of a prediction")
         return self.predict_named(named_images(images), PredictOptions(**options))
 
     @own_settings()

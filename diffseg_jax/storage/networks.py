@@ -21,6 +21,7 @@ from diffseg_jax.storage.integrity import (
 )
 from diffseg_jax.storage.paths import absolute
 from diffseg_jax.storage.quiet import quiet_orbax, reading
+from diffseg_jax.storage.similar import similar_path
 
 STAGE_EXAMPLE = "such as runs/a/checkpoints/pretrain"
 MAX_STEPS_TRIED = 8  # checkpoints that a reader tries, from the newest on
@@ -111,7 +112,8 @@ def require_checkpoint(directory: Path):
             "with python -m diffseg_jax.convert."
         )
     if not directory.is_dir():
-        raise UserError(f"there is no directory {directory}. Give a stage, {STAGE_EXAMPLE}.")
+        near = similar_path(directory, fits=has_checkpoint)
+        raise UserError(f"there is no directory {directory}. Give a stage, {STAGE_EXAMPLE}.{near}")
     stages = [stage for stage in sorted(directory.glob("checkpoints/*")) if has_checkpoint(stage)]
     near = f"Give the directory of a stage, {STAGE_EXAMPLE}."
     if stages:

@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from diffseg_jax.errors import UserError, choose, shortened
+from diffseg_jax.storage.similar import similar_path
 from diffseg_jax.weights.pickles import Refused, Tensor, type_name, unpickle
 from diffseg_jax.weights.recognised import HEAD, file_type, way_out, weight_files
 
@@ -137,7 +138,10 @@ def _mapped(path: Path) -> mmap.mmap:
                 raise ValueError("it is empty")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}. Give the path of a checkpoint.") from error
+        near = similar_path(path)
+        raise UserError(
+            f"there is no file {path}. Give the path of a checkpoint.{near}"
+        ) from error
     except PermissionError as error:
         raise UserError(f"{path} may not be read. Change its permissions.") from error
 

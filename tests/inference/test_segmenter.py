@@ -257,6 +257,8 @@ def test_images_of_mixed_sizes_keep_their_order(opened):
         np.testing.assert_allclose(one.probs, segmenter.predict(image).probs, atol=1e-6)
     np.testing.assert_allclose(found.probs[1], segmenter.predict(images[1]).probs[0], atol=1e-6)
     assert found[1:3].names == ("000001", "000002") and len(found[2]) == 1
+    with pytest.raises(UserError, match='unknown option of a prediction "step".*mean "steps"'):
+        segmenter.predict_each(images, step=3)
 
 
 def test_a_photograph_is_turned_upright(tmp_path):
@@ -387,12 +389,17 @@ def test_missing_checkpoints_stages_and_devices_are_sentences(tiny_run, tmp_path
         tmp_path / "no": f"{tmp_path}/no does not exist: looked for {tmp_path}/no/<step> and",
         tmp_path: f"{tmp_path} holds no checkpoint: looked for",
         tiny_run.workdir / "config.json": "is a file, but a checkpoint is a directory",
-        "scene": "workdir, the directory of a stage or of a converted file, or scenes",
+        "scene": 'or of a converted file, or scenes. Did you mean "scenes"?',
+        f"{tiny_run.workdir}s/checkpoint": f'Did you mean "{tiny_run.workdir}/checkpoints"?',
     }
+    step = max(tiny_run.workdir.glob("checkpoints/finetune/[0-9]*"))
+    sentences[step] = f"Give {step.parent} and the step beside it: step={step.name} in Python"
     for path, sentence in sentences.items():
         with pytest.raises(UserError) as error:
             diffseg_jax.load(path)
         assert sentence in str(error.value)
+    near = f"{tiny_run.workdir}/checkpoints"
+    assert diffseg_jax.load(near).directory == diffseg_jax.load(tiny_run.workdir).directory
     with pytest.raises(UserError, match='unknown stage in .*"finetun".*Did you mean "finetune"'):
         diffseg_jax.load(tiny_run.workdir, stage="finetun")
     with pytest.raises(UserError, match="holds no step 5. It holds "):
