@@ -38,6 +38,8 @@ def make_flags() -> Flags:
         "--images=photos, --images a.jpg more, --images='photos/*.jpg'"
     )
     add("--images", required=True, nargs="+", action="extend", metavar="PATH", help=images)
+    keep = "True: also predict files in folders that look like masks"
+    add("--keep_masks", type=truth, default=False, metavar="True|False", help=keep)
     add("--output", required=True, metavar="DIR", help="folder of the predictions")
     palette = "own (default): the colours of the training data; readable: for any colour vision"
     add("--palette", choices=PALETTES, default="own", help=palette)
@@ -67,9 +69,12 @@ def main(arguments: Sequence[str] | None = None):
         use_cache(given.pop("compilation_cache"))
         opened = {name: given.pop(name) for name in CHECKPOINT_FLAGS}
         images, output, palette = (given.pop(name) for name in ("images", "output", "palette"))
+        keep_masks = given.pop("keep_masks")
         segmenter = load(opened.pop("checkpoint"), **opened)
         print(segmenter, flush=True)
-        summary = predict_files(segmenter, images, output, PredictOptions(**given), palette)
+        summary = predict_files(
+            segmenter, images, output, PredictOptions(**given), palette, keep_masks
+        )
         unreadable = list(summary["unreadable"].values())
         for sentence in unreadable[:MAX_UNREADABLE_SHOWN]:
             print(f"not read: {sentence}")

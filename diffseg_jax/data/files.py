@@ -14,6 +14,10 @@ from diffseg_jax.storage.similar import similar_path
 MASK_ENDINGS = (".png", ".npy")  # taken where a mask exists in other formats too
 LOSSY_ENDINGS = endings_of(LOSSY_FORMATS)
 OTHER_MASK_ENDINGS = (".npz", *endings_of(FORMATS.keys() - set(LOSSY_FORMATS)))
+NO_IMAGES = (  # endings of files that nobody takes for images
+    ".json", ".jsonl", ".txt", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".md", ".html", ".log",
+    ".py", ".ipynb", ".npy", ".npz", ".mat", ".h5", ".pkl", ".zip", ".tar", ".gz", ".pt", ".pth",
+)  # fmt: skip
 MAX_LISTED = 12  # folders or endings in a sentence
 FILES_OF_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini", ":zone.identifier")  # of Windows
 FOLDERS_OF_SYSTEMS = (  # small copies and deleted files, of Synology, macOS and Windows
@@ -107,10 +111,12 @@ def skipped_note(folder, files) -> tuple[str, ...]:
     if not files:
         return ()
     are = "is" if len(files) == 1 else "are"
+    advice = " Save images among them as JPEG or PNG."
+    if all(ends_with(file, NO_IMAGES) for file in files):
+        advice = ""
     return (
         f"{counted(len(files), 'file')} in {folder} {are} skipped, since no image ends so: "
-        f"{_counted_endings(files)}; the first is {files[0]}. Save images among them as JPEG or "
-        "PNG.",
+        f"{_counted_endings(files)}; the first is {files[0]}.{advice}",
     )
 
 

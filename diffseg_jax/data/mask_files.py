@@ -35,6 +35,7 @@ AREA_OF_EACH = 8  # pixels of each level, on average, at least
 FLAT_SHARE = 0.5  # of the pixels of a flat image that have one of its FEW commonest colours
 GREY, COLOUR, BLANK, FLAT = "few grey levels", "few colours", "one colour", "flat areas"
 MAX_REASONS = 4  # in a sentence
+KEEP_OPTION = "To take them as images: --config.unlabelled.options.keep_masks=True."
 
 
 def is_mask_folder(name: str) -> bool:
@@ -53,12 +54,13 @@ def _plain(name):
 
 
 def without_masks(
-    root: Path, files: Sequence[str], by_name: bool = True
+    root: Path, files: Sequence[str], by_name: bool = True, remedy: str = KEEP_OPTION
 ) -> tuple[list[str], tuple[str, ...]]:
     """The files that are no masks, and a sentence about the others.
 
     files    paths of images relative to root, with "/"
     by_name  whether names of folders and files count; not where they name classes
+    remedy   the sentence that says how to take them all the same
 
     Masks are: files with few levels in a folder or with a name of masks, or with the name of
     another image; flat files with such a name and that of another image; grey ones with few levels,
@@ -81,7 +83,7 @@ def without_masks(
             "taken as images, since there are no others.",
         )
     kept = [file for file in files if file not in masks]
-    return kept, (_sentence(root, masks, len(files)),)
+    return kept, (f"{_sentence(root, masks, len(files))} {remedy}",)
 
 
 class _Signs:
@@ -197,6 +199,5 @@ def _sentence(root, masks, total):
     ]
     return (
         f"{len(masks)} of {counted(total, 'image')} in {root} are left out, since they look like "
-        f"masks: {'; '.join(shown)}{'; ...' if len(reasons) > MAX_REASONS else ''}. To take them "
-        "as images: --config.unlabelled.options.keep_masks=True."
+        f"masks: {'; '.join(shown)}{'; ...' if len(reasons) > MAX_REASONS else ''}."
     )

@@ -119,11 +119,12 @@ def metadata_of(segmenter: Segmenter, labels: Labels, options: PredictOptions) -
 
 def predict_files(
     segmenter: Segmenter, images: Sequence[str], output: str, options: PredictOptions,
-    palette: str = "own",
+    palette: str = "own", keep_masks: bool = False,
 ) -> dict:  # fmt: skip
     """Writes the predictions for images, and for all images in folders; returns the summary.
 
-    palette  one of PALETTES
+    palette     one of PALETTES
+    keep_masks  whether files in folders that look like masks are predicted too
 
     Finished images are skipped, unreadable ones are listed. Raises UserError if there is no image
     or none can be read, and as `Summary`.
@@ -131,7 +132,7 @@ def predict_files(
     images = matching(images)
     require_apart(images, output)
     folder = open_path(output)
-    found, notes = find_images(images)
+    found, notes = find_images(images, keep_masks)
     for note in notes:
         print(f"note: {visible(note)}", flush=True)
     colours = distinct_colours(len(segmenter.names)) if palette == "readable" else segmenter.palette

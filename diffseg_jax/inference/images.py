@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
@@ -12,7 +13,8 @@ from PIL import Image
 from diffseg_jax.data.files import ends_with, expanded, skipped_note, split_files
 from diffseg_jax.data.formats import image_endings
 from diffseg_jax.data.images import read_image
-from diffseg_jax.errors import UserError
+from diffseg_jax.data.mask_files import without_masks
+from diffseg_jax.errors import UserError, visible
 from diffseg_jax.inference.image_objects import (
     ACCEPTED,
     from_array,
@@ -22,6 +24,8 @@ from diffseg_jax.inference.image_objects import (
 )
 from diffseg_jax.storage.paths import open_path, reachable
 from diffseg_jax.storage.similar import similar_path
+
+KEEP_FLAG = "To take them as images: --keep_masks=True; in Python, give a list of their paths."
 
 
 def named_images(images) -> Iterator[tuple[str, np.ndarray]]:
@@ -46,7 +50,10 @@ def named_images(images) -> Iterator[tuple[str, np.ndarray]]:
 def _images_in(item) -> Iterator[tuple[str, np.ndarray]]:
     """(name or "", image) of every image that one object stands for."""
     if is_path(item):
-        yield from ((name, read_image(path)) for name, path in list_images(item))
+        found, notes = find_images(item)
+        for note in notes:
+            warnings.warn(visible(note), stacklevel=2)
+        yield from ((name, read_image(path)) for name, path in found)
     elif is_file_content(item):
         yield "", from_file_content(item)
     elif isinstance(item, Image.Image):
@@ -62,20 +69,16 @@ def _images_in(item) -> Iterator[tuple[str, np.ndarray]]:
         raise UserError(f"images is a {type(item).__name__}, but must be {ACCEPTED}, or a list.")
 
 
-def list_images(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[tuple[str, str]]:
-    """(name, path) of the images of files, patterns and folders; see `find_images`."""
-    return find_images(paths)[0]
-
-
 def find_images(
-    paths: str | os.PathLike | Sequence[str | os.PathLike],
+    paths: str | os.PathLike | Sequence[str | os.PathLike], keep_masks: bool = False
 ) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
     """(name, path) of the images of files, patterns and folders; and sentences about the others.
 
     The images of a folder are sorted. The name is the path below the folder, or of the file,
     without ending; the ending is added if two names would be equal, and a number if they still are.
-    The sentences count the files of folders that do not end as images do. Raises UserError if a
-    path does not exist, and for a folder without images.
+    The sentences count the files of folders that do not end as images do, and those that look like
+    masks, which are not among the images unless keep_masks is True. Raises UserError if a path does
+    not exist, and for a folder without images.
     """
     found, notes = [], []
     for path in matching(paths):
@@ -89,6 +92,9 @@ def find_images(
                 raise UserError(f"there is no image or folder {path}. Check the path.{near}")
         files, others = split_files(opened, image_endings())
         notes += skipped_note(opened, others)
+        if not keep_masks:
+            files, sentences = without_masks(opened, files, remedy=KEEP_FLAG)
+            notes += sentences
         found += [(PurePath(file), f"{opened}/{file}") for file in files]
     stems = Counter(str(file.with_suffix("")) for file, _ in found)
     taken = {stem for stem, count in stems.items() if count == 1}

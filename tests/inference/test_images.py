@@ -11,7 +11,7 @@ from diffseg_jax.data import images
 from diffseg_jax.data.formats import FORMATS, image_formats
 from diffseg_jax.data.images import read_image
 from diffseg_jax.errors import UserError
-from diffseg_jax.inference.images import find_images, list_images, matching, named_images
+from diffseg_jax.inference.images import find_images, matching, named_images
 
 pytestmark = pytest.mark.quick
 
@@ -169,6 +169,25 @@ def test_all_formats_of_pillow_are_found_and_the_other_files_counted(tmp_path):
     assert note.startswith("3 files in ") and "2 .heic, 1 .txt; the first is notes.txt" in note
 
 
+def test_masks_in_folders_are_no_images_unless_they_are_named(tmp_path):
+    files = {}
+    for part, pixels in (("images", IMAGE), ("masks", IMAGE[..., 0] // 128)):
+        files[part] = tmp_path / part / "train" / "a.png"
+        files[part].parent.mkdir(parents=True)
+        Image.fromarray(pixels).save(files[part])
+    (tmp_path / "classes.json").write_text("{}")
+    found, (skipped, masks) = find_images(tmp_path)
+    assert [name for name, _ in found] == ["images/train/a"]
+    assert skipped.endswith("1 .json; the first is classes.json.")  # which no one saves as JPEG
+    assert masks.startswith(f"1 of 2 images in {tmp_path} are left out, since they look like masks")
+    assert "--keep_masks=True; in Python, give a list of their paths." in masks
+    assert len(find_images(tmp_path, keep_masks=True)[0]) == 2
+    (tmp_path / "classes.json").unlink()
+    with pytest.warns(UserWarning, match="look like masks"):
+        assert len(list(named_images(tmp_path))) == 1
+    assert len(list(named_images([files["images"], files["masks"]]))) == 2
+
+
 def test_patterns_are_expanded(tmp_path, monkeypatch):
     for file in ("a/1.png", "a/2.jpg", "a/notes.txt", "b/1.png", "[1].png", ".hidden.png"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
@@ -185,6 +204,6 @@ def test_patterns_are_expanded(tmp_path, monkeypatch):
         "[ab]": ["a", "b"],
     }.items():
         assert matching(pattern) == files
-    assert [name for name, _ in list_images("?")] == ["1_png", "2", "1_png_2"]
+    assert [name for name, _ in find_images("?")[0]] == ["1_png", "2", "1_png_2"]
     with pytest.raises(UserError, match="no file or folder like c/"):
-        list_images("c/*.png")
+        find_images("c/*.png")

@@ -19,7 +19,7 @@ from diffseg_jax.data.scenes import draw_scene
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference.converted import convert_run
 from diffseg_jax.inference.forward import make_forward
-from diffseg_jax.inference.images import list_images, named_images
+from diffseg_jax.inference.images import find_images, named_images
 from diffseg_jax.inference.locate import PRETRAINED, find_stage
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.segmenter import Segmenter
@@ -275,10 +275,10 @@ def test_names_of_files_differ(tmp_path):
     for file in ("a.png", "a.jpg", "b/a.png", "c.png"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         Image.fromarray(IMAGE).save(tmp_path / file)
-    names = [name for name, _ in list_images(tmp_path)]
+    names = [name for name, _ in find_images(tmp_path)[0]]
     assert names == ["a_jpg", "a_png", "b/a", "c"]
     Image.fromarray(IMAGE).save(tmp_path / "a_jpg.png")
-    names = [name for name, _ in list_images(tmp_path)]
+    names = [name for name, _ in find_images(tmp_path)[0]]
     assert sorted(names) == ["a_jpg", "a_jpg_2", "a_png", "b/a", "c"]
     again = [tmp_path / "c.png", tmp_path / "b", tmp_path / "c.png", IMAGE]
     assert [name for name, _ in named_images(again)] == ["c", "a", "c_2", "000003"]
