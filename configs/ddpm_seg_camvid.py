@@ -46,7 +46,7 @@ def get_config():
     c.samples = dict(images=16, sampler="ddpm", steps="100", eta=0.0)
 
     c.features = dict(
-        source="network",                 # network | colour (colour and position: a baseline)
+        sources=("adm",),                 # adm: this network | colour (colour and place)
         steps=(0, 50, 150),               # noise levels in 0..diffusion.steps - 1
         blocks=(0, 1, 2, 3, 4, 5),        # output blocks of the network
         short=128,                        # short side of the network's input; 0: as it is

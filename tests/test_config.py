@@ -234,3 +234,11 @@ def test_the_subset_that_is_typed_replaces_that_of_the_file(typed, subset, capsy
     assert (data.fraction, data.count, data.list_path) == subset
     said = "data.fraction is given, so data.count=6 of the config is off\n"
     assert capsys.readouterr().err in ("", said, said.replace("fraction", "list_path"))
+
+
+def test_names_may_stand_between_commas_without_quotes():
+    file = TINY.parents[2] / "configs/ddpm_seg_camvid.py"
+    read = lambda *given: read_config(str(file), given).features.sources
+    assert read(("features.sources", "adm,efficientnet_lite0")) == ("adm", "efficientnet_lite0")
+    assert read(("features.sources", "dinov2=a/b.pth")) == ("dinov2=a/b.pth",)
+    assert read(("features.source", "colour")) == ("colour",)  # the option of version 0.2

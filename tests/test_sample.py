@@ -13,9 +13,10 @@ from diffseg_jax.diffusion.process import make_process
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference import sampling
+from diffseg_jax.sources.diffusion import make_network, make_settings
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.networks import open_network
-from diffseg_jax.systems import ddpm_sampling, ddpm_seg
+from diffseg_jax.systems import ddpm_sampling, ddpm_seg_config
 
 OPTIONS = dict(sampler="ddim", steps="ddim4")
 
@@ -42,7 +43,7 @@ def compiled_once():
 def task_of(num_classes):
     config = get_config()
     config.model.num_classes = num_classes
-    return ddpm_seg.make_task(config, "pretrain", (16, 16), num_classes)
+    return ddpm_seg_config.make_task(config, "pretrain", (16, 16), num_classes)
 
 
 def write(directory, num_classes):
@@ -100,7 +101,7 @@ def test_an_image_is_a_function_of_seed_and_index(checkpoint, whole):
 
 def test_indices_may_come_in_any_order(checkpoint, whole):
     values, meta = open_network(checkpoint)
-    network = ddpm_seg.make_network(ddpm_seg.make_settings(meta["task"]["model"]), "float32", False)
+    network = make_network(make_settings(meta["task"]["model"]), "float32", False)
     process = make_process("cosine", 20, "ddim4")
     images = ddpm_sampling.sample_images(
         sampling.make_step(network, process, meta["task"]["diffusion"], "ddim", 0.0),

@@ -25,6 +25,7 @@ MOVED = {
     "ddpm_seg_ffhq34.py": "ddpm_seg_published.py:ffhq34",
     "ddpm_seg_horse21.py": "ddpm_seg_published.py:horse21",
 }
+RENAMED = {"features.source": "features.sources"}  # options of version 0.2 -> their replacements
 # At most one of these options selects a part of the labelled images; these values select all.
 SUBSET = {"data.fraction": 1.0, "data.count": 0, "data.list_path": ""}
 BOOLEANS = {
@@ -47,6 +48,7 @@ def read_config(given: str, overrides: Iterable[tuple[str, str | bool]] = ()):
     config = run_config(given).lock()
     values = {}
     for path, text in overrides:
+        path = RENAMED.get(path, path)
         value = converted(path, text, find(config, path))
         is_repeated = path in values and isinstance(value, (tuple, list))
         values[path] = values[path] + value if is_repeated else value
@@ -161,13 +163,13 @@ def _parsed(text, now):
 
 
 def _elements(text):
-    """The elements of a tuple or list in Python syntax; a bare name is a single string."""
+    """The elements of a tuple or list in Python syntax, or of bare names between commas."""
     try:
         value = ast.literal_eval(text)
-    except ValueError:
-        return (text,)
-    except SyntaxError:
-        if "," in text or " " in text:
+    except (ValueError, SyntaxError) as error:
+        if re.fullmatch(r"[^\s()\[\]'\",]+(,[^\s()\[\]'\",]+)*", text):
+            return tuple(text.split(","))
+        if isinstance(error, SyntaxError) and ("," in text or " " in text):
             raise
         return (text,)
     return value if isinstance(value, (tuple, list)) else (value,)

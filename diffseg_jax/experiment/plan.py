@@ -35,7 +35,7 @@ from diffseg_jax.experiment.start_step import (
 )
 from diffseg_jax.inference.views import Protocol, protocol_of
 from diffseg_jax.storage.checkpoints import steps_in
-from diffseg_jax.storage.networks import first_has_checkpoint, require_checkpoint
+from diffseg_jax.storage.networks import first_has_checkpoint, open_meta, require_checkpoint
 from diffseg_jax.storage.paths import open_path
 from diffseg_jax.storage.workdir import as_json, stage_directory
 from diffseg_jax.systems.methods import SYSTEMS
@@ -159,6 +159,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     Raises UserError for whatever would stop a stage later.
     """
     check_config(config)
+    config = _complete(config, workdir)
     data, before, stages, skipped = _Data(config), [], [], []
     mesh, log = _mesh_and_log(config, workdir)
     for name in config.run:
@@ -169,6 +170,16 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         stages.append(_plan_stage(config, name, data, before, workdir, mesh, log))
         before.append(name)
     return Plan(tuple(stages), tuple(skipped), tuple(config.run), workdir, mesh, log)
+
+
+def _complete(config, workdir):
+    """The config with what files say, or the checkpoints of its stages where they have some."""
+
+    def kept(name):
+        directory = stage_directory(workdir, name)
+        return open_meta(directory)["task"] if first_has_checkpoint(directory) else {}
+
+    return SYSTEMS[config.system].complete(config, kept)
 
 
 class _Data:
@@ -369,6 +380,7 @@ def plan_evaluations(
     config: ConfigDict, workdir: Path, names: Sequence[str]
 ) -> list[Evaluation]:
     """The evaluations of labelled stages of a checked config; training data are not opened."""
+    config = _complete(config, workdir)
     (mesh, log), source = _mesh_and_log(config, workdir), _Data(config).val
     tasks = [make_compiled_task(config, name, len(source.labels.names), mesh) for name in names]
     return [

@@ -22,9 +22,10 @@ from diffseg_jax.inference.converted import (
     save_converted,
 )
 from diffseg_jax.inference.locate import find_stage, step_to_open
+from diffseg_jax.sources.diffusion import make_settings
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.workdir import as_json
-from diffseg_jax.systems.ddpm_seg_config import check_taps, make_settings, read_noise
+from diffseg_jax.systems.ddpm_seg_config import check_taps, read_noise
 from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.weights.adm import load_adm
 from diffseg_jax.weights.formats import read_arrays
@@ -60,7 +61,7 @@ def convert_ensemble(
     named = _taps_of(Path(folder).resolve().name)
     steps, blocks = feature_steps or named[0], feature_blocks or named[1]
     features = {
-        "source": "network", "steps": steps, "blocks": blocks, "short": 0, "share_noise": True,
+        "sources": ("adm",), "steps": steps, "blocks": blocks, "short": 0, "share_noise": True,
         "noise_file": noise_file, "draws": 1, "dtype": "float16", "place": "device",
     }  # fmt: skip
     check_taps(ConfigDict(features), make_settings(model), diffusion["steps"])

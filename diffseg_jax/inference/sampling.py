@@ -11,10 +11,10 @@ from diffseg_jax.diffusion.process import make_process
 from diffseg_jax.errors import UserError
 from diffseg_jax.models.adm_unet import check_classes
 from diffseg_jax.models.network import Network
+from diffseg_jax.sources.diffusion import make_network, make_settings
 from diffseg_jax.storage.networks import open_meta, open_network
 from diffseg_jax.storage.paths import open_path
 from diffseg_jax.systems.ddpm_sampling import make_step, sample_images
-from diffseg_jax.systems.ddpm_seg import make_network, make_settings
 from diffseg_jax.systems.ddpm_seg_config import check_size
 
 

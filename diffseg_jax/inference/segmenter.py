@@ -93,7 +93,7 @@ class Segmenter:
     @own_settings()
     def __init__(self, directory, network: dict, meta: dict, dtype=None, device=None):
         config = _with_tuples(meta["config"])
-        if "model" not in config:
+        if not config.keys() & {"model", "features"}:
             raise UserError(
                 f"{directory} was converted by an older version, whose description of the network "
                 "is incomplete. Convert the file again."
@@ -142,7 +142,7 @@ class Segmenter:
             config = system.with_steps(config, steps, samples)
         stage = config.get("stages", {}).get(self.meta["stage"])
         crop = stage.augment.crop if stage else self.meta["task"].get("size", TRACED_SIZE)
-        classes = len(self.names) or config.model.get("num_classes", 0)
+        classes = len(self.names) or config.get("model", {}).get("num_classes", 0)
         kind = self.meta["task"]["kind"]
         return system.make_task(config, kind, tuple(crop), classes)
 

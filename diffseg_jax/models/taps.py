@@ -27,8 +27,8 @@ class PixelFeatures:
     maps     f[N, h_i, w_i, C_i] each, in the order of their channels; jax or numpy arrays of any
              float type, read as float32. Numpy arrays stay in the host's memory
     size     (H, W)
-    covered  fractions of a map's height and width that the image fills, in (0, 1]; the rest covers
-             padding to its right and below it
+    covered  a pair per map: the fractions of its height and width that the image fills, in (0, 1];
+             the rest covers padding to its right and below it. () = images fill all maps
 
     Values between the pixels of a map are bilinear, with half-pixel centres and repeated edges, as
     in torch.nn.functional.interpolate(..., align_corners=False).
@@ -36,7 +36,7 @@ class PixelFeatures:
 
     maps: tuple
     size: tuple[int, int]
-    covered: tuple[float, float] = (1.0, 1.0)
+    covered: tuple[tuple[float, float], ...] = ()
 
     @property
     def width(self) -> int:
@@ -60,14 +60,17 @@ class PixelFeatures:
         """
         xp = jnp if isinstance(self.maps[0], jax.Array) else np
         indices = image, y, x
-        parts = [_gather(values, *self._neighbours(values), *indices, xp) for values in self.maps]
+        parts = [
+            _gather(values, *self._neighbours(values, part), *indices, xp)
+            for values, part in self._with_covered()
+        ]
         return xp.concatenate(parts, -1)
 
     def dense(self) -> jax.Array:
         """The features of all pixels, f32[N, H, W, D]: for small images and for tests."""
         parts = []
-        for values in self.maps:
-            rows, columns = self._neighbours(values)
+        for values, part in self._with_covered():
+            rows, columns = self._neighbours(values, part)
             enlarged = _blend(jnp.asarray(values, jnp.float32), rows, axis=1)
             parts.append(_blend(enlarged, columns, axis=2))
         return jnp.concatenate(parts, -1)
@@ -89,13 +92,13 @@ class PixelFeatures:
         strip = min(strip or height, height)
         strips = -(-height // strip)
         tables = []
-        for values in sums:
-            matrix = _matrix(*self._neighbours(values)[0], values.shape[1])
+        for values, part in sums:
+            matrix = _matrix(*self._neighbours(values, part)[0], values.shape[1])
             matrix = np.pad(matrix, ((0, strips * strip - height), (0, 0)))
             tables.append(matrix.reshape(strips, strip, -1))
 
-        rows_first = [jnp.moveaxis(values, 1, 0) for values in sums]  # no copy if N is 1
-        along = [self._neighbours(values)[1] for values in sums]
+        rows_first = [jnp.moveaxis(values, 1, 0) for values, _ in sums]  # no copy if N is 1
+        along = [self._neighbours(values, part)[1] for values, part in sums]
 
         def one(matrices):
             total = 0
@@ -112,24 +115,26 @@ class PixelFeatures:
         return jax.tree.map(joined, made)
 
     def _project_maps(self, kernel):
-        """The layer's outputs summed per resolution: f32[N, h, w, O] each."""
+        """The layer's outputs summed per resolution: (f32[N, h, w, O], covered) each."""
         sums, start = {}, 0
-        for values in self.maps:
+        for values, covered in self._with_covered():
             part = kernel[start : start + values.shape[-1]]
             start += values.shape[-1]
             output = jnp.matmul(jnp.asarray(values, jnp.float32), part, precision="highest")
-            shape = values.shape[1:3]
-            sums[shape] = sums[shape] + output if shape in sums else output
-        return list(sums.values())
+            grid = values.shape[1:3], covered
+            sums[grid] = sums[grid] + output if grid in sums else output
+        return [(output, covered) for (_, covered), output in sums.items()]
 
-    def _neighbours(self, values):
+    def _with_covered(self):
+        """Every map with its pair of fractions."""
+        return zip(self.maps, self.covered or ((1.0, 1.0),) * len(self.maps), strict=True)
+
+    def _neighbours(self, values, covered):
         """The map's neighbours and weights of the H rows and of the W columns of pixels."""
         return tuple(
             half_pixel_neighbours(length, count, covered=part)
-            for length, count, part in zip(
-                values.shape[1:3], self.size, self.covered, strict=True
-            )
-        )  # fmt: skip
+            for length, count, part in zip(values.shape[1:3], self.size, covered, strict=True)
+        )
 
 
 def _gather(values, rows, columns, image, y, x, xp):
@@ -161,7 +166,7 @@ def stack(
         else:
             runs.append([values])
     joined = tuple(jnp.concatenate(run, -1) if len(run) > 1 else run[0] for run in runs)
-    return PixelFeatures(joined, tuple(size), tuple(covered))
+    return PixelFeatures(joined, tuple(size), (tuple(covered),) * len(joined))
 
 
 def _matrix(low, high, part, length):

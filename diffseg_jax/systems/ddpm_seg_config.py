@@ -9,25 +9,70 @@ from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.bounds import LOSSES
 from diffseg_jax.diffusion.process import TARGETS, VARIANCES, make_process
 from diffseg_jax.diffusion.schedules import BETAS
-from diffseg_jax.errors import UserError
+from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.models.adm_unet import ADMSettings
+from diffseg_jax.sources.chosen import FROZEN, SOURCE_NAMES, source_entries, source_names
+from diffseg_jax.sources.diffusion import make_settings
+from diffseg_jax.sources.pretrained import load_source, require_files, source_sizes
 from diffseg_jax.systems.ddpm_sampling import SAMPLERS
-from diffseg_jax.systems.ddpm_seg import make_settings, make_task
+from diffseg_jax.systems.ddpm_seg import pretrain_task
+from diffseg_jax.systems.few_labels import fit_task
 from diffseg_jax.systems.pixel_fit import RECIPES
 from diffseg_jax.systems.system import System, TapGrid, require_same_network
 from diffseg_jax.systems.task import Task
 from diffseg_jax.weights.adm import ORDERS, load_adm
 from diffseg_jax.weights.formats import read_arrays
 
+TASKS = {"pretrain": pretrain_task, FIT: fit_task}
+
+
+def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:
+    """The task of a stage.
+
+    config       reads dtype, remat, and model, diffusion, samples, or features and ensemble; sizes
+                 of networks that files give must be in it (`complete`)
+    kind         a key of TASKS
+    crop         (height, width) of training images and of samples
+    num_classes  of the images, 0 if they have none; of their pixels for a fit
+    """
+    return TASKS[kind](config, kind, crop, num_classes)
+
+
 # ---- where a stage starts ----------------------------------------------------------------------
 
 
+def complete(config, kept):
+    """The config with the sizes of networks that files give, in features.networks.
+
+    kept  stage -> `Task.meta` of its checkpoint, {} without one; its sizes need no file
+    Raises UserError for files that are missing or hold another network.
+    """
+    fits = [name for name in config.run if config.stages[name].kind == FIT]
+    frozen = [e for e in source_entries(config.features) if e.name in FROZEN] if fits else []
+    if not frozen:
+        return config
+    known = kept(fits[0]).get("features", {}).get("networks", {})
+    networks = {e.name: known[e.name] if e.name in known else source_sizes(e) for e in frozen}
+    completed = config.copy_and_resolve_references()
+    with completed.unlocked():
+        completed.features.networks = networks
+    return completed
+
+
 def given_arrays(config, kind: str, abstract: dict) -> dict:
-    """The noise of a file for a fit, if the config names one."""
-    if kind != FIT or not config.features.noise_file:
+    """What files give a fit: the networks of its sources, and the noise if the config names one."""
+    if kind != FIT:
         return {}
-    shape = abstract["stats"]["noise"].shape
-    return {"stats": {"noise": read_noise(config.features.noise_file, shape)}}
+    features, arrays = config.features, {"params": {}, "stats": {}}
+    for entry in source_entries(features):
+        if entry.name in FROZEN:
+            found = load_source(entry, features.networks[entry.name].to_dict())
+            for part in found:
+                arrays[part] |= found[part]
+    if features.get("noise_file"):
+        shape = abstract["stats"]["noise"].shape
+        arrays["stats"]["noise"] = read_noise(features.noise_file, shape)
+    return arrays
 
 
 def read_noise(path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -59,6 +104,15 @@ def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
     that do not show in the arrays.
     """
     here = task.meta
+    if "model" not in here:
+        raise UserError(
+            f"features.sources is {here['features']['sources']}, none of which starts from a "
+            "stage. Try --config.stages.fit.start=weights."
+        )
+    if "model" not in meta or "diffusion" not in meta:
+        raise UserError(
+            "the stage to start from holds no diffusion model. Give one whose kind is pretrain."
+        )
     for part, keys in (("model", sorted(here["model"])), ("diffusion", PROCESS_KEYS)):
         for key in keys:
             mine, theirs = here[part][key], meta[part][key]
@@ -69,7 +123,9 @@ def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
                 )
     unet = previous["params"].get("unet", previous["params"])
     taken = {"params": {"unet": unet} if task.fit else unet}
-    require_same_network({"params": abstract["params"]}, taken)
+    expected = abstract["params"]
+    expected = {"unet": expected["unet"]} if task.fit else expected
+    require_same_network({"params": expected}, taken)
     return taken
 
 
@@ -83,8 +139,11 @@ def _listed(value):
 def load_weights(config, abstract: dict, task: Task) -> dict:
     """All parameters, from the official guided-diffusion checkpoint config.weights.
 
-    Raises UserError for arrays that are missing, extra or of another shape.
+    A fit without the source "adm" has none from there. Raises UserError for arrays that are
+    missing, extra or of another shape.
     """
+    if "model" not in task.meta:
+        return {}
     arrays = read_arrays(config.weights, config.get("weights_part", ""))
     settings = make_settings(task.meta["model"])
     unet = load_adm(arrays, settings, config.weights_order, config.weights)
@@ -98,8 +157,8 @@ SHARES = (0.0, 0.025, 0.05, 0.1, 0.15, 0.25, 0.4, 0.6)  # of the diffusion's ste
 
 
 def tap_grid(config) -> TapGrid | None:
-    """All blocks, at the steps of the config and at those of SHARES; None for colour features."""
-    if config.features.source != "network":
+    """All blocks, at the steps of the config and at those of SHARES; None for other sources."""
+    if source_names(config.features) != ["adm"]:
         return None
     settings = make_settings(config.model)
     widths = [width for width in reversed(settings.widths) for _ in range(settings.res_blocks + 1)]
@@ -117,7 +176,7 @@ OPTIONS = {
     "weights": Text(),
     "weights_part": Optional(Text()),
     "weights_order": Text(ORDERS),
-    "model": {
+    "model": Optional({
         "channels": Number(int, 32, 8192),
         "channel_mult": Several(Number(float, 0.1, 64), minimum=1, maximum=10),
         "res_blocks": Number(int, 1, 16),
@@ -130,8 +189,8 @@ OPTIONS = {
         "num_classes": Number(int, 0, 2**20),
         "learn_sigma": Flag(),
         "dropout": Number(float, 0, 0.99),
-    },
-    "diffusion": {
+    }),
+    "diffusion": Optional({
         "schedule": Text(tuple(BETAS)),
         "steps": Number(int, 1, 100_000),
         "rescale_timesteps": Flag(),
@@ -139,8 +198,8 @@ OPTIONS = {
         "variance": Text(VARIANCES),
         "loss": Text(LOSSES),
         "timesteps": Text(timesteps.TIMESTEP_SAMPLERS),
-    },
-}
+    }),
+}  # fmt: skip
 STAGE_OPTIONS = {  # kind of stage -> further options of a config with such a stage
     "pretrain": {
         "samples": {
@@ -152,13 +211,16 @@ STAGE_OPTIONS = {  # kind of stage -> further options of a config with such a st
     },
     FIT: {
         "features": {
-            "source": Text(("network", "colour")),
-            "steps": Several(Number(int, 0), minimum=1),
-            "blocks": Several(Number(int, 0), minimum=1),
+            "source": Optional(Text(("network", "colour"))),  # before 0.3
+            "sources": Optional(Several(Text(), minimum=1)),
+            "taps": Optional(Several(Text())),
             "short": Number(int, 0, 16384),
-            "share_noise": Flag(),
-            "noise_file": Text(),
-            "draws": Number(int, 1, 256),
+            "shorts": Optional(Several(Number(int, 0, 16384))),  # one for each source
+            "steps": Optional(Several(Number(int, 0), minimum=1)),  # these five: of "adm"
+            "blocks": Optional(Several(Number(int, 0), minimum=1)),
+            "share_noise": Optional(Flag()),
+            "noise_file": Optional(Text()),
+            "draws": Optional(Number(int, 1, 256)),
             "dtype": Text(("float16", "float32")),
             "place": Text(("device", "host")),
         },
@@ -175,7 +237,45 @@ STAGE_OPTIONS = {  # kind of stage -> further options of a config with such a st
 
 def check(config):
     """Raises UserError for option values that do not go together."""
-    settings, diffusion = make_settings(config.model), config.diffusion
+    kinds = {config.stages[name].kind for name in config.run}
+    names = source_names(config.features) if "features" in config else []
+    reads_model = "adm" in names if FIT in kinds else False
+    settings = None
+    if "model" in config and "diffusion" in config:
+        settings = make_settings(config.model)
+        check_diffusion(config, settings)
+    elif "pretrain" in kinds or reads_model:
+        raise UserError(
+            "the config has no model and diffusion, which its stages need. Copy them from "
+            "configs/ddpm_seg_camvid.py, or take features of another source, such as "
+            "--config.features.sources=efficientnet_lite0."
+        )
+    if "features" in config:
+        check_features(config, settings)
+    for name in config.run:
+        stage = config.stages[name]
+        if stage.kind == FIT and "adm" not in names:
+            continue
+        if stage.start == "weights" and not config.weights:
+            raise UserError(
+                f"stages.{name}.start is weights, but no file is given. "
+                "Try --config.weights=lsun_bedroom.pt."
+            )
+        if stage.kind == FIT:
+            continue
+        square = config.unlabelled.options.get("square", 0)
+        check_size(tuple(stage.augment.crop), settings, f"stages.{name}.augment.crop")
+        if square and max(stage.augment.crop) > square:
+            raise UserError(
+                f"stages.{name}.augment.crop is {tuple(stage.augment.crop)}, but the images are "
+                f"squares of {square}; the difference would be padding. "
+                f"Try --config.unlabelled.options.square={max(stage.augment.crop)}."
+            )
+
+
+def check_diffusion(config, settings: ADMSettings):
+    """Raises UserError for options of the network and its diffusion that do not go together."""
+    diffusion = config.diffusion
     if problem := settings.problem():
         raise UserError(f"model: {problem}")
     if settings.learn_sigma != (diffusion.variance == "learned"):
@@ -196,31 +296,17 @@ def check(config):
             f"samples.eta is {config.samples.eta}, which only ddim reads. "
             "Try --config.samples.sampler=ddim."
         )
-    if "features" in config:
-        check_features(config, settings)
-    for name in config.run:
-        stage = config.stages[name]
-        if stage.start == "weights" and not config.weights:
-            raise UserError(
-                f"stages.{name}.start is weights, but no file is given. "
-                "Try --config.weights=lsun_bedroom.pt."
-            )
-        if stage.kind == FIT:
-            continue
-        square = config.unlabelled.options.get("square", 0)
-        check_size(tuple(stage.augment.crop), settings, f"stages.{name}.augment.crop")
-        if square and max(stage.augment.crop) > square:
-            raise UserError(
-                f"stages.{name}.augment.crop is {tuple(stage.augment.crop)}, but the images are "
-                f"squares of {square}; the difference would be padding. "
-                f"Try --config.unlabelled.options.square={max(stage.augment.crop)}."
-            )
 
 
-def check_features(config, settings: ADMSettings):
-    """Raises UserError for features that the network does not have, and options that conflict."""
+def check_features(config, settings: ADMSettings | None):
+    """Raises UserError for features that no source has, and options that conflict.
+
+    settings  of the diffusion model; None where the config has none
+    """
     features, ensemble = config.features, config.ensemble
+    names = check_sources(features)
     starts = {config.stages[name].start for name in config.run if config.stages[name].kind == FIT}
+    expected = "weights" if set(names) & set(FROZEN) else "random"
     widened = [scale for scale in config.evaluate.scales if scale != 1]
     rules = (
         (
@@ -229,14 +315,14 @@ def check_features(config, settings: ADMSettings):
             "Try (128, 32), or () for the paper's.",
         ),
         (
-            features.noise_file and not features.share_noise,
+            features.get("noise_file") and not features.share_noise,
             "features.noise_file is given, but features.share_noise=False reads no file. "
             "Try --config.features.share_noise=True.",
         ),
         (
-            features.source == "colour" and starts - {"random"},
-            "features.source is colour, which has no network to start from. "
-            "Try --config.stages.fit.start=random.",
+            "adm" not in names and starts - {expected},
+            f"features.sources is {', '.join(names)}, which has no network to start from in a "
+            f"stage or in config.weights. Try --config.stages.fit.start={expected}.",
         ),
         (
             features.short and (widened or config.evaluate.view != "whole"),
@@ -244,16 +330,48 @@ def check_features(config, settings: ADMSettings):
             'back. Use evaluate.view="whole" and scales=(1.0,), or features.short=0.',
         ),
         (
-            settings.num_classes,
-            f"model.num_classes is {settings.num_classes}, but features are read from networks "
+            settings and settings.num_classes,
+            "model.num_classes is not 0, but features are read from networks "
             "without classes, such as lsun_bedroom.",
         ),
     )
     for wrong, sentence in rules:
         if wrong:
             raise UserError(sentence)
-    if features.source == "network":
+    if "adm" in names:
         check_taps(features, settings, config.diffusion.steps)
+
+
+def check_sources(features) -> list[str]:
+    """The names of the sources; UserError for unknown ones, and for options that lack one."""
+    entries = source_entries(features)
+    names = [entry.name for entry in entries]
+    for index, entry in enumerate(entries):
+        require_known(entry.name, SOURCE_NAMES, "feature source")
+        if entry.name in names[:index]:
+            raise UserError(f"features.sources names {entry.name} twice. Give each source once.")
+        if entry.file and entry.name not in FROZEN:
+            raise UserError(
+                f"features.sources gives {entry.name} the file {entry.file}, but its network comes "
+                "from stages.fit.start and config.weights. Leave the file out."
+            )
+    shorts = features.get("shorts", ())
+    if shorts and len(shorts) != len(names):
+        raise UserError(
+            f"features.shorts is {tuple(shorts)}, but there are {len(names)} sources. Give a "
+            "number for each, 0 for images as they are."
+        )
+    missing = [key for key in ADM_KEYS if "adm" in names and key not in features]
+    if missing:
+        raise UserError(
+            f"features has no {missing[0]}, which the source adm reads. Write it into the config, "
+            "as configs/ddpm_seg_camvid.py does."
+        )
+    require_files(entries)
+    return names
+
+
+ADM_KEYS = ("steps", "blocks", "share_noise", "draws")
 
 
 def check_taps(features, settings: ADMSettings, steps: int):
@@ -289,7 +407,8 @@ def check_size(size: tuple[int, int], settings: ADMSettings, what: str):
 def note(config, kind: str, start: str) -> str:
     """A sentence for the user before a stage with that `start` runs, or an empty string."""
     published = kind == FIT and config.ensemble.classifiers
-    if published and config.features.source == "network" and not config.features.noise_file:
+    reads_noise = published and "adm" in source_names(config.features)
+    if reads_noise and not config.features.get("noise_file"):
         return (
             "without --config.features.noise_file the noise is drawn here and differs from the one "
             "that the published classifiers were trained with"
@@ -306,6 +425,7 @@ DDPM_SEG = System(
     options=OPTIONS,
     stage_options=STAGE_OPTIONS,
     check=check,
+    complete=complete,
     note=note,
     tap_grid=tap_grid,
     convention="ddpm_seg",

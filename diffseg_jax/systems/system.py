@@ -56,6 +56,8 @@ class System:
     options        the options that its configs hold besides `config.options.COMMON`
     stage_options  kind of stage -> further options that a config with such a stage holds
     check          raises UserError for option values that do not go together
+    complete       (config, kept) -> the config with what its files say, such as sizes of networks;
+                   kept: stage -> `Task.meta` of its checkpoint, {} without one
     start_of       (config, kind, start) -> "random", "weights", a stage's name or a directory
     skips          (config, kind) -> whether the config skips stages of this kind
     note           (config, kind, start) -> a sentence for the user before the stage runs, or ""
@@ -77,6 +79,7 @@ class System:
     given_arrays: Callable[..., dict] = lambda config, kind, abstract: {}
     stage_options: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     check: Callable = lambda config: None
+    complete: Callable[..., Mapping] = lambda config, kept: config
     start_of: Callable[..., str] = lambda config, kind, start: start
     skips: Callable[..., bool] = lambda config, kind: False
     note: Callable[..., str] = lambda config, kind, start: ""

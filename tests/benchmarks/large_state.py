@@ -20,7 +20,7 @@ from diffseg_jax.devices.mesh import make_mesh, state_shardings
 from diffseg_jax.errors import size
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.integrity import fingerprints
-from diffseg_jax.systems import ddpm_seg
+from diffseg_jax.systems import ddpm_seg_config
 from diffseg_jax.training import loop, resources
 from diffseg_jax.training.optimizer import make_optimizer
 
@@ -30,7 +30,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "ddpm_published.py"
 def stage_of(config):
     """A stage with only what its state needs: no data, no moving average."""
     options = config.stages.pretrain
-    task = ddpm_seg.make_task(config, "pretrain", tuple(options.augment.crop), 0)
+    task = ddpm_seg_config.make_task(config, "pretrain", tuple(options.augment.crop), 0)
     optimizer = make_optimizer(
         "adamw", 1e-4, b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=0.0, no_decay=(), clip_norm=0.0
     )

@@ -39,7 +39,7 @@ def get_config():
     c.samples = dict(images=3, sampler="ddim", steps="ddim4", eta=0.0)
 
     c.features = dict(
-        source="network", steps=(1, 5), blocks=(0, 2), short=16, share_noise=True, noise_file="",
+        sources=("adm",), steps=(1, 5), blocks=(0, 2), short=16, share_noise=True, noise_file="",
         draws=1, dtype="float16", place="device",
     )
     c.ensemble = dict(recipe="paper", members=3, widths=(8, 4), small_objects=20, classifiers="")

@@ -13,7 +13,7 @@ from diffseg_jax.experiment import ensemble_stage, stages, tap_study
 from diffseg_jax.experiment.plan import check_config, make_plan
 from diffseg_jax.inference import sampling
 from diffseg_jax.storage.networks import open_network
-from diffseg_jax.systems import ddpm_seg
+from diffseg_jax.systems import ddpm_seg_config
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_finished_fit_is_not_repeated_and_eval_agrees(fitted, seg_config, caps
 
 
 def test_colours_need_no_network(seg_config, tmp_path):
-    seg_config.features.source, seg_config.stages.fit.start = "colour", "random"
+    seg_config.features.sources, seg_config.stages.fit.start = ("colour",), "random"
     seg_config.run = ("fit",)
     stages.train(seg_config, tmp_path)
     network, meta = open_network(tmp_path / "checkpoints" / "fit")
@@ -81,7 +81,7 @@ def test_features_in_the_hosts_memory_give_the_same_fit(seg_config, fitted, tmp_
 
 def test_random_weights_make_a_network_as_deep_as_trained_ones(seg_config):
     """Fresh residual branches end in zeros, which would leave a linear filter of the image."""
-    task = ddpm_seg.make_task(seg_config, "fit", (32, 48), 9)
+    task = ddpm_seg_config.make_task(seg_config, "fit", (32, 48), 9)
     params = jax.jit(task.init)(jax.random.key(0))["params"]["unet"]
     assert np.std(params["output_2"]["residual"]["conv2"]["kernel"]) > 1e-3
 
@@ -95,7 +95,7 @@ def test_random_weights_make_a_network_as_deep_as_trained_ones(seg_config):
     ({"features.blocks": (1, 1)}, "holds 1 twice"),
     ({"ensemble.widths": (64,)}, "has two hidden layers"),
     ({"features.noise_file": "a.npy", "features.share_noise": False}, "reads no file"),
-    ({"features.source": "colour"}, "no network to start from"),
+    ({"features.sources": ("colour",)}, "no network to start from"),
     ({"evaluate.scales": (0.5, 1.0)}, "would be brought back"),
     ({"stages.fit.start": "weights"}, "start is weights, but no file is given"),
     ({"ensemble.recipe": "slow"}, "must be one of paper, fast"),

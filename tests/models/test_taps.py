@@ -33,7 +33,8 @@ def values(*shape, seed=0, dtype=np.float32):
 def features(shapes, size, covered=(1.0, 1.0), images=1, host=False, dtype=np.float32):
     """PixelFeatures of random maps with the shapes (h, w, C)."""
     maps = [values(images, *shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
-    return PixelFeatures(tuple(maps if host else map(jnp.asarray, maps)), size, covered)
+    maps = tuple(maps if host else map(jnp.asarray, maps))
+    return PixelFeatures(maps, size, (covered,) * len(maps))
 
 
 @st.composite
@@ -198,8 +199,8 @@ def test_neighbours_of_one_resolution_become_one_map():
     maps = [jnp.asarray(values(2, *shape, seed=i)) for i, shape in enumerate(shapes)]
     found = stack(maps, (8, 9), (0.9, 1.0))
     assert [m.shape for m in found.maps] == [(2, 2, 3, 5), (2, 4, 6, 5), (2, 2, 3, 5)]
-    assert (found.size, found.covered) == ((8, 9), (0.9, 1.0))
-    apart = PixelFeatures(tuple(maps), (8, 9), (0.9, 1.0))
+    assert (found.size, found.covered) == ((8, 9), ((0.9, 1.0),) * len(found.maps))
+    apart = PixelFeatures(tuple(maps), (8, 9), ((0.9, 1.0),) * len(maps))
     np.testing.assert_array_equal(found.dense(), apart.dense())
 
 

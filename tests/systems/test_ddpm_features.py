@@ -17,9 +17,10 @@ from diffseg_jax.data.class_ids import id_table
 from diffseg_jax.data.transforms import drop_small_objects, resize_antialiased, resize_mask
 from diffseg_jax.diffusion.process import make_process
 from diffseg_jax.errors import UserError
-from diffseg_jax.systems import ddpm_seg
-from diffseg_jax.systems.ddpm_seg import diffusion_features, shown_size
-from diffseg_jax.systems.ddpm_seg_config import given_arrays, read_noise
+from diffseg_jax.sources.colour import colour_features
+from diffseg_jax.sources.diffusion import diffusion_features, make_network
+from diffseg_jax.sources.feature_source import shown_size
+from diffseg_jax.systems.ddpm_seg_config import given_arrays, make_task, read_noise
 from diffseg_jax.systems.pixel_ensemble import ensemble_maps
 from diffseg_jax.weights.adm import from_flags, load_adm
 from diffseg_jax.weights.formats import read_arrays
@@ -59,7 +60,7 @@ def recorded_network(path):
     for file in record["weight_files"]:
         weights |= read_arrays(path.with_name(file))
     unet = load_adm(weights, known.settings, known.order, path.name)
-    network = ddpm_seg.make_network(known.settings, "float32", remat=False)
+    network = make_network(known.settings, "float32", remat=False)
     options = known.diffusion
     process = make_process(
         options["schedule"], options["steps"], rescale_timesteps=options["rescale_timesteps"]
@@ -385,7 +386,7 @@ def make_config(**changes):
 
 
 def task_of(crop=(8, 12), classes=3, **changes):
-    return ddpm_seg.make_task(make_config(**changes), "fit", crop, classes)
+    return make_task(make_config(**changes), "fit", crop, classes)
 
 
 def small_values(tree, seed=0):
@@ -394,9 +395,9 @@ def small_values(tree, seed=0):
     return jax.tree.map(make, tree)
 
 
-@pytest.mark.parametrize("source", ["network", "colour"])
+@pytest.mark.parametrize("source", ["adm", "colour"])
 def test_a_prediction_is_that_of_the_ensemble_for_every_image(source):
-    task = task_of(source=source, dtype="float32")
+    task = task_of(sources=(source,), dtype="float32")
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     values = small_values(shapes)
     assert set(flat_names(shapes)) == (
@@ -445,7 +446,7 @@ def given_noise(**features):
 
 def test_colour_and_position_lie_between_minus_one_and_one():
     images = random_images(2, (5, 4))
-    found = ddpm_seg.colour_features({}, jnp.asarray(images), jnp.asarray([[5, 4]] * 2)).dense()
+    found = colour_features({}, jnp.asarray(images), jnp.asarray([[5, 4]] * 2)).dense()
     np.testing.assert_allclose(found[..., :3], images / 127.5 - 1, atol=1e-6)
     rows = np.broadcast_to(np.array([-0.8, -0.4, 0, 0.4, 0.8])[:, None], (2, 5, 4))
     columns = np.broadcast_to([-0.75, -0.25, 0.25, 0.75], (2, 5, 4))

@@ -22,6 +22,7 @@ from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.process import TARGETS, make_process
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
+from diffseg_jax.sources.diffusion import make_network, make_settings
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.systems import ddpm_sampling, ddpm_seg, ddpm_seg_config
 from diffseg_jax.training.state import new_state
@@ -367,7 +368,7 @@ def test_the_network_is_told_the_names_of_the_steps_that_were_kept():
 @functools.cache
 def task_of(**model):
     config = make_config(model)
-    return ddpm_seg.make_task(config, "pretrain", (16, 16), config.model.num_classes)
+    return ddpm_seg_config.make_task(config, "pretrain", (16, 16), config.model.num_classes)
 
 
 @functools.cache
@@ -387,7 +388,7 @@ def test_a_checkpoint_tells_how_to_make_its_network():
     meta = json.loads(json.dumps(task.meta))
     assert meta["kind"] == "pretrain" and meta["size"] == [16, 16]
     assert meta["diffusion"] == make_config().diffusion.to_dict()
-    network = ddpm_seg.make_network(ddpm_seg.make_settings(meta["model"]), "float32", False)
+    network = make_network(make_settings(meta["model"]), "float32", False)
     shape = lambda tree: jax.tree.map(jnp.shape, tree)
     assert shape(network.abstract["params"]) == shape(shapes_of(num_classes=3)["params"])
     assert task.predict is None and task.denoise is None and task.sample is not None
@@ -397,7 +398,8 @@ def test_a_checkpoint_tells_how_to_make_its_network():
 @pytest.mark.parametrize("kind", timesteps.TIMESTEP_SAMPLERS)
 def test_the_history_of_losses_is_part_of_the_state(kind):
     config = make_config(diffusion=dict(timesteps=kind))
-    stats = jax.eval_shape(ddpm_seg.make_task(config, "pretrain", (16, 16), 0).init, KEY)["stats"]
+    task = ddpm_seg_config.make_task(config, "pretrain", (16, 16), 0)
+    stats = jax.eval_shape(task.init, KEY)["stats"]
     assert set(stats) == (set() if kind == "uniform" else {"losses", "counts"})
 
 
@@ -427,7 +429,8 @@ def test_another_network_is_refused(other):
 ])  # fmt: skip
 def test_classes_that_the_images_do_not_have_are_refused(wanted, given, parts):
     with pytest.raises(UserError) as error:
-        ddpm_seg.make_task(make_config(dict(num_classes=wanted)), "pretrain", (16, 16), given)
+        config = make_config(dict(num_classes=wanted))
+        ddpm_seg_config.make_task(config, "pretrain", (16, 16), given)
     assert all(part in str(error.value) for part in parts), error.value
 
 
@@ -472,7 +475,7 @@ def test_the_sheet_shows_samples_of_the_first_moving_average(run):
     assert (run.workdir / "pictures/pretrain_000004.png").exists()
     config = make_config()
     process = make_process("cosine", config.diffusion.steps, config.samples.steps)
-    network = ddpm_seg.make_network(ddpm_seg.make_settings(config.model), "float32", False)
+    network = make_network(make_settings(config.model), "float32", False)
     made = ddpm_sampling.make_step(network, process, config.diffusion.to_dict(), "ddim", 0.0)
     step, apart = quickly(made), {}
     for rate in (0.5, 0.9, "off"):

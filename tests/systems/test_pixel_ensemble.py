@@ -155,7 +155,7 @@ def toy(members=3, shapes=((2, 3, 4), (5, 4, 2), (2, 3, 1)), images=2, size=(7, 
     sign = lambda a: a * jnp.asarray(draw.choice([-1, 1], a.shape), jnp.float32)
     ensemble["params"] = jax.tree.map(sign, ensemble["params"])
     normal = lambda shape: jnp.asarray(draw.standard_normal((images, *shape)), jnp.float32)
-    return member, ensemble, PixelFeatures(tuple(map(normal, shapes)), size, (1.0, 0.9))
+    return member, ensemble, PixelFeatures(tuple(map(normal, shapes)), size, ((1.0, 0.9),) * 3)
 
 
 @pytest.mark.parametrize("strip_bytes", [1, 4 * 2 * 6 * 3 * 8 * 3, pixel_ensemble.STRIP_BYTES])

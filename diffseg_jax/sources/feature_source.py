@@ -1,0 +1,87 @@
+"""A feature source: how an image becomes named maps, as a value that the pixel ensemble takes."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+
+from diffseg_jax.errors import choose
+from diffseg_jax.models.taps import PixelFeatures
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSource:
+    """Pure functions of a network that is not trained.
+
+    name     as in `config.features.sources`
+    init     key -> the network, {"params", "stats"}, with random values; jit-able
+    extract  (network, images u8[B,H,W,3], valid i32[B,2], other_seed=None) -> PixelFeatures; that
+             of a diffusion model also takes `steps`
+    named    (network, images, valid, taps, seed=0) -> {name: f32[B,h,w,C]} of those taps, of the
+             usual ones for None; None for a source without a network
+    short    pixels: images are resized to this shorter side; 0 = as they are
+    stride   pixels of an image per value of its coarsest map
+    normalisation  how pixels reach the network, for people
+    """
+
+    name: str
+    init: Callable
+    extract: Callable
+    named: Callable | None
+    short: int = 0
+    stride: int = 1
+    normalisation: str = "v / 127.5 - 1"
+
+
+def joined(sources: Sequence[FeatureSource]) -> FeatureSource:
+    """The features of several sources as those of one, side by side in their order.
+
+    Taps of a source are named "source/tap".
+    """
+    if len(sources) == 1:
+        return sources[0]
+    by_name = {source.name: source for source in sources}
+
+    def init(key):
+        networks = [source.init(jax.random.fold_in(key, i)) for i, source in enumerate(sources)]
+        return {
+            part: {name: tree for network in networks for name, tree in network[part].items()}
+            for part in ("params", "stats")
+        }
+
+    def extract(network, images, valid, other_seed=None):
+        found = [source.extract(network, images, valid, other_seed) for source in sources]
+        return PixelFeatures(
+            tuple(values for each in found for values in each.maps),
+            found[0].size,
+            tuple(pair for each in found for pair in each.covered),
+        )
+
+    def named(network, images, valid, taps=None, seed=0):
+        with_names = [source for source in sources if source.named]
+        wanted = {source.name: None if taps is None else [] for source in with_names}
+        for tap in taps or ():
+            name, _, inner = tap.partition("/")
+            choose(wanted, name, "feature source").append(inner)
+        found = {}
+        for name, inner in wanted.items():
+            if inner is None or inner:
+                maps = by_name[name].named(network, images, valid, inner, seed=seed)
+                found |= {f"{name}/{tap}": values for tap, values in maps.items()}
+        return found
+
+    shorts = [source.short for source in sources]
+    return FeatureSource(
+        name="+".join(by_name), init=init, extract=extract,
+        named=named if any(source.named for source in sources) else None,
+        short=max(shorts) if all(shorts) else 0,
+        stride=max(source.stride for source in sources),
+        normalisation="; ".join(f"{each.name}: {each.normalisation}" for each in sources),
+    )  # fmt: skip
+
+
+def shown_size(size: tuple[int, int], short: int) -> tuple[int, int]:
+    """(height, width) at which the network sees images of `size`; short = 0 keeps the size."""
+    if not short:
+        return tuple(size)
+    return tuple(max(1, round(side * short / min(size))) for side in size)

@@ -1,0 +1,75 @@
+"""DDPM-Seg's second stage: pixel classifiers learn from the features of frozen networks.
+
+Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion Models" (ICLR 2022), section
+4, with features of any source.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from diffseg_jax.models.pixel_mlp import widths_for
+from diffseg_jax.sources.chosen import chosen_sources, source_names
+from diffseg_jax.sources.diffusion import make_settings
+from diffseg_jax.sources.feature_source import joined
+from diffseg_jax.systems.pixel_ensemble import ensemble_maps, make_member
+from diffseg_jax.systems.pixel_fit import RECIPES, PixelFit
+from diffseg_jax.systems.task import Task
+
+
+def fit_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:
+    """Classifiers learn from the features of the sources in config.features.
+
+    The network's tree is that of the sources, such as {"params": {"unet"}, "stats": {"noise"}} of
+    "adm", to which the fit adds {"params": {"ensemble"}, "stats": {"ensemble"}}.
+    """
+    features, options = config.features.to_dict(), config.ensemble
+    source = joined(chosen_sources(config, crop))
+    image = jax.ShapeDtypeStruct((1, *crop, 3), jnp.uint8)
+    valid = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    network = jax.eval_shape(source.init, jax.random.key(0))
+    features_per_pixel = jax.eval_shape(source.extract, network, image, valid).width
+    widths = tuple(options.widths) or widths_for(num_classes)
+    member = make_member(features_per_pixel, num_classes, widths)
+    meta = {
+        "kind": kind,
+        "features": features,
+        "features_per_pixel": features_per_pixel,
+        "widths": list(widths),
+        "seed": config.seed,
+        "size": list(crop),
+        "normalisation": source.normalisation,
+    }
+    if "adm" in source_names(features):
+        meta["model"] = dataclasses.asdict(make_settings(config.model))
+        meta["diffusion"] = config.diffusion.to_dict()
+    return Task(
+        init=source.init,
+        fit=PixelFit(
+            source.extract, member, options.members, RECIPES[options.recipe],
+            options.small_objects, on_host=features["place"] == "host",
+            classifiers=options.classifiers,
+        ),
+        predict=functools.partial(vote, source.extract, member, seed=config.seed),
+        features=source.named,
+        short=source.short,
+        meta=meta,
+    )  # fmt: skip
+
+
+def vote(extract, member, values, images, valid, seed):
+    """The maps of the ensemble, for one image per device at a time to bound memory."""
+    ensemble = {part: values[part]["ensemble"] for part in ("params", "stats")}
+    share = jax.local_device_count()
+    share = 1 if len(images) % share else share
+
+    def of_each_device(inputs):
+        return ensemble_maps(member, ensemble, extract(values, *inputs, other_seed=seed))
+
+    def in_turns(x):  # [B, ...] -> [B / share, share, ...]; a device keeps its neighbouring rows
+        return x.reshape(share, -1, *x.shape[1:]).swapaxes(0, 1)
+
+    maps = jax.lax.map(of_each_device, (in_turns(images), in_turns(valid)))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(len(images), *x.shape[2:]), maps)

@@ -1,0 +1,58 @@
+"""The feature sources that a config names, and several as one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny_ddpm_seg
+from diffseg_jax.errors import UserError
+from diffseg_jax.sources.chosen import Entry, chosen_sources, source_entries
+from diffseg_jax.sources.feature_source import joined
+from diffseg_jax.systems.ddpm_seg_config import check_sources
+
+
+@pytest.mark.parametrize(("features", "entries"), [
+    ({"sources": ("adm", "dinov2=runs/a=b.pth")}, [Entry("adm"), Entry("dinov2", "runs/a=b.pth")]),
+    ({"source": "network"}, [Entry("adm")]),
+    ({"source": "colour"}, [Entry("colour")]),
+    ({"source": "network", "sources": ("colour",)}, [Entry("colour")]),
+])  # fmt: skip
+def test_entries_are_read_with_their_files_and_old_names(features, entries):
+    assert source_entries(features) == entries
+
+
+@pytest.mark.parametrize(("changes", "part"), [
+    ({"sources": ("amd",)}, "adm"),
+    ({"sources": ("colour", "colour")}, "twice"),
+    ({"sources": ("colour=a.pth",)}, "Leave the file out"),
+    ({"sources": ("colour",), "shorts": (1, 2)}, "a number for each"),
+])  # fmt: skip
+def test_sources_that_cannot_be_are_refused(changes, part):
+    features = tiny_ddpm_seg.get_config().features
+    with features.unlocked():
+        features.update(changes)
+    with pytest.raises(UserError, match=part):
+        check_sources(features)
+
+
+def test_features_of_several_sources_stand_side_by_side():
+    config = tiny_ddpm_seg.get_config()
+    config.features.sources = ("colour", "adm")
+    colour, adm = chosen_sources(config, (32, 48))
+    both = joined([colour, adm])
+    network = jax.jit(both.init)(jax.random.key(0))
+    draw = np.random.default_rng(0)
+    images = jnp.asarray(draw.integers(0, 256, (2, 32, 48, 3)), jnp.uint8)
+    valid = jnp.asarray([[32, 48]] * 2)
+
+    @jax.jit
+    def read(network, images, valid):
+        parts = [source.extract(network, images, valid) for source in (colour, adm)]
+        together = both.extract(network, images, valid).dense()
+        return [part.dense() for part in parts], together, both.named(network, images, valid)
+
+    parts, together, named = read(network, images, valid)
+    np.testing.assert_allclose(together, jnp.concatenate(parts, -1), atol=1e-3)
+    assert sorted(named) == [f"adm/output_{block}@{step}" for block in (0, 2) for step in (1, 5)]
+    assert both.short == 0 and adm.short == 16
