@@ -25,15 +25,16 @@ def read_image(path, encoded=None, as_stored=False):
     encoded    the bytes of such a file, if they are in memory already
     as_stored  whether the EXIF orientation is ignored, as TFDS does
 
-    Raises UserError if the file is damaged or incomplete, has 16 bits per channel, or holds more
-    than 178 megapixels.
+    Colours of 16 bits become 8, as viewers show them. Raises UserError for damaged or incomplete
+    files, for more than 178 megapixels, and for what Pillow opens as grey with more than 8 bits or
+    as floats: such images hold measurements, whose range is not known.
     """
     image = decode(path, encoded)
     return to_rgb(image, path, 1 if as_stored else orientation_of(image))
 
 
 def to_rgb(image: Image.Image, name, orientation: int) -> np.ndarray:
-    """The pixels of a Pillow image as uint8[H,W,3], turned; UserError for more than 8 bits."""
+    """The pixels of a Pillow image as uint8[H,W,3], turned; UserError for modes I and F."""
     if image.mode[0] in "IF":
         most = 65535 if image.mode.startswith("I;16") else "np.max(image)"
         scaled = f"Image.fromarray((255 * (np.asarray(image) / {most})).astype(np.uint8))"

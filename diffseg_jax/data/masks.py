@@ -145,6 +145,8 @@ def _why_not_exact(image, content):
         return "is compressed as a JPEG is, which changes ids."
     if image.mode in EIGHT_BIT_MODES and _depth(image, content) > 8:
         return "has samples of 16 bits, of which only 8 can be read."
+    if image.mode in COLOUR_MODES and _has_16_bit_pixels(image, content):
+        return "has colours of 16 bits per pixel, which are scaled when they are read."
     if image.format == "PPM" and image.mode == "1":
         return "is a bitmap whose 0 is white, so programs do not agree on its ids."
     if image.format == "PPM" and not _is_exact_pnm(image.mode, content):
@@ -158,6 +160,17 @@ def _why_not_exact(image, content):
     if pages > 1:
         return f"holds {pages} images, so it is not clear which one is the mask."
     return ""
+
+
+def _has_16_bit_pixels(image, content):
+    """Whether a TGA or BMP in colours stores 5 or 6 bits per channel."""
+    if image.format == "TGA":
+        return content[16] == 16
+    if image.format not in ("BMP", "DIB"):
+        return False
+    header = 14 * (image.format == "BMP")
+    is_core = content[header] == 12  # the header of OS/2, whose sizes have 16 bits
+    return content[header + (10 if is_core else 14)] == 16
 
 
 def _is_exact_pnm(mode, content):

@@ -73,6 +73,22 @@ def test_an_interlaced_png_without_its_last_passes_is_refused():
         masks.read_ids("a.png", interlaced_png(43))
 
 
+@pytest.mark.parametrize("ending", ["ppm", "png", "sgi"])
+def test_16_bit_colours_are_read_as_viewers_show_them(ending):
+    colours = np.random.default_rng(0).integers(0, 65536, (4, 6, 3)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in colours)
+    header = struct.pack(">IIBBBBB", 6, 4, 16, 2, 0, 0, 0)
+    chunks = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(rows))
+    sgi = struct.pack(">hBBHHHH", 474, 0, 2, 3, 6, 4, 3).ljust(512, b"\0")
+    contents = {
+        "ppm": b"P6 6 4 65535\n" + colours.tobytes(),
+        "png": b"\x89PNG\r\n\x1a\n" + chunks + png_chunk(b"IEND", b""),
+        "sgi": sgi + np.moveaxis(colours[::-1], -1, 0).tobytes(),
+    }
+    shown = images.read_image(f"a.{ending}", contents[ending])
+    assert np.abs(shown - colours / 257).max() < 1
+
+
 def test_16_bit_and_enormous_images_are_refused(tmp_path, monkeypatch):
     save_image(tmp_path / "a.png", np.zeros((4, 6), np.uint16))
     with pytest.raises(UserError, match="8-bit"):

@@ -140,6 +140,9 @@ def test_png_and_npy_come_before_other_formats(tmp_path):
 # ---- two readings --------------------------------------------------------------------------------
 
 RGB = np.dstack([IDS * 80, 255 - IDS, IDS])
+BMP = b"BM" + struct.pack("<IHHI", 54 + 256, 0, 0, 54)
+BMP_16 = struct.pack("<IiiHHIIiiII", 40, 16, 8, 1, 16, 0, 256, 0, 0, 0, 0)  # 5 bits each
+TGA_16 = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 16, 8, 16, 32)
 SGI = struct.pack(">hBBHHHH", 474, 0, 2, 2, 16, 8, 1).ljust(512, b"\0")  # grey, 2 bytes each
 PAGES = dict(save_all=True, append_images=[Image.fromarray(IDS[::-1].copy())])
 REFUSED = [
@@ -152,6 +155,9 @@ REFUSED = [
     ("a.pgm", b"P5 16 8 1000\n" + bytes(256), "samples that are scaled"),
     ("a.ppm", b"P6 16 8 3\n" + IDS.repeat(3).tobytes(), "samples that are scaled"),
     ("a.ppm", b"P6 16 8 65535\n" + IDS.repeat(3).astype(">u2").tobytes(), "that are scaled"),
+    ("a.bmp", BMP + BMP_16 + IDS.astype("<u2").tobytes(), "colours of 16 bits per pixel"),
+    ("a.dib", BMP_16 + IDS.astype("<u2").tobytes(), "colours of 16 bits per pixel"),
+    ("a.tga", TGA_16 + IDS.astype("<u2").tobytes(), "colours of 16 bits per pixel"),
     ("a.sgi", SGI + IDS.astype(">u2").tobytes(), "samples of 16 bits"),
     ("a.tif", image_bytes(IDS, "TIFF", **PAGES), "holds 2 images"),
     ("a.png", image_bytes(IDS, "PNG", **PAGES), "holds 2 images"),
