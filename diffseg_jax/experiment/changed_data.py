@@ -16,6 +16,7 @@ from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.paths import write_json
 
 LISTED_IN = "trained_on.json"  # in the workdir: stage -> fingerprint of its data
+VALIDATION = "{}, validation"  # the key of the stage's validation images there
 KEY = "trained_on"  # in the metadata of a checkpoint: the digest of the fingerprint
 
 
@@ -25,11 +26,11 @@ def with_data(stage: StagePlan, checkpoints: StageCheckpoints, go_on: bool) -> S
     go_on  whether a stage continues with other data than it began with
 
     The first process reads the data, and lists them in the workdir. Raises UserError that names
-    what was added, removed or changed.
+    what was added, removed or changed; changed validation images are only logged.
     """
     current, found, listed = _compared(stage, checkpoints, go_on)
     if processes.is_first():
-        write_json(stage.workdir / LISTED_IN, {**listed, stage.name: found})
+        write_json(stage.workdir / LISTED_IN, {**listed, **found})
     return dataclasses.replace(stage, meta={**stage.meta, KEY: current})
 
 
@@ -42,22 +43,47 @@ def require_same_data(stage: StagePlan, checkpoints: StageCheckpoints, is_finish
 
 
 def _compared(stage, checkpoints, go_on):
-    """The digest of the data of a stage, their fingerprint, and those in the workdir."""
+    """The digest of the data of a stage, fingerprints by key, and those in the workdir."""
     step = checkpoints.latest()
     meta = {} if step is None else checkpoints.meta(step)
     saved = meta.get(KEY)
     whole = saved["whole"] if saved else None
-    read = lambda: (fingerprint.fingerprint(stage.source, stage.indices, whole), _listed(stage))
     found, listed = first_does(
-        read, f"the data of stage {stage.name} cannot be read, as process 0 says."
-    ) or (None, {})
+        lambda: _read(stage, whole),
+        f"the data of stage {stage.name} cannot be read, as process 0 says.",
+    ) or ({}, {})
+    mine = found.get(stage.name)
     current = {
-        "sha256": _digest_from_first(found and fingerprint.digest_of_data(found)).hex(),
-        "whole": bool(processes.broadcast_from_first(found and int(found["whole"]))),
+        "sha256": _digest_from_first(mine and fingerprint.digest_of_data(mine)).hex(),
+        "whole": bool(processes.broadcast_from_first(mine and int(mine["whole"]))),
     }
     if step is not None:
-        _compare(stage, step, meta, current, found, listed.get(stage.name), go_on)
+        _compare(stage, step, meta, current, mine, listed.get(stage.name), go_on)
+        _say_changed_validation(stage, step, found, listed)
     return current, found, listed
+
+
+def _read(stage, whole):
+    """The fingerprints of a stage's images, by their keys in the workdir, and those there."""
+    listed, evaluation = _listed(stage.workdir), stage.evaluation
+    found = {stage.name: fingerprint.fingerprint(stage.source, stage.indices, whole)}
+    if evaluation:
+        key = VALIDATION.format(stage.name)
+        found[key] = fingerprint.fingerprint(evaluation.source, evaluation.indices)
+    return found, listed
+
+
+def _say_changed_validation(stage, step, found, listed):
+    """Logs how the validation images differ from those of the steps so far."""
+    key = VALIDATION.format(stage.name)
+    old, new = listed.get(key), found.get(key)
+    if isinstance(old, dict) and new and old.keys() == new.keys() and old != new:
+        changes = fingerprint.changes_of_data(old, new) if old["whole"] == new["whole"] else []
+        what = (
+            f"note: the validation images of stage {stage.name} have changed since step {step}, "
+            "so earlier scores cannot be compared with later ones"
+        )
+        stage.log.say("\n  ".join([what, *changes]))
 
 
 def _digest_from_first(mine):
@@ -78,11 +104,11 @@ def require_same_classes(stage: StagePlan, meta: dict):
         )
 
 
-def _listed(stage):
+def _listed(workdir):
     """The fingerprints in the workdir, {} where there are none that can be read."""
     try:
-        content = json.loads((stage.workdir / LISTED_IN).read_bytes())
-    except (OSError, ValueError):
+        content = json.loads((workdir / LISTED_IN).read_bytes())
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -77,6 +78,24 @@ def test_a_replaced_image_is_named_and_the_flag_continues(begun, capsys):
     with StageCheckpoints(stage.directory) as checkpoints:
         checkpoints.save(2, STATE, stage.meta)
     resume(begun)  # the checkpoint is of the new data
+
+
+def test_changed_validation_images_are_said_once(begun, capsys):
+    stage, folder = begun
+    evaluation = dataclasses.replace(stage.evaluation, source=stage.source, indices=stage.indices)
+    begun = dataclasses.replace(stage, evaluation=evaluation), folder
+    resume(begun)
+    capsys.readouterr()
+    shutil.copytree(folder, folder.with_name("val"))
+    recolour(folder.with_name("val"))
+    source = open_source("folder", "train", path=str(folder.with_name("val")))
+    changed = dataclasses.replace(stage, evaluation=dataclasses.replace(evaluation, source=source))
+    resume((changed, folder))
+    said = capsys.readouterr().out
+    assert "validation images of stage scratch have changed since step 1" in said
+    assert said.endswith("1 file changed: 1\n")
+    resume((changed, folder))
+    assert capsys.readouterr().out == ""
 
 
 def test_swapped_classes_are_shown_also_of_a_finished_stage(begun):
