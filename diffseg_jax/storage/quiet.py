@@ -11,8 +11,8 @@ import traceback
 from diffseg_jax.storage.integrity import UNDECODABLE
 
 ORBAX = "/orbax/checkpoint/"  # part of the path of every module of orbax
+LOOP_CLOSED = "Event loop is closed"  # in threads of tensorstore whose reads outlive the call
 ECHOES = (  # texts of errors that repeat the one that was raised
-    "Event loop is closed",  # in threads of tensorstore whose reads outlive the call
     "in OCDBT database",  # tensorstore's database, in futures that nobody awaits any more
     "tensorstore_spec",
     UNDECODABLE,
@@ -113,8 +113,9 @@ class _Echoes(logging.Filter):
         return record.levelno >= logging.CRITICAL or not (by_orbax or self._is_echo(error))
 
     def _is_echo(self, error):
-        echo = self.contexts > 0 and any(text in str(error) for text in ECHOES)
-        frames = traceback.extract_tb(error.__traceback__) if echo else ()
+        frames = traceback.extract_tb(error.__traceback__) if self.contexts and error else ()
+        texts = (LOOP_CLOSED, *ECHOES) if frames else ECHOES  # any program's without a traceback
+        echo = self.contexts > 0 and any(text in str(error) for text in texts)
         echo = echo and all(any(part in f.filename for part in LIBRARIES) for f in frames)
         self.heard += echo
         return echo

@@ -129,7 +129,9 @@ def test_an_error_with_a_frame_of_the_program_reaches_its_hook(monkeypatch):
         sys.excepthook(RuntimeError, error, error.__traceback__)
         error.__traceback__ = error.__traceback__.tb_next  # as from a thread of tensorstore
         sys.excepthook(RuntimeError, error, error.__traceback__)
-    assert seen == [error]
+        foreign = RuntimeError("Event loop is closed")
+        sys.excepthook(RuntimeError, foreign, None)  # without a traceback it may be anybody's
+    assert seen == [error, foreign]
 
 
 def test_contexts_of_several_threads_restore_the_hooks_once():
