@@ -13,14 +13,17 @@ def open_start(directory: Path, which: str, say: Callable[[str], None]) -> tuple
     """The network that a stage starts from and its metadata; `say` logs which step was taken.
 
     directory, which  as of `step_to_start_from`
+    Raises UserError for a damaged checkpoint that `which` names, with one that is not.
     """
     step, reason = step_to_start_from(directory, which)
     try:
         opened = open_network(directory, step)
-    except Damaged:
+    except Damaged as error:
+        opened, reason = open_network(directory), f"the last one that is not damaged, as {error}"
         if which:
-            raise
-        opened, reason = open_network(directory), "the last one that is not damaged"
+            found = opened[1]["step"]
+            other = "last" if found == max(steps_in(directory)) else found
+            raise UserError(f"start names @{which}, but {error}. Try @{other}.") from None
     say(f"starts from step {opened[1]['step']} of {directory}, {reason}")
     return opened
 

@@ -1,5 +1,8 @@
 """A stage starts from the best checkpoint of an evaluated stage, or from the one that is named."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 
@@ -45,6 +48,22 @@ def test_the_error_for_a_missing_step_lists_the_saved_ones(stages):
         step_to_start_from(stages / "evaluated", "30")
     with pytest.raises(UserError, match=r"was not evaluated while .* Try @last"):
         step_to_start_from(stages / "plain", "best")
+
+
+def test_a_damaged_best_checkpoint_is_named(stages, tmp_path):
+    """A start that names it ends with advice that works; another one says which one is taken."""
+    shutil.copytree(stages / "evaluated", tmp_path / "a")
+    (tmp_path / "a/20/meta/metadata").write_text("{")
+    logged = []
+    for which in ("best", "20"):
+        with pytest.raises(UserError, match=rf"names @{which}, but .*a/20 is damaged .*Try @last"):
+            open_start(tmp_path / "a", which, logged.append)
+    assert open_start(tmp_path / "a", "last", logged.append)[1]["step"] == 50
+    assert open_start(tmp_path / "a", "", logged.append)[1]["step"] == 50
+    assert re.search(r"starts from step 50 of .*, as checkpoint .*a/20 is damaged", logged[-1])
+    (tmp_path / "a/50/meta/metadata").write_text("{")
+    with pytest.warns(match="takes step 40"), pytest.raises(UserError, match="Try @40"):
+        open_start(tmp_path / "a", "best", logged.append)
 
 
 def test_a_step_is_split_from_names_and_paths(tmp_path):
