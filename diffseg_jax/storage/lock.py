@@ -2,9 +2,9 @@
 
 <folder>/.<task>.lock is JSON. The holder writes it again every BEAT seconds and removes it at the
 end. A lock whose holder was killed does not hold up the next process: on the same machine the
-holder's process is looked up, and from another machine, on a network file system or a bucket, the
-lock is watched for EXPIRES seconds, within which a living holder writes it. No clocks of different
-machines are compared.
+holder's process is looked up. Where it cannot be seen, as from another machine, on a network file
+system or a bucket, the lock is watched for EXPIRES seconds, within which a living holder writes it.
+No clocks of different machines are compared.
 """
 
 import contextlib
@@ -116,7 +116,7 @@ def _holder(file) -> dict | None:
         known = {key: content[key] for key in KEYS}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError):  # empty for a moment while it is created
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # or not written yet
         return {}
     return content if all(isinstance(known[key], KEYS[key]) for key in KEYS) else {}
 
@@ -126,8 +126,8 @@ def _living(file) -> dict | None:
     holder = _holder(file)
     if holder is None:
         return None
-    if holder.get("machine") == _machine():
-        return holder if _runs(holder) else None
+    if holder.get("machine") == _machine() and (runs := _runs(holder)) is not None:
+        return holder if runs else None
     print(
         f"{file.parent} is in use or was left by {_named(holder)}; waits up to {EXPIRES} s for a "
         "sign of it",
@@ -206,14 +206,18 @@ def _machine() -> list[str]:
     return [socket.gethostname(), boot, names]
 
 
-def _runs(holder) -> bool:
-    """Whether the holder's process still runs on this machine, and is not a later one."""
+def _runs(holder) -> bool | None:
+    """Whether the holder's process still runs on this machine, and is not a later one.
+
+    None if it is another user's, and /proc hides those.
+    """
     try:
         os.kill(holder["process"], 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # it is another user's
+        if not Path(f"/proc/{holder['process']}").exists():
+            return None
     return holder.get("started") == _started(holder["process"])
 
 

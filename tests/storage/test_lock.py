@@ -68,6 +68,21 @@ def test_a_killed_holder_on_this_machine_holds_nobody_up(tmp_path, short, monkey
     take(tmp_path)
 
 
+def test_a_holder_that_proc_hides_is_recognised_by_its_writing(tmp_path, short, monkeypatch):
+    """As of another user, where /proc is mounted with hidepid."""
+
+    def not_permitted(pid, signal):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", not_permitted)
+    hidden = 2**22 + 1  # above the largest number of a process
+    left_by(tmp_path, process=hidden)
+    threading.Timer(0.2, lambda: left_by(tmp_path, process=hidden, beat=1)).start()
+    with pytest.raises(UserError, match=f"process {hidden} on"):
+        take(tmp_path)
+    take(tmp_path)  # it has not written for a while
+
+
 def test_a_lock_of_another_machine_expires_unless_it_is_written(tmp_path, short, capsys):
     left_by(tmp_path, host="far", machine=["far", "", ""])
     take(tmp_path)
