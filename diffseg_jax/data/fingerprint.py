@@ -6,6 +6,7 @@ change in the middle of an uncompressed file is not seen. In a bucket, one listi
 checksums. Times are not used, as copying changes them. Colours of classes do not matter.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.data.sources import CroppedSquares
 from diffseg_jax.data.tfds import TfdsSource
 from diffseg_jax.errors import UserError, counted, shortened
-from diffseg_jax.storage.paths import in_bucket, reachable
+from diffseg_jax.storage.paths import BUCKET, in_bucket, reachable
 
 WHOLE = 2**30  # bytes of all files up to which they are read completely
 PART = 8192  # bytes read at the beginning and at the end of each file of a larger set
@@ -139,13 +140,17 @@ def _gone(path, error):
 
 
 def _digests_in_bucket(paths):
-    """{path: size and checksum}, by one listing of the folder of the paths."""
+    """{path: size and checksum}, by one listing of their folder, which also lists other splits."""
     import fsspec
 
-    folder = os.path.commonpath([os.path.dirname(path.removeprefix("gs://")) for path in paths])
-    with reachable(f"gs://{folder}"):
+    names = {path: path.removeprefix(BUCKET) for path in paths}
+    folder = os.path.commonpath([os.path.dirname(name) for name in names.values()])
+    with reachable(f"{BUCKET}{folder}"):
         listed = fsspec.filesystem("gs").find(folder, detail=True)
-    return {path: _checksum(listed.get(path.removeprefix("gs://"), {})) for path in paths}
+    for path, name in names.items():
+        if name not in listed:
+            raise _gone(path, OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
+    return {path: _checksum(listed[name]) for path, name in names.items()}
 
 
 def _checksum(entry):

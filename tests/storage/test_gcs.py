@@ -265,3 +265,6 @@ def test_a_replaced_image_in_a_bucket_is_found_by_listing_it(service, bucket, tm
     (bucket / "images/train/town/p1.jpg").write_bytes(image + b"0")
     after = fingerprint.fingerprint(source, np.arange(3))
     assert fingerprint.changes_of_data(before, after) == ["1 file changed: town/p1"]
+    (bucket / "images/train/town/p1.jpg").unlink()
+    with pytest.raises(UserError, match=r"cannot read gs://.*/images/train/town/p1\.jpg .*Restore"):
+        fingerprint.fingerprint(source, np.arange(3))
