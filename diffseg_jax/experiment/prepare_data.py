@@ -171,7 +171,7 @@ def add_shards(manifest: dict, folder: Path) -> dict:
     try:
         stored = json.loads((folder / PREPARED_FILE).read_text())
         shards = stored.pop("shards")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"cannot read {folder / PREPARED_FILE} ({error!r}), so what {folder} holds is unknown. "
             "Remove the folder, or give another --workdir."

@@ -83,6 +83,7 @@ def require_startable(config: ConfigDict, workdir: Path) -> list[str]:
     require_free(workdir, "train", "--workdir")
     plan, _ = checked_plan(config, workdir)
     if holds_run_of(config, workdir):
+        read_results(workdir)
         for stage in [stage for stage in plan.stages if has_checkpoint(stage.directory)]:
             with StageCheckpoints(stage.directory, read_only=True) as checkpoints:
                 require_same_data(stage, checkpoints, is_finished(stage, checkpoints))

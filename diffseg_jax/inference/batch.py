@@ -48,8 +48,11 @@ class Summary:
         try:
             old = json.loads(self.file.read_text())
             old_metadata = {key: old[key] for key in metadata}
-            self.content["pictures"] = dict(old["pictures"])
-        except (ValueError, KeyError, TypeError):
+            finished = dict(old["pictures"])
+            self.content["pictures"] = {
+                name: entry for name, entry in finished.items() if {"file", "stamp"} <= entry.keys()
+            }
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise UserError(
                 f"{self.file} was not written by this command. Give another --output."
             ) from None

@@ -316,8 +316,8 @@ def _require_metrics(directory, step):
     file = directory / str(step) / "metrics" / "metrics"
     text = file.read_bytes() if file.exists() else b"{}"
     try:
-        json.loads(text)
-    except (ValueError, RecursionError) as error:
+        json.loads(text).items()
+    except (ValueError, AttributeError, RecursionError) as error:
         raise Damaged(directory, step, f"its metrics: {reason_of(error)}") from None
 
 

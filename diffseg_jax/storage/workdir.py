@@ -90,14 +90,10 @@ def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
 
     may_differ  groups of options that may differ, by their first key
     """
-    file = workdir / "config.json"
-    try:
-        old = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}), so it is unknown which config the checkpoints in "
-            f"{workdir} belong to. Take another --workdir, or restore the file."
-        ) from None
+    unknown = f"it is unknown which config the checkpoints in {workdir} belong to"
+    old = _read_json(
+        workdir / "config.json", f", so {unknown}. Take another --workdir, or restore the file."
+    )
     lines = [
         line for line in differing_lines(old, as_json(config.to_dict()))
         if not line.startswith(tuple(f"{key}." for key in may_differ))
@@ -112,10 +108,7 @@ def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
 def saved_config(workdir: Path) -> dict:
     """The config of a run as JSON, {} if there is none; UserError if it cannot be parsed."""
     file = workdir / "config.json"
-    try:
-        return json.loads(file.read_text()) if file.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{file} cannot be read ({error}). Restore the file.") from None
+    return _read_json(file, ". Restore the file.") if file.exists() else {}
 
 
 def stage_directory(workdir: Path, stage: str) -> Path:
@@ -124,9 +117,24 @@ def stage_directory(workdir: Path, stage: str) -> Path:
 
 
 def read_results(workdir: Path) -> dict:
-    """The content of results.json: {stage: results}, {} without the file."""
+    """The content of results.json: {stage: results}, {} without the file; UserError if damaged."""
     file = workdir / "results.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    advice = ". Remove it, and give the command that trained again: it measures the stages again."
+    results = _read_json(file, advice) if file.exists() else {}
+    if not all(isinstance(result, dict) for result in results.values()):
+        raise UserError(f"{file} cannot be read (it does not hold the results of stages){advice}")
+    return results
+
+
+def _read_json(file, advice):
+    """The object in a JSON file as a dict; UserError, which ends with the advice, if it is none."""
+    try:
+        content = json.loads(file.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("it does not hold an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read ({error}){advice}") from None
+    return content
 
 
 def as_json(values):

@@ -34,23 +34,23 @@ class Log:
         self.console.print(text, markup=False)
 
     def rewind(self, stage: str, step: int):
-        """Drops the records of `stage` after `step`, and a truncated last line."""
+        """Drops the records of `stage` after `step`, and lines that are none."""
         if not self.primary:
             return
         from tensorboardX.event_file_writer import EventsWriter  # a slow import
 
         if self.bucket and not self.path.exists() and (self.bucket / self.path.name).exists():
-            self.path.write_text((self.bucket / self.path.name).read_text())
+            self.path.write_bytes((self.bucket / self.path.name).read_bytes())
         kept = []
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
         for line in lines:
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
+                if record["stage"] != stage or record["step"] <= step:
+                    kept.append(line + b"\n")
+            except (ValueError, LookupError, TypeError, RecursionError):
                 continue
-            if record["stage"] != stage or record["step"] <= step:
-                kept.append(line + "\n")
-        write_atomically(self.path, "".join(kept).encode())
+        write_atomically(self.path, b"".join(kept))
         self.close()
         (self.events / stage).mkdir(parents=True, exist_ok=True)
         self.writer = EventsWriter(str(self.events / stage / "events"))

@@ -270,7 +270,7 @@ def _shares(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         files = [index.parent / name for name in names]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is no index of weights ({error}). Download it again.") from None
     missing = [file.name for file in files if not file.is_file()]
     if missing:

@@ -1,0 +1,63 @@
+"""What a damaged file of a workdir leads to: a sentence that names it, or its good lines."""
+
+import json
+
+import pytest
+
+from diffseg_jax.errors import UserError
+from diffseg_jax.experiment.changed_data import LISTED_IN, _listed
+from diffseg_jax.experiment.prepare_data import PREPARED_FILE, add_shards
+from diffseg_jax.inference.batch import Summary
+from diffseg_jax.storage.checkpoints import _require_metrics
+from diffseg_jax.storage.integrity import Damaged
+from diffseg_jax.storage.workdir import read_results, saved_config
+from diffseg_jax.training.log import Log
+
+pytestmark = pytest.mark.quick
+
+DAMAGED = {
+    "empty": b"", "cut": b'{"train": {"mIoU"', "zeros": bytes(100), "not text": b"\xff\xfe\x80",
+    "list": b"[]", "text": b'"train"', "deep": b"[" * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_every_reader_of_json_names_a_damaged_file(tmp_path, damage):
+    read = {
+        "results.json": lambda: read_results(tmp_path),
+        "config.json": lambda: saved_config(tmp_path),
+        "summary.json": lambda: Summary(tmp_path, {"version": "1"}),
+        PREPARED_FILE: lambda: add_shards({}, tmp_path),
+    }
+    for name, reader in read.items():
+        (tmp_path / name).write_bytes(DAMAGED[damage])
+        with pytest.raises(UserError, match=rf"{tmp_path}/{name}"):
+            reader()
+    (tmp_path / LISTED_IN).write_bytes(DAMAGED[damage])
+    assert _listed(tmp_path) == {}
+    (tmp_path / "3/metrics").mkdir(parents=True)
+    (tmp_path / "3/metrics/metrics").write_bytes(DAMAGED[damage])
+    with pytest.raises(Damaged):
+        _require_metrics(tmp_path, 3)
+
+
+def test_results_of_no_stage_are_refused(tmp_path):
+    (tmp_path / "results.json").write_text('{"train": 0.5}')
+    with pytest.raises(UserError, match=r"results\.json cannot be read .* Remove it, and give"):
+        read_results(tmp_path)
+
+
+def test_a_summary_drops_entries_that_are_none(tmp_path):
+    entries = {"a": {"file": "a.png", "stamp": [1, 2]}, "b": {"file": "b.png"}}
+    (tmp_path / "summary.json").write_text(json.dumps({"version": "1", "pictures": entries}))
+    assert list(Summary(tmp_path, {"version": "1"}).content["pictures"]) == ["a"]
+
+
+def test_a_resumed_log_drops_damaged_lines(tmp_path):
+    good = b'{"stage": "train", "step": 1}'
+    bad = [*DAMAGED.values(), b'{"step": 1}', b'{"stage": "train", "step": "1"}', b"3"]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([good, *bad, good]))
+    log = Log(tmp_path)
+    log.rewind("train", 2)
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (good + b"\n") * 2
