@@ -210,24 +210,27 @@ stop_fusion.defvjp(lambda x: (x, None), _stop_fusion_backward)
 
 
 class Conv(nnx.Module):
-    """Convolution with bias and size // 2 zeros on all sides; PyTorch's initial values.
+    """Convolution with bias; PyTorch's initial values.
 
-    x    f[B, H, W, in]
-    out  f[B, ceil(H / stride), ceil(W / stride), out] in the dtype of x
+    x        f[B, H, W, in]
+    out      f[B, H', W', out] in the dtype of x
+    padding  zeros (before, after) along both axes, by default size // 2: H' is ceil(H / stride)
     Kernel and bias start uniform in +-1 / sqrt(fan in), or at 0 with `zero`.
     """
 
-    def __init__(self, channels_in, channels, size, *, stride=1, zero=False, rngs: nnx.Rngs):
+    def __init__(
+        self, channels_in, channels, size, *, stride=1, padding=None, zero=False, rngs: nnx.Rngs
+    ):
         bound = 0 if zero else 1 / math.sqrt(size * size * channels_in)
         draw = lambda shape: jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
         self.kernel = nnx.Param(draw((size, size, channels_in, channels)))
         self.bias = nnx.Param(draw((channels,)))
         self.stride = stride
+        self.padding = padding or (size // 2, size // 2)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        half = self.kernel.shape[0] // 2
         kernel = self.kernel[...].astype(x.dtype)
-        y = convolve(x, kernel, self.stride, [(half, half)] * 2)
+        y = convolve(x, kernel, self.stride, [self.padding] * 2)
         return y + self.bias[...].astype(x.dtype)
 
 

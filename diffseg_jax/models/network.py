@@ -49,7 +49,8 @@ class Network:
 
     def bind_eval(self, params: dict, stats: dict) -> nnx.Module:
         """The module in evaluation mode, with running averages that do not change."""
-        return nnx.view(self.bind(params, stats), use_running_average=True)
+        module = self.bind(params, stats)
+        return nnx.view(module, raise_if_not_found=False, use_running_average=True)
 
 
 def stats_of(module: nnx.Module) -> dict:

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from diffseg_jax.layers.depthwise import DepthwiseConv, _grouped, depthwise
+from diffseg_jax.layers.depthwise import (
+    DepthwiseConv,
+    _grouped,
+    _grouped_halved,
+    depthwise,
+    depthwise_halved,
+)
 
 LIMIT = 1e-5  # float32, of the largest expected value
 # Compiling takes far longer than running arrays this small.
@@ -34,6 +40,20 @@ def test_equals_the_grouped_convolution_with_gradients(shape, size):
     @quick
     def both(x, kernel, dy):
         ways = [jax.vjp(f, x, kernel) for f in (depthwise, _grouped)]
+        return [(y, *pull(dy)) for y, pull in ways]
+
+    for actual, expected in zip(*both(x, kernel, dy)):
+        close(actual, expected)
+
+
+@pytest.mark.parametrize(("size", "shape"), [(3, (2, 9, 13, 3)), (5, (1, 8, 6, 4))])
+def test_stride_2_equals_the_grouped_convolution_with_gradients(size, shape):
+    x, kernel = draw(*shape), draw(size, size, 1, shape[-1], seed=1)
+    dy = draw(shape[0], shape[1] // 2, shape[2] // 2, shape[3], seed=2)
+
+    @quick
+    def both(x, kernel, dy):
+        ways = [jax.vjp(f, x, kernel) for f in (depthwise_halved, _grouped_halved)]
         return [(y, *pull(dy)) for y, pull in ways]
 
     for actual, expected in zip(*both(x, kernel, dy)):
