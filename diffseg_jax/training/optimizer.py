@@ -9,12 +9,26 @@ import optax
 from diffseg_jax.errors import choose
 
 
-def cosine(peak_lr: float, steps: int):
+def cosine(peak_lr: float, steps: int, warmup_steps: int):
     """lr(t) = peak (1 + cos(pi t / steps)) / 2 for t updates already made; zero at the end."""
     return optax.cosine_decay_schedule(peak_lr, steps)
 
 
-def polynomial(peak_lr: float, steps: int, power: float = 1.0):
+def cosine_after_warmup(peak_lr: float, steps: int, warmup_steps: int):
+    """The peak during the warm-up, then (1 + cos(pi s)) / 2 of it, s from 0 to 1 at the end.
+
+    As in MAE's recipe; computed as a squared sine, which keeps its digits near zero.
+    """
+    length = max(steps - warmup_steps, 1)
+
+    def schedule(t):
+        left = jnp.clip((steps - t) / length, 0.0, 1.0)
+        return peak_lr * jnp.square(jnp.sin(left * (jnp.pi / 2)))
+
+    return schedule
+
+
+def polynomial(peak_lr: float, steps: int, warmup_steps: int, power: float = 1.0):
     """lr(t) = peak (1 - t / steps) ** power; the schedule of mmsegmentation's recipes.
 
     `optax.polynomial_schedule` rounds differently, so a resumed run would not be bit-identical.
@@ -22,12 +36,15 @@ def polynomial(peak_lr: float, steps: int, power: float = 1.0):
     return lambda t: peak_lr * (jnp.maximum(steps - t, 0) / steps) ** power
 
 
-def constant(peak_lr: float, steps: int):
+def constant(peak_lr: float, steps: int, warmup_steps: int):
     """lr(t) = peak."""
     return optax.constant_schedule(peak_lr)
 
 
-SCHEDULES = {"cosine": cosine, "polynomial": polynomial, "constant": constant}
+SCHEDULES = {
+    "cosine": cosine, "cosine_after_warmup": cosine_after_warmup, "polynomial": polynomial,
+    "constant": constant,
+}  # fmt: skip
 
 
 def make_schedule(name: str, peak_lr: float, steps: int, warmup_steps: int, warmup_ratio: float):
@@ -36,7 +53,7 @@ def make_schedule(name: str, peak_lr: float, steps: int, warmup_steps: int, warm
     The line is warmup_ratio + (1 - warmup_ratio) t / warmup_steps; it multiplies the running value.
     Raises UserError for an unknown name.
     """
-    base = choose(SCHEDULES, name, "schedule")(peak_lr, steps)
+    base = choose(SCHEDULES, name, "schedule")(peak_lr, steps, warmup_steps)
     if not warmup_steps:
         return base
 

@@ -41,6 +41,18 @@ def test_recorded_polynomial_schedules_with_a_warm_up(golden):
             np.testing.assert_allclose(ours, case["lr"], rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.golden
+def test_recorded_cosine_after_a_warm_up(golden):
+    """MAE's rates, 40 of 400 epochs of warm-up; with n steps per epoch, all fall on a step."""
+    for path in golden("baselines/mae_*.json"):
+        record, arrays = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
+        epochs, rates = arrays["lr_epoch"], arrays["lr_value"]
+        n = next(n for n in range(1, 2**15) if np.ptp(epochs * n - np.rint(epochs * n)) < 1e-6)
+        schedule = make_schedule("cosine_after_warmup", 6e-4, 400 * n, 40 * n, 0.0)
+        ours = [float(jax.jit(schedule)(jnp.asarray(round(epoch * n)))) for epoch in epochs]
+        np.testing.assert_allclose(ours, rates, rtol=record["tolerance"]["lr"]["rtol"])
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_begin_at_the_peak_and_never_rise(name):
     schedule = make_schedule(name, 3e-4, 40, 0, 0.0)
