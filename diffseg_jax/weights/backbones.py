@@ -15,7 +15,7 @@ from diffseg_jax.models.swin import relative_index, resize_bias_table
 from diffseg_jax.weights.formats import naming, read_arrays
 from diffseg_jax.weights.recognised import described
 from diffseg_jax.weights.tables import AS_IS, Row, convert, targets, within
-from diffseg_jax.weights.torch_rows import conv, linear_rows, norm
+from diffseg_jax.weights.torch_rows import conv, joined_qkv, linear_rows, norm
 
 FAMILIES = {"swin": "Swin", "convnext": "ConvNeXt"}  # `DDPSettings.backbone` in error messages
 INDEX = r".*\.relative_position_index"  # indices into the bias table, implied by the window
@@ -118,7 +118,7 @@ HUGGING_SWIN = (
         *norm(r"layernorm_before", "norm1"),
         *norm(r"layernorm_after", "norm2"),
         (r"attention\.self\.relative_position_bias_table", "attention.bias_table", AS_IS),
-        *linear_rows(r"attention\.self\.qkv", "attention.qkv"),  # joined by `_joined`
+        *linear_rows(r"attention\.self\.qkv", "attention.qkv"),  # joined by `joined_qkv`
         *linear_rows(r"attention\.output\.dense", "attention.out"),
         *linear_rows(r"intermediate\.dense", "mlp.fc1"),
         *linear_rows(r"output\.dense", "mlp.fc2"),
@@ -273,7 +273,7 @@ def load_backbone(
     known, prefix = _require_format(arrays, settings, source)
     check_indices(arrays, source)
     _require_alone(arrays, known, prefix, source)
-    arrays = _resized(_joined(arrays, source), settings.window, source)
+    arrays = _resized(joined_qkv(arrays, source), settings.window, source)
     rows = within(re.escape(prefix), "", known.rows)
     unused = tuple(f"(?:{re.escape(prefix)})?{pattern}" for pattern in known.unused)
     found = targets(arrays, rows)
@@ -369,23 +369,3 @@ def _resized(arrays, window, source):
         if is_table and table_window(array, f"{source}: {name}") != window:
             resized[name] = resize_bias_table(np.asarray(array, np.float32), window)
     return {**arrays, **resized}
-
-
-def _joined(arrays, source):
-    """The arrays with Hugging Face's query, key and value as one entry `qkv`."""
-    joined = {}
-    for name, array in arrays.items():
-        match = re.fullmatch(r"(.*\.attention\.self\.)(query|key|value)(\.\w+)", name)
-        if match is None:
-            joined[name] = array
-            continue
-        names = [f"{match[1]}{part}{match[3]}" for part in ("query", "key", "value")]
-        for other in names:
-            if getattr(arrays.get(other), "shape", None) != array.shape:
-                raise UserError(
-                    f"{source} has {name} of shape {array.shape}, but no {other} like it. "
-                    "Give the file as its program saved it."
-                )
-        if name == names[0]:
-            joined[f"{match[1]}qkv{match[3]}"] = np.concatenate([arrays[n] for n in names])
-    return joined
