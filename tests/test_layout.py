@@ -19,7 +19,7 @@ ORDER = (  # a module may import those above it, never those below
     "storage.quiet", "storage.checkpoints", "storage.networks",
     "storage.workdir",
     "data.labels", "data.names", "data.json_text", "data.palette", "data.class_ids",
-    "data.classes_json",
+    "data.class_advice", "data.classes_json",
     "data.formats", "data.files", "data.npy", "data.orientation", "data.images",
     "data.mask_files", "data.masks",
     "data.interpolation", "data.colour", "data.transforms",

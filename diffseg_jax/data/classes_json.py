@@ -8,6 +8,7 @@ All keys but the names are optional. The palette has a colour and "ids" an id on
 
 from dataclasses import replace
 
+from diffseg_jax.data.class_advice import advice_without_names
 from diffseg_jax.data.class_ids import MAX_ID, MaskRules, id_table
 from diffseg_jax.data.json_text import read_user_json
 from diffseg_jax.data.labels import Labels
@@ -22,10 +23,11 @@ CLASSES_KEYS = {
 READINGS = ("", "ids", "colours")
 
 
-def read_classes(file, num_classes, ignore=()):
+def read_classes(file, num_classes, ignore=(), seen=lambda: ({}, [])):
     """(Labels, MaskRules) of a classes.json, or of num_classes if there is no such file.
 
     ignore  ids on disk in 0..65535 that become 255, besides those that the file lists
+    seen    () -> ({stored id: pixels}, colours) of some masks, by which an error can advise
 
     An ignored id that belongs to a class makes the class unscored; the other classes keep their
     indices. With "zero_is_ignored" the stored ids are 1..K, and so are those of the names. Raises
@@ -37,12 +39,13 @@ def read_classes(file, num_classes, ignore=()):
         if num_classes < 1:
             raise UserError(
                 f"there is no {file} and num_classes is {num_classes}, so the classes are unknown. "
-                'Write {"names": [...], "palette": [[r, g, b], ...]} into it, or give '
-                "--config.data.options.num_classes=N."
+                f"{advice_without_names(*seen(), file, tuple(ignore))}"
             )
         table = id_table(num_classes, ignore=ignore)
         labels = _without_ignored(numbered_labels(num_classes), table)
-        return labels, MaskRules(table, names=labels.names, file=str(file), ignore=tuple(ignore))
+        return labels, MaskRules(
+            table, names=labels.names, file=str(file), ignore=tuple(ignore), num_classes=num_classes
+        )
     written = _read_entries(file)
     entries = CLASSES_KEYS | written
     for wrong, sentence in _wrong_classes(**entries, num_classes=num_classes):
@@ -57,7 +60,7 @@ def read_classes(file, num_classes, ignore=()):
     labels = Labels(tuple(names), tuple(tuple(colour) for colour in palette))
     rules = MaskRules(
         table, names=labels.names, file=str(file), entries=written, colours=_colours(**entries),
-        reading=entries["masks"], ignore=tuple(ignore),
+        reading=entries["masks"], ignore=tuple(ignore), num_classes=num_classes,
     )  # fmt: skip
     return _without_ignored(labels, table), rules
 
@@ -96,7 +99,7 @@ def _wrong_classes(names, palette, ids, ignore, zero_is_ignored, masks, num_clas
     )
     yield (
         num_classes not in (0, len(names)),
-        f"it names {len(names)} classes, but num_classes is {num_classes}",
+        f"it names {len(names)} classes, but num_classes is {num_classes}; leave num_classes out",
     )
     yield (
         not isinstance(palette, list)

@@ -1,6 +1,7 @@
 """Folders of images, with masks or without, as data sets."""
 
 import contextlib
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -18,13 +19,14 @@ from diffseg_jax.data.files import (
 )
 from diffseg_jax.data.formats import image_endings
 from diffseg_jax.data.images import read_image, require_same_size
+from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.mask_files import is_image_folder, is_mask_folder, without_masks
-from diffseg_jax.data.masks import read_ids, read_pair
+from diffseg_jax.data.masks import read_ids, read_pair, values_in
 from diffseg_jax.data.names import partners
 from diffseg_jax.errors import UserError, choose, visible
-from diffseg_jax.storage.paths import reachable
+from diffseg_jax.storage.paths import open_path, reachable
 
-SOME = 32  # masks that are read for an error about ids
+SOME = 64  # masks that are read for an error about ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,7 @@ class FolderSource:
     report   sentences about what opening found: files without a partner, choices made
     classes  class names of images, or ()
     ranks    index into `classes` of each image, or ()
+    mask_root  the folder of the masks of all splits, by which errors advise; "": of these masks
     """
 
     images: tuple[str, ...] = field(repr=False)
@@ -53,6 +56,7 @@ class FolderSource:
     report: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     ranks: tuple[int, ...] = field(default=(), repr=False)
+    mask_root: str = field(default="", repr=False)
 
     def __len__(self):
         return len(self.images)
@@ -62,7 +66,9 @@ class FolderSource:
         if not self.masks:
             item["image"] = read_image(path)
         else:
-            item["image"], ids = read_pair(path, self.masks[index], self.rules)
+            item["image"], ids = read_pair(
+                path, self.masks[index], self.rules, self.some_colours
+            )
             require_same_size(item["image"], ids, path, self.masks[index])
             item["mask"] = self.rules.to_classes(ids, self.masks[index], self.some_ids)
         if self.ranks:
@@ -74,16 +80,43 @@ class FolderSource:
         return read_ids(self.masks[index], rules=self.rules)
 
     def some_ids(self):
-        """The ids in some of the masks that can be read, ascending; they are read once."""
-        return self._some_ids
+        """{stored id: pixels} of some of the masks; they are read once."""
+        return self._some[0]
+
+    def some_colours(self):
+        """The colours [r, g, b] in some of the masks; they are read once."""
+        return self._some[1]
 
     @cached_property
-    def _some_ids(self):
-        found, count = set(), len(self.masks)
-        for index in np.unique(np.linspace(0, count - 1, min(count, SOME)).astype(int)):
-            with contextlib.suppress(UserError):
-                found.update(np.unique(self.stored_ids(index)).tolist())
-        return sorted(found)
+    def _some(self):
+        masks = all_masks(self.mask_root) if self.mask_root else self.masks
+        return values_in_some(masks, self.rules)
+
+
+def all_masks(folder):
+    """The paths of all masks below a folder."""
+    return [f"{folder}/{file}" for file in list_masks(open_path(folder))]
+
+
+def _values_in(masks):
+    """As `values_in_some`; the error of the first mask where none can be read."""
+    pixels, colours = values_in_some(masks)
+    return (pixels, colours) if pixels or colours else values_in(masks[0])
+
+
+def values_in_some(masks, rules=None):
+    """({stored id: pixels}, colours [r, g, b]) of some of the masks, of those that can be read.
+
+    There are no colours if all of them are grey.
+    """
+    pixels, colours = Counter(), {}
+    for index in np.unique(np.linspace(0, len(masks) - 1, min(len(masks), SOME)).astype(int)):
+        with contextlib.suppress(UserError):
+            ids, rows = values_in(masks[index], rules)
+            pixels.update(ids)
+            colours |= dict.fromkeys(map(tuple, rows if len(rows) < IGNORE else ()))
+    is_grey = all(red == green == blue for red, green, blue in colours)
+    return pixels, [] if is_grey else sorted(map(list, colours))
 
 
 def open_folder(split, *, path="", num_classes=0, ignore=()):
@@ -98,8 +131,12 @@ def open_folder(split, *, path="", num_classes=0, ignore=()):
                 raise
         layout = f"images/{split} holds images, masks/{split} a mask of the same name for each"
         raise UserError(f"{error} In data set folder, {layout}.") from None
-    labels, rules = read_classes(root / "classes.json", num_classes, ignore)
-    return replace(pairs, labels=labels, rules=rules)
+    mask_root = f"{root}/masks"  # advice looks at all splits, since they share the file
+    labels, rules = read_classes(
+        root / "classes.json", num_classes, ignore,
+        seen=lambda: _values_in(all_masks(mask_root)),
+    )  # fmt: skip
+    return replace(pairs, labels=labels, rules=rules, mask_root=mask_root)
 
 
 def open_pairs(

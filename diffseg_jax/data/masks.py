@@ -7,6 +7,7 @@ import struct
 import numpy as np
 from PIL import Image
 
+from diffseg_jax.data.class_advice import colour_advice, listed_colours, more_colours
 from diffseg_jax.data.class_ids import SMOOTHED
 from diffseg_jax.data.formats import LOSSY_FORMATS
 from diffseg_jax.data.images import decode, read_file, read_image, require_file
@@ -19,32 +20,58 @@ GREY_MODES = ("1", "L", "F")  # and those whose name starts with I
 COLOUR_MODES = ("RGB", "RGBA")
 EIGHT_BIT_MODES = ("L", "LA", *COLOUR_MODES)
 PNM_EXACT = (*range(1, 256), 65535)  # largest samples after which ids can be read again
-SHOWN = 12  # colours in an error
 ARGMAX = "numpy.argmax(mask, axis={}).astype(numpy.uint8)"
 EXPORT = "Export the masks again, as PNG of ids."
 
 
-def read_ids(path, encoded=None, rules=None):
+def read_ids(path, encoded=None, rules=None, others=()):
     """The ids of a mask as stored, integer [H,W]: of an image file, .npy or .npz.
 
     path     of the file, or its name in errors when `encoded` is given
     encoded  the bytes of such a file, never of an array, if they are in memory already
     rules    MaskRules: masks in colours are read where it tells their ids
+    others   () -> colours [r, g, b] of several masks, by which an error can advise
 
     Grey images hold their samples, whatever the depth, and palette images their indices. Raises
     UserError for damaged files, for lossy compression, for arrays that are no map of integers, and
     where two readings are possible.
     """
+    stored = _read(path, encoded, rules)
+    if stored.ndim == 2:
+        return stored
+    ids = _ids_of_colours(stored, path, rules)
+    if ids is None:
+        raise UserError(f"mask {path} {_unknown_colours(_rows(stored), rules, others)}")
+    return ids
+
+
+def values_in(path, rules=None):
+    """({stored id: pixels}, colours [r, g, b]) of a mask, as far as it can be read as either.
+
+    Raises UserError as read_ids.
+    """
+    stored = _read(path, None, rules)
+    if stored.ndim == 2:
+        return _counts(stored), []
+    ids = _ids_of_colours(stored, path, rules)
+    return {} if ids is None else _counts(ids), _rows(stored)
+
+
+def _counts(ids):
+    values, counts = np.unique(ids, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist()))
+
+
+def _read(path, encoded, rules):
+    """Ids [H,W], or colours uint8[H,W,3], of a mask."""
     if encoded is None and is_array(path):
         require_file(path)
-        stored = _map_in(read_npy(path, "mask"), path)
-    else:
-        content = read_file(path) if encoded is None else encoded
-        stored = _stored(decode(path, content), content, path, rules)
-    return stored if stored.ndim == 2 else _ids_of_colours(stored, path, rules)
+        return _map_in(read_npy(path, "mask"), path)
+    content = read_file(path) if encoded is None else encoded
+    return _stored(decode(path, content), content, path, rules)
 
 
-def read_pair(image_path, mask_path, rules=None):
+def read_pair(image_path, mask_path, rules=None, others=()):
     """(uint8[H,W,3], ids [H,W]) of an image and its mask, both upright.
 
     A mask that has the size of the stored image only is turned with it; one of another size is
@@ -53,10 +80,10 @@ def read_pair(image_path, mask_path, rules=None):
     content = read_file(image_path)
     image = read_image(image_path, content)
     if is_array(mask_path):
-        ids, orientation = read_ids(mask_path, rules=rules), 1
+        ids, orientation = read_ids(mask_path, rules=rules, others=others), 1
     else:
         encoded = read_file(mask_path)
-        ids = read_ids(mask_path, encoded, rules)
+        ids = read_ids(mask_path, encoded, rules, others)
         orientation = stored_orientation(encoded, decoded=True)
     return image, fit_mask(ids, orientation, image.shape[:2], stored_orientation(content))
 
@@ -286,16 +313,15 @@ def _which(path, rules):
 
 
 def _ids_of_colours(colours, path, rules):
-    """The ids of a mask whose channels are equal, or whose colours are those of the classes."""
+    """The ids of a mask whose channels are equal, or whose colours are those of the classes.
+
+    None where a colour is not known.
+    """
     known, reading = (rules.colours, rules.reading) if rules else ({}, "")
     grey = reading != "colours" and _is_grey(colours.reshape(-1, 3))
     shown = _look_up(colours, known) if known and reading != "ids" else None
     if shown is None:
-        if grey:
-            return colours[..., 0]
-        packed = np.unique(_packed(colours)).tolist()
-        rows = [[value >> 16, value >> 8 & 255, value & 255] for value in packed]
-        raise UserError(f"mask {path} {_unknown_colours(rows, known, rules)}")
+        return colours[..., 0] if grey else None
     values = np.unique(colours[..., 0]).tolist() if grey else []
     if any(known[value, value, value] != value and rules.class_of(value) >= 0 for value in values):
         raise UserError(
@@ -303,6 +329,12 @@ def _ids_of_colours(colours, path, rules):
             f"{_which(path, rules)}"
         )
     return shown
+
+
+def _rows(colours):
+    """The different colours of a mask as lists."""
+    packed = np.unique(_packed(colours)).tolist()
+    return [[value >> 16, value >> 8 & 255, value & 255] for value in packed]
 
 
 def _look_up(colours, known):
@@ -321,34 +353,24 @@ def _packed(colours):
     return red << 16 | green << 8 | blue
 
 
-def _unknown_colours(rows, known, rules):
+def _unknown_colours(rows, rules, others):
     """The end of an error about colours that are of no class, or of several."""
+    known = rules.colours if rules else {}
     unknown = [row for row in rows if tuple(row) not in known]
-    listed = f"{unknown[:SHOWN]}"[1:-1] + (", ..." if len(unknown) > SHOWN else "")
-    if len(rows) > 256 or (known and len(unknown) > SMOOTHED):
+    if len(rows) >= IGNORE or (known and len(unknown) > SMOOTHED):
         return (
             f"holds {counted(len(rows), 'colour')}, as photographs and smoothed or lossy images "
             f"do. {EXPORT}"
         )
     if not rules or not rules.file:
-        return f"holds colours ({listed}), but masks of this data set hold class ids. {EXPORT}"
-    if known:
+        listed = listed_colours(unknown)
+        return f"holds {listed}, but masks of this data set hold class ids. {EXPORT}"
+    if others:
+        rows = sorted([*rows, *(row for row in others() if row not in rows)])
+    unknown = [row for row in rows if tuple(row) not in known]
+    if known and rules.reading != "ids":
         return (
-            f"holds colours that belong to no class, or to several: {listed}. Correct the palette "
-            f"in {rules.file}, or, to ignore them, {rules.ignoring(unknown)}."
+            f"holds colours that belong to no class, or to several. The masks hold "
+            f"{listed_colours(unknown)} of that kind. {more_colours(unknown, rules)}"
         )
-    if len(unknown) == len(rules.names):
-        pairs = [f'{c} is "{name}"' for c, name in zip(unknown[:SHOWN], rules.names)]
-        more = " and so on" if len(unknown) > SHOWN else ""
-        return (
-            f"holds colours. If {', '.join(pairs)}{more}, {rules.written(palette=unknown)}; "
-            "otherwise list them there in the order of the names."
-        )
-    line = rules.written(palette=[]).replace('"palette": []', '"palette": [[r, g, b], ...]')
-    black = (
-        ' If black is unlabelled, add "ignore": [[0, 0, 0]].' if [0, 0, 0] in unknown else ""
-    )
-    return (
-        f"holds colours: {listed}. To read them, {line}, with the colour of each of the "
-        f"{len(rules.names)} names, in their order.{black}"
-    )
+    return f"holds colours. The masks hold {listed_colours(rows)}. {colour_advice(rows, rules)}"

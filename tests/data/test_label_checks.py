@@ -119,7 +119,7 @@ def test_arrays_of_ignored_pixels_alone(tmp_path):
     for split in ("train", "val"):
         labelled_folder(tmp_path, {"a": np.full((2, 2), -1)}, split, ".npy")
     (tmp_path / "classes.json").write_text(json.dumps({"names": ["thing"]}))
-    assert "the ids those of ignored pixels. List the" in errors_of(*seen_in(tmp_path))[0]
+    assert "the ids of ignored pixels. Check that these are" in errors_of(*seen_in(tmp_path))[0]
 
 
 def test_masks_are_read_until_a_second_class_is_found(tmp_path):
