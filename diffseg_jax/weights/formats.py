@@ -86,7 +86,7 @@ def _read_file(path: Path, part: str) -> dict:
         tree, locate = _format(path, data)(path, data)
         arrays = _arrays(_state_dict(path, tree, part), locate)
     if not arrays:
-        raise UserError(f"{path} holds no arrays.")
+        raise UserError(f"{path} holds no arrays. Give the file with the weights.")
     if not any(array.size for array in arrays.values()):
         raise UserError(
             f"{path} holds empty arrays only, as each part of a DeepSpeed checkpoint whose "
@@ -120,7 +120,7 @@ def _explained(path: Path):
         raise UserError(
             f"{path} is not tensors only: it asks for {shortened(str(error), 200)}. "
             "Nothing in it was run; give a file with the plain state dict."
-            f"{way_out(str(error), path)}"
+            f"{way_out(str(error), path, error.in_dict)}"
         ) from error
     except DAMAGE as error:
         raise UserError(
@@ -219,7 +219,7 @@ def _unread_type(path, name):
         advice = (
             "Where PyTorch is: from safetensors.torch import load_file, save_file; save_file({name:"
             f" tensor.float() for name, tensor in load_file({str(path)!r}).items()}}, "
-            "'weights.safetensors')"
+            "'weights.safetensors')."
         )
     return UserError(f"{path} holds numbers of a type that is not read here ({name}). {advice}")
 

@@ -57,7 +57,12 @@ MAX_BITS = 128  # bits of a size, stride or offset
 
 
 class Refused(Exception):
-    """The file asks for something that tensors never need."""
+    """The file asks for something that tensors never need.
+
+    in_dict  whether that is an entry of a dictionary, not the whole content
+    """
+
+    in_dict = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,11 @@ def unpickle(file) -> tuple[object, dict[str, Storage]]:
     for step, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if step > MAX_STEPS:
             raise ValueError(f"its pickle has more than {MAX_STEPS} steps")
-        machine.step(opcode.name, argument)
+        try:
+            machine.step(opcode.name, argument)
+        except Refused as error:
+            error.in_dict = isinstance(machine.first(), dict)
+            raise
     (value,) = machine.stack
     return value, machine.storages
 
@@ -204,6 +213,10 @@ class _Machine:
             case _:
                 raise Refused(f"the pickle instruction {opcode} {argument or ''}".strip())
 
+    def first(self):
+        """The value that was put on the stack first; None if there is none yet."""
+        return next(iter(self.outer[0] if self.outer else self.stack), None)
+
     def _to_mark(self) -> list:
         """Forgets the values since the last mark and returns the stack below it."""
         self.stack = self.outer.pop()
@@ -267,7 +280,9 @@ def _count(value) -> int:
     return value
 
 
-def _tensor(storage, offset, size, stride, *gradient) -> Tensor:
+def _tensor(storage, offset, size, stride, requires_grad=False, hooks=None, bits=None) -> Tensor:
+    if bits:  # PyTorch negates or conjugates such a tensor only when it is used
+        raise Refused("a tensor that is a negative or conjugate view")
     if len(_only(tuple, size)) != len(_only(tuple, stride)) or len(size) > MAX_AXES:
         raise ValueError(f"a tensor has as many strides as axes, at most {MAX_AXES}")
     size, stride = tuple(map(_count, size)), tuple(map(_count, stride))

@@ -74,6 +74,10 @@ FIRST_BYTES = (  # first bytes, what they tell, what to do; FILE stands for the 
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"%PDF", "a PDF document"),
+    (
+        b"\0\5\x16\7",
+        "what macOS stores beside a file that it copies. Give the file without ._ before its name",
+    ),
 )
 PATTERNS = (  # the same by a pattern
     (
@@ -87,6 +91,11 @@ PATTERNS = (  # the same by a pattern
     (
         rb"\x08.{1,3}(pytorch|\x12).*|\x08.\x12.{0,40}(pytorch|onnx|tf2onnx|keras).*",
         "an ONNX file, whose names are lost. Give the PyTorch file that it was exported from",
+    ),
+    (
+        rb"\(dp\d+\n.*",
+        "a pickle of protocol 0, which is not read here. In Python, save its arrays with "
+        "numpy.savez",
     ),
     (
         rb"model_checkpoint_path:.*",
@@ -147,7 +156,7 @@ def _archive(path, opener, listing, unpack):
         )
     if "model.weights.h5" in names:
         return "a file of Keras. Give the PyTorch or safetensors file"
-    weights = [name for name in names if Path(name).suffix in WEIGHTS]
+    weights = [name for name in names if Path(name).suffix in WEIGHTS and "._" not in name]
     if weights:
         return f"an archive that holds {weights[0]}. Unpack it with {unpack}, then give that file"
     return f"an archive without weights; it holds {', '.join(names[:3]) or 'nothing'}"
@@ -178,16 +187,28 @@ WAYS_OUT = (  # pattern of a name that a pickle asks for, and what to do
         "Where PyTorch is, save dense float32 tensors",
     ),
     (
-        r"(torch\.nn|timm|torchvision|__main__|models?|networks?|src|ultralytics)\..*",
-        "It is a whole network with its code. Where that code is: "
-        "torch.save(torch.load(FILE, weights_only=False).state_dict(), 'weights.pth')",
+        r"a tensor that is a negative or conjugate view",
+        "Where PyTorch is, save every tensor as tensor.resolve_neg().resolve_conj()",
     ),
+)
+CODE = r"(torch\.nn|timm|torchvision|__main__|models?|networks?|src|ultralytics)\..*"
+WHOLE_NETWORK = (
+    "It is a whole network with its code. Where that code is: "
+    "torch.save(torch.load(FILE, weights_only=False).state_dict(), 'weights.pth')"
+)
+OBJECT_IN_DICT = (
+    "One of its entries is a whole network with its code, or another object of its program. Where "
+    "that code is: torch.save(torch.load(FILE, weights_only=False)[KEY], 'weights.pth'), where KEY "
+    "is the entry of the weights, such as 'state_dict'; write [KEY].state_dict() for a network"
 )
 
 
-def way_out(asked: str, path: Path) -> str:
-    """A sentence for a pickle that asks for this name, with what to do; "" if unknown."""
-    for pattern, sentence in WAYS_OUT:
+def way_out(asked: str, path: Path, in_dict: bool) -> str:
+    """A sentence for a pickle that asks for this name, with what to do; "" if unknown.
+
+    in_dict  as of `Refused`
+    """
+    for pattern, sentence in (*WAYS_OUT, (CODE, OBJECT_IN_DICT if in_dict else WHOLE_NETWORK)):
         if re.fullmatch(pattern, asked):
             return f" {sentence.replace('FILE', repr(str(path)))}."
     return ""
@@ -256,7 +277,8 @@ def _file_in(folder: Path) -> Path:
         if any(folder.glob(pattern)) or any(folder.glob(f"*/{pattern}")):
             what = what.replace("FOLDER", shlex.quote(str(folder)))
             raise UserError(f"{folder} is a folder: {what}.")
-    files = sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS)
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in WEIGHTS]
+    files = [file for file in files if not file.name.startswith(".")]
     if len(files) == 1:
         return files[0]
     if files:

@@ -245,6 +245,7 @@ def test_weights_are_found_in_folders_and_shares(tmp_path):
     with pytest.raises(UserError, match="names model-2.safetensors, which is not beside it"):
         read_arrays(tmp_path)
     (tmp_path / "model.safetensors.index.json").unlink()
+    (tmp_path / "._model-1.safetensors").touch()                      # of macOS
     assert list(read_arrays(tmp_path)) == ["a"]                       # the only file
     np.savez(tmp_path / "other.npz", a=WEIGHT)
     with pytest.raises(UserError, match="several files: model-1.safetensors, other.npz. Give one"):
@@ -306,6 +307,8 @@ MISTAKES = {  # name of a file, its bytes, what is said
     "a.bz2": (b"BZh91AY", "bzip2 -dc"),
     "a.7z": (b"7z\xbc\xaf\x27\x1c", "7-Zip"),
     "a.tar": (tar_of(["swin/swin.pth"]), "an archive that holds swin/swin.pth.*tar -xf"),
+    "._a.pth": (b"\0\5\x16\7\0\2", "without ._"),
+    "mac.zip": (zip_of(["__MACOSX/._swin.pth", "swin.pth"]), "an archive that holds swin.pth"),
     "a.zip": (zip_of(["swin.pth"]), "an archive that holds swin.pth.*unzip"),
     "b.zip": (zip_of(["photo.jpg"]), "an archive without weights; it holds photo.jpg"),
     "a.keras": (zip_of(["config.json", "model.weights.h5"]), "a file of Keras"),
@@ -319,6 +322,7 @@ MISTAKES = {  # name of a file, its bytes, what is said
     "a.npy": (b"\x93NUMPY\x01\x00", "one NumPy array"), "a.mat": (b"MATLAB 5.0", "MATLAB"),
     "config.json": (b'{"hidden_sizes": [96]}', "a JSON text"),
     "model.ckpt-1.data-00000-of-00001": (b"\0\1\2", "TensorFlow checkpoint"),
+    "python2.pkl": (b"(dp0\nVw\np1\n", "a pickle of protocol 0"),
     "checkpoint": (b'model_checkpoint_path: "model.ckpt-1"', "TensorFlow checkpoint"),
     "flax_model.msgpack": (b"\x81\xa6params", "Flax"),
     "a.png": (b"\x89PNG\r\n", "a PNG image"), "log.txt": (b"2023 - INFO", "a text"),
@@ -335,7 +339,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path, file):
 
 @pytest.mark.parametrize(("asked", "said"), [
     (("__torch__.model", "Net"), "TorchScript.*state_dict"),
-    (("torch.nn.modules.conv", "Conv2d"), "a whole network with its code"),
+    (("torch.nn.modules.conv", "Conv2d"), r"a whole network with its code, or .*\[KEY\]\.state"),
     (("__main__", "Net"), "a whole network with its code"),
     (("torch.storage", "_load_from_bytes"), "written by pickle"),
     (("torch._utils", "_rebuild_tensor_v3"), r"8-bit floats.*tensor\.float\(\)"),
@@ -345,6 +349,19 @@ def test_what_is_no_checkpoint_is_named(tmp_path, file):
 def test_what_else_torch_saves_is_named(tmp_path, asked, said):
     with pytest.raises(UserError, match=said):
         read_arrays(write_zip(tmp_path / "a.pt", {"w": call(name(*asked))}, {}))
+
+
+def test_a_network_with_its_code_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"It is a whole network .*False\)\.state_dict\(\)"):
+        read_arrays(write_zip(tmp_path / "a.pt", call(name("__main__", "Net")), {}))
+
+
+def test_a_negative_view_is_refused(tmp_path):
+    ordered = call(name("collections", "OrderedDict"))
+    arguments = (storage("0", np.float32, 12), 0, (3, 4), (4, 1), False, ordered, {"neg": True})
+    tree = {"w": call(name("torch._utils", "_rebuild_tensor_v2"), *arguments)}
+    with pytest.raises(UserError, match=r"negative .* view.*resolve_neg"):
+        read_arrays(write_zip(tmp_path / "a.pt", tree, STORED))
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
