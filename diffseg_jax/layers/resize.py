@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+CUBIC = -0.75  # the free parameter of the cubic kernel
+
 
 def upsample2_aligned(x: jax.Array) -> jax.Array:
     """Doubles a map bilinearly with aligned corners: f[B,H,W,C] -> f[B,2H,2W,C].
@@ -60,6 +62,24 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
         return x
     shape = (x.shape[0], *size, x.shape[3])
     return jax.image.resize(x, shape, "bilinear", antialias=False)
+
+
+def cubic_matrix(source: int, target: int, offset: float = 0.0) -> np.ndarray:
+    """f64[target, source]: cubic convolution (Keys, 1981) along one axis, the border repeated.
+
+    The free parameter of the kernel is -0.75, as in PyTorch without antialiasing. Output i reads
+    the coordinate (i + 0.5) source / (target + offset) - 0.5.
+    """
+    centre = (np.arange(target) + 0.5) * source / (target + offset) - 0.5
+    taps = np.floor(centre)[:, None] + np.arange(-1, 3)
+    d = np.abs(centre[:, None] - taps)
+    near = (CUBIC + 2) * d**3 - (CUBIC + 3) * d**2 + 1
+    far = CUBIC * (d**3 - 5 * d**2 + 8 * d - 4)
+    weights = np.where(d <= 1, near, far)
+    matrix = np.zeros((target, source))
+    columns = np.clip(taps, 0, source - 1).astype(int)
+    np.add.at(matrix, (np.arange(target)[:, None], columns), weights)
+    return matrix
 
 
 def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:

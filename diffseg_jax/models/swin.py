@@ -17,12 +17,12 @@ from diffseg_jax.layers.attention import attend
 from diffseg_jax.layers.dropout import drop_path
 from diffseg_jax.layers.mlp import Mlp
 from diffseg_jax.layers.norm import in_float32
+from diffseg_jax.layers.resize import cubic_matrix
 from diffseg_jax.models.network import call
 
 STAGES = 4
 PATCH = 4
 MASKED = -100.0  # added to scores between tokens that were not neighbours before the shift
-CUBIC = -0.75  # the free parameter of the bicubic kernel
 
 _trunc = nnx.initializers.truncated_normal(0.02)
 
@@ -294,21 +294,7 @@ def resize_bias_table(table: np.ndarray, window: int) -> np.ndarray:
         )
     if side == target:
         return table
-    weights = _cubic_matrix(side, target)
+    weights = cubic_matrix(side, target)
     image = np.asarray(table, np.float64).reshape(side, side, -1)
     resized = np.einsum("ya,xb,abh->yxh", weights, weights, image, optimize=True)
     return resized.reshape(target**2, -1).astype(np.float32)
-
-
-def _cubic_matrix(source: int, target: int) -> np.ndarray:
-    """f64[target, source]: weights of cubic convolution (Keys, 1981), the border repeated."""
-    centre = (np.arange(target) + 0.5) * source / target - 0.5
-    taps = np.floor(centre)[:, None] + np.arange(-1, 3)
-    d = np.abs(centre[:, None] - taps)
-    near = (CUBIC + 2) * d**3 - (CUBIC + 3) * d**2 + 1
-    far = CUBIC * (d**3 - 5 * d**2 + 8 * d - 4)
-    weights = np.where(d <= 1, near, far)
-    matrix = np.zeros((target, source))
-    columns = np.clip(taps, 0, source - 1).astype(int)
-    np.add.at(matrix, (np.arange(target)[:, None], columns), weights)
-    return matrix

@@ -1,7 +1,6 @@
 """Table rows of PyTorch layers, from the name of a layer there to its name here."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -36,24 +35,36 @@ def _bias(torch, ours):
     return (torch + r"\.bias", ours + ".bias", "c->c")
 
 
-def joined_qkv(arrays: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
-    """The arrays with Hugging Face's query, key and value as one entry `qkv`.
+def join_layers(
+    arrays: Mapping[str, np.ndarray], parts: Sequence[str], whole: str, source: str
+) -> dict[str, np.ndarray]:
+    """The arrays with several layers as one, concatenated along the outputs.
 
-    Raises UserError where one of the three is missing or of another shape.
+    parts  ends of the layers' names, in the order of the outputs;  whole  the end for the one layer
+
+    Raises UserError where one of the layers lacks what another one has.
     """
-    joined = {}
+    result = dict(arrays)
     for name, array in arrays.items():
-        match = re.fullmatch(r"(.*\.attention\.(?:self|attention)\.)(query|key|value)(\.\w+)", name)
-        if match is None or not array.ndim:
-            joined[name] = array
+        stem, _, leaf = name.rpartition(".")
+        part = next((part for part in parts if stem.endswith(f".{part}")), None)
+        if part is None or name not in result or not array.ndim:
             continue
-        names = [f"{match[1]}{part}{match[3]}" for part in ("query", "key", "value")]
+        before = stem.removesuffix(part)
+        names = [f"{before}{other}.{leaf}" for other in parts]
         for other in names:
             if getattr(arrays.get(other), "shape", None) != array.shape:
                 raise UserError(
                     f"{source} has {name} of shape {array.shape}, but no {other} like it. "
                     "Give the file as its program saved it."
                 )
-        if name == names[0]:
-            joined[f"{match[1]}qkv{match[3]}"] = np.concatenate([arrays[n] for n in names])
-    return joined
+        result[f"{before}{whole}.{leaf}"] = np.concatenate([result.pop(n) for n in names])
+    return result
+
+
+def joined_qkv(arrays: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
+    """The arrays with Hugging Face's query, key and value as one entry `qkv`; see `join_layers`."""
+    for layer in ("attention.self", "attention.attention"):
+        parts = [f"{layer}.{part}" for part in ("query", "key", "value")]
+        arrays = join_layers(arrays, parts, f"{layer}.qkv", source)
+    return arrays
