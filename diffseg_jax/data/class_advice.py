@@ -33,6 +33,11 @@ def advice_without_names(
     """
     rules = MaskRules(id_table(1), file=str(file), ignore=ignore)
     ids = sorted(set(pixels) - set(SIGNED_IGNORE))
+    if len(colours) >= IGNORE:
+        return (
+            f"The masks hold {counted(len(colours), 'colour')}, as photographs and smoothed or "
+            "lossy images do. Export the masks again, as PNG of ids."
+        )
     if colours:
         listed = f"The masks hold {listed_colours(colours)}. {colour_advice(colours, rules)}"
     elif ids and not 0 <= ids[0] <= ids[-1] <= MAX_ID:

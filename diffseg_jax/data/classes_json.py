@@ -6,6 +6,8 @@
 All keys but the names are optional. The palette has a colour and "ids" an id on disk for each name.
 """
 
+import json
+import re
 from dataclasses import replace
 
 from diffseg_jax.data.class_advice import advice_without_names
@@ -67,11 +69,25 @@ def read_classes(file, num_classes, ignore=(), seen=lambda: ({}, [])):
 
 def _read_entries(file):
     entries = read_user_json(file)
+    by_id = dict(enumerate(entries)) if isinstance(entries, list) else entries
+    if by_id and isinstance(by_id, dict) and _are_names_by_id(by_id):
+        raise UserError(f"{file} lists names only. It must read {_by_id(by_id)}.")
     if not isinstance(entries, dict):
         raise UserError(f'{file} is not an object. It must read {{"names": [...], ...}}.')
     for key in entries:
         choose(CLASSES_KEYS, key, f"key in {file}")
     return entries
+
+
+def _are_names_by_id(entries):
+    return all(str(key).isdecimal() and isinstance(name, str) for key, name in entries.items())
+
+
+def _by_id(names):
+    """The file that says what {id: name} says."""
+    ids, names = [int(key) for key in names], list(names.values())
+    counted = {} if ids == list(range(len(ids))) else {"ids": ids}
+    return json.dumps({"names": names} | counted)
 
 
 def _colours(palette, ids, ignore, zero_is_ignored, **_):
@@ -105,7 +121,8 @@ def _wrong_classes(names, palette, ids, ignore, zero_is_ignored, masks, num_clas
         not isinstance(palette, list)
         or not all(map(_is_colour, palette))
         or len(palette) not in (0, len(names)),
-        f"palette must hold one [r, g, b] in 0..255 for each of the {len(names)} names",
+        f"palette must hold one [r, g, b] in 0..255 for each of the {len(names)} names"
+        + _from_hex(palette),
     )
     yield (
         not _are_integers(ids, MAX_ID) or len(ids) not in (0, len(names)) or _repeats(ids),
@@ -119,6 +136,16 @@ def _wrong_classes(names, palette, ids, ignore, zero_is_ignored, masks, num_clas
     yield not isinstance(zero_is_ignored, bool), "zero_is_ignored must be true or false"
     yield masks not in READINGS, 'masks must be "ids" or "colours"'
     yield masks == "colours" and not palette, 'masks is "colours", which needs a palette'
+
+
+def _from_hex(palette):
+    """The end of a sentence about a palette of "#ff0000" and its like, or ""."""
+    if not isinstance(palette, list) or not all(isinstance(each, str) for each in palette):
+        return ""
+    if not all(re.fullmatch("#?[0-9a-fA-F]{6}", each) for each in palette):
+        return ""
+    colours = [list(bytes.fromhex(each.removeprefix("#"))) for each in palette]
+    return f': set "palette": {colours}'
 
 
 def _repeats(values):

@@ -32,7 +32,8 @@ def require_folder(path, name, layout):
     """
     if not path:
         raise UserError(
-            f"path is empty, but data set {name} is read from a folder with {layout}. Give path."
+            f"path is empty, but data set {name} is read from a folder with {layout}. Give "
+            f"--config.{'unlabelled' if name == 'unlabelled' else 'data'}.path=FOLDER."
         )
     root = open_path(path)
     with reachable(root):

@@ -348,10 +348,13 @@ def _check_earlier_stage(config, name, start, which, before, workdir):
     elif first_has_checkpoint(directory):
         step_to_start_from(directory, which)
     else:
+        run = [each for each in config.run if each != start]
+        run.insert(run.index(name), start)
         raise UserError(
-            f"stages.{name}.start is {start}, which is not run before it and has no "
-            f"checkpoint in {workdir}. Add it to --config.run, or try "
-            f"--config.stages.{name}.start=runs/a/checkpoints/{start}."
+            f"stages.{name}.start is {start}, which is not run before it and has no checkpoint in "
+            f'{workdir}. Run it with --config.run="{tuple(run)}", or try '
+            f"--config.stages.{name}.start=random, or the directory of a stage, as "
+            f"runs/a/checkpoints/{start}."
         )
 
 

@@ -41,8 +41,9 @@ class PredictOptions:
         elif self.tile is not None:
             changes |= {"view": View.SLIDE, **_windows(self.tile, self.stride)}
         if self.stride is not None and "window" not in changes:
+            tile = max(512, *_pair("stride", self.stride, 1))
             raise UserError(
-                f"stride is {self.stride}, but no tile is given. Add a tile, such as 512."
+                f"stride is {self.stride}, but no tile is given. Add a tile, such as tile={tile}."
             )
         return dataclasses.replace(protocol, **changes)
 

@@ -12,6 +12,8 @@ from diffseg_jax.data.transforms import keep_ratio_size, resize_image
 from diffseg_jax.errors import UserError
 from diffseg_jax.metrics.divergence import entropy, normalised
 
+DEFAULT_SIDE = 512  # of a window, in the advice where none is given
+
 
 @dataclasses.dataclass(frozen=True)
 class Maps:
@@ -223,9 +225,12 @@ def make_protocol(
     Raises UserError for a stride that leaves gaps between windows.
     """
     if view == "slide" and not all(0 < s <= w for s, w in zip(stride, window)):
+        sides = tuple(side if side > 0 else DEFAULT_SIDE for side in window)
+        steps = tuple(max(2 * side // 3, 1) for side in sides)
+        change = "" if sides == tuple(window) else f'--config.evaluate.window="{sides}" '
         raise UserError(
             f"evaluate.window is {tuple(window)} and evaluate.stride {tuple(stride)}: each stride "
-            'must lie between 1 and its window. Try --config.evaluate.stride="(341, 341)".'
+            f'must lie between 1 and its window. Try {change}--config.evaluate.stride="{steps}".'
         )
     return Protocol(
         View(view), tuple(window), tuple(stride), tuple(scales), flip, tuple(limit), short

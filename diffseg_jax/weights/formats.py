@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from diffseg_jax.errors import UserError, choose, shortened
 from diffseg_jax.storage.similar import similar_path
 from diffseg_jax.weights.pickles import Refused, Tensor, type_name, unpickle
-from diffseg_jax.weights.recognised import HEAD, file_type, way_out, weight_files
+from diffseg_jax.weights.recognised import HEAD, WEIGHTS, file_type, way_out, weight_files
 
 # Where training programs put the network, in the order in which it is looked for.
 STATE_KEYS = (
@@ -138,7 +138,7 @@ def _mapped(path: Path) -> mmap.mmap:
                 raise ValueError("it is empty")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:
-        near = similar_path(path)
+        near = similar_path(path, fits=lambda near: near.is_dir() or near.suffix in WEIGHTS)
         raise UserError(
             f"there is no file {path}. Give the path of a checkpoint.{near}"
         ) from error

@@ -112,6 +112,7 @@ def test_every_reading_works_in_one_round(tmp_path, case):
         ([[255]], ".png", {}, "the ids 255. Masks must show two classes"),
         ([[0] * 300 + [255] * 300 + list(range(256))], ".png", {}, "Export them again as PNG"),
         ([list(range(300))], ".png", {}, "There can be at most 255 classes"),
+        ([[[i, j, 9] for i in range(20) for j in range(20)]], ".png", {}, "hold 400 colours, as"),
         ([[0.5, 1]], ".npy", {}, "holds 0.5, but a mask holds one class id"),
         ([[0, 255]], ".png", {"ignore": (0,)}, "take 0 out of --config.data.options.ignore"),
         ([[0, 0, 1]], ".png", {"num_classes": 1}, 'If 1 is "class_0", write {"names": ["backg'),

@@ -67,6 +67,10 @@ def test_only_ids_can_be_ignored(tmp_path, wrong):
     [
         ("{", "Add what is missing"),
         ("[]", "object"),
+        ("[1, 2]", "object"),
+        ('["a", "b"]', r'must read \{"names": \["a", "b"\]\}\.'),
+        ('{"0": "a", "7": "b"}', r'must read \{"names": \["a", "b"\], "ids": \[0, 7\]\}\.'),
+        ('{"names": ["a"], "palette": ["#0A10ff"]}', r'set "palette": \[\[10, 16, 255\]\]'),
         ('{"nams": ["a"]}', 'Did you mean "names"'),
         ('{"names": ["a", "a"]}', "different"),
         ('{"names": ["a"], "palette": [[1, 2, 300]]}', "palette"),

@@ -86,8 +86,9 @@ def test_foreign_arrays_are_read_once_and_freed_by_the_stage_that_takes_them(
 
 def test_a_start_that_is_neither_run_before_nor_saved_is_refused(config, tmp_path):
     config.run = ("finetune",)
-    with pytest.raises(UserError, match="start is pretrain, which is not run before it"):
+    with pytest.raises(UserError, match="start is pretrain, which is not run before it") as error:
         make_plan(config, tmp_path)
+    assert "--config.run=\"('pretrain', 'finetune')\", or" in str(error.value)
 
 
 def test_evaluating_another_config_shows_the_differing_lines_before_data_are_opened(

@@ -1,5 +1,8 @@
 """How images are cut, mirrored and scaled, with networks of one line."""
 
+import ast
+import re
+
 import numpy as np
 import pytest
 
@@ -212,6 +215,15 @@ def test_a_protocol_is_made_of_plain_values():
 def test_strides_that_leave_gaps_are_refused(stride):
     with pytest.raises(UserError, match=r"evaluate\.stride .*between 1 and its window"):
         make_protocol("slide", (8, 8), stride, (1.0,), False)
+
+
+@pytest.mark.parametrize("window, stride", [((8, 8), (9, 4)), ((0, 0), (0, 0)), ((1, 90), (0, 0))])
+def test_the_advice_on_windows_works(window, stride):
+    with pytest.raises(UserError) as error:
+        make_protocol("slide", window, stride, (1.0,), False)
+    typed = dict(re.findall(r'--config.evaluate.(\w+)="(.*?)"', str(error.value)))
+    given = {name: ast.literal_eval(value) for name, value in typed.items()}
+    make_protocol("slide", given.get("window", window), given["stride"], (1.0,), False)
 
 
 # --- logits, and measures of uncertainty ----------------------------------------------------------
