@@ -64,7 +64,7 @@ class StageCheckpoints:
     Saving returns before the files are written. An interrupted save is never taken for a complete
     one; its remains are removed by the next writer (not by a reader, since another process may
     still be saving). What is read is compared with the fingerprints taken before saving. A writer
-    sets checkpoints with damaged JSON aside.
+    sets checkpoints with damaged JSON aside; a reader raises Damaged for damaged metrics.
 
     directory  <workdir>/checkpoints/<stage>
     keep       how many of the latest checkpoints are kept
@@ -75,11 +75,13 @@ class StageCheckpoints:
         self.exits = contextlib.ExitStack()
         if not read_only:
             _set_broken_aside(self.directory)
-        newest = policies.LatestN(keep)
-        best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+        for step in steps_in(self.directory) if read_only else ():
+            _require_metrics(self.directory, step)
+        score, newest = (lambda metrics: metrics[BEST]), policies.LatestN(keep)
+        best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
         with quiet_orbax():
             options = ocp.CheckpointManagerOptions(
-                best_fn=_score,
+                best_fn=score,
                 best_mode="max",
                 preservation_policy=policies.AnyPreservationPolicy([newest, best]),
                 cleanup_tmp_directories=not read_only,
@@ -312,12 +314,11 @@ def _rename_broken(directory):
 
 
 def _require_metrics(directory, step):
-    """Raises Damaged unless orbax can parse the metrics by which the best checkpoint is chosen."""
+    """Raises Damaged where the metrics by which the best checkpoint is chosen hold no number."""
     file = directory / str(step) / "metrics" / "metrics"
-    text = file.read_bytes() if file.exists() else b"{}"
     try:
-        json.loads(text).items()
-    except (ValueError, AttributeError, RecursionError) as error:
+        math.isfinite(json.loads(file.read_bytes())[BEST] if file.exists() else 0)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise Damaged(directory, step, f"its metrics: {reason_of(error)}") from None
 
 
@@ -332,7 +333,3 @@ def _rename_aside(directory, step):
     names = (f"{ASIDE}{step}{'_' * repeat}" for repeat in range(100))
     free = next(path for path in map(directory.joinpath, names) if not path.exists())
     (directory / str(step)).rename(free)
-
-
-def _score(metrics):
-    return metrics[BEST]

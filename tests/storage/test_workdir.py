@@ -8,7 +8,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.changed_data import LISTED_IN, _listed
 from diffseg_jax.experiment.prepare_data import PREPARED_FILE, add_shards
 from diffseg_jax.inference.batch import Summary
-from diffseg_jax.storage.checkpoints import _require_metrics
+from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.integrity import Damaged
 from diffseg_jax.storage.workdir import read_results, saved_config
 from diffseg_jax.training.log import Log
@@ -35,10 +35,14 @@ def test_every_reader_of_json_names_a_damaged_file(tmp_path, damage):
             reader()
     (tmp_path / LISTED_IN).write_bytes(DAMAGED[damage])
     assert _listed(tmp_path) == {}
+
+
+@pytest.mark.parametrize("content", [*DAMAGED.values(), b'{"mIoT": 0.1}', b'{"mIoU": "0.1"}'])
+def test_metrics_that_hold_no_number_are_damage(tmp_path, content):
     (tmp_path / "3/metrics").mkdir(parents=True)
-    (tmp_path / "3/metrics/metrics").write_bytes(DAMAGED[damage])
-    with pytest.raises(Damaged):
-        _require_metrics(tmp_path, 3)
+    (tmp_path / "3/metrics/metrics").write_bytes(content)
+    with pytest.raises(Damaged, match=f"checkpoint {tmp_path}/3 is damaged"):
+        StageCheckpoints(tmp_path, read_only=True)
 
 
 def test_results_of_no_stage_are_refused(tmp_path):
