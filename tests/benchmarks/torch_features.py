@@ -1,0 +1,107 @@
+"""A plain PyTorch EfficientNet-Lite0, timed: the alternative of a user for its features.
+
+python torch_features.py --network=efficientnet_lite0 --weights=FILE [--channels-last]
+
+prints one JSON line with "seconds"; with --output, it writes its features as .npz. Names of
+states are those of the file, which loads strictly. It needs torch and nothing of this package.
+"""
+
+import argparse
+import json
+import timeit
+
+import numpy as np
+import torch
+from torch import nn
+
+HEIGHT, WIDTH = 360, 480
+STAGES = (  # kernel, stride of the first block, expansion, channels, blocks
+    (3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4), (3, 1, 6, 320, 1),
+)  # fmt: skip
+TAPS = (0, 2, 4, 10, 15)
+
+
+def batch_norm(channels):
+    return nn.BatchNorm2d(channels, eps=1e-3)
+
+
+def padded(x, size, stride):
+    """x with the zeros that a convolution of this size adds around an image of even sides."""
+    before, after = (size - stride) // 2, (size - 1) // 2
+    return nn.functional.pad(x, (before, after, before, after))
+
+
+class Block(nn.Module):
+    def __init__(self, channels_in, channels, size, stride, expansion, adds):
+        super().__init__()
+        inner = expansion * channels_in
+        self.size, self.stride, self.expands, self.adds = size, stride, expansion > 1, adds
+        if self.expands:
+            self._expand_conv = nn.Conv2d(channels_in, inner, 1, bias=False)
+            self._bn0 = batch_norm(inner)
+        self._depthwise_conv = nn.Conv2d(inner, inner, size, stride, groups=inner, bias=False)
+        self._bn1 = batch_norm(inner)
+        self._project_conv = nn.Conv2d(inner, channels, 1, bias=False)
+        self._bn2 = batch_norm(channels)
+
+    def forward(self, x):
+        y = nn.functional.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        y = self._depthwise_conv(padded(y, self.size, self.stride))
+        y = self._bn2(self._project_conv(nn.functional.relu6(self._bn1(y))))
+        return x + y if self.adds else y
+
+
+class EfficientNetLite0(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self._conv_stem, self._bn0 = nn.Conv2d(3, 32, 3, 2, bias=False), batch_norm(32)
+        blocks, channels_in = [], 32
+        for size, stride, expansion, channels, count in STAGES:
+            for i in range(count):
+                s = 1 if i else stride
+                blocks.append(Block(channels_in, channels, size, s, expansion, i > 0))
+                channels_in = channels
+        self._blocks = nn.ModuleList(blocks)
+        self._conv_head, self._bn1 = nn.Conv2d(320, 1280, 1, bias=False), batch_norm(1280)
+        self._fc = nn.Linear(1280, 1000)  # head and classifier are in the file, and not used
+
+    def forward(self, x):
+        x = nn.functional.relu6(self._bn0(self._conv_stem(padded(x, 3, 2))))
+        maps = []
+        for i, block in enumerate(self._blocks):
+            x = block(x)
+            if i in TAPS:
+                maps.append(x)
+        return maps
+
+
+NETWORKS = {"efficientnet_lite0": EfficientNetLite0}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", choices=NETWORKS, required=True)
+    parser.add_argument("--weights", required=True, help="a PyTorch file")
+    parser.add_argument("--output", help="an .npz file for the features")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--channels-last", action="store_true", help="NHWC in memory")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    form = torch.channels_last if args.channels_last else torch.contiguous_format
+    network = NETWORKS[args.network]().eval().to(memory_format=form)
+    network.load_state_dict(torch.load(args.weights, weights_only=True))
+    draw = np.random.default_rng(0).uniform(-1, 1, (1, HEIGHT, WIDTH, 3)).astype(np.float32)
+    image = torch.from_numpy(draw).permute(0, 3, 1, 2).contiguous(memory_format=form)
+    with torch.inference_mode():
+        maps = network(image)
+        seconds = timeit.repeat(lambda: network(image), number=1, repeat=args.repeats)
+    if args.output:
+        maps = [values.permute(0, 2, 3, 1).numpy() for values in maps]
+        np.savez(args.output, **{f"map_{i:02d}": values for i, values in enumerate(maps)})
+    print(json.dumps(dict(network=args.network, seconds=seconds)))
+
+
+if __name__ == "__main__":
+    main()
