@@ -173,7 +173,7 @@ def open_pascal_context(split, *, path="", num_classes=0, raw_459=False):
     if num_classes not in (59, 60):
         raise UserError(
             f"num_classes is {num_classes}, but pascal_context has 59 classes, or 60 with the "
-            "background. Give one of the two."
+            "background. Give --config.data.options.num_classes=59 or 60."
         )
     file = root / "ImageSets" / "SegmentationContext" / f"{split}.txt"
     if not file.is_file():

@@ -241,7 +241,8 @@ def _mask_classes(builder, features, mask_key, num_classes):
         names = feature.names
     if not names and num_classes < 1:
         raise UserError(
-            f"{builder.name} does not tell how many classes its masks hold. Give num_classes."
+            f"{builder.name} does not tell how many classes its masks hold. Give "
+            "--config.data.options.num_classes=N, with their number."
         )
     if names and num_classes not in (0, len(names)):
         raise UserError(

@@ -352,9 +352,8 @@ def _check_earlier_stage(config, name, start, which, before, workdir):
         run.insert(run.index(name), start)
         raise UserError(
             f"stages.{name}.start is {start}, which is not run before it and has no checkpoint in "
-            f'{workdir}. Run it with --config.run="{tuple(run)}", or try '
-            f"--config.stages.{name}.start=random, or the directory of a stage, as "
-            f"runs/a/checkpoints/{start}."
+            f'{workdir}. Run it with --config.run="{tuple(run)}", or start from the stage of '
+            f"another run, as --config.stages.{name}.start=runs/a/checkpoints/{start} does."
         )
 
 

@@ -45,8 +45,8 @@ def find_stage(path: str | os.PathLike, stage: str | None = None) -> Path:
         )
     if path.name.isdigit() and has_checkpoint(path.parent):
         raise UserError(
-            f"{path} is one step of a stage. Give {path.parent} and the step beside it: "
-            f"step={path.name} in Python, --step={path.name} as a flag."
+            f"{path} is one step of a stage. Give {path.parent}; load(..., step={path.name}) and "
+            f"predict --step={path.name} open this step of it."
         )
     problem = "holds no checkpoint" if path.is_dir() else "does not exist"
     raise UserError(

@@ -87,7 +87,7 @@ def test_wrong_tfds_names_and_options_are_refused(tmp_path):
             open_source(f"tfds:{name}", "train", path=path)
     with pytest.raises(UserError, match='Did you mean "train"'):
         open_source("tfds:streets", "trian", path=path)
-    with pytest.raises(UserError, match="Give num_classes"):
+    with pytest.raises(UserError, match=r"Give --config\.data\.options\.num_classes=N"):
         open_source("tfds:streets", "train", path=path)
     with pytest.raises(UserError, match='Did you mean "label_map"'):
         open_source("tfds:streets", "train", path=path, num_classes=7, mask_key="label_mask")

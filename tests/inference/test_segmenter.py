@@ -394,7 +394,7 @@ def test_missing_checkpoints_stages_and_devices_are_sentences(tiny_run, tmp_path
         f"{tiny_run.workdir}s/checkpoint": f'Did you mean "{tiny_run.workdir}/checkpoints"?',
     }
     step = max(tiny_run.workdir.glob("checkpoints/finetune/[0-9]*"))
-    sentences[step] = f"Give {step.parent} and the step beside it: step={step.name} in Python"
+    sentences[step] = f"Give {step.parent}; load(..., step={step.name}) and predict --st"
     for path, sentence in sentences.items():
         with pytest.raises(UserError) as error:
             diffseg_jax.load(path)
