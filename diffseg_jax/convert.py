@@ -13,6 +13,7 @@ For adm, the flags with which guided diffusion trained the network may replace -
 --image_size 64 --num_channels 128 --learn_sigma True.
 """
 
+import functools
 from collections.abc import Sequence
 
 from diffseg_jax.cli import (
@@ -36,7 +37,9 @@ from diffseg_jax.inference.converted import (
     convert_run,
 )
 from diffseg_jax.inference.converted_ensemble import convert_ensemble
+from diffseg_jax.inference.converted_source import convert_source
 from diffseg_jax.inference.converted_transunet import convert_transunet
+from diffseg_jax.sources.chosen import FROZEN
 from diffseg_jax.weights.adm import PUBLISHED
 
 METAVARS = {int: "N", float: "X", str: "TEXT", truth: "True|False", numbers: "N,N,..."}
@@ -77,6 +80,7 @@ CONVERTERS = {  # name -> function and the flags that it takes
     "transunet": (convert_transunet, ("part", "heads", "grid")),
     "ddpm_seg": (convert_ensemble, ("unet", "name", "part", *ENSEMBLE_FLAGS, *ADM_FLAGS)),
     "run": (convert_run, ("stage", "step", "ema", "dtype")),
+    **{name: (functools.partial(convert_source, name), ("part",)) for name in FROZEN},
 }
 
 

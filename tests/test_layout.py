@@ -46,12 +46,12 @@ ORDER = (  # a module may import those above it, never those below
     "training.losses", "training.state", "training.optimizer", "training.step", "training.log",
     "training.resources", "training.signals", "training.lifecycle", "training.loop",
     "training.fit_loop",
-    "systems.pixel_fit", "systems.task", "systems.system", "systems.inputs",
+    "systems.map_files", "systems.pixel_fit", "systems.task", "systems.system", "systems.inputs",
     "sources.feature_source", "sources.colour", "sources.diffusion", "sources.frozen",
-    "sources.chosen", "sources.pretrained",
+    "sources.from_files", "sources.own_run",
     "systems.pixel_ensemble", "systems.ddpm_sampling",
-    "systems.ddep", "systems.ddp", "systems.ddpm_seg", "systems.mae", "systems.few_labels",
-    "systems.ddep_config",
+    "systems.ddep", "systems.ddp", "systems.ddpm_seg", "systems.mae", "sources.chosen",
+    "sources.pretrained", "systems.few_labels", "systems.ddep_config",
     "systems.ddp_config", "systems.ddpm_seg_config", "systems.methods",
     "figures.sheets", "figures.curve_data", "figures.curves",
     "inference.views", "inference.forward", "inference.image_objects", "inference.images",
@@ -59,6 +59,7 @@ ORDER = (  # a module may import those above it, never those below
     "inference.options",
     "inference.prediction", "inference.segmenter", "inference.batch", "inference.sampling",
     "inference.converted", "inference.converted_transunet", "inference.converted_ensemble",
+    "inference.converted_source", "inference.feature_files",
     "inference.exported", "inference.description",
     "inference.description_text",
     "experiment.data_notes", "experiment.evaluate", "experiment.start_step", "experiment.plan",
@@ -69,7 +70,7 @@ ORDER = (  # a module may import those above it, never those below
     "experiment.check_data",
     "experiment.prepare_data", "experiment.tap_study", "experiment.steps_study",
     "cli", "old_names.command", "old_names.visualise", "old_names.checkpoints",
-    "plot", "convert", "sample", "predict", "export", "info", "main",
+    "plot", "convert", "sample", "predict", "export", "info", "features", "main",
 )  # fmt: skip
 
 

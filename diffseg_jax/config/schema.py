@@ -196,3 +196,10 @@ def differing_lines(old: Mapping, new: Mapping, where: str = "") -> list[str]:
         elif before != after and {str(before), str(after)} != {"(absent)", ""}:
             lines.append(f"{where}{name}: {before} -> {after}")
     return lines
+
+
+def as_tuples(values):
+    """JSON values with tuples in place of lists, as configs hold them."""
+    if isinstance(values, Mapping):
+        return {name: as_tuples(value) for name, value in values.items()}
+    return tuple(map(as_tuples, values)) if isinstance(values, (list, tuple)) else values

@@ -60,7 +60,7 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints):
     need = require_memory(plan, frozen, masks)
     plan.log.say(
         f"{plan.name}: from {plan.start}; reads features of {counted(len(kept), 'image')}, "
-        f"{need / GB:.2f} GB; compiles the first"
+        f"{need / GB:.2g} GB; compiles the first"
     )
     features = collect(plan, frozen, kept)
     pixels = np.flatnonzero(masks.reshape(-1) != IGNORE).astype(np.int32)
@@ -193,7 +193,9 @@ def read_masks(
 def require_memory(plan: StagePlan, frozen: dict, masks: np.ndarray) -> int:
     """Bytes of the features; UserError when they and the fit exceed the memory that is free."""
     fit = plan.task.fit
-    shape = jax.eval_shape(fit.extract, frozen, *_one_image(masks.shape[1:]))
+    read = tuple(plan.source.names[int(index)] for index in plan.indices[:1])
+    maps = fit.files.read(read) if fit.files else ()
+    shape = jax.eval_shape(fit.extract, frozen, *_one_image(masks.shape[1:]), *maps)
     features = shape.nbytes * len(masks)
     member = sum(leaf.size * 4 for leaf in jax.tree.leaves(fit.member.abstract["params"]))
     orders = 2 * (fit.members if fit.recipe.own_order else 1)  # of two passes
@@ -247,8 +249,11 @@ def collect(plan: StagePlan, network: dict, indices: np.ndarray) -> PixelFeature
     for group, rows in zip(groups, mine, strict=True):
         read = [next(shown) for _ in rows]
         batch = {key: np.stack([e[key] for e in read]) for key in ("image", "valid")}
+        if fit.files:
+            maps = fit.files.read([example["name"] for example in read])
+            batch |= {f"map_{i:02}": values for i, values in enumerate(maps)}
         batch = to_devices(batch, mesh, mesh.size)
-        one = extract(network, batch["image"], batch["valid"])
+        one = extract(network, *batch.values())
         maps = [values[: len(group)] for values in one.maps]
         if not buffers:
             make = np.zeros if fit.on_host else jnp.zeros

@@ -49,12 +49,12 @@ class Counts:
 
 def evaluate(
     forward: Callable, source: Sequence, indices: Sequence[int], num_classes: int,
-    protocol: Protocol, batch_size: int, keep: int = 0,
+    protocol: Protocol, batch_size: int, keep: int = 0, by_name: bool = False,
 ) -> tuple[Counts, list[dict]]:  # fmt: skip
     """Counts over the images at `indices`, summed over all processes.
 
     Neighbours of one size share a batch. Also returns `keep` examples of this process, spread over
-    the split, with "labels" and "uncertainty" added.
+    the split, with "labels" and "uncertainty" added. by_name: whether `forward` takes names.
     """
     counts = Counts(np.zeros((num_classes + 1, num_classes), int), np.zeros((2, BINS), int))
     drawn = []
@@ -62,7 +62,8 @@ def evaluate(
     shown = {source.names[index] for index in spread(mine, keep)}
     for examples in _batches(source, mine, batch_size):
         images = np.stack([example["image"] for example in examples])
-        prediction = predict(forward, images, protocol)
+        names = [example["name"] for example in examples] if by_name else ()
+        prediction = predict(forward, images, protocol, names)
         for row, example in enumerate(examples):
             counts.add(example["mask"], prediction, row)
             if example["name"] in shown:

@@ -19,10 +19,12 @@ def measure(
 ) -> tuple[Counts, list[dict]]:
     """Counts of right and wrong pixels of a network, and the examples to draw."""
     task, batch_size = evaluation.task, evaluation.batch_size
-    forward = make_forward(task.predict, network, evaluation.mesh, batch_size, task.stride)
+    forward = make_forward(
+        task.predict, network, evaluation.mesh, batch_size, task.stride, task.files
+    )
     return evaluate(
         forward, evaluation.source, indices, len(evaluation.source.labels.names), protocol,
-        batch_size, evaluation.examples,
+        batch_size, evaluation.examples, by_name=task.files is not None,
     )  # fmt: skip
 
 

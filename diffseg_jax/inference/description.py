@@ -58,8 +58,7 @@ def describe_checkpoint(path: str | os.PathLike, stage: str | None = None) -> di
         "results": read_results(workdir).get(directory.name) if in_run else meta.get("results"),
     }  # fmt: skip
     used_path = str(path) if stage is None else str(directory)
-    generates = "diffusion" in meta["task"]  # so that its images can be sampled
-    return {**description, "use": usage(description, used_path, generates)}
+    return {**description, "use": usage(description, used_path, meta["task"])}
 
 
 def stage_entry(name: str, directory) -> dict:
@@ -150,11 +149,8 @@ def evaluation_of(config: dict) -> dict:
     return {**WHOLE_VIEW, "split": config.get("data", {}).get("val"), **options}
 
 
-def usage(description: dict, path: str, generates: bool) -> dict:
-    """The lines that use the checkpoint, in Python and on the command line.
-
-    generates  whether a network without classes generates images
-    """
+def usage(description: dict, path: str, task: dict) -> dict:
+    """The lines that use the checkpoint, in Python and on the command line; task: `Task.meta`."""
     python = ["import diffseg_jax", f"segmenter = diffseg_jax.load({json.dumps(path)})"]
     directory, path = shlex.quote(description["directory"]), shlex.quote(path)
     if description["classes"]:
@@ -164,6 +160,9 @@ def usage(description: dict, path: str, generates: bool) -> dict:
     taps = json.dumps(description["taps"][:1])
     python.append(f'features = segmenter.features("image.png", {taps})')
     run = f"python -m diffseg_jax.sample --checkpoint={directory} --output=samples"
-    if not generates:  # it was pretrained for a stage with labels
+    if task["kind"] == "features":
+        flags = f"--checkpoint={path} --images=photos --output=features"
+        run = f"python -m diffseg_jax.features {flags}"
+    elif "diffusion" not in task:  # it was pretrained for a stage with labels
         run = f"python -m diffseg_jax.main ... --config.stages.finetune.start={directory}"
     return {"python": python, "command": run}

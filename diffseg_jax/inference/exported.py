@@ -57,6 +57,11 @@ def export(
     check_protocol(segmenter.protocol, size)
     task = segmenter.task_for(steps, samples)
     require_classes(segmenter, task)
+    if task.files:
+        raise UserError(
+            f"this model reads features from {task.files.folder}, so it cannot be exported alone. "
+            "Export one whose features a network computes."
+        )
     log(f"{segmenter.directory}: traces step {segmenter.step} for {', '.join(platforms)}")
     seed = int(segmenter.seed_for(seed))
     function = prediction_function(task, segmenter.network, size, seed)

@@ -8,15 +8,18 @@ from jax.experimental import multihost_utils
 
 from diffseg_jax.devices.mesh import batch_sharding, place_tree, process_mesh, state_shardings
 from diffseg_jax.devices.settings import own_settings
+from diffseg_jax.systems.map_files import MapFiles
 
 
 @own_settings()
 def make_forward(
-    function: Callable, network: dict, mesh: jax.sharding.Mesh, batch_size: int, stride: int = 1
-) -> Callable:
+    function: Callable, network: dict, mesh: jax.sharding.Mesh, batch_size: int, stride: int = 1,
+    files: MapFiles | None = None,
+) -> Callable:  # fmt: skip
     """(images, valid) -> numpy maps, for `predict`; compiled once per padded image size.
 
-    function  (network, images, valid) -> probabilities or a dict of maps, jitted
+    function  (network, images, valid, *maps) -> probabilities or a dict of maps, jitted
+    files     whose maps it takes after `valid`, by `names`, a further argument of the result
     stride    padding to its multiples changes no output (`Task.stride`)
 
     Fewer images than `batch_size` are padded with copies. In one process the batch is split over
@@ -30,11 +33,12 @@ def make_forward(
         network = place_tree(network, state_shardings(network, mesh))
 
     @own_settings()
-    def forward(images, valid):
+    def forward(images, valid, names=()):
         rows = np.arange(max(batch_size, len(images))) % len(images)
         height, width = images.shape[1:3]
         padding = ((0, 0), (0, -height % stride), (0, -width % stride), (0, 0))
-        batch = np.pad(images[rows], padding), valid[rows]
+        maps = files.read(names) if files else ()
+        batch = np.pad(images[rows], padding), valid[rows], *(each[rows] for each in maps)
         if len(rows) % mesh.size == 0:
             batch = jax.device_put(batch, batch_sharding(mesh))
         output = function(network, *batch)

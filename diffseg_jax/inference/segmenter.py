@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffseg_jax.config.schema import as_tuples
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.devices.compiled import CACHE, keep_compiled
@@ -92,7 +93,7 @@ class Segmenter:
 
     @own_settings()
     def __init__(self, directory, network: dict, meta: dict, dtype=None, device=None):
-        config = _with_tuples(meta["config"])
+        config = as_tuples(meta["config"])
         if not config.keys() & {"model", "features"}:
             raise UserError(
                 f"{directory} was converted by an older version, whose description of the network "
@@ -218,10 +219,13 @@ class Segmenter:
             while batch := list(itertools.islice(group, batch_size)):
                 # The last of several batches is padded to share their program; a lone image is not.
                 rows = 1 if first and len(batch) == 1 else batch_size
-                forward = make_forward(program, self._placed, self.mesh, rows, stride)
+                files = self.task.files
+                forward = make_forward(program, self._placed, self.mesh, rows, stride, files)
+                names = [name for name, _ in batch] if files else ()
                 first = False
                 with _memory_errors():
-                    maps = predict(forward, np.stack([image for _, image in batch]), protocol)
+                    shown = np.stack([image for _, image in batch])
+                    maps = predict(forward, shown, protocol, names)
                 for row, (name, image) in enumerate(batch):
                     yield Prediction([name], [image], [maps[row]], self.labels)
 
@@ -238,7 +242,12 @@ class Segmenter:
     def protocol_for(self, options: PredictOptions) -> Protocol:
         """How images are shown with these options; UserError for wrong ones."""
         protocol = options.change(self.protocol)
-        short = self.task.short
+        short, files = self.task.short, self.task.files
+        if files and protocol != Protocol(limit=protocol.limit, short=protocol.short):
+            raise UserError(
+                f"this network reads features of whole images from {files.folder}. Leave tile, "
+                "scales and flip out."
+            )
         if short and options.scales is not None and protocol.scales != (1.0,):
             raise UserError(
                 f"this network reads features of images that are resized to {short} pixels, which "
@@ -306,13 +315,6 @@ class Segmenter:
             task = self.task if key == (None, None) else self.task_for(steps, samples)
             self._programs[key] = jax.jit(task.predict), task
         return self._programs[key]
-
-
-def _with_tuples(values):
-    """JSON values with tuples in place of lists, as in a config."""
-    if isinstance(values, dict):
-        return {name: _with_tuples(value) for name, value in values.items()}
-    return tuple(_with_tuples(value) for value in values) if isinstance(values, list) else values
 
 
 def _as_float32(array):

@@ -2,8 +2,9 @@
 
 import dataclasses
 import enum
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -100,12 +101,15 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [max(min(k * stride, length - window), 0) for k in range(count)]
 
 
-def predict(forward: Callable, images: np.ndarray, protocol: Protocol) -> Maps:
+def predict(
+    forward: Callable, images: np.ndarray, protocol: Protocol, names: Sequence[str] = ()
+) -> Maps:  # fmt: skip
     """Labels, probabilities and uncertainty of images u8[B,H,W,3] of one size.
 
     forward  (images u8[B,h,w,3], valid i32[B,2]) -> probabilities f32[B,h,w,K], or a dict of maps:
              "probs", "logits" or both, "votes" f32[B,h,w,K], and in [0, 1] "uncertainty" and other
              MEASURES f32[B,h,w]; pixels outside `valid` (height, width) are padding
+    names    of the images, for a `forward` that reads files
 
     Every map is averaged in float32 over windows, resized to the size of the image, and averaged
     over scales and the mirror image. Before this last average logits become probabilities, or votes
@@ -115,6 +119,8 @@ def predict(forward: Callable, images: np.ndarray, protocol: Protocol) -> Maps:
     """
     image_size = images.shape[1:3]
     outputs = []
+    if names:
+        forward = functools.partial(forward, names=names)
     for size in protocol.sizes(image_size):
         shown = np.stack([resize_image(image, size) for image in images])
         outputs.append(_scores(_windows(forward, shown, protocol), image_size))

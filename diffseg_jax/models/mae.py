@@ -47,11 +47,6 @@ class MAESettings:
         """Pixels per side of what becomes one position of a feature map."""
         return self.patch
 
-    def without_decoder(self) -> "MAESettings":
-        """The encoder alone, which is all that features need."""
-        none = dict(decoder_width=0, decoder_depth=0, decoder_heads=0, decoder_mlp=0)
-        return dataclasses.replace(self, **none)
-
     def problem(self) -> str:
         """A sentence if the widths do not fit, else an empty string."""
         parts = ("", self.width, self.heads), ("decoder_", self.decoder_width, self.decoder_heads)

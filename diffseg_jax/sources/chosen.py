@@ -6,11 +6,39 @@ from collections.abc import Callable, Mapping, Sequence
 import jax.numpy as jnp
 from flax import nnx
 
+from diffseg_jax.config.schema import as_tuples
+from diffseg_jax.models.dino import (
+    SATELLITE_MEAN,
+    SATELLITE_STD,
+    Dino,
+    DinoSettings,
+    dino_default_taps,
+    dino_taps,
+)
+from diffseg_jax.models.efficientnet_lite import (
+    EFFICIENTNET_MEAN,
+    EFFICIENTNET_STD,
+    EfficientNetLite,
+    EfficientNetSettings,
+    efficientnet_default_taps,
+    efficientnet_taps,
+)
+from diffseg_jax.models.mae import MAE, MAESettings, mae_default_taps, mae_taps
 from diffseg_jax.models.network import Network
+from diffseg_jax.models.resnet import (
+    ResNet,
+    ResNetSettings,
+    resnet_default_taps,
+    resnet_taps,
+    swav_default_taps,
+)
 from diffseg_jax.sources.colour import COLOUR
 from diffseg_jax.sources.diffusion import adm_source
 from diffseg_jax.sources.feature_source import FeatureSource
+from diffseg_jax.sources.from_files import files_source
 from diffseg_jax.sources.frozen import frozen_source
+from diffseg_jax.sources.own_run import run_source
+from diffseg_jax.systems import ddep, ddp
 from diffseg_jax.systems.inputs import IMAGENET_MEAN, IMAGENET_STD
 
 OLD_NAMES = {"network": "adm"}  # of `features.source`, up to version 0.2
@@ -35,8 +63,24 @@ class FrozenNetwork:
     deviation: tuple[float, float, float] = IMAGENET_STD
 
 
-FROZEN: dict[str, FrozenNetwork] = {}
-SOURCE_NAMES = ("adm", "colour", *FROZEN)
+FROZEN = {
+    "efficientnet_lite0": FrozenNetwork(
+        EfficientNetSettings, EfficientNetLite, efficientnet_taps, efficientnet_default_taps,
+        EFFICIENTNET_MEAN, EFFICIENTNET_STD,
+    ),
+    "dinov2": FrozenNetwork(DinoSettings, Dino, dino_taps, dino_default_taps),
+    "dinov3": FrozenNetwork(DinoSettings, Dino, dino_taps, dino_default_taps),
+    "dinov3_satellite": FrozenNetwork(
+        DinoSettings, Dino, dino_taps, dino_default_taps, SATELLITE_MEAN, SATELLITE_STD
+    ),
+    "mae": FrozenNetwork(MAESettings, MAE, mae_taps, mae_default_taps),
+    "resnet50": FrozenNetwork(ResNetSettings, ResNet, resnet_taps, resnet_default_taps),
+    "swav": FrozenNetwork(ResNetSettings, ResNet, resnet_taps, swav_default_taps),
+    "swav_w2": FrozenNetwork(ResNetSettings, ResNet, resnet_taps, swav_default_taps),
+}  # fmt: skip
+RUNS = {"ddp": ddp.make_task, "ddep": ddep.make_task}  # systems whose encoders can be read
+FROM_FILES = ("files", *RUNS, *FROZEN)  # each entry names a file or a directory
+SOURCE_NAMES = ("adm", "colour", *FROM_FILES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +131,14 @@ def _source(config, name, crop, short, taps) -> FeatureSource:
         return adm_source(config, crop, short)
     if name == "colour":
         return COLOUR
+    sizes = config.features.networks[name]
+    if name == "files":
+        return files_source(sizes, config.features.dtype)
+    if name in RUNS:
+        given = sizes["config"], sizes["kind"], tuple(sizes["crop"]), sizes["num_classes"]
+        return run_source(name, RUNS[name](*given), taps, short, config.features.dtype)
     kind = FROZEN[name]
-    settings = settings_from(kind.settings, config.features.networks[name])
+    settings = settings_from(kind.settings, sizes)
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.dtype]
     network = Network(lambda rngs: kind.module(settings, dtype=dtype, rngs=rngs))
     return frozen_source(
@@ -99,8 +149,4 @@ def _source(config, name, crop, short, taps) -> FeatureSource:
 
 def settings_from(made: type, values: Mapping):
     """A dataclass of sizes from a mapping in which JSON made lists of tuples."""
-    listed = (list, tuple)
-    return made(**{
-        name: tuple(value) if isinstance(value, listed) else value
-        for name, value in dict(values).items()
-    })  # fmt: skip
+    return made(**as_tuples(dict(values)))

@@ -7,6 +7,7 @@ import jax
 
 from diffseg_jax.errors import choose
 from diffseg_jax.models.taps import PixelFeatures
+from diffseg_jax.systems.map_files import MapFiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,13 +16,14 @@ class FeatureSource:
 
     name     as in `config.features.sources`
     init     key -> the network, {"params", "stats"}, with random values; jit-able
-    extract  (network, images u8[B,H,W,3], valid i32[B,2], other_seed=None) -> PixelFeatures; that
-             of a diffusion model also takes `steps`
+    extract  (network, images u8[B,H,W,3], valid i32[B,2], *maps, other_seed=None) ->
+             PixelFeatures; maps are those of `files`; that of a diffusion model also takes `steps`
     named    (network, images, valid, taps, seed=0) -> {name: f32[B,h,w,C]} of those taps, of the
              usual ones for None; None for a source without a network
     short    pixels: images are resized to this shorter side; 0 = as they are
     stride   pixels of an image per value of its coarsest map
     normalisation  how pixels reach the network, for people
+    files    the files whose maps `extract` takes; None where it computes them
     """
 
     name: str
@@ -31,6 +33,7 @@ class FeatureSource:
     short: int = 0
     stride: int = 1
     normalisation: str = "v / 127.5 - 1"
+    files: MapFiles | None = None
 
 
 def joined(sources: Sequence[FeatureSource]) -> FeatureSource:
@@ -49,8 +52,13 @@ def joined(sources: Sequence[FeatureSource]) -> FeatureSource:
             for part in ("params", "stats")
         }
 
-    def extract(network, images, valid, other_seed=None):
-        found = [source.extract(network, images, valid, other_seed) for source in sources]
+    def extract(network, images, valid, *maps, other_seed=None):
+        found = [
+            source.extract(
+                network, images, valid, *(maps if source.files else ()), other_seed=other_seed
+            )
+            for source in sources
+        ]
         return PixelFeatures(
             tuple(values for each in found for values in each.maps),
             found[0].size,
@@ -76,6 +84,7 @@ def joined(sources: Sequence[FeatureSource]) -> FeatureSource:
         named=named if any(source.named for source in sources) else None,
         short=max(shorts) if all(shorts) else 0,
         stride=max(source.stride for source in sources),
+        files=next((source.files for source in sources if source.files), None),
         normalisation="; ".join(f"{each.name}: {each.normalisation}" for each in sources),
     )  # fmt: skip
 

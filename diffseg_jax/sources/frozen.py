@@ -14,10 +14,10 @@ from diffseg_jax.systems.inputs import scale_images
 
 
 def frozen_source(
-    name: str, network: Network, known: Sequence[str], taps: Sequence[str], stride: int,
+    name: str, network: Network, known: Sequence[str], chosen: Sequence[str], stride: int,
     mean: Sequence[float], deviation: Sequence[float], short: int, dtype: str,
 ) -> FeatureSource:  # fmt: skip
-    """The maps `taps` of a network whose module maps (images, taps) to {tap: f[B,h,w,C]}.
+    """The maps `chosen` of a network whose module maps (images, taps) to {tap: f[B,h,w,C]}.
 
     known            all names of its maps
     stride           images are padded to its multiples, with zeros to the right and below
@@ -26,21 +26,21 @@ def frozen_source(
 
     The network's tree is {"params": {name}, "stats": {name}}. Raises UserError for an unknown tap.
     """
-    for tap in taps:
+    for tap in chosen:
         require_known(tap, known, f"feature of {name}")
     look = functools.partial(_maps, name, network, stride, (mean, deviation), short)
 
     def extract(values, images, valid, other_seed=None) -> PixelFeatures:
-        found = look(values, images, valid, taps)
+        found = look(values, images, valid, chosen)
         seen = shown_size(images.shape[1:3], short)
         covered = tuple(side / (side + -side % stride) for side in seen)
-        return stack([found[tap] for tap in taps], images.shape[1:3], covered, jnp.dtype(dtype))
+        return stack([found[tap] for tap in chosen], images.shape[1:3], covered, jnp.dtype(dtype))
 
-    def named(values, images, valid, wanted=None, seed=0):
-        wanted = list(taps if wanted is None else wanted)
-        for tap in wanted:
+    def named(values, images, valid, taps=None, seed=0):
+        taps = chosen if taps is None else taps
+        for tap in taps:
             require_known(tap, known, f"feature of {name}")
-        return look(values, images, valid, wanted)
+        return look(values, images, valid, taps)
 
     def init(key):
         network_values = network.init(key)

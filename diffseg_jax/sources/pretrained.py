@@ -1,15 +1,26 @@
 """Reads the networks of feature sources: the sizes in a file, and its arrays."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from diffseg_jax.config.schema import as_tuples
 from diffseg_jax.errors import UserError
-from diffseg_jax.sources.chosen import FROZEN, Entry, settings_from
+from diffseg_jax.models.dino import DinoSettings
+from diffseg_jax.models.mae import MAESettings
+from diffseg_jax.models.resnet import ResNetSettings
+from diffseg_jax.sources.chosen import FROM_FILES, FROZEN, RUNS, Entry, settings_from
+from diffseg_jax.sources.from_files import folder_sizes
 from diffseg_jax.storage.networks import open_meta, open_network
 from diffseg_jax.storage.paths import open_path
+from diffseg_jax.weights.dino import described_dino, dino_settings, load_dino
+from diffseg_jax.weights.efficientnet_lite import efficientnet_settings, load_efficientnet
 from diffseg_jax.weights.formats import read_arrays
+from diffseg_jax.weights.mae import load_mae, mae_settings
+from diffseg_jax.weights.packaged import packaged_efficientnet
+from diffseg_jax.weights.resnet import load_resnet, resnet_settings
 
 RANDOM = "random"  # in place of a file: weights that were never trained
 
@@ -25,22 +36,77 @@ class NetworkReader:
 
     settings: Callable
     load: Callable
-    packaged: Callable[[], str] | None = None
+    packaged: Callable[[], Path] | None = None
 
 
-READERS: dict[str, NetworkReader] = {}
+def _dino(name, arrays, source) -> DinoSettings:
+    """The sizes of a DINO; UserError where the source of another name fits the file."""
+    settings = dino_settings(arrays, source)
+    right = "dinov3" if settings.rotary else "dinov2"
+    if settings.rotary and "sat493m" in str(source).lower():
+        right = "dinov3_satellite"  # only the name of the file tells
+    if right != name:
+        raise UserError(f"{source} is {described_dino(settings)}. {_take(right, source)}")
+    return settings
+
+
+def _swav(name, arrays, source) -> ResNetSettings:
+    """The sizes of a ResNet-50; UserError where it is of the other published width."""
+    settings = resnet_settings(arrays, source)
+    right = {64: "swav", 128: "swav_w2"}.get(settings.stem, name)
+    if right != name:
+        raise UserError(
+            f"{source} is a ResNet-50 of {settings.channels[-1]} channels. {_take(right, source)}"
+        )
+    return settings
+
+
+def _take(name, source):
+    return f'Try --config.features.sources="{name}={source}", or --source={name} to convert it.'
+
+
+def _mae(arrays, source) -> MAESettings:
+    """The sizes of an MAE without its decoder, which computes no features."""
+    settings = mae_settings(arrays, source)
+    return dataclasses.replace(
+        settings, decoder_width=0, decoder_depth=0, decoder_heads=0, decoder_mlp=0
+    )
+
+
+READERS = {
+    "efficientnet_lite0": NetworkReader(
+        efficientnet_settings, load_efficientnet, packaged_efficientnet
+    ),
+    "dinov2": NetworkReader(functools.partial(_dino, "dinov2"), load_dino),
+    "dinov3": NetworkReader(functools.partial(_dino, "dinov3"), load_dino),
+    "dinov3_satellite": NetworkReader(functools.partial(_dino, "dinov3_satellite"), load_dino),
+    "mae": NetworkReader(_mae, load_mae),
+    "resnet50": NetworkReader(resnet_settings, load_resnet),
+    "swav": NetworkReader(functools.partial(_swav, "swav"), load_resnet),
+    "swav_w2": NetworkReader(functools.partial(_swav, "swav_w2"), load_resnet),
+}
 
 
 def require_files(entries: list[Entry]):
     """Raises UserError for a network without a file; finds a packaged one."""
     for entry in entries:
-        if entry.name in FROZEN and entry.file != RANDOM:
+        if entry.name in FROM_FILES and entry.file != RANDOM:
             _file_of(entry)
 
 
-def _file_of(entry) -> str:
+def _file_of(entry) -> str | Path:
     if entry.file:
         return entry.file
+    if entry.name == "files":
+        raise UserError(
+            "feature source files needs a folder with a .npz of maps for every image. Give "
+            "--config.features.sources=files=DIR; python -m diffseg_jax.features writes one."
+        )
+    if entry.name in RUNS:
+        raise UserError(
+            f"feature source {entry.name} needs a run. Give its directory, such as "
+            f'--config.features.sources="{entry.name}=runs/a/checkpoints/train".'
+        )
     if READERS[entry.name].packaged:
         return READERS[entry.name].packaged()
     raise UserError(
@@ -50,22 +116,35 @@ def _file_of(entry) -> str:
     )
 
 
-def source_sizes(entry: Entry) -> dict:
-    """The sizes of the network that an entry names, JSON values; UserError for a wrong file."""
+def source_sizes(entry: Entry, part: str = "") -> dict:
+    """The sizes of the network that an entry names, JSON values; UserError for a wrong file.
+
+    part  of the file, as of `read_arrays`
+    """
+    if entry.name == "files":
+        return folder_sizes(_file_of(entry))
+    if entry.name in RUNS:
+        return _run_of(entry)[0]
     if entry.file == RANDOM:
         return dataclasses.asdict(FROZEN[entry.name].settings())
     file = _file_of(entry)
     if os.path.isdir(file):
         return _directory(entry)[0]["networks"][entry.name]
-    settings = READERS[entry.name].settings(read_arrays(file), Path(file).name)
+    settings = READERS[entry.name].settings(read_arrays(file, part), str(file))
     return dataclasses.asdict(settings)
 
 
-def load_source(entry: Entry, sizes: dict) -> dict:
+def load_source(entry: Entry, sizes: dict, part: str = "") -> dict:
     """{"params": {name}, "stats": {name}} of the network that an entry names, {} for random ones.
 
     sizes  as `source_sizes` found them; UserError where the file has others
+    part   of the file, as of `read_arrays`
     """
+    if entry.name == "files":
+        return {}
+    if entry.name in RUNS:
+        found = _run_of(entry)[1]()
+        return {kind: {entry.name: found[kind]} for kind in found}
     if entry.file == RANDOM:
         return {}
     file = _file_of(entry)
@@ -73,8 +152,33 @@ def load_source(entry: Entry, sizes: dict) -> dict:
         found = _directory(entry)[1]
         return {part: {entry.name: found[part].get(entry.name, {})} for part in found}
     settings = settings_from(FROZEN[entry.name].settings, sizes)
-    found = READERS[entry.name].load(read_arrays(file), settings, Path(file).name)
+    found = READERS[entry.name].load(read_arrays(file, part), settings, str(file))
     return {part: {entry.name: found[part]} for part in found}
+
+
+def _run_of(entry):
+    """(sizes, () -> network) of a stage of "ddp" or "ddep"."""
+    directory = open_path(_file_of(entry))
+    meta = open_meta(directory)
+    config, stage = meta["config"], meta["stage"]
+    if config["system"] != entry.name:
+        raise UserError(
+            f"{directory} is of system {config['system']}, not {entry.name}. "
+            f'Try --config.features.sources="{config["system"]}={entry.file}".'
+        )
+    options = config.get("stages", {}).get(stage, {}).get("augment", {})
+    sizes = {
+        "config": {key: config[key] for key in RUN_KEYS if key in config},
+        "kind": meta["task"]["kind"],
+        "crop": options.get("crop", (64, 64)),
+        "num_classes": len(meta.get("classes", ())),
+    }
+    return as_tuples(sizes), lambda: open_network(directory)[0]
+
+
+RUN_KEYS = (  # options of a run that its network depends on
+    "dtype", "remat", "seed", "model", "diffusion", "sampling", "new_head", "noise", "pretrain",
+)  # fmt: skip
 
 
 def _directory(entry):

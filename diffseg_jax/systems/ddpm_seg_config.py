@@ -11,19 +11,19 @@ from diffseg_jax.diffusion.process import TARGETS, VARIANCES, make_process
 from diffseg_jax.diffusion.schedules import BETAS
 from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.models.adm_unet import ADMSettings
-from diffseg_jax.sources.chosen import FROZEN, SOURCE_NAMES, source_entries, source_names
+from diffseg_jax.sources.chosen import FROM_FILES, SOURCE_NAMES, source_entries, source_names
 from diffseg_jax.sources.diffusion import make_settings
 from diffseg_jax.sources.pretrained import load_source, require_files, source_sizes
 from diffseg_jax.systems.ddpm_sampling import SAMPLERS
 from diffseg_jax.systems.ddpm_seg import pretrain_task
-from diffseg_jax.systems.few_labels import fit_task
+from diffseg_jax.systems.few_labels import features_task, fit_task
 from diffseg_jax.systems.pixel_fit import RECIPES
 from diffseg_jax.systems.system import System, TapGrid, require_same_network
 from diffseg_jax.systems.task import Task
 from diffseg_jax.weights.adm import ORDERS, load_adm
 from diffseg_jax.weights.formats import read_arrays
 
-TASKS = {"pretrain": pretrain_task, FIT: fit_task}
+TASKS = {"pretrain": pretrain_task, FIT: fit_task, "features": features_task}
 
 
 def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:
@@ -31,7 +31,7 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
 
     config       reads dtype, remat, and model, diffusion, samples, or features and ensemble; sizes
                  of networks that files give must be in it (`complete`)
-    kind         a key of TASKS
+    kind         a key of TASKS; "features" is that of a converted network, and no stage
     crop         (height, width) of training images and of samples
     num_classes  of the images, 0 if they have none; of their pixels for a fit
     """
@@ -48,7 +48,7 @@ def complete(config, kept):
     Raises UserError for files that are missing or hold another network.
     """
     fits = [name for name in config.run if config.stages[name].kind == FIT]
-    frozen = [e for e in source_entries(config.features) if e.name in FROZEN] if fits else []
+    frozen = [e for e in source_entries(config.features) if e.name in FROM_FILES] if fits else []
     if not frozen:
         return config
     known = kept(fits[0]).get("features", {}).get("networks", {})
@@ -65,7 +65,7 @@ def given_arrays(config, kind: str, abstract: dict) -> dict:
         return {}
     features, arrays = config.features, {"params": {}, "stats": {}}
     for entry in source_entries(features):
-        if entry.name in FROZEN:
+        if entry.name in FROM_FILES:
             found = load_source(entry, features.networks[entry.name].to_dict())
             for part in found:
                 arrays[part] |= found[part]
@@ -306,7 +306,7 @@ def check_features(config, settings: ADMSettings | None):
     features, ensemble = config.features, config.ensemble
     names = check_sources(features)
     starts = {config.stages[name].start for name in config.run if config.stages[name].kind == FIT}
-    expected = "weights" if set(names) & set(FROZEN) else "random"
+    expected = "weights" if set(names) & set(FROM_FILES) else "random"
     widened = [scale for scale in config.evaluate.scales if scale != 1]
     rules = (
         (
@@ -330,6 +330,12 @@ def check_features(config, settings: ADMSettings | None):
             'back. Use evaluate.view="whole" and scales=(1.0,), or features.short=0.',
         ),
         (
+            "files" in names and (widened or config.evaluate.flip
+                                  or config.evaluate.view != "whole"),
+            "the source files has maps of whole images only. Use "
+            'evaluate.view="whole", scales=(1.0,) and flip=False.',
+        ),
+        (
             settings and settings.num_classes,
             "model.num_classes is not 0, but features are read from networks "
             "without classes, such as lsun_bedroom.",
@@ -350,7 +356,7 @@ def check_sources(features) -> list[str]:
         require_known(entry.name, SOURCE_NAMES, "feature source")
         if entry.name in names[:index]:
             raise UserError(f"features.sources names {entry.name} twice. Give each source once.")
-        if entry.file and entry.name not in FROZEN:
+        if entry.file and entry.name not in FROM_FILES:
             raise UserError(
                 f"features.sources gives {entry.name} the file {entry.file}, but its network comes "
                 "from stages.fit.start and config.weights. Leave the file out."

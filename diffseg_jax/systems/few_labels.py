@@ -30,7 +30,8 @@ def fit_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task
     image = jax.ShapeDtypeStruct((1, *crop, 3), jnp.uint8)
     valid = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     network = jax.eval_shape(source.init, jax.random.key(0))
-    features_per_pixel = jax.eval_shape(source.extract, network, image, valid).width
+    maps = source.files.example if source.files else ()
+    features_per_pixel = jax.eval_shape(source.extract, network, image, valid, *maps).width
     widths = tuple(options.widths) or widths_for(num_classes)
     member = make_member(features_per_pixel, num_classes, widths)
     meta = {
@@ -50,7 +51,7 @@ def fit_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task
         fit=PixelFit(
             source.extract, member, options.members, RECIPES[options.recipe],
             options.small_objects, on_host=features["place"] == "host",
-            classifiers=options.classifiers,
+            classifiers=options.classifiers, files=source.files,
         ),
         predict=functools.partial(vote, source.extract, member, seed=config.seed),
         features=source.named,
@@ -59,7 +60,23 @@ def fit_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task
     )  # fmt: skip
 
 
-def vote(extract, member, values, images, valid, seed):
+def features_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:
+    """No stage learns: the features of the sources in config.features can be read."""
+    source = joined(chosen_sources(config, crop))
+    return Task(
+        init=source.init,
+        features=source.named,
+        short=source.short,
+        meta={
+            "kind": kind,
+            "features": config.features.to_dict(),
+            "size": list(crop),
+            "normalisation": source.normalisation,
+        },
+    )
+
+
+def vote(extract, member, values, images, valid, *maps, seed):
     """The maps of the ensemble, for one image per device at a time to bound memory."""
     ensemble = {part: values[part]["ensemble"] for part in ("params", "stats")}
     share = jax.local_device_count()
@@ -71,5 +88,5 @@ def vote(extract, member, values, images, valid, seed):
     def in_turns(x):  # [B, ...] -> [B / share, share, ...]; a device keeps its neighbouring rows
         return x.reshape(share, -1, *x.shape[1:]).swapaxes(0, 1)
 
-    maps = jax.lax.map(of_each_device, (in_turns(images), in_turns(valid)))
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(len(images), *x.shape[2:]), maps)
+    voted = jax.lax.map(of_each_device, tuple(map(in_turns, (images, valid, *maps))))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(len(images), *x.shape[2:]), voted)

@@ -13,6 +13,7 @@ import optax
 
 from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.models.pixel_mlp import steps_of_pass
+from diffseg_jax.systems.map_files import MapFiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,8 @@ class PixelFit:
     small_objects  pixels; a class that covers less of an image is ignored there; 0 = off
     on_host        whether features stay in the host's memory
     classifiers    folder of published classifiers, which are taken instead of a fit; "" = none
+    files          whose maps of an image `extract` and `Task.predict` take after `valid`; None
+                   where the network computes them
     """
 
     extract: Callable
@@ -69,6 +72,7 @@ class PixelFit:
     small_objects: int
     on_host: bool
     classifiers: str = ""
+    files: MapFiles | None = None
 
     def loss(self, params: dict, stats: dict, x: jax.Array, y: jax.Array):
         """Mean cross-entropy of one member over pixels x f32[B,D], y i32[B], and its statistics."""

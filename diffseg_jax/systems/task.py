@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
+from diffseg_jax.systems.map_files import MapFiles
 from diffseg_jax.systems.pixel_fit import PixelFit
 
 
@@ -53,3 +54,8 @@ class Task:
     stride: int = 1
     short: int = 0
     recorded: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def files(self) -> MapFiles | None:
+        """The files whose maps `predict` takes after `valid`; None where there are none."""
+        return self.fit.files if self.fit else None

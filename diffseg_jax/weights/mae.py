@@ -12,7 +12,7 @@ from diffseg_jax.models.mae import MAE, MAESettings, position_table
 from diffseg_jax.models.network import Network
 from diffseg_jax.weights.recognised import described
 from diffseg_jax.weights.tables import AS_IS, convert, targets, within
-from diffseg_jax.weights.torch_rows import join_layers, joined_qkv, linear_rows, norm
+from diffseg_jax.weights.torch_rows import joined_qkv, linear_rows, norm
 
 TABLE_ERROR = 5e-3  # of a position table that was rounded to bfloat16; its values are in [-1, 1]
 
@@ -28,13 +28,13 @@ MAE_BLOCK = (
     *linear_rows(r"attn\.proj", "attention.out"),
     *linear_rows(r"mlp\.fc([12])", "mlp.fc{1}"),
 )
-MAE_BLOCK_HUGGING = (  # in files, and in the memory of transformers 5
+MAE_BLOCK_HUGGING = (
     *norm(r"layernorm_before", "norm1"),
     *norm(r"layernorm_after", "norm2"),
-    *linear_rows(r"attention\.(?:attention\.)?qkv", "attention.qkv"),  # joined by `_joined`
-    *linear_rows(r"attention\.(?:output\.dense|o_proj)", "attention.out"),
-    *linear_rows(r"(?:intermediate\.dense|mlp\.fc1)", "mlp.fc1"),
-    *linear_rows(r"(?:output\.dense|mlp\.fc2)", "mlp.fc2"),
+    *linear_rows(r"attention\.attention\.qkv", "attention.qkv"),  # joined by `joined_qkv`
+    *linear_rows(r"attention\.output\.dense", "attention.out"),
+    *linear_rows(r"intermediate\.dense", "mlp.fc1"),
+    *linear_rows(r"output\.dense", "mlp.fc2"),
 )
 MAE_ENCODER = (
     (r"cls_token", "class_token", AS_IS),
@@ -47,15 +47,14 @@ MAE_ENCODER_HUGGING = (
     (r"embeddings\.cls_token", "class_token", AS_IS),
     (r"embeddings\.patch_embeddings\.projection\.weight", "patch_embedding.kernel", patch_matrix),
     (r"embeddings\.patch_embeddings\.projection\.bias", "patch_embedding.bias", AS_IS),
-    *within(r"(?:encoder\.layer|layers)\.(\d+)\.", "block{0}.", MAE_BLOCK_HUGGING),
+    *within(r"encoder\.layer\.(\d+)\.", "block{0}.", MAE_BLOCK_HUGGING),
     *norm(r"layernorm", "norm"),
 )
 MAE_DECODER = (
     (r"mask_token", "mask_token", AS_IS),
     *linear_rows(r"decoder_embed", "embedding"),
     *within(r"decoder_blocks\.(\d+)\.", "block{0}.", MAE_BLOCK),
-    # transformers 5 saves the blocks of the decoder under the second of these names.
-    *within(r"decoder_(?:layers|encoder\.layer)\.(\d+)\.", "block{0}.", MAE_BLOCK_HUGGING),
+    *within(r"decoder_layers\.(\d+)\.", "block{0}.", MAE_BLOCK_HUGGING),
     *norm(r"decoder_norm", "norm"),
     *linear_rows(r"decoder_pred", "prediction"),
 )
@@ -88,7 +87,7 @@ def mae_settings(
     """
     sizes = _sizes(arrays, source)
     width, decoder = sizes["width"], sizes["decoder_width"]
-    usual = 16 if width == 1280 else width // 64
+    usual = 16 if width == 1280 else max(width // 64, 1)
     heads = _dividing(heads or usual, width, source)
     if decoder:
         decoder_heads = _dividing(decoder_heads or max(decoder // 32, 1), decoder, source)
@@ -97,7 +96,7 @@ def mae_settings(
 
 def _sizes(arrays, source) -> dict:
     """All fields of MAESettings but the numbers of heads; UserError for another network."""
-    found = targets(_joined(arrays, source), MAE_ROWS)
+    found = targets(joined_qkv(arrays, source), MAE_ROWS)
     length = lambda name: (found.get(name) or (0,))[0]
     kernel = found.get("patch_embedding.kernel", ())
     if len(kernel) != 4 or not {"class_token", "block0.attention.qkv.kernel"} <= set(found):
@@ -120,10 +119,10 @@ def _blocks(found, part):
 
 def _dividing(heads, width, source):
     """The heads; UserError where they do not divide the width."""
-    if not heads or width % heads:
+    if width % heads:
         raise UserError(
-            f"{source} is an MAE of {width} channels, which {heads or 'its'} heads do not share "
-            "evenly. Give a published network, or the number of heads that it was trained with."
+            f"an attention of {heads} heads cannot share the {width} channels of {source} evenly. "
+            "Give the number that the network was trained with, usually one for every 64 channels."
         )
     return heads
 
@@ -175,14 +174,8 @@ def load_mae(arrays: Mapping[str, np.ndarray], settings: MAESettings, source: st
     shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract)
     ignore = (ENCODER_POSITIONS, DECODER_POSITIONS)
     ignore += () if settings.decoder_width else (DECODER_ONLY,)
-    joined = _joined(arrays, source)
+    joined = joined_qkv(arrays, source)
     return {"params": convert(joined, MAE_ROWS, shapes, ignore=ignore, source=source), "stats": {}}
-
-
-def _joined(arrays, source):
-    """The arrays with queries, keys and values as one entry, which Hugging Face saves apart."""
-    in_memory = [f"attention.{part}_proj" for part in "qkv"]
-    return join_layers(joined_qkv(arrays, source), in_memory, "attention.qkv", source)
 
 
 def _require_sizes(arrays, settings, source):

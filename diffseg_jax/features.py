@@ -1,0 +1,56 @@
+"""Writes the features of a network for images, a .npz file of maps each.
+
+  python -m diffseg_jax.features --checkpoint=runs/a --images=photos --output=features
+
+A file holds the arrays map_00, map_01, ..., each [h, w, channels]; a fit reads them with
+--config.features.sources=files=features, as it reads maps that other programs wrote so.
+"""
+
+from collections.abc import Sequence
+
+from diffseg_jax.cli import (
+    CHECKPOINT_FLAGS,
+    Flags,
+    add_cache_flag,
+    add_checkpoint_flags,
+    truth,
+    use_cache,
+    user_errors,
+)
+from diffseg_jax.errors import counted
+from diffseg_jax.inference.feature_files import write_features
+from diffseg_jax.inference.segmenter import load
+
+
+def make_flags() -> Flags:
+    """All flags."""
+    flags = Flags("features", __doc__)
+    add = flags.add_argument
+    add_checkpoint_flags(add)
+    images = "images, folders with their subfolders, or patterns, one or several"
+    add("--images", required=True, nargs="+", action="extend", metavar="PATH", help=images)
+    keep = "True: also read files in folders that look like masks"
+    add("--keep_masks", type=truth, default=False, metavar="True|False", help=keep)
+    add("--output", required=True, metavar="DIR", help="folder of the features")
+    taps = "maps to write, as python -m diffseg_jax.info lists them; default: the usual ones"
+    add("--taps", default="", metavar="NAME,NAME", help=taps)
+    add_cache_flag(add)
+    return flags
+
+
+def main(arguments: Sequence[str] | None = None):
+    """The command line."""
+    with user_errors("stopped; the same command resumes with the remaining images"):
+        given = vars(make_flags().parse_args(arguments))
+        use_cache(given.pop("compilation_cache"))
+        opened = {name: given.pop(name) for name in CHECKPOINT_FLAGS}
+        segmenter = load(opened.pop("checkpoint"), **opened)
+        print(segmenter, flush=True)
+        taps = tuple(filter(None, given.pop("taps").split(",")))
+        images, output, keep = (given[name] for name in ("images", "output", "keep_masks"))
+        count = write_features(segmenter, images, output, taps, keep)
+        print(f"features of {counted(count, 'image')} in {output}")
+
+
+if __name__ == "__main__":
+    main()

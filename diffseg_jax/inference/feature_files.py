@@ -1,0 +1,109 @@
+"""Writes the features of images to files, one .npz of maps per image."""
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.progress import MofNCompleteColumn, Progress
+
+from diffseg_jax.data.images import read_image
+from diffseg_jax.devices.settings import own_settings
+from diffseg_jax.errors import UserError, visible
+from diffseg_jax.inference.batch import require_apart
+from diffseg_jax.inference.images import find_images, matching
+from diffseg_jax.inference.segmenter import Segmenter
+from diffseg_jax.models.taps import PixelFeatures
+from diffseg_jax.sources.chosen import RUNS, chosen_sources
+from diffseg_jax.sources.diffusion import adm_source
+from diffseg_jax.sources.feature_source import FeatureSource, joined
+from diffseg_jax.sources.own_run import run_source
+from diffseg_jax.storage.lock import locked
+from diffseg_jax.storage.paths import make_folder, open_path, write_atomically, write_json
+
+DESCRIPTION = "features.json"
+
+
+@own_settings()
+def source_of(segmenter: Segmenter, taps: Sequence[str] = ()) -> FeatureSource:
+    """The features of a network as a source; () = the usual taps. UserError for unknown taps."""
+    config, kind = segmenter.config.copy_and_resolve_references(), segmenter.meta["task"]["kind"]
+    size = tuple(segmenter.meta["task"].get("size", (64, 64)))
+    if segmenter.system in RUNS:
+        return run_source(segmenter.system, segmenter.task, taps, 0, "float32")
+    if kind == "pretrain":
+        named = [tap.partition("@") for tap in taps or segmenter.taps]
+        blocks = sorted({int(name.rpartition("_")[2]) for name, _, _ in named})
+        steps = sorted({int(step) for _, _, step in named})
+        config.features = dict(
+            steps=steps, blocks=blocks, share_noise=False, draws=1, dtype="float32"
+        )
+        return adm_source(config, size, 0)
+    if taps:
+        with config.unlocked():
+            config.features.taps = tuple(taps)
+    return joined(chosen_sources(config, size))
+
+
+@own_settings()
+def write_features(
+    segmenter: Segmenter, images: Sequence[str], output: str, taps: Sequence[str] = (),
+    keep_masks: bool = False,
+) -> int:  # fmt: skip
+    """Writes <name>.npz for every image; returns their number. Finished files are skipped.
+
+    A file holds map_00, map_01, ... f32[h,w,C] in the order of the channels, and `covered`
+    f64[maps, 2], the fractions of a map's height and width that the image fills. features.json
+    describes all. Raises UserError if there is no image, and for a folder with other features.
+    """
+    images = matching(images)
+    require_apart(images, output)
+    folder, source = open_path(output), source_of(segmenter, taps)
+    found, notes = find_images(images, keep_masks)
+    for note in notes:
+        print(f"note: {visible(note)}", flush=True)
+    network = segmenter.network
+    if segmenter.system in RUNS:
+        network = {part: {segmenter.system: network[part]} for part in network}
+    elif segmenter.meta["task"]["kind"] == "pretrain":
+        network = {**network, "stats": {"noise": np.zeros(())}}
+    extract = jax.jit(source.extract)
+    make_folder(folder)
+    with locked(folder, "features", "--output"):
+        _describe(folder, segmenter, source, taps)
+        bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn())
+        with bar:
+            for name, path in bar.track(found, description="images"):
+                file = folder / f"{name}.npz"
+                if not file.exists():
+                    make_folder(file.parent)
+                    write_atomically(file, _npz(_features(extract, network, read_image(path))))
+    return len(found)
+
+
+def _features(extract, network, image) -> PixelFeatures:
+    valid = np.array([image.shape[:2]], np.int32)
+    return extract(network, image[None], valid)
+
+
+def _npz(features: PixelFeatures) -> bytes:
+    maps = {f"map_{i:02}": np.asarray(values[0]) for i, values in enumerate(features.maps)}
+    file = io.BytesIO()
+    np.savez(file, covered=np.array(features.covered), **maps)
+    return file.getvalue()
+
+
+def _describe(folder: Path, segmenter, source, taps):
+    """Writes features.json; UserError if the folder holds features of another network."""
+    description = {
+        "source": source.name, "checkpoint": os.fspath(segmenter.directory),
+        "weights": segmenter.fingerprint, "taps": list(taps),
+        "normalisation": source.normalisation, "stride": source.stride,
+    }  # fmt: skip
+    file = folder / DESCRIPTION
+    if file.exists() and json.loads(file.read_text()).get("weights") != description["weights"]:
+        raise UserError(f"{folder} holds features of another network. Give another --output.")
+    write_json(file, description)

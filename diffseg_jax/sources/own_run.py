@@ -1,0 +1,79 @@
+"""Features of the network of a run, such as the encoder of DDP or DDeP."""
+
+import re
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from diffseg_jax.errors import require_known
+from diffseg_jax.models.taps import stack
+from diffseg_jax.sources.feature_source import FeatureSource, shown_size
+from diffseg_jax.systems.task import Task
+
+STRIDES = {"ddp": 32, "ddep": 16}  # of the coarsest maps of their encoders
+DDEP_TAPS = ("block1", "block2", "block3", "encoded")
+
+
+def run_source(
+    system: str, task: Task, taps: Sequence[str], short: int, dtype: str
+) -> FeatureSource:  # fmt: skip
+    """The maps `taps` of a stage of "ddp" or "ddep"; () = those of its encoder's stages.
+
+    dtype  in which the maps are stored
+
+    The network's tree is {"params": {system}, "stats": {system}}. Raises UserError for an unknown
+    tap.
+    """
+    known = _known_taps(task, STRIDES[system])
+    chosen = tuple(taps) or _usual(system, known)
+    for tap in chosen:
+        require_known(tap, known, f"feature of {system}")
+
+    def look(values, images, valid, taps):
+        size = images.shape[1:3]
+        seen = shown_size(size, short)
+        if seen != size:
+            shape = (len(images), *seen, 3)
+            resized = jax.image.resize(images.astype(jnp.float32), shape, "cubic", antialias=True)
+            images = jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
+            valid = jnp.round(valid * jnp.asarray(seen) / jnp.asarray(size)).astype(jnp.int32)
+        padding = [(0, -side % STRIDES[system]) for side in seen]
+        padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+        network = {part: values[part][system] for part in ("params", "stats")}
+        covered = tuple(side / (side + more) for side, (_, more) in zip(seen, padding))
+        return task.features(network, padded, valid, taps), covered
+
+    def extract(values, images, valid, other_seed=None):
+        found, covered = look(values, images, valid, chosen)
+        return stack([found[tap] for tap in chosen], images.shape[1:3], covered, jnp.dtype(dtype))
+
+    def named(values, images, valid, taps=None, seed=0):
+        return look(values, images, valid, chosen if taps is None else taps)[0]
+
+    def init(key):
+        network = task.init(key)
+        return {part: {system: network[part]} for part in ("params", "stats")}
+
+    return FeatureSource(
+        system, init, extract, named, short=short, stride=STRIDES[system],
+        normalisation=task.meta["normalisation"],
+    )  # fmt: skip
+
+
+def _known_taps(task: Task, stride: int) -> list[str]:
+    network = jax.eval_shape(task.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, 4 * stride, 4 * stride, 3), jnp.uint8)
+    valid = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    return list(jax.eval_shape(task.features, network, image, valid))
+
+
+def _usual(system, known) -> tuple[str, ...]:
+    """The last block of every stage of DDP's backbone; maps of DDeP's encoder."""
+    if system == "ddep":
+        return DDEP_TAPS
+    last = {}
+    for name in known:
+        if match := re.fullmatch(r"stage(\d+)\.block(\d+)", name):
+            last[match[1]] = max(last.get(match[1], (-1, "")), (int(match[2]), name))
+    return tuple(name for _, (_, name) in sorted(last.items()))

@@ -1,0 +1,19 @@
+"""Maps of features that files hold, as a value."""
+
+import dataclasses
+from collections.abc import Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class MapFiles:
+    """The maps of images, found by the names of the images.
+
+    folder   that holds them
+    example  abstract maps f32[1, h, w, C] of one image
+    read     names of B images -> f32[B, h, w, C] each; raises UserError where a file is missing or
+             holds other maps
+    """
+
+    folder: str
+    example: tuple
+    read: Callable

@@ -1,0 +1,63 @@
+"""Maps of features that files hold."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffseg_jax.config.schema import as_tuples
+from diffseg_jax.errors import UserError
+from diffseg_jax.models.taps import PixelFeatures
+from diffseg_jax.sources.from_files import files_source, folder_sizes
+
+
+def write(folder, name, seed=0, channels=(3, 2), size=(4, 5), **more):
+    draw = np.random.default_rng(seed)
+    maps = {f"map_{i:02}": draw.normal(size=(*size, c)) for i, c in enumerate(channels)}
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / f"{name}.npz", **{**maps, **more})
+    return maps
+
+
+def source_in(folder):
+    return files_source(as_tuples(folder_sizes(str(folder))), "float32")
+
+
+def test_maps_are_found_by_the_names_of_images(tmp_path):
+    covered = np.array([[0.5, 1], [1, 1]])
+    expected = write(tmp_path, "train/a", covered=covered)
+    write(tmp_path, "val/b", seed=1, covered=covered)
+    source = source_in(tmp_path)
+    images, valid = jnp.zeros((2, 8, 10, 3), jnp.uint8), jnp.full((2, 2), 8)
+    maps = source.files.read(["train/a", "b"])
+    found = source.extract({}, images, valid, *maps)
+    one = tuple(jnp.asarray(values[None], jnp.float32) for values in expected.values())
+    exact = PixelFeatures(one, (8, 10), ((0.5, 1.0), (1.0, 1.0)))
+    np.testing.assert_array_equal(found.dense()[:1], exact.dense())
+    shapes = jax.eval_shape(source.extract, {}, images, valid, *source.files.example)
+    assert shapes.width == found.width == 5
+
+
+@pytest.mark.parametrize(("make", "names", "part"), [
+    (lambda f: None, ["c"], "no features of c"),
+    (lambda f: None, [""], "this image has none"),
+    (lambda f: write(f, "b", channels=(3,)), ["a", "b"], "Compute it again"),
+    (lambda f: write(f, "b", size=(2, 5)), ["a", "b"], "shapes for images of one size"),
+    (lambda f: write(f, "b", covered=np.ones((2, 2)) / 2), ["b"], "padded differently"),
+    (lambda f: (f / "b.npz").write_bytes(b"text"), ["b"], "is no .npz file"),
+    (lambda f: write(f, "b", map_00=np.full((4, 5, 3), np.nan)), ["b"], "NaN"),
+    (lambda f: write(f, "b", map_00=np.zeros(3)), ["b"], "must hold maps"),
+    (lambda f: (write(f, "x/b"), write(f, "y/b")), ["b"], "several features of b"),
+])  # fmt: skip
+def test_files_with_other_maps_are_refused(tmp_path, make, names, part):
+    write(tmp_path, "a")
+    source = source_in(tmp_path)
+    make(tmp_path)
+    with pytest.raises(UserError, match=part):
+        source.files.read(names)
+
+
+@pytest.mark.parametrize(("folder", "part"), [("none", "does not exist"), ("", "holds no .npz")])
+def test_a_folder_without_features_is_refused(tmp_path, folder, part):
+    with pytest.raises(UserError, match=part):
+        folder_sizes(str(tmp_path / folder))
