@@ -17,7 +17,7 @@ from diffseg_jax.weights.recognised import described
 from diffseg_jax.weights.tables import AS_IS, Row, convert, targets, within
 from diffseg_jax.weights.torch_rows import conv, join_layers, joined_qkv, linear_rows, norm
 
-HEAD_CHANNELS = {4096: 128}  # channels per head of published networks by width, else 64
+PUBLISHED_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 20, 1536: 24, 4096: 32}  # by width
 PARTS = (  # layers that we compute by one product, in the order of its outputs
     (("attention.q_proj", "attention.k_proj", "attention.v_proj"), "attention.qkv"),
     (("mlp.w1", "mlp.w2"), "mlp.fc1"),
@@ -194,12 +194,17 @@ def _format(arrays, source):
 
 def _heads(width, periods, heads, source):
     """The number of heads: as given, as the periods tell, or as in the published networks."""
-    heads = heads or width // (4 * periods or HEAD_CHANNELS.get(width, 64))
-    multiple = 4 if periods else 1
-    if not heads or width % (multiple * heads):
+    told = width // (4 * periods) if periods else PUBLISHED_HEADS.get(width, 0)
+    heads = heads or told
+    if not heads:
         raise UserError(
-            f"{source} is DINO of {width} channels, which {heads or 'its'} heads do not share "
-            "evenly. Give a published network, or the number of heads."
+            f"{source} is DINO of {width} channels, which no published network has, so its number "
+            "of heads is unknown. Give a published network, or the number of heads."
+        )
+    if width % (4 * heads if periods else heads):
+        raise UserError(
+            f"{source} is DINO of {width} channels, which {heads} heads do not share evenly. Give "
+            "a published network, or the number of heads that it was trained with."
         )
     return heads
 

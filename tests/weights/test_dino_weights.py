@@ -239,10 +239,16 @@ def test_another_size_is_named():
         load_dino(file_of(V3), V2, "w.pth")
 
 
-@pytest.mark.parametrize("heads", [None, 3, 32])
-def test_heads_that_do_not_share_the_channels_are_refused(heads):
-    with pytest.raises(UserError, match="16 channels.* the number of heads"):
+@pytest.mark.parametrize(
+    ("heads", "message"), [(None, "no published network has"), (3, "3 heads do not"), (32, "32")]
+)
+def test_heads_that_are_unknown_or_do_not_share_the_channels_are_refused(heads, message):
+    with pytest.raises(UserError, match=f"16 channels, .*{message}.* the number of heads"):
         dino_settings(file_of(V2), "w.pth", heads)
+
+
+def test_stored_periods_tell_the_heads():
+    assert dino_settings(file_of(V3), "w.pth") == V3
 
 
 def test_the_layout_can_be_chosen():
