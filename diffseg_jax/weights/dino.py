@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -12,7 +13,6 @@ import numpy as np
 from diffseg_jax.errors import UserError
 from diffseg_jax.models.dino import Dino, DinoSettings, rotary_periods
 from diffseg_jax.models.network import Network
-from diffseg_jax.weights.formats import naming
 from diffseg_jax.weights.recognised import described
 from diffseg_jax.weights.tables import AS_IS, Row, convert, targets, within
 from diffseg_jax.weights.torch_rows import conv, join_layers, joined_qkv, linear_rows, norm
@@ -168,9 +168,14 @@ def _named(arrays, source):
     others = [name for name in arrays if not name.startswith(prefix)]
     others = [name for name in others if not re.fullmatch(HEADS, name)]
     if others:
+        part = prefix[:-1]
+        rotary = any(re.fullmatch(re.escape(prefix) + f"({ROTARY})", name) for name in arrays)
+        output = "dinov3" if rotary else "dinov2"
         raise UserError(
-            f"{source} is a whole network of which {prefix[:-1]} is DINO; it also has {others[0]} "
-            f"({len(others)} such entries). To take DINO alone, {naming(prefix[:-1])}."
+            f"{source} is a whole network of which {part} is DINO; it also has {others[0]} "
+            f"({len(others)} such entries). To take DINO alone, convert it: python -m "
+            f"diffseg_jax.convert --source={output} --input={shlex.quote(source)} "
+            f"--output={output} --part={part}"
         )
     own = {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
     if not any(re.fullmatch(DINO_UNUSED[0], name) for name in own):
@@ -182,9 +187,11 @@ def _named(arrays, source):
 
 
 def _format(arrays, source):
+    """The format of the arrays and what stands before all names, the teacher's before others."""
+    names = sorted(arrays, key=lambda name: "teacher" not in name)
     for known in DINO_FORMATS:
         mark = re.compile(rf"((?:\w+\.)*?){known.mark}")
-        if match := next(filter(None, map(mark.fullmatch, arrays)), None):
+        if match := next(filter(None, map(mark.fullmatch, names)), None):
             return known, match[1]
     raise UserError(
         f"{source} is no vision transformer of DINOv2 or DINOv3: {described(arrays)}. Give a file "

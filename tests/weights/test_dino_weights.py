@@ -213,7 +213,13 @@ OTHERS = {
     "a table of 0 positions": without(file_of(V2), "pos_embed"),
     "lacks the patch embedding": without(file_of(V2), "patch_embed"),
     "lacks the patch embedding .*first block": without(file_of(V3), "fc2"),
-    r"also has neck.*--part=backbone": HEAD | {f"backbone.{k}": v for k, v in file_of(V2).items()},
+    r"also has neck.*--source=dinov3 --input=w.pth --output=dinov3 --part=backbone": HEAD
+    | {f"backbone.{name}": array for name, array in file_of(V3).items()},
+    r"also has student.*--source=dinov2 .* --part=teacher.backbone": {
+        f"{part}.backbone.{name}": array
+        for part in ("student", "teacher")
+        for name, array in file_of(V2).items()
+    },
     "no entry for params.block1.norm1.bias": without(file_of(V3), r"blocks\.1\.norm1\.bias"),
     "no entry for params.block0.attention.qkv.bias": without(file_of(V3), r"\.0\.attn\.qkv\.bias"),
     "has blocks.0.mlp.w1.* but no blocks.0.mlp.w2": without(file_of(V3_GATED), r"0\.mlp\.w2"),
