@@ -249,7 +249,7 @@ def test_an_invalid_value_is_explained(config, tmp_path, path, value, parts):
     [
         (
             {"stages.pretrain.augment.crop": (16, 15)},
-            ["stages.pretrain.augment.crop is (16, 15)", "multiples of 2", "Try (16, 16)"],
+            ["stages.pretrain.augment.crop is (16, 15)", "multiples of 2", 'crop="(16, 14)"'],
         ),
         ({"model.heads": 3}, ["32 channels", "shared evenly", "heads 3"]),
         ({"model.heads": 2, "model.head_channels": 24}, ["32 channels", "head_channels 24"]),

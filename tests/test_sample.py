@@ -169,7 +169,7 @@ def refused(capsys, *flags):
 
 
 @pytest.mark.parametrize("flags, parts", [
-    (["--size=15,16"], ["size is (15, 16)", "multiples of 2", "Try (16, 16)"]),
+    (["--size=15,16"], ["size is (15, 16)", "multiples of 2", "Try --size=14,16."]),
     (["--size=16"], ["size is (16,)", "Try --size=64,64"]),
     (["--size=0,16"], ["size is (0, 16)", "multiples of 2"]),
     (["--classes=0,3"], ["class 3", "0 to 2"]),

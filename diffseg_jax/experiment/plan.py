@@ -39,13 +39,14 @@ from diffseg_jax.storage.networks import first_has_checkpoint, open_meta, requir
 from diffseg_jax.storage.paths import open_path
 from diffseg_jax.storage.workdir import as_json, stage_directory
 from diffseg_jax.systems.methods import SYSTEMS
-from diffseg_jax.systems.system import System, split_start
+from diffseg_jax.systems.system import System, enlarging, split_start
 from diffseg_jax.systems.task import Task
 from diffseg_jax.training.log import Log
 from diffseg_jax.training.optimizer import make_optimizer, make_schedule
 
 STARTS = ("random", "weights")  # any other start names a stage or its directory
 MAX_PADDING = 2  # times the image's side; a larger crop is mostly padding and surely a mistake
+COARSEST = 32  # pixels; crops of its multiples suit the networks of all methods
 STILL = dict(scale=(1.0, 1.0), max_class_share=1.0, flip=False, photometric=False)  # for a fit
 PROTOCOL_KEYS = (  # options of config.evaluate that are written beside the results
     "view", "window", "stride", "limit", "short", "scales", "flip", "absent",
@@ -378,9 +379,7 @@ def labelled_stages(config: ConfigDict) -> list[str]:
     return [name for name in config.run if kinds[config.stages[name].kind] == "labelled"]
 
 
-def plan_evaluations(
-    config: ConfigDict, workdir: Path, names: Sequence[str]
-) -> list[Evaluation]:
+def plan_evaluations(config: ConfigDict, workdir: Path, names: Sequence[str]) -> list[Evaluation]:
     """The evaluations of labelled stages of a checked config; training data are not opened."""
     config = _complete(config, workdir)
     (mesh, log), source = _mesh_and_log(config, workdir), _Data(config).val
@@ -449,23 +448,33 @@ def stage_optimizer(options: ConfigDict) -> tuple[optax.GradientTransformation, 
 def _check_example(example, options, name, task, labelled):
     """Raises UserError when the first example of a stage does not fit its crop."""
     padding = 1 if task.sample else MAX_PADDING  # a generator must never learn to draw padding
-    check_crop(example["image"].shape[:2], options.augment, name, padding)
+    check_crop(example["image"].shape[:2], options, name, padding)
     change = augmentation(options.augment, labelled)
     change(example["image"], example.get("mask"), np.random.default_rng(0))
 
 
-def check_crop(size: tuple[int, int], options: ConfigDict, name: str, padding: float):
+def check_crop(size: tuple[int, int], stage: ConfigDict, name: str, padding: float):
     """Raises UserError when the crop is more than `padding` times as large as one image."""
+    options, crop = stage.augment, tuple(stage.augment.crop)
     fitted = Protocol(limit=tuple(options.limit), short=options.short)
     height, width = fitted.sizes(size)[0]
     factor = padding * options.get("scale", STILL["scale"])[1]
     allowed = tuple(int(factor * side) for side in (height, width))
-    if any(side > limit for side, limit in zip(options.crop, allowed)):
-        raise UserError(
-            f"stages.{name}.augment.crop is {tuple(options.crop)}, but the images are "
-            f"{height} x {width} before it and at most {allowed} is allowed. "
-            f'Try --config.stages.{name}.augment.crop="({height}, {width})".'
-        )
+    if all(side <= limit for side, limit in zip(crop, allowed)):
+        return
+    short = max(crop) if factor >= 1 else int(max(crop) / factor) + 1
+    smaller = tuple(
+        side if side <= image else image // COARSEST * COARSEST
+        for side, image in zip(crop, (height, width))
+    )
+    whole = stage.kind == FIT  # it crops nothing, but pads images to the crop
+    enlarged = () if whole else (f"{enlarging(name, options, short)}, which enlarges the images",)
+    smaller = (height, width) if whole else smaller
+    cropped = (f'--config.stages.{name}.augment.crop="{smaller}"',) if min(smaller) else ()
+    raise UserError(
+        f"stages.{name}.augment.crop is {crop}, but the images are {height} x {width} before it "
+        f"and at most {allowed} is allowed. Try {', or '.join(cropped + enlarged)}."
+    )
 
 
 # ---- the config alone --------------------------------------------------------------------------

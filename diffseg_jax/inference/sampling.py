@@ -72,7 +72,7 @@ def generate(
     task = read_task(checkpoint)
     settings, options = make_settings(task["model"]), task["diffusion"]
     size = tuple(size or task["size"])
-    check_size(size, settings, "size")
+    check_size(size, settings, "size", "--size={},{}")
     check_classes(classes, settings.num_classes)
     if images < 1 or batch_size < 1:
         raise UserError(f"images is {images} and batch_size {batch_size}; both must be 1 or more.")

@@ -21,7 +21,13 @@ from diffseg_jax.systems.ddp import (
     settings_of_meta,
     uncertainty_of,
 )
-from diffseg_jax.systems.system import Setting, System, require_same_network, split_start
+from diffseg_jax.systems.system import (
+    Setting,
+    System,
+    enlarging,
+    require_same_network,
+    split_start,
+)
 from diffseg_jax.systems.task import Task
 from diffseg_jax.weights.backbones import load_backbone
 from diffseg_jax.weights.ddp import is_ddp, load_ddp, settings_of
@@ -207,11 +213,12 @@ def check(config):
                 f"stages.{name} is of kind align, which continues from a trained network, but "
                 f"starts at random. Try --config.stages.{name}.start=runs/a/checkpoints/train."
             )
-        crop = tuple(config.stages[name].augment.crop)
+        crop = tuple(stage.augment.crop)
         if min(crop) < MIN_SIDE:
             raise UserError(
                 f"stages.{name}.augment.crop is {crop}, but both sides must be {MIN_SIDE} or more, "
-                f'the stride of the backbones. Try --config.stages.{name}.augment.crop="(64, 64)".'
+                f'the stride of the backbones. Try --config.stages.{name}.augment.crop="(64, 64)", '
+                f"and for images smaller than that also {enlarging(name, stage.augment, 64)}."
             )
 
 

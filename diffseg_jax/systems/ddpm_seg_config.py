@@ -18,7 +18,7 @@ from diffseg_jax.systems.ddpm_sampling import SAMPLERS
 from diffseg_jax.systems.ddpm_seg import pretrain_task
 from diffseg_jax.systems.few_labels import features_task, fit_task
 from diffseg_jax.systems.pixel_fit import RECIPES
-from diffseg_jax.systems.system import System, TapGrid, require_same_network
+from diffseg_jax.systems.system import System, TapGrid, enlarging, require_same_network
 from diffseg_jax.systems.task import Task
 from diffseg_jax.weights.adm import ORDERS, load_adm
 from diffseg_jax.weights.formats import read_arrays
@@ -264,7 +264,10 @@ def check(config):
         if stage.kind == FIT:
             continue
         square = config.unlabelled.options.get("square", 0)
-        check_size(tuple(stage.augment.crop), settings, f"stages.{name}.augment.crop")
+        crop, option = tuple(stage.augment.crop), f"stages.{name}.augment.crop"
+        enlarged = enlarging(name, stage.augment, max(*crop, settings.stride))
+        advice = f'--config.{option}="({{}}, {{}})", and for smaller images also {enlarged}'
+        check_size(crop, settings, option, advice)
         if square and max(stage.augment.crop) > square:
             raise UserError(
                 f"stages.{name}.augment.crop is {tuple(stage.augment.crop)}, but the images are "
@@ -330,8 +333,8 @@ def check_features(config, settings: ADMSettings | None):
             'back. Use evaluate.view="whole" and scales=(1.0,), or features.short=0.',
         ),
         (
-            "files" in names and (widened or config.evaluate.flip
-                                  or config.evaluate.view != "whole"),
+            "files" in names
+            and (widened or config.evaluate.flip or config.evaluate.view != "whole"),
             "the source files has maps of whole images only. Use "
             'evaluate.view="whole", scales=(1.0,) and flip=False.',
         ),
@@ -395,18 +398,21 @@ def check_taps(features, settings: ADMSettings, steps: int):
                 raise UserError(f"features.{what}s holds {value} twice. Give each {what} once.")
 
 
-def check_size(size: tuple[int, int], settings: ADMSettings, what: str):
-    """Raises UserError unless height and width are multiples of the network's stride."""
+def check_size(size: tuple[int, int], settings: ADMSettings, what: str, advice: str):
+    """Raises UserError unless height and width are multiples of the network's stride.
+
+    advice  what to type, with {} in place of another height and of another width
+    """
     stride = settings.stride
     if len(size) != 2:
         raise UserError(
-            f"{what} is {tuple(size)}, but it is a height and a width. Try --size=64,64."
+            f"{what} is {tuple(size)}, but it is a height and a width. Try {advice.format(64, 64)}."
         )
     if any(side < 1 or side % stride for side in size):
-        near = tuple(max(stride, round(side / stride) * stride) for side in size)
+        near = tuple(max(stride, side // stride * stride) for side in size)
         raise UserError(
             f"{what} is {tuple(size)}, but a network of {settings.levels} levels makes images "
-            f"whose sides are multiples of {stride}. Try {near}."
+            f"whose sides are multiples of {stride}. Try {advice.format(*near)}."
         )
 
 

@@ -96,6 +96,13 @@ def split_start(start: str) -> tuple[str, str]:
     return match.groups() if match and not os.path.exists(start) else (start, "")
 
 
+def enlarging(name: str, augment: Mapping, short: int) -> str:
+    """The flags by which a stage enlarges images until their shorter side has `short` pixels."""
+    flags = f"--config.stages.{name}.augment.short={short}"
+    limited = any(augment["limit"])  # which excludes short
+    return flags + (f' --config.stages.{name}.augment.limit="(0, 0)"' if limited else "")
+
+
 def require_same_network(abstract: dict, taken: dict, may_lack: str = ""):
     """Raises UserError unless `taken` has the paths and shapes of `abstract`.
 

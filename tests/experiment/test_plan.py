@@ -1,6 +1,8 @@
 """A config becomes a plan once: what is in it, what it refuses, and what it writes."""
 
+import ast
 import dataclasses
+import functools
 import itertools
 import re
 from pathlib import Path
@@ -8,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs import tiny_ddep, tiny_ddp, tiny_ddpm_seg
 from configs.tiny_ddep import get_config
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import stages
 from diffseg_jax.experiment.gradient_stage import evaluations_of
-from diffseg_jax.experiment.plan import labelled_stages, make_plan, plan_evaluations
+from diffseg_jax.experiment.plan import check_crop, labelled_stages, make_plan, plan_evaluations
 from diffseg_jax.storage.workdir import claim_workdir
 from diffseg_jax.systems.methods import SYSTEMS
 
@@ -110,6 +113,48 @@ def test_the_log_names_both_evaluations_and_the_one_by_which_the_best_is_chosen(
         f"evaluated quickly every {every} steps on {quick} images whole; finally the best "
         "checkpoint by these on 8 images whole at scales 0.5, 1 and mirrored"
     )
+
+
+def followed(config, advice):
+    """The config with the flags that a sentence names, as the command line reads them."""
+    for option, value in re.findall(r"--config\.([\w.]+)=(\"[^\"]*\"|\w+)", advice):
+        path, _, key = option.rpartition(".")
+        functools.reduce(lambda part, name: part[name], path.split("."), config)[key] = (
+            ast.literal_eval(value.strip('"'))
+        )
+    return config
+
+
+LIMITS = (0, 0), (64, 32)
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (3, 4000), (4000, 3), (35, 4000), (100, 100)])
+@pytest.mark.parametrize("method, name, crop", [
+    (tiny_ddp, "train", (512, 1024)), (tiny_ddp, "train", (32, 48)), (tiny_ddp, "train", (5, 7)),
+    (tiny_ddpm_seg, "pretrain", (48, 48)), (tiny_ddpm_seg, "pretrain", (255, 255)),
+    (tiny_ddep, "finetune", (96, 128)),
+])  # fmt: skip
+def test_advice_about_crops_and_small_images_works(method, name, crop, size, limit):
+    """Whatever is refused, each way out that the sentence names ends in a crop that is taken."""
+
+    def refusal(config):
+        try:
+            SYSTEMS[config.system].check(config)
+            check_crop(size, config.stages[name], name, padding=1)
+        except UserError as error:
+            return str(error)
+
+    def config_with(advice=""):
+        config = method.get_config()
+        config.stages[name].augment.update(crop=crop, limit=limit)
+        if method is tiny_ddpm_seg:
+            config.unlabelled.options.square = 0
+        return followed(config, advice)
+
+    if sentence := refusal(config_with()):
+        for advice in sentence.partition("Try ")[2].split(", or "):
+            assert not refusal(config_with(advice)), advice
 
 
 def test_evaluations_are_those_of_the_stages_that_are_named(config, tmp_path):
