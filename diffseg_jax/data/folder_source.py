@@ -11,6 +11,7 @@ from diffseg_jax.data.class_ids import MaskRules
 from diffseg_jax.data.classes_json import read_classes
 from diffseg_jax.data.files import (
     by_stem,
+    files_below,
     list_masks,
     pair,
     require_folder,
@@ -20,10 +21,10 @@ from diffseg_jax.data.files import (
 from diffseg_jax.data.formats import image_endings
 from diffseg_jax.data.images import read_image, require_same_size
 from diffseg_jax.data.labels import IGNORE
-from diffseg_jax.data.mask_files import is_image_folder, is_mask_folder, without_masks
+from diffseg_jax.data.mask_files import KEEP_OPTION, is_image_folder, is_mask_folder, without_masks
 from diffseg_jax.data.masks import read_ids, read_pair, values_in
 from diffseg_jax.data.names import partners
-from diffseg_jax.errors import UserError, choose, visible
+from diffseg_jax.errors import UserError, choose, counted, visible
 from diffseg_jax.storage.paths import open_path, reachable
 
 SOME = 64  # masks that are read for an error about ids
@@ -129,14 +130,61 @@ def open_folder(split, *, path="", num_classes=0, ignore=()):
         with reachable(root):
             if all(folder.is_dir() for folder in folders):
                 raise
+            advice = _layout_advice(root, split)
         layout = f"images/{split} holds images, masks/{split} a mask of the same name for each"
-        raise UserError(f"{error} In data set folder, {layout}.") from None
+        raise UserError(f"{error} In data set folder, {layout}.{advice}") from None
     mask_root = f"{root}/masks"  # advice looks at all splits, since they share the file
     labels, rules = read_classes(
         root / "classes.json", num_classes, ignore,
         seen=lambda: _values_in(all_masks(mask_root)),
     )  # fmt: skip
     return replace(pairs, labels=labels, rules=rules, mask_root=mask_root)
+
+
+def _layout_advice(root, split):
+    """What to rename, to move or to type so that the folder has the split; "" if that is unknown.
+
+    For images and masks in folders of other names, without splits, or below those of the splits.
+    """
+    images, masks = _images_and_masks(root)
+    if not images or not masks:
+        images, masks = _images_and_masks(root / split)
+        if not images or not masks:
+            return ""
+        return f" Move {images} to {root}/images/{split}, and {masks} to {root}/masks/{split}."
+    renamed = "".join(
+        f" Rename {folder} to {root}/{name}."
+        for name, folder in (("images", images), ("masks", masks))
+        if folder.name != name
+    )
+    splits = sorted({entry.name for entry in images.iterdir() if (masks / entry.name).is_dir()})
+    if split in splits:
+        return renamed
+    if not splits:
+        return (
+            f" Move the files in {images} to {root}/images/train and {root}/images/val, and those "
+            f"in {masks} to {root}/masks/train and {root}/masks/val."
+        )
+    option = "train" if split in SPLITS["train"] else "val"
+    if split not in sum(SPLITS.values(), ()):  # a misspelt name of either
+        return f"{renamed} Splits there: {', '.join(splits)}."
+    return (
+        f"{renamed} Try --config.data.{option}={splits[0]}, or move some of its files to "
+        f"images/{split} and masks/{split}."
+    )
+
+
+def _images_and_masks(root):
+    """The folders of images and of masks in root, "" for one that there is not."""
+    return _alike(root, "images", is_image_folder), _alike(root, "masks", is_mask_folder)
+
+
+def _alike(root, name, is_alike):
+    """root/<name>, or the first folder there that has such a name; "" if there is none."""
+    if not root.is_dir() or (root / name).is_dir():
+        return root / name if root.is_dir() else ""
+    folders = [entry for entry in root.iterdir() if entry.is_dir() and is_alike(entry.name)]
+    return min(folders, key=lambda folder: folder.name, default="")
 
 
 def open_pairs(
@@ -203,31 +251,40 @@ def _images_of_split(root, split, keep_masks):
     is_found, notes = False, ()
     for _ in range(2):
         if not keep_masks:
-            root, unread = _images_beside_masks(root)
+            root, unread = _images_beside_masks(root, "" if is_found else split)
             notes += unread
-        names = SPLITS.get(split, (split,)) if split and not is_found else ()
-        found = next((root / name for name in names if (root / name).is_dir()), None)
+        found = None if is_found else _of_split(root, split)
         root, is_found = found or root, is_found or found is not None
     return root, notes + (_other_splits(root, split) if split and not is_found else ())
 
 
-def _images_beside_masks(root):
+def _of_split(folder, split):
+    """The subfolder of a split, perhaps of another name such as valid; None if there is none."""
+    names = SPLITS.get(split, (split,)) if split else ()
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+def _images_beside_masks(root, split):
     """(the only folder of images in root, or root, a sentence about others that are not read).
 
-    Root itself is read unless there is a folder of masks beside that of the images.
+    Root itself is read unless there is a folder of masks beside that of the images. Masks are
+    counted, those of the split if they have a folder for it.
     """
     folders = [entry for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."]
     images = [folder for folder in folders if is_image_folder(folder.name)]
-    masks = [folder.name for folder in folders if is_mask_folder(folder.name)]
+    masks = [folder for folder in folders if is_mask_folder(folder.name)]
     if len(images) != 1 or not masks:
         return root, ()
-    known = {images[0].name, *masks, "ImageSets"}
-    unread = sorted(folder.name for folder in folders if folder.name not in known)
+    unread = sorted({folder.name for folder in folders} - {images[0].name, "ImageSets"})
+    count = sum(len(files_below(_of_split(m, split) or m, image_endings())) for m in masks)
+    unread = [name for name in unread if count or not is_mask_folder(name)]
     if not unread:
         return images[0], ()
+    counts = f"{counted(count, 'file')} in {', '.join(f.name for f in masks)} "
+    left_out = f" {counts}{'is' if count == 1 else 'are'} left out as masks. {KEEP_OPTION}"
     return images[0], (
-        f"of {root} only {images[0].name} is read, since it lies beside {masks[0]}; not read: "
-        f"{', '.join(unread)}.",
+        f"of {root} only {images[0].name} is read, since it lies beside {masks[0].name}; not read: "
+        f"{', '.join(unread)}.{left_out if count else ''}",
     )
 
 

@@ -83,7 +83,7 @@ def open_cityscapes(split, *, path=""):
         images,
         masks,
         CITYSCAPES,
-        MaskRules(table, "Check the file."),
+        MaskRules(table, "Replace the mask by that of the published gtFine."),
         image_suffix="_leftImg8bit",
         mask_suffix=suffix,
     )

@@ -1,6 +1,7 @@
 """Files are found and paired by name."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,46 @@ def test_two_images_with_one_stem_are_refused(tmp_path):
         open_source("folder", "train", path=path, num_classes=3)
 
 
+LAYOUTS = {  # folders of the images and of the masks, in which {} is a split
+    "one split": ("images/train", "masks/train"),
+    "other words": ("images/{}", "labels/{}"),
+    "VOC": ("JPEGImages", "SegmentationClass"),
+    "split first": ("{}/imgs", "{}/annotations"),
+    "no splits": ("images", "masks"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_advice_about_the_layout_of_a_folder_works(tmp_path, layout):
+    for split in ("train", "val"):
+        for folder, array in zip(LAYOUTS[layout], (random_image(), random_ids()), strict=True):
+            save_image(tmp_path / folder.format(split) / f"{split}.png", array)
+    splits = {"train": "train", "val": "val"}
+    for split in splits:
+        if (advice := _refusal(tmp_path, split)) is None:
+            continue
+        if flag := re.search(r"Try --config\.data\.(\w+)=(\w+)", advice):
+            splits[flag[1]] = flag[2]
+        for old, new in re.findall(r"Rename (\S+) to (\S+)\.(?: |$)", advice):
+            Path(old).rename(new)
+        for old, new in re.findall(r"(?:Move|and) (\S+) to (\S+?)[.,]", advice):
+            Path(new).parent.mkdir(parents=True, exist_ok=True)
+            Path(old).rename(new)
+        parts = r"(?:in|those in) (\S+) to (\S+) and (\S+?)[.,]"
+        for old, *new in re.findall(parts, advice):
+            for file, folder in zip(sorted(Path(old).glob("*.png")), new, strict=True):
+                Path(folder).mkdir(parents=True)
+                file.rename(Path(folder, file.name))
+    assert [_refusal(tmp_path, split) for split in splits.values()] == [None, None]
+
+
+def _refusal(folder, split):
+    try:
+        open_source("folder", split, path=str(folder), num_classes=3)
+    except UserError as error:
+        return str(error)
+
+
 def test_errors_about_missing_folders_list_their_neighbours(tmp_path):
     path = labelled_folder(tmp_path, {"a": random_ids()})
     with pytest.raises(UserError, match="not a folder. Folders in .*images: train.*masks/val"):
@@ -39,6 +80,7 @@ def test_errors_about_missing_folders_list_their_neighbours(tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         open_source("cityscapes", "train", path=path + "/nowhere")
     (tmp_path / "images/val").mkdir()
+    (tmp_path / "masks/val").mkdir()
     with pytest.raises(UserError, match="holds no file"):
         open_source("folder", "val", path=path, num_classes=3)
     with pytest.raises(UserError, match="num_classes"):

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from diffseg_jax.data import images, masks
+from diffseg_jax.data.images import require_same_size
 from diffseg_jax.data.sources import open_source
+from diffseg_jax.data.transforms import resize_mask
 from diffseg_jax.errors import UserError
 from image_files import png_bytes, png_chunk, random_ids, random_image, save_image
 
@@ -21,6 +23,21 @@ def test_a_mask_of_another_size_names_both_files(tmp_path):
     source = open_source("folder", "train", path=str(tmp_path), num_classes=3)
     with pytest.raises(UserError, match=r"masks/train/a\.png is 5x4.*images/train/a\.png is 6x4"):
         source[0]
+
+
+@pytest.mark.parametrize("size, advice", [
+    ((3, 5), "Resize"), ((8, 12), "Resize"), ((6, 4), "Turn"), ((9, 4), "Turn.* and resize"),
+])  # fmt: skip
+def test_a_mask_that_lies_is_not_resized_to_an_upright_image(size, advice):
+    """Following the advice, the mask fits."""
+    image, ids = random_image(4, 6), random_ids(3, *size)
+    with pytest.raises(UserError, match=rf"\. {advice}") as error:
+        require_same_size(image, ids, "a", "b")
+    turned = np.rot90(ids) if "np.rot90" in str(error.value) else ids
+    if "nearest neighbour" in str(error.value):
+        turned = resize_mask(turned, (4, 6))
+    require_same_size(image, turned, "a", "b")
+    assert (turned.shape[0] < turned.shape[1]) == (image.shape[0] < image.shape[1])
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])

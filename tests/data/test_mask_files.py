@@ -1,5 +1,7 @@
 """Unlabelled images are photographs: masks among them are found, counted and left out."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
@@ -7,7 +9,7 @@ from PIL import Image, ImageFilter
 from diffseg_jax.config.files import read_config
 from diffseg_jax.config.options import SOURCE_DEFAULTS, SOURCE_OPTIONS
 from diffseg_jax.data import mask_files
-from diffseg_jax.data.mask_files import is_image_folder, is_mask_folder
+from diffseg_jax.data.mask_files import KEEP_OPTION, is_image_folder, is_mask_folder
 from diffseg_jax.data.sources import open_source
 
 pytestmark = pytest.mark.quick
@@ -75,6 +77,19 @@ def test_masks_are_no_unlabelled_images(tmp_path, layout, kind):
     assert all(np.abs(item["image"].astype(int) - PHOTO).mean() < 30 for item in source)
     everything = opened(tmp_path, "", keep_masks=True)
     assert len(everything) == 8 and not everything.report
+    if layout != "Carvana":  # there the split, which has no masks, was chosen
+        (sentence,) = source.report
+        assert re.search("[: ]4 (files|of 8 images|in|with) ", sentence)
+        assert sentence.endswith(KEEP_OPTION)
+
+
+def test_masks_of_the_split_are_counted(tmp_path):
+    for split in ("train", "valid"):
+        fill(tmp_path, (f"images/{split}/{{}}.jpg", f"labels/{split}/{{}}.png"), MASKS["ids"])
+    fill(tmp_path, ("images/train/{}.jpg", "instances_gt/{}.png"), MASKS["ids"], count=3)
+    for split in ("train", "val"):
+        (sentence,) = opened(tmp_path, split).report
+        assert " 7 files in " in sentence and "keep_masks=True" in sentence
 
 
 def test_a_sentence_counts_the_masks_and_says_how_to_insist(tmp_path):
@@ -105,7 +120,7 @@ def test_folders_that_are_not_read_are_named(tmp_path):
     fill(tmp_path, ("images/{}.jpg", "labels/{}.png"), MASKS["ids"])
     fill(tmp_path, ("more/{}.jpg", "@eaDir/{}.jpg"), MASKS["ids"])
     source = opened(tmp_path)
-    assert len(source) == 4 and source.report[0].endswith("not read: @eaDir, more.")
+    assert len(source) == 4 and "; not read: @eaDir, labels, more. 4 files" in source.report[0]
     (tmp_path / "labels").rename(tmp_path / "more" / "labels")
     assert len(opened(tmp_path)) == 8
 
