@@ -224,7 +224,7 @@ def refused(config, workdir):
         ("stages.scratch.start", "/nowhere", ["there is no directory /nowhere"]),
         ("stages.scratch.optim.name", "adamm", ['unknown optimizer "adamm"']),
         ("stages.scratch.optim.schedule", "cosin", ['unknown schedule "cosin"', '"cosine"?']),
-        ("stages.scratch.augment.crop", (320, 480), ["32 x 48", 'crop="(32, 48)"']),
+        ("stages.scratch.augment.crop", (320, 480), ["32 x 48", 'crop="(32, 32)"', "short=480"]),
         ("stages.scratch.batch_size", 0, ["batch_size is 0", "from 1 to 1048576"]),
         ("stages.scratch.accumulate", 3, ["batch_size is 4", "in 3 parts", "batch_size=3 or 6"]),
         ("mesh.fsdp", 5, ["number of devices, 1", "--config.mesh."]),

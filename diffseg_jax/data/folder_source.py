@@ -275,17 +275,18 @@ def _images_beside_masks(root, split):
     masks = [folder for folder in folders if is_mask_folder(folder.name)]
     if len(images) != 1 or not masks:
         return root, ()
-    unread = sorted({folder.name for folder in folders} - {images[0].name, "ImageSets"})
+    masks.sort(key=lambda folder: folder.name)
+    known = {images[0].name, *(folder.name for folder in masks), "ImageSets"}
+    unread = sorted(folder.name for folder in folders if folder.name not in known)
     count = sum(len(files_below(_of_split(m, split) or m, image_endings())) for m in masks)
-    unread = [name for name in unread if count or not is_mask_folder(name)]
-    if not unread:
+    if not unread and not count:
         return images[0], ()
-    counts = f"{counted(count, 'file')} in {', '.join(f.name for f in masks)} "
-    left_out = f" {counts}{'is' if count == 1 else 'are'} left out as masks. {KEEP_OPTION}"
-    return images[0], (
-        f"of {root} only {images[0].name} is read, since it lies beside {masks[0].name}; not read: "
-        f"{', '.join(unread)}.{left_out if count else ''}",
-    )
+    sentence = f"of {root} only {images[0].name} is read, since it lies beside {masks[0].name}"
+    sentence += f"; not read: {', '.join(unread)}." if unread else "."
+    if count:
+        skipped = f"{counted(count, 'mask')} in {', '.join(folder.name for folder in masks)}"
+        sentence += f" {skipped} {'is' if count == 1 else 'are'} left out. {KEEP_OPTION}"
+    return images[0], (sentence,)
 
 
 def _other_splits(root, split):

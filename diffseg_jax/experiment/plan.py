@@ -7,6 +7,7 @@ before anything is written. What runs a stage takes its `StagePlan` or `Evaluati
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -241,7 +242,13 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
     classes = labels.names if labelled else source.classes
     task = make_compiled_task(config, name, len(classes), mesh)
     optimizer, schedule = (None, None) if task.fit else stage_optimizer(options)
-    _check_example(source[int(indices[0])], options, name, task, labelled)
+    later = {each: config.stages[each] for each in config.run[config.run.index(name) :]}
+    alike = {
+        each: stage
+        for each, stage in later.items()
+        if (system.stages[stage.kind] == "labelled") == labelled
+    }
+    _check_example(source[int(indices[0])], alike, task, labelled)
     given, which = split_start(options.start)
     if which and given in STARTS:
         raise UserError(
@@ -445,36 +452,69 @@ def stage_optimizer(options: ConfigDict) -> tuple[optax.GradientTransformation, 
     return optimizer, schedule
 
 
-def _check_example(example, options, name, task, labelled):
-    """Raises UserError when the first example of a stage does not fit its crop."""
+def _check_example(example, stages, task, labelled):
+    """Raises UserError when the first example of the first stage does not fit its crop."""
     padding = 1 if task.sample else MAX_PADDING  # a generator must never learn to draw padding
-    check_crop(example["image"].shape[:2], options, name, padding)
-    change = augmentation(options.augment, labelled)
+    check_crops(example["image"].shape[:2], stages, padding)
+    change = augmentation(next(iter(stages.values())).augment, labelled)
     change(example["image"], example.get("mask"), np.random.default_rng(0))
 
 
-def check_crop(size: tuple[int, int], stage: ConfigDict, name: str, padding: float):
-    """Raises UserError when the crop is more than `padding` times as large as one image."""
-    options, crop = stage.augment, tuple(stage.augment.crop)
-    fitted = Protocol(limit=tuple(options.limit), short=options.short)
-    height, width = fitted.sizes(size)[0]
-    factor = padding * options.get("scale", STILL["scale"])[1]
-    allowed = tuple(int(factor * side) for side in (height, width))
-    if all(side <= limit for side, limit in zip(crop, allowed)):
+def check_crops(size: tuple[int, int], stages: Mapping[str, ConfigDict], padding: float):
+    """Raises UserError when the first stage's crop is over `padding` times as large as one image.
+
+    stages  name -> its options; of the first one and of others, whose crops the advice mends too
+    """
+    misfits = {
+        name: largest
+        for name, stage in stages.items()
+        if any(map(operator.gt, stage.augment.crop, largest := _largest_crop(size, stage, padding)))
+    }
+    name = next(iter(stages))
+    if name not in misfits:
         return
-    short = max(crop) if factor >= 1 else int(max(crop) / factor) + 1
-    smaller = tuple(
-        side if side <= image else image // COARSEST * COARSEST
-        for side, image in zip(crop, (height, width))
-    )
-    whole = stage.kind == FIT  # it crops nothing, but pads images to the crop
-    enlarged = () if whole else (f"{enlarging(name, options, short)}, which enlarges the images",)
-    smaller = (height, width) if whole else smaller
-    cropped = (f'--config.stages.{name}.augment.crop="{smaller}"',) if min(smaller) else ()
+    height, width = _fitted_size(size, stages[name])
+    crops = {misfit: _smaller_crop(size, stages[misfit]) for misfit in misfits}
+    tries = []
+    if min(map(min, crops.values())):
+        tries.append(" ".join(f'--config.stages.{n}.augment.crop="{c}"' for n, c in crops.items()))
+    if stages[name].kind != FIT:
+        shorts = {n: _enlarged(stages[n], padding) for n in misfits}
+        flags = " ".join(enlarging(n, stages[n].augment, short) for n, short in shorts.items())
+        tries.append(f"{flags}, which enlarges the images")
     raise UserError(
-        f"stages.{name}.augment.crop is {crop}, but the images are {height} x {width} before it "
-        f"and at most {allowed} is allowed. Try {', or '.join(cropped + enlarged)}."
+        f"stages.{name}.augment.crop is {tuple(stages[name].augment.crop)}, but the images are "
+        f"{height} x {width} before it and at most {misfits[name]} is allowed. "
+        f"Try {', or '.join(tries)}."
     )
+
+
+def _fitted_size(size, stage):
+    options = stage.augment
+    return Protocol(limit=tuple(options.limit), short=options.short).sizes(size)[0]
+
+
+def _factor(stage, padding):
+    return padding * stage.augment.get("scale", STILL["scale"])[1]
+
+
+def _largest_crop(size, stage, padding):
+    return tuple(int(_factor(stage, padding) * side) for side in _fitted_size(size, stage))
+
+
+def _smaller_crop(size, stage):
+    """A crop within an image of `size` that the network takes; of a fit the image itself."""
+    fitted = _fitted_size(size, stage)
+    if stage.kind == FIT:
+        return fitted
+    sides = zip(stage.augment.crop, fitted)
+    return tuple(side if side <= image else image // COARSEST * COARSEST for side, image in sides)
+
+
+def _enlarged(stage, padding):
+    """A shorter side of images with which the crop is allowed."""
+    side, factor = max(stage.augment.crop), _factor(stage, padding)
+    return side if factor >= 1 else int(side / factor) + 1
 
 
 # ---- the config alone --------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_masks_are_no_unlabelled_images(tmp_path, layout, kind):
     assert len(everything) == 8 and not everything.report
     if layout != "Carvana":  # there the split, which has no masks, was chosen
         (sentence,) = source.report
-        assert re.search("[: ]4 (files|of 8 images|in|with) ", sentence)
+        assert re.search("[: ]4 (masks|of 8 images|in|with) ", sentence)
         assert sentence.endswith(KEEP_OPTION)
 
 
@@ -89,7 +89,7 @@ def test_masks_of_the_split_are_counted(tmp_path):
     fill(tmp_path, ("images/train/{}.jpg", "instances_gt/{}.png"), MASKS["ids"], count=3)
     for split in ("train", "val"):
         (sentence,) = opened(tmp_path, split).report
-        assert " 7 files in " in sentence and "keep_masks=True" in sentence
+        assert " 7 masks in instances_gt, labels " in sentence and "keep_masks=True" in sentence
 
 
 def test_a_sentence_counts_the_masks_and_says_how_to_insist(tmp_path):
@@ -120,7 +120,7 @@ def test_folders_that_are_not_read_are_named(tmp_path):
     fill(tmp_path, ("images/{}.jpg", "labels/{}.png"), MASKS["ids"])
     fill(tmp_path, ("more/{}.jpg", "@eaDir/{}.jpg"), MASKS["ids"])
     source = opened(tmp_path)
-    assert len(source) == 4 and "; not read: @eaDir, labels, more. 4 files" in source.report[0]
+    assert len(source) == 4 and "; not read: @eaDir, more. 4 masks" in source.report[0]
     (tmp_path / "labels").rename(tmp_path / "more" / "labels")
     assert len(opened(tmp_path)) == 8
 

@@ -15,7 +15,7 @@ from configs.tiny_ddep import get_config
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import stages
 from diffseg_jax.experiment.gradient_stage import evaluations_of
-from diffseg_jax.experiment.plan import check_crop, labelled_stages, make_plan, plan_evaluations
+from diffseg_jax.experiment.plan import check_crops, labelled_stages, make_plan, plan_evaluations
 from diffseg_jax.storage.workdir import claim_workdir
 from diffseg_jax.systems.methods import SYSTEMS
 
@@ -130,24 +130,26 @@ LIMITS = (0, 0), (64, 32)
 
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (3, 4000), (4000, 3), (35, 4000), (100, 100)])
-@pytest.mark.parametrize("method, name, crop", [
-    (tiny_ddp, "train", (512, 1024)), (tiny_ddp, "train", (32, 48)), (tiny_ddp, "train", (5, 7)),
-    (tiny_ddpm_seg, "pretrain", (48, 48)), (tiny_ddpm_seg, "pretrain", (255, 255)),
-    (tiny_ddep, "finetune", (96, 128)),
+@pytest.mark.parametrize("method, names, crop", [
+    (tiny_ddp, ("train", "align"), (512, 1024)), (tiny_ddp, ("plain",), (32, 48)),
+    (tiny_ddp, ("train",), (5, 7)), (tiny_ddep, ("finetune", "scratch"), (96, 128)),
+    (tiny_ddpm_seg, ("pretrain",), (48, 48)), (tiny_ddpm_seg, ("pretrain",), (255, 255)),
 ])  # fmt: skip
-def test_advice_about_crops_and_small_images_works(method, name, crop, size, limit):
+def test_advice_about_crops_and_small_images_works(method, names, crop, size, limit):
     """Whatever is refused, each way out that the sentence names ends in a crop that is taken."""
 
     def refusal(config):
         try:
             SYSTEMS[config.system].check(config)
-            check_crop(size, config.stages[name], name, padding=1)
+            check_crops(size, {each: config.stages[each] for each in names}, padding=1)
+            check_crops(size, {names[-1]: config.stages[names[-1]]}, padding=1)
         except UserError as error:
             return str(error)
 
     def config_with(advice=""):
         config = method.get_config()
-        config.stages[name].augment.update(crop=crop, limit=limit)
+        for name in names:
+            config.stages[name].augment.update(crop=crop, limit=limit)
         if method is tiny_ddpm_seg:
             config.unlabelled.options.square = 0
         return followed(config, advice)
