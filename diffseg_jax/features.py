@@ -20,6 +20,8 @@ from diffseg_jax.cli import (
 from diffseg_jax.errors import counted
 from diffseg_jax.inference.feature_files import write_features
 from diffseg_jax.inference.segmenter import load
+from diffseg_jax.storage.lock import require_free
+from diffseg_jax.storage.paths import open_path
 
 
 def make_flags() -> Flags:
@@ -44,6 +46,7 @@ def main(arguments: Sequence[str] | None = None):
         given = vars(make_flags().parse_args(arguments))
         use_cache(given.pop("compilation_cache"))
         opened = {name: given.pop(name) for name in CHECKPOINT_FLAGS}
+        require_free(open_path(given["output"]), "features", "--output")
         segmenter = load(opened.pop("checkpoint"), **opened)
         print(segmenter, flush=True)
         taps = tuple(filter(None, given.pop("taps").split(",")))

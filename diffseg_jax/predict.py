@@ -24,6 +24,8 @@ from diffseg_jax.errors import counted
 from diffseg_jax.inference.batch import PALETTES, predict_files
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.segmenter import load
+from diffseg_jax.storage.lock import require_free
+from diffseg_jax.storage.paths import open_path
 
 MAX_UNREADABLE_SHOWN = 5  # unreadable files; summary.json lists all of them
 
@@ -70,6 +72,7 @@ def main(arguments: Sequence[str] | None = None):
         opened = {name: given.pop(name) for name in CHECKPOINT_FLAGS}
         images, output, palette = (given.pop(name) for name in ("images", "output", "palette"))
         keep_masks = given.pop("keep_masks")
+        require_free(open_path(output), "predict", "--output")
         segmenter = load(opened.pop("checkpoint"), **opened)
         print(segmenter, flush=True)
         summary = predict_files(

@@ -41,7 +41,7 @@ from diffseg_jax.experiment.data_notes import notes_of
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.plan import check_config, open_data
 from diffseg_jax.experiment.stages import READ_FIRST
-from diffseg_jax.storage.lock import locked_in_all
+from diffseg_jax.storage.lock import locked_in_all, require_free
 from diffseg_jax.storage.paths import in_bucket, read_bytes
 from diffseg_jax.storage.workdir import as_json, make_workdir
 from diffseg_jax.training.log import duration
@@ -61,6 +61,7 @@ def prepare(config: ConfigDict, workdir: Path):
     processes each writes its share of the shards. Raises UserError for an example that cannot be
     used, for labels that are certainly wrong, and for a folder that was prepared from other data.
     """
+    require_free(workdir, "prepare", "--workdir")
     check_config(config)
     parts = {}
     if "data" in config:

@@ -195,6 +195,7 @@ def evaluate_only(config: ConfigDict, workdir: Path):
     """Evaluates the stages that have a checkpoint with the given options: results_eval.json."""
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds no run. Train first, with --mode=train.")
+    require_free(workdir, "eval", "--workdir")
     check_config(config)
     names = labelled_stages(config)
     if not names:

@@ -32,7 +32,7 @@ from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.views import predict
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.storage.checkpoints import StageCheckpoints
-from diffseg_jax.storage.lock import locked_in_all
+from diffseg_jax.storage.lock import locked_in_all, require_free
 from diffseg_jax.storage.networks import first_has_checkpoint, open_network
 from diffseg_jax.storage.paths import open_path, write_json
 from diffseg_jax.storage.workdir import as_json, make_workdir, stage_directory
@@ -66,6 +66,7 @@ def choose_steps(config: ConfigDict, workdir: Path):
     AUROC of every measure of uncertainty, for `sweep.steps` times `sweep.draws`. Raises UserError
     for a system without reverse steps, and where there is no checkpoint.
     """
+    require_free(workdir, "steps", "--workdir")
     plan = plan_sweep(config, workdir)
     make_workdir(workdir)
     with locked_in_all(workdir, "steps", "--workdir"):

@@ -22,7 +22,7 @@ from diffseg_jax.experiment.plan import StagePlan, make_plan
 from diffseg_jax.experiment.stages import read_some
 from diffseg_jax.figures import sheets
 from diffseg_jax.metrics.segmentation import Absent, confusion, scores
-from diffseg_jax.storage.lock import locked
+from diffseg_jax.storage.lock import locked, require_free
 from diffseg_jax.storage.paths import write_json
 from diffseg_jax.storage.workdir import make_workdir
 from diffseg_jax.systems.methods import SYSTEMS
@@ -44,6 +44,7 @@ def choose_taps(config: ConfigDict, workdir: Path):
     ensemble to a network, and with fewer than two labelled images.
     """
     require_one("--mode=taps")
+    require_free(workdir, "taps", "--workdir")
     plan, taps = plan_taps(config, workdir)
     make_workdir(workdir)
     with locked(workdir, "taps", "--workdir"):

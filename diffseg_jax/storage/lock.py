@@ -20,7 +20,7 @@ from pathlib import Path
 
 from diffseg_jax.devices.first import first_does
 from diffseg_jax.errors import UserError
-from diffseg_jax.storage.paths import in_bucket, write_json
+from diffseg_jax.storage.paths import in_bucket, reachable, write_json
 
 BEAT = 10  # seconds between two writes of a holder
 EXPIRES = 60  # seconds without a write after which a lock counts as abandoned
@@ -68,7 +68,9 @@ def require_free(folder: Path, task: str, flag: str):
     """Raises UserError as `locked` would, but writes nothing; the folder may not exist."""
 
     def require():
-        if (holder := _living(_file(folder, task))) is not None:
+        with reachable(folder):
+            holder = _living(_file(folder, task))
+        if holder is not None:
             raise _in_use(folder, task, holder, flag)
 
     first_does(require, f"{folder} is in use, as process 0 says.")
@@ -114,7 +116,7 @@ def _holder(file) -> dict | None:
     try:
         content = json.loads(file.read_bytes())
         known = {key: content[key] for key in KEYS}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):  # or not written yet
         return {}

@@ -5,10 +5,16 @@ import os
 import subprocess
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from conftest import called
+from diffseg_jax import features, predict, sample
 from diffseg_jax.errors import UserError
+from diffseg_jax.experiment import prepare_data, stages, steps_study, tap_study
+from diffseg_jax.inference import batch, feature_files
+from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.storage import lock
 from diffseg_jax.storage.lock import locked, require_free
 
@@ -114,3 +120,104 @@ def test_a_holder_that_was_taken_over_ends(tmp_path, short, capsys, monkeypatch)
         assert ended.wait(5)
     assert "taken over by process" in capsys.readouterr().err
     assert "theirs" in (tmp_path / ".train.lock").read_text()
+
+
+def segmenter():
+    """What the commands that write for images need of one before they write."""
+    task = SimpleNamespace(predict_named=lambda *_: iter(()), palette=[[0, 0, 0]], names=["a"])
+    task.meta, task.system, task.network = {"task": {"kind": "fit"}}, "ddpm_seg", {}
+    return task
+
+
+def predicts(folder, monkeypatch):
+    monkeypatch.setattr(batch, "find_images", lambda *_: ([], ()))
+    monkeypatch.setattr(batch, "metadata_of", lambda *_: {})
+    batch.predict_files(segmenter(), [__file__], str(folder), PredictOptions())
+
+
+def writes_features(folder, monkeypatch):
+    source = SimpleNamespace(extract=lambda: None)
+    monkeypatch.setattr(feature_files, "find_images", lambda *_: ([], ()))
+    monkeypatch.setattr(feature_files, "source_of", lambda *_: source)
+    feature_files.write_features(segmenter(), [__file__], str(folder))
+
+
+def prepares(folder, monkeypatch):
+    monkeypatch.setattr(prepare_data, "check_config", lambda config: None)
+    prepare_data.prepare({}, folder)
+
+
+def studies_steps(folder, monkeypatch):
+    monkeypatch.setattr(steps_study, "plan_sweep", lambda *_: [])
+    steps_study.choose_steps(None, folder)
+
+
+def studies_taps(folder, monkeypatch):
+    monkeypatch.setattr(tap_study, "plan_taps", lambda *_: (None, None))
+    tap_study.choose_taps(None, folder)
+
+
+def trains(folder, monkeypatch):
+    monkeypatch.setattr(stages, "checked_plan", lambda *_: (None, []))
+    stages.train(None, folder)
+
+
+def evaluates(folder, monkeypatch):
+    (folder / "config.json").touch()
+    for name in ("check_config", "require_same_training", "require_measurable"):
+        monkeypatch.setattr(stages, name, lambda *_: None)
+    for name in ("labelled_stages", "plan_evaluations"):
+        monkeypatch.setattr(stages, name, lambda *_: [None])
+    monkeypatch.setattr(stages, "stage_directory", lambda *_: folder)
+    monkeypatch.setattr(stages, "first_has_checkpoint", lambda _: True)
+    stages.evaluate_only(None, folder)
+
+
+def draws(folder, monkeypatch):
+    done = called(sample.main, ["--checkpoint=a", f"--output={folder}", "--compilation_cache="])
+    raise UserError(done.err)
+
+
+WRITERS = {
+    "train": trains, "eval": evaluates, "prepare": prepares, "steps": studies_steps,
+    "taps": studies_taps, "predict": predicts, "features": writes_features, "sample": draws,
+}  # fmt: skip
+CHECKED = (batch, feature_files, prepare_data, stages, steps_study, tap_study)
+
+
+@pytest.mark.parametrize("task", WRITERS)
+def test_every_command_takes_the_lock_of_what_it_writes(tmp_path, monkeypatch, task):
+    for module in CHECKED:  # a look at the lock before the work does not replace it
+        monkeypatch.setattr(module, "require_free", lambda *_: None, raising=False)
+    flag = "--output" if task in ("predict", "features", "sample") else "--workdir"
+    refused = pytest.raises(UserError, match=rf"is in use: .*\({task}, .*give another {flag}")
+    with locked(tmp_path, task, "--a"), refused:
+        WRITERS[task](tmp_path, monkeypatch)
+
+
+LOOKS = {  # task -> a command that says that its folder is in use, before it does anything
+    "train": lambda folder: stages.train(None, folder),
+    "eval": lambda folder: stages.evaluate_only(None, folder),
+    "prepare": lambda folder: prepare_data.prepare(None, folder),
+    "steps": lambda folder: steps_study.choose_steps(None, folder),
+    "taps": lambda folder: tap_study.choose_taps(None, folder),
+    "predict": lambda folder: refused_by(predict, folder),
+    "features": lambda folder: refused_by(features, folder),
+}
+
+
+def refused_by(command, folder):
+    flags = ["--checkpoint=none", "--images=none", "--compilation_cache="]
+    raise UserError(called(command.main, [*flags, f"--output={folder}"]).err)
+
+
+@pytest.mark.parametrize("task", LOOKS)
+def test_commands_look_at_the_lock_before_they_work(tmp_path, task):
+    (tmp_path / "config.json").touch()
+    with locked(tmp_path, task, "--a"), pytest.raises(UserError, match="is in use: process"):
+        LOOKS[task](tmp_path)
+
+
+def test_a_file_in_place_of_a_folder_is_not_waited_for(tmp_path):
+    (tmp_path / "file").touch()
+    require_free(tmp_path / "file", "predict", "--output")
