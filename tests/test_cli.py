@@ -1,6 +1,9 @@
 """What all commands share: flags with several values, and streams that lose their reader."""
 
+import builtins
 import os
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -93,3 +96,29 @@ def test_a_run_without_images_names_none(monkeypatch, tmp_path):
         stages.report_results(("a",), results, tmp_path / "results.json", log)
         assert said[-1] == f"finished; numbers in {tmp_path / 'results.json'}{images}"
         (tmp_path / "pictures").mkdir(exist_ok=True)
+
+
+@pytest.mark.parametrize("given, used", [(None, "3"), ("0", "0")])
+def test_the_log_of_xla_is_off_when_it_is_loaded_unless_asked_for(monkeypatch, given, used):
+    """XLA reads TF_CPP_MIN_LOG_LEVEL when jax is imported."""
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", given or "")
+    if not given:
+        monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    levels, load_module = [], builtins.__import__
+
+    def noting(name, *rest):
+        if name.partition(".")[0] in ("jax", "diffseg_jax"):
+            levels.append(os.environ.get("TF_CPP_MIN_LOG_LEVEL"))
+        return load_module(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", noting)
+    exec(compile(Path(cli.__file__).read_text(), cli.__file__, "exec"), {"__name__": cli.__name__})
+    assert set(levels) == {used}
+
+
+def test_commands_import_nothing_that_loads_xla_before_the_command_line():
+    for file in Path(cli.__file__).parent.glob("*.py"):
+        text = file.read_text()
+        if "from diffseg_jax.cli import" in text:
+            first = re.search(r"^(from|import) (diffseg_jax|jax|flax|optax|orbax).*$", text, re.M)
+            assert first[0].startswith("from diffseg_jax.cli import"), file
