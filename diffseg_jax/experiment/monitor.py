@@ -23,7 +23,9 @@ def make_monitor(plan: StagePlan) -> Callable[[dict, int], dict[str, float]]:
     """(state, step) -> numbers to log; it also draws a sheet. The loop calls it periodically."""
     if plan.task.sample:
         return _sampling_monitor(plan)
-    return _segmentation_monitor(plan) if plan.evaluation else _denoising_monitor(plan)
+    if plan.evaluation:
+        return _segmentation_monitor(plan)
+    return _denoising_monitor(plan) if plan.task.denoise else lambda state, step: {}
 
 
 def _sampling_monitor(plan):

@@ -25,6 +25,7 @@ from diffseg_jax.inference.locate import find_stage, step_to_open
 from diffseg_jax.sources.diffusion import make_settings
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.workdir import as_json
+from diffseg_jax.systems.clean_config import unets_in
 from diffseg_jax.systems.ddpm_seg_config import check_taps, read_noise
 from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.weights.adm import load_adm
@@ -108,8 +109,10 @@ def _open_unet(unet, name, part, flags):
     task = meta["task"]
     if "diffusion" not in task:
         raise UserError(f"{unet} holds no diffusion model. Give one that --source=adm wrote.")
-    params = network["params"].get("unet", network["params"])
-    return params, task["model"], task["diffusion"], min(task["size"])
+    params = unets_in(network["params"], task["kind"])
+    if "unet" not in params:
+        raise UserError(f"{unet} holds a network for images without noise only. Give its teacher.")
+    return params["unet"], task["model"], task["diffusion"], min(task["size"])
 
 
 def _taps_of(folder_name: str):

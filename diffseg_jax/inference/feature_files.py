@@ -18,6 +18,7 @@ from diffseg_jax.inference.images import find_images, matching
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.sources.chosen import RUNS, chosen_sources
+from diffseg_jax.sources.clean import clean_source
 from diffseg_jax.sources.diffusion import adm_source
 from diffseg_jax.sources.feature_source import FeatureSource, joined
 from diffseg_jax.sources.own_run import run_source
@@ -42,6 +43,10 @@ def source_of(segmenter: Segmenter, taps: Sequence[str] = ()) -> FeatureSource:
             steps=steps, blocks=blocks, share_noise=False, draws=1, dtype="float32"
         )
         return adm_source(config, size, 0)
+    if kind == "clean":
+        blocks = [int(tap.rpartition("_")[2]) for tap in taps or segmenter.taps]
+        config.features = dict(blocks=blocks, dtype="float32")
+        return clean_source(config, 0)
     if taps:
         with config.unlocked():
             config.features.taps = tuple(taps)
@@ -70,6 +75,8 @@ def write_features(
         network = {part: {segmenter.system: network[part]} for part in network}
     elif segmenter.meta["task"]["kind"] == "pretrain":
         network = {**network, "stats": {"noise": np.zeros(())}}
+    elif segmenter.meta["task"]["kind"] == "clean":
+        network = {"params": {"clean": network["params"]["student"]}, "stats": {}}
     extract = jax.jit(source.extract)
     make_folder(folder)
     with locked(folder, "features", "--output"):

@@ -69,10 +69,20 @@ class ADMSettings:
         return tuple(int(multiple * self.channels) for multiple in self.channel_mult)
 
     @property
+    def output_blocks(self) -> int:
+        """The number of output blocks."""
+        return self.levels * (self.res_blocks + 1)
+
+    @property
+    def output_widths(self) -> tuple[int, ...]:
+        """Channels of the feature of each output block."""
+        return tuple(width for width in reversed(self.widths) for _ in range(self.res_blocks + 1))
+
+    @property
     def blocks(self) -> tuple[str, ...]:
         """Names of all features, in the order in which they are computed."""
-        count = self.levels * (self.res_blocks + 1)
-        down, up = ([f"{way}_{i}" for i in range(count)] for way in ("input", "output"))
+        numbers = range(self.output_blocks)
+        down, up = ([f"{way}_{i}" for i in numbers] for way in ("input", "output"))
         return (*down, "middle", *up)
 
     def num_heads(self, width: int, up: bool) -> int:

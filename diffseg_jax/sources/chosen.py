@@ -32,6 +32,7 @@ from diffseg_jax.models.resnet import (
     resnet_taps,
     swav_default_taps,
 )
+from diffseg_jax.sources.clean import clean_source
 from diffseg_jax.sources.colour import COLOUR
 from diffseg_jax.sources.diffusion import adm_source
 from diffseg_jax.sources.feature_source import FeatureSource
@@ -80,7 +81,8 @@ FROZEN = {
 }  # fmt: skip
 RUNS = {"ddp": ddp.make_task, "ddep": ddep.make_task}  # systems whose encoders can be read
 FROM_FILES = ("files", *RUNS, *FROZEN)  # each entry names a file or a directory
-SOURCE_NAMES = ("adm", "colour", *FROM_FILES)
+FROM_STAGES = ("adm", "clean")  # their networks come from the start of the stage
+SOURCE_NAMES = (*FROM_STAGES, "colour", *FROM_FILES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +131,8 @@ def _own_taps(taps, name, count):
 def _source(config, name, crop, short, taps) -> FeatureSource:
     if name == "adm":
         return adm_source(config, crop, short)
+    if name == "clean":
+        return clean_source(config, short)
     if name == "colour":
         return COLOUR
     sizes = config.features.networks[name]

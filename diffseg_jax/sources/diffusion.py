@@ -145,6 +145,15 @@ def named_features(
     }
 
 
+def shown_images(images: jax.Array, valid: jax.Array, short: int) -> jax.Array:
+    """Images u8[B,H,W,3] as the network sees them: f32[B,h,w,3] in [-1, 1]."""
+    image, seen = scale_images(images, valid), shown_size(images.shape[1:3], short)
+    if seen == images.shape[1:3]:
+        return image
+    shape = (len(image), *seen, 3)
+    return jnp.clip(jax.image.resize(image, shape, "cubic", antialias=True), -1, 1)
+
+
 def _tap(block, step):
     return f"{block}@{step}"
 
@@ -166,12 +175,8 @@ def _tapped(model, process, options, values, images, valid, blocks, steps, seed)
 
     The network stops after the last of the blocks.
     """
-    size, draws = images.shape[1:3], options["draws"]
-    seen = shown_size(size, options["short"])
-    image = scale_images(images, valid)
-    if seen != size:
-        shape = (len(image), *seen, 3)
-        image = jnp.clip(jax.image.resize(image, shape, "cubic", antialias=True), -1, 1)
+    image, draws = shown_images(images, valid, options["short"]), options["draws"]
+    seen = image.shape[1:3]
     keys = None if options["share_noise"] else keys_of_images(images, seed, "noise of a picture")
 
     def tapped(inputs):

@@ -11,9 +11,24 @@ from diffseg_jax.diffusion.process import TARGETS, VARIANCES, make_process
 from diffseg_jax.diffusion.schedules import BETAS
 from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.models.adm_unet import ADMSettings
-from diffseg_jax.sources.chosen import FROM_FILES, SOURCE_NAMES, source_entries, source_names
+from diffseg_jax.sources.chosen import (
+    FROM_FILES,
+    FROM_STAGES,
+    SOURCE_NAMES,
+    source_entries,
+    source_names,
+)
 from diffseg_jax.sources.diffusion import make_settings
 from diffseg_jax.sources.pretrained import load_source, require_files, source_sizes
+from diffseg_jax.systems.clean import clean_blocks, clean_task
+from diffseg_jax.systems.clean_config import (
+    CLEAN_OPTIONS,
+    check_clean_options,
+    check_clean_starts,
+    require_unet,
+    student_and_teacher,
+    unets_in,
+)
 from diffseg_jax.systems.ddpm_sampling import SAMPLERS
 from diffseg_jax.systems.ddpm_seg import pretrain_task
 from diffseg_jax.systems.few_labels import features_task, fit_task
@@ -23,7 +38,9 @@ from diffseg_jax.systems.task import Task
 from diffseg_jax.weights.adm import ORDERS, load_adm
 from diffseg_jax.weights.formats import read_arrays
 
-TASKS = {"pretrain": pretrain_task, FIT: fit_task, "features": features_task}
+TASKS = {
+    "pretrain": pretrain_task, "clean": clean_task, FIT: fit_task, "features": features_task,
+}  # fmt: skip
 
 
 def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:
@@ -96,12 +113,12 @@ def read_noise(path: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
-    """The arrays that a stage takes over from another one: the parameters.
+    """The arrays that a stage takes over from another one: the parameters of its networks.
 
     abstract  shapes of this stage's network
     previous  {"params", "stats"} of arrays, meta its `Task.meta`
-    Raises UserError when the networks differ; for a fit, also when settings or noise levels differ
-    that do not show in the arrays.
+    Raises UserError when the networks differ; but for pretraining, also when settings or noise
+    levels differ that do not show in the arrays.
     """
     here = task.meta
     if "model" not in here:
@@ -116,17 +133,26 @@ def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
     for part, keys in (("model", sorted(here["model"])), ("diffusion", PROCESS_KEYS)):
         for key in keys:
             mine, theirs = here[part][key], meta[part][key]
-            if task.fit and key != "dropout" and _listed(mine) != _listed(theirs):
+            other = key != "dropout" and _listed(mine) != _listed(theirs)
+            if here["kind"] != "pretrain" and other:
                 raise UserError(
                     f"{part}.{key} is {mine}, but the network to start from was trained with "
                     f"{theirs}. Try --config.{part}.{key}={theirs}."
                 )
-    unet = previous["params"].get("unet", previous["params"])
-    taken = {"params": {"unet": unet} if task.fit else unet}
-    expected = abstract["params"]
-    expected = {"unet": expected["unet"]} if task.fit else expected
-    require_same_network({"params": expected}, taken)
-    return taken
+    found = unets_in(previous["params"], meta["kind"])
+    wanted = [name for name in ("unet", "clean") if name in abstract["params"]] or ["unet"]
+    for name in wanted:
+        require_unet(name, found, here, meta)
+    taken = {name: found[name] for name in wanted} if task.fit else _placed(found["unet"], here)
+    parts = abstract["params"] if here["kind"] == "pretrain" else taken
+    expected = {name: abstract["params"][name] for name in parts}
+    require_same_network({"params": expected}, {"params": taken})
+    return {"params": taken}
+
+
+def _placed(unet, here):
+    """Where a stage that is no fit, with `Task.meta` here, has the parameters of a network."""
+    return student_and_teacher(unet) if here["kind"] == "clean" else unet
 
 
 PROCESS_KEYS = ("schedule", "steps", "rescale_timesteps")  # features depend on these
@@ -147,7 +173,7 @@ def load_weights(config, abstract: dict, task: Task) -> dict:
     arrays = read_arrays(config.weights, config.get("weights_part", ""))
     settings = make_settings(task.meta["model"])
     unet = load_adm(arrays, settings, config.weights_order, config.weights)
-    return {"params": {"unet": unet} if task.fit else unet}
+    return {"params": {"unet": unet} if task.fit else _placed(unet, task.meta)}
 
 
 # ---- choosing features -------------------------------------------------------------------------
@@ -161,12 +187,12 @@ def tap_grid(config) -> TapGrid | None:
     if source_names(config.features) != ["adm"]:
         return None
     settings = make_settings(config.model)
-    widths = [width for width in reversed(settings.widths) for _ in range(settings.res_blocks + 1)]
     steps = {int(share * config.diffusion.steps) for share in SHARES}
     changed = config.copy_and_resolve_references()
     changed.features.steps = (0,)  # one step at a time takes less memory
-    changed.features.blocks = tuple(range(len(widths)))
-    return TapGrid(tuple(sorted(steps | set(config.features.steps))), tuple(widths), changed)
+    changed.features.blocks = tuple(range(len(settings.output_widths)))
+    steps |= set(config.features.steps)
+    return TapGrid(tuple(sorted(steps)), settings.output_widths, changed)
 
 
 # ---- options and checks ------------------------------------------------------------------------
@@ -209,6 +235,7 @@ STAGE_OPTIONS = {  # kind of stage -> further options of a config with such a st
             "eta": Number(float, 0, 1),
         },
     },
+    "clean": CLEAN_OPTIONS,
     FIT: {
         "features": {
             "source": Optional(Text(("network", "colour"))),  # before 0.3
@@ -239,12 +266,12 @@ def check(config):
     """Raises UserError for option values that do not go together."""
     kinds = {config.stages[name].kind for name in config.run}
     names = source_names(config.features) if "features" in config else []
-    reads_model = "adm" in names if FIT in kinds else False
+    reads_model = bool(set(names) & set(FROM_STAGES)) and FIT in kinds
     settings = None
     if "model" in config and "diffusion" in config:
         settings = make_settings(config.model)
         check_diffusion(config, settings)
-    elif "pretrain" in kinds or reads_model:
+    elif kinds & {"pretrain", "clean"} or reads_model:
         raise UserError(
             "the config has no model and diffusion, which its stages need. Copy them from "
             "configs/ddpm_seg_camvid.py, or take features of another source, such as "
@@ -252,9 +279,13 @@ def check(config):
         )
     if "features" in config:
         check_features(config, settings)
+    check_clean_starts(config, names)
+    if "clean" in kinds:
+        check_clean_options(config, settings)
+        check_numbers("clean.blocks", clean_blocks(config), settings.output_blocks)
     for name in config.run:
         stage = config.stages[name]
-        if stage.kind == FIT and "adm" not in names:
+        if stage.kind == FIT and not reads_model:
             continue
         if stage.start == "weights" and not config.weights:
             raise UserError(
@@ -323,7 +354,7 @@ def check_features(config, settings: ADMSettings | None):
             "Try --config.features.share_noise=True.",
         ),
         (
-            "adm" not in names and starts - {expected},
+            not set(names) & set(FROM_STAGES) and starts - {expected},
             f"features.sources is {', '.join(names)}, which has no network to start from in a "
             f"stage or in config.weights. Try --config.stages.fit.start={expected}.",
         ),
@@ -349,6 +380,8 @@ def check_features(config, settings: ADMSettings | None):
             raise UserError(sentence)
     if "adm" in names:
         check_taps(features, settings, config.diffusion.steps)
+    elif "clean" in names:
+        check_numbers("features.blocks", features.blocks, settings.output_blocks)
 
 
 def check_sources(features) -> list[str]:
@@ -370,32 +403,39 @@ def check_sources(features) -> list[str]:
             f"features.shorts is {tuple(shorts)}, but there are {len(names)} sources. Give a "
             "number for each, 0 for images as they are."
         )
-    missing = [key for key in ADM_KEYS if "adm" in names and key not in features]
-    if missing:
-        raise UserError(
-            f"features has no {missing[0]}, which the source adm reads. Write it into the config, "
-            "as configs/ddpm_seg_camvid.py does."
-        )
+    for name in set(names) & STAGE_KEYS.keys():
+        if missing := [key for key in STAGE_KEYS[name] if key not in features]:
+            raise UserError(
+                f"features has no {missing[0]}, which the source {name} reads. Write it into the "
+                "config, as configs/ddpm_seg_camvid.py does."
+            )
     require_files(entries)
     return names
 
 
-ADM_KEYS = ("steps", "blocks", "share_noise", "draws")
+STAGE_KEYS = {"adm": ("steps", "blocks", "share_noise", "draws"), "clean": ("blocks",)}
 
 
 def check_taps(features, settings: ADMSettings, steps: int):
     """Raises UserError for blocks and steps that the network and its diffusion do not have."""
-    blocks = settings.levels * (settings.res_blocks + 1)
-    given = ("block", features.blocks, blocks), ("step", features.steps, steps)
-    for what, values, count in given:
-        for index, value in enumerate(values):
-            if value >= count:
-                raise UserError(
-                    f"features.{what}s holds {value}, but this network has the {what}s 0 to "
-                    f"{count - 1}. Rank them with --mode=taps."
-                )
-            if value in values[:index]:
-                raise UserError(f"features.{what}s holds {value} twice. Give each {what} once.")
+    check_numbers("features.blocks", features.blocks, settings.output_blocks)
+    check_numbers("features.steps", features.steps, steps)
+
+
+def check_numbers(option: str, values, count: int):
+    """Raises UserError unless the values of an option, such as "features.steps", are in 0..count-1.
+
+    None may be there twice.
+    """
+    what = option.rpartition(".")[2]
+    for index, value in enumerate(values):
+        if value >= count:
+            raise UserError(
+                f"{option} holds {value}, but this network has the {what} 0 to {count - 1}. "
+                "Rank them with --mode=taps --config.features.sources=adm."
+            )
+        if value in values[:index]:
+            raise UserError(f"{option} holds {value} twice. Give each {what[:-1]} once.")
 
 
 def check_size(size: tuple[int, int], settings: ADMSettings, what: str, advice: str):
@@ -429,7 +469,7 @@ def note(config, kind: str, start: str) -> str:
 
 
 DDPM_SEG = System(
-    stages={"pretrain": "unlabelled", FIT: "labelled"},
+    stages={"pretrain": "unlabelled", "clean": "unlabelled", FIT: "labelled"},
     make_task=make_task,
     adopt=adopt,
     load_weights=load_weights,

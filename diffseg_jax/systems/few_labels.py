@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diffseg_jax.models.pixel_mlp import widths_for
-from diffseg_jax.sources.chosen import chosen_sources, source_names
+from diffseg_jax.sources.chosen import FROM_STAGES, chosen_sources, source_names
 from diffseg_jax.sources.diffusion import make_settings
 from diffseg_jax.sources.feature_source import joined
 from diffseg_jax.systems.pixel_ensemble import ensemble_maps, make_member
@@ -43,7 +43,7 @@ def fit_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task
         "size": list(crop),
         "normalisation": source.normalisation,
     }
-    if "adm" in source_names(features):
+    if set(source_names(features)) & set(FROM_STAGES):
         meta["model"] = dataclasses.asdict(make_settings(config.model))
         meta["diffusion"] = config.diffusion.to_dict()
     return Task(
