@@ -17,13 +17,12 @@ from diffseg_jax.inference.batch import require_apart
 from diffseg_jax.inference.images import find_images, matching
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.models.taps import PixelFeatures
-from diffseg_jax.sources.chosen import RUNS, chosen_sources
-from diffseg_jax.sources.clean import clean_source
-from diffseg_jax.sources.diffusion import adm_source
+from diffseg_jax.sources.chosen import RUNS, TRAINED, chosen_sources, trained_source
 from diffseg_jax.sources.feature_source import FeatureSource, joined
 from diffseg_jax.sources.own_run import run_source
 from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.paths import make_folder, open_path, write_atomically, write_json
+from diffseg_jax.systems.clean_config import unets_in
 
 DESCRIPTION = "features.json"
 
@@ -31,26 +30,14 @@ DESCRIPTION = "features.json"
 @own_settings()
 def source_of(segmenter: Segmenter, taps: Sequence[str] = ()) -> FeatureSource:
     """The features of a network as a source; () = the usual taps. UserError for unknown taps."""
-    config, kind = segmenter.config.copy_and_resolve_references(), segmenter.meta["task"]["kind"]
-    size = tuple(segmenter.meta["task"].get("size", (64, 64)))
+    task = segmenter.meta["task"]
     if segmenter.system in RUNS:
         return run_source(segmenter.system, segmenter.task, taps, 0, "float32")
-    if kind == "pretrain":
-        named = [tap.partition("@") for tap in taps or segmenter.taps]
-        blocks = sorted({int(name.rpartition("_")[2]) for name, _, _ in named})
-        steps = sorted({int(step) for _, _, step in named})
-        config.features = dict(
-            steps=steps, blocks=blocks, share_noise=False, draws=1, dtype="float32"
-        )
-        return adm_source(config, size, 0)
-    if kind == "clean":
-        blocks = [int(tap.rpartition("_")[2]) for tap in taps or segmenter.taps]
-        config.features = dict(blocks=blocks, dtype="float32")
-        return clean_source(config, 0)
-    if taps:
-        with config.unlocked():
-            config.features.taps = tuple(taps)
-    return joined(chosen_sources(config, size))
+    size = tuple(task.get("size", (64, 64)))
+    if task["kind"] in TRAINED:
+        usual = [tap for tap in segmenter.taps if tap.startswith("output")]
+        return trained_source(segmenter.config, task["kind"], size, taps or usual)
+    return joined(chosen_sources(segmenter.config, size, taps))
 
 
 @own_settings()
@@ -73,10 +60,9 @@ def write_features(
     network = segmenter.network
     if segmenter.system in RUNS:
         network = {part: {segmenter.system: network[part]} for part in network}
-    elif segmenter.meta["task"]["kind"] == "pretrain":
-        network = {**network, "stats": {"noise": np.zeros(())}}
-    elif segmenter.meta["task"]["kind"] == "clean":
-        network = {"params": {"clean": network["params"]["student"]}, "stats": {}}
+    elif (kind := segmenter.meta["task"]["kind"]) in TRAINED:
+        unets = unets_in(network["params"], kind)
+        network = {"params": unets, "stats": {"noise": np.zeros(())}}  # drawn for each image
     extract = jax.jit(source.extract)
     make_folder(folder)
     with locked(folder, "features", "--output"):

@@ -32,9 +32,9 @@ from diffseg_jax.models.resnet import (
     resnet_taps,
     swav_default_taps,
 )
-from diffseg_jax.sources.clean import clean_source
+from diffseg_jax.sources.clean import clean_source, output_names
 from diffseg_jax.sources.colour import COLOUR
-from diffseg_jax.sources.diffusion import adm_source
+from diffseg_jax.sources.diffusion import adm_source, block_and_step, make_settings
 from diffseg_jax.sources.feature_source import FeatureSource
 from diffseg_jax.sources.from_files import files_source
 from diffseg_jax.sources.frozen import frozen_source
@@ -82,6 +82,7 @@ FROZEN = {
 RUNS = {"ddp": ddp.make_task, "ddep": ddep.make_task}  # systems whose encoders can be read
 FROM_FILES = ("files", *RUNS, *FROZEN)  # each entry names a file or a directory
 FROM_STAGES = ("adm", "clean")  # their networks come from the start of the stage
+TRAINED = ("pretrain", "clean")  # kinds of stages that train such networks
 SOURCE_NAMES = (*FROM_STAGES, "colour", *FROM_FILES)
 
 
@@ -108,18 +109,37 @@ def source_names(features: Mapping) -> list[str]:
     return [entry.name for entry in source_entries(features)]
 
 
-def chosen_sources(config, crop: tuple[int, int]) -> list[FeatureSource]:
+def chosen_sources(
+    config, crop: tuple[int, int], taps: Sequence[str] = ()
+) -> list[FeatureSource]:  # fmt: skip
     """The sources of config.features, whose `networks` hold the sizes of networks from files.
 
     crop  (height, width) of the images of the fit
+    taps  () = those of config.features
     Raises UserError for unknown taps.
     """
     features, names = config.features, source_names(config.features)
     shorts = features.get("shorts") or (features.short,) * len(names)
+    taps = taps or features.get("taps", ())
     return [
-        _source(config, name, crop, short, _own_taps(features.get("taps", ()), name, len(names)))
+        _source(config, name, crop, short, _own_taps(taps, name, len(names)))
         for name, short in zip(names, shorts, strict=True)
     ]
+
+
+def trained_source(config, kind: str, crop: tuple[int, int], taps: Sequence[str]) -> FeatureSource:
+    """The taps of the network that a stage of a kind in TRAINED trained, at the images' size."""
+    if kind == "clean":
+        return clean_source(config, 0, taps, "float32")
+    known = output_names(range(make_settings(config.model).output_blocks))
+    named = [block_and_step(tap, known, config.diffusion.steps) for tap in taps]
+    changed = config.copy_and_resolve_references()
+    changed.features = dict(
+        steps=sorted({step for _, step in named}),
+        blocks=sorted({known.index(block) for block, _ in named}),
+        share_noise=False, draws=1, dtype="float32",
+    )  # fmt: skip
+    return adm_source(changed, crop, 0)
 
 
 def _own_taps(taps, name, count):
@@ -132,7 +152,8 @@ def _source(config, name, crop, short, taps) -> FeatureSource:
     if name == "adm":
         return adm_source(config, crop, short)
     if name == "clean":
-        return clean_source(config, short)
+        taps = taps or output_names(config.features.blocks)
+        return clean_source(config, short, taps, config.features.dtype)
     if name == "colour":
         return COLOUR
     sizes = config.features.networks[name]

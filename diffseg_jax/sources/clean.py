@@ -21,24 +21,24 @@ def clean_network(settings: ADMSettings, dtype: str, remat: bool) -> Network:
     return Network(lambda rngs: CleanUNet(settings, dtype=computed, remat=remat, rngs=rngs))
 
 
-def clean_source(config, short: int) -> FeatureSource:
-    """The blocks of config.features, computed in one pass.
+def clean_source(config, short: int, chosen: Sequence[str], dtype: str) -> FeatureSource:
+    """The outputs of the blocks `chosen` of the network of config.model, in one pass.
 
     short  images are resized to this shorter side; 0 = as they are
+    dtype  in which the maps are stored
 
     The network's tree is {"params": {"clean"}, "stats": {}}.
     """
-    settings, features = make_settings(config.model), config.features
+    settings = make_settings(config.model)
     network = clean_network(settings, config.dtype, config.remat)
-    chosen = output_names(features.blocks)
+    _require_taps(chosen, settings)
     look = functools.partial(clean_features, network, short)
 
     def extract(values, images, valid, other_seed=None) -> PixelFeatures:
         found = look(values["params"]["clean"], images, valid, chosen)
         seen = shown_size(images.shape[1:3], short)
         covered = tuple(side / (side + -side % settings.stride) for side in seen)
-        dtype = jnp.dtype(features.dtype)
-        return stack([found[tap] for tap in chosen], images.shape[1:3], covered, dtype)
+        return stack([found[tap] for tap in chosen], images.shape[1:3], covered, jnp.dtype(dtype))
 
     def named(values, images, valid, taps=None, seed=0):
         taps = chosen if taps is None else taps
@@ -64,7 +64,11 @@ def clean_features(
     Raises UserError for a name that the network does not have.
     """
     model = network.bind(params, {})
-    for tap in taps:
-        require_known(tap, model.settings.blocks, "feature of clean")
+    _require_taps(taps, model.settings)
     found = model(shown_images(images, valid, short), taps)
     return {tap: maps.astype(jnp.float32) for tap, maps in found.items()}
+
+
+def _require_taps(taps, settings):
+    for tap in taps:
+        require_known(tap, settings.blocks, "feature of clean")

@@ -133,7 +133,7 @@ def named_features(
     if taps is None:
         steps = [step for step in LISTED_STEPS if step < process.steps] or [process.steps - 1]
         taps = usual or [_tap(block, step) for step in steps for block in known]
-    pairs = [_block_and_step(tap, known, process.steps) for tap in taps]
+    pairs = [block_and_step(tap, known, process.steps) for tap in taps]
     blocks = sorted({block for block, _ in pairs}, key=known.index)
     steps = sorted({step for _, step in pairs})
     found, _ = _tapped(
@@ -158,8 +158,8 @@ def _tap(block, step):
     return f"{block}@{step}"
 
 
-def _block_and_step(tap, known, count):
-    """("output_5", 50) of "output_5@50"; UserError for what the network does not have."""
+def block_and_step(tap: str, known: Sequence[str], count: int) -> tuple[str, int]:
+    """("output_5", 50) of "output_5@50"; UserError for another block or one of `count` steps."""
     block, _, step = tap.partition("@")
     require_known(block, known, "feature")
     if not step.isdecimal() or int(step) >= count:

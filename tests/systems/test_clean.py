@@ -14,8 +14,9 @@ from diffseg_jax.diffusion.process import Process
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import ensemble_stage
 from diffseg_jax.experiment.plan import check_config, make_plan
-from diffseg_jax.inference import feature_files
+from diffseg_jax.figures.sheets import save_png
 from diffseg_jax.inference.converted import save_converted
+from diffseg_jax.inference.feature_files import source_of, write_features
 from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.systems.clean import disagreement
 from diffseg_jax.systems.ddpm_seg_config import adopt, make_task
@@ -85,7 +86,7 @@ def test_heads_know_the_noise_level_which_is_drawn_in_its_range():
 
 
 def test_any_split_of_a_batch_has_the_same_loss():
-    whole, parts = loss_of(), [loss_of(rows=rows) for rows in ([2, 3], [0], [1])]
+    whole, parts = loss_of(), [loss_of(rows=rows) for rows in ([3, 0], [2, 1])]
     np.testing.assert_allclose(whole, sum(parts), rtol=1e-5)
 
 
@@ -188,29 +189,39 @@ def test_stages_that_lack_the_network_are_refused():
         adopt(jax.eval_shape(other.init, KEY), other, {"params": {}}, task_of("pretrain").meta)
 
 
-def test_a_fit_and_the_command_for_features_read_the_student(tmp_path):
-    config = make_config(**{"stages.fit.start": str(tmp_path / "clean"), "run": ("fit",)})
-    network = learning()
-    save_converted(
-        tmp_path / "clean", network, "", as_json(config.to_dict()), as_json(task_of().meta)
-    )
+def saved(folder, kind, network):
+    config = make_config(**{"stages.fit.start": str(folder), "run": ("fit",)})
+    save_converted(folder, network, "", as_json(config.to_dict()), as_json(task_of(kind).meta))
+    return config
+
+
+def test_a_fit_reads_the_student(tmp_path):
+    config = saved(tmp_path / "clean", "clean", learning())
     (plan,) = make_plan(config, tmp_path / "run").stages
     found = ensemble_stage.open_backbone(plan)
     assert set(found["params"]) == {"clean"} and found["stats"] == {}
-    jax.tree.map(
-        np.testing.assert_array_equal, found["params"]["clean"], network["params"]["student"]
-    )
+    student = learning()["params"]["student"]
+    jax.tree.map(np.testing.assert_array_equal, found["params"]["clean"], student)
     image, valid = jnp.zeros((1, 12, 17, 3), jnp.uint8), jnp.array([[12, 17]])
-    maps = quick(plan.task.fit.extract)(found, image, valid).maps
-    assert jax.tree.map(jnp.shape, maps) == ((1, 16, 23, 32),)  # the short side is 16
-    segmenter = load(tmp_path / "clean")
-    assert segmenter.taps == ("output_0",)
-    source = feature_files.source_of(segmenter)
-    tree = {"params": {"clean": network["params"]["student"]}, "stats": {}}
-    shape = lambda maps: jax.tree.map(jnp.shape, maps)
-    found = jax.eval_shape(segmenter.task.features, segmenter.network, image, valid)
-    assert shape(jax.eval_shape(source.extract, tree, image, valid).maps) == ((1, 12, 17, 32),)
-    assert shape(found) == {"output_0": (1, 12, 17, 32)}
+    shapes = jax.eval_shape(plan.task.fit.extract, found, image, valid)
+    assert [maps.shape for maps in shapes.maps] == [(1, 16, 23, 32)]  # the short side is 16
+
+
+@pytest.mark.parametrize(("kind", "tap"), [("clean", "output_0"), ("pretrain", "output_0@3")])
+def test_features_of_a_stage_are_written_to_files(kind, tap, tmp_path):
+    network = learning() if kind == "clean" else {"params": pretrained(), "stats": {}}
+    saved(tmp_path / "stage", kind, network)
+    segmenter = load(tmp_path / "stage")
+    assert (tap in segmenter.taps) == (kind == "clean")  # any step may be asked for
+    image = np.random.default_rng(0).integers(0, 256, (12, 17, 3)).astype(np.uint8)
+    save_png(tmp_path / "photos/a.png", image)
+    write_features(segmenter, (str(tmp_path / "photos"),), tmp_path / "out", (tap,))
+    with np.load(tmp_path / "out/a.npz") as found:
+        expected = segmenter.features(image, tap)[tap]
+        np.testing.assert_allclose(found["map_00"], expected[0], rtol=1e-3, atol=1e-3)
+    for unknown in ("outptu_0", "output_0@30"):
+        with pytest.raises(UserError, match="unknown feature|noise level"):
+            source_of(segmenter, (unknown,))
 
 
 # ---- what is refused before anything runs ------------------------------------------------------
