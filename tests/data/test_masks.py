@@ -167,6 +167,7 @@ REFUSED = [
     ("a.png", image_bytes(np.dstack([RGB, IDS]), "PNG"), "transparent pixels"),
     ("a.png", image_bytes(random_image(8, 16), "PNG"), "holds colours"),
     ("a.npy", array_bytes(np.eye(4, dtype=np.uint8)[IDS]), r"argmax\(mask, axis=-1\)"),
+    ("a.npy", array_bytes(np.moveaxis(np.eye(4)[IDS], -1, 0)), r"argmax\(mask, axis=0\)"),
     ("a.npy", array_bytes(np.full((8, 16), 0.5)), "holds 0.5, .* an integer"),
     ("a.npy", array_bytes(np.full((8, 16), np.nan)), "holds nan, .* an integer"),
     ("a.npy", array_bytes(np.zeros((2, 8, 16), np.complex64)), "integer array"),

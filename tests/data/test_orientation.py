@@ -10,8 +10,10 @@ from diffseg_jax.data.formats import image_formats
 from diffseg_jax.data.images import read_image
 from diffseg_jax.data.orientation import stored_orientation
 from diffseg_jax.data.sources import open_source
+from diffseg_jax.experiment import check_data
 from diffseg_jax.experiment.data_notes import notes_of, turned_both_ways
 from diffseg_jax.experiment.prepare_data import encode
+from diffseg_jax.figures import sheets
 from image_files import random_ids, random_image
 
 pytestmark = pytest.mark.quick
@@ -35,11 +37,11 @@ def upright(array, orientation):
     return np.asarray(ImageOps.exif_transpose(image))
 
 
-def data_set(path, image, orientation, mask, mask_orientation=1):
-    """A folder data set with one tagged image and its mask, opened."""
+def data_set(path, image, orientation, mask, mask_orientation=1, name="a"):
+    """A folder data set with a tagged image and its mask, opened; others there stay."""
     for part, array, tag in (("images", image, orientation), ("masks", mask, mask_orientation)):
         (path / part / "train").mkdir(parents=True, exist_ok=True)
-        (path / part / "train" / "a.png").write_bytes(tagged(array, tag, "PNG"))
+        (path / part / "train" / f"{name}.png").write_bytes(tagged(array, tag, "PNG"))
     return open_source("folder", "train", path=str(path), num_classes=3)
 
 
@@ -76,6 +78,15 @@ def test_masks_that_fit_both_ways_are_taken_as_upright_and_counted(tmp_path):
     for size, orientation, tag in (((5, 8), 6, 1), ((6, 6), 1, 1), ((6, 6), 6, 6)):
         source = data_set(tmp_path, random_image(*size), orientation, random_ids(3, *size), tag)
         assert not notes_of(source)
+
+
+def test_the_sheet_shows_an_image_whose_mask_fits_both_ways(tmp_path, monkeypatch):
+    """Where it is not one of the images that are spread over the data set."""
+    for name, orientation in (("a", 1), ("b", 1), ("c", 6)):
+        source = data_set(tmp_path, random_image(6, 6), orientation, random_ids(3, 6, 6), name=name)
+    monkeypatch.setattr(check_data, "SHEET_IMAGES", 1)
+    monkeypatch.setattr(sheets, "contact_sheet", lambda images, masks, labels, titles: titles)
+    assert check_data.source_sheet(source, unlabelled=False) == ["a", "c"]
 
 
 def test_prepared_images_are_upright(tmp_path):
