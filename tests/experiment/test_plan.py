@@ -15,7 +15,13 @@ from configs.tiny_ddep import get_config
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import stages
 from diffseg_jax.experiment.gradient_stage import evaluations_of
-from diffseg_jax.experiment.plan import check_crops, labelled_stages, make_plan, plan_evaluations
+from diffseg_jax.experiment.plan import (
+    augmentation,
+    check_crops,
+    labelled_stages,
+    make_plan,
+    plan_evaluations,
+)
 from diffseg_jax.storage.workdir import claim_workdir
 from diffseg_jax.systems.methods import SYSTEMS
 
@@ -143,6 +149,9 @@ def test_advice_about_crops_and_small_images_works(method, names, crop, size, li
             SYSTEMS[config.system].check(config)
             check_crops(size, {each: config.stages[each] for each in names}, padding=1)
             check_crops(size, {names[-1]: config.stages[names[-1]]}, padding=1)
+            if size == (5, 7):  # the others would take seconds
+                change = augmentation(config.stages[names[0]].augment, labelled=False)
+                change(np.zeros((*size, 3), np.uint8), None, np.random.default_rng(0))
         except UserError as error:
             return str(error)
 
