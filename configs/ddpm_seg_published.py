@@ -15,7 +15,8 @@ Presets               weights          labelled  validation images   published m
 datasets/bedroom_28/real/{train,test} holds NAME.png beside NAME.npy, as published; the others
 likewise. Baranchuk et al. (ICLR 2022) report the mIoU in their convention ("ddpm_seg" in
 results.json); not confirmed here. For a network of your own in place of the published one give
---config.stages.fit.start=runs/b/checkpoints/pretrain.
+--config.stages.fit.start=runs/b/checkpoints/pretrain. The paper's rows of MAE (45.0 for bedroom28)
+take --config.features.sources="mae=FILE", the last 12 blocks of a ViT-L/8, in place of weights.
 """
 
 from ml_collections import config_dict

@@ -13,6 +13,7 @@ For adm, the flags with which guided diffusion trained the network may replace -
 --image_size 64 --num_channels 128 --learn_sigma True.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -74,13 +75,18 @@ def _convert_adm(path, output, name="", part="", **flags):
     return convert_adm(path, output, adm_configuration(name, flags), part)
 
 
+def _flags_of(source):
+    sizes = {field.name for field in dataclasses.fields(FROZEN[source].settings)}
+    return ("part", *(sizes & {"heads"}))
+
+
 CONVERTERS = {  # name -> function and the flags that it takes
     "adm": (_convert_adm, ("name", "part", *ADM_FLAGS)),
     "ddp": (convert_ddp, ("groups", "steps", "limit", "part")),
     "transunet": (convert_transunet, ("part", "heads", "grid")),
     "ddpm_seg": (convert_ensemble, ("unet", "name", "part", *ENSEMBLE_FLAGS, *ADM_FLAGS)),
     "run": (convert_run, ("stage", "step", "ema", "dtype")),
-    **{name: (functools.partial(convert_source, name), ("part",)) for name in FROZEN},
+    **{name: (functools.partial(convert_source, name), _flags_of(name)) for name in FROZEN},
 }
 
 
@@ -106,8 +112,8 @@ def make_flags() -> Flags:
     add("--steps", type=number(int, 1, 1000), metavar="N", help=steps)
     limit = "sides into which images are fitted, 0 for their own size; default: as published"
     add("--limit", type=sides, metavar="N,N", help=limit)
-    add = flags.add_argument_group("transunet").add_argument
-    heads = "heads of the attention; default: one for every 64 channels"
+    add = flags.add_argument_group("transunet; heads also dinov2, dinov3, mae").add_argument
+    heads = "heads of the attention; default: those of published networks of this width"
     add("--heads", type=number(int, 1), metavar="N", help=heads)
     grid = "rows,columns of the position table; default: a square"
     add("--grid", type=sides, metavar="N,N", help=grid)

@@ -57,6 +57,7 @@ def _segmentation_monitor(plan):
 
 def _denoising_monitor(plan):
     examples = _some_crops(plan)
+    what = "reconstruction" if plan.task.meta["kind"] == "mae" else "denoising"
 
     def denoise(state, step):
         key = jax.random.key(plan.seed)
@@ -64,7 +65,7 @@ def _denoising_monitor(plan):
         *images, error = plan.task.denoise(network, examples["image"], examples["valid"], key)
         sheet = sheets.denoising_sheet(*map(np.asarray, images))
         save_sheet(plan, sheet, f"{plan.name}_{step:06d}", step)
-        return {"denoising_error_of_pictures": float(error)}
+        return {f"{what}_error_of_pictures": float(error)}
 
     return denoise
 

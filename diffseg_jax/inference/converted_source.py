@@ -17,19 +17,21 @@ TRACED_SIDE = 224  # of the images with which the network is traced
 
 @own_settings()
 def convert_source(
-    name: str, path: str | os.PathLike, output: str | os.PathLike, part: str = ""
-) -> int:
+    name: str, path: str | os.PathLike, output: str | os.PathLike, part: str = "",
+    heads: int | None = None,
+) -> int:  # fmt: skip
     """Writes the network in a file as a directory with one checkpoint.
 
     name  of the feature source, a key of `sources.chosen.FROZEN`
     part  of the file, as of `read_arrays`
+    heads  as of `source_sizes`
 
     Returns the number of parameters. Raises UserError for a file that cannot be read or holds
     another network, and for an output that exists.
     """
     require_unused(output)
     entry = Entry(name, str(path))
-    sizes = source_sizes(entry, part)
+    sizes = source_sizes(entry, part, heads)
     values = load_source(entry, sizes, part)
     features = {
         "sources": (name,), "taps": (), "networks": {name: sizes}, "short": 0, "dtype": "float32",

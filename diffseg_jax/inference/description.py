@@ -160,7 +160,7 @@ def usage(description: dict, path: str, task: dict) -> dict:
     taps = json.dumps(description["taps"][:1])
     python.append(f'features = segmenter.features("image.png", {taps})')
     run = f"python -m diffseg_jax.sample --checkpoint={directory} --output=samples"
-    if task["kind"] in ("features", "clean"):
+    if task["kind"] in ("features", "clean", "mae"):
         flags = f"--checkpoint={path} --images=photos --output=features"
         run = f"python -m diffseg_jax.features {flags}"
     elif "diffusion" not in task:  # it was pretrained for a stage with labels

@@ -20,6 +20,7 @@ from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.sources.chosen import RUNS, TRAINED, chosen_sources, trained_source
 from diffseg_jax.sources.feature_source import FeatureSource, joined
 from diffseg_jax.sources.own_run import run_source
+from diffseg_jax.sources.pretrained import arrays_in, sizes_in
 from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.paths import make_folder, open_path, write_atomically, write_json
 from diffseg_jax.systems.clean_config import unets_in
@@ -37,7 +38,13 @@ def source_of(segmenter: Segmenter, taps: Sequence[str] = ()) -> FeatureSource:
     if task["kind"] in TRAINED:
         usual = [tap for tap in segmenter.taps if tap.startswith("output")]
         return trained_source(segmenter.config, task["kind"], size, taps or usual)
-    return joined(chosen_sources(segmenter.config, size, taps))
+    config = segmenter.config
+    if task["kind"] == "mae":
+        config = config.copy_and_resolve_references()
+        config.features = dict(
+            sources=("mae",), short=0, dtype="float32", networks=dict(mae=sizes_in("mae", task))
+        )
+    return joined(chosen_sources(config, size, taps))
 
 
 @own_settings()
@@ -63,6 +70,8 @@ def write_features(
     elif (kind := segmenter.meta["task"]["kind"]) in TRAINED:
         unets = unets_in(network["params"], kind)
         network = {"params": unets, "stats": {"noise": np.zeros(())}}  # drawn for each image
+    elif kind == "mae":
+        network = arrays_in("mae", network, segmenter.meta["task"])
     extract = jax.jit(source.extract)
     make_folder(folder)
     with locked(folder, "features", "--output"):

@@ -40,6 +40,12 @@ def open_diffusion(
 def read_task(checkpoint: Path) -> dict:
     """The metadata of the diffusion model in a checkpoint; UserError if it holds none."""
     task = open_meta(checkpoint)["task"]
+    if task.get("kind") == "mae":
+        raise UserError(
+            f"{checkpoint} holds an MAE, which reconstructs hidden parts of images and samples "
+            "none. Its features can be read: python -m diffseg_jax.features "
+            f"--checkpoint={checkpoint} --images=photos --output=features."
+        )
     if task.get("kind") != "pretrain" or "diffusion" not in task:
         raise UserError(
             f"{checkpoint} holds no diffusion model. Give the stage of a config whose system is "

@@ -94,7 +94,7 @@ class Segmenter:
     @own_settings()
     def __init__(self, directory, network: dict, meta: dict, dtype=None, device=None):
         config = as_tuples(meta["config"])
-        if not config.keys() & {"model", "features"}:
+        if not config.keys() & {"model", "mae", "features"}:
             raise UserError(
                 f"{directory} was converted by an older version, whose description of the network "
                 "is incomplete. Convert the file again."

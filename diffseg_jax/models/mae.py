@@ -54,9 +54,9 @@ class MAESettings:
             unit = math.lcm(heads, 4)
             if width and width % unit:
                 return (
-                    f"model.{part}width is {width}, but it must be a multiple of 4 for the "
-                    f"positions and of model.{part}heads, {heads}. "
-                    f"Try --config.model.{part}width={-(-width // unit) * unit}."
+                    f"mae.{part}width is {width}, but it must be a multiple of 4 for the "
+                    f"positions and of mae.{part}heads, {heads}. "
+                    f"Try --config.mae.{part}width={-(-width // unit) * unit}."
                 )
         return ""
 

@@ -104,6 +104,14 @@ def source_entries(features: Mapping) -> list[Entry]:
     return [Entry(OLD_NAMES.get(name, name), file) for name, _, file in parts]
 
 
+MAE_OF_START = Entry("mae")  # without a file, its network is that of the stage to start from
+
+
+def from_start(entry: Entry) -> bool:
+    """Whether the network of an entry comes from the start of the stage."""
+    return entry.name in FROM_STAGES or entry == MAE_OF_START
+
+
 def source_names(features: Mapping) -> list[str]:
     """The names of the sources of config.features, in the order of their channels."""
     return [entry.name for entry in source_entries(features)]

@@ -11,7 +11,14 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.models.dino import DinoSettings
 from diffseg_jax.models.mae import MAESettings
 from diffseg_jax.models.resnet import ResNetSettings
-from diffseg_jax.sources.chosen import FROM_FILES, FROZEN, RUNS, Entry, settings_from
+from diffseg_jax.sources.chosen import (
+    FROM_FILES,
+    FROZEN,
+    RUNS,
+    Entry,
+    from_start,
+    settings_from,
+)
 from diffseg_jax.sources.from_files import folder_sizes
 from diffseg_jax.storage.networks import open_meta, open_network
 from diffseg_jax.storage.paths import open_path
@@ -29,7 +36,8 @@ RANDOM = "random"  # in place of a file: weights that were never trained
 class NetworkReader:
     """How files with the weights of a kind of network are read.
 
-    settings  (arrays, source) -> the sizes of the network in a file
+    settings  (arrays, source) -> the sizes of the network in a file; also heads=, those of its
+              attention, where its sizes have them
     load      (arrays, settings, source) -> {"params", "stats"}
     packaged  () -> path of a file that an installed package holds; None where there is none
     """
@@ -39,9 +47,9 @@ class NetworkReader:
     packaged: Callable[[], Path] | None = None
 
 
-def _dino(name, arrays, source) -> DinoSettings:
+def _dino(name, arrays, source, heads=None) -> DinoSettings:
     """The sizes of a DINO; UserError where the source of another name fits the file."""
-    settings = dino_settings(arrays, source)
+    settings = dino_settings(arrays, source, heads)
     right = "dinov3" if settings.rotary else "dinov2"
     if settings.rotary and "sat493m" in str(source).lower():
         right = "dinov3_satellite"  # only the name of the file tells
@@ -65,9 +73,13 @@ def _take(name, source):
     return f'Try --config.features.sources="{name}={source}", or --source={name} to convert it.'
 
 
-def _mae(arrays, source) -> MAESettings:
+def _mae(arrays, source, heads=None) -> MAESettings:
     """The sizes of an MAE without its decoder, which computes no features."""
-    settings = mae_settings(arrays, source)
+    return encoder_alone(mae_settings(arrays, source, heads, decoder_heads=1))
+
+
+def encoder_alone(settings: MAESettings) -> MAESettings:
+    """The sizes without those of the decoder."""
     return dataclasses.replace(
         settings, decoder_width=0, decoder_depth=0, decoder_heads=0, decoder_mlp=0
     )
@@ -90,7 +102,7 @@ READERS = {
 def require_files(entries: list[Entry]):
     """Raises UserError for a network without a file; finds a packaged one."""
     for entry in entries:
-        if entry.name in FROM_FILES and entry.file != RANDOM:
+        if entry.name in FROM_FILES and entry.file != RANDOM and not from_start(entry):
             _file_of(entry)
 
 
@@ -116,10 +128,11 @@ def _file_of(entry) -> str | Path:
     )
 
 
-def source_sizes(entry: Entry, part: str = "") -> dict:
+def source_sizes(entry: Entry, part: str = "", heads: int | None = None) -> dict:
     """The sizes of the network that an entry names, JSON values; UserError for a wrong file.
 
-    part  of the file, as of `read_arrays`
+    part   of the file, as of `read_arrays`
+    heads  of the attention of a vision transformer; None = as files of its width usually have
     """
     if entry.name == "files":
         return folder_sizes(_file_of(entry))
@@ -129,8 +142,9 @@ def source_sizes(entry: Entry, part: str = "") -> dict:
         return dataclasses.asdict(FROZEN[entry.name].settings())
     file = _file_of(entry)
     if os.path.isdir(file):
-        return _directory(entry)[0]["networks"][entry.name]
-    settings = READERS[entry.name].settings(read_arrays(file, part), str(file))
+        return _directory(entry)[0]
+    given = {} if heads is None else {"heads": heads}
+    settings = READERS[entry.name].settings(read_arrays(file, part), str(file), **given)
     return dataclasses.asdict(settings)
 
 
@@ -149,8 +163,7 @@ def load_source(entry: Entry, sizes: dict, part: str = "") -> dict:
         return {}
     file = _file_of(entry)
     if os.path.isdir(file):
-        found = _directory(entry)[1]
-        return {part: {entry.name: found[part].get(entry.name, {})} for part in found}
+        return _directory(entry)[1]()
     settings = settings_from(FROZEN[entry.name].settings, sizes)
     found = READERS[entry.name].load(read_arrays(file, part), settings, str(file))
     return {part: {entry.name: found[part]} for part in found}
@@ -182,12 +195,30 @@ RUN_KEYS = (  # options of a run that its network depends on
 
 
 def _directory(entry):
-    """(features, network) of a directory that `convert` or a run wrote."""
+    """(sizes, () -> arrays) of the network in a directory that `convert` or a run wrote."""
     directory = open_path(entry.file)
-    features = open_meta(directory)["task"].get("features", {})
-    if entry.name not in features.get("networks", {}):
+    task = open_meta(directory)["task"]
+    if (sizes := sizes_in(entry.name, task)) is None:
         raise UserError(
             f"{directory} holds no {entry.name} network. Give one that "
             f"python -m diffseg_jax.convert --source={entry.name} wrote, or the file itself."
         )
-    return features, open_network(directory)[0]
+    return sizes, lambda: arrays_in(entry.name, open_network(directory)[0], task)
+
+
+def sizes_in(name: str, task: dict) -> dict | None:
+    """The sizes of the network of a source in a checkpoint with that `Task.meta`; None if none."""
+    if task["kind"] == name == "mae":
+        return dataclasses.asdict(encoder_alone(MAESettings(**task["model"])))
+    return task.get("features", {}).get("networks", {}).get(name)
+
+
+def arrays_in(name: str, network: dict, task: dict) -> dict:
+    """{"params": {name}, "stats": {name}} of that network, without a decoder.
+
+    network  of the checkpoint with that `Task.meta`
+    """
+    if task["kind"] == name == "mae":
+        encoder = {part: tree for part, tree in network["params"].items() if part != "decoder"}
+        return {"params": {name: encoder}, "stats": {}}
+    return {part: {name: network[part].get(name, {})} for part in network}

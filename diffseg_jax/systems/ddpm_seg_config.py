@@ -11,10 +11,13 @@ from diffseg_jax.diffusion.process import TARGETS, VARIANCES, make_process
 from diffseg_jax.diffusion.schedules import BETAS
 from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.models.adm_unet import ADMSettings
+from diffseg_jax.models.mae import MAESettings
 from diffseg_jax.sources.chosen import (
     FROM_FILES,
     FROM_STAGES,
+    MAE_OF_START,
     SOURCE_NAMES,
+    from_start,
     source_entries,
     source_names,
 )
@@ -32,6 +35,16 @@ from diffseg_jax.systems.clean_config import (
 from diffseg_jax.systems.ddpm_sampling import SAMPLERS
 from diffseg_jax.systems.ddpm_seg import pretrain_task
 from diffseg_jax.systems.few_labels import features_task, fit_task
+from diffseg_jax.systems.mae import mae_task
+from diffseg_jax.systems.mae_config import (
+    MAE_EXAMPLE,
+    MAE_OPTIONS,
+    adopt_mae,
+    check_mae_stage,
+    check_mae_starts,
+    mae_weights,
+    start_sizes,
+)
 from diffseg_jax.systems.pixel_fit import RECIPES
 from diffseg_jax.systems.system import System, TapGrid, enlarging, require_same_network
 from diffseg_jax.systems.task import Task
@@ -39,7 +52,8 @@ from diffseg_jax.weights.adm import ORDERS, load_adm
 from diffseg_jax.weights.formats import read_arrays
 
 TASKS = {
-    "pretrain": pretrain_task, "clean": clean_task, FIT: fit_task, "features": features_task,
+    "pretrain": pretrain_task, "clean": clean_task, "mae": mae_task, FIT: fit_task,
+    "features": features_task,
 }  # fmt: skip
 
 
@@ -69,7 +83,13 @@ def complete(config, kept):
     if not frozen:
         return config
     known = kept(fits[0]).get("features", {}).get("networks", {})
-    networks = {e.name: known[e.name] if e.name in known else source_sizes(e) for e in frozen}
+
+    def sizes(entry):
+        if entry.name in known:
+            return known[entry.name]
+        return start_sizes(config, fits[0], kept) if from_start(entry) else source_sizes(entry)
+
+    networks = {entry.name: sizes(entry) for entry in frozen}
     completed = config.copy_and_resolve_references()
     with completed.unlocked():
         completed.features.networks = networks
@@ -82,7 +102,7 @@ def given_arrays(config, kind: str, abstract: dict) -> dict:
         return {}
     features, arrays = config.features, {"params": {}, "stats": {}}
     for entry in source_entries(features):
-        if entry.name in FROM_FILES:
+        if entry.name in FROM_FILES and not from_start(entry):
             found = load_source(entry, features.networks[entry.name].to_dict())
             for part in found:
                 arrays[part] |= found[part]
@@ -121,6 +141,9 @@ def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
     levels differ that do not show in the arrays.
     """
     here = task.meta
+    sources = source_entries(here["features"]) if task.fit else []
+    if here["kind"] == "mae" or MAE_OF_START in sources:
+        return adopt_mae(abstract, task, previous, meta)
     if "model" not in here:
         raise UserError(
             f"features.sources is {here['features']['sources']}, none of which starts from a "
@@ -163,11 +186,13 @@ def _listed(value):
 
 
 def load_weights(config, abstract: dict, task: Task) -> dict:
-    """All parameters, from the official guided-diffusion checkpoint config.weights.
+    """All parameters, from the official checkpoint config.weights: of guided diffusion, or MAE.
 
     A fit without the source "adm" has none from there. Raises UserError for arrays that are
     missing, extra or of another shape.
     """
+    if task.meta["kind"] == "mae":
+        return mae_weights(config, MAESettings(**task.meta["model"]))
     if "model" not in task.meta:
         return {}
     arrays = read_arrays(config.weights, config.get("weights_part", ""))
@@ -236,6 +261,7 @@ STAGE_OPTIONS = {  # kind of stage -> further options of a config with such a st
         },
     },
     "clean": CLEAN_OPTIONS,
+    "mae": MAE_OPTIONS,
     FIT: {
         "features": {
             "source": Optional(Text(("network", "colour"))),  # before 0.3
@@ -280,6 +306,7 @@ def check(config):
     if "features" in config:
         check_features(config, settings)
     check_clean_starts(config, names)
+    check_mae_starts(config)
     if "clean" in kinds:
         check_clean_options(config, settings)
         check_numbers("clean.blocks", clean_blocks(config), settings.output_blocks)
@@ -288,17 +315,21 @@ def check(config):
         if stage.kind == FIT and not reads_model:
             continue
         if stage.start == "weights" and not config.weights:
+            example = MAE_EXAMPLE if stage.kind == "mae" else "lsun_bedroom.pt"
             raise UserError(
                 f"stages.{name}.start is weights, but no file is given. "
-                "Try --config.weights=lsun_bedroom.pt."
+                f"Try --config.weights={example}."
             )
         if stage.kind == FIT:
             continue
         square = config.unlabelled.options.get("square", 0)
         crop, option = tuple(stage.augment.crop), f"stages.{name}.augment.crop"
-        enlarged = enlarging(name, stage.augment, max(*crop, settings.stride))
-        advice = f'--config.{option}="({{}}, {{}})", and for smaller images also {enlarged}'
-        check_size(crop, settings, option, advice)
+        if stage.kind == "mae":
+            check_mae_stage(config, name)
+        else:
+            enlarged = enlarging(name, stage.augment, max(*crop, settings.stride))
+            advice = f'--config.{option}="({{}}, {{}})", and for smaller images also {enlarged}'
+            check_size(crop, settings, option, advice)
         if square and max(stage.augment.crop) > square:
             raise UserError(
                 f"stages.{name}.augment.crop is {tuple(stage.augment.crop)}, but the images are "
@@ -354,7 +385,7 @@ def check_features(config, settings: ADMSettings | None):
             "Try --config.features.share_noise=True.",
         ),
         (
-            not set(names) & set(FROM_STAGES) and starts - {expected},
+            not any(map(from_start, source_entries(features))) and starts - {expected},
             f"features.sources is {', '.join(names)}, which has no network to start from in a "
             f"stage or in config.weights. Try --config.stages.fit.start={expected}.",
         ),
@@ -469,7 +500,9 @@ def note(config, kind: str, start: str) -> str:
 
 
 DDPM_SEG = System(
-    stages={"pretrain": "unlabelled", "clean": "unlabelled", FIT: "labelled"},
+    stages={
+        "pretrain": "unlabelled", "clean": "unlabelled", "mae": "unlabelled", FIT: "labelled",
+    },
     make_task=make_task,
     adopt=adopt,
     load_weights=load_weights,

@@ -18,18 +18,17 @@ from diffseg_jax.systems.inputs import IMAGENET_MEAN, IMAGENET_STD, draw_per_row
 from diffseg_jax.systems.task import Task
 
 
-def mae_task(config, crop: tuple[int, int]) -> Task:
-    """The task of pretraining.
+def mae_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:
+    """The task of pretraining, which reads no classes.
 
-    config  reads dtype, remat, model (the fields of MAESettings), and masking: ratio (the share of
+    config  reads dtype, remat, mae (the fields of MAESettings), and masking: ratio (the share of
             patches that are hidden), normalise (whether the targets are normalised in each patch)
     crop    (height, width) of training images
 
     Raises UserError for values that do not go together.
     """
-    settings, masking = MAESettings(**config.model), config.masking.to_dict()
-    if problem := settings.problem() or masking_problem(settings.patch, masking["ratio"], crop):
-        raise UserError(problem)
+    settings, masking = MAESettings(**config.mae), config.masking.to_dict()
+    check_mae_options(settings, masking["ratio"], crop)
     network = mae_network(settings, config.dtype, config.remat)
     return Task(
         init=network.init,
@@ -37,7 +36,7 @@ def mae_task(config, crop: tuple[int, int]) -> Task:
         denoise=functools.partial(reconstruct, network, masking),
         features=functools.partial(mae_features, network),
         meta={
-            "kind": "mae",
+            "kind": kind,
             "model": dataclasses.asdict(settings),
             "masking": masking,
             "size": list(crop),
@@ -48,12 +47,18 @@ def mae_task(config, crop: tuple[int, int]) -> Task:
     )
 
 
+def check_mae_options(settings: MAESettings, ratio: float, crop: tuple[int, int]):
+    """Raises UserError for sizes, a share of hidden patches and a crop that do not go together."""
+    if problem := settings.problem() or masking_problem(settings.patch, ratio, crop):
+        raise UserError(problem)
+
+
 def masking_problem(patch: int, ratio: float, crop: tuple[int, int]) -> str:
     """A sentence if no patch of a crop is kept or none is hidden, else an empty string."""
     count = (-(-crop[0] // patch)) * (-(-crop[1] // patch))
     if 0 < kept_patches(count, ratio) < count:
         return ""
-    smaller = f"--config.model.patch={max(min(crop) // 4, 1)} " if count < 4 else ""
+    smaller = f"--config.mae.patch={max(min(crop) // 4, 1)} " if count < 4 else ""
     return (
         f"masking.ratio is {ratio}, which keeps {kept_patches(count, ratio)} of the {count} "
         f"patches in a crop of {crop[0]} x {crop[1]}, but some must be kept and some hidden. "

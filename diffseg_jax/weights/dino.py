@@ -107,7 +107,7 @@ def dino_settings(
         patch=size("params.patch_embedding.kernel", -1),
         width=width,
         depth=len({name.split(".")[1] for name in found if name.startswith("params.block")}),
-        heads=_heads(width, size("stats.periods", -1), heads, source),
+        heads=_heads(width, size("stats.periods", -1), heads, rotary, source),
         hidden=size("params.block0.mlp.fc2.kernel", -1),
         registers=size("params.registers", -2),
         gated=has(GATED),
@@ -199,19 +199,28 @@ def _format(arrays, source):
     )
 
 
-def _heads(width, periods, heads, source):
-    """The number of heads: as given, as the periods tell, or as in the published networks."""
-    told = width // (4 * periods) if periods else PUBLISHED_HEADS.get(width, 0)
-    heads = heads or told
+def _heads(width, periods, heads, rotary, source):
+    """The number of heads: as the periods tell, as given, or as in the published networks."""
+    told = width // (4 * periods) if periods else 0
+    if told and heads not in (None, told):
+        raise UserError(
+            f"{source} is DINO of {told} heads, as its rotary positions tell, not {heads}. Give "
+            f"--heads={told}, or leave it out."
+        )
+    heads = told or heads or PUBLISHED_HEADS.get(width, 0)
+    advice = (
+        f"Convert the file, python -m diffseg_jax.convert --source=dinov{3 if rotary else 2} "
+        "--heads=N, with the N that the network was trained with."
+    )
     if not heads:
         raise UserError(
             f"{source} is DINO of {width} channels, which no published network has, so its number "
-            "of heads is unknown. Give a published network, or the number of heads."
+            f"of heads is unknown. {advice}"
         )
-    if width % (4 * heads if periods else heads):
+    if width % (4 * heads if rotary else heads):
         raise UserError(
-            f"{source} is DINO of {width} channels, which {heads} heads do not share evenly. Give "
-            "a published network, or the number of heads that it was trained with."
+            f"{source} is DINO of {width} channels, which {heads} heads do not share evenly. "
+            f"{advice}"
         )
     return heads
 

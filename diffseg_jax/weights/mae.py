@@ -122,7 +122,8 @@ def _dividing(heads, width, source):
     if width % heads:
         raise UserError(
             f"an attention of {heads} heads cannot share the {width} channels of {source} evenly. "
-            "Give the number that the network was trained with, usually one for every 64 channels."
+            "Convert the file, python -m diffseg_jax.convert --source=mae --heads=N, with the N "
+            "that the network was trained with, usually one for every 64 channels."
         )
     return heads
 
@@ -184,8 +185,8 @@ def _require_sizes(arrays, settings, source):
     names = [n for n in found if settings.decoder_width or not n.startswith("decoder_")]
     names = [name for name in names if found[name] != wanted[name]]
     if names:
-        listed = lambda sizes: ", ".join(f"model.{name} {sizes[name]}" for name in names)
-        flags = " ".join(f"--config.model.{name}={found[name]}" for name in names)
+        listed = lambda sizes: ", ".join(f"mae.{name} {sizes[name]}" for name in names)
+        flags = " ".join(f"--config.mae.{name}={found[name]}" for name in names)
         raise UserError(
             f"{source} is an MAE with {listed(found)}, but the network has {listed(wanted)}. "
             f"Try {flags}."

@@ -98,10 +98,10 @@ def test_recorded_groups_of_weight_decay(golden):
 # --- for any weights ------------------------------------------------------------------------------
 
 
-def make_config(ratio=0.5, normalise=True, **model):
-    model = {**vars(TINY), **model}
+def make_config(ratio=0.5, normalise=True, **sizes):
+    sizes = {**vars(TINY), **sizes}
     return ConfigDict({
-        "dtype": "float32", "remat": False, "model": model,
+        "dtype": "float32", "remat": False, "mae": sizes,
         "masking": {"ratio": ratio, "normalise": normalise},
     })  # fmt: skip
 
@@ -120,7 +120,7 @@ PARAMS = functools.cache(lambda: filled(network_for(TINY)))
 
 @functools.cache
 def tiny_task():
-    return mae.mae_task(make_config(), (8, 14))
+    return mae.mae_task(make_config(), "mae", (8, 14), 0)
 
 
 @functools.cache
@@ -172,15 +172,15 @@ def test_features_cover_images_padded_to_whole_patches():
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    (dict(width=18), "model.width is 18"), (dict(decoder_heads=3), "model.decoder_width is 8"),
+    (dict(width=18), "mae.width is 18"), (dict(decoder_heads=3), "mae.decoder_width is 8"),
     (dict(ratio=0.99), "keeps 0 of the 8 patches"), (dict(ratio=0.0), "keeps 8 of the 8 patches"),
     (dict(patch=16), "keeps 0 of the 1 patches"),
 ])  # fmt: skip
 def test_the_advice_for_values_that_do_not_fit_works(changes, message):
     config = make_config(**changes)
     with pytest.raises(UserError, match=message) as error:
-        mae.mae_task(config, (8, 14))
+        mae.mae_task(config, "mae", (8, 14), 0)
     advice = re.findall(r"--config\.(\w+)\.(\w+)=([\d.]*\d)", str(error.value))
     for part, name, value in advice:
         config[part][name] = type(config[part][name])(value)
-    mae.mae_task(config, (8, 14))
+    mae.mae_task(config, "mae", (8, 14), 0)

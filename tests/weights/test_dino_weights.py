@@ -249,7 +249,7 @@ def test_another_size_is_named():
     ("heads", "message"), [(None, "no published network has"), (3, "3 heads do not"), (32, "32")]
 )
 def test_heads_that_are_unknown_or_do_not_share_the_channels_are_refused(heads, message):
-    with pytest.raises(UserError, match=f"16 channels, .*{message}.* the number of heads"):
+    with pytest.raises(UserError, match=f"16 channels, .*{message}.*--source=dinov2 --heads=N"):
         dino_settings(file_of(V2), "w.pth", heads)
 
 

@@ -191,11 +191,11 @@ def test_another_network_is_named():
 
 def test_the_advice_for_another_size_works():
     wanted = dataclasses.replace(TINY, width=32, depth=3)
-    with pytest.raises(UserError, match="MAE with model.width 16, model.depth 2, but") as error:
+    with pytest.raises(UserError, match="MAE with mae.width 16, mae.depth 2, but") as error:
         load_mae(official_file(), wanted, "file")
-    advice = re.findall(r"--config\.model\.(\w+)=(\d+)", str(error.value))
+    advice = re.findall(r"--config\.mae\.(\w+)=(\d+)", str(error.value))
     leaves(official_file(), dataclasses.replace(wanted, **{n: int(v) for n, v in advice}))
-    refused(encoder_alone(official_file()), "with model.decoder_width 0")
+    refused(encoder_alone(official_file()), "with mae.decoder_width 0")
 
 
 def test_a_network_has_no_other_parameters():
