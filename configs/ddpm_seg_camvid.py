@@ -11,12 +11,13 @@ ddpm_camvid.py learns from the 367 unlabelled images, then ten classifiers learn
 
 Presets: adm (default): the features are those of noised images, as above; clean: a copy of the
 model first learns, without labels, to have such features for images without noise ("clean"), and
-the classifiers read them in one pass instead of one for each noise level.
+the classifiers read them in one pass instead of one for each noise level; pretrained: the features
+are those of EfficientNet-Lite0, as in ddpm_seg_folder.py, and nothing is trained without labels.
 """
 
 from ml_collections import config_dict
 
-PRESETS = ("adm", "clean")
+PRESETS = ("adm", "clean", "pretrained")
 
 
 def get_config(preset="adm"):
@@ -105,4 +106,31 @@ def get_config(preset="adm"):
         limit=(240, 180), short=0, batch_size=1,
         images=0, quick_images=24, absent="skip", checkpoint="last", pictures=4,
     )
+    if preset == "pretrained":
+        read_pretrained_network(c)
     return c
+
+
+def read_pretrained_network(c):
+    """Features of EfficientNet-Lite0 in place of those of a diffusion model."""
+    for name in ("model", "diffusion", "samples", "unlabelled", "weights", "weights_part",
+                 "weights_order"):  # fmt: skip
+        del c[name]
+    c.features = dict(
+        sources=("efficientnet_lite0",),  # or several, or with a file: .docs/features.md
+        taps=("block2", "block4", "block10", "block15"), scales=(1.0, 2.0),
+        dtype="float16", place="device",  # of stored features; device | host
+    )
+    c.ensemble.update(recipe="regularised", members=3, small_objects=0)
+    c.run = ("fit",)
+    c.stages = dict(
+        fit=dict(
+            kind="fit", start="weights",
+            augment=dict(
+                limit=(480, 360), short=0, crop=(360, 480),               # the images' size
+                variants=3, scale=(0.75, 1.25), flip=True, photometric=False,  # 3 changed copies
+            ),
+            every=dict(log=200, checkpoint=1_000),                        # steps
+        ),
+    )
+    c.evaluate.limit = (480, 360)

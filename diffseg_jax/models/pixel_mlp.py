@@ -1,14 +1,19 @@
-"""The pixel classifier of DDPM-Seg: a small perceptron on the features of one pixel.
+"""The pixel classifiers: small perceptrons on the features of one pixel.
 
 Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion Models" (ICLR 2022), section
-4; layer sizes, the order of ReLU and batch norm, and initial values follow its published code.
+4: layer sizes, the order of ReLU and batch norm, and initial values of `PixelMLP` follow its
+published code.
 """
 
+import math
+
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from diffseg_jax.layers.norm import BatchNorm
 
+HEAD_WIDTH = 64  # of the hidden layer of a `PixelHead`
 MIN_CLASSES_WIDE = 30  # classes from which the hidden layers are wider
 
 
@@ -44,11 +49,62 @@ class PixelMLP(nnx.Module):
         self.norm2 = BatchNorm(widths[1])
         self.linear3 = linear(widths[1], num_classes)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, step=None) -> jax.Array:
         return self.after_first(self.linear1(x))
+
+    def first_layer(self) -> tuple[jax.Array, jax.Array]:
+        """Kernel f32[D, widths[0]] and bias of the layer whose output `after_first` takes."""
+        return self.linear1.kernel[...], self.linear1.bias[...]
 
     def after_first(self, h: jax.Array) -> jax.Array:
         """f32[n, widths[0]], the first layer's output with its bias -> logits f32[n, K]."""
         h = self.norm1(nnx.relu(h))
         h = self.norm2(nnx.relu(self.linear2(h)))
         return self.linear3(h)
+
+
+class PixelHead(nnx.Module):
+    """Dropout on standardised features, linear, ReLU, linear: for very few labels.
+
+    x     f32[n, D]   features of n pixels
+    step  i32[] of the training, which draws the dropout; None = without
+    out   f32[n, K]   logits
+
+    `mean` and `deviation` f32[D] of the features, and `seed` u32[], are statistics that stay as
+    they are.
+    """
+
+    DROPOUT = 0.3
+
+    def __init__(self, features: int, num_classes: int, width: int, *, rngs: nnx.Rngs):
+        normal = nnx.initializers.normal
+        self.linear1 = nnx.Linear(
+            features, width, kernel_init=normal(math.sqrt(2 / features)), precision="highest",
+            rngs=rngs,
+        )  # fmt: skip
+        self.linear2 = nnx.Linear(
+            width, num_classes, kernel_init=normal(math.sqrt(1 / width)), precision="highest",
+            rngs=rngs,
+        )  # fmt: skip
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.deviation = nnx.BatchStat(jnp.ones(features))
+        self.seed = nnx.BatchStat(jax.random.bits(rngs.params(), (), jnp.uint32))
+
+    def __call__(self, x: jax.Array, step=None) -> jax.Array:
+        x = (x - self.mean[...]) / self.deviation[...]
+        if step is not None:
+            key = jax.random.fold_in(jax.random.key(self.seed[...]), step)
+            kept = jax.random.bernoulli(key, 1 - self.DROPOUT, x.shape)
+            x = jnp.where(kept, x / (1 - self.DROPOUT), 0.0)
+        return self.after_first(self.linear1(x))
+
+    def first_layer(self) -> tuple[jax.Array, jax.Array]:
+        """Kernel f32[D, width] and bias for features as they are, not standardised."""
+        kernel = self.linear1.kernel[...] / self.deviation[...][:, None]
+        return kernel, self.linear1.bias[...] - jnp.matmul(
+            self.mean[...], kernel, precision="highest"
+        )
+
+    def after_first(self, h: jax.Array) -> jax.Array:
+        """f32[n, width], the first layer's output with its bias -> logits f32[n, K]."""
+        return self.linear2(nnx.relu(h))

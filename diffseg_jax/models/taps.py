@@ -169,6 +169,16 @@ def stack(
     return PixelFeatures(joined, tuple(size), (tuple(covered),) * len(joined))
 
 
+def side_by_side(features: Sequence[PixelFeatures]) -> PixelFeatures:
+    """The features of several networks or scales as one, in their order; sizes must be equal."""
+    full = ((1.0, 1.0),)
+    return PixelFeatures(
+        tuple(values for each in features for values in each.maps),
+        features[0].size,
+        tuple(pair for each in features for pair in each.covered or full * len(each.maps)),
+    )
+
+
 def _matrix(low, high, part, length):
     """The same weights as a matrix f32[count, length]."""
     matrix = np.zeros((len(low), length), np.float32)

@@ -127,12 +127,9 @@ def chosen_sources(
     Raises UserError for unknown taps.
     """
     features, names = config.features, source_names(config.features)
-    shorts = features.get("shorts") or (features.short,) * len(names)
     taps = taps or features.get("taps", ())
-    return [
-        _source(config, name, crop, short, _own_taps(taps, name, len(names)))
-        for name, short in zip(names, shorts, strict=True)
-    ]
+    own = [_own_taps(taps, name, len(names)) for name in names]
+    return [_source(config, name, crop, each) for name, each in zip(names, own, strict=True)]
 
 
 def trained_source(config, kind: str, crop: tuple[int, int], taps: Sequence[str]) -> FeatureSource:
@@ -156,27 +153,27 @@ def _own_taps(taps, name, count):
     return tuple(own) if own or count > 1 else tuple(taps)
 
 
-def _source(config, name, crop, short, taps) -> FeatureSource:
+def _source(config, name, crop, taps) -> FeatureSource:
     if name == "adm":
-        return adm_source(config, crop, short)
+        return adm_source(config, crop, config.features.short)
     if name == "clean":
         taps = taps or output_names(config.features.blocks)
-        return clean_source(config, short, taps, config.features.dtype)
+        return clean_source(config, config.features.short, taps, config.features.dtype)
     if name == "colour":
         return COLOUR
-    sizes = config.features.networks[name]
+    sizes, scales = config.features.networks[name], config.features.get("scales", (1.0,))
     if name == "files":
         return files_source(sizes, config.features.dtype)
     if name in RUNS:
         given = sizes["config"], sizes["kind"], tuple(sizes["crop"]), sizes["num_classes"]
-        return run_source(name, RUNS[name](*given), taps, short, config.features.dtype)
+        return run_source(name, RUNS[name](*given), taps, scales[0], config.features.dtype)
     kind = FROZEN[name]
     settings = settings_from(kind.settings, sizes)
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.dtype]
     network = Network(lambda rngs: kind.module(settings, dtype=dtype, rngs=rngs))
     return frozen_source(
         name, network, kind.taps(settings), taps or tuple(kind.usual(settings)), settings.stride,
-        kind.mean, kind.deviation, short, config.features.dtype,
+        kind.mean, kind.deviation, scales, config.features.dtype,
     )  # fmt: skip
 
 

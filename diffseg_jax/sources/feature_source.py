@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 
 from diffseg_jax.errors import choose
-from diffseg_jax.models.taps import PixelFeatures
+from diffseg_jax.models.taps import side_by_side
 from diffseg_jax.systems.map_files import MapFiles
 
 
@@ -59,11 +60,7 @@ def joined(sources: Sequence[FeatureSource]) -> FeatureSource:
             )
             for source in sources
         ]
-        return PixelFeatures(
-            tuple(values for each in found for values in each.maps),
-            found[0].size,
-            tuple(pair for each in found for pair in each.covered),
-        )
+        return side_by_side(found)
 
     def named(network, images, valid, taps=None, seed=0):
         with_names = [source for source in sources if source.named]
@@ -87,6 +84,26 @@ def joined(sources: Sequence[FeatureSource]) -> FeatureSource:
         files=next((source.files for source in sources if source.files), None),
         normalisation="; ".join(f"{each.name}: {each.normalisation}" for each in sources),
     )  # fmt: skip
+
+
+def scale_up(images: jax.Array, valid: jax.Array, scale: float) -> tuple[jax.Array, jax.Array]:
+    """Images u8[B,H,W,3] by a factor, in 0..255, and their valid (height, width) i32[B,2].
+
+    Cubic interpolation with antialiasing, f32; by 1 the images as they are.
+    """
+    size = images.shape[1:3]
+    seen = enlarged_size(size, scale)
+    if seen == size:
+        return images, valid
+    shape = (len(images), *seen, 3)
+    image = jax.image.resize(images.astype(jnp.float32), shape, "cubic", antialias=True)
+    valid = jnp.round(valid * jnp.asarray(seen) / jnp.asarray(size)).astype(jnp.int32)
+    return jnp.clip(image, 0, 255), valid
+
+
+def enlarged_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """(height, width) times a factor, at least 1."""
+    return tuple(max(1, round(side * scale)) for side in size)
 
 
 def shown_size(size: tuple[int, int], short: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from diffseg_jax.errors import require_known
 from diffseg_jax.models.taps import stack
-from diffseg_jax.sources.feature_source import FeatureSource, shown_size
+from diffseg_jax.sources.feature_source import FeatureSource, scale_up
 from diffseg_jax.systems.task import Task
 
 STRIDES = {"ddp": 32, "ddep": 16}  # of the coarsest maps of their encoders
@@ -16,10 +16,11 @@ DDEP_TAPS = ("block1", "block2", "block3", "encoded")
 
 
 def run_source(
-    system: str, task: Task, taps: Sequence[str], short: int, dtype: str
+    system: str, task: Task, taps: Sequence[str], scale: float, dtype: str
 ) -> FeatureSource:  # fmt: skip
     """The maps `taps` of a stage of "ddp" or "ddep"; () = those of its encoder's stages.
 
+    scale  factor by which images are enlarged first
     dtype  in which the maps are stored
 
     The network's tree is {"params": {system}, "stats": {system}}. Raises UserError for an unknown
@@ -31,13 +32,8 @@ def run_source(
         require_known(tap, known, f"feature of {system}")
 
     def look(values, images, valid, taps):
-        size = images.shape[1:3]
-        seen = shown_size(size, short)
-        if seen != size:
-            shape = (len(images), *seen, 3)
-            resized = jax.image.resize(images.astype(jnp.float32), shape, "cubic", antialias=True)
-            images = jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
-            valid = jnp.round(valid * jnp.asarray(seen) / jnp.asarray(size)).astype(jnp.int32)
+        images, valid = scale_up(images, valid, scale)
+        images, seen = jnp.round(images).astype(jnp.uint8), images.shape[1:3]
         padding = [(0, -side % STRIDES[system]) for side in seen]
         padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
         network = {part: values[part][system] for part in ("params", "stats")}
@@ -56,7 +52,7 @@ def run_source(
         return {part: {system: network[part]} for part in ("params", "stats")}
 
     return FeatureSource(
-        system, init, extract, named, short=short, stride=STRIDES[system],
+        system, init, extract, named, stride=STRIDES[system],
         normalisation=task.meta["normalisation"],
     )  # fmt: skip
 

@@ -45,7 +45,7 @@ from diffseg_jax.systems.mae_config import (
     mae_weights,
     start_sizes,
 )
-from diffseg_jax.systems.pixel_fit import RECIPES
+from diffseg_jax.systems.recipes import RECIPES
 from diffseg_jax.systems.system import System, TapGrid, enlarging, require_same_network
 from diffseg_jax.systems.task import Task
 from diffseg_jax.weights.adm import ORDERS, load_adm
@@ -224,9 +224,9 @@ def tap_grid(config) -> TapGrid | None:
 
 
 OPTIONS = {
-    "weights": Text(),
+    "weights": Optional(Text()),
     "weights_part": Optional(Text()),
-    "weights_order": Text(ORDERS),
+    "weights_order": Optional(Text(ORDERS)),
     "model": Optional({
         "channels": Number(int, 32, 8192),
         "channel_mult": Several(Number(float, 0.1, 64), minimum=1, maximum=10),
@@ -267,10 +267,10 @@ STAGE_OPTIONS = {  # kind of stage -> further options of a config with such a st
             "source": Optional(Text(("network", "colour"))),  # before 0.3
             "sources": Optional(Several(Text(), minimum=1)),
             "taps": Optional(Several(Text())),
-            "short": Number(int, 0, 16384),
-            "shorts": Optional(Several(Number(int, 0, 16384))),  # one for each source
-            "steps": Optional(Several(Number(int, 0), minimum=1)),  # these five: of "adm"
+            "scales": Optional(Several(Number(float, 0.1, 8), minimum=1)),  # but for "adm"
+            "steps": Optional(Several(Number(int, 0), minimum=1)),  # from here on: of "adm"
             "blocks": Optional(Several(Number(int, 0), minimum=1)),
+            "short": Optional(Number(int, 0, 16384)),
             "share_noise": Optional(Flag()),
             "noise_file": Optional(Text()),
             "draws": Optional(Number(int, 1, 256)),
@@ -280,7 +280,7 @@ STAGE_OPTIONS = {  # kind of stage -> further options of a config with such a st
         "ensemble": {
             "recipe": Text(tuple(RECIPES)),
             "members": Number(int, 1, 1000),
-            "widths": Several(Number(int, 1, 16384)),  # none, or two
+            "widths": Several(Number(int, 1, 16384)),  # none, or one for each hidden layer
             "small_objects": Number(int, 0),
             "classifiers": Text(),
         },
@@ -314,7 +314,7 @@ def check(config):
         stage = config.stages[name]
         if stage.kind == FIT and not reads_model:
             continue
-        if stage.start == "weights" and not config.weights:
+        if stage.start == "weights" and not config.get("weights"):
             example = MAE_EXAMPLE if stage.kind == "mae" else "lsun_bedroom.pt"
             raise UserError(
                 f"stages.{name}.start is weights, but no file is given. "
@@ -369,15 +369,18 @@ def check_features(config, settings: ADMSettings | None):
     settings  of the diffusion model; None where the config has none
     """
     features, ensemble = config.features, config.ensemble
-    names = check_sources(features)
-    starts = {config.stages[name].start for name in config.run if config.stages[name].kind == FIT}
+    names, layers = check_sources(features), RECIPES[ensemble.recipe].layers
+    fits = [config.stages[name] for name in config.run if config.stages[name].kind == FIT]
+    variants = any(stage.augment.get("variants", 0) for stage in fits)
+    starts = {stage.start for stage in fits}
     expected = "weights" if set(names) & set(FROM_FILES) else "random"
     widened = [scale for scale in config.evaluate.scales if scale != 1]
     rules = (
         (
-            len(ensemble.widths) not in (0, 2),
-            f"ensemble.widths is {tuple(ensemble.widths)}, but a classifier has two hidden layers. "
-            "Try (128, 32), or () for the paper's.",
+            len(ensemble.widths) not in (0, layers),
+            f"ensemble.widths is {tuple(ensemble.widths)}, but a classifier of recipe "
+            f"{ensemble.recipe} has {'one hidden layer' if layers == 1 else 'two hidden layers'}. "
+            f"Try {(64,) if layers == 1 else (128, 32)}, or () for the usual ones.",
         ),
         (
             features.get("noise_file") and not features.share_noise,
@@ -390,9 +393,16 @@ def check_features(config, settings: ADMSettings | None):
             f"stage or in config.weights. Try --config.stages.fit.start={expected}.",
         ),
         (
-            features.short and (widened or config.evaluate.view != "whole"),
-            f"features.short is {features.short}, to which every window and scale would be brought "
-            'back. Use evaluate.view="whole" and scales=(1.0,), or features.short=0.',
+            STAGE_KEYS.keys() & set(names)
+            and features.short
+            and (widened or config.evaluate.view != "whole"),
+            f"features.short is {features.get('short')}, to which every window and scale would be "
+            'brought back. Use evaluate.view="whole" and scales=(1.0,), or features.short=0.',
+        ),
+        (
+            "files" in names and variants,
+            "the source files has maps of images as they are, none of changed copies. Try "
+            "--config.stages.fit.augment.variants=0.",
         ),
         (
             "files" in names
@@ -428,12 +438,6 @@ def check_sources(features) -> list[str]:
                 f"features.sources gives {entry.name} the file {entry.file}, but its network comes "
                 "from stages.fit.start and config.weights. Leave the file out."
             )
-    shorts = features.get("shorts", ())
-    if shorts and len(shorts) != len(names):
-        raise UserError(
-            f"features.shorts is {tuple(shorts)}, but there are {len(names)} sources. Give a "
-            "number for each, 0 for images as they are."
-        )
     for name in set(names) & STAGE_KEYS.keys():
         if missing := [key for key in STAGE_KEYS[name] if key not in features]:
             raise UserError(
@@ -444,7 +448,9 @@ def check_sources(features) -> list[str]:
     return names
 
 
-STAGE_KEYS = {"adm": ("steps", "blocks", "share_noise", "draws"), "clean": ("blocks",)}
+STAGE_KEYS = {
+    "adm": ("steps", "blocks", "short", "share_noise", "draws"), "clean": ("blocks", "short"),
+}  # fmt: skip
 
 
 def check_taps(features, settings: ADMSettings, steps: int):

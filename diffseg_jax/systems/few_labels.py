@@ -10,12 +10,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from diffseg_jax.models.pixel_mlp import widths_for
+from diffseg_jax.models.pixel_mlp import HEAD_WIDTH, widths_for
 from diffseg_jax.sources.chosen import FROM_STAGES, chosen_sources, source_names
 from diffseg_jax.sources.diffusion import make_settings
 from diffseg_jax.sources.feature_source import joined
 from diffseg_jax.systems.pixel_ensemble import ensemble_maps, make_member
-from diffseg_jax.systems.pixel_fit import RECIPES, PixelFit
+from diffseg_jax.systems.pixel_fit import PixelFit
+from diffseg_jax.systems.recipes import RECIPES
 from diffseg_jax.systems.task import Task
 
 
@@ -32,7 +33,9 @@ def fit_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task
     network = jax.eval_shape(source.init, jax.random.key(0))
     maps = source.files.example if source.files else ()
     features_per_pixel = jax.eval_shape(source.extract, network, image, valid, *maps).width
-    widths = tuple(options.widths) or widths_for(num_classes)
+    recipe = RECIPES[options.recipe]
+    usual = widths_for(num_classes) if recipe.layers == 2 else (HEAD_WIDTH,)
+    widths = tuple(options.widths) or usual
     member = make_member(features_per_pixel, num_classes, widths)
     meta = {
         "kind": kind,
@@ -49,11 +52,13 @@ def fit_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task
     return Task(
         init=source.init,
         fit=PixelFit(
-            source.extract, member, options.members, RECIPES[options.recipe],
-            options.small_objects, on_host=features["place"] == "host",
-            classifiers=options.classifiers, files=source.files,
+            source.extract, member, options.members, recipe, options.small_objects,
+            on_host=features["place"] == "host", classifiers=options.classifiers,
+            files=source.files,
         ),
-        predict=functools.partial(vote, source.extract, member, seed=config.seed),
+        predict=functools.partial(
+            vote, source.extract, member, votes=recipe.votes, seed=config.seed
+        ),
         features=source.named,
         short=source.short,
         meta=meta,
@@ -76,14 +81,18 @@ def features_task(config, kind: str, crop: tuple[int, int], num_classes: int) ->
     )
 
 
-def vote(extract, member, values, images, valid, *maps, seed):
-    """The maps of the ensemble, for one image per device at a time to bound memory."""
+def vote(extract, member, values, images, valid, *maps, seed, votes=True):
+    """The maps of the ensemble, for one image per device at a time to bound memory.
+
+    votes  as of `Recipe`
+    """
     ensemble = {part: values[part]["ensemble"] for part in ("params", "stats")}
     share = jax.local_device_count()
     share = 1 if len(images) % share else share
 
     def of_each_device(inputs):
-        return ensemble_maps(member, ensemble, extract(values, *inputs, other_seed=seed))
+        found = ensemble_maps(member, ensemble, extract(values, *inputs, other_seed=seed))
+        return found if votes else {"probs": found["probs"]}
 
     def in_turns(x):  # [B, ...] -> [B / share, share, ...]; a device keeps its neighbouring rows
         return x.reshape(share, -1, *x.shape[1:]).swapaxes(0, 1)

@@ -9,14 +9,19 @@ import jax.numpy as jnp
 
 from diffseg_jax.metrics.divergence import jensen_shannon
 from diffseg_jax.models.network import Network
-from diffseg_jax.models.pixel_mlp import PixelMLP
+from diffseg_jax.models.pixel_mlp import PixelHead, PixelMLP
 from diffseg_jax.models.taps import PixelFeatures
 
 STRIP_BYTES = 2**25  # maximum size of the first layer's output during prediction
 
 
-def make_member(features: int, num_classes: int, widths: tuple[int, int]) -> Network:
-    """One classifier of D = `features` numbers a pixel, as pure functions."""
+def make_member(features: int, num_classes: int, widths: tuple[int, ...]) -> Network:
+    """One classifier of D = `features` numbers a pixel, as pure functions.
+
+    widths  of two hidden layers for a `PixelMLP`, of one for a `PixelHead`
+    """
+    if len(widths) == 1:
+        return Network(lambda rngs: PixelHead(features, num_classes, *widths, rngs=rngs))
     return Network(lambda rngs: PixelMLP(features, num_classes, widths, rngs=rngs))
 
 
@@ -31,7 +36,7 @@ def ensemble_maps(member: Network, ensemble: dict, features: PixelFeatures) -> d
     Jensen-Shannon divergence of the members, H(mean p) - mean H(p), divided by ln K.
     """
     params, stats = ensemble["params"], ensemble["stats"]
-    kernel, bias = params["linear1"]["kernel"], params["linear1"]["bias"]
+    kernel, bias = jax.vmap(lambda p, s: member.bind_eval(p, s).first_layer())(params, stats)
     count, width, hidden = kernel.shape
     kernel = jnp.moveaxis(kernel, 0, 1).reshape(width, count * hidden)
 

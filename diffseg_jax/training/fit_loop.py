@@ -39,11 +39,12 @@ class Fit:
     pixels      i32[n], the labelled pixels as (image * H + y) * W + x
     labels      u8[n], their classes
     init        key -> {"params", "stats"} of one member, jit-able
-    loss        (params, stats, x f32[B,D], y i32[B]) -> mean loss f32[], new stats
+    loss        (params, stats, x f32[B,D], y i32[B], step i32[]) -> mean loss f32[], new stats
     steps       maximum number, of every member
     batch_size  pixels; a last, incomplete batch of a pass over all is dropped
     stops       whether a member stops by itself (`stop_rule`) after the first four passes
     own_order   whether every member draws its own order of the pixels; else they share batches
+    power       None, or the exponent of the shares by which pixels are drawn, see `Recipe`
     frozen      {"params", "stats"} of the network that computes the features, saved beside them
     every       steps between log lines, and between checkpoints
     advice      what to try when a loss is not finite
@@ -66,6 +67,7 @@ class Fit:
     meta: dict
     seed: int
     advice: str
+    power: float | None = None
 
     @property
     def on_host(self) -> bool:
@@ -193,7 +195,7 @@ def steps_of(fit: Fit, learned: dict, data, batches, numbers, armed, live):
         params, stats, opt, stop = carry
         x, y = batch if fit.on_host else _read(*data, batch)
         objective = jax.value_and_grad(fit.loss, has_aux=True)
-        (loss, new_stats), grads = objective(params, stats, x, y)
+        (loss, new_stats), grads = objective(params, stats, x, y, number)
         updates, new_opt = fit.optimizer.update(grads, opt, params)
         new = optax.apply_updates(params, updates), new_stats, new_opt
         new = *new, stop_rule(stop, loss, armed, number)
@@ -239,6 +241,7 @@ class Orders:
         self.fit = fit
         self.owners = fit.members if fit.own_order else 1
         self.kept = {}  # epoch -> permutations i32[owners, n]
+        self.by_class = []  # rows of each class
 
     def rows(self, steps: np.ndarray) -> np.ndarray:
         """Indices into the pixels for steps counted from 0: i32[S, M, B], or i32[S, B] if shared.
@@ -246,12 +249,26 @@ class Orders:
         Every pass reads the pixels in a new order; fewer pixels than a batch are repeated.
         """
         size, rows = self.fit.batch_size, []
+        if self.fit.power is not None:
+            return np.stack([self._balanced(int(step)) for step in steps])
         for step in steps:
             epoch, batch = divmod(int(step), self.fit.steps_of_pass)
             positions = (batch * size + np.arange(size)) % len(self.fit.pixels)
             rows.append(self._order(epoch)[:, positions])
         rows = np.stack(rows)
         return rows if self.fit.own_order else rows[:, 0]
+
+    def _balanced(self, step):
+        """Rows i32[B] of which a class of share f has a share in proportion to f^power."""
+        if not self.by_class:
+            labels = self.fit.labels
+            self.by_class = [np.flatnonzero(labels == each) for each in np.unique(labels)]
+        shares = np.array([len(rows) for rows in self.by_class]) ** self.fit.power
+        rng = np.random.default_rng([self.fit.seed, zlib.crc32(b"pixels by class"), step])
+        classes = rng.choice(len(shares), self.fit.batch_size, p=shares / shares.sum())
+        places = rng.random(self.fit.batch_size)
+        drawn = [self.by_class[c][int(p * len(self.by_class[c]))] for c, p in zip(classes, places)]
+        return np.asarray(drawn, np.int32)
 
     def _order(self, epoch):
         if epoch not in self.kept:

@@ -73,7 +73,8 @@ def make_fit(recipe, images, steps):
     import numpy as np
 
     from diffseg_jax.systems.pixel_ensemble import make_member
-    from diffseg_jax.systems.pixel_fit import RECIPES, PixelFit
+    from diffseg_jax.systems.pixel_fit import PixelFit
+    from diffseg_jax.systems.recipes import RECIPES
     from diffseg_jax.training.fit_loop import Fit
 
     recipe, count = RECIPES[recipe], images * SIDE**2
@@ -167,7 +168,7 @@ def make_config(folder, args):
     import numpy as np
     from PIL import Image
 
-    from diffseg_jax.systems.pixel_fit import RECIPES
+    from diffseg_jax.systems.recipes import RECIPES
 
     draw = np.random.default_rng(0)
     for split, count in (("train", args.images), ("val", 1)):

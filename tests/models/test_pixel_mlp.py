@@ -13,7 +13,8 @@ from flax.traverse_util import flatten_dict
 from diffseg_jax.models.network import stats_of
 from diffseg_jax.models.pixel_mlp import widths_for
 from diffseg_jax.systems.pixel_ensemble import make_member
-from diffseg_jax.systems.pixel_fit import RECIPES, PixelFit
+from diffseg_jax.systems.pixel_fit import PixelFit
+from diffseg_jax.systems.recipes import RECIPES
 from diffseg_jax.weights.pixel_mlp import load_ensemble
 
 # Compiling takes far longer than running networks this small.

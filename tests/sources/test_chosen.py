@@ -26,7 +26,6 @@ def test_entries_are_read_with_their_files_and_old_names(features, entries):
     ({"sources": ("amd",)}, "adm"),
     ({"sources": ("colour", "colour")}, "twice"),
     ({"sources": ("colour=a.pth",)}, "Leave the file out"),
-    ({"sources": ("colour",), "shorts": (1, 2)}, "a number for each"),
 ])  # fmt: skip
 def test_sources_that_cannot_be_are_refused(changes, part):
     features = tiny_ddpm_seg.get_config().features

@@ -15,7 +15,7 @@ from diffseg_jax.models.pixel_mlp import widths_for
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.systems import pixel_ensemble
 from diffseg_jax.systems.pixel_ensemble import agree, ensemble_maps, make_member
-from diffseg_jax.systems.pixel_fit import RECIPES
+from diffseg_jax.systems.recipes import RECIPES
 from diffseg_jax.weights.pixel_mlp import load_ensemble
 
 # Compiling takes far longer than running networks this small.

@@ -17,7 +17,8 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.storage.checkpoints import FORMAT, StageCheckpoints
 from diffseg_jax.systems.pixel_ensemble import make_member
-from diffseg_jax.systems.pixel_fit import RECIPES, PixelFit
+from diffseg_jax.systems.pixel_fit import PixelFit
+from diffseg_jax.systems.recipes import RECIPES
 from diffseg_jax.training import fit_loop, lifecycle
 from diffseg_jax.training.fit_loop import Fit, Orders, initial_state, steps_of, stop_rule
 from diffseg_jax.training.log import Log
@@ -50,7 +51,7 @@ def begin_linear(key):
     return {"params": {"kernel": kernel}, "stats": {"mean": jnp.zeros(WIDTH)}}
 
 
-def linear_loss(params, stats, x, y):
+def linear_loss(params, stats, x, y, step):
     """A linear layer with statistics that move, which compiles quickly."""
     losses = optax.softmax_cross_entropy_with_integer_labels(x @ params["kernel"], y)
     return losses.mean(), {"mean": 0.9 * stats["mean"] + 0.1 * x.mean(0)}
@@ -83,7 +84,7 @@ def line_fit(slopes, **changes):
     A slope of 0 never gets better, a slope of 1 always does. Statistics count the steps.
     """
 
-    def loss(params, stats, x, y):
+    def loss(params, stats, x, y, step):
         stats = stats | {"steps": stats["steps"] + 1}
         return 10 + stats["slope"] * params["value"] + 0 * x.sum(), stats
 
