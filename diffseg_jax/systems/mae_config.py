@@ -93,8 +93,7 @@ def adopt_mae(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
 def mae_weights(config, settings: MAESettings) -> dict:
     """The MAE in the file config.weights; without its decoder where the file has none."""
     arrays = read_arrays(config.weights, config.get("weights_part", ""))
-    heads = settings.heads, settings.decoder_heads
-    if not mae_settings(arrays, config.weights, *heads).decoder_width:
+    if not mae_settings(arrays, config.weights, heads=1, decoder_heads=1).decoder_width:
         settings = encoder_alone(settings)
     return {"params": load_mae(arrays, settings, config.weights)["params"]}
 

@@ -179,6 +179,16 @@ def load_mae(arrays: Mapping[str, np.ndarray], settings: MAESettings, source: st
     return {"params": convert(joined, MAE_ROWS, shapes, ignore=ignore, source=source), "stats": {}}
 
 
+def _fitting(found, wanted) -> dict:
+    """The usual numbers of heads where those of the network do not share the widths in a file."""
+    usual = {"": max(found["width"] // 64, 1), "decoder_": max(found["decoder_width"] // 32, 1)}
+    return {
+        f"{part}heads": heads
+        for part, heads in usual.items()
+        if wanted[f"{part}heads"] and found[f"{part}width"] % wanted[f"{part}heads"]
+    }
+
+
 def _require_sizes(arrays, settings, source):
     """Raises UserError unless the file has the sizes of the network, where it needs them."""
     found, wanted = _sizes(arrays, source), dataclasses.asdict(settings)
@@ -186,7 +196,10 @@ def _require_sizes(arrays, settings, source):
     names = [name for name in names if found[name] != wanted[name]]
     if names:
         listed = lambda sizes: ", ".join(f"mae.{name} {sizes[name]}" for name in names)
-        flags = " ".join(f"--config.mae.{name}={found[name]}" for name in names)
+        flags = " ".join(
+            f"--config.mae.{name}={value}"
+            for name, value in {**{n: found[n] for n in names}, **_fitting(found, wanted)}.items()
+        )
         raise UserError(
             f"{source} is an MAE with {listed(found)}, but the network has {listed(wanted)}. "
             f"Try {flags}."

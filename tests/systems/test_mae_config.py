@@ -132,6 +132,20 @@ def test_pretraining_continues_from_an_official_file(golden, decoder, tmp_path):
 
 
 @pytest.mark.golden
+def test_the_advice_for_an_official_file_of_another_size_works(golden, tmp_path):
+    """Heads that do not share its channels are among it."""
+    config = tiny_mae()
+    config.run, config.weights = ("mae",), str(golden("baselines/mae_tiny.pth")[0])
+    config.mae.update(width=20, heads=5, decoder_width=12, decoder_heads=3)
+    config.stages.mae.start = "weights"
+    with pytest.raises(UserError, match="mae.width 48, .* the network has mae.width 20") as error:
+        make_plan(config, tmp_path)
+    for key, value in re.findall(r"--config\.mae\.(\w+)=(\d+)", str(error.value)):
+        config.mae[key] = int(value)
+    assert "class_token" in make_plan(config, tmp_path).stages[0].loaded()["params"]
+
+
+@pytest.mark.golden
 @pytest.mark.parametrize(("source", "file", "wrong", "right"), [
     ("mae", "baselines/mae_tiny.pth", 5, 4), ("dinov2", "backbones/dinov2_mlp.pth", None, 3),
     ("dinov3", "backbones/dinov3_hf.safetensors", None, 2),
