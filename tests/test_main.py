@@ -60,7 +60,8 @@ def test_a_run_writes_all_of_its_files(tiny_run):
     names = {path.name for path in (workdir / "pictures").iterdir()}
     assert names == {
         *(f"{stage}_{step:06d}.png" for stage in STAGES for step in (4, 8)),
-        "finetune_result.png", "scratch_result.png",
+        *(f"{stage}{plot}_result.png" for stage in ("finetune", "scratch")
+          for plot in ("", "_reliability", "_risk_coverage")),
     }  # fmt: skip
     for name in names:
         with Image.open(workdir / "pictures" / name) as image:
@@ -76,6 +77,9 @@ def test_results_hold_every_class(tiny_run):
         assert result["step"] == 8 and result["images"] == 8 and result["labelled_images"] == 6
         assert {"road", "sky", "car"} < result["IoU"].keys() == result["Acc"].keys()
         assert 0 <= result["mIoU"] <= 1
+        assert 0 <= result["boundary"]["mIoU"] <= 1 and result["boundary"]["share_of_pixels"] > 0
+        assert 0 < result["calibration"]["ECE"] < 1
+        assert result["calibration"]["ECE_of_predicted"].keys() == result["IoU"].keys()
     assert "time" not in json.dumps(results)
 
 

@@ -1,6 +1,7 @@
 """Counts the right and wrong pixels of a network over a split, and collects examples to draw."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,7 +10,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from diffseg_jax.inference.views import Maps, Protocol, predict
-from diffseg_jax.metrics.segmentation import confusion
+from diffseg_jax.metrics.calibration import CHANCE_BINS, chance_counts
+from diffseg_jax.metrics.segmentation import boundary_confusion, confusion
 from diffseg_jax.metrics.uncertainty import BINS, MEASURES, image_uncertainty, uncertainty_counts
 
 UNCERTAIN = 2**40  # the count for a mean uncertainty of 1
@@ -20,7 +22,10 @@ class Counts:
     """Counts over some images; those of several processes add up.
 
     confusion    i64[K+1,K], the last row for predictions on ignored pixels
+    boundary     i64[K,K], the confusion of the pixels near a boundary of the labels
     uncertainty  i64[2,BINS], right and wrong pixels by their uncertainty
+    chance       i64[K,2,CHANCE_BINS], the same by predicted class and chance of an error, which is
+                 1 - the highest probability
     measures     the same for each of `uncertainty.MEASURES`; zeros for measures that are missing
     images       number of images
     uncertain    sum over images of the mean of their most uncertain tenth, in steps of 2**-40: a
@@ -28,7 +33,9 @@ class Counts:
     """
 
     confusion: np.ndarray
+    boundary: np.ndarray
     uncertainty: np.ndarray
+    chance: np.ndarray
     images: int = 0
     uncertain: int = 0
     measures: dict[str, np.ndarray] = dataclasses.field(
@@ -40,7 +47,11 @@ class Counts:
         labels, uncertainty = prediction.labels[row], prediction.uncertainty[row]
         num_classes = self.confusion.shape[1]
         self.confusion += confusion(mask, labels, num_classes, ignored_row=True)
+        self.boundary += boundary_confusion(mask, labels, num_classes)
         self.uncertainty += uncertainty_counts(uncertainty, mask, labels)
+        by_class = np.moveaxis(prediction.probs[row], -1, 0)
+        highest = functools.reduce(np.maximum, by_class)  # much faster than max over a short axis
+        self.chance += chance_counts(np.clip(1 - highest, 0, 1), mask, labels, num_classes)
         for name, values in prediction.uncertainties.items():
             self.measures[name] += uncertainty_counts(values[row], mask, labels)
         self.images += 1
@@ -56,7 +67,7 @@ def evaluate(
     Neighbours of one size share a batch. Also returns `keep` examples of this process, spread over
     the split, with "labels" and "uncertainty" added. by_name: whether `forward` takes names.
     """
-    counts = Counts(np.zeros((num_classes + 1, num_classes), int), np.zeros((2, BINS), int))
+    counts = no_counts(num_classes)
     drawn = []
     mine = indices[jax.process_index() :: jax.process_count()]
     shown = {source.names[index] for index in spread(mine, keep)}
@@ -74,13 +85,24 @@ def evaluate(
                 drawn.append({**example, **predicted})
     if jax.process_count() > 1:
         counts = Counts(
-            np.sum(_from_all(counts.confusion), axis=0),
-            np.sum(_from_all(counts.uncertainty), axis=0),
+            *(
+                np.sum(_from_all(part), axis=0)
+                for part in (counts.confusion, counts.boundary, counts.uncertainty, counts.chance)
+            ),
             int(np.sum(_from_all(np.array(counts.images)))),
             int(np.sum(_from_all(np.array(counts.uncertain)))),
             {name: np.sum(_from_all(values), axis=0) for name, values in counts.measures.items()},
         )
     return counts, drawn
+
+
+def no_counts(num_classes: int) -> Counts:
+    """The counts of no image."""
+    shapes = (
+        (num_classes + 1, num_classes), (num_classes, num_classes), (2, BINS),
+        (num_classes, 2, CHANCE_BINS),
+    )  # fmt: skip
+    return Counts(*(np.zeros(shape, int) for shape in shapes))
 
 
 def spread(indices: Sequence[int], count: int) -> Sequence[int]:

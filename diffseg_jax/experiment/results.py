@@ -7,10 +7,11 @@ from diffseg_jax.devices import processes
 from diffseg_jax.errors import counted
 from diffseg_jax.experiment.evaluate import UNCERTAIN, Counts, evaluate
 from diffseg_jax.experiment.plan import Evaluation, StagePlan
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import sheets, trust
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.views import Protocol, View
 from diffseg_jax.metrics import segmentation
+from diffseg_jax.metrics.calibration import chance_scores
 from diffseg_jax.metrics.uncertainty import auroc
 
 
@@ -43,6 +44,7 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
     counts, examples = measure(evaluation, network, indices, protocol)
     trace_steps(evaluation, network, examples, protocol)
     draw_predictions(evaluation, examples, f"{stage}_{suffix}", meta["step"])
+    draw_trust(evaluation, counts.chance, suffix, meta["step"])
     names, convention = evaluation.source.labels.names, evaluation.convention
     papers = {}
     if convention != "default":
@@ -57,6 +59,8 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
         "AUROC": segmentation.to_number(auroc(counts.uncertainty)),
         "AUROC_of": auroc_of_measures(counts),
         "image_uncertainty": counts.uncertain / UNCERTAIN / counts.images,
+        "boundary": boundary_of(evaluation, counts),
+        "calibration": calibration_of(evaluation, counts),
         **papers,
         **{key: value for key, value in evaluation.recorded.items() if key != "protocol"},
     }
@@ -73,6 +77,46 @@ def scores_of(evaluation: Evaluation, counts: Counts, convention: str = "") -> d
     return segmentation.scores(
         confusion, absent=absent, left_out=evaluation.source.labels.unscored
     )
+
+
+def boundary_of(evaluation: Evaluation, counts: Counts) -> dict:
+    """IoU near boundaries of the labels, in JSON values, and where that is."""
+    scored = segmentation.scores(
+        counts.boundary, absent=evaluation.absent, left_out=evaluation.source.labels.unscored
+    )
+    plain = segmentation.to_json(scored, evaluation.source.labels.names)
+    share = counts.boundary.sum() / max(counts.confusion[:-1].sum(), 1)
+    return {
+        "mIoU": plain["mIoU"],
+        "IoU": plain["IoU"],
+        "radius_of_diagonal": segmentation.TRIMAP,
+        "share_of_pixels": float(share),
+    }
+
+
+def calibration_of(evaluation: Evaluation, counts: Counts) -> dict:
+    """How well 1 - the highest probability is the chance of an error, also by predicted class."""
+    numbers = lambda part: {
+        key: segmentation.to_number(value) for key, value in chance_scores(part).items()
+    }
+    names = evaluation.source.labels.names
+    by_class = {name: numbers(part) for name, part in zip(names, counts.chance, strict=True)}
+    return {
+        "of": "1 - highest probability",
+        **numbers(counts.chance),
+        **{f"{key}_of_predicted": {name: part[key] for name, part in by_class.items()}
+           for key in ("ECE", "Brier", "AUROC")},
+    }  # fmt: skip
+
+
+def draw_trust(evaluation: Evaluation, chance: np.ndarray, suffix: str, step: int):
+    """Saves the reliability and the risk-coverage plot, if the run draws any images."""
+    if evaluation.examples and chance.any():
+        for name, draw in (
+            ("reliability", trust.reliability_plot),
+            ("risk_coverage", trust.risk_coverage_plot),
+        ):
+            save_sheet(evaluation, draw(chance), f"{evaluation.stage}_{name}_{suffix}", step)
 
 
 def auroc_of_measures(counts: Counts) -> dict:

@@ -124,4 +124,9 @@ def result_lines(results: dict) -> list[str]:
     images = f"on {results['images']:,} images"
     if results.get("AUROC") is not None:
         images += f"; uncertainty predicts errors with an AUROC of {results['AUROC']:.3f}"
-    return [*table, images]
+    lines = [*table, images]
+    if calibration := results.get("calibration"):
+        keys = ("ECE", "Brier", "AUROC", "AUPR", "AURC")
+        numbers = [f"{k} {calibration[k]:.3f}" for k in keys if calibration[k] is not None]
+        lines.append(f"{calibration['of']} as the chance of an error: {', '.join(numbers)}")
+    return lines

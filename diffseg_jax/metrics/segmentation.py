@@ -15,6 +15,11 @@ from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.errors import UserError
 
 MEANS = ("mIoU", "mAcc", "aAcc")
+MORE_ROWS = {  # of the table, where a run has such a number -> its keys
+    "mIoU near boundaries": ("boundary", "mIoU"),
+    "ECE": ("calibration", "ECE"),
+}
+TRIMAP = 0.01  # radius of the band around boundaries, as a share of the diagonal of the image
 
 
 class Absent(enum.Enum):
@@ -78,6 +83,41 @@ def _check_ids(ids: np.ndarray, num_classes: int, what: str):
         )
 
 
+def boundary_confusion(labels, predictions, num_classes: int, ignore: int = IGNORE) -> np.ndarray:
+    """The confusion int64[K, K] of the pixels near a boundary of the labels int[H, W].
+
+    mIoU of such counts is the trimap mIoU of Kraehenbuehl & Koltun (2011) and of DeepLab: the usual
+    ratio, only in a band around the boundaries of the labels. (The Boundary IoU of Cheng et al.
+    (2021) compares the two contours instead, and is lower.)
+    """
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    radius = max(1, round(TRIMAP * float(np.hypot(*labels.shape))))
+    near = boundary_band(labels, radius)
+    return confusion(labels[near], predictions[near], num_classes, ignore)
+
+
+def boundary_band(labels: np.ndarray, radius: int) -> np.ndarray:
+    """Whether another label lies within `radius` rows and columns of a pixel: bool[H, W].
+
+    The border of an ignored area is a boundary too, as some data sets ignore the contours of all
+    objects; the border of the image is none.
+    """
+    down = _near_changes(labels[1:] != labels[:-1], radius)
+    right = _near_changes((labels[:, 1:] != labels[:, :-1]).T, radius).T
+    return down | right
+
+
+def _near_changes(changes: np.ndarray, radius: int) -> np.ndarray:
+    """bool[H-1, W], where a row differs from the next -> bool[H, W], what is near such a place."""
+    rows, columns = changes.shape[0] + 1, changes.shape[1]
+    row, column = np.arange(rows), np.arange(columns)
+    sums = np.cumsum(np.pad(changes, ((1, 0), (0, 0))), axis=0, dtype=np.int32)
+    found = sums[np.minimum(row + radius, rows - 1)] > sums[np.maximum(row - radius, 0)]
+    sums = np.cumsum(np.pad(found, ((0, 0), (1, 0))), axis=1, dtype=np.int32)
+    ends = np.minimum(column + radius + 1, columns), np.maximum(column - radius, 0)
+    return sums[:, ends[0]] > sums[:, ends[1]]
+
+
 def scores(counts, *, absent: Absent | str, left_out: Sequence[int] = ()) -> dict:
     """The usual ratios of a confusion [K, K] or [K+1, K], in [0, 1].
 
@@ -119,13 +159,17 @@ def _mean(ratios: np.ndarray) -> float:
 
 
 def format_table(columns: Mapping[str, dict]) -> str:
-    """IoU per class and the means as plain text, in percent; "-" = undefined.
+    """IoU per class, the means and MORE_ROWS as plain text, in percent; "-" = undefined.
 
     columns   heading -> what `to_json` returned, one column per run of the same classes
     """
     names = next(iter(columns.values()))["IoU"]
     classes = [[name, *(_percent(run["IoU"][name]) for run in columns.values())] for name in names]
     means = [[mean, *(_percent(run[mean]) for run in columns.values())] for mean in MEANS]
+    for name, (part, key) in MORE_ROWS.items():
+        if any(part in run for run in columns.values()):
+            numbers = [run.get(part, {}).get(key) for run in columns.values()]
+            means.append([name, *map(_percent, numbers)])
     table = [["IoU (%)", *columns], *classes, *means]
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
     lines = [
@@ -133,7 +177,7 @@ def format_table(columns: Mapping[str, dict]) -> str:
         for name, *numbers in table
     ]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([lines[0], rule, *lines[1 : -len(MEANS)], rule, *lines[-len(MEANS) :]])
+    return "\n".join([lines[0], rule, *lines[1 : -len(means)], rule, *lines[-len(means) :]])
 
 
 def _percent(ratio: float | None) -> str:

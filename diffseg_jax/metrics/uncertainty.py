@@ -46,6 +46,12 @@ def uncertainty_counts(uncertainty, labels, predictions, ignore: int = IGNORE) -
 
     Raises UserError for unequal shapes and for an uncertainty outside [0, 1].
     """
+    bins, wrong, _ = binned_pixels(uncertainty, labels, predictions, ignore)
+    return np.bincount(bins + BINS * wrong, minlength=2 * BINS).reshape(2, BINS)
+
+
+def binned_pixels(uncertainty, labels, predictions, ignore: int = IGNORE):
+    """(bin, whether it is wrong, prediction) of each pixel that `uncertainty_counts` counts."""
     uncertainty, labels, predictions = map(np.asarray, (uncertainty, labels, predictions))
     if not uncertainty.shape == labels.shape == predictions.shape:
         raise UserError(
@@ -60,8 +66,14 @@ def uncertainty_counts(uncertainty, labels, predictions, ignore: int = IGNORE) -
         )
     # The bits of positive floats are in the order of the floats: exponent, then fraction.
     bins = np.clip((values.view(np.int32) >> _DROPPED) - _FIRST, 0, BINS - 1)
-    wrong = labels[counted] != predictions[counted]
-    return np.bincount(bins + BINS * wrong, minlength=2 * BINS).reshape(2, BINS)
+    predicted = predictions[counted]
+    return bins, labels[counted] != predicted, predicted
+
+
+def bin_edges() -> np.ndarray:
+    """The borders of the bins of `uncertainty_counts`, f64[BINS + 1] from 2^-32 to 1."""
+    bits = (np.arange(BINS + 1, dtype=np.int32) + _FIRST) << _DROPPED
+    return bits.view(np.float32).astype(np.float64)
 
 
 def auroc(counts) -> float:

@@ -9,6 +9,8 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.metrics.segmentation import (
     CONVENTIONS,
     Absent,
+    boundary_band,
+    boundary_confusion,
     confusion,
     format_table,
     scores,
@@ -149,6 +151,14 @@ def test_table_has_a_column_per_run_and_a_dash_for_undefined():
     assert lines[0].split("  ")[-1].strip() == "without"
 
 
+def test_the_table_has_more_rows_where_a_run_has_more_numbers():
+    plain = to_json(scores(np.diag([3, 1]), absent="skip"), ["road", "sky"])
+    more = {**plain, "boundary": {"mIoU": 0.5}, "calibration": {"ECE": None}}
+    lines = format_table({"old": plain, "new": more}).splitlines()
+    assert [line.split()[-2:] for line in lines[-2:]] == [["-", "50.00"], ["-", "-"]]
+    assert "ECE" not in format_table({"old": plain})
+
+
 def test_json_is_strict_and_complete():
     scored = scores(np.diag([3, 1, 0]), absent="skip")
     plain = to_json(scored, ["road", "sky", "car"])
@@ -217,3 +227,34 @@ def test_recorded_ddpm_seg_metrics(golden):
             scored = scores(counts, absent=convention.absent, left_out=left_out)
             np.testing.assert_allclose(scored["IoU"][classes], case[f"{name}__iou"], atol=1e-9)
             np.testing.assert_allclose(scored["mIoU"], case[f"{name}__miou"], atol=1e-9)
+
+
+# --- near boundaries ------------------------------------------------------------------------------
+
+
+def test_the_band_is_where_another_label_is_near():
+    labels = np.random.default_rng(2).integers(0, 9, (11, 17)) // 7 * 100
+    for radius in (1, 2, 30):
+        slow = np.zeros(labels.shape, bool)
+        for y, x in np.ndindex(labels.shape):
+            area = labels[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
+            slow[y, x] = np.any(area != labels[y, x])
+        np.testing.assert_array_equal(boundary_band(labels, radius), slow)
+
+
+def test_only_pixels_near_a_boundary_count():
+    labels = np.zeros((60, 80), int)
+    labels[:, 40:] = 1
+    predictions = labels.copy()
+    predictions[:, 60:] = 0  # far from the boundary
+    near = boundary_confusion(labels, predictions, 2)
+    assert scores(near, absent="skip")["mIoU"] == 1.0 and near.sum() == 60 * 2
+    predictions[:, 39] = 1
+    assert boundary_confusion(labels, predictions, 2).tolist() == [[0, 60], [0, 60]]
+    labels[:, 38:42] = 255  # now the boundary is that of the ignored area
+    assert boundary_confusion(labels, predictions, 2).tolist() == [[60, 0], [0, 60]]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (5, 5)])
+def test_one_class_has_no_boundary(shape):
+    assert boundary_confusion(np.zeros(shape, int), np.zeros(shape, int), 3).sum() == 0
