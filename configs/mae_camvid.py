@@ -5,7 +5,7 @@ python -m diffseg_jax.main --config=configs/mae_camvid.py --workdir=runs/mae_cam
 
 The folder holds images/{train,val} and masks/{train,val}. First a small vision transformer learns
 to reconstruct hidden patches of the 367 unlabelled images (He et al., CVPR 2022), then ten
-classifiers learn from its features. Expected result: .docs/ddpm_seg.md. All numbers here are ours;
+classifiers learn from its features. No result was measured yet. All numbers here are ours;
 the published recipe is in mae_published.py.
 """
 
