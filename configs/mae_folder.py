@@ -45,7 +45,7 @@ def get_config():
     c.features = dict(
         sources=("mae",),                 # of the stage to start from | mae=FILE or DIR
         taps=(),                          # () = the last half of the blocks
-        short=0,                          # short side of the network's input; 0: as it is
+        scales=(1.0,),                    # factors by which images are enlarged first
         dtype="float16", place="device",  # of stored features; device | host
     )
     c.ensemble = dict(

@@ -33,7 +33,7 @@ def source_of(segmenter: Segmenter, taps: Sequence[str] = ()) -> FeatureSource:
     """The features of a network as a source; () = the usual taps. UserError for unknown taps."""
     task = segmenter.meta["task"]
     if segmenter.system in RUNS:
-        return run_source(segmenter.system, segmenter.task, taps, 1.0, "float32")
+        return run_source(segmenter.system, segmenter.task, taps, (1.0,), "float32")
     size = tuple(task.get("size", (64, 64)))
     if task["kind"] in TRAINED:
         usual = [tap for tap in segmenter.taps if tap.startswith("output")]

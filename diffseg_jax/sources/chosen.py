@@ -166,7 +166,7 @@ def _source(config, name, crop, taps) -> FeatureSource:
         return files_source(sizes, config.features.dtype)
     if name in RUNS:
         given = sizes["config"], sizes["kind"], tuple(sizes["crop"]), sizes["num_classes"]
-        return run_source(name, RUNS[name](*given), taps, scales[0], config.features.dtype)
+        return run_source(name, RUNS[name](*given), taps, scales, config.features.dtype)
     kind = FROZEN[name]
     settings = settings_from(kind.settings, sizes)
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.dtype]

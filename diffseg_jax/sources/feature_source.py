@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from diffseg_jax.errors import choose
-from diffseg_jax.models.taps import side_by_side
+from diffseg_jax.errors import choose, require_known
+from diffseg_jax.models.taps import side_by_side, stack
 from diffseg_jax.systems.map_files import MapFiles
 
 
@@ -84,6 +84,50 @@ def joined(sources: Sequence[FeatureSource]) -> FeatureSource:
         files=next((source.files for source in sources if source.files), None),
         normalisation="; ".join(f"{each.name}: {each.normalisation}" for each in sources),
     )  # fmt: skip
+
+
+def scaled_source(
+    name: str, init: Callable, look: Callable, known: Sequence[str], chosen: Sequence[str],
+    scales: Sequence[float], dtype: str, stride: int, normalisation: str,
+) -> FeatureSource:  # fmt: skip
+    """The maps `chosen` of images at several scales, side by side.
+
+    look    (scale, network, images, valid, taps) -> {tap: f32[B,h,w,C]}, and the (height, width)
+            fractions of the maps that images fill
+    known   all names of maps; those of several scales are named as in "block2@1.5"
+    scales  factors by which images are enlarged first
+    dtype   in which the maps are stored
+
+    Raises UserError for an unknown tap.
+    """
+    for tap in chosen:
+        require_known(tap, known, f"feature of {name}")
+
+    def at_scale(scale, network, images, valid):
+        found, covered = look(scale, network, images, valid, chosen)
+        return stack([found[tap] for tap in chosen], images.shape[1:3], covered, jnp.dtype(dtype))
+
+    def extract(network, images, valid, other_seed=None):
+        return side_by_side([at_scale(scale, network, images, valid) for scale in scales])
+
+    def named(network, images, valid, taps=None, seed=0):
+        several = [f"{tap}@{scale:g}" for scale in scales for tap in chosen]
+        usual = chosen if len(scales) == 1 else several
+        return {
+            tap: look(scale, network, images, valid, [block])[0][block]
+            for tap in (usual if taps is None else taps)
+            for block, scale in [_block_and_scale(tap, known, scales, name)]
+        }
+
+    return FeatureSource(name, init, extract, named, stride=stride, normalisation=normalisation)
+
+
+def _block_and_scale(tap, known, scales, name):
+    """("block2", 1.5) of "block2@1.5"; UserError for other names."""
+    block, _, scale = tap.partition("@")
+    require_known(block, known, f"feature of {name}")
+    found = {f"{each:g}": each for each in scales}
+    return block, choose(found, scale or next(iter(found)), "scale of features")
 
 
 def scale_up(images: jax.Array, valid: jax.Array, scale: float) -> tuple[jax.Array, jax.Array]:

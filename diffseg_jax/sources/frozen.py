@@ -5,10 +5,8 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from diffseg_jax.errors import choose, require_known
 from diffseg_jax.models.network import Network
-from diffseg_jax.models.taps import PixelFeatures, side_by_side, stack
-from diffseg_jax.sources.feature_source import FeatureSource, scale_up
+from diffseg_jax.sources.feature_source import FeatureSource, scale_up, scaled_source
 from diffseg_jax.systems.inputs import scale_images
 
 
@@ -27,46 +25,18 @@ def frozen_source(
 
     The network's tree is {"params": {name}, "stats": {name}}. Raises UserError for an unknown tap.
     """
-    for tap in chosen:
-        require_known(tap, known, f"feature of {name}")
     look = functools.partial(_maps, name, network, stride, (mean, deviation))
-
-    def at_scale(scale, values, images, valid):
-        found, covered = look(scale, values, images, valid, chosen)
-        return stack([found[tap] for tap in chosen], images.shape[1:3], covered, jnp.dtype(dtype))
-
-    def extract(values, images, valid, other_seed=None) -> PixelFeatures:
-        return side_by_side([at_scale(scale, values, images, valid) for scale in scales])
-
-    def named(values, images, valid, taps=None, seed=0):
-        several = [f"{tap}@{scale:g}" for scale in scales for tap in chosen]
-        usual = chosen if len(scales) == 1 else several
-        return {
-            tap: look(scale, values, images, valid, [block])[0][block]
-            for tap in (usual if taps is None else taps)
-            for block, scale in [_block_and_scale(tap, known, scales, name)]
-        }
 
     def init(key):
         network_values = network.init(key)
         return {part: {name: network_values[part]} for part in ("params", "stats")}
 
-    return FeatureSource(
-        name, init, extract, named, stride=stride,
-        normalisation=f"(v - {_text(mean)}) / {_text(deviation)}",
-    )  # fmt: skip
+    normalisation = f"(v - {_text(mean)}) / {_text(deviation)}"
+    return scaled_source(name, init, look, known, chosen, scales, dtype, stride, normalisation)
 
 
 def _text(numbers):
     return f"({', '.join(f'{number:g}' for number in numbers)})"
-
-
-def _block_and_scale(tap, known, scales, name):
-    """("block2", 1.5) of "block2@1.5"; UserError for other names."""
-    block, _, scale = tap.partition("@")
-    require_known(block, known, f"feature of {name}")
-    found = {f"{each:g}": each for each in scales}
-    return block, choose(found, scale or next(iter(found)), "scale of features")
 
 
 def _maps(name, network, stride, scaling, scale, values, images, valid, taps):

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from diffseg_jax.errors import require_known
-from diffseg_jax.models.taps import stack
-from diffseg_jax.sources.feature_source import FeatureSource, scale_up
+from diffseg_jax.sources.feature_source import FeatureSource, scale_up, scaled_source
 from diffseg_jax.systems.task import Task
 
 STRIDES = {"ddp": 32, "ddep": 16}  # of the coarsest maps of their encoders
@@ -16,45 +14,34 @@ DDEP_TAPS = ("block1", "block2", "block3", "encoded")
 
 
 def run_source(
-    system: str, task: Task, taps: Sequence[str], scale: float, dtype: str
+    system: str, task: Task, taps: Sequence[str], scales: Sequence[float], dtype: str
 ) -> FeatureSource:  # fmt: skip
     """The maps `taps` of a stage of "ddp" or "ddep"; () = those of its encoder's stages.
 
-    scale  factor by which images are enlarged first
-    dtype  in which the maps are stored
+    scales  factors by which images are enlarged first
+    dtype   in which the maps are stored
 
     The network's tree is {"params": {system}, "stats": {system}}. Raises UserError for an unknown
     tap.
     """
-    known = _known_taps(task, STRIDES[system])
-    chosen = tuple(taps) or _usual(system, known)
-    for tap in chosen:
-        require_known(tap, known, f"feature of {system}")
+    known, stride = _known_taps(task, STRIDES[system]), STRIDES[system]
 
-    def look(values, images, valid, taps):
+    def look(scale, values, images, valid, taps):
         images, valid = scale_up(images, valid, scale)
         images, seen = jnp.round(images).astype(jnp.uint8), images.shape[1:3]
-        padding = [(0, -side % STRIDES[system]) for side in seen]
+        padding = [(0, -side % stride) for side in seen]
         padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
         network = {part: values[part][system] for part in ("params", "stats")}
         covered = tuple(side / (side + more) for side, (_, more) in zip(seen, padding))
         return task.features(network, padded, valid, taps), covered
 
-    def extract(values, images, valid, other_seed=None):
-        found, covered = look(values, images, valid, chosen)
-        return stack([found[tap] for tap in chosen], images.shape[1:3], covered, jnp.dtype(dtype))
-
-    def named(values, images, valid, taps=None, seed=0):
-        return look(values, images, valid, chosen if taps is None else taps)[0]
-
     def init(key):
         network = task.init(key)
         return {part: {system: network[part]} for part in ("params", "stats")}
 
-    return FeatureSource(
-        system, init, extract, named, stride=STRIDES[system],
-        normalisation=task.meta["normalisation"],
-    )  # fmt: skip
+    chosen = tuple(taps) or _usual(system, known)
+    normalisation = task.meta["normalisation"]
+    return scaled_source(system, init, look, known, chosen, scales, dtype, stride, normalisation)
 
 
 def _known_taps(task: Task, stride: int) -> list[str]:

@@ -400,6 +400,11 @@ def check_features(config, settings: ADMSettings | None):
             'brought back. Use evaluate.view="whole" and scales=(1.0,), or features.short=0.',
         ),
         (
+            tuple(features.get("scales", (1.0,))) != (1.0,) and not set(names) & SCALED,
+            f"features.scales is {tuple(features.get('scales', ()))}, but images are not enlarged "
+            f"for {', '.join(names)}. Try --config.features.scales=1.0.",
+        ),
+        (
             "files" in names and variants,
             "the source files has maps of images as they are, none of changed copies. Try "
             "--config.stages.fit.augment.variants=0.",
@@ -448,6 +453,7 @@ def check_sources(features) -> list[str]:
     return names
 
 
+SCALED = {*FROM_FILES} - {"files"}  # sources that read features.scales
 STAGE_KEYS = {
     "adm": ("steps", "blocks", "short", "share_noise", "draws"), "clean": ("blocks", "short"),
 }  # fmt: skip
