@@ -42,7 +42,7 @@ def get_config(preset="pretrained"):
         dtype="float16", place="device",  # of stored features; device | host
     )
     c.ensemble = dict(
-        recipe="regularised",             # regularised | fast | paper
+        recipe="regularised",             # regularised | linear | fast | paper
         members=3, widths=(),             # () = 64
         small_objects=0,                  # pixels; smaller objects are ignored in the fit
         classifiers="",                   # folder of published model_0.pth, ...: no fit

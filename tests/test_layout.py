@@ -70,6 +70,7 @@ ORDER = (  # a module may import those above it, never those below
     "experiment.data_notes", "experiment.evaluate", "experiment.start_step", "experiment.plan",
     "experiment.results",
     "experiment.monitor",
+    "experiment.grid_note",
     "experiment.gradient_stage", "experiment.ensemble_stage", "experiment.changed_data",
     "experiment.stages", "experiment",
     "experiment.check_data",

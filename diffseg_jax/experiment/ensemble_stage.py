@@ -16,6 +16,7 @@ from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.transforms import drop_small_objects
 from diffseg_jax.devices.mesh import local_rows, place_tree, state_shardings, to_devices
 from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.grid_note import describe_grid
 from diffseg_jax.experiment.plan import StagePlan, augmentation
 from diffseg_jax.inference.views import Protocol
 from diffseg_jax.models.taps import PixelFeatures
@@ -67,6 +68,8 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints):
         f"{need / GB:.2g} GB; compiles the first"
     )
     features = collect(plan, frozen, kept)
+    for sentence in describe_grid(features, masks, plan.evaluation.source.labels.names):
+        plan.log.say(f"{plan.name}: {sentence}")
     pixels = np.flatnonzero(masks.reshape(-1) != IGNORE).astype(np.int32)
     recipe, steps = fit.recipe, fit.recipe.length(len(pixels))
     fit_loop.train_members(

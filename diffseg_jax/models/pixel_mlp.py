@@ -66,6 +66,7 @@ class PixelMLP(nnx.Module):
 class PixelHead(nnx.Module):
     """Dropout on standardised features, linear, ReLU, linear: for very few labels.
 
+    width of the hidden layer; 0 for a single linear layer without dropout
     x     f32[n, D]   features of n pixels
     step  i32[] of the training, which draws the dropout; None = without
     out   f32[n, K]   logits
@@ -77,22 +78,19 @@ class PixelHead(nnx.Module):
     DROPOUT = 0.3
 
     def __init__(self, features: int, num_classes: int, width: int, *, rngs: nnx.Rngs):
-        normal = nnx.initializers.normal
-        self.linear1 = nnx.Linear(
-            features, width, kernel_init=normal(math.sqrt(2 / features)), precision="highest",
-            rngs=rngs,
-        )  # fmt: skip
-        self.linear2 = nnx.Linear(
-            width, num_classes, kernel_init=normal(math.sqrt(1 / width)), precision="highest",
-            rngs=rngs,
-        )  # fmt: skip
+        def linear(inputs, outputs, gain):
+            start = nnx.initializers.normal(math.sqrt(gain / inputs))
+            return nnx.Linear(inputs, outputs, kernel_init=start, precision="highest", rngs=rngs)
+
+        self.linear1 = linear(features, width or num_classes, 2)
+        self.linear2 = linear(width, num_classes, 1) if width else None
         self.mean = nnx.BatchStat(jnp.zeros(features))
         self.deviation = nnx.BatchStat(jnp.ones(features))
         self.seed = nnx.BatchStat(jax.random.bits(rngs.params(), (), jnp.uint32))
 
     def __call__(self, x: jax.Array, step=None) -> jax.Array:
         x = (x - self.mean[...]) / self.deviation[...]
-        if step is not None:
+        if step is not None and self.linear2:
             key = jax.random.fold_in(jax.random.key(self.seed[...]), step)
             kept = jax.random.bernoulli(key, 1 - self.DROPOUT, x.shape)
             x = jnp.where(kept, x / (1 - self.DROPOUT), 0.0)
@@ -107,4 +105,4 @@ class PixelHead(nnx.Module):
 
     def after_first(self, h: jax.Array) -> jax.Array:
         """f32[n, width], the first layer's output with its bias -> logits f32[n, K]."""
-        return self.linear2(nnx.relu(h))
+        return self.linear2(nnx.relu(h)) if self.linear2 else h

@@ -379,8 +379,8 @@ def check_features(config, settings: ADMSettings | None):
         (
             len(ensemble.widths) not in (0, layers),
             f"ensemble.widths is {tuple(ensemble.widths)}, but a classifier of recipe "
-            f"{ensemble.recipe} has {'one hidden layer' if layers == 1 else 'two hidden layers'}. "
-            f"Try {(64,) if layers == 1 else (128, 32)}, or () for the usual ones.",
+            f"{ensemble.recipe} has {LAYERS[layers]}. Try --config.ensemble.widths="
+            f'"{((), (64,), (128, 32))[layers]}", or "()" for the usual ones.',
         ),
         (
             features.get("noise_file") and not features.share_noise,
@@ -453,6 +453,7 @@ def check_sources(features) -> list[str]:
     return names
 
 
+LAYERS = ("no hidden layer", "one hidden layer", "two hidden layers")  # of a classifier
 SCALED = {*FROM_FILES} - {"files"}  # sources that read features.scales
 STAGE_KEYS = {
     "adm": ("steps", "blocks", "short", "share_noise", "draws"), "clean": ("blocks", "short"),

@@ -34,7 +34,7 @@ def fit_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task
     maps = source.files.example if source.files else ()
     features_per_pixel = jax.eval_shape(source.extract, network, image, valid, *maps).width
     recipe = RECIPES[options.recipe]
-    usual = widths_for(num_classes) if recipe.layers == 2 else (HEAD_WIDTH,)
+    usual = {0: (), 1: (HEAD_WIDTH,), 2: widths_for(num_classes)}[recipe.layers]
     widths = tuple(options.widths) or usual
     member = make_member(features_per_pixel, num_classes, widths)
     meta = {

@@ -18,10 +18,11 @@ STRIP_BYTES = 2**25  # maximum size of the first layer's output during predictio
 def make_member(features: int, num_classes: int, widths: tuple[int, ...]) -> Network:
     """One classifier of D = `features` numbers a pixel, as pure functions.
 
-    widths  of two hidden layers for a `PixelMLP`, of one for a `PixelHead`
+    widths  of two hidden layers for a `PixelMLP`; of one, or none, for a `PixelHead`
     """
-    if len(widths) == 1:
-        return Network(lambda rngs: PixelHead(features, num_classes, *widths, rngs=rngs))
+    if len(widths) < 2:
+        width = sum(widths)
+        return Network(lambda rngs: PixelHead(features, num_classes, width, rngs=rngs))
     return Network(lambda rngs: PixelMLP(features, num_classes, widths, rngs=rngs))
 
 

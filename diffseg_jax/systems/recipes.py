@@ -24,7 +24,7 @@ class Recipe:
     stops       whether a member may stop early, by the paper's rule (training.fit_loop.stop_rule)
     own_order   whether every member draws its own order of the pixels; else they share batches
     optimizer   steps -> optax transformation
-    layers      hidden layers of a member: 2 for a `PixelMLP`, 1 for a `PixelHead`
+    layers      hidden layers of a member: 2 for a `PixelMLP`, 1 or 0 for a `PixelHead`
     power       pixels are drawn so that a class of share f has a share in proportion to f^power;
                 None: every pixel once in a pass
     votes       whether members vote for the label and their disagreement is the uncertainty; else
@@ -64,5 +64,8 @@ RECIPES = {
     "regularised": Recipe(
         512, 500, 0, stops=False, own_order=False, optimizer=_regularised, layers=1, power=0.5,
         votes=False,
+    ),
+    "linear": Recipe(
+        512, 500, 0, stops=False, own_order=False, optimizer=_regularised, layers=0, votes=False
     ),
 }

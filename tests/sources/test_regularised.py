@@ -20,8 +20,8 @@ D, K, WIDTH = 6, 3, 5
 RECIPE = RECIPES["regularised"]
 
 
-def head():
-    return make_member(D, K, (WIDTH,))
+def head(width=WIDTH):
+    return make_member(D, K, (width,) if width else ())
 
 
 def random_stats(member, draw):
@@ -32,9 +32,10 @@ def random_stats(member, draw):
             "deviation": jnp.asarray(deviation, jnp.float32)}  # fmt: skip
 
 
-def test_maps_are_those_of_standardised_features():
+@pytest.mark.parametrize("width", [WIDTH, 0])
+def test_maps_are_those_of_standardised_features(width):
     """The first layer takes features as they are: mean and deviation are folded into it."""
-    member, draw = head(), np.random.default_rng(0)
+    member, draw = head(width), np.random.default_rng(0)
     networks = [jax.jit(member.init)(jax.random.key(i)) for i in range(2)]
     stats = [{**random_stats(member, draw), "seed": n["stats"]["seed"]} for n in networks]
     join = lambda *leaves: jnp.stack(leaves)
@@ -48,10 +49,12 @@ def test_maps_are_those_of_standardised_features():
     )
     probs = 0
     for network, own in zip(networks, stats, strict=True):
-        kernels = {name: network["params"][name] for name in ("linear1", "linear2")}
+        layers = network["params"]
         x = (maps - own["mean"]) / own["deviation"]
-        h = jnp.maximum(x @ kernels["linear1"]["kernel"] + kernels["linear1"]["bias"], 0)
-        probs += jax.nn.softmax(h @ kernels["linear2"]["kernel"] + kernels["linear2"]["bias"]) / 2
+        x = x @ layers["linear1"]["kernel"] + layers["linear1"]["bias"]
+        if width:
+            x = jnp.maximum(x, 0) @ layers["linear2"]["kernel"] + layers["linear2"]["bias"]
+        probs += jax.nn.softmax(x) / 2
     np.testing.assert_allclose(found["probs"], probs, atol=1e-5)
 
 
