@@ -48,8 +48,8 @@ def read_task(checkpoint: Path) -> dict:
         )
     if task.get("kind") != "pretrain" or "diffusion" not in task:
         raise UserError(
-            f"{checkpoint} holds no diffusion model. Give the stage of a config whose system is "
-            "ddpm_seg, or a directory that convert --source=adm wrote."
+            f"{checkpoint} holds no diffusion model. Give a stage of kind pretrain of a config "
+            "whose system is ddpm_seg, or a directory that convert --source=adm wrote."
         )
     return task
 
