@@ -1,0 +1,178 @@
+"""A random forest on classical features, for few labels: what a pretrained network must beat.
+
+python tests/benchmarks/bench_forest.py --data=camvid [--labels 5,10,20,40] [--draws 0,1,2]
+    [--pixels 20000] [--output forest.json]
+
+The settings are those of scikit-image's example "Trainable segmentation using local features and
+random forests": intensities and textures at sigma 1, 2, 4, 8 and 16 of each channel, here with
+edges too, 60 values for a pixel; 50 trees of at most 10 levels, each fitted to 5% of the pixels.
+Nothing is tuned. The forest is fitted to `--pixels` labelled pixels of each labelled image, drawn
+at random, or to all with 0.
+
+The labelled images are those of a run with data.count=LABELS and data.subset_seed=DRAW, and the
+numbers are counted as those of a run, on all validation images at their own size: mean IoU of the
+classes that occur, the same near boundaries, AUROC of the entropy as a detector of wrong pixels,
+and ECE of 1 - the highest probability. `±` is the standard deviation over draws (n - 1).
+
+The seconds are CPU seconds of one thread, so other programs do not change them much: until the
+forest is fitted, with reading the images and without starting Python, and for a validation image,
+features and prediction. A forest of another number of labels or another draw that is in the output
+already is not fitted again. Needs the extra `bench`.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import skimage
+import sklearn
+from skimage.feature import multiscale_basic_features
+from sklearn.ensemble import RandomForestClassifier
+
+from diffseg_jax.data.labels import IGNORE
+from diffseg_jax.data.sources import open_source
+from diffseg_jax.data.subsets import describe_subset, subset
+from diffseg_jax.experiment.evaluate import no_counts
+from diffseg_jax.inference.views import predict_whole
+from diffseg_jax.metrics.calibration import chance_scores
+from diffseg_jax.metrics.segmentation import scores, to_json
+from diffseg_jax.metrics.uncertainty import auroc
+
+FEATURES = dict(intensity=True, edges=True, texture=True, sigma_min=1, sigma_max=16, workers=1)
+FOREST = dict(n_estimators=50, max_depth=10, max_samples=0.05, n_jobs=1)
+HEADER = """\
+| labels | draws | mIoU | worst draw | boundary mIoU | AUROC | ECE | s to a fitted model | s per image |
+|---|---|---|---|---|---|---|---|---|"""  # noqa: E501
+
+
+def features_of(image):
+    """The values of each pixel of an image u8[H,W,3]: f32[H,W,60]."""
+    return multiscale_basic_features(image, channel_axis=-1, **FEATURES)
+
+
+def labelled_pixels(example, count, generator):
+    """The features f32[N,60] and the classes i32[N] of `count` labelled pixels; 0: of all."""
+    mask = example["mask"].ravel()
+    chosen = np.flatnonzero(mask != IGNORE)
+    if 0 < count < len(chosen):
+        chosen = generator.choice(chosen, count, replace=False)
+    features = features_of(example["image"])
+    return features.reshape(-1, features.shape[-1])[chosen], mask[chosen]
+
+
+def fit(source, labels, draw, pixels):
+    """(forest, row): a forest fitted to one draw of labelled images, and what a row says of it."""
+    start = time.process_time()
+    indices, generator = subset(source.names, count=labels, seed=draw), np.random.default_rng(draw)
+    examples = (source[int(index)] for index in indices)
+    parts = [labelled_pixels(example, pixels, generator) for example in examples]
+    features, classes = map(np.concatenate, zip(*parts, strict=True))
+    forest = RandomForestClassifier(random_state=draw, **FOREST).fit(features, classes)
+    images = describe_subset(source.names, indices, seed=draw)["sha256"]
+    seconds = time.process_time() - start
+    row = dict(labels=labels, draw=draw, images=images, pixels=pixels, fit_seconds=seconds)
+    return forest, row
+
+
+def predict(forest, features, num_classes):
+    """Probabilities f32[1,H,W,K]; 0 for classes that no labelled pixel has."""
+    probs = np.zeros((features.shape[0] * features.shape[1], num_classes), np.float32)
+    probs[:, forest.classes_] = forest.predict_proba(features.reshape(-1, features.shape[-1]))
+    return probs.reshape(1, *features.shape[:2], num_classes)
+
+
+def count(forests, source):
+    """The counts of each forest over a split, and its CPU seconds for an image.
+
+    The forests share the features of an image, whose seconds count for each of them.
+    """
+    num_classes = len(source.labels.names)
+    counts, seconds = [no_counts(num_classes) for _ in forests], np.zeros(len(forests))
+    for index in range(len(source)):
+        example, start = source[index], time.process_time()
+        features = features_of(example["image"])
+        seconds += time.process_time() - start
+        for number, forest in enumerate(forests):
+            start = time.process_time()
+            probs = predict(forest, features, num_classes)
+            seconds[number] += time.process_time() - start
+            counts[number].add(example["mask"], predict_whole(probs), 0)
+    return counts, seconds / len(source)
+
+
+def numbers_of(counts, names):
+    """The numbers of one forest, in JSON values."""
+    scored = to_json(scores(counts.confusion[:-1], absent="skip"), names)
+    return {
+        "mIoU": scored["mIoU"],
+        "IoU": scored["IoU"],
+        "boundary_mIoU": scores(counts.boundary, absent="skip")["mIoU"],
+        "AUROC": auroc(counts.uncertainty),
+        "ECE": chance_scores(counts.chance)["ECE"],
+        "validation_images": counts.images,
+    }
+
+
+def measure(train, val, labels, draws, pixels):
+    """The rows of some draws of `labels` images each."""
+    fitted = [fit(train, labels, draw, pixels) for draw in draws]
+    counts, seconds = count([forest for forest, _ in fitted], val)
+    return [
+        {**row, "image_seconds": s, **numbers_of(counted, val.labels.names)}
+        for (_, row), counted, s in zip(fitted, counts, seconds, strict=True)
+    ]
+
+
+def table_row(rows):
+    """One row of the table, of all draws of one number of labels."""
+    of = lambda name: np.array([row[name] for row in rows])
+    spread = lambda values: f"{values.mean():.1f} ± {values.std(ddof=min(1, len(values) - 1)):.1f}"
+    cells = [
+        rows[0]["labels"], len(rows), spread(100 * of("mIoU")), f"{100 * of('mIoU').min():.1f}",
+        spread(100 * of("boundary_mIoU")), f"{of('AUROC').mean():.3f}", f"{of('ECE').mean():.3f}",
+        f"{of('fit_seconds').mean():.0f}", f"{of('image_seconds').mean():.2f}",
+    ]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def read_rows(output):
+    return json.loads(output.read_text())["rows"] if output.exists() else []
+
+
+def write_rows(output, rows):
+    """Replaces the file in one step."""
+    versions = {"scikit-image": skimage.__version__, "scikit-learn": sklearn.__version__}
+    content = {"features": FEATURES, "forest": FOREST, "versions": versions, "rows": rows}
+    new = output.with_name(output.name + ".new")
+    new.write_text(json.dumps(content, indent=1))
+    new.replace(output)
+
+
+def integers(text):
+    return [int(part) for part in text.split(",")]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder of CamVid: images/, masks/")
+    parser.add_argument("--labels", type=integers, default=[5, 10, 20, 40])
+    parser.add_argument("--draws", type=integers, default=[0, 1, 2])
+    parser.add_argument("--pixels", type=int, default=20_000, help="of an image; 0: all")
+    parser.add_argument("--output", type=Path, default=Path("forest.json"))
+    args = parser.parse_args()
+    train, val = (open_source("camvid", split, path=args.data) for split in ("train", "val"))
+    rows = read_rows(args.output)
+    print(HEADER)
+    for labels in args.labels:
+        same = lambda row: (row["labels"], row["pixels"]) == (labels, args.pixels)  # noqa: B023
+        known = {row["draw"] for row in filter(same, rows)}
+        if missing := [draw for draw in args.draws if draw not in known]:
+            rows += measure(train, val, labels, missing, args.pixels)
+            write_rows(args.output, rows)
+        print(table_row([r for r in filter(same, rows) if r["draw"] in args.draws]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
