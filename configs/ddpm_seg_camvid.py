@@ -53,7 +53,7 @@ def get_config(preset="adm"):
     c.samples = dict(images=16, sampler="ddpm", steps="100", eta=0.0)
 
     c.features = dict(
-        sources=("adm",),                 # adm: this network | colour (colour and place)
+        sources=("adm",),                 # adm: this network | colour (and position)
         steps=(0, 50, 150),               # noise levels in 0..diffusion.steps - 1
         blocks=(0, 1, 2, 3, 4, 5),        # output blocks of the network
         short=128,                        # short side of the network's input; 0: as it is
@@ -118,7 +118,8 @@ def read_pretrained_network(c):
         del c[name]
     c.features = dict(
         sources=("efficientnet_lite0",),  # or several, or with a file: .docs/features.md
-        taps=("block2", "block4", "block10", "block15"), scales=(1.0, 2.0),
+        taps=tuple(f"efficientnet_lite0/block{i}" for i in (2, 4, 10, 15)),
+        scales=(1.0, 2.0),                # factors by which images are enlarged first
         dtype="float16", place="device",  # of stored features; device | host
     )
     c.ensemble.update(recipe="regularised", members=3, small_objects=0)

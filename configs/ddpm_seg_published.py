@@ -56,7 +56,7 @@ def get_config(preset="bedroom28"):
     )
 
     c.features = dict(                    # 8448 features per pixel
-        sources=("adm",),                 # adm: this network | colour (colour and place)
+        sources=("adm",),                 # adm: this network | colour (and position)
         steps=(50, 150, 250),             # noise levels in 0..diffusion.steps - 1
         blocks=(5, 6, 7, 8, 12),          # output blocks of the network
         short=0,                          # short side of the network's input; 0: as it is

@@ -51,7 +51,7 @@ def get_config(preset="adm"):
     c.samples = dict(images=16, sampler="ddpm", steps="50", eta=0.0)
 
     c.features = dict(
-        sources=("adm",),                 # adm: this network | colour (colour and place)
+        sources=("adm",),                 # adm: this network | colour (and position)
         steps=(0, 100),                   # noise levels in 0..diffusion.steps - 1
         blocks=(0, 1, 2, 3, 4),           # output blocks of the network
         short=64,                         # short side of the network's input; 0: as it is

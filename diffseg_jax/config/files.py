@@ -48,13 +48,20 @@ def read_config(given: str, overrides: Iterable[tuple[str, str | bool]] = ()):
     config = run_config(given).lock()
     values = {}
     for path, text in overrides:
-        path = RENAMED.get(path, path)
+        path = _present_name(config, path)
         value = converted(path, text, find(config, path))
         is_repeated = path in values and isinstance(value, (tuple, list))
         values[path] = values[path] + value if is_repeated else value
     with config.unlocked():  # an option of a data set may be new
         config.update_from_flattened_dict({**_subset_of_file_off(config, values), **values})
     return config
+
+
+def _present_name(config, path):
+    """The path, or its replacement in RENAMED where the config holds that and not the old one."""
+    group, _, key = path.rpartition(".")
+    values = config.get(group, {}) if "." not in group else {}
+    return path if path not in RENAMED or key in values else RENAMED[path]
 
 
 def _subset_of_file_off(config, values):

@@ -29,6 +29,7 @@ from diffseg_jax.weights.pixel_mlp import load_ensemble
 GB = 2**30
 REPORT_EVERY = 20  # seconds
 MOMENT_PIXELS = 20_000  # from which the mean and deviation of features are computed
+MOMENT_BATCH = 1_000  # pixels that are read at a time
 MIN_DEVIATION = 1e-3  # is added to the deviation of features
 
 
@@ -75,7 +76,7 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints):
     fit_loop.train_members(
         fit_loop.Fit(
             name=plan.name, features=features, pixels=pixels, labels=masks.reshape(-1)[pixels],
-            init=_member_init(fit, features, pixels), loss=fit.loss, members=fit.members,
+            init=_member_init(fit, features, pixels, plan.seed), loss=fit.loss, members=fit.members,
             steps=steps, batch_size=recipe.batch_size, stops=recipe.stops,
             own_order=recipe.own_order, power=recipe.power, optimizer=recipe.optimizer(steps),
             frozen=frozen, every=plan.options.every.to_dict(), meta=plan.meta,
@@ -89,17 +90,21 @@ def _copies(plan):
     return plan.options.augment.get("variants", 0)
 
 
-def _member_init(fit, features, pixels) -> Callable:
+def _member_init(fit, features, pixels, seed) -> Callable:
     """The `init` of a member, that of a `PixelHead` with the moments of some labelled pixels."""
     if "deviation" not in fit.member.abstract["stats"]:
         return fit.member.init
     height, width = features.size
-    drawn = np.random.default_rng(0).choice(
-        pixels, min(len(pixels), MOMENT_PIXELS), replace=False, shuffle=False
-    )
-    image, position = divmod(drawn, height * width)
-    x = np.asarray(features.gather(image, *divmod(position, width)), np.float64)
-    moments = {"mean": x.mean(0), "deviation": x.std(0) + MIN_DEVIATION}
+    rng = np.random.default_rng([seed, zlib.crc32(b"moments of features")])
+    drawn = rng.choice(pixels, min(len(pixels), MOMENT_PIXELS), replace=False, shuffle=False)
+    total = np.zeros((2, features.width))
+    for part in np.array_split(drawn, -(-len(drawn) // MOMENT_BATCH)):
+        image, position = divmod(part, height * width)
+        x = np.asarray(features.gather(image, *divmod(position, width)), np.float64)
+        total += x.sum(0), np.square(x).sum(0)
+    mean, square = total / len(drawn)
+    deviation = np.sqrt(np.maximum(square - mean**2, 0))
+    moments = {"mean": mean, "deviation": deviation + MIN_DEVIATION}
     moments = {name: jnp.asarray(values, jnp.float32) for name, values in moments.items()}
 
     def init(key):
@@ -256,8 +261,9 @@ def require_memory(plan: StagePlan, frozen: dict, masks: np.ndarray) -> int:
         raise UserError(
             f"stage {plan.name} needs {need / GB:.1f} GB for {len(masks)} images of {shape.width} "
             f"features a pixel, but {free / GB:.1f} GB are free, enough for {allowed}. Lower "
-            "--config.data.count or --config.features.short, or take fewer --config.features.steps "
-            f"or blocks{advice}."
+            f"--config.data.count, or the limit, crop or variants of --config.stages.{plan.name}."
+            "augment, or take fewer taps, scales, steps or blocks in --config.features"
+            f"{advice}."
         )
     return features
 

@@ -2,7 +2,6 @@
 
 import os
 
-import jax
 from ml_collections import ConfigDict
 
 from diffseg_jax.devices.settings import own_settings
@@ -39,7 +38,6 @@ def convert_source(
     }  # fmt: skip
     config = ConfigDict({**CONFIG, "system": "ddpm_seg", "features": features})
     task = SYSTEMS["ddpm_seg"].make_task(config, "features", (TRACED_SIDE, TRACED_SIDE), 0)
-    jax.eval_shape(task.init, jax.random.key(0))
     shown = ", ".join(f"{key} {value}" for key, value in sizes.items())
     print(f"{path}: {name} with {shown}")
     return save_converted(output, values, path, config.to_dict(), as_json(task.meta))

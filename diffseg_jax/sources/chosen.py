@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from diffseg_jax.config.schema import as_tuples
+from diffseg_jax.errors import UserError
 from diffseg_jax.models.dino import (
     SATELLITE_MEAN,
     SATELLITE_STD,
@@ -128,6 +129,7 @@ def chosen_sources(
     """
     features, names = config.features, source_names(config.features)
     taps = taps or features.get("taps", ())
+    _require_taken(taps, names)
     own = [_own_taps(taps, name, len(names)) for name in names]
     return [_source(config, name, crop, each) for name, each in zip(names, own, strict=True)]
 
@@ -147,10 +149,31 @@ def trained_source(config, kind: str, crop: tuple[int, int], taps: Sequence[str]
     return adm_source(changed, crop, 0)
 
 
+def _require_taken(taps, names):
+    """Raises UserError for a tap that no source reads; those of sources not named here may stay."""
+    with_taps = [name for name in names if name not in ("adm", "colour", "files")]
+    for tap in taps:
+        prefix = tap.partition("/")[0] if "/" in tap else ""
+        if prefix in with_taps or prefix in SOURCE_NAMES and prefix not in names:
+            continue
+        if not prefix and len(names) == 1 and with_taps:
+            continue
+        if prefix in names or not with_taps:
+            raise UserError(
+                f"features.taps holds {tap}, but {prefix or names[0]} has no taps to choose: adm "
+                "reads features.blocks and features.steps, colour and files read all. Try "
+                '--config.features.taps="()".'
+            )
+        raise UserError(
+            f"features.taps holds {tap}, which does not say whose it is. Try "
+            f'--config.features.taps="{with_taps[0]}/{tap}".'
+        )
+
+
 def _own_taps(taps, name, count):
     """Those of the taps that belong to a source: all of a lone one, else those named after it."""
     own = [tap.removeprefix(f"{name}/") for tap in taps if tap.startswith(f"{name}/")]
-    return tuple(own) if own or count > 1 else tuple(taps)
+    return tuple(own) if own or count > 1 else tuple(tap for tap in taps if "/" not in tap)
 
 
 def _source(config, name, crop, taps) -> FeatureSource:

@@ -75,11 +75,10 @@ def joined(sources: Sequence[FeatureSource]) -> FeatureSource:
                 found |= {f"{name}/{tap}": values for tap, values in maps.items()}
         return found
 
-    shorts = [source.short for source in sources]
     return FeatureSource(
         name="+".join(by_name), init=init, extract=extract,
         named=named if any(source.named for source in sources) else None,
-        short=max(shorts) if all(shorts) else 0,
+        short=max(source.short for source in sources),
         stride=max(source.stride for source in sources),
         files=next((source.files for source in sources if source.files), None),
         normalisation="; ".join(f"{each.name}: {each.normalisation}" for each in sources),
@@ -94,40 +93,49 @@ def scaled_source(
 
     look    (scale, network, images, valid, taps) -> {tap: f32[B,h,w,C]}, and the (height, width)
             fractions of the maps that images fill
-    known   all names of maps; those of several scales are named as in "block2@1.5"
+    known   all names of maps; those of several scales are named as in "block2@1.5", and a name in
+            `chosen` without a scale stands for all of them
     scales  factors by which images are enlarged first
     dtype   in which the maps are stored
 
-    Raises UserError for an unknown tap.
+    Channels are in the order of the scales, and in each in that of `chosen`. Raises UserError for
+    an unknown tap.
     """
-    for tap in chosen:
-        require_known(tap, known, f"feature of {name}")
+    pairs = [pair for tap in chosen for pair in _maps_of(tap, known, scales, name)]
+    ordered = [(block, scale) for scale in scales for block, own in pairs if own == scale]
 
     def at_scale(scale, network, images, valid):
-        found, covered = look(scale, network, images, valid, chosen)
-        return stack([found[tap] for tap in chosen], images.shape[1:3], covered, jnp.dtype(dtype))
+        blocks = [block for block, own in ordered if own == scale]
+        found, covered = look(scale, network, images, valid, blocks)
+        maps = [found[block] for block in blocks]
+        return stack(maps, images.shape[1:3], covered, jnp.dtype(dtype))
 
     def extract(network, images, valid, other_seed=None):
-        return side_by_side([at_scale(scale, network, images, valid) for scale in scales])
+        read = [scale for scale in scales if any(own == scale for _, own in ordered)]
+        return side_by_side([at_scale(scale, network, images, valid) for scale in read])
 
     def named(network, images, valid, taps=None, seed=0):
-        several = [f"{tap}@{scale:g}" for scale in scales for tap in chosen]
-        usual = chosen if len(scales) == 1 else several
-        return {
-            tap: look(scale, network, images, valid, [block])[0][block]
-            for tap in (usual if taps is None else taps)
-            for block, scale in [_block_and_scale(tap, known, scales, name)]
-        }
+        several = len(scales) > 1
+        names = [f"{block}@{scale:g}" if several else block for block, scale in ordered]
+        names = names if taps is None else list(taps)
+        wanted = {tap: _maps_of(tap, known, scales, name)[0] for tap in names}
+        found = {}
+        for scale in {scale for _, scale in wanted.values()}:
+            blocks = [block for block, own in wanted.values() if own == scale]
+            found[scale] = look(scale, network, images, valid, blocks)[0]
+        return {tap: found[scale][block] for tap, (block, scale) in wanted.items()}
 
     return FeatureSource(name, init, extract, named, stride=stride, normalisation=normalisation)
 
 
-def _block_and_scale(tap, known, scales, name):
-    """("block2", 1.5) of "block2@1.5"; UserError for other names."""
-    block, _, scale = tap.partition("@")
+def _maps_of(tap, known, scales, name):
+    """[("block2", 1.5)] of "block2@1.5"; one pair for each scale where none is named."""
+    block, _, given = tap.partition("@")
     require_known(block, known, f"feature of {name}")
-    found = {f"{each:g}": each for each in scales}
-    return block, choose(found, scale or next(iter(found)), "scale of features")
+    if not given:
+        return [(block, scale) for scale in scales]
+    found = {f"{scale:g}": scale for scale in scales}
+    return [(block, choose(found, given, "scale of features"))]
 
 
 def scale_up(images: jax.Array, valid: jax.Array, scale: float) -> tuple[jax.Array, jax.Array]:

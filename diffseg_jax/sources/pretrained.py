@@ -12,11 +12,9 @@ from diffseg_jax.models.dino import DinoSettings
 from diffseg_jax.models.mae import MAESettings
 from diffseg_jax.models.resnet import ResNetSettings
 from diffseg_jax.sources.chosen import (
-    FROM_FILES,
     FROZEN,
     RUNS,
     Entry,
-    from_start,
     settings_from,
 )
 from diffseg_jax.sources.from_files import folder_sizes
@@ -97,13 +95,6 @@ READERS = {
     "swav": NetworkReader(functools.partial(_swav, "swav"), load_resnet),
     "swav_w2": NetworkReader(functools.partial(_swav, "swav_w2"), load_resnet),
 }
-
-
-def require_files(entries: list[Entry]):
-    """Raises UserError for a network without a file; finds a packaged one."""
-    for entry in entries:
-        if entry.name in FROM_FILES and entry.file != RANDOM and not from_start(entry):
-            _file_of(entry)
 
 
 def _file_of(entry) -> str | Path:

@@ -22,7 +22,7 @@ from diffseg_jax.sources.chosen import (
     source_names,
 )
 from diffseg_jax.sources.diffusion import make_settings
-from diffseg_jax.sources.pretrained import load_source, require_files, source_sizes
+from diffseg_jax.sources.pretrained import load_source, source_sizes
 from diffseg_jax.systems.clean import clean_blocks, clean_task
 from diffseg_jax.systems.clean_config import (
     CLEAN_OPTIONS,
@@ -370,11 +370,10 @@ def check_features(config, settings: ADMSettings | None):
     """
     features, ensemble = config.features, config.ensemble
     names, layers = check_sources(features), RECIPES[ensemble.recipe].layers
-    fits = [config.stages[name] for name in config.run if config.stages[name].kind == FIT]
-    variants = any(stage.augment.get("variants", 0) for stage in fits)
-    starts = {stage.start for stage in fits}
+    fits = [name for name in config.run if config.stages[name].kind == FIT]
     expected = "weights" if set(names) & set(FROM_FILES) else "random"
-    widened = [scale for scale in config.evaluate.scales if scale != 1]
+    others = [name for name in fits if config.stages[name].start != expected]
+    starting = " ".join(f"--config.stages.{name}.start={expected}" for name in others)
     rules = (
         (
             len(ensemble.widths) not in (0, layers),
@@ -383,19 +382,44 @@ def check_features(config, settings: ADMSettings | None):
             f'"{((), (64,), (128, 32))[layers]}", or "()" for the usual ones.',
         ),
         (
+            features.get("noise_file") and "adm" not in names,
+            "features.noise_file is given, which only the source adm reads. Try "
+            '--config.features.noise_file="".',
+        ),
+        (
             features.get("noise_file") and not features.share_noise,
             "features.noise_file is given, but features.share_noise=False reads no file. "
             "Try --config.features.share_noise=True.",
         ),
         (
-            not any(map(from_start, source_entries(features))) and starts - {expected},
+            others and not any(map(from_start, source_entries(features))),
             f"features.sources is {', '.join(names)}, which has no network to start from in a "
-            f"stage or in config.weights. Try --config.stages.fit.start={expected}.",
+            f"stage or in config.weights. Try {starting}.",
         ),
         (
-            STAGE_KEYS.keys() & set(names)
-            and features.short
-            and (widened or config.evaluate.view != "whole"),
+            settings and settings.num_classes,
+            "model.num_classes is not 0, but features are read from networks "
+            "without classes, such as lsun_bedroom.",
+        ),
+    )
+    for wrong, sentence in (*rules, *view_rules(config, names)):
+        if wrong:
+            raise UserError(sentence)
+    if "adm" in names:
+        check_taps(features, settings, config.diffusion.steps)
+    elif "clean" in names:
+        check_numbers("features.blocks", features.blocks, settings.output_blocks)
+
+
+def view_rules(config, names: list[str]) -> tuple[tuple[bool, str], ...]:
+    """(whether it is broken, sentence) of the rules on how sources see images."""
+    features, evaluate = config.features, config.evaluate
+    fits = [stage for stage in config.stages.values() if stage.kind == FIT]
+    variants = any(stage.augment.get("variants", 0) for stage in fits)
+    widened = [scale for scale in evaluate.scales if scale != 1] or evaluate.view != "whole"
+    return (
+        (
+            STAGE_KEYS.keys() & set(names) and features.short and widened,
             f"features.short is {features.get('short')}, to which every window and scale would be "
             'brought back. Use evaluate.view="whole" and scales=(1.0,), or features.short=0.',
         ),
@@ -410,24 +434,11 @@ def check_features(config, settings: ADMSettings | None):
             "--config.stages.fit.augment.variants=0.",
         ),
         (
-            "files" in names
-            and (widened or config.evaluate.flip or config.evaluate.view != "whole"),
+            "files" in names and (widened or evaluate.flip),
             "the source files has maps of whole images only. Use "
             'evaluate.view="whole", scales=(1.0,) and flip=False.',
         ),
-        (
-            settings and settings.num_classes,
-            "model.num_classes is not 0, but features are read from networks "
-            "without classes, such as lsun_bedroom.",
-        ),
     )
-    for wrong, sentence in rules:
-        if wrong:
-            raise UserError(sentence)
-    if "adm" in names:
-        check_taps(features, settings, config.diffusion.steps)
-    elif "clean" in names:
-        check_numbers("features.blocks", features.blocks, settings.output_blocks)
 
 
 def check_sources(features) -> list[str]:
@@ -449,7 +460,6 @@ def check_sources(features) -> list[str]:
                 f"features has no {missing[0]}, which the source {name} reads. Write it into the "
                 "config, as configs/ddpm_seg_camvid.py does."
             )
-    require_files(entries)
     return names
 
 
@@ -514,7 +524,10 @@ def note(config, kind: str, start: str) -> str:
 
 DDPM_SEG = System(
     stages={
-        "pretrain": "unlabelled", "clean": "unlabelled", "mae": "unlabelled", FIT: "labelled",
+        "pretrain": "unlabelled",
+        "clean": "unlabelled",
+        "mae": "unlabelled",
+        FIT: "labelled",
     },
     make_task=make_task,
     adopt=adopt,

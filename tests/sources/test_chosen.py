@@ -54,4 +54,25 @@ def test_features_of_several_sources_stand_side_by_side():
     parts, together, named = read(network, images, valid)
     np.testing.assert_allclose(together, jnp.concatenate(parts, -1), atol=1e-3)
     assert sorted(named) == [f"adm/output_{block}@{step}" for block in (0, 2) for step in (1, 5)]
-    assert both.short == 0 and adm.short == 16
+    assert both.short == adm.short == 16
+
+
+@pytest.mark.parametrize(("sources", "taps", "part"), [
+    (("adm",), ("nonsense",), "has no taps to choose"),
+    (("colour",), ("x",), "has no taps to choose"),
+    (("adm", "ddp=runs/a"), ("stage0.block1",), "does not say whose it is"),
+    (("adm", "ddp=runs/a"), ("adm/output_5@50",), "has no taps to choose"),
+])  # fmt: skip
+def test_a_tap_that_no_source_reads_is_refused(sources, taps, part):
+    config = tiny_ddpm_seg.get_config()
+    with config.unlocked():
+        config.features.update(sources=sources, taps=taps)
+    with pytest.raises(UserError, match=part):
+        chosen_sources(config, (32, 48))
+
+
+def test_taps_of_a_source_that_is_not_read_have_no_effect():
+    config = tiny_ddpm_seg.get_config()
+    with config.unlocked():
+        config.features.taps = ("efficientnet_lite0/block2",)
+    assert [source.name for source in chosen_sources(config, (32, 48))] == ["adm"]

@@ -1,6 +1,7 @@
 """Features of networks that stay as they are, in a fit, a directory and files."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -16,7 +17,7 @@ from diffseg_jax.inference.converted import save_converted
 from diffseg_jax.models.efficientnet_lite import EfficientNetLite, EfficientNetSettings
 from diffseg_jax.models.network import Network
 from diffseg_jax.sources.chosen import Entry, chosen_sources
-from diffseg_jax.sources.pretrained import load_source, require_files, source_sizes
+from diffseg_jax.sources.pretrained import load_source, source_sizes
 from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.systems.ddpm_seg_config import make_task
 
@@ -110,10 +111,25 @@ def test_files_of_features_hold_what_the_network_computes(converted, tmp_path, c
 ])  # fmt: skip
 def test_a_source_without_its_file_says_what_to_type(entry, part):
     with pytest.raises(UserError, match=part):
-        require_files([entry])
         source_sizes(entry)
 
 
 def test_a_directory_of_another_network_is_refused(converted):
     with pytest.raises(UserError, match="holds no dinov2 network"):
         source_sizes(Entry("dinov2", str(converted)))
+
+
+def test_several_scales_are_read_and_named_side_by_side():
+    config = config_of(taps=("block4@2", "block2"), scales=(1.0, 2.0))
+    (source,) = chosen_sources(config, (32, 64))
+    network = jax.eval_shape(source.init, jax.random.key(0))
+    images, valid = images_of(size=(32, 64)), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    found = jax.eval_shape(source.extract, network, images, valid)
+    assert [m.shape[1:] for m in found.maps] == [(8, 16, 4), (8, 16, 6), (16, 32, 4)]
+    names = list(jax.eval_shape(source.named, network, images, valid))
+    assert names == ["block2@1", "block2@2", "block4@2"]
+    named = functools.partial(source.named, taps=("block4@1",))
+    one = jax.eval_shape(named, network, images, valid)
+    assert one["block4@1"].shape == (1, 4, 8, 6)
+    with pytest.raises(UserError, match="scale of features"):
+        chosen_sources(config_of(taps=("block4@3",), scales=(1.0, 2.0)), (32, 64))

@@ -91,7 +91,7 @@ def test_members_start_with_the_moments_of_the_features():
     values = draw.normal(3, 2, (4, 8, 8, D)).astype(np.float32)
     features = PixelFeatures((jnp.asarray(values),), (8, 8))
     fit = PixelFit(None, head(), 2, RECIPE, small_objects=0, on_host=False)
-    stats = _member_init(fit, features, np.arange(256))(jax.random.key(0))["stats"]
+    stats = _member_init(fit, features, np.arange(256), 0)(jax.random.key(0))["stats"]
     flat = values.reshape(-1, D)
     np.testing.assert_allclose(stats["mean"], flat.mean(0), atol=1e-5)
     np.testing.assert_allclose(stats["deviation"], flat.std(0) + 1e-3, atol=1e-5)
