@@ -376,6 +376,12 @@ def check_features(config, settings: ADMSettings | None):
     starting = " ".join(f"--config.stages.{name}.start={expected}" for name in others)
     rules = (
         (
+            ensemble.classifiers and layers != 2,
+            "ensemble.classifiers names published classifiers, which have two hidden layers and "
+            f"vote, but those of recipe {ensemble.recipe} have {LAYERS[layers]}. Try "
+            "--config.ensemble.recipe=paper.",
+        ),
+        (
             len(ensemble.widths) not in (0, layers),
             f"ensemble.widths is {tuple(ensemble.widths)}, but a classifier of recipe "
             f"{ensemble.recipe} has {LAYERS[layers]}. Try --config.ensemble.widths="

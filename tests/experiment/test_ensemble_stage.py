@@ -99,6 +99,7 @@ def test_random_weights_make_a_network_as_deep_as_trained_ones(seg_config):
     ({"evaluate.scales": (0.5, 1.0)}, "would be brought back"),
     ({"stages.fit.start": "weights"}, "start is weights, but no file is given"),
     ({"ensemble.recipe": "slow"}, "must be one of paper, fast"),
+    ({"ensemble.recipe": "linear", "ensemble.classifiers": "a"}, "Try --config.ensemble.recipe=p"),
     ({"stages.fit.steps": 5}, 'unknown option "stages.fit.steps"'),
     ({"run": ("fit", "fit")}, "config.run names fit twice"),
 ])  # fmt: skip
