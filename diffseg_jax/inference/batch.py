@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +31,20 @@ PALETTES = ("own", "readable")
 
 
 class Summary:
-    """summary.json: how images were predicted, and which are finished or could not be read.
+    """How files were written for images, and which are finished or could not be read.
 
-    Raises UserError if the folder holds predictions of another network or with other options.
+    file     its name
+    what     the folder holds, for people
+    outputs  name of an image -> the paths of its files; None = those of a prediction
+    Raises UserError if the folder holds those of another network or with other options.
     """
 
-    def __init__(self, folder: Path, metadata: dict):
-        self.folder, self.file = folder, folder / "summary.json"
+    def __init__(
+        self, folder: Path, metadata: dict, file: str = "summary.json", what: str = "predictions",
+        outputs: Callable[[str], list] | None = None,
+    ):  # fmt: skip
+        self.folder, self.file, self.what = folder, folder / file, what
+        self.outputs = outputs or (lambda name: [path_of(folder, name, each) for each in FILES])
         self.content = {**metadata, "pictures": {}, "unreadable": {}}
         self.saved = 0.0
         if self.file.exists():
@@ -58,7 +65,7 @@ class Summary:
             ) from None
         if lines := differing_lines(old_metadata, metadata):
             raise UserError(
-                f"{self.folder} holds predictions of another command; give another --output, or "
+                f"{self.folder} holds {self.what} of another command; give another --output, or "
                 "undo:\n  " + "\n  ".join(lines)
             )
 
@@ -67,12 +74,11 @@ class Summary:
         entry = self.content["pictures"].get(name)
         if entry is None or entry["file"] != path or entry["stamp"] != stamp(path):
             return False
-        return all(open_path(path_of(self.folder, name, file)).exists() for file in FILES)
+        return all(open_path(path).exists() for path in self.outputs(name))
 
-    def add(self, name: str, path: str, prediction: Prediction):
-        """Notes the prediction for an image, and writes the file if it is SAVE_EVERY old."""
-        entry = {"file": path, "stamp": stamp(path), **statistics_of(prediction)}
-        self.content["pictures"][name] = entry
+    def add(self, name: str, path: str, described: Mapping):
+        """Notes that an image is finished, and writes the file if it is SAVE_EVERY old."""
+        self.content["pictures"][name] = {"file": path, "stamp": stamp(path), **described}
         if time.monotonic() - self.saved > SAVE_EVERY:
             self.save()
 
@@ -158,7 +164,7 @@ def predict_files(
                 for prediction in predictions:
                     prediction.recoloured(colours).save(output)
                     (name,) = prediction.names
-                    summary.add(name, remaining[name], prediction)
+                    summary.add(name, remaining[name], statistics_of(prediction))
                     bar.advance(task)
             finally:
                 summary.save()

@@ -1,10 +1,9 @@
 """Writes the features of images to files, one .npz of maps per image."""
 
 import io
-import json
 import os
+import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from diffseg_jax.data.images import read_image
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, visible
-from diffseg_jax.inference.batch import require_apart
+from diffseg_jax.inference.batch import Summary, require_apart
 from diffseg_jax.inference.images import find_images, matching
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.models.taps import PixelFeatures
@@ -22,7 +21,7 @@ from diffseg_jax.sources.feature_source import FeatureSource, joined
 from diffseg_jax.sources.own_run import run_source
 from diffseg_jax.sources.pretrained import arrays_in, sizes_in
 from diffseg_jax.storage.lock import locked
-from diffseg_jax.storage.paths import make_folder, open_path, write_atomically, write_json
+from diffseg_jax.storage.paths import make_folder, open_path, write_atomically
 from diffseg_jax.systems.clean_config import unets_in
 
 DESCRIPTION = "features.json"
@@ -30,13 +29,17 @@ DESCRIPTION = "features.json"
 
 @own_settings()
 def source_of(segmenter: Segmenter, taps: Sequence[str] = ()) -> FeatureSource:
-    """The features of a network as a source; () = the usual taps. UserError for unknown taps."""
+    """The features of a network as a source; () = the usual taps.
+
+    Raises UserError for unknown taps, and for a network that reads maps from files.
+    """
     task = segmenter.meta["task"]
     if segmenter.system in RUNS:
         return run_source(segmenter.system, segmenter.task, taps, (1.0,), "float32")
     size = tuple(task.get("size", (64, 64)))
     if task["kind"] in TRAINED:
         usual = [tap for tap in segmenter.taps if tap.startswith("output")]
+        usual.sort(key=lambda tap: [int(part) for part in re.findall(r"\d+", tap)][::-1])
         return trained_source(segmenter.config, task["kind"], size, taps or usual)
     config = segmenter.config
     if task["kind"] == "mae":
@@ -44,7 +47,13 @@ def source_of(segmenter: Segmenter, taps: Sequence[str] = ()) -> FeatureSource:
         config.features = dict(
             sources=("mae",), short=0, dtype="float32", networks=dict(mae=sizes_in("mae", task))
         )
-    return joined(chosen_sources(config, size, taps))
+    source = joined(chosen_sources(config, size, taps))
+    if source.files:
+        raise UserError(
+            f"{segmenter.directory} reads maps from files in {source.files.folder}, which are "
+            "features already. Give --checkpoint of the network that wrote them, or of another one."
+        )
+    return source
 
 
 @own_settings()
@@ -52,11 +61,14 @@ def write_features(
     segmenter: Segmenter, images: Sequence[str], output: str, taps: Sequence[str] = (),
     keep_masks: bool = False,
 ) -> int:  # fmt: skip
-    """Writes <name>.npz for every image; returns their number. Finished files are skipped.
+    """Writes <name>.npz for every image; returns their number.
+
+    Finished images are skipped unless they have changed since.
 
     A file holds map_00, map_01, ... f32[h,w,C] in the order of the channels, and `covered`
     f64[maps, 2], the fractions of a map's height and width that the image fills. features.json
-    describes all. Raises UserError if there is no image, and for a folder with other features.
+    describes all, and holds the size and time of every finished image. Raises UserError if there is
+    no image, and for a folder with other features.
     """
     images = matching(images)
     require_apart(images, output)
@@ -75,14 +87,22 @@ def write_features(
     extract = jax.jit(source.extract)
     make_folder(folder)
     with locked(folder, "features", "--output"):
-        _describe(folder, segmenter, source, taps)
+        summary = Summary(
+            folder, _description(segmenter, source, taps), DESCRIPTION, "features",
+            lambda name: [folder / f"{name}.npz"],
+        )  # fmt: skip
+        remaining = [(name, path) for name, path in found if not summary.is_done(name, path)]
+        if remaining:
+            network = jax.device_put(network, segmenter.mesh.devices.flat[0])
         bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn())
         with bar:
-            for name, path in bar.track(found, description="images"):
-                file = folder / f"{name}.npz"
-                if not file.exists():
-                    make_folder(file.parent)
-                    write_atomically(file, _npz(_features(extract, network, read_image(path))))
+            try:
+                for name, path in bar.track(remaining, description="images"):
+                    made = _npz(_features(extract, network, read_image(path)))
+                    write_atomically(folder / f"{name}.npz", made)
+                    summary.add(name, path, {})
+            finally:
+                summary.save()
     return len(found)
 
 
@@ -98,14 +118,10 @@ def _npz(features: PixelFeatures) -> bytes:
     return file.getvalue()
 
 
-def _describe(folder: Path, segmenter, source, taps):
-    """Writes features.json; UserError if the folder holds features of another network."""
-    description = {
+def _description(segmenter, source, taps) -> dict:
+    """The entries of features.json about the network and its maps; JSON values."""
+    return {
         "source": source.name, "checkpoint": os.fspath(segmenter.directory),
-        "weights": segmenter.fingerprint, "taps": list(taps),
+        "weights": segmenter.fingerprint, "dtype": segmenter.config.dtype, "taps": list(taps),
         "normalisation": source.normalisation, "stride": source.stride,
     }  # fmt: skip
-    file = folder / DESCRIPTION
-    if file.exists() and json.loads(file.read_text()).get("weights") != description["weights"]:
-        raise UserError(f"{folder} holds features of another network. Give another --output.")
-    write_json(file, description)

@@ -33,6 +33,7 @@ from diffseg_jax.models.resnet import (
     resnet_taps,
     swav_default_taps,
 )
+from diffseg_jax.models.taps import stack
 from diffseg_jax.sources.clean import clean_source, output_names
 from diffseg_jax.sources.colour import COLOUR
 from diffseg_jax.sources.diffusion import adm_source, block_and_step, make_settings
@@ -138,15 +139,21 @@ def trained_source(config, kind: str, crop: tuple[int, int], taps: Sequence[str]
     """The taps of the network that a stage of a kind in TRAINED trained, at the images' size."""
     if kind == "clean":
         return clean_source(config, 0, taps, "float32")
-    known = output_names(range(make_settings(config.model).output_blocks))
-    named = [block_and_step(tap, known, config.diffusion.steps) for tap in taps]
+    known = make_settings(config.model).blocks
+    for tap in taps:
+        block_and_step(tap, known, config.diffusion.steps)
     changed = config.copy_and_resolve_references()
-    changed.features = dict(
-        steps=sorted({step for _, step in named}),
-        blocks=sorted({known.index(block) for block, _ in named}),
-        share_noise=False, draws=1, dtype="float32",
-    )  # fmt: skip
-    return adm_source(changed, crop, 0)
+    changed.features = dict(steps=(), blocks=(), share_noise=False, draws=1, dtype="float32")
+    source = adm_source(changed, crop, 0)
+
+    def extract(network, images, valid, other_seed=None):
+        seed = {} if other_seed is None else {"seed": other_seed}
+        found = source.named(network, images, valid, taps, **seed)
+        stride, seen = source.stride, images.shape[1:3]
+        covered = tuple(side / (side + -side % stride) for side in seen)
+        return stack([found[tap] for tap in taps], seen, covered)
+
+    return dataclasses.replace(source, extract=extract)
 
 
 def _require_taken(taps, names):

@@ -207,18 +207,21 @@ def test_a_fit_reads_the_student(tmp_path):
     assert [maps.shape for maps in shapes.maps] == [(1, 16, 23, 32)]  # the short side is 16
 
 
-@pytest.mark.parametrize(("kind", "tap"), [("clean", "output_0"), ("pretrain", "output_0@3")])
-def test_features_of_a_stage_are_written_to_files(kind, tap, tmp_path):
+@pytest.mark.parametrize(("kind", "taps"), [
+    ("clean", ("output_0",)), ("pretrain", ("output_1@5", "middle@3", "output_0@3")),
+])  # fmt: skip
+def test_features_of_a_stage_are_written_to_files(kind, taps, tmp_path):
     network = learning() if kind == "clean" else {"params": pretrained(), "stats": {}}
     saved(tmp_path / "stage", kind, network)
     segmenter = load(tmp_path / "stage")
-    assert (tap in segmenter.taps) == (kind == "clean")  # any step may be asked for
+    assert (taps[0] in segmenter.taps) == (kind == "clean")  # any step may be asked for
     image = np.random.default_rng(0).integers(0, 256, (12, 17, 3)).astype(np.uint8)
     save_png(tmp_path / "photos/a.png", image)
-    write_features(segmenter, (str(tmp_path / "photos"),), tmp_path / "out", (tap,))
+    write_features(segmenter, (str(tmp_path / "photos"),), tmp_path / "out", taps)
     with np.load(tmp_path / "out/a.npz") as found:
-        expected = segmenter.features(image, tap)[tap]
-        np.testing.assert_allclose(found["map_00"], expected[0], rtol=1e-3, atol=1e-3)
+        named = segmenter.features(image, taps)
+        expected = np.concatenate([named[tap][0] for tap in taps], -1)
+        np.testing.assert_allclose(found["map_00"], expected, rtol=1e-3, atol=1e-3)
     for unknown in ("outptu_0", "output_0@30"):
         with pytest.raises(UserError, match="unknown feature|noise level"):
             source_of(segmenter, (unknown,))
