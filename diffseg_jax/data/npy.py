@@ -9,7 +9,7 @@ from diffseg_jax.errors import UserError, shortened
 from diffseg_jax.storage.paths import read_bytes
 
 ARRAY_ENDINGS = (".npy", ".npz")
-MAX_UNPACKED = 2**31  # bytes of the array in a .npz
+MAX_UNPACKED = 2**31  # bytes of the arrays in a .npz
 HEADER_READERS = {  # by version of the format
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -46,6 +46,19 @@ def _unpacked(content: bytes) -> bytes:
             names = ", ".join(array.filename for array in arrays)
             raise ValueError(f"it holds {names or 'nothing'}, but one array is read")
         return archive.read(arrays[0])
+
+
+def arrays_in_npz(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays in the bytes of a .npz, by name; read-only.
+
+    Raises exceptions of various types for other bytes, and for more than MAX_UNPACKED of them.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        parts = archive.infolist()
+        if (size := sum(part.file_size for part in parts)) > MAX_UNPACKED:
+            raise ValueError(f"it unpacks to {size} bytes, but {MAX_UNPACKED} are allowed")
+        names = (part.filename.removesuffix(".npy") for part in parts)
+        return {name: _array_from(archive.read(part)) for name, part in zip(names, parts)}
 
 
 def _array_from(content: bytes) -> np.ndarray:

@@ -180,14 +180,14 @@ def check_sizes(plan: StagePlan):
     """Raises UserError for labelled images that do not fit into the crop of a stage.
 
     They must also fill it where the network resizes them (`Task.short`), as a network should see no
-    padding that evaluation does not show it.
+    padding that evaluation does not show it, and where files hold their maps, which have none.
     """
-    options, short = plan.options.augment, plan.task.short
+    options, short, files = plan.options.augment, plan.task.short, plan.task.files
     fitted, crop = Protocol(limit=tuple(options.limit), short=options.short), tuple(options.crop)
     shapes = (plan.source[int(index)]["image"].shape[:2] for index in plan.indices)
     sizes = sorted({tuple(map(int, fitted.sizes(shape)[0])) for shape in shapes})
     largest = tuple(max(sides) for sides in zip(*sizes))
-    fills = sizes == [crop] or not short
+    fills = sizes == [crop] or not (short or files)
     if fills and all(side <= limit for side, limit in zip(largest, crop)):
         return
     advice = f'Try --config.stages.{plan.name}.augment.crop="{largest}"'
@@ -196,9 +196,17 @@ def check_sizes(plan: StagePlan):
             f"stage {plan.name}: labelled images are up to {largest} (height, width) before the "
             f"crop {crop}, but they must {'fit into' if fills else 'fill'} it. {advice}."
         )
-    raise UserError(
+    several = (
         f"stage {plan.name}: labelled images are of {len(sizes)} sizes before the crop, {sizes[0]} "
-        f"(height, width) to {sizes[-1]}, but with features.short they must be of one. {advice} "
+        f"(height, width) to {sizes[-1]}, but "
+    )
+    if files:
+        raise UserError(
+            f"{several}maps in files need images of one. Resize the images to one size, and "
+            "compute their maps again."
+        )
+    raise UserError(
+        f"{several}with features.short they must be of one. {advice} "
         "--config.features.short=0, or bring them to one aspect ratio."
     )
 
@@ -306,6 +314,7 @@ def collect(plan: StagePlan, network: dict, shown: np.ndarray) -> PixelFeatures:
         batch = to_devices(batch, mesh, mesh.size)
         one = extract(network, *batch.values())
         maps = [values[: len(group)] for values in one.maps]
+        _require_alike(plan, read[0]["name"], maps, buffers or maps)
         if not buffers:
             make = np.zeros if fit.on_host else jnp.zeros
             buffers = [make((len(shown), *m.shape[1:]), m.dtype) for m in maps]
@@ -323,6 +332,18 @@ def collect(plan: StagePlan, network: dict, shown: np.ndarray) -> PixelFeatures:
             left = duration((reported - start) / (done - before) * (len(shown) - done))
             plan.log.say(f"{plan.name}: features {done}/{len(shown)}   {left} left")
     return PixelFeatures(tuple(buffers), one.size, one.covered)
+
+
+def _require_alike(plan, name, maps, first):
+    """Raises UserError for maps of another size than those of the first image."""
+    sizes, expected = ([values.shape[1:3] for values in each] for each in (maps, first))
+    if sizes != expected:
+        folder = plan.task.fit.files.folder if plan.task.fit.files else "the features"
+        raise UserError(
+            f"stage {plan.name}: maps in {folder} are of several sizes (height, width): {expected} "
+            f"of the first image, but {sizes} of {name}. Compute them again from images of one "
+            "size."
+        )
 
 
 def _write(buffers, maps, start):

@@ -1,24 +1,25 @@
 """The feature source whose maps other programs computed: one .npz of maps per image."""
 
 import functools
-import io
-import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffseg_jax.errors import UserError
+from diffseg_jax.data.npy import arrays_in_npz
+from diffseg_jax.errors import UserError, shortened
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.sources.feature_source import FeatureSource
-from diffseg_jax.storage.paths import open_path, read_bytes
+from diffseg_jax.storage.paths import absolute, open_path, read_bytes
 from diffseg_jax.systems.map_files import MapFiles
+
+SPLIT_FOLDERS = {"train", "training", "val", "validation", "valid", "test"}
 
 
 def files_source(sizes: Mapping, dtype: str) -> FeatureSource:
-    """The maps of files; images themselves are not looked at.
+    """The maps of files; images themselves are not looked at, and have no padding.
 
     sizes  as of `folder_sizes`;  dtype  in which the maps are stored
     """
@@ -75,50 +76,64 @@ def _maps_of(folder, channels, covered, name):
 def read_maps(folder: str, name: str) -> tuple[list[np.ndarray], tuple[tuple[float, float], ...]]:
     """The maps f32[h,w,C] of an image, and the fractions that it covers; UserError for none.
 
-    name  of the image: the path below its folder, without ending, or the last part of it
+    name  of the image: the path below its folder, without ending, as of `_file_of`
     """
     file = _file_of(folder, name)
     try:
-        with np.load(io.BytesIO(read_bytes(file)), allow_pickle=False) as arrays:
-            keys = sorted(key for key in arrays.files if key.startswith("map_"))
-            maps = [np.asarray(arrays[key]) for key in keys]
-            given = arrays["covered"].tolist() if "covered" in arrays.files else ()
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
-        raise UserError(f"{file} is no .npz file of arrays. Compute it again.") from None
+        arrays = arrays_in_npz(read_bytes(file))
+    except Exception as error:  # numpy and zipfile raise many types on damaged files
+        raise UserError(
+            f"{file} is no .npz file of arrays: {shortened(str(error), 200)}. Compute it again."
+        ) from None
+    maps = [arrays[key] for key in sorted(arrays) if key.startswith("map_")]
     if not maps or any(values.ndim != 3 or values.dtype.kind not in "fiu" for values in maps):
         raise UserError(f"{file} must hold maps [height, width, channels] as map_00, map_01, ....")
     maps = [values.astype(np.float32) for values in maps]
     if not all(np.isfinite(values).all() for values in maps):
         raise UserError(f"{file} holds NaN or infinity. Compute it again.")
-    covered = tuple(tuple(pair) for pair in given) or ((1.0, 1.0),) * len(maps)
-    return maps, covered
+    covered = arrays.get("covered", np.ones((len(maps), 2)))
+    numbers = covered.shape == (len(maps), 2) and covered.dtype.kind in "fiu"
+    if not numbers or not ((covered > 0) & (covered <= 1)).all():
+        raise UserError(
+            f"{file} must hold a height and a width above 0 and up to 1 for each of its "
+            f"{len(maps)} maps as covered. Compute it again."
+        )
+    return maps, tuple(map(tuple, covered.tolist()))
 
 
-def _file_of(folder, name):
+def _file_of(folder, name) -> Path:
+    """The file of an image: below the folder by its name, or else the only one that ends with it.
+
+    One in a folder of a split is not of an image whose name lacks the split, as another split may
+    have an image of that name.
+    """
     exact = open_path(f"{folder}/{name}.npz")
     if exact.is_file():
         return exact
-    named = _by_last_part(folder).get(PurePath(name).name, [])
+    own = exact.relative_to(open_path(folder)).parts
+    named = {}
+    for file in sorted(open_path(folder).rglob(f"*{exact.suffix}")):
+        parts = file.relative_to(open_path(folder)).parts
+        if parts[-len(own) :] == own:
+            named[file] = parts[: -len(own)]
     if not named:
         raise UserError(
             f"there are no features of {name}: no file {exact}. Compute them, with "
             "python -m diffseg_jax.features or the program that made the others."
         )
-    if len(named) > 1:
+    file, *others = named
+    if others:
         raise UserError(
-            f"{folder} holds several features of {name}: {named[0]} and {named[1]}. Give images "
+            f"{folder} holds several features of {name}: {file} and {others[0]}. Give images "
             "names of their own."
         )
-    return named[0]
-
-
-@functools.cache
-def _by_last_part(folder) -> dict[str, list[Path]]:
-    """The files of a folder and its subfolders by name, without ending."""
-    found = {}
-    for file in sorted(open_path(folder).rglob("*.npz")):
-        found.setdefault(file.stem, []).append(file)
-    return found
+    if SPLIT_FOLDERS & {part.lower() for part in named[file]}:
+        raise UserError(
+            f"{file} may be of an image {name} of another split. Give images of all splits names "
+            "of their own, and put their files beside each other, this one as "
+            f"{exact}, as python -m diffseg_jax.features --images images/train images/val does."
+        )
+    return file
 
 
 def folder_sizes(folder: str) -> dict:
@@ -132,4 +147,5 @@ def folder_sizes(folder: str) -> dict:
             "python -m diffseg_jax.features, or a folder with a .npz of maps for every image."
         )
     maps, covered = read_maps(folder, Path(first).relative_to(path).with_suffix("").as_posix())
+    folder = str(absolute(path))
     return {"folder": folder, "channels": [m.shape[-1] for m in maps], "covered": covered}

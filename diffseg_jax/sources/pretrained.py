@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,10 +131,10 @@ def source_sizes(entry: Entry, part: str = "", heads: int | None = None) -> dict
     if entry.file == RANDOM:
         return dataclasses.asdict(FROZEN[entry.name].settings())
     file = _file_of(entry)
-    if os.path.isdir(file):
+    if open_path(file).is_dir():
         return _directory(entry)[0]
     given = {} if heads is None else {"heads": heads}
-    settings = READERS[entry.name].settings(read_arrays(file, part), str(file), **given)
+    settings = READERS[entry.name].settings(read_arrays(open_path(file), part), str(file), **given)
     return dataclasses.asdict(settings)
 
 
@@ -153,10 +152,10 @@ def load_source(entry: Entry, sizes: dict, part: str = "") -> dict:
     if entry.file == RANDOM:
         return {}
     file = _file_of(entry)
-    if os.path.isdir(file):
+    if open_path(file).is_dir():
         return _directory(entry)[1]()
     settings = settings_from(FROZEN[entry.name].settings, sizes)
-    found = READERS[entry.name].load(read_arrays(file, part), settings, str(file))
+    found = READERS[entry.name].load(read_arrays(open_path(file), part), settings, str(file))
     return {part: {entry.name: found[part]} for part in found}
 
 

@@ -136,6 +136,33 @@ def test_images_must_suit_the_crop(seg_config, tmp_path, crop, short, verb):
     refused(seg_config, tmp_path, sentence)
 
 
+def maps_of(config, tmp_path, sizes):
+    """Has the fit read maps of (height, width) each from files, of the labelled images in turn."""
+    config.run, config.stages.fit.start = ("fit",), "weights"
+    config.features.sources = (f"files={tmp_path / 'maps'}",)
+    config.features.short = 0
+    (tmp_path / "maps").mkdir()
+    for index in range(config.data.options.images):
+        values = np.ones((*sizes[index % len(sizes)], 2), np.float32)
+        np.savez(tmp_path / "maps" / f"train_{index:06d}.npz", map_00=values)
+
+
+def test_images_fill_the_crop_where_files_hold_their_maps(seg_config, tmp_path):
+    maps_of(seg_config, tmp_path, [(8, 12)])
+    seg_config.stages.fit.augment.crop = (48, 48)
+    refused(seg_config, tmp_path / "run", r"must fill it. .*augment.crop=\"\(32, 48\)\"")
+    seg_config.stages.fit.augment.crop = (32, 48)
+    ensemble_stage.check_sizes(make_plan(seg_config, tmp_path / "run").stages[0])
+
+
+def test_maps_of_several_sizes_are_refused_with_the_name_of_the_image(seg_config, tmp_path):
+    maps_of(seg_config, tmp_path, [(8, 12), (4, 6)])
+    plan = make_plan(seg_config, tmp_path / "run").stages[0]
+    shown = np.array([[index, 0] for index in range(2)])
+    with pytest.raises(UserError, match=r"several sizes .*\(8, 12\).*\(4, 6\).* of train_000001"):
+        ensemble_stage.collect(plan, {"params": {}, "stats": {}}, shown)
+
+
 def test_missing_classifiers_and_noise_are_refused(seg_config, tmp_path):
     seg_config.ensemble.classifiers = str(tmp_path / "nothing")
     refused(seg_config, tmp_path / "run", "nothing")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffseg_jax.config.schema import as_tuples
+from diffseg_jax.data import npy
 from diffseg_jax.errors import UserError
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.sources.from_files import files_source, folder_sizes
@@ -26,7 +27,7 @@ def source_in(folder):
 def test_maps_are_found_by_the_names_of_images(tmp_path):
     covered = np.array([[0.5, 1], [1, 1]])
     expected = write(tmp_path, "train/a", covered=covered)
-    write(tmp_path, "val/b", seed=1, covered=covered)
+    write(tmp_path, "second/b", seed=1, covered=covered)
     source = source_in(tmp_path)
     images, valid = jnp.zeros((2, 8, 10, 3), jnp.uint8), jnp.full((2, 2), 8)
     maps = source.files.read(["train/a", "b"])
@@ -48,10 +49,17 @@ def test_maps_are_found_by_the_names_of_images(tmp_path):
     (lambda f: write(f, "b", map_00=np.full((4, 5, 3), np.nan)), ["b"], "NaN"),
     (lambda f: write(f, "b", map_00=np.zeros(3)), ["b"], "must hold maps"),
     (lambda f: (write(f, "x/b"), write(f, "y/b")), ["b"], "several features of b"),
+    (lambda f: write(f, "train/b"), ["b"], "may be of an image b of another split"),
+    (lambda f: write(f, "x/train/b"), ["val/b"], "no features of val/b"),
+    (lambda f: write(f, "b"), ["val/b"], "no features of val/b"),
+    (lambda f: write(f, "b", covered=np.ones(3)), ["b"], "each of its 2 maps"),
+    (lambda f: write(f, "b", covered=np.zeros((2, 2))), ["b"], "each of its 2 maps"),
+    (lambda f: write(f, "b", size=(400, 5)), ["b"], "unpacks to .* 10000 are allowed"),
 ])  # fmt: skip
-def test_files_with_other_maps_are_refused(tmp_path, make, names, part):
+def test_files_with_other_maps_are_refused(tmp_path, monkeypatch, make, names, part):
     write(tmp_path, "a")
     source = source_in(tmp_path)
+    monkeypatch.setattr(npy, "MAX_UNPACKED", 10_000)
     make(tmp_path)
     with pytest.raises(UserError, match=part):
         source.files.read(names)
@@ -61,3 +69,17 @@ def test_files_with_other_maps_are_refused(tmp_path, make, names, part):
 def test_a_folder_without_features_is_refused(tmp_path, folder, part):
     with pytest.raises(UserError, match=part):
         folder_sizes(str(tmp_path / folder))
+
+
+def test_files_that_come_later_are_found_and_the_folder_does_not_depend_on_the_place(
+    tmp_path, monkeypatch
+):
+    write(tmp_path, "maps/a")
+    monkeypatch.chdir(tmp_path)
+    source = files_source(as_tuples(folder_sizes("maps")), "float32")
+    monkeypatch.chdir("/")
+    source.files.read(["a"])
+    with pytest.raises(UserError, match="no features of b"):
+        source.files.read(["b"])
+    expected = write(tmp_path, "maps/x/train/b")
+    np.testing.assert_allclose(source.files.read(["train/b"])[0][0], expected["map_00"], 1e-6)

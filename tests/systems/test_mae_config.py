@@ -78,7 +78,7 @@ def test_a_fit_reads_the_encoder_of_its_start(run, start, tmp_path):
         assert_same(plan.loaded()["params"]["mae"], encoder_in(run / "checkpoints/mae"))
 
 
-def test_every_reader_of_checkpoints_knows_the_stage(run, tmp_path):
+def test_every_reader_of_checkpoints_knows_the_stage(run, tmp_path, monkeypatch):
     directory, shared = run / "checkpoints" / "mae", tmp_path / "shared"
     described = describe_checkpoint(str(directory))
     assert described["taps"] == ["block0", "block1"]
@@ -94,7 +94,8 @@ def test_every_reader_of_checkpoints_knows_the_stage(run, tmp_path):
     written = np.load(tmp_path / "maps" / "a.npz")["map_00"]
     np.testing.assert_allclose(segmenter.features(pixels, "block1")["block1"][0], written, 1e-5)
     convert.main(["--source=run", f"--input={directory}", f"--output={shared}"])
-    for folder in (directory, shared):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in (directory, shared, "~/shared"):
         entry = Entry("mae", str(folder))
         sizes = source_sizes(entry)
         assert (sizes["width"], sizes["decoder_width"]) == (8, 0)
