@@ -104,6 +104,24 @@ def require_same_classes(stage: StagePlan, meta: dict):
         )
 
 
+def say_changed_since(stage: StagePlan):
+    """Logs in the first process how the images of a finished stage differ from what it learned."""
+    if not processes.is_first():
+        return
+    old = _listed(stage.workdir).get(stage.name)
+    if not isinstance(old, dict) or not {"whole", "classes", "ids", "files"} <= old.keys():
+        return
+    new = fingerprint.fingerprint(stage.source, stage.indices, bool(old["whole"]))
+    if old != new:
+        changes = fingerprint.changes_of_data(old, new)
+        what = (
+            f"note: the images of stage {stage.name} have changed since it finished, and it is not "
+            f"trained again. To train with them, give another --workdir, such as "
+            f"{stage.workdir}_2"
+        )
+        stage.log.say("\n  ".join([what, *changes]))
+
+
 def _listed(workdir):
     """The fingerprints in the workdir, {} where there are none that can be read."""
     try:

@@ -11,6 +11,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.changed_data import (
     require_same_classes,
     require_same_data,
+    say_changed_since,
     with_data,
 )
 from diffseg_jax.experiment.data_notes import notes_of
@@ -162,6 +163,7 @@ def run_stage(stage: StagePlan, checkpoints: StageCheckpoints, go_on: bool) -> b
     if is_finished(stage, checkpoints):
         require_same_classes(stage, checkpoints.meta(checkpoints.latest()))
         stage.log.say(f"{stage.name}: is finished")
+        say_changed_since(stage)
         return False
     stage = with_data(stage, checkpoints, go_on)
     (fit_stage if stage.task.fit else train_stage)(stage, checkpoints)

@@ -11,7 +11,11 @@ from PIL import Image
 from configs.tiny_ddep import get_config
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment.changed_data import require_same_classes, with_data
+from diffseg_jax.experiment.changed_data import (
+    require_same_classes,
+    say_changed_since,
+    with_data,
+)
 from diffseg_jax.experiment.plan import make_plan
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 
@@ -128,3 +132,14 @@ def test_a_checkpoint_of_an_earlier_version_continues_with_a_line(begun, capsys)
     recolour(begun[1])
     resume(begun)
     assert "did not record the data" in capsys.readouterr().out
+
+
+def test_a_finished_stage_says_that_its_images_have_changed(begun, capsys):
+    stage, folder = begun
+    say_changed_since(open_again(stage, folder))
+    assert capsys.readouterr().out == ""
+    Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(folder / "images/train/1.png")
+    say_changed_since(open_again(stage, folder))
+    said = capsys.readouterr().out
+    assert "have changed since it finished" in said and f"{stage.workdir}_2" in said
+    assert "1" in said.splitlines()[1]
