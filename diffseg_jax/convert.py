@@ -13,7 +13,6 @@ For adm, the flags with which guided diffusion trained the network may replace -
 --image_size 64 --num_channels 128 --learn_sigma True.
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -40,7 +39,7 @@ from diffseg_jax.inference.converted import (
 from diffseg_jax.inference.converted_ensemble import convert_ensemble
 from diffseg_jax.inference.converted_source import convert_source
 from diffseg_jax.inference.converted_transunet import convert_transunet
-from diffseg_jax.sources.chosen import FROZEN
+from diffseg_jax.sources.pretrained import READERS
 from diffseg_jax.weights.adm import PUBLISHED
 
 METAVARS = {int: "N", float: "X", str: "TEXT", truth: "True|False", numbers: "N,N,..."}
@@ -75,18 +74,16 @@ def _convert_adm(path, output, name="", part="", **flags):
     return convert_adm(path, output, adm_configuration(name, flags), part)
 
 
-def _flags_of(source):
-    sizes = {field.name for field in dataclasses.fields(FROZEN[source].settings)}
-    return ("part", *(sizes & {"heads"}))
-
-
 CONVERTERS = {  # name -> function and the flags that it takes
     "adm": (_convert_adm, ("name", "part", *ADM_FLAGS)),
     "ddp": (convert_ddp, ("groups", "steps", "limit", "part")),
     "transunet": (convert_transunet, ("part", "heads", "grid")),
     "ddpm_seg": (convert_ensemble, ("unet", "name", "part", *ENSEMBLE_FLAGS, *ADM_FLAGS)),
     "run": (convert_run, ("stage", "step", "ema", "dtype")),
-    **{name: (functools.partial(convert_source, name), _flags_of(name)) for name in FROZEN},
+    **{
+        name: (functools.partial(convert_source, name), ("part", *reader.options))
+        for name, reader in READERS.items()
+    },
 }
 
 
@@ -112,7 +109,7 @@ def make_flags() -> Flags:
     add("--steps", type=number(int, 1, 1000), metavar="N", help=steps)
     limit = "sides into which images are fitted, 0 for their own size; default: as published"
     add("--limit", type=sides, metavar="N,N", help=limit)
-    add = flags.add_argument_group("transunet; heads also dinov2, dinov3, mae").add_argument
+    add = flags.add_argument_group("transunet, vit; heads also dinov2, dinov3, mae").add_argument
     heads = "heads of the attention; default: those of published networks of this width"
     add("--heads", type=number(int, 1), metavar="N", help=heads)
     grid = "rows,columns of the position table; default: a square"

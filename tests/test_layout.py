@@ -36,7 +36,7 @@ ORDER = (  # a module may import those above it, never those below
     "models.map_decoder", "models.ddp_network", "models.adm_unet", "models.clean_unet",
     "models.pixel_mlp",
     "models.taps", "models.efficientnet_lite", "models.resnet",
-    "models.mae", "models.dino",
+    "models.mae", "models.dino", "models.encoder_maps",
     "weights.recognised", "weights.pickles", "weights.formats", "weights.tables",
     "weights.torch_rows",
     "weights.transunet", "weights.adm", "weights.backbones",

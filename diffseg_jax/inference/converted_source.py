@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.inference.converted import CONFIG, require_unused, save_converted
 from diffseg_jax.sources.chosen import Entry
-from diffseg_jax.sources.pretrained import load_source, source_sizes
+from diffseg_jax.sources.pretrained import load_source, source_sizes, table_note
 from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.systems.methods import SYSTEMS
 
@@ -17,20 +17,20 @@ TRACED_SIDE = 224  # of the images with which the network is traced
 @own_settings()
 def convert_source(
     name: str, path: str | os.PathLike, output: str | os.PathLike, part: str = "",
-    heads: int | None = None,
+    **options,
 ) -> int:  # fmt: skip
     """Writes the network in a file as a directory with one checkpoint.
 
     name  of the feature source, a key of `sources.chosen.FROZEN`
     part  of the file, as of `read_arrays`
-    heads  as of `source_sizes`
+    options  as of `source_sizes`
 
     Returns the number of parameters. Raises UserError for a file that cannot be read or holds
     another network, and for an output that exists.
     """
     require_unused(output)
     entry = Entry(name, str(path))
-    sizes = source_sizes(entry, part, heads)
+    sizes = source_sizes(entry, part, **options)
     values = load_source(entry, sizes, part)
     features = {
         "sources": (name,), "taps": (), "networks": {name: sizes}, "scales": (1.0,),
@@ -40,4 +40,6 @@ def convert_source(
     task = SYSTEMS["ddpm_seg"].make_task(config, "features", (TRACED_SIDE, TRACED_SIDE), 0)
     shown = ", ".join(f"{key} {value}" for key, value in sizes.items())
     print(f"{path}: {name} with {shown}")
+    if note := table_note(sizes):
+        print(f"{path}: {note}")
     return save_converted(output, values, path, config.to_dict(), as_json(task.meta))

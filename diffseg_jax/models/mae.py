@@ -61,6 +61,13 @@ class MAESettings:
         return ""
 
 
+def encoder_alone(settings: MAESettings) -> MAESettings:
+    """The sizes without those of the decoder, which computes no features."""
+    return dataclasses.replace(
+        settings, decoder_width=0, decoder_depth=0, decoder_heads=0, decoder_mlp=0
+    )
+
+
 def mae_taps(settings: MAESettings) -> tuple[str, ...]:
     """All names of features: "block0", ..., the outputs of the encoder's blocks."""
     return tuple(f"block{i}" for i in range(settings.depth))

@@ -220,6 +220,7 @@ class Swin(nnx.Module):
 
     channels, depths, heads   sizes of the four stages; `problem` checks them
     drop_path                 rate of the last block; it grows linearly from 0 at the first
+    norms                     whether there are normalised maps; without them only features
 
     Kernels and bias tables start as truncated normals of deviation 0.02, biases at 0, norms at 1
     and 0, the patch embedding as flax draws it.
@@ -227,7 +228,7 @@ class Swin(nnx.Module):
 
     def __init__(
         self, *, channels, depths, heads, window, drop_path: float = 0.0, dtype=jnp.float32,
-        remat: bool = False, rngs: nnx.Rngs,
+        remat: bool = False, norms: bool = True, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.patch_embedding = PatchEmbedding(channels[0], dtype=dtype, rngs=rngs)
         rates = np.linspace(0.0, drop_path, sum(depths)).tolist()
@@ -238,10 +239,12 @@ class Swin(nnx.Module):
                 rates=rates[first : first + depths[i]], dtype=dtype, remat=remat, rngs=rngs,
             )  # fmt: skip
             setattr(self, f"stage{i}", stage)
-            setattr(self, f"norm{i}", _layer_norm(channels[i], rngs))
+            if norms:
+                setattr(self, f"norm{i}", _layer_norm(channels[i], rngs))
             if i + 1 < STAGES:
                 setattr(self, f"merge{i}", PatchMerging(channels[i], dtype=dtype, rngs=rngs))
         self.dtype = dtype
+        self.norms = norms
 
     def __call__(self, image: jax.Array, keys: jax.Array | None = None):
         maps, features = [], {}
@@ -249,7 +252,8 @@ class Swin(nnx.Module):
         for i in range(STAGES):
             x, named = getattr(self, f"stage{i}")(x, keys)
             features |= named
-            maps.append(in_float32(getattr(self, f"norm{i}"), x))
+            if self.norms:
+                maps.append(in_float32(getattr(self, f"norm{i}"), x))
             if i + 1 < STAGES:
                 x = features[f"merge{i}"] = getattr(self, f"merge{i}")(x)
         return maps, features

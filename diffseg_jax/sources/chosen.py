@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -24,7 +25,18 @@ from diffseg_jax.models.efficientnet_lite import (
     efficientnet_default_taps,
     efficientnet_taps,
 )
-from diffseg_jax.models.mae import MAE, MAESettings, mae_default_taps, mae_taps
+from diffseg_jax.models.encoder_maps import (
+    BackboneMaps,
+    ConvNeXtSettings,
+    HybridMaps,
+    HybridSettings,
+    SwinSettings,
+    backbone_default_taps,
+    backbone_taps,
+    hybrid_default_taps,
+    hybrid_taps,
+)
+from diffseg_jax.models.mae import MAE, MAESettings, encoder_alone, mae_default_taps, mae_taps
 from diffseg_jax.models.network import Network
 from diffseg_jax.models.resnet import (
     ResNet,
@@ -51,35 +63,50 @@ OLD_NAMES = {"network": "adm"}  # of `features.source`, up to version 0.2
 class FrozenNetwork:
     """A kind of network that is read from a file and not trained.
 
-    settings  dataclass of its sizes, which JSON can hold
+    published  a dataclass of the sizes of a published network, which JSON can hold
     module    (settings, dtype=, rngs=) -> module from (images, taps) to {tap: map}
     taps      settings -> the names of all its maps
     usual     settings -> those that are read by default
     mean, deviation  by which pixels in 0..255 are scaled
     """
 
-    settings: type
+    published: Any
     module: Callable[..., nnx.Module]
     taps: Callable[..., Sequence[str]]
     usual: Callable[..., Sequence[str]]
     mean: tuple[float, float, float] = IMAGENET_MEAN
     deviation: tuple[float, float, float] = IMAGENET_STD
 
+    def settings(self, sizes: Mapping):
+        """The dataclass of the sizes in a mapping, in which JSON made lists of tuples."""
+        return type(self.published)(**as_tuples(dict(sizes)))
 
+
+DINOV3 = DinoSettings(patch=16, registers=4, rotary=True, grid=0, epsilon=1e-5)  # ViT-S/16
+RESNET50_W2 = ResNetSettings(  # of twice the width, as SwAVw2
+    stem=128, inner=(128, 256, 512, 1024), channels=(512, 1024, 2048, 4096)
+)
 FROZEN = {
     "efficientnet_lite0": FrozenNetwork(
-        EfficientNetSettings, EfficientNetLite, efficientnet_taps, efficientnet_default_taps,
+        EfficientNetSettings(), EfficientNetLite, efficientnet_taps, efficientnet_default_taps,
         EFFICIENTNET_MEAN, EFFICIENTNET_STD,
     ),
-    "dinov2": FrozenNetwork(DinoSettings, Dino, dino_taps, dino_default_taps),
-    "dinov3": FrozenNetwork(DinoSettings, Dino, dino_taps, dino_default_taps),
+    "dinov2": FrozenNetwork(DinoSettings(), Dino, dino_taps, dino_default_taps),
+    "dinov3": FrozenNetwork(DINOV3, Dino, dino_taps, dino_default_taps),
     "dinov3_satellite": FrozenNetwork(
-        DinoSettings, Dino, dino_taps, dino_default_taps, SATELLITE_MEAN, SATELLITE_STD
+        DINOV3, Dino, dino_taps, dino_default_taps, SATELLITE_MEAN, SATELLITE_STD
     ),
-    "mae": FrozenNetwork(MAESettings, MAE, mae_taps, mae_default_taps),
-    "resnet50": FrozenNetwork(ResNetSettings, ResNet, resnet_taps, resnet_default_taps),
-    "swav": FrozenNetwork(ResNetSettings, ResNet, resnet_taps, swav_default_taps),
-    "swav_w2": FrozenNetwork(ResNetSettings, ResNet, resnet_taps, swav_default_taps),
+    "mae": FrozenNetwork(encoder_alone(MAESettings()), MAE, mae_taps, mae_default_taps),
+    "resnet50": FrozenNetwork(ResNetSettings(), ResNet, resnet_taps, resnet_default_taps),
+    "swav": FrozenNetwork(ResNetSettings(), ResNet, resnet_taps, swav_default_taps),
+    "swav_w2": FrozenNetwork(RESNET50_W2, ResNet, resnet_taps, swav_default_taps),
+    "swin": FrozenNetwork(SwinSettings(), BackboneMaps, backbone_taps, backbone_default_taps),
+    "convnext": FrozenNetwork(
+        ConvNeXtSettings(), BackboneMaps, backbone_taps, backbone_default_taps
+    ),
+    "vit": FrozenNetwork(
+        HybridSettings(), HybridMaps, hybrid_taps, hybrid_default_taps, (127.5,) * 3, (127.5,) * 3
+    ),
 }  # fmt: skip
 RUNS = {"ddp": ddp.make_task, "ddep": ddep.make_task}  # systems whose encoders can be read
 FROM_FILES = ("files", *RUNS, *FROZEN)  # each entry names a file or a directory
@@ -198,15 +225,10 @@ def _source(config, name, crop, taps) -> FeatureSource:
         given = sizes["config"], sizes["kind"], tuple(sizes["crop"]), sizes["num_classes"]
         return run_source(name, RUNS[name](*given), taps, scales, config.features.dtype)
     kind = FROZEN[name]
-    settings = settings_from(kind.settings, sizes)
+    settings = kind.settings(sizes)
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.dtype]
     network = Network(lambda rngs: kind.module(settings, dtype=dtype, rngs=rngs))
     return frozen_source(
         name, network, kind.taps(settings), taps or tuple(kind.usual(settings)), settings.stride,
         kind.mean, kind.deviation, scales, config.features.dtype,
     )  # fmt: skip
-
-
-def settings_from(made: type, values: Mapping):
-    """A dataclass of sizes from a mapping in which JSON made lists of tuples."""
-    return made(**as_tuples(dict(values)))

@@ -8,23 +8,25 @@ from pathlib import Path
 from diffseg_jax.config.schema import as_tuples
 from diffseg_jax.errors import UserError
 from diffseg_jax.models.dino import DinoSettings
-from diffseg_jax.models.mae import MAESettings
+from diffseg_jax.models.encoder_maps import ConvNeXtSettings, SwinSettings
+from diffseg_jax.models.mae import MAESettings, encoder_alone
 from diffseg_jax.models.resnet import ResNetSettings
 from diffseg_jax.sources.chosen import (
     FROZEN,
     RUNS,
     Entry,
-    settings_from,
 )
 from diffseg_jax.sources.from_files import folder_sizes
 from diffseg_jax.storage.networks import open_meta, open_network
 from diffseg_jax.storage.paths import open_path
+from diffseg_jax.weights.backbones import FAMILIES, backbone_settings, load_backbone_maps
 from diffseg_jax.weights.dino import described_dino, dino_settings, load_dino
 from diffseg_jax.weights.efficientnet_lite import efficientnet_settings, load_efficientnet
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.mae import load_mae, mae_settings
 from diffseg_jax.weights.packaged import packaged_efficientnet
 from diffseg_jax.weights.resnet import load_resnet, resnet_settings
+from diffseg_jax.weights.transunet import hybrid_settings, load_hybrid
 
 RANDOM = "random"  # in place of a file: weights that were never trained
 
@@ -33,15 +35,16 @@ RANDOM = "random"  # in place of a file: weights that were never trained
 class NetworkReader:
     """How files with the weights of a kind of network are read.
 
-    settings  (arrays, source) -> the sizes of the network in a file; also heads=, those of its
-              attention, where its sizes have them
+    settings  (arrays, source) -> the sizes of the network in a file; and of `options`
     load      (arrays, settings, source) -> {"params", "stats"}
     packaged  () -> path of a file that an installed package holds; None where there is none
+    options   sizes that files may not tell: "heads" of the attention, "grid" of positions
     """
 
     settings: Callable
     load: Callable
     packaged: Callable[[], Path] | None = None
+    options: tuple[str, ...] = ()
 
 
 def _dino(name, arrays, source, heads=None) -> DinoSettings:
@@ -75,24 +78,31 @@ def _mae(arrays, source, heads=None) -> MAESettings:
     return encoder_alone(mae_settings(arrays, source, heads, decoder_heads=1))
 
 
-def encoder_alone(settings: MAESettings) -> MAESettings:
-    """The sizes without those of the decoder."""
-    return dataclasses.replace(
-        settings, decoder_width=0, decoder_depth=0, decoder_heads=0, decoder_mlp=0
-    )
+def _backbone(name, arrays, source) -> SwinSettings | ConvNeXtSettings:
+    """The sizes of a Swin or ConvNeXt; UserError where it is the other one."""
+    settings = backbone_settings(arrays, source)
+    if settings.backbone != name:
+        raise UserError(
+            f"{source} is a {FAMILIES[settings.backbone]}. {_take(settings.backbone, source)}"
+        )
+    return settings
 
 
 READERS = {
     "efficientnet_lite0": NetworkReader(
         efficientnet_settings, load_efficientnet, packaged_efficientnet
     ),
-    "dinov2": NetworkReader(functools.partial(_dino, "dinov2"), load_dino),
-    "dinov3": NetworkReader(functools.partial(_dino, "dinov3"), load_dino),
-    "dinov3_satellite": NetworkReader(functools.partial(_dino, "dinov3_satellite"), load_dino),
-    "mae": NetworkReader(_mae, load_mae),
+    **{
+        name: NetworkReader(functools.partial(_dino, name), load_dino, options=("heads",))
+        for name in ("dinov2", "dinov3", "dinov3_satellite")
+    },
+    "mae": NetworkReader(_mae, load_mae, options=("heads",)),
     "resnet50": NetworkReader(resnet_settings, load_resnet),
     "swav": NetworkReader(functools.partial(_swav, "swav"), load_resnet),
     "swav_w2": NetworkReader(functools.partial(_swav, "swav_w2"), load_resnet),
+    "swin": NetworkReader(functools.partial(_backbone, "swin"), load_backbone_maps),
+    "convnext": NetworkReader(functools.partial(_backbone, "convnext"), load_backbone_maps),
+    "vit": NetworkReader(hybrid_settings, load_hybrid, options=("heads", "grid")),
 }
 
 
@@ -118,24 +128,36 @@ def _file_of(entry) -> str | Path:
     )
 
 
-def source_sizes(entry: Entry, part: str = "", heads: int | None = None) -> dict:
+def source_sizes(entry: Entry, part: str = "", **options) -> dict:
     """The sizes of the network that an entry names, JSON values; UserError for a wrong file.
 
-    part   of the file, as of `read_arrays`
-    heads  of the attention of a vision transformer; None = as files of its width usually have
+    part     of the file, as of `read_arrays`
+    options  of its `NetworkReader`; those that are missing are as such files usually have them
     """
     if entry.name == "files":
         return folder_sizes(_file_of(entry))
     if entry.name in RUNS:
         return _run_of(entry)[0]
     if entry.file == RANDOM:
-        return dataclasses.asdict(FROZEN[entry.name].settings())
+        return dataclasses.asdict(FROZEN[entry.name].published)
     file = _file_of(entry)
     if open_path(file).is_dir():
         return _directory(entry)[0]
-    given = {} if heads is None else {"heads": heads}
-    settings = READERS[entry.name].settings(read_arrays(open_path(file), part), str(file), **given)
+    arrays = read_arrays(open_path(file), part)
+    settings = READERS[entry.name].settings(arrays, str(file), **options)
     return dataclasses.asdict(settings)
+
+
+def table_note(sizes: dict) -> str:
+    """How a DINO with such sizes resizes its table of positions, for people; "" for others."""
+    if not sizes.get("grid") or "layout" not in sizes or sizes["registers"]:
+        return ""  # with registers the programs agree
+    side = sizes["grid"]
+    program = {"official": "of DINOv2's authors", "transformers": "transformers"}[sizes["layout"]]
+    return (
+        f"images of other than {side}x{side} patches resize its table of positions as the program "
+        f"{program} does, in whose names the file is"
+    )
 
 
 def load_source(entry: Entry, sizes: dict, part: str = "") -> dict:
@@ -154,7 +176,7 @@ def load_source(entry: Entry, sizes: dict, part: str = "") -> dict:
     file = _file_of(entry)
     if open_path(file).is_dir():
         return _directory(entry)[1]()
-    settings = settings_from(FROZEN[entry.name].settings, sizes)
+    settings = FROZEN[entry.name].settings(sizes)
     found = READERS[entry.name].load(read_arrays(open_path(file), part), settings, str(file))
     return {part: {entry.name: found[part]} for part in found}
 

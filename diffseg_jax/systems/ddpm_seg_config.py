@@ -22,7 +22,7 @@ from diffseg_jax.sources.chosen import (
     source_names,
 )
 from diffseg_jax.sources.diffusion import make_settings
-from diffseg_jax.sources.pretrained import load_source, source_sizes
+from diffseg_jax.sources.pretrained import load_source, source_sizes, table_note
 from diffseg_jax.systems.clean import clean_blocks, clean_task
 from diffseg_jax.systems.clean_config import (
     CLEAN_OPTIONS,
@@ -525,7 +525,9 @@ def note(config, kind: str, start: str) -> str:
             "without --config.features.noise_file the noise is drawn here and differs from the one "
             "that the published classifiers were trained with"
         )
-    return ""
+    networks = config.features.get("networks", {}) if kind == FIT else {}
+    notes = {name: table_note(sizes) for name, sizes in networks.items()}
+    return "; ".join(f"{name}: {note}" for name, note in notes.items() if note)
 
 
 DDPM_SEG = System(

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from diffseg_jax.config.options import FIT
 from diffseg_jax.config.schema import Flag, Number
 from diffseg_jax.errors import UserError, require_known
-from diffseg_jax.models.mae import MAESettings
+from diffseg_jax.models.mae import MAESettings, encoder_alone
 from diffseg_jax.sources.chosen import FROM_STAGES, MAE_OF_START, source_entries
-from diffseg_jax.sources.pretrained import arrays_in, encoder_alone, sizes_in
+from diffseg_jax.sources.pretrained import arrays_in, sizes_in
 from diffseg_jax.storage.networks import open_meta
 from diffseg_jax.storage.paths import open_path
 from diffseg_jax.systems.mae import check_mae_options

@@ -7,10 +7,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from diffseg_jax.errors import UserError
+from diffseg_jax.models import swin
 from diffseg_jax.models.ddp_network import DDPSettings
+from diffseg_jax.models.encoder_maps import BackboneMaps, ConvNeXtSettings, SwinSettings
+from diffseg_jax.models.network import Network
 from diffseg_jax.models.swin import relative_index, resize_bias_table
 from diffseg_jax.weights.formats import naming, read_arrays
 from diffseg_jax.weights.recognised import described
@@ -269,13 +273,20 @@ def load_backbone(
     Raises UserError for a file in an unknown format, for another backbone or size, and as
     `read_arrays` and `convert` do.
     """
-    arrays, source = _as_saved(read_arrays(path, part)), str(path)
+    return _parameters(read_arrays(path, part), str(path), shapes, settings)
+
+
+def _parameters(arrays, source, shapes, settings):
+    """`load_backbone` of the arrays of a file; norms that `shapes` lacks are not read."""
+    arrays = _as_saved(arrays)
     known, prefix = _require_format(arrays, settings, source)
     check_indices(arrays, source)
     _require_alone(arrays, known, prefix, source)
     arrays = _resized(joined_qkv(arrays, source), settings.window, source)
     rows = within(re.escape(prefix), "", known.rows)
     unused = tuple(f"(?:{re.escape(prefix)})?{pattern}" for pattern in known.unused)
+    if "norm0" not in shapes:
+        unused += tuple(pattern for pattern, target, _ in rows if target.startswith("norm"))
     found = targets(arrays, rows)
     _require_size(found, known, settings, source)
     outer = {target.partition(".")[0] for target in found}
@@ -285,6 +296,17 @@ def load_backbone(
 
 def _require_format(arrays, settings, source):
     """The format and its prefix; UserError for an unknown one or another backbone."""
+    known, prefix = _require_known(arrays, source)
+    if known.family != settings.backbone:
+        raise UserError(
+            f"{source} is in the format of {known.name}, but the network's backbone is "
+            f"{FAMILIES[settings.backbone]}. Give weights of that, or take the other backbone."
+        )
+    return known, prefix
+
+
+def _require_known(arrays, source):
+    """The format and its prefix; UserError for an unknown one."""
     found = find_format(arrays)
     if found is None or any(re.fullmatch(SECOND_VERSION, name) for name in arrays):
         names = ", ".join(each.name for each in BACKBONE_FORMATS)
@@ -292,13 +314,7 @@ def _require_format(arrays, settings, source):
             f"{source} is in no known format of ImageNet weights: {described(arrays)}. "
             f"Known: {names}. Give a file in one of them."
         )
-    known, prefix = found
-    if known.family != settings.backbone:
-        raise UserError(
-            f"{source} is in the format of {known.name}, but the network's backbone is "
-            f"{FAMILIES[settings.backbone]}. Give weights of that, or take the other backbone."
-        )
-    return known, prefix
+    return found
 
 
 def _require_alone(arrays, known, prefix, source):
@@ -318,18 +334,23 @@ def _require_size(found, known, settings, source):
 
     found  our name -> shape in the file's order of axes
     """
-    first = {"swin": "norm1", "convnext": "norm"}[known.family]
-    scales = [found.get(f"stage{i}.block0.{first}.scale", ()) for i in range(4)]
-    blocks = [re.match(r"stage(\d)\.block(\d+)\.", target) for target in found]
-    depths = tuple(len({b[2] for b in blocks if b and b[1] == str(i)}) for i in range(4))
-    channels = tuple(math.prod(shape) for shape in scales)
-    if not all(scales) or (channels, depths) == (settings.channels, settings.depths):
+    channels, depths = _sizes(found, known)
+    if not all(channels) or (channels, depths) == (settings.channels, settings.depths):
         return  # `convert` names what is missing
     raise UserError(
         f"{source} is {known.name} with channels {channels} and depths {depths}, but the network "
         f"has {tuple(settings.channels)} and {tuple(settings.depths)}. Give a file of this size, "
         "or the config or preset of that one."
     )
+
+
+def _sizes(found, known):
+    """The channels, 0 where they are missing, and depths of the four stages."""
+    first = {"swin": "norm1", "convnext": "norm"}[known.family]
+    scales = [found.get(f"stage{i}.block0.{first}.scale", (0,)) for i in range(4)]
+    blocks = [re.match(r"stage(\d)\.block(\d+)\.", target) for target in found]
+    depths = tuple(len({b[2] for b in blocks if b and b[1] == str(i)}) for i in range(4))
+    return tuple(math.prod(shape) for shape in scales), depths
 
 
 def check_indices(arrays: Mapping[str, np.ndarray], source: str):
@@ -369,3 +390,42 @@ def _resized(arrays, window, source):
         if is_table and table_window(array, f"{source}: {name}") != window:
             resized[name] = resize_bias_table(np.asarray(array, np.float32), window)
     return {**arrays, **resized}
+
+
+# --- as sources of features -----------------------------------------------------------------------
+
+
+def backbone_settings(
+    arrays: Mapping[str, np.ndarray], source: str
+) -> SwinSettings | ConvNeXtSettings:
+    """The sizes of the backbone in a file; UserError for another network or a damaged one."""
+    arrays = _as_saved(arrays)
+    known, prefix = _require_known(arrays, source)
+    found = targets(joined_qkv(arrays, source), within(re.escape(prefix), "", known.rows))
+    channels, depths = _sizes(found, known)
+    problem = "" if all(channels) else "one of its four stages has no block with a norm."
+    if known.family == "convnext":
+        settings = ConvNeXtSettings(
+            channels, depths, down_epsilon=1e-5 if known.author == "OpenMMLab's" else 1e-6
+        )
+    else:
+        tables = [found.get(f"stage{i}.block0.attention.bias_table", (0, 0)) for i in range(4)]
+        heads = tuple(shape[-1] for shape in tables)
+        window = table_window(np.empty(tables[0]), f"{source}: the first bias table")
+        settings = SwinSettings(channels, depths, heads, window)
+        problem = problem or swin.problem(channels, depths, heads, window)
+    if problem:
+        raise UserError(f"{source} is {known.name}, but damaged: {problem}")
+    return settings
+
+
+def load_backbone_maps(
+    arrays: Mapping[str, np.ndarray], settings: SwinSettings | ConvNeXtSettings, source: str
+) -> dict:
+    """{"params", "stats"} of `BackboneMaps`, float32; UserError as `load_backbone`.
+
+    Norms of the outputs, which some files hold, are not read.
+    """
+    abstract = Network(lambda rngs: BackboneMaps(settings, rngs=rngs)).abstract["params"]
+    shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract)["backbone"]
+    return {"params": {"backbone": _parameters(arrays, source, shapes, settings)}, "stats": {}}

@@ -3,24 +3,39 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from diffseg_jax.errors import UserError
+from diffseg_jax.models.encoder_maps import HybridMaps, HybridSettings
+from diffseg_jax.models.network import Network
+from diffseg_jax.models.transunet import STRIDE
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.recognised import described
 from diffseg_jax.weights.tables import AS_IS, convert, targets, within
 from diffseg_jax.weights.torch_rows import conv, linear_rows, norm, statistics
 
 
+def _in_config(grid: tuple[int, int]) -> str:
+    """What to type to give the grid of a position table, such as that one."""
+    return (
+        "Write the grid that the network was trained with into the config file: "
+        f"c.weights_grid = {grid}. For convert it is --grid={','.join(map(str, grid))}."
+    )
+
+
 def table_grid(
-    length: int, grid: Sequence[int] = (), *, class_row: bool = False
-) -> tuple[int, int]:
+    length: int, grid: Sequence[int] = (), *, class_row: bool = False,
+    advice: Callable[[tuple[int, int]], str] = _in_config,
+) -> tuple[int, int]:  # fmt: skip
     """Rows and columns of the grid of positions in a position table of `length` rows.
 
     grid       (rows, columns), or () for a square, as released tables have it
     class_row  whether a row for the class token may stand before the positions
+    advice     (rows, columns) of an example -> what to type, in the error
 
     Raises UserError when the table has no such grid.
     """
@@ -31,9 +46,8 @@ def table_grid(
     wanted = f"grid of {grid[0]}x{grid[1]}" if grid else "square grid"
     token = ", with or without one for the class token" if class_row else ""
     raise UserError(
-        f"the {length} rows of the position table form no {wanted}{token}. Write the grid that the "
-        f"network was trained with into the config file: c.weights_grid = {_example(length)}. "
-        f"For convert it is --grid={','.join(map(str, _example(length)))}."
+        f"the {length} rows of the position table form no {wanted}{token}. "
+        f"{advice(_example(length))}"
     )
 
 
@@ -248,10 +262,13 @@ def load_encoder(
 PUBLISHED_DECODER = {"decoder": (256, 128, 64, 16), "bridge": 512, "skips": 3}
 
 
-def sizes_of(arrays: Mapping[str, np.ndarray], source: str, grid: Sequence[int] = ()) -> dict:
+def sizes_of(
+    arrays: Mapping[str, np.ndarray], source: str, grid: Sequence[int] = (),
+    advice: Callable[[tuple[int, int]], str] = _in_config,
+) -> dict:  # fmt: skip
     """The sizes of a TransUNet or of an encoder, from its names and shapes.
 
-    arrays, source, grid  as of `load_encoder`
+    arrays, source, grid  as of `load_encoder`;  advice  as of `table_grid`
     out  arithmetic, resnet_width, resnet_units, hidden, layers, mlp, decoder, bridge, skips;
          heads (None where no shape tells), num_classes (0 of an encoder), size (height, width) of
          the images that the position table was made for
@@ -272,8 +289,8 @@ def sizes_of(arrays: Mapping[str, np.ndarray], source: str, grid: Sequence[int] 
     units = tuple(len(numbers(rf"encoder\.block{b}\.unit(\d+)\.")) for b in (1, 2, 3))
     rows, columns = _check_grid(
         source, "the position table", length("encoder.position_embedding", -2), grid,
-        class_row=not port,
-    )
+        class_row=not port, advice=advice,
+    )  # fmt: skip
     query = found.get("encoder.layer0.attention.query.kernel", ())
     decoder = _decoder_sizes(length) if port else PUBLISHED_DECODER
     return {
@@ -364,3 +381,53 @@ def _check_grid(path, entry, *arguments, **options):
 def _with_free_grid(encoder_shapes: dict) -> dict:
     shape = encoder_shapes["position_embedding"]
     return {**encoder_shapes, "position_embedding": shape and (1, None, shape[-1])}
+
+
+# ---- the encoder as a source of features -------------------------------------------------------
+
+
+def hybrid_settings(
+    arrays: Mapping[str, np.ndarray], source: str, heads: int | None = None,
+    grid: Sequence[int] = (),
+) -> HybridSettings:  # fmt: skip
+    """The sizes of the encoder in a file, also in that of a whole TransUNet.
+
+    heads  of the attention, if they are not in the file; None = one for every 64 channels
+    grid   (rows, columns) of the position table; () = square
+
+    Raises UserError as `require_transunet` and `sizes_of`, and for other numbers of heads.
+    """
+    require_transunet(arrays, source)
+    options = lambda given: (
+        f"Convert the file: python -m diffseg_jax.convert --source=vit "
+        f"--input={shlex.quote(source)} --output=vit {given}"
+    )
+    sizes = sizes_of(arrays, source, grid, lambda grid: options("--grid={},{}".format(*grid)))
+    width, told = sizes["hidden"], sizes["heads"]
+    heads = heads or told or max(width // 64, 1)
+    if width % heads or told not in (None, heads):
+        right = f", but {told}" if told else ""
+        raise UserError(
+            f"{source} has {width} channels, which are not those of {heads} heads{right}. "
+            + options(f"--heads={told}" if told else "--heads=N, with the N of its training.")
+        )
+    rows, columns = (side // STRIDE for side in sizes["size"])
+    names = ("resnet_width", "resnet_units", "hidden", "layers", "mlp", "arithmetic")
+    return HybridSettings(
+        **{name: sizes[name] for name in names}, heads=heads, grid=(rows, columns)
+    )
+
+
+def load_hybrid(
+    arrays: Mapping[str, np.ndarray], settings: HybridSettings, source: str
+) -> dict:  # fmt: skip
+    """{"params", "stats"} of `HybridMaps`, float32; UserError as `load_encoder`."""
+    abstract = Network(lambda rngs: HybridMaps(settings, rngs=rngs)).abstract["params"]
+    shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract)
+    if not is_port(arrays):
+        encoder = load_encoder(arrays, source, shapes["encoder"], settings.grid)
+        return {"params": {"encoder": encoder}, "stats": {}}
+    rows = tuple(row for row in PORT if row[1].startswith("params.encoder."))
+    unused = (r"decoder\..*", r"segmentation_head\..*")
+    tree = convert(arrays, rows, {"params": shapes}, ignore=unused, source=source)
+    return {**tree, "stats": {}}
