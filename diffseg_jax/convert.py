@@ -39,7 +39,7 @@ from diffseg_jax.inference.converted import (
 from diffseg_jax.inference.converted_ensemble import convert_ensemble
 from diffseg_jax.inference.converted_source import convert_source
 from diffseg_jax.inference.converted_transunet import convert_transunet
-from diffseg_jax.sources.pretrained import READERS
+from diffseg_jax.systems.source_files import READERS
 from diffseg_jax.weights.adm import PUBLISHED
 
 METAVARS = {int: "N", float: "X", str: "TEXT", truth: "True|False", numbers: "N,N,..."}

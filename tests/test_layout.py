@@ -48,15 +48,14 @@ ORDER = (  # a module may import those above it, never those below
     "training.losses", "training.state", "training.optimizer", "training.step", "training.log",
     "training.resources", "training.signals", "training.lifecycle", "training.loop",
     "training.fit_loop",
-    "systems.map_files", "systems.recipes", "systems.pixel_fit", "systems.task",
-    "systems.system", "systems.inputs",
-    "sources.feature_source", "sources.colour", "sources.diffusion", "sources.clean",
-    "sources.frozen",
-    "sources.from_files", "sources.own_run",
+    "models.inputs", "sources.map_files", "sources.feature_source", "sources.colour",
+    "sources.diffusion", "sources.clean", "sources.frozen", "sources.from_files",
+    "sources.own_run",
+    "systems.recipes", "systems.pixel_fit", "systems.task", "systems.system",
     "systems.pixel_ensemble", "systems.ddpm_sampling",
     "systems.ddep", "systems.ddp", "systems.ddpm_seg", "systems.mae", "systems.clean",
-    "sources.chosen",
-    "sources.pretrained", "systems.few_labels", "systems.clean_config", "systems.mae_config",
+    "systems.feature_sources",
+    "systems.source_files", "systems.few_labels", "systems.clean_config", "systems.mae_config",
     "systems.ddep_config", "systems.ddp_config", "systems.ddpm_seg_config", "systems.methods",
     "figures.sheets", "figures.trust", "figures.curve_data", "figures.curves",
     "inference.views", "inference.forward", "inference.image_objects", "inference.images",
@@ -107,6 +106,12 @@ def test_imports_point_up_the_list():
     for name, file in modules():
         for other in filter(None, imported(file)):
             assert ORDER.index(other) < ORDER.index(name), f"{name} imports {other}"
+
+
+def test_feature_sources_know_no_method():
+    for name, file in modules():
+        if name.startswith("sources."):
+            assert not [other for other in imported(file) if other.startswith("systems")], name
 
 
 def test_networks_losses_and_steps_need_no_data_libraries():

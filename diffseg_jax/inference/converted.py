@@ -16,11 +16,11 @@ from diffseg_jax.data.palette import distinct_colours, numbered_labels
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.inference.locate import find_stage, step_to_open
+from diffseg_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.paths import make_folder
 from diffseg_jax.storage.workdir import as_json, read_results
-from diffseg_jax.systems.inputs import IMAGENET_MEAN, IMAGENET_STD
 from diffseg_jax.weights.adm import PUBLISHED, Configuration, from_flags, load_adm
 from diffseg_jax.weights.ddp import load_ddp, settings_of
 from diffseg_jax.weights.formats import read_arrays

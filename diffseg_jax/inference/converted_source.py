@@ -6,10 +6,10 @@ from ml_collections import ConfigDict
 
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.inference.converted import CONFIG, require_unused, save_converted
-from diffseg_jax.sources.chosen import Entry
-from diffseg_jax.sources.pretrained import load_source, source_sizes, table_note
 from diffseg_jax.storage.workdir import as_json
+from diffseg_jax.systems.feature_sources import Entry
 from diffseg_jax.systems.methods import SYSTEMS
+from diffseg_jax.systems.source_files import load_source, source_sizes, table_note
 
 TRACED_SIDE = 224  # of the images with which the network is traced
 
@@ -21,7 +21,7 @@ def convert_source(
 ) -> int:  # fmt: skip
     """Writes the network in a file as a directory with one checkpoint.
 
-    name  of the feature source, a key of `sources.chosen.FROZEN`
+    name  of the feature source, a key of `systems.feature_sources.FROZEN`
     part  of the file, as of `read_arrays`
     options  as of `source_sizes`
 

@@ -16,13 +16,13 @@ from diffseg_jax.inference.batch import Summary, require_apart
 from diffseg_jax.inference.images import find_images, matching
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.models.taps import PixelFeatures
-from diffseg_jax.sources.chosen import RUNS, TRAINED, chosen_sources, trained_source
 from diffseg_jax.sources.feature_source import FeatureSource, joined
 from diffseg_jax.sources.own_run import run_source
-from diffseg_jax.sources.pretrained import arrays_in, sizes_in
 from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.paths import make_folder, open_path, write_atomically
 from diffseg_jax.systems.clean_config import unets_in
+from diffseg_jax.systems.feature_sources import RUNS, TRAINED, chosen_sources, trained_source
+from diffseg_jax.systems.source_files import arrays_in, sizes_in
 
 DESCRIPTION = "features.json"
 
@@ -35,7 +35,10 @@ def source_of(segmenter: Segmenter, taps: Sequence[str] = ()) -> FeatureSource:
     """
     task = segmenter.meta["task"]
     if segmenter.system in RUNS:
-        return run_source(segmenter.system, segmenter.task, taps, (1.0,), "float32")
+        task, normalisation = segmenter.task, segmenter.task.meta["normalisation"]
+        return run_source(
+            segmenter.system, task.init, task.features, normalisation, taps, (1.0,), "float32"
+        )
     size = tuple(task.get("size", (64, 64)))
     if task["kind"] in TRAINED:
         usual = [tap for tap in segmenter.taps if tap.startswith("output")]

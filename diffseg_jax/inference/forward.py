@@ -8,7 +8,7 @@ from jax.experimental import multihost_utils
 
 from diffseg_jax.devices.mesh import batch_sharding, place_tree, process_mesh, state_shardings
 from diffseg_jax.devices.settings import own_settings
-from diffseg_jax.systems.map_files import MapFiles
+from diffseg_jax.sources.map_files import MapFiles
 
 
 @own_settings()

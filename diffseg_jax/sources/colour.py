@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from diffseg_jax.models.inputs import scale_images
 from diffseg_jax.models.taps import PixelFeatures, stack
 from diffseg_jax.sources.feature_source import FeatureSource
-from diffseg_jax.systems.inputs import scale_images
 
 
 def colour_features(

@@ -17,10 +17,10 @@ from flax.traverse_util import unflatten_dict as unflatten
 from diffseg_jax.diffusion.process import Process, make_process, noising
 from diffseg_jax.errors import UserError, choose, require_known
 from diffseg_jax.models.adm_unet import ADMSettings, ADMUNet
+from diffseg_jax.models.inputs import keys_of_images, scale_images
 from diffseg_jax.models.network import Network
 from diffseg_jax.models.taps import PixelFeatures, stack
 from diffseg_jax.sources.feature_source import FeatureSource, shown_size
-from diffseg_jax.systems.inputs import keys_of_images, scale_images
 
 LISTED_STEPS = (50, 150, 250)  # the paper's, at which features are listed by default
 NOISE_LEVELS_PER_BATCH = 4  # of one image, on accelerators

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from diffseg_jax.errors import choose, require_known
 from diffseg_jax.models.taps import side_by_side, stack
-from diffseg_jax.systems.map_files import MapFiles
+from diffseg_jax.sources.map_files import MapFiles
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ from diffseg_jax.data.npy import arrays_in_npz
 from diffseg_jax.errors import UserError, shortened
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.sources.feature_source import FeatureSource
+from diffseg_jax.sources.map_files import MapFiles
 from diffseg_jax.storage.paths import absolute, open_path, read_bytes
-from diffseg_jax.systems.map_files import MapFiles
 
 SPLIT_FOLDERS = {"train", "training", "val", "validation", "valid", "test"}
 

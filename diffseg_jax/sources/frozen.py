@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
+from diffseg_jax.models.inputs import scale_images
 from diffseg_jax.models.network import Network
 from diffseg_jax.sources.feature_source import FeatureSource, scale_up, scaled_source
-from diffseg_jax.systems.inputs import scale_images
 
 
 def frozen_source(

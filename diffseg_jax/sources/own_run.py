@@ -1,30 +1,32 @@
 """Features of the network of a run, such as the encoder of DDP or DDeP."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from diffseg_jax.sources.feature_source import FeatureSource, scale_up, scaled_source
-from diffseg_jax.systems.task import Task
 
 STRIDES = {"ddp": 32, "ddep": 16}  # of the coarsest maps of their encoders
 DDEP_TAPS = ("block1", "block2", "block3", "encoded")
 
 
 def run_source(
-    system: str, task: Task, taps: Sequence[str], scales: Sequence[float], dtype: str
+    system: str, random: Callable, features: Callable, normalisation: str, taps: Sequence[str],
+    scales: Sequence[float], dtype: str,
 ) -> FeatureSource:  # fmt: skip
     """The maps `taps` of a stage of "ddp" or "ddep"; () = those of its encoder's stages.
 
-    scales  factors by which images are enlarged first
-    dtype   in which the maps are stored
+    random, features  `init` and `features` of the stage's `Task`;  normalisation  in its `meta`
+    scales            factors by which images are enlarged first
+    dtype             in which the maps are stored
 
     The network's tree is {"params": {system}, "stats": {system}}. Raises UserError for an unknown
     tap.
     """
-    known, stride = _known_taps(task, STRIDES[system]), STRIDES[system]
+    stride = STRIDES[system]
+    known = _known_taps(random, features, stride)
 
     def look(scale, values, images, valid, taps):
         images, valid = scale_up(images, valid, scale)
@@ -33,22 +35,21 @@ def run_source(
         padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
         network = {part: values[part][system] for part in ("params", "stats")}
         covered = tuple(side / (side + more) for side, (_, more) in zip(seen, padding))
-        return task.features(network, padded, valid, taps), covered
+        return features(network, padded, valid, taps), covered
 
     def init(key):
-        network = task.init(key)
+        network = random(key)
         return {part: {system: network[part]} for part in ("params", "stats")}
 
     chosen = tuple(taps) or _usual(system, known)
-    normalisation = task.meta["normalisation"]
     return scaled_source(system, init, look, known, chosen, scales, dtype, stride, normalisation)
 
 
-def _known_taps(task: Task, stride: int) -> list[str]:
-    network = jax.eval_shape(task.init, jax.random.key(0))
+def _known_taps(random, features, stride: int) -> list[str]:
+    network = jax.eval_shape(random, jax.random.key(0))
     image = jax.ShapeDtypeStruct((1, 4 * stride, 4 * stride, 3), jnp.uint8)
     valid = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    return list(jax.eval_shape(task.features, network, image, valid))
+    return list(jax.eval_shape(features, network, image, valid))
 
 
 def _usual(system, known) -> tuple[str, ...]:

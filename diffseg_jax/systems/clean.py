@@ -20,10 +20,10 @@ import jax.numpy as jnp
 
 from diffseg_jax.diffusion.process import Process, make_process, noising
 from diffseg_jax.models.clean_unet import AgreementHeads
+from diffseg_jax.models.inputs import draw_per_row, scale_images
 from diffseg_jax.models.network import Network
 from diffseg_jax.sources.clean import clean_features, clean_network, output_names
 from diffseg_jax.sources.diffusion import make_network, make_settings
-from diffseg_jax.systems.inputs import draw_per_row, scale_images
 from diffseg_jax.systems.task import Task
 
 

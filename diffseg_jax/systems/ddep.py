@@ -24,9 +24,9 @@ from diffseg_jax.diffusion.schedules import (
     sigma_to_gamma,
 )
 from diffseg_jax.layers.conv import Arithmetic
+from diffseg_jax.models.inputs import choose_features, draw_per_row, scale_images
 from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.models.transunet import STRIDE, TransUNet
-from diffseg_jax.systems.inputs import choose_features, draw_per_row, scale_images
 from diffseg_jax.systems.task import Task
 from diffseg_jax.training.losses import masked_cross_entropy, squared_error
 

@@ -23,8 +23,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.layers.resize import resize_bilinear, resize_nearest
 from diffseg_jax.metrics.divergence import entropy, jensen_shannon
 from diffseg_jax.models.ddp_network import MIN_SIDE, DDPNetwork, DDPSettings
-from diffseg_jax.models.network import Network, stats_of
-from diffseg_jax.systems.inputs import (
+from diffseg_jax.models.inputs import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     choose_features,
@@ -32,6 +31,7 @@ from diffseg_jax.systems.inputs import (
     keys_of_images,
     scale_images,
 )
+from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.systems.task import Task
 from diffseg_jax.training.losses import masked_cross_entropy
 

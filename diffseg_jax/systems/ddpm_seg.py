@@ -17,9 +17,9 @@ from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.bounds import training_losses
 from diffseg_jax.diffusion.process import Process, make_process, noising
 from diffseg_jax.errors import UserError
+from diffseg_jax.models.inputs import draw_per_row, scale_images
 from diffseg_jax.sources.diffusion import make_network, make_settings, named_features
 from diffseg_jax.systems.ddpm_sampling import first_images, make_step
-from diffseg_jax.systems.inputs import draw_per_row, scale_images
 from diffseg_jax.systems.task import Task
 
 

@@ -12,17 +12,7 @@ from diffseg_jax.diffusion.schedules import BETAS
 from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.models.adm_unet import ADMSettings
 from diffseg_jax.models.mae import MAESettings
-from diffseg_jax.sources.chosen import (
-    FROM_FILES,
-    FROM_STAGES,
-    MAE_OF_START,
-    SOURCE_NAMES,
-    from_start,
-    source_entries,
-    source_names,
-)
 from diffseg_jax.sources.diffusion import make_settings
-from diffseg_jax.sources.pretrained import load_source, source_sizes, table_note
 from diffseg_jax.systems.clean import clean_blocks, clean_task
 from diffseg_jax.systems.clean_config import (
     CLEAN_OPTIONS,
@@ -34,6 +24,15 @@ from diffseg_jax.systems.clean_config import (
 )
 from diffseg_jax.systems.ddpm_sampling import SAMPLERS
 from diffseg_jax.systems.ddpm_seg import pretrain_task
+from diffseg_jax.systems.feature_sources import (
+    FROM_FILES,
+    FROM_STAGES,
+    MAE_OF_START,
+    SOURCE_NAMES,
+    from_start,
+    source_entries,
+    source_names,
+)
 from diffseg_jax.systems.few_labels import features_task, fit_task
 from diffseg_jax.systems.mae import mae_task
 from diffseg_jax.systems.mae_config import (
@@ -46,6 +45,7 @@ from diffseg_jax.systems.mae_config import (
     start_sizes,
 )
 from diffseg_jax.systems.recipes import RECIPES
+from diffseg_jax.systems.source_files import load_source, source_sizes, table_note
 from diffseg_jax.systems.system import System, TapGrid, enlarging, require_same_network
 from diffseg_jax.systems.task import Task
 from diffseg_jax.weights.adm import ORDERS, load_adm

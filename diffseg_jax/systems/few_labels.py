@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from diffseg_jax.models.pixel_mlp import HEAD_WIDTH, widths_for
-from diffseg_jax.sources.chosen import FROM_STAGES, chosen_sources, source_names
 from diffseg_jax.sources.diffusion import make_settings
 from diffseg_jax.sources.feature_source import joined
+from diffseg_jax.systems.feature_sources import FROM_STAGES, chosen_sources, source_names
 from diffseg_jax.systems.pixel_ensemble import ensemble_maps, make_member
 from diffseg_jax.systems.pixel_fit import PixelFit
 from diffseg_jax.systems.recipes import RECIPES

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from diffseg_jax.errors import UserError, choose
+from diffseg_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD, draw_per_row, scale_images
 from diffseg_jax.models.mae import MAE, MAESettings, from_patches, mae_taps, to_patches
 from diffseg_jax.models.network import Network
-from diffseg_jax.systems.inputs import IMAGENET_MEAN, IMAGENET_STD, draw_per_row, scale_images
 from diffseg_jax.systems.task import Task
 
 

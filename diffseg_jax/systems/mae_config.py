@@ -8,11 +8,11 @@ from diffseg_jax.config.options import FIT
 from diffseg_jax.config.schema import Flag, Number
 from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.models.mae import MAESettings, encoder_alone
-from diffseg_jax.sources.chosen import FROM_STAGES, MAE_OF_START, source_entries
-from diffseg_jax.sources.pretrained import arrays_in, sizes_in
 from diffseg_jax.storage.networks import open_meta
 from diffseg_jax.storage.paths import open_path
+from diffseg_jax.systems.feature_sources import FROM_STAGES, MAE_OF_START, source_entries
 from diffseg_jax.systems.mae import check_mae_options
+from diffseg_jax.systems.source_files import arrays_in, sizes_in
 from diffseg_jax.systems.system import require_same_network, split_start
 from diffseg_jax.systems.task import Task
 from diffseg_jax.weights.formats import read_arrays

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from diffseg_jax.models.network import Network, stats_of
-from diffseg_jax.systems.map_files import MapFiles
+from diffseg_jax.sources.map_files import MapFiles
 
 
 @dataclasses.dataclass(frozen=True)

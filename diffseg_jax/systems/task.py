@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from diffseg_jax.systems.map_files import MapFiles
+from diffseg_jax.sources.map_files import MapFiles
 from diffseg_jax.systems.pixel_fit import PixelFit
 
 

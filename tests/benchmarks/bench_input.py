@@ -27,7 +27,7 @@ def ours(data: str, threads: int) -> float:
     from diffseg_jax.data.pipeline import training_batches
     from diffseg_jax.data.sources import open_source
     from diffseg_jax.data.transforms import augment
-    from diffseg_jax.systems.inputs import scale_images
+    from diffseg_jax.models.inputs import scale_images
 
     source = open_source("camvid", "train", path=data)
     change = functools.partial(augment, scale=(0.5, 2.0), crop=CROP, photometric=True)

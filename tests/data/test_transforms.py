@@ -19,8 +19,8 @@ from diffseg_jax.data import transforms
 from diffseg_jax.data.class_ids import id_table
 from diffseg_jax.data.colour import photometric_distortion
 from diffseg_jax.errors import UserError
-from diffseg_jax.systems import inputs
-from diffseg_jax.systems.inputs import scale_images
+from diffseg_jax.models import inputs
+from diffseg_jax.models.inputs import scale_images
 
 pytestmark = pytest.mark.quick
 

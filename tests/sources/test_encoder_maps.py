@@ -14,8 +14,8 @@ from diffseg_jax import load
 from diffseg_jax.convert import main as convert
 from diffseg_jax.errors import UserError
 from diffseg_jax.models.network import Network
-from diffseg_jax.sources.chosen import FROZEN, Entry, chosen_sources
-from diffseg_jax.sources.pretrained import load_source, source_sizes, table_note
+from diffseg_jax.systems.feature_sources import FROZEN, Entry, chosen_sources
+from diffseg_jax.systems.source_files import load_source, source_sizes, table_note
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "libraries"
 _spec = importlib.util.spec_from_file_location("record", RECORDED / "record.py")

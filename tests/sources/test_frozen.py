@@ -16,10 +16,10 @@ from diffseg_jax.figures.sheets import save_png
 from diffseg_jax.inference.converted import save_converted
 from diffseg_jax.models.efficientnet_lite import EfficientNetLite, EfficientNetSettings
 from diffseg_jax.models.network import Network
-from diffseg_jax.sources.chosen import Entry, chosen_sources
-from diffseg_jax.sources.pretrained import load_source, source_sizes
 from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.systems.ddpm_seg_config import make_task
+from diffseg_jax.systems.feature_sources import Entry, chosen_sources
+from diffseg_jax.systems.source_files import load_source, source_sizes
 
 SMALL = EfficientNetSettings(stem=4, channels=(4, 4, 6, 6, 8, 8, 10), head=12)
 NAME = "efficientnet_lite0"

@@ -19,10 +19,10 @@ from diffseg_jax.config.schema import check_options
 from diffseg_jax.diffusion.schedules import LEVELS, gamma_to_sigma, sigma_to_gamma
 from diffseg_jax.errors import UserError
 from diffseg_jax.layers.conv import Arithmetic
+from diffseg_jax.models.inputs import draw_per_row, scale_images
 from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.models.transunet import Encoder, TransUNet
 from diffseg_jax.systems import ddep, ddep_config
-from diffseg_jax.systems.inputs import draw_per_row, scale_images
 from diffseg_jax.training.losses import squared_error
 from diffseg_jax.training.optimizer import make_optimizer, make_schedule
 from diffseg_jax.training.state import network_of, new_state

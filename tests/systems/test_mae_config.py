@@ -16,9 +16,9 @@ from diffseg_jax.experiment.plan import check_config, make_plan
 from diffseg_jax.inference.description import describe_checkpoint
 from diffseg_jax.inference.feature_files import write_features
 from diffseg_jax.inference.sampling import read_task
-from diffseg_jax.sources.chosen import Entry
-from diffseg_jax.sources.pretrained import load_source, source_sizes
 from diffseg_jax.storage.networks import open_network
+from diffseg_jax.systems.feature_sources import Entry
+from diffseg_jax.systems.source_files import load_source, source_sizes
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.mae import mae_settings
 

@@ -36,6 +36,7 @@ from diffseg_jax.models.encoder_maps import (
     hybrid_default_taps,
     hybrid_taps,
 )
+from diffseg_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from diffseg_jax.models.mae import MAE, MAESettings, encoder_alone, mae_default_taps, mae_taps
 from diffseg_jax.models.network import Network
 from diffseg_jax.models.resnet import (
@@ -54,7 +55,6 @@ from diffseg_jax.sources.from_files import files_source
 from diffseg_jax.sources.frozen import frozen_source
 from diffseg_jax.sources.own_run import run_source
 from diffseg_jax.systems import ddep, ddp
-from diffseg_jax.systems.inputs import IMAGENET_MEAN, IMAGENET_STD
 
 OLD_NAMES = {"network": "adm"}  # of `features.source`, up to version 0.2
 
@@ -223,7 +223,11 @@ def _source(config, name, crop, taps) -> FeatureSource:
         return files_source(sizes, config.features.dtype)
     if name in RUNS:
         given = sizes["config"], sizes["kind"], tuple(sizes["crop"]), sizes["num_classes"]
-        return run_source(name, RUNS[name](*given), taps, scales, config.features.dtype)
+        task = RUNS[name](*given)
+        normalisation = task.meta["normalisation"]
+        return run_source(
+            name, task.init, task.features, normalisation, taps, scales, config.features.dtype
+        )
     kind = FROZEN[name]
     settings = kind.settings(sizes)
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.dtype]
