@@ -6,16 +6,16 @@ python tests/benchmarks/few_labels.py --data=camvid --output=runs/few_labels
 Every cell is one run of the product's command, in the workdir OUTPUT/ROW_LABELS_DRAW; DRAW is its
 seed and that of the choice of its labelled images. Rows "adm", "clean" and "both" start from a
 diffusion model of the unlabelled images and "mae" from an MAE of them, which are trained once, in
-OUTPUT too (an hour and more on two cores). The forest is that of bench_forest.py. The same command
-goes on where it stopped, and cells that are done are read; --show runs nothing.
+OUTPUT too (an hour and more on two cores). The forests are those of bench_forest.py. The same
+command goes on where it stopped, and cells that are done are read; --show runs nothing.
 
 Numbers are those of results.json, on all validation images: mean and standard deviation (n - 1)
 over draws, and the worst draw. AUROC is that of the uncertainty that each method gives, as a
 detector of wrong pixels. "Fitted" is the time from the start of the process to the last checkpoint,
 with nothing compiled before, and "an image" that of one prediction after the first; both of the
 first draw, and of a quiet machine only if nothing else runs (OUTPUT/ROW_LABELS_DRAW.json has the
-load). What is trained without labels is part of the first. Of the forest they are CPU seconds of
-one thread, and its first number leaves out the start of Python. Needs the extras `bench`,
+load). What is trained without labels is part of the first. Of forests they are CPU seconds of
+one thread, and the first number leaves out the start of Python. Needs the extras `bench`,
 `pretrained`.
 """
 
@@ -68,7 +68,11 @@ UNLABELLED = {  # runs that read no labels
 }  # fmt: skip
 LITE = "configs/ddpm_seg_camvid.py:pretrained"
 ADM = "configs/ddpm_seg_camvid.py"
-ROWS = {  # the cheapest first; "forest" is a program of its own
+FORESTS = {  # row -> title, levels of a tree; a program of its own
+    "forest": ("random forest, settings of scikit-image's example", 10),
+    "deep_forest": ("random forest, trees without a limit", 0),
+}
+ROWS = {  # the cheapest first
     "colour": Run(
         "colour and position", ADM,
         (
@@ -169,20 +173,21 @@ class Bench:
             seconds.append(time.perf_counter() - begun)
         self.write_times(name, {**self.times(name), "image": statistics.median(seconds[1:])})
 
-    def run_forest(self, labels: int, draws: list[int]):
+    def run_forest(self, depth: int, labels: int, draws: list[int]):
         """Fits the forests that are missing."""
         draws = ",".join(map(str, draws))
         subprocess.run(
             [sys.executable, HERE / "bench_forest.py", f"--data={self.data}", f"--draws={draws}",
-             f"--labels={labels}", f"--output={self.output / 'forest.json'}"],
+             f"--labels={labels}", f"--depth={depth}",
+             f"--output={self.output / 'forest.json'}"],
             env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, check=True,
         )  # fmt: skip
 
 
 def run_row(bench: Bench, row: str, labels: int, draws: list[int]):
     """Runs what is missing of a row."""
-    if row == "forest":
-        bench.run_forest(labels, draws)
+    if row in FORESTS:
+        bench.run_forest(FORESTS[row][1], labels, draws)
         return
     for draw in draws:
         run = dataclasses.replace(ROWS[row], options=(*LABELS, *ROWS[row].options))
@@ -195,15 +200,21 @@ def run_row(bench: Bench, row: str, labels: int, draws: list[int]):
 
 def cells_of(bench: Bench, row: str, labels: int, draws: list[int]) -> list[dict]:
     """The numbers of a row's draws that are there."""
-    if row == "forest":
-        file = bench.output / "forest.json"
-        rows = json.loads(file.read_text())["rows"] if file.exists() else []
-        rows = [cell for cell in rows if cell["labels"] == labels and cell["draw"] in draws]
-        return [
-            {**cell, "fitted": cell["fit_seconds"], "image": cell["image_seconds"]} for cell in rows
-        ]
+    if row in FORESTS:
+        return forests_of(bench, FORESTS[row][1], labels, draws)
     names = [f"{row}_{labels}_{draw}" for draw in draws]
     return [cell_of(bench, name, ROWS[row]) for name in names if bench.is_done(name)]
+
+
+def forests_of(bench: Bench, depth: int, labels: int, draws: list[int]) -> list[dict]:
+    """The same of forests whose trees have at most `depth` levels."""
+    file = bench.output / "forest.json"
+    cells = json.loads(file.read_text())["rows"] if file.exists() else []
+    return [
+        {**cell, "fitted": cell["fit_seconds"], "image": cell["image_seconds"]}
+        for cell in cells
+        if (cell["depth"], cell["labels"]) == (depth, labels) and cell["draw"] in draws
+    ]
 
 
 def cell_of(bench: Bench, name: str, run: Run) -> dict:
@@ -244,7 +255,7 @@ def show(bench: Bench, rows: list[str], labels: int, draws: list[int]):
     """Prints the table of one number of labels, of all rows of which a cell is there."""
     print(HEADER.format(labels=labels))
     for row in rows:
-        title = "random forest" if row == "forest" else ROWS[row].title
+        title = FORESTS[row][0] if row in FORESTS else ROWS[row].title
         if cells := cells_of(bench, row, labels, draws):
             print(table_row(title, cells))
     print(flush=True)
@@ -252,7 +263,7 @@ def show(bench: Bench, rows: list[str], labels: int, draws: list[int]):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    known, integers = ["forest", *ROWS], lambda text: [int(part) for part in text.split(",")]
+    known, integers = [*FORESTS, *ROWS], lambda text: [int(part) for part in text.split(",")]
     parser.add_argument("--data", required=True, type=Path, help="folder of CamVid")
     parser.add_argument("--output", required=True, type=Path, help="folder of all runs")
     parser.add_argument("--rows", default=",".join(known), help=f"default: {','.join(known)}")
