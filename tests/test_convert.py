@@ -465,7 +465,9 @@ REFUSED = {
         changed(flags={"name": "lsun_bedrom"}),
         ['"lsun_bedrom"', "Known: ", 'Did you mean "lsun_bedroom"?'],
     ),
-    "unknown source": (changed(source="amd"), ['"amd"', "Known: adm, ddp", 'Did you mean "adm"?']),
+    "unknown source": (
+        changed(source="amd"), ['"amd"', "Known: adm, convnext", 'Did you mean "adm"?']
+    ),
     "size without multiples": (
         changed(flags={"image_size": 48}), ["image_size is 48", "--channel_mult 1,2,3,4"],
     ),

@@ -22,7 +22,7 @@ from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.paths import make_folder, open_path, write_atomically
 from diffseg_jax.systems.clean_config import unets_in
 from diffseg_jax.systems.feature_sources import RUNS, TRAINED, chosen_sources, trained_source
-from diffseg_jax.systems.source_files import arrays_in, sizes_in
+from diffseg_jax.systems.source_files import arrays_in, with_mae_of_stage
 
 DESCRIPTION = "features.json"
 
@@ -45,11 +45,7 @@ def source_of(segmenter: Segmenter, taps: Sequence[str] = ()) -> FeatureSource:
         usual.sort(key=lambda tap: [int(part) for part in re.findall(r"\d+", tap)][::-1])
         return trained_source(segmenter.config, task["kind"], size, taps or usual)
     config = segmenter.config
-    if task["kind"] == "mae":
-        config = config.copy_and_resolve_references()
-        config.features = dict(
-            sources=("mae",), short=0, dtype="float32", networks=dict(mae=sizes_in("mae", task))
-        )
+    config = with_mae_of_stage(config, task) if task["kind"] == "mae" else config
     source = joined(chosen_sources(config, size, taps))
     if source.files:
         raise UserError(

@@ -160,6 +160,14 @@ def table_note(sizes: dict) -> str:
     )
 
 
+def with_mae_of_stage(config, task: dict):
+    """The config of a stage of kind "mae" with the features of its network; task: `Task.meta`."""
+    changed = config.copy_and_resolve_references()
+    networks = {"mae": sizes_in("mae", task)}
+    changed.features = dict(sources=("mae",), dtype="float32", networks=networks)
+    return changed
+
+
 def load_source(entry: Entry, sizes: dict, part: str = "") -> dict:
     """{"params": {name}, "stats": {name}} of the network that an entry names, {} for random ones.
 

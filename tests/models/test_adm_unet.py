@@ -231,7 +231,7 @@ def two_steps(path):
         return jnp.sum(losses["loss"]), (jnp.float32(len(out)), stats, {})
 
     optimizer = make_optimizer(
-        "adamw", constant(1e-4, 2), b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=0.05,
+        "adamw", constant(1e-4, 2, 0), b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=0.05,
         no_decay=(), clip_norm=0.0,
     )  # fmt: skip
     step = quick(functools.partial(train_step, loss_fn, optimizer, 1, (0.99,)))
