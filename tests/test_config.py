@@ -242,4 +242,4 @@ def test_names_may_stand_between_commas_without_quotes():
     read = lambda *given: read_config(str(file), given).features.sources
     assert read(("features.sources", "adm,efficientnet_lite0")) == ("adm", "efficientnet_lite0")
     assert read(("features.sources", "dinov2=a/b.pth")) == ("dinov2=a/b.pth",)
-    assert read(("features.source", "colour")) == ("colour",)  # the option of version 0.2
+    assert read(("features.source", "colour")) == ("colour",)  # the option of version 0.1.0

@@ -25,7 +25,7 @@ MOVED = {
     "ddpm_seg_ffhq34.py": "ddpm_seg_published.py:ffhq34",
     "ddpm_seg_horse21.py": "ddpm_seg_published.py:horse21",
 }
-RENAMED = {"features.source": "features.sources"}  # options of version 0.2 -> their replacements
+RENAMED = {"features.source": "features.sources"}  # options of version 0.1.0
 # At most one of these options selects a part of the labelled images; these values select all.
 SUBSET = {"data.fraction": 1.0, "data.count": 0, "data.list_path": ""}
 BOOLEANS = {

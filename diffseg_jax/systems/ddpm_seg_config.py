@@ -264,7 +264,7 @@ STAGE_OPTIONS = {  # kind of stage -> further options of a config with such a st
     "mae": MAE_OPTIONS,
     FIT: {
         "features": {
-            "source": Optional(Text(("network", "colour"))),  # before 0.3
+            "source": Optional(Text(("network", "colour"))),  # of version 0.1.0
             "sources": Optional(Several(Text(), minimum=1)),
             "taps": Optional(Several(Text())),
             "scales": Optional(Several(Number(float, 0.1, 8), minimum=1)),  # but for "adm"
@@ -420,8 +420,9 @@ def check_features(config, settings: ADMSettings | None):
 def view_rules(config, names: list[str]) -> tuple[tuple[bool, str], ...]:
     """(whether it is broken, sentence) of the rules on how sources see images."""
     features, evaluate = config.features, config.evaluate
-    fits = [stage for stage in config.stages.values() if stage.kind == FIT]
-    variants = any(stage.augment.get("variants", 0) for stage in fits)
+    fits = [name for name in config.run if config.stages[name].kind == FIT]
+    varied = [name for name in fits if config.stages[name].augment.get("variants", 0)]
+    still = " ".join(f"--config.stages.{name}.augment.variants=0" for name in varied)
     widened = [scale for scale in evaluate.scales if scale != 1] or evaluate.view != "whole"
     return (
         (
@@ -435,9 +436,9 @@ def view_rules(config, names: list[str]) -> tuple[tuple[bool, str], ...]:
             f"for {', '.join(names)}. Try --config.features.scales=1.0.",
         ),
         (
-            "files" in names and variants,
-            "the source files has maps of images as they are, none of changed copies. Try "
-            "--config.stages.fit.augment.variants=0.",
+            "files" in names and varied,
+            "the source files has maps of images as they are, none of changed copies. "
+            f"Try {still}.",
         ),
         (
             "files" in names and (widened or evaluate.flip),

@@ -56,7 +56,7 @@ from diffseg_jax.sources.frozen import frozen_source
 from diffseg_jax.sources.own_run import run_source
 from diffseg_jax.systems import ddep, ddp
 
-OLD_NAMES = {"network": "adm"}  # of `features.source`, up to version 0.2
+OLD_NAMES = {"network": "adm"}  # of `features.source` in version 0.1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +64,9 @@ class FrozenNetwork:
     """A kind of network that is read from a file and not trained.
 
     published  a dataclass of the sizes of a published network, which JSON can hold
-    module    (settings, dtype=, rngs=) -> module from (images, taps) to {tap: map}
-    taps      settings -> the names of all its maps
-    usual     settings -> those that are read by default
+    module     (settings, dtype=, rngs=) -> module from (images, taps) to {tap: map}
+    taps       settings -> the names of all its maps
+    usual      settings -> those that are read by default
     mean, deviation  by which pixels in 0..255 are scaled
     """
 
@@ -124,7 +124,7 @@ class Entry:
 
 
 def source_entries(features: Mapping) -> list[Entry]:
-    """The entries of config.features, which names several `sources` or, as before 0.3, a `source`.
+    """The entries of config.features, which names several `sources`; in version 0.1.0 a `source`.
 
     Names are not checked here.
     """

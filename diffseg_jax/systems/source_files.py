@@ -14,11 +14,7 @@ from diffseg_jax.models.resnet import ResNetSettings
 from diffseg_jax.sources.from_files import folder_sizes
 from diffseg_jax.storage.networks import open_meta, open_network
 from diffseg_jax.storage.paths import open_path
-from diffseg_jax.systems.feature_sources import (
-    FROZEN,
-    RUNS,
-    Entry,
-)
+from diffseg_jax.systems.feature_sources import FROZEN, RUNS, Entry
 from diffseg_jax.weights.backbones import FAMILIES, backbone_settings, load_backbone_maps
 from diffseg_jax.weights.dino import described_dino, dino_settings, load_dino
 from diffseg_jax.weights.efficientnet_lite import efficientnet_settings, load_efficientnet
