@@ -1,7 +1,8 @@
 """Draws label maps, uncertainty and errors as images, and sheets of them; knows no model.
 
-An image is uint8[H, W, 3] RGB. Ignored pixels (label 255) are black. `labels` is anything with
-`names` (K strings) and `palette` (K colours of three bytes), as in every labelled source.
+An image is uint8[H, W, 3] RGB. Ignored pixels (label 255) are striped in two greys, as no class
+is. `labels` is anything with `names` (K strings) and `palette` (K colours of three bytes), as in
+every labelled source. Where colours alone do not tell the classes, sheets show their numbers.
 """
 
 import functools
@@ -14,11 +15,17 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diffseg_jax.data.labels import IGNORE
+from diffseg_jax.data.transforms import resize_mask
 from diffseg_jax.errors import UserError
+from diffseg_jax.figures.colour_vision import smallest_difference
 from diffseg_jax.storage.paths import write_atomically
 
 BLACK, WHITE, INK, EDGE = (0, 0, 0), (255, 255, 255), (45, 45, 45), (140, 140, 140)
 WRONG = (213, 94, 0)  # vermillion, which differs from grey in every kind of colour vision
+STRIPES = (80, 200)  # the greys of ignored pixels
+STRIPE, CONTOUR = 4, 2  # pixels of an image in a sheet: width of a stripe, and of half a contour
+# Colours tell classes if they are not more, and if their CIEDE2000 is not less.
+MAX_COLOURS, MIN_DISTANCE = 12, 10
 
 # All sizes are in pixels. A cell has a white BORDER on every side, so images are two borders apart.
 BORDER, TEXT, TITLE, SWATCH, GAP = 6, 18, 30, 18, 8
@@ -27,6 +34,10 @@ MIN_HEIGHT, MAX_HEIGHT, MAX_WIDTH = 160, 640, 1280
 CONTACT_WIDTH = 2000
 MAX_STEPS_SHOWN = 4  # columns of a sheet
 CELL = (34, 62)  # height and width in a table of numbers
+
+NUMBER = 14  # pixels, the height of the numbers in areas
+CHANCES = (0, 1, 5, 10, 25, 50, 100)  # percent, beside the colours of a chance
+BAR = 360  # pixels, the width of these colours
 
 ALL_NAMED = 20  # classes up to which a legend names all; of more, it names those in the images
 MAX_NAME_WIDTH = 240
@@ -45,7 +56,7 @@ MAGMA = (
 
 
 def colour_labels(mask: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """int[H, W] in 0..K-1 or 255 -> uint8[H, W, 3]; 255 becomes black.
+    """int[H, W] in 0..K-1 or 255 -> uint8[H, W, 3]; 255 becomes stripes.
 
     Raises UserError for a class that has no colour.
     """
@@ -57,7 +68,22 @@ def colour_labels(mask: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndar
             f"class {mask[~known][0]} has no colour: the palette has {len(palette)}, for classes "
             f"0..{len(palette) - 1}. Give one colour per class; distinct_colours makes them."
         )
-    return table[mask]
+    return _striped(table[mask], mask == IGNORE)
+
+
+def stripes(height: int, width: int, stripe: int = STRIPE) -> np.ndarray:
+    """Diagonal stripes of that width in the greys of ignored pixels, uint8[height, width, 3]."""
+    across = np.add.outer(np.arange(height), np.arange(width)) // stripe
+    return np.repeat(np.array(STRIPES, np.uint8)[across % 2][..., None], 3, axis=-1)
+
+
+IGNORED = stripes(SWATCH - 2, SWATCH - 2)  # in a legend
+
+
+def _striped(drawn: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    """The same array, in which ignored pixels are striped now."""
+    drawn[ignored] = stripes(*ignored.shape, _pixels(STRIPE, *ignored.shape))[ignored]
+    return drawn
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, palette, alpha: float = 0.5) -> np.ndarray:
@@ -66,9 +92,69 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette, alpha: float = 0.5) ->
     return np.rint(mixed).astype(np.uint8)
 
 
-def heat(values: np.ndarray) -> np.ndarray:
-    """float[H, W] in [0, 1] (clipped) -> uint8[H, W, 3], from dark at 0 evenly to bright at 1."""
-    return _heat_table()[np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)]
+def outlined(image: np.ndarray, mask: np.ndarray, palette) -> np.ndarray:
+    """The image with a line along each border of two classes, on both sides in their colours."""
+    edge = near_edge(mask, _pixels(CONTOUR, *mask.shape))
+    return np.where(edge[..., None], colour_labels(mask, palette), image)
+
+
+def near_edge(mask: np.ndarray, distance: int) -> np.ndarray:
+    """Which pixels have another label within that many pixels along a row or column."""
+    near = np.zeros(mask.shape, bool)
+    for step in range(1, distance + 1):
+        for values, marks in ((mask, near), (mask.T, near.T)):
+            differ = values[step:] != values[:-step]
+            marks[step:] |= differ
+            marks[:-step] |= differ
+    return near
+
+
+def need_numbers(palette) -> bool:
+    """Whether classes are so many, or two colours so close, that colours do not tell the classes.
+
+    Close for people with any type of colour vision.
+    """
+    return len(palette) > MAX_COLOURS or smallest_difference(palette) < MIN_DISTANCE
+
+
+def write_numbers(drawn: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The numbers of classes written over them, in all areas that hold one.
+
+    drawn   uint8[h, w, 3], the classes as drawn, at any scale;  mask   int[H, W]
+    """
+    from scipy.ndimage import distance_transform_edt  # a slow import
+
+    height, width = drawn.shape[:2]
+    mask = resize_mask(mask, (height, width))
+    size = NUMBER * max(1, round(1 / _scale(height, width)))
+    inside = distance_transform_edt(np.pad(~near_edge(mask, 1), 1))[1:-1, 1:-1]
+    sheet = Image.fromarray(drawn)
+    draw = ImageDraw.Draw(sheet)
+    for k in np.setdiff1d(mask, IGNORE):
+        room = np.where(mask == k, inside, 0)
+        needed = 0.3 * size * (1 + len(str(k)))
+        while room.max() >= needed:
+            y, x = np.unravel_index(room.argmax(), room.shape)
+            apart = 3 * size + int(2 * room[y, x])
+            room[max(y - apart, 0) : y + apart, max(x - apart, 0) : x + apart] = 0
+            draw.text(
+                (x, y), str(k), fill=WHITE, font=_font(size), anchor="mm",
+                stroke_width=size // 7, stroke_fill=BLACK,
+            )  # fmt: skip
+    return np.asarray(sheet)
+
+
+def heat(chance: np.ndarray) -> np.ndarray:
+    """float[H, W] in [0, 1] (clipped) -> uint8[H, W, 3], dark at 0 and bright at 1.
+
+    Even in the square root of the chance, so that 1 and 5 percent differ visibly.
+    """
+    return _even(np.sqrt(np.clip(chance, 0, 1)))
+
+
+def _even(level: np.ndarray) -> np.ndarray:
+    """float[H, W] in [0, 1] -> uint8[H, W, 3], from dark at 0 evenly to bright at 1."""
+    return _heat_table()[np.rint(255 * level).astype(np.uint8)]
 
 
 @functools.cache
@@ -80,15 +166,14 @@ def _heat_table() -> np.ndarray:
 
 
 def errors(truth: np.ndarray, prediction: np.ndarray, image: np.ndarray | None = None):
-    """Wrong pixels vermillion, right ones dim grey (of the image, if given), ignored ones black.
+    """Wrong pixels vermillion, right ones dim grey (of the image, if given), ignored ones striped.
 
     truth, prediction   int[H, W], 255 in the truth = ignored
     """
     grey = np.full(truth.shape, 90.0) if image is None else 30 + 0.45 * image.mean(axis=-1)
     drawn = np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=-1)
     drawn[truth != prediction] = WRONG
-    drawn[truth == IGNORE] = BLACK
-    return drawn
+    return _striped(drawn, truth == IGNORE)
 
 
 def from_range(values: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.ndarray:
@@ -123,7 +208,10 @@ def rows(panels: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def legend(names: Sequence[str], palette, width: int = 960) -> np.ndarray:
-    """A swatch and a name per class, in as many columns as `width` pixels hold; read along rows."""
+    """A swatch and a name per class, in as many columns as `width` pixels hold; read along rows.
+
+    palette   a colour for each name, or an image of SWATCH - 2 pixels
+    """
     entry = _entry_width(names, width)
     per_row = max(1, (width - 2 * BORDER) // entry)
     drawn = []
@@ -149,12 +237,21 @@ def _entry_width(names: Sequence[str], width: int) -> int:
 
 def legible(image: np.ndarray) -> np.ndarray:
     """A small image enlarged by repeating pixels, a large one averaged, by a whole factor."""
-    height, width = image.shape[:2]
-    factor = min(-(-MIN_HEIGHT // height), MAX_WIDTH // width)
+    factor = _scale(*image.shape[:2])
     if factor > 1:
         return image.repeat(factor, axis=0).repeat(factor, axis=1)
-    factor = max(-(-height // MAX_HEIGHT), -(-width // MAX_WIDTH))
-    return np.asarray(Image.fromarray(image).reduce(factor)) if factor > 1 else image
+    return np.asarray(Image.fromarray(image).reduce(round(1 / factor))) if factor < 1 else image
+
+
+def _scale(height: int, width: int) -> float:
+    """The factor by which `legible` scales: a whole number, or 1 divided by one."""
+    factor = min(-(-MIN_HEIGHT // height), MAX_WIDTH // width)
+    return factor if factor > 1 else 1 / max(-(-height // MAX_HEIGHT), -(-width // MAX_WIDTH))
+
+
+def _pixels(shown: int, height: int, width: int) -> int:
+    """How many pixels of an image of that size are about that many in a sheet."""
+    return max(1, round(shown / _scale(height, width)))
 
 
 def _bordered(image: np.ndarray) -> np.ndarray:
@@ -168,8 +265,8 @@ def _padded(image: np.ndarray, *, height: int = 0, width: int = 0) -> np.ndarray
 
 
 @functools.cache
-def _font():
-    return ImageFont.load_default(TEXT)
+def _font(size: int = TEXT):
+    return ImageFont.load_default(size)
 
 
 def _text_width(text: str) -> int:
@@ -188,16 +285,30 @@ def _line(text: str, width: int) -> np.ndarray:
     return np.asarray(line)
 
 
-def _heat_scale(top: float) -> np.ndarray:
-    """The colours of `heat` as a line of a legend, from 0 to `top`."""
-    bar = heat(np.tile(np.linspace(0, 1, 256), (SWATCH, 1)))
-    bar = np.pad(bar, (((TITLE - SWATCH) // 2,) * 2, (0, 8), (0, 0)), constant_values=255)
-    return _bordered(np.concatenate([bar, _line(f"uncertainty, from 0 to {top:g}", 240)], axis=1))
+def _heat_scale() -> np.ndarray:
+    """The colours of `heat` as a line of a legend, above the numbers in percent."""
+    name, right = "chance of an error", 60
+    scale = Image.new("RGB", (BAR + right + _text_width(name), SWATCH + TITLE), WHITE)
+    scale.paste(Image.fromarray(_even(np.tile(np.linspace(0, 1, BAR), (SWATCH, 1)))))
+    draw = ImageDraw.Draw(scale)
+    for chance in CHANCES:
+        x = round((BAR - 1) * math.sqrt(chance / 100))
+        draw.line((x, SWATCH, x, SWATCH + 4), fill=INK)
+        text, anchor = (f"{chance}", "mt") if chance else ("0", "lt")
+        draw.text((x, SWATCH + 8), text, fill=INK, font=_font(14), anchor=anchor)
+    draw.text((BAR + 15, SWATCH + 8), "%", fill=INK, font=_font(14), anchor="lt")
+    draw.text((BAR + right - 20, SWATCH // 2), name, fill=INK, font=_font(), anchor="lm")
+    return _bordered(np.asarray(scale))
 
 
 def prediction_legend(labels) -> np.ndarray:
-    """The legend of label maps, and of uncertainty from 0 to 1."""
-    return rows([legend(labels.names, labels.palette), _heat_scale(1.0)])
+    """The legend of label maps, with the numbers of the classes, and of uncertainty."""
+    names = [_numbered(k, name) for k, name in enumerate(labels.names)]
+    return rows([legend(names, labels.palette), _heat_scale()])
+
+
+def _numbered(k: int, name: str) -> str:
+    return f"{k} {name}"
 
 
 def _aligned(titles: Sequence[str], images: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
@@ -227,7 +338,7 @@ def score_grid(scores: np.ndarray, row: str, rows: Sequence, column: str) -> np.
     row, column   names of the axes;  rows  a heading for each row, while columns are numbered
     """
     low, high = float(np.min(scores)), float(np.max(scores))
-    shade = heat((scores - low) / max(high - low, 1e-9))
+    shade = _even((scores - low) / max(high - low, 1e-9))
     size = (CELL[1] * (scores.shape[1] + 2), CELL[0] * (scores.shape[0] + 1))
     sheet = Image.new("RGB", size, WHITE)
     draw = ImageDraw.Draw(sheet)
@@ -300,35 +411,41 @@ def prediction_sheet(images, truths, predictions, uncertainties, labels, steps=N
     images          uint8[H, W, 3] each, few enough to look at; sizes may differ
     truths          int[H, W] each, 255 = ignored; or None, for no columns of truth and error
     predictions     int[H, W] each
-    uncertainties   float[H, W] each, in [0, 1]; the brightest colour is the 99.5th percentile of
-                    the sheet, which the legend states
+    uncertainties   float[H, W] each, the chance of an error, on the scale of `heat`
     steps           int[T, H, W] each, the labels after every step of a sampler; MAX_STEPS_SHOWN of
                     them stand before the prediction, among them the first and the last
     """
-    high = np.percentile(np.concatenate([np.ravel(values) for values in uncertainties]), 99.5)
-    top = np.clip(np.ceil(100 * high) / 100, 0.01, 1.0)
     titles = ["image", "prediction", "uncertainty"]
-    columns = [
-        images,
-        [colour_labels(mask, labels.palette) for mask in predictions],
-        [heat(values / top) for values in uncertainties],
-    ]
-    marks = {}
+    columns = [images, _areas(predictions, labels), [heat(values) for values in uncertainties]]
+    ignored = any((mask == IGNORE).any() for mask in predictions)
+    marks = {"ignored": IGNORED} if ignored else {}
     if truths is not None:
         titles = ["image", "truth", "prediction", "uncertainty", "error"]
-        columns.insert(1, [colour_labels(mask, labels.palette) for mask in truths])
+        columns.insert(1, _areas(truths, labels))
         columns.append([errors(*row) for row in zip(truths, predictions, images, strict=True)])
-        marks = {"ignored": BLACK, "wrong": WRONG}
+        marks = {"ignored": IGNORED, "wrong": WRONG}
     if steps is not None:
         index = titles.index("prediction")
         shown = np.linspace(0, len(steps[0]) - 1, MAX_STEPS_SHOWN).astype(int)
         for step in reversed(sorted(set(shown))):
             titles.insert(index, f"step {step + 1}")
-            columns.insert(index, [colour_labels(maps[step], labels.palette) for maps in steps])
+            columns.insert(index, _areas([maps[step] for maps in steps], labels))
     body = _aligned(titles, list(zip(*columns, strict=True)))
     given = [masks for masks in (truths, predictions, steps) if masks is not None]
     legend_rows = _legend_below(labels, marks, body, [mask for masks in given for mask in masks])
-    return rows([*body, legend_rows, _heat_scale(top)])
+    return rows([*body, legend_rows, _heat_scale()])
+
+
+def _areas(masks, labels, images=None) -> list[np.ndarray]:
+    """The masks in colours, or painted over images; with numbers where the classes need them."""
+    if images is None:
+        drawn = [legible(colour_labels(mask, labels.palette)) for mask in masks]
+    else:
+        pairs = zip(images, masks, strict=True)
+        drawn = [legible(overlay(image, mask, labels.palette)) for image, mask in pairs]
+    if not need_numbers(labels.palette):
+        return drawn
+    return [write_numbers(area, mask) for area, mask in zip(drawn, masks, strict=True)]
 
 
 def _legend_below(labels, marks: dict, body: Sequence[np.ndarray], masks) -> np.ndarray:
@@ -338,6 +455,8 @@ def _legend_below(labels, marks: dict, body: Sequence[np.ndarray], masks) -> np.
     many, it names those with the most pixels and states how many others there are.
     """
     names, width = labels.names, max(part.shape[1] for part in body)
+    if need_numbers(labels.palette):
+        names = [_numbered(k, name) for k, name in enumerate(names)]
     chosen, count = range(len(names)), len(names)
     if count > ALL_NAMED:
         pixels = sum(np.bincount(np.ravel(mask), minlength=256)[:count] for mask in masks)
@@ -351,7 +470,7 @@ def _legend_below(labels, marks: dict, body: Sequence[np.ndarray], masks) -> np.
             marks = {**marks, f"and {len(chosen) - len(largest)} more": WHITE}
             chosen = np.sort(largest)
     entries = [(names[k], labels.palette[k]) for k in chosen] + list(marks.items())
-    entries = entries or [("ignored", BLACK)]
+    entries = entries or [("ignored", IGNORED)]
     return legend(*zip(*entries, strict=True), width)
 
 
@@ -381,8 +500,8 @@ def contact_sheet(images, masks, labels, titles: Sequence[str]) -> np.ndarray:
     """
     cells = [[legible(image)] for image in images]
     if masks is not None:
-        for cell, image, mask in zip(cells, images, masks, strict=True):
-            cell.append(legible(overlay(image, mask, labels.palette)))
+        for cell, area in zip(cells, _areas(masks, labels, images), strict=True):
+            cell.append(area)
     width = max(cell[0].shape[1] for cell in cells)
     titled = [
         list(zip((title, ""), (_padded(image, width=width) for image in cell), strict=False))
@@ -394,7 +513,7 @@ def contact_sheet(images, masks, labels, titles: Sequence[str]) -> np.ndarray:
         for start in range(0, len(titled), per_row)
     ]
     if masks is not None:
-        body.append(_legend_below(labels, {"ignored": BLACK}, body, masks))
+        body.append(_legend_below(labels, {"ignored": IGNORED}, body, masks))
     return rows(body)
 
 

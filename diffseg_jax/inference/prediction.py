@@ -79,15 +79,17 @@ class Prediction:
         """The labels in the colours of their classes, u8[B, H, W, 3]."""
         return _stacked([sheets.colour_labels(maps.labels, self.palette) for maps in self._maps])
 
-    def overlay(self, alpha: float = 0.5):
+    def overlay(self, alpha: float = 0.5, contours: bool = False):
         """The same painted over the images: alpha 0 shows the images, 1 the labels.
 
+        contours   whether only lines along the borders of the classes are painted, without alpha
         Raises UserError for an alpha that is not in [0, 1].
         """
         if not 0 <= alpha <= 1:
             raise UserError(f"alpha is {alpha}, but must lie between 0 (image) and 1 (labels).")
+        paint = sheets.outlined if contours else functools.partial(sheets.overlay, alpha=alpha)
         return _stacked([
-            sheets.overlay(image, maps.labels, self.palette, alpha)
+            paint(image, maps.labels, self.palette)
             for image, maps in zip(self._images, self._maps, strict=True)
         ])  # fmt: skip
 

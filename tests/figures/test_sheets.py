@@ -1,4 +1,4 @@
-"""Sheets: classes differ by colour, errors mark wrong pixels only, writes are atomic."""
+"""Sheets: classes differ by colour or number, errors mark wrong pixels only, writes are atomic."""
 
 import os
 from types import SimpleNamespace
@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffseg_jax.data.named_sets import ADE20K
+from diffseg_jax.data.named_sets import ADE20K, CAMVID
 from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.data.scene_street import PALETTE as SCENES
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
-from diffseg_jax.figures.sheets import BLACK, BORDER, LINES, TITLE, WRONG
+from diffseg_jax.figures.sheets import BORDER, CHANCES, IGNORED, STRIPES, TITLE, WRONG
 
 pytestmark = pytest.mark.quick
 
@@ -38,6 +38,11 @@ def where(drawn, colour):
     return (drawn == colour).all(axis=-1)
 
 
+def striped(drawn):
+    """Which pixels have a grey of ignored ones."""
+    return where(drawn, STRIPES[0]) | where(drawn, STRIPES[1])
+
+
 def contains(sheet, drawn):
     """Whether the sheet shows the drawn image, pixel by pixel."""
     height, width = drawn.shape[:2]
@@ -53,7 +58,24 @@ def test_classes_come_back_from_their_colours(scene):
     for k, colour in enumerate(PALETTE):
         back[where(drawn, colour)] = k
     np.testing.assert_array_equal(back, truth)
-    np.testing.assert_array_equal(where(drawn, BLACK), truth == 255)
+    np.testing.assert_array_equal(striped(drawn), truth == 255)
+
+
+@pytest.mark.parametrize("size", [(12, 16), (192, 256), (360, 480), (1024, 2048), (4000, 90)])
+def test_ignored_pixels_have_stripes_that_stay_visible(size):
+    shown = sheets.legible(sheets.colour_labels(np.full(size, 255), PALETTE))
+    assert shown.min() < 100 and shown.max() > 180  # averaging leaves both greys
+    changes = np.diff(shown[:, 0, 0] > np.mean(STRIPES))
+    assert 3 <= changes.size / changes.sum() < 16  # pixels from stripe to stripe
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), *((grey,) * 3 for grey in STRIPES)])
+def test_no_class_looks_like_ignored_pixels(colour):
+    mask = np.zeros((200, 300), int)
+    mask[50:100, 50:100] = 255
+    drawn = sheets.colour_labels(mask, [colour])
+    assert set(np.unique(drawn[50:100, 50:100])) == set(STRIPES)
+    assert np.unique(drawn[mask == 0]).tolist() == [colour[0]]
 
 
 @pytest.mark.parametrize("wrong", [K, 254, 256, -1])
@@ -71,83 +93,26 @@ def test_overlay_goes_from_the_image_to_the_colours(scene):
     assert np.abs(half - (image / 2 + colours / 2)).max() <= 0.5
 
 
-# The vision of dichromats as matrices of linear RGB (Machado, Oliveira and Fernandes 2009,
-# severity 1).
-VISIONS = {
-    "full": np.eye(3),
-    "protanopia": [
-        [0.152286, 1.052583, -0.204868],
-        [0.114503, 0.786281, 0.099216],
-        [-0.003882, -0.048116, 1.051998],
-    ],
-    "deuteranopia": [
-        [0.367322, 0.860646, -0.227968],
-        [0.280085, 0.672501, 0.047413],
-        [-0.011820, 0.042940, 0.968881],
-    ],
-    "tritanopia": [
-        [1.255528, -0.076749, -0.178779],
-        [-0.078411, 0.930809, 0.147602],
-        [0.004733, 0.691367, 0.303900],
-    ],
-}
-RGB_TO_XYZ = np.array(
-    [[0.412456, 0.357576, 0.180437], [0.212673, 0.715152, 0.072175], [0.019334, 0.119192, 0.950304]]
-)
+def test_outlines_paint_both_sides_of_every_border_and_nothing_else():
+    image = np.random.default_rng(0).integers(0, 256, (200, 300, 3)).astype(np.uint8)
+    mask = np.zeros((200, 300), int)
+    mask[60:140, 100:200], mask[:, 250:], mask[20, 30] = 1, 2, 3
+    drawn = sheets.outlined(image, mask, PALETTE)
+    painted = np.zeros(mask.shape, bool)
+    for box, within in ((np.s_[58:142, 98:202], np.s_[62:138, 102:198]), (np.s_[:, 248:252], ())):
+        painted[box] = True
+        if within:
+            painted[within] = False
+    painted[58:60, 98:100] = painted[140:142, 98:100] = False  # beyond a corner
+    painted[58:60, 200:202] = painted[140:142, 200:202] = False
+    painted[18:23, 30] = painted[20, 28:33] = True
+    colours = sheets.colour_labels(mask, PALETTE)
+    np.testing.assert_array_equal(drawn, np.where(painted[..., None], colours, image))
+    np.testing.assert_array_equal(sheets.outlined(image, np.full_like(mask, 2), PALETTE), image)
 
 
-def lab(colours, vision):
-    """sRGB bytes [N,3] -> CIE Lab (D65) [N,3] as seen with that vision."""
-    unit = np.asarray(colours) / 255
-    linear = np.where(unit <= 0.04045, unit / 12.92, ((unit + 0.055) / 1.055) ** 2.4)
-    seen = np.clip(linear @ np.transpose(VISIONS[vision]), 0, 1)
-    x, y, z = (seen @ RGB_TO_XYZ.T / RGB_TO_XYZ.sum(1)).T
-    f = lambda t: np.where(t > 216 / 24389, np.cbrt(t), (24389 / 27 * t + 16) / 116)
-    return np.stack([116 * f(y) - 16, 500 * (f(x) - f(y)), 200 * (f(y) - f(z))], -1)
-
-
-def nearest(colours, vision):
-    """The smallest distance between two of the colours."""
-    seen = lab(colours, vision)
-    distances = np.linalg.norm(seen[:, None] - seen, axis=-1)
-    return np.min(distances + 1e9 * np.eye(len(seen)))
-
-
-def test_the_simulation_agrees_with_known_colours():
-    np.testing.assert_allclose(
-        lab([(255, 255, 255), (255, 0, 0)], "full"), [(100, 0, 0), (53.24, 80.09, 67.20)], atol=0.02
-    )
-    red_and_green = (200, 80, 60), (110, 125, 50)
-    close = {vision: nearest(red_and_green, vision) for vision in VISIONS}
-    assert min(close["full"], close["tritanopia"]) > 50
-    assert max(close["protanopia"], close["deuteranopia"]) < 25
-
-
-@pytest.mark.parametrize("vision", VISIONS)
-def test_classes_of_scenes_differ_in_every_kind_of_colour_vision(vision):
-    assert nearest([*SCENES, BLACK, WRONG], vision) > 24
-
-
-@pytest.mark.parametrize("vision", VISIONS)
-@pytest.mark.parametrize("count, minimum", [(5, 23), (12, 21), (20, 15), (40, 10), (150, 5)])
-def test_generated_colours_differ_in_every_kind_of_colour_vision(count, minimum, vision):
-    assert nearest(distinct_colours(count), vision) > minimum
-    marked = nearest([*distinct_colours(count), BLACK, WRONG], vision)
-    assert marked > minimum if count <= 40 else marked > 4
-
-
-def test_fewer_generated_colours_are_a_prefix_of_more():
-    assert distinct_colours(255)[:7] == distinct_colours(7) and distinct_colours(0) == ()
-
-
-@pytest.mark.parametrize("vision", VISIONS)
-def test_lines_differ_in_every_kind_of_colour_vision(vision):
-    colours = [tuple(bytes.fromhex(line[1:])) for line in LINES]
-    assert nearest([*colours, (255, 255, 255)], vision) > 15
-
-
-def test_heat_grows_brighter_in_even_steps():
-    colours = sheets.heat(np.linspace(0, 1, 256)[None])[0]
+def test_heat_grows_brighter_in_even_steps_of_the_root_of_the_chance():
+    colours = sheets.heat(np.linspace(0, 1, 256)[None] ** 2)[0]
     lightness = np.cbrt((colours / 255.0) ** 2.2 @ [0.2126, 0.7152, 0.0722])  # about perceived
     assert np.all(np.diff(lightness) > 0)
     steps = np.diff(lightness[::16])
@@ -163,7 +128,7 @@ def test_only_errors_are_marked(scene, with_image):
     ignored, wrong = truth == 255, (truth != prediction) & (truth != 255)
     assert wrong.any() and ignored.any()
     np.testing.assert_array_equal(where(drawn, WRONG), wrong)
-    np.testing.assert_array_equal(where(drawn, BLACK), ignored)
+    np.testing.assert_array_equal(striped(drawn)[ignored], True)
     right = drawn[~wrong & ~ignored]
     assert (right == right[:, :1]).all() and right.max() < 160  # grey, and dim
     assert (len(np.unique(right)) > 1) == with_image
@@ -271,9 +236,9 @@ def test_a_legend_of_many_classes_names_those_that_occur(monkeypatch):
     written = find_titles(monkeypatch)
     arguments = many_classes((40, 50), [4, 149, 12])
     sheets.prediction_sheet(*arguments)
-    names = arguments[-1].names
+    names = [f"{k} {name}" for k, name in enumerate(arguments[-1].names)]
     assert written[:3] == ["image", "prediction", "uncertainty"]
-    assert written[3:-1] == [names[4], names[12], names[149]]
+    assert written[3:] == [names[4], names[12], names[149]]
     sheets.prediction_sheet(
         arguments[0], [np.full((40, 50), 7)], *arguments[2:4], arguments[4],
         [np.full((2, 40, 50), 9)],
@@ -286,18 +251,70 @@ def test_a_legend_is_no_higher_than_the_images(monkeypatch):
     classes = [*range(150), *[140] * 60, *[3] * 30]  # these two are the largest
     arguments = many_classes((200, 250), classes)
     bare, sheet = 200 + TITLE + 4 * BORDER, sheets.prediction_sheet(*arguments)
-    assert bare < sheet.shape[0] <= 2 * bare + TITLE + 2 * BORDER  # one line shows the scale
-    names = arguments[-1].names
-    named = [names.index(text) for text in written[3:-2]]
+    assert bare < sheet.shape[0] <= 2 * bare + 2 * TITLE + 2 * BORDER  # the scale is below
+    named = [int(text.split()[0]) for text in written[3:-1]]
     assert {3, 140} < set(named) and named == sorted(named) and len(named) > 10
-    assert written[-2] == f"and {150 - len(named)} more"
+    assert written[-1] == f"and {150 - len(named)} more"
 
 
 def test_few_classes_are_all_named(monkeypatch, scene):
     written = find_titles(monkeypatch)
     none = np.zeros_like(scene[1])
     sheets.prediction_sheet([scene[0]], None, [none], [np.zeros(none.shape)], LABELS)
-    assert tuple(written[3:-1]) == LABELS.names
+    assert tuple(written[3:]) == LABELS.names
+    none[:5] = 255  # labels that a prediction leaves open
+    sheets.prediction_sheet([scene[0]], None, [none], [np.zeros(none.shape)], LABELS)
+    assert written[-1] == "ignored"
+
+
+def numbers_in(monkeypatch):
+    """The list of (text, position) that are written into areas from now on, in order."""
+    written = []
+
+    class Draw(sheets.ImageDraw.ImageDraw):
+        def text(self, position, text, **options):
+            if options.get("stroke_width"):
+                written.append((text, position))
+            super().text(position, text, **options)
+
+    monkeypatch.setattr(sheets.ImageDraw, "Draw", Draw)
+    return written
+
+
+SAFE, CLOSE = ((0, 0, 255), (255, 255, 0)), ((200, 80, 60), (110, 125, 50))
+
+
+@pytest.mark.parametrize("palette, numbered", [
+    (SAFE, False), (CLOSE, True), (SCENES, False), (CAMVID.palette, True),
+    (distinct_colours(12), False), (distinct_colours(13), True), (distinct_colours(25), True),
+])  # fmt: skip
+def test_classes_that_colours_do_not_tell_have_numbers(monkeypatch, palette, numbered):
+    labels = SimpleNamespace(
+        names=tuple("abcdefghijklmnopqrstuvwxy"[: len(palette)]), palette=palette
+    )
+    mask = np.arange(200 * 300).reshape(200, 300) // (200 * 300 // 2)  # two areas
+    mask[:, 200:] = 255
+    written, titles = numbers_in(monkeypatch), find_titles(monkeypatch)
+    image = np.zeros((200, 300, 3), np.uint8)
+    sheets.contact_sheet([image], [mask], labels, ["title"])
+    sheets.prediction_sheet([image], None, [mask], [np.zeros(mask.shape)], labels)
+    assert {int(text) for text, _ in written} == ({0, 1} if numbered else set())
+    for text, (x, y) in written:
+        assert mask[y, x] == int(text)
+    assert ("0 a" in titles, "a" in titles) == (numbered, not numbered)
+
+
+def test_numbers_are_written_at_any_scale_and_only_where_they_fit(monkeypatch):
+    written = numbers_in(monkeypatch)
+    mask = np.zeros((48, 64), int)
+    mask[4:24, 10:40], mask[40, 5] = 17, 3  # 3 is too small
+    small = sheets.legible(sheets.colour_labels(mask, distinct_colours(20)))
+    drawn = sheets.write_numbers(small, mask)
+    assert {text for text, _ in written} == {"0", "17"}
+    for text, (x, y) in written:
+        assert mask[y // 4, x // 4] == int(text)
+    changed = (drawn != small).any(-1)
+    assert 0 < changed.mean() < 0.05 and drawn.shape == small.shape
 
 
 @pytest.mark.parametrize(
@@ -314,12 +331,30 @@ def test_sheets_of_very_small_and_very_large_images_are_legible(monkeypatch, siz
     assert drawn.sum() > 80  # titles are shown above narrow images too
 
 
-@pytest.mark.parametrize("maximum, top", [(0.3, 0.3), (1e-4, 0.01), (0.0, 0.01)])
-def test_the_scale_of_uncertainty_ends_at_the_maximum_of_the_sheet(scene, maximum, top):
+@pytest.mark.parametrize("maximum", [1.0, 0.3, 1e-4, 0.0])
+def test_the_scale_of_uncertainty_is_the_same_in_all_sheets(scene, maximum):
     image, truth, prediction = scene
     uncertainty = np.linspace(0, maximum, truth.size).reshape(truth.shape)
     sheet = sheets.prediction_sheet([image], [truth], [prediction], [uncertainty], LABELS)
-    assert contains(sheet, sheets.legible(sheets.heat(uncertainty / top)))
+    assert contains(sheet, sheets.legible(sheets.heat(uncertainty)))
+
+
+def test_the_scale_shows_the_colour_above_each_number():
+    legend = sheets.prediction_legend(LABELS)
+    assert contains(legend, sheets._heat_scale())
+    scale = sheets._heat_scale()[BORDER:-BORDER, BORDER:-BORDER]
+    ticks = np.flatnonzero((scale[sheets.SWATCH + 2] == sheets.INK).all(-1))
+    assert len(ticks) == len(CHANCES) == 7
+    colours = sheets.heat(np.array([CHANCES]) / 100)[0]
+    assert np.abs(scale[0, ticks].astype(int) - colours).max() <= 6
+
+
+def test_ignored_pixels_are_explained_by_their_pattern(scene):
+    image, truth, prediction = scene
+    uncertainty = np.zeros(truth.shape)
+    sheet = sheets.prediction_sheet([image], [truth], [prediction], [uncertainty], LABELS)
+    assert contains(sheet, IGNORED)
+    assert contains(sheets.contact_sheet([image], [truth], LABELS, ["a"]), IGNORED)
 
 
 def test_denoising_sheet_shows_the_removed_noise(scene):

@@ -443,6 +443,9 @@ def test_a_prediction_draws_and_saves_itself(opened, tmp_path):
     for alpha, wanted in ((0, found.images), (1, found.color())):
         for one, other in zip(found.overlay(alpha), wanted, strict=True):
             np.testing.assert_array_equal(one, other)
+    lines = found.overlay(contours=True)
+    for one, image, colour in zip(lines, found.images, found.color(), strict=True):
+        assert np.all((one == image) | (one == colour))
     with pytest.raises(UserError, match="alpha is 3, but must lie between 0"):
         found.overlay(3)
     paths = found.save(tmp_path / "out")
