@@ -62,7 +62,7 @@ def get_config(preset="swin_t"):
     )
     c.sampling = dict(
         steps=3, sampler="ddim", draws=1, time_difference=1, start=0.0,
-        accumulate=True, uncertainty="changes",
+        accumulate=True,
     )
     c.sweep = dict(steps=(1, 2, 3, 5, 10), draws=(1,))                    # for --mode=steps
 

@@ -76,7 +76,7 @@ def get_config(preset="convnext_t"):
     )
     c.sampling = dict(
         steps=10 if aligned else 3, sampler="ddim", draws=1, time_difference=1, start=0.0,
-        accumulate=False, uncertainty="changes",
+        accumulate=False,
     )
     c.sweep = dict(steps=(1, 2, 3, 5, 10), draws=(1,))                    # for --mode=steps
 

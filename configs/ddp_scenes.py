@@ -39,7 +39,7 @@ def get_config():
     )
     c.sampling = dict(
         steps=3, sampler="ddim", draws=1, time_difference=1, start=0.0,
-        accumulate=True, uncertainty="entropy",
+        accumulate=True,
     )
     c.sweep = dict(steps=(1, 2, 3, 5, 10), draws=(1,))                    # for --mode=steps
 

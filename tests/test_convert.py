@@ -177,7 +177,6 @@ def test_the_task_of_ddp_is_in_the_metadata(official_ddp, tmp_path):
         "sampling": {
             "steps": 3, "sampler": "ddim", "draws": 1, "time_difference": 1, "start": 0.0,
             "schedule": "cosine", "accumulate": False,
-            "uncertainty": "changes",
         },
     }  # fmt: skip
 
@@ -213,9 +212,6 @@ def test_the_published_test_protocol_is_written(name, classes, flags, steps, lim
     segmenter = Segmenter("out", network, as_json(meta))
     assert segmenter.meta["task"]["sampling"]["steps"] == steps
     assert segmenter.task_for().meta["sampling"]["steps"] == steps
-    assert segmenter.task_for().meta["sampling"]["uncertainty"] == (
-        "changes" if steps > 1 else "entropy"
-    )
     expected = keep_ratio_size((1024, 2048), limit) if any(limit) else (1024, 2048)
     assert segmenter.protocol.sizes((1024, 2048)) == [expected]
 

@@ -1,7 +1,6 @@
 """Counts the right and wrong pixels of a network over a split, and collects examples to draw."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,98 +8,131 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.inference.views import Maps, Protocol, predict
 from diffseg_jax.metrics.calibration import CHANCE_BINS, chance_counts
 from diffseg_jax.metrics.segmentation import boundary_confusion, confusion
-from diffseg_jax.metrics.uncertainty import BINS, MEASURES, image_uncertainty, uncertainty_counts
+from diffseg_jax.metrics.uncertainty import BINS, SIGNALS, image_uncertainty, uncertainty_counts
 
 UNCERTAIN = 2**40  # the count for a mean uncertainty of 1
+DRAWN_PIXELS = 200_000  # of a whole split, for a calibrator
+DRAWN_IMAGES = 2_000  # at most, from which they come
 
 
 @dataclasses.dataclass
 class Counts:
     """Counts over some images; those of several processes add up.
 
-    confusion    i64[K+1,K], the last row for predictions on ignored pixels
-    boundary     i64[K,K], the confusion of the pixels near a boundary of the labels
-    uncertainty  i64[2,BINS], right and wrong pixels by their uncertainty
-    chance       i64[K,2,CHANCE_BINS], the same by predicted class and chance of an error, which is
-                 1 - the highest probability
-    measures     the same for each of `uncertainty.MEASURES`; zeros for measures that are missing
-    images       number of images
-    uncertain    sum over images of the mean of their most uncertain tenth, in steps of 2**-40: a
-                 sum of integers is the same in any order
+    confusion  i64[K+1,K], the last row for predictions on ignored pixels
+    boundary   i64[K,K], the confusion of the pixels near a boundary of the labels
+    chance     i64[K,2,CHANCE_BINS], right and wrong pixels by predicted class and chance of an
+               error, which is 1 - the highest probability
+    images     number of images
+    uncertain  sum over images of the mean chance in their most uncertain tenth, in steps of 2**-40:
+               a sum of integers is the same in any order
+    signals    i64[2,BINS], right and wrong pixels by their value, for each of
+               `uncertainty.SIGNALS`; zeros for signals that are missing
     """
 
     confusion: np.ndarray
     boundary: np.ndarray
-    uncertainty: np.ndarray
     chance: np.ndarray
     images: int = 0
     uncertain: int = 0
-    measures: dict[str, np.ndarray] = dataclasses.field(
-        default_factory=lambda: {name: np.zeros((2, BINS), int) for name in MEASURES}
+    signals: dict[str, np.ndarray] = dataclasses.field(
+        default_factory=lambda: {name: np.zeros((2, BINS), int) for name in SIGNALS}
     )
 
     def add(self, mask: np.ndarray, prediction: Maps, row: int):
         """Counts one image, a row of a prediction, against its mask i32[H,W]."""
-        labels, uncertainty = prediction.labels[row], prediction.uncertainty[row]
+        labels, chance = prediction.labels[row], prediction.signals["least_confidence"][row]
         num_classes = self.confusion.shape[1]
         self.confusion += confusion(mask, labels, num_classes, ignored_row=True)
         self.boundary += boundary_confusion(mask, labels, num_classes)
-        self.uncertainty += uncertainty_counts(uncertainty, mask, labels)
-        by_class = np.moveaxis(prediction.probs[row], -1, 0)
-        highest = functools.reduce(np.maximum, by_class)  # much faster than max over a short axis
-        self.chance += chance_counts(np.clip(1 - highest, 0, 1), mask, labels, num_classes)
-        for name, values in prediction.uncertainties.items():
-            self.measures[name] += uncertainty_counts(values[row], mask, labels)
+        self.chance += chance_counts(chance, mask, labels, num_classes)
+        for name, values in prediction.signals.items():
+            self.signals[name] += uncertainty_counts(values[row], mask, labels)
         self.images += 1
-        self.uncertain += round(image_uncertainty(uncertainty) * UNCERTAIN)
+        self.uncertain += round(image_uncertainty(chance) * UNCERTAIN)
+
+
+@dataclasses.dataclass
+class DrawnPixels:
+    """Labelled pixels of a split, drawn at random, with what the network says of them.
+
+    table  f32[images, pixels, 3 + signals]: 1 for a pixel and 0 for none, its predicted label,
+           whether that is wrong, and each of SIGNALS, 0 where it is missing
+    rows   index of an image in the split -> its row in the table
+    """
+
+    table: np.ndarray
+    rows: dict[int, int]
+
+    def add(self, index: int, mask: np.ndarray, prediction: Maps, row: int):
+        """Draws pixels of one image, a row of a prediction; they depend on the index alone."""
+        if index not in self.rows:
+            return
+        labelled, rng = np.flatnonzero(mask != IGNORE), np.random.default_rng(index)
+        drawn = rng.choice(labelled, min(len(labelled), self.table.shape[1]), replace=False)
+        labels, signals = prediction.labels[row].ravel()[drawn], prediction.signals
+        columns = [np.ones(len(drawn)), labels, labels != mask.ravel()[drawn]]
+        columns += [signals[n][row].ravel()[drawn] if n in signals else 0 * labels for n in SIGNALS]
+        self.table[self.rows[index], : len(drawn)] = np.stack(columns, -1)
+
+
+def draw_none(indices: Sequence[int]) -> DrawnPixels:
+    """No pixel yet; room for those of images in a split, spread over it."""
+    chosen = spread(indices, DRAWN_IMAGES)
+    pixels = DRAWN_PIXELS // max(len(chosen), 1)
+    table = np.zeros((len(chosen), pixels, 3 + len(SIGNALS)), np.float32)
+    return DrawnPixels(table, {int(index): row for row, index in enumerate(chosen)})
 
 
 def evaluate(
     forward: Callable, source: Sequence, indices: Sequence[int], num_classes: int,
     protocol: Protocol, batch_size: int, keep: int = 0, by_name: bool = False,
+    pixels: DrawnPixels | None = None,
 ) -> tuple[Counts, list[dict]]:  # fmt: skip
     """Counts over the images at `indices`, summed over all processes.
 
     Neighbours of one size share a batch. Also returns `keep` examples of this process, spread over
-    the split, with "labels" and "uncertainty" added. by_name: whether `forward` takes names.
+    the split, with their `Maps` as "maps". by_name: whether `forward` takes names. pixels: where
+    pixels of all processes are added.
     """
     counts = no_counts(num_classes)
     drawn = []
     mine = indices[jax.process_index() :: jax.process_count()]
     shown = {source.names[index] for index in spread(mine, keep)}
+    waiting = iter(mine)
     for examples in _batches(source, mine, batch_size):
         images = np.stack([example["image"] for example in examples])
         names = [example["name"] for example in examples] if by_name else ()
         prediction = predict(forward, images, protocol, names)
         for row, example in enumerate(examples):
             counts.add(example["mask"], prediction, row)
+            if pixels:
+                pixels.add(int(next(waiting)), example["mask"], prediction, row)
             if example["name"] in shown:
-                predicted = {
-                    "labels": prediction.labels[row],
-                    "uncertainty": prediction.uncertainty[row],
-                }
-                drawn.append({**example, **predicted})
+                drawn.append({**example, "maps": prediction[row]})
     if jax.process_count() > 1:
         counts = Counts(
             *(
                 np.sum(_from_all(part), axis=0)
-                for part in (counts.confusion, counts.boundary, counts.uncertainty, counts.chance)
+                for part in (counts.confusion, counts.boundary, counts.chance)
             ),
             int(np.sum(_from_all(np.array(counts.images)))),
             int(np.sum(_from_all(np.array(counts.uncertain)))),
-            {name: np.sum(_from_all(values), axis=0) for name, values in counts.measures.items()},
+            {name: np.sum(_from_all(values), axis=0) for name, values in counts.signals.items()},
         )
+        if pixels:
+            pixels.table = multihost_utils.process_allgather(pixels.table).sum(axis=0)
     return counts, drawn
 
 
 def no_counts(num_classes: int) -> Counts:
     """The counts of no image."""
     shapes = (
-        (num_classes + 1, num_classes), (num_classes, num_classes), (2, BINS),
-        (num_classes, 2, CHANCE_BINS),
+        (num_classes + 1, num_classes), (num_classes, num_classes), (num_classes, 2, CHANCE_BINS),
     )  # fmt: skip
     return Counts(*(np.zeros(shape, int) for shape in shapes))
 

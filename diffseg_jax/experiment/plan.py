@@ -68,6 +68,7 @@ class Evaluation:
     absent             how classes without labels count, see `metrics.segmentation`
     convention         of the paper's numbers, reported beside ours unless it is "default"
     keep_best          whether the best checkpoint counts instead of the last one
+    held_out           whether the images are others than those with which stages learn
     recorded           JSON values that stand beside the results
     """
 
@@ -83,6 +84,7 @@ class Evaluation:
     absent: str
     convention: str
     keep_best: bool
+    held_out: bool
     recorded: dict
     workdir: Path
     mesh: Mesh
@@ -408,7 +410,8 @@ def _plan_evaluation(config, name, task, source, workdir, mesh, log) -> Evaluati
         quick_protocol=dataclasses.replace(protocol, scales=(nearest,), flip=False),
         batch_size=options.batch_size, examples=options.pictures, absent=options.absent,
         convention=SYSTEMS[config.system].convention, keep_best=_keeps_best(config),
-        recorded=as_json(recorded), workdir=workdir, mesh=mesh, log=log,
+        held_out=config.data.train != config.data.val, recorded=as_json(recorded),
+        workdir=workdir, mesh=mesh, log=log,
     )  # fmt: skip
 
 

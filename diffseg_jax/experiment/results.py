@@ -5,27 +5,32 @@ import numpy as np
 from diffseg_jax.data.transforms import resize_image, resize_mask
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import counted
-from diffseg_jax.experiment.evaluate import UNCERTAIN, Counts, evaluate
+from diffseg_jax.experiment.calibrate import Calibrated, calibrate, describe
+from diffseg_jax.experiment.evaluate import UNCERTAIN, Counts, DrawnPixels, draw_none, evaluate
 from diffseg_jax.experiment.plan import Evaluation, StagePlan
 from diffseg_jax.figures import sheets, trust
+from diffseg_jax.inference.calibrators import UNCALIBRATED, file_of, write_calibrator
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.views import Protocol, View
 from diffseg_jax.metrics import segmentation
-from diffseg_jax.metrics.calibration import chance_scores
+from diffseg_jax.metrics.calibration import scores_by_class
+from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.metrics.uncertainty import auroc
+from diffseg_jax.storage.workdir import stage_directory
 
 
 def measure(
-    evaluation: Evaluation, network: dict, indices: np.ndarray, protocol: Protocol
-) -> tuple[Counts, list[dict]]:
-    """Counts of right and wrong pixels of a network, and the examples to draw."""
+    evaluation: Evaluation, network: dict, indices: np.ndarray, protocol: Protocol,
+    pixels: DrawnPixels | None = None,
+) -> tuple[Counts, list[dict]]:  # fmt: skip
+    """Counts of right and wrong pixels of a network, and the examples to draw; as of `evaluate`."""
     task, batch_size = evaluation.task, evaluation.batch_size
     forward = make_forward(
         task.predict, network, evaluation.mesh, batch_size, task.stride, task.files
     )
     return evaluate(
         forward, evaluation.source, indices, len(evaluation.source.labels.names), protocol,
-        batch_size, evaluation.examples, by_name=task.files is not None,
+        batch_size, evaluation.examples, by_name=task.files is not None, pixels=pixels,
     )  # fmt: skip
 
 
@@ -41,11 +46,21 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
         f"{stage}: evaluates step {meta['step']}, {chosen}, on {counted(len(indices), 'image')} "
         f"{protocol}"
     )
-    counts, examples = measure(evaluation, network, indices, protocol)
-    trace_steps(evaluation, network, examples, protocol)
-    draw_predictions(evaluation, examples, f"{stage}_{suffix}", meta["step"])
-    draw_trust(evaluation, counts.chance, suffix, meta["step"])
+    drawn = draw_none(indices) if evaluation.held_out else None
+    counts, examples = measure(evaluation, network, indices, protocol, drawn)
     names, convention = evaluation.source.labels.names, evaluation.convention
+    uncalibrated = scores_by_class(counts.chance, names)
+    calibrated = calibrate(drawn, len(names)) if drawn else None
+    if calibrated:
+        evaluation.log.say(f"{stage}: {describe(calibrated, uncalibrated)}")
+        keep_calibrator(evaluation, calibrated.calibrator, meta, replace=suffix == "result")
+    else:
+        evaluation.log.say(f"{stage}: {UNCALIBRATED}")
+    trace_steps(evaluation, network, examples, protocol)
+    calibrator = calibrated and calibrated.calibrator
+    draw_predictions(evaluation, examples, f"{stage}_{suffix}", meta["step"], calibrator)
+    draw_trust(evaluation, counts.chance, calibrated, suffix, meta["step"])
+    found = calibrated.numbers(names) if calibrated else {}
     papers = {}
     if convention != "default":
         papers[convention] = segmentation.to_json(scores_of(evaluation, counts, convention), names)
@@ -56,14 +71,25 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
         "labelled_images": meta["labelled"]["n"],
         "protocol": evaluation.recorded["protocol"],
         **segmentation.to_json(scores_of(evaluation, counts), names),
-        "AUROC": segmentation.to_number(auroc(counts.uncertainty)),
-        "AUROC_of": auroc_of_measures(counts),
+        "AUROC": found.get("AUROC") or uncalibrated["AUROC"],
+        "AUROC_of": auroc_of_signals(counts),
         "image_uncertainty": counts.uncertain / UNCERTAIN / counts.images,
         "boundary": boundary_of(evaluation, counts),
-        "calibration": calibration_of(evaluation, counts),
+        "calibration": {"of": "1 - highest probability", **uncalibrated},
+        "calibrated": found,
         **papers,
         **{key: value for key, value in evaluation.recorded.items() if key != "protocol"},
     }
+
+
+def keep_calibrator(evaluation: Evaluation, calibrator: Calibrator, meta: dict, replace: bool):
+    """Writes a calibrator beside the arrays of its checkpoint, in the first process only.
+
+    replace  whether it takes the place of an older one
+    """
+    directory, step = stage_directory(evaluation.workdir, evaluation.stage), meta["step"]
+    if processes.is_first() and (replace or not file_of(directory, step).exists()):
+        write_calibrator(directory, step, meta, calibrator)
 
 
 def scores_of(evaluation: Evaluation, counts: Counts, convention: str = "") -> dict:
@@ -94,34 +120,23 @@ def boundary_of(evaluation: Evaluation, counts: Counts) -> dict:
     }
 
 
-def calibration_of(evaluation: Evaluation, counts: Counts) -> dict:
-    """How well 1 - the highest probability is the chance of an error, also by predicted class."""
-    numbers = lambda part: {
-        key: segmentation.to_number(value) for key, value in chance_scores(part).items()
-    }
-    names = evaluation.source.labels.names
-    by_class = {name: numbers(part) for name, part in zip(names, counts.chance, strict=True)}
-    return {
-        "of": "1 - highest probability",
-        **numbers(counts.chance),
-        **{f"{key}_of_predicted": {name: part[key] for name, part in by_class.items()}
-           for key in ("ECE", "Brier", "AUROC")},
-    }  # fmt: skip
-
-
-def draw_trust(evaluation: Evaluation, chance: np.ndarray, suffix: str, step: int):
+def draw_trust(
+    evaluation: Evaluation, chance: np.ndarray, calibrated: Calibrated | None, suffix: str,
+    step: int,
+):  # fmt: skip
     """Saves the reliability and the risk-coverage plot, if the run draws any images."""
     if evaluation.examples and chance.any():
+        after = calibrated.counts if calibrated and calibrated.counts.any() else None
         for name, draw in (
             ("reliability", trust.reliability_plot),
             ("risk_coverage", trust.risk_coverage_plot),
         ):
-            save_sheet(evaluation, draw(chance), f"{evaluation.stage}_{name}_{suffix}", step)
+            save_sheet(evaluation, draw(chance, after), f"{evaluation.stage}_{name}_{suffix}", step)
 
 
-def auroc_of_measures(counts: Counts) -> dict:
-    """AUROC of every measure of uncertainty that the network gave."""
-    given = {name: values for name, values in counts.measures.items() if values.any()}
+def auroc_of_signals(counts: Counts) -> dict:
+    """AUROC of every signal of uncertainty that the network gave."""
+    given = {name: values for name, values in counts.signals.items() if values.any()}
     return {name: segmentation.to_number(auroc(values)) for name, values in given.items()}
 
 
@@ -141,10 +156,19 @@ def trace_steps(evaluation: Evaluation, network: dict, examples: list[dict], pro
         example["steps"] = np.stack([resize_mask(step, size) for step in labels])
 
 
-def draw_predictions(evaluation: Evaluation, examples: list[dict], file: str, step: int):
+def draw_predictions(
+    evaluation: Evaluation, examples: list[dict], file: str, step: int,
+    calibrator: Calibrator | None = None,
+):  # fmt: skip
     """Saves a sheet of examples: image, truth, steps, prediction, uncertainty, error."""
     if examples:
-        columns = [[e[key] for e in examples] for key in ("image", "mask", "labels", "uncertainty")]
+        columns = [[e[key] for e in examples] for key in ("image", "mask")]
+        maps = [example["maps"] for example in examples]
+        columns.append([each.labels for each in maps])
+        columns.append([
+            calibrator.chance(each.signals, each.labels) if calibrator else each.uncertainty
+            for each in maps
+        ])  # fmt: skip
         steps = [e["steps"] for e in examples] if "steps" in examples[0] else None
         sheet = sheets.prediction_sheet(*columns, evaluation.source.labels, steps)
         save_sheet(evaluation, sheet, file, step)

@@ -20,7 +20,7 @@ from diffseg_jax.experiment.plan import (
     plan_evaluations,
 )
 from diffseg_jax.experiment.results import (
-    auroc_of_measures,
+    auroc_of_signals,
     draw_predictions,
     measure,
     scores_of,
@@ -63,7 +63,7 @@ def choose_steps(config: ConfigDict, workdir: Path):
 
     Where the workdir holds no checkpoint, the directory that a stage starts from is measured, such
     as one that `diffseg_jax.convert` wrote. Prints a table: mIoU, milliseconds per image, and the
-    AUROC of every measure of uncertainty, for `sweep.steps` times `sweep.draws`. Raises UserError
+    AUROC of every signal of uncertainty, for `sweep.steps` times `sweep.draws`. Raises UserError
     for a system without reverse steps, and where there is no checkpoint.
     """
     require_free(workdir, "steps", "--workdir")
@@ -168,7 +168,7 @@ def measure_setting(setting: Setting, evaluation: Evaluation, network: dict) -> 
         "draws": setting.draws,
         "images": len(evaluation.indices),
         "ms": milliseconds(evaluation, network),
-        "AUROC": auroc_of_measures(counts),
+        "AUROC": auroc_of_signals(counts),
         **as_json(setting.recorded),
         **segmentation.to_json(scores_of(evaluation, counts), evaluation.source.labels.names),
     }

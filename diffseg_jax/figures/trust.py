@@ -9,41 +9,59 @@ SIZE, DPI = (4.8, 3.8), 100  # inches; pixels per inch
 ROOM = 1.05  # share of the largest value at which an axis ends
 
 
-def reliability_plot(counts: np.ndarray) -> np.ndarray:
+def reliability_plot(counts: np.ndarray, calibrated: np.ndarray | None = None) -> np.ndarray:
     """The share of wrong pixels against the estimated chance, in groups of equally many pixels.
 
-    counts   int[..., 2, CHANCE_BINS], with a pixel at least
+    counts      int[..., 2, CHANCE_BINS], with a pixel at least
+    calibrated  the same after calibration, if there is one
     """
     figure, panel = _new_plot()
-    predicted, observed = (100 * values for values in reliability(counts))
-    end = min(max(ROOM * max(predicted.max(), observed.max()), 1), 100)
+    curves = [reliability(each) for each in _given(counts, calibrated)]
+    end = min(max(ROOM * 100 * np.max(curves), 1), 100)
     panel.plot([0, end], [0, end], color="0.6", linestyle="--", linewidth=1.2, label="perfect")
-    panel.plot(predicted, observed, color=LINES[0], marker="o", markersize=5, linewidth=1.6,
-               label=f"{len(predicted)} equal groups of pixels", clip_on=False)  # fmt: skip
+    for (predicted, observed), (name, style) in zip(curves, _styles(calibrated), strict=True):
+        points = 100 * predicted, 100 * observed
+        panel.plot(*points, markersize=5, label=name, clip_on=False, **style)
     panel.set(xlim=(0, end), ylim=(0, end))
-    panel.set(xlabel="estimated chance of an error (%)", ylabel="wrong pixels (%)")
+    groups = f"in {len(curves[0][0])} equal groups"
+    panel.set(xlabel=f"estimated chance of an error (%), {groups}", ylabel="wrong pixels (%)")
     panel.legend(frameon=False, fontsize=9)
-    return _drawn(figure, panel, f"Reliability: ECE {chance_scores(counts)['ECE']:.3f}")
+    scores = [f"{chance_scores(each)['ECE']:.3f}" for each in _given(counts, calibrated)]
+    return _drawn(figure, panel, f"Reliability: ECE {', '.join(scores)}")
 
 
-def risk_coverage_plot(counts: np.ndarray) -> np.ndarray:
+def risk_coverage_plot(counts: np.ndarray, calibrated: np.ndarray | None = None) -> np.ndarray:
     """The share of wrong pixels among those kept, the surest first, against the share kept.
 
-    counts   as in `reliability_plot`
+    counts, calibrated   as in `reliability_plot`
     """
     figure, panel = _new_plot()
     kept = np.linspace(1, 100, 200)  # of the first pixels, one alone can be wrong
-    risk = np.interp(kept, *(100 * values for values in risk_coverage(counts)))
-    best = 100 * np.maximum(0, 1 - (100 - risk[-1]) / kept)
-    panel.plot([0, 100], risk[[-1, -1]], color="0.6", linestyle=":", label="random order")
+    given = _given(counts, calibrated)
+    risks = [np.interp(kept, *(100 * values for values in risk_coverage(each))) for each in given]
+    best = 100 * np.maximum(0, 1 - (100 - risks[0][-1]) / kept)
+    panel.plot([0, 100], risks[0][[-1, -1]], color="0.6", linestyle=":", label="random order")
     panel.plot(kept, best, color="0.6", linestyle="--", linewidth=1.2, label="best order")
-    panel.plot(kept, risk, color=LINES[0], linewidth=1.8, label="this network", clip_on=False)
-    panel.set(xlim=(0, 100), ylim=(0, min(max(ROOM * risk.max(), 1), 100)))
+    for risk, (name, style) in zip(risks, _styles(calibrated), strict=True):
+        panel.plot(kept, risk, label=name, clip_on=False, **{**style, "marker": None})
+    panel.set(xlim=(0, 100), ylim=(0, min(max(ROOM * np.max(risks), 1), 100)))
     panel.set(xlabel="pixels kept, the surest first (%)", ylabel="wrong among them (%)")
     panel.legend(frameon=False, fontsize=9)
-    scored = chance_scores(counts)
-    title = f"Risk and coverage: AURC {scored['AURC']:.3f}, {scored['excess_AURC']:.3f} above best"
-    return _drawn(figure, panel, title)
+    scores = [f"{chance_scores(each)['AURC']:.3f}" for each in given]
+    return _drawn(figure, panel, f"Risk and coverage: AURC {', '.join(scores)}")
+
+
+def _given(counts, calibrated) -> list:
+    return [counts] if calibrated is None else [counts, calibrated]
+
+
+def _styles(calibrated) -> list[tuple[str, dict]]:
+    """The name and style of each curve of a plot."""
+    before = dict(color=LINES[1], linewidth=1.4, marker="s")
+    after = dict(color=LINES[0], linewidth=1.8, marker="o")
+    if calibrated is None:
+        return [("1 - highest probability", after)]
+    return [("1 - highest probability", before), ("calibrated, on held-out images", after)]
 
 
 def _new_plot():

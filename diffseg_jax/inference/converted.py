@@ -15,9 +15,11 @@ from diffseg_jax.data.named_sets import ADE20K, CITYSCAPES
 from diffseg_jax.data.palette import distinct_colours, numbered_labels
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, choose
+from diffseg_jax.inference.calibrators import read_calibrator, write_calibrator
 from diffseg_jax.inference.locate import find_stage, step_to_open
 from diffseg_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint
+from diffseg_jax.storage.integrity import read_meta
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.paths import make_folder
 from diffseg_jax.storage.workdir import as_json, read_results
@@ -122,7 +124,7 @@ def convert_ddp(
     )
     sampling = dict(
         steps=steps, sampler="ddim", draws=1, time_difference=1, start=0.0, schedule="cosine",
-        accumulate=classes == 150, uncertainty="changes" if steps > 1 else "entropy",
+        accumulate=classes == 150,
     )  # fmt: skip
     task = {
         "kind": "train",
@@ -163,12 +165,17 @@ def convert_run(path: str | os.PathLike, output: str | os.PathLike, stage=None, 
     stored_dtype = choose(STORED_DTYPES, dtype, "dtype")
     directory = find_stage(path, stage)
     values, meta = open_network(directory, step_to_open(directory, step), ema)
+    calibrator = read_calibrator(directory, meta["step"], meta, ema) if "classes" in meta else None
     values["params"] = jax.tree.map(lambda leaf: leaf.astype(stored_dtype), values["params"])
     meta = {key: value for key, value in meta.items() if key not in ("arrays", "format")}
     if directory.parent.name == "checkpoints" and ema is None:
         results = read_results(directory.parent.parent).get(directory.name)
         meta["results"] = results if results and results["step"] == meta["step"] else None
-    return save_values(output, values, meta)
+    count = save_values(output, values, meta)
+    if calibrator:
+        saved = read_meta(Path(output), meta["step"])
+        write_calibrator(Path(output), meta["step"], saved, calibrator)
+    return count
 
 
 def classes_meta(num_classes: int) -> dict:

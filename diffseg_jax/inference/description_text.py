@@ -125,8 +125,8 @@ def result_lines(results: dict) -> list[str]:
     if results.get("AUROC") is not None:
         images += f"; uncertainty predicts errors with an AUROC of {results['AUROC']:.3f}"
     lines = [*table, images]
-    if calibration := results.get("calibration"):
-        keys = ("ECE", "Brier", "AUROC", "AUPR", "AURC")
-        numbers = [f"{k} {calibration[k]:.3f}" for k in keys if calibration[k] is not None]
-        lines.append(f"{calibration['of']} as the chance of an error: {', '.join(numbers)}")
+    keys = ("ECE", "Brier", "AUROC", "AUPR", "AURC")
+    for scores in filter(None, (results.get("calibration"), results.get("calibrated"))):
+        numbers = [f"{key} {scores[key]:.3f}" for key in keys if scores[key] is not None]
+        lines.append(f"{scores['of']}, as the chance of an error: {', '.join(numbers)}")
     return lines

@@ -19,6 +19,7 @@ from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.views import Protocol, View, predict_whole
+from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.storage.paths import make_folder, write_atomically
 from diffseg_jax.systems.task import Task
 
@@ -64,7 +65,7 @@ def export(
         )
     log(f"{segmenter.directory}: traces step {segmenter.step} for {', '.join(platforms)}")
     seed = int(segmenter.seed_for(seed))
-    function = prediction_function(task, segmenter.network, size, seed)
+    function = prediction_function(task, segmenter.network, size, seed, segmenter.calibrator)
     (b,) = stablehlo.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((b, *size, 3), jnp.uint8)
     with warnings.catch_warnings():
@@ -79,8 +80,9 @@ def export(
 
 
 def prediction_function(
-    task: Task, network: dict, size: tuple[int, int], seed: int
-) -> Callable[[jax.Array], dict]:
+    task: Task, network: dict, size: tuple[int, int], seed: int,
+    calibrator: Calibrator | None = None,
+) -> Callable[[jax.Array], dict]:  # fmt: skip
     """u8[b,H,W,3] -> {"labels", "probs", "uncertainty"} of whole images, b being symbolic.
 
     Each image is predicted as a batch of one, all of them at the same time; but one after another
@@ -91,7 +93,8 @@ def prediction_function(
 
     def predict_one(image):
         values = jax.tree.map(jnp.asarray, network)
-        maps = predict_whole(task.predict(values, image[None], valid, seed=seed), jnp)[0]
+        found = task.predict(values, image[None], valid, seed=seed)
+        maps = predict_whole(found, jnp, calibrator)[0]
         return {
             "labels": maps.labels.astype(jnp.int32),
             "probs": maps.probs.astype(jnp.float32),
@@ -123,7 +126,8 @@ def model_json(segmenter: Segmenter, task: Task, exported, seed: int) -> dict:
     meanings = {
         "labels": "the class of every pixel, an index into classes",
         "probs": "of every class, summing to 1",
-        "uncertainty": "0 certain, 1 uncertain",
+        "uncertainty": "the estimated chance that the label is wrong"
+        + ("" if segmenter.calibrator else ", uncalibrated: 1 - the highest probability"),
     }
     sampling = task.meta.get("sampling", {})
     return {

@@ -25,8 +25,10 @@ class Prediction:
     images         u8[B, H, W, 3], as they were given
     labels         i32[B, H, W], 0..K-1
     probs          f32[B, H, W, K], sums to 1
-    uncertainty    f32[B, H, W] in [0, 1]
-    uncertainties  dict of such: "entropy", and of some systems "changes", "spread"
+    uncertainty    f32[B, H, W] in [0, 1], the estimated chance that the label is wrong
+    calibrated     whether it was fitted to labelled pixels; else it is 1 - the highest probability
+    signals        dict of such: "least_confidence", "entropy", and of some systems "divergence",
+                   "changes", "spread"
     classes        K names;  palette  K colours (r, g, b)
 
     `prediction[i]` is that of one image, `len` their number; a notebook displays it.
@@ -68,11 +70,15 @@ class Prediction:
     def uncertainty(self):
         return _stacked([maps.uncertainty for maps in self._maps])
 
+    @property
+    def calibrated(self) -> bool:
+        return all(maps.calibrated for maps in self._maps)
+
     @functools.cached_property
-    def uncertainties(self) -> dict:
+    def signals(self) -> dict:
         return {
-            name: _stacked([maps.uncertainties[name] for maps in self._maps])
-            for name in self._maps[0].uncertainties
+            name: _stacked([maps.signals[name] for maps in self._maps])
+            for name in self._maps[0].signals
         }
 
     def color(self):
@@ -133,7 +139,7 @@ class Prediction:
         return (
             f"Prediction for {counted(len(self), 'image')} ({shown}{more}), "
             f"{len(self.classes)} classes: {named}{', ...' if len(ordered) > MAX_NAMED else ''}; "
-            f"mean uncertainty {mean:.3f}"
+            f"mean uncertainty {mean:.3f}{'' if self.calibrated else ' (uncalibrated)'}"
         )
 
     def _repr_png_(self):

@@ -25,12 +25,14 @@ from diffseg_jax.devices.compiled import CACHE, keep_compiled
 from diffseg_jax.devices.mesh import find_devices, local_mesh, place_tree, state_shardings
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, require_known
+from diffseg_jax.inference.calibrators import read_calibrator
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.images import named_images
 from diffseg_jax.inference.locate import find_stage, step_to_open
 from diffseg_jax.inference.options import PredictOptions, require_integer
 from diffseg_jax.inference.prediction import Prediction, concatenate
 from diffseg_jax.inference.views import Protocol, predict, protocol_of
+from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.storage.integrity import Damaged, fingerprints
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.systems.methods import SYSTEMS
@@ -75,7 +77,8 @@ def load(
         network, meta = open_network(directory, step, ema)
     except Damaged as error:
         raise UserError(f"{error}. Copy or make it again, or give another step.") from None
-    return Segmenter(directory, network, meta, dtype, device)
+    calibrator = read_calibrator(directory, meta["step"], meta, ema) if "classes" in meta else None
+    return Segmenter(directory, network, meta, dtype, device, calibrator)
 
 
 class Segmenter:
@@ -88,11 +91,15 @@ class Segmenter:
     network    {"params", "stats"}: nested dicts of numpy arrays
     protocol   how images are shown unless options of `predict` change it: as in the evaluation
     config     that of the run, with this dtype
+    calibrator  estimates the chance of errors; None: it is 1 - the highest probability
     mesh       the devices, which share a batch
     """
 
     @own_settings()
-    def __init__(self, directory, network: dict, meta: dict, dtype=None, device=None):
+    def __init__(
+        self, directory, network: dict, meta: dict, dtype=None, device=None,
+        calibrator: Calibrator | None = None,
+    ):  # fmt: skip
         config = as_tuples(meta["config"])
         if not config.keys() & {"model", "mae", "features"}:
             raise UserError(
@@ -103,7 +110,7 @@ class Segmenter:
             require_known(dtype, DTYPES, "dtype")
             config["dtype"] = dtype
         self.config, self.meta, self.directory = ConfigDict(config), meta, directory
-        self.step = meta["step"]
+        self.step, self.calibrator = meta["step"], calibrator
         self.system = self.config.system
         self.names = tuple(meta.get("classes", ()))
         palette = meta.get("palette") or distinct_colours(len(self.names))
@@ -225,7 +232,7 @@ class Segmenter:
                 first = False
                 with _memory_errors():
                     shown = np.stack([image for _, image in batch])
-                    maps = predict(forward, shown, protocol, names)
+                    maps = predict(forward, shown, protocol, names, self.calibrator)
                 for row, (name, image) in enumerate(batch):
                     yield Prediction([name], [image], [maps[row]], self.labels)
 

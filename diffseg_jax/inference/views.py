@@ -11,6 +11,7 @@ import numpy as np
 from diffseg_jax.data.interpolation import half_pixel_neighbours
 from diffseg_jax.data.transforms import keep_ratio_size, resize_image
 from diffseg_jax.errors import UserError
+from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.metrics.divergence import entropy, normalised
 
 DEFAULT_SIDE = 512  # of a window, in the advice where none is given
@@ -20,21 +21,25 @@ DEFAULT_SIDE = 512  # of a window, in the advice where none is given
 class Maps:
     """The maps predicted for a batch of images of one size, or without B for one image.
 
-    labels         i32[B, H, W], 0..K-1
-    probs          f32[B, H, W, K], sums to 1
-    uncertainty    f32[B, H, W] in [0, 1]
-    uncertainties  name of a measure -> f32[B, H, W]: "entropy", that of `probs` divided by ln K,
-                   and the MEASURES that the network returns itself
+    labels       i32[B, H, W], 0..K-1
+    probs        f32[B, H, W, K], sums to 1
+    uncertainty  f32[B, H, W] in [0, 1], the estimated chance that the label is wrong
+    signals      name -> f32[B, H, W] in [0, 1], what it is estimated from: "least_confidence", 1 -
+                 the highest probability; "entropy", that of `probs` divided by ln K; and those of
+                 SIGNALS that the network returns itself
+    calibrated   whether a calibrator estimated the uncertainty; else it is "least_confidence"
     """
 
     labels: np.ndarray
     probs: np.ndarray
     uncertainty: np.ndarray
-    uncertainties: dict[str, np.ndarray]
+    signals: dict[str, np.ndarray]
+    calibrated: bool = False
 
     def __getitem__(self, row: int) -> "Maps":
-        measures = {name: values[row] for name, values in self.uncertainties.items()}
-        return Maps(self.labels[row], self.probs[row], self.uncertainty[row], measures)
+        signals = {name: values[row] for name, values in self.signals.items()}
+        maps = self.labels[row], self.probs[row], self.uncertainty[row]
+        return Maps(*maps, signals, self.calibrated)
 
 
 class View(enum.Enum):
@@ -102,20 +107,21 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def predict(
-    forward: Callable, images: np.ndarray, protocol: Protocol, names: Sequence[str] = ()
+    forward: Callable, images: np.ndarray, protocol: Protocol, names: Sequence[str] = (),
+    calibrator: Calibrator | None = None,
 ) -> Maps:  # fmt: skip
     """Labels, probabilities and uncertainty of images u8[B,H,W,3] of one size.
 
-    forward  (images u8[B,h,w,3], valid i32[B,2]) -> probabilities f32[B,h,w,K], or a dict of maps:
-             "probs", "logits" or both, "votes" f32[B,h,w,K], and in [0, 1] "uncertainty" and other
-             MEASURES f32[B,h,w]; pixels outside `valid` (height, width) are padding
-    names    of the images, for a `forward` that reads files
+    forward     (images u8[B,h,w,3], valid i32[B,2]) -> probabilities f32[B,h,w,K], or a dict of
+                maps: "probs", "logits" or both, "votes" f32[B,h,w,K], and those of SIGNALS
+                f32[B,h,w] that it has; pixels outside `valid` (height, width) are padding
+    names       of the images, for a `forward` that reads files
+    calibrator  estimates the uncertainty; None: it is 1 - the highest probability
 
     Every map is averaged in float32 over windows, resized to the size of the image, and averaged
     over scales and the mirror image. Before this last average logits become probabilities, or votes
     if there are probabilities too. A label is the class with most votes, or without votes the one
-    of the highest probability; the smallest among equals. Without a map "uncertainty", the
-    uncertainty is the entropy.
+    of the highest probability; the smallest among equals.
     """
     image_size = images.shape[1:3]
     outputs = []
@@ -129,27 +135,30 @@ def predict(
             mirrored = {name: values[:, :, ::-1] for name, values in mirrored.items()}
             outputs.append(_scores(mirrored, image_size))
     mean = {name: sum(maps[name] for maps in outputs) / len(outputs) for name in outputs[0]}
-    return _decided(mean, np)
+    return _decided(mean, np, calibrator)
 
 
-def predict_whole(output, xp=np) -> Maps:
+def predict_whole(output, xp=np, calibrator: Calibrator | None = None) -> Maps:
     """The maps that `predict` makes of one output of `forward`, without padding or averaging.
 
     xp  numpy or jax.numpy, the module of the arrays that come in and go out
     """
-    return _decided(_with_probs(_named_maps(output), xp), xp)
+    return _decided(_with_probs(_named_maps(output), xp), xp, calibrator)
 
 
-def _decided(mean, xp):
+def _decided(mean, xp, calibrator):
     """`Maps` of averaged maps f32[B,H,W,C] without logits."""
     mean = dict(mean)
     probs = mean.pop("probs")
     labels = xp.argmax(mean.pop("votes", probs), -1).astype(xp.int32)
-    measures = {name: xp.clip(v[..., 0], 0, 1).astype(xp.float32) for name, v in mean.items()}
+    signals = {name: xp.clip(v[..., 0], 0, 1).astype(xp.float32) for name, v in mean.items()}
+    highest = functools.reduce(xp.maximum, xp.moveaxis(probs, -1, 0))  # `max` is slow on short axes
+    signals["least_confidence"] = xp.clip(1 - highest, 0, 1).astype(xp.float32)
     relative_entropy = normalised(entropy(probs, xp), probs.shape[-1], xp)
-    measures["entropy"] = relative_entropy.astype(xp.float32)
-    uncertainty = measures.pop("uncertainty", measures["entropy"])
-    return Maps(labels, probs, uncertainty, measures)
+    signals["entropy"] = relative_entropy.astype(xp.float32)
+    if calibrator and signals.keys() >= set(calibrator.signals):
+        return Maps(labels, probs, calibrator.chance(signals, labels, xp), signals, True)
+    return Maps(labels, probs, signals["least_confidence"], signals)
 
 
 def _scores(maps, size):

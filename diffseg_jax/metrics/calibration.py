@@ -9,9 +9,12 @@ the middle of its bin, which is within p / 64 of p. The order of pixels in one b
 count as evenly mixed, as pixels of equal p should.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from diffseg_jax.data.labels import IGNORE
+from diffseg_jax.metrics.segmentation import to_number
 from diffseg_jax.metrics.uncertainty import BINS, auroc, bin_edges, binned_pixels
 
 MERGED = 4  # bins of `uncertainty_counts` per bin here, as there is a histogram for each class
@@ -53,6 +56,19 @@ def chance_scores(counts) -> dict[str, float]:
         "AURC": aurc(total),
         "excess_AURC": aurc(total) - aurc(best),
     }
+
+
+def scores_by_class(counts, names: Sequence[str]) -> dict:
+    """`chance_scores` of all classes, and some of each predicted class by its name; JSON values.
+
+    counts   int[K, 2, CHANCE_BINS];  names  of the K classes, or none for no scores by class
+    """
+    of = lambda part: {key: to_number(value) for key, value in chance_scores(part).items()}
+    by_class = {name: of(part) for name, part in zip(names, counts, strict=bool(names))}
+    return of(counts) | {
+        f"{key}_of_predicted": {name: scores[key] for name, scores in by_class.items()}
+        for key in ("ECE", "Brier", "AUROC") if names
+    }  # fmt: skip
 
 
 def reliability(counts, groups: int = EQUAL_MASS_BINS) -> tuple[np.ndarray, np.ndarray]:
@@ -119,6 +135,14 @@ def aurc(counts) -> float:
     """The area under the risk-coverage curve: the mean risk over all coverages."""
     right, wrong = _summed(counts)
     return _share(_sums_of_shares(right, wrong).sum(), right.sum() + wrong.sum())
+
+
+def errors_found(counts, share: float) -> float:
+    """The share of the wrong pixels that lie among the given share of pixels, the least sure."""
+    right, wrong = (part[::-1] for part in _summed(counts))
+    pixels = np.append(0, np.cumsum(right + wrong))
+    found = np.interp(share * pixels[-1], pixels, np.append(0, np.cumsum(wrong)))
+    return _share(found, wrong.sum())
 
 
 def _sums_of_shares(right: np.ndarray, wrong: np.ndarray) -> np.ndarray:

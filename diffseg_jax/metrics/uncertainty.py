@@ -1,4 +1,4 @@
-"""Measures of uncertainty: one number per image, and how well it finds wrong pixels.
+"""Signals of uncertainty: one number per image, and how well they find wrong pixels.
 
 Over a data set, right and wrong pixels are counted in bins of uncertainty; counts of batches and
 hosts add up, and the ratio comes last.
@@ -9,7 +9,7 @@ import numpy as np
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.errors import UserError
 
-MEASURES = ("entropy", "changes", "spread")  # of uncertainty that a prediction may contain
+SIGNALS = ("least_confidence", "entropy", "divergence", "changes", "spread")  # see `views.Maps`
 BINS = 4096
 PER_OCTAVE = 128  # so the bins reach 32 octaves down, to 2^-32
 _DROPPED = 23 - (PER_OCTAVE - 1).bit_length()  # of float32's 23 fraction bits: all but the first 7

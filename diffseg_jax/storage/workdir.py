@@ -13,6 +13,8 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.storage.checkpoints import has_checkpoint
 from diffseg_jax.storage.paths import BUCKET, open_path, reachable, write_json
 
+REMOVED = ("sampling.uncertainty:",)  # options of version 0.1.0 that have no effect any more
+
 
 def open_workdir(text: str) -> Path:
     """A local path, or a path in a bucket (gs://bucket/runs/a).
@@ -96,7 +98,7 @@ def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
     )
     lines = [
         line for line in differing_lines(old, as_json(config.to_dict()))
-        if not line.startswith(tuple(f"{key}." for key in may_differ))
+        if not line.startswith((*(f"{key}." for key in may_differ), *REMOVED))
     ]  # fmt: skip
     if lines:
         raise UserError(

@@ -36,7 +36,6 @@ from diffseg_jax.systems.task import Task
 from diffseg_jax.training.losses import masked_cross_entropy
 
 SAMPLERS = ("ddim", "ddpm")
-NEEDS_SEVERAL = {"changes": "steps", "spread": "draws"}  # measures of uncertainty
 
 
 def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:
@@ -53,7 +52,6 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
     network = make_network(settings, kind != "plain", config.dtype, config.remat)
     diffusion, sampling = config.diffusion.to_dict(), config.sampling.to_dict()
     sampling["schedule"] = diffusion["schedule"]
-    sampling["uncertainty"] = uncertainty_of(sampling)
     meta = {
         "kind": kind,
         "model": dataclasses.asdict(settings),
@@ -78,16 +76,8 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
         trace=functools.partial(labels_of_steps, reverse, seed=config.seed),
         meta=meta,
         features=features,
-        recorded={
-            "sampling": {**config.sampling.to_dict(), "uncertainty": sampling["uncertainty"]}
-        },
+        recorded={"sampling": config.sampling.to_dict()},
     )
-
-
-def uncertainty_of(sampling) -> str:
-    """The measure of uncertainty: the one that the options name, or entropy where it needs more."""
-    needed = NEEDS_SEVERAL.get(sampling["uncertainty"])
-    return "entropy" if needed and sampling[needed] < 2 else sampling["uncertainty"]
 
 
 def make_settings(config, num_classes: int) -> DDPSettings:
@@ -211,15 +201,14 @@ def plain_maps(network, values, images, valid, seed=0):
 
 
 def diffused_maps(reverse, sampling, values, images, valid, seed):
-    """Scores and uncertainties f32[B,h,w,...] of images u8[B,h,w,3], after all reverse steps.
+    """Scores and signals f32[B,h,w,...] of images u8[B,h,w,3], after all reverse steps.
 
     sampling  see OPTIONS
 
     "logits", or with `accumulate` "probs", which are "logits" too: the original takes a second
     softmax of them before it averages views, and its labels follow from it. "changes", how often a
     cell's label changed, as a share of T - 1 (section 3.5), for two steps or more; "spread", by how
-    much draws disagree, for two or more: the Jensen-Shannon divergence by ln K. "uncertainty" is
-    the one that the options name, absent for "entropy", which `views.predict` computes.
+    much draws disagree, for two or more: the Jensen-Shannon divergence by ln K.
     """
     padded, valid = _padded(images, valid)
     found = reverse(values, padded, valid, seed)
@@ -228,8 +217,6 @@ def diffused_maps(reverse, sampling, values, images, valid, seed):
         maps["probs"] = maps["logits"]
     del found["labels"]
     maps |= {n: _repeated(cells[..., None], padded, images)[..., 0] for n, cells in found.items()}
-    if sampling["uncertainty"] in maps:
-        maps["uncertainty"] = maps[sampling["uncertainty"]]
     return maps
 
 

@@ -1,7 +1,6 @@
 """DDP in a config: its options and checks, where a stage starts, and foreign weights."""
 
 import dataclasses
-import warnings
 
 import jax
 from flax.traverse_util import flatten_dict as flatten
@@ -11,15 +10,12 @@ from diffseg_jax.config.schema import Flag, Number, Optional, Several, Text
 from diffseg_jax.diffusion.label_codes import CODES
 from diffseg_jax.diffusion.schedules import LOG_SNRS
 from diffseg_jax.errors import UserError
-from diffseg_jax.metrics.uncertainty import MEASURES
 from diffseg_jax.models.ddp_network import MIN_SIDE, DDPSettings
 from diffseg_jax.systems.ddp import (
-    NEEDS_SEVERAL,
     SAMPLERS,
     make_settings,
     make_task,
     settings_of_meta,
-    uncertainty_of,
 )
 from diffseg_jax.systems.system import (
     Setting,
@@ -182,7 +178,7 @@ OPTIONS = {
         "time_difference": Number(int, 0, 1000),
         "start": Number(float, 0, 0.99),
         "accumulate": Flag(),
-        "uncertainty": Text(MEASURES),
+        "uncertainty": Optional(Text(("entropy", "changes", "spread"))),  # of version 0.1.0
     },
     "sweep": {
         "steps": Several(Number(int, 1, 1000), minimum=1),
@@ -195,14 +191,6 @@ def check(config):
     """Raises UserError for option values that do not go together, and warns of odd ones."""
     if problem := make_settings(config, 2).problem():
         raise UserError(f"model: {problem}")
-    sampling = config.sampling
-    if uncertainty_of(sampling) != sampling.uncertainty:
-        needed = NEEDS_SEVERAL[sampling.uncertainty]
-        warnings.warn(
-            f"sampling.uncertainty is {sampling.uncertainty}, which needs 2 {needed} or more; with "
-            f"{needed}=1 the uncertainty is the entropy of the probabilities",
-            stacklevel=2,
-        )
     if config.new_head:
         require_start(config)
     for name in config.run:
@@ -263,7 +251,6 @@ def sweep(config, kind: str) -> list[Setting]:
     """The settings of config.sweep with which a trained network is measured; one for `plain`."""
     config = config.copy_and_resolve_references()
     config.new_head = False  # nothing is trained
-    config.sampling.uncertainty = "entropy"  # exists for any number of steps; all are measured
     if kind == "plain":
         return [Setting(0, 1, config, {"sampling": config.sampling.to_dict()})]
     pairs = [(steps, draws) for draws in config.sweep.draws for steps in config.sweep.steps]

@@ -92,7 +92,9 @@ def vote(extract, member, values, images, valid, *maps, seed, votes=True):
 
     def of_each_device(inputs):
         found = ensemble_maps(member, ensemble, extract(values, *inputs, other_seed=seed))
-        return found if votes else {"probs": found["probs"]}
+        if not votes:
+            del found["votes"]
+        return found
 
     def in_turns(x):  # [B, ...] -> [B / share, share, ...]; a device keeps its neighbouring rows
         return x.reshape(share, -1, *x.shape[1:]).swapaxes(0, 1)

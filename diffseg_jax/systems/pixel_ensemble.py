@@ -27,14 +27,14 @@ def make_member(features: int, num_classes: int, widths: tuple[int, ...]) -> Net
 
 
 def ensemble_maps(member: Network, ensemble: dict, features: PixelFeatures) -> dict:
-    """Votes, probabilities and uncertainty of the members at every pixel of N images.
+    """Votes, probabilities and divergence of the members at every pixel of N images.
 
     ensemble  {"params", "stats"} of `member` with a leading axis of M members
     out       "votes" f32[N,H,W,K] the number of members that choose a class;
-              "probs" f32[N,H,W,K] the mean of their softmaxes; "uncertainty" f32[N,H,W] in [0, 1]
+              "probs" f32[N,H,W,K] the mean of their softmaxes; "divergence" f32[N,H,W] in [0, 1]
 
-    The label is the class with most votes, the smallest index among ties. The uncertainty is the
-    Jensen-Shannon divergence of the members, H(mean p) - mean H(p), divided by ln K.
+    The label is the class with most votes, the smallest index among ties. The divergence is that of
+    Jensen and Shannon between the members, H(mean p) - mean H(p), divided by ln K.
     """
     params, stats = ensemble["params"], ensemble["stats"]
     kernel, bias = jax.vmap(lambda p, s: member.bind_eval(p, s).first_layer())(params, stats)
@@ -64,4 +64,4 @@ def agree(logits: jax.Array) -> dict:
     mixture = -jnp.sum(jax.scipy.special.xlogy(mean, mean), -1)
     spread = jensen_shannon(mixture, each, num_classes)
     votes = sum(jax.nn.one_hot(jnp.argmax(logits, -1), num_classes))
-    return {"votes": votes, "probs": mean, "uncertainty": spread}
+    return {"votes": votes, "probs": mean, "divergence": spread}

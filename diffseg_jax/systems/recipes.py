@@ -27,8 +27,7 @@ class Recipe:
     layers      hidden layers of a member: 2 for a `PixelMLP`, 1 or 0 for a `PixelHead`
     power       pixels are drawn so that a class of share f has a share in proportion to f^power;
                 None: every pixel once in a pass
-    votes       whether members vote for the label and their disagreement is the uncertainty; else
-                the mean of their probabilities decides, and its entropy is the uncertainty
+    votes       whether members vote for the label; else the mean of their probabilities decides
     """
 
     batch_size: int

@@ -5,16 +5,22 @@ import re
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict as flatten
 from PIL import Image
 
+import diffseg_jax
 from configs import tiny_ddep, tiny_ddp
 from diffseg_jax import main
 from diffseg_jax.config.files import run_config
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment.plan import check_config
-from diffseg_jax.storage.networks import open_network
+from diffseg_jax.experiment.plan import check_config, plan_evaluations
+from diffseg_jax.experiment.results import result_of
+from diffseg_jax.inference import calibrators
+from diffseg_jax.inference.converted import convert_run
+from diffseg_jax.storage.checkpoints import steps_in
+from diffseg_jax.storage.networks import open_meta, open_network
 from diffseg_jax.systems import ddp
 from diffseg_jax.training.optimizer import decayed
 from diffseg_jax.weights.ddp import DDP_TABLE
@@ -25,6 +31,9 @@ PRESETS = [("ddp_cityscapes", name) for name in (
     "convnext_t", "convnext_s", "convnext_b", "convnext_l", "swin_t", "swin_s", "swin_b", "swin_l",
     "convnext_t_aligned", "convnext_l_aligned",
 )] + [("ddp_ade20k", f"swin_{size}") for size in "tsbl"]  # fmt: skip
+
+
+OF_ALL = {"least_confidence", "entropy"}  # signals of every network
 
 
 def called(workdir, mode="train", **changes):
@@ -45,8 +54,8 @@ def run(tmp_path_factory):
 def test_a_run_leaves_results_and_images_of_every_step(run):
     results = json.loads((run / "results.json").read_text())
     assert list(results) == ["train", "align", "plain"]
-    assert set(results["train"]["AUROC_of"]) == {"changes", "entropy"}
-    assert set(results["plain"]["AUROC_of"]) == {"entropy"}
+    assert set(results["train"]["AUROC_of"]) == {"changes", *OF_ALL}
+    assert set(results["plain"]["AUROC_of"]) == OF_ALL
     widths = {name: Image.open(run / "pictures" / f"{name}_result.png").width for name in results}
     assert widths["train"] == widths["align"] > widths["plain"]  # three more columns, for its steps
     network, meta = open_network(run / "checkpoints/align")
@@ -58,12 +67,65 @@ def test_a_run_leaves_results_and_images_of_every_step(run):
     }  # fmt: skip
 
 
+def test_a_run_leaves_the_calibrator_of_every_checkpoint(run, tmp_path):
+    results = json.loads((run / "results.json").read_text())
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    for name, result in results.items():
+        assert result["calibrated"]["pixels"] > 0 and 0 <= result["calibrated"]["ECE"] < 1
+        assert result["AUROC"] == result["calibrated"]["AUROC"]
+        assert (run / "pictures" / f"{name}_reliability_result.png").exists()
+        segmenter = diffseg_jax.load(run, stage=name)
+        assert segmenter.calibrator.fitted_on["pixels"] == result["calibrated"]["pixels"]
+    found = segmenter.predict(image)
+    chance = segmenter.calibrator.chance(found.signals, found.labels)
+    assert found.calibrated and "uncalibrated" not in repr(found)
+    np.testing.assert_array_equal(found.uncertainty, chance)
+    convert_run(run, tmp_path / "small", stage=name, dtype="float16")
+    small = diffseg_jax.load(tmp_path / "small")
+    assert small.calibrator.to_json() == segmenter.calibrator.to_json()
+
+
+@pytest.mark.parametrize("damage", ["{", '{"of": 1}', "other weights", "other classes"])
+def test_a_calibrator_that_cannot_be_used_leaves_the_uncertainty_uncalibrated(run, damage):
+    directory = run / "checkpoints/plain"
+    step, meta = steps_in(directory)[0], open_meta(directory)
+    file = calibrators.file_of(directory, step)
+    kept = file.read_text()
+    content = json.loads(kept)
+    if damage == "other weights":
+        damage = json.dumps({**content, "of": {**content["of"], "arrays": "0"}})
+    if damage == "other classes":
+        damage = json.dumps({**content, "intercepts": content["intercepts"][1:]})
+    try:
+        file.write_text(damage)
+        with pytest.warns(UserWarning, match="calibrator.json .* uncalibrated"):
+            assert calibrators.read_calibrator(directory, step, meta) is None
+    finally:
+        file.write_text(kept)
+    assert calibrators.read_calibrator(directory, step, meta)
+    with pytest.warns(UserWarning, match="other parameters than ema=0.5"):
+        assert calibrators.read_calibrator(directory, step, meta, 0.5) is None
+
+
+def test_training_images_calibrate_nothing(run, tmp_path, capsys):
+    config = tiny_ddp.get_config()
+    config.data.val, config.evaluate.images = config.data.train, 1
+    (evaluation,) = plan_evaluations(config, tmp_path, ["plain"])
+    result = result_of(evaluation, *open_network(run / "checkpoints/plain"))
+    assert "uncalibrated" in capsys.readouterr().out
+    assert result["calibrated"] == {} and 0 <= result["AUROC"] <= 1
+    assert not list(tmp_path.glob("**/calibrator.json"))
+
+
 def test_a_finished_run_is_evaluated_with_other_sampling(run):
+    kept = [file.read_text() for file in sorted(run.glob("checkpoints/*/*/calibrator.json"))]
     called(run, "eval", **{"sampling.steps": 1})
     results = json.loads((run / "results_eval.json").read_text())
-    assert set(results["train"]["AUROC_of"]) == {"entropy"}
+    assert set(results["train"]["AUROC_of"]) == OF_ALL
     assert results["train"]["sampling"]["steps"] == 1
     assert "sampling" not in results["plain"]
+    files = sorted(run.glob("checkpoints/*/*/calibrator.json"))
+    assert len(files) == 3 and [file.read_text() for file in files] == kept
 
 
 def test_mode_steps_measures_every_setting_of_every_stage(run, capsys):
@@ -76,7 +138,7 @@ def test_mode_steps_measures_every_setting_of_every_stage(run, capsys):
     assert found == [*expected, ("plain", 0, 1)]
     for row in rows:
         assert 0 < row["mIoU"] < 1 and row["ms"] > 0
-        kinds = {"entropy"}
+        kinds = set(OF_ALL)
         kinds |= {"changes"} if row["steps"] > 1 else set()
         kinds |= {"spread"} if row["draws"] > 1 else set()
         assert set(row["AUROC"]) == kinds

@@ -74,7 +74,7 @@ def test_predictions_are_those_of_the_evaluation(opened, system):
     best = np.sort(wanted.probs, -1)
     clear = (best[..., -1] - best[..., -2] > 1e-4) | (system == "ddpm_seg")
     np.testing.assert_array_equal(found.labels[clear], wanted.labels[clear])
-    assert found.uncertainties.keys() == wanted.uncertainties.keys()
+    assert found.signals.keys() == wanted.signals.keys()
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -176,7 +176,7 @@ def test_steps_samples_and_seeds_are_those_of_the_config(opened, tiny_network):
     other = Segmenter(segmenter.directory, network, {**meta, "config": config})
     found = segmenter.predict(IMAGE, steps=2, samples=3, seed=5)
     np.testing.assert_array_equal(found.probs, other.predict(IMAGE).probs)
-    assert set(found.uncertainties) == {"entropy", "changes", "spread"}
+    assert set(found.signals) == {"least_confidence", "entropy", "changes", "spread"}
     assert (found.probs != segmenter.predict(IMAGE, steps=2, samples=3, seed=6).probs).any()
 
 

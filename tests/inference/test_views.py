@@ -16,6 +16,7 @@ from diffseg_jax.inference.views import (
     window_starts,
 )
 from diffseg_jax.layers.resize import resize_bilinear
+from diffseg_jax.metrics.calibrator import Calibrator
 
 pytestmark = pytest.mark.quick
 
@@ -181,16 +182,17 @@ def test_probabilities_are_resized_with_half_pixel_centres(size):
 
 
 @pytest.mark.parametrize("classes", [2, 3, 19])
-def test_uncertainty_is_0_for_one_class_and_1_for_equal_classes(classes):
-    def uncertainty(probs):
+def test_signals_are_0_for_one_class_and_highest_for_equal_classes(classes):
+    def signals(probs):
         forward = lambda images, valid: np.tile(probs, (*images.shape[:3], 1)).astype(np.float32)
-        return predict(forward, random_images(2, 2), Protocol()).uncertainty
+        return predict(forward, random_images(2, 2), Protocol()).signals
 
     sure, alike = np.eye(classes)[1], np.full(classes, 1 / classes)
-    np.testing.assert_array_equal(uncertainty(sure), 0)
-    np.testing.assert_allclose(uncertainty(alike), 1, atol=1e-6)
-    between = uncertainty((sure + alike) / 2)
-    assert np.all((between > 0.1) & (between < 0.9))
+    for name, highest in (("entropy", 1), ("least_confidence", 1 - 1 / classes)):
+        np.testing.assert_array_equal(signals(sure)[name], 0)
+        np.testing.assert_allclose(signals(alike)[name], highest, atol=1e-6)
+        between = signals((sure + alike) / 2)[name]
+        assert np.all((between > 0.1) & (between < 0.9))
 
 
 def test_views_that_disagree_are_uncertain():
@@ -199,7 +201,8 @@ def test_views_that_disagree_are_uncertain():
         np.broadcast_to(np.arange(images.shape[2]) * 2 // images.shape[2], images.shape[:3])
     ]
     maps = predict(sure, random_images(2, 4), Protocol(flip=True))
-    np.testing.assert_allclose(maps.uncertainty, 1, atol=1e-6)
+    np.testing.assert_allclose(maps.uncertainty, 0.5, atol=1e-6)
+    np.testing.assert_allclose(maps.signals["entropy"], 1, atol=1e-6)
 
 
 # --- from a config --------------------------------------------------------------------------------
@@ -226,7 +229,7 @@ def test_the_advice_on_windows_works(window, stride):
     make_protocol("slide", given.get("window", window), given["stride"], (1.0,), False)
 
 
-# --- logits, and measures of uncertainty ----------------------------------------------------------
+# --- logits, and signals of uncertainty -----------------------------------------------------------
 
 
 def as_logits(images, valid):
@@ -245,16 +248,29 @@ def test_logits_become_probabilities_after_enlarging_and_before_views_are_averag
     np.testing.assert_allclose(both.probs, np.mean(alone, 0), rtol=1e-5)
 
 
-def test_the_map_named_uncertainty_replaces_the_entropy():
+def test_without_a_calibrator_uncertainty_is_1_minus_the_highest_probability():
     images = random_images(6, 8)
     maps = predict(as_logits, images, Protocol())
-    assert set(maps.uncertainties) == {"entropy", "changes"}
-    np.testing.assert_array_equal(maps.uncertainty, maps.uncertainties["entropy"])
-    np.testing.assert_allclose(maps.uncertainties["changes"], images[..., 0] / 255, rtol=1e-6)
-    named = lambda *inputs: {**as_logits(*inputs), "uncertainty": inputs[0][..., 1] / 255}
-    np.testing.assert_allclose(
-        predict(named, images, Protocol()).uncertainty, images[..., 1] / 255, rtol=1e-6
-    )
+    assert set(maps.signals) == {"least_confidence", "entropy", "changes"}
+    np.testing.assert_array_equal(maps.uncertainty, maps.signals["least_confidence"])
+    np.testing.assert_allclose(maps.uncertainty, 1 - maps.probs.max(-1), atol=1e-6)
+    np.testing.assert_allclose(maps.signals["changes"], images[..., 0] / 255, rtol=1e-6)
+    assert not maps.calibrated and not maps[0].calibrated
+
+
+def test_a_calibrator_estimates_the_uncertainty_from_the_signals_that_it_knows():
+    images = random_images(6, 8)
+    calibrator = lambda *names: Calibrator(
+        names, np.ones(len(names)), np.array([0.0, 1, 2]), np.array([-9.0, 9]),
+        np.array([0.1, 0.8]), {},
+    )  # fmt: skip
+    known = calibrator("changes", "entropy")
+    maps = predict(as_logits, images, Protocol(), calibrator=known)
+    assert maps.calibrated and maps[0].calibrated
+    np.testing.assert_array_equal(maps.uncertainty, known.chance(maps.signals, maps.labels))
+    unknown = predict(as_logits, images, Protocol(), calibrator=calibrator("spread"))
+    assert not unknown.calibrated
+    np.testing.assert_array_equal(unknown.uncertainty, unknown.signals["least_confidence"])
 
 
 def test_scales_multiply_the_limit_not_the_rounded_size():

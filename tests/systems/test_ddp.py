@@ -271,7 +271,6 @@ def test_recorded_inference(golden, monkeypatch, mode):
         sampling = dict(
             steps=recorded["timesteps"], sampler="ddim", draws=1, time_difference=1, start=0.0,
             schedule=c["noise_schedule"], accumulate=recorded["accumulation"],
-            uncertainty="entropy",
         )  # fmt: skip
         noises = recorded_noises(arrays, mode)
         forward = forward_from(noises, network, values, sampling)
@@ -529,17 +528,6 @@ def test_another_network_is_refused():
 def test_values_without_a_possible_network_are_refused(changes, sentence):
     with pytest.raises(UserError, match=sentence):
         ddp_config.check(tiny(**changes))
-
-
-@pytest.mark.parametrize(("measure", "needed"), [("changes", "steps"), ("spread", "draws")])
-def test_entropy_replaces_a_measure_that_needs_several(measure, needed):
-    config = tiny(sampling__uncertainty=measure, sampling__steps=1, sampling__draws=1)
-    recorded = lambda: ddp.make_task(config, "train", (32, 48), 5).recorded["sampling"]
-    with pytest.warns(UserWarning, match=f"needs 2 {needed} or more; .* entropy"):
-        ddp_config.check(config)
-    assert recorded()["uncertainty"] == "entropy"
-    config.sampling[needed] = 2
-    assert recorded()["uncertainty"] == measure
 
 
 def test_a_crop_below_the_stride_is_refused():

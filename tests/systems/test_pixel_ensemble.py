@@ -1,4 +1,4 @@
-"""Predictions of an ensemble for pixels: recorded votes and uncertainties, and identities."""
+"""Predictions of an ensemble for pixels: recorded votes and divergences, and identities."""
 
 import functools
 import math
@@ -54,7 +54,7 @@ def recorded_ensembles(golden, folder):
 
 
 @pytest.mark.golden
-def test_recorded_votes_and_uncertainties(golden, tmp_path):
+def test_recorded_votes_and_divergences(golden, tmp_path):
     cases = list(recorded_ensembles(golden, tmp_path))
     assert cases
     for arrays, member, ensemble in cases:
@@ -73,7 +73,7 @@ def test_recorded_votes_and_uncertainties(golden, tmp_path):
         np.testing.assert_array_equal(votes.argmax(-1), arrays["vote"])
         probs = found["probs"][0].reshape(-1, classes)
         np.testing.assert_allclose(probs, arrays["mean_softmax"], rtol=0, atol=1e-5)
-        nats = found["uncertainty"][0] * math.log(classes)
+        nats = found["divergence"][0] * math.log(classes)
         np.testing.assert_allclose(nats.reshape(-1), arrays["js"], rtol=0, atol=1e-5)
         assert abs(image_uncertainty(nats) - arrays["top_k"]) < 1e-5
 
@@ -122,8 +122,8 @@ def test_votes_and_not_probabilities_decide():
     (peaks(1, 0, height=3e38), 0.5),
     (peaks(0, 0, num_classes=1), 0),
 ])  # fmt: skip
-def test_uncertainty_is_the_part_of_a_full_disagreement(logits, expected):
-    assert abs(float(agree(logits)["uncertainty"][0]) - expected) < 1e-6
+def test_divergence_is_the_part_of_a_full_disagreement(logits, expected):
+    assert abs(float(agree(logits)["divergence"][0]) - expected) < 1e-6
 
 
 def test_agreement_by_its_definition():
@@ -133,11 +133,11 @@ def test_agreement_by_its_definition():
     entropy = lambda p: -(p * np.log(p)).sum(-1)
     spread = (entropy(probs.mean(0)) - entropy(probs).mean(0)) / np.log(6)
     np.testing.assert_allclose(found["probs"], probs.mean(0), atol=1e-6)
-    np.testing.assert_allclose(found["uncertainty"], spread, atol=1e-6)
+    np.testing.assert_allclose(found["divergence"], spread, atol=1e-6)
     assert 0.1 < spread.mean() < 0.9
     back = agree(jnp.asarray(logits[::-1], jnp.float32))  # members have no order
     np.testing.assert_array_equal(back["votes"], found["votes"])
-    np.testing.assert_allclose(back["uncertainty"], found["uncertainty"], atol=1e-6)
+    np.testing.assert_allclose(back["divergence"], found["divergence"], atol=1e-6)
     np.testing.assert_array_equal(found["votes"].sum(-1), 5)
 
 
@@ -170,19 +170,19 @@ def test_a_prediction_is_that_of_the_members_at_every_pixel(monkeypatch, strip_b
     x = features.dense().reshape(-1, features.width)
     expected = agree(every_pixel(member, ensemble, x))
     assert {name: f.shape for name, f in found.items()} == {
-        "votes": (2, 7, 6, 4), "probs": (2, 7, 6, 4), "uncertainty": (2, 7, 6),
+        "votes": (2, 7, 6, 4), "probs": (2, 7, 6, 4), "divergence": (2, 7, 6),
     }  # fmt: skip
     assert len(np.unique(np.argmax(expected["votes"], -1))) > 2
-    for name, tolerance in (("votes", 0), ("probs", 1e-5), ("uncertainty", 1e-5)):
+    for name, tolerance in (("votes", 0), ("probs", 1e-5), ("divergence", 1e-5)):
         flat = found[name].reshape(expected[name].shape)
         np.testing.assert_allclose(flat, expected[name], rtol=0, atol=tolerance, err_msg=name)
 
 
-def test_a_single_member_decides_with_no_uncertainty():
+def test_a_single_member_does_not_diverge():
     member, ensemble, features = toy()
     one = jax.tree.map(lambda leaf: leaf[1:2], ensemble)
     found = quick(functools.partial(ensemble_maps, member))(one, features)
-    np.testing.assert_allclose(found["uncertainty"], 0, atol=1e-6)
+    np.testing.assert_allclose(found["divergence"], 0, atol=1e-6)
     np.testing.assert_array_equal(found["votes"].sum(-1), 1)
     np.testing.assert_array_equal(np.argmax(found["votes"], -1), np.argmax(found["probs"], -1))
 
