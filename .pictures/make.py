@@ -61,9 +61,8 @@ def front(checkpoint: str) -> np.ndarray:
     prediction = segmenter.predict(images)
     steps = trace(segmenter, images) if segmenter.task.trace else None
     print(f"{np.mean(prediction.labels == truths):.1%} of the pixels are right")
-    return sheets.prediction_sheet(
-        images, truths, prediction.labels, prediction.uncertainty, segmenter.labels, steps
-    )
+    columns = images, truths, prediction.labels, prediction.uncertainty
+    return sheets.prediction_sheet(*columns, segmenter.labels, steps, prediction.calibrated)
 
 
 def trace(segmenter, images: np.ndarray) -> list[np.ndarray]:

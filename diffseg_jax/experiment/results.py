@@ -170,7 +170,8 @@ def draw_predictions(
             for each in maps
         ])  # fmt: skip
         steps = [e["steps"] for e in examples] if "steps" in examples[0] else None
-        sheet = sheets.prediction_sheet(*columns, evaluation.source.labels, steps)
+        labels, calibrated = evaluation.source.labels, calibrator is not None
+        sheet = sheets.prediction_sheet(*columns, labels, steps, calibrated)
         save_sheet(evaluation, sheet, file, step)
 
 

@@ -285,9 +285,9 @@ def _line(text: str, width: int) -> np.ndarray:
     return np.asarray(line)
 
 
-def _heat_scale() -> np.ndarray:
+def _heat_scale(calibrated: bool) -> np.ndarray:
     """The colours of `heat` as a line of a legend, above the numbers in percent."""
-    name, right = "chance of an error", 60
+    name, right = "chance of an error" + ("" if calibrated else ", uncalibrated"), 60
     scale = Image.new("RGB", (BAR + right + _text_width(name), SWATCH + TITLE), WHITE)
     scale.paste(Image.fromarray(_even(np.tile(np.linspace(0, 1, BAR), (SWATCH, 1)))))
     draw = ImageDraw.Draw(scale)
@@ -301,10 +301,14 @@ def _heat_scale() -> np.ndarray:
     return _bordered(np.asarray(scale))
 
 
-def prediction_legend(labels) -> np.ndarray:
-    """The legend of label maps, with the numbers of the classes, and of uncertainty."""
-    names = [_numbered(k, name) for k, name in enumerate(labels.names)]
-    return rows([legend(names, labels.palette), _heat_scale()])
+def prediction_legend(labels, calibrated: bool = True, ignored: bool = False) -> np.ndarray:
+    """The legend of label maps, with the numbers of the classes, and of uncertainty.
+
+    ignored   whether labels may be 255
+    """
+    entries = [(_numbered(k, name), labels.palette[k]) for k, name in enumerate(labels.names)]
+    entries += [("ignored", IGNORED)] if ignored else []
+    return rows([legend(*zip(*entries, strict=True)), _heat_scale(calibrated)])
 
 
 def _numbered(k: int, name: str) -> str:
@@ -405,7 +409,9 @@ def grid(images: np.ndarray) -> np.ndarray:
     return np.concatenate([np.concatenate(line, 1) for line in lines])
 
 
-def prediction_sheet(images, truths, predictions, uncertainties, labels, steps=None) -> np.ndarray:
+def prediction_sheet(
+    images, truths, predictions, uncertainties, labels, steps=None, calibrated: bool = True
+) -> np.ndarray:
     """One row per image: image | truth | prediction | uncertainty | error, and a legend below.
 
     images          uint8[H, W, 3] each, few enough to look at; sizes may differ
@@ -414,6 +420,7 @@ def prediction_sheet(images, truths, predictions, uncertainties, labels, steps=N
     uncertainties   float[H, W] each, the chance of an error, on the scale of `heat`
     steps           int[T, H, W] each, the labels after every step of a sampler; MAX_STEPS_SHOWN of
                     them stand before the prediction, among them the first and the last
+    calibrated      whether the uncertainties are; the legend says if not
     """
     titles = ["image", "prediction", "uncertainty"]
     columns = [images, _areas(predictions, labels), [heat(values) for values in uncertainties]]
@@ -433,7 +440,7 @@ def prediction_sheet(images, truths, predictions, uncertainties, labels, steps=N
     body = _aligned(titles, list(zip(*columns, strict=True)))
     given = [masks for masks in (truths, predictions, steps) if masks is not None]
     legend_rows = _legend_below(labels, marks, body, [mask for masks in given for mask in masks])
-    return rows([*body, legend_rows, _heat_scale()])
+    return rows([*body, legend_rows, _heat_scale(calibrated)])
 
 
 def _areas(masks, labels, images=None) -> list[np.ndarray]:

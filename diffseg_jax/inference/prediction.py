@@ -116,7 +116,9 @@ class Prediction:
         """Rows of image, labels and uncertainty above a legend, as one image u8[h, w, 3]."""
         labels = [maps.labels for maps in self._maps]
         uncertainty = [maps.uncertainty for maps in self._maps]
-        return sheets.prediction_sheet(self._images, None, labels, uncertainty, self._labels)
+        return sheets.prediction_sheet(
+            self._images, None, labels, uncertainty, self._labels, calibrated=self.calibrated
+        )
 
     def save(self, folder) -> list[str]:
         """Writes <name>_labels.png (class ids, 8-bit grey), _color, _overlay and _uncertainty.
