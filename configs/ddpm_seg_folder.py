@@ -47,6 +47,7 @@ def get_config(preset="pretrained"):
         members=3, widths=(),             # () = 64
         small_objects=0,                  # pixels; smaller objects are ignored in the fit
         classifiers="",                   # folder of published model_0.pth, ...: no fit
+        probe=True,                       # a linear classifier beside it, as a baseline
     )
     c.run = ("fit",)
     c.stages = dict(
@@ -103,6 +104,7 @@ def read_own_diffusion_model(c):
         members=10, widths=(),            # () = 128, 32 below 30 classes, else 256, 128
         small_objects=20,                 # pixels; smaller objects are ignored in the fit
         classifiers="",                   # folder of published model_0.pth, ...: no fit
+        probe=True,                       # a linear classifier beside it, as a baseline
     )
 
     c.run = ("pretrain", "fit")

@@ -63,6 +63,7 @@ def get_config(preset="adm"):
         members=10, widths=(),            # () = 128, 32 below 30 classes, else 256, 128
         small_objects=20,                 # pixels; smaller objects are ignored in the fit
         classifiers="",                   # folder of published model_0.pth, ...: no fit
+        probe=True,                       # a linear classifier beside it, as a baseline
     )
 
     fit = dict(

@@ -143,6 +143,9 @@ def test_an_option_that_a_config_lacks_is_an_empty_one():
     """So a run of an earlier version resumes with a config that has `weights_part`."""
     assert differing_lines({"a": 1}, {"a": 1, "weights_part": ""}) == []
     assert differing_lines({"a": 1}, {"a": 1, "weights_part": "ema"}) != []
+    old, new = {"ensemble": {}}, {"ensemble": {"probe": True}}
+    assert differing_lines(old, new) == [] == differing_lines(new, old)
+    assert differing_lines(old, {"ensemble": {"probe": False}}) != []
 
 
 def test_differing_lines_are_those_that_differ():

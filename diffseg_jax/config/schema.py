@@ -16,6 +16,7 @@ from diffseg_jax.errors import (
     shown,
 )
 
+LACKING = {"ensemble.probe": "True"}  # option -> what a config without it means, if not empty
 LARGEST = {int: 2**31 - 1, float: 3e38}  # the limits of int32 and, rounded, of float32
 
 
@@ -186,14 +187,15 @@ def check_options(
 def differing_lines(old: Mapping, new: Mapping, where: str = "") -> list[str]:
     """`path: old -> new` for every option in which two nested dicts differ.
 
-    An option that a config may lack means the same as an empty one.
+    An option that a config may lack means the same as an empty one, or as LACKING says.
     """
     lines = []
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name, "(absent)"), new.get(name, "(absent)")
+        missing = LACKING.get(f"{where}{name}", "")
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differing_lines(before, after, f"{where}{name}.")
-        elif before != after and {str(before), str(after)} != {"(absent)", ""}:
+        elif before != after and {str(before), str(after)} != {"(absent)", missing}:
             lines.append(f"{where}{name}: {before} -> {after}")
     return lines
 

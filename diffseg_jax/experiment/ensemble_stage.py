@@ -1,5 +1,7 @@
 """A planned stage that fits an ensemble: first the features of labelled images, then the fit."""
 
+import dataclasses
+import functools
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from diffseg_jax.inference.views import Protocol
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.networks import first_has_checkpoint, open_network
+from diffseg_jax.systems.pixel_fit import PixelFit
 from diffseg_jax.training import fit_loop
 from diffseg_jax.training.log import duration
 from diffseg_jax.weights.pixel_mlp import load_ensemble
@@ -72,28 +75,73 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints):
     for sentence in describe_grid(features, masks, plan.evaluation.source.labels.names):
         plan.log.say(f"{plan.name}: {sentence}")
     pixels = np.flatnonzero(masks.reshape(-1) != IGNORE).astype(np.int32)
-    recipe, steps = fit.recipe, fit.recipe.length(len(pixels))
+    labels = masks.reshape(-1)[pixels]
+    moments = functools.cache(functools.partial(_moments, features, pixels, plan.seed))
+    if fit.probe and "probe" not in frozen["stats"]:
+        plan.log.say(f"{plan.name}: fits a linear probe, the baseline")
+        single = _fit_of(plan, fit.probe, features, pixels, labels, moments, frozen)
+        probe = fit_probe(single, fit.probe, plan.mesh)
+        frozen = {**frozen, "stats": {**frozen["stats"], "probe": probe}}
     fit_loop.train_members(
-        fit_loop.Fit(
-            name=plan.name, features=features, pixels=pixels, labels=masks.reshape(-1)[pixels],
-            init=_member_init(fit, features, pixels, plan.seed), loss=fit.loss, members=fit.members,
-            steps=steps, batch_size=recipe.batch_size, stops=recipe.stops,
-            own_order=recipe.own_order, power=recipe.power, optimizer=recipe.optimizer(steps),
-            frozen=frozen, every=plan.options.every.to_dict(), meta=plan.meta,
-            seed=plan.seed, advice="--config.features.dtype=float32",
-        ),
+        _fit_of(plan, fit, features, pixels, labels, moments, frozen),
         checkpoints, plan.mesh, plan.log,
     )  # fmt: skip
+
+
+def _fit_of(plan, fit, features, pixels, labels, moments, frozen) -> fit_loop.Fit:
+    """The classifiers of a `PixelFit` with what they learn from; `moments` as of `_member_init`."""
+    recipe, steps = fit.recipe, fit.recipe.length(len(pixels))
+    return fit_loop.Fit(
+        name=plan.name, features=features, pixels=pixels, labels=labels,
+        init=_member_init(fit, moments), loss=fit.loss, members=fit.members,
+        steps=steps, batch_size=recipe.batch_size, stops=recipe.stops,
+        own_order=recipe.own_order, power=recipe.power, optimizer=recipe.optimizer(steps),
+        frozen=frozen, every=plan.options.every.to_dict(), meta=plan.meta,
+        seed=plan.seed, advice="--config.features.dtype=float32",
+    )  # fmt: skip
+
+
+def fit_probe(single: fit_loop.Fit, fit: PixelFit, mesh) -> dict:
+    """A fitted linear classifier as a layer: {"kernel" f32[D,K], "bias" f32[K]}.
+
+    single  the one member of `fit`, with the pixels that it learns from; as its loss is convex, it
+            starts from zeros
+    """
+
+    def zeros(key):
+        network = single.init(key)
+        return {**network, "params": jax.tree.map(jnp.zeros_like, network["params"])}
+
+    learned = fit_loop.fit_without_checkpoints(dataclasses.replace(single, init=zeros), mesh)
+
+    def layer(learned):
+        parts = (learned[part]["ensemble"] for part in ("params", "stats"))
+        params, stats = (jax.tree.map(lambda leaf: leaf[0], part) for part in parts)
+        kernel, bias = fit.member.bind_eval(params, stats).first_layer()
+        return {"kernel": kernel, "bias": bias}
+
+    return jax.jit(layer, out_shardings=NamedSharding(mesh, PartitionSpec()))(learned)
 
 
 def _copies(plan):
     return plan.options.augment.get("variants", 0)
 
 
-def _member_init(fit, features, pixels, seed) -> Callable:
-    """The `init` of a member, that of a `PixelHead` with the moments of some labelled pixels."""
+def _member_init(fit, moments) -> Callable:
+    """The `init` of a member, that of a `PixelHead` with `moments()` of the features."""
     if "deviation" not in fit.member.abstract["stats"]:
         return fit.member.init
+    given = moments()
+
+    def init(key):
+        network = fit.member.init(key)
+        return {**network, "stats": {**network["stats"], **given}}
+
+    return init
+
+
+def _moments(features, pixels, seed) -> dict:
+    """{"mean", "deviation"} f32[D] of the features of some labelled pixels."""
     height, width = features.size
     rng = np.random.default_rng([seed, zlib.crc32(b"moments of features")])
     drawn = rng.choice(pixels, min(len(pixels), MOMENT_PIXELS), replace=False, shuffle=False)
@@ -105,13 +153,7 @@ def _member_init(fit, features, pixels, seed) -> Callable:
     mean, square = total / len(drawn)
     deviation = np.sqrt(np.maximum(square - mean**2, 0))
     moments = {"mean": mean, "deviation": deviation + MIN_DEVIATION}
-    moments = {name: jnp.asarray(values, jnp.float32) for name, values in moments.items()}
-
-    def init(key):
-        network = fit.member.init(key)
-        return {**network, "stats": {**network["stats"], **moments}}
-
-    return init
+    return {name: jnp.asarray(values, jnp.float32) for name, values in moments.items()}
 
 
 def read_classifiers(plan: StagePlan) -> dict:

@@ -27,6 +27,7 @@ class Counts:
     boundary   i64[K,K], the confusion of the pixels near a boundary of the labels
     chance     i64[K,2,CHANCE_BINS], right and wrong pixels by predicted class and chance of an
                error, which is 1 - the highest probability
+    baseline   the confusion of a simpler classifier; zeros where there is none
     images     number of images
     uncertain  sum over images of the mean chance in their most uncertain tenth, in steps of 2**-40:
                a sum of integers is the same in any order
@@ -37,6 +38,7 @@ class Counts:
     confusion: np.ndarray
     boundary: np.ndarray
     chance: np.ndarray
+    baseline: np.ndarray
     images: int = 0
     uncertain: int = 0
     signals: dict[str, np.ndarray] = dataclasses.field(
@@ -52,6 +54,9 @@ class Counts:
         self.chance += chance_counts(chance, mask, labels, num_classes)
         for name, values in prediction.signals.items():
             self.signals[name] += uncertainty_counts(values[row], mask, labels)
+        if prediction.baseline is not None:
+            predicted = prediction.baseline[row]
+            self.baseline += confusion(mask, predicted, num_classes, ignored_row=True)
         self.images += 1
         self.uncertain += round(image_uncertainty(chance) * UNCERTAIN)
 
@@ -118,7 +123,7 @@ def evaluate(
         counts = Counts(
             *(
                 np.sum(_from_all(part), axis=0)
-                for part in (counts.confusion, counts.boundary, counts.chance)
+                for part in (counts.confusion, counts.boundary, counts.chance, counts.baseline)
             ),
             int(np.sum(_from_all(np.array(counts.images)))),
             int(np.sum(_from_all(np.array(counts.uncertain)))),
@@ -133,6 +138,7 @@ def no_counts(num_classes: int) -> Counts:
     """The counts of no image."""
     shapes = (
         (num_classes + 1, num_classes), (num_classes, num_classes), (num_classes, 2, CHANCE_BINS),
+        (num_classes + 1, num_classes),
     )  # fmt: skip
     return Counts(*(np.zeros(shape, int) for shape in shapes))
 

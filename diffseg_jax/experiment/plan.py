@@ -292,6 +292,7 @@ def make_compiled_task(config: ConfigDict, name: str, num_classes: int, mesh: Me
     return dataclasses.replace(
         task,
         predict=task.predict and jax.jit(task.predict),
+        measured=task.measured and jax.jit(task.measured),
         trace=task.trace and jax.jit(task.trace),
         denoise=task.denoise and jax.jit(task.denoise, out_shardings=replicated),
     )

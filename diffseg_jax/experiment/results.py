@@ -1,5 +1,7 @@
 """The numbers and sheets of a network on validation images."""
 
+import dataclasses
+
 import numpy as np
 
 from diffseg_jax.data.transforms import resize_image, resize_mask
@@ -18,6 +20,8 @@ from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.metrics.uncertainty import auroc
 from diffseg_jax.storage.workdir import stage_directory
 
+PROBE = "linear_probe"  # the key of its numbers, beside those of the ensemble
+
 
 def measure(
     evaluation: Evaluation, network: dict, indices: np.ndarray, protocol: Protocol,
@@ -26,8 +30,9 @@ def measure(
     """Counts of right and wrong pixels of a network, and the examples to draw; as of `evaluate`."""
     task, batch_size = evaluation.task, evaluation.batch_size
     forward = make_forward(
-        task.predict, network, evaluation.mesh, batch_size, task.stride, task.files
-    )
+        task.measured or task.predict, network, evaluation.mesh, batch_size, task.stride,
+        task.files,
+    )  # fmt: skip
     return evaluate(
         forward, evaluation.source, indices, len(evaluation.source.labels.names), protocol,
         batch_size, evaluation.examples, by_name=task.files is not None, pixels=pixels,
@@ -61,9 +66,12 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
     draw_predictions(evaluation, examples, f"{stage}_{suffix}", meta["step"], calibrator)
     draw_trust(evaluation, counts.chance, calibrated, suffix, meta["step"])
     found = calibrated.numbers(names) if calibrated else {}
-    papers = {}
+    others = {}
+    if counts.baseline.any():
+        probe = dataclasses.replace(counts, confusion=counts.baseline)
+        others[PROBE] = segmentation.to_json(scores_of(evaluation, probe), names)
     if convention != "default":
-        papers[convention] = segmentation.to_json(scores_of(evaluation, counts, convention), names)
+        others[convention] = segmentation.to_json(scores_of(evaluation, counts, convention), names)
     return {
         "step": meta["step"],
         "start": meta["start"],
@@ -77,7 +85,7 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
         "boundary": boundary_of(evaluation, counts),
         "calibration": {"of": "1 - highest probability", **uncalibrated},
         "calibrated": found,
-        **papers,
+        **others,
         **{key: value for key, value in evaluation.recorded.items() if key != "protocol"},
     }
 

@@ -27,7 +27,7 @@ from diffseg_jax.experiment.plan import (
     make_plan,
     plan_evaluations,
 )
-from diffseg_jax.experiment.results import result_of
+from diffseg_jax.experiment.results import PROBE, result_of
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.storage.checkpoints import Damaged, StageCheckpoints, has_checkpoint
 from diffseg_jax.storage.lock import locked_in_all, require_free
@@ -251,10 +251,15 @@ def report_results(
 
 
 def columns_of(results: dict) -> dict:
-    """The columns of the final table: a stage, and its numbers by a paper's convention if any."""
+    """The columns of the final table: a stage, and beside it what else it was measured by.
+
+    That is the linear probe of an ensemble, and the numbers by a paper's convention.
+    """
     columns = {}
     for name, result in results.items():
         columns[f"{name} (from {result['start']})"] = result
+        if PROBE in result:
+            columns[f"{name}, linear probe"] = result[PROBE]
         for convention in segmentation.CONVENTIONS.keys() & result.keys():
             columns[f"{name}, as {convention}"] = result[convention]
     return columns

@@ -28,6 +28,7 @@ class Maps:
                  the highest probability; "entropy", that of `probs` divided by ln K; and those of
                  SIGNALS that the network returns itself
     calibrated   whether a calibrator estimated the uncertainty; else it is "least_confidence"
+    baseline     i32[B, H, W], the labels of a simpler classifier; None where there is none
     """
 
     labels: np.ndarray
@@ -35,11 +36,13 @@ class Maps:
     uncertainty: np.ndarray
     signals: dict[str, np.ndarray]
     calibrated: bool = False
+    baseline: np.ndarray | None = None
 
     def __getitem__(self, row: int) -> "Maps":
         signals = {name: values[row] for name, values in self.signals.items()}
         maps = self.labels[row], self.probs[row], self.uncertainty[row]
-        return Maps(*maps, signals, self.calibrated)
+        baseline = None if self.baseline is None else self.baseline[row]
+        return Maps(*maps, signals, self.calibrated, baseline)
 
 
 class View(enum.Enum):
@@ -113,8 +116,8 @@ def predict(
     """Labels, probabilities and uncertainty of images u8[B,H,W,3] of one size.
 
     forward     (images u8[B,h,w,3], valid i32[B,2]) -> probabilities f32[B,h,w,K], or a dict of
-                maps: "probs", "logits" or both, "votes" f32[B,h,w,K], and those of SIGNALS
-                f32[B,h,w] that it has; pixels outside `valid` (height, width) are padding
+                maps: "probs", "logits" or both, "votes" and "baseline" f32[B,h,w,K], and those of
+                SIGNALS f32[B,h,w] that it has; pixels outside `valid` (height, width) are padding
     names       of the images, for a `forward` that reads files
     calibrator  estimates the uncertainty; None: it is 1 - the highest probability
 
@@ -149,7 +152,8 @@ def predict_whole(output, xp=np, calibrator: Calibrator | None = None) -> Maps:
 def _decided(mean, xp, calibrator):
     """`Maps` of averaged maps f32[B,H,W,C] without logits."""
     mean = dict(mean)
-    probs = mean.pop("probs")
+    probs, baseline = mean.pop("probs"), mean.pop("baseline", None)
+    baseline = None if baseline is None else xp.argmax(baseline, -1).astype(xp.int32)
     labels = xp.argmax(mean.pop("votes", probs), -1).astype(xp.int32)
     signals = {name: xp.clip(v[..., 0], 0, 1).astype(xp.float32) for name, v in mean.items()}
     highest = functools.reduce(xp.maximum, xp.moveaxis(probs, -1, 0))  # `max` is slow on short axes
@@ -157,8 +161,9 @@ def _decided(mean, xp, calibrator):
     relative_entropy = normalised(entropy(probs, xp), probs.shape[-1], xp)
     signals["entropy"] = relative_entropy.astype(xp.float32)
     if calibrator and signals.keys() >= set(calibrator.signals):
-        return Maps(labels, probs, calibrator.chance(signals, labels, xp), signals, True)
-    return Maps(labels, probs, signals["least_confidence"], signals)
+        chance = calibrator.chance(signals, labels, xp)
+        return Maps(labels, probs, chance, signals, True, baseline)
+    return Maps(labels, probs, signals["least_confidence"], signals, False, baseline)
 
 
 def _scores(maps, size):

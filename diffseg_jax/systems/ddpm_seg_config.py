@@ -283,6 +283,7 @@ STAGE_OPTIONS = {  # kind of stage -> further options of a config with such a st
             "widths": Several(Number(int, 1, 16384)),  # none, or one for each hidden layer
             "small_objects": Number(int, 0),
             "classifiers": Text(),
+            "probe": Optional(Flag()),  # True where a config has none
         },
     },
 }

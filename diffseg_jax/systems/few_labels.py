@@ -14,9 +14,9 @@ from diffseg_jax.models.pixel_mlp import HEAD_WIDTH, widths_for
 from diffseg_jax.sources.diffusion import make_settings
 from diffseg_jax.sources.feature_source import joined
 from diffseg_jax.systems.feature_sources import FROM_STAGES, chosen_sources, source_names
-from diffseg_jax.systems.pixel_ensemble import ensemble_maps, make_member
+from diffseg_jax.systems.pixel_ensemble import ensemble_maps, linear_probs, make_member
 from diffseg_jax.systems.pixel_fit import PixelFit
-from diffseg_jax.systems.recipes import RECIPES
+from diffseg_jax.systems.recipes import PROBE, RECIPES
 from diffseg_jax.systems.task import Task
 
 
@@ -24,7 +24,8 @@ def fit_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task
     """Classifiers learn from the features of the sources in config.features.
 
     The network's tree is that of the sources, such as {"params": {"unet"}, "stats": {"noise"}} of
-    "adm", to which the fit adds {"params": {"ensemble"}, "stats": {"ensemble"}}.
+    "adm", to which the fit adds {"params": {"ensemble"}, "stats": {"ensemble", "probe"}}, the last
+    unless config.ensemble.probe is False or the ensemble is linear itself.
     """
     features, options = config.features.to_dict(), config.ensemble
     source = joined(chosen_sources(config, crop))
@@ -49,16 +50,22 @@ def fit_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task
     if set(source_names(features)) & set(FROM_STAGES):
         meta["model"] = dataclasses.asdict(make_settings(config.model))
         meta["diffusion"] = config.diffusion.to_dict()
+    fit = PixelFit(
+        source.extract, member, options.members, recipe, options.small_objects,
+        on_host=features["place"] == "host", classifiers=options.classifiers, files=source.files,
+    )  # fmt: skip
+    if recipe.layers and options.get("probe", True):
+        linear = make_member(features_per_pixel, num_classes, ())
+        probe = dataclasses.replace(fit, member=linear, members=1, recipe=PROBE)
+        fit = dataclasses.replace(fit, probe=probe)
+    predict = functools.partial(
+        vote, source.extract, member, votes=recipe.votes, seed=config.seed
+    )  # fmt: skip
     return Task(
         init=source.init,
-        fit=PixelFit(
-            source.extract, member, options.members, recipe, options.small_objects,
-            on_host=features["place"] == "host", classifiers=options.classifiers,
-            files=source.files,
-        ),
-        predict=functools.partial(
-            vote, source.extract, member, votes=recipe.votes, seed=config.seed
-        ),
+        fit=fit,
+        predict=predict,
+        measured=functools.partial(predict, probed=True),
         features=source.named,
         short=source.short,
         meta=meta,
@@ -81,19 +88,24 @@ def features_task(config, kind: str, crop: tuple[int, int], num_classes: int) ->
     )
 
 
-def vote(extract, member, values, images, valid, *maps, seed, votes=True):
+def vote(extract, member, values, images, valid, *maps, seed, votes=True, probed=False):
     """The maps of the ensemble, for one image per device at a time to bound memory.
 
-    votes  as of `Recipe`
+    votes   as of `Recipe`
+    probed  whether there is a map "baseline" too, the probabilities of the linear probe, if one
+            was fitted
     """
     ensemble = {part: values[part]["ensemble"] for part in ("params", "stats")}
     share = jax.local_device_count()
     share = 1 if len(images) % share else share
 
     def of_each_device(inputs):
-        found = ensemble_maps(member, ensemble, extract(values, *inputs, other_seed=seed))
+        features = extract(values, *inputs, other_seed=seed)
+        found = ensemble_maps(member, ensemble, features)
         if not votes:
             del found["votes"]
+        if probed and "probe" in values["stats"]:
+            found["baseline"] = linear_probs(values["stats"]["probe"], features)
         return found
 
     def in_turns(x):  # [B, ...] -> [B / share, share, ...]; a device keeps its neighbouring rows

@@ -50,8 +50,19 @@ def ensemble_maps(member: Network, ensemble: dict, features: PixelFeatures) -> d
         logits = jax.vmap(of_member, in_axes=(0, 0, 1))(params, stats, h)
         return {key: f.reshape(*shape, *f.shape[1:]) for key, f in agree(logits).items()}
 
-    bytes_of_row = 4 * features.count * features.size[1] * count * hidden
-    return features.project(kernel, after, strip=max(1, STRIP_BYTES // bytes_of_row))
+    return features.project(kernel, after, strip=_strip(features, count * hidden))
+
+
+def linear_probs(layer: dict, features: PixelFeatures) -> jax.Array:
+    """Probabilities f32[N,H,W,K] of a linear layer {"kernel" f32[D,K], "bias" f32[K]}."""
+    kernel, bias = layer["kernel"], layer["bias"]
+    after = lambda h: jax.nn.softmax(h + bias)
+    return features.project(kernel, after, strip=_strip(features, len(bias)))
+
+
+def _strip(features, outputs):
+    """Rows of which a layer of that many outputs is computed at a time."""
+    return max(1, STRIP_BYTES // (4 * features.count * features.size[1] * outputs))
 
 
 def agree(logits: jax.Array) -> dict:

@@ -29,6 +29,8 @@ class PixelFit:
     classifiers    folder of published classifiers, which are taken instead of a fit; "" = none
     files          whose maps of an image `extract` and `Task.predict` take after `valid`; None
                    where the network computes them
+    probe          one linear classifier of the same features, fitted too and measured beside the
+                   ensemble as a baseline; None for none
     """
 
     extract: Callable
@@ -39,6 +41,7 @@ class PixelFit:
     on_host: bool
     classifiers: str = ""
     files: MapFiles | None = None
+    probe: "PixelFit | None" = None
 
     def loss(self, params: dict, stats: dict, x: jax.Array, y: jax.Array, step=None):
         """Mean cross-entropy of one member over pixels x f32[B,D], y i32[B], and its statistics."""

@@ -26,6 +26,8 @@ class Task:
     predict    (network, images u8[B,h,w,3], valid i32[B,2], seed=) -> class probabilities
                f32[B,h,w,K], or a dict of maps, see `inference.views.predict`; seed i32[] is that of
                the noise, if there is any, by default the config's
+    measured   as `predict`, for the final numbers: with the further maps that only they read, such
+               as "baseline"; None where `predict` has all
     trace      (network, images, valid) -> labels after every reverse step, i32[B,T,h,w]; None where
                a prediction has no reverse steps
     denoise    (network, images, valid, key) -> clean, noisy, denoised f32[B,h,w,3] in [-1, 1],
@@ -47,6 +49,7 @@ class Task:
     loss: Callable | None = None
     fit: PixelFit | None = None
     predict: Callable | None = None
+    measured: Callable | None = None
     trace: Callable | None = None
     denoise: Callable | None = None
     sample: Callable | None = None

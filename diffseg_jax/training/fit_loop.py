@@ -102,12 +102,8 @@ def train_members(fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log) -> No
     )
 
     # ---- one compiled call of many steps
-    data = (fit.features, fit.pixels, fit.labels)
-    data = () if fit.on_host else jax.device_put(data, replicated)
-    steps = functools.partial(shared_steps, fit, mesh)
-    call = jax.jit(steps, donate_argnums=0, out_shardings=replicated)
+    call, data, length = _compiled(fit, mesh)
     orders = Orders(fit)
-    length = min(STEPS_PER_HOST_CALL if fit.on_host else STEPS_PER_CALL, total)
     since, warm = (step, time.perf_counter()), False
     inputs = _inputs(fit, orders, step, length)
 
@@ -135,6 +131,27 @@ def train_members(fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log) -> No
                 since, warm = (step, time.perf_counter()), True
             if last:
                 break
+
+
+def fit_without_checkpoints(fit: Fit, mesh) -> dict:
+    """The state after all steps, as of `initial_state`; for a fit of seconds, which is repeated."""
+    call, data, length = _compiled(fit, mesh)
+    where = NamedSharding(mesh, PartitionSpec())
+    learned = jax.jit(functools.partial(initial_state, fit), out_shardings=where)()
+    orders = Orders(fit)
+    for step in range(0, fit.steps, length):
+        learned, _ = call(learned, data, *_inputs(fit, orders, step, length))
+    return learned
+
+
+def _compiled(fit, mesh):
+    """`shared_steps`, its data on the devices, and the number of steps of a call."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    data = (fit.features, fit.pixels, fit.labels)
+    data = () if fit.on_host else jax.device_put(data, replicated)
+    steps = functools.partial(shared_steps, fit, mesh)
+    call = jax.jit(steps, donate_argnums=0, out_shardings=replicated)
+    return call, data, min(STEPS_PER_HOST_CALL if fit.on_host else STEPS_PER_CALL, fit.steps)
 
 
 def initial_state(fit: Fit) -> dict:

@@ -42,7 +42,9 @@ def get_config():
         sources=("adm",), steps=(1, 5), blocks=(0, 2), short=16, share_noise=True, noise_file="",
         draws=1, dtype="float16", place="device",
     )
-    c.ensemble = dict(recipe="paper", members=3, widths=(8, 4), small_objects=20, classifiers="")
+    c.ensemble = dict(
+        recipe="paper", members=3, widths=(8, 4), small_objects=20, classifiers="", probe=False
+    )
 
     c.run = ("pretrain", "fit")
     c.stages = dict(

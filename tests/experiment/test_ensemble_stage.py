@@ -60,15 +60,20 @@ def test_a_finished_fit_is_not_repeated_and_eval_agrees(fitted, seg_config, caps
     assert again == json.loads(before)["fit"]
 
 
-def test_colours_need_no_network(seg_config, tmp_path):
+def test_colours_need_no_network_and_have_a_linear_probe(seg_config, tmp_path, capsys):
     seg_config.features.sources, seg_config.stages.fit.start = ("colour",), "random"
-    seg_config.run = ("fit",)
+    seg_config.run, seg_config.ensemble.probe = ("fit",), True
     stages.train(seg_config, tmp_path)
     network, meta = open_network(tmp_path / "checkpoints" / "fit")
-    assert set(network["params"]) == {"ensemble"} == set(network["stats"])
+    assert set(network["params"]) == {"ensemble"}
+    assert set(network["stats"]) == {"ensemble", "probe"}
     assert meta["task"]["features_per_pixel"] == 5
     result = json.loads((tmp_path / "results.json").read_text())["fit"]
     assert result["mIoU"] > 0.2  # sky is above and roads are below
+    assert 0.15 < result["linear_probe"]["mIoU"] != result["mIoU"]
+    assert "fit (from random)  fit, linear probe" in capsys.readouterr().out
+    resumed = ensemble_stage.open_backbone(make_plan(seg_config, tmp_path).stages[0])["stats"]
+    np.testing.assert_array_equal(resumed["probe"]["kernel"], network["stats"]["probe"]["kernel"])
 
 
 def test_features_in_the_hosts_memory_give_the_same_fit(seg_config, fitted, tmp_path):

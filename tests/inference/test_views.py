@@ -248,6 +248,21 @@ def test_logits_become_probabilities_after_enlarging_and_before_views_are_averag
     np.testing.assert_allclose(both.probs, np.mean(alone, 0), rtol=1e-5)
 
 
+def test_a_baseline_is_labelled_beside_the_prediction_in_every_view():
+    """It changes nothing else, and is itself as if it were the network."""
+    def forward(images, valid):
+        return {"probs": per_pixel(images, valid), "baseline": positional(images, valid)}
+
+    images, protocol = random_images(9, 8), Protocol(flip=True, scales=(1.0, 0.5))
+    found, alone = (predict(f, images, protocol) for f in (forward, per_pixel))
+    np.testing.assert_array_equal(found.probs, alone.probs)
+    np.testing.assert_array_equal(found.labels, alone.labels)
+    assert alone.baseline is None and (found.baseline != found.labels).any()
+    expected = predict(positional, images, protocol).labels
+    np.testing.assert_array_equal(found.baseline, expected)
+    np.testing.assert_array_equal(found[1].baseline, expected[1])
+
+
 def test_without_a_calibrator_uncertainty_is_1_minus_the_highest_probability():
     images = random_images(6, 8)
     maps = predict(as_logits, images, Protocol())

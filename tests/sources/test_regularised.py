@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from diffseg_jax.data.labels import IGNORE
-from diffseg_jax.experiment.ensemble_stage import _member_init, examples, read_masks
+from diffseg_jax.experiment.ensemble_stage import _member_init, _moments, examples, read_masks
 from diffseg_jax.experiment.plan import make_plan
 from diffseg_jax.models.taps import PixelFeatures
-from diffseg_jax.systems.pixel_ensemble import ensemble_maps, make_member
+from diffseg_jax.systems.pixel_ensemble import ensemble_maps, linear_probs, make_member
 from diffseg_jax.systems.pixel_fit import PixelFit
 from diffseg_jax.systems.recipes import RECIPES
 from diffseg_jax.training.fit_loop import Fit, Orders
@@ -58,6 +58,18 @@ def test_maps_are_those_of_standardised_features(width):
     np.testing.assert_allclose(found["probs"], probs, atol=1e-5)
 
 
+def test_a_probe_is_an_ensemble_of_one_linear_member():
+    """As a layer it holds the mean and deviation of the features, and only they decide."""
+    member, draw = head(0), np.random.default_rng(2)
+    params = jax.jit(member.init)(jax.random.key(0))["params"]
+    stats = random_stats(member, draw)
+    features = PixelFeatures((jnp.asarray(draw.normal(size=(1, 2, 3, D)), jnp.float32),), (4, 6))
+    kernel, bias = member.bind_eval(params, stats).first_layer()
+    single = jax.tree.map(lambda leaf: leaf[None], {"params": params, "stats": stats})
+    probs = linear_probs({"kernel": kernel, "bias": bias}, features)
+    np.testing.assert_allclose(probs, ensemble_maps(member, single, features)["probs"], atol=1e-6)
+
+
 def test_dropout_is_a_function_of_the_step_and_the_member():
     member = head()
     fit = PixelFit(None, member, 2, RECIPE, small_objects=0, on_host=False)
@@ -91,7 +103,8 @@ def test_members_start_with_the_moments_of_the_features():
     values = draw.normal(3, 2, (4, 8, 8, D)).astype(np.float32)
     features = PixelFeatures((jnp.asarray(values),), (8, 8))
     fit = PixelFit(None, head(), 2, RECIPE, small_objects=0, on_host=False)
-    stats = _member_init(fit, features, np.arange(256), 0)(jax.random.key(0))["stats"]
+    moments = functools.partial(_moments, features, np.arange(256), 0)
+    stats = _member_init(fit, moments)(jax.random.key(0))["stats"]
     flat = values.reshape(-1, D)
     np.testing.assert_allclose(stats["mean"], flat.mean(0), atol=1e-5)
     np.testing.assert_allclose(stats["deviation"], flat.std(0) + 1e-3, atol=1e-5)

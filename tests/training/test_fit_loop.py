@@ -389,6 +389,14 @@ def test_a_run_is_its_steps(tmp_path, monkeypatch):
     assert state["stats"].keys() == {"ensemble", "noise"}
 
 
+@pytest.mark.parametrize("host", [False, True])
+def test_a_fit_without_checkpoints_ends_in_the_same_state(host, tmp_path, monkeypatch):
+    fit = fit_of(host)
+    state, _ = run(fit, tmp_path, monkeypatch)
+    learned = fit_loop.fit_without_checkpoints(fit, make_mesh())
+    assert_same(fit_loop.saved(learned, FROZEN, fit.steps), state)
+
+
 @pytest.mark.parametrize("step", [3, 14])
 def test_features_that_are_not_finite_end_it(step, tmp_path, monkeypatch):
     """One bad number is met when a pixel of it is read; what was saved before stays."""
