@@ -15,6 +15,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffseg_jax.diffusion.schedules import (
     LEVELS,
@@ -46,7 +47,8 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
     features = functools.partial(named_features, network)
     if kind == "finetune":
         loss = functools.partial(segmentation_loss, network)
-        predict = functools.partial(class_probabilities, network)
+        official = Arithmetic(config.model.arithmetic) is Arithmetic.OFFICIAL
+        predict = functools.partial(class_probabilities, network, complete=official)
         return Task(
             init=network.init, loss=loss, meta=meta, predict=predict, features=features,
             stride=STRIDE,
@@ -139,11 +141,31 @@ def segmentation_loss(network, params, stats, batch, key):
 # ---- predictions -------------------------------------------------------------------------------
 
 
-def class_probabilities(network, values, images, valid, seed=0):
-    """f32[B,h,w,K] for images u8[B,h,w,3]; the network in evaluation mode, without any noise."""
+def class_probabilities(network, values, images, valid, seed=0, complete=False):
+    """f32[B,h,w,K] for images u8[B,h,w,3]; the network in evaluation mode, without any noise.
+
+    complete  whether sums of the head that lack taps at the border of the image are scaled up; not
+              for the arithmetic of the port, whose probabilities are those of PyTorch
+    """
     model = network.bind_eval(values["params"], values["stats"])
     logits, _ = model(scale_images(images, valid), jnp.zeros(len(images)))
+    if complete:
+        bias = values["params"]["head"]["bias"]
+        logits = bias + (logits - bias) * tap_factors(*logits.shape[1:3])
     return jax.nn.softmax(logits)
+
+
+def tap_factors(height: int, width: int) -> np.ndarray:
+    """f32[h,w,1]: 9 over the taps of a 3x3 kernel that lie inside the padded image.
+
+    Zeros around the image shrink the logits of its outermost pixels to 2/3, and to 4/9 in the
+    corners, so that these pixels look less sure than their neighbours without being wrong more
+    often. The factor is that of Liu et al., "Partial Convolution based Padding" (2018); the label
+    stays the same but for the bias.
+    """
+    ones = (np.ones(STRIDE * side) for side in token_grid((height, width)))
+    rows, columns = (np.convolve(side, np.ones(3), "same") for side in ones)
+    return np.float32(9 / np.outer(rows, columns))[:height, :width, None]
 
 
 def named_features(network, values, images, valid, taps=None, seed=0):

@@ -18,7 +18,7 @@ from diffseg_jax.config.files import run_config
 from diffseg_jax.config.schema import check_options
 from diffseg_jax.diffusion.schedules import LEVELS, gamma_to_sigma, sigma_to_gamma
 from diffseg_jax.errors import UserError
-from diffseg_jax.layers.conv import Arithmetic
+from diffseg_jax.layers.conv import Arithmetic, convolve
 from diffseg_jax.models.inputs import draw_per_row, scale_images
 from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.models.transunet import Encoder, TransUNet
@@ -439,6 +439,27 @@ def test_class_probabilities_sum_to_one():
     probs = ddep.class_probabilities(network, VALUES, **as_images(unlabelled()))
     np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
     assert seen[0][2] is None  # no dropout
+
+
+@pytest.mark.parametrize("size", [(32, 48), (31, 48), (32, 33)])
+def test_a_flat_map_is_as_sure_at_the_border_of_the_image_as_inside(size):
+    kernel, bias = np.random.default_rng(0).standard_normal((2, 5)).astype(np.float32)
+    ones = jnp.ones((1, *(16 * n for n in ddep.token_grid(size)), 1))
+    sums = convolve(ones, jnp.broadcast_to(kernel, (3, 3, 1, 5)))[:, : size[0], : size[1]]
+    network, _ = recording(lambda image: sums + bias)
+    values = VALUES | {"params": {"head": {"bias": bias}}}
+    batch = as_images(unlabelled(1, size))
+    plain = ddep.class_probabilities(network, values, **batch)
+    assert np.max(np.abs(plain[0, 0, 0] - plain[0, 9, 9])) > 0.1
+    probs = ddep.class_probabilities(network, values, **batch, complete=True)
+    inside = jnp.broadcast_to(probs[:, 9:10, 9:10], probs.shape)
+    np.testing.assert_allclose(probs, inside, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("arithmetic", "complete"), [("official", True), ("port", False)])
+def test_only_probabilities_of_the_port_lack_taps(arithmetic, complete):
+    task = ddep.make_task(make_config(arithmetic=arithmetic), "finetune", (32, 32), 5)
+    assert task.predict.keywords == {"complete": complete}
 
 
 def as_images(batch):
