@@ -158,6 +158,11 @@ def factors(text: str) -> tuple[float, ...]:
         ) from None
 
 
+def words(text: str) -> tuple[str, ...]:
+    """A flag such as probs,uncertainty; "" is ()."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 CHECKPOINT_FLAGS = {  # the arguments of `diffseg_jax.load`, and their help
     "checkpoint": "a workdir, a stage in it, a converted directory, gs://..., hf://... or scenes",
     "stage": "stage of the workdir; default: the best by its results",

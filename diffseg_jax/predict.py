@@ -2,9 +2,9 @@
 
   python -m diffseg_jax.predict --checkpoint=scenes --images=photos --output=labelled
 
-For every image it writes <name>_labels.png (class ids, 8-bit grey), <name>_color.png,
-<name>_overlay.png and <name>_uncertainty.png (dark 0, bright 1); and legend.png and summary.json
-for all images. After a stop the same command resumes.
+For every image it writes <name>_labels.png (class ids, shown in the colours of the classes),
+<name>_color.png, <name>_overlay.png and <name>_uncertainty.png (dark 0, bright 1); and legend.png
+and summary.json for all images. After a stop the same command resumes.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,18 @@ from diffseg_jax.cli import (
     truth,
     use_cache,
     user_errors,
+    words,
 )
-from diffseg_jax.errors import counted
+from diffseg_jax.errors import counted, visible
 from diffseg_jax.inference.batch import PALETTES, predict_files
+from diffseg_jax.inference.contours import CONTOURS
 from diffseg_jax.inference.options import PredictOptions
+from diffseg_jax.inference.saved import ENDINGS, EXTRA, SaveOptions
 from diffseg_jax.inference.segmenter import load
 from diffseg_jax.storage.lock import require_free
 from diffseg_jax.storage.paths import open_path
 
+MAX_TO_LOOK_AT = 3  # images with the most expected errors
 MAX_UNREADABLE_SHOWN = 5  # unreadable files; summary.json lists all of them
 
 
@@ -45,6 +49,16 @@ def make_flags() -> Flags:
     add("--output", required=True, metavar="DIR", help="folder of the predictions")
     palette = "own (default): the colours of the training data; readable: for any colour vision"
     add("--palette", choices=PALETTES, default="own", help=palette)
+    maps = f"more maps to write, some of {','.join(EXTRA)}"
+    add("--save", type=words, default=(), metavar="MAP,...", help=maps)
+    form = "files of those: 16-bit PNG (default; 65535 is 1; probs as .npz), .npy or .npz"
+    add("--format", choices=ENDINGS, default="png16", help=form)
+    polygons = "polygons of the connected regions of each class"
+    add("--contours", choices=CONTOURS, help=polygons)
+    mask = "write the fewest pixels that hold all expected errors but this share, such as 0.2"
+    add("--review", type=float, metavar="X", help=mask)
+    unsure = "255 in place of labels whose chance of an error is above it, such as 0.05"
+    add("--reject", type=float, metavar="X", help=unsure)
     add_cache_flag(add)
     add = flags.add_argument_group(
         "options of the prediction; defaults: those of the evaluation of the run"
@@ -71,12 +85,14 @@ def main(arguments: Sequence[str] | None = None):
         use_cache(given.pop("compilation_cache"))
         opened = {name: given.pop(name) for name in CHECKPOINT_FLAGS}
         images, output, palette = (given.pop(name) for name in ("images", "output", "palette"))
-        keep_masks = given.pop("keep_masks")
+        keep_masks, extra = given.pop("keep_masks"), given.pop("save")
+        names = ("format", "contours", "review", "reject")
+        saved = SaveOptions(extra, **{name: given.pop(name) for name in names})
         require_free(open_path(output), "predict", "--output")
         segmenter = load(opened.pop("checkpoint"), **opened)
         print(segmenter, flush=True)
         summary = predict_files(
-            segmenter, images, output, PredictOptions(**given), palette, keep_masks
+            segmenter, images, output, PredictOptions(**given), palette, keep_masks, saved
         )
         unreadable = list(summary["unreadable"].values())
         for sentence in unreadable[:MAX_UNREADABLE_SHOWN]:
@@ -84,6 +100,18 @@ def main(arguments: Sequence[str] | None = None):
         more = f", {counted(len(unreadable), 'file')} could not be read" if unreadable else ""
         done = counted(len(summary["pictures"]), "image")
         print(f"{done} in {output}{more}; summary in {output}/summary.json")
+        if summary["pictures"]:
+            print(look_first(summary))
+
+
+def look_first(summary: dict) -> str:
+    """The line that names the images with the most expected errors."""
+    shown = [
+        f"{visible(name)} ({100 * summary['pictures'][name]['uncertainty']:.1f} %)"
+        for name in summary["by_need"][:MAX_TO_LOOK_AT]
+    ]
+    uncalibrated = "" if summary["calibrated"] else ", uncalibrated"
+    return f"look first at {', '.join(shown)}: expected share of wrong pixels{uncalibrated}"
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ ORDER = (  # a module may import those above it, never those below
     "inference.views", "inference.forward", "inference.image_objects", "inference.images",
     "inference.calibrators", "inference.locate",
     "inference.options",
-    "inference.contours",
+    "inference.contours", "inference.saved", "inference.summary",
     "inference.prediction", "inference.segmenter", "inference.batch", "inference.sampling",
     "inference.converted", "inference.converted_transunet", "inference.converted_ensemble",
     "inference.converted_source", "inference.feature_files",

@@ -14,6 +14,7 @@ from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.networks import open_network
 
 RNG = np.random.default_rng(1)
+NEW = ("calibrat", "expected", "by_need", "files")  # keys that older summaries lack
 NAMES = ("a", "b", "sub/c")
 
 
@@ -82,16 +83,52 @@ def test_finished_images_are_not_predicted_again(run, tmp_path):
     assert tuple(summary(tmp_path)["pictures"]) == NAMES
 
 
+def test_more_files_by_option_are_resumed(run, tmp_path):
+    flags = ["--save=uncertainty,probs", "--contours=coco", "--review=0.2", "--reject=0.6"]
+    code, out, _ = run(*flags)
+    content = summary(tmp_path)
+    assert code == 0 and content["options"]["save"] == ["probs", "uncertainty"]
+    need = content["by_need"]
+    errors = [content["pictures"][name]["expected_errors"] for name in need]
+    assert sorted(need) == list(NAMES) and errors == sorted(errors, reverse=True)
+    assert all(f"{name} (" in out.splitlines()[-1] for name in need)
+    images = json.loads((tmp_path / "out" / "coco.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == [
+        content["pictures"][name]["file"] for name in NAMES
+    ]
+    before = {file: file.read_bytes() for file in (tmp_path / "out").glob("b_*")}
+    for ending in ("probs.npz", "uncertainty16.png", "contours.json", "review.png"):
+        (tmp_path / "out" / f"b_{ending}").unlink()
+    code, out, _ = run(*reversed(flags))
+    assert code == 0 and "2 of 3 images are done already" in out
+    assert {file: file.read_bytes() for file in before} == before
+    code, _, err = run(*flags[:3])
+    assert code == 2 and "options.reject: 0.6 -> (absent)" in err
+
+
+def test_a_folder_of_an_earlier_version_is_completed(run, tmp_path):
+    run()
+    file, content = tmp_path / "out" / "summary.json", summary(tmp_path)
+    known = ("file", "stamp", "size", "shares", "uncertainty", "image_uncertainty")
+    old = {key: content[key] for key in content if not key.startswith(NEW)}
+    old["pictures"] = {
+        name: {key: entry[key] for key in known} for name, entry in content["pictures"].items()
+    }
+    file.write_text(json.dumps(old))
+    code, out, _ = run()
+    assert code == 0 and "done already" not in out and summary(tmp_path) == content
+
+
 def test_a_stop_in_the_middle_loses_nothing(run, tmp_path, monkeypatch):
-    save, saved = Prediction.save, []
+    write, written = Prediction.write, []
 
-    def stop_at_the_second(prediction, folder):
-        if len(saved) == 1:
+    def stop_at_the_second(prediction, folder, options):
+        if len(written) == 1:
             raise KeyboardInterrupt
-        saved.append(prediction.names)
-        return save(prediction, folder)
+        written.append(prediction.names)
+        return write(prediction, folder, options)
 
-    monkeypatch.setattr(Prediction, "save", stop_at_the_second)
+    monkeypatch.setattr(Prediction, "write", stop_at_the_second)
     code, _, err = run()
     assert code == 130 and "the same command resumes" in err
     monkeypatch.undo()
@@ -182,10 +219,18 @@ def test_mistakes_end_with_a_sentence(run, photos, tmp_path):
         "was not written by this command": dict(output=tmp_path / "strange"),
         "have no reverse steps": dict(flags=["--steps=3"], output=tmp_path / "o3"),
         "smaller than the stride": dict(flags=["--tile=32", "--stride=64"], output=tmp_path / "o4"),
+        'unknown map to save "prob"': dict(flags=["--save=prob"], output=tmp_path / "o6"),
+        "this network has no map changes": dict(
+            flags=["--save=probs,changes"], output=tmp_path / "o7"
+        ),
+        "review is 1.0, but must lie": dict(flags=["--review=1"], output=tmp_path / "o6"),
+        "reject is 5.0, but must lie": dict(flags=["--reject=5"], output=tmp_path / "o6"),
+        "--contours: invalid choice": dict(flags=["--contours=geo"], output=tmp_path / "o6"),
         "no device of the kind": dict(flags=["--device=cuda"]),
         "knows no classes": dict(flags=["--stage=pretrain"], output=tmp_path / "o5"),
     }
     for sentence, case in cases.items():
         code, _, err = run(*case.pop("flags", ()), **case)
         assert code == 2 and err.startswith("error: ") and sentence in err, (sentence, err)
-    assert not (tmp_path / "o4").exists() and not (tmp_path / "o5").exists()
+    assert not any((tmp_path / f"o{number}").exists() for number in (4, 5, 6))
+    assert not list((tmp_path / "o7").rglob("*.*"))

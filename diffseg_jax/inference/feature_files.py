@@ -12,9 +12,10 @@ from rich.progress import MofNCompleteColumn, Progress
 from diffseg_jax.data.images import read_image
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, visible
-from diffseg_jax.inference.batch import Summary, require_apart
+from diffseg_jax.inference.batch import require_apart
 from diffseg_jax.inference.images import find_images, matching
 from diffseg_jax.inference.segmenter import Segmenter
+from diffseg_jax.inference.summary import Summary
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.sources.feature_source import FeatureSource, joined
 from diffseg_jax.sources.own_run import run_source

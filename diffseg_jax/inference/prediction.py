@@ -1,5 +1,6 @@
 """The predictions of a segmenter: label maps, probabilities and uncertainty, shown and saved."""
 
+import dataclasses
 import functools
 import io
 from collections.abc import Sequence
@@ -7,15 +8,33 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+import diffseg_jax
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.figures import sheets
+from diffseg_jax.inference.saved import (
+    REJECT,
+    REVIEW,
+    SaveOptions,
+    path_of,
+    require_share,
+    write_coco,
+    write_image,
+    write_legend,
+)
+from diffseg_jax.inference.summary import (
+    SUMMARY,
+    described_classes,
+    entries_in,
+    overview_of,
+    statistics_of,
+)
 from diffseg_jax.inference.views import Maps
-from diffseg_jax.storage.paths import open_path
+from diffseg_jax.metrics.review import pixels_to_review, without_unsure
+from diffseg_jax.storage.paths import open_path, write_json
 
 MAX_SHOWN = 4  # images of a prediction that a notebook displays
 MAX_NAMED = 6  # classes in the text of a prediction
-FILES = ("labels", "color", "overlay", "uncertainty")  # ends of the names of saved images
 
 
 class Prediction:
@@ -120,13 +139,59 @@ class Prediction:
             self._images, None, labels, uncertainty, self._labels, calibrated=self.calibrated
         )
 
-    def save(self, folder) -> list[str]:
-        """Writes <name>_labels.png (class ids, 8-bit grey), _color, _overlay and _uncertainty.
+    def review(self, missed: float = 0.2):
+        """The fewest pixels that hold all expected errors but a share `missed`, bool[B, H, W]."""
+        missed = require_share("review", missed, REVIEW)
+        return _stacked([pixels_to_review(maps.uncertainty, missed) for maps in self._maps])
 
-        folder  a path, made if it is not there; or gs://...
-        Returns the paths. The brightness of _uncertainty is on one scale, from 0 to 1.
+    def rejected(self, chance: float = 0.05):
+        """The labels, with 255 where the chance of an error is above `chance`, i32[B, H, W]."""
+        chance = require_share("reject", chance, REJECT)
+        return _stacked(
+            [without_unsure(maps.labels, maps.uncertainty, chance) for maps in self._maps]
+        )
+
+    def save(
+        self, folder, *, extra: Sequence[str] = (), format: str = "png16",
+        contours: str | None = None, review: float | None = None, reject: float | None = None,
+    ) -> list[str]:  # fmt: skip
+        """Writes <name>_labels.png, _color, _overlay and _uncertainty, and what else is asked for.
+
+        folder    a path, made if it is not there; or gs://...
+        extra     maps to write: "probs", "uncertainty", or names of signals
+        format    of those: "png16", where 65535 is 1, "npy" or "npz"; probabilities are of 16 bits,
+                  and .npz in place of PNG
+        contours  "geojson" or "coco": the connected regions of each class as polygons
+        review    as `missed` of `review`: writes that mask, 255 where a pixel is to be reviewed
+        reject    as `chance` of `rejected`: labels are 255 there, in all files
+
+        Returns the paths of the files of the images. _labels.png holds class ids in a palette of
+        their colours. legend.png explains the colours and the scale of the uncertainty;
+        summary.json describes all images that were saved there with these options, and coco.json
+        joins the contours of these images.
         """
-        return [path for row in range(len(self)) for path in _save_image(self[row], folder)]
+        options = SaveOptions(extra, format, contours, review, reject)
+        folder = open_path(folder)
+        metadata = {"classes": described_classes(self._labels), "options": options.changed()}
+        entries = entries_in(folder, metadata) | self.write(folder, options)
+        write_legend(folder, self._labels, self.calibrated, options)
+        content = {"version": diffseg_jax.__version__, **metadata, "files": options.described()}
+        found = {"pictures": entries} | overview_of(entries, self.classes)
+        write_json(folder / SUMMARY, content | found)
+        if options.contours == "coco":
+            write_coco(folder, {name: name for name in self.names})
+        return [path_of(folder, name, each) for name in self.names for each in options.endings()]
+
+    def write(self, folder, options: SaveOptions) -> dict[str, dict]:
+        """Writes the files of the images; returns the entries of the images in summary.json."""
+        entries = {}
+        for name, image, maps in zip(self.names, self._images, self._maps, strict=True):
+            if options.reject is not None:
+                labels = without_unsure(maps.labels, maps.uncertainty, options.reject)
+                maps = dataclasses.replace(maps, labels=labels)
+            write_image(folder, name, image, maps, self._labels, options)
+            entries[name] = statistics_of(maps, self.classes, options)
+        return entries
 
     def __repr__(self):
         if not len(self):
@@ -158,28 +223,6 @@ def concatenate(predictions: Sequence[Prediction]) -> Prediction:
         [maps for prediction in predictions for maps in prediction._maps],
         predictions[0]._labels,
     )
-
-
-def path_of(folder, name: str, file: str) -> str:
-    """Where an image of a prediction is saved; file: one of FILES."""
-    return f"{folder}/{name}_{file}.png"
-
-
-def _save_image(prediction, folder):
-    """Writes the four images of a prediction for one image, each complete or not at all.
-
-    The labels are written last, so if they exist, the others do too.
-    """
-    (name,), (maps,) = prediction.names, prediction._maps
-    images = {
-        "color": prediction.color()[0],
-        "overlay": prediction.overlay()[0],
-        "uncertainty": sheets.heat(maps.uncertainty),
-        "labels": maps.labels.astype(np.uint8),
-    }
-    for file, image in images.items():
-        sheets.save_png(open_path(path_of(folder, name, file)), image)
-    return [path_of(folder, name, file) for file in FILES]
 
 
 def _stacked(arrays):

@@ -451,7 +451,7 @@ def test_a_prediction_draws_and_saves_itself(opened, tmp_path):
     paths = found.save(tmp_path / "out")
     assert len(paths) == 8 and all(Path(path).is_file() for path in paths)
     with Image.open(tmp_path / "out" / "000001_labels.png") as saved:
-        assert saved.mode == "L"
+        assert saved.mode == "P"
         np.testing.assert_array_equal(np.asarray(saved), found.labels[1])
     with Image.open(tmp_path / "out" / "000000_color.png") as saved:
         np.testing.assert_array_equal(np.asarray(saved), found.color()[0])

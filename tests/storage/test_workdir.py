@@ -7,7 +7,7 @@ import pytest
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.changed_data import LISTED_IN, _listed
 from diffseg_jax.experiment.prepare_data import PREPARED_FILE, add_shards
-from diffseg_jax.inference.batch import Summary
+from diffseg_jax.inference.summary import Summary
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.integrity import Damaged
 from diffseg_jax.storage.workdir import read_results, saved_config

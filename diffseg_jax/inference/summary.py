@@ -1,0 +1,178 @@
+"""summary.json: how files were written for images, which are finished, and what was found."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from diffseg_jax.config.schema import differing_lines
+from diffseg_jax.data.labels import IGNORE, Labels
+from diffseg_jax.errors import UserError
+from diffseg_jax.inference.saved import FILES, SaveOptions, path_of
+from diffseg_jax.inference.views import Maps
+from diffseg_jax.metrics.review import expected_accuracy, pixels_to_review
+from diffseg_jax.metrics.uncertainty import image_uncertainty
+from diffseg_jax.storage.paths import in_bucket, open_path, write_json
+
+SAVE_EVERY = 2  # seconds between two versions of the summary
+SUMMARY = "summary.json"
+BY_COMMAND = "checkpoint"  # an entry of the summary of the command, and not of `Prediction.save`
+
+
+class Summary:
+    """How files were written for images, and which are finished or could not be read.
+
+    file      its name
+    what      the folder holds, for people
+    outputs   name of an image -> the paths of its files; None = those of a prediction
+    required  keys of the entry of an image, without which it is not finished
+    overview  entries of all images -> more entries of the file
+    added     keys of `metadata` that files of earlier versions may lack
+    Raises UserError if the folder holds those of another network or with other options.
+    """
+
+    def __init__(
+        self, folder: Path, metadata: dict, file: str = SUMMARY, what: str = "predictions",
+        outputs: Callable[[str], list] | None = None, required: Collection[str] = (),
+        overview: Callable[[dict], dict] = lambda entries: {}, added: Collection[str] = (),
+    ):  # fmt: skip
+        self.folder, self.file, self.what = folder, folder / file, what
+        self.outputs = outputs or (lambda name: [path_of(folder, name, each) for each in FILES])
+        self.required = {"file", "stamp", *required}
+        self.overview = overview
+        self.content = {**metadata, "pictures": {}, "unreadable": {}}
+        self.saved = 0.0
+        if self.file.exists():
+            self._take_over(metadata, added)
+
+    def _take_over(self, metadata, added):
+        """Continues the summary of the same command."""
+        try:
+            old = {key: metadata[key] for key in added} | json.loads(self.file.read_text())
+            old_metadata = {key: old[key] for key in metadata}
+            finished = dict(old["pictures"])
+            self.content["pictures"] = {
+                name: entry for name, entry in finished.items() if self.required <= entry.keys()
+            }
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise UserError(
+                f"{self.file} was not written by this command. Give another --output."
+            ) from None
+        if lines := differing_lines(old_metadata, metadata):
+            raise UserError(
+                f"{self.folder} holds {self.what} of another command; give another --output, or "
+                "undo:\n  " + "\n  ".join(lines)
+            )
+
+    def is_done(self, name: str, path: str) -> bool:
+        """Whether all files of an image are there, and the image has not changed since."""
+        entry = self.content["pictures"].get(name)
+        if entry is None or entry["file"] != path or entry["stamp"] != stamp(path):
+            return False
+        return all(open_path(path).exists() for path in self.outputs(name))
+
+    def add(self, name: str, path: str, described: Mapping):
+        """Notes that an image is finished, and writes the file if it is SAVE_EVERY old."""
+        self.content["pictures"][name] = {"file": path, "stamp": stamp(path), **described}
+        if time.monotonic() - self.saved > SAVE_EVERY:
+            self.save()
+
+    def save(self):
+        """Writes the file atomically, images in the order of their names."""
+        self.content["pictures"] = dict(sorted(self.content["pictures"].items()))
+        self.content |= self.overview(self.content["pictures"])
+        write_json(self.file, self.content)
+        self.saved = time.monotonic()
+
+
+def stamp(path: str) -> list[int]:
+    """Size in bytes and time of the last change: if they differ, the image is another one."""
+    status = open_path(path).stat()
+    if in_bucket(path):
+        return [int(status.length), int(status.mtime)]
+    return [status.st_size, status.st_mtime_ns]
+
+
+def entries_in(folder: Path, metadata: Mapping) -> dict[str, dict]:
+    """The entries of images that `Prediction.save` left in a folder, if it had this metadata.
+
+    Raises UserError for the folder of a command, which could not be resumed any more.
+    """
+    file = folder / SUMMARY
+    try:
+        old = json.loads(file.read_text())
+        entries, of_command = dict(old["pictures"]), BY_COMMAND in old
+    except FileNotFoundError:
+        return {}
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise UserError(f"{file} is no summary of predictions. Give another folder.") from None
+    if of_command:
+        raise UserError(
+            f"{folder} holds predictions of the command, which resumes by {SUMMARY} there. Give "
+            "another folder."
+        )
+    return entries if all(old.get(key) == value for key, value in metadata.items()) else {}
+
+
+def described_classes(labels: Labels) -> list[dict]:
+    """The entry of the classes in the summary; JSON values."""
+    classes = zip(labels.names, labels.palette, strict=True)
+    return [{"name": name, "color": list(colour)} for name, colour in classes]
+
+
+def statistics_of(maps: Maps, classes: Collection[str], options: SaveOptions) -> dict:
+    """The entry of one image in the summary; JSON values.
+
+    maps   its maps, in which rejected labels are 255
+    """
+    labels, uncertainty = maps.labels, maps.uncertainty
+    accuracy, of_class = expected_accuracy(labels, uncertainty, len(classes))
+    shares = np.bincount(labels.ravel(), minlength=IGNORE + 1) / labels.size
+    entry = {
+        "size": list(labels.shape),
+        "shares": {name: round(part, 6) for name, part in zip(classes, shares.tolist()) if part},
+        "uncertainty": round(float(uncertainty.mean()), 6),
+        "calibrated": maps.calibrated,
+        "image_uncertainty": round(float(image_uncertainty(uncertainty)), 6),
+        "expected_errors": round(float(uncertainty.sum(dtype=np.float64)), 1),
+        "expected_accuracy": _number(accuracy),
+        "expected_class_accuracy": {
+            name: _number(part) for name, part in zip(classes, of_class) if not math.isnan(part)
+        },
+    }
+    if options.review is not None:
+        chosen = pixels_to_review(uncertainty, options.review)
+        entry["to_review"] = round(float(chosen.mean()), 6)
+    if options.reject is not None:
+        entry["rejected"] = round(float(shares[IGNORE]), 6)
+    return entry
+
+
+def overview_of(entries: Mapping[str, dict], classes: Collection[str]) -> dict:
+    """What the summary says of all images: expected accuracies, and which image to look at first.
+
+    entries  name of an image -> `statistics_of` it;  classes  K names
+    """
+    errors, pixels = {}, {}
+    for entry in entries.values():
+        for name, accuracy in entry["expected_class_accuracy"].items():
+            count = max(1, entry["shares"][name] * math.prod(entry["size"]))  # shares are rounded
+            pixels[name] = pixels.get(name, 0) + count
+            errors[name] = errors.get(name, 0) + count * (1 - accuracy)
+    whole = 1 - sum(errors.values()) / sum(pixels.values()) if pixels else math.nan
+    return {
+        "calibrated": all(entry["calibrated"] for entry in entries.values()),
+        "expected_accuracy": _number(whole),
+        "expected_class_accuracy": {
+            name: _number(1 - errors[name] / pixels[name]) for name in classes if name in pixels
+        },
+        "by_need": sorted(entries, key=lambda name: -entries[name]["expected_errors"]),
+    }
+
+
+def _number(value):
+    """A JSON number of six digits; None for NaN."""
+    return None if math.isnan(value) else round(float(value), 6)
