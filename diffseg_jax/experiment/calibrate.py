@@ -6,8 +6,10 @@ import numpy as np
 
 from diffseg_jax.errors import counted
 from diffseg_jax.experiment.evaluate import DrawnPixels
+from diffseg_jax.inference.calibrators import UNCALIBRATED
 from diffseg_jax.metrics.calibration import (
     CHANCE_BINS,
+    brier,
     chance_counts,
     errors_found,
     scores_by_class,
@@ -24,41 +26,47 @@ class Calibrated:
     """A calibrator, and how it does on images that it was not fitted to.
 
     calibrator  fitted to the drawn pixels of all images
-    counts      i64[K,2,CHANCE_BINS], right and wrong pixels by predicted class and chance of an
-                error; the chances of one half of the images come from a calibrator that was fitted
-                to the other half, which is the first or the last in the order of the split, as
-                neighbours are often alike. Zeros for a single image
+    before      i64[K,2,CHANCE_BINS], right and wrong drawn pixels by predicted class and 1 - the
+                highest probability
+    after       the same by the chance that a calibrator of the other half of the images estimates;
+                a half is the first or the last one in the order of the split, since neighbours are
+                often alike
     """
 
     calibrator: Calibrator
-    counts: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+    @property
+    def helps(self) -> bool:
+        """Whether calibration lowers the Brier score of the other half of the images."""
+        return brier(self.after) < brier(self.before)
 
     def numbers(self, names: tuple[str, ...]) -> dict:
-        """The scores of the counts in JSON values, also by predicted class."""
-        found = errors_found(self.counts, REVIEWED)
+        """The scores of `after` in JSON values, also by predicted class."""
         return {
             "of": "uncertainty, by a calibrator of the other half of the images",
             **self.calibrator.fitted_on,
-            **scores_by_class(self.counts, names),
-            "errors_in_20_percent": to_number(found),
+            "kept": self.helps,
+            **scores_by_class(self.after, names),
+            "errors_in_20_percent": to_number(errors_found(self.after, REVIEWED)),
         }
 
 
 def calibrate(drawn: DrawnPixels, num_classes: int) -> Calibrated | None:
-    """The calibrator of a network by drawn pixels of held-out images; None without a pixel."""
+    """The calibrator of a network by drawn pixels of held-out images; None for less than two."""
     table = drawn.table[drawn.table[:, :, 0].any(axis=1)]
-    if not len(table):
+    if len(table) < 2:
         return None
-    counts = np.zeros((num_classes, 2, CHANCE_BINS), int)
+    before, after = np.zeros((2, num_classes, 2, CHANCE_BINS), int)
     halves = table[: len(table) // 2], table[len(table) // 2 :]
-    if len(table) > 1:
-        for fitted, measured in (halves, halves[::-1]):
-            calibrator = _fitted(fitted, num_classes)
-            signals, labels, wrong = _pixels(measured)
-            chance = calibrator.chance(signals, labels)
-            truth = np.where(wrong, (labels + 1) % num_classes, labels)
-            counts += chance_counts(chance, truth, labels, num_classes)
-    return Calibrated(_fitted(table, num_classes), counts)
+    for fitted, measured in (halves, halves[::-1]):
+        calibrator = _fitted(fitted, num_classes)
+        signals, labels, wrong = _pixels(measured)
+        truth = np.where(wrong, (labels + 1) % num_classes, labels)
+        before += chance_counts(signals["least_confidence"], truth, labels, num_classes)
+        after += chance_counts(calibrator.chance(signals, labels), truth, labels, num_classes)
+    return Calibrated(_fitted(table, num_classes), before, after)
 
 
 def _fitted(table, num_classes) -> Calibrator:
@@ -74,12 +82,21 @@ def _pixels(table):
     return dict(zip(SIGNALS, signals, strict=True)), labels.astype(np.int32), wrong > 0
 
 
-def describe(calibrated: Calibrated, before: dict) -> str:
-    """A line for the log; before: the scores without the calibrator."""
-    fitted, after = calibrated.calibrator.fitted_on, calibrated.numbers(())
-    where = f"calibrated on {fitted['pixels']:,} pixels of {counted(fitted['images'], 'image')}"
-    if after["ECE"] is None:
-        return f"{where}, too few to measure it on others"
-    changes = ", ".join(f"{key} {before[key]:.3f} -> {after[key]:.3f}" for key in ("ECE", "AUROC")
-                        if None not in (before[key], after[key]))  # fmt: skip
-    return f"uncertainty {where}: {changes}"
+def describe_calibration(calibrated: Calibrated | None, held_out: bool) -> str:
+    """A line for the log; held_out: whether the images were others than those of the training."""
+    if calibrated is None:
+        why = "two labelled validation images or more calibrate it"
+        if not held_out:
+            why = "the validation images are those of the training, which would make it too small"
+        return f"{UNCALIBRATED}: {why}"
+    fitted = calibrated.calibrator.fitted_on
+    where = f"{fitted['pixels']:,} pixels of {counted(fitted['images'], 'image')}"
+    old, new = (scores_by_class(part, ()) for part in (calibrated.before, calibrated.after))
+    shown = [key for key in ("ECE", "Brier", "AUROC") if None not in (old[key], new[key])]
+    changes = ", ".join(f"{key} {old[key]:.3f} -> {new[key]:.3f}" for key in shown)
+    if calibrated.helps:
+        return f"the uncertainty is calibrated on {where}; from half to half of them: {changes}"
+    return (
+        f"{UNCALIBRATED}: what {where} teach about one half of the images makes the other half "
+        f"worse ({changes})"
+    )

@@ -7,11 +7,11 @@ import numpy as np
 from diffseg_jax.data.transforms import resize_image, resize_mask
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import counted
-from diffseg_jax.experiment.calibrate import Calibrated, calibrate, describe
+from diffseg_jax.experiment.calibrate import calibrate, describe_calibration
 from diffseg_jax.experiment.evaluate import UNCERTAIN, Counts, DrawnPixels, draw_none, evaluate
 from diffseg_jax.experiment.plan import Evaluation, StagePlan
 from diffseg_jax.figures import sheets, trust
-from diffseg_jax.inference.calibrators import UNCALIBRATED, file_of, write_calibrator
+from diffseg_jax.inference.calibrators import file_of, write_calibrator
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.views import Protocol, View
 from diffseg_jax.metrics import segmentation
@@ -56,16 +56,15 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
     names, convention = evaluation.source.labels.names, evaluation.convention
     uncalibrated = scores_by_class(counts.chance, names)
     calibrated = calibrate(drawn, len(names)) if drawn else None
-    if calibrated:
-        evaluation.log.say(f"{stage}: {describe(calibrated, uncalibrated)}")
-        keep_calibrator(evaluation, calibrated.calibrator, meta, replace=suffix == "result")
-    else:
-        evaluation.log.say(f"{stage}: {UNCALIBRATED}")
-    trace_steps(evaluation, network, examples, protocol)
-    calibrator = calibrated and calibrated.calibrator
-    draw_predictions(evaluation, examples, f"{stage}_{suffix}", meta["step"], calibrator)
-    draw_trust(evaluation, counts.chance, calibrated, suffix, meta["step"])
+    evaluation.log.say(f"{stage}: {describe_calibration(calibrated, evaluation.held_out)}")
     found = calibrated.numbers(names) if calibrated else {}
+    calibrator = calibrated.calibrator if calibrated and calibrated.helps else None
+    if calibrator:
+        keep_calibrator(evaluation, calibrator, meta, replace=suffix == "result")
+    trace_steps(evaluation, network, examples, protocol)
+    draw_predictions(evaluation, examples, f"{stage}_{suffix}", meta["step"], calibrator)
+    after = calibrated.after if calibrator else None
+    draw_trust(evaluation, counts.chance, after, suffix, meta["step"])
     others = {}
     if counts.baseline.any():
         probe = dataclasses.replace(counts, confusion=counts.baseline)
@@ -79,7 +78,7 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
         "labelled_images": meta["labelled"]["n"],
         "protocol": evaluation.recorded["protocol"],
         **segmentation.to_json(scores_of(evaluation, counts), names),
-        "AUROC": found.get("AUROC") or uncalibrated["AUROC"],
+        "AUROC": (found if calibrator else uncalibrated)["AUROC"],
         "AUROC_of": auroc_of_signals(counts),
         "image_uncertainty": counts.uncertain / UNCERTAIN / counts.images,
         "boundary": boundary_of(evaluation, counts),
@@ -129,12 +128,13 @@ def boundary_of(evaluation: Evaluation, counts: Counts) -> dict:
 
 
 def draw_trust(
-    evaluation: Evaluation, chance: np.ndarray, calibrated: Calibrated | None, suffix: str,
-    step: int,
-):  # fmt: skip
-    """Saves the reliability and the risk-coverage plot, if the run draws any images."""
+    evaluation: Evaluation, chance: np.ndarray, after: np.ndarray | None, suffix: str, step: int
+):
+    """Saves the reliability and the risk-coverage plot, if the run draws any images.
+
+    chance, after   counts before and after calibration, if the calibrator is kept
+    """
     if evaluation.examples and chance.any():
-        after = calibrated.counts if calibrated and calibrated.counts.any() else None
         for name, draw in (
             ("reliability", trust.reliability_plot),
             ("risk_coverage", trust.risk_coverage_plot),

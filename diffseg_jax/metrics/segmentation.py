@@ -18,6 +18,7 @@ MEANS = ("mIoU", "mAcc", "aAcc")
 MORE_ROWS = {  # of the table, where a run has such a number -> its keys
     "mIoU near boundaries": ("boundary", "mIoU"),
     "ECE": ("calibration", "ECE"),
+    "ECE from half to half": ("calibrated", "ECE"),
 }
 TRIMAP = 0.01  # radius of the band around boundaries, as a share of the diagonal of the image
 
