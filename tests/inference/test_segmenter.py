@@ -470,6 +470,7 @@ def test_the_packaged_model_segments_scenes():
     assert np.mean(found.labels == truth) > 0.8
     assert found.uncertainty[found.labels != truth].mean() > 0.3
     assert found.uncertainty[found.labels == truth].mean() < 0.15
+    assert found.calibrated
 
 
 def test_a_missing_accelerator_is_a_sentence(command):
