@@ -54,6 +54,11 @@ class SaveOptions:
         for name in extra:
             require_known(name, EXTRA, "map to save")
         require_known(self.format, ENDINGS, "format of saved maps")
+        if self.format != SaveOptions.format and not extra:
+            raise UserError(
+                f"format is {self.format}, but no maps are to be saved in it. Name them: "
+                f'--save=uncertainty --format={self.format}, or extra="uncertainty" in Python.'
+            )
         if self.contours is not None:
             require_known(self.contours, contours.CONTOURS, "format of contours")
         for name, usual in (("review", REVIEW), ("reject", REJECT)):
@@ -111,7 +116,7 @@ def require_share(name: str, value, usual: float) -> float:
         return float(value)
     near = value / 100 if isinstance(value, Real) and 1 < value < 100 else usual
     raise UserError(
-        f"{name} is {value}, but must lie between 0 and 1, both excluded. Try {name}={near:g}."
+        f"{name} is {value}, but must lie between 0 and 1, both excluded. Try {near:g}."
     )
 
 
