@@ -18,7 +18,9 @@ from diffseg_jax.cli import (
     user_errors,
 )
 from diffseg_jax.errors import counted
+from diffseg_jax.inference.batch import require_apart
 from diffseg_jax.inference.feature_files import write_features
+from diffseg_jax.inference.images import matching
 from diffseg_jax.inference.segmenter import load
 from diffseg_jax.storage.lock import require_free
 from diffseg_jax.storage.paths import open_path
@@ -34,7 +36,7 @@ def make_flags() -> Flags:
     keep = "True: also read files in folders that look like masks"
     add("--keep_masks", type=truth, default=False, metavar="True|False", help=keep)
     add("--output", required=True, metavar="DIR", help="folder of the features")
-    taps = "maps to write, as python -m diffseg_jax.info lists them; default: the usual ones"
+    taps = "maps to write, as python -m diffseg_jax.info lists them; the default ones unless given"
     add("--taps", default="", metavar="NAME,NAME", help=taps)
     add_cache_flag(add)
     return flags
@@ -46,11 +48,12 @@ def main(arguments: Sequence[str] | None = None):
         given = vars(make_flags().parse_args(arguments))
         use_cache(given.pop("compilation_cache"))
         opened = {name: given.pop(name) for name in CHECKPOINT_FLAGS}
-        require_free(open_path(given["output"]), "features", "--output")
+        images, output, keep = (given[name] for name in ("images", "output", "keep_masks"))
+        require_apart(matching(images), output)
+        require_free(open_path(output), "features", "--output")
         segmenter = load(opened.pop("checkpoint"), **opened)
         print(segmenter, flush=True)
         taps = tuple(filter(None, given.pop("taps").split(",")))
-        images, output, keep = (given[name] for name in ("images", "output", "keep_masks"))
         count = write_features(segmenter, images, output, taps, keep)
         print(f"features of {counted(count, 'image')} in {output}")
 

@@ -22,8 +22,9 @@ from diffseg_jax.cli import (
     words,
 )
 from diffseg_jax.errors import counted, visible
-from diffseg_jax.inference.batch import PALETTES, predict_files
+from diffseg_jax.inference.batch import PALETTES, predict_files, require_apart
 from diffseg_jax.inference.contours import CONTOURS
+from diffseg_jax.inference.images import matching
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.saved import ENDINGS, EXTRA, SaveOptions
 from diffseg_jax.inference.segmenter import load
@@ -88,6 +89,7 @@ def main(arguments: Sequence[str] | None = None):
         keep_masks, extra = given.pop("keep_masks"), given.pop("save")
         names = ("format", "contours", "review", "reject")
         saved = SaveOptions(extra, **{name: given.pop(name) for name in names})
+        require_apart(matching(images), output)
         require_free(open_path(output), "predict", "--output")
         segmenter = load(opened.pop("checkpoint"), **opened)
         print(segmenter, flush=True)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import diffseg_jax
-from diffseg_jax import predict
+from diffseg_jax import features, predict
 from diffseg_jax.inference.prediction import Prediction
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.networks import open_network
@@ -48,6 +48,16 @@ def run(tiny_run, photos, tmp_path, capsys):
 
 def summary(tmp_path):
     return json.loads((tmp_path / "out" / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("command", [predict, features])
+def test_an_output_among_the_images_is_refused_before_the_network_is_opened(
+    command, photos, capsys
+):  # fmt: skip
+    flags = [f"--images={photos}", f"--output={photos}/out", "--checkpoint=missing"]
+    with pytest.raises(SystemExit):
+        command.main(flags)
+    assert "out lies in --images=" in capsys.readouterr().err and not (photos / "out").exists()
 
 
 def test_files_hold_the_predictions_of_the_segmenter(run, photos, tmp_path, tiny_run):

@@ -2,6 +2,7 @@
 
 import collections
 import re
+import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ from diffseg_jax.figures import sheets
 from diffseg_jax.storage.workdir import make_workdir
 
 SHEET_IMAGES = 12  # on a contact sheet
+TINY = 8  # times shorter than usual is the side of an image that is pointed out
 MAX_LISTED = 10  # bad files that are named; the others are counted
 
 
@@ -110,18 +112,23 @@ def report_source(
     """
     for sentence in notes_of(source):
         print(f"  note: {sentence}")
-    sizes, problems, counts = collections.Counter(), [], {}
+    shapes, problems, counts = {}, [], {}
     with ThreadPoolExecutor(threads) as pool:
         measured = pool.map(lambda index: _measure(source, index), range(len(source)))
         for index, found in enumerate(measured):
             if isinstance(found, str):
                 problems.append((index, found))
             else:
-                sizes[found[0]] += 1
-                counts[index] = found[1]
+                shapes[index], counts[index] = found
+    sizes = collections.Counter(shapes.values())
     common = ", ".join(f"{h} x {w} ({n})" for (h, w), n in sizes.most_common(4))
     if sizes:
         print(f"  sizes (height x width): {common}{' and others' if len(sizes) > 4 else ''}")
+        typical = statistics.median(map(min, shapes.values()))
+        tiny = [source.names[i] for i, size in shapes.items() if min(size) < typical / TINY]
+        if tiny:
+            few = ", ".join(tiny[:MAX_LISTED])
+            print(f"  note: {counted(len(tiny), 'image')} much smaller than most: {few}")
     if any(counts.values()) and source.labels and not unlabelled:
         _print_shares(source.labels.names, list(counts.values()))
     _print_bad(source, problems)

@@ -30,7 +30,7 @@ DESCRIPTION = "features.json"
 
 @own_settings()
 def source_of(segmenter: Segmenter, taps: Sequence[str] = ()) -> FeatureSource:
-    """The features of a network as a source; () = the usual taps.
+    """The features of a network as a source; () = the default taps.
 
     Raises UserError for unknown taps, and for a network that reads maps from files.
     """
@@ -42,12 +42,12 @@ def source_of(segmenter: Segmenter, taps: Sequence[str] = ()) -> FeatureSource:
         )
     size = tuple(task.get("size", (64, 64)))
     if task["kind"] in TRAINED:
-        usual = [tap for tap in segmenter.taps if tap.startswith("output")]
-        usual.sort(key=lambda tap: [int(part) for part in re.findall(r"\d+", tap)][::-1])
-        return trained_source(segmenter.config, task["kind"], size, taps or usual)
+        default = [tap for tap in segmenter.taps if tap.startswith("output")]
+        default.sort(key=lambda tap: [int(part) for part in re.findall(r"\d+", tap)][::-1])
+        return trained_source(segmenter.config, task["kind"], size, taps or default)
     config = segmenter.config
     config = with_mae_of_stage(config, task) if task["kind"] == "mae" else config
-    source = joined(chosen_sources(config, size, taps))
+    source = joined(chosen_sources(config, size, taps, "--taps"))
     if source.files:
         raise UserError(
             f"{segmenter.directory} reads maps from files in {source.files.folder}, which are "

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+COMPUTED = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # dtypes of a computation
+
 
 class _Keys:
     """The keys of nnx.Rngs(key), counted by Python.

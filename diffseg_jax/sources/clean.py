@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from diffseg_jax.errors import choose, require_known
 from diffseg_jax.models.adm_unet import ADMSettings
 from diffseg_jax.models.clean_unet import CleanUNet
-from diffseg_jax.models.network import Network
+from diffseg_jax.models.network import COMPUTED, Network
 from diffseg_jax.models.taps import PixelFeatures, stack
 from diffseg_jax.sources.diffusion import make_settings, shown_images
 from diffseg_jax.sources.feature_source import FeatureSource, shown_size
@@ -17,7 +17,7 @@ from diffseg_jax.sources.feature_source import FeatureSource, shown_size
 
 def clean_network(settings: ADMSettings, dtype: str, remat: bool) -> Network:
     """A CleanUNet as pure functions; dtype "float32" or "bfloat16", else UserError."""
-    computed = choose({"float32": jnp.float32, "bfloat16": jnp.bfloat16}, dtype, "dtype")
+    computed = choose(COMPUTED, dtype, "dtype")
     return Network(lambda rngs: CleanUNet(settings, dtype=computed, remat=remat, rngs=rngs))
 
 

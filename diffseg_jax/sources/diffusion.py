@@ -18,7 +18,7 @@ from diffseg_jax.diffusion.process import Process, make_process, noising
 from diffseg_jax.errors import UserError, choose, require_known
 from diffseg_jax.models.adm_unet import ADMSettings, ADMUNet
 from diffseg_jax.models.inputs import keys_of_images, scale_images
-from diffseg_jax.models.network import Network
+from diffseg_jax.models.network import COMPUTED, Network
 from diffseg_jax.models.taps import PixelFeatures, stack
 from diffseg_jax.sources.feature_source import FeatureSource, shown_size
 
@@ -36,7 +36,7 @@ def make_settings(model) -> ADMSettings:
 
 def make_network(settings: ADMSettings, dtype: str, remat: bool) -> Network:
     """The ADM UNet as pure functions; dtype "float32" or "bfloat16", else UserError."""
-    computed = choose({"float32": jnp.float32, "bfloat16": jnp.bfloat16}, dtype, "dtype")
+    computed = choose(COMPUTED, dtype, "dtype")
     return Network(lambda rngs: ADMUNet(settings, dtype=computed, remat=remat, rngs=rngs))
 
 
@@ -117,14 +117,14 @@ def diffusion_features(
 
 
 def named_features(
-    network: Network, process: Process, options: dict, usual: Sequence[str], values: dict,
+    network: Network, process: Process, options: dict, default: Sequence[str], values: dict,
     images: jax.Array, valid: jax.Array, taps: Sequence[str] | None = None, seed: int = 0,
 ) -> dict[str, jax.Array]:  # fmt: skip
     """Outputs of blocks for noised images u8[B,h,w,3]: {"output_5@50": f32[B,h',w',C], ...}.
 
     options  short, share_noise, draws
     taps     block@step each, step a whole number of the diffusion, 0 the least noise; None = those
-             of `usual`, or where it is empty every block at LISTED_STEPS
+             of `default`, or where it is empty every block at LISTED_STEPS
 
     Other arguments as of `diffusion_features`. Raises UserError for other names.
     """
@@ -132,7 +132,7 @@ def named_features(
     known = model.settings.blocks
     if taps is None:
         steps = [step for step in LISTED_STEPS if step < process.steps] or [process.steps - 1]
-        taps = usual or [_tap(block, step) for step in steps for block in known]
+        taps = default or [_tap(block, step) for step in steps for block in known]
     pairs = [block_and_step(tap, known, process.steps) for tap in taps]
     blocks = sorted({block for block, _ in pairs}, key=known.index)
     steps = sorted({step for _, step in pairs})

@@ -20,7 +20,7 @@ class FeatureSource:
     extract  (network, images u8[B,H,W,3], valid i32[B,2], *maps, other_seed=None) ->
              PixelFeatures; maps are those of `files`; that of a diffusion model also takes `steps`
     named    (network, images, valid, taps, seed=0) -> {name: f32[B,h,w,C]} of those taps, of the
-             usual ones for None; None for a source without a network
+             default ones for None; None for a source without a network
     short    pixels: images are resized to this shorter side; 0 = as they are
     stride   pixels of an image per value of its coarsest map
     normalisation  how pixels reach the network, for people

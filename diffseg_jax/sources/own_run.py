@@ -41,7 +41,7 @@ def run_source(
         network = random(key)
         return {part: {system: network[part]} for part in ("params", "stats")}
 
-    chosen = tuple(taps) or _usual(system, known)
+    chosen = tuple(taps) or _default_taps(system, known)
     return scaled_source(system, init, look, known, chosen, scales, dtype, stride, normalisation)
 
 
@@ -52,7 +52,7 @@ def _known_taps(random, features, stride: int) -> list[str]:
     return list(jax.eval_shape(features, network, image, valid))
 
 
-def _usual(system, known) -> tuple[str, ...]:
+def _default_taps(system, known) -> tuple[str, ...]:
     """The last block of every stage of DDP's backbone; maps of DDeP's encoder."""
     if system == "ddep":
         return DDEP_TAPS

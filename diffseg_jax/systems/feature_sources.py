@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 
 from diffseg_jax.config.schema import as_tuples
@@ -38,7 +37,7 @@ from diffseg_jax.models.encoder_maps import (
 )
 from diffseg_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from diffseg_jax.models.mae import MAE, MAESettings, encoder_alone, mae_default_taps, mae_taps
-from diffseg_jax.models.network import Network
+from diffseg_jax.models.network import COMPUTED, Network
 from diffseg_jax.models.resnet import (
     ResNet,
     ResNetSettings,
@@ -66,14 +65,14 @@ class FrozenNetwork:
     published  a dataclass of the sizes of a published network, which JSON can hold
     module     (settings, dtype=, rngs=) -> module from (images, taps) to {tap: map}
     taps       settings -> the names of all its maps
-    usual      settings -> those that are read by default
+    default    settings -> those that are read by default
     mean, deviation  by which pixels in 0..255 are scaled
     """
 
     published: Any
     module: Callable[..., nnx.Module]
     taps: Callable[..., Sequence[str]]
-    usual: Callable[..., Sequence[str]]
+    default: Callable[..., Sequence[str]]
     mean: tuple[float, float, float] = IMAGENET_MEAN
     deviation: tuple[float, float, float] = IMAGENET_STD
 
@@ -147,17 +146,18 @@ def source_names(features: Mapping) -> list[str]:
 
 
 def chosen_sources(
-    config, crop: tuple[int, int], taps: Sequence[str] = ()
+    config, crop: tuple[int, int], taps: Sequence[str] = (), option: str = "features.taps"
 ) -> list[FeatureSource]:  # fmt: skip
     """The sources of config.features, whose `networks` hold the sizes of networks from files.
 
     crop  (height, width) of the images of the fit
-    taps  () = those of config.features
+    taps  () = those of config.features;  option  that gave them, "features.taps" or "--taps"
     Raises UserError for unknown taps.
     """
     features, names = config.features, source_names(config.features)
+    option = option if taps else "features.taps"
     taps = taps or features.get("taps", ())
-    _require_taken(taps, names)
+    _require_taken(taps, names, option)
     own = [_own_taps(taps, name, len(names)) for name in names]
     return [_source(config, name, crop, each) for name, each in zip(names, own, strict=True)]
 
@@ -183,8 +183,11 @@ def trained_source(config, kind: str, crop: tuple[int, int], taps: Sequence[str]
     return dataclasses.replace(source, extract=extract)
 
 
-def _require_taken(taps, names):
+def _require_taken(taps, names, option):
     """Raises UserError for a tap that no source reads; those of sources not named here may stay."""
+    flag, none = "--taps={}", "Leave --taps out, which writes them all"
+    if option == "features.taps":
+        flag, none = '--config.features.taps="{}"', 'Try --config.features.taps="()"'
     with_taps = [name for name in names if name not in ("adm", "colour", "files")]
     for tap in taps:
         prefix = tap.partition("/")[0] if "/" in tap else ""
@@ -194,13 +197,12 @@ def _require_taken(taps, names):
             continue
         if prefix in names or not with_taps:
             raise UserError(
-                f"features.taps holds {tap}, but {prefix or names[0]} has no taps to choose: adm "
-                "reads features.blocks and features.steps, colour and files read all. Try "
-                '--config.features.taps="()".'
+                f"{option} holds {tap}, but {prefix or names[0]} has no taps to choose: adm "
+                f"reads features.blocks and features.steps, colour and files read all. {none}."
             )
         raise UserError(
-            f"features.taps holds {tap}, which does not say whose it is. Try "
-            f'--config.features.taps="{with_taps[0]}/{tap}".'
+            f"{option} holds {tap}, which does not say whose it is. Try "
+            f"{flag.format(f'{with_taps[0]}/{tap}')}."
         )
 
 
@@ -230,9 +232,9 @@ def _source(config, name, crop, taps) -> FeatureSource:
         )
     kind = FROZEN[name]
     settings = kind.settings(sizes)
-    dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[config.dtype]
+    dtype = COMPUTED[config.dtype]
     network = Network(lambda rngs: kind.module(settings, dtype=dtype, rngs=rngs))
     return frozen_source(
-        name, network, kind.taps(settings), taps or tuple(kind.usual(settings)), settings.stride,
+        name, network, kind.taps(settings), taps or tuple(kind.default(settings)), settings.stride,
         kind.mean, kind.deviation, scales, config.features.dtype,
     )  # fmt: skip

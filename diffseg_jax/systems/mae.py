@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD, draw_per_row, scale_images
 from diffseg_jax.models.mae import MAE, MAESettings, from_patches, mae_taps, to_patches
-from diffseg_jax.models.network import Network
+from diffseg_jax.models.network import COMPUTED, Network
 from diffseg_jax.systems.task import Task
 
 
@@ -68,7 +68,7 @@ def masking_problem(patch: int, ratio: float, crop: tuple[int, int]) -> str:
 
 def mae_network(settings: MAESettings, dtype: str, remat: bool) -> Network:
     """MAE as pure functions; dtype "float32" or "bfloat16", else UserError."""
-    computed = choose({"float32": jnp.float32, "bfloat16": jnp.bfloat16}, dtype, "dtype")
+    computed = choose(COMPUTED, dtype, "dtype")
     return Network(lambda rngs: MAE(settings, dtype=computed, remat=remat, rngs=rngs))
 
 

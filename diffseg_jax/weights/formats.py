@@ -21,7 +21,14 @@ from safetensors import SafetensorError, safe_open
 from diffseg_jax.errors import UserError, choose, shortened
 from diffseg_jax.storage.similar import similar_path
 from diffseg_jax.weights.pickles import Refused, Tensor, type_name, unpickle
-from diffseg_jax.weights.recognised import HEAD, WEIGHTS, file_type, way_out, weight_files
+from diffseg_jax.weights.recognised import (
+    HEAD,
+    WEIGHTS,
+    file_type,
+    local_path,
+    way_out,
+    weight_files,
+)
 
 # Where training programs put the network, in the order in which it is looked for.
 STATE_KEYS = (
@@ -70,7 +77,7 @@ def read_arrays(path, part: str = "") -> dict[str, np.ndarray]:
     with their checksums; the older format has none.
     """
     arrays = {}
-    for file in weight_files(Path(path)):
+    for file in weight_files(local_path(path, "files of weights")):
         arrays |= _read_file(file, part)
     return without_wrappers(arrays)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from diffseg_jax.errors import UserError
 from diffseg_jax.weights.formats import read_arrays
-from diffseg_jax.weights.recognised import described
+from diffseg_jax.weights.recognised import described, local_path
 from diffseg_jax.weights.tables import convert
 from diffseg_jax.weights.torch_rows import linear_rows, norm, statistics
 
@@ -46,7 +46,7 @@ def load_ensemble(folder: str | os.PathLike, features: int, num_classes: int) ->
     Raises UserError for a missing folder or file, for files of another network, of other taps or
     classes, or of unequal widths, and as `read_arrays` does.
     """
-    files = _numbered_files(Path(folder))
+    files = _numbered_files(local_path(folder, "classifiers"))
     members = [_member(file, features, num_classes) for file in files]
     for file, member in zip(files, members, strict=True):
         if _widths(member) != _widths(members[0]):
@@ -62,7 +62,7 @@ def classifier_sizes(folder: str | os.PathLike) -> tuple[int, int, tuple[int, in
 
     Raises UserError as `load_ensemble`, and for a file of another network.
     """
-    files = _numbered_files(Path(folder))
+    files = _numbered_files(local_path(folder, "classifiers"))
     file, arrays = files[0], read_arrays(files[0])
     (a, d), (b, _), (k, _) = (_sizes(arrays, layer) for layer in LAYERS)
     if None in (a, d, b, k):

@@ -1,6 +1,7 @@
 """Names what a file, a folder or a state dict is where it is not what was asked for."""
 
 import json
+import os
 import re
 import shlex
 import tarfile
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from diffseg_jax.errors import UserError
+from diffseg_jax.storage.paths import in_bucket, open_path
 
 # ---- networks ------------------------------------------------------------------------------------
 
@@ -250,6 +252,16 @@ FOLDERS = (  # a pattern of the files, what such a folder is and what to do; FOL
         "(python -m diffseg_jax.convert --source=ddpm_seg)",
     ),
 )
+
+
+def local_path(path: str | os.PathLike, what: str) -> Path:
+    """A `Path` on this machine; UserError for an address, as `what` are not read from one."""
+    if "://" in str(path):
+        how = f", as with gcloud storage cp -r {path} ." if in_bucket(path) else "."
+        raise UserError(
+            f"{path} is an address, but {what} are read from this machine. Give a local copy{how}"
+        )
+    return open_path(path)
 
 
 def weight_files(path: Path) -> list[Path]:

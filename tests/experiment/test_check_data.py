@@ -63,6 +63,15 @@ def test_counts_sizes_shares_and_notes_are_printed(config, tmp_path, capsys):
             assert min(sheet.size) > 10
 
 
+def test_images_much_smaller_than_most_are_named(config, folder, tmp_path, capsys):
+    Image.new("RGB", (30, 2)).save(folder / "images/val/p3.png")
+    Image.new("L", (30, 2)).save(folder / "masks/val/p3.png")
+    check_data(config, tmp_path / "run")
+    assert re.findall("note: .* than most.*", capsys.readouterr().out) == [
+        "note: 1 image much smaller than most: p3"
+    ]
+
+
 def test_all_bad_files_are_named_and_the_others_are_shown(config, folder, tmp_path, capsys):
     (folder / "images/train/p1.png").write_bytes(b"not an image")
     Image.fromarray(np.full((20, 30), 7, np.uint8)).save(folder / "masks/val/p2.png")

@@ -67,8 +67,12 @@ def test_a_tap_that_no_source_reads_is_refused(sources, taps, part):
     config = tiny_ddpm_seg.get_config()
     with config.unlocked():
         config.features.update(sources=sources, taps=taps)
-    with pytest.raises(UserError, match=part):
+    with pytest.raises(UserError, match=rf"features.taps holds .*{part}.*--config.features.taps="):
         chosen_sources(config, (32, 48))
+    config.features.taps = ()
+    with pytest.raises(UserError, match=f"^--taps holds .*{part}.* --taps[ =]") as refused:
+        chosen_sources(config, (32, 48), taps, "--taps")
+    assert "--config" not in str(refused.value)
 
 
 def test_taps_of_a_source_that_is_not_read_have_no_effect():

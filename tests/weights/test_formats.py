@@ -1,5 +1,6 @@
 """Reading checkpoint files: every format gives the arrays back, and no file can run anything."""
 
+import functools
 import gzip
 import io
 import json
@@ -17,12 +18,14 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from diffseg_jax.errors import UserError
 from diffseg_jax.weights.formats import read_arrays
+from diffseg_jax.weights.pixel_mlp import load_ensemble
 from pickle_writer import (
     TYPE_NAMES,
     WEIGHT,
@@ -618,3 +621,14 @@ def test_altered_files_give_a_sentence_or_the_same_arrays(valid, which, flips, l
             assert read.keys() == expected.keys()
             for key, array in expected.items():
                 np.testing.assert_array_equal(read[key], array)
+
+
+CLASSIFIERS = functools.partial(load_ensemble, features=8, num_classes=2)
+
+
+@pytest.mark.parametrize("read", [read_arrays, CLASSIFIERS], ids=["arrays", "classifiers"])
+@pytest.mark.parametrize("path", ["gs://bucket/a", epath.Path("gs://bucket/a"), "hf://user/a"])
+def test_addresses_of_weights_are_refused(read, path):
+    how = r", as with gcloud storage cp -r gs://bucket/a \." if "gs:" in str(path) else r"\."
+    with pytest.raises(UserError, match=f"is an address, .* machine. Give a local copy{how}$"):
+        read(path)
