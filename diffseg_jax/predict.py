@@ -26,7 +26,7 @@ from diffseg_jax.inference.batch import PALETTES, predict_files, require_apart
 from diffseg_jax.inference.contours import CONTOURS
 from diffseg_jax.inference.images import matching
 from diffseg_jax.inference.options import PredictOptions
-from diffseg_jax.inference.saved import ENDINGS, EXTRA, SaveOptions
+from diffseg_jax.inference.saved import ENDINGS, EXTRA, OVERLAYS, SaveOptions
 from diffseg_jax.inference.segmenter import load
 from diffseg_jax.storage.lock import require_free
 from diffseg_jax.storage.paths import open_path
@@ -51,6 +51,8 @@ def make_flags() -> Flags:
     palette = "own (default): the colours of the training data; readable: for any colour vision"
     add("--palette", choices=PALETTES, default="own", help=palette)
     maps = f"more maps to write, some of {','.join(EXTRA)}"
+    paint = "fill (default): colours over the image; contours: lines along the borders of classes"
+    add("--overlay", choices=OVERLAYS, default="fill", help=paint)
     add("--save", type=words, default=(), metavar="MAP,...", help=maps)
     form = "files of those: 16-bit PNG (default; 65535 is 1; probs as .npz), .npy or .npz"
     add("--format", choices=ENDINGS, default="png16", help=form)
@@ -87,7 +89,7 @@ def main(arguments: Sequence[str] | None = None):
         opened = {name: given.pop(name) for name in CHECKPOINT_FLAGS}
         images, output, palette = (given.pop(name) for name in ("images", "output", "palette"))
         keep_masks, extra = given.pop("keep_masks"), given.pop("save")
-        names = ("format", "contours", "review", "reject")
+        names = ("format", "contours", "review", "reject", "overlay")
         saved = SaveOptions(extra, **{name: given.pop(name) for name in names})
         require_apart(matching(images), output)
         require_free(open_path(output), "predict", "--output")

@@ -109,6 +109,11 @@ def near_edge(mask: np.ndarray, distance: int) -> np.ndarray:
     return near
 
 
+def with_numbers(drawn: np.ndarray, mask: np.ndarray, palette) -> np.ndarray:
+    """`write_numbers` where colours do not tell the classes, else the same image."""
+    return write_numbers(drawn, mask) if need_numbers(palette) else drawn
+
+
 def need_numbers(palette) -> bool:
     """Whether classes are so many, or two colours so close, that colours do not tell the classes.
 
@@ -445,14 +450,14 @@ def prediction_sheet(
 
 def _areas(masks, labels, images=None) -> list[np.ndarray]:
     """The masks in colours, or painted over images; with numbers where the classes need them."""
+    palette = labels.palette
     if images is None:
-        drawn = [legible(colour_labels(mask, labels.palette)) for mask in masks]
+        drawn = [colour_labels(mask, palette) for mask in masks]
     else:
         pairs = zip(images, masks, strict=True)
-        drawn = [legible(overlay(image, mask, labels.palette)) for image, mask in pairs]
-    if not need_numbers(labels.palette):
-        return drawn
-    return [write_numbers(area, mask) for area, mask in zip(drawn, masks, strict=True)]
+        drawn = [overlay(image, mask, palette) for image, mask in pairs]
+    pairs = zip(drawn, masks, strict=True)
+    return [with_numbers(legible(area), mask, palette) for area, mask in pairs]
 
 
 def _legend_below(labels, marks: dict, body: Sequence[np.ndarray], masks) -> np.ndarray:

@@ -154,6 +154,7 @@ class Prediction:
     def save(
         self, folder, *, extra: Sequence[str] = (), format: str = "png16",
         contours: str | None = None, review: float | None = None, reject: float | None = None,
+        overlay: str = "fill",
     ) -> list[str]:  # fmt: skip
         """Writes <name>_labels.png, _color, _overlay and _uncertainty, and what else is asked for.
 
@@ -164,13 +165,14 @@ class Prediction:
         contours  "geojson" or "coco": the connected regions of each class as polygons
         review    as `missed` of `review`: writes that mask, 255 where a pixel is to be reviewed
         reject    as `chance` of `rejected`: labels are 255 there, in all files
+        overlay   "fill" or "contours", as of the method `overlay`
 
         Returns the paths of the files of the images. _labels.png holds class ids in a palette of
         their colours. legend.png explains the colours and the scale of the uncertainty;
         summary.json describes all images that were saved there with these options, and coco.json
         joins the contours of these images.
         """
-        options = SaveOptions(extra, format, contours, review, reject)
+        options = SaveOptions(extra, format, contours, review, reject, overlay)
         folder = open_path(folder)
         metadata = {"classes": described_classes(self._labels), "options": options.changed()}
         entries = entries_in(folder, metadata) | self.write(folder, options)

@@ -24,6 +24,10 @@ EXTRA = ("probs", "uncertainty", *SIGNALS)
 ENDINGS = {"png16": "16.png", "npy": ".npy", "npz": ".npz"}  # of an extra map, by its format
 CONTOUR_ENDINGS = {"geojson": "contours.geojson", "coco": "contours.json"}
 COCO = "coco.json"  # the contours of all images
+OVERLAYS = {  # how classes are painted over the image, and the text about it
+    "fill": (sheets.overlay, "the colours over the image"),
+    "contours": (sheets.outlined, "lines along the borders of the classes, over the image"),
+}
 REVIEW, REJECT = 0.2, 0.05  # usual values of these options
 TOP = 65535  # that a 16-bit PNG holds for 1
 UNUSED_COLOUR = (
@@ -41,6 +45,7 @@ class SaveOptions:
     contours  None or one of CONTOURS
     review    None, or the share of the expected errors outside the pixels to review
     reject    None, or the chance of an error above which labels become 255
+    overlay   one of OVERLAYS
     """
 
     extra: Sequence[str] = ()
@@ -48,6 +53,7 @@ class SaveOptions:
     contours: str | None = None
     review: float | None = None
     reject: float | None = None
+    overlay: str = "fill"
 
     def __post_init__(self):
         extra = (self.extra,) if isinstance(self.extra, str) else tuple(self.extra)
@@ -59,6 +65,7 @@ class SaveOptions:
                 f"format is {self.format}, but no maps are to be saved in it. Name them: "
                 f'--save=uncertainty --format={self.format}, or extra="uncertainty" in Python.'
             )
+        require_known(self.overlay, OVERLAYS, "overlay")
         if self.contours is not None:
             require_known(self.contours, contours.CONTOURS, "format of contours")
         for name, usual in (("review", REVIEW), ("reject", REJECT)):
@@ -87,7 +94,7 @@ class SaveOptions:
         texts = {
             "labels.png": f"{labels}; the palette has the colours of the classes",
             "color.png": "the classes in their colours",
-            "overlay.png": "the colours over the image",
+            "overlay.png": OVERLAYS[self.overlay][1],
             "uncertainty.png": "the chance that a label is wrong, on the scale of legend.png",
         }
         for name in self.extra:
@@ -150,9 +157,11 @@ def _contents(name, image, maps, labels, options):
     if options.review is not None:
         chosen = pixels_to_review(maps.uncertainty, options.review)
         yield "review.png", _png(Image.fromarray(255 * chosen.astype(np.uint8)))
+    paint, _ = OVERLAYS[options.overlay]
+    painted = paint(image, maps.labels, labels.palette)
     drawn = {
         "color.png": sheets.colour_labels(maps.labels, labels.palette),
-        "overlay.png": sheets.overlay(image, maps.labels, labels.palette),
+        "overlay.png": sheets.with_numbers(painted, maps.labels, labels.palette),
         "uncertainty.png": sheets.heat(maps.uncertainty),
     }
     for ending, picture in drawn.items():

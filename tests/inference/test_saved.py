@@ -95,6 +95,21 @@ def opened(path):
     return content if path.suffix == ".npy" else content[path.stem.rpartition("_")[2]]
 
 
+@pytest.mark.parametrize("overlay", ["fill", "contours"])
+@pytest.mark.parametrize("reds", [(0, 255), (0, 9)], ids=["safe", "close"])
+def test_overlays_are_filled_or_lines_and_have_numbers_where_needed(tmp_path, overlay, reds):
+    found = prediction(("a",), 2, (60, 80)).recoloured([(red, 0, 0) for red in reds])
+    found._maps[0].labels[:] = np.arange(80) // 40
+    found.save(tmp_path, overlay=overlay)
+    content = json.loads((tmp_path / "summary.json").read_text())
+    assert content["options"] == ({} if overlay == "fill" else {"overlay": "contours"})
+    assert ("lines" in content["files"]["overlay.png"]) == (overlay == "contours")
+    shown = found.overlay(contours=overlay == "contours")[0]
+    with Image.open(tmp_path / "a_overlay.png") as image:
+        changed = (np.asarray(image) != shown).any(-1)
+    assert changed.any() == (reds == (0, 9)) and changed.mean() < 0.2
+
+
 def test_review_and_rejection_are_in_the_files(tmp_path):
     found = prediction()
     found.save(tmp_path, review=0.3, reject=0.5, contours="coco")
@@ -162,6 +177,7 @@ def test_the_folder_of_a_command_is_not_mixed(tmp_path):
         (dict(extra=("probs", "labels")), "unknown map to save"),
         (dict(format="png"), 'Did you mean "png16"'),
         (dict(format="npz"), "no maps are to be saved in it.*--save=uncertainty --format=npz"),
+        (dict(overlay="contour"), 'unknown overlay "contour".*Did you mean "contours"'),
         (dict(contours="geo"), 'Did you mean "geojson"|Known: coco, geojson'),
         (dict(review=0), "review is 0, but must lie between 0 and 1.*Try 0.2"),
         (dict(review=20), "Try 0.2"),
