@@ -16,6 +16,7 @@ from diffseg_jax.inference import exported as module
 from diffseg_jax.inference.exported import check_protocol, export
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.views import Protocol, View
+from diffseg_jax.metrics.calibrator import fit_calibrator
 
 SIZE = (33, 47)
 NAMES = tuple(f"class {number}" for number in range(5))
@@ -38,8 +39,20 @@ for folder in map(pathlib.Path, sys.argv[1:]):
 
 @pytest.fixture(scope="module")
 def segmenter_of(tiny_network):
-    """segmenter_of(system) -> a Segmenter with random parameters."""
-    return lambda system: Segmenter(Path("runs/a/checkpoints/x"), *tiny_network(system))
+    """segmenter_of(system) -> a Segmenter with random parameters; that of DDeP is calibrated."""
+    rng = np.random.default_rng(0)
+    calibrator = fit_calibrator(
+        {"entropy": rng.random(500)}, rng.integers(0, 5, 500), rng.random(500) < 0.4, 5, {}
+    )
+
+    def make(system):
+        network, meta = tiny_network(system)
+        return Segmenter(
+            Path("runs/a/checkpoints/x"), network, meta,
+            calibrator=calibrator if system == "ddep" else None,
+        )  # fmt: skip
+
+    return make
 
 
 OPTIONS = {  # only one for all platforms, as writing each takes time
@@ -80,13 +93,15 @@ def test_an_exported_model_predicts_as_the_segmenter(exported, system):
         assert set(found) == {"labels", "probs", "uncertainty"}
         probs = expected.probs[:count]
         np.testing.assert_allclose(found["probs"], probs, atol=1e-5)
-        np.testing.assert_allclose(found["uncertainty"], expected.uncertainty[:count], atol=1e-5)
         best = np.sort(probs, -1)
         clear = best[..., -1] - best[..., -2] > 1e-4
         if system == "ddpm_seg":  # members vote, so the best probability need not win
             clear = np.ones_like(clear)
         assert found["labels"].dtype == np.int32
         np.testing.assert_array_equal(found["labels"][clear], expected.labels[:count][clear])
+        chance = expected.uncertainty[:count][clear]
+        np.testing.assert_allclose(found["uncertainty"][clear], chance, atol=1e-4)
+        assert expected.calibrated == (system == "ddep")
 
 
 def test_model_json_describes_the_model(exported):
