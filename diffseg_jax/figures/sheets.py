@@ -425,14 +425,15 @@ def prediction_sheet(
     uncertainties   float[H, W] each, the chance of an error, on the scale of `heat`
     steps           int[T, H, W] each, the labels after every step of a sampler; MAX_STEPS_SHOWN of
                     them stand before the prediction, among them the first and the last
-    calibrated      whether the uncertainties are; the legend says if not
+    calibrated      whether the uncertainties are; title and legend say if not
     """
-    titles = ["image", "prediction", "uncertainty"]
+    chance = "uncertainty" if calibrated else "uncalibrated uncertainty"
+    titles = ["image", "prediction", chance]
     columns = [images, _areas(predictions, labels), [heat(values) for values in uncertainties]]
     ignored = any((mask == IGNORE).any() for mask in predictions)
     marks = {"ignored": IGNORED} if ignored else {}
     if truths is not None:
-        titles = ["image", "truth", "prediction", "uncertainty", "error"]
+        titles = ["image", "truth", "prediction", chance, "error"]
         columns.insert(1, _areas(truths, labels))
         columns.append([errors(*row) for row in zip(truths, predictions, images, strict=True)])
         marks = {"ignored": IGNORED, "wrong": WRONG}

@@ -232,6 +232,12 @@ def many_classes(shape, classes):
     return [np.zeros((*shape, 3), np.uint8)], None, [mask], [np.zeros(shape)], labels
 
 
+def test_a_title_says_that_uncertainty_is_uncalibrated(monkeypatch):
+    written = find_titles(monkeypatch)
+    sheets.prediction_sheet(*many_classes((40, 50), [0]), calibrated=False)
+    assert written[:3] == ["image", "prediction", "uncalibrated uncertainty"]
+
+
 def test_a_legend_of_many_classes_names_those_that_occur(monkeypatch):
     written = find_titles(monkeypatch)
     arguments = many_classes((40, 50), [4, 149, 12])
