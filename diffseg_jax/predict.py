@@ -106,6 +106,9 @@ def main(arguments: Sequence[str] | None = None):
         print(f"{done} in {output}{more}; summary in {output}/summary.json")
         if summary["pictures"]:
             print(look_first(summary))
+        foreign = [name for name, e in summary["pictures"].items() if e.get("foreign")]
+        if foreign:
+            print(warn_of_foreign(foreign, len(summary["pictures"])))
 
 
 def look_first(summary: dict) -> str:
@@ -116,6 +119,18 @@ def look_first(summary: dict) -> str:
     ]
     uncalibrated = "" if summary["calibrated"] else ", uncalibrated"
     return f"look first at {', '.join(shown)}: expected share of wrong pixels{uncalibrated}"
+
+
+def warn_of_foreign(names: Sequence[str], images: int) -> str:
+    """The lines that name images unlike all that the network knows."""
+    shown = ", ".join(map(visible, names[:MAX_TO_LOOK_AT]))
+    more = f" and {len(names) - MAX_TO_LOOK_AT} more" if len(names) > MAX_TO_LOOK_AT else ""
+    look = "looks" if len(names) == 1 else "look"
+    return (
+        f"warning: {len(names)} of {counted(images, 'image')} {look} unlike all images that the "
+        f"network knows, so neither labels nor uncertainty can be trusted there: {shown}{more} "
+        '("foreign" in summary.json)'
+    )
 
 
 if __name__ == "__main__":

@@ -79,6 +79,16 @@ def test_files_hold_the_predictions_of_the_segmenter(run, photos, tmp_path, tiny
         assert entry["uncertainty"] == pytest.approx(uncertainty.mean(), abs=1e-5)
         shares = {segmenter.names[k]: np.mean(labels == k) for k in np.unique(labels)}
         assert entry["shares"] == pytest.approx(shares, abs=1e-5)
+    judged = [(entry["familiarity"], entry["foreign"]) for entry in content["pictures"].values()]
+    np.testing.assert_allclose(judged, np.stack([wanted.familiarity, wanted.foreign], -1), 1e-5)
+    foreign = [name for name, is_so in zip(NAMES, wanted.foreign, strict=True) if is_so]
+    assert foreign and predict.warn_of_foreign(foreign, 3) in out
+
+
+def test_foreign_images_are_named_at_the_end():
+    assert "1 of 1 image looks unlike" in predict.warn_of_foreign(["a"], 1)
+    line = predict.warn_of_foreign(list("abcde"), 7)
+    assert line.startswith("warning: 5 of 7 images look") and "there: a, b, c and 2 more" in line
 
 
 def test_finished_images_are_not_predicted_again(run, tmp_path):

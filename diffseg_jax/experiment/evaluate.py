@@ -96,13 +96,14 @@ def draw_none(indices: Sequence[int]) -> DrawnPixels:
 def evaluate(
     forward: Callable, source: Sequence, indices: Sequence[int], num_classes: int,
     protocol: Protocol, batch_size: int, keep: int = 0, by_name: bool = False,
-    pixels: DrawnPixels | None = None,
+    pixels: DrawnPixels | None = None, descriptors: dict[int, np.ndarray | None] | None = None,
 ) -> tuple[Counts, list[dict]]:  # fmt: skip
     """Counts over the images at `indices`, summed over all processes.
 
     Neighbours of one size share a batch. Also returns `keep` examples of this process, spread over
     the split, with their `Maps` as "maps". by_name: whether `forward` takes names. pixels: where
-    pixels of all processes are added.
+    pixels of all processes are added. descriptors: index of an image -> None, in whose place its
+    descriptor comes, in all processes.
     """
     counts = no_counts(num_classes)
     drawn = []
@@ -115,8 +116,11 @@ def evaluate(
         prediction = predict(forward, images, protocol, names)
         for row, example in enumerate(examples):
             counts.add(example["mask"], prediction, row)
+            index = int(next(waiting))
             if pixels:
-                pixels.add(int(next(waiting)), example["mask"], prediction, row)
+                pixels.add(index, example["mask"], prediction, row)
+            if descriptors and index in descriptors and prediction.descriptor is not None:
+                descriptors[index] = prediction.descriptor[row]
             if example["name"] in shown:
                 drawn.append({**example, "maps": prediction[row]})
     if jax.process_count() > 1:
@@ -131,7 +135,20 @@ def evaluate(
         )
         if pixels:
             pixels.table = multihost_utils.process_allgather(pixels.table).sum(axis=0)
+        if descriptors:
+            share_descriptors(descriptors)
     return counts, drawn
+
+
+def share_descriptors(descriptors: dict[int, np.ndarray | None]):
+    """Fills in those that other processes have; each has those of its own images."""
+    width = max((len(values) for values in descriptors.values() if values is not None), default=0)
+    width = int(np.max(multihost_utils.process_allgather(np.array(width))))
+    nothing = np.zeros(width, np.float32)
+    own = [nothing if values is None else values for values in descriptors.values()]
+    if width:
+        summed = multihost_utils.process_allgather(np.stack(own)).sum(axis=0)
+        descriptors |= dict(zip(descriptors, summed, strict=True))
 
 
 def no_counts(num_classes: int) -> Counts:

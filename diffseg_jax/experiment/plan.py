@@ -69,6 +69,7 @@ class Evaluation:
     convention         of the paper's numbers, reported beside ours unless it is "default"
     keep_best          whether the best checkpoint counts instead of the last one
     held_out           whether the images are others than those with which stages learn
+    learned            (source, indices) of those with which they learn; None: not opened
     recorded           JSON values that stand beside the results
     """
 
@@ -89,6 +90,7 @@ class Evaluation:
     workdir: Path
     mesh: Mesh
     log: Log
+    learned: tuple[Sequence, np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,7 +276,9 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
         meta=_meta(config, start, task, classes, labels, chosen),
         note=system.note(config, options.kind, given), subset=chosen,
         evaluation=(
-            _plan_evaluation(config, name, task, data.val, workdir, mesh, log) if labelled else None
+            _plan_evaluation(
+                config, name, task, data.val, workdir, mesh, log, learned=(source, indices)
+            ) if labelled else None
         ),
         examples=config.evaluate.pictures if "evaluate" in config else 0,
         optimizer=optimizer, schedule=schedule, keep_best=_keeps_best(config),
@@ -400,7 +404,9 @@ def plan_evaluations(config: ConfigDict, workdir: Path, names: Sequence[str]) ->
     ]
 
 
-def _plan_evaluation(config, name, task, source, workdir, mesh, log) -> Evaluation:
+def _plan_evaluation(
+    config, name, task, source, workdir, mesh, log, learned=None
+) -> Evaluation:  # fmt: skip
     options, protocol = config.evaluate, protocol_of(config.evaluate)
     nearest = min(protocol.scales, key=lambda scale: abs(math.log(scale)))
     recorded = {"protocol": {key: options[key] for key in PROTOCOL_KEYS}, **task.recorded}
@@ -412,7 +418,7 @@ def _plan_evaluation(config, name, task, source, workdir, mesh, log) -> Evaluati
         batch_size=options.batch_size, examples=options.pictures, absent=options.absent,
         convention=SYSTEMS[config.system].convention, keep_best=_keeps_best(config),
         held_out=config.data.train != config.data.val, recorded=as_json(recorded),
-        workdir=workdir, mesh=mesh, log=log,
+        workdir=workdir, mesh=mesh, log=log, learned=learned,
     )  # fmt: skip
 
 

@@ -8,24 +8,34 @@ from diffseg_jax.data.transforms import resize_image, resize_mask
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import counted
 from diffseg_jax.experiment.calibrate import calibrate, describe_calibration
-from diffseg_jax.experiment.evaluate import UNCERTAIN, Counts, DrawnPixels, draw_none, evaluate
+from diffseg_jax.experiment.evaluate import (
+    UNCERTAIN,
+    Counts,
+    DrawnPixels,
+    draw_none,
+    evaluate,
+    spread,
+)
 from diffseg_jax.experiment.plan import Evaluation, StagePlan
 from diffseg_jax.figures import sheets, trust
 from diffseg_jax.inference.calibrators import file_of, write_calibrator
 from diffseg_jax.inference.forward import make_forward
+from diffseg_jax.inference.known_images import write_known_images
 from diffseg_jax.inference.views import Protocol, View
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.metrics.calibration import scores_by_class
 from diffseg_jax.metrics.calibrator import Calibrator
+from diffseg_jax.metrics.familiarity import known_images
 from diffseg_jax.metrics.uncertainty import auroc
 from diffseg_jax.storage.workdir import stage_directory
 
+KNOWN_EVALUATED, KNOWN_LEARNED = 256, 64  # images by which others are judged, at most
 PROBE = "linear_probe"  # the key of its numbers, beside those of the ensemble
 
 
 def measure(
     evaluation: Evaluation, network: dict, indices: np.ndarray, protocol: Protocol,
-    pixels: DrawnPixels | None = None,
+    pixels: DrawnPixels | None = None, descriptors: dict | None = None,
 ) -> tuple[Counts, list[dict]]:  # fmt: skip
     """Counts of right and wrong pixels of a network, and the examples to draw; as of `evaluate`."""
     task, batch_size = evaluation.task, evaluation.batch_size
@@ -36,6 +46,7 @@ def measure(
     return evaluate(
         forward, evaluation.source, indices, len(evaluation.source.labels.names), protocol,
         batch_size, evaluation.examples, by_name=task.files is not None, pixels=pixels,
+        descriptors=descriptors,
     )  # fmt: skip
 
 
@@ -52,7 +63,9 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
         f"{protocol}"
     )
     drawn = draw_none(indices) if evaluation.held_out else None
-    counts, examples = measure(evaluation, network, indices, protocol, drawn)
+    described = dict.fromkeys(map(int, spread(indices, KNOWN_EVALUATED)))
+    counts, examples = measure(evaluation, network, indices, protocol, drawn, described)
+    keep_known_images(evaluation, network, described, meta)
     names, convention = evaluation.source.labels.names, evaluation.convention
     uncalibrated = scores_by_class(counts.chance, names)
     calibrated = calibrate(drawn, len(names)) if drawn else None
@@ -97,6 +110,27 @@ def keep_calibrator(evaluation: Evaluation, calibrator: Calibrator, meta: dict, 
     directory, step = stage_directory(evaluation.workdir, evaluation.stage), meta["step"]
     if processes.is_first() and (replace or not file_of(directory, step).exists()):
         write_calibrator(directory, step, meta, calibrator)
+
+
+def keep_known_images(evaluation: Evaluation, network: dict, described: dict, meta: dict):
+    """Writes descriptors of evaluated images, and of some of those with which the stage learned.
+
+    Nothing where training images are not at hand: a validation split alone, such as one drive of
+    CamVid, may show so little that training images would look foreign.
+    """
+    if evaluation.learned is None:
+        return
+    found = list(described.values())
+    if evaluation.held_out:
+        source, indices = evaluation.learned
+        learned = dict.fromkeys(map(int, spread(indices, KNOWN_LEARNED)))
+        again = dataclasses.replace(evaluation, source=source, examples=0)
+        measure(again, network, np.array(list(learned)), evaluation.protocol, None, learned)
+        found += learned.values()
+    known = known_images(np.stack(found)) if found and found[0] is not None else None
+    if known and processes.is_first():
+        directory = stage_directory(evaluation.workdir, evaluation.stage)
+        write_known_images(directory, meta["step"], meta, known)
 
 
 def scores_of(evaluation: Evaluation, counts: Counts, convention: str = "") -> dict:

@@ -16,6 +16,7 @@ from diffseg_jax.data.palette import distinct_colours, numbered_labels
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.inference.calibrators import read_calibrator, write_calibrator
+from diffseg_jax.inference.known_images import read_known_images, write_known_images
 from diffseg_jax.inference.locate import find_stage, step_to_open
 from diffseg_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD
 from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint
@@ -165,16 +166,21 @@ def convert_run(path: str | os.PathLike, output: str | os.PathLike, stage=None, 
     stored_dtype = choose(STORED_DTYPES, dtype, "dtype")
     directory = find_stage(path, stage)
     values, meta = open_network(directory, step_to_open(directory, step), ema)
-    calibrator = read_calibrator(directory, meta["step"], meta, ema) if "classes" in meta else None
+    kept = directory, meta["step"], meta, ema
+    calibrator, known = (
+        read(*kept) if "classes" in meta else None for read in (read_calibrator, read_known_images)
+    )
     values["params"] = jax.tree.map(lambda leaf: leaf.astype(stored_dtype), values["params"])
     meta = {key: value for key, value in meta.items() if key not in ("arrays", "format")}
     if directory.parent.name == "checkpoints" and ema is None:
         results = read_results(directory.parent.parent).get(directory.name)
         meta["results"] = results if results and results["step"] == meta["step"] else None
     count = save_values(output, values, meta)
+    saved = Path(output), meta["step"], read_meta(Path(output), meta["step"])
     if calibrator:
-        saved = read_meta(Path(output), meta["step"])
-        write_calibrator(Path(output), meta["step"], saved, calibrator)
+        write_calibrator(*saved, calibrator)
+    if known:
+        write_known_images(*saved, known)
     return count
 
 

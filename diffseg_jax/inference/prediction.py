@@ -48,6 +48,9 @@ class Prediction:
     calibrated     whether it was fitted to labelled pixels; else it is 1 - the highest probability
     signals        dict of such: "least_confidence", "entropy", and of some systems "divergence",
                    "changes", "spread"
+    familiarity    f32[B], the share of known images that look at least as strange: 1 usual, near 0
+                   strange; None where the checkpoint holds no known images
+    foreign        bool[B], whether an image looks clearly stranger than all known ones; else None
     classes        K names;  palette  K colours (r, g, b)
 
     `prediction[i]` is that of one image, `len` their number; a notebook displays it.
@@ -99,6 +102,17 @@ class Prediction:
             name: _stacked([maps.signals[name] for maps in self._maps])
             for name in self._maps[0].signals
         }
+
+    @property
+    def familiarity(self) -> np.ndarray | None:
+        return self._judged([maps.familiarity for maps in self._maps])
+
+    @property
+    def foreign(self) -> np.ndarray | None:
+        return self._judged([maps.foreign for maps in self._maps])
+
+    def _judged(self, found):
+        return None if not found or None in found else np.array(found)
 
     def color(self):
         """The labels in the colours of their classes, u8[B, H, W, 3]."""

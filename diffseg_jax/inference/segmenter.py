@@ -28,11 +28,13 @@ from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.inference.calibrators import read_calibrator
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.images import named_images
+from diffseg_jax.inference.known_images import read_known_images
 from diffseg_jax.inference.locate import find_stage, step_to_open
 from diffseg_jax.inference.options import PredictOptions, require_integer
 from diffseg_jax.inference.prediction import Prediction, concatenate
 from diffseg_jax.inference.views import Protocol, predict, protocol_of
 from diffseg_jax.metrics.calibrator import Calibrator
+from diffseg_jax.metrics.familiarity import KnownImages
 from diffseg_jax.storage.integrity import Damaged, fingerprints
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.systems.methods import SYSTEMS
@@ -77,8 +79,11 @@ def load(
         network, meta = open_network(directory, step, ema)
     except Damaged as error:
         raise UserError(f"{error}. Copy or make it again, or give another step.") from None
-    calibrator = read_calibrator(directory, meta["step"], meta, ema) if "classes" in meta else None
-    return Segmenter(directory, network, meta, dtype, device, calibrator)
+    kept = directory, meta["step"], meta, ema
+    calibrator, known = (
+        read(*kept) if "classes" in meta else None for read in (read_calibrator, read_known_images)
+    )
+    return Segmenter(directory, network, meta, dtype, device, calibrator, known)
 
 
 class Segmenter:
@@ -92,13 +97,14 @@ class Segmenter:
     protocol   how images are shown unless options of `predict` change it: as in the evaluation
     config     that of the run, with this dtype
     calibrator  estimates the chance of errors; None: it is 1 - the highest probability
+    known      images by which others are judged; None: none are
     mesh       the devices, which share a batch
     """
 
     @own_settings()
     def __init__(
         self, directory, network: dict, meta: dict, dtype=None, device=None,
-        calibrator: Calibrator | None = None,
+        calibrator: Calibrator | None = None, known: KnownImages | None = None,
     ):  # fmt: skip
         config = as_tuples(meta["config"])
         if not config.keys() & {"model", "mae", "features"}:
@@ -110,7 +116,7 @@ class Segmenter:
             require_known(dtype, DTYPES, "dtype")
             config["dtype"] = dtype
         self.config, self.meta, self.directory = ConfigDict(config), meta, directory
-        self.step, self.calibrator = meta["step"], calibrator
+        self.step, self.calibrator, self.known = meta["step"], calibrator, known
         self.system = self.config.system
         self.names = tuple(meta.get("classes", ()))
         palette = meta.get("palette") or distinct_colours(len(self.names))
@@ -232,7 +238,7 @@ class Segmenter:
                 first = False
                 with _memory_errors():
                     shown = np.stack([image for _, image in batch])
-                    maps = predict(forward, shown, protocol, names, self.calibrator)
+                    maps = predict(forward, shown, protocol, names, self.calibrator, self.known)
                 for row, (name, image) in enumerate(batch):
                     yield Prediction([name], [image], [maps[row]], self.labels)
 

@@ -143,6 +143,9 @@ def statistics_of(maps: Maps, classes: Collection[str], options: SaveOptions) ->
             name: _number(part) for name, part in zip(classes, of_class) if not math.isnan(part)
         },
     }
+    if maps.familiarity is not None:
+        entry["familiarity"] = round(float(maps.familiarity), 6)
+        entry["foreign"] = bool(maps.foreign)
     if options.review is not None:
         chosen = pixels_to_review(uncertainty, options.review)
         entry["to_review"] = round(float(chosen.mean()), 6)

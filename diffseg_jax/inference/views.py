@@ -13,8 +13,10 @@ from diffseg_jax.data.transforms import keep_ratio_size, resize_image
 from diffseg_jax.errors import UserError
 from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.metrics.divergence import entropy, normalised
+from diffseg_jax.metrics.familiarity import KnownImages
 
 DEFAULT_SIDE = 512  # of a window, in the advice where none is given
+DESCRIPTOR = "descriptor"  # the one map that has no pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Maps:
                  SIGNALS that the network returns itself
     calibrated   whether a calibrator estimated the uncertainty; else it is "least_confidence"
     baseline     i32[B, H, W], the labels of a simpler classifier; None where there is none
+    descriptor   f32[B, C], means and deviations of features by which images are compared; None
+                 where the network gives none
+    familiarity  f32[B] and foreign bool[B], see `KnownImages.judge`; None without known images
     """
 
     labels: np.ndarray
@@ -37,12 +42,16 @@ class Maps:
     signals: dict[str, np.ndarray]
     calibrated: bool = False
     baseline: np.ndarray | None = None
+    descriptor: np.ndarray | None = None
+    familiarity: np.ndarray | None = None
+    foreign: np.ndarray | None = None
 
     def __getitem__(self, row: int) -> "Maps":
         signals = {name: values[row] for name, values in self.signals.items()}
         maps = self.labels[row], self.probs[row], self.uncertainty[row]
-        baseline = None if self.baseline is None else self.baseline[row]
-        return Maps(*maps, signals, self.calibrated, baseline)
+        others = self.baseline, self.descriptor, self.familiarity, self.foreign
+        others = (None if each is None else each[row] for each in others)
+        return Maps(*maps, signals, self.calibrated, *others)
 
 
 class View(enum.Enum):
@@ -111,15 +120,17 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 def predict(
     forward: Callable, images: np.ndarray, protocol: Protocol, names: Sequence[str] = (),
-    calibrator: Calibrator | None = None,
+    calibrator: Calibrator | None = None, known: KnownImages | None = None,
 ) -> Maps:  # fmt: skip
     """Labels, probabilities and uncertainty of images u8[B,H,W,3] of one size.
 
     forward     (images u8[B,h,w,3], valid i32[B,2]) -> probabilities f32[B,h,w,K], or a dict of
-                maps: "probs", "logits" or both, "votes" and "baseline" f32[B,h,w,K], and those of
-                SIGNALS f32[B,h,w] that it has; pixels outside `valid` (height, width) are padding
+                maps: "probs", "logits" or both, "votes" and "baseline" f32[B,h,w,K], those of
+                SIGNALS f32[B,h,w] that it has, and "descriptor" f32[B,1,1,2C], which is an
+                `image_descriptor`; pixels outside `valid` (height, width) are padding
     names       of the images, for a `forward` that reads files
     calibrator  estimates the uncertainty; None: it is 1 - the highest probability
+    known       images by which these are judged
 
     Every map is averaged in float32 over windows, resized to the size of the image, and averaged
     over scales and the mirror image. Before this last average logits become probabilities, or votes
@@ -138,7 +149,12 @@ def predict(
             mirrored = {name: values[:, :, ::-1] for name, values in mirrored.items()}
             outputs.append(_scores(mirrored, image_size))
     mean = {name: sum(maps[name] for maps in outputs) / len(outputs) for name in outputs[0]}
-    return _decided(mean, np, calibrator)
+    descriptor = _deviating(mean.pop(DESCRIPTOR)) if DESCRIPTOR in mean else None
+    maps = dataclasses.replace(_decided(mean, np, calibrator), descriptor=descriptor)
+    if known is None or descriptor is None or known.descriptors.shape[1] != descriptor.shape[1]:
+        return maps
+    familiarity, foreign = known.judge(descriptor)
+    return dataclasses.replace(maps, familiarity=familiarity, foreign=foreign)
 
 
 def predict_whole(output, xp=np, calibrator: Calibrator | None = None) -> Maps:
@@ -146,7 +162,15 @@ def predict_whole(output, xp=np, calibrator: Calibrator | None = None) -> Maps:
 
     xp  numpy or jax.numpy, the module of the arrays that come in and go out
     """
-    return _decided(_with_probs(_named_maps(output), xp), xp, calibrator)
+    maps = _with_probs(_named_maps(output), xp)
+    maps.pop(DESCRIPTOR, None)
+    return _decided(maps, xp, calibrator)
+
+
+def _deviating(moments):
+    """Means and standard deviations f32[B,2C] of means and mean squares f32[B,1,1,2C]."""
+    mean, square = np.split(moments[:, 0, 0], 2, -1)
+    return np.concatenate([mean, np.sqrt(np.maximum(square - mean**2, 0))], -1)
 
 
 def _decided(mean, xp, calibrator):
@@ -168,7 +192,11 @@ def _decided(mean, xp, calibrator):
 
 def _scores(maps, size):
     """The maps at the size of the image, with probabilities in place of logits."""
-    return _with_probs({name: _resize_map(values, size) for name, values in maps.items()}, np)
+    resized = {
+        name: values if name == DESCRIPTOR else _resize_map(values, size)
+        for name, values in maps.items()
+    }
+    return _with_probs(resized, np)
 
 
 def _with_probs(maps, xp):
@@ -189,16 +217,19 @@ def _windows(forward, images, protocol):
     window, stride = protocol.window, protocol.stride
     if protocol.view is View.HALVES:
         window = stride = (height, (width + 1) // 2)
-    total, weight = {}, np.zeros((1, height, width, 1), np.float32)
+    total, weight, descriptors = {}, np.zeros((1, height, width, 1), np.float32), []
     for top in window_starts(height, window[0], stride[0]):
         for left in window_starts(width, window[1], stride[1]):
             area = np.s_[:, top : top + window[0], left : left + window[1]]
-            for name, values in _forward_padded(forward, images[area], window).items():
+            maps = _forward_padded(forward, images[area], window)
+            descriptors += [maps.pop(DESCRIPTOR)] if DESCRIPTOR in maps else []
+            for name, values in maps.items():
                 if name not in total:
                     total[name] = np.zeros((*images.shape[:3], values.shape[-1]), np.float32)
                 total[name][area] += values
             weight[area] += 1
-    return {name: values / weight for name, values in total.items()}
+    mean = {name: values / weight for name, values in total.items()}
+    return mean | ({DESCRIPTOR: sum(descriptors) / len(descriptors)} if descriptors else {})
 
 
 def _forward_padded(forward, images, size):

@@ -25,6 +25,7 @@ from diffseg_jax.diffusion.schedules import (
     sigma_to_gamma,
 )
 from diffseg_jax.layers.conv import Arithmetic
+from diffseg_jax.models.descriptor import image_descriptor
 from diffseg_jax.models.inputs import choose_features, draw_per_row, scale_images
 from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.models.transunet import STRIDE, TransUNet
@@ -142,17 +143,19 @@ def segmentation_loss(network, params, stats, batch, key):
 
 
 def class_probabilities(network, values, images, valid, seed=0, complete=False):
-    """f32[B,h,w,K] for images u8[B,h,w,3]; the network in evaluation mode, without any noise.
+    """"probs" f32[B,h,w,K] and "descriptor" of images u8[B,h,w,3], without any noise.
 
     complete  whether sums of the head that lack taps at the border of the image are scaled up; not
               for the arithmetic of the port, whose probabilities are those of PyTorch
     """
     model = network.bind_eval(values["params"], values["stats"])
-    logits, _ = model(scale_images(images, valid), jnp.zeros(len(images)))
+    logits, found = model(scale_images(images, valid), jnp.zeros(len(images)))
     if complete:
         bias = values["params"]["head"]["bias"]
         logits = bias + (logits - bias) * tap_factors(*logits.shape[1:3])
-    return jax.nn.softmax(logits)
+    padded = tuple(STRIDE * side for side in token_grid(logits.shape[1:3]))
+    descriptor = image_descriptor([found["root"], found["encoded"]], valid, padded)
+    return {"probs": jax.nn.softmax(logits), "descriptor": descriptor}
 
 
 def tap_factors(height: int, width: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.layers.resize import resize_bilinear, resize_nearest
 from diffseg_jax.metrics.divergence import entropy, jensen_shannon
 from diffseg_jax.models.ddp_network import MIN_SIDE, DDPNetwork, DDPSettings
+from diffseg_jax.models.descriptor import image_descriptor
 from diffseg_jax.models.inputs import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -193,11 +194,12 @@ def shrink_labels(mask: jax.Array, size: tuple[int, int], num_classes: int) -> j
 
 
 def plain_maps(network, values, images, valid, seed=0):
-    """{"logits" f32[B,h,w,K]} of the convolutional head, for images u8[B,h,w,3]; no noise."""
+    """"logits" f32[B,h,w,K] of the convolutional head and "descriptor", for images u8[B,h,w,3]."""
     padded, valid = _padded(images, valid)
     model = network.bind_eval(values["params"], values["stats"])
     x, _ = model.encode(scale_images(padded, valid, IMAGENET_MEAN, IMAGENET_STD))
-    return {"logits": _enlarged(model.auxiliary(x), padded, images)}
+    descriptor = image_descriptor([x], valid, padded.shape[1:3])
+    return {"logits": _enlarged(model.auxiliary(x), padded, images), "descriptor": descriptor}
 
 
 def diffused_maps(reverse, sampling, values, images, valid, seed):
@@ -208,11 +210,13 @@ def diffused_maps(reverse, sampling, values, images, valid, seed):
     "logits", or with `accumulate` "probs", which are "logits" too: the original takes a second
     softmax of them before it averages views, and its labels follow from it. "changes", how often a
     cell's label changed, as a share of T - 1 (section 3.5), for two steps or more; "spread", by how
-    much draws disagree, for two or more: the Jensen-Shannon divergence by ln K.
+    much draws disagree, for two or more: the Jensen-Shannon divergence by ln K. "descriptor" as of
+    `image_descriptor`.
     """
     padded, valid = _padded(images, valid)
     found = reverse(values, padded, valid, seed)
     maps = {"logits": _enlarged(found.pop("scores"), padded, images)}
+    maps["descriptor"] = found.pop("descriptor")
     if sampling["accumulate"]:
         maps["probs"] = maps["logits"]
     del found["labels"]
@@ -258,6 +262,7 @@ def reverse_process(network, sampling, values, images, valid, seed) -> dict:
              probabilities averaged over steps and draws
     labels   i32[B,T,h,w], of the first draw
     changes  f32[B,h,w] in [0, 1], for T > 1;  spread f32[B,h,w] in [0, 1], for several draws
+    descriptor  of the merged features, as of `image_descriptor`
     """
     model = network.bind_eval(values["params"], values["stats"])
     x, _ = model.encode(scale_images(images, valid, IMAGENET_MEAN, IMAGENET_STD))
@@ -271,7 +276,8 @@ def reverse_process(network, sampling, values, images, valid, seed) -> dict:
         draw = lambda key: jax.random.normal(jax.random.fold_in(key, step), shape)
         return jax.vmap(jax.vmap(draw))(keys)
 
-    return denoise_map(model, x, start, sampling, fresh)
+    found = denoise_map(model, x, start, sampling, fresh)
+    return found | {"descriptor": image_descriptor([x], valid, images.shape[1:3])}
 
 
 def denoise_map(model, x, noise, sampling, fresh) -> dict:

@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from diffseg_jax.models.descriptor import image_descriptor
 from diffseg_jax.models.pixel_mlp import HEAD_WIDTH, widths_for
 from diffseg_jax.sources.diffusion import make_settings
 from diffseg_jax.sources.feature_source import joined
@@ -89,7 +90,7 @@ def features_task(config, kind: str, crop: tuple[int, int], num_classes: int) ->
 
 
 def vote(extract, member, values, images, valid, *maps, seed, votes=True, probed=False):
-    """The maps of the ensemble, for one image per device at a time to bound memory.
+    """The maps of the ensemble, and "descriptor"; an image per device at a time to bound memory.
 
     votes   as of `Recipe`
     probed  whether there is a map "baseline" too, the probabilities of the linear probe, if one
@@ -102,6 +103,9 @@ def vote(extract, member, values, images, valid, *maps, seed, votes=True, probed
     def of_each_device(inputs):
         features = extract(values, *inputs, other_seed=seed)
         found = ensemble_maps(member, ensemble, features)
+        found["descriptor"] = image_descriptor(
+            features.maps, inputs[1], features.size, features.covered
+        )  # fmt: skip
         if not votes:
             del found["votes"]
         if probed and "probe" in values["stats"]:

@@ -92,6 +92,12 @@ def losses(workdir, stages):
     return {(r["stage"], r["step"]): r["loss"] for r in records}
 
 
+def known_images(workdir):
+    """The descriptors of known images, by file."""
+    files = sorted(workdir.glob("checkpoints/*/*/known_images.npz"))
+    return {str(file.relative_to(workdir)): np.load(file)["descriptors"] for file in files}
+
+
 @pytest.mark.timeout(900)
 def test_losses_are_those_of_one_process(pair, command, tmp_path):
     loops, stages = SYSTEMS[pair.name]
@@ -101,6 +107,10 @@ def test_losses_are_those_of_one_process(pair, command, tmp_path):
     ours, theirs = losses(pair.workdir, loops), losses(tmp_path, loops)
     assert ours.keys() == theirs.keys() != set()
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-5)
+    ours, theirs = known_images(pair.workdir), known_images(tmp_path)
+    assert ours.keys() == theirs.keys()
+    for file, descriptors in ours.items():
+        np.testing.assert_allclose(descriptors, theirs[file], rtol=0.01, atol=0.01, err_msg=file)
     if "fit" in stages:
         ours, theirs = losses(pair.workdir, ("fit",)), losses(tmp_path, ("fit",))
         first = min(theirs)

@@ -98,6 +98,24 @@ def test_a_run_leaves_the_calibrator_of_a_checkpoint(run, tmp_path):
     assert small.calibrator.to_json() == CALIBRATOR.to_json()
 
 
+def test_a_run_leaves_the_images_that_each_checkpoint_knows(run, tmp_path):
+    """All that were evaluated, and those with which it learned."""
+    results = json.loads((run / "results.json").read_text())
+    segmenters = {name: diffseg_jax.load(run, stage=name) for name in results}
+    for name, result in results.items():
+        shape = result["images"] + result["labelled_images"], 2 * tiny_ddp.get_config().model.width
+        assert segmenters[name].known.descriptors.shape == shape
+    known = segmenters["plain"].known
+    found = segmenters["plain"].predict(np.zeros((2, 32, 48, 3), np.uint8))
+    familiarity, foreign = known.judge(np.stack([maps.descriptor for maps in found._maps]))
+    np.testing.assert_array_equal(found.familiarity, familiarity)
+    np.testing.assert_array_equal(found.foreign, foreign)
+    assert found[0].familiarity.shape == (1,) and foreign.all()
+    convert_run(run, tmp_path / "small", stage="plain", dtype="float16")
+    small = diffseg_jax.load(tmp_path / "small")
+    np.testing.assert_array_equal(small.known.descriptors, known.descriptors)
+
+
 @pytest.mark.parametrize("damage", ["{", '{"of": 1}', "other weights", "other classes"])
 def test_a_calibrator_that_cannot_be_used_leaves_the_uncertainty_uncalibrated(run, damage):
     directory = run / "checkpoints/plain"
@@ -127,7 +145,7 @@ def test_training_images_calibrate_nothing(run, tmp_path, capsys):
     result = result_of(evaluation, *open_network(run / "checkpoints/plain"))
     assert "uncalibrated" in capsys.readouterr().out
     assert result["calibrated"] == {} and 0 <= result["AUROC"] <= 1
-    assert not list(tmp_path.glob("**/calibrator.json"))
+    assert not [*tmp_path.glob("**/calibrator.json"), *tmp_path.glob("**/known_images.npz")]
 
 
 def test_a_finished_run_is_evaluated_with_other_sampling(run):

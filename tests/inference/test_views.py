@@ -13,10 +13,12 @@ from diffseg_jax.inference.views import (
     _resize_map,
     make_protocol,
     predict,
+    predict_whole,
     window_starts,
 )
 from diffseg_jax.layers.resize import resize_bilinear
 from diffseg_jax.metrics.calibrator import Calibrator
+from diffseg_jax.metrics.familiarity import known_images
 
 pytestmark = pytest.mark.quick
 
@@ -261,6 +263,43 @@ def test_a_baseline_is_labelled_beside_the_prediction_in_every_view():
     expected = predict(positional, images, protocol).labels
     np.testing.assert_array_equal(found.baseline, expected)
     np.testing.assert_array_equal(found[1].baseline, expected[1])
+
+
+def described(images, valid):
+    """With a descriptor of two features: the red of a pixel, and its green."""
+    inside = [image[:h, :w, :2] / 255 for image, (h, w) in zip(images, valid)]
+    moments = [np.concatenate([(i**n).mean((0, 1)) for n in (1, 2)]) for i in inside]
+    descriptor = np.stack(moments)[:, None, None].astype(np.float32)
+    return {"probs": per_pixel(images, valid), "descriptor": descriptor}
+
+
+@pytest.mark.parametrize("protocol", [
+    Protocol(), Protocol(flip=True), Protocol(View.SLIDE, (4, 6), (4, 6)), Protocol(View.HALVES),
+    Protocol(View.SLIDE, (16, 32), (16, 32)),
+], ids=str)  # fmt: skip
+def test_every_view_describes_an_image_by_means_and_deviations(protocol):
+    images = random_images(8, 12, count=3)
+    found, alone = predict(described, images, protocol), predict(per_pixel, images, protocol)
+    shown = images[..., :2] / 255
+    expected = np.concatenate([shown.mean((1, 2)), shown.std((1, 2))], -1)
+    np.testing.assert_allclose(found.descriptor, expected, atol=1e-4)
+    np.testing.assert_array_equal(found[1].descriptor, found.descriptor[1])
+    np.testing.assert_array_equal(found.probs, alone.probs)
+    assert found.signals.keys() == alone.signals.keys() and alone.descriptor is None
+
+
+def test_known_images_judge_those_whose_descriptors_are_of_their_kind():
+    images = random_images(6, 8, count=20)
+    known = known_images(predict(described, images, Protocol()).descriptor)
+    shown = np.stack([images[0], np.full_like(images[0], 255)])
+    found = predict(described, shown, Protocol(), known=known)
+    assert found.foreign.tolist() == [False, True] and found.familiarity.dtype == np.float32
+    assert found.familiarity[1] == np.float32(1 / 21) < found[0].familiarity
+    wider = known_images(np.random.default_rng(0).normal(size=(20, 6)))
+    for forward, others in ((described, wider), (per_pixel, known), (described, None)):
+        assert predict(forward, shown, Protocol(), known=others).familiarity is None
+    whole = predict_whole(described(shown, np.full((2, 2), 99)))
+    np.testing.assert_array_equal(whole.labels, found.labels)
 
 
 def test_without_a_calibrator_uncertainty_is_1_minus_the_highest_probability():

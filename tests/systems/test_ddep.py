@@ -285,7 +285,7 @@ class Stub(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros(1))
 
     def __call__(self, noisy, level=None, key=None):
-        return self.output_of(noisy, level, key), {}
+        return self.output_of(noisy, level, key), {"root": noisy, "encoded": noisy}
 
 
 def recording(output_of=lambda noisy: jnp.zeros_like(noisy)):
@@ -436,7 +436,7 @@ VALUES = {"params": {}, "stats": {}}
 
 def test_class_probabilities_sum_to_one():
     network, seen = recording(lambda image: 50 * image)
-    probs = ddep.class_probabilities(network, VALUES, **as_images(unlabelled()))
+    probs = ddep.class_probabilities(network, VALUES, **as_images(unlabelled()))["probs"]
     np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
     assert seen[0][2] is None  # no dropout
 
@@ -449,9 +449,9 @@ def test_a_flat_map_is_as_sure_at_the_border_of_the_image_as_inside(size):
     network, _ = recording(lambda image: sums + bias)
     values = VALUES | {"params": {"head": {"bias": bias}}}
     batch = as_images(unlabelled(1, size))
-    plain = ddep.class_probabilities(network, values, **batch)
+    plain = ddep.class_probabilities(network, values, **batch)["probs"]
     assert np.max(np.abs(plain[0, 0, 0] - plain[0, 9, 9])) > 0.1
-    probs = ddep.class_probabilities(network, values, **batch, complete=True)
+    probs = ddep.class_probabilities(network, values, **batch, complete=True)["probs"]
     inside = jnp.broadcast_to(probs[:, 9:10, 9:10], probs.shape)
     np.testing.assert_allclose(probs, inside, rtol=1e-4)
 

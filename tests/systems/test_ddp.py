@@ -21,6 +21,7 @@ from diffseg_jax.inference import views
 from diffseg_jax.inference.views import Protocol, View
 from diffseg_jax.layers.resize import resize_bilinear
 from diffseg_jax.models.ddp_network import DDPSettings
+from diffseg_jax.models.descriptor import image_descriptor
 from diffseg_jax.systems import ddp, ddp_config
 from diffseg_jax.weights.ddp import load_ddp
 from diffseg_jax.weights.formats import read_arrays
@@ -302,7 +303,8 @@ def forward_from(noises, network, values, sampling):
         def reverse(values, image, valid, seed):
             model = network.bind_eval(**values)
             x, _ = model.encode(image)
-            return ddp.denoise_map(model, x, noise[:, None], sampling, None)
+            found = ddp.denoise_map(model, x, noise[:, None], sampling, None)
+            return found | {"descriptor": image_descriptor([x], jnp.array([[1, 1]]), (1, 1))}
 
         return ddp.diffused_maps(reverse, sampling, values, image, None, 0)
 
@@ -361,7 +363,7 @@ def test_every_code_and_sampler_predicts_in_range(sampler, code):
 def test_no_changes_without_a_second_step_and_no_spread_without_a_second_draw():
     task = ddp.make_task(tiny(sampling__steps=1), "train", (32, 48), 5)
     maps = jax.eval_shape(task.predict, values_of(), *random_images(1))
-    assert set(maps) == {"probs", "logits"}
+    assert set(maps) == {"probs", "logits", "descriptor"}
 
 
 def test_trace_ends_with_the_prediction():
@@ -381,6 +383,7 @@ def test_trace_ends_with_the_prediction():
 def test_small_images_are_padded_and_cropped_back():
     task = ddp.make_task(tiny(), "train", (32, 48), 5)
     maps = quick(task.predict)(values_of(), *random_images(1, 5, 40))
+    assert maps.pop("descriptor").shape[:3] == (1, 1, 1)
     assert all(values.shape[:3] == (1, 5, 40) for values in maps.values())
     assert quick(task.trace)(values_of(), *random_images(1, 5, 40)).shape == (1, 3, 5, 40)
 
