@@ -71,7 +71,7 @@ def calibrate(drawn: DrawnPixels, num_classes: int) -> Calibrated | None:
 
 def _fitted(table, num_classes) -> Calibrator:
     signals, labels, wrong = _pixels(table)
-    given = {name: values for name, values in signals.items() if values.any()}
+    given = {name: v for name, v in signals.items() if v.any() or name == SIGNALS[0]}
     fitted_on = {"images": len(table), "pixels": len(labels)}
     return fit_calibrator(given, labels, wrong, num_classes, fitted_on)
 

@@ -109,9 +109,11 @@ def fit_calibrator(
 
     score = logits @ weights + intercepts[labels]
     groups = np.array_split(np.argsort(score, kind="stable"), min(CURVE, len(score)))
-    shares = [(wrong[group].sum() + PRIOR) / (len(group) + 2 * PRIOR) for group in groups]
-    curve = isotonic_regression(shares, weights=[len(group) for group in groups])
-    scores = np.array([score[group].mean() for group in groups])
+    means = np.float32([score[group].mean() for group in groups])
+    scores, same = np.unique(means, return_inverse=True)  # groups of equal pixels become one
+    errors = np.bincount(same, [wrong[group].sum() for group in groups])
+    sizes = np.bincount(same, [len(group) for group in groups])
+    curve = isotonic_regression((errors + PRIOR) / (sizes + 2 * PRIOR), weights=sizes)
     return Calibrator(names, weights, intercepts, scores, curve.x, fitted_on)
 
 

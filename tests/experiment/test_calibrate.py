@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from diffseg_jax.experiment.calibrate import calibrate, describe_calibration
-from diffseg_jax.experiment.evaluate import DrawnPixels
+from diffseg_jax.experiment.evaluate import DrawnPixels, draw_none
+from diffseg_jax.inference.views import Maps
 from diffseg_jax.metrics.uncertainty import SIGNALS
 
 pytestmark = pytest.mark.quick
@@ -48,3 +49,32 @@ def test_pixels_of_one_image_calibrate_nothing():
     assert calibrate(drawn(lambda image, label, doubt: doubt, images=1), 3) is None
     assert "two labelled validation images" in describe_calibration(None, True)
     assert "those of the training" in describe_calibration(None, False)
+
+
+def test_pixels_without_any_doubt_calibrate():
+    """In one half of the images or in all of them, right or wrong."""
+    for sure in (slice(4), slice(8)):
+        table = drawn(lambda image, label, doubt: doubt).table
+        table[sure, :, 3:] = 0
+        found = calibrate(DrawnPixels(table, {}), 3)
+        assert found.before.sum() == found.after.sum() == table[:, :, 0].sum()
+
+
+def test_images_without_labels_give_no_pixels():
+    pixels, mask = draw_none(np.arange(4)), np.full((6, 7), 255)
+    labels = np.random.default_rng(0).integers(0, 3, (1, 6, 7), np.int32)
+    labels[0, 2, :4] = 2
+    doubt = labels / np.float32(4)
+    maps = Maps(labels, None, doubt, {"least_confidence": doubt, "spread": doubt})
+    pixels.add(0, mask, maps, 0)
+    assert not pixels.table.any() and calibrate(pixels, 3) is None
+    mask[2:5] = 1
+    for index in (3, 1, 9):  # the last one is not drawn from
+        pixels.add(index, mask, maps, 0)
+    assert [int(row[:, 0].sum()) for row in pixels.table] == [0, 21, 0, 21]
+    _, label, wrong, *signals = pixels.table[1, :21].T
+    np.testing.assert_array_equal(np.sort(label), np.sort(labels[0, 2:5].ravel()))
+    np.testing.assert_array_equal(wrong, label != 1)
+    of = dict(zip(SIGNALS, signals, strict=True))
+    assert (of["least_confidence"] == label / 4).all() and (of["spread"] == label / 4).all()
+    assert not of["entropy"].any()

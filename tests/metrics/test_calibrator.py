@@ -92,6 +92,18 @@ def test_a_class_that_was_never_seen_has_the_chance_of_all():
     assert (first <= unseen).all() and (unseen <= second).all()
 
 
+def test_equal_pixels_have_the_share_of_errors_among_them():
+    """Of surely predicted pixels those of the last images are wrong more often."""
+    rng, count = np.random.default_rng(0), 20_000
+    doubt = np.where(rng.random(count) < 0.7, 0, rng.random(count))
+    late = np.arange(count) > count / 2
+    wrong = rng.random(count) < np.where(doubt > 0, 0.3, 0.2 * late)
+    labels = np.zeros(count, int)
+    calibrator = fit_calibrator({"entropy": doubt}, labels, wrong, 2, FITTED_ON)
+    assert calibrator.chance({"entropy": np.float32(0)}, 0) == pytest.approx(0.1, abs=0.01)
+    assert (np.diff(calibrator.scores) > 0).all() and (np.diff(calibrator.chances) >= 0).all()
+
+
 def test_one_pixel_is_enough():
     calibrator = fit_calibrator({"entropy": np.array([0.5])}, [1], [True], 2, FITTED_ON)
     assert 0.5 < calibrator.chance({"entropy": np.float32(0.5)}, 1) < 1
