@@ -101,9 +101,9 @@ def evaluate(
     """Counts over the images at `indices`, summed over all processes.
 
     Neighbours of one size share a batch. Also returns `keep` examples of this process, spread over
-    the split, with their `Maps` as "maps". by_name: whether `forward` takes names. pixels: where
-    pixels of all processes are added. descriptors: index of an image -> None, in whose place its
-    descriptor comes, in all processes.
+    the split, with their `Maps` as "maps", without the probabilities, which are large. by_name:
+    whether `forward` takes names. pixels: where pixels of all processes are added. descriptors:
+    index of an image -> None, in whose place its descriptor comes, in all processes.
     """
     counts = no_counts(num_classes)
     drawn = []
@@ -122,7 +122,7 @@ def evaluate(
             if descriptors and index in descriptors and prediction.descriptor is not None:
                 descriptors[index] = prediction.descriptor[row]
             if example["name"] in shown:
-                drawn.append({**example, "maps": prediction[row]})
+                drawn.append({**example, "maps": dataclasses.replace(prediction[row], probs=None)})
     if jax.process_count() > 1:
         counts = Counts(
             *(

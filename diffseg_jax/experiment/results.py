@@ -102,11 +102,28 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
     }
 
 
+def predicts_by_default(evaluation: Evaluation, config: dict) -> bool:
+    """Whether images are shown and noise is drawn as the config of the checkpoint says."""
+    own = {"protocol": config["evaluate"], "sampling": config.get("sampling", {})}
+    return all(
+        own[part].get(option, value) == value
+        for part, options in evaluation.recorded.items() for option, value in options.items()
+    )  # fmt: skip
+
+
 def keep_calibrator(evaluation: Evaluation, calibrator: Calibrator, meta: dict, replace: bool):
     """Writes a calibrator beside the arrays of its checkpoint, in the first process only.
 
     replace  whether it takes the place of an older one
+
+    None is written where the options are not those with which the checkpoint predicts by default.
     """
+    if not predicts_by_default(evaluation, meta["config"]):
+        evaluation.log.say(
+            f"{evaluation.stage}: the checkpoint keeps no calibrator of these options, as "
+            "predictions use those of its config by default"
+        )
+        return
     directory, step = stage_directory(evaluation.workdir, evaluation.stage), meta["step"]
     if processes.is_first() and (replace or not file_of(directory, step).exists()):
         write_calibrator(directory, step, meta, calibrator)

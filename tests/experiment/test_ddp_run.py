@@ -1,5 +1,6 @@
 """A whole run of DDP, what is measured afterwards, and the published presets."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ from diffseg_jax.config.files import run_config
 from diffseg_jax.data.scenes import NAMES
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.plan import check_config, plan_evaluations
-from diffseg_jax.experiment.results import result_of
+from diffseg_jax.experiment.results import keep_calibrator, result_of
 from diffseg_jax.inference import calibrators
 from diffseg_jax.inference.converted import convert_run
 from diffseg_jax.metrics.calibrator import fit_calibrator
@@ -146,6 +147,11 @@ def test_training_images_calibrate_nothing(run, tmp_path, capsys):
     assert "uncalibrated" in capsys.readouterr().out
     assert result["calibrated"] == {} and 0 <= result["AUROC"] <= 1
     assert not [*tmp_path.glob("**/calibrator.json"), *tmp_path.glob("**/known_images.npz")]
+    protocol = {**evaluation.recorded["protocol"], "flip": not evaluation.protocol.flip}
+    mirrored = dataclasses.replace(evaluation, recorded={"protocol": protocol})
+    for changed, count in ((mirrored, 0), (evaluation, 1)):
+        keep_calibrator(changed, CALIBRATOR, open_meta(run / "checkpoints/plain"), replace=True)
+        assert len(list(tmp_path.glob("checkpoints/plain/*/calibrator.json"))) == count
 
 
 def test_a_finished_run_is_evaluated_with_other_sampling(run):
