@@ -184,7 +184,7 @@ class Prediction:
         Returns the paths of the files of the images. _labels.png holds class ids in a palette of
         their colours. legend.png explains the colours and the scale of the uncertainty;
         summary.json describes all images that were saved there with these options, and coco.json
-        joins the contours of these images.
+        holds the contours of all of them.
         """
         options = SaveOptions(extra, format, contours, review, reject, overlay)
         folder = open_path(folder)
@@ -195,7 +195,7 @@ class Prediction:
         found = {"pictures": entries} | overview_of(entries, self.classes)
         write_json(folder / SUMMARY, content | found)
         if options.contours == "coco":
-            write_coco(folder, {name: name for name in self.names})
+            write_coco(folder, {name: name for name in entries})
         return [path_of(folder, name, each) for name in self.names for each in options.endings()]
 
     def write(self, folder, options: SaveOptions) -> dict[str, dict]:

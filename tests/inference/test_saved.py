@@ -11,8 +11,10 @@ from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.palette import distinct_colours, numbered_labels
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
+from diffseg_jax.figures import sheets
 from diffseg_jax.inference.prediction import Prediction
 from diffseg_jax.inference.saved import SaveOptions, label_png
+from diffseg_jax.inference.summary import overview_of, statistics_of
 from diffseg_jax.inference.views import Maps
 from image_files import random_image, save_image
 
@@ -126,6 +128,8 @@ def test_review_and_rejection_are_in_the_files(tmp_path):
         assert entry["rejected"] == pytest.approx(1 - kept.mean(), abs=1e-6)
         assert sum(entry["shares"].values()) == pytest.approx(kept.mean(), abs=1e-4)
         assert entry["to_review"] == pytest.approx((review > 0).mean(), abs=1e-6)
+    legend = sheets.prediction_legend(numbered_labels(5), calibrated=False, ignored=True)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "legend.png")), legend)
     shown = {
         each["file_name"] for each in json.loads((tmp_path / "coco.json").read_text())["images"]
     }
@@ -138,7 +142,9 @@ def test_the_summary_orders_images_by_need(tmp_path):
             zip(found._maps, (0.5, 0.1, 1.0))]  # fmt: skip
     found = Prediction(found.names, found._images, sure, numbered_labels(5))
     for one in found:  # as after predict_each
-        one.save(tmp_path)
+        one.save(tmp_path, contours="coco")
+    shown = json.loads((tmp_path / "coco.json").read_text())["images"]
+    assert {image["file_name"] for image in shown} == {"a", "b", "c"}
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["by_need"] == ["b", "c", "a"] and (tmp_path / "legend.png").exists()
     right = 1 - np.stack([maps.uncertainty for maps in sure])
@@ -147,6 +153,23 @@ def test_the_summary_orders_images_by_need(tmp_path):
         assert accuracy == pytest.approx(right[found.labels == k].mean(), abs=1e-4)
     found[:1].save(tmp_path, review=0.1)  # with other options, it begins again
     assert json.loads((tmp_path / "summary.json").read_text())["by_need"] == ["c"]
+
+
+def test_large_images_count_more():
+    entries, chances, classes = {}, [], ("a", "b")
+    for name, size, chance in (("small", (4, 5), 0.3), ("large", (30, 40), 0.1)):
+        labels = RNG.integers(0, 2, size, np.int32)
+        uncertainty = np.where(labels, np.float32(chance), np.float32(chance / 2))
+        maps = Maps(labels, None, uncertainty, {}, calibrated=name == "large")
+        entries[name] = statistics_of(maps, classes, SaveOptions())
+        chances.append((labels.ravel(), uncertainty.ravel()))
+    found = overview_of(entries, classes)
+    assert found["by_need"] == ["large", "small"] and found["calibrated"] is False
+    labels, chances = map(np.concatenate, zip(*chances, strict=True))
+    assert found["expected_accuracy"] == pytest.approx(1 - chances.mean(), abs=1e-5)
+    for k, name in enumerate(classes):
+        accuracy = 1 - chances[labels == k].mean()
+        assert found["expected_class_accuracy"][name] == pytest.approx(accuracy, abs=1e-5)
 
 
 def test_all_pixels_of_one_class_or_none(tmp_path):

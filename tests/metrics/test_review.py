@@ -43,7 +43,7 @@ def test_a_share_of_the_errors_is_missed_if_the_chances_are_right():
 def test_kept_labels_are_the_sure_ones():
     labels = RNG.integers(0, 3, (6, 7), dtype=np.int32)
     chances = RNG.random((6, 7), dtype=np.float32)
-    for chance in (0.05, 0.5, 0.999):
+    for chance in (0.05, 0.5, 0.999, float(chances[0, 0])):
         kept = without_unsure(labels, chances, chance)
         assert kept.dtype == np.int32
         np.testing.assert_array_equal(kept == 255, chances > chance)
