@@ -158,7 +158,7 @@ def factors(text: str) -> tuple[float, ...]:
         ) from None
 
 
-def words(text: str) -> tuple[str, ...]:
+def names(text: str) -> tuple[str, ...]:
     """A flag such as probs,uncertainty; "" is ()."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 

@@ -15,11 +15,11 @@ from diffseg_jax.cli import (
     add_cache_flag,
     add_checkpoint_flags,
     factors,
+    names,
     sides,
     truth,
     use_cache,
     user_errors,
-    words,
 )
 from diffseg_jax.errors import counted, visible
 from diffseg_jax.inference.batch import PALETTES, predict_files, require_apart
@@ -53,7 +53,7 @@ def make_flags() -> Flags:
     maps = f"more maps to write, some of {','.join(EXTRA)}"
     paint = "fill (default): colours over the image; contours: lines along the borders of classes"
     add("--overlay", choices=OVERLAYS, default="fill", help=paint)
-    add("--save", type=words, default=(), metavar="MAP,...", help=maps)
+    add("--save", type=names, default=(), metavar="MAP,...", help=maps)
     form = "files of those: 16-bit PNG (default; 65535 is 1; probs as .npz), .npy or .npz"
     add("--format", choices=ENDINGS, default="png16", help=form)
     polygons = "polygons of the connected regions of each class"
@@ -89,8 +89,8 @@ def main(arguments: Sequence[str] | None = None):
         opened = {name: given.pop(name) for name in CHECKPOINT_FLAGS}
         images, output, palette = (given.pop(name) for name in ("images", "output", "palette"))
         keep_masks, extra = given.pop("keep_masks"), given.pop("save")
-        names = ("format", "contours", "review", "reject", "overlay")
-        saved = SaveOptions(extra, **{name: given.pop(name) for name in names})
+        chosen = ("format", "contours", "review", "reject", "overlay")
+        saved = SaveOptions(extra, **{name: given.pop(name) for name in chosen})
         require_apart(matching(images), output)
         require_free(open_path(output), "predict", "--output")
         segmenter = load(opened.pop("checkpoint"), **opened)

@@ -14,7 +14,6 @@ from scipy import ndimage
 
 from diffseg_jax.data.labels import IGNORE
 
-CONTOURS = ("geojson", "coco")
 UNITS = "pixels: x to the right, y down, (0, 0) is the upper left corner of the image"
 
 
@@ -173,3 +172,6 @@ def merged_coco(parts: Mapping[str, dict]) -> dict:
 
 def _lists(region):
     return [ring.tolist() for ring in region.rings()]
+
+
+CONTOURS = {"geojson": geojson, "coco": coco}

@@ -30,11 +30,7 @@ OVERLAYS = {  # how classes are painted over the image, and the text about it
 }
 REVIEW, REJECT = 0.2, 0.05  # usual values of these options
 TOP = 65535  # that a 16-bit PNG holds for 1
-UNUSED_COLOUR = (
-    255,
-    0,
-    255,
-)  # colour of ids that are no class; not grey, or the palette could be ids
+UNUSED_COLOUR = (255, 0, 255)  # of ids that are no class; not grey, or the palette could be ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +147,8 @@ def _contents(name, image, maps, labels, options):
         yield options.extra_ending(extra), _map_file(extra, values, options)
     if options.contours:
         regions = list(contours.regions_of(maps.labels, maps.uncertainty))
-        make = {"geojson": contours.geojson, "coco": contours.coco}[options.contours]
-        content = make(name, regions, maps.labels.shape, labels.names)
+        describe = contours.CONTOURS[options.contours]
+        content = describe(name, regions, maps.labels.shape, labels.names)
         yield CONTOUR_ENDINGS[options.contours], json.dumps(content).encode()
     if options.review is not None:
         chosen = pixels_to_review(maps.uncertainty, options.review)
@@ -164,8 +160,8 @@ def _contents(name, image, maps, labels, options):
         "overlay.png": sheets.with_numbers(painted, maps.labels, labels.palette),
         "uncertainty.png": sheets.heat(maps.uncertainty),
     }
-    for ending, picture in drawn.items():
-        yield ending, _png(Image.fromarray(picture))
+    for ending, colours in drawn.items():
+        yield ending, _png(Image.fromarray(colours))
     yield "labels.png", label_png(maps.labels, labels.palette)
 
 
