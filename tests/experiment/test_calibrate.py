@@ -6,6 +6,7 @@ import pytest
 from diffseg_jax.experiment.calibrate import calibrate, describe_calibration
 from diffseg_jax.experiment.evaluate import DrawnPixels, draw_none
 from diffseg_jax.inference.views import Maps
+from diffseg_jax.metrics.calibration import errors_found
 from diffseg_jax.metrics.uncertainty import SIGNALS
 
 pytestmark = pytest.mark.quick
@@ -29,6 +30,8 @@ def test_a_calibrator_that_helps_is_kept():
     assert found.helps and found.calibrator.fitted_on == {"images": 8, "pixels": 8 * PIXELS}
     numbers = found.numbers(("a", "b", "c"))
     assert numbers["kept"] and numbers["ECE"] < 0.03
+    assert found.calibrator.signals == ("least_confidence",)  # the others are missing
+    assert numbers["errors_in_20_percent"] > errors_found(found.before, 0.2)
     assert set(numbers["AUROC_of_predicted"]) == {"a", "b", "c"}
     line = describe_calibration(found, True)
     assert "calibrated on 4,000 pixels of 8 images" in line and "uncalibrated" not in line
@@ -55,7 +58,7 @@ def test_pixels_without_any_doubt_calibrate():
     """In one half of the images or in all of them, right or wrong."""
     for sure in (slice(4), slice(8)):
         table = drawn(lambda image, label, doubt: doubt).table
-        table[sure, :, 3:] = 0
+        table[sure, :, 3:], table[0, 100:] = 0, 0  # the first image has few labels
         found = calibrate(DrawnPixels(table, {}), 3)
         assert found.before.sum() == found.after.sum() == table[:, :, 0].sum()
 

@@ -302,6 +302,14 @@ def test_known_images_judge_those_whose_descriptors_are_of_their_kind():
     np.testing.assert_array_equal(whole.labels, found.labels)
 
 
+def test_votes_decide_the_label_and_not_the_probabilities():
+    probs = np.array([[[[0.6, 0.4], [0.6, 0.4]]]], np.float32)
+    votes = np.array([[[[1, 2], [2, 2]]]], np.float32)
+    found = predict(lambda *_: {"probs": probs, "votes": votes}, random_images(1, 2, 1), Protocol())
+    assert found.labels.tolist() == [[[1, 0]]]
+    np.testing.assert_allclose(found.uncertainty, 0.4)
+
+
 def test_without_a_calibrator_uncertainty_is_1_minus_the_highest_probability():
     images = random_images(6, 8)
     maps = predict(as_logits, images, Protocol())

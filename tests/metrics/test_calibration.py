@@ -10,6 +10,7 @@ from diffseg_jax.metrics.calibration import (
     chance_counts,
     chance_scores,
     ece,
+    errors_found,
     reliability,
     risk_coverage,
 )
@@ -132,6 +133,15 @@ def test_the_best_order_has_no_excess_and_one_value_has_the_rate_of_errors():
     assert aurc(counted(np.full(1000, 0.4), wrong)) == pytest.approx(0.2)
     coverage, risk = risk_coverage(counted(wrong * 0.9, wrong))
     assert (coverage.tolist(), risk.tolist()) == ([0.8, 1.0], [0.0, 0.2])
+
+
+def test_errors_are_found_among_the_least_sure_pixels():
+    chance, wrong = draws("random")
+    for share in (0.05, 0.2, 0.7, 1):
+        least_sure = np.argsort(-chance)[: int(share * 4000)]
+        found = errors_found(counted(chance, wrong, classes=3), share)
+        assert found == pytest.approx(wrong[least_sure].sum() / wrong.sum(), abs=0.005)
+    assert np.isnan(errors_found(counted(chance, wrong & False), 0.2))
 
 
 def test_large_sets_do_not_overflow():

@@ -114,6 +114,7 @@ def test_one_pixel_is_enough():
     [
         {"weights": [1.0]}, {"scores": [2.0, 1.0], "chances": [0.1, 0.2]}, {"chances": []},
         {"intercepts": ["x"]}, {"scores": None}, {"chances": [float("nan")] * 32},
+        {"scores": [0.0], "chances": [1.5]}, {"intercepts": []},
     ],
 )  # fmt: skip
 def test_damaged_json_is_noticed(change):
