@@ -14,6 +14,7 @@ from diffseg_jax.inference import description, description_text
 from diffseg_jax.inference.converted import convert_run
 from diffseg_jax.inference.description import describe_checkpoint
 from diffseg_jax.inference.segmenter import Segmenter
+from diffseg_jax.metrics.segmentation import scores, to_json
 from diffseg_jax.storage import checkpoints
 from diffseg_jax.storage.networks import open_network
 
@@ -140,3 +141,13 @@ def test_numbered_parts_count_as_one():
     }  # fmt: skip
     assert found["input"]["bytes"] == 24 and not found["unet"]["trained"]
     assert np.isscalar(found["unet"]["count"])
+
+
+@pytest.mark.quick
+def test_results_say_whether_the_calibrator_is_kept():
+    results = to_json(scores(np.diag([3, 1]), absent="skip"), ["road", "sky"])
+    numbers = {"of": "uncertainty", "ECE": 0.1, **dict.fromkeys(("Brier", "AUROC", "AUPR", "AURC"))}
+    for kept, words in ((True, "uncertainty, as"), (False, "uncertainty, which is not kept, as")):
+        found = {**results, "step": 8, "images": 2, "calibrated": {**numbers, "kept": kept}}
+        last = description_text.result_lines(found)[-1]
+        assert last == f"{words} the chance of an error: ECE 0.100"

@@ -119,7 +119,7 @@ def protocol_line(options: dict) -> str:
 
 
 def result_lines(results: dict) -> list[str]:
-    """The table of IoU, and the number of images."""
+    """The table of IoU, the number of images, and how right the chance of an error is."""
     table = format_table({f"step {results['step']:,}": results}).splitlines()
     images = f"on {results['images']:,} images"
     if results.get("AUROC") is not None:
@@ -128,5 +128,6 @@ def result_lines(results: dict) -> list[str]:
     keys = ("ECE", "Brier", "AUROC", "AUPR", "AURC")
     for scores in filter(None, (results.get("calibration"), results.get("calibrated"))):
         numbers = [f"{key} {scores[key]:.3f}" for key in keys if scores[key] is not None]
-        lines.append(f"{scores['of']}, as the chance of an error: {', '.join(numbers)}")
+        kept = "" if scores.get("kept", True) else ", which is not kept"
+        lines.append(f"{scores['of']}{kept}, as the chance of an error: {', '.join(numbers)}")
     return lines
