@@ -32,7 +32,7 @@ def read_calibrator(
         calibrator, of = from_json(content), content["of"]
         if len(calibrator.intercepts) != len(meta["classes"]):
             raise ValueError("it knows other classes")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error) or type(error).__name__
         warnings.warn(f"{file} cannot be read ({reason}), so {UNCALIBRATED}", stacklevel=3)
         return None

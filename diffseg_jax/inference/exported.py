@@ -20,6 +20,7 @@ from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.views import Protocol, View, predict_whole
 from diffseg_jax.metrics.calibrator import Calibrator
+from diffseg_jax.metrics.uncertainty import OF_PROBABILITIES
 from diffseg_jax.storage.paths import make_folder, write_atomically
 from diffseg_jax.systems.task import Task
 
@@ -65,18 +66,31 @@ def export(
         )
     log(f"{segmenter.directory}: traces step {segmenter.step} for {', '.join(platforms)}")
     seed = int(segmenter.seed_for(seed))
-    function = prediction_function(task, segmenter.network, size, seed, segmenter.calibrator)
+    calibrator = usable_calibrator(segmenter, task, size)
+    function = prediction_function(task, segmenter.network, size, seed, calibrator)
     (b,) = stablehlo.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((b, *size, 3), jnp.uint8)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "A large amount of constants")  # the weights
         exported = stablehlo.export(jax.jit(function), platforms=tuple(platforms))(images)
-    description = model_json(segmenter, task, exported, seed)
+    description = model_json(segmenter, task, exported, seed, calibrator is not None)
     write_folder(output, {
         MODEL: serialized(exported),
         DESCRIPTION: (json.dumps(description, indent=2) + "\n").encode(),
     })  # fmt: skip
     return description
+
+
+def usable_calibrator(
+    segmenter: Segmenter, task: Task, size: tuple[int, int]
+) -> Calibrator | None:
+    """The calibrator of a network; None where predictions of the task lack one of its signals."""
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
+    valid = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    found = jax.eval_shape(task.predict, segmenter.network, image, valid)
+    given = {*OF_PROBABILITIES, *(found if isinstance(found, dict) else ())}
+    calibrator = segmenter.calibrator
+    return calibrator if calibrator and given >= set(calibrator.signals) else None
 
 
 def prediction_function(
@@ -119,15 +133,17 @@ def serialized(exported: stablehlo.Exported) -> bytes:
         ) from None
 
 
-def model_json(segmenter: Segmenter, task: Task, exported, seed: int) -> dict:
-    """The content of model.json."""
+def model_json(
+    segmenter: Segmenter, task: Task, exported, seed: int, calibrated: bool
+) -> dict:  # fmt: skip
+    """The content of model.json; calibrated: whether the uncertainty is."""
     _, height, width, _ = exported.in_avals[0].shape
     outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
     meanings = {
         "labels": "the class of every pixel, an index into classes",
         "probs": "of every class, summing to 1",
         "uncertainty": "the estimated chance that the label is wrong"
-        + ("" if segmenter.calibrator else ", uncalibrated: 1 - the highest probability"),
+        + ("" if calibrated else ", uncalibrated: 1 - the highest probability"),
     }
     sampling = task.meta.get("sampling", {})
     return {

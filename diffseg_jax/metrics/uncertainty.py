@@ -9,7 +9,8 @@ import numpy as np
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.errors import UserError
 
-SIGNALS = ("least_confidence", "entropy", "divergence", "changes", "spread")  # see `views.Maps`
+OF_PROBABILITIES = ("least_confidence", "entropy")  # signals of every network
+SIGNALS = (*OF_PROBABILITIES, "divergence", "changes", "spread")  # see `views.Maps`
 BINS = 4096
 PER_OCTAVE = 128  # so the bins reach 32 octaves down, to 2^-32
 _DROPPED = 23 - (PER_OCTAVE - 1).bit_length()  # of float32's 23 fraction bits: all but the first 7

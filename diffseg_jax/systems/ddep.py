@@ -143,7 +143,7 @@ def segmentation_loss(network, params, stats, batch, key):
 
 
 def class_probabilities(network, values, images, valid, seed=0, complete=False):
-    """"probs" f32[B,h,w,K] and "descriptor" of images u8[B,h,w,3], without any noise.
+    """The maps "probs" f32[B,h,w,K] and "descriptor" of images u8[B,h,w,3], without any noise.
 
     complete  whether sums of the head that lack taps at the border of the image are scaled up; not
               for the arithmetic of the port, whose probabilities are those of PyTorch

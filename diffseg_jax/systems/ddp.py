@@ -194,7 +194,7 @@ def shrink_labels(mask: jax.Array, size: tuple[int, int], num_classes: int) -> j
 
 
 def plain_maps(network, values, images, valid, seed=0):
-    """"logits" f32[B,h,w,K] of the convolutional head and "descriptor", for images u8[B,h,w,3]."""
+    """Maps of images u8[B,h,w,3]: "logits" f32[B,h,w,K] of the convolutional head, "descriptor"."""
     padded, valid = _padded(images, valid)
     model = network.bind_eval(values["params"], values["stats"])
     x, _ = model.encode(scale_images(padded, valid, IMAGENET_MEAN, IMAGENET_STD))

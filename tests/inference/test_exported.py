@@ -13,7 +13,7 @@ from flatbuffers.builder import BuilderSizeError
 
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference import exported as module
-from diffseg_jax.inference.exported import check_protocol, export
+from diffseg_jax.inference.exported import check_protocol, export, usable_calibrator
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.views import Protocol, View
 from diffseg_jax.metrics.calibrator import fit_calibrator
@@ -102,6 +102,18 @@ def test_an_exported_model_predicts_as_the_segmenter(exported, system):
         chance = expected.uncertainty[:count][clear]
         np.testing.assert_allclose(found["uncertainty"][clear], chance, atol=1e-4)
         assert expected.calibrated == (system == "ddep")
+
+
+def test_model_json_says_whether_the_uncertainty_is_calibrated(exported, segmenter_of):
+    for system, (_, _, folder) in exported.items():
+        content = json.loads((folder / "model.json").read_text())
+        meaning = content["outputs"]["uncertainty"]["meaning"]
+        assert ("uncalibrated" in meaning) == (system != "ddep")
+    segmenter = segmenter_of("ddp")
+    segmenter.calibrator = fit_calibrator({"changes": np.zeros(4)}, [0] * 4, [False] * 4, 5, {})
+    several, one = segmenter.task_for(2), segmenter.task_for(1)  # one step has no changes
+    assert usable_calibrator(segmenter, several, SIZE) is segmenter.calibrator
+    assert usable_calibrator(segmenter, one, SIZE) is None
 
 
 def test_model_json_describes_the_model(exported):

@@ -45,13 +45,13 @@ def test_maps_are_those_of_the_library(name, tmp_path):
     values, kind = load_source(Entry(name, str(path)), sizes), FROZEN[name]
     settings = kind.settings(json.loads(json.dumps(sizes)))
     network = Network(lambda rngs: kind.module(settings, rngs=rngs))
-    usual = kind.usual(settings)
-    taps = {f"stage{i}": tap for i, tap in enumerate(usual)} if name != "vit" else {
+    default = kind.default(settings)
+    taps = {f"stage{i}": tap for i, tap in enumerate(default)} if name != "vit" else {
         "block3": "block3", "encoded": "encoded"
     }  # fmt: skip
-    look = jax.jit(lambda params, image: network.bind(params, {})(image, usual))
+    look = jax.jit(lambda params, image: network.bind(params, {})(image, default))
     found = look(values["params"][name], record.image(case["side"]))
-    assert list(found) == sorted(usual)
+    assert list(found) == sorted(default)
     for key in expected.files:
         array = np.asarray(found[taps[key]]).reshape(expected[key].shape)
         assert np.abs(array - expected[key]).max() / np.abs(expected[key]).max() < LIMITS[name]
