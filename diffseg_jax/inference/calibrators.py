@@ -3,6 +3,7 @@
 import hashlib
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from diffseg_jax.metrics.calibrator import Calibrator, from_json
@@ -24,23 +25,38 @@ def read_calibrator(
 
     Warns of one that cannot be read, and of one that belongs to another network.
     """
-    file = file_of(directory, step)
+
+    def parsed(content):
+        content = json.loads(content)
+        calibrator = from_json(content)
+        if len(calibrator.intercepts) != len(meta["classes"]):
+            raise ValueError("it knows other classes")
+        return calibrator, content["of"]
+
+    return read_beside(file_of(directory, step), parsed, meta, ema, UNCALIBRATED)
+
+
+def read_beside(
+    file: Path, parsed: Callable[[bytes], tuple], meta: dict, ema: float | str | None, without: str
+):
+    """What a file beside the arrays of a checkpoint holds, None where there is none or of no use.
+
+    parsed   content -> what it holds, and the `identity_of` the network to which it belongs
+    without  what follows where it is of no use, for the warning
+    """
     if not file.exists():
         return None
     try:
-        content = json.loads(file.read_text())
-        calibrator, of = from_json(content), content["of"]
-        if len(calibrator.intercepts) != len(meta["classes"]):
-            raise ValueError("it knows other classes")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        found, of = parsed(file.read_bytes())
+    except Exception as error:  # damaged files raise many kinds
         reason = str(error) or type(error).__name__
-        warnings.warn(f"{file} cannot be read ({reason}), so {UNCALIBRATED}", stacklevel=3)
+        warnings.warn(f"{file} cannot be read ({reason}), so {without}", stacklevel=4)
         return None
     if of != identity_of(meta, ema):
         what = "another network" if ema is None else f"other parameters than ema={ema}"
-        warnings.warn(f"{file} belongs to {what}, so {UNCALIBRATED}", stacklevel=3)
+        warnings.warn(f"{file} belongs to {what}, so {without}", stacklevel=4)
         return None
-    return calibrator
+    return found
 
 
 def file_of(directory: Path, step: int) -> Path:

@@ -7,16 +7,16 @@ network knows.
 
 import io
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
 
-from diffseg_jax.inference.calibrators import identity_of
+from diffseg_jax.inference.calibrators import identity_of, read_beside
 from diffseg_jax.metrics.familiarity import MIN_KNOWN, KnownImages
 from diffseg_jax.storage.paths import write_atomically
 
 NPZ_FILE = "known_images.npz"
+UNJUDGED = "images are not compared with known ones"
 
 
 def write_known_images(directory: Path, step: int, meta: dict, known: KnownImages):
@@ -34,25 +34,14 @@ def read_known_images(
 
     Warns of a file that cannot be read, and of one that belongs to another network.
     """
-    file = directory / str(step) / NPZ_FILE
-    if not file.exists():
-        return None
-    try:
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
-            of, descriptors = json.loads(str(content["of"])), content["descriptors"]
+
+    def parsed(content):
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            of, descriptors = json.loads(str(arrays["of"])), arrays["descriptors"]
         if descriptors.ndim != 2 or len(descriptors) < MIN_KNOWN or descriptors.dtype != np.float16:
             raise ValueError("it holds no descriptors")
         if not np.isfinite(descriptors).all():
             raise ValueError("its descriptors are not finite")
-    except Exception as error:  # zipfile raises many kinds
-        reason = str(error) or type(error).__name__
-        warnings.warn(f"{file} cannot be read ({reason}), so {UNJUDGED}", stacklevel=3)
-        return None
-    if of != identity_of(meta, ema):
-        what = "another network" if ema is None else f"other parameters than ema={ema}"
-        warnings.warn(f"{file} belongs to {what}, so {UNJUDGED}", stacklevel=3)
-        return None
-    return KnownImages(descriptors)
+        return KnownImages(descriptors), of
 
-
-UNJUDGED = "images are not compared with known ones"
+    return read_beside(directory / str(step) / NPZ_FILE, parsed, meta, ema, UNJUDGED)
