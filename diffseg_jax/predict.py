@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None):
 
 
 def look_first(summary: dict) -> str:
-    """The line that names the images with the most expected errors."""
+    """The line that names the first images by need."""
     shown = [
         f"{visible(name)} ({100 * summary['pictures'][name]['uncertainty']:.1f} %)"
         for name in summary["by_need"][:MAX_TO_LOOK_AT]

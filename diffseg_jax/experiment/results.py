@@ -25,7 +25,7 @@ from diffseg_jax.inference.views import Protocol, View
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.metrics.calibration import scores_by_class
 from diffseg_jax.metrics.calibrator import Calibrator
-from diffseg_jax.metrics.familiarity import known_images
+from diffseg_jax.metrics.familiarity import MIN_KNOWN, known_images
 from diffseg_jax.metrics.uncertainty import auroc
 from diffseg_jax.storage.workdir import stage_directory
 
@@ -144,7 +144,12 @@ def keep_known_images(evaluation: Evaluation, network: dict, described: dict, me
         again = dataclasses.replace(evaluation, source=source, examples=0)
         measure(again, network, np.array(list(learned)), evaluation.protocol, None, learned)
         found += learned.values()
-    known = known_images(np.stack(found)) if found and found[0] is not None else None
+    if not found or found[0] is None:
+        return
+    known, images = known_images(np.stack(found)), counted(len(found), "image")
+    judges = f"knows {images}, by which it judges whether others are foreign"
+    too_few = f"{images} are too few to judge whether others are foreign; {MIN_KNOWN} are needed"
+    evaluation.log.say(f"{evaluation.stage}: {judges if known else too_few}")
     if known and processes.is_first():
         directory = stage_directory(evaluation.workdir, evaluation.stage)
         write_known_images(directory, meta["step"], meta, known)

@@ -136,6 +136,8 @@ def statistics_of(maps: Maps, classes: Collection[str], options: SaveOptions) ->
         "shares": {name: round(part, 6) for name, part in zip(classes, shares.tolist()) if part},
         "uncertainty": round(float(uncertainty.mean()), 6),
         "calibrated": maps.calibrated,
+        "familiarity": None if maps.familiarity is None else round(float(maps.familiarity), 6),
+        "foreign": None if maps.foreign is None else bool(maps.foreign),
         "image_uncertainty": round(float(image_uncertainty(uncertainty)), 6),
         "expected_errors": round(float(uncertainty.sum(dtype=np.float64)), 1),
         "expected_accuracy": _number(accuracy),
@@ -143,9 +145,6 @@ def statistics_of(maps: Maps, classes: Collection[str], options: SaveOptions) ->
             name: _number(part) for name, part in zip(classes, of_class) if not math.isnan(part)
         },
     }
-    if maps.familiarity is not None:
-        entry["familiarity"] = round(float(maps.familiarity), 6)
-        entry["foreign"] = bool(maps.foreign)
     if options.review is not None:
         chosen = pixels_to_review(uncertainty, options.review)
         entry["to_review"] = round(float(chosen.mean()), 6)
@@ -172,7 +171,9 @@ def overview_of(entries: Mapping[str, dict], classes: Collection[str]) -> dict:
         "expected_class_accuracy": {
             name: _number(1 - errors[name] / pixels[name]) for name in classes if name in pixels
         },
-        "by_need": sorted(entries, key=lambda name: -entries[name]["expected_errors"]),
+        "by_need": sorted(
+            entries, key=lambda n: (not entries[n]["foreign"], -entries[n]["uncertainty"])
+        ),
     }
 
 

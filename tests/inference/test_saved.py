@@ -155,7 +155,7 @@ def test_the_summary_orders_images_by_need(tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["by_need"] == ["c"]
 
 
-def test_large_images_count_more():
+def test_large_images_count_more_and_foreign_ones_come_first():
     entries, chances, classes = {}, [], ("a", "b")
     for name, size, chance in (("small", (4, 5), 0.3), ("large", (30, 40), 0.1)):
         labels = RNG.integers(0, 2, size, np.int32)
@@ -164,7 +164,9 @@ def test_large_images_count_more():
         entries[name] = statistics_of(maps, classes, SaveOptions())
         chances.append((labels.ravel(), uncertainty.ravel()))
     found = overview_of(entries, classes)
-    assert found["by_need"] == ["large", "small"] and found["calibrated"] is False
+    assert found["by_need"] == ["small", "large"] and found["calibrated"] is False
+    entries["large"]["foreign"] = True
+    assert overview_of(entries, classes)["by_need"] == ["large", "small"]
     labels, chances = map(np.concatenate, zip(*chances, strict=True))
     assert found["expected_accuracy"] == pytest.approx(1 - chances.mean(), abs=1e-5)
     for k, name in enumerate(classes):
