@@ -532,6 +532,11 @@ def contact_sheet(images, masks, labels, titles: Sequence[str]) -> np.ndarray:
 
 def save_png(path: Path, image: np.ndarray) -> None:
     """Writes the image atomically: an older file of that name stays until it is replaced."""
+    write_atomically(path, png_of(Image.fromarray(image)))
+
+
+def png_of(image: Image.Image) -> bytes:
+    """The content of a PNG file of the image."""
     content = io.BytesIO()
-    Image.fromarray(image).save(content, format="PNG")
-    write_atomically(path, content.getvalue())
+    image.save(content, format="PNG")
+    return content.getvalue()

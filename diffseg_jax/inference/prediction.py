@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -226,9 +225,7 @@ class Prediction:
         )
 
     def _repr_png_(self):
-        content = io.BytesIO()
-        Image.fromarray(self[:MAX_SHOWN].sheet()).save(content, format="PNG")
-        return content.getvalue()
+        return sheets.png_of(Image.fromarray(self[:MAX_SHOWN].sheet()))
 
 
 def concatenate(predictions: Sequence[Prediction]) -> Prediction:

@@ -28,7 +28,7 @@ OVERLAYS = {  # how classes are painted over the image, and the text about it
     "fill": (sheets.overlay, "the colours over the image"),
     "contours": (sheets.outlined, "lines along the borders of the classes, over the image"),
 }
-REVIEW, REJECT = 0.2, 0.05  # usual values of these options
+REVIEW, REJECT = 0.2, 0.05  # values of these options, for advice
 TOP = 65535  # that a 16-bit PNG holds for 1
 UNUSED_COLOUR = (255, 0, 255)  # of ids that are no class; not grey, or the palette could be ids
 
@@ -64,9 +64,10 @@ class SaveOptions:
         require_known(self.overlay, OVERLAYS, "overlay")
         if self.contours is not None:
             require_known(self.contours, contours.CONTOURS, "format of contours")
-        for name, usual in (("review", REVIEW), ("reject", REJECT)):
-            if getattr(self, name) is not None:
-                require_share(name, getattr(self, name), usual)
+        if self.review is not None:
+            require_share("review", self.review, REVIEW)
+        if self.reject is not None:
+            require_share("reject", self.reject, REJECT)
         object.__setattr__(self, "extra", tuple(name for name in EXTRA if name in extra))
 
     def endings(self) -> list[str]:
@@ -78,8 +79,8 @@ class SaveOptions:
 
     def changed(self) -> dict:
         """The options that differ from their defaults, as JSON values; `extra` as --save."""
-        usual = SaveOptions()
-        values = {name: value for name, value in vars(self).items() if value != vars(usual)[name]}
+        default = vars(SaveOptions())
+        values = {name: value for name, value in vars(self).items() if value != default[name]}
         return {"save": list(values.pop("extra"))} | values if self.extra else values
 
     def described(self) -> dict[str, str]:
@@ -113,11 +114,11 @@ class SaveOptions:
         return name + ENDINGS["npz" if png_of_probs else self.format]
 
 
-def require_share(name: str, value, usual: float) -> float:
-    """The value of an option; UserError unless it lies between 0 and 1. usual: one for advice."""
+def require_share(name: str, value, example: float) -> float:
+    """The value of an option; UserError unless it lies between 0 and 1. example: for advice."""
     if isinstance(value, Real) and not isinstance(value, bool) and 0 < value < 1:
         return float(value)
-    near = value / 100 if isinstance(value, Real) and 1 < value < 100 else usual
+    near = value / 100 if isinstance(value, Real) and 1 < value < 100 else example
     raise UserError(
         f"{name} is {value}, but must lie between 0 and 1, both excluded. Try {near:g}."
     )
@@ -152,7 +153,7 @@ def _contents(name, image, maps, labels, options):
         yield CONTOUR_ENDINGS[options.contours], json.dumps(content).encode()
     if options.review is not None:
         chosen = pixels_to_review(maps.uncertainty, options.review)
-        yield "review.png", _png(Image.fromarray(255 * chosen.astype(np.uint8)))
+        yield "review.png", sheets.png_of(Image.fromarray(255 * chosen.astype(np.uint8)))
     paint, _ = OVERLAYS[options.overlay]
     painted = paint(image, maps.labels, labels.palette)
     drawn = {
@@ -161,7 +162,7 @@ def _contents(name, image, maps, labels, options):
         "uncertainty.png": sheets.heat(maps.uncertainty),
     }
     for ending, colours in drawn.items():
-        yield ending, _png(Image.fromarray(colours))
+        yield ending, sheets.png_of(Image.fromarray(colours))
     yield "labels.png", label_png(maps.labels, labels.palette)
 
 
@@ -196,7 +197,7 @@ def label_png(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> bytes:
     entries = [*colours, *[UNUSED_COLOUR] * (IGNORE - len(colours)), ignored]
     image = Image.fromarray(labels.astype(np.uint8))
     image.putpalette(np.array(entries, np.uint8).tobytes())
-    return _png(image)
+    return sheets.png_of(image)
 
 
 def _named_maps(maps, options) -> dict[str, np.ndarray]:
@@ -220,11 +221,6 @@ def _map_file(name, values, options) -> bytes:
     elif ending.endswith("npy"):
         np.save(content, values)
     else:
-        return _png(Image.fromarray(np.rint(TOP * values.astype(np.float64)).astype(np.uint16)))
-    return content.getvalue()
-
-
-def _png(image: Image.Image) -> bytes:
-    content = io.BytesIO()
-    image.save(content, format="PNG")
+        levels = np.rint(TOP * values.astype(np.float64)).astype(np.uint16)
+        return sheets.png_of(Image.fromarray(levels))
     return content.getvalue()
