@@ -1,6 +1,7 @@
 """`--mode=check`: opens the configured data, reads all of it and reports what it holds."""
 
 import collections
+import functools
 import re
 import statistics
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from diffseg_jax.experiment.plan import check_config, open_data
 from diffseg_jax.experiment.stages import require_startable
 from diffseg_jax.figures import sheets
 from diffseg_jax.storage.workdir import make_workdir
+from diffseg_jax.training.progress import Progress
 
 SHEET_IMAGES = 12  # on a contact sheet
 TINY = 8  # times shorter than usual is the side of an image that is pointed out
@@ -113,9 +115,11 @@ def report_source(
     for sentence in notes_of(source):
         print(f"  note: {sentence}")
     shapes, problems, counts = {}, [], {}
+    progress = Progress(functools.partial(print, flush=True), "  images read", len(source))
     with ThreadPoolExecutor(threads) as pool:
         measured = pool.map(lambda index: _measure(source, index), range(len(source)))
         for index, found in enumerate(measured):
+            progress.add()
             if isinstance(found, str):
                 problems.append((index, found))
             else:

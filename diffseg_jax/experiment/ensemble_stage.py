@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,11 +25,11 @@ from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.networks import first_has_checkpoint, open_network
 from diffseg_jax.systems.pixel_fit import PixelFit
 from diffseg_jax.training import fit_loop
-from diffseg_jax.training.log import duration
+from diffseg_jax.training.lifecycle import COMPILES
+from diffseg_jax.training.progress import Progress
 from diffseg_jax.weights.pixel_mlp import load_ensemble
 
 GB = 2**30
-REPORT_EVERY = 20  # seconds
 MOMENT_PIXELS = 20_000  # from which the mean and deviation of features are computed
 MOMENT_BATCH = 1_000  # pixels that are read at a time
 MIN_DEVIATION = 1e-3  # is added to the deviation of features
@@ -69,7 +68,7 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints):
     copies = f" and {len(kept) - originals} changed copies" if len(kept) > originals else ""
     plan.log.say(
         f"{plan.name}: from {plan.start}; reads features of {counted(originals, 'image')}{copies}, "
-        f"{need / GB:.2g} GB; compiles the first"
+        f"{need / GB:.2g} GB; {COMPILES}"
     )
     features = collect(plan, frozen, kept)
     for sentence in describe_grid(features, masks, plan.evaluation.source.labels.names):
@@ -268,7 +267,9 @@ def read_masks(
     check_sizes(plan)
     masks, kept, empty = [], [], []
     shown = [(index, copy) for index in plan.indices for copy in range(copies + 1)]
+    progress = Progress(say, f"{plan.name}: masks read", len(shown))
     for pair, example in zip(shown, examples(plan, shown), strict=True):
+        progress.add()
         mask = drop_small_objects(example["mask"], small_objects)
         if (mask != IGNORE).any():
             masks.append(mask.astype(np.uint8))
@@ -347,6 +348,7 @@ def collect(plan: StagePlan, network: dict, shown: np.ndarray) -> PixelFeatures:
     filled = [np.resize(group, (mesh.size, 2)) for group in groups]
     mine = [pairs[local_rows(mesh, mesh.size)] for pairs in filled]
     changed, buffers, done = examples(plan, np.concatenate(mine)), [], 0
+    progress = Progress(plan.log.say, f"{plan.name}: features", len(shown))
     for group, rows in zip(groups, mine, strict=True):
         read = [next(changed) for _ in rows]
         batch = {key: np.stack([e[key] for e in read]) for key in ("image", "valid")}
@@ -365,14 +367,8 @@ def collect(plan: StagePlan, network: dict, shown: np.ndarray) -> PixelFeatures:
                 buffer[done : done + len(group)] = np.asarray(values)
         else:
             buffers = jax.block_until_ready(write(buffers, maps, done))
-        first, done = not done, done + len(group)
-        if first:
-            start, before = time.perf_counter(), done  # the first ones include compilation
-            reported = start
-        elif time.perf_counter() - reported > REPORT_EVERY:
-            reported = time.perf_counter()
-            left = duration((reported - start) / (done - before) * (len(shown) - done))
-            plan.log.say(f"{plan.name}: features {done}/{len(shown)}   {left} left")
+        done += len(group)
+        progress.add(len(group))
     return PixelFeatures(tuple(buffers), one.size, one.covered)
 
 

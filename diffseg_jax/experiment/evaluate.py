@@ -13,6 +13,7 @@ from diffseg_jax.inference.views import Maps, Protocol, predict
 from diffseg_jax.metrics.calibration import CHANCE_BINS, chance_counts
 from diffseg_jax.metrics.segmentation import boundary_confusion, confusion
 from diffseg_jax.metrics.uncertainty import BINS, SIGNALS, image_uncertainty, uncertainty_counts
+from diffseg_jax.training.progress import Progress
 
 UNCERTAIN = 2**40  # the count for a mean uncertainty of 1
 DRAWN_PIXELS = 200_000  # of a whole split, for a calibrator
@@ -97,13 +98,15 @@ def evaluate(
     forward: Callable, source: Sequence, indices: Sequence[int], num_classes: int,
     protocol: Protocol, batch_size: int, keep: int = 0, by_name: bool = False,
     pixels: DrawnPixels | None = None, descriptors: dict[int, np.ndarray | None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Counts, list[dict]]:  # fmt: skip
     """Counts over the images at `indices`, summed over all processes.
 
     Neighbours of one size share a batch. Also returns `keep` examples of this process, spread over
     the split, with their `Maps` as "maps", without the probabilities, which are large. by_name:
     whether `forward` takes names. pixels: where pixels of all processes are added. descriptors:
-    index of an image -> None, in whose place its descriptor comes, in all processes.
+    index of an image -> None, in whose place its descriptor comes, in all processes. progress: of
+    the images of this process.
     """
     counts = no_counts(num_classes)
     drawn = []
@@ -123,6 +126,8 @@ def evaluate(
                 descriptors[index] = prediction.descriptor[row]
             if example["name"] in shown:
                 drawn.append({**example, "maps": dataclasses.replace(prediction[row], probs=None)})
+        if progress:
+            progress.add(len(examples))
     if jax.process_count() > 1:
         counts = Counts(
             *(

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from diffseg_jax.data.transforms import resize_image, resize_mask
@@ -28,6 +29,7 @@ from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.metrics.familiarity import MIN_KNOWN, known_images
 from diffseg_jax.metrics.uncertainty import auroc
 from diffseg_jax.storage.workdir import stage_directory
+from diffseg_jax.training.progress import Progress
 
 KNOWN_EVALUATED, KNOWN_LEARNED = 256, 64  # images by which others are judged, at most
 PROBE = "linear_probe"  # the key of its numbers, beside those of the ensemble
@@ -43,10 +45,12 @@ def measure(
         task.measured or task.predict, network, evaluation.mesh, batch_size, task.stride,
         task.files,
     )  # fmt: skip
+    mine = len(indices[jax.process_index() :: jax.process_count()])
+    progress = Progress(evaluation.log.say, f"{evaluation.stage}: images evaluated", mine)
     return evaluate(
         forward, evaluation.source, indices, len(evaluation.source.labels.names), protocol,
         batch_size, evaluation.examples, by_name=task.files is not None, pixels=pixels,
-        descriptors=descriptors,
+        descriptors=descriptors, progress=progress,
     )  # fmt: skip
 
 

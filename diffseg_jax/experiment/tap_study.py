@@ -27,6 +27,7 @@ from diffseg_jax.storage.paths import write_json
 from diffseg_jax.storage.workdir import make_workdir
 from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.systems.system import TapGrid
+from diffseg_jax.training.progress import Progress
 
 FOLDS = 5
 PIXELS = 1000  # maximum number that is read per image
@@ -113,12 +114,14 @@ def score_taps(plan: StagePlan, taps: TapGrid) -> np.ndarray:
         features = extract(network, image[None], valid[None], steps=step[None])
         return features.gather(jnp.zeros_like(y), y, x)
 
+    progress = Progress(plan.log.say, f"{plan.name}: features", len(indices) * len(taps.steps))
     grid = []
     for step in taps.steps:
-        vectors = [
-            np.asarray(read(network, e["image"], np.asarray(e["valid"]), y, x, jnp.int32(step)))
-            for e, (y, x) in zip(examples(plan, indices), drawn, strict=True)
-        ]
+        vectors = []
+        for e, (y, x) in zip(examples(plan, indices), drawn, strict=True):
+            found = read(network, e["image"], np.asarray(e["valid"]), y, x, jnp.int32(step))
+            vectors.append(np.asarray(found))
+            progress.add()
         blocks = np.split(np.concatenate(vectors), np.cumsum(taps.widths)[:-1], axis=1)
         grid.append([probe(block, labels, folds, classes) for block in blocks])
         plan.log.say(f"step {step}: best block {int(np.argmax(grid[-1]))}")

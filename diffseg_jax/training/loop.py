@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from diffseg_jax.devices.mesh import place_tree, state_shardings, to_devices
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.training import resources
-from diffseg_jax.training.lifecycle import Lifecycle, origin
+from diffseg_jax.training.lifecycle import COMPILES, Lifecycle, origin
 from diffseg_jax.training.log import Log, duration
 from diffseg_jax.training.state import new_state
 from diffseg_jax.training.step import train_step
@@ -98,7 +98,8 @@ def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -
     in_flight = collections.deque()
     limit = 1 if jax.default_backend() == "cpu" else MAX_STEPS_IN_FLIGHT
     batch = to_devices(next(batches), mesh, stage.batch_size)
-    log.say(f"{stage.name}: {origin(start)}, {stage.steps - start} steps to go; compiles the first")
+    first = f"{stage.steps - start} steps to go; {COMPILES}"
+    log.say(f"{stage.name}: {origin(start)}, {first}")
     begun = time.perf_counter()
     lowered = step_fn.lower(state, batch, key)
     step_fn = lowered.compile()
