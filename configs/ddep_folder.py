@@ -1,4 +1,4 @@
-"""DeP or DDeP on images of your own: a folder with images/{train,val} and masks/{train,val}.
+"""DeP or DDeP on images of your own: a folder with images/ and masks/, with splits or without.
 
 python -m diffseg_jax.main --config=configs/ddep_folder.py --workdir=runs/mine \
     --config.data.path=mine --config.unlabelled.path=mine
@@ -30,6 +30,8 @@ def get_config(preset="dep"):
     c.data = dict(
         source="folder", path="", options=dict(num_classes=0, ignore=()), train="train",
         val="val", fraction=1.0, count=0, subset_seed=0, list_path="",    # labels of all images
+        folds=0,                          # parts to cut train into; 0: 5 if there is no val
+        fold=-1,                          # the part that is held out; -1: as 0
         threads=2, workers=0, cache=True,                                 # images stay in memory
     )
     c.unlabelled = dict(

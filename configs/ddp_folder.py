@@ -3,8 +3,9 @@
 python -m diffseg_jax.main --config=configs/ddp_folder.py --workdir=runs/mine \
     --config.data.path=mine
 
-"mine" holds images/{train,val} and masks/{train,val}; mine/classes.json holds the names and colours
-of the classes, or give --config.data.options.num_classes=3. Images are fitted into 240 x 180
+"mine" holds images/ and masks/, or images/{train,val} and masks/{train,val}; without val a part of
+the labelled images is held out (.docs/data.md). mine/classes.json holds the names and colours of
+the classes, or give --config.data.options.num_classes=3. Images are fitted into 240 x 180
 pixels; for more detail raise limit and crop of the stages and limit of evaluate. The network and
 the recipe are those of ddp_camvid.py. Results depend on your images. All numbers here are ours,
 not the paper's.
@@ -24,6 +25,8 @@ def get_config():
     c.data = dict(
         source="folder", path="", options=dict(num_classes=0, ignore=()), train="train",
         val="val", fraction=1.0, count=0, subset_seed=0, list_path="",    # every label
+        folds=0,                          # parts to cut train into; 0: 5 if there is no val
+        fold=-1,                          # the part that is held out; -1: as 0
         threads=2, workers=0, cache=True,                                 # images stay in memory
     )
 

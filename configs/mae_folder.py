@@ -3,8 +3,9 @@
 python -m diffseg_jax.main --config=configs/mae_folder.py --workdir=runs/mine \
     --config.data.path=mine --config.unlabelled.path=all_of_them
 
-"mine" holds the labelled images, images/{train,val} and masks/{train,val}; mine/classes.json holds
-the names and colours of the classes, or give --config.data.options.num_classes=3. The unlabelled
+"mine" holds the labelled images in images/ and masks/, or in images/{train,val}, masks/{train,val};
+without val a part of them is held out to measure on (.docs/data.md). mine/classes.json holds the
+names and colours of the classes, or give --config.data.options.num_classes=3. The unlabelled
 images are those in the folder "train" of config.unlabelled.path, or in all of it without such a
 folder; --config.run=mae learns from them alone. Images are fitted into 240 x 180 pixels, and
 labelled ones must have one aspect ratio: an error names the crop that fits them. With a GPU, take
@@ -26,6 +27,8 @@ def get_config():
     c.data = dict(
         source="folder", path="", options=dict(num_classes=0, ignore=()), train="train",
         val="val", fraction=1.0, count=0, subset_seed=0, list_path="",    # every label
+        folds=0,                          # parts to cut train into; 0: 5 if there is no val
+        fold=-1,                          # the part that is held out; -1: as 0
         threads=2, workers=0, cache=True,                                 # images stay in memory
     )
     c.unlabelled = dict(

@@ -69,7 +69,7 @@ ORDER = (  # a module may import those above it, never those below
     "inference.exported", "inference.description",
     "inference.description_text",
     "experiment.data_notes", "experiment.evaluate", "experiment.calibrate",
-    "experiment.start_step", "experiment.plan",
+    "experiment.start_step", "experiment.labelled_images", "experiment.plan",
     "experiment.results",
     "experiment.monitor",
     "experiment.grid_note",

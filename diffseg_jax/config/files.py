@@ -7,7 +7,7 @@ import runpy
 import sys
 from collections.abc import Iterable
 
-from diffseg_jax.config.options import SOURCE_DEFAULTS
+from diffseg_jax.config.options import FOLD_DEFAULTS, SOURCE_DEFAULTS
 from diffseg_jax.errors import LONGEST_VALUE, UserError, hint, require_known, shortened, shown
 
 # Config files of version 0.1.0 -> their replacements. Version 0.2 refuses the old names.
@@ -52,7 +52,7 @@ def read_config(given: str, overrides: Iterable[tuple[str, str | bool]] = ()):
         value = converted(path, text, find(config, path))
         is_repeated = path in values and isinstance(value, (tuple, list))
         values[path] = values[path] + value if is_repeated else value
-    with config.unlocked():  # an option of a data set may be new
+    with config.unlocked():  # an option of a data set, or of folds, may be new
         config.update_from_flattened_dict({**_subset_of_file_off(config, values), **values})
     return config
 
@@ -126,7 +126,7 @@ def present(given: str) -> str:
 def find(config, path: str):
     """The value of the option a.b.c; UserError if the config has no such option.
 
-    Every option of a data set, as data.options.ignore, may be given.
+    Every option of a data set, as data.options.ignore, may be given, and those of folds.
     """
     value, before = config, ""
     for key in path.split("."):
@@ -134,6 +134,7 @@ def find(config, path: str):
             raise UserError(f"the config has no option {path}: {before[:-1]} is {shown(value)}.")
         if key not in value:
             known = SOURCE_DEFAULTS if re.fullmatch(r"\w+\.options\.", before) else {}
+            known = FOLD_DEFAULTS if before == "data." else known
             if f"{before}{key}" == path and key in known:
                 return known[key]
             raise UserError(f"the config has no option {before}{key}.{hint(key, {*value, *known})}")

@@ -21,6 +21,7 @@ SOURCE_DEFAULTS = {  # values of those options of a data set that a config does 
     "size": (), "images": 0, "seed": 0, "num_classes": 0, "raw_459": False, "image_key": "",
     "mask_key": "", "label_key": "", "classes": "", "keep_masks": False, "ignore": (), "square": 0,
 }  # fmt: skip
+FOLD_DEFAULTS = {"folds": 0, "fold": -1}  # options of config.data that a config may lack
 DATA = {
     "source": Text(),
     "path": Text(),
@@ -94,6 +95,8 @@ LABELLED = {  # added if a stage trains with labels
         "count": Number(int, 0),
         "subset_seed": Number(int, 0),
         "list_path": Text(),
+        "folds": Optional(Number(int, 0)),  # see experiment.labelled_images
+        "fold": Optional(Number(int, -1)),
     },
     "evaluate": {
         "view": Text(("whole", "slide", "halves")),

@@ -16,7 +16,9 @@ from diffseg_jax.errors import (
     shown,
 )
 
-LACKING = {"ensemble.probe": "True"}  # option -> what a config without it means, if not empty
+LACKING = {  # option -> what a config without it means, if not empty
+    "ensemble.probe": "True", "data.folds": "0", "data.fold": "-1",
+}  # fmt: skip
 LARGEST = {int: 2**31 - 1, float: 3e38}  # the limits of int32 and, rounded, of float32
 
 

@@ -11,6 +11,7 @@ from diffseg_jax.data.class_ids import MaskRules
 from diffseg_jax.data.classes_json import read_classes
 from diffseg_jax.data.files import (
     by_stem,
+    ends_with,
     files_below,
     list_masks,
     pair,
@@ -121,9 +122,15 @@ def values_in_some(masks, rules=None):
 
 
 def open_folder(split, *, path="", num_classes=0, ignore=()):
-    """images/<split> and masks/<split> below path; classes from classes.json or num_classes."""
+    """images/<split> and masks/<split> below path; classes from classes.json or num_classes.
+
+    Where images/ and masks/ hold the files themselves, all of them are the split train.
+    """
     root = require_folder(path, "folder", "images/<split> and masks/<split>")
     folders = root / "images" / split, root / "masks" / split
+    with reachable(root):
+        if split in SPLITS["train"] and _has_no_splits(root):
+            folders = root / "images", root / "masks"
     try:
         pairs = open_pairs(*folders, None, None)
     except UserError as error:
@@ -139,6 +146,26 @@ def open_folder(split, *, path="", num_classes=0, ignore=()):
         seen=lambda: _values_in(all_masks(mask_root)),
     )  # fmt: skip
     return replace(pairs, labels=labels, rules=rules, mask_root=mask_root)
+
+
+def _has_no_splits(root):
+    """Whether images/ and masks/ hold files themselves, and no folder of a split."""
+    images, masks = root / "images", root / "masks"
+    names = [name for names in SPLITS.values() for name in names]
+    if any((folder / name).is_dir() for folder in (images, masks) for name in names):
+        return False
+    return images.is_dir() and masks.is_dir() and any(
+        ends_with(entry.name, image_endings()) and entry.is_file() for entry in images.iterdir()
+    )  # fmt: skip
+
+
+def lacks_validation(path, split):
+    """Whether a labelled folder has no images of a split `val` under any of its usual names."""
+    root, folders = open_path(path), ("images", "masks")
+    with reachable(root):
+        return split in SPLITS["val"] and bool(path) and (root / "images").is_dir() and not any(
+            (root / part / name).is_dir() for part in folders for name in SPLITS["val"]
+        )  # fmt: skip
 
 
 def _layout_advice(root, split):
@@ -160,6 +187,8 @@ def _layout_advice(root, split):
     splits = sorted({entry.name for entry in images.iterdir() if (masks / entry.name).is_dir()})
     if split in splits:
         return renamed
+    if not splits and renamed and split in SPLITS["train"]:
+        return renamed  # all of them are the split train
     if not splits:
         return (
             f" Move the files in {images} to {root}/images/train and {root}/images/val, and those "

@@ -79,6 +79,24 @@ def require_sensible(train: SeenLabels, val: SeenLabels) -> list[str]:
     return warnings_of(train, val)
 
 
+def require_sensible_parts(learned: SeenLabels, held_out: SeenLabels) -> list[str]:
+    """As `require_sensible` of images of one split, some of which are held out of the others.
+
+    Few images may show one class, so only all of them together must show two.
+    """
+    for seen, purpose in ((learned, "learn"), (held_out, "measure")):
+        if wrong := _nothing_labelled(seen, purpose):
+            raise UserError(wrong[0])
+    both = learned
+    if not np.array_equal(learned.indices, held_out.indices):
+        both = SeenLabels(
+            learned.split, learned.source, [*learned.indices, *held_out.indices],
+            learned.pixels + held_out.pixels, learned.masks + held_out.masks,
+        )  # fmt: skip
+    found = [*require_sensible(both, both), *_absent_classes(learned, held_out)]
+    return list(dict.fromkeys(found))
+
+
 # ---- what is certainly wrong -------------------------------------------------------------------
 
 

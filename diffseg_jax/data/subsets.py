@@ -1,4 +1,4 @@
-"""Which images of a data set keep their labels: seeded, nested and recorded subsets."""
+"""Which images of a data set keep their labels, and which are held out: seeded and recorded."""
 
 import math
 import re
@@ -38,9 +38,32 @@ def subset(names, *, fraction=1.0, count=0, seed=0, list_path=""):
         raise UserError(
             f"count is {count}, but there are {total} images. Give 1 to {total}, or 0 for all."
         )
-    by_name = np.array(sorted(range(total), key=lambda index: names[index]), np.int64)
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(total)
-    return np.sort(by_name[order[: count or subset_size(total, fraction)]])
+    return np.sort(_drawn_order(names, seed)[: count or subset_size(total, fraction)])
+
+
+def _drawn_order(names, seed):
+    """Indices of all names in an order that depends on their set and the seed, i64[n]."""
+    by_name = np.array(sorted(range(len(names)), key=lambda index: names[index]), np.int64)
+    return by_name[np.random.Generator(np.random.PCG64(seed)).permutation(len(names))]
+
+
+def folds_of(names, indices, folds, *, seed=0, kept=None):
+    """The fold of each of the images at `indices`, i64[n] in 0..folds - 1; their sizes are alike.
+
+    kept  {name: fold} of images that have one, which stays. Where folds have become fewer, those
+          that are too large become the last one, which is not 0
+
+    The choice depends on the names, not on their order. An image of a smaller `subset` is in the
+    same fold in a larger one.
+    """
+    kept, chosen = kept or {}, set(map(int, indices))
+    found = {i: min(kept[names[i]], folds - 1) for i in chosen if names[i] in kept}
+    sizes = np.bincount(list(found.values()), minlength=folds)
+    for index in map(int, _drawn_order(names, seed)):
+        if index in chosen and index not in found:
+            found[index] = int(np.argmin(sizes))
+            sizes[found[index]] += 1
+    return np.array([found[int(index)] for index in indices], np.int64)
 
 
 def subset_size(total, fraction):

@@ -128,6 +128,12 @@ def open_tfds(name, split, *, path="", num_classes=0, image_key="", mask_key="",
         base = "validation"
     if by_prepare:
         base = base or NO_SPLIT
+    if base == "validation" and base not in builder.info.splits:
+        raise UserError(
+            f"{name} has no split {split} of validation images, only "
+            f"{', '.join(sorted(builder.info.splits))}. Give --config.data.val= (nothing after =), "
+            "and a part of the labelled images is held out instead."
+        )
     require_known(base, builder.info.splits, f"split of {name}")
     features = builder.info.features
     image_key = _image_feature(features, image_key, IMAGE_KEYS, f"image of {name}")

@@ -15,11 +15,17 @@ from diffseg_jax.data.folder_source import FolderSource
 from diffseg_jax.data.label_checks import SeenLabels, errors_of, label_counts, warnings_of
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.pipeline import Cached
-from diffseg_jax.data.subsets import subset
 from diffseg_jax.devices.processes import require_one
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.data_notes import notes_of, turned_both_ways
-from diffseg_jax.experiment.plan import check_config, open_data
+from diffseg_jax.experiment.labelled_images import (
+    cut_images,
+    kept_folds,
+    open_data,
+    used_images,
+    validation_split,
+)
+from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.experiment.stages import require_startable
 from diffseg_jax.figures import sheets
 from diffseg_jax.storage.workdir import make_workdir
@@ -41,7 +47,9 @@ def check_data(config: ConfigDict, workdir: Path):
     check_config(config)
     parts = []
     if "data" in config:
-        parts += [("train", "data", config.data.train), ("val", "data", config.data.val)]
+        parts.append(("train", "data", config.data.train))
+        held_out = not validation_split(config)
+        parts += [] if held_out else [("val", "data", config.data.val)]
     if "unlabelled" in config and config.unlabelled.source:
         parts.append(("unlabelled", "unlabelled", config.unlabelled.split))
     wrong, problems, seen = [], [], {}
@@ -66,6 +74,8 @@ def check_data(config: ConfigDict, workdir: Path):
         if part == "data" and source.labels:
             try:
                 seen[name] = seen_labels(config, name, source, counts)
+                if held_out:
+                    print_folds(config, source, workdir)
             except UserError as error:
                 wrong.append(f"{name}: {error}")
     if len(seen) == 2:
@@ -92,17 +102,25 @@ def seen_labels(config: ConfigDict, split: str, source: Sequence, counts: dict) 
 
     counts  {index: {label: pixels}} of the examples that could be read
     """
-    data, indices = config.data, range(len(source))
+    indices = range(len(source))
     if split == "train":
-        indices = subset(
-            source.names, fraction=data.fraction, count=data.count, seed=data.subset_seed,
-            list_path=data.list_path,
-        )  # fmt: skip
+        indices = used_images(config, source.names)
     pixels = collections.Counter()
     read = [int(index) for index in indices if int(index) in counts]
     for index in read:
         pixels.update(counts[index])
     return SeenLabels(split, source, indices, pixels, len(read))
+
+
+def print_folds(config: ConfigDict, source: Sequence, workdir: Path):
+    """Prints which images are held out together where there is no split of validation images."""
+    chosen = used_images(config, source.names)
+    of, count = cut_images(config, source.names, chosen, kept_folds(workdir))
+    for fold in range(count) if len(chosen) > 1 else ():
+        names = [source.names[index] for index in chosen[of == fold]]
+        more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+        shown = ", ".join(names[:MAX_LISTED])
+        print(f"  fold {fold} of {count}, {counted(len(names), 'image')}: {shown}{more}")
 
 
 def report_source(

@@ -22,13 +22,11 @@ from ml_collections import ConfigDict, FrozenConfigDict
 import diffseg_jax
 from diffseg_jax.config.options import COMMON, FIT, LABELLED, UNLABELLED
 from diffseg_jax.config.schema import check_options
-from diffseg_jax.data.pipeline import Cached
-from diffseg_jax.data.sources import open_source
-from diffseg_jax.data.subsets import describe_subset, subset
 from diffseg_jax.data.transforms import augment
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.mesh import check_batch, make_mesh
 from diffseg_jax.errors import UserError, choose, require_known
+from diffseg_jax.experiment.labelled_images import OpenedData, check_folds, kept_folds
 from diffseg_jax.experiment.start_step import (
     check_start_within_run,
     open_start,
@@ -69,7 +67,10 @@ class Evaluation:
     convention         of the paper's numbers, reported beside ours unless it is "default"
     keep_best          whether the best checkpoint counts instead of the last one
     held_out           whether the images are others than those with which stages learn
-    learned            (source, indices) of those with which they learn; None: not opened
+    learned            (source, indices) of those with which they learn; None: not known
+    folds              index -> the number of the fold in which it is held out, in turn; None for
+                       validation images that are always the same
+    note               a sentence about the validation images, or ""
     recorded           JSON values that stand beside the results
     """
 
@@ -91,6 +92,8 @@ class Evaluation:
     mesh: Mesh
     log: Log
     learned: tuple[Sequence, np.ndarray] | None = None
+    folds: Mapping[int, int] | None = None
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +169,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     """
     check_config(config)
     config = _complete(config, workdir)
-    data, before, stages, skipped = _Data(config), [], [], []
+    data, before, stages, skipped = _opened(config, workdir), [], [], []
     mesh, log = _mesh_and_log(config, workdir)
     for name in config.run:
         options, system = config.stages[name], SYSTEMS[config.system]
@@ -188,47 +191,11 @@ def _complete(config, workdir):
     return SYSTEMS[config.system].complete(config, kept)
 
 
-class _Data:
-    """The data of a config, each part opened when the first stage needs it."""
-
-    def __init__(self, config):
-        self.config = config
-
-    @functools.cached_property
-    def train(self):
-        return open_data(self.config, "data", self.config.data.train)
-
-    @functools.cached_property
-    def val(self):
-        source = open_data(self.config, "data", self.config.data.val)
-        if not source.labels:
-            raise UserError(
-                f"dataset {self.config.data.source} has no classes to learn. Give it as "
-                "config.unlabelled.source, and a labelled one as config.data.source."
-            )
-        return source
-
-    @functools.cached_property
-    def unlabelled(self):
-        return open_data(self.config, "unlabelled", self.config.unlabelled.split)
-
-    @functools.cached_property
-    def labelled_indices(self):
-        """Indices in `train` of the images whose labels are used."""
-        data = self.config.data
-        return subset(
-            self.train.names, fraction=data.fraction, count=data.count, seed=data.subset_seed,
-            list_path=data.list_path,
-        )  # fmt: skip
-
-    @functools.cached_property
-    def labelled_subset(self):
-        """What is recorded of these images; JSON values."""
-        data = self.config.data
-        return describe_subset(
-            self.train.names, self.labelled_indices, seed=data.subset_seed,
-            list_path=data.list_path,
-        )  # fmt: skip
+def _opened(config, workdir):
+    """The data of a config; images that labelled stages have learned from stay on their side."""
+    stages = [stage_directory(workdir, name) for name in labelled_stages(config)]
+    begun = any([first_has_checkpoint(directory) for directory in stages])
+    return OpenedData(config, kept_folds(workdir) if begun else {})
 
 
 def _mesh_and_log(config, workdir):
@@ -242,9 +209,10 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
     labels = data.val.labels if labelled else None
     reading = config.data if labelled else config.unlabelled
     source = data.train if labelled else data.unlabelled
-    indices = data.labelled_indices if labelled else np.arange(len(source))
     classes = labels.names if labelled else source.classes
     task = make_compiled_task(config, name, len(classes), mesh)
+    in_turn = holds_out_in_turn(task)
+    indices, chosen = data.learned(in_turn) if labelled else (np.arange(len(source)), None)
     optimizer, schedule = (None, None) if task.fit else stage_optimizer(options)
     later = {each: config.stages[each] for each in config.run[config.run.index(name) :]}
     alike = {
@@ -267,7 +235,6 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
         _check_directory(config, start, which)
     loaded = _arrays_to_load(config, name, start, which, task, workdir, log)
     start = f"{start}@{which}" if which else start
-    chosen = data.labelled_subset if labelled else None
     return StagePlan(
         name=name, system=system, options=FrozenConfigDict(options), seed=config.seed,
         source=source, indices=indices, threads=reading.threads, workers=reading.workers,
@@ -277,7 +244,8 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
         note=system.note(config, options.kind, given), subset=chosen,
         evaluation=(
             _plan_evaluation(
-                config, name, task, data.val, workdir, mesh, log, learned=(source, indices)
+                config, name, task, data.validation(in_turn), workdir, mesh, log,
+                learned=(source, indices),
             ) if labelled else None
         ),
         examples=config.evaluate.pictures if "evaluate" in config else 0,
@@ -394,31 +362,42 @@ def labelled_stages(config: ConfigDict) -> list[str]:
 
 
 def plan_evaluations(config: ConfigDict, workdir: Path, names: Sequence[str]) -> list[Evaluation]:
-    """The evaluations of labelled stages of a checked config; training data are not opened."""
+    """The evaluations of labelled stages of a checked config.
+
+    Training data are opened only if the validation images are held out of them.
+    """
     config = _complete(config, workdir)
-    (mesh, log), source = _mesh_and_log(config, workdir), _Data(config).val
-    tasks = [make_compiled_task(config, name, len(source.labels.names), mesh) for name in names]
+    (mesh, log), data = _mesh_and_log(config, workdir), _opened(config, workdir)
+    classes = len(data.val.labels.names)
+    tasks = [make_compiled_task(config, name, classes, mesh) for name in names]
+    shown = [data.validation(holds_out_in_turn(task)) for task in tasks]
     return [
-        _plan_evaluation(config, name, task, source, workdir, mesh, log)
-        for name, task in zip(names, tasks, strict=True)
+        _plan_evaluation(config, name, task, images, workdir, mesh, log)
+        for name, task, images in zip(names, tasks, shown, strict=True)
     ]
 
 
+def holds_out_in_turn(task: Task) -> bool:
+    """Whether a stage is so quickly fitted that it can hold out every fold in turn."""
+    return False
+
+
 def _plan_evaluation(
-    config, name, task, source, workdir, mesh, log, learned=None
+    config, name, task, images, workdir, mesh, log, learned=None
 ) -> Evaluation:  # fmt: skip
     options, protocol = config.evaluate, protocol_of(config.evaluate)
     nearest = min(protocol.scales, key=lambda scale: abs(math.log(scale)))
     recorded = {"protocol": {key: options[key] for key in PROTOCOL_KEYS}, **task.recorded}
-    indices = np.arange(len(source))
+    indices = images.indices
     return Evaluation(
-        stage=name, task=task, source=source, indices=indices[: options.images or None],
+        stage=name, task=task, source=images.source, indices=indices[: options.images or None],
         quick_indices=indices[: options.quick_images], protocol=protocol,
         quick_protocol=dataclasses.replace(protocol, scales=(nearest,), flip=False),
         batch_size=options.batch_size, examples=options.pictures, absent=options.absent,
         convention=SYSTEMS[config.system].convention, keep_best=_keeps_best(config),
-        held_out=config.data.train != config.data.val, recorded=as_json(recorded),
-        workdir=workdir, mesh=mesh, log=log, learned=learned,
+        held_out=images.held_out, recorded=as_json(recorded),
+        workdir=workdir, mesh=mesh, log=log, learned=learned, folds=images.folds,
+        note=images.note,
     )  # fmt: skip
 
 
@@ -427,16 +406,6 @@ def _keeps_best(config):
 
 
 # ---- data and optimizers -----------------------------------------------------------------------
-
-
-def open_data(config: ConfigDict, part: str, split: str) -> Sequence:
-    """The source that a config's part "data" or "unlabelled" names."""
-    data = config[part]
-    try:
-        source = open_source(data.source, split, path=data.path, **data.options.to_dict())
-    except UserError as error:
-        raise UserError(f"--config.{part}: {error}") from None
-    return Cached(source) if data.cache else source
 
 
 def augmentation(options: Mapping, labelled: bool) -> Callable:
@@ -559,6 +528,7 @@ def check_config(config: ConfigDict):
         _check_schedule(config, name, labelled)
     if labelled:
         protocol_of(config.evaluate)
+        check_folds(config)
 
 
 def _kinds(values):

@@ -39,7 +39,8 @@ from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.data_notes import notes_of
 from diffseg_jax.experiment.evaluate import spread
-from diffseg_jax.experiment.plan import check_config, open_data
+from diffseg_jax.experiment.labelled_images import has_validation_split, open_data
+from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.experiment.stages import READ_FIRST
 from diffseg_jax.storage.lock import locked_in_all, require_free
 from diffseg_jax.storage.paths import in_bucket, read_bytes
@@ -65,7 +66,8 @@ def prepare(config: ConfigDict, workdir: Path):
     check_config(config)
     parts = {}
     if "data" in config:
-        parts["data"] = (config.data.train, config.data.val)
+        val = (config.data.val,) if has_validation_split(config) else ()
+        parts["data"] = (config.data.train, *val)
     if "unlabelled" in config and config.unlabelled.source:
         parts["unlabelled"] = (config.unlabelled.split,)
     sources = {part: open_splits(config, part, splits) for part, splits in parts.items()}

@@ -1,10 +1,16 @@
 """Runs the stages of a plan one after another, and reports their results."""
 
+import dataclasses
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffseg_jax.data.label_checks import read_labels, require_labelled, require_sensible
+from diffseg_jax.data.label_checks import (
+    read_labels,
+    require_labelled,
+    require_sensible,
+    require_sensible_parts,
+)
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError
@@ -18,6 +24,7 @@ from diffseg_jax.experiment.data_notes import notes_of
 from diffseg_jax.experiment.ensemble_stage import check_fit, fit_stage
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.gradient_stage import train_stage
+from diffseg_jax.experiment.labelled_images import LABELLED_FILE
 from diffseg_jax.experiment.plan import (
     Evaluation,
     Plan,
@@ -88,7 +95,8 @@ def require_startable(config: ConfigDict, workdir: Path) -> list[str]:
         for stage in [stage for stage in plan.stages if has_checkpoint(stage.directory)]:
             with StageCheckpoints(stage.directory, read_only=True) as checkpoints:
                 require_same_data(stage, checkpoints, is_finished(stage, checkpoints))
-    return [f"{stage.name}: {stage.note}" for stage in plan.stages if stage.note]
+    notes = [f"{stage.name}: {stage.note}" for stage in plan.stages if stage.note]
+    return [*validation_notes(plan), *notes]
 
 
 def run_stages(plan: Plan, go_on: bool):
@@ -124,11 +132,14 @@ def read_some(plan: Plan) -> list[str]:
     if not labelled:
         return []
     train, val = labelled[0], labelled[0].evaluation
-    first = spread(train.indices, READ_FIRST), spread(val.indices, READ_FIRST)
-    return require_sensible(
-        read_labels("train", train.source, train.indices, first[0]),
-        read_labels("val", val.source, val.indices, first[1]),
+    learned, measured = (
+        read_labels(split, each.source, each.indices, spread(each.indices, READ_FIRST))
+        for split, each in (("train", train), ("val", val))
     )
+    if val.source is not train.source:
+        return require_sensible(learned, measured)
+    held_out = dataclasses.replace(measured, split="the held-out part")
+    return require_sensible_parts(learned, held_out)
 
 
 def require_measurable(evaluation: Evaluation):
@@ -143,19 +154,27 @@ def say_notes(plan: Plan):
     for stage in plan.stages:
         what = "labelled images" if stage.evaluation else "unlabelled images"
         used[id(stage.source)] = what, stage.source, stage.indices
-        if stage.evaluation:
+        if stage.evaluation and stage.evaluation.source is not stage.source:
             source, indices = stage.evaluation.source, stage.evaluation.indices
             used[id(source)] = "validation images", source, indices
     for what, source, indices in used.values():
         for note in notes_of(source, indices):
             plan.log.say(f"note, {what}: {note}")
+    for note in validation_notes(plan):
+        plan.log.say(note)
+
+
+def validation_notes(plan: Plan) -> list[str]:
+    """The sentences about where validation images come from that are not a split of their own."""
+    notes = (stage.evaluation.note for stage in plan.stages if stage.evaluation)
+    return list(dict.fromkeys(filter(None, notes)))
 
 
 def write_subset(plan: Plan):
     """Writes to the workdir which labelled images are used."""
     labelled = [stage.subset for stage in plan.stages if stage.subset]
     if labelled and processes.is_first():
-        write_json(plan.workdir / "labelled.json", labelled[0])
+        write_json(plan.workdir / LABELLED_FILE, labelled[0])
 
 
 def run_stage(stage: StagePlan, checkpoints: StageCheckpoints, go_on: bool) -> bool:

@@ -64,6 +64,14 @@ def test_advice_about_the_layout_of_a_folder_works(tmp_path, layout):
     assert [_refusal(tmp_path, split) for split in splits.values()] == [None, None]
 
 
+def test_images_without_splits_are_the_split_train(tmp_path):
+    labelled_folder(tmp_path, {name: random_ids() for name in "ab"}, split="")
+    assert open_source("folder", "train", path=str(tmp_path), num_classes=3).names == ("a", "b")
+    labelled_folder(tmp_path, {"c": random_ids()}, split="val")
+    with pytest.raises(UserError, match="images/train"):  # now there are splits
+        open_source("folder", "train", path=str(tmp_path), num_classes=3)
+
+
 def _refusal(folder, split):
     try:
         open_source("folder", split, path=str(folder), num_classes=3)

@@ -14,6 +14,7 @@ from diffseg_jax.data.label_checks import (
     read_labels,
     require_labelled,
     require_sensible,
+    require_sensible_parts,
     warnings_of,
 )
 from diffseg_jax.data.named_sets import open_camvid
@@ -150,3 +151,25 @@ def test_other_sources_have_no_classes_json():
     assert "Prepare the data again" in errors_of(seen, seen)[0]
     labelled = SeenLabels("val", Source([0]), [0], collections.Counter({0: 5, 1: 5}), 1)
     assert "no mask shows" in warnings_of(labelled, labelled)[0]
+
+
+def parts_of(path, *rows):
+    """The labels of the first image, and of the others, of one split whose masks hold these."""
+    data_of(path, rows, rows, list("abc"))
+    source = Cached(open_source("folder", "train", path=str(path)))
+    shown = [0], range(1, len(rows))
+    return [read_labels("train", source, part, part) for part in shown]
+
+
+def test_a_part_that_is_held_out_may_show_one_class_but_not_none(tmp_path):
+    held_out, learned = parts_of(tmp_path / "a", [0, 0], [0, 1], [1, 2])
+    warnings = require_sensible_parts(learned, held_out)
+    assert warnings == ['train shows "b", "c", but train does not.']
+    held_out, learned = parts_of(tmp_path / "b", [255, 255], [0, 1], [1, 2])
+    with pytest.raises(UserError, match="the only mask is ignored.*to measure"):
+        require_sensible_parts(learned, held_out)
+    with pytest.raises(UserError, match="the only mask is ignored.*to learn"):
+        require_sensible_parts(held_out, learned)
+    held_out, learned = parts_of(tmp_path / "c", [0, 0], [0, 0], [0, 0])
+    with pytest.raises(UserError, match='every labelled pixel is "a"'):
+        require_sensible_parts(learned, held_out)

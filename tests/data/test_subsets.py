@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from diffseg_jax.data.subsets import describe_subset, subset, subset_size
+from diffseg_jax.data.subsets import describe_subset, folds_of, subset, subset_size
 from diffseg_jax.errors import UserError
 
 pytestmark = pytest.mark.quick
@@ -65,6 +65,30 @@ def test_the_permutation_is_that_of_older_runs():
 
 
 RECORDED = [4, 26, 42, 50, 53, 54, 70, 88]
+
+
+@pytest.mark.parametrize(("count", "folds"), [(200, 5), (23, 5), (7, 3), (2, 2)])
+def test_folds_are_alike_and_follow_the_names(count, folds):
+    chosen = subset(NAMES, count=count, seed=4)
+    of = folds_of(NAMES, chosen, folds, seed=4)
+    sizes = np.bincount(of, minlength=folds)
+    assert sizes.sum() == count and sizes.max() - sizes.min() <= 1
+    by_name = {NAMES[i]: f for i, f in zip(chosen, of, strict=True)}
+    shuffled = list(np.random.default_rng(3).permutation(NAMES))
+    again = subset(shuffled, count=count, seed=4)
+    found = folds_of(shuffled, again, folds, seed=4)
+    assert {shuffled[i]: f for i, f in zip(again, found, strict=True)} == by_name
+    every = dict(zip(NAMES, folds_of(NAMES, range(200), folds, seed=4), strict=True))
+    assert by_name.items() <= every.items()
+
+
+def test_images_that_have_a_fold_keep_it_when_others_come():
+    kept = dict(zip(NAMES[:20], folds_of(NAMES[:20], range(20), 5), strict=True))
+    of = folds_of(NAMES[:33], range(33), 5, kept=kept)
+    assert of[:20].tolist() == list(kept.values())
+    assert sorted(np.bincount(of)) == [6, 6, 7, 7, 7]
+    fewer = folds_of(NAMES, range(3), 2, kept={NAMES[0]: 4, NAMES[1]: 0})
+    assert fewer.tolist()[:2] == [1, 0]  # what was learned from is never held out as fold 0
 
 
 def test_wrong_requests_are_refused():

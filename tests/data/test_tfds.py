@@ -138,6 +138,8 @@ def test_tfds_classes_come_from_the_named_feature(tmp_path):
     assert "class" not in open_source("tfds:animals", "train", path=path)[0]
     square = open_source("tfds:animals", "train", path=path, label_key="animal", square=3)
     assert square[0]["class"] == source[0]["class"] and square.classes == source.classes
+    with pytest.raises(UserError, match="no split val of validation images, only train. Give"):
+        open_source("tfds:animals", "val", path=path)
     for wrong in ("number", "image", "annimal"):
         with pytest.raises(UserError, match=f'class label of animals "{wrong}". Known: animal'):
             open_source("tfds:animals", "train", path=path, label_key=wrong)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -185,3 +186,13 @@ def test_nothing_to_open_leaves_no_workdir(config, tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         check_data(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_images_of_each_fold_are_printed_without_val(config, folder, tmp_path, capsys):
+    for part in ("images", "masks"):
+        shutil.rmtree(folder / part / "val")
+    check_data(config, tmp_path / "run")
+    said = capsys.readouterr().out
+    folds = re.findall(r"  fold (\d) of 4, 1 image: (p\d)", said)
+    assert len(folds) == 4 and {name for _, name in folds} == {"p0", "p1", "p2", "p3"}
+    assert f"(fold 0 of 4: {folds[0][1]})" in said and "check_val" not in said
