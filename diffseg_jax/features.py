@@ -13,6 +13,7 @@ from diffseg_jax.cli import (
     Flags,
     add_cache_flag,
     add_checkpoint_flags,
+    number,
     truth,
     use_cache,
     user_errors,
@@ -31,10 +32,12 @@ def make_flags() -> Flags:
     flags = Flags("features", __doc__)
     add = flags.add_argument
     add_checkpoint_flags(add)
-    images = "images, folders with their subfolders, or patterns, one or several"
+    images = "images, videos, folders with their subfolders, or patterns, one or several"
     add("--images", required=True, nargs="+", action="extend", metavar="PATH", help=images)
     keep = "True: also read files in folders that look like masks"
     add("--keep_masks", type=truth, default=False, metavar="True|False", help=keep)
+    frames = "read one in N frames of videos, and pages of TIFFs; default: 1"
+    add("--every", type=number(int, 1), default=1, metavar="N", help=frames)
     add("--output", required=True, metavar="DIR", help="folder of the features")
     taps = "maps to write, as python -m diffseg_jax.info lists them; the default ones unless given"
     add("--taps", default="", metavar="NAME,NAME", help=taps)
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str] | None = None):
         segmenter = load(opened.pop("checkpoint"), **opened)
         print(segmenter, flush=True)
         taps = tuple(filter(None, given.pop("taps").split(",")))
-        count = write_features(segmenter, images, output, taps, keep)
+        count = write_features(segmenter, images, output, taps, keep, given["every"])
         print(f"features of {counted(count, 'image')} in {output}")
 
 

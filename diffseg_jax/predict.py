@@ -16,6 +16,7 @@ from diffseg_jax.cli import (
     add_checkpoint_flags,
     factors,
     names,
+    number,
     sides,
     truth,
     use_cache,
@@ -41,12 +42,16 @@ def make_flags() -> Flags:
     add = flags.add_argument
     add_checkpoint_flags(add)
     images = (
-        "images, folders with their subfolders, or patterns, one or several: "
-        "--images=photos, --images a.jpg more, --images='photos/*.jpg'"
+        "images, videos, folders with their subfolders, or patterns, one or several: "
+        "--images=photos, --images a.jpg more, --images='photos/**/*.jpg'"
     )
     add("--images", required=True, nargs="+", action="extend", metavar="PATH", help=images)
     keep = "True: also predict files in folders that look like masks"
     add("--keep_masks", type=truth, default=False, metavar="True|False", help=keep)
+    frames = "predict one in N frames of videos, and pages of TIFFs; default: 1"
+    add("--every", type=number(int, 1), default=1, metavar="N", help=frames)
+    clip = "True: also write <name>_overlay.mp4 for every video"
+    add("--video", type=truth, default=False, metavar="True|False", help=clip)
     add("--output", required=True, metavar="DIR", help="folder of the predictions")
     palette = "own (default): the colours of the training data; readable: for any colour vision"
     add("--palette", choices=PALETTES, default="own", help=palette)
@@ -89,6 +94,7 @@ def main(arguments: Sequence[str] | None = None):
         opened = {name: given.pop(name) for name in CHECKPOINT_FLAGS}
         images, output, palette = (given.pop(name) for name in ("images", "output", "palette"))
         keep_masks, extra = given.pop("keep_masks"), given.pop("save")
+        every, video = given.pop("every"), given.pop("video")
         chosen = ("format", "contours", "review", "reject", "overlay")
         saved = SaveOptions(extra, **{name: given.pop(name) for name in chosen})
         require_apart(matching(images), output)
@@ -96,8 +102,9 @@ def main(arguments: Sequence[str] | None = None):
         segmenter = load(opened.pop("checkpoint"), **opened)
         print(segmenter, flush=True)
         summary = predict_files(
-            segmenter, images, output, PredictOptions(**given), palette, keep_masks, saved
-        )
+            segmenter, images, output, PredictOptions(**given), palette, keep_masks, saved,
+            every, video,
+        )  # fmt: skip
         unreadable = list(summary["unreadable"].values())
         for sentence in unreadable[:MAX_UNREADABLE_SHOWN]:
             print(f"not read: {sentence}")

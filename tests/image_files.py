@@ -5,6 +5,7 @@ import struct
 import zlib
 
 import numpy as np
+import pytest
 from PIL import Image
 
 RNG = np.random.default_rng(0)
@@ -76,3 +77,20 @@ def grey_tiff(ids, depth, photometric=1):
     entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
     head = b"II*\0" + struct.pack("<I", 8 + len(data)) + data
     return head + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0"
+
+
+COUNT, STEP = 30, 8  # frames of a video, and how much brighter each one is
+
+
+def write_clip(path, codec="libx264", size=(32, 48), count=COUNT):
+    """A video of left halves of growing brightness, with several key frames; skips without PyAV."""
+    av = pytest.importorskip("av", reason='needs pip install "diffseg_jax[video]"')
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        (stream.height, stream.width), stream.pix_fmt, stream.gop_size = size, "yuv420p", 12
+        for number in range(count):
+            image = np.full((*size, 3), STEP * number, np.uint8)
+            image[:, size[1] // 2 :] = 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
+        container.mux(stream.encode())
+    return path

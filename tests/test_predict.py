@@ -1,7 +1,9 @@
 """Images in files -> predictions in files: complete, resumed, and with unreadable images."""
 
+import importlib
 import json
 import shutil
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from diffseg_jax import features, predict
 from diffseg_jax.inference.prediction import Prediction
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.networks import open_network
+from image_files import write_clip
 
 RNG = np.random.default_rng(1)
 NEW = ("calibrat", "expected", "by_need", "files")  # keys that older summaries lack
@@ -183,6 +186,32 @@ def test_changed_images_are_predicted_again(run, photos, tmp_path):
     run(images=other.parent)
     assert summary(tmp_path)["pictures"]["a"]["file"] == str(other)
     assert summary(tmp_path)["pictures"]["a"]["size"] == [21, 30]
+
+
+def test_a_video_is_resumed_by_frame_and_shown_as_a_video(run, photos, tmp_path):
+    clip, out = write_clip(tmp_path / "a.mp4", size=(20, 30), count=7), tmp_path / "out"
+    few = ["--every=3", "--video=True"]
+    code, said, _ = run(*few, images=clip)
+    assert code == 0 and "a.mp4 holds several images, 3 frames taken, one in 3" in said
+    pictures = summary(tmp_path)["pictures"]
+    assert {name: entry["file"] for name, entry in pictures.items()} == {
+        f"a_{number:06d}": f"{clip}#{number}" for number in (0, 3, 6)
+    }
+    av = importlib.import_module("av")
+    with av.open(str(out / "a_overlay.mp4")) as container:
+        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert container.streams.video[0].average_rate == Fraction(25, 3)
+    overlay = np.asarray(Image.open(out / "a_000000_overlay.png"), int)
+    assert np.shape(shown) == (3, 20, 30, 3) and np.abs(overlay - shown[0]).mean() < 20
+    (out / "a_000003_overlay.png").unlink()
+    written = (out / "a_overlay.mp4").stat().st_mtime_ns
+    assert "2 of 3 images are done already" in run(*few, images=clip)[1]
+    assert (out / "a_overlay.mp4").stat().st_mtime_ns > written
+    assert "3 of 7 images are done already" in run(images=clip)[1]
+    write_clip(clip, size=(20, 30), count=8)
+    assert "done already" not in run(images=clip)[1] and len(summary(tmp_path)["pictures"]) == 8
+    code, _, err = run("--video=True", images=photos, output=tmp_path / "new")
+    assert code == 2 and "there is no video among the images" in err
 
 
 def test_several_files_and_folders_are_not_mixed_up(run, photos, tmp_path):

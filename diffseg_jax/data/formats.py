@@ -24,6 +24,11 @@ FORMATS = {
     "HEIF": (".heic", ".heif", ".hif"),
 }
 LOSSY_FORMATS = ("JPEG", "JPEG2000", "AVIF", "HEIF")  # which may change ids
+PAGED_ENDINGS = (".tif", ".tiff", ".gif", ".apng", ".webp")  # of files that may hold several images
+VIDEO_ENDINGS = (
+    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".m2ts", ".mts", ".wmv",
+    ".flv", ".3gp",
+)  # fmt: skip
 OPTIONAL = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}  # parts of a build of Pillow
 
 

@@ -6,6 +6,8 @@ import struct
 import threading
 import zlib
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -13,9 +15,10 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from diffseg_jax.data.formats import image_formats
 from diffseg_jax.data.orientation import orientation_of, turned
 from diffseg_jax.errors import UserError
-from diffseg_jax.storage.paths import read_bytes
+from diffseg_jax.storage.paths import open_path, read_bytes
 
 MAX_PIXELS = 178_000_000  # Pillow's own limit for decompression bombs
+NEW_SUBFILE_TYPE, SUBFILE_TYPE = 254, 255  # tags of a TIFF
 
 
 def read_image(path, encoded=None, as_stored=False):
@@ -66,8 +69,57 @@ def require_same_size(image, mask, image_path, mask_path):
 def decode(path, encoded=None):
     """The file as a decoded Pillow image; every failure is a UserError."""
     content, formats = read_file(path) if encoded is None else encoded, image_formats()
-    try:
+    with _explained(path, formats):
         return _decoded(content, formats)
+
+
+def read_pages(path, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, image as of `read_image`) of pages of a file, or frames of an animation.
+
+    numbers  of the pages, from 0, ascending
+    """
+    content, formats = read_file(path), image_formats()
+    with _explained(path, formats), Image.open(io.BytesIO(content), formats=formats) as image:
+        for number in numbers:
+            with complete:
+                image.seek(number)
+                require_few_pixels(image)
+                image.load()
+            yield number, to_rgb(image, f"{path} (page {number})", orientation_of(image))
+
+
+def numbers_of_pages(path) -> list[int]:
+    """The numbers, from 0, of the pages of a file that are images of their own.
+
+    Smaller copies and transparency masks, which TIFFs may hold, are none. [0] for files that cannot
+    be read.
+    """
+    try:
+        with (
+            open_path(path).open("rb") as file,
+            Image.open(file, formats=image_formats()) as image,
+        ):
+            pages = range(image.n_frames if hasattr(image, "n_frames") else 1)
+            if image.format != "TIFF":
+                return list(pages)
+            return [number for number in pages if _is_image(image, number)] or [0]
+    except Exception:  # reading it says what is wrong
+        return [0]
+
+
+def _is_image(tiff, number):
+    """Whether a page of a TIFF is neither a smaller copy of another one nor a mask."""
+    tiff.seek(number)
+    return not tiff.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 5 and tiff.tag_v2.get(SUBFILE_TYPE, 1) != 2
+
+
+@contextmanager
+def _explained(path, formats):
+    """Within it, every failure of Pillow is a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
     except Image.DecompressionBombError as error:
         raise UserError(
             f"{path} is too large ({error}): images have at most {MAX_PIXELS} pixels. Cut it into "

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +15,20 @@ from diffseg_jax.data.images import read_image
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.errors import UserError, visible
+from diffseg_jax.inference.frames import Frame, container_of, frames_note, is_video, read_each
 from diffseg_jax.inference.images import find_images, matching
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.saved import SaveOptions, path_of, write_coco, write_legend
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.summary import Summary, described_classes, overview_of
+from diffseg_jax.inference.videos import frame_rate, write_video
 from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.paths import in_bucket, make_folder, open_path
 
 MANY_SIZES = 5  # image sizes, each of which compiles, after which a hint is printed
 PALETTES = ("own", "readable")
+OVERLAY = "overlay.mp4"  # the end of the name of a video of overlays
 
 
 def metadata_of(
@@ -56,12 +59,15 @@ def fingerprint_of(calibrator: Calibrator) -> str:
 def predict_files(
     segmenter: Segmenter, images: Sequence[str], output: str, options: PredictOptions,
     palette: str = "own", keep_masks: bool = False, saved: SaveOptions | None = None,
+    every: int = 1, video: bool = False,
 ) -> dict:  # fmt: skip
     """Writes the predictions for images, and for all images in folders; returns the summary.
 
     palette     one of PALETTES
     saved       what is written for each image; None = the usual files
     keep_masks  whether files in folders that look like masks are predicted too
+    every       one in so many frames of a video, or pages of a file, is predicted
+    video       whether a video of the overlays is written for every video
 
     Finished images are skipped, unreadable ones are listed. Raises UserError if there is no image
     or none can be read, and as `Summary`.
@@ -69,9 +75,10 @@ def predict_files(
     images, saved = matching(images), saved or SaveOptions()
     require_apart(images, output)
     folder = open_path(output)
-    found, notes = find_images(images, keep_masks)
-    for note in notes:
+    found, notes = find_images(images, keep_masks, every)
+    for note in (*notes, *frames_note(found, every)):
         print(f"note: {visible(note)}", flush=True)
+    clips = clips_in(found) if video else {}
     colours = distinct_colours(len(segmenter.names)) if palette == "readable" else segmenter.palette
     labels = Labels(segmenter.names, colours)
     summary = Summary(
@@ -106,6 +113,7 @@ def predict_files(
                     write_legend(folder, labels, summary.content["calibrated"], saved)
         if saved.contours == "coco":
             write_coco(folder, {name: entry["file"] for name, entry in finished.items()})
+        write_videos(folder, clips, remaining, finished, every)
     if remaining and not finished:
         first = next(iter(summary.content["unreadable"].values()))
         raise UserError(f"none of {len(found)} images can be read. The first: {first}")
@@ -113,15 +121,40 @@ def predict_files(
 
 
 def readable(
-    remaining: dict[str, str], summary: Summary, advance: Callable[[], None]
+    remaining: dict[str, str | Frame], summary: Summary, advance: Callable[[], None]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and image of each file that can be read; the others go into the summary."""
-    for name, path in remaining.items():
-        try:
-            yield name, read_image(path)
-        except UserError as error:
-            summary.content["unreadable"][path] = str(error)
+    """Name and image of each source that can be read; the others go into the summary."""
+    for name, source, image in read_each(remaining.items()):
+        if isinstance(image, UserError):
+            summary.content["unreadable"][container_of(source)] = str(image)
             advance()
+        else:
+            yield name, image
+
+
+def clips_in(found: Sequence[tuple[str, str | Frame]]) -> dict[str, dict[str, Frame]]:
+    """Name of each video -> its frames by name; UserError if there is no video."""
+    clips = {}
+    for name, source in found:
+        if is_video(container_of(source)):
+            clips.setdefault(name.rpartition("_")[0], {})[name] = source
+    if not clips:
+        raise UserError("--video=True, but there is no video among the images. Leave it out.")
+    return clips
+
+
+def write_videos(folder: Path, clips: dict, remaining: Collection, finished: Collection, every):
+    """Writes <video>_overlay.mp4 of the overlays of its finished frames, unless it is up to date.
+
+    clips  as of `clips_in`;  remaining, finished  names of images
+    """
+    for clip, frames in clips.items():
+        names, target = [name for name in frames if name in finished], folder / f"{clip}_{OVERLAY}"
+        if not names or (target.exists() and not frames.keys() & remaining):
+            continue
+        print(f"writes {target}", flush=True)
+        overlays = (read_image(path_of(folder, name, "overlay.png")) for name in names)
+        write_video(target, overlays, frame_rate(frames[names[0]].path) / every)
 
 
 def announce_sizes(named, console, round_to) -> Iterator[tuple[str, np.ndarray]]:

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from rich.progress import MofNCompleteColumn, Progress
 
-from diffseg_jax.data.images import read_image
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, visible
 from diffseg_jax.inference.batch import require_apart
+from diffseg_jax.inference.frames import frames_note, read_each
 from diffseg_jax.inference.images import find_images, matching
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.summary import Summary
@@ -59,9 +59,11 @@ def source_of(segmenter: Segmenter, taps: Sequence[str] = ()) -> FeatureSource:
 @own_settings()
 def write_features(
     segmenter: Segmenter, images: Sequence[str], output: str, taps: Sequence[str] = (),
-    keep_masks: bool = False,
+    keep_masks: bool = False, every: int = 1,
 ) -> int:  # fmt: skip
     """Writes <name>.npz for every image; returns their number.
+
+    every  one in so many frames of a video, or pages of a file, is taken
 
     Finished images are skipped unless they have changed since.
 
@@ -73,8 +75,8 @@ def write_features(
     images = matching(images)
     require_apart(images, output)
     folder, source = open_path(output), source_of(segmenter, taps)
-    found, notes = find_images(images, keep_masks)
-    for note in notes:
+    found, notes = find_images(images, keep_masks, every)
+    for note in (*notes, *frames_note(found, every)):
         print(f"note: {visible(note)}", flush=True)
     network = segmenter.network
     if segmenter.system in RUNS:
@@ -97,10 +99,14 @@ def write_features(
         bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn())
         with bar:
             try:
-                for name, path in bar.track(remaining, description="images"):
-                    made = _npz(_features(extract, network, read_image(path)))
+                task = bar.add_task("images", total=len(remaining))
+                for name, source, image in read_each(remaining):
+                    if isinstance(image, UserError):
+                        raise image
+                    made = _npz(_features(extract, network, image))
                     write_atomically(folder / f"{name}.npz", made)
-                    summary.add(name, path, {})
+                    summary.add(name, source, {})
+                    bar.advance(task)
             finally:
                 summary.save()
     return len(found)

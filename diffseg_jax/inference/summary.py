@@ -11,6 +11,7 @@ import numpy as np
 from diffseg_jax.config.schema import differing_lines
 from diffseg_jax.data.labels import IGNORE, Labels
 from diffseg_jax.errors import UserError
+from diffseg_jax.inference.frames import Frame, container_of
 from diffseg_jax.inference.saved import FILES, SaveOptions, path_of
 from diffseg_jax.inference.views import Maps
 from diffseg_jax.metrics.review import expected_accuracy, pixels_to_review
@@ -67,16 +68,17 @@ class Summary:
                 "undo:\n  " + "\n  ".join(lines)
             )
 
-    def is_done(self, name: str, path: str) -> bool:
+    def is_done(self, name: str, source: str | Frame) -> bool:
         """Whether all files of an image are there, and the image has not changed since."""
         entry = self.content["pictures"].get(name)
-        if entry is None or entry["file"] != path or entry["stamp"] != stamp(path):
+        if entry is None or entry["file"] != str(source) or entry["stamp"] != stamp(source):
             return False
         return all(open_path(path).exists() for path in self.outputs(name))
 
-    def add(self, name: str, path: str, described: Mapping):
+    def add(self, name: str, source: str | Frame, described: Mapping):
         """Notes that an image is finished, and writes the file if it is SAVE_EVERY old."""
-        self.content["pictures"][name] = {"file": path, "stamp": stamp(path), **described}
+        where = {"file": str(source), "stamp": stamp(source)}
+        self.content["pictures"][name] = where | described
         if time.monotonic() - self.saved > SAVE_EVERY:
             self.save()
 
@@ -88,8 +90,9 @@ class Summary:
         self.saved = time.monotonic()
 
 
-def stamp(path: str) -> list[int]:
-    """Size in bytes and time of the last change: if they differ, the image is another one."""
+def stamp(source: str | Frame) -> list[int]:
+    """Size in bytes and time of the last change of a file: if they differ, it has other images."""
+    path = container_of(source)
     status = open_path(path).stat()
     if in_bucket(path):
         return [int(status.length), int(status.mtime)]

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures.sheets import save_png
-from diffseg_jax.inference import feature_files
+from diffseg_jax.inference import feature_files, frames
 from diffseg_jax.models.taps import PixelFeatures
 
 
@@ -29,12 +29,12 @@ def write(tmp_path, monkeypatch):
         )  # fmt: skip
         source = SimpleNamespace(extract=extract, name="any", normalisation="v", stride=1)
         monkeypatch.setattr(feature_files, "source_of", lambda *_: source)
-        seen, read = [], feature_files.read_image
+        seen, read = [], frames.read_image
         noted = lambda path: seen.append(path) or read(path)
-        monkeypatch.setattr(feature_files, "read_image", noted)
+        monkeypatch.setattr(frames, "read_image", noted)
         output = tmp_path / "maps"
         feature_files.write_features(segmenter, [str(tmp_path / photos)], str(output), taps)
-        monkeypatch.setattr(feature_files, "read_image", read)
+        monkeypatch.setattr(frames, "read_image", read)
         return [path.rpartition("/")[2] for path in seen]
 
     for folder, shade in (("photos", 1), ("others", 2)):
