@@ -52,6 +52,12 @@ def get_config(preset="dep"):
         dropout=0.1,
     )
 
+    c.loss = dict(
+        name="cross_entropy", focal_gamma=2.0,      # cross_entropy | focal, (1 - p)^gamma times it
+        class_weights=("none",),          # none | inverse_frequency | (1.0, ...), one per class
+        region="none", region_weight=1.0,           # none | dice | lovasz, added with that weight
+    )
+
     adam = dict(
         name="adamw", schedule="cosine", peak_lr=1e-3, warmup_steps=50, warmup_ratio=0.01,
         b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=1e-2, no_decay=("norm", "bias"), clip_norm=1.0,

@@ -47,6 +47,12 @@ def get_config():
     )
     c.sweep = dict(steps=(1, 2, 3, 5, 10), draws=(1,))                    # for --mode=steps
 
+    c.loss = dict(
+        name="cross_entropy", focal_gamma=2.0,      # cross_entropy | focal, (1 - p)^gamma times it
+        class_weights=("none",),          # none | inverse_frequency | (1.0, ...), one per class
+        region="none", region_weight=1.0,           # none | dice | lovasz, added with that weight
+    )
+
     adamw = dict(
         name="adamw", schedule="polynomial", peak_lr=1e-3, warmup_steps=100, warmup_ratio=0.01,
         b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=0.01, no_decay=(r"backbone\..*norm",),

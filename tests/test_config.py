@@ -148,6 +148,19 @@ def test_an_option_that_a_config_lacks_is_an_empty_one():
     assert differing_lines(old, {"ensemble": {"probe": False}}) != []
 
 
+def test_a_config_without_a_loss_is_one_with_that_of_the_paper():
+    """So a run of an earlier version resumes with a config that has the options of the loss."""
+    paper = dict(
+        name="cross_entropy", focal_gamma=2, class_weights=["none"], region="none",
+        region_weight=1.0,
+    )  # fmt: skip
+    assert differing_lines({"a": 1}, {"a": 1, "loss": paper}) == []
+    assert differing_lines({"a": 1, "loss": paper}, {"a": 1, "loss": {}}) == []
+    assert differing_lines({"a": 1}, {"a": 1, "loss": {**paper, "name": "focal"}}) == [
+        "loss.name: (absent) -> focal"
+    ]
+
+
 def test_differing_lines_are_those_that_differ():
     old = {"a": 1, "b": {"c": [1, 2], "d": 3}, "gone": 0}
     new = {"a": 1, "b": {"c": [1, 3], "d": 3}, "new": {"e": 1}}
@@ -192,6 +205,10 @@ def overridden(*arguments):
         (["--config.run=finetune"], "run", ("finetune",)),
         (["--config.run=pretrain", "--config.run=finetune"], "run", ("pretrain", "finetune")),
         (["--config.run=()"], "run", ()),
+        (["--config.loss.name=focal"], "loss.name", "focal"),  # the file has no group "loss"
+        (["--config.loss.class_weights=none"], "loss.class_weights", ("none",)),
+        (["--config.loss.class_weights=(1, 2.5)"], "loss.class_weights", (1, 2.5)),
+        (["--config.loss.region_weight=1"], "loss.region_weight", 1.0),
         ([r"--config.stages.scratch.optim.no_decay=x\..*"], "stages.scratch.optim.no_decay",
          (r"x\..*",)),
     ],

@@ -7,7 +7,8 @@ import runpy
 import sys
 from collections.abc import Iterable
 
-from diffseg_jax.config.options import FOLD_DEFAULTS, SOURCE_DEFAULTS
+from diffseg_jax.config.options import SOURCE_DEFAULTS
+from diffseg_jax.config.schema import lacking
 from diffseg_jax.errors import LONGEST_VALUE, UserError, hint, require_known, shortened, shown
 
 # Config files of version 0.1.0 -> their replacements. Version 0.2 refuses the old names.
@@ -52,7 +53,8 @@ def read_config(given: str, overrides: Iterable[tuple[str, str | bool]] = ()):
         value = converted(path, text, find(config, path))
         is_repeated = path in values and isinstance(value, (tuple, list))
         values[path] = values[path] + value if is_repeated else value
-    with config.unlocked():  # an option of a data set, or of folds, may be new
+    with config.unlocked():  # an option of a data set may be new, and the group of one in LACKING
+        config.update({path.split(".")[0]: {} for path in values if "." in path})
         config.update_from_flattened_dict({**_subset_of_file_off(config, values), **values})
     return config
 
@@ -126,18 +128,19 @@ def present(given: str) -> str:
 def find(config, path: str):
     """The value of the option a.b.c; UserError if the config has no such option.
 
-    Every option of a data set, as data.options.ignore, may be given, and those of folds.
+    Every option of a data set, as data.options.ignore, may be given, and those in LACKING.
     """
     value, before = config, ""
     for key in path.split("."):
         if not hasattr(value, "keys"):
             raise UserError(f"the config has no option {path}: {before[:-1]} is {shown(value)}.")
         if key not in value:
-            known = SOURCE_DEFAULTS if re.fullmatch(r"\w+\.options\.", before) else {}
-            known = FOLD_DEFAULTS if before == "data." else known
-            if f"{before}{key}" == path and key in known:
-                return known[key]
-            raise UserError(f"the config has no option {before}{key}.{hint(key, {*value, *known})}")
+            is_source = re.fullmatch(r"\w+\.options\.", before)
+            known, group = SOURCE_DEFAULTS if is_source else lacking(before), f"{before}{key}."
+            if not lacking(group) and (key not in known or f"{before}{key}" != path):
+                known = {*value, *known}
+                raise UserError(f"the config has no option {before}{key}.{hint(key, known)}")
+            value = {key: lacking(group) or known[key]}
         value, before = value[key], f"{before}{key}."
     return value
 

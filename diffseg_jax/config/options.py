@@ -1,6 +1,16 @@
 """The options that every system's config holds; each system adds its own."""
 
-from diffseg_jax.config.schema import Flag, Named, Number, Optional, Pattern, Several, Some, Text
+from diffseg_jax.config.schema import (
+    ClassWeights,
+    Flag,
+    Named,
+    Number,
+    Optional,
+    Pattern,
+    Several,
+    Some,
+    Text,
+)
 
 SIZE = Several(Number(int, 0, 65536), 2)
 SOURCE_OPTIONS = {  # each function in data/sources.py SOURCES names the ones that it reads
@@ -21,7 +31,6 @@ SOURCE_DEFAULTS = {  # values of those options of a data set that a config does 
     "size": (), "images": 0, "seed": 0, "num_classes": 0, "raw_459": False, "image_key": "",
     "mask_key": "", "label_key": "", "classes": "", "keep_masks": False, "ignore": (), "square": 0,
 }  # fmt: skip
-FOLD_DEFAULTS = {"folds": 0, "fold": -1}  # options of config.data that a config may lack
 DATA = {
     "source": Text(),
     "path": Text(),
@@ -85,6 +94,13 @@ COMMON = {  # the options of every system
     "run": Several(Text(), minimum=1),
     "stages": Named(STAGE, {FIT: FIT_STAGE}),
 }
+MASK_LOSS = Optional(Some({  # of stages that segment; see training.losses.SegmentationLoss
+    "name": Text(("cross_entropy", "focal")),
+    "focal_gamma": Number(float, 0, 100),
+    "class_weights": ClassWeights(("none", "inverse_frequency")),  # or one number per class
+    "region": Text(("none", "dice", "lovasz")),
+    "region_weight": Number(float, 0, 1e6),
+}))  # fmt: skip
 UNLABELLED = {"unlabelled": {**DATA, "split": Text()}}  # added if a stage trains without labels
 LABELLED = {  # added if a stage trains with labels
     "data": {

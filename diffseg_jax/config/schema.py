@@ -16,8 +16,10 @@ from diffseg_jax.errors import (
     shown,
 )
 
-LACKING = {  # option -> what a config without it means, if not empty
-    "ensemble.probe": "True", "data.folds": "0", "data.fold": "-1",
+LACKING = {  # option that a config may lack -> what one without it means, if that is not empty
+    "ensemble.probe": True, "data.folds": 0, "data.fold": -1,
+    "loss.name": "cross_entropy", "loss.focal_gamma": 2.0, "loss.class_weights": ("none",),
+    "loss.region": "none", "loss.region_weight": 1.0,
 }  # fmt: skip
 LARGEST = {int: 2**31 - 1, float: 3e38}  # the limits of int32 and, rounded, of float32
 
@@ -116,6 +118,25 @@ class Several:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClassWeights:
+    """An option that is a tuple of one of `names`, or of weights 0 or more, not all 0."""
+
+    names: tuple[str, ...]
+
+    def problem(self, value):
+        """What is wrong with a value, or an empty string."""
+        listed = " or ".join(f'("{name}",)' for name in self.names)
+        advice = f"must be {listed}, or a tuple of one number per class, such as (1.0, 2.5)"
+        if not isinstance(value, (tuple, list)) or not value:
+            return advice
+        if len(value) == 1 and isinstance(value[0], str):
+            return "" if value[0] in self.names else advice
+        if problem := Several(Number(float, 0), maximum=65535).problem(value):
+            return f"{problem}; it {advice}"
+        return "" if any(value) else "holds only zeros, so nothing would be learned"
+
+
+@dataclasses.dataclass(frozen=True)
 class Named:
     """A dict with any names, whose values follow `each`, or the rules of their "kind"."""
 
@@ -193,13 +214,22 @@ def differing_lines(old: Mapping, new: Mapping, where: str = "") -> list[str]:
     """
     lines = []
     for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name, "(absent)"), new.get(name, "(absent)")
-        missing = LACKING.get(f"{where}{name}", "")
+        path = f"{where}{name}"
+        nothing = {} if lacking(f"{path}.") else as_tuples(lacking(where).get(name, ""))
+        before, after = old.get(name, nothing), new.get(name, nothing)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differing_lines(before, after, f"{where}{name}.")
-        elif before != after and {str(before), str(after)} != {"(absent)", missing}:
-            lines.append(f"{where}{name}: {before} -> {after}")
+            lines += differing_lines(before, after, f"{path}.")
+        elif as_tuples(before) != as_tuples(after):
+            before, after = (values.get(name, "(absent)") for values in (old, new))
+            lines.append(f"{path}: {before} -> {after}")
     return lines
+
+
+def lacking(group: str) -> dict:
+    """The options in LACKING of a group, such as "stages.train.augment.", by their names."""
+    group = re.sub(r"^stages\.[^.]+", "stages.*", group)
+    below = {option.removeprefix(group): option for option in LACKING if option.startswith(group)}
+    return {name: LACKING[option] for name, option in below.items() if "." not in name}
 
 
 def as_tuples(values):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffseg_jax.config.options import FOLD_DEFAULTS
+from diffseg_jax.config.schema import lacking
 from diffseg_jax.data.folder_source import lacks_validation
 from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.data.sources import open_source
@@ -213,7 +213,7 @@ def cut_images(
 
 def fold_option(config: ConfigDict, name: str) -> int:
     """The value of config.data.folds or config.data.fold, which a config may lack."""
-    return config.data.get(name, FOLD_DEFAULTS[name])
+    return config.data.get(name, lacking("data.")[name])
 
 
 def check_folds(config: ConfigDict):

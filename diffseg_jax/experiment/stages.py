@@ -20,6 +20,7 @@ from diffseg_jax.experiment.changed_data import (
     say_changed_since,
     with_data,
 )
+from diffseg_jax.experiment.class_weights import with_class_weights
 from diffseg_jax.experiment.data_notes import notes_of
 from diffseg_jax.experiment.ensemble_stage import check_fit, fit_stage
 from diffseg_jax.experiment.evaluate import spread
@@ -184,7 +185,7 @@ def run_stage(stage: StagePlan, checkpoints: StageCheckpoints, go_on: bool) -> b
         stage.log.say(f"{stage.name}: is finished")
         say_changed_since(stage)
         return False
-    stage = with_data(stage, checkpoints, go_on)
+    stage = with_class_weights(with_data(stage, checkpoints, go_on), checkpoints)
     (fit_stage if stage.task.fit else train_stage)(stage, checkpoints)
     return True
 

@@ -30,13 +30,13 @@ from diffseg_jax.models.inputs import choose_features, draw_per_row, scale_image
 from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.models.transunet import STRIDE, TransUNet
 from diffseg_jax.systems.task import Task
-from diffseg_jax.training.losses import masked_cross_entropy, squared_error
+from diffseg_jax.training.losses import losses_by_options, masked_cross_entropy, squared_error
 
 
 def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:
     """The task of one stage.
 
-    config  reads dtype, remat, model, noise, pretrain
+    config  reads dtype, remat, model, noise, pretrain, loss
     kind    "pretrain" or "finetune"
     crop    (height, width) of training images; it fixes the grid of the position table
     """
@@ -48,11 +48,12 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
     features = functools.partial(named_features, network)
     if kind == "finetune":
         loss = functools.partial(segmentation_loss, network)
+        losses = losses_by_options(config.get("loss", {}), num_classes, loss)
         official = Arithmetic(config.model.arithmetic) is Arithmetic.OFFICIAL
         predict = functools.partial(class_probabilities, network, complete=official)
         return Task(
-            init=network.init, loss=loss, meta=meta, predict=predict, features=features,
-            stride=STRIDE,
+            init=network.init, meta=meta, predict=predict, features=features, stride=STRIDE,
+            **losses,
         )  # fmt: skip
     frozen = config.pretrain == "ddep"
     noise = config.noise.to_dict()
@@ -125,8 +126,8 @@ def draw_sigma(key, noise) -> jax.Array:
     return gamma_to_sigma(jax.random.uniform(key, (), minval=gammas[0], maxval=gammas[1]))
 
 
-def segmentation_loss(network, params, stats, batch, key):
-    """Pixel cross-entropy summed over counted pixels; metrics: pixel_accuracy.
+def segmentation_loss(network, params, stats, batch, key, mask_loss=masked_cross_entropy):
+    """The loss of class logits, by default pixel cross-entropy, summed; metrics: pixel_accuracy.
 
     batch  image u8[B,h,w,3], mask i32[B,h,w] with 255 = ignored, valid i32[B,2], row i32[B]
     """
@@ -134,7 +135,7 @@ def segmentation_loss(network, params, stats, batch, key):
     image = scale_images(batch["image"], batch["valid"])
     key_dropout = jax.random.fold_in(key, batch["row"][0])  # each part has its own mask
     logits, _ = model(image, jnp.zeros(len(image)), key_dropout)
-    loss, weight = masked_cross_entropy(logits, batch["mask"])
+    loss, weight = mask_loss(logits, batch["mask"])
     correct = jnp.sum(jnp.argmax(logits, -1) == batch["mask"]).astype(jnp.float32)
     return loss, (weight, stats_of(model), {"pixel_accuracy": correct})
 

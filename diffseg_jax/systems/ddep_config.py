@@ -5,6 +5,7 @@ import math
 import jax
 import numpy as np
 
+from diffseg_jax.config.options import MASK_LOSS
 from diffseg_jax.config.schema import Flag, Number, Optional, Several, Text
 from diffseg_jax.devices import processes
 from diffseg_jax.diffusion.schedules import LEVELS
@@ -111,6 +112,7 @@ OPTIONS = {
     "pretrain": Text(CHOICES),
     "weights": Text(),
     "weights_part": Optional(Text()),
+    "loss": MASK_LOSS,
     "weights_grid": Optional(Several(Number(int, 1, 65536), 2)),
     "noise": {
         "kind": Text(tuple(LEVELS)),

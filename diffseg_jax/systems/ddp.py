@@ -34,7 +34,7 @@ from diffseg_jax.models.inputs import (
 )
 from diffseg_jax.models.network import Network, stats_of
 from diffseg_jax.systems.task import Task
-from diffseg_jax.training.losses import masked_cross_entropy
+from diffseg_jax.training.losses import losses_by_options, masked_cross_entropy
 
 SAMPLERS = ("ddim", "ddpm")
 
@@ -42,7 +42,7 @@ SAMPLERS = ("ddim", "ddpm")
 def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:
     """The task of one stage.
 
-    config  reads dtype, remat, seed, model, diffusion, sampling, new_head
+    config  reads dtype, remat, seed, model, diffusion, sampling, new_head, loss
     kind    "train", "align" or "plain"
     crop    (height, width) of training images, 32 or more
     Raises UserError for settings that make no network.
@@ -64,20 +64,24 @@ def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Tas
         "std": list(IMAGENET_STD),
     }
     features = functools.partial(named_features, network)
+    loss = {
+        "train": functools.partial(diffusion_loss, network, diffusion),
+        "align": functools.partial(aligned_loss, network, diffusion),
+        "plain": functools.partial(plain_loss, network),
+    }[kind]
+    losses = losses_by_options(config.get("loss", {}), num_classes, loss)
     if kind == "plain":
-        loss = functools.partial(plain_loss, network)
         predict = functools.partial(plain_maps, network)
-        return Task(init=network.init, loss=loss, predict=predict, meta=meta, features=features)
-    losses = {"train": diffusion_loss, "align": aligned_loss}
+        return Task(init=network.init, predict=predict, meta=meta, features=features, **losses)
     reverse = functools.partial(reverse_process, network, sampling)
     return Task(
         init=network.init,
-        loss=functools.partial(losses[kind], network, diffusion),
         predict=functools.partial(diffused_maps, reverse, sampling, seed=config.seed),
         trace=functools.partial(labels_of_steps, reverse, seed=config.seed),
         meta=meta,
         features=features,
         recorded={"sampling": config.sampling.to_dict()},
+        **losses,
     )
 
 
@@ -104,11 +108,14 @@ def make_network(settings: DDPSettings, diffuses: bool, dtype: str, remat: bool)
 # ---- losses ------------------------------------------------------------------------------------
 
 
-def diffusion_loss(network, options, params, stats, batch, key):
+def diffusion_loss(
+    network, options, params, stats, batch, key, mask_loss=masked_cross_entropy
+):  # fmt: skip
     """Cross-entropy of the map decoder's output for a noised label map (algorithm 1).
 
-    options  schedule; high, the latest time drawn; auxiliary, the weight of that head's loss
-    batch    image u8[B,h,w,3], mask i32[B,h,w] with 255 = ignored, valid i32[B,2], row i32[B]
+    options    schedule; high, the latest time drawn; auxiliary, the weight of that head's loss
+    batch      image u8[B,h,w,3], mask i32[B,h,w] with 255 = ignored, valid i32[B,2], row i32[B]
+    mask_loss  (logits, mask) -> loss of both heads in place of cross-entropy, number of pixels
 
     Sums over counted pixels; the weight is the number of all pixels, ignored ones too, as in the
     original. Metrics: pixel_accuracy, auxiliary_loss.
@@ -116,10 +123,10 @@ def diffusion_loss(network, options, params, stats, batch, key):
     model, x, keys = _encoded(network, params, stats, batch, key)
     labels = shrink_labels(batch["mask"], x.shape[1:3], model.settings.num_classes)
     eps = _draw_noise(model, x, batch["row"], keys["noise"])
-    return _denoising_loss(model, options, x, labels, eps, batch, keys)
+    return _denoising_loss(model, options, x, labels, eps, batch, keys, mask_loss)
 
 
-def aligned_loss(network, options, params, stats, batch, key):
+def aligned_loss(network, options, params, stats, batch, key, mask_loss=masked_cross_entropy):
     """`diffusion_loss` with the network's prediction from pure noise as the labels (section 3.4).
 
     The same noise is added to that prediction. Arguments and result as of `diffusion_loss`.
@@ -128,13 +135,15 @@ def aligned_loss(network, options, params, stats, batch, key):
     eps = _draw_noise(model, x, batch["row"], keys["noise"])
     last = LOG_SNRS[options["schedule"]](jnp.ones(len(x)))
     first = jax.lax.stop_gradient(_decode(model, x, eps, last))
-    return _denoising_loss(model, options, x, jnp.argmax(first, -1), eps, batch, keys)
+    labels = jnp.argmax(first, -1)
+    return _denoising_loss(model, options, x, labels, eps, batch, keys, mask_loss)
 
 
-def plain_loss(network, params, stats, batch, key):
+def plain_loss(network, params, stats, batch, key, mask_loss=masked_cross_entropy):
     """Cross-entropy of the convolutional head alone; arguments as of `diffusion_loss`."""
     model, x, keys = _encoded(network, params, stats, batch, key)
-    loss, weight, metrics = pixel_loss(model.auxiliary(x, keys["dropout"]), batch["mask"])
+    logits = model.auxiliary(x, keys["dropout"])
+    loss, weight, metrics = pixel_loss(logits, batch["mask"], mask_loss)
     return loss, (weight, stats_of(model), metrics)
 
 
@@ -153,13 +162,14 @@ def _draw_noise(model, x, rows, key):
     return draw_per_row(lambda k: jax.random.normal(k, shape), key, rows)
 
 
-def _denoising_loss(model, options, x, labels, eps, batch, keys):
+def _denoising_loss(model, options, x, labels, eps, batch, keys, mask_loss):
     """The loss of the output for noised labels i32[B,h,w], and of the auxiliary head's for x."""
     draw = lambda key: jax.random.uniform(key, maxval=options["high"])
     level = LOG_SNRS[options["schedule"]](draw_per_row(draw, keys["time"], batch["row"]))
     noisy = add_noise(model.codes()[labels], eps, *alpha_sigma(level))
-    loss, weight, metrics = pixel_loss(_decode(model, x, noisy, level), batch["mask"])
-    auxiliary, _, _ = pixel_loss(model.auxiliary(x, keys["dropout"]), batch["mask"])
+    logits = _decode(model, x, noisy, level)
+    loss, weight, metrics = pixel_loss(logits, batch["mask"], mask_loss)
+    auxiliary, _, _ = pixel_loss(model.auxiliary(x, keys["dropout"]), batch["mask"], mask_loss)
     metrics["auxiliary_loss"] = auxiliary
     return loss + options["auxiliary"] * auxiliary, (weight, stats_of(model), metrics)
 
@@ -171,14 +181,14 @@ def _decode(model, x, noisy, level):
     return model.decode(mixed, constants, model.modulations(level))
 
 
-def pixel_loss(logits, mask):
-    """(summed cross-entropy at the size of the mask, number of its pixels, metrics).
+def pixel_loss(logits, mask, mask_loss=masked_cross_entropy):
+    """(summed loss at the size of the mask, number of its pixels, metrics).
 
     pixel_accuracy is the share of correct counted pixels in this part of the batch, as the original
     logs it, multiplied by the number of all pixels.
     """
     logits = resize_bilinear(logits, mask.shape[1:3])
-    loss, counted = masked_cross_entropy(logits, mask)
+    loss, counted = mask_loss(logits, mask)
     pixels = jnp.asarray(mask.size, jnp.float32)
     correct = jnp.sum(jnp.argmax(logits, -1) == mask) / jnp.maximum(counted, 1)
     return loss, pixels, {"pixel_accuracy": correct * pixels}

@@ -6,6 +6,7 @@ import jax
 from flax.traverse_util import flatten_dict as flatten
 from flax.traverse_util import unflatten_dict as unflatten
 
+from diffseg_jax.config.options import MASK_LOSS
 from diffseg_jax.config.schema import Flag, Number, Optional, Several, Text
 from diffseg_jax.diffusion.label_codes import CODES
 from diffseg_jax.diffusion.schedules import LOG_SNRS
@@ -147,6 +148,7 @@ def load_weights(config, abstract: dict, task: Task) -> dict:
 OPTIONS = {
     "weights": Text(),
     "weights_part": Optional(Text()),
+    "loss": MASK_LOSS,
     "new_head": Flag(),
     "model": {
         "backbone": Text(("swin", "convnext")),

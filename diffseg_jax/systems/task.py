@@ -18,6 +18,7 @@ class Task:
     one of these, by which a stage learns:
 
     loss       (params, stats, batch, key) -> summed loss, (weight, stats, summed metrics)
+    balanced   weights of classes -> `loss` with them, where they follow from the labels; else None
     fit        an ensemble of pixel classifiers is fitted to features; `init` is then the network
                that computes the features, and `trainable` is unused
 
@@ -47,6 +48,7 @@ class Task:
     meta: dict
     trainable: Callable[[tuple[str, ...]], bool] = lambda path: True
     loss: Callable | None = None
+    balanced: Callable[[tuple[float, ...]], Callable] | None = None
     fit: PixelFit | None = None
     predict: Callable | None = None
     measured: Callable | None = None
