@@ -308,7 +308,7 @@ def use_cache(path: str):
     """Caches compiled programs in a folder, unless it is "", and quietens other loggers."""
     for name in ("jax", "absl"):  # they log absent backends and every file that is written
         logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("fsspec", "gcsfs"):  # they log every request; failures are also raised
+    for name in ("fsspec", "gcsfs", "PIL"):  # they log requests and failures, which are also raised
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if path:
         keep_compiled(path)

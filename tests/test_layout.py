@@ -63,7 +63,7 @@ ORDER = (  # a module may import those above it, never those below
     "inference.frames", "inference.images",
     "inference.calibrators", "inference.known_images", "inference.locate",
     "inference.options",
-    "inference.contours", "inference.saved", "inference.summary",
+    "inference.georeference", "inference.contours", "inference.saved", "inference.summary",
     "inference.prediction", "inference.segmenter", "inference.batch", "inference.sampling",
     "inference.converted", "inference.converted_transunet", "inference.converted_ensemble",
     "inference.converted_source", "inference.feature_files",

@@ -214,6 +214,19 @@ def test_a_video_is_resumed_by_frame_and_shown_as_a_video(run, photos, tmp_path)
     assert code == 2 and "there is no video among the images" in err
 
 
+def test_a_georeferenced_image_is_complete_with_its_files_on_the_map(run, photos, tmp_path):
+    (photos / "a.pgw").write_text("0.5 0 0 -0.5 100 200")
+    code, _, _ = run("--contours=geojson")
+    assert code == 0 and "labels.tif" in summary(tmp_path)["files"]
+    found = sorted(path.name for path in (tmp_path / "out").rglob("*.tif"))
+    assert found == ["a_labels.tif", "a_uncertainty.tif"]
+    (tmp_path / "out" / "a_labels.tif").unlink()
+    assert "2 of 3 images are done already" in run("--contours=geojson")[1]
+    assert (tmp_path / "out" / "a_labels.tif").exists()
+    shape = json.loads((tmp_path / "out" / "a_contours.geojson").read_text())
+    assert shape["units"] == "map coordinates of the image"
+
+
 def test_several_files_and_folders_are_not_mixed_up(run, photos, tmp_path):
     code, out, _ = run(images=[photos / "a.png", photos, photos / "sub"])
     assert code == 0 and "5 images in" in out

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import struct
 import threading
 import zlib
@@ -10,15 +11,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from diffseg_jax.data.formats import image_formats
 from diffseg_jax.data.orientation import orientation_of, turned
-from diffseg_jax.errors import UserError
+from diffseg_jax.errors import UserError, counted
 from diffseg_jax.storage.paths import open_path, read_bytes
 
 MAX_PIXELS = 178_000_000  # Pillow's own limit for decompression bombs
-NEW_SUBFILE_TYPE, SUBFILE_TYPE = 254, 255  # tags of a TIFF
+NEW_SUBFILE_TYPE, SUBFILE_TYPE, BITS, SAMPLES = 254, 255, 258, 277  # tags of a TIFF
 
 
 def read_image(path, encoded=None, as_stored=False):
@@ -69,7 +70,7 @@ def require_same_size(image, mask, image_path, mask_path):
 def decode(path, encoded=None):
     """The file as a decoded Pillow image; every failure is a UserError."""
     content, formats = read_file(path) if encoded is None else encoded, image_formats()
-    with _explained(path, formats):
+    with _explained(path, formats, content):
         return _decoded(content, formats)
 
 
@@ -79,7 +80,10 @@ def read_pages(path, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]
     numbers  of the pages, from 0, ascending
     """
     content, formats = read_file(path), image_formats()
-    with _explained(path, formats), Image.open(io.BytesIO(content), formats=formats) as image:
+    with (
+        _explained(path, formats, content),
+        Image.open(io.BytesIO(content), formats=formats) as image,
+    ):
         for number in numbers:
             with complete:
                 image.seek(number)
@@ -114,7 +118,7 @@ def _is_image(tiff, number):
 
 
 @contextmanager
-def _explained(path, formats):
+def _explained(path, formats, content):
     """Within it, every failure of Pillow is a UserError."""
     try:
         yield
@@ -126,6 +130,11 @@ def _explained(path, formats):
             "tiles."
         ) from None
     except UnidentifiedImageError:
+        if bands := _bands(content):
+            raise UserError(
+                f"cannot read {path}: it has {bands}, but images have 1, 3 or 4 bands of 8 bits. "
+                f"Try {_to_rgb_of_bytes(path, bands)}, which keeps the georeference."
+            ) from None
         raise UserError(
             f"cannot read {path}: it is not a complete image in one of the formats "
             f"{', '.join(formats)}. Replace or remove the file."
@@ -153,6 +162,27 @@ def require_few_pixels(image: Image.Image):
     """Raises Pillow's error for an image that is too large."""
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{image.width}x{image.height}")
+
+
+def _bands(content):
+    """Bands and bits of a TIFF, such as "13 bands of 16 bits"; "" for other files."""
+    header = 16 if content[2:3] == b"+" else 8  # of a BigTIFF, or of the usual kind
+    try:
+        directory = TiffImagePlugin.ImageFileDirectory_v2(content[:header])
+        file = io.BytesIO(content)
+        file.seek(directory.next)
+        directory.load(file)
+        samples, bits = directory.get(SAMPLES, 1), directory[BITS][0]
+    except Exception:  # no TIFF, or a damaged one
+        return ""
+    return f"{counted(samples, 'band')} of {bits} bits"
+
+
+def _to_rgb_of_bytes(path, bands):
+    """The command of GDAL that makes an image of the first bands, scaled to their range."""
+    numbers = (1, 2, 3) if int(bands.partition(" ")[0]) >= 3 else (1,)
+    chosen = " ".join(f"-b {number}" for number in numbers)
+    return f"gdal_translate -ot Byte -scale {chosen} {shlex.quote(str(path))} rgb.tif"
 
 
 class _Completeness:

@@ -16,6 +16,7 @@ from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.errors import UserError, visible
 from diffseg_jax.inference.frames import Frame, container_of, frames_note, is_video, read_each
+from diffseg_jax.inference.georeference import georeference_of
 from diffseg_jax.inference.images import find_images, matching
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.saved import SaveOptions, path_of, write_coco, write_legend
@@ -79,15 +80,18 @@ def predict_files(
     for note in (*notes, *frames_note(found, every)):
         print(f"note: {visible(note)}", flush=True)
     clips = clips_in(found) if video else {}
+    places = {name: place for name, source in found if (place := georeference_of(str(source)))}
     colours = distinct_colours(len(segmenter.names)) if palette == "readable" else segmenter.palette
     labels = Labels(segmenter.names, colours)
     summary = Summary(
         folder, metadata_of(segmenter, labels, options, saved),
-        outputs=lambda name: [path_of(folder, name, each) for each in saved.endings()],
+        outputs=lambda name: [
+            path_of(folder, name, each) for each in saved.endings(name in places)
+        ],
         required=("expected_accuracy",),
         overview=lambda entries: overview_of(entries, labels.names), added=("calibrator",),
     )  # fmt: skip
-    summary.content["files"] = saved.described()
+    summary.content["files"] = saved.described(bool(places))
     remaining = {name: path for name, path in found if not summary.is_done(name, path)}
     bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn())
     task = bar.add_task("images", total=len(remaining))
@@ -102,7 +106,7 @@ def predict_files(
         with bar:
             try:
                 for prediction in predictions:
-                    entries = prediction.recoloured(colours).write(folder, saved)
+                    entries = prediction.recoloured(colours).write(folder, saved, places)
                     for name, entry in entries.items():
                         summary.add(name, remaining[name], entry)
                     bar.advance(task)

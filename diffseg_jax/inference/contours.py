@@ -1,7 +1,8 @@
 """Connected regions of a label map as polygons, in GeoJSON and in the format of COCO.
 
 Coordinates are those of the borders of pixels: x to the right, y down, (0, 0) the upper left
-corner of the image, so that a pixel has area 1. Regions are connected over the sides of pixels;
+corner of the image, so that a pixel has area 1. In the GeoJSON of a georeferenced image they are
+those of its map. Regions are connected over the sides of pixels;
 ignored pixels, 255, belong to none.
 """
 
@@ -13,8 +14,10 @@ from contourpy import contour_generator
 from scipy import ndimage
 
 from diffseg_jax.data.labels import IGNORE
+from diffseg_jax.inference.georeference import Georeference, on_map
 
 UNITS = "pixels: x to the right, y down, (0, 0) is the upper left corner of the image"
+MAP_UNITS = "map coordinates of the image"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,16 +90,21 @@ def _turns(corners: np.ndarray) -> np.ndarray:
     return corners[(steps != np.roll(steps, -1, axis=0)).any(axis=1)]
 
 
-def geojson(name: str, regions: Sequence[Region], size, classes: Sequence[str]) -> dict:
+def geojson(
+    name: str, regions: Sequence[Region], size, classes: Sequence[str],
+    place: Georeference | None = None,
+) -> dict:  # fmt: skip
     """The regions of an image as a FeatureCollection of polygons with properties.
 
     size     (height, width) of the image;  classes  K names
+    place    of the image; None, or one of control points: coordinates are pixels
     """
+    matrix = None if place is None else place.matrix
     return {
         "type": "FeatureCollection",
         "image": name,
         "size": list(size),
-        "units": UNITS,
+        **({"units": UNITS} if matrix is None else _map_of(place)),
         "features": [
             {
                 "type": "Feature",
@@ -108,7 +116,7 @@ def geojson(name: str, regions: Sequence[Region], size, classes: Sequence[str]) 
                 },
                 "geometry": {
                     "type": "Polygon",
-                    "coordinates": [[*ring, ring[0]] for ring in _lists(region)],
+                    "coordinates": [[*ring, ring[0]] for ring in _lists(region, matrix)],
                 },
             }
             for region in regions
@@ -116,8 +124,21 @@ def geojson(name: str, regions: Sequence[Region], size, classes: Sequence[str]) 
     }
 
 
-def coco(name: str, regions: Sequence[Region], size, classes: Sequence[str]) -> dict:
+def _map_of(place):
+    """The entries about coordinates on a map; `crs` as GIS read it, though RFC 7946 dropped it."""
+    if place.epsg is None:
+        return {"units": MAP_UNITS}
+    crs = {"type": "name", "properties": {"name": f"urn:ogc:def:crs:EPSG::{place.epsg}"}}
+    return {"units": f"{MAP_UNITS}, EPSG:{place.epsg}", "crs": crs}
+
+
+def coco(
+    name: str, regions: Sequence[Region], size, classes: Sequence[str],
+    place: Georeference | None = None,
+) -> dict:  # fmt: skip
     """The regions of one image as a data set of COCO; category ids are those of label maps.
+
+    place  is not used: the format has pixels only
 
     A region without holes is a polygon. One with holes is an uncompressed run-length encoding,
     since a polygon of COCO has no holes.
@@ -170,8 +191,8 @@ def merged_coco(parts: Mapping[str, dict]) -> dict:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _lists(region):
-    return [ring.tolist() for ring in region.rings()]
+def _lists(region, matrix=None):
+    return [ring.tolist() if matrix is None else on_map(ring, matrix) for ring in region.rings()]
 
 
 CONTOURS = {"geojson": geojson, "coco": coco}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -11,6 +11,7 @@ import diffseg_jax
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.figures import sheets
+from diffseg_jax.inference.georeference import Georeference
 from diffseg_jax.inference.saved import (
     REJECT,
     REVIEW,
@@ -197,14 +198,19 @@ class Prediction:
             write_coco(folder, {name: name for name in entries})
         return [path_of(folder, name, each) for name in self.names for each in options.endings()]
 
-    def write(self, folder, options: SaveOptions) -> dict[str, dict]:
-        """Writes the files of the images; returns the entries of the images in summary.json."""
-        entries = {}
+    def write(
+        self, folder, options: SaveOptions, places: Mapping[str, Georeference] | None = None
+    ) -> dict[str, dict]:
+        """Writes the files of the images; returns the entries of the images in summary.json.
+
+        places  those of georeferenced images, by their names
+        """
+        entries, places = {}, places or {}
         for name, image, maps in zip(self.names, self._images, self._maps, strict=True):
             if options.reject is not None:
                 labels = without_unsure(maps.labels, maps.uncertainty, options.reject)
                 maps = dataclasses.replace(maps, labels=labels)
-            write_image(folder, name, image, maps, self._labels, options)
+            write_image(folder, name, image, maps, self._labels, options, places.get(name))
             entries[name] = statistics_of(maps, self.classes, options)
         return entries
 

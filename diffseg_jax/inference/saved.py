@@ -14,12 +14,14 @@ from diffseg_jax.data.labels import IGNORE, Labels
 from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference import contours
+from diffseg_jax.inference.georeference import Georeference
 from diffseg_jax.inference.views import Maps
 from diffseg_jax.metrics.review import pixels_to_review
 from diffseg_jax.metrics.uncertainty import SIGNALS
 from diffseg_jax.storage.paths import open_path, read_bytes, write_atomically
 
 FILES = ("color.png", "overlay.png", "uncertainty.png", "labels.png")  # the last is written last
+ON_MAP = ("uncertainty.tif", "labels.tif")  # of georeferenced images, besides
 EXTRA = ("probs", "uncertainty", *SIGNALS)
 ENDINGS = {"png16": "16.png", "npy": ".npy", "npz": ".npz"}  # of an extra map, by its format
 CONTOUR_ENDINGS = {"geojson": "contours.geojson", "coco": "contours.json"}
@@ -70,12 +72,12 @@ class SaveOptions:
             require_share("reject", self.reject, REJECT)
         object.__setattr__(self, "extra", tuple(name for name in EXTRA if name in extra))
 
-    def endings(self) -> list[str]:
+    def endings(self, georeferenced: bool = False) -> list[str]:
         """The ends of the names of the files of an image, after its name and "_"."""
         endings = [self.extra_ending(name) for name in self.extra]
         endings += [CONTOUR_ENDINGS[self.contours]] if self.contours else []
         endings += ["review.png"] if self.review is not None else []
-        return [*endings, *FILES]
+        return [*endings, *(ON_MAP if georeferenced else ()), *FILES]
 
     def changed(self) -> dict:
         """The options that differ from their defaults, as JSON values; `extra` as --save."""
@@ -83,7 +85,7 @@ class SaveOptions:
         values = {name: value for name, value in vars(self).items() if value != default[name]}
         return {"save": list(values.pop("extra"))} | values if self.extra else values
 
-    def described(self) -> dict[str, str]:
+    def described(self, georeferenced: bool = False) -> dict[str, str]:
         """What each file of an image holds, by the end of its name."""
         labels = "class ids 0 to K-1"
         if self.reject is not None:
@@ -103,6 +105,9 @@ class SaveOptions:
                 texts[ending] = f"{name}, 16 bits: {TOP} is 1"
         if self.contours:
             texts[CONTOUR_ENDINGS[self.contours]] = f"connected regions; {contours.UNITS}"
+        if georeferenced:
+            texts["labels.tif"] = "as labels.png, with the georeference of the image"
+            texts["uncertainty.tif"] = "the chance that a label is wrong, float32, so too"
         if self.review is not None:
             share = f"{100 * (1 - self.review):g} %"
             texts["review.png"] = f"255: the fewest pixels that hold {share} of the expected errors"
@@ -130,30 +135,36 @@ def path_of(folder, name: str, ending: str) -> str:
 
 
 def write_image(
-    folder, name: str, image: np.ndarray, maps: Maps, labels: Labels, options: SaveOptions
-):
+    folder, name: str, image: np.ndarray, maps: Maps, labels: Labels, options: SaveOptions,
+    place: Georeference | None = None,
+):  # fmt: skip
     """Writes the files of a prediction for one image, each complete or not at all.
 
     image  u8[H,W,3];  maps  of this image, without B; labels of 255 are shown as ignored
+    place  of the image on a map
 
     The label map is written last, so if it exists, the others do too.
     """
-    for ending, content in _contents(name, image, maps, labels, options):
+    for ending, content in _contents(name, image, maps, labels, options, place):
         write_atomically(open_path(path_of(folder, name, ending)), content)
 
 
-def _contents(name, image, maps, labels, options):
+def _contents(name, image, maps, labels, options, place):
     """The end of the name of each file, and its bytes, in the order of `endings`."""
     for extra, values in _named_maps(maps, options).items():
         yield options.extra_ending(extra), _map_file(extra, values, options)
     if options.contours:
         regions = list(contours.regions_of(maps.labels, maps.uncertainty))
         describe = contours.CONTOURS[options.contours]
-        content = describe(name, regions, maps.labels.shape, labels.names)
+        content = describe(name, regions, maps.labels.shape, labels.names, place)
         yield CONTOUR_ENDINGS[options.contours], json.dumps(content).encode()
     if options.review is not None:
         chosen = pixels_to_review(maps.uncertainty, options.review)
         yield "review.png", sheets.png_of(Image.fromarray(255 * chosen.astype(np.uint8)))
+    if place is not None:
+        uncertainty = Image.fromarray(maps.uncertainty.astype(np.float32))
+        yield "uncertainty.tif", place.write_tiff(uncertainty)
+        yield "labels.tif", place.write_tiff(label_image(maps.labels, labels.palette))
     paint, _ = OVERLAYS[options.overlay]
     painted = paint(image, maps.labels, labels.palette)
     drawn = {
@@ -163,7 +174,7 @@ def _contents(name, image, maps, labels, options):
     }
     for ending, colours in drawn.items():
         yield ending, sheets.png_of(Image.fromarray(colours))
-    yield "labels.png", label_png(maps.labels, labels.palette)
+    yield "labels.png", sheets.png_of(label_image(maps.labels, labels.palette))
 
 
 def write_legend(folder: Path, labels: Labels, calibrated: bool, options: SaveOptions):
@@ -186,8 +197,8 @@ def write_coco(folder: Path, files: Mapping[str, str]):
         write_atomically(folder / COCO, json.dumps(contours.merged_coco(parts)).encode())
 
 
-def label_png(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> bytes:
-    """A PNG of ids int[H,W], 8 bits each, in which viewers show the colours of the classes.
+def label_image(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
+    """An image of ids int[H,W], 8 bits each, in which viewers show the colours of the classes.
 
     255 is black; or where a class has that colour, white or a magenta.
     """
@@ -197,7 +208,7 @@ def label_png(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> bytes:
     entries = [*colours, *[UNUSED_COLOUR] * (IGNORE - len(colours)), ignored]
     image = Image.fromarray(labels.astype(np.uint8))
     image.putpalette(np.array(entries, np.uint8).tobytes())
-    return sheets.png_of(image)
+    return image
 
 
 def _named_maps(maps, options) -> dict[str, np.ndarray]:

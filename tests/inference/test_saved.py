@@ -13,7 +13,7 @@ from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference.prediction import Prediction
-from diffseg_jax.inference.saved import SaveOptions, label_png
+from diffseg_jax.inference.saved import SaveOptions, label_image
 from diffseg_jax.inference.summary import overview_of, statistics_of
 from diffseg_jax.inference.views import Maps
 from image_files import random_image, save_image
@@ -54,7 +54,7 @@ def test_saved_labels_are_masks(tmp_path, palette, with_palette):
     save_image(tmp_path / "images/train/a.png", random_image(16, 32))
     file = tmp_path / "masks/train/a.png"
     file.parent.mkdir(parents=True)
-    file.write_bytes(label_png(labels, palette))
+    label_image(labels, palette).save(file)
     names = [f"c{k}" for k in range(num_classes)]
     entries = {"names": names} | ({"palette": palette} if with_palette else {})
     (tmp_path / "classes.json").write_text(json.dumps(entries))
