@@ -173,15 +173,18 @@ CHECKPOINT_FLAGS = {  # the arguments of `diffseg_jax.load`, and their help
 }
 
 
-def add_checkpoint_flags(add: Callable, names: Sequence[str] = tuple(CHECKPOINT_FLAGS)):
+def add_checkpoint_flags(
+    add: Callable, names: Sequence[str] = tuple(CHECKPOINT_FLAGS), required: bool = True
+):  # fmt: skip
     """Adds the named flags of CHECKPOINT_FLAGS.
 
-    add  `add_argument` of the flags, or of a group of them
+    add       `add_argument` of the flags, or of a group of them
+    required  whether --checkpoint must be given
     """
     for name in names:
         flag_type = int if name == "step" else str
-        required = name == "checkpoint"
-        add(f"--{name}", type=flag_type, required=required, help=CHECKPOINT_FLAGS[name])
+        needed = required and name == "checkpoint"
+        add(f"--{name}", type=flag_type, required=needed, help=CHECKPOINT_FLAGS[name])
 
 
 def add_cache_flag(add: Callable):

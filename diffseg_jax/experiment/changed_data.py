@@ -14,8 +14,8 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.plan import StagePlan
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.paths import write_json
+from diffseg_jax.storage.workdir import LISTED_IN
 
-LISTED_IN = "trained_on.json"  # in the workdir: stage -> fingerprint of its data
 VALIDATION = "{}, validation"  # the key of the stage's validation images there
 KEY = "trained_on"  # in the metadata of a checkpoint: the digest of the fingerprint
 

@@ -530,6 +530,45 @@ def contact_sheet(images, masks, labels, titles: Sequence[str]) -> np.ndarray:
     return rows(body)
 
 
+def suggestion_sheet(images, titles, boxes, maps=None, calibrated: bool = True) -> np.ndarray:
+    """Images to label next, those to begin with first: with boxes, beside their uncertainty.
+
+    images   uint8[H, W, 3] each
+    titles   one per image
+    boxes    lists of [x, y, width, height] in pixels of the images, numbered from 1
+    maps     float[h, w] each, chances of an error, of any size; None: there are none
+    """
+    shown = [with_boxes(image, each) for image, each in zip(images, boxes, strict=True)]
+    cells = [[(title, legible(image))] for title, image in zip(titles, shown, strict=True)]
+    for cell, chance in zip(cells, maps or (), strict=bool(maps)):
+        height, width = cell[0][1].shape[:2]
+        heated = Image.fromarray(heat(chance)).resize((width, height), Image.Resampling.NEAREST)
+        cell.append(("", np.asarray(heated)))
+    wide = max(sum(image.shape[1] + 2 * BORDER for _, image in cell) for cell in cells)
+    per_row = max(1, CONTACT_WIDTH // wide)
+    body = [
+        panel([column for cell in cells[start : start + per_row] for column in cell])
+        for start in range(0, len(cells), per_row)
+    ]
+    return rows([*body, _heat_scale(calibrated)] if maps else body)
+
+
+def with_boxes(image: np.ndarray, boxes: Sequence[Sequence[int]]) -> np.ndarray:
+    """The image with outlines of boxes [x, y, width, height], and their numbers from 1."""
+    sheet = Image.fromarray(image)
+    draw, line = ImageDraw.Draw(sheet), _pixels(CONTOUR + 1, *image.shape[:2])
+    font = _font(_pixels(TEXT, *image.shape[:2]))
+    for number, (x, y, width, height) in enumerate(boxes, 1):
+        corners = x, y, x + width - 1, y + height - 1
+        draw.rectangle(corners, outline=BLACK, width=line + 2 * max(1, line // 3))
+        draw.rectangle(corners, outline=WRONG, width=line)
+        draw.text(
+            (x + 2 * line, y + 2 * line), str(number), fill=WHITE, font=font,
+            stroke_width=line, stroke_fill=BLACK,
+        )  # fmt: skip
+    return np.asarray(sheet)
+
+
 def save_png(path: Path, image: np.ndarray) -> None:
     """Writes the image atomically: an older file of that name stays until it is replaced."""
     write_atomically(path, png_of(Image.fromarray(image)))

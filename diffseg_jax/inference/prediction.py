@@ -51,6 +51,8 @@ class Prediction:
     familiarity    f32[B], the share of known images that look at least as strange: 1 usual, near 0
                    strange; None where the checkpoint holds no known images
     foreign        bool[B], whether an image looks clearly stranger than all known ones; else None
+    descriptors    f32[B, C], numbers by which images can be compared; None where the network gives
+                   none
     classes        K names;  palette  K colours (r, g, b)
 
     `prediction[i]` is that of one image, `len` their number; a notebook displays it.
@@ -111,8 +113,12 @@ class Prediction:
     def foreign(self) -> np.ndarray | None:
         return self._judged([maps.foreign for maps in self._maps])
 
+    @property
+    def descriptors(self) -> np.ndarray | None:
+        return self._judged([maps.descriptor for maps in self._maps])
+
     def _judged(self, found):
-        return None if not found or None in found else np.array(found)
+        return None if not found or any(each is None for each in found) else np.array(found)
 
     def color(self):
         """The labels in the colours of their classes, u8[B, H, W, 3]."""

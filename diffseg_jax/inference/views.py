@@ -149,7 +149,7 @@ def predict(
             mirrored = {name: values[:, :, ::-1] for name, values in mirrored.items()}
             outputs.append(_scores(mirrored, image_size))
     mean = {name: sum(maps[name] for maps in outputs) / len(outputs) for name in outputs[0]}
-    descriptor = _deviating(mean.pop(DESCRIPTOR)) if DESCRIPTOR in mean else None
+    descriptor = from_moments(mean.pop(DESCRIPTOR)) if DESCRIPTOR in mean else None
     maps = dataclasses.replace(_decided(mean, np, calibrator), descriptor=descriptor)
     if known is None or descriptor is None or known.descriptors.shape[1] != descriptor.shape[1]:
         return maps
@@ -167,7 +167,7 @@ def predict_whole(output, xp=np, calibrator: Calibrator | None = None) -> Maps:
     return _decided(maps, xp, calibrator)
 
 
-def _deviating(moments):
+def from_moments(moments):
     """Means and standard deviations f32[B,2C] of means and mean squares f32[B,1,1,2C]."""
     mean, square = np.split(moments[:, 0, 0], 2, -1)
     return np.concatenate([mean, np.sqrt(np.maximum(square - mean**2, 0))], -1)

@@ -13,6 +13,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.storage.checkpoints import has_checkpoint
 from diffseg_jax.storage.paths import BUCKET, open_path, reachable, write_json
 
+LISTED_IN = "trained_on.json"  # stage -> fingerprint of the data with which it learned
 REMOVED = ("sampling.uncertainty:",)  # options of version 0.1.0 that have no effect any more
 
 
