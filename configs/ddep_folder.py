@@ -64,6 +64,7 @@ def get_config(preset="dep"):
     )
     shown = dict(                         # fitted into 160 x 120, jittered
         limit=(160, 120), short=0, scale=(0.75, 1.5), crop=(96, 128), flip=True,
+        rotate=0.0, flip_vertical=False, grey=0.0, blur=0.0,              # degrees; share; pixels
     )
     every = dict(log=50, checkpoint=200, evaluate=200)                    # steps
     c.run = ("pretrain", "finetune")

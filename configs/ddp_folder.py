@@ -61,6 +61,7 @@ def get_config():
     augment = dict(
         limit=(240, 180), short=0, scale=(0.5, 2.0), crop=(128, 160), max_class_share=0.75,
         flip=True, photometric=True,
+        rotate=0.0, flip_vertical=False, grey=0.0, blur=0.0,              # degrees; share; pixels
     )
     every = dict(log=50, checkpoint=200, evaluate=400)                    # steps
     c.run = ("train", "align")

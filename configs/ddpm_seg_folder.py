@@ -59,6 +59,7 @@ def get_config(preset="pretrained"):
             augment=dict(
                 limit=(480, 360), short=0, crop=(480, 480),               # limit: long, short side
                 variants=3, scale=(0.75, 1.25), flip=True, photometric=False,  # 3 changed copies
+                rotate=0.0, flip_vertical=False, grey=0.0, blur=0.0,      # degrees; share; pixels
             ),
             every=dict(log=200, checkpoint=1_000),                        # steps
         ),

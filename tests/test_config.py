@@ -161,6 +161,14 @@ def test_a_config_without_a_loss_is_one_with_that_of_the_paper():
     ]
 
 
+def test_a_stage_without_the_changes_that_papers_do_not_make_has_them_off():
+    off = dict(rotate=0.0, flip_vertical=False, grey=0, blur=0.0)
+    old, new = ({"stages": {"a-b": {"augment": each}}} for each in ({}, off))
+    assert differing_lines(old, new) == [] == differing_lines(new, old)
+    new["stages"]["a-b"]["augment"]["rotate"] = 5.0
+    assert differing_lines(old, new) == ["stages.a-b.augment.rotate: (absent) -> 5.0"]
+
+
 def test_differing_lines_are_those_that_differ():
     old = {"a": 1, "b": {"c": [1, 2], "d": 3}, "gone": 0}
     new = {"a": 1, "b": {"c": [1, 3], "d": 3}, "new": {"e": 1}}
@@ -205,6 +213,9 @@ def overridden(*arguments):
         (["--config.run=finetune"], "run", ("finetune",)),
         (["--config.run=pretrain", "--config.run=finetune"], "run", ("pretrain", "finetune")),
         (["--config.run=()"], "run", ()),
+        (["--config.stages.scratch.augment.rotate=5"], "stages.scratch.augment.rotate", 5.0),
+        (["--config.stages.scratch.augment.flip_vertical"], "stages.scratch.augment.flip_vertical",
+         True),
         (["--config.loss.name=focal"], "loss.name", "focal"),  # the file has no group "loss"
         (["--config.loss.class_weights=none"], "loss.class_weights", ("none",)),
         (["--config.loss.class_weights=(1, 2.5)"], "loss.class_weights", (1, 2.5)),

@@ -39,6 +39,12 @@ DATA = {
     "workers": Number(int, 0, 1024),
     "cache": Flag(),
 }
+MORE_CHANGES = {  # of training images, which the papers do not make
+    "rotate": Optional(Number(float, 0, 180)),  # degrees
+    "flip_vertical": Optional(Flag()),
+    "grey": Optional(Number(float, 0, 1)),  # share of the images
+    "blur": Optional(Number(float, 0, 100)),  # pixels
+}
 STAGE = {
     "kind": Text(),
     "start": Text(),
@@ -54,6 +60,7 @@ STAGE = {
         "max_class_share": Number(float, 0, 1),
         "flip": Flag(),
         "photometric": Flag(),
+        **MORE_CHANGES,
     },
     "optim": {
         "name": Text(),
@@ -79,9 +86,10 @@ FIT_STAGE = {
         "short": Number(int, 0, 65536),
         "crop": Several(Number(int, 1, 16384), 2),
         "variants": Optional(Number(int, 0, 64)),  # changed copies of every labelled image
-        "scale": Optional(Several(Number(float, 0.01, 100), 2)),  # these three: of the copies
+        "scale": Optional(Several(Number(float, 0.01, 100), 2)),  # this and the next: of copies
         "flip": Optional(Flag()),
         "photometric": Optional(Flag()),
+        **MORE_CHANGES,
     },
     "every": {"log": Number(int, 1), "checkpoint": Number(int, 1)},
 }

@@ -20,6 +20,8 @@ LACKING = {  # option that a config may lack -> what one without it means, if th
     "ensemble.probe": True, "data.folds": 0, "data.fold": -1,
     "loss.name": "cross_entropy", "loss.focal_gamma": 2.0, "loss.class_weights": ("none",),
     "loss.region": "none", "loss.region_weight": 1.0,
+    "stages.*.augment.rotate": 0.0, "stages.*.augment.flip_vertical": False,
+    "stages.*.augment.grey": 0.0, "stages.*.augment.blur": 0.0,
 }  # fmt: skip
 LARGEST = {int: 2**31 - 1, float: 3e38}  # the limits of int32 and, rounded, of float32
 

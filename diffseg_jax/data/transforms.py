@@ -11,7 +11,7 @@ import math
 from functools import partial
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from diffseg_jax.data.colour import photometric_distortion
 from diffseg_jax.data.interpolation import half_pixel_neighbours
@@ -124,11 +124,48 @@ def random_box(size, crop, rng, labels_in=None, max_class_share=1.0):
     return box
 
 
-def random_flip(image, mask, rng, probability=0.5):
-    """Both mirrored left to right with the given probability."""
+def random_flip(image, mask, rng, probability=0.5, axis=1):
+    """Both mirrored left to right, or for axis 0 upside down, with the given probability."""
     if rng.uniform(0.0, 1.0) >= probability:
         return image, mask
-    return image[:, ::-1], None if mask is None else mask[:, ::-1]
+    return np.flip(image, axis), None if mask is None else np.flip(mask, axis)
+
+
+def rotated_part(image, mask, size, box, degrees):
+    """The part `box` of both resized to `size`, turned anticlockwise about the centre of that part.
+
+    What comes from outside the image is its mirrored continuation, and ignored (255) in the mask.
+    """
+    angle, half = math.radians(degrees), np.array(box[2:]) / 2
+    cos, sin, centre = math.cos(angle), math.sin(angle), box[:2] + half
+    reach = np.abs([[cos, sin], [sin, cos]]) @ half + 1  # rows and columns that are read, halved
+    start, stop = np.floor(centre - reach).astype(int), np.ceil(centre + reach).astype(int)
+    low, high = np.maximum(start, 0), np.minimum(stop, size)
+    margins = np.stack([low - start, stop - high], 1)
+    image, mask = resize(image, mask, size, (*low, *(high - low)))
+    image = np.pad(image, (*margins, (0, 0)), mode="symmetric")
+
+    def turned(array, method):
+        (y, x), (h, w) = centre - start, half
+        affine = cos, -sin, x - cos * w + sin * h, sin, cos, y - sin * w - cos * h
+        read = Image.fromarray(array)
+        return np.asarray(read.transform(box[:1:-1], Image.Transform.AFFINE, affine, method))
+
+    image = turned(image, Image.Resampling.BILINEAR)
+    if mask is None:
+        return image, None
+    mask = np.pad(mask.astype(np.int32), margins, constant_values=IGNORE)
+    return image, turned(mask, Image.Resampling.NEAREST)
+
+
+def blurred(image, sigma):
+    """The image blurred by Pillow's approximation of a Gaussian, sigma in pixels."""
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
+
+
+def in_grey(image):
+    """The image in grey, as uint8[H,W,3], by the luma of ITU-R 601."""
+    return np.asarray(Image.fromarray(image).convert("L").convert("RGB"))
 
 
 def pad(image, mask, size):
@@ -223,16 +260,24 @@ def augment(
     scale=(1.0, 1.0),
     crop,
     max_class_share=0.75,
+    rotate=0.0,
     flip=True,
+    flip_vertical=False,
     photometric=False,
+    grey=0.0,
+    blur=0.0,
 ):
-    """One training example: resize, crop, flip, change colours and pad, in this order.
+    """One training example: resize, crop, turn, flip, change colours, blur and pad, in this order.
 
     image   uint8[H,W,3];  mask   integer[H,W] or None
     limit   (long, short) sides to fit, keeping the aspect ratio; (0, 0) for the size of the image
     short   length of the shorter side, keeping the aspect ratio, in place of limit; 0 for none
     scale   (low, high): the size is multiplied by r ~ U[low, high)
     crop    (h, w); smaller images are padded; max_class_share as in `random_box`
+    rotate  degrees: turned by an angle ~ U[-rotate, rotate)
+    flip    whether half of them are mirrored left to right; flip_vertical: upside down
+    grey    share of the images that lose their colours
+    blur    pixels: blurred by sigma ~ U[0, blur)
 
     Returns image uint8[h,w,3]; mask int32[h,w], if there was one; valid int32[2], the (h, w) that
     is not padding.
@@ -246,11 +291,20 @@ def augment(
     # The box is drawn before resizing, so that only its pixels are computed.
     labels_in = None if mask is None else partial(resize_mask, mask, size)
     box = random_box(size, crop, rng, labels_in, max_class_share)
-    image, mask = resize(image, mask, size, box)
+    if rotate:
+        image, mask = rotated_part(image, mask, size, box, rng.uniform(-rotate, rotate))
+    else:
+        image, mask = resize(image, mask, size, box)
     if flip:
         image, mask = random_flip(image, mask, rng)
+    if flip_vertical:
+        image, mask = random_flip(image, mask, rng, axis=0)
     if photometric:
         image = photometric_distortion(image, rng)
+    if grey and rng.uniform(0.0, 1.0) < grey:
+        image = in_grey(image)
+    if blur:
+        image = blurred(image, rng.uniform(0.0, blur))
     image, mask, valid = pad(image, mask, crop)
     example = {"image": image, "valid": np.array(valid, np.int32)}
     if mask is not None:

@@ -371,6 +371,79 @@ def test_scaled_edges_of_image_and_mask_stay_together():
     assert np.mean(bright == (result["mask"] == 1)) > 0.97
 
 
+@pytest.mark.parametrize("degrees", [0, 90, 180, -90])
+def test_quarter_turns_are_exact(degrees):
+    image, mask = noise((40, 40)), coordinates((40, 40))[1]
+    box = (3, 5, 20, 20)
+    turned = transforms.rotated_part(image, mask, (40, 40), box, degrees)
+    expected = [np.rot90(array[3:23, 5:25], degrees // 90) for array in (image, mask)]
+    assert largest_difference(turned[0], expected[0]) <= 1  # Pillow rounds down
+    np.testing.assert_array_equal(turned[1], expected[1])
+
+
+@quick
+@given(SIZES, SIZES, st.floats(-180, 180), SEEDS)
+def test_turned_image_and_mask_are_read_at_the_same_points(size, crop, degrees, seed):
+    """The centre of each pixel comes from where rotation puts it; outside, labels are ignored."""
+    image, mask = coordinates(size)
+    box = transforms.random_box(size, crop, np.random.default_rng(seed))
+    found, labels = transforms.rotated_part(image, mask + 1000, size, box, degrees)
+    top, left, height, width = box
+    y, x = np.mgrid[:height, :width] - np.array([height - 1, width - 1])[:, None, None] / 2
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    row, column = cos * y + sin * x + (height - 1) / 2, cos * x - sin * y + (width - 1) / 2
+    row, column = row + top, column + left
+    np.testing.assert_array_equal(
+        transforms.rotated_part(image, None, size, box, degrees)[0], found
+    )
+    past = np.maximum(np.abs(row - (size[0] - 1) / 2) - size[0] / 2,
+                      np.abs(column - (size[1] - 1) / 2) - size[1] / 2)  # fmt: skip
+    assert np.all(labels[past > 1e-3] == 255) and np.all(labels[past < -1e-3] != 255)
+    known = labels != 255
+    down, across = np.divmod(labels - 1000, 41)
+    for places, pixels, colour in ((row, down, 0), (column, across, 1)):
+        assert np.all(np.abs(places - pixels)[known] < 0.51)
+        inside = past < -0.51
+        assert np.all(np.abs(found[..., colour] - 6 * places)[inside] < 1.1)
+
+
+def augmented(seed=0, **changes):
+    """An example, and the random numbers that follow those of its changes."""
+    rng = np.random.default_rng(seed)
+    image, mask = noise((24, 30)), coordinates((24, 30))[1] // 300
+    plan = dict(crop=(24, 30), flip=False, max_class_share=1) | changes
+    example = transforms.augment(image, mask, rng, **plan)
+    return example["image"].astype(int), example["mask"], rng.uniform(0, 1)
+
+
+def test_changes_that_papers_do_not_make_are_off():
+    off = dict(rotate=0.0, flip_vertical=False, grey=0.0, blur=0.0)
+    for ours, theirs in zip(augmented(**off), augmented()):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_each_change_does_what_its_name_says():
+    image, mask, _ = augmented()
+    for axis, option in enumerate(("flip_vertical", "flip")):
+        flipped = 0
+        for seed in range(20):
+            found, labels, _ = augmented(seed, **{option: True})
+            is_flipped = not np.array_equal(found, image)
+            np.testing.assert_array_equal(found, np.flip(image, axis) if is_flipped else image)
+            np.testing.assert_array_equal(labels, np.flip(mask, axis) if is_flipped else mask)
+            flipped += is_flipped
+        assert 4 < flipped < 16
+    turned = [augmented(seed, rotate=20.0) for seed in range(3)]
+    assert all((labels == 255).any() and (labels != 255).mean() > 0.6 for _, labels, _ in turned)
+    assert (turned[0][1] != turned[1][1]).any()
+    grey, labels, _ = augmented(grey=1.0)
+    assert np.ptp(grey, axis=-1).max() == 0 and np.array_equal(labels, mask)
+    np.testing.assert_allclose(grey[..., 0], image @ (0.299, 0.587, 0.114), atol=1)
+    soft, labels, _ = augmented(blur=4.0)
+    assert soft.std() < 0.5 * image.std() and np.array_equal(labels, mask)
+    assert abs(soft.mean() - image.mean()) < 3
+
+
 @pytest.mark.parametrize(
     "wrong, sentence",
     [

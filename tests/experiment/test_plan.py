@@ -17,6 +17,7 @@ from diffseg_jax.experiment import stages
 from diffseg_jax.experiment.gradient_stage import evaluations_of
 from diffseg_jax.experiment.plan import (
     augmentation,
+    check_config,
     check_crops,
     labelled_stages,
     make_plan,
@@ -49,6 +50,25 @@ def test_the_stages_follow_the_run_and_cannot_be_changed(config, tmp_path):
             stage.start = "random"
         with pytest.raises(AttributeError):
             stage.options.steps = 0
+
+
+@pytest.mark.parametrize(("method", "name"), [(tiny_ddep, "finetune"), (tiny_ddpm_seg, "fit")])
+def test_a_stage_may_turn_its_images_and_take_their_colours(method, name):
+    config = method.get_config()
+    image, mask = np.full((32, 48, 3), (9, 90, 200), np.uint8), np.zeros((32, 48), np.int32)
+    rng = np.random.default_rng
+    with config.unlocked():
+        augment = config.stages[name].augment
+        augment.update(limit=(0, 0), short=0, scale=(1.0, 1.0), crop=(32, 48), photometric=False)
+        before = augmentation(augment, labelled=True)(image, mask, rng(0))
+        augment.update(rotate=30.0, flip_vertical=True, grey=1.0, blur=1.0)
+    check_config(config)
+    after = augmentation(augment, labelled=True)(image, mask, rng(0))
+    assert not (before["mask"] == 255).any() and (after["mask"] == 255).any()
+    assert np.ptp(before["image"], -1).all() and not np.ptp(after["image"], -1).any()
+    augment.rotate = 181.0
+    with pytest.raises(UserError, match=f"{name}.augment.rotate is 181.0, but it must be a number"):
+        check_config(config)
 
 
 def test_stages_without_steps_are_skipped(config, tmp_path):
