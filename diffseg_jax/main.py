@@ -29,6 +29,7 @@ checkpoint.
 import faulthandler
 import re
 import sys
+import time
 from collections.abc import Sequence
 
 from absl import flags as absl_flags
@@ -67,6 +68,8 @@ def make_flags() -> Flags:
     add("--config", metavar="FILE[:PRESET]", help="the experiment, a file in configs/")
     add("--workdir", metavar="DIR", help="folder of checkpoints, numbers and images; also gs://")
     add("--mode", default="train", metavar="MODE", help=f"{', '.join(MODES)}; default: train")
+    given = "minutes in which training ends, whatever the machine; default: as the recipe needs"
+    add("--minutes", type=number(float, 0.1, 1e6), metavar="X", help=given)
     changed = "what a stage does whose data changed since it stopped; default: refuse"
     add("--changed_data", choices=stages.CHANGED_DATA, default="refuse", help=changed)
     add_cache_flag(add)
@@ -107,16 +110,24 @@ def main(arguments: Sequence[str] | None = None):
     """The command line: reads the config once, then runs the mode."""
     stopped = "stopped; the same command resumes from the last checkpoint, if one was saved"
     absl_flags.FLAGS.mark_as_parsed()  # grain hands its own flags to its worker processes
+    imports = time.process_time() if arguments is None else 0.0  # so far, nothing else was done
     with user_errors(stopped):
-        run(sys.argv[1:] if arguments is None else arguments)
+        run(sys.argv[1:] if arguments is None else arguments, time.monotonic() - imports)
 
 
-def run(arguments: Sequence[str]):
-    """Runs the command; errors are raised."""
+def run(arguments: Sequence[str], begun: float | None = None):
+    """Runs the command; errors are raised. begun: as of `stages.train`."""
     arguments, overrides = split_overrides(arguments)
     given = make_flags().parse_args(arguments)
     mode = choose(MODES, given.mode, "mode")
-    options = {"changed_data": given.changed_data} if given.mode == "train" else {}
+    options = {}
+    if given.mode == "train":
+        options = {"changed_data": given.changed_data, "minutes": given.minutes, "begun": begun}
+    elif given.minutes is not None:
+        raise UserError(
+            f"--minutes is the time of --mode=train, but the mode is {given.mode}. Leave out "
+            "--minutes or --mode."
+        )
     if not given.config:
         raise UserError("no config was given. Try --config=configs/ddep_scenes.py.")
     config = read_config(given.config, overrides)

@@ -19,6 +19,7 @@ from diffseg_jax.devices.mesh import local_rows, place_tree, state_shardings, to
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.grid_note import describe_grid
 from diffseg_jax.experiment.plan import StagePlan, augmentation
+from diffseg_jax.experiment.time_budget import Budget
 from diffseg_jax.inference.views import Protocol
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.storage.checkpoints import StageCheckpoints
@@ -50,8 +51,11 @@ def check_fit(plan: StagePlan):
     require_memory(plan, jax.eval_shape(plan.task.init, jax.random.key(0)), masks)
 
 
-def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints):
-    """Fits the ensemble of a stage, or takes published classifiers; saves it beside its network."""
+def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | None = None):
+    """Fits the ensemble of a stage, or takes published classifiers; saves it beside its network.
+
+    budget  the time in which the stage should end, with fewer copies or steps; None: any
+    """
     fit, frozen = plan.task.fit, open_backbone(plan)
     if fit.classifiers:
         state = fit_loop.saved(read_classifiers(plan), frozen, 0)
@@ -62,7 +66,17 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints):
         if plan.note:
             plan.log.say(f"{plan.name}: {plan.note}")
         return
-    masks, kept = read_masks(plan, fit.small_objects, plan.log.say, _copies(plan))
+    step = checkpoints.latest()
+    saved = {} if step is None else checkpoints.meta(step)
+    extract = _extractor(plan)
+    copies = saved.get("copies", _copies(plan))
+    masks, kept = read_masks(plan, fit.small_objects, plan.log.say, copies)
+    if budget and step is None:
+        plan.log.say(f"{plan.name}: measures the features of an image; {COMPILES}")
+        copies = _copies_in_time(plan, budget, frozen, kept, extract)
+        masks, kept = masks[kept[:, 1] <= copies], kept[kept[:, 1] <= copies]
+    if copies != _copies(plan):
+        plan = dataclasses.replace(plan, meta={**plan.meta, "copies": copies})
     need = require_memory(plan, frozen, masks)
     originals = len({index for index, _ in kept})
     copies = f" and {len(kept) - originals} changed copies" if len(kept) > originals else ""
@@ -70,7 +84,7 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints):
         f"{plan.name}: from {plan.start}; reads features of {counted(originals, 'image')}{copies}, "
         f"{need / GB:.2g} GB; {COMPILES}"
     )
-    features = collect(plan, frozen, kept)
+    features = collect(plan, frozen, kept, extract)
     for sentence in describe_grid(features, masks, plan.evaluation.source.labels.names):
         plan.log.say(f"{plan.name}: {sentence}")
     pixels = np.flatnonzero(masks.reshape(-1) != IGNORE).astype(np.int32)
@@ -81,15 +95,39 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints):
         single = _fit_of(plan, fit.probe, features, pixels, labels, moments, frozen)
         probe = fit_probe(single, fit.probe, plan.mesh)
         frozen = {**frozen, "stats": {**frozen["stats"], "probe": probe}}
-    fit_loop.train_members(
-        _fit_of(plan, fit, features, pixels, labels, moments, frozen),
-        checkpoints, plan.mesh, plan.log,
-    )  # fmt: skip
+    if "steps" in saved:
+        plan = dataclasses.replace(plan, meta={**plan.meta, "steps": saved["steps"]})
+    members = _fit_of(plan, fit, features, pixels, labels, moments, frozen, saved.get("steps"))
+    if budget and step is None:
+        shorten = functools.partial(_shorter, plan, members, fit.recipe, budget)
+        members = dataclasses.replace(members, shorten=shorten)
+    fit_loop.train_members(members, checkpoints, plan.mesh, plan.log)
 
 
-def _fit_of(plan, fit, features, pixels, labels, moments, frozen) -> fit_loop.Fit:
-    """The classifiers of a `PixelFit` with what they learn from; `moments` as of `_member_init`."""
-    recipe, steps = fit.recipe, fit.recipe.length(len(pixels))
+def _copies_in_time(plan, budget, frozen, kept, extract) -> int:
+    """Changed copies of each image whose features can be read in time; pairs as of `examples`."""
+    few = kept[: 2 * plan.mesh.size]
+    progress = Progress(plan.log.say, f"{plan.name}: features", len(few))
+    collect(plan, frozen, few, extract, progress)
+    images = len({index for index, _ in kept})
+    return budget.copies(plan, images, _copies(plan), progress.seconds_each)
+
+
+def _shorter(plan, members, recipe, budget, seconds) -> fit_loop.Fit | None:
+    """The members with fewer steps where so many of some seconds each would not end in time."""
+    steps = budget.fit_steps(plan, members.steps, seconds)
+    if steps == members.steps:
+        return None
+    optimizer, meta = recipe.optimizer(steps), {**members.meta, "steps": steps}
+    return dataclasses.replace(members, steps=steps, optimizer=optimizer, meta=meta, shorten=None)
+
+
+def _fit_of(plan, fit, features, pixels, labels, moments, frozen, steps=None) -> fit_loop.Fit:
+    """The classifiers of a `PixelFit` with what they learn from; `moments` as of `_member_init`.
+
+    steps  at most; None: those of the recipe
+    """
+    recipe, steps = fit.recipe, steps or fit.recipe.length(len(pixels))
     return fit_loop.Fit(
         name=plan.name, features=features, pixels=pixels, labels=labels,
         init=_member_init(fit, moments), loss=fit.loss, members=fit.members,
@@ -336,19 +374,28 @@ def free_bytes(on_host: bool) -> int:
     return int(found[0]) * 1024 if found else 0
 
 
-def collect(plan: StagePlan, network: dict, shown: np.ndarray) -> PixelFeatures:
+def _extractor(plan) -> Callable:
+    """`PixelFit.extract`, compiled; what it returns is replicated on every device."""
+    return jax.jit(plan.task.fit.extract, out_shardings=NamedSharding(plan.mesh, PartitionSpec()))
+
+
+def collect(
+    plan: StagePlan, network: dict, shown: np.ndarray, extract: Callable | None = None,
+    progress: Progress | None = None,
+) -> PixelFeatures:  # fmt: skip
     """Features of training images, pairs as of `examples`, replicated on every device.
 
     Each device works on one image at a time, and each process reads those of its devices.
+    extract, progress  for several calls, a compiled function, and what counts the images
     """
     fit, mesh = plan.task.fit, plan.mesh
-    extract = jax.jit(fit.extract, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    extract = extract or _extractor(plan)
+    progress = progress or Progress(plan.log.say, f"{plan.name}: features", len(shown))
     write = jax.jit(_write, donate_argnums=0)
     groups = [shown[start : start + mesh.size] for start in range(0, len(shown), mesh.size)]
     filled = [np.resize(group, (mesh.size, 2)) for group in groups]
     mine = [pairs[local_rows(mesh, mesh.size)] for pairs in filled]
     changed, buffers, done = examples(plan, np.concatenate(mine)), [], 0
-    progress = Progress(plan.log.say, f"{plan.name}: features", len(shown))
     for group, rows in zip(groups, mine, strict=True):
         read = [next(changed) for _ in rows]
         batch = {key: np.stack([e[key] for e in read]) for key in ("image", "valid")}

@@ -1,40 +1,68 @@
 """Trains a planned stage by gradient descent."""
 
+import dataclasses
+
 from diffseg_jax.data.pipeline import training_batches
 from diffseg_jax.devices.mesh import describe_devices, local_rows, state_shardings
 from diffseg_jax.errors import counted
 from diffseg_jax.experiment.monitor import make_monitor
-from diffseg_jax.experiment.plan import StagePlan, augmentation
+from diffseg_jax.experiment.plan import StagePlan, augmentation, stage_schedule
+from diffseg_jax.experiment.time_budget import FIRST_STEPS, MOST_STEPS, Budget
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.training import loop, resources
 
 
-def train_stage(plan: StagePlan, checkpoints: StageCheckpoints):
-    """Trains a stage from where it stopped to its last step."""
-    stage = make_stage(plan)
+def train_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | None = None):
+    """Trains a stage from where it stopped to its last step, or as long as the time allows."""
+    stage = make_stage(plan, planned_steps(plan, checkpoints))
+    if budget:
+        stage = _paced(stage, plan, checkpoints.latest() or 0, budget)
     announce(plan, stage)
     loop.train_network(stage, checkpoints, plan.mesh, plan.log)
 
 
-def make_stage(plan: StagePlan) -> loop.Stage:
-    """Data, loss, optimizer and monitoring of a planned stage."""
+def planned_steps(plan: StagePlan, checkpoints: StageCheckpoints) -> int:
+    """Steps of a stage: its recipe's, unless it was begun in a given time, which changes them."""
+    step = checkpoints.latest()
+    saved = {} if step is None else checkpoints.meta(step)
+    return saved.get("steps", plan.options.steps)
+
+
+def _paced(stage, plan, start, budget):
+    """The stage with as many steps as fit into its time; how many is known after the first few."""
+    steps = max(stage.steps, start + 2 * FIRST_STEPS)
+    never = {"checkpoint": MOST_STEPS, "evaluate": MOST_STEPS}
+    return dataclasses.replace(
+        stage, steps=steps, schedule=stage_schedule(plan.options, steps),
+        every={"log": FIRST_STEPS, **never}, evaluate=budget.watch(plan, stage.evaluate),
+        pace=budget.paced(plan, start),
+        batches=lambda start: _batches(plan, start, start + MOST_STEPS),
+    )  # fmt: skip
+
+
+def make_stage(plan: StagePlan, steps: int | None = None) -> loop.Stage:
+    """Data, loss, optimizer and monitoring of a planned stage; steps: others than its recipe's."""
     options, task = plan.options, plan.task
-    change = augmentation(options.augment, labelled=plan.evaluation is not None)
-
-    def batches(start):
-        return training_batches(
-            plan.source, plan.indices, change, seed=plan.seed, batch_size=options.batch_size,
-            start=start, steps=options.steps - start,
-            rows=local_rows(plan.mesh, options.batch_size), threads=plan.threads,
-            workers=plan.workers,
-        )  # fmt: skip
-
+    steps = options.steps if steps is None else steps
     return loop.Stage(
-        name=plan.name, steps=options.steps, batch_size=options.batch_size, batches=batches,
+        name=plan.name, steps=steps, batch_size=options.batch_size,
+        batches=lambda start: _batches(plan, start, steps),
         init=task.init, loaded=plan.loaded, trainable=task.trainable, loss=task.loss,
-        optimizer=plan.optimizer, schedule=plan.schedule, every=options.every.to_dict(),
-        meta=plan.meta, accumulate=options.accumulate, ema=options.ema,
-        evaluate=make_monitor(plan), seed=plan.seed,
+        optimizer=plan.optimizer, schedule=stage_schedule(options, steps),
+        every=options.every.to_dict(), meta=plan.meta, accumulate=options.accumulate,
+        ema=options.ema, evaluate=make_monitor(plan), seed=plan.seed,
+    )  # fmt: skip
+
+
+def _batches(plan, start, steps):
+    """Batches of the steps from `start` on, up to `steps`."""
+    options = plan.options
+    return training_batches(
+        plan.source, plan.indices,
+        augmentation(options.augment, labelled=plan.evaluation is not None),
+        seed=plan.seed, batch_size=options.batch_size, start=start, steps=steps - start,
+        rows=local_rows(plan.mesh, options.batch_size), threads=plan.threads,
+        workers=plan.workers,
     )  # fmt: skip
 
 
@@ -42,23 +70,28 @@ def announce(plan: StagePlan, stage: loop.Stage):
     """Logs the start, the data, the steps and the devices of a stage before it is trained."""
     abstract = loop.abstract_state(stage)
     kind = "labelled image" if plan.evaluation else "unlabelled image"
+    steps = "steps" if stage.pace else counted(stage.steps, "step")
     plan.log.say(
         f"{stage.name}: from {plan.start}; {counted(len(plan.indices), kind)}; "
-        f"{counted(stage.steps, 'step')} of {stage.batch_size}; {describe_devices(plan.mesh)}"
+        f"{steps} of {stage.batch_size}; {describe_devices(plan.mesh)}"
     )
     plan.log.say(resources.of_state(abstract, state_shardings(abstract, plan.mesh)))
     if plan.evaluation:
-        plan.log.say(f"{stage.name}: {evaluations_of(plan)}")
+        plan.log.say(f"{stage.name}: {evaluations_of(plan, paced=stage.pace is not None)}")
     if plan.note:
         plan.log.say(f"{stage.name}: {plan.note}")
 
 
-def evaluations_of(plan: StagePlan) -> str:
-    """How a labelled stage is evaluated during training and at its end, for its log."""
+def evaluations_of(plan: StagePlan, paced: bool = False) -> str:
+    """How a labelled stage is evaluated during training and at its end, for its log.
+
+    paced  whether the time decides how often
+    """
     evaluation, every = plan.evaluation, plan.options.every.evaluate
+    often = "" if paced else f" every {counted(every, 'step')}"
     chosen = "best checkpoint by these" if evaluation.keep_best else "last checkpoint"
     return (
-        f"evaluated quickly every {counted(every, 'step')} on "
+        f"evaluated quickly{often} on "
         f"{counted(len(evaluation.quick_indices), 'image')} {evaluation.quick_protocol}; "
         f"finally the {chosen} on {counted(len(evaluation.indices), 'image')} "
         f"{evaluation.protocol}"

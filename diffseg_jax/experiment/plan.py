@@ -72,6 +72,7 @@ class Evaluation:
                        validation images that are always the same
     note               a sentence about the validation images, or ""
     recorded           JSON values that stand beside the results
+    timed              protocol -> seconds of an image, as the last `results.measure` found
     """
 
     stage: str
@@ -94,6 +95,7 @@ class Evaluation:
     learned: tuple[Sequence, np.ndarray] | None = None
     folds: Mapping[int, int] | None = None
     note: str = ""
+    timed: dict[Protocol, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -419,12 +421,17 @@ def _without_mask(change, image, mask, rng):
     return change(image, None, rng)
 
 
+def stage_schedule(options: ConfigDict, steps: int) -> Callable:
+    """The learning rates of a stage of so many steps; other than its own have a shorter warm-up."""
+    optim, warmup_steps = options.optim, options.optim.warmup_steps
+    if steps != options.steps:
+        warmup_steps = min(warmup_steps, steps // 10)
+    return make_schedule(optim.schedule, optim.peak_lr, steps, warmup_steps, optim.warmup_ratio)
+
+
 def stage_optimizer(options: ConfigDict) -> tuple[optax.GradientTransformation, Callable]:
     """The optimizer of a stage, and the learning-rate schedule inside it."""
-    optim = options.optim
-    schedule = make_schedule(
-        optim.schedule, optim.peak_lr, options.steps, optim.warmup_steps, optim.warmup_ratio
-    )
+    optim, schedule = options.optim, stage_schedule(options, options.steps)
     optimizer = make_optimizer(
         optim.name, schedule, b1=optim.b1, b2=optim.b2, epsilon=optim.epsilon,
         weight_decay=optim.weight_decay, no_decay=optim.no_decay, clip_norm=optim.clip_norm,

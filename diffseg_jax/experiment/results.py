@@ -47,11 +47,13 @@ def measure(
     )  # fmt: skip
     mine = len(indices[jax.process_index() :: jax.process_count()])
     progress = Progress(evaluation.log.say, f"{evaluation.stage}: images evaluated", mine)
-    return evaluate(
+    found = evaluate(
         forward, evaluation.source, indices, len(evaluation.source.labels.names), protocol,
         batch_size, evaluation.examples, by_name=task.files is not None, pixels=pixels,
         descriptors=descriptors, progress=progress,
     )  # fmt: skip
+    evaluation.timed[protocol] = progress.seconds_each / jax.process_count()
+    return found
 
 
 def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "result") -> dict:

@@ -1,6 +1,7 @@
 """Runs the stages of a plan one after another, and reports their results."""
 
 import dataclasses
+import time
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -24,7 +25,7 @@ from diffseg_jax.experiment.class_weights import with_class_weights
 from diffseg_jax.experiment.data_notes import notes_of
 from diffseg_jax.experiment.ensemble_stage import check_fit, fit_stage
 from diffseg_jax.experiment.evaluate import spread
-from diffseg_jax.experiment.gradient_stage import train_stage
+from diffseg_jax.experiment.gradient_stage import planned_steps, train_stage
 from diffseg_jax.experiment.labelled_images import LABELLED_FILE
 from diffseg_jax.experiment.plan import (
     Evaluation,
@@ -36,6 +37,7 @@ from diffseg_jax.experiment.plan import (
     plan_evaluations,
 )
 from diffseg_jax.experiment.results import PROBE, result_of
+from diffseg_jax.experiment.time_budget import Budget, require_unfinished
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.storage.checkpoints import Damaged, StageCheckpoints, has_checkpoint
 from diffseg_jax.storage.lock import locked_in_all, require_free
@@ -57,11 +59,18 @@ READ_FIRST = 32  # examples per split that are read before anything is written
 
 
 @own_settings()
-def train(config: ConfigDict, workdir: Path, changed_data: str = "refuse"):
+def train(
+    config: ConfigDict, workdir: Path, changed_data: str = "refuse", minutes: float | None = None,
+    begun: float | None = None,
+):  # fmt: skip
     """Runs the stages that are not finished yet and leaves results.json.
 
     changed_data  one of CHANGED_DATA: whether a stage continues that began with other data
+    minutes       in which the run ends, with all the processes that it takes; None: when the
+                  recipes of its stages end
+    begun         time.monotonic() at which they begin to count; None: now
     """
+    begun = time.monotonic() if begun is None else begun
     require_free(workdir, "train", "--workdir")
     plan, warnings = checked_plan(config, workdir)
     make_workdir(workdir)
@@ -71,7 +80,7 @@ def train(config: ConfigDict, workdir: Path, changed_data: str = "refuse"):
         for sentence in warnings:
             plan.log.say(f"warning: {sentence}")
         write_subset(plan)
-        run_stages(plan, changed_data == "continue")
+        run_stages(plan, changed_data == "continue", minutes and open_budget(plan, minutes, begun))
 
 
 def checked_plan(config: ConfigDict, workdir: Path) -> tuple[Plan, list[str]]:
@@ -100,10 +109,28 @@ def require_startable(config: ConfigDict, workdir: Path) -> list[str]:
     return [*validation_notes(plan), *notes]
 
 
-def run_stages(plan: Plan, go_on: bool):
+def open_budget(plan: Plan, minutes: float, begun: float) -> Budget:
+    """The time of a run; UserError if the run is finished and had another one."""
+    measured, waiting = read_results(plan.workdir), []
+    for stage in plan.stages:
+        finished = first_has_checkpoint(stage.directory)
+        if finished:
+            with StageCheckpoints(stage.directory) as checkpoints:
+                finished = is_finished(stage, checkpoints)
+        waiting += [] if finished else [stage]
+    if not waiting and all(stage.name in measured for stage in plan.stages if stage.evaluation):
+        require_unfinished(plan.workdir, minutes)
+    budget = Budget(minutes, waiting, plan.workdir, plan.log, begun)
+    if waiting:
+        budget.announce()
+    return budget
+
+
+def run_stages(plan: Plan, go_on: bool, budget: Budget | None = None):
     """Runs the stages of a plan in their order, and measures those that have no results yet.
 
-    go_on  whether a stage continues with other data than it began with
+    go_on   whether a stage continues with other data than it began with
+    budget  the time that they have; None: what their recipes take
     """
     workdir, planned = plan.workdir, {stage.name: stage for stage in plan.stages}
     measured, results = read_results(workdir), {}
@@ -114,12 +141,13 @@ def run_stages(plan: Plan, go_on: bool):
         stage, network, is_new = planned[name], None, False
         with StageCheckpoints(stage.directory) as checkpoints:
             while network is None:  # even a finished stage may have been damaged since
-                is_new |= run_stage(stage, checkpoints, go_on)
+                is_new |= run_stage(stage, checkpoints, go_on, budget)
                 network = read_chosen(stage, checkpoints)
         if name in measured and not is_new:
             results[name] = measured[name]
         elif stage.evaluation:
-            results[name] = result_of(stage.evaluation, *network)
+            evaluation = budget.shortened(stage.evaluation) if budget else stage.evaluation
+            results[name] = result_of(evaluation, *network)
             write_results(plan.order, {**measured, **results}, workdir / "results.json")
     report_results(plan.order, results, workdir / "results.json", plan.log, closing_line(plan))
 
@@ -178,7 +206,9 @@ def write_subset(plan: Plan):
         write_json(plan.workdir / LABELLED_FILE, labelled[0])
 
 
-def run_stage(stage: StagePlan, checkpoints: StageCheckpoints, go_on: bool) -> bool:
+def run_stage(
+    stage: StagePlan, checkpoints: StageCheckpoints, go_on: bool, budget: Budget | None = None
+) -> bool:  # fmt: skip
     """Runs a stage from where it stopped to its end; False if it was finished already."""
     if is_finished(stage, checkpoints):
         require_same_classes(stage, checkpoints.meta(checkpoints.latest()))
@@ -186,7 +216,9 @@ def run_stage(stage: StagePlan, checkpoints: StageCheckpoints, go_on: bool) -> b
         say_changed_since(stage)
         return False
     stage = with_class_weights(with_data(stage, checkpoints, go_on), checkpoints)
-    (fit_stage if stage.task.fit else train_stage)(stage, checkpoints)
+    (fit_stage if stage.task.fit else train_stage)(stage, checkpoints, budget)
+    if budget:
+        budget.end(stage)
     return True
 
 
@@ -195,7 +227,7 @@ def is_finished(stage: StagePlan, checkpoints: StageCheckpoints) -> bool:
     step = checkpoints.latest()
     if stage.task.fit:
         return step is not None and checkpoints.meta(step)["finished"]
-    return step == stage.options.steps and checkpoints.meta(step)["evaluated"]
+    return step == planned_steps(stage, checkpoints) and checkpoints.meta(step)["evaluated"]
 
 
 def read_chosen(stage: StagePlan, checkpoints: StageCheckpoints) -> tuple[dict, dict] | None:

@@ -48,6 +48,8 @@ class Fit:
     frozen      {"params", "stats"} of the network that computes the features, saved beside them
     every       steps between log lines, and between checkpoints
     advice      what to try when a loss is not finite
+    shorten     seconds of a step -> a fit of fewer steps that ends in time, with which to begin
+                again, or None; it is asked once. None: nothing is asked
     """
 
     name: str
@@ -68,6 +70,7 @@ class Fit:
     seed: int
     advice: str
     power: float | None = None
+    shorten: Callable[[float], "Fit | None"] | None = None
 
     @property
     def on_host(self) -> bool:
@@ -104,7 +107,7 @@ def train_members(fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log) -> No
     # ---- one compiled call of many steps
     call, data, length = _compiled(fit, mesh)
     orders = Orders(fit)
-    since, warm = (step, time.perf_counter()), False
+    since, warm, timed = (step, time.perf_counter()), False, False
     inputs = _inputs(fit, orders, step, length)
 
     # ---- steps
@@ -118,6 +121,10 @@ def train_members(fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log) -> No
             if not np.isfinite(losses).all():
                 problem = f"the loss of a classifier is not finite at or just before step {step}"
                 raise life.diverged(problem, fit.advice)
+            if fit.shorten and warm and not timed:
+                timed, shorter = True, fit.shorten((time.perf_counter() - since[1]) / length)
+                if shorter:
+                    return train_members(shorter, checkpoints, mesh, log)
             running = int(np.sum(np.asarray(learned["stop"]["at"]) == 0))
             last = step == total or not running
             if last or before // fit.every["log"] != step // fit.every["log"]:

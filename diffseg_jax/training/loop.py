@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -37,11 +38,13 @@ class Stage:
     loaded      () -> arrays that replace some of that tree; None replaces none
     trainable   path of a parameter -> whether it is trained
     loss        see `train_step`
-    optimizer   made with `schedule`, which is also logged
+    optimizer   is given the rate of `schedule` at every step
     every       steps between log lines, checkpoints and evaluations
     evaluate    (state, step) -> numbers to log and to choose the best checkpoint by; it may draw
                 images and return no numbers
     ema         rates of the moving averages; readers take the first one unless told otherwise
+    pace        (stage, step, seconds of a step) -> the stage with other steps, every and schedule,
+                or with no steps left; it is asked before each log line. None: they stay
     """
 
     name: str
@@ -60,6 +63,7 @@ class Stage:
     accumulate: int = 1
     ema: tuple[float, ...] = ()
     seed: int = 0
+    pace: Callable[["Stage", int, float], "Stage"] | None = None
 
 
 def abstract_state(stage: Stage) -> dict:
@@ -97,11 +101,11 @@ def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -
     batches = stage.batches(start)
     in_flight = collections.deque()
     limit = 1 if jax.default_backend() == "cpu" else MAX_STEPS_IN_FLIGHT
-    batch = to_devices(next(batches), mesh, stage.batch_size)
-    first = f"{stage.steps - start} steps to go; {COMPILES}"
-    log.say(f"{stage.name}: {origin(start)}, {first}")
+    batch, rate = to_devices(next(batches), mesh, stage.batch_size), _rate_of(stage)
+    to_go = "" if stage.pace else f", {stage.steps - start} steps to go"
+    log.say(f"{stage.name}: {origin(start)}{to_go}; {COMPILES}")
     begun = time.perf_counter()
-    lowered = step_fn.lower(state, batch, key)
+    lowered = step_fn.lower(state, batch, key, rate(start))
     step_fn = lowered.compile()
     seconds = time.perf_counter() - begun
     log.say(f"{stage.name}: {resources.of_step(lowered, step_fn, mesh.size, seconds)}")
@@ -109,8 +113,8 @@ def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -
     # ---- steps
     sums = _Sums(**unreported)
     with life.running() as asked:
-        for step in range(start + 1, stage.steps + 1):
-            state, metrics = step_fn(state, batch, key)
+        for step in itertools.count(start + 1):
+            state, metrics = step_fn(state, batch, key, rate(step - 1))
             in_flight.append((step, metrics))
             if step < stage.steps:  # The next batch is read and sent while the step runs.
                 batch = to_devices(next(batches), mesh, stage.batch_size)
@@ -119,6 +123,10 @@ def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -
                 sums.add(*_finished(stage, life, *in_flight.popleft()))
 
             # ---- what happens every so many steps
+            if stage.pace and not last and step % stage.every["log"] == 0:
+                stage = stage.pace(stage, step, stage.batch_size / sums.rate(stage.batch_size))
+                life, rate = dataclasses.replace(life, total=stage.steps), _rate_of(stage)
+                last = step == stage.steps
             if last or step % stage.every["log"] == 0:
                 _report(stage, life, step, sums.means(), sums.rate(stage.batch_size))
                 sums = _Sums()
@@ -130,11 +138,17 @@ def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -
                 meta = _meta(stage, step, sums, evaluated=not (due and stop))
                 life.save(step, state, meta, numbers, stop)
             sums.pause(time.perf_counter() - pause)
-    return state
+            if last:
+                return state
 
 
 def _start(stage, network):
     return new_state(network, stage.trainable, stage.optimizer, stage.ema)
+
+
+def _rate_of(stage):
+    """Updates made -> the learning rate, an array that no step waits for."""
+    return jax.jit(lambda step: jnp.asarray(stage.schedule(step), jnp.float32))
 
 
 def _key(stage, purpose):
@@ -234,6 +248,7 @@ def _meta(stage, step, sums, evaluated):
     """
     return {
         **stage.meta,
+        "steps": stage.steps,
         "ema": list(stage.ema),
         "data": {"next_batch": step},
         "unreported": {"steps": sums.count, "totals": dict(sums.totals)},

@@ -99,7 +99,21 @@ def make_optimizer(
     decay = optax.add_decayed_weights(weight_decay, mask) if weight_decay else optax.identity()
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     core = choose(OPTIMIZERS, name, "optimizer")(b1, b2, epsilon, decay)
-    return optax.chain(clip, core, optax.scale_by_learning_rate(schedule))
+    return optax.chain(clip, core, scale_by_rate(schedule))
+
+
+def scale_by_rate(schedule) -> optax.GradientTransformationExtraArgs:
+    """As `optax.scale_by_learning_rate`, with the rate that `update` is given instead, if any.
+
+    A compiled step that is given the rate does not depend on the schedule, nor on its length.
+    """
+
+    def update(updates, state, params=None, *, rate=None, **_):
+        given = schedule if rate is None else lambda count: rate
+        return optax.scale_by_learning_rate(given).update(updates, state, params)
+
+    init = optax.scale_by_learning_rate(schedule).init
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def decayed(params: dict, no_decay: tuple[str, ...]) -> dict:

@@ -17,6 +17,7 @@ def train_step(
     state: dict,
     batch: dict,
     key: jax.Array,
+    rate: jax.Array | None = None,
 ) -> tuple[dict, dict]:
     """One update. The same state, batch and key give the same result.
 
@@ -26,6 +27,7 @@ def train_step(
     ema         rates r of the moving averages, average <- r average + (1 - r) params; () = off
     batch       arrays [B, ...]; the row number is added as "row" i32[B], so that draws per row do
                 not depend on parts or devices
+    rate        learning rate f32[] of this update; None: that of the optimizer's own schedule
     Returns the new state and f32[] metrics: loss, grad_norm, finite (1 or 0), and those of loss_fn.
     """
     key = jax.random.fold_in(key, state["step"])  # A resumed run draws the same at each step.
@@ -53,7 +55,8 @@ def train_step(
     weight = jnp.maximum(weight, 1.0)  # A batch may hold only ignored pixels.
     grads = jax.tree.map(lambda g: g / weight, grads)
     norm = optax.tree.norm(grads)
-    updates, opt = optimizer.update(grads, state["opt"], state["params"])
+    update = optax.with_extra_args_support(optimizer).update
+    updates, opt = update(grads, state["opt"], state["params"], rate=rate)
     params = optax.apply_updates(state["params"], updates)
     averages = {
         str(rate): optax.incremental_update(params, state["ema"][str(rate)], 1 - rate)
