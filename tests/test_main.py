@@ -174,6 +174,7 @@ def test_the_mode_check_prints_and_draws(command, tmp_path):
     assert any(line.split()[:2] == ["0", "road"] and "%" in line for line in out.splitlines())
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "check_train.png", "check_val.png", "check_unlabelled.png",
+        "check_train_changed.png", "check_unlabelled_changed.png",
     }  # fmt: skip
 
 
