@@ -28,7 +28,7 @@ def get_config():
         source="folder", path="", options=dict(num_classes=0, ignore=()), train="train",
         val="val", fraction=1.0, count=0, subset_seed=0, list_path="",    # every label
         folds=0,                          # parts to cut train into; 0: 5 if there is no val
-        fold=-1,                          # the part that is held out; -1: as 0
+        fold=-1,                          # the part that is held out; -1: every one in turn
         threads=2, workers=0, cache=True,                                 # images stay in memory
     )
     c.unlabelled = dict(

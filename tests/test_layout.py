@@ -73,7 +73,7 @@ ORDER = (  # a module may import those above it, never those below
     "inference.description_text",
     "experiment.data_notes", "experiment.evaluate", "experiment.calibrate",
     "experiment.start_step", "experiment.labelled_images", "experiment.plan",
-    "experiment.results", "experiment.time_budget",
+    "experiment.fold_files", "experiment.results", "experiment.time_budget",
     "experiment.monitor",
     "experiment.grid_note",
     "experiment.gradient_stage", "experiment.ensemble_stage", "experiment.changed_data",

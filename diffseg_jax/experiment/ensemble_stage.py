@@ -17,6 +17,7 @@ from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.transforms import drop_small_objects
 from diffseg_jax.devices.mesh import local_rows, place_tree, state_shardings, to_devices
 from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.fold_files import folds_measured, lacking_folds, write_fold
 from diffseg_jax.experiment.grid_note import describe_grid
 from diffseg_jax.experiment.plan import StagePlan, augmentation
 from diffseg_jax.experiment.time_budget import Budget
@@ -89,19 +90,72 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | N
         plan.log.say(f"{plan.name}: {sentence}")
     pixels = np.flatnonzero(masks.reshape(-1) != IGNORE).astype(np.int32)
     labels = masks.reshape(-1)[pixels]
-    moments = functools.cache(functools.partial(_moments, features, pixels, plan.seed))
-    if fit.probe and "probe" not in frozen["stats"]:
-        plan.log.say(f"{plan.name}: fits a linear probe, the baseline")
-        single = _fit_of(plan, fit.probe, features, pixels, labels, moments, frozen)
-        probe = fit_probe(single, fit.probe, plan.mesh)
-        frozen = {**frozen, "stats": {**frozen["stats"], "probe": probe}}
     if "steps" in saved:
         plan = dataclasses.replace(plan, meta={**plan.meta, "steps": saved["steps"]})
-    members = _fit_of(plan, fit, features, pixels, labels, moments, frozen, saved.get("steps"))
-    if budget and step is None:
+    fits = LabelledPixels(plan, frozen, features, pixels, labels)
+    if not all_are_fitted(checkpoints):
+        _fit_to_all(fits, checkpoints, budget if step is None else None)
+    if plan.evaluation.folds:
+        of_row = np.array([plan.evaluation.folds[int(index)] for index, _ in kept])
+        meta = checkpoints.meta(checkpoints.latest())
+        fit_folds(fits, of_row[pixels // masks[0].size], meta)
+
+
+def all_are_fitted(checkpoints: StageCheckpoints) -> bool:
+    """Whether all members of a fit have made their last step."""
+    step = checkpoints.latest()
+    return step is not None and checkpoints.meta(step)["finished"]
+
+
+def _fit_to_all(fits, checkpoints, budget):
+    """Fits the probe and the ensemble to all pixels; budget: None where the steps are known."""
+    plan, fit = fits.plan, fits.plan.task.fit
+    if fit.probe and "probe" not in fits.frozen["stats"]:
+        plan.log.say(f"{plan.name}: fits a linear probe, the baseline")
+        stats = {**fits.frozen["stats"], "probe": fits.probe()}
+        fits.frozen = {**fits.frozen, "stats": stats}
+    members = fits.make(fit, steps=plan.meta.get("steps"))
+    if budget:
         shorten = functools.partial(_shorter, plan, members, fit.recipe, budget)
         members = dataclasses.replace(members, shorten=shorten)
-    fit_loop.train_members(members, checkpoints, plan.mesh, plan.log)
+    compiled = fits.compiled(members, fit)
+    fit_loop.train_members(members, checkpoints, plan.mesh, plan.log, compiled)
+
+
+def fit_folds(fits: "LabelledPixels", of: np.ndarray, meta: dict):
+    """Fits classifiers to all folds but one, for each that has none yet, and writes them.
+
+    of    the fold of every pixel
+    meta  of the checkpoint of those that were fitted to all folds
+    """
+    plan, fit = fits.plan, fits.plan.task.fit
+    evaluation, steps = plan.evaluation, meta.get("steps")
+    names = [plan.source.names[int(index)] for index in plan.indices]
+    folds = [evaluation.folds[int(index)] for index in plan.indices]
+    measured, lacking = folds_measured(evaluation), lacking_folds(evaluation, meta)
+    for number, fold in enumerate(measured, 1):
+        if fold not in lacking:
+            plan.log.say(f"{plan.name}: fold {number} of {len(measured)} is fitted")
+            continue
+        learned = [name for name, each in zip(names, folds, strict=True) if each != fold]
+        among = np.flatnonzero(of != fold)
+        if not len(among):
+            raise UserError(
+                f"stage {plan.name}: without {', '.join(set(names) - set(learned))}, held out as "
+                f"fold {fold}, no labelled pixel is left to learn from. Label more images, or give "
+                "--config.data.val=train, to measure on what is learned."
+            )
+        plan.log.say(
+            f"{plan.name}: fold {number} of {len(measured)}: "
+            f"{counted(len(names) - len(learned), 'image')} held out, "
+            f"{len(learned)} to learn from"
+        )
+        single = fits.make(fit, among, steps)
+        fitted = fit_loop.fit_without_checkpoints(single, plan.mesh, fits.compiled(single, fit))
+        arrays = {part: {"ensemble": fitted[part]["ensemble"]} for part in ("params", "stats")}
+        if fit.probe:
+            arrays["stats"]["probe"] = fits.probe(among)
+        write_fold(evaluation, fold, meta, arrays, learned)
 
 
 def _copies_in_time(plan, budget, frozen, kept, extract) -> int:
@@ -115,30 +169,62 @@ def _copies_in_time(plan, budget, frozen, kept, extract) -> int:
 
 def _shorter(plan, members, recipe, budget, seconds) -> fit_loop.Fit | None:
     """The members with fewer steps where so many of some seconds each would not end in time."""
-    steps = budget.fit_steps(plan, members.steps, seconds)
+    fits = 1 + len(folds_measured(plan.evaluation) if plan.evaluation.folds else ())
+    steps = budget.fit_steps(plan, members.steps, fits * seconds)
     if steps == members.steps:
         return None
     optimizer, meta = recipe.optimizer(steps), {**members.meta, "steps": steps}
     return dataclasses.replace(members, steps=steps, optimizer=optimizer, meta=meta, shorten=None)
 
 
-def _fit_of(plan, fit, features, pixels, labels, moments, frozen, steps=None) -> fit_loop.Fit:
-    """The classifiers of a `PixelFit` with what they learn from; `moments` as of `_member_init`.
+class LabelledPixels:
+    """Makes fits of the labelled pixels of a stage, or of some of them, which compile once.
 
-    steps  at most; None: those of the recipe
+    frozen  {"params", "stats"} of the network that computes the features
     """
-    recipe, steps = fit.recipe, steps or fit.recipe.length(len(pixels))
-    return fit_loop.Fit(
-        name=plan.name, features=features, pixels=pixels, labels=labels,
-        init=_member_init(fit, moments), loss=fit.loss, members=fit.members,
-        steps=steps, batch_size=recipe.batch_size, stops=recipe.stops,
-        own_order=recipe.own_order, power=recipe.power, optimizer=recipe.optimizer(steps),
-        frozen=frozen, every=plan.options.every.to_dict(), meta=plan.meta,
-        seed=plan.seed, advice="--config.features.dtype=float32",
-    )  # fmt: skip
+
+    def __init__(self, plan, frozen, features, pixels, labels):
+        self.plan, self.frozen, self.programs = plan, frozen, {}
+        self.features, self.pixels, self.labels = features, pixels, labels
+        self.moments = None, None  # rows, and the moments of their features
+
+    def make(
+        self, fit: PixelFit, among: np.ndarray | None = None, steps: int | None = None
+    ) -> fit_loop.Fit:
+        """The classifiers of a `PixelFit` with what they learn from, those rows of the pixels.
+
+        steps  at most; None: those of the recipe
+        """
+        plan, recipe = self.plan, fit.recipe
+        pixels = self.pixels if among is None else self.pixels[among]
+        if self.moments[1] is None or self.moments[0] is not among:
+            read = functools.partial(_moments, self.features, pixels, plan.seed)
+            self.moments = among, functools.cache(read)
+        steps = steps or recipe.length(len(pixels))
+        return fit_loop.Fit(
+            name=plan.name, features=self.features, pixels=self.pixels, labels=self.labels,
+            init=_member_init(fit, self.moments[1]), loss=fit.loss, members=fit.members,
+            steps=steps, batch_size=recipe.batch_size, stops=recipe.stops,
+            own_order=recipe.own_order, power=recipe.power, optimizer=recipe.optimizer(steps),
+            frozen=self.frozen, every=plan.options.every.to_dict(), meta=plan.meta,
+            seed=plan.seed, advice="--config.features.dtype=float32", among=among,
+        )  # fmt: skip
+
+    def compiled(self, single: fit_loop.Fit, fit: PixelFit) -> tuple:
+        """The program of what was made of a `PixelFit`, that of an earlier one where it serves."""
+        key = fit is self.plan.task.fit, single.steps
+        if key not in self.programs:
+            self.programs[key] = fit_loop.compile_steps(single, self.plan.mesh)
+        return self.programs[key]
+
+    def probe(self, among: np.ndarray | None = None) -> dict:
+        """The linear probe of all pixels, or of those rows of them."""
+        fit = self.plan.task.fit.probe
+        single = self.make(fit, among)
+        return fit_probe(single, fit, self.plan.mesh, self.compiled(single, fit))
 
 
-def fit_probe(single: fit_loop.Fit, fit: PixelFit, mesh) -> dict:
+def fit_probe(single: fit_loop.Fit, fit: PixelFit, mesh, compiled: tuple | None = None) -> dict:
     """A fitted linear classifier as a layer: {"kernel" f32[D,K], "bias" f32[K]}.
 
     single  the one member of `fit`, with the pixels that it learns from; as its loss is convex, it
@@ -149,7 +235,8 @@ def fit_probe(single: fit_loop.Fit, fit: PixelFit, mesh) -> dict:
         network = single.init(key)
         return {**network, "params": jax.tree.map(jnp.zeros_like, network["params"])}
 
-    learned = fit_loop.fit_without_checkpoints(dataclasses.replace(single, init=zeros), mesh)
+    from_zeros = dataclasses.replace(single, init=zeros)
+    learned = fit_loop.fit_without_checkpoints(from_zeros, mesh, compiled)
 
     def layer(learned):
         parts = (learned[part]["ensemble"] for part in ("params", "stats"))

@@ -165,6 +165,14 @@ def no_counts(num_classes: int) -> Counts:
     return Counts(*(np.zeros(shape, int) for shape in shapes))
 
 
+def sum_of_counts(parts: Sequence[Counts]) -> Counts:
+    """The counts over the images of all parts."""
+    values = [vars(part) for part in parts]
+    total = {key: sum(each[key] for each in values) for key in values[0] if key != "signals"}
+    signals = {name: sum(each["signals"][name] for each in values) for name in SIGNALS}
+    return Counts(**total, signals=signals)
+
+
 def spread(indices: Sequence[int], count: int) -> Sequence[int]:
     """At most `count` of the indices, evenly from the first to the last: neighbours look alike."""
     if not len(indices) or not count:

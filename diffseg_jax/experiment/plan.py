@@ -284,6 +284,9 @@ def _meta(config, start, task, classes, labels, chosen) -> dict:
         meta["classes"] = list(classes)
         meta["palette"] = [list(colour) for colour in labels.palette]
         meta["labelled"] = {key: chosen[key] for key in ("n", "of", "seed", "sha256")}
+        if "folds" in chosen:
+            held_out = len(chosen["folds"]["held_out"])
+            meta["labelled"]["folds"] = {"count": chosen["folds"]["count"], "held_out": held_out}
     elif classes:
         meta["picture_classes"] = list(classes)
     return meta
@@ -381,7 +384,7 @@ def plan_evaluations(config: ConfigDict, workdir: Path, names: Sequence[str]) ->
 
 def holds_out_in_turn(task: Task) -> bool:
     """Whether a stage is so quickly fitted that it can hold out every fold in turn."""
-    return False
+    return task.fit is not None and not task.fit.classifiers
 
 
 def _plan_evaluation(

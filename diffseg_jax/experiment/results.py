@@ -18,6 +18,14 @@ from diffseg_jax.experiment.evaluate import (
     draw_none,
     evaluate,
     spread,
+    sum_of_counts,
+)
+from diffseg_jax.experiment.fold_files import (
+    describe_scores,
+    folds_measured,
+    held_out_in,
+    network_of_fold,
+    scores_line,
 )
 from diffseg_jax.experiment.plan import Evaluation, StagePlan
 from diffseg_jax.figures import sheets, trust
@@ -70,11 +78,15 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
     chosen = "the best by the quick evaluations" if by_quick else "the last"
     evaluation.log.say(
         f"{stage}: evaluates step {meta['step']}, {chosen}, on {counted(len(indices), 'image')} "
-        f"{protocol}"
+        f"{protocol}" + (", by classifiers of the other folds" if evaluation.folds else "")
     )
     drawn = draw_none(indices) if evaluation.held_out else None
     described = dict.fromkeys(map(int, spread(indices, KNOWN_EVALUATED)))
-    counts, examples = measure(evaluation, network, indices, protocol, drawn, described)
+    by_fold = {}
+    if evaluation.folds:
+        counts, examples, by_fold = measure_folds(evaluation, network, meta, drawn, described)
+    else:
+        counts, examples = measure(evaluation, network, indices, protocol, drawn, described)
     keep_known_images(evaluation, network, described, meta)
     names, convention = evaluation.source.labels.names, evaluation.convention
     uncalibrated = scores_by_class(counts.chance, names)
@@ -109,8 +121,39 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
         "calibration": {"of": "1 - highest probability", **uncalibrated},
         "calibrated": found,
         **others,
+        **by_fold,
         **{key: value for key, value in evaluation.recorded.items() if key != "protocol"},
     }
+
+
+def measure_folds(
+    evaluation: Evaluation, network: dict, meta: dict, pixels: DrawnPixels, descriptors: dict
+) -> tuple[Counts, list[dict], dict]:  # fmt: skip
+    """As `measure`, every image by classifiers that did not learn from it; {"folds": scores}.
+
+    network, meta  those of the stage; the classifiers of its folds are read from the workdir
+    """
+    parts, examples, scores = [], [], []
+    folds = folds_measured(evaluation)
+    few = dataclasses.replace(evaluation, examples=-(-evaluation.examples // len(folds)))
+    for fold in folds:
+        indices = held_out_in(evaluation, fold)
+        shown = set(map(int, indices))
+        rows = {index: row for index, row in pixels.rows.items() if index in shown}
+        drawn = DrawnPixels(np.zeros_like(pixels.table), rows)
+        described = {index: None for index in descriptors if index in shown}
+        of_fold = network_of_fold(evaluation, fold, network, meta)
+        counts, drawings = measure(
+            few, of_fold, indices, evaluation.protocol, drawn, described
+        )  # fmt: skip
+        pixels.table += drawn.table
+        descriptors |= described
+        parts.append(counts)
+        examples += drawings
+        scores.append(segmentation.to_number(scores_of(evaluation, counts)["mIoU"]))
+    found = describe_scores(scores)
+    evaluation.log.say(f"{evaluation.stage}: {scores_line(found)}")
+    return sum_of_counts(parts), examples[: evaluation.examples], {"folds": found}
 
 
 def predicts_by_default(evaluation: Evaluation, config: dict) -> bool:
@@ -149,7 +192,7 @@ def keep_known_images(evaluation: Evaluation, network: dict, described: dict, me
     if evaluation.learned is None:
         return
     found = list(described.values())
-    if evaluation.held_out:
+    if evaluation.held_out and not evaluation.folds:
         source, indices = evaluation.learned
         learned = dict.fromkeys(map(int, spread(indices, KNOWN_LEARNED)))
         again = dataclasses.replace(evaluation, source=source, examples=0)

@@ -23,8 +23,9 @@ from diffseg_jax.experiment.changed_data import (
 )
 from diffseg_jax.experiment.class_weights import with_class_weights
 from diffseg_jax.experiment.data_notes import notes_of
-from diffseg_jax.experiment.ensemble_stage import check_fit, fit_stage
+from diffseg_jax.experiment.ensemble_stage import all_are_fitted, check_fit, fit_stage
 from diffseg_jax.experiment.evaluate import spread
+from diffseg_jax.experiment.fold_files import lacking_folds
 from diffseg_jax.experiment.gradient_stage import planned_steps, train_stage
 from diffseg_jax.experiment.labelled_images import LABELLED_FILE
 from diffseg_jax.experiment.plan import (
@@ -226,7 +227,9 @@ def is_finished(stage: StagePlan, checkpoints: StageCheckpoints) -> bool:
     """Whether a stage has made its last step."""
     step = checkpoints.latest()
     if stage.task.fit:
-        return step is not None and checkpoints.meta(step)["finished"]
+        return all_are_fitted(checkpoints) and not lacking_folds(
+            stage.evaluation, checkpoints.meta(step)
+        )
     return step == planned_steps(stage, checkpoints) and checkpoints.meta(step)["evaluated"]
 
 

@@ -341,7 +341,7 @@ def views_of(protocol: Protocol) -> float:
 
 def learned_images(evaluation: Evaluation) -> int:
     """Images of the training that are evaluated too, to tell foreign images from known ones."""
-    several = evaluation.held_out and evaluation.learned is not None
+    several = evaluation.held_out and evaluation.learned is not None and not evaluation.folds
     return min(len(evaluation.learned[1]), KNOWN_LEARNED) if several else 0
 
 

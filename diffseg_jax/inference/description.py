@@ -53,7 +53,7 @@ def describe_checkpoint(path: str | os.PathLike, stage: str | None = None) -> di
             key: meta["task"].get(key) for key in ("normalisation", "mean", "std")
         },
         "trained_on": data_of(meta),
-        "evaluation": evaluation_of(meta["config"]),
+        "evaluation": evaluation_of(meta["config"], meta.get("labelled")),
         "sampling": meta["task"].get("sampling"),
         "results": read_results(workdir).get(directory.name) if in_run else meta.get("results"),
     }  # fmt: skip
@@ -142,11 +142,16 @@ def data_of(meta: dict) -> dict | None:
     }  # fmt: skip
 
 
-def evaluation_of(config: dict) -> dict:
-    """The view of the run's evaluation; whole images, and no split, if it had none."""
+def evaluation_of(config: dict, labelled: dict | None = None) -> dict:
+    """The view of the run's evaluation; whole images, and no split, if it had none.
+
+    labelled  of the checkpoint's metadata
+    """
+    data = config.get("data", {})
+    split = f"{data['train']}, held out" if "folds" in (labelled or {}) else data.get("val")
     keys = (*WHOLE_VIEW, "window", "stride")
     options = {key: v for key, v in config.get("evaluate", {}).items() if key in keys}
-    return {**WHOLE_VIEW, "split": config.get("data", {}).get("val"), **options}
+    return {**WHOLE_VIEW, "split": split, **options}
 
 
 def usage(description: dict, path: str, task: dict) -> dict:

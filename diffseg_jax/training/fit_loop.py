@@ -45,6 +45,7 @@ class Fit:
     stops       whether a member stops by itself (`stop_rule`) after the first four passes
     own_order   whether every member draws its own order of the pixels; else they share batches
     power       None, or the exponent of the shares by which pixels are drawn, see `Recipe`
+    among       i[m], those rows of `pixels` that are learned from; None for all
     frozen      {"params", "stats"} of the network that computes the features, saved beside them
     every       steps between log lines, and between checkpoints
     advice      what to try when a loss is not finite
@@ -71,6 +72,12 @@ class Fit:
     advice: str
     power: float | None = None
     shorten: Callable[[float], "Fit | None"] | None = None
+    among: np.ndarray | None = None
+
+    @property
+    def learned(self) -> int:
+        """The number of pixels that are learned from."""
+        return len(self.pixels if self.among is None else self.among)
 
     @property
     def on_host(self) -> bool:
@@ -80,11 +87,15 @@ class Fit:
     @property
     def steps_of_pass(self) -> int:
         """Steps in a pass over the pixels."""
-        return steps_of_pass(len(self.pixels), self.batch_size)
+        return steps_of_pass(self.learned, self.batch_size)
 
 
-def train_members(fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log) -> None:
+def train_members(
+    fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log, compiled: tuple | None = None
+) -> None:  # fmt: skip
     """Fits from the latest checkpoint, or the start, until every member has stopped.
+
+    compiled  as `compile_steps` of a fit with as many steps, which may learn from other rows
 
     The metadata of the last checkpoint says that it is finished. Raises UserError when a member's
     loss is not finite; the last good checkpoint is kept. Raises Stopped after a signal that asks
@@ -105,7 +116,7 @@ def train_members(fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log) -> No
     )
 
     # ---- one compiled call of many steps
-    call, data, length = _compiled(fit, mesh)
+    call, data, length = compiled or compile_steps(fit, mesh)
     orders = Orders(fit)
     since, warm, timed = (step, time.perf_counter()), False, False
     inputs = _inputs(fit, orders, step, length)
@@ -140,18 +151,23 @@ def train_members(fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log) -> No
                 break
 
 
-def fit_without_checkpoints(fit: Fit, mesh) -> dict:
-    """The state after all steps, as of `initial_state`; for a fit of seconds, which is repeated."""
-    call, data, length = _compiled(fit, mesh)
+def fit_without_checkpoints(fit: Fit, mesh, compiled: tuple | None = None) -> dict:
+    """The state after all steps, as of `initial_state`; for a fit of seconds, which is repeated.
+
+    compiled  as of `train_members`
+    """
+    call, data, length = compiled or compile_steps(fit, mesh)
     where = NamedSharding(mesh, PartitionSpec())
     learned = jax.jit(functools.partial(initial_state, fit), out_shardings=where)()
     orders = Orders(fit)
     for step in range(0, fit.steps, length):
         learned, _ = call(learned, data, *_inputs(fit, orders, step, length))
+        if fit.stops and np.all(np.asarray(learned["stop"]["at"])):
+            break
     return learned
 
 
-def _compiled(fit, mesh):
+def compile_steps(fit: Fit, mesh) -> tuple:
     """`shared_steps`, its data on the devices, and the number of steps of a call."""
     replicated = NamedSharding(mesh, PartitionSpec())
     data = (fit.features, fit.pixels, fit.labels)
@@ -272,12 +288,16 @@ class Orders:
 
         Every pass reads the pixels in a new order; fewer pixels than a batch are repeated.
         """
+        rows, among = self._rows(steps), self.fit.among
+        return rows if among is None else among[rows].astype(np.int32)
+
+    def _rows(self, steps):
         size, rows = self.fit.batch_size, []
         if self.fit.power is not None:
             return np.stack([self._balanced(int(step)) for step in steps])
         for step in steps:
             epoch, batch = divmod(int(step), self.fit.steps_of_pass)
-            positions = (batch * size + np.arange(size)) % len(self.fit.pixels)
+            positions = (batch * size + np.arange(size)) % self.fit.learned
             rows.append(self._order(epoch)[:, positions])
         rows = np.stack(rows)
         return rows if self.fit.own_order else rows[:, 0]
@@ -285,7 +305,8 @@ class Orders:
     def _balanced(self, step):
         """Rows i32[B] of which a class of share f has a share in proportion to f^power."""
         if not self.by_class:
-            labels = self.fit.labels
+            labels, among = self.fit.labels, self.fit.among
+            labels = labels if among is None else labels[among]
             self.by_class = [np.flatnonzero(labels == each) for each in np.unique(labels)]
         shares = np.array([len(rows) for rows in self.by_class]) ** self.fit.power
         rng = np.random.default_rng([self.fit.seed, zlib.crc32(b"pixels by class"), step])
@@ -297,7 +318,7 @@ class Orders:
     def _order(self, epoch):
         if epoch not in self.kept:
             self.kept = {old: order for old, order in self.kept.items() if old == epoch - 1}
-            orders = np.tile(np.arange(len(self.fit.pixels), dtype=np.int32), (self.owners, 1))
+            orders = np.tile(np.arange(self.fit.learned, dtype=np.int32), (self.owners, 1))
             for owner, order in enumerate(orders):
                 purpose = zlib.crc32(b"order of pixels")
                 np.random.default_rng([self.fit.seed, purpose, owner, epoch]).shuffle(order)
