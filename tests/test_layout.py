@@ -58,8 +58,8 @@ ORDER = (  # a module may import those above it, never those below
     "systems.feature_sources",
     "systems.source_files", "systems.few_labels", "systems.clean_config", "systems.mae_config",
     "systems.ddep_config", "systems.ddp_config", "systems.ddpm_seg_config", "systems.methods",
-    "figures.colour_vision", "figures.sheets", "figures.trust", "figures.confusion",
-    "figures.curve_data", "figures.curves",
+    "figures.colour_vision", "figures.sheets", "figures.trust", "figures.curve_data",
+    "figures.curves",
     "inference.views", "inference.forward", "inference.image_objects", "inference.videos",
     "inference.frames", "inference.images",
     "inference.calibrators", "inference.known_images", "inference.locate",
@@ -81,8 +81,10 @@ ORDER = (  # a module may import those above it, never those below
     "experiment.stages", "experiment",
     "experiment.check_data",
     "experiment.prepare_data", "experiment.tap_study", "experiment.steps_study",
+    "experiment.forest", "experiment.comparison", "experiment.comparison_report",
     "cli", "old_names.command", "old_names.visualise", "old_names.checkpoints",
-    "plot", "convert", "sample", "predict", "export", "info", "features", "suggest", "main",
+    "plot", "convert", "sample", "predict", "export", "info", "features", "suggest",
+    "compare", "main",
 )  # fmt: skip
 
 

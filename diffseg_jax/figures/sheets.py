@@ -449,6 +449,18 @@ def prediction_sheet(
     return rows([*body, legend_rows, _heat_scale(calibrated)])
 
 
+def comparison_sheet(images, truths, predictions: dict, labels) -> np.ndarray:
+    """One row per image: image | truth | the labels of every method, and a legend below.
+
+    predictions   title of a method -> int[H, W] for each image
+    """
+    titles = ["image", "truth", *predictions]
+    drawn = [_areas(masks, labels) for masks in (truths, *predictions.values())]
+    body = _aligned(titles, list(zip(images, *drawn, strict=True)))
+    masks = [mask for each in (truths, *predictions.values()) for mask in each]
+    return rows([*body, _legend_below(labels, {"ignored": IGNORED}, body, masks)])
+
+
 def _areas(masks, labels, images=None) -> list[np.ndarray]:
     """The masks in colours, or painted over images; with numbers where the classes need them."""
     palette = labels.palette

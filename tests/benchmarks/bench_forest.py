@@ -40,76 +40,54 @@ from pathlib import Path
 import numpy as np
 import skimage
 import sklearn
-from skimage.feature import multiscale_basic_features
-from sklearn.ensemble import RandomForestClassifier
 
-from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.data.subsets import describe_subset, subset
 from diffseg_jax.experiment.evaluate import no_counts
+from diffseg_jax.experiment.forest import (
+    FILTERS,
+    TREES,
+    filter_responses,
+    fit_forest,
+    forest_probabilities,
+)
 from diffseg_jax.inference.views import predict_whole
 from diffseg_jax.metrics.calibration import chance_scores
 from diffseg_jax.metrics.segmentation import scores, to_json
 from diffseg_jax.metrics.uncertainty import auroc
 
-FEATURES = dict(intensity=True, edges=True, texture=True, sigma_min=1, sigma_max=16, workers=1)
-FOREST = dict(n_estimators=50, max_samples=0.05, n_jobs=1)
 HEADER = """\
 | labels | draws | mIoU | worst draw | boundary mIoU | AUROC | ECE | s to a fitted model | s per image |
 |---|---|---|---|---|---|---|---|---|"""  # noqa: E501
 
 
-def features_of(image):
-    """The values of each pixel of an image u8[H,W,3]: f32[H,W,60]."""
-    return multiscale_basic_features(image, channel_axis=-1, **FEATURES)
-
-
-def labelled_pixels(example, count, generator):
-    """The features f32[N,60] and the classes i32[N] of `count` labelled pixels; 0: of all."""
-    mask = example["mask"].ravel()
-    chosen = np.flatnonzero(mask != IGNORE)
-    if 0 < count < len(chosen):
-        chosen = generator.choice(chosen, count, replace=False)
-    features = features_of(example["image"])
-    return features.reshape(-1, features.shape[-1])[chosen], mask[chosen]
-
-
 def fit(source, labels, draw, *, pixels, depth):
     """(forest, row): a forest fitted to one draw of labelled images, and what a row says of it."""
     start = time.process_time()
-    indices, generator = subset(source.names, count=labels, seed=draw), np.random.default_rng(draw)
-    examples = (source[int(index)] for index in indices)
-    parts = [labelled_pixels(example, pixels, generator) for example in examples]
-    features, classes = map(np.concatenate, zip(*parts, strict=True))
-    forest = RandomForestClassifier(max_depth=depth or None, random_state=draw, **FOREST)
-    forest.fit(features, classes)
+    indices = subset(source.names, count=labels, seed=draw)
+    forest = fit_forest(
+        source, indices, seed=draw, pixels=pixels, max_depth=depth or None, threads=1
+    )
     images = describe_subset(source.names, indices, seed=draw)["sha256"]
     seconds = time.process_time() - start
     chosen = dict(labels=labels, draw=draw, pixels=pixels, depth=depth)
     return forest, {**chosen, "images": images, "fit_seconds": seconds}
 
 
-def predict(forest, features, num_classes):
-    """Probabilities f32[1,H,W,K]; 0 for classes that no labelled pixel has."""
-    probs = np.zeros((features.shape[0] * features.shape[1], num_classes), np.float32)
-    probs[:, forest.classes_] = forest.predict_proba(features.reshape(-1, features.shape[-1]))
-    return probs.reshape(1, *features.shape[:2], num_classes)
-
-
 def count(forests, source):
     """The counts of each forest over a split, and its CPU seconds for an image.
 
-    The forests share the features of an image, whose seconds count for each of them.
+    The forests share the responses to an image, whose seconds count for each of them.
     """
     num_classes = len(source.labels.names)
     counts, seconds = [no_counts(num_classes) for _ in forests], np.zeros(len(forests))
     for index in range(len(source)):
         example, start = source[index], time.process_time()
-        features = features_of(example["image"])
+        responses = filter_responses(example["image"])
         seconds += time.process_time() - start
         for number, forest in enumerate(forests):
             start = time.process_time()
-            probs = predict(forest, features, num_classes)
+            probs = forest_probabilities(forest, responses, num_classes)[None]
             seconds[number] += time.process_time() - start
             counts[number].add(example["mask"], predict_whole(probs), 0)
     return counts, seconds / len(source)
@@ -122,7 +100,7 @@ def numbers_of(counts, names):
         "mIoU": scored["mIoU"],
         "IoU": scored["IoU"],
         "boundary_mIoU": scores(counts.boundary, absent="skip")["mIoU"],
-        "AUROC": auroc(counts.uncertainty),
+        "AUROC": auroc(counts.signals["entropy"]),
         "ECE": chance_scores(counts.chance)["ECE"],
         "validation_images": counts.images,
     }
@@ -161,7 +139,7 @@ def rows_of(rows, **settings):
 def write_rows(output, rows):
     """Replaces the file in one step."""
     versions = {"scikit-image": skimage.__version__, "scikit-learn": sklearn.__version__}
-    content = {"features": FEATURES, "forest": FOREST, "versions": versions, "rows": rows}
+    content = {"filters": FILTERS, "forest": TREES, "versions": versions, "rows": rows}
     new = output.with_name(output.name + ".new")
     new.write_text(json.dumps(content, indent=1))
     new.replace(output)

@@ -1,0 +1,397 @@
+"""Trains every method that the time allows on the same folds of the labelled images.
+
+Each cell of the comparison is one run of `diffseg_jax.main` in a folder of its own, so that a
+method that fails or fills the memory stops no other one, and a stopped comparison goes on where it
+was. What a method learns without labels is trained once for all folds.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffseg_jax.config.files import read_config
+from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.evaluate import spread
+from diffseg_jax.experiment.forest import FOREST_EXTRA, forest_result, has_forest_libraries
+from diffseg_jax.experiment.labelled_images import OpenedData, Validation, validation_split
+from diffseg_jax.inference.views import Protocol
+from diffseg_jax.storage.networks import first_has_checkpoint
+from diffseg_jax.storage.paths import write_json
+from diffseg_jax.storage.workdir import stage_directory
+from diffseg_jax.training.log import duration
+from diffseg_jax.weights.packaged import packaged_efficientnet
+
+SHORTEST = 1.5  # minutes of a run that trains a network; most of less is compilation
+TABLE_SHARE = 0.05  # of the minutes, for the sheet of predictions
+DRAWN_OF_FOLD = 4  # images on the sheet
+FOREST = "forest"
+COMPARED_FOLDS = 3  # where there are no validation images
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One way to learn from the labelled images.
+
+    title     in the table
+    config    the file in the folder of configs, and its preset
+    unlabelled  the stage that learns without labels, once for all folds; "" if there is none
+    run       the stages that each fold runs; the last one is measured
+    weight    shares of the time: of the stage without labels, and of one fold; a fold of 1 or less
+              takes what its recipe needs
+    """
+
+    title: str
+    config: str = ""
+    unlabelled: str = ""
+    run: tuple[str, ...] = ()
+    weight: tuple[float, float] = (0.0, 1.0)
+
+
+METHODS = {  # in the order in which they are dropped last
+    "few_labels": Method(
+        "classifiers on a network from ImageNet", "ddpm_seg_folder.py", run=("fit",)
+    ),
+    FOREST: Method("random forest on filters", weight=(0.0, 0.5)),
+    "ddp": Method("DDP", "ddp_folder.py", run=("train",), weight=(0.0, 3.0)),
+    "ddep": Method(
+        "denoising pretraining (DeP)", "ddep_folder.py", "pretrain", ("finetune",), (3.0, 2.5)
+    ),
+    "adm": Method(
+        "classifiers on an own diffusion model", "ddpm_seg_folder.py:adm", "pretrain", ("fit",),
+        (5.0, 1.5),
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run: a fold of a method, or its stage without labels (fold None)."""
+
+    method: str
+    fold: int | None
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.method}_{'unlabelled' if self.fold is None else self.fold}"
+
+    @property
+    def weight(self) -> float:
+        """Its share of the time, relative to other cells."""
+        return METHODS[self.method].weight[self.fold is not None]
+
+    @property
+    def fills_its_time(self) -> bool:
+        """Whether it learns for as long as it may, such as the training of a network."""
+        return self.weight > 1.0
+
+
+def cells_of(methods: Sequence[str], folds: int, minutes: float) -> list[Cell]:
+    """The cells that fit into the minutes: first fold 0 of every method, then fold 1, ...
+
+    Networks are trained on fewer folds, and then methods are dropped from the end, until every run
+    of a network has SHORTEST minutes. The cheap methods, which always stay, run on all folds.
+    """
+    for number in range(len(methods), 0, -1):
+        for trained in range(folds, 0, -1):
+            cells = _cells(methods[:number], folds, trained)
+            one = (1 - TABLE_SHARE) * minutes / sum(cell.weight for cell in cells)
+            networks = [cell.weight * one for cell in cells if cell.fills_its_time]
+            if not networks or min(networks) >= SHORTEST:
+                return cells
+    return _cells(methods[:1], folds, 1)
+
+
+def _cells(methods, folds, trained):
+    cells = []
+    for fold in range(folds):
+        for name in methods:
+            cell = Cell(name, fold)
+            if fold == 0 and METHODS[name].unlabelled:
+                cells.append(Cell(name, None))
+            if fold < trained or not cell.fills_its_time:
+                cells.append(cell)
+    return cells
+
+
+# ---- what is compared --------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The data, the time and the folders of a comparison.
+
+    folds    of the labelled images; 1 if there are validation images, which are the same for all
+    configs  the folder of the configs
+    """
+
+    data: str
+    unlabelled: str
+    minutes: float
+    folds: int
+    seed: int
+    configs: str
+    workdir: Path
+    say: Callable[[str], None]
+
+    def overrides(self, method: str, fold: int) -> dict[str, str]:
+        """The options of the config that differ from its file, as they are typed."""
+        options = {
+            "data.path": self.data,
+            "seed": str(self.seed),
+            "data.subset_seed": str(self.seed),
+        }
+        if self.folds > 1:
+            options |= {"data.folds": str(self.folds), "data.fold": str(fold)}
+        if METHODS[method].unlabelled:
+            options["unlabelled.path"] = self.unlabelled
+        return options
+
+    def config_file(self, method: str) -> str:
+        """As it is typed after --config."""
+        return os.path.join(self.configs, METHODS[method].config)
+
+    def images(self, fold: int) -> "Images":
+        """The labelled images that a fold learns from, and those on which it is measured."""
+        options = list(self.overrides("ddp", fold).items())
+        data = OpenedData(read_config(self.config_file("ddp"), options), {})
+        return Images(data.train, data.learned(False)[0], data.validation(False))
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The labelled images of a fold: `indices` of those in `source` that it learns from."""
+
+    source: Sequence
+    indices: np.ndarray
+    validation: Validation
+
+
+def usual_folds(data: str, configs: str) -> int:
+    """3, or 1 for labelled images with validation images of their own."""
+    config = read_config(os.path.join(configs, METHODS["ddp"].config), [("data.path", data)])
+    return 1 if validation_split(config) else COMPARED_FOLDS
+
+
+def claim(comparison: Comparison):
+    """Writes what is compared; UserError if the workdir holds another comparison."""
+    file = comparison.workdir / "comparison.json"
+    mine = {
+        "data": comparison.data, "unlabelled": comparison.unlabelled, "folds": comparison.folds,
+        "seed": comparison.seed,
+    }  # fmt: skip
+    stored = _read(file) if file.exists() else mine
+    if stored != mine:
+        changed = ", ".join(key for key in mine if stored.get(key) != mine[key])
+        raise UserError(
+            f"{comparison.workdir} holds a comparison with other {changed}. Take another "
+            f"--workdir, such as {comparison.workdir}_2."
+        )
+    write_json(file, mine)
+
+
+def available_methods(methods: Sequence[str], say: Callable[[str], None]) -> list[str]:
+    """The methods whose libraries are installed; what is missing is said."""
+    found = list(methods)
+    if "few_labels" in found:
+        try:
+            packaged_efficientnet()
+        except UserError as error:
+            say(f"note: few_labels is skipped: {error}")
+            found.remove("few_labels")
+    if FOREST in found and not has_forest_libraries():
+        say(f"note: {FOREST} is skipped, as scikit-image and scikit-learn are not installed. "
+            f"Type: {FOREST_EXTRA}")  # fmt: skip
+        found.remove(FOREST)
+    if not found:
+        raise UserError("no method is left to compare; the notes above say what to install.")
+    return found
+
+
+def announcement(
+    comparison: Comparison, images: Images, cells: Sequence[Cell], dropped: Sequence[str]
+) -> str:
+    """What will be done, a line for each method.
+
+    dropped  the methods for which the minutes are too few
+    """
+    learned, held_out = len(images.indices), len(images.validation.indices)
+    each = f", in each of {comparison.folds} folds" if comparison.folds > 1 else ""
+    lines = [
+        f"{counted(learned, 'labelled image')} to learn from and {held_out} to measure on{each}; "
+        f"{counted(len(cells), 'run')} in about {comparison.minutes:g} minutes"
+    ]
+    for name in dict.fromkeys(cell.method for cell in cells):
+        folds_of = sum(cell.method == name and cell.fold is not None for cell in cells)
+        lines.append(f"  {name}: {METHODS[name].title}, {counted(folds_of, 'fold')}")
+    for name in dropped:
+        lines.append(f"  {name}: left out, as the minutes are too few; give more --minutes")
+    return "\n".join(lines)
+
+
+# ---- running -----------------------------------------------------------------------------------
+
+
+def run_cells(comparison: Comparison, cells: Sequence[Cell]):
+    """Runs what is missing; each run gets its share of the time that is left."""
+    records = {cell: record_of(comparison, cell) for cell in cells}
+    for index, cell in enumerate(cells):
+        if "mIoU" in records[cell] or (cell.fold is None and "cpu_seconds" in records[cell]):
+            continue
+        used = sum(record.get("seconds", 0.0) for record in records.values())
+        left = max(comparison.minutes * 60 * (1 - TABLE_SHARE) - used, 60.0)
+        to_come = sum(each.weight for each in cells[index:] if not records[each]) or cell.weight
+        minutes = records[cell].get("minutes", left / 60 * cell.weight / to_come)
+        comparison.say(
+            f"\n{index + 1} of {len(cells)}: {_title(comparison, cell)}, about "
+            f"{duration(60 * minutes)}; {duration(left)} left in all"
+        )
+        write_json(_record_file(comparison, cell), {"minutes": minutes})  # a stopped run keeps it
+        records[cell] = {"minutes": minutes, **_run(comparison, cell, minutes)}
+        write_json(_record_file(comparison, cell), records[cell])
+
+
+def _title(comparison, cell):
+    if cell.fold is None:
+        return f"{cell.method}, learns from unlabelled images"
+    fold = f", fold {cell.fold + 1} of {comparison.folds}" if comparison.folds > 1 else ""
+    return f"{cell.method}{fold}"
+
+
+def _record_file(comparison, cell):
+    return comparison.workdir / f"{cell.name}.json"
+
+
+def record_of(comparison: Comparison, cell: Cell) -> dict:
+    """What is known of a cell: its "minutes" once it is begun, and what `_run` returned."""
+    return _read(_record_file(comparison, cell))
+
+
+def _read(file):
+    """The object in a JSON file; {} if there is none that can be read."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _run(comparison, cell, minutes):
+    """Runs a cell to its end: {"seconds", "cpu_seconds", "peak_bytes"} and "failed" or numbers."""
+    begun, method = time.perf_counter(), METHODS[cell.method]
+    if cell.method == FOREST:
+        return _run_forest(comparison, cell)
+    starts_elsewhere = method.unlabelled and cell.fold is not None
+    if starts_elsewhere and not first_has_checkpoint(_unlabelled_stage(comparison, cell.method)):
+        return {"failed": "its stage without labels failed"}
+    command = command_of(comparison, cell, minutes)
+    status, usage, last = _watched(command, comparison.workdir / f"{cell.name}.log")
+    record = {
+        "seconds": time.perf_counter() - begun, "command": command,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * 1024,
+    }  # fmt: skip
+    if status:
+        comparison.say(f"  failed, and the others go on; log in {cell.name}.log")
+        return {"failed": last.removeprefix("error: ")}
+    return {**record, **_numbers(comparison, cell)}
+
+
+def _unlabelled_stage(comparison, method):
+    """The directory of the stage that a method learns without labels."""
+    folder = comparison.workdir / Cell(method, None).name
+    return stage_directory(folder, METHODS[method].unlabelled)
+
+
+def command_of(comparison: Comparison, cell: Cell, minutes: float) -> list[str]:
+    """What is typed for a cell, after python."""
+    method = METHODS[cell.method]
+    options = comparison.overrides(cell.method, cell.fold or 0)
+    run = (method.unlabelled,) if cell.fold is None else method.run
+    options["run"] = f"({', '.join(repr(stage) for stage in run)},)"
+    if method.unlabelled and cell.fold is not None:
+        options[f"stages.{run[0]}.start"] = str(_unlabelled_stage(comparison, cell.method))
+    if cell.method == "adm":
+        options |= _sizes_for_diffusion(comparison.images(cell.fold or 0))
+    return [
+        "-m", "diffseg_jax.main", f"--config={comparison.config_file(cell.method)}",
+        f"--workdir={comparison.workdir / cell.name}",
+        *(f"--config.{key}={value}" for key, value in options.items()),
+        *([f"--minutes={minutes:.2f}"] if cell.fills_its_time else ()),
+    ]  # fmt: skip
+
+
+def _sizes_for_diffusion(images):
+    """The crop that the labelled images fill, or options that let them differ in shape."""
+    fitted = Protocol(limit=(240, 180), short=0)
+    shapes = (images.source[int(index)]["image"].shape[:2] for index in images.indices)
+    sizes = {tuple(map(int, fitted.sizes(shape)[0])) for shape in shapes}
+    largest = tuple(max(sides) for sides in zip(*sizes))
+    options = {"stages.fit.augment.crop": str(largest)}
+    return options if len(sizes) == 1 else {**options, "features.short": "0"}
+
+
+def _watched(command, log):
+    """(exit code, resource usage, last line) of a run whose lines are shown and kept in a file."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    last = ""
+    with open(log, "a") as kept:
+        process = subprocess.Popen(
+            [sys.executable, *command], env=environment, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace",
+        )  # fmt: skip
+        try:
+            for line in process.stdout:
+                print(f"  {line}", end="", flush=True)
+                kept.write(line)
+                last = line.strip() or last
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        except BaseException:  # Ctrl-C reaches the run as well, which saves and ends
+            process.terminate()
+            process.wait()
+            raise
+    return process.returncode, usage, last
+
+
+def _numbers(comparison, cell):
+    """The measured numbers of a fold; {} for a stage without labels."""
+    if cell.fold is None:
+        return {}
+    file = comparison.workdir / cell.name / "results.json"
+    return _chosen_numbers(json.loads(file.read_text())[METHODS[cell.method].run[-1]])
+
+
+def _chosen_numbers(result):
+    numbers = {"mIoU": result["mIoU"], "AUROC": result["AUROC"]}
+    numbers["ECE"] = result["calibration"]["ECE"]
+    if "linear_probe" in result:
+        numbers["linear_probe"] = result["linear_probe"]["mIoU"]
+    return numbers
+
+
+def _run_forest(comparison, cell):
+    """Fits a forest in this process."""
+    begun, cpu = time.perf_counter(), time.process_time()
+    images = comparison.images(cell.fold)
+    measured = images.validation
+    result, labels = forest_result(images.source, images.indices, measured.source, measured.indices)
+    if cell.fold == 0:
+        shown = {f"{index}": labels[index] for index in images_of_sheet(images)}
+        np.savez_compressed(comparison.workdir / f"{FOREST}_labels.npz", **shown)
+    comparison.say(f"  mIoU {100 * result['mIoU']:.1f} %")
+    return {
+        "seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu,
+        **_chosen_numbers(result),
+    }  # fmt: skip
+
+
+def images_of_sheet(images: Images) -> list[int]:
+    """Indices of the held-out images of the sheet."""
+    return [int(index) for index in spread(images.validation.indices, DRAWN_OF_FOLD)]

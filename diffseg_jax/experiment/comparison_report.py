@@ -1,0 +1,158 @@
+"""The table of a comparison, its sheet of predictions, and the command to go on with."""
+
+import shlex
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffseg_jax.errors import UserError, size
+from diffseg_jax.experiment.comparison import (
+    FOREST,
+    METHODS,
+    Cell,
+    Comparison,
+    Images,
+    announcement,
+    available_methods,
+    cells_of,
+    claim,
+    images_of_sheet,
+    record_of,
+    run_cells,
+)
+from diffseg_jax.figures import sheets
+from diffseg_jax.inference.segmenter import load
+from diffseg_jax.storage.paths import write_json
+from diffseg_jax.storage.workdir import make_workdir
+from diffseg_jax.training.log import duration
+
+
+def compare_methods(comparison: Comparison, methods: Sequence[str]) -> list[dict]:
+    """Runs the cells that are missing; leaves table.md, results.json and sheet.png in the workdir.
+
+    Returns the rows of the table, the best first. Raises UserError for data that cannot be read,
+    and when no method could be trained.
+    """
+    make_workdir(comparison.workdir)
+    images = comparison.images(0)
+    claim(comparison)
+    methods = available_methods(methods, comparison.say)
+    cells = cells_of(methods, comparison.folds, comparison.minutes)
+    dropped = [name for name in methods if name not in {cell.method for cell in cells}]
+    comparison.say(announcement(comparison, images, cells, dropped))
+    run_cells(comparison, cells)
+    rows = table_rows(comparison, cells)
+    if not any("mIoU" in row for row in rows):
+        failed = next((row["failed"] for row in rows), "nothing was run")
+        raise UserError(f"no method could be trained: {failed}")
+    write_json(comparison.workdir / "results.json", {"rows": rows})
+    table = table_text(rows)
+    (comparison.workdir / "table.md").write_text(table + "\n")
+    comparison.say("\n" + table)
+    draw_sheet(comparison, cells, images)
+    return rows
+
+
+def table_rows(comparison: Comparison, cells: Sequence[Cell]) -> list[dict]:
+    """A row for each method, the best mean IoU first, and those that failed last."""
+    rows = [_row(comparison, name, cells) for name in dict.fromkeys(cell.method for cell in cells)]
+    return sorted(rows, key=lambda row: -row.get("mIoU", -1.0))
+
+
+def _row(comparison, name, cells):
+    mine = [cell for cell in cells if cell.method == name]
+    records = [record_of(comparison, cell) for cell in mine if cell.fold is not None]
+    before = [record_of(comparison, cell) for cell in mine if cell.fold is None]
+    done = [record for record in records if "mIoU" in record]
+    row = {"method": name, "title": METHODS[name].title, "folds": len(done)}
+    if not done:
+        return {**row, "failed": next(r["failed"] for r in (*before, *records) if "failed" in r)}
+    peaks = [record["peak_bytes"] for record in (*before, *done) if "peak_bytes" in record]
+    keys = ("mIoU", "AUROC", "ECE", "linear_probe", "seconds")
+    numbers = {key: _mean_of(key, done) for key in keys}
+    return {
+        **row, **numbers, "mIoU_of_folds": [record["mIoU"] for record in done],
+        "unlabelled_seconds": sum(record.get("seconds", 0.0) for record in before),
+        "peak_bytes": max(peaks, default=0),
+    }  # fmt: skip
+
+
+def _mean_of(key, records):
+    """The mean over the records that have a number; None where none has one."""
+    values = [record[key] for record in records if record.get(key) is not None]
+    return statistics.mean(values) if values else None
+
+
+def table_text(rows: Sequence[dict]) -> str:
+    """The rows as a table in Markdown; times are those of one fold, evaluation included."""
+    lines = [
+        "| method | mIoU, % | worst fold | AUROC of errors | ECE | time of a fold | peak memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        name = f"{row['method']}: {row['title']}"
+        if "mIoU" not in row:
+            lines.append(f"| {name} | failed: {row['failed']} | | | | | |")
+            continue
+        scores = [100 * score for score in row["mIoU_of_folds"]]
+        deviation = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+        before = row["unlabelled_seconds"]
+        seconds = f"{duration(before)} once + " if before else ""
+        columns = [
+            name, f"{100 * row['mIoU']:.1f}{deviation}", f"{min(scores):.1f}",
+            _three_digits(row["AUROC"]), _three_digits(row["ECE"]),
+            f"{seconds}{duration(row['seconds'])}",
+            size(row["peak_bytes"]) if row["peak_bytes"] else "",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(columns)} |")
+        if row["linear_probe"] is not None:
+            probe = f"{100 * row['linear_probe']:.1f}"
+            lines.append(f"| {row['method']}, linear probe, same features | {probe} | | | | | |")
+    return "\n".join(lines)
+
+
+def _three_digits(value):
+    return "" if value is None else f"{value:.3f}"
+
+
+def next_command(comparison: Comparison, rows: Sequence[dict]) -> str:
+    """What to type to go on with the best method, on all labelled images."""
+    best = rows[0]["method"]
+    if best == FOREST:
+        return (
+            "the forest on filters is the best so far, which is a baseline and cannot be saved: "
+            "give more --minutes, or more labelled images"
+        )
+    options = {key: value for key, value in comparison.overrides(best, 0).items()
+               if key in ("data.path", "unlabelled.path")}  # fmt: skip
+    words = [
+        "python", "-m", "diffseg_jax.main", f"--config={comparison.config_file(best)}",
+        f"--workdir={comparison.workdir}_{best}",
+        *(f"--config.{key}={value}" for key, value in options.items()),
+    ]  # fmt: skip
+    if METHODS[best].weight[1] > 1.0:
+        words.append(f"--minutes={max(30, round(comparison.minutes)):g}")
+    return shlex.join(words)
+
+
+def draw_sheet(comparison: Comparison, cells: Sequence[Cell], images: Images):
+    """sheet.png: held-out images of fold 0, their truth, and the labels of every method."""
+    shown, labels = images_of_sheet(images), images.source.labels
+    examples = [images.validation.source[index] for index in shown]
+    predicted = {}
+    for cell in cells:
+        if cell.fold != 0 or "mIoU" not in record_of(comparison, cell):
+            continue
+        if cell.method == FOREST:
+            with np.load(comparison.workdir / f"{FOREST}_labels.npz") as stored:
+                predicted[cell.method] = [stored[str(index)] for index in shown]
+            continue
+        comparison.say(f"draws predictions of {cell.method}")
+        segmenter = load(comparison.workdir / cell.name)
+        predicted[cell.method] = [
+            np.asarray(segmenter.predict(example["image"]).labels[0]) for example in examples
+        ]
+    columns = ([example[key] for example in examples] for key in ("image", "mask"))
+    sheet = sheets.comparison_sheet(*columns, predicted, labels)
+    sheets.save_png(comparison.workdir / "sheet.png", sheet)
