@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
+from PIL import Image
 
 from diffseg_jax.devices.compiled import CACHE, keep_compiled
 from diffseg_jax.devices.processes import ProcessesLost, barrier, exit_process
@@ -309,6 +310,7 @@ def _exit_after(error):
 
 def use_cache(path: str):
     """Caches compiled programs in a folder, unless it is "", and quietens other loggers."""
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of half the largest size
     for name in ("jax", "absl"):  # they log absent backends and every file that is written
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("fsspec", "gcsfs", "PIL"):  # they log requests and failures, which are also raised

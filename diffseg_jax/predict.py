@@ -29,6 +29,7 @@ from diffseg_jax.inference.images import matching
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.saved import ENDINGS, EXTRA, OVERLAYS, SaveOptions
 from diffseg_jax.inference.segmenter import load
+from diffseg_jax.inference.show import show_predictions
 from diffseg_jax.storage.lock import require_free
 from diffseg_jax.storage.paths import open_path
 
@@ -53,6 +54,8 @@ def make_flags() -> Flags:
     clip = "True: also write <name>_overlay.mp4 for every video"
     add("--video", type=truth, default=False, metavar="True|False", help=clip)
     add("--output", required=True, metavar="DIR", help="folder of the predictions")
+    window = "True: open a sheet of the first predictions, sheet.png, when all are done"
+    add("--show", type=truth, default=False, metavar="True|False", help=window)
     palette = "own (default): the colours of the training data; readable: for any colour vision"
     add("--palette", choices=PALETTES, default="own", help=palette)
     maps = f"more maps to write, some of {','.join(EXTRA)}"
@@ -94,7 +97,7 @@ def main(arguments: Sequence[str] | None = None):
         opened = {name: given.pop(name) for name in CHECKPOINT_FLAGS}
         images, output, palette = (given.pop(name) for name in ("images", "output", "palette"))
         keep_masks, extra = given.pop("keep_masks"), given.pop("save")
-        every, video = given.pop("every"), given.pop("video")
+        every, video, show = (given.pop(name) for name in ("every", "video", "show"))
         chosen = ("format", "contours", "review", "reject", "overlay")
         saved = SaveOptions(extra, **{name: given.pop(name) for name in chosen})
         require_apart(matching(images), output)
@@ -113,6 +116,8 @@ def main(arguments: Sequence[str] | None = None):
         print(f"{done} in {output}{more}; summary in {output}/summary.json")
         if summary["pictures"]:
             print(look_first(summary))
+        if summary["pictures"] and show:
+            print(show_predictions(open_path(output), summary["by_need"]))
         foreign = [name for name, e in summary["pictures"].items() if e.get("foreign")]
         if foreign:
             print(warn_of_foreign(foreign, len(summary["pictures"])))

@@ -7,11 +7,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageShow
 
 import diffseg_jax
 from diffseg_jax import features, predict
 from diffseg_jax.inference.prediction import Prediction
+from diffseg_jax.inference.show import show_predictions
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.networks import open_network
 from image_files import write_clip
@@ -86,6 +87,19 @@ def test_files_hold_the_predictions_of_the_segmenter(run, photos, tmp_path, tiny
     np.testing.assert_allclose(judged, np.stack([wanted.familiarity, wanted.foreign], -1), 1e-5)
     foreign = [name for name, is_so in zip(NAMES, wanted.foreign, strict=True) if is_so]
     assert foreign and predict.warn_of_foreign(foreign, 3) in out
+
+
+def test_a_sheet_of_the_first_predictions_is_shown_or_named(run, tmp_path, monkeypatch):
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    code, out, _ = run("--show=True")
+    sheet = tmp_path / "out" / "sheet.png"
+    assert code == 0 and f"no window can be opened here: look at {sheet}" in out
+    shown = []
+    monkeypatch.setattr(ImageShow, "show", lambda image: shown.append(np.asarray(image)) or True)
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert show_predictions(tmp_path / "out", ["a", "b"]) == f"opened {sheet}"
+    np.testing.assert_array_equal(shown[0], np.asarray(Image.open(sheet)))
 
 
 def test_foreign_images_are_named_at_the_end():

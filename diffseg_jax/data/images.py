@@ -127,7 +127,7 @@ def _explained(path, formats, content):
     except Image.DecompressionBombError as error:
         raise UserError(
             f"{path} is too large ({error}): images have at most {MAX_PIXELS} pixels. Cut it into "
-            "tiles."
+            f"tiles{_tiling(path, content)}."
         ) from None
     except UnidentifiedImageError:
         if bands := _bands(content):
@@ -176,6 +176,14 @@ def _bands(content):
     except Exception:  # no TIFF, or a damaged one
         return ""
     return f"{counted(samples, 'band')} of {bits} bits"
+
+
+def _tiling(path, content):
+    """The command of GDAL that cuts a TIFF into tiles, after a comma; "" for other files."""
+    if not _bands(content):
+        return ""
+    file = shlex.quote(str(path))
+    return f", such as by mkdir tiles && gdal_retile.py -ps 8192 8192 -targetDir tiles {file}"
 
 
 def _to_rgb_of_bytes(path, bands):

@@ -22,6 +22,7 @@ from diffseg_jax.storage.paths import write_atomically
 
 BLACK, WHITE, INK, EDGE = (0, 0, 0), (255, 255, 255), (45, 45, 45), (140, 140, 140)
 WRONG = (213, 94, 0)  # vermillion, which differs from grey in every kind of colour vision
+MIXED_ROWS = 512  # of an image, which are mixed at a time
 STRIPES = (80, 200)  # the greys of ignored pixels
 STRIPE, CONTOUR = 4, 2  # pixels of an image in a sheet: width of a stripe, and of half a contour
 # Colours tell classes if they are not more, and if their CIEDE2000 is not less.
@@ -82,14 +83,18 @@ IGNORED = stripes(SWATCH - 2, SWATCH - 2)  # in a legend
 
 def _striped(drawn: np.ndarray, ignored: np.ndarray) -> np.ndarray:
     """The same array, in which ignored pixels are striped now."""
-    drawn[ignored] = stripes(*ignored.shape, _pixels(STRIPE, *ignored.shape))[ignored]
+    if ignored.any():
+        drawn[ignored] = stripes(*ignored.shape, _pixels(STRIPE, *ignored.shape))[ignored]
     return drawn
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, palette, alpha: float = 0.5) -> np.ndarray:
     """The image with its classes painted over it: alpha 0 is the image, 1 is `colour_labels`."""
-    mixed = (1 - alpha) * image + alpha * colour_labels(mask, palette)
-    return np.rint(mixed).astype(np.uint8)
+    mixed = colour_labels(mask, palette)
+    for top in range(0, len(image), MIXED_ROWS):
+        rows = np.s_[top : top + MIXED_ROWS]
+        mixed[rows] = np.rint((1 - alpha) * image[rows] + alpha * mixed[rows])
+    return mixed
 
 
 def outlined(image: np.ndarray, mask: np.ndarray, palette) -> np.ndarray:

@@ -97,7 +97,7 @@ def predict_files(
     task = bar.add_task("images", total=len(remaining))
     named = readable(remaining, summary, lambda: bar.advance(task))
     named = announce_sizes(named, bar.console, options.round_to)
-    predictions = segmenter.predict_named(named, options)
+    predictions = segmenter.predict_named(named, options, keep=saved.extra)
     make_folder(folder)
     with locked(folder, "predict", "--output"):
         if len(remaining) < len(found):

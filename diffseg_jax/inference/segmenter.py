@@ -6,12 +6,15 @@ prediction = segmenter.predict("street.png")
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import itertools
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +35,7 @@ from diffseg_jax.inference.known_images import read_known_images
 from diffseg_jax.inference.locate import find_stage, step_to_open
 from diffseg_jax.inference.options import PredictOptions, require_integer
 from diffseg_jax.inference.prediction import Prediction, concatenate
-from diffseg_jax.inference.views import Protocol, predict, protocol_of
+from diffseg_jax.inference.views import DEFAULT_SIDE, Protocol, View, predict, protocol_of
 from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.metrics.familiarity import KnownImages
 from diffseg_jax.storage.integrity import Damaged, fingerprints
@@ -42,6 +45,7 @@ from diffseg_jax.systems.task import Task
 
 DTYPES = ("float32", "bfloat16")
 MAX_SEED = 2**31 - 1
+LARGE, MIN_LARGE = 16, 2**20  # times the pixels of `crop`, and pixels, above which tiles are cut
 TRACED_SIZE = (64, 64)  # of the image with which the network is traced to list its features
 
 
@@ -135,6 +139,12 @@ class Segmenter:
             f"{self.step} of {self.directory})"
         )
 
+    @property
+    def crop(self) -> tuple[int, int]:
+        """(height, width) of the images that the network was trained on; TRACED_SIZE: not known."""
+        stage = self.config.get("stages", {}).get(self.meta["stage"])
+        return tuple(stage.augment.crop if stage else self.meta["task"].get("size", TRACED_SIZE))
+
     @own_settings()
     def task_for(self, steps: int | None = None, samples: int | None = None) -> Task:
         """The task of the system, with these numbers of reverse steps and of draws of the noise.
@@ -154,11 +164,9 @@ class Segmenter:
                 require_integer(key, value, 1, maximum)
         if system.with_steps:
             config = system.with_steps(config, steps, samples)
-        stage = config.get("stages", {}).get(self.meta["stage"])
-        crop = stage.augment.crop if stage else self.meta["task"].get("size", TRACED_SIZE)
         classes = len(self.names) or config.get("model", {}).get("num_classes", 0)
         kind = self.meta["task"]["kind"]
-        return system.make_task(config, kind, tuple(crop), classes)
+        return system.make_task(config, kind, self.crop, classes)
 
     def predict(
         self, images, *, steps: int | None = None, samples: int | None = None,
@@ -174,7 +182,9 @@ class Segmenter:
         steps       reverse steps of DDP; None = as the run was evaluated, here and below
         samples     draws of the noise that DDP starts from; outputs are averaged over them
         tile        side, or (height, width), of the windows through which images are shown, which
-                    bounds the memory of the device; 0 = whole images
+                    bounds the memory of the device; 0 = whole images; None = as evaluated, but of
+                    images of 16 times the trained pixels (1 megapixel at least), which the
+                    evaluation does not resize, tiles of 512 pixels or the trained size
         stride      distance from tile to tile; None = 3/4 of the tile
         scales      factors by which images are enlarged; outputs are averaged over them
         flip        whether outputs are averaged over the image and its mirror image
@@ -205,9 +215,12 @@ class Segmenter:
 
     @own_settings()
     def predict_named(
-        self, named: Iterator[tuple[str, np.ndarray]], options: PredictOptions
-    ) -> Iterator[Prediction]:
+        self, named: Iterator[tuple[str, np.ndarray]], options: PredictOptions,
+        keep: Collection[str] | None = None,
+    ) -> Iterator[Prediction]:  # fmt: skip
         """The predictions for images u8[H,W,3] with names, one at a time, in order.
+
+        keep  which of the signals and "probs" they hold, for large images; None: all
 
         Raises UserError for wrong options when it is called, not with the first prediction.
         """
@@ -216,7 +229,8 @@ class Segmenter:
                 f"stage {self.meta['stage']} of {self.directory} knows no classes, so it cannot "
                 "segment. Give the stage that was trained with labels. Its features can be read."
             )
-        protocol = self.protocol_for(options)
+        protocol_of_size = functools.partial(self._protocol_of_size, options)
+        protocol_of_size((1, 1))  # raises for wrong options
         batch_size = options.batch_size
         if batch_size is None:
             on_cpu = self.mesh.devices.flat[0].platform == "cpu"
@@ -224,11 +238,13 @@ class Segmenter:
         require_integer("batch_size", batch_size, 1, 2**16)
         program, task = self._program(options.steps, options.samples)
         program = functools.partial(program, seed=self.seed_for(options.seed))
-        return self._predict_batches(named, program, task.stride, protocol, batch_size)
+        return self._predict_batches(
+            named, program, task.stride, protocol_of_size, batch_size, keep
+        )
 
-    def _predict_batches(self, named, program, stride, protocol, batch_size):
-        for _, group in itertools.groupby(named, key=lambda item: item[1].shape):
-            first = True
+    def _predict_batches(self, named, program, stride, protocol_of_size, batch_size, keep):
+        for shape, group in itertools.groupby(named, key=lambda item: item[1].shape):
+            first, protocol = True, protocol_of_size(shape[:2])
             while batch := list(itertools.islice(group, batch_size)):
                 # The last of several batches is padded to share their program; a lone image is not.
                 rows = 1 if first and len(batch) == 1 else batch_size
@@ -238,7 +254,8 @@ class Segmenter:
                 first = False
                 with _memory_errors():
                     shown = np.stack([image for _, image in batch])
-                    maps = predict(forward, shown, protocol, names, self.calibrator, self.known)
+                    known = self.known
+                    maps = predict(forward, shown, protocol, names, self.calibrator, known, keep)
                 for row, (name, image) in enumerate(batch):
                     yield Prediction([name], [image], [maps[row]], self.labels)
 
@@ -267,6 +284,35 @@ class Segmenter:
                 "would undo every scale. Leave scales out; tiles show more detail."
             )
         return protocol
+
+    def _protocol_of_size(self, options, size):
+        """How images of a size are shown with these options; warns of tiles that nobody asked for.
+
+        Only sizes are changed that the evaluation does not bound, and only far above the trained
+        one, where whole images would be strange to the network, and might not fit in memory.
+        """
+        protocol = self.protocol_for(options)
+        most = max(LARGE * math.prod(self.crop), MIN_LARGE)
+        shown = max(map(math.prod, protocol.sizes(size)))
+        fixed = options.tile is not None or self.task.files or protocol.view is not View.WHOLE
+        if fixed or any(protocol.limit) or protocol.short or shown <= most:
+            return protocol
+        name = f"images of {size[0]} x {size[1]}"
+        if self.task.short:
+            short = 4 * self.task.short
+            warnings.warn(
+                f"{name} are resized to a shorter side of {short}, since the network resizes "
+                f"images to {self.task.short}; tile=0 leaves it to that",
+                stacklevel=2,
+            )
+            return dataclasses.replace(protocol, short=short)
+        tile = tuple(max(side, DEFAULT_SIDE) for side in self.crop)
+        warnings.warn(
+            f"{name} are predicted by tiles of {tile[0]} x {tile[1]}, since the network was "
+            f"trained on {self.crop[0]} x {self.crop[1]}; tile=0 shows them whole",
+            stacklevel=2,
+        )
+        return dataclasses.replace(options, tile=tile).change(self.protocol)
 
     @own_settings()
     def features(

@@ -4,19 +4,19 @@ import dataclasses
 import enum
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 
-from diffseg_jax.data.interpolation import half_pixel_neighbours
 from diffseg_jax.data.transforms import keep_ratio_size, resize_image
 from diffseg_jax.errors import UserError
+from diffseg_jax.inference.bands import DESCRIPTOR, ShownRows, named_maps
 from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.metrics.divergence import entropy, normalised
 from diffseg_jax.metrics.familiarity import KnownImages
 
 DEFAULT_SIDE = 512  # of a window, in the advice where none is given
-DESCRIPTOR = "descriptor"  # the one map that has no pixels
+STRIP = 2**20  # pixels of images whose probabilities are held at their full size at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Maps:
     """The maps predicted for a batch of images of one size, or without B for one image.
 
     labels       i32[B, H, W], 0..K-1
-    probs        f32[B, H, W, K], sums to 1
+    probs        f32[B, H, W, K], sums to 1; None where `predict` was not to keep it
     uncertainty  f32[B, H, W] in [0, 1], the estimated chance that the label is wrong
     signals      name -> f32[B, H, W] in [0, 1], what it is estimated from: "least_confidence", 1 -
                  the highest probability; "entropy", that of `probs` divided by ln K; and those of
@@ -37,7 +37,7 @@ class Maps:
     """
 
     labels: np.ndarray
-    probs: np.ndarray
+    probs: np.ndarray | None
     uncertainty: np.ndarray
     signals: dict[str, np.ndarray]
     calibrated: bool = False
@@ -48,9 +48,9 @@ class Maps:
 
     def __getitem__(self, row: int) -> "Maps":
         signals = {name: values[row] for name, values in self.signals.items()}
-        maps = self.labels[row], self.probs[row], self.uncertainty[row]
-        others = self.baseline, self.descriptor, self.familiarity, self.foreign
-        others = (None if each is None else each[row] for each in others)
+        others = self.probs, self.baseline, self.descriptor, self.familiarity, self.foreign
+        probs, *others = (None if each is None else each[row] for each in others)
+        maps = self.labels[row], probs, self.uncertainty[row]
         return Maps(*maps, signals, self.calibrated, *others)
 
 
@@ -109,18 +109,10 @@ class Protocol:
         return [tuple(max(m, int(side / m + 0.5) * m) for side in size) for size in sizes]
 
 
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows along an axis; the last window ends at the edge of the image.
-
-    max(length - window + stride - 1, 0) // stride + 1 of them, as in mmsegmentation.
-    """
-    count = max(length - window + stride - 1, 0) // stride + 1
-    return [max(min(k * stride, length - window), 0) for k in range(count)]
-
-
 def predict(
     forward: Callable, images: np.ndarray, protocol: Protocol, names: Sequence[str] = (),
     calibrator: Calibrator | None = None, known: KnownImages | None = None,
+    keep: Collection[str] | None = None,
 ) -> Maps:  # fmt: skip
     """Labels, probabilities and uncertainty of images u8[B,H,W,3] of one size.
 
@@ -131,30 +123,71 @@ def predict(
     names       of the images, for a `forward` that reads files
     calibrator  estimates the uncertainty; None: it is 1 - the highest probability
     known       images by which these are judged
+    keep        which of the signals and "probs" the result holds, for large images; None: all
 
     Every map is averaged in float32 over windows, resized to the size of the image, and averaged
     over scales and the mirror image. Before this last average logits become probabilities, or votes
     if there are probabilities too. A label is the class with most votes, or without votes the one
-    of the highest probability; the smallest among equals.
+    of the highest probability; the smallest among equals. Large images are worked through in strips
+    of rows, which changes no bit.
     """
-    image_size = images.shape[1:3]
-    outputs = []
+    size = height, width = images.shape[1:3]
     if names:
         forward = functools.partial(forward, names=names)
-    for size in protocol.sizes(image_size):
-        shown = np.stack([resize_image(image, size) for image in images])
-        outputs.append(_scores(_windows(forward, shown, protocol), image_size))
-        if protocol.flip:
-            mirrored = _windows(forward, shown[:, :, ::-1], protocol)
-            mirrored = {name: values[:, :, ::-1] for name, values in mirrored.items()}
-            outputs.append(_scores(mirrored, image_size))
-    mean = {name: sum(maps[name] for maps in outputs) / len(outputs) for name in outputs[0]}
-    descriptor = from_moments(mean.pop(DESCRIPTOR)) if DESCRIPTOR in mean else None
-    maps = dataclasses.replace(_decided(mean, np, calibrator), descriptor=descriptor)
-    if known is None or descriptor is None or known.descriptors.shape[1] != descriptor.shape[1]:
+    shown = list(_shown(forward, images, protocol))
+    rows = max(1, STRIP // (len(images) * width))
+    strips = []
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        outputs = [_with_probs(each.resized(size, top, bottom), np) for each in shown]
+        mean = {name: sum(maps[name] for maps in outputs) / len(outputs) for name in outputs[0]}
+        strips.append(_kept(_decided(mean, np, calibrator), keep))
+    maps = strips[0] if len(strips) == 1 else _stacked_strips(strips)
+    if not shown[0].descriptors:
+        return maps
+    descriptors = [sum(each.descriptors) / len(each.descriptors) for each in shown]
+    descriptor = from_moments(sum(descriptors) / len(descriptors))
+    maps = dataclasses.replace(maps, descriptor=descriptor)
+    if known is None or known.descriptors.shape[1] != descriptor.shape[1]:
         return maps
     familiarity, foreign = known.judge(descriptor)
     return dataclasses.replace(maps, familiarity=familiarity, foreign=foreign)
+
+
+def _shown(forward, images, protocol) -> Iterator[ShownRows]:
+    """The rows of maps at each scale, of the images and of their mirror images."""
+    for size in protocol.sizes(images.shape[1:3]):
+        shown = np.stack([resize_image(image, size) for image in images])
+        window, stride = None, None
+        if protocol.view is View.SLIDE:
+            window, stride = protocol.window, protocol.stride
+        elif protocol.view is View.HALVES:
+            window = stride = (size[0], (size[1] + 1) // 2)
+        for mirrored in (False, True) if protocol.flip else (False,):
+            yield ShownRows(forward, shown, window, stride, mirrored)
+
+
+def _kept(maps, keep):
+    """The maps without probabilities and signals that are not to be kept; None: all are."""
+    if keep is None:
+        return maps
+    signals = {name: values for name, values in maps.signals.items() if name in keep}
+    probs = maps.probs if "probs" in keep else None
+    return dataclasses.replace(maps, probs=probs, signals=signals)
+
+
+def _stacked_strips(strips):
+    """One `Maps` of those of strips of rows."""
+    first = strips[0]
+    joined = lambda values: None if values[0] is None else np.concatenate(values, 1)
+    return dataclasses.replace(
+        first,
+        labels=joined([each.labels for each in strips]),
+        probs=joined([each.probs for each in strips]),
+        uncertainty=joined([each.uncertainty for each in strips]),
+        signals={name: joined([each.signals[name] for each in strips]) for name in first.signals},
+        baseline=joined([each.baseline for each in strips]),
+    )
 
 
 def predict_whole(output, xp=np, calibrator: Calibrator | None = None) -> Maps:
@@ -162,7 +195,7 @@ def predict_whole(output, xp=np, calibrator: Calibrator | None = None) -> Maps:
 
     xp  numpy or jax.numpy, the module of the arrays that come in and go out
     """
-    maps = _with_probs(_named_maps(output), xp)
+    maps = _with_probs(named_maps(output), xp)
     maps.pop(DESCRIPTOR, None)
     return _decided(maps, xp, calibrator)
 
@@ -190,15 +223,6 @@ def _decided(mean, xp, calibrator):
     return Maps(labels, probs, signals["least_confidence"], signals, False, baseline)
 
 
-def _scores(maps, size):
-    """The maps at the size of the image, with probabilities in place of logits."""
-    resized = {
-        name: values if name == DESCRIPTOR else _resize_map(values, size)
-        for name, values in maps.items()
-    }
-    return _with_probs(resized, np)
-
-
 def _with_probs(maps, xp):
     """The maps with probabilities in place of logits, or votes if there are probabilities too."""
     maps = dict(maps)
@@ -206,57 +230,6 @@ def _with_probs(maps, xp):
         logits = maps.pop("logits")
         powers = xp.exp(logits - xp.max(logits, -1, keepdims=True))
         maps["votes" if "probs" in maps else "probs"] = powers / xp.sum(powers, -1, keepdims=True)
-    return maps
-
-
-def _windows(forward, images, protocol):
-    """Every map averaged over the windows of a view: name -> f32[B,H,W,C]."""
-    height, width = images.shape[1:3]
-    if protocol.view is View.WHOLE:
-        return _forward_padded(forward, images, (height, width))
-    window, stride = protocol.window, protocol.stride
-    if protocol.view is View.HALVES:
-        window = stride = (height, (width + 1) // 2)
-    total, weight, descriptors = {}, np.zeros((1, height, width, 1), np.float32), []
-    for top in window_starts(height, window[0], stride[0]):
-        for left in window_starts(width, window[1], stride[1]):
-            area = np.s_[:, top : top + window[0], left : left + window[1]]
-            maps = _forward_padded(forward, images[area], window)
-            descriptors += [maps.pop(DESCRIPTOR)] if DESCRIPTOR in maps else []
-            for name, values in maps.items():
-                if name not in total:
-                    total[name] = np.zeros((*images.shape[:3], values.shape[-1]), np.float32)
-                total[name][area] += values
-            weight[area] += 1
-    mean = {name: values / weight for name, values in total.items()}
-    return mean | ({DESCRIPTOR: sum(descriptors) / len(descriptors)} if descriptors else {})
-
-
-def _forward_padded(forward, images, size):
-    """The network's maps f32[B,h,w,C] of images padded to `size`, without the padding."""
-    height, width = images.shape[1:3]
-    padding = ((0, 0), (0, size[0] - height), (0, size[1] - width), (0, 0))
-    valid = np.tile(np.array([height, width], np.int32), (len(images), 1))
-    maps = _named_maps(forward(np.pad(images, padding), valid))
-    return {name: np.asarray(values)[:, :height, :width] for name, values in maps.items()}
-
-
-def _named_maps(output):
-    """The maps of a network's output by name, each f[B,h,w,C]."""
-    maps = output if isinstance(output, dict) else {"probs": output}
-    return {name: v[..., None] if v.ndim == 3 else v for name, v in maps.items()}
-
-
-def _resize_map(maps, size):
-    """Bilinear with half-pixel centres, f32[B,h,w,C] -> f32[B,*size,C]."""
-    for axis, target in ((1, size[0]), (2, size[1])):
-        source = maps.shape[axis]
-        if source == target:
-            continue
-        low, high, weight = half_pixel_neighbours(source, target)
-        weight = np.where(low == high, np.float32(0), weight)  # edge values are not changed
-        weight = weight.reshape([-1 if a == axis else 1 for a in range(maps.ndim)])
-        maps = maps.take(low, axis) * (1 - weight) + maps.take(high, axis) * weight
     return maps
 
 

@@ -1,5 +1,6 @@
 """A trained network opened for use predicts as the evaluation does, for images of any kind."""
 
+import copy
 import dataclasses
 import functools
 import json
@@ -23,7 +24,7 @@ from diffseg_jax.inference.images import find_images, named_images
 from diffseg_jax.inference.locate import PRETRAINED, find_stage
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.segmenter import Segmenter
-from diffseg_jax.inference.views import predict
+from diffseg_jax.inference.views import Protocol, predict
 from diffseg_jax.storage.checkpoints import FORMAT, StageCheckpoints
 
 SYSTEMS = ("ddp", "ddep", "ddpm_seg")
@@ -120,6 +121,32 @@ def test_the_network_sees_nothing_but_tiles(opened):
     protocol = segmenter.protocol_for(PredictOptions(tile=(32, 40), stride=(24, 30)))
     wanted = evaluated(segmenter, image, protocol)
     np.testing.assert_allclose(found.probs, wanted.probs, atol=1e-5)
+
+
+def test_large_images_are_tiled_unless_their_size_is_bounded(opened, monkeypatch):
+    segmenter, image = opened("ddp"), RNG.integers(0, 256, (70, 90, 3), np.uint8)
+    (height, width), none = segmenter.crop, PredictOptions()
+    monkeypatch.setattr("diffseg_jax.inference.segmenter.DEFAULT_SIDE", 32)
+    tiled = (max(32, height), max(32, width))
+    wanted = segmenter.predict(image, tile=tiled)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # 70 x 90 is not large
+        assert segmenter._protocol_of_size(none, image.shape[:2]) == segmenter.protocol
+    monkeypatch.setattr("diffseg_jax.inference.segmenter.MIN_LARGE", 1)
+    monkeypatch.setattr("diffseg_jax.inference.segmenter.LARGE", 1)
+    with pytest.warns(UserWarning, match="70 x 90 are predicted by tiles.* tile=0 shows them"):
+        found = segmenter.predict(image)
+    np.testing.assert_array_equal(found.probs, wanted.probs)
+    for options in (PredictOptions(tile=0), PredictOptions(tile=64)):
+        whole = segmenter._protocol_of_size(options, (4000, 4000))
+        assert whole == segmenter.protocol_for(options)
+    monkeypatch.setattr(segmenter, "protocol", Protocol(short=16))
+    assert segmenter._protocol_of_size(none, (4000, 4000)) == Protocol(short=16)
+    monkeypatch.undo()
+    resizing = copy.copy(segmenter)
+    resizing.task = dataclasses.replace(segmenter.task, short=40)
+    with pytest.warns(UserWarning, match="since the network resizes images to 40"):
+        assert resizing._protocol_of_size(none, (4000, 4000)).short == 160
 
 
 def test_tiles_agree_with_the_whole_image_away_from_their_edges(opened):

@@ -2,19 +2,20 @@
 
 import ast
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from diffseg_jax.errors import UserError
+from diffseg_jax.inference import views
+from diffseg_jax.inference.bands import ShownRows, window_starts
 from diffseg_jax.inference.views import (
     Protocol,
     View,
-    _resize_map,
     make_protocol,
     predict,
     predict_whole,
-    window_starts,
 )
 from diffseg_jax.layers.resize import resize_bilinear
 from diffseg_jax.metrics.calibrator import Calibrator
@@ -177,7 +178,53 @@ def test_averaged_probabilities_sum_to_one():
 @pytest.mark.parametrize("size", [(3, 4), (8, 12), (17, 5), (1, 1)])
 def test_probabilities_are_resized_with_half_pixel_centres(size):
     probs = np.random.default_rng(0).random((2, 8, 12, 3), np.float32)
-    np.testing.assert_allclose(_resize_map(probs, size), resize_bilinear(probs, size), atol=1e-5)
+    rows = ShownRows(lambda *_: probs, np.zeros((2, 8, 12, 3), np.uint8), None, None, False)
+    resized = rows.resized(size, 0, size[0])["probs"]
+    np.testing.assert_allclose(resized, resize_bilinear(probs, size), atol=1e-5)
+
+
+SHOWN = {
+    "whole": Protocol(),
+    "slide": Protocol(View.SLIDE, (6, 6), (3, 4)),
+    "gaps of rows": Protocol(View.SLIDE, (7, 5), (7, 5)),
+    "halves, mirrored": Protocol(View.HALVES, flip=True),
+    "scales": Protocol(View.SLIDE, (6, 6), (5, 4), scales=(0.3, 1.0, 2.7), flip=True),
+    "smaller": Protocol(View.SLIDE, (6, 6), (2, 6), short=9),
+    "larger": Protocol(short=40),
+}
+
+
+@pytest.mark.parametrize("pixels", [1, 60, 150])
+@pytest.mark.parametrize("case", SHOWN)
+def test_strips_of_rows_change_no_bit(case, pixels, monkeypatch):
+    images = random_images(19, 23, count=1)
+
+    def forward(images, valid):
+        logits = positional(images, valid) * 3
+        return {"logits": logits, "spread": logits[..., 0] / 9, "descriptor": logits[:, :1, :1, :2]}
+
+    whole = predict(forward, images, SHOWN[case])
+    monkeypatch.setattr(views, "STRIP", pixels)
+    strips = predict(forward, images, SHOWN[case])
+    for name in ("labels", "probs", "uncertainty", "descriptor"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(strips, name))
+    for name, values in whole.signals.items():
+        np.testing.assert_array_equal(values, strips.signals[name])
+    few = predict(forward, images, SHOWN[case], keep=("spread",))
+    assert few.probs is None and few[0].probs is None and set(few.signals) == {"spread"}
+    np.testing.assert_array_equal(few.uncertainty, whole.uncertainty)
+
+
+def test_probabilities_of_a_large_image_are_not_held_at_once(monkeypatch):
+    monkeypatch.setattr(views, "STRIP", 2**10)
+    images, classes = random_images(6000, 8, count=1), 64
+    forward = lambda images, valid: np.full((*images.shape[:3], classes), 1 / classes, np.float32)
+    for protocol in (Protocol(View.SLIDE, (8, 8), (6, 6)), Protocol(short=4)):
+        tracemalloc.start()
+        predict(forward, images, protocol, keep=())
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < images[..., 0].size * classes * 4 / 2
 
 
 # --- uncertainty ----------------------------------------------------------------------------------
