@@ -14,9 +14,9 @@ from diffseg_jax.training import loop, resources
 
 def train_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | None = None):
     """Trains a stage from where it stopped to its last step, or as long as the time allows."""
-    stage = make_stage(plan, planned_steps(plan, checkpoints))
-    if budget:
-        stage = _paced(stage, plan, checkpoints.latest() or 0, budget)
+    stage, start = make_stage(plan, planned_steps(plan, checkpoints)), checkpoints.latest() or 0
+    if budget and start < stage.steps:  # else only its last evaluation is missing
+        stage = _paced(stage, plan, start, budget)
     announce(plan, stage)
     loop.train_network(stage, checkpoints, plan.mesh, plan.log)
 

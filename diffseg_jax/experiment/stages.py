@@ -111,7 +111,10 @@ def require_startable(config: ConfigDict, workdir: Path) -> list[str]:
 
 
 def open_budget(plan: Plan, minutes: float, begun: float) -> Budget:
-    """The time of a run; UserError if the run is finished and had another one."""
+    """The time of a run; UserError if the run is finished and had another one.
+
+    Stages after the first that segments are optional: the run leaves a model without them.
+    """
     measured, waiting = read_results(plan.workdir), []
     for stage in plan.stages:
         finished = first_has_checkpoint(stage.directory)
@@ -121,7 +124,11 @@ def open_budget(plan: Plan, minutes: float, begun: float) -> Budget:
         waiting += [] if finished else [stage]
     if not waiting and all(stage.name in measured for stage in plan.stages if stage.evaluation):
         require_unfinished(plan.workdir, minutes)
-    budget = Budget(minutes, waiting, plan.workdir, plan.log, begun)
+    labelled = [stage.name for stage in plan.stages if stage.evaluation]
+    after = plan.order.index(labelled[0]) + 1 if labelled else len(plan.order)
+    budget = Budget(
+        minutes, waiting, plan.workdir, plan.log, begun, optional=plan.order[after:]
+    )  # fmt: skip
     if waiting:
         budget.announce()
     return budget
@@ -140,6 +147,8 @@ def run_stages(plan: Plan, go_on: bool, budget: Budget | None = None):
             plan.log.say(f"{name}: skipped")
             continue
         stage, network, is_new = planned[name], None, False
+        if budget and not budget.begins(stage):
+            continue
         with StageCheckpoints(stage.directory) as checkpoints:
             while network is None:  # even a finished stage may have been damaged since
                 is_new |= run_stage(stage, checkpoints, go_on, budget)
@@ -147,7 +156,9 @@ def run_stages(plan: Plan, go_on: bool, budget: Budget | None = None):
         if name in measured and not is_new:
             results[name] = measured[name]
         elif stage.evaluation:
-            evaluation = budget.shortened(stage.evaluation) if budget else stage.evaluation
+            evaluation = stage.evaluation
+            if budget:
+                evaluation = budget.shortened(evaluation, network[0])
             results[name] = result_of(evaluation, *network)
             write_results(plan.order, {**measured, **results}, workdir / "results.json")
     report_results(plan.order, results, workdir / "results.json", plan.log, closing_line(plan))

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,10 @@ from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.plan import Evaluation, StagePlan, stage_schedule
-from diffseg_jax.experiment.results import KNOWN_LEARNED
+from diffseg_jax.experiment.results import KNOWN_LEARNED, measure
 from diffseg_jax.inference.views import Protocol
 from diffseg_jax.storage.paths import write_json
+from diffseg_jax.training.lifecycle import COMPILES
 from diffseg_jax.training.log import Log, duration
 
 KEPT_IN = "time_budget.json"
@@ -28,12 +29,16 @@ LINES, CHECKPOINTS = 10.0, 60.0  # seconds between log lines, and at most betwee
 FINAL, WATCHED = 0.15, 0.1  # shares of the time: final evaluations, and those of a stage, at most
 CLOSING = 6.0  # seconds of a final evaluation for calibration, sheets and plots
 COMPILATION, FIT = 30.0, 0.25  # until they are known: seconds, and a share of the time
+UNWATCHED = 10.0  # seconds of an evaluation during training, which compiles at first, until known
+TRIED = 4  # images, or two batches, on which a final evaluation is tried if no other one was
 LEAST = 0.3  # share of the time left that trains, however long the rest takes
 FEWEST = 8  # images of a final evaluation
 OVER = 0.03  # share of the time by which the last evaluation may exceed it
+VIEW = 2.0  # seconds of an image to evaluate for each second to read its features, until known
 FEATURES = 0.6  # share of a fit's time in which its features are read
 SETTLED = 0.02  # relative change of the steps left up to which they are kept
 MOST_STEPS = 10**8
+NOT_BEGUN = "is not begun, as the time is too short"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,23 +110,22 @@ class Budget:
 
     All processes of a run call the same functions; what they decide is that of process 0.
 
-    plans  the stages of the run that are not finished, in their order
-    begun  when the process started, by the clock
+    plans     the stages of the run that are not finished, in their order
+    begun     when the process started, by the clock
+    optional  names of the stages that are not begun if the time is too short
     """
 
     def __init__(
         self, minutes: float, plans: Sequence[StagePlan], workdir: Path, log: Log, begun: float,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, optional: Collection[str] = (),
     ):  # fmt: skip
         saved = read_budget(workdir)
         self.minutes, self.total, self.waiting = minutes, 60 * minutes, list(plans)
         self.file, self.log, self.begun, self.clock = workdir / KEPT_IN, log, begun, clock
         self.before, self.spent = saved.get("used", 0.0), dict(saved.get("spent", {}))
-        self.compilation, self.watched = COMPILATION, {}
+        self.compilation, self.watched, self.optional = COMPILATION, {}, optional
         self.labelled = max(sum(plan.evaluation is not None for plan in plans), 1)
-        for plan in plans:
-            if plan.name in saved.get("image", {}):
-                self.note_image(plan.evaluation, saved["image"][plan.name])
+        self.expected = dict(saved.get("image", {}))  # stage -> seconds of an image
 
     @property
     def left(self) -> float:
@@ -150,18 +154,41 @@ class Budget:
             if not steps:  # only fits, which end with their recipe
                 seconds = f"at most {duration(self.fit_seconds())}"
             parts.append(f"{share.name} {seconds}{notes.get(share.name, '')}")
-        return ", ".join([*parts, f"evaluation about {duration(closing)}"] if closing else parts)
+        parts += [f"evaluation about {duration(closing)}"] if closing else []
+        parts += [f"{plan.name} {NOT_BEGUN}" for plan in self.waiting[len(shares) :]]
+        return ", ".join(parts)
 
     # ---- what is needed ---------------------------------------------------------------------
 
     def _shares(self) -> list[Share]:
-        """Of the stages that are not finished; the first of them may be running."""
-        return [self._share(plan, plan is not self.waiting[0]) for plan in self.waiting]
+        """Of the stages that are not finished, the first of which may be running.
+
+        Without the last ones that need more time than there is, if they are optional.
+        """
+        shares = [self._share(plan, plan is not self.waiting[0]) for plan in self.waiting]
+        trains = self.left + sum(self.spent.get(share.name, 0.0) for share in shares[:1])
+        while len(shares) > 1 and shares[-1].name in self.optional:
+            need = sum(share.fixed + share.closing for share in shares)
+            if need < (1 - LEAST) * trains:
+                break
+            shares.pop()
+        return shares
+
+    def begins(self, plan: StagePlan) -> bool:
+        """Whether a stage is begun: an optional one must have time to compile."""
+        if plan.name not in self.optional or plan.name not in [p.name for p in self.waiting]:
+            return True
+        short = self._share(plan, compiles=True).fixed > self.left
+        short = processes.broadcast_from_first(int(short))
+        if short:
+            self.log.say(f"{plan.name}: {NOT_BEGUN}; the same command with more --minutes goes on")
+            self.end(plan)
+        return not short
 
     def _share(self, plan, compiles):
         closing = self.closing(plan.evaluation) if plan.evaluation else 0.0
         if plan.task.fit:
-            return Share(plan.name, 0.0, min(FIT * self.total, 10 * COMPILATION), closing)
+            return Share(plan.name, 0.0, min(FIT * self.total, 3 * COMPILATION), closing)
         fixed = self.compilation * (compiles or plan.name not in self.spent)
         fixed += self._watch_seconds(plan) * self._watches(plan)
         return Share(plan.name, cost_of(plan), fixed, closing)
@@ -178,17 +205,15 @@ class Budget:
         """Seconds of one image of the final evaluation; 0 if they are not known yet."""
         if not evaluation:
             return 0.0
-        quick = evaluation.timed.get(evaluation.quick_protocol, 0.0)
-        return quick * views_of(evaluation.protocol) / views_of(evaluation.quick_protocol)
-
-    def note_image(self, evaluation: Evaluation, seconds: float):
-        """Takes the seconds of one image, unless an evaluation has measured them."""
-        factor = views_of(evaluation.quick_protocol) / views_of(evaluation.protocol)
-        evaluation.timed.setdefault(evaluation.quick_protocol, seconds * factor)
+        for shown in (evaluation.protocol, evaluation.quick_protocol):
+            if shown in evaluation.timed:
+                return evaluation.timed[shown] * views_of(evaluation.protocol) / views_of(shown)
+        return self.expected.get(evaluation.stage, 0.0)
 
     def _watch_seconds(self, plan):
         """Seconds of one evaluation, or sheet of images, during training."""
-        return self.watched.get(plan.name, COMPILATION if plan.task.sample else COMPILATION / 6)
+        long = plan.task.sample or plan.evaluation
+        return self.watched.get(plan.name, 2 * UNWATCHED if long else UNWATCHED / 2)
 
     def _watches(self, plan):
         """Whether a stage is evaluated while it is trained: one without labels if that is quick."""
@@ -243,7 +268,7 @@ class Budget:
         each = seconds / cost_of(plan) * plan.options.steps  # of a pixel that is learned from
         planned, notes = divide(self.left, self._shares()), {}
         for other in self.waiting:
-            if not other.task.fit:
+            if other.name in planned:
                 recipe = other.options.steps
                 made = int(planned[other.name] / (each * cost_of(other) / recipe))
                 made = steps if other.name == plan.name else made
@@ -268,8 +293,7 @@ class Budget:
 
         images  number without copies;  each  seconds of one
         """
-        if plan.evaluation:
-            self.note_image(plan.evaluation, each)
+        self.expected.setdefault(plan.name, VIEW * each)
         fitting = max(int(FEATURES * self.fit_seconds() / (images * each)) - 1, 0)
         fitting = processes.broadcast_from_first(min(fitting, copies))
         need = duration(images * (copies + 1) * each)
@@ -289,19 +313,25 @@ class Budget:
         self.log.say(need + fewer)
         return fitting
 
-    def shortened(self, evaluation: Evaluation) -> Evaluation:
-        """The final evaluation of as many images as the time allows, spread over all of them."""
-        each, count = self.image_seconds(evaluation), len(evaluation.indices)
-        if not each:
-            return evaluation
-        later = self._shares()
+    def shortened(self, evaluation: Evaluation, network: dict) -> Evaluation:
+        """The final evaluation of as many images as the time allows, spread over all of them.
+
+        network  is first tried on a few images if none was evaluated yet
+        """
+        count = len(evaluation.indices)
+        few = spread(evaluation.indices, max(TRIED, 2 * evaluation.batch_size))
+        if not evaluation.timed and 2 * len(few) < count:
+            self.log.say(f"{evaluation.stage}: evaluates {len(few)} images first; {COMPILES}")
+            measure(evaluation, network, few, evaluation.protocol)
+        each, later = self.image_seconds(evaluation), self._shares()
         left = self.left - sum(share.fixed + share.closing for share in later)
         if not later:
             left += OVER * self.total
         if any(share.cost for share in later):
             left = min(left, FINAL * self.total / self.labelled + CLOSING)
         learned = learned_images(evaluation)
-        images = max(images_within(left - CLOSING, each, learned), FEWEST)
+        images = images_within(left - CLOSING, each, learned) if each else count
+        images = max(images, FEWEST)
         images = processes.broadcast_from_first(min(images, count))
         if images == count:
             return evaluation

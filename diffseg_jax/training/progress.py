@@ -32,7 +32,7 @@ class Progress:
         self.done, self.now = self.done + count, self.clock()
         if not self.first:
             self.first, self.warm = self.done, self.now
-        if self.now - self.reported > REPORT_EVERY and self.done < self.total:
+        if self.now - self.reported > REPORT_EVERY and self.first < self.done < self.total:
             self.reported = self.now
             left = duration((self.total - self.done) * self.seconds_each)
             self.say(f"{self.what} {self.done}/{self.total}   {left} left")

@@ -416,3 +416,21 @@ def test_features_that_are_not_finite_end_it(step, tmp_path, monkeypatch):
         run(fit, tmp_path, monkeypatch)
     with StageCheckpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.latest() == (8 if step > 8 else None)
+
+
+# ---- when the time is short ----------------------------------------------------------------------
+
+
+def test_a_fit_that_would_not_end_in_time_begins_again_with_fewer_steps(tmp_path, monkeypatch):
+    asked, shorter = [], fit_of(steps=12, every=dict(log=4, checkpoint=99), meta={"steps": 12})
+
+    def shorten(seconds):
+        asked.append(seconds)
+        return shorter
+
+    short, meta = run(fit_of(shorten=shorten), tmp_path / "short", monkeypatch)
+    alone, _ = run(shorter, tmp_path / "alone", monkeypatch)
+    assert len(asked) == 1 and asked[0] > 0
+    assert int(short["step"]) == meta["step"] == meta["steps"] == 12 and meta["finished"]
+    assert records(tmp_path / "short") == records(tmp_path / "alone")
+    assert_same(short, alone)

@@ -40,4 +40,4 @@ def test_a_long_phase_says_how_far_it_is_and_never_after_its_end():
 def test_compilation_in_the_first_part_does_not_change_the_rate():
     lines, progress = lines_of(3, 2.0, first=60.0)
     assert progress.seconds_each == 2
-    assert lines[0].startswith("fit: features 1/3")
+    assert lines == ["fit: features 2/3   2 s left"]
