@@ -1,4 +1,4 @@
-"""Predicts images in files or folders: label maps, uncertainty, and a summary.
+"""Predicts images and videos in files or folders: label maps, uncertainty, and a summary.
 
   python -m diffseg_jax.predict --checkpoint=scenes --images=photos --output=labelled
 
