@@ -1,5 +1,6 @@
 """Complete runs through the command line, on scenes of 32 x 48 with a tiny network."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_a_run_writes_all_of_its_files(tiny_run):
     assert names == {
         *(f"{stage}_{step:06d}.png" for stage in STAGES for step in (4, 8)),
         *(f"{stage}{plot}_result.png" for stage in ("finetune", "scratch")
-          for plot in ("", "_reliability", "_risk_coverage")),
+          for plot in ("", "_reliability", "_risk_coverage", "_confusion")),
     }  # fmt: skip
     for name in names:
         with Image.open(workdir / "pictures" / name) as image:
@@ -81,6 +82,18 @@ def test_results_hold_every_class(tiny_run):
         assert 0 < result["calibration"]["ECE"] < 1
         assert result["calibration"]["ECE_of_predicted"].keys() == result["IoU"].keys()
     assert "time" not in json.dumps(results)
+
+
+def test_the_confusion_is_a_table_from_which_the_results_follow(tiny_run):
+    for stage, result in read(tiny_run.workdir / "results.json").items():
+        head, *rows = csv.reader((tiny_run.workdir / f"confusion_{stage}.csv").open())
+        assert head[1:] == [row[0] for row in rows] == list(result["Acc"])
+        counts = np.array([row[1:] for row in rows], int)
+        assert counts.sum() == 8 * 32 * 48
+        assert counts.trace() / counts.sum() == pytest.approx(result["aAcc"])
+        hits, accuracies = counts.diagonal(), result["Acc"].values()
+        for right, labelled, accuracy in zip(hits, counts.sum(axis=1), accuracies):
+            assert accuracy == (pytest.approx(right / labelled) if labelled else None)
 
 
 def test_no_step_is_logged_twice(tiny_run):
@@ -161,6 +174,7 @@ def test_the_mode_check_prints_and_draws(command, tmp_path):
     assert any(line.split()[:2] == ["0", "road"] and "%" in line for line in out.splitlines())
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "check_train.png", "check_val.png", "check_unlabelled.png",
+        "check_train_changed.png", "check_unlabelled_changed.png",
     }  # fmt: skip
 
 

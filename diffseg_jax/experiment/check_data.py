@@ -4,13 +4,14 @@ import collections
 import functools
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffseg_jax.config.options import FIT
 from diffseg_jax.data.folder_source import FolderSource
 from diffseg_jax.data.label_checks import SeenLabels, errors_of, label_counts, warnings_of
 from diffseg_jax.data.labels import IGNORE
@@ -18,6 +19,7 @@ from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.devices.processes import require_one
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.data_notes import notes_of, turned_both_ways
+from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.labelled_images import (
     cut_images,
     kept_folds,
@@ -25,10 +27,11 @@ from diffseg_jax.experiment.labelled_images import (
     used_images,
     validation_split,
 )
-from diffseg_jax.experiment.plan import check_config
+from diffseg_jax.experiment.plan import augmentation, check_config, labelled_stages
 from diffseg_jax.experiment.stages import require_startable
 from diffseg_jax.figures import sheets
 from diffseg_jax.storage.workdir import make_workdir
+from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.training.progress import Progress
 
 SHEET_IMAGES = 12  # on a contact sheet
@@ -52,7 +55,7 @@ def check_data(config: ConfigDict, workdir: Path):
         parts += [] if held_out else [("val", "data", config.data.val)]
     if "unlabelled" in config and config.unlabelled.source:
         parts.append(("unlabelled", "unlabelled", config.unlabelled.split))
-    wrong, problems, seen = [], [], {}
+    wrong, problems, seen, sources = [], [], {}, {}
     for name, part, split in parts:
         try:
             source = open_data(config, part, split)
@@ -65,6 +68,7 @@ def check_data(config: ConfigDict, workdir: Path):
             + (f", split {split}" if split else ""),
             flush=True,
         )
+        sources[name] = source
         bad, counts = report_source(source, name == "unlabelled", config[part].threads)
         problems += bad
         file = workdir / f"check_{name}.png"
@@ -86,7 +90,10 @@ def check_data(config: ConfigDict, workdir: Path):
         examples = counted(len(problems), "example")
         wrong.append(f"{examples} cannot be used. The lines above say why, and what to do.")
     try:
-        for sentence in require_startable(config, workdir):
+        notes = require_startable(config, workdir)
+        if not wrong:
+            draw_changes(config, sources, workdir)
+        for sentence in notes:
             print(f"note: {sentence}")
     except UserError as error:
         reported = "\n".join([*wrong, *problems])
@@ -206,13 +213,43 @@ def _print_shares(names, counts):
         print(f"  {label:>3} {name:<{width}} {share:>8.2%} {images[label]:>8}")
 
 
+def draw_changes(config: ConfigDict, sources: dict[str, Sequence], workdir: Path):
+    """Writes check_*_changed.png: training images as the first stage that reads them changes them.
+
+    sources  by part: "train" or "unlabelled"; others are not drawn
+    """
+    learned = labelled_stages(config)
+    readers = {"train": learned, "unlabelled": [name for name in config.run if name not in learned]}
+    for part, names in readers.items():
+        kinds = {name: config.stages[name].kind for name in names}
+        names = [n for n in names if not SYSTEMS[config.system].skips(config, kinds[n])]
+        options = config.stages[names[0]].augment if names and part in sources else None
+        if options is None or kinds[names[0]] == FIT and not options.get("variants", 0):
+            continue
+        file = workdir / f"check_{part}_changed.png"
+        sheets.save_png(file, changed_sheet(sources[part], options, part == "train", config.seed))
+        print(f"{part}, as stage {names[0]} changes its images: {file}")
+
+
+def changed_sheet(source: Sequence, options: Mapping, labelled: bool, seed: int) -> np.ndarray:
+    """A sheet of examples spread evenly over the source, changed as a stage with these options."""
+    change, crops, titles = augmentation(options, labelled), [], []
+    for index in spread(range(len(source)), SHEET_IMAGES):
+        example = source[int(index)]
+        rng = np.random.default_rng([seed, int(index)])
+        crops.append(change(example["image"], example.get("mask"), rng))
+        titles.append(Path(example["name"]).name)
+    masks = [crop["mask"] for crop in crops] if labelled else None
+    return sheets.contact_sheet([crop["image"] for crop in crops], masks, source.labels, titles)
+
+
 def source_sheet(source: Sequence, unlabelled: bool) -> np.ndarray:
     """A sheet of examples spread evenly over the source; unreadable ones are skipped.
 
     If masks fit turned images both ways, the first of these is among the examples.
     """
-    examples, spread = [], np.linspace(0, len(source) - 1, SHEET_IMAGES).astype(int)
-    for index in sorted({*spread.tolist(), *turned_both_ways(source)[:1]}):
+    examples, shown = [], spread(range(len(source)), SHEET_IMAGES)
+    for index in sorted({*map(int, shown), *turned_both_ways(source)[:1]}):
         try:
             examples.append(source[int(index)])
         except UserError:

@@ -1,6 +1,8 @@
 """The numbers and sheets of a network on validation images."""
 
+import csv
 import dataclasses
+import io
 
 import jax
 import numpy as np
@@ -27,6 +29,7 @@ from diffseg_jax.experiment.fold_files import (
 )
 from diffseg_jax.experiment.plan import Evaluation, StagePlan
 from diffseg_jax.figures import sheets, trust
+from diffseg_jax.figures.confusion import confusion_plot
 from diffseg_jax.inference.calibrators import file_of, write_calibrator
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.known_images import write_known_images
@@ -36,6 +39,7 @@ from diffseg_jax.metrics.calibration import scores_by_class
 from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.metrics.familiarity import MIN_KNOWN, known_images
 from diffseg_jax.metrics.uncertainty import auroc
+from diffseg_jax.storage.paths import write_atomically
 from diffseg_jax.storage.workdir import stage_directory
 from diffseg_jax.training.progress import Progress
 
@@ -96,6 +100,7 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
     draw_predictions(evaluation, examples, f"{stage}_{suffix}", meta["step"], calibrator)
     after = calibrated.after if calibrator else None
     draw_trust(evaluation, counts.chance, after, suffix, meta["step"])
+    show_confusion(evaluation, counts.confusion[:-1], suffix, meta["step"])
     others = {}
     if counts.baseline.any():
         probe = dataclasses.replace(counts, confusion=counts.baseline)
@@ -245,6 +250,25 @@ def draw_trust(
             ("risk_coverage", trust.risk_coverage_plot),
         ):
             save_sheet(evaluation, draw(chance, after), f"{evaluation.stage}_{name}_{suffix}", step)
+
+
+def show_confusion(evaluation: Evaluation, counts: np.ndarray, suffix: str, step: int):
+    """Writes counts int[K, K], a row per labelled class, as a table, and draws them.
+
+    The table is confusion_<stage>.csv, with the suffix if it is not "result". The plot is drawn if
+    the run draws any images.
+    """
+    stage, names = evaluation.stage, evaluation.source.labels.names
+    if processes.is_first():
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["labelled / predicted", *names])
+        table.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
+        end = "" if suffix == "result" else f"_{suffix}"
+        file = evaluation.workdir / f"confusion_{stage}{end}.csv"
+        write_atomically(file, text.getvalue().encode())
+    if evaluation.examples and counts.any():
+        save_sheet(evaluation, confusion_plot(counts, names), f"{stage}_confusion_{suffix}", step)
 
 
 def auroc_of_signals(counts: Counts) -> dict:

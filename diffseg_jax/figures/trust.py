@@ -72,12 +72,16 @@ def _new_plot():
 
 
 def _drawn(figure, panel, title: str) -> np.ndarray:
-    """The figure as uint8[H, W, 3]."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     panel.set_title(title, fontsize=11, loc="left")
     panel.grid(color="0.9", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
+    return pixels_of(figure)
+
+
+def pixels_of(figure) -> np.ndarray:
+    """A figure of matplotlib as uint8[H, W, 3]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

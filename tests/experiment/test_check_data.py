@@ -10,7 +10,8 @@ from PIL import Image
 
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import stages
-from diffseg_jax.experiment.check_data import check_data
+from diffseg_jax.experiment.check_data import changed_sheet, check_data
+from diffseg_jax.experiment.labelled_images import open_data
 from diffseg_jax.storage.workdir import claim_workdir
 
 pytestmark = pytest.mark.quick
@@ -62,6 +63,14 @@ def test_counts_sizes_shares_and_notes_are_printed(config, tmp_path, capsys):
     for name in ("train", "val", "unlabelled"):
         with Image.open(tmp_path / "run" / f"check_{name}.png") as sheet:
             assert min(sheet.size) > 10
+
+
+def test_training_images_are_shown_as_their_stage_changes_them(config, folder):
+    source, augment = open_data(config, "data", "train"), config.stages.finetune.augment
+    plain, again = (changed_sheet(source, augment, True, seed=0) for _ in range(2))
+    np.testing.assert_array_equal(plain, again)
+    turned = changed_sheet(source, {**augment, "rotate": 90.0}, True, seed=0)
+    assert turned.shape == plain.shape and (turned != plain).any()
 
 
 def test_images_much_smaller_than_most_are_named(config, folder, tmp_path, capsys):

@@ -496,4 +496,6 @@ def test_check_shows_the_cropped_squares(tmp_path, capsys):
     main.MODES["check"](make_config(), tmp_path / "run")
     printed = capsys.readouterr()
     assert "16 x 16 (10)" in printed.out and printed.err == ""
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["check_unlabelled.png"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "check_unlabelled.png", "check_unlabelled_changed.png",
+    ]  # fmt: skip
