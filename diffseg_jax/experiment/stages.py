@@ -38,7 +38,7 @@ from diffseg_jax.experiment.plan import (
     plan_evaluations,
 )
 from diffseg_jax.experiment.results import PROBE, result_of
-from diffseg_jax.experiment.time_budget import Budget, require_unfinished
+from diffseg_jax.experiment.time_budget import Budget, require_unfinished, slowness_of_machine
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.storage.checkpoints import Damaged, StageCheckpoints, has_checkpoint
 from diffseg_jax.storage.lock import locked_in_all, require_free
@@ -127,7 +127,8 @@ def open_budget(plan: Plan, minutes: float, begun: float) -> Budget:
     labelled = [stage.name for stage in plan.stages if stage.evaluation]
     after = plan.order.index(labelled[0]) + 1 if labelled else len(plan.order)
     budget = Budget(
-        minutes, waiting, plan.workdir, plan.log, begun, optional=plan.order[after:]
+        minutes, waiting, plan.workdir, plan.log, begun, optional=plan.order[after:],
+        slowness=slowness_of_machine(),
     )  # fmt: skip
     if waiting:
         budget.announce()

@@ -7,6 +7,7 @@ up: `time_budget.json` in the workdir keeps them.
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -113,17 +114,20 @@ class Budget:
     plans     the stages of the run that are not finished, in their order
     begun     when the process started, by the clock
     optional  names of the stages that are not begun if the time is too short
+    slowness  by which seconds that are not measured are multiplied, see `slowness_of_machine`
     """
 
     def __init__(
         self, minutes: float, plans: Sequence[StagePlan], workdir: Path, log: Log, begun: float,
         clock: Callable[[], float] = time.monotonic, optional: Collection[str] = (),
+        slowness: float = 1.0,
     ):  # fmt: skip
         saved = read_budget(workdir)
         self.minutes, self.total, self.waiting = minutes, 60 * minutes, list(plans)
         self.file, self.log, self.begun, self.clock = workdir / KEPT_IN, log, begun, clock
         self.before, self.spent = saved.get("used", 0.0), dict(saved.get("spent", {}))
-        self.compilation, self.watched, self.optional = COMPILATION, {}, optional
+        self.slowness, self.compilation = slowness, slowness * COMPILATION
+        self.watched, self.optional = {}, optional
         self.labelled = max(sum(plan.evaluation is not None for plan in plans), 1)
         self.expected = dict(saved.get("image", {}))  # stage -> seconds of an image
 
@@ -197,9 +201,9 @@ class Budget:
         """Seconds of a final evaluation, which takes at most its share of the time."""
         each, most = self.image_seconds(evaluation), FINAL * self.total / self.labelled
         if not each:
-            return CLOSING + min(most, 2 * COMPILATION)
+            return self.slowness * CLOSING + min(most, 2 * COMPILATION)
         learned = learned_images(evaluation)
-        return CLOSING + min(each * (len(evaluation.indices) + learned), most)
+        return self.slowness * CLOSING + min(each * (len(evaluation.indices) + learned), most)
 
     def image_seconds(self, evaluation: Evaluation | None) -> float:
         """Seconds of one image of the final evaluation; 0 if they are not known yet."""
@@ -213,7 +217,8 @@ class Budget:
     def _watch_seconds(self, plan):
         """Seconds of one evaluation, or sheet of images, during training."""
         long = plan.task.sample or plan.evaluation
-        return self.watched.get(plan.name, 2 * UNWATCHED if long else UNWATCHED / 2)
+        unknown = self.slowness * (2 * UNWATCHED if long else UNWATCHED / 2)
+        return self.watched.get(plan.name, unknown)
 
     def _watches(self, plan):
         """Whether a stage is evaluated while it is trained: one without labels if that is quick."""
@@ -324,13 +329,14 @@ class Budget:
             self.log.say(f"{evaluation.stage}: evaluates {len(few)} images first; {COMPILES}")
             measure(evaluation, network, few, evaluation.protocol)
         each, later = self.image_seconds(evaluation), self._shares()
+        closing = self.slowness * CLOSING
         left = self.left - sum(share.fixed + share.closing for share in later)
         if not later:
             left += OVER * self.total
         if any(share.cost for share in later):
-            left = min(left, FINAL * self.total / self.labelled + CLOSING)
+            left = min(left, FINAL * self.total / self.labelled + closing)
         learned = learned_images(evaluation)
-        images = images_within(left - CLOSING, each, learned) if each else count
+        images = images_within(left - closing, each, learned) if each else count
         images = max(images, FEWEST)
         images = processes.broadcast_from_first(min(images, count))
         if images == count:
@@ -356,6 +362,14 @@ class Speed:
     def add(self, seconds: float):
         """The mean of some more steps."""
         self.seconds = (self.seconds + seconds) / 2 if self.seconds else seconds
+
+
+def slowness_of_machine() -> float:
+    """How many programs share a core of a busy machine, by its load: 1 to 4."""
+    try:
+        return min(max(os.getloadavg()[0] / os.cpu_count(), 1.0), 4.0)
+    except (OSError, AttributeError):  # not every system tells
+        return 1.0
 
 
 def cost_of(plan: StagePlan) -> float:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from diffseg_jax.experiment.time_budget import (
     intervals,
     read_budget,
     require_unfinished,
+    slowness_of_machine,
     steps_within,
 )
 from diffseg_jax.inference.views import Protocol
@@ -223,6 +225,18 @@ def test_a_fit_takes_what_its_recipe_needs_and_less_only_where_the_time_is_short
     machine.clock.now = 500.0
     assert machine.budget.copies(plan, images=20, copies=3, each=0.2) == 0
     assert machine.budget.fit_steps(plan, 500, each=0.02) == 1
+
+
+@pytest.mark.parametrize(("load", "slowness"), [(0.5, 1), (3.0, 3), (20.0, 4)])
+def test_a_busy_machine_keeps_more_time_for_what_is_not_measured(
+    tmp_path, monkeypatch, load, slowness
+):
+    monkeypatch.setattr("os.getloadavg", lambda: (load * os.cpu_count(), 0.0, 0.0))
+    assert slowness_of_machine() == slowness
+    plan = planned("train", images=101)
+    log = SimpleNamespace(say=print)
+    budget = Budget(3, [plan], tmp_path, log, 0.0, Clock(), slowness=slowness)
+    assert budget.closing(plan.evaluation) == slowness * CLOSING + 27
 
 
 def test_a_fast_machine_makes_more_steps_than_the_recipe(tmp_path):
