@@ -54,9 +54,16 @@ def read_config(given: str, overrides: Iterable[tuple[str, str | bool]] = ()):
         is_repeated = path in values and isinstance(value, (tuple, list))
         values[path] = values[path] + value if is_repeated else value
     with config.unlocked():  # an option of a data set may be new, and the group of one in LACKING
-        config.update({path.split(".")[0]: {} for path in values if "." in path})
+        for path in values:
+            config.update(_groups_of(path))
         config.update_from_flattened_dict({**_subset_of_file_off(config, values), **values})
     return config
+
+
+def _groups_of(path):
+    """{"stages": {"train": {}}} of stages.train.steps."""
+    group, _, below = path.partition(".")
+    return {group: _groups_of(below)} if below else {}
 
 
 def _present_name(config, path):

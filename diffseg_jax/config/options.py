@@ -45,6 +45,11 @@ MORE_CHANGES = {  # of training images, which the papers do not make
     "grey": Optional(Number(float, 0, 1)),  # share of the images
     "blur": Optional(Number(float, 0, 100)),  # pixels
 }
+LABEL_PROBE = Optional(Some({  # of stages without labels; see experiment.pretraining_probe
+    "every": Number(int, 0),  # steps; 0: never
+    "patience": Number(int, 0),  # probes without a gain after which the stage ends; 0: never
+    "gain": Number(float, 0, 1),  # of mean IoU
+}))  # fmt: skip
 STAGE = {
     "kind": Text(),
     "start": Text(),
@@ -76,6 +81,7 @@ STAGE = {
         "clip_norm": Number(float, 0),
     },
     "every": {"log": Number(int, 1), "checkpoint": Number(int, 1), "evaluate": Number(int, 1)},
+    "probe": LABEL_PROBE,
 }
 FIT = "fit"  # the kind of a stage that fits an ensemble to features, without the training loop
 FIT_STAGE = {

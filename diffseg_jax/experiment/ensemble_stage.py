@@ -69,7 +69,7 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | N
         return
     step = checkpoints.latest()
     saved = {} if step is None else checkpoints.meta(step)
-    extract = _extractor(plan)
+    extract = extractor(plan)
     copies = saved.get("copies", _copies(plan))
     masks, kept = read_masks(plan, fit.small_objects, plan.log.say, copies)
     if budget and step is None:
@@ -307,23 +307,29 @@ def check_shapes(given: dict, abstract: dict, folder: str):
 
 def open_backbone(plan: StagePlan) -> dict:
     """The network whose features are read, on devices: of this stage's checkpoint, or its start."""
-    task, found = plan.task, {}
-    key = jax.random.fold_in(jax.random.key(plan.seed), zlib.crc32(b"features"))
+    found = {}
     if first_has_checkpoint(plan.directory):
         found = open_network(plan.directory)[0]
         for part in found.values():
             del part["ensemble"]
     elif plan.loaded:
         found = plan.loaded()
+    return completed(plan, place_tree(found, state_shardings(found, plan.mesh)))
+
+
+def completed(plan: StagePlan, found: dict) -> dict:
+    """The network of a fit: the arrays that are found, on devices, and drawn ones for others."""
     found = flatten(found)
+    key = jax.random.fold_in(jax.random.key(plan.seed), zlib.crc32(b"features"))
 
     def draw_missing(key):
-        return {path: leaf for path, leaf in flatten(task.init(key)).items() if path not in found}
+        return {
+            path: leaf for path, leaf in flatten(plan.task.init(key)).items() if path not in found
+        }
 
     where = state_shardings(jax.eval_shape(draw_missing, key), plan.mesh)
     drawn = jax.jit(draw_missing, out_shardings=where)(key)
-    placed = place_tree(found, state_shardings(found, plan.mesh))
-    return {"params": {}, "stats": {}, **unflatten({**placed, **drawn})}
+    return {"params": {}, "stats": {}, **unflatten({**found, **drawn})}
 
 
 def examples(plan: StagePlan, shown) -> Iterator[dict]:
@@ -461,7 +467,7 @@ def free_bytes(on_host: bool) -> int:
     return int(found[0]) * 1024 if found else 0
 
 
-def _extractor(plan) -> Callable:
+def extractor(plan) -> Callable:
     """`PixelFit.extract`, compiled; what it returns is replicated on every device."""
     return jax.jit(plan.task.fit.extract, out_shardings=NamedSharding(plan.mesh, PartitionSpec()))
 
@@ -476,7 +482,7 @@ def collect(
     extract, progress  for several calls, a compiled function, and what counts the images
     """
     fit, mesh = plan.task.fit, plan.mesh
-    extract = extract or _extractor(plan)
+    extract = extract or extractor(plan)
     progress = progress or Progress(plan.log.say, f"{plan.name}: features", len(shown))
     write = jax.jit(_write, donate_argnums=0)
     groups = [shown[start : start + mesh.size] for start in range(0, len(shown), mesh.size)]

@@ -7,6 +7,7 @@ from diffseg_jax.devices.mesh import describe_devices, local_rows, state_shardin
 from diffseg_jax.errors import counted
 from diffseg_jax.experiment.monitor import make_monitor
 from diffseg_jax.experiment.plan import StagePlan, augmentation, stage_schedule
+from diffseg_jax.experiment.pretraining_probe import probed
 from diffseg_jax.experiment.time_budget import FIRST_STEPS, MOST_STEPS, Budget
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.training import loop, resources
@@ -14,7 +15,8 @@ from diffseg_jax.training import loop, resources
 
 def train_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | None = None):
     """Trains a stage from where it stopped to its last step, or as long as the time allows."""
-    stage, start = make_stage(plan, planned_steps(plan, checkpoints)), checkpoints.latest() or 0
+    stage = probed(make_stage(plan, planned_steps(plan, checkpoints)), plan, checkpoints)
+    start = checkpoints.latest() or 0
     if budget and start < stage.steps:  # else only its last evaluation is missing
         stage = _paced(stage, plan, start, budget)
     announce(plan, stage)
@@ -34,8 +36,8 @@ def _paced(stage, plan, start, budget):
     never = {"checkpoint": MOST_STEPS, "evaluate": MOST_STEPS}
     return dataclasses.replace(
         stage, steps=steps, schedule=stage_schedule(plan.options, steps),
-        every={"log": FIRST_STEPS, **never}, evaluate=budget.watch(plan, stage.evaluate),
-        pace=budget.paced(plan, start),
+        every={**stage.every, "log": FIRST_STEPS, **never},
+        evaluate=budget.watch(plan, stage.evaluate), pace=budget.paced(plan, start),
         batches=lambda start: _batches(plan, start, start + MOST_STEPS),
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 import diffseg_jax
 from diffseg_jax.config.options import COMMON, FIT, LABELLED, UNLABELLED
-from diffseg_jax.config.schema import check_options
+from diffseg_jax.config.schema import check_options, lacking
 from diffseg_jax.data.transforms import augment
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.mesh import check_batch, make_mesh
@@ -113,6 +113,7 @@ class StagePlan:
     evaluation   None for an unlabelled stage
     examples     number of images on a sheet of an unlabelled stage
     optimizer    and the learning-rate schedule inside it; None for a fit, which has its own
+    reader       the fit that starts from this stage, which learns without labels; None for none
     keep_best    whether later stages and the results take its best checkpoint, not the last
     """
 
@@ -138,11 +139,26 @@ class StagePlan:
     workdir: Path
     mesh: Mesh
     log: Log
+    reader: "Reader | None" = None
 
     @property
     def directory(self) -> Path:
         """Where its checkpoints are."""
         return stage_directory(self.workdir, self.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A fit that reads the network of a stage that learns without labels.
+
+    fit    the plan of the fit
+    adopt  network of the other stage -> the arrays that the fit takes over from it
+    given  () -> the arrays that files give the fit
+    """
+
+    fit: StagePlan
+    adopt: Callable[[dict], dict]
+    given: Callable[[], dict]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +196,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
             continue
         stages.append(_plan_stage(config, name, data, before, workdir, mesh, log))
         before.append(name)
+    stages = [with_reader(config, stage, stages) for stage in stages]
     return Plan(tuple(stages), tuple(skipped), tuple(config.run), workdir, mesh, log)
 
 
@@ -254,6 +271,20 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
         optimizer=optimizer, schedule=schedule, keep_best=_keeps_best(config),
         workdir=workdir, mesh=mesh, log=log,
     )  # fmt: skip
+
+
+def with_reader(config: ConfigDict, stage: StagePlan, stages: Sequence[StagePlan]) -> StagePlan:
+    """A stage that learns without labels with the fit among the stages that starts from it."""
+    fits = [each for each in stages if each.task.fit and split_start(each.start)[0] == stage.name]
+    if stage.evaluation or not fits:
+        return stage
+    system, fit, meta = stage.system, fits[0], as_json(stage.task.meta)
+    abstract = jax.eval_shape(fit.task.init, jax.random.key(0))
+    reader = Reader(
+        fit, adopt=lambda network: system.adopt(abstract, fit.task, network, meta),
+        given=lambda: system.given_arrays(config, FIT, abstract),
+    )  # fmt: skip
+    return dataclasses.replace(stage, reader=reader)
 
 
 def make_compiled_task(config: ConfigDict, name: str, num_classes: int, mesh: Mesh) -> Task:
@@ -541,6 +572,11 @@ def check_config(config: ConfigDict):
         check_folds(config)
 
 
+def probe_option(stage: Mapping, name: str) -> float:
+    """The value of an option of a stage's group "probe", which a config may lack."""
+    return stage.get("probe", {}).get(name, lacking("stages.*.probe.")[name])
+
+
 def _kinds(values):
     """Stage -> kind, of a config that is not checked yet; entries of a wrong type are skipped."""
     stages = values.get("stages")
@@ -556,6 +592,12 @@ def _check_schedule(config, name, labelled):
     if stage.kind == FIT:
         return
     check_batch(stage.batch_size, stage.accumulate, f"stages.{name}.batch_size")
+    if probe_option(stage, "every") and SYSTEMS[config.system].stages[stage.kind] == "labelled":
+        raise UserError(
+            f"stages.{name}.probe.every is {stage.probe.every}, but the stage learns from labels, "
+            "so it is evaluated and not probed. Leave out its probe, or try "
+            f"--config.stages.{name}.probe.every=0."
+        )
     evaluate, checkpoint = stage.every.evaluate, stage.every.checkpoint
     if labelled and _keeps_best(config) and evaluate % checkpoint:
         raise UserError(

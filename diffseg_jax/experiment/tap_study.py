@@ -13,15 +13,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffseg_jax.config.options import FIT
-from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.devices.processes import require_one
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, choose, counted
 from diffseg_jax.experiment.ensemble_stage import examples, open_backbone, read_masks
+from diffseg_jax.experiment.linear_probe import FOLDS, draw_pixels, folds_of_pixels, probe
 from diffseg_jax.experiment.plan import StagePlan, make_plan
 from diffseg_jax.experiment.stages import read_some
 from diffseg_jax.figures import sheets
-from diffseg_jax.metrics.segmentation import Absent, confusion, scores
 from diffseg_jax.storage.lock import locked, require_free
 from diffseg_jax.storage.paths import write_json
 from diffseg_jax.storage.workdir import make_workdir
@@ -29,10 +28,8 @@ from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.systems.system import TapGrid
 from diffseg_jax.training.progress import Progress
 
-FOLDS = 5
 PIXELS = 1000  # maximum number that is read per image
 BYTES = 2**30  # maximum size of the features of all pixels
-PENALTY = 1e-3  # of ridge regression, per pixel, on features of variance 1
 CHOSEN_STEPS, CHOSEN_BLOCKS = 3, 5  # as in the paper
 
 
@@ -105,9 +102,9 @@ def score_taps(plan: StagePlan, taps: TapGrid) -> np.ndarray:
     classes = len(plan.evaluation.source.labels.names)
     affordable = BYTES / (4 * len(indices) * sum(taps.widths))
     pixels = int(np.clip(affordable, 10, PIXELS))
-    drawn = [_draw_pixels(mask, pixels, number) for number, mask in enumerate(masks)]
+    drawn = [draw_pixels(mask, pixels, number) for number, mask in enumerate(masks)]
     labels = np.concatenate([mask[y, x] for mask, (y, x) in zip(masks, drawn, strict=True)])
-    folds = np.repeat(np.arange(len(indices)) % FOLDS, len(drawn[0][0]))
+    folds = folds_of_pixels(len(indices), pixels)
 
     @jax.jit
     def read(network, image, valid, y, x, step):
@@ -126,32 +123,6 @@ def score_taps(plan: StagePlan, taps: TapGrid) -> np.ndarray:
         grid.append([probe(block, labels, folds, classes) for block in blocks])
         plan.log.say(f"step {step}: best block {int(np.argmax(grid[-1]))}")
     return np.array(grid)
-
-
-def _draw_pixels(mask, count, number):
-    """Rows and columns i32[count] of labelled pixels, drawn with the image's number as seed."""
-    y, x = np.nonzero(mask != IGNORE)
-    drawn = np.random.default_rng(number).integers(len(y), size=count)
-    return y[drawn].astype(np.int32), x[drawn].astype(np.int32)
-
-
-def probe(x: np.ndarray, y: np.ndarray, folds: np.ndarray, num_classes: int) -> float:
-    """Mean IoU of ridge regression onto classes, fitted to all folds but the one it predicts.
-
-    x      f32[n, D]; standardised here
-    y      int[n], classes
-    folds  int[n]
-    """
-    x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-6)
-    x = np.concatenate([x, np.ones((len(x), 1), np.float32)], 1)
-    targets = np.eye(num_classes, dtype=np.float32)[y]
-    counts = 0
-    for fold in np.unique(folds):
-        test, train = folds == fold, folds != fold
-        gram = x[train].T @ x[train] + PENALTY * train.sum() * np.eye(x.shape[1], dtype=np.float32)
-        weights = np.linalg.solve(gram, x[train].T @ targets[train])
-        counts = counts + confusion(y[test], np.argmax(x[test] @ weights, 1), num_classes)
-    return scores(counts, absent=Absent.SKIP)["mIoU"]
 
 
 def best_taps(grid: np.ndarray, steps: tuple[int, ...]) -> dict:

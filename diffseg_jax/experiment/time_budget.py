@@ -264,7 +264,7 @@ class Budget:
                 self._say_steps(plan, steps, speed.seconds)
             self.save()
             changed = {"steps": steps, "schedule": stage_schedule(plan.options, steps)}
-            return dataclasses.replace(stage, every=every, **changed)
+            return dataclasses.replace(stage, every={**stage.every, **every}, **changed)
 
         return pace
 

@@ -1,6 +1,7 @@
 """A run's directory: which config it belongs to, and the results in it."""
 
 import json
+import re
 import uuid
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from diffseg_jax.storage.checkpoints import has_checkpoint
 from diffseg_jax.storage.paths import BUCKET, open_path, reachable, write_json
 
 LISTED_IN = "trained_on.json"  # stage -> fingerprint of the data with which it learned
+PROBED = r"stages\.[^.]+\.probe\."  # when a stage ends, not what it learns
 REMOVED = ("sampling.uncertainty:",)  # options of version 0.1.0 that have no effect any more
 
 
@@ -100,6 +102,7 @@ def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
     lines = [
         line for line in differing_lines(old, as_json(config.to_dict()))
         if not line.startswith((*(f"{key}." for key in may_differ), *REMOVED))
+        and not re.match(PROBED, line)
     ]  # fmt: skip
     if lines:
         raise UserError(

@@ -45,6 +45,8 @@ class Stage:
     ema         rates of the moving averages; readers take the first one unless told otherwise
     pace        (stage, step, seconds of a step) -> the stage with other steps, every and schedule,
                 or with no steps left; it is asked before each log line. None: they stay
+    probe       (stage, state, step) -> the stage, perhaps with no steps left, numbers to log, and a
+                line for the reader; it is asked every `every["probe"]` steps. None: never
     """
 
     name: str
@@ -64,6 +66,7 @@ class Stage:
     ema: tuple[float, ...] = ()
     seed: int = 0
     pace: Callable[["Stage", int, float], "Stage"] | None = None
+    probe: Callable[["Stage", dict, int], tuple["Stage", dict[str, float], str]] | None = None
 
 
 def abstract_state(stage: Stage) -> dict:
@@ -87,7 +90,8 @@ def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -
     if start:
         meta = checkpoints.meta(start)
         unreported = meta["unreported"]
-        if not meta["evaluated"]:
+        ended = start == stage.steps != meta.get("steps", start)  # by a probe, earlier than planned
+        if ended or not meta["evaluated"]:
             _evaluate_late(stage, life, state, start, meta)
     if start >= stage.steps:
         return state
@@ -126,6 +130,12 @@ def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -
             if stage.pace and not last and step % stage.every["log"] == 0:
                 stage = stage.pace(stage, step, stage.batch_size / sums.rate(stage.batch_size))
                 life, rate = dataclasses.replace(life, total=stage.steps), _rate_of(stage)
+                last = step == stage.steps
+            if stage.probe and step % stage.every["probe"] == 0:
+                pause = time.perf_counter()
+                stage, numbers, text = stage.probe(stage, state, step)
+                life.report(step, numbers, text)
+                sums.pause(time.perf_counter() - pause)
                 last = step == stage.steps
             if last or step % stage.every["log"] == 0:
                 _report(stage, life, step, sums.means(), sums.rate(stage.batch_size))
@@ -224,6 +234,7 @@ def _evaluate_late(stage, life, state, step, meta):
     """Evaluates a step that was saved because of a stop, and saves it again with its numbers."""
     kept = {key: value for key, value in meta.items() if key != "arrays"}
     numbers = stage.evaluate(state, step)
+    kept |= {"steps": step} if step == stage.steps else {}
     life.checkpoints.replace(step, state, {**kept, "evaluated": True}, numbers)
     _report_evaluation(life, step, numbers)
 
@@ -276,6 +287,7 @@ class _Sums:
     def pause(self, seconds):
         """Excludes time that was not spent on steps."""
         self.start += seconds
+        self.end += seconds
 
     def means(self):
         return {name: total / self.count for name, total in self.totals.items()}

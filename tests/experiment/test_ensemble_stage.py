@@ -3,14 +3,16 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs.tiny_ddpm_seg import get_config
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment import ensemble_stage, stages, tap_study
+from diffseg_jax.experiment import ensemble_stage, linear_probe, stages, tap_study
 from diffseg_jax.experiment.plan import check_config, make_plan
+from diffseg_jax.experiment.pretraining_probe import make_scorer
 from diffseg_jax.inference import sampling
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.systems import ddpm_seg_config
@@ -240,6 +242,18 @@ def test_images_of_mixed_sizes_with_an_ignored_id_are_learned(seg_config, tmp_pa
     assert result["mIoU"] > 0.7
 
 
+def test_a_probe_reads_the_network_that_trains_and_holds_none_of_its_arrays(seg_config, fitted):
+    seg_config.stages.pretrain.probe = dict(every=2)
+    score, _ = make_scorer(make_plan(seg_config, fitted).stages[0])
+    network, _ = open_network(fitted / "checkpoints" / "pretrain")
+    found = []
+    for make in (jnp.array, jnp.array, jnp.zeros_like):
+        params = jax.tree.map(make, network["params"])
+        found.append(score({"ema": {"0.5": params}, "frozen": {}, "stats": network["stats"]}))
+        jax.tree.map(lambda leaf: leaf.delete(), params)  # as the next step does
+    assert found[0] == found[1] > found[2] > 0
+
+
 # ---- which taps to read --------------------------------------------------------------------------
 
 
@@ -247,8 +261,8 @@ def test_a_probe_finds_what_is_linear_and_not_what_is_noise():
     rng = np.random.default_rng(0)
     y, folds = rng.integers(0, 3, 600), np.arange(600) % 4
     seen = np.eye(3)[y] @ rng.normal(size=(3, 8)) + 0.05 * rng.normal(size=(600, 8))
-    assert tap_study.probe(seen.astype(np.float32), y, folds, 3) > 0.99
-    assert tap_study.probe(rng.normal(size=(600, 8)).astype(np.float32), y, folds, 3) < 0.35
+    assert linear_probe.probe(seen.astype(np.float32), y, folds, 3) > 0.99
+    assert linear_probe.probe(rng.normal(size=(600, 8)).astype(np.float32), y, folds, 3) < 0.35
 
 
 def test_a_probe_is_judged_on_images_that_it_has_not_seen():
@@ -257,7 +271,7 @@ def test_a_probe_is_judged_on_images_that_it_has_not_seen():
     folds = np.repeat(np.arange(5), 100)
     y = np.repeat([0, 1, 0, 1, 2], 100)
     own = np.eye(5)[folds] + 0.01 * rng.normal(size=(500, 5))
-    assert tap_study.probe(own.astype(np.float32), y, folds, 3) < 0.2
+    assert linear_probe.probe(own.astype(np.float32), y, folds, 3) < 0.2
 
 
 def test_the_best_taps_are_those_with_the_highest_means():
