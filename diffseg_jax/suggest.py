@@ -21,7 +21,7 @@ from diffseg_jax.cli import (
     use_cache,
     user_errors,
 )
-from diffseg_jax.errors import UserError, counted, visible
+from diffseg_jax.errors import UserError, visible
 from diffseg_jax.inference.batch import require_apart
 from diffseg_jax.inference.image_descriptors import DESCRIBED_BY
 from diffseg_jax.inference.images import matching
@@ -99,11 +99,13 @@ def lines_about(content: dict) -> list[str]:
     lines = [f"not read: {sentence}" for sentence in content["unreadable"].values()]
     lines = lines[:MAX_LINES]
     chosen = content["suggestions"]
-    lines.append(f"label next, best first ({counted(len(chosen), 'image')}):")
+    uncalibrated = "" if content["calibrator"] else ", uncalibrated"
+    shares = f", with the expected share of wrong pixels{uncalibrated}"
+    with_shares = content["checkpoint"] is not None
+    lines.append(f"label next, best first{shares if with_shares else ''}:")
     for each in chosen[:MAX_LINES]:
-        chance = each.get("uncertainty")
-        wrong = "" if chance is None else f"   {100 * chance:.1f} % of its pixels wrong, expected"
-        lines.append(f"  {visible(each['path'])}{wrong}")
+        share = f"   {100 * each['uncertainty']:.1f} %" if with_shares else ""
+        lines.append(f"  {visible(each['path'])}{share}")
     more = len(chosen) - MAX_LINES
     return [*lines, f"  and {more:,} more in suggestions.txt"] if more > 0 else lines
 

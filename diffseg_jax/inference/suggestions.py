@@ -73,7 +73,11 @@ def suggest_images(
     found, notes = find_images(images, keep_masks, every)
     for note in (*notes, *frames_note(found, every)):
         print(f"note: {visible(note)}", flush=True)
-    require_enough(count, len(found), "")  # before minutes of work
+    if count > len(found):  # before minutes of work
+        raise UserError(
+            f"count is {count}, but --images holds {counted(len(found), 'image')}. Give a smaller "
+            "--count, or more images."
+        )
     known = find_images(labelled)[0] if labelled else []
     look, identity = open_look(segmenter, features)
     folder = open_path(output)
@@ -100,17 +104,6 @@ def suggest_images(
         if copy:
             copy_images(folder / COPIES, chosen)
     return content
-
-
-def require_enough(count: int, images: int, which: str):
-    """Raises UserError unless `count` of so many images can be chosen; which: what they are."""
-    if count > images:
-        are = "is" if images == 1 else "are"
-        fewer = ", or fewer" if images > 1 else ""
-        raise UserError(
-            f"count is {count}, but there {are} {counted(images, 'image')}{which}. Give "
-            f"--count={images}{fewer}."
-        )
 
 
 class Pool:
@@ -153,7 +146,12 @@ class Pool:
             raise UserError(f"none of the images can be read. The first: {first}")
         if not self.left:
             raise UserError("all images have labels already. Give --images with others.")
-        require_enough(count, len(self.left), " without labels")
+        if count > len(self.left):
+            left = counted(len(self.left), "image")
+            raise UserError(
+                f"count is {count}, but {left} without labels can be read. Give "
+                f"--count={len(self.left)} or less."
+            )
 
     def suggest(self, count: int, known: KnownImages | None) -> list[dict]:
         """The entries of the images to label next, best first; JSON values.

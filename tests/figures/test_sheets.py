@@ -450,3 +450,18 @@ def test_a_plot_of_steps_has_a_line_for_every_stage_and_number_of_draws():
     with_plain, without = (sheets.steps_plot(part) for part in ([*rows, plain], rows))
     assert with_plain.dtype == np.uint8 and with_plain.shape == without.shape
     assert with_plain.shape[2] == 3 and np.any(with_plain != without)
+
+
+def test_boxes_are_outlined_and_nothing_else_changes():
+    image = np.random.default_rng(0).integers(0, 256, (200, 300, 3)).astype(np.uint8)
+    before, drawn = image.copy(), sheets.with_boxes(image, [[50, 40, 100, 80], [0, 150, 40, 50]])
+    changed = (drawn != before).any(-1)
+    assert changed[40, 50:150].all() and changed[119, 50:150].all() and changed[150:200, 39].all()
+    changed[40:120, 50:150] = changed[150:200, 0:40] = False
+    assert not changed.any() and (image == before).all()
+    one, two = np.zeros((160, 160, 3), np.uint8), np.full((80, 200, 3), 255, np.uint8)
+    sheet = sheets.suggestion_sheet([one, two], ["1", "2"], [[], []], [np.ones((8, 8))] * 2)
+    brightest = sheets.heat(np.ones((1, 1)))[0, 0]
+    assert (sheet == brightest).all(-1).sum() > one.shape[0] * one.shape[1]
+    alone = sheets.suggestion_sheet([one, two], ["1", "2"], [[], []])
+    assert alone.shape[1] < sheet.shape[1] and not (alone == brightest).all(-1).any()
