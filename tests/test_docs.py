@@ -1,5 +1,6 @@
 """The documentation builds without a warning and names only what exists."""
 
+import ast
 import os
 import re
 import subprocess
@@ -101,6 +102,27 @@ def test_files_and_functions_of_the_package_that_a_page_names_exist(page):
             continue
         stated = rf"^((def|class) {name}\b|{name} = )"
         assert not name or re.search(stated, file.read_text(), re.MULTILINE), (path, name)
+
+
+def texts_of_the_package():
+    """All strings in the source; what a format fills in is a NUL byte."""
+    for file in (ROOT / "diffseg_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (p.value if isinstance(p, ast.Constant) else "\0" for p in node.values)
+                yield "".join(parts)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_what_the_questions_page_quotes_is_said_by_the_package():
+    """Quotes are **`bold code`**; "…" in them stands for what the program fills in."""
+    page = (ROOT / ".docs" / "faq.md").read_text()
+    quotes = [" ".join(quote.split()) for quote in re.findall(r"\*\*`([^`]+)`\*\*", page)]
+    texts = "\1".join(texts_of_the_package())
+    patterns = ["[^\1]*?".join(map(re.escape, quote.split("…"))) for quote in quotes]
+    assert len(quotes) > 100
+    assert not [q for q, pattern in zip(quotes, patterns) if not re.search(pattern, texts)]
 
 
 @pages
