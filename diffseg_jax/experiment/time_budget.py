@@ -32,7 +32,7 @@ CLOSING = 6.0  # seconds of a final evaluation for calibration, sheets and plots
 COMPILATION, FIT = 30.0, 0.25  # until they are known: seconds, and a share of the time
 UNWATCHED = 10.0  # seconds of an evaluation during training, which compiles at first, until known
 TRIED = 4  # images, or two batches, on which a final evaluation is tried if no other one was
-LEAST = 0.3  # share of the time left that trains, however long the rest takes
+LEAST = 0.3  # share of the time left that trains, and of a fit's steps, however long all takes
 FEWEST = 8  # images of a final evaluation
 OVER = 0.03  # share of the time by which the last evaluation may exceed it
 VIEW = 2.0  # seconds of an image to evaluate for each second to read its features, until known
@@ -156,7 +156,7 @@ class Budget:
         for share in shares:
             seconds = f"about {duration(steps.get(share.name, 0) + share.fixed)}"
             if not steps:  # only fits, which end with their recipe
-                seconds = f"at most {duration(self.fit_seconds())}"
+                seconds = f"at most {duration(max(self.fit_seconds(), 0))}"
             parts.append(f"{share.name} {seconds}{notes.get(share.name, '')}")
         parts += [f"evaluation about {duration(closing)}"] if closing else []
         parts += [f"{plan.name} {NOT_BEGUN}" for plan in self.waiting[len(shares) :]]
@@ -310,11 +310,15 @@ class Budget:
         return fitting
 
     def fit_steps(self, plan: StagePlan, steps: int, each: float) -> int:
-        """Steps of a fit that end in time, each taking some seconds."""
-        fitting = int(min(max(self.fit_seconds() / each, 1), steps))
+        """Steps of a fit that end in time, each taking some seconds; never less than a part."""
+        least = math.ceil(LEAST * steps)  # of fewer, the classifiers would be worth nothing
+        fitting = int(min(max(self.fit_seconds() / each, least), steps))
         fitting = processes.broadcast_from_first(fitting)
         need = f"{plan.name}: the recipe needs {duration(each * steps)} for at most {steps:,} steps"
-        fewer = f"; to end in time, there are at most {fitting:,}" if fitting < steps else ""
+        fewer = ""
+        if fitting < steps:
+            aim = "to end in time" if fitting > least else "as the time is short"
+            fewer = f"; {aim}, there are at most {counted(fitting, 'step')}"
         self.log.say(need + fewer)
         return fitting
 
