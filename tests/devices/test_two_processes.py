@@ -173,6 +173,7 @@ def test_a_run_resumes_bit_exactly_after_a_lost_process(pair, cache, tmp_path, n
     assert (tmp_path / "results.json").read_bytes() == (pair.workdir / "results.json").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_sigterm_to_the_launcher_saves_a_checkpoint_in_both(pair, cache, tmp_path):
     process = start_two(cache, tmp_path, pair.name)
