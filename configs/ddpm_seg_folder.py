@@ -126,6 +126,10 @@ def read_own_diffusion_model(c):
                 no_decay=(), clip_norm=1.0,
             ),
             every=dict(log=50, checkpoint=500, evaluate=1_000),           # steps
+            probe=dict(                       # linear, of the labels: .docs/training.md
+                every=500, patience=0,        # steps; probes without a gain, then it ends; 0: never
+                gain=0.005,                   # of mean IoU
+            ),
         ),
         fit=dict(
             kind="fit", start="pretrain",

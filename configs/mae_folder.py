@@ -73,6 +73,10 @@ def get_config():
                 no_decay=(r"\.(bias|scale)$",), clip_norm=0.0,
             ),
             every=dict(log=50, checkpoint=500, evaluate=500),             # steps
+            probe=dict(                       # linear, of the labels: .docs/training.md
+                every=250, patience=0,        # steps; probes without a gain, then it ends; 0: never
+                gain=0.005,                   # of mean IoU
+            ),
         ),
         fit=dict(
             kind="fit", start="mae",
