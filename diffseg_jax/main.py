@@ -8,6 +8,9 @@ The name of a preset may follow the config file after a colon; the file lists it
 option of the config can be changed by --config.option=value; one that is True or False also by
 --config.option and --noconfig.option.
 
+Once a run is finished and more images are labelled, the same command with --continue trains it
+further, or fits its classifiers again.
+
 modes:
   train    run the stages that are not finished, evaluate, write results.json
   eval     evaluate the checkpoints again with other options, write results_eval.json
@@ -47,7 +50,14 @@ from diffseg_jax.config.files import read_config
 from diffseg_jax.devices import joining
 from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.errors import UserError, choose
-from diffseg_jax.experiment import check_data, prepare_data, stages, steps_study, tap_study
+from diffseg_jax.experiment import (
+    check_data,
+    more_labels,
+    prepare_data,
+    stages,
+    steps_study,
+    tap_study,
+)
 from diffseg_jax.storage.workdir import open_workdir
 
 MODES = {
@@ -72,6 +82,8 @@ def make_flags() -> Flags:
     add("--minutes", type=number(float, 0.1, 1e6), metavar="X", help=given)
     changed = "what a stage does whose data changed since it stopped; default: refuse"
     add("--changed_data", choices=stages.CHANGED_DATA, default="refuse", help=changed)
+    more = "train a finished run further, on labelled images that were added or changed"
+    add("--continue", action="store_true", dest="go_on", help=more)
     add_cache_flag(add)
     share = "share of a GPU's memory taken at the start; 0: as needed; default of jax: 0.75"
     add("--memory_fraction", type=number(float, 0, 1), metavar="X", help=share)
@@ -121,7 +133,14 @@ def run(arguments: Sequence[str], begun: float | None = None):
     given = make_flags().parse_args(arguments)
     mode = choose(MODES, given.mode, "mode")
     options = {}
-    if given.mode == "train":
+    if given.go_on and given.mode != "train":
+        raise UserError(
+            f"--continue trains further, but the mode is {given.mode}. Leave out --continue or "
+            "--mode."
+        )
+    if given.go_on:
+        mode, options = more_labels.continue_run, {"minutes": given.minutes, "begun": begun}
+    elif given.mode == "train":
         options = {"changed_data": given.changed_data, "minutes": given.minutes, "begun": begun}
     elif given.minutes is not None:
         raise UserError(

@@ -78,7 +78,7 @@ ORDER = (  # a module may import those above it, never those below
     "experiment.grid_note", "experiment.ensemble_stage", "experiment.linear_probe",
     "experiment.pretraining_probe", "experiment.gradient_stage", "experiment.changed_data",
     "experiment.class_weights",
-    "experiment.stages", "experiment",
+    "experiment.stages", "experiment.more_labels", "experiment",
     "experiment.check_data",
     "experiment.prepare_data", "experiment.tap_study", "experiment.steps_study",
     "experiment.forest", "experiment.comparison", "experiment.comparison_report",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -65,7 +66,7 @@ def _compared(stage, checkpoints, go_on):
 
 def _read(stage, whole):
     """The fingerprints of a stage's images, by their keys in the workdir, and those there."""
-    listed, evaluation = _listed(stage.workdir), stage.evaluation
+    listed, evaluation = listed_in(stage.workdir), stage.evaluation
     found = {stage.name: fingerprint.fingerprint(stage.source, stage.indices, whole)}
     if evaluation:
         key = VALIDATION.format(stage.name)
@@ -100,29 +101,42 @@ def require_same_classes(stage: StagePlan, meta: dict):
     if before != after:
         raise UserError(
             f"stage {stage.name} was trained with the classes {', '.join(before)}, but the data "
-            f"now have {', '.join(after)}. Restore them, or take another --workdir."
+            f"now have {', '.join(after)}. Restore them, take another --workdir, or, if the stage "
+            "fits classifiers, give --continue."
         )
 
 
 def say_changed_since(stage: StagePlan):
     """Logs in the first process how the images of a finished stage differ from what it learned."""
-    if not processes.is_first():
-        return
-    old = _listed(stage.workdir).get(stage.name)
-    if not isinstance(old, dict) or not {"whole", "classes", "ids", "files"} <= old.keys():
-        return
-    new = fingerprint.fingerprint(stage.source, stage.indices, bool(old["whole"]))
-    if old != new:
-        changes = fingerprint.changes_of_data(old, new)
+    if processes.is_first() and (changes := changes_since(stage)):
+        another = f"give another --workdir, such as {stage.workdir}_2"
+        further = "give --continue, which trains it further, or "
+        more = f"{further if stage.subset else ''}{another}"
         what = (
             f"note: the images of stage {stage.name} have changed since it finished, and it is not "
-            f"trained again. To train with them, give another --workdir, such as "
-            f"{stage.workdir}_2"
+            f"trained again. To train with them, {more}"
         )
         stage.log.say("\n  ".join([what, *changes]))
 
 
-def _listed(workdir):
+def changes_since(stage: StagePlan) -> list[str]:
+    """A line for each way in which the images of a stage differ from what it learned.
+
+    Those that are held out of them count, too.
+    """
+    shown, evaluation = {stage.name: (stage.source, stage.indices)}, stage.evaluation
+    if evaluation and evaluation.source is stage.source:
+        shown[VALIDATION.format(stage.name)] = evaluation.source, evaluation.indices
+    lines, listed = [], listed_in(stage.workdir)
+    for key, (source, indices) in shown.items():
+        old = listed.get(key)
+        if isinstance(old, dict) and {"whole", "classes", "ids", "files"} <= old.keys():
+            new = fingerprint.fingerprint(source, indices, bool(old["whole"]))
+            lines += fingerprint.changes_of_data(old, new) if old != new else []
+    return list(dict.fromkeys(lines))
+
+
+def listed_in(workdir: Path) -> dict:
     """The fingerprints in the workdir, {} where there are none that can be read."""
     try:
         content = json.loads((workdir / LISTED_IN).read_bytes())

@@ -24,6 +24,7 @@ from diffseg_jax.errors import UserError, counted
 USUAL_FOLDS = 5  # where there are no validation images, or the number of images if that is smaller
 IN_TURN = -1  # the value of config.data.fold for every fold in turn
 LABELLED_FILE = "labelled.json"  # in the workdir: the images that are learned from, and the folds
+CONTINUED = "continued"  # folder in the workdir of a finished run that learns from more labels
 SEEN = "the numbers do not say how it does on other images"
 SHOWN_NAMES = 8  # images in a sentence
 

@@ -26,7 +26,7 @@ from diffseg_jax.data.transforms import augment
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.mesh import check_batch, make_mesh
 from diffseg_jax.errors import UserError, choose, require_known
-from diffseg_jax.experiment.labelled_images import OpenedData, check_folds, kept_folds
+from diffseg_jax.experiment.labelled_images import CONTINUED, OpenedData, check_folds, kept_folds
 from diffseg_jax.experiment.start_step import (
     check_start_within_run,
     open_start,
@@ -212,6 +212,7 @@ def _complete(config, workdir):
 
 def _opened(config, workdir):
     """The data of a config; images that labelled stages have learned from stay on their side."""
+    workdir = workdir.parent if workdir.name == CONTINUED else workdir
     stages = [stage_directory(workdir, name) for name in labelled_stages(config)]
     begun = any([first_has_checkpoint(directory) for directory in stages])
     return OpenedData(config, kept_folds(workdir) if begun else {})

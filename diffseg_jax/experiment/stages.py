@@ -213,9 +213,13 @@ def validation_notes(plan: Plan) -> list[str]:
 
 
 def write_subset(plan: Plan):
-    """Writes to the workdir which labelled images are used."""
+    """Writes to the workdir which labelled images are used, unless a stage has learned from some.
+
+    A stage that goes on with other images writes them itself.
+    """
     labelled = [stage.subset for stage in plan.stages if stage.subset]
-    if labelled and processes.is_first():
+    begun = [has_checkpoint(stage.directory) for stage in plan.stages if stage.subset]
+    if labelled and not any(begun) and processes.is_first():
         write_json(plan.workdir / LABELLED_FILE, labelled[0])
 
 
@@ -229,6 +233,8 @@ def run_stage(
         say_changed_since(stage)
         return False
     stage = with_class_weights(with_data(stage, checkpoints, go_on), checkpoints)
+    if stage.subset and processes.is_first():
+        write_json(stage.workdir / LABELLED_FILE, stage.subset)
     (fit_stage if stage.task.fit else train_stage)(stage, checkpoints, budget)
     if budget:
         budget.end(stage)

@@ -230,6 +230,12 @@ def require_start(config):
         )
 
 
+def further(config):
+    """The config with which trained stages go on, with their heads."""
+    config.new_head = False
+    return config
+
+
 def note(config, kind: str, start: str) -> str:
     """A sentence for the user before a stage with that `start` runs, or an empty string."""
     if start == "weights" and not config.weights:
@@ -271,6 +277,7 @@ DDP = System(
     options=OPTIONS,
     check=check,
     start_of=start_of,
+    further=further,
     note=note,
     with_steps=with_steps,
     sweep=sweep,

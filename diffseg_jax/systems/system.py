@@ -67,6 +67,7 @@ class System:
                    draws; None where predictions have no reverse steps
     tap_grid       config -> `TapGrid`, or None where no network computes the features; None for a
                    method that fits no ensemble
+    further        config -> a changed copy, with which finished stages are trained further
     prediction     groups of options that only predictions read, which may change after training
     convention     of the paper's numbers, see `metrics.segmentation.CONVENTIONS`
     """
@@ -86,6 +87,7 @@ class System:
     with_steps: Callable[..., Mapping] | None = None
     sweep: Callable[..., list[Setting]] | None = None
     tap_grid: Callable[[Mapping], TapGrid | None] | None = None
+    further: Callable[..., Mapping] = lambda config: config
     prediction: tuple[str, ...] = ()
     convention: str = "default"
 

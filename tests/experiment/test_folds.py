@@ -2,36 +2,61 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs.tiny_ddpm_seg import get_config
+from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment import ensemble_stage, stages
+from diffseg_jax.experiment import ensemble_stage, more_labels, stages
 from diffseg_jax.experiment.fold_files import describe_scores, network_of_fold, scores_line
 from diffseg_jax.experiment.plan import make_plan
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.networks import open_network
+from diffseg_jax.storage.workdir import as_json
 
 
-def config_of(**options):
-    """Linear classifiers of colours, fitted to 4 scenes in 3 folds."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of 4 labelled scenes, which no test may change."""
+    return save_scenes(tmp_path_factory.mktemp("data"), range(4))
+
+
+def save_scenes(folder, numbers, *more_classes):
+    """Saves scenes and their masks in images/ and masks/, and the names of the classes."""
+    source = open_source("scenes", "train", images=max(numbers) + 1, size=(16, 24))
+    for number in numbers:
+        for part, key in (("images", "image"), ("masks", "mask")):
+            (folder / part).mkdir(exist_ok=True)
+            pixels = Image.fromarray(source[number][key].astype(np.uint8))
+            pixels.save(folder / part / f"{number}.png")
+    names = [*source.labels.names, *more_classes]
+    (folder / "classes.json").write_text(json.dumps({"names": names}))
+    return folder
+
+
+def config_of(folder, **options):
+    """Linear classifiers of colours, fitted to the scenes of a folder in 3 folds."""
     config = get_config()
-    config.data.options.size = config.stages.fit.augment.crop = (16, 24)
+    config.stages.fit.augment.crop = (16, 24)
     config.run, config.features.sources, config.stages.fit.start = ("fit",), ("colour",), "random"
     config.ensemble.update(recipe="linear", members=2, widths=())
     with config.unlocked():
-        config.data.update(**{"count": 4, "folds": 3, **options})
+        config.data.options = {}
+        given = {"source": "folder", "path": str(folder), "count": 0, "folds": 3, **options}
+        config.data.update(**given)
     return config
 
 
 @pytest.fixture(scope="module")
-def crossed(tmp_path_factory):
+def crossed(folder, tmp_path_factory):
     """The workdir of a run whose folds were held out in turn, which no test may change."""
     workdir = tmp_path_factory.mktemp("crossed")
-    stages.train(config_of(), workdir)
+    stages.train(config_of(folder), workdir)
     return workdir
 
 
@@ -52,8 +77,8 @@ def test_all_labelled_images_are_measured_by_folds_and_learned_from_at_last(cros
     assert meta["labelled"]["folds"] == {"count": 3, "held_out": 0}
 
 
-def test_a_fold_in_turn_is_what_holding_it_out_alone_gives(crossed, tmp_path):
-    stages.train(config_of(fold=1), tmp_path)
+def test_a_fold_in_turn_is_what_holding_it_out_alone_gives(folder, crossed, tmp_path):
+    stages.train(config_of(folder, fold=1), tmp_path)
     alone, in_turn = result_in(tmp_path), result_in(crossed)
     assert alone["mIoU"] == in_turn["folds"]["mIoU"][1] and alone["images"] == 1
     assert alone["labelled_images"] == 3 and "folds" not in alone
@@ -61,14 +86,14 @@ def test_a_fold_in_turn_is_what_holding_it_out_alone_gives(crossed, tmp_path):
     assert not set(listed["names"]) & set(listed["folds"]["held_out"])
 
 
-def test_a_killed_run_keeps_its_folds_and_ends_in_the_same_numbers(crossed, tmp_path, capsys):
+def test_a_killed_run_keeps_its_folds(folder, crossed, tmp_path, capsys):
     workdir = shutil.copytree(crossed, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints")
     (workdir / "results.json").unlink()
     for fold, content in ((1, b"half a file"), (2, None)):
         file = workdir / f"folds/fit/{fold}.npz"
         file.write_bytes(content) if content else file.unlink()
-    stages.train(config_of(), workdir)
+    stages.train(config_of(folder), workdir)
     said = capsys.readouterr().out
     assert "fold 1 of 3 is fitted" in said and "fold 2 of 3: 1 image held out, 3 to learn" in said
     assert (workdir / "results.json").read_bytes() == (crossed / "results.json").read_bytes()
@@ -76,8 +101,8 @@ def test_a_killed_run_keeps_its_folds_and_ends_in_the_same_numbers(crossed, tmp_
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_eval_measures_by_folds_and_a_run_that_lost_one_is_not_finished(crossed, tmp_path):
-    workdir, config = shutil.copytree(crossed, tmp_path / "run"), config_of()
+def test_eval_measures_by_folds_and_a_run_that_lost_one_is_not_finished(folder, crossed, tmp_path):
+    workdir, config = shutil.copytree(crossed, tmp_path / "run"), config_of(folder)
     stages.evaluate_only(config, workdir)
     assert result_in(workdir, "results_eval.json") == result_in(crossed)
     stage = make_plan(config, workdir).stages[0]
@@ -90,8 +115,8 @@ def test_eval_measures_by_folds_and_a_run_that_lost_one_is_not_finished(crossed,
         network_of_fold(stage.evaluation, 0, network, meta)
 
 
-def test_classifiers_never_measure_an_image_that_they_learned_from(crossed):
-    evaluation = make_plan(config_of(), crossed).stages[0].evaluation
+def test_classifiers_never_measure_an_image_that_they_learned_from(folder, crossed):
+    evaluation = make_plan(config_of(folder), crossed).stages[0].evaluation
     network, meta = open_network(crossed / "checkpoints" / "fit")
     network_of_fold(evaluation, 0, network, meta)
     turned = {index: (fold + 1) % 3 for index, fold in evaluation.folds.items()}
@@ -101,8 +126,8 @@ def test_classifiers_never_measure_an_image_that_they_learned_from(crossed):
         network_of_fold(evaluation, 0, network, {**meta, "classes": ["a"]})
 
 
-def test_a_fold_that_leaves_no_labels_to_learn_from_is_refused(tmp_path):
-    plan = make_plan(config_of(count=3), tmp_path).stages[0]
+def test_a_fold_that_leaves_no_labels_to_learn_from_is_refused(folder, tmp_path):
+    plan = make_plan(config_of(folder, count=3), tmp_path).stages[0]
     fits = ensemble_stage.LabelledPixels(plan, None, None, np.arange(9), np.zeros(9, np.uint8))
     with pytest.raises(UserError, match="held out as fold 0, no labelled pixel .*data.val=train"):
         ensemble_stage.fit_folds(fits, np.zeros(9, int), plan.meta)
@@ -113,3 +138,25 @@ def test_scores_of_folds_may_be_unknown():
     assert np.allclose([found["mean"], found["deviation"]], [0.6, 0.1 * 2**0.5])
     assert scores_line(found).endswith("50.0 - 70.0; mean 60.0, standard deviation 14.1")
     assert describe_scores([None])["deviation"] is None
+
+
+def test_more_labels_and_a_new_class_are_learned_in_place_of_the_old_run(
+    folder, crossed, tmp_path, capsys
+):  # fmt: skip
+    more = save_scenes(shutil.copytree(folder, tmp_path / "more"), (4, 5), "boat")
+    config, workdir = config_of(more), shutil.copytree(crossed, tmp_path / "run")
+    (workdir / "config.json").write_text(json.dumps(as_json(config.to_dict())))
+    more_labels.continue_run(config, workdir)
+    said = capsys.readouterr().out
+    assert "2 files added: 4, 5" in said and "sky, person, car, boat" in said
+    assert "fit: fits its classifiers again, on 6 labelled images" in said
+    assert re.search(r"fit: mIoU .* -> .* \(of 4 and 6 images, which differ", said)
+    assert result_in(workdir)["images"] == 6
+    assert result_in(workdir / "before_1") == result_in(crossed)
+    before, now = (json.loads((d / "labelled.json").read_text()) for d in (crossed, workdir))
+    assert before["folds"]["of"].items() < now["folds"]["of"].items()
+    assert open_network(workdir / "checkpoints" / "fit")[1]["classes"][-1] == "boat"
+    assert not (workdir / "continued").exists()
+    more_labels.continue_run(config, workdir)
+    said = capsys.readouterr().out
+    assert "are those that the run has learned from" in said and "fit: is finished" in said

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment.changed_data import LISTED_IN, _listed
+from diffseg_jax.experiment.changed_data import LISTED_IN, listed_in
 from diffseg_jax.experiment.prepare_data import PREPARED_FILE, add_shards
 from diffseg_jax.inference.summary import Summary
 from diffseg_jax.storage.checkpoints import StageCheckpoints
@@ -34,7 +34,7 @@ def test_every_reader_of_json_names_a_damaged_file(tmp_path, damage):
         with pytest.raises(UserError, match=rf"{tmp_path}/{name}"):
             reader()
     (tmp_path / LISTED_IN).write_bytes(DAMAGED[damage])
-    assert _listed(tmp_path) == {}
+    assert listed_in(tmp_path) == {}
 
 
 @pytest.mark.parametrize("content", [*DAMAGED.values(), b'{"mIoT": 0.1}', b'{"mIoU": "0.1"}'])

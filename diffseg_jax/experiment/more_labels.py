@@ -1,0 +1,216 @@
+"""--continue: a finished run learns from labelled images that were added or changed since.
+
+Its labelled stages run again in <workdir>/continued, a run of its own that can be stopped and
+resumed. When it is finished and measured, it takes the place of the old checkpoints and results,
+which move to <workdir>/before_1, before_2, ...; until then they stay as they are.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from diffseg_jax.config.options import FIT
+from diffseg_jax.devices.processes import require_one
+from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.changed_data import LISTED_IN, VALIDATION, changes_since, listed_in
+from diffseg_jax.experiment.labelled_images import CONTINUED
+from diffseg_jax.experiment.plan import StagePlan, make_plan
+from diffseg_jax.experiment.stages import is_finished, train
+from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint
+from diffseg_jax.storage.lock import locked, require_free
+from diffseg_jax.storage.paths import write_atomically, write_json
+from diffseg_jax.storage.workdir import holds_run_of, make_workdir, read_results, stage_directory
+from diffseg_jax.systems.methods import SYSTEMS
+from diffseg_jax.systems.system import split_start
+from diffseg_jax.training.log import Log
+
+SHORTER = 4  # times fewer steps than the recipe
+GENTLER = 0.5  # of the recipe's peak learning rate
+MOVING = "moving.json"  # in the folder of the new run: it is finished, and where the old one goes
+UNMOVED = ("config.json", MOVING)  # files of the new run that take no place
+PARTED = "checkpoints", "folds", "tensorboard"  # whose parts move, those of each stage
+
+
+def continue_run(
+    config: ConfigDict, workdir: Path, minutes: float | None = None, begun: float | None = None
+):  # fmt: skip
+    """Trains the labelled stages of a finished run further, or resumes one that is not finished.
+
+    minutes, begun  as of `train`
+
+    Classifiers are fitted again to all labels. Networks go on from their checkpoint with a new
+    schedule of a SHORTER length and a GENTLER learning rate. Raises UserError where the classes of
+    a network have changed.
+    """
+    require_one("--continue")
+    require_free(workdir, "train", "--workdir")
+    _move(workdir)
+    plan = make_plan(config, workdir)
+    stages = [stage for stage in plan.stages if stage.evaluation]
+    if not (holds_run_of(config, workdir) and stages and all(map(_ended, plan.stages))):
+        train(config, workdir, "continue", minutes, begun)
+        return
+    changes = {stage.name: changes_since(stage) for stage in stages}
+    if not any(changes.values()):
+        plan.log.say("--continue: the labelled images are those that the run has learned from")
+        train(config, workdir, "continue", minutes, begun)
+        return
+    for stage in stages:
+        _require_classes(stage)
+    _explain(plan.log, stages, changes)
+    make_workdir(workdir / CONTINUED)
+    with locked(workdir, "train", "--workdir"):
+        further = continued_config(config, workdir, [stage.name for stage in stages])
+        train(further, workdir / CONTINUED, "continue", minutes, begun)
+        sentences = list(_compared(workdir, stages))
+        before = _announce_move(workdir)
+        _move(workdir)
+    plan.log.say(f"numbers in {workdir / 'results.json'}; what was there before is in {before}")
+    for sentence in sentences:
+        plan.log.say(sentence)
+    plan.log.close()
+
+
+def _ended(stage):
+    if not has_checkpoint(stage.directory):
+        return False
+    with StageCheckpoints(stage.directory, read_only=True) as checkpoints:
+        return is_finished(stage, checkpoints)
+
+
+def _meta(stage):
+    with StageCheckpoints(stage.directory, read_only=True) as checkpoints:
+        return checkpoints.meta(checkpoints.latest())
+
+
+def _require_classes(stage: StagePlan):
+    """UserError where a network would need other classes than it has."""
+    before, after = _meta(stage).get("classes", []), stage.meta["classes"]
+    if before != after and not stage.task.fit:
+        raise UserError(
+            f"--continue: the network of stage {stage.name} knows the classes {', '.join(before)}, "
+            f"but the data now have {', '.join(after)}. Restore them, or train all of it again in "
+            f"another --workdir, such as {stage.workdir}_2."
+        )
+
+
+def _explain(log: Log, stages, changes):
+    """Logs what has changed since the run finished, and what each stage does."""
+    log.say("--continue: the labelled images have changed since the run finished")
+    shown = dict.fromkeys(line for lines in changes.values() for line in lines)
+    for line in shown:
+        log.say(f"  {line}")
+    for stage in stages:
+        images = counted(len(stage.indices), "labelled image")
+        if stage.task.fit:
+            does = "fits its classifiers again"
+        elif split_start(stage.start)[0] in {other.name for other in stages}:
+            does = f"starts from {stage.start} again, {counted(stage.options.steps, 'step')}"
+        else:
+            does = f"goes on from its checkpoint, {counted(_fewer_steps(stage.options), 'step')}"
+        log.say(f"  {stage.name}: {does}, on {images}")
+
+
+def _fewer_steps(options) -> int:
+    """Steps for which a gradient stage is trained further."""
+    return max(options.steps // SHORTER, 1)
+
+
+def continued_config(config: ConfigDict, workdir: Path, names: list[str]) -> ConfigDict:
+    """The config of the new run, with the labelled stages of that name.
+
+    A stage that starts from another of them does so again, by its recipe; others go on from their
+    own checkpoint.
+    """
+    further = SYSTEMS[config.system].further(ConfigDict(config.to_dict()))
+    further.run = tuple(names)
+    for name in names:
+        options = further.stages[name]
+        start = split_start(options.start)[0]
+        if options.kind == FIT:
+            if start in config.stages:
+                options.start = str(stage_directory(workdir, options.start))
+        elif start not in names:
+            options.start = str(stage_directory(workdir, name))
+            options.steps = _fewer_steps(options)
+            options.optim.peak_lr = GENTLER * options.optim.peak_lr
+            options.optim.warmup_steps = min(options.optim.warmup_steps, options.steps // 10)
+    return further.lock()
+
+
+def _compared(workdir, stages):
+    """A sentence for each stage: its mIoU before and after."""
+    before, after = read_results(workdir), read_results(workdir / CONTINUED)
+    listed = listed_in(workdir), listed_in(workdir / CONTINUED)
+    for stage in stages:
+        old, new = before.get(stage.name), after.get(stage.name)
+        if old and new and None not in (old["mIoU"], new["mIoU"]):
+            key = VALIDATION.format(stage.name)
+            same = listed[0].get(key) and listed[0].get(key) == listed[1].get(key)
+            differ = (
+                f" (of {old['images']} and {new['images']} images, which differ, so that the "
+                "numbers do not compare)"
+            )
+            yield (
+                f"{stage.name}: mIoU {100 * old['mIoU']:.2f} -> {100 * new['mIoU']:.2f}"
+                f"{'' if same else differ}"
+            )
+
+
+# ---- the new run takes the place of the old one ------------------------------------------------
+
+
+def _announce_move(workdir):
+    """Completes the files of the new run, and writes that it may take its place.
+
+    Returns the folder to which the old one moves.
+    """
+    new, numbers = workdir / CONTINUED, range(1, 10**6)
+    write_json(new / LISTED_IN, {**listed_in(workdir), **listed_in(new)})
+    _merge_metrics(workdir, new)
+    folders = (workdir / f"before_{number}" for number in numbers)
+    before = next(folder for folder in folders if not folder.exists())
+    write_json(new / MOVING, {"before": before.name})
+    return before
+
+
+def _merge_metrics(workdir, new):
+    """Puts the old records of stages that did not run again before the new ones."""
+    old, mine = (folder / "metrics.jsonl" for folder in (workdir, new))
+    lines = mine.read_bytes() if mine.exists() else b""
+    names = {json.loads(line)["stage"] for line in lines.splitlines()}
+    kept = old.read_bytes().splitlines(keepends=True) if old.exists() else []
+    kept = [line for line in kept if json.loads(line)["stage"] not in names]
+    write_atomically(mine, b"".join(kept) + lines)
+
+
+def _move(workdir):
+    """Moves the old run aside and the finished new one to its place; resumes where it was killed.
+
+    Each name below is either still to be moved aside, or already, or in its place.
+    """
+    new = workdir / CONTINUED
+    if not (new / MOVING).exists():
+        return
+    before = workdir / json.loads((new / MOVING).read_bytes())["before"]
+    names = [entry.name for entry in new.iterdir() if entry.name[0] != "."]
+    whole = [name for name in names if name not in (*UNMOVED, *PARTED)]
+    parts = [
+        f"{folder}/{entry.name}"
+        for folder in PARTED if (new / folder).is_dir()
+        for entry in (new / folder).iterdir()
+    ]  # fmt: skip
+    if (workdir / "results_eval.json").exists():  # it is of the old checkpoints
+        make_workdir(before)
+        (workdir / "results_eval.json").rename(before / "results_eval.json")
+    for name in [*parts, *whole]:
+        place, aside = workdir / name, before / name
+        if place.exists():
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            place.rename(aside)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (new / name).rename(place)
+    (new / MOVING).unlink()
+    shutil.rmtree(new)

@@ -1,0 +1,88 @@
+"""What a continued run does, and how it takes the place of the old one, wherever it is killed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from configs import tiny_ddep, tiny_ddp, tiny_ddpm_seg
+from diffseg_jax import main
+from diffseg_jax.errors import UserError
+from diffseg_jax.experiment import more_labels
+
+pytestmark = pytest.mark.quick
+
+
+def test_stages_go_on_from_their_checkpoint_or_start_again_from_another_labelled_stage():
+    config = tiny_ddp.get_config()
+    config.new_head = True
+    further = more_labels.continued_config(config, Path("runs/a"), ["train", "align"])
+    train, align = further.stages.train, further.stages.align
+    assert further.run == ("train", "align") and not further.new_head and config.new_head
+    assert (train.start, train.steps) == ("runs/a/checkpoints/train", 2)
+    assert train.optim.peak_lr == config.stages.train.optim.peak_lr / 2
+    assert train.optim.warmup_steps == 0 and config.stages.train.steps == 8
+    assert align.to_dict() == config.stages.align.to_dict()
+    further = more_labels.continued_config(tiny_ddep.get_config(), Path("runs/a"), ["finetune"])
+    assert further.stages.finetune.start == "runs/a/checkpoints/finetune"
+    further = more_labels.continued_config(tiny_ddpm_seg.get_config(), Path("runs/a"), ["fit"])
+    assert further.stages.fit.start == "runs/a/checkpoints/pretrain"
+
+
+def write(root, **files):
+    for name, content in files.items():
+        file = root / name.replace("__", "/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+
+
+def files_in(root):
+    return {str(f.relative_to(root)): f.read_text() for f in root.rglob("*") if f.is_file()}
+
+
+OLD = {
+    "checkpoints/train/8": "old", "checkpoints/pretrain/9": "old", "results.json": "old",
+    "config.json": "old", "folds/fit/0.npz": "old", "results_eval.json": "old",
+}  # fmt: skip
+NEW = {"checkpoints/train/2": "new", "results.json": "new", "folds/fit/0.npz": "new"}
+AFTER = {
+    "checkpoints/train/2": "new", "checkpoints/pretrain/9": "old", "results.json": "new",
+    "config.json": "old", "folds/fit/0.npz": "new", "before_1/results_eval.json": "old",
+    "before_1/checkpoints/train/8": "old", "before_1/results.json": "old",
+    "before_1/folds/fit/0.npz": "old",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("killed_at", range(9))
+def test_a_new_run_takes_the_place_of_the_old_one_wherever_it_is_killed(
+    tmp_path, monkeypatch, killed_at
+):  # fmt: skip
+    write(tmp_path, **OLD)
+    new = {"config.json": "new", "metrics.jsonl": json.dumps({"stage": "train"}), **NEW}
+    write(tmp_path / "continued", **new)
+    write(tmp_path, **{"metrics.jsonl": json.dumps({"stage": "pretrain"}) + "\n"})
+    assert more_labels._announce_move(tmp_path) == tmp_path / "before_1"
+    rename, left = Path.rename, [killed_at]
+
+    def killed(path, target):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        more_labels._move(tmp_path)
+    monkeypatch.undo()
+    more_labels._move(tmp_path)
+    found = files_in(tmp_path)
+    assert AFTER.items() <= found.items()
+    stages = [json.loads(line)["stage"] for line in found["metrics.jsonl"].splitlines()]
+    assert stages == ["pretrain", "train"] and not (tmp_path / "continued").exists()
+    more_labels._move(tmp_path)
+    assert files_in(tmp_path) == found
+
+
+def test_the_flag_is_of_training_alone():
+    with pytest.raises(UserError, match="Leave out --continue or --mode"):
+        main.run(["--continue", "--mode=eval", "--config=a.py", "--workdir=a"])
