@@ -5,7 +5,7 @@ python .pictures/make.py
 draws front.png: street scenes that the packaged network never saw, and its predictions. The
 others are images that runs write into their workdirs, with fewer colours to make them smaller:
 
-scenes.png, after the quick start of the README:
+scenes.png, after the example of the README:
     python -m diffseg_jax.main --config=configs/ddep_scenes.py --workdir=runs/scenes
     python .pictures/make.py --sheet=runs/scenes/pictures/finetune_result.png --output=scenes.png
 
