@@ -199,7 +199,7 @@ def cut_images(
     if given > len(chosen):
         fewer = min(len(chosen), USUAL_FOLDS)
         advice = f"--config.data.folds={fewer if fewer > 1 else 0}"
-        raise UserError(f"data.folds is {given}, but there are only {images}. Try {advice}.")
+        raise UserError(f"data.folds is {given}, more than the {images}. Try {advice}.")
     count = given or min(USUAL_FOLDS, len(chosen))
     if fold >= count:
         raise UserError(

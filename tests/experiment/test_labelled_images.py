@@ -134,7 +134,7 @@ def test_images_of_a_run_with_a_split_are_not_held_out_later(folder, tmp_path):
 @pytest.mark.parametrize(("options", "sentence"), [
     ({"folds": 1}, "Give 2 or more, or 0"),
     ({"folds": 3, "fold": 3}, "data.fold=0 to 2, or -1"),
-    ({"folds": 21}, "there are only 20 labelled images. Try --config.data.folds=5"),
+    ({"folds": 21}, "more than the 20 labelled images. Try --config.data.folds=5"),
     ({"fold": 5}, "5 folds, counted from 0. Try --config.data.fold=4"),
 ])  # fmt: skip
 def test_folds_that_there_are_not_are_refused(folder, options, sentence):
