@@ -101,8 +101,8 @@ def require_same_classes(stage: StagePlan, meta: dict):
     if before != after:
         raise UserError(
             f"stage {stage.name} was trained with the classes {', '.join(before)}, but the data "
-            f"now have {', '.join(after)}. Restore them, take another --workdir, or, if the stage "
-            "fits classifiers, give --continue."
+            f"now have {', '.join(after)}. Restore them, take another --workdir, or, if all stages "
+            "are finished, give --continue."
         )
 
 

@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 
 from diffseg_jax.config.options import FIT
 from diffseg_jax.devices.processes import require_one
-from diffseg_jax.errors import UserError, counted
+from diffseg_jax.errors import counted
 from diffseg_jax.experiment.changed_data import LISTED_IN, VALIDATION, changes_since, listed_in
 from diffseg_jax.experiment.labelled_images import CONTINUED
-from diffseg_jax.experiment.plan import StagePlan, make_plan
+from diffseg_jax.experiment.plan import make_plan
 from diffseg_jax.experiment.stages import is_finished, train
 from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint
 from diffseg_jax.storage.lock import locked, require_free
@@ -41,8 +41,8 @@ def continue_run(
     minutes, begun  as of `train`
 
     Classifiers are fitted again to all labels. Networks go on from their checkpoint with a new
-    schedule of a SHORTER length and a GENTLER learning rate. Raises UserError where the classes of
-    a network have changed.
+    schedule of a SHORTER length and a GENTLER learning rate; of the arrays that depend on the
+    classes they keep the rows of classes that the data still have, by their names.
     """
     require_one("--continue")
     require_free(workdir, "train", "--workdir")
@@ -57,8 +57,6 @@ def continue_run(
         plan.log.say("--continue: the labelled images are those that the run has learned from")
         train(config, workdir, "continue", minutes, begun)
         return
-    for stage in stages:
-        _require_classes(stage)
     _explain(plan.log, stages, changes)
     make_workdir(workdir / CONTINUED)
     with locked(workdir, "train", "--workdir"):
@@ -78,22 +76,6 @@ def _ended(stage):
         return False
     with StageCheckpoints(stage.directory, read_only=True) as checkpoints:
         return is_finished(stage, checkpoints)
-
-
-def _meta(stage):
-    with StageCheckpoints(stage.directory, read_only=True) as checkpoints:
-        return checkpoints.meta(checkpoints.latest())
-
-
-def _require_classes(stage: StagePlan):
-    """UserError where a network would need other classes than it has."""
-    before, after = _meta(stage).get("classes", []), stage.meta["classes"]
-    if before != after and not stage.task.fit:
-        raise UserError(
-            f"--continue: the network of stage {stage.name} knows the classes {', '.join(before)}, "
-            f"but the data now have {', '.join(after)}. Restore them, or train all of it again in "
-            f"another --workdir, such as {stage.workdir}_2."
-        )
 
 
 def _explain(log: Log, stages, changes):

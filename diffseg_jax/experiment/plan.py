@@ -29,6 +29,8 @@ from diffseg_jax.errors import UserError, choose, require_known
 from diffseg_jax.experiment.labelled_images import CONTINUED, OpenedData, check_folds, kept_folds
 from diffseg_jax.experiment.start_step import (
     check_start_within_run,
+    describe_classes,
+    for_classes,
     open_start,
     step_to_start_from,
 )
@@ -253,7 +255,7 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
         _check_earlier_stage(config, name, start, which, before, workdir)
     elif start not in STARTS:
         _check_directory(config, start, which)
-    loaded = _arrays_to_load(config, name, start, which, task, workdir, log)
+    loaded = _arrays_to_load(config, name, start, which, task, classes, workdir, log)
     start = f"{start}@{which}" if which else start
     return StagePlan(
         name=name, system=system, options=FrozenConfigDict(options), seed=config.seed,
@@ -327,7 +329,9 @@ def _meta(config, start, task, classes, labels, chosen) -> dict:
 # ---- where a stage starts ----------------------------------------------------------------------
 
 
-def _arrays_to_load(config, name, start, which, task, workdir, log) -> Callable[[], dict] | None:
+def _arrays_to_load(
+    config, name, start, which, task, classes, workdir, log
+) -> Callable[[], dict] | None:  # fmt: skip
     """() -> the arrays that a fresh stage takes from elsewhere; None for none.
 
     Foreign files of a fresh stage are read here, so that a wrong one is found before anything runs;
@@ -345,7 +349,12 @@ def _arrays_to_load(config, name, start, which, task, workdir, log) -> Callable[
             directory = inside if start in config.stages else open_path(start)
             say = lambda text: log.say(f"{name}: {text}")
             network, meta = open_start(directory, which, say)
-            arrays = system.adopt(abstract, task, network, meta["task"])
+            found, before = meta["task"], meta.get("classes", [])
+            if _goes_on(start, name, workdir) and before != list(classes):
+                say(describe_classes(before, classes))
+                network = for_classes(system, task, config.seed, network, before, classes)
+                found = task.meta
+            arrays = system.adopt(abstract, task, network, found)
         given = system.given_arrays(config, kind, abstract)
         return unflatten({**flatten(arrays), **flatten(given)})
 
@@ -356,6 +365,11 @@ def _arrays_to_load(config, name, start, which, task, workdir, log) -> Callable[
         return (lambda: held.pop() if held else read()) if held else None
     system.given_arrays(config, kind, abstract)  # the stage to start from may not exist yet
     return read
+
+
+def _goes_on(start, name, workdir):
+    """Whether a stage is trained further, from its own checkpoint in the run before."""
+    return workdir.name == CONTINUED and start == str(stage_directory(workdir.parent, name))
 
 
 def _check_earlier_stage(config, name, start, which, before, workdir):

@@ -1,12 +1,18 @@
-"""Chooses the checkpoint from which a stage starts, where another stage has several."""
+"""The network that a stage starts from: of which checkpoint, and for which classes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from diffseg_jax.errors import UserError
+import jax
+from flax.traverse_util import flatten_dict as flatten
+from flax.traverse_util import unflatten_dict as unflatten
+
+from diffseg_jax.errors import UserError, shortened
 from diffseg_jax.storage.checkpoints import StageCheckpoints, steps_in
 from diffseg_jax.storage.integrity import Damaged
 from diffseg_jax.storage.networks import open_network
+from diffseg_jax.systems.system import System, with_classes
+from diffseg_jax.systems.task import Task
 
 
 def open_start(directory: Path, which: str, say: Callable[[str], None]) -> tuple[dict, dict]:
@@ -26,6 +32,37 @@ def open_start(directory: Path, which: str, say: Callable[[str], None]) -> tuple
             raise UserError(f"start names @{which}, but {error}. Try @{other}.") from None
     say(f"starts from step {opened[1]['step']} of {directory}, {reason}")
     return opened
+
+
+def for_classes(
+    system: System, task: Task, seed: int, network: dict, before: Sequence[str],
+    after: Sequence[str],
+) -> dict:  # fmt: skip
+    """A network that knows the classes `before` as one for the classes `after`, matched by name.
+
+    task  of the stage with the classes `after`; the rows of new ones are as it draws them
+    """
+    old, new = (system.class_rows(task.meta, names) for names in (before, after))
+
+    @jax.jit
+    def draw(key):
+        drawn = flatten(task.init(key))
+        return {path: drawn[path] for path in new}
+
+    return unflatten(with_classes(flatten(network), draw(jax.random.key(seed)), old, new))
+
+
+def describe_classes(before: Sequence[str], after: Sequence[str]) -> str:
+    """Which classes a network for the classes `after` has in common with `before`."""
+    added = [name for name in after if name not in before]
+    dropped = [name for name in before if name not in after]
+    kept = [name for name in before if name in after]
+    parts = [
+        f"{does} {shortened(', '.join(names), 200)}"
+        for does, names in (("adds", added), ("drops", dropped)) if names
+    ]  # fmt: skip
+    order = "" if kept == [name for name in after if name in before] else " in another order"
+    return f"classes: {'; '.join([*parts, f'keeps {len(kept)}{order}'])}"
 
 
 def step_to_start_from(directory: Path, which: str) -> tuple[int, str]:

@@ -59,6 +59,11 @@ def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
     return taken
 
 
+def class_rows(meta: dict, names) -> dict:
+    """The arrays that depend on the classes: those of the head; as of `System.class_rows`."""
+    return {("params", "head", leaf): (-1, tuple(names)) for leaf in ("kernel", "bias")}
+
+
 def load_weights(config, abstract: dict, task: Task) -> dict:
     """The arrays that the file config.weights gives a stage: the encoder, or all of them.
 
@@ -195,6 +200,7 @@ DDEP = System(
     make_task=make_task,
     adopt=adopt,
     load_weights=load_weights,
+    class_rows=class_rows,
     options=OPTIONS,
     check=check,
     start_of=start_of,

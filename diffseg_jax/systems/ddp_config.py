@@ -8,7 +8,7 @@ from flax.traverse_util import unflatten_dict as unflatten
 
 from diffseg_jax.config.options import MASK_LOSS
 from diffseg_jax.config.schema import Flag, Number, Optional, Several, Text
-from diffseg_jax.diffusion.label_codes import CODES
+from diffseg_jax.diffusion.label_codes import CODES, code_width
 from diffseg_jax.diffusion.schedules import LOG_SNRS
 from diffseg_jax.errors import UserError
 from diffseg_jax.models.ddp_network import MIN_SIDE, DDPSettings
@@ -103,7 +103,8 @@ def _other_code(key, mine, theirs):
     )
 
 
-CLASS_PARTS = (("head",), ("embedding",), ("auxiliary", "head"))
+HEADS = (("head",), ("auxiliary", "head"))
+CLASS_PARTS = (*HEADS, ("embedding",))
 
 
 def _without_classes(network):
@@ -114,6 +115,29 @@ def _without_classes(network):
         for path, leaf in flat.items()
         if not any(path[1 : 1 + len(part)] == part for part in CLASS_PARTS)
     })  # fmt: skip
+
+
+def class_rows(meta: dict, names) -> dict:
+    """The arrays that depend on the classes, and the names of their rows; of `System.class_rows`.
+
+    None is the ignore label, and a number a channel of the features that stand before the codes. A
+    code of bits has a row for each power of two.
+    """
+    settings, classes, diffuses = settings_of_meta(meta), tuple(names), meta["kind"] != "plain"
+    rows = {
+        ("params", *head, leaf): (-1, classes)
+        for head in (HEADS if diffuses else HEADS[1:])
+        for leaf in ("kernel", "bias")
+    }
+    coded = (*classes, None)
+    if diffuses and settings.code == "embedding":
+        rows["params", "embedding", "table"] = 0, coded
+    elif diffuses:
+        if settings.code == "bits":
+            bits = code_width("bits", len(classes), settings.width)
+            coded = tuple(f"{2**bit}s" for bit in reversed(range(bits)))
+        rows["params", "transform", "kernel"] = 0, (*range(settings.width), *coded)
+    return rows
 
 
 def load_weights(config, abstract: dict, task: Task) -> dict:
@@ -274,6 +298,7 @@ DDP = System(
     make_task=make_task,
     adopt=adopt,
     load_weights=load_weights,
+    class_rows=class_rows,
     options=OPTIONS,
     check=check,
     start_of=start_of,

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 
+import numpy as np
 from flax.traverse_util import flatten_dict as flatten
 
 from diffseg_jax.errors import UserError
@@ -51,6 +52,8 @@ class System:
                    another stage's network `previous`, whose `Task.meta` is `meta`; raises UserError
                    when the networks differ
     load_weights   (config, abstract, task) -> the arrays that the file config.weights gives a stage
+    class_rows     (`Task.meta`, names of the classes) -> {path: (axis, names)} of the arrays that
+                   depend on the classes, see `with_classes`
     given_arrays   (config, kind, abstract) -> arrays from other files that replace random ones of a
                    fresh stage
     options        the options that its configs hold besides `config.options.COMMON`
@@ -77,6 +80,7 @@ class System:
     adopt: Callable[..., dict]
     load_weights: Callable[..., dict]
     options: Mapping
+    class_rows: Callable[..., Mapping] = lambda meta, names: {}
     given_arrays: Callable[..., dict] = lambda config, kind, abstract: {}
     stage_options: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     check: Callable = lambda config: None
@@ -103,6 +107,23 @@ def enlarging(name: str, augment: Mapping, short: int) -> str:
     flags = f"--config.stages.{name}.augment.short={short}"
     limited = any(augment["limit"])  # which excludes short
     return flags + (f' --config.stages.{name}.augment.limit="(0, 0)"' if limited else "")
+
+
+def with_classes(old: Mapping, fresh: Mapping, before: Mapping, after: Mapping) -> dict:
+    """The arrays of a network for other classes: rows of the same name are the old ones.
+
+    old, fresh     path -> array, of the network and of a random one for the new classes
+    before, after  path -> (axis, a name for every index along it), for the old and the new classes;
+                   arrays of other paths stay as they are
+    """
+    changed = {}
+    for path, (axis, names) in after.items():
+        index = {name: i for i, name in enumerate(before[path][1])}
+        kept = [i for i, name in enumerate(names) if name in index]
+        changed[path] = array = np.array(fresh[path])
+        rows = np.moveaxis(np.asarray(old[path]), axis, 0)
+        np.moveaxis(array, axis, 0)[kept] = rows[[index[names[i]] for i in kept]]
+    return {**old, **changed}
 
 
 def require_same_network(abstract: dict, taken: dict, may_lack: str = ""):
