@@ -23,7 +23,7 @@ from pathlib import Path
 from diffseg_jax.cli import Flags, names, number, user_errors
 from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.experiment.comparison import METHODS, Comparison, usual_folds
-from diffseg_jax.experiment.comparison_report import compare_methods, next_command
+from diffseg_jax.experiment.comparison_report import compare_methods, next_step
 from diffseg_jax.storage.lock import locked, require_free
 
 CONFIGS = Path(__file__).parents[1] / "configs"  # of the repository
@@ -61,15 +61,24 @@ def main(arguments: Sequence[str] | None = None):
         require_free(workdir, "compare", "--workdir")
         comparison = Comparison(
             data=given.data, unlabelled=given.unlabelled or given.data, minutes=given.minutes,
-            folds=given.folds or usual_folds(given.data, configs), seed=given.seed, configs=configs,
-            workdir=workdir, say=lambda text: print(text, flush=True),
+            folds=_folds(given.folds, usual_folds(given.data, configs)), seed=given.seed,
+            configs=configs, workdir=workdir, say=lambda text: print(text, flush=True),
         )  # fmt: skip
         workdir.mkdir(parents=True, exist_ok=True)
         with locked(workdir, "compare", "--workdir"):
             rows = compare_methods(comparison, given.methods)
         print(f"table in {workdir}/table.md, predictions in {workdir}/sheet.png")
-        command = next_command(comparison, rows)
-        print(f"go on with the best one, on all labelled images:\n  {command}")
+        print(next_step(comparison, rows))
+
+
+def _folds(given, usual):
+    """The number of folds; 1 is that of data with validation images alone."""
+    if given == 1 < usual:
+        raise UserError(
+            "--folds=1 needs validation images, but the data have none: with one fold nothing "
+            f"would be held out. Try --folds={usual}."
+        )
+    return given or usual
 
 
 def _configs():

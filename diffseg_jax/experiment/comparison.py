@@ -232,7 +232,7 @@ def announcement(
         folds_of = sum(cell.method == name and cell.fold is not None for cell in cells)
         lines.append(f"  {name}: {METHODS[name].title}, {counted(folds_of, 'fold')}")
     for name in dropped:
-        lines.append(f"  {name}: left out, as the minutes are too few; give more --minutes")
+        lines.append(f"  {name}: skipped, as the minutes are too few; give more --minutes")
     return "\n".join(lines)
 
 
@@ -243,7 +243,7 @@ def run_cells(comparison: Comparison, cells: Sequence[Cell]):
     """Runs what is missing; each run gets its share of the time that is left."""
     records = {cell: record_of(comparison, cell) for cell in cells}
     for index, cell in enumerate(cells):
-        if "mIoU" in records[cell] or (cell.fold is None and "cpu_seconds" in records[cell]):
+        if is_done(records[cell]):
             continue
         used = sum(record.get("seconds", 0.0) for record in records.values())
         left = max(comparison.minutes * 60 * (1 - TABLE_SHARE) - used, 60.0)
@@ -274,6 +274,11 @@ def record_of(comparison: Comparison, cell: Cell) -> dict:
     return _read(_record_file(comparison, cell))
 
 
+def is_done(record: dict) -> bool:
+    """Whether a cell has run to its end; one that failed runs again."""
+    return "seconds" in record and "failed" not in record
+
+
 def _read(file):
     """The object in a JSON file; {} if there is none that can be read."""
     try:
@@ -284,7 +289,7 @@ def _read(file):
 
 
 def _run(comparison, cell, minutes):
-    """Runs a cell to its end: {"seconds", "cpu_seconds", "peak_bytes"} and "failed" or numbers."""
+    """Runs a cell to its end: {"seconds", "cpu_seconds", ...}, and numbers or why it "failed"."""
     begun, method = time.perf_counter(), METHODS[cell.method]
     if cell.method == FOREST:
         return _run_forest(comparison, cell)
@@ -299,7 +304,7 @@ def _run(comparison, cell, minutes):
     }  # fmt: skip
     if status:
         comparison.say(f"  failed, and the others go on; log in {cell.name}.log")
-        return {"failed": last.removeprefix("error: ")}
+        return {**record, "failed": last.removeprefix("error: ")}
     return {**record, **_numbers(comparison, cell)}
 
 

@@ -18,6 +18,7 @@ from diffseg_jax.experiment.comparison import (
     cells_of,
     claim,
     images_of_sheet,
+    is_done,
     record_of,
     run_cells,
 )
@@ -64,10 +65,11 @@ def _row(comparison, name, cells):
     mine = [cell for cell in cells if cell.method == name]
     records = [record_of(comparison, cell) for cell in mine if cell.fold is not None]
     before = [record_of(comparison, cell) for cell in mine if cell.fold is None]
-    done = [record for record in records if "mIoU" in record]
+    done = [record for record in records if record.get("mIoU") is not None]
     row = {"method": name, "title": METHODS[name].title, "folds": len(done)}
     if not done:
-        return {**row, "failed": next(r["failed"] for r in (*before, *records) if "failed" in r)}
+        why = (each["failed"] for each in (*before, *records) if "failed" in each)
+        return {**row, "failed": next(why, "no held-out pixel is labelled")}
     peaks = [record["peak_bytes"] for record in (*before, *done) if "peak_bytes" in record]
     keys = ("mIoU", "AUROC", "ECE", "linear_probe", "seconds")
     numbers = {key: _mean_of(key, done) for key in keys}
@@ -116,13 +118,13 @@ def _three_digits(value):
     return "" if value is None else f"{value:.3f}"
 
 
-def next_command(comparison: Comparison, rows: Sequence[dict]) -> str:
-    """What to type to go on with the best method, on all labelled images."""
+def next_step(comparison: Comparison, rows: Sequence[dict]) -> str:
+    """A sentence that says what to type to go on with the best method."""
     best = rows[0]["method"]
     if best == FOREST:
         return (
-            "the forest on filters is the best so far, which is a baseline and cannot be saved: "
-            "give more --minutes, or more labelled images"
+            "the random forest is the best so far, a baseline that cannot be saved: give more "
+            "--minutes, or more labelled images"
         )
     options = {key: value for key, value in comparison.overrides(best, 0).items()
                if key in ("data.path", "unlabelled.path")}  # fmt: skip
@@ -133,7 +135,7 @@ def next_command(comparison: Comparison, rows: Sequence[dict]) -> str:
     ]  # fmt: skip
     if METHODS[best].weight[1] > 1.0:
         words.append(f"--minutes={max(30, round(comparison.minutes)):g}")
-    return shlex.join(words)
+    return f"go on with the best one:\n  {shlex.join(words)}"
 
 
 def draw_sheet(comparison: Comparison, cells: Sequence[Cell], images: Images):
@@ -142,7 +144,7 @@ def draw_sheet(comparison: Comparison, cells: Sequence[Cell], images: Images):
     examples = [images.validation.source[index] for index in shown]
     predicted = {}
     for cell in cells:
-        if cell.fold != 0 or "mIoU" not in record_of(comparison, cell):
+        if cell.fold != 0 or not is_done(record_of(comparison, cell)):
             continue
         if cell.method == FOREST:
             with np.load(comparison.workdir / f"{FOREST}_labels.npz") as stored:

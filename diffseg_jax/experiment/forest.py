@@ -4,7 +4,6 @@ The features are those of scikit-image's example "Trainable segmentation using l
 random forests": intensity, edges and texture at five scales; the trees grow without a limit.
 """
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,8 +12,8 @@ from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.evaluate import Counts, no_counts
 from diffseg_jax.inference.views import predict_whole
-from diffseg_jax.metrics.calibration import chance_scores
-from diffseg_jax.metrics.segmentation import scores
+from diffseg_jax.metrics.calibration import scores_by_class
+from diffseg_jax.metrics.segmentation import scores, to_number
 
 FOREST_EXTRA = 'pip install -e ".[compare]"'
 FILTERS = dict(intensity=True, edges=True, texture=True, sigma_min=1, sigma_max=16)
@@ -93,19 +92,16 @@ def count_forest(forest, source: Sequence, indices: Sequence[int]) -> tuple[Coun
 def forest_result(
     source: Sequence, indices: Sequence[int], held_out: Sequence, held_out_indices: Sequence[int]
 ) -> tuple[dict, dict[int, np.ndarray]]:
-    """(numbers of a forest on held-out images, its labels of them); seconds until it is fitted.
+    """(numbers of a forest on held-out images, its labels of them).
 
     The numbers have the keys that a stage's results have.
     """
-    begun = time.perf_counter()
     forest = fit_forest(source, indices)
-    seconds = time.perf_counter() - begun
     counts, labels = count_forest(forest, held_out, held_out_indices)
-    trust = chance_scores(counts.chance)
+    trust = scores_by_class(counts.chance, ())
     result = {
-        "mIoU": float(scores(counts.confusion[:-1], absent="skip")["mIoU"]),
-        "AUROC": float(trust["AUROC"]),
-        "calibration": {"ECE": float(trust["ECE"])},
-        "fitted_seconds": seconds,
+        "mIoU": to_number(scores(counts.confusion[:-1], absent="skip")["mIoU"]),
+        "AUROC": trust["AUROC"],
+        "calibration": {"ECE": trust["ECE"]},
     }
     return result, labels

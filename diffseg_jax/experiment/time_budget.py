@@ -227,7 +227,7 @@ class Budget:
     # ---- stages -----------------------------------------------------------------------------
 
     def watch(self, plan: StagePlan, evaluate: Callable) -> Callable:
-        """`evaluate` of a stage, whose time is measured; a slow one without labels is left out."""
+        """`evaluate` of a stage, whose time is measured; a slow one without labels is skipped."""
 
         def watched(state, step):
             if not processes.broadcast_from_first(int(self._watches(plan))):

@@ -124,6 +124,17 @@ def test_the_same_command_runs_nothing_twice_and_a_failed_run_again(compared):
     assert again[0][-1] == minutes[again[0][3]]  # a run that stopped keeps its minutes
 
 
+def test_the_time_of_a_failed_run_is_used_up(compared):
+    _, workdir, _ = compared("--minutes=40", fails=("ddp_0",))
+    assert json.loads((workdir / "ddp_0.json").read_text())["seconds"] > 0
+
+
+def test_a_fold_without_a_number_does_not_break_the_table(compared, monkeypatch):
+    monkeypatch.setattr(comparison, "_chosen_numbers", lambda result: {"mIoU": None})
+    with pytest.raises(SystemExit):
+        compared("--minutes=40", methods="ddp")
+
+
 def test_a_method_that_fails_is_a_row_that_says_why(compared):
     _, workdir, _ = compared("--minutes=40", fails=("ddep_0", "ddep_1", "ddep_2"))
     table = (workdir / "table.md").read_text()
@@ -139,6 +150,7 @@ def test_a_method_that_fails_is_a_row_that_says_why(compared):
         (["--minutes=0"], "--minutes is 0"),
         (["--configs=nowhere"], "nowhere"),
         (["--methods=,"], "no method is named"),
+        (["--folds=1"], "Try --folds=3"),
     ],
 )
 def test_mistakes_are_one_sentence(mine, tmp_path, arguments, sentence, capsys):
@@ -172,6 +184,7 @@ class Halves(list):
 def test_a_forest_learns_what_filters_show():
     pytest.importorskip("sklearn", reason='needs the extra "compare"')
     result, labels = forest.forest_result(Halves(), [0, 1], Halves(), [2])
+    assert result["AUROC"] is None or 0 <= result["AUROC"] <= 1  # not NaN, which JSON lacks
     assert result["mIoU"] > 0.9
     assert (labels[2] == Halves()[2]["mask"]).mean() > 0.95
 
