@@ -18,10 +18,10 @@ import numpy as np
 
 from diffseg_jax.config.files import read_config
 from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.ensemble_stage import largest_sides, sizes_before_crop
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.forest import FOREST_EXTRA, forest_result, has_forest_libraries
 from diffseg_jax.experiment.labelled_images import OpenedData, Validation, validation_split
-from diffseg_jax.inference.views import Protocol
 from diffseg_jax.storage.networks import first_has_checkpoint
 from diffseg_jax.storage.paths import write_json
 from diffseg_jax.storage.workdir import stage_directory
@@ -45,6 +45,7 @@ class Method:
     run       the stages that each fold runs; the last one is measured
     weight    shares of the time: of the stage without labels, and of one fold; a fold of 1 or less
               takes what its recipe needs
+    filled    the stage whose crop the labelled images must fill; "" if there is none
     """
 
     title: str
@@ -52,6 +53,7 @@ class Method:
     unlabelled: str = ""
     run: tuple[str, ...] = ()
     weight: tuple[float, float] = (0.0, 1.0)
+    filled: str = ""
 
 
 METHODS = {  # in the order in which they are dropped last
@@ -65,7 +67,7 @@ METHODS = {  # in the order in which they are dropped last
     ),
     "adm": Method(
         "classifiers on an own diffusion model", "ddpm_seg_folder.py:adm", "pretrain", ("fit",),
-        (5.0, 1.5),
+        (5.0, 1.5), filled="fit",
     ),
 }  # fmt: skip
 
@@ -322,8 +324,8 @@ def command_of(comparison: Comparison, cell: Cell, minutes: float) -> list[str]:
     options["run"] = f"({', '.join(repr(stage) for stage in run)},)"
     if method.unlabelled and cell.fold is not None:
         options[f"stages.{run[0]}.start"] = str(_unlabelled_stage(comparison, cell.method))
-    if cell.method == "adm":
-        options |= _sizes_for_diffusion(comparison.images(cell.fold or 0))
+    if method.filled:
+        options |= _sizes_that_fill(comparison, cell)
     return [
         "-m", "diffseg_jax.main", f"--config={comparison.config_file(cell.method)}",
         f"--workdir={comparison.workdir / cell.name}",
@@ -332,13 +334,12 @@ def command_of(comparison: Comparison, cell: Cell, minutes: float) -> list[str]:
     ]  # fmt: skip
 
 
-def _sizes_for_diffusion(images):
+def _sizes_that_fill(comparison, cell):
     """The crop that the labelled images fill, or options that let them differ in shape."""
-    fitted = Protocol(limit=(240, 180), short=0)
-    shapes = (images.source[int(index)]["image"].shape[:2] for index in images.indices)
-    sizes = {tuple(map(int, fitted.sizes(shape)[0])) for shape in shapes}
-    largest = tuple(max(sides) for sides in zip(*sizes))
-    options = {"stages.fit.augment.crop": str(largest)}
+    images, stage = comparison.images(cell.fold or 0), METHODS[cell.method].filled
+    augment = read_config(comparison.config_file(cell.method)).stages[stage].augment
+    sizes = sizes_before_crop(images.source, images.indices, augment)
+    options = {f"stages.{stage}.augment.crop": str(largest_sides(sizes))}
     return options if len(sizes) == 1 else {**options, "features.short": "0"}
 
 

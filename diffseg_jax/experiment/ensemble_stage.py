@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -348,6 +348,21 @@ def examples(plan: StagePlan, shown) -> Iterator[dict]:
         yield {**made, "name": example["name"]}
 
 
+def sizes_before_crop(
+    source: Sequence, indices: Sequence[int], augment: Mapping
+) -> list[tuple[int, int]]:
+    """The sizes (height, width), ascending, to which a stage fits images before its crop."""
+    fitted = Protocol(limit=tuple(augment["limit"]), short=augment["short"])
+    shapes = (source[int(index)]["image"].shape[:2] for index in indices)
+    return sorted({tuple(map(int, fitted.sizes(shape)[0])) for shape in shapes})
+
+
+def largest_sides(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The smallest (height, width) into which all sizes fit."""
+    height, width = map(max, zip(*sizes))
+    return height, width
+
+
 def check_sizes(plan: StagePlan):
     """Raises UserError for labelled images that do not fit into the crop of a stage.
 
@@ -355,10 +370,8 @@ def check_sizes(plan: StagePlan):
     padding that evaluation does not show it, and where files hold their maps, which have none.
     """
     options, short, files = plan.options.augment, plan.task.short, plan.task.files
-    fitted, crop = Protocol(limit=tuple(options.limit), short=options.short), tuple(options.crop)
-    shapes = (plan.source[int(index)]["image"].shape[:2] for index in plan.indices)
-    sizes = sorted({tuple(map(int, fitted.sizes(shape)[0])) for shape in shapes})
-    largest = tuple(max(sides) for sides in zip(*sizes))
+    sizes, crop = sizes_before_crop(plan.source, plan.indices, options), tuple(options.crop)
+    largest = largest_sides(sizes)
     fills = sizes == [crop] or not (short or files)
     if fills and all(side <= limit for side, limit in zip(largest, crop)):
         return

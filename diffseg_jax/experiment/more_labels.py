@@ -13,14 +13,14 @@ from ml_collections import ConfigDict
 
 from diffseg_jax.config.options import FIT
 from diffseg_jax.devices.processes import require_one
-from diffseg_jax.errors import counted
+from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.changed_data import LISTED_IN, VALIDATION, changes_since, listed_in
 from diffseg_jax.experiment.labelled_images import CONTINUED
 from diffseg_jax.experiment.plan import make_plan
 from diffseg_jax.experiment.stages import is_finished, train
 from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint
 from diffseg_jax.storage.lock import locked, require_free
-from diffseg_jax.storage.paths import write_atomically, write_json
+from diffseg_jax.storage.paths import in_bucket, write_atomically, write_json
 from diffseg_jax.storage.workdir import holds_run_of, make_workdir, read_results, stage_directory
 from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.systems.system import split_start
@@ -45,6 +45,11 @@ def continue_run(
     classes they keep the rows of classes that the data still have, by their names.
     """
     require_one("--continue")
+    if in_bucket(workdir):
+        raise UserError(
+            f"--continue moves folders of the workdir, which cannot be done in a bucket, and the "
+            f"workdir is {workdir}. Copy it to this machine, or give another --workdir."
+        )
     require_free(workdir, "train", "--workdir")
     _move(workdir)
     plan = make_plan(config, workdir)

@@ -115,6 +115,17 @@ def test_the_table_has_the_mean_over_folds_and_the_command_goes_on(compared, min
     assert all("--minutes=" in command[-1] for command in commands)
 
 
+def test_labelled_images_fill_the_crop_of_the_config_that_reads_them(mine, tmp_path):
+    compared = comparison.Comparison(
+        data=str(mine), unlabelled=str(mine), minutes=1, folds=3, seed=0, configs=str(CONFIGS),
+        workdir=tmp_path, say=print,
+    )  # fmt: skip
+    command = comparison.command_of(compared, Cell("adm", 0), 1)
+    assert "--config.stages.fit.augment.crop=(180, 240)" in command  # 48 x 64 within 180 x 240
+    assert not any("features.short" in word for word in command)
+    assert not any("augment" in w for w in comparison.command_of(compared, Cell("ddp", 0), 1))
+
+
 def test_the_same_command_runs_nothing_twice_and_a_failed_run_again(compared):
     _, workdir, commands = compared("--minutes=40", fails=("ddp_1",))
     assert (workdir / "ddp_2.json").exists()  # the others went on

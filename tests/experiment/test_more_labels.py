@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from configs import tiny_ddep, tiny_ddp, tiny_ddpm_seg
 from diffseg_jax import main
@@ -81,6 +82,11 @@ def test_a_new_run_takes_the_place_of_the_old_one_wherever_it_is_killed(
     assert stages == ["pretrain", "train"] and not (tmp_path / "continued").exists()
     more_labels._move(tmp_path)
     assert files_in(tmp_path) == found
+
+
+def test_a_bucket_is_refused_before_anything_is_trained():
+    with pytest.raises(UserError, match="cannot be done in a bucket"):
+        more_labels.continue_run(tiny_ddp.get_config(), epath.Path("gs://a/runs"))
 
 
 def test_the_flag_is_of_training_alone():
