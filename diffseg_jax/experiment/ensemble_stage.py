@@ -17,7 +17,7 @@ from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.transforms import drop_small_objects
 from diffseg_jax.devices.mesh import local_rows, place_tree, state_shardings, to_devices
 from diffseg_jax.errors import UserError, counted
-from diffseg_jax.experiment.fold_files import folds_measured, lacking_folds, write_fold
+from diffseg_jax.experiment.fold_files import folds_in_turn, lacking_folds, write_fold
 from diffseg_jax.experiment.grid_note import describe_grid
 from diffseg_jax.experiment.plan import StagePlan, augmentation
 from diffseg_jax.experiment.time_budget import Budget
@@ -132,21 +132,22 @@ def fit_folds(fits: "LabelledPixels", of: np.ndarray, meta: dict):
     evaluation, steps = plan.evaluation, meta.get("steps")
     names = [plan.source.names[int(index)] for index in plan.indices]
     folds = [evaluation.folds[int(index)] for index in plan.indices]
-    measured, lacking = folds_measured(evaluation), lacking_folds(evaluation, meta)
-    for number, fold in enumerate(measured, 1):
+    every, lacking = folds_in_turn(evaluation), lacking_folds(evaluation, meta)
+    for number, fold in enumerate(every, 1):
         if fold not in lacking:
-            plan.log.say(f"{plan.name}: fold {number} of {len(measured)} is fitted")
+            plan.log.say(f"{plan.name}: fold {number} of {len(every)} is fitted")
             continue
         learned = [name for name, each in zip(names, folds, strict=True) if each != fold]
         among = np.flatnonzero(of != fold)
         if not len(among):
             raise UserError(
                 f"stage {plan.name}: without {', '.join(set(names) - set(learned))}, held out as "
-                f"fold {fold}, no labelled pixel is left to learn from. Label more images, or give "
-                "--config.data.val=train, to measure on what is learned."
+                f"fold {fold}, no labelled pixel is left to learn from. Label more images, or, "
+                "to measure on what is learned, take another --workdir with "
+                "--config.data.val=train --config.data.folds=0."
             )
         plan.log.say(
-            f"{plan.name}: fold {number} of {len(measured)}: "
+            f"{plan.name}: fold {number} of {len(every)}: "
             f"{counted(len(names) - len(learned), 'image')} held out, "
             f"{len(learned)} to learn from"
         )
@@ -169,7 +170,7 @@ def _copies_in_time(plan, budget, frozen, kept, extract) -> int:
 
 def _shorter(plan, members, recipe, budget, seconds) -> fit_loop.Fit | None:
     """The members with fewer steps where so many of some seconds each would not end in time."""
-    fits = 1 + len(folds_measured(plan.evaluation) if plan.evaluation.folds else ())
+    fits = 1 + len(folds_in_turn(plan.evaluation))
     steps = budget.fit_steps(plan, members.steps, fits * seconds)
     if steps == members.steps:
         return None

@@ -31,6 +31,11 @@ def held_out_in(evaluation: Evaluation, fold: int) -> np.ndarray:
     return np.array([i for i in evaluation.indices if evaluation.folds[int(i)] == fold], np.int64)
 
 
+def folds_in_turn(evaluation: Evaluation) -> list[int]:
+    """All folds, also those of which the evaluation measures no image; [] if there are none."""
+    return sorted(set((evaluation.folds or {}).values()))
+
+
 def folds_measured(evaluation: Evaluation) -> list[int]:
     """The folds that hold out an image of the evaluation."""
     return sorted({evaluation.folds[int(index)] for index in evaluation.indices})
@@ -50,9 +55,7 @@ def write_fold(evaluation: Evaluation, fold: int, meta: dict, arrays: dict, lear
 
 def lacking_folds(evaluation: Evaluation, meta: dict) -> list[int]:
     """The folds without classifiers that were fitted as the metadata say."""
-    if not evaluation.folds:
-        return []
-    folds = folds_measured(evaluation)
+    folds = folds_in_turn(evaluation)
     fitted = [_read(evaluation, fold, meta) is not None for fold in folds]
     return [fold for fold, is_fitted in zip(folds, fitted, strict=True) if not is_fitted]
 

@@ -13,7 +13,13 @@ from configs.tiny_ddpm_seg import get_config
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import ensemble_stage, more_labels, stages
-from diffseg_jax.experiment.fold_files import describe_scores, network_of_fold, scores_line
+from diffseg_jax.experiment.fold_files import (
+    describe_scores,
+    folds_in_turn,
+    lacking_folds,
+    network_of_fold,
+    scores_line,
+)
 from diffseg_jax.experiment.plan import make_plan
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.networks import open_network
@@ -113,6 +119,14 @@ def test_eval_measures_by_folds_and_a_run_that_lost_one_is_not_finished(folder, 
     network, meta = open_network(stage.directory)
     with pytest.raises(UserError, match="The command that trained fits them again"):
         network_of_fold(stage.evaluation, 0, network, meta)
+
+
+def test_folds_without_a_measured_image_are_fitted_so_that_eval_can_measure_all(folder, crossed):
+    config = config_of(folder)
+    config.evaluate.images = 1
+    evaluation = make_plan(config, crossed).stages[0].evaluation
+    assert len(evaluation.indices) == 1 and folds_in_turn(evaluation) == [0, 1, 2]
+    assert lacking_folds(evaluation, {"config": {"data": {}}}) == [0, 1, 2]
 
 
 def test_classifiers_never_measure_an_image_that_they_learned_from(folder, crossed):
