@@ -7,10 +7,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image, ImageShow
 
 import diffseg_jax
-from diffseg_jax import features, predict
+from diffseg_jax import UserError, features, predict
+from diffseg_jax.inference.batch import clips_in
 from diffseg_jax.inference.prediction import Prediction
 from diffseg_jax.inference.show import show_predictions
 from diffseg_jax.storage.checkpoints import StageCheckpoints
@@ -226,6 +228,8 @@ def test_a_video_is_resumed_by_frame_and_shown_as_a_video(run, photos, tmp_path)
     assert "done already" not in run(images=clip)[1] and len(summary(tmp_path)["pictures"]) == 8
     code, _, err = run("--video=True", images=photos, output=tmp_path / "new")
     assert code == 2 and "there is no video among the images" in err
+    with pytest.raises(UserError, match="--output is gs://a/b"):
+        clips_in([], epath.Path("gs://a/b"))
 
 
 def test_a_georeferenced_image_is_complete_with_its_files_on_the_map(run, photos, tmp_path):

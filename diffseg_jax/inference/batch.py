@@ -79,8 +79,9 @@ def predict_files(
     found, notes = find_images(images, keep_masks, every)
     for note in (*notes, *frames_note(found, every)):
         print(f"note: {visible(note)}", flush=True)
-    clips = clips_in(found) if video else {}
-    places = {name: place for name, source in found if (place := georeference_of(str(source)))}
+    clips = clips_in(found, folder) if video else {}
+    places = {name: georeference_of(source) for name, source in found if isinstance(source, str)}
+    places = {name: place for name, place in places.items() if place}
     colours = distinct_colours(len(segmenter.names)) if palette == "readable" else segmenter.palette
     labels = Labels(segmenter.names, colours)
     summary = Summary(
@@ -136,8 +137,18 @@ def readable(
             yield name, image
 
 
-def clips_in(found: Sequence[tuple[str, str | Frame]]) -> dict[str, dict[str, Frame]]:
-    """Name of each video -> its frames by name; UserError if there is no video."""
+def clips_in(
+    found: Sequence[tuple[str, str | Frame]], folder: Path
+) -> dict[str, dict[str, Frame]]:  # fmt: skip
+    """Name of each video -> its frames by name.
+
+    Raises UserError if there is no video, and if the folder of the output is in a bucket.
+    """
+    if in_bucket(folder):
+        raise UserError(
+            f"--video=True writes videos to this machine only, but --output is {folder}. Give "
+            "another --output, or leave --video out."
+        )
     clips = {}
     for name, source in found:
         if is_video(container_of(source)):
