@@ -214,7 +214,7 @@ def _complete(config, workdir):
 
 def _opened(config, workdir):
     """The data of a config; images that labelled stages have learned from stay on their side."""
-    workdir = workdir.parent if workdir.name == CONTINUED else workdir
+    workdir = _run_before(workdir) or workdir
     stages = [stage_directory(workdir, name) for name in labelled_stages(config)]
     begun = any([first_has_checkpoint(directory) for directory in stages])
     return OpenedData(config, kept_folds(workdir) if begun else {})
@@ -369,7 +369,14 @@ def _arrays_to_load(
 
 def _goes_on(start, name, workdir):
     """Whether a stage is trained further, from its own checkpoint in the run before."""
-    return workdir.name == CONTINUED and start == str(stage_directory(workdir.parent, name))
+    before = _run_before(workdir)
+    return before is not None and start == str(stage_directory(before, name))
+
+
+def _run_before(workdir):
+    """The run that goes on in a folder CONTINUED of its workdir; None for other workdirs."""
+    before = workdir.parent
+    return before if workdir.name == CONTINUED and (before / "config.json").exists() else None
 
 
 def _check_earlier_stage(config, name, start, which, before, workdir):

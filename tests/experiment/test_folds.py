@@ -129,6 +129,16 @@ def test_folds_without_a_measured_image_are_fitted_so_that_eval_can_measure_all(
     assert lacking_folds(evaluation, {"config": {"data": {}}}) == [0, 1, 2]
 
 
+def test_a_workdir_may_be_called_as_that_of_a_continued_run(folder, crossed, tmp_path):
+    workdir = shutil.copytree(crossed, tmp_path / "continued")
+    of = make_plan(config_of(folder), crossed).stages[0].subset["folds"]["of"]
+    listed = json.loads((workdir / "labelled.json").read_text())
+    listed["folds"]["of"] = {name: (fold + 1) % 3 for name, fold in of.items()}
+    (workdir / "labelled.json").write_text(json.dumps(listed))
+    kept = make_plan(config_of(folder), workdir).stages[0].subset["folds"]["of"]
+    assert kept == listed["folds"]["of"] != of
+
+
 def test_classifiers_never_measure_an_image_that_they_learned_from(folder, crossed):
     evaluation = make_plan(config_of(folder), crossed).stages[0].evaluation
     network, meta = open_network(crossed / "checkpoints" / "fit")

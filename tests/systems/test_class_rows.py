@@ -68,6 +68,7 @@ def test_a_continued_network_keeps_its_classes_by_name(tmp_path, tiny_network, t
     network, meta = tiny_network(config.system)
     with StageCheckpoints(tmp_path / "checkpoints" / name) as checkpoints:
         checkpoints.save(7, {**network, "frozen": {}}, {**meta, "classes": OLD}, {"mIoU": 0.5})
+    (tmp_path / "config.json").write_text("{}")  # as every run has
     further = continued_config(config, tmp_path, [name])
     stage = make_plan(further, tmp_path / "continued").stages[0]
     loaded, old = flatten(stage.loaded()), flatten(network)
