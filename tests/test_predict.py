@@ -265,7 +265,7 @@ def test_predictions_of_other_parameters_are_not_mixed(run, tmp_path, tiny_run):
         if factor == 1:
             assert code == 0
             shutil.rmtree(tmp_path / "model")
-    assert code == 2 and "holds predictions of another command" in err and "weights" in err
+    assert code == 2 and "holds predictions of other weights" in err and "_2." in err
 
 
 def test_damaged_exif_stops_nothing(run, photos, tmp_path):

@@ -119,13 +119,23 @@ def colour_advice(colours: Sequence[list], rules: MaskRules) -> str:
     others = [rgb for rgb in colours if rgb != BLACK]
     if len(others) < 2 or len(others) == len(colours):
         meaning, line = _palette(colours, rules)
-        return f"If {meaning}, {line}."
+        return f"If {meaning}, {line}.{_order_note(colours, rules)}"
     ignored = "black is unlabelled and {}, {}".format(*_palette(others, rules, [BLACK]))
     labelled = "black is a class and {}, {}".format(*_palette(colours, rules))
     readings = [ignored, labelled]
     if len(colours) == len(rules.names):
         readings.reverse()
-    return "If {}; if {}.".format(*readings)
+    return "If {}; if {}.".format(*readings) + _order_note(others, rules)
+
+
+def _order_note(colours, rules):
+    """That the pairs of colours and given names are no finding; "" where there are none."""
+    if not rules.names or len(colours) < 2:
+        return ""
+    return (
+        " These pairs follow the numbers of the colours only: before you use them, bring the "
+        "palette into the order of your names."
+    )
 
 
 def more_colours(unknown: Sequence[list], rules: MaskRules) -> str:

@@ -24,7 +24,7 @@ from diffseg_jax.experiment.comparison import (
 )
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference.segmenter import load
-from diffseg_jax.storage.paths import write_json
+from diffseg_jax.storage.paths import write_atomically, write_json
 from diffseg_jax.storage.workdir import make_workdir
 from diffseg_jax.training.log import duration
 
@@ -49,7 +49,7 @@ def compare_methods(comparison: Comparison, methods: Sequence[str]) -> list[dict
         raise UserError(f"no method could be trained: {failed}")
     write_json(comparison.workdir / "results.json", {"rows": rows})
     table = table_text(rows)
-    (comparison.workdir / "table.md").write_text(table + "\n")
+    write_atomically(comparison.workdir / "table.md", f"{table}\n".encode())
     comparison.say("\n" + table)
     draw_sheet(comparison, cells, images)
     return rows

@@ -5,6 +5,7 @@ resumed. When it is finished and measured, it takes the place of the old checkpo
 which move to <workdir>/before_1, before_2, ...; until then they stay as they are.
 """
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -136,10 +137,11 @@ def _compared(workdir, stages):
         if old and new and None not in (old["mIoU"], new["mIoU"]):
             key = VALIDATION.format(stage.name)
             same = listed[0].get(key) and listed[0].get(key) == listed[1].get(key)
-            differ = (
-                f" (of {old['images']} and {new['images']} images, which differ, so that the "
-                "numbers do not compare)"
-            )
+            same = same and old["IoU"].keys() == new["IoU"].keys()
+            images = f"{old['images']} and {new['images']} images"
+            of = "other images" if old["images"] == new["images"] else images
+            of = "other classes" if old["IoU"].keys() != new["IoU"].keys() else of
+            differ = f" (of {of}, so that the numbers do not compare)"
             yield (
                 f"{stage.name}: mIoU {100 * old['mIoU']:.2f} -> {100 * new['mIoU']:.2f}"
                 f"{'' if same else differ}"
@@ -166,11 +168,19 @@ def _announce_move(workdir):
 def _merge_metrics(workdir, new):
     """Puts the old records of stages that did not run again before the new ones."""
     old, mine = (folder / "metrics.jsonl" for folder in (workdir, new))
-    lines = mine.read_bytes() if mine.exists() else b""
-    names = {json.loads(line)["stage"] for line in lines.splitlines()}
-    kept = old.read_bytes().splitlines(keepends=True) if old.exists() else []
-    kept = [line for line in kept if json.loads(line)["stage"] not in names]
-    write_atomically(mine, b"".join(kept) + lines)
+    new_lines, old_lines = map(_records, (mine, old))
+    stages = {stage for stage, _ in new_lines}
+    kept = [(stage, line) for stage, line in old_lines if stage not in stages]
+    write_atomically(mine, b"".join(line + b"\n" for _, line in (*kept, *new_lines)))
+
+
+def _records(file):
+    """(stage, line) of a file of metrics, without lines that a kill or a full disk cut."""
+    records = []
+    for line in file.read_bytes().splitlines() if file.exists() else ():
+        with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
+            records.append((json.loads(line)["stage"], line))
+    return records
 
 
 def _move(workdir):

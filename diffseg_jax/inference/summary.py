@@ -21,6 +21,7 @@ from diffseg_jax.storage.paths import in_bucket, open_path, write_json
 SAVE_EVERY = 2  # seconds between two versions of the summary
 SUMMARY = "summary.json"
 BY_COMMAND = "checkpoint"  # an entry of the summary of the command, and not of `Prediction.save`
+OF_THE_NETWORK = ("step:", "weights:", "calibrator:")  # differ once it was trained further
 
 
 class Summary:
@@ -62,7 +63,14 @@ class Summary:
             raise UserError(
                 f"{self.file} was not written by this command. Give another --output."
             ) from None
-        if lines := differing_lines(old_metadata, metadata):
+        lines = differing_lines(old_metadata, metadata)
+        if lines and all(line.startswith(OF_THE_NETWORK) for line in lines):
+            raise UserError(
+                f"{self.folder} holds {self.what} of other weights, as the checkpoint has been "
+                f"trained further or calibrated since. Give another --output, such as "
+                f"--output={self.folder}_2."
+            )
+        if lines:
             raise UserError(
                 f"{self.folder} holds {self.what} of another command; give another --output, or "
                 "undo:\n  " + "\n  ".join(lines)
