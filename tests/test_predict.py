@@ -163,11 +163,11 @@ def test_a_folder_of_an_earlier_version_is_completed(run, tmp_path):
 def test_a_stop_in_the_middle_loses_nothing(run, tmp_path, monkeypatch):
     write, written = Prediction.write, []
 
-    def stop_at_the_second(prediction, folder, options):
+    def stop_at_the_second(prediction, *arguments):
         if len(written) == 1:
             raise KeyboardInterrupt
         written.append(prediction.names)
-        return write(prediction, folder, options)
+        return write(prediction, *arguments)
 
     monkeypatch.setattr(Prediction, "write", stop_at_the_second)
     code, _, err = run()
