@@ -34,6 +34,7 @@ def test_it_is_stored_without_outputs(notebook):
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
 
 
+@pytest.mark.slow
 def test_it_runs_and_more_labels_help(notebook, tmp_path, monkeypatch):
     environment = {
         "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path),
