@@ -85,7 +85,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(command, tmp_path):
 @pytest.mark.parametrize(
     "flag, parts",
     [
-        ("--config.data.sead=3", ["no option data.sead", "Known: cache, count, fraction"]),
+        ("--config.data.sead=3", ["no option data.sead", "Known: cache, count, fold, folds"]),
         ("--config.stages.pretrain.bach_size=3", ["stages.pretrain.bach_size", '"batch_size"?']),
         ("--config.seed.x=1", ["no option seed.x", "seed is 0"]),
         ("--config.seed=abc", ['--config.seed is "abc"', "a whole number, such as"]),

@@ -124,7 +124,8 @@ def test_a_holder_that_was_taken_over_ends(tmp_path, short, capsys, monkeypatch)
 
 def segmenter():
     """What the commands that write for images need of one before they write."""
-    task = SimpleNamespace(predict_named=lambda *_: iter(()), palette=[[0, 0, 0]], names=["a"])
+    task = SimpleNamespace(palette=[[0, 0, 0]], names=["a"])
+    task.predict_named = lambda *_, **__: iter(())
     task.meta, task.system, task.network = {"task": {"kind": "fit"}}, "ddpm_seg", {}
     return task
 
