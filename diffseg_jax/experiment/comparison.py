@@ -22,6 +22,7 @@ from diffseg_jax.experiment.ensemble_stage import largest_sides, sizes_before_cr
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.forest import FOREST_EXTRA, forest_result, has_forest_libraries
 from diffseg_jax.experiment.labelled_images import OpenedData, Validation, validation_split
+from diffseg_jax.experiment.time_budget import read_budget
 from diffseg_jax.storage.networks import first_has_checkpoint
 from diffseg_jax.storage.paths import write_json
 from diffseg_jax.storage.workdir import stage_directory
@@ -247,7 +248,7 @@ def run_cells(comparison: Comparison, cells: Sequence[Cell]):
     for index, cell in enumerate(cells):
         if is_done(records[cell]):
             continue
-        used = sum(record.get("seconds", 0.0) for record in records.values())
+        used = sum(_seconds_of(comparison, *pair) for pair in records.items())
         left = max(comparison.minutes * 60 * (1 - TABLE_SHARE) - used, 60.0)
         to_come = sum(each.weight for each in cells[index:] if not records[each]) or cell.weight
         minutes = records[cell].get("minutes", left / 60 * cell.weight / to_come)
@@ -258,6 +259,12 @@ def run_cells(comparison: Comparison, cells: Sequence[Cell]):
         write_json(_record_file(comparison, cell), {"minutes": minutes})  # a stopped run keeps it
         records[cell] = {"minutes": minutes, **_run(comparison, cell, minutes)}
         write_json(_record_file(comparison, cell), records[cell])
+
+
+def _seconds_of(comparison, cell, record):
+    """Seconds that a cell has run, also if it was stopped."""
+    used = read_budget(comparison.workdir / cell.name).get("used", 0.0)
+    return max(record.get("seconds", 0.0), used)
 
 
 def _title(comparison, cell):
@@ -285,7 +292,7 @@ def _read(file):
     """The object in a JSON file; {} if there is none that can be read."""
     try:
         content = json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -300,8 +307,9 @@ def _run(comparison, cell, minutes):
         return {"failed": "its stage without labels failed"}
     command = command_of(comparison, cell, minutes)
     status, usage, last = _watched(command, comparison.workdir / f"{cell.name}.log")
+    seconds = _seconds_of(comparison, cell, {"seconds": time.perf_counter() - begun})
     record = {
-        "seconds": time.perf_counter() - begun, "command": command,
+        "seconds": seconds, "command": command,
         "cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * 1024,
     }  # fmt: skip
     if status:

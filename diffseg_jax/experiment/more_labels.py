@@ -52,7 +52,9 @@ def continue_run(
             f"workdir is {workdir}. Copy it to this machine, or give another --workdir."
         )
     require_free(workdir, "train", "--workdir")
-    _move(workdir)
+    if (workdir / CONTINUED / MOVING).exists():
+        with locked(workdir, "train", "--workdir"):
+            _move(workdir)
     plan = make_plan(config, workdir)
     stages = [stage for stage in plan.stages if stage.evaluation]
     if not (holds_run_of(config, workdir) and stages and all(map(_ended, plan.stages))):

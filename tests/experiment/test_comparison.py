@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from diffseg_jax import UserError, compare
+from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.scenes import draw_scene
 from diffseg_jax.experiment import comparison, comparison_report, forest
 from diffseg_jax.experiment.comparison import METHODS, SHORTEST, Cell, cells_of
+from diffseg_jax.figures.sheets import comparison_sheet
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = list(METHODS)
@@ -144,6 +146,32 @@ def test_a_fold_without_a_number_does_not_break_the_table(compared, monkeypatch)
     monkeypatch.setattr(comparison, "_chosen_numbers", lambda result: {"mIoU": None})
     with pytest.raises(SystemExit):
         compared("--minutes=40", methods="ddp")
+
+
+def test_the_time_of_a_stopped_run_counts(mine, tmp_path, monkeypatch):
+    said = []
+    compared = comparison.Comparison(
+        data=str(mine), unlabelled=str(mine), minutes=60, folds=3, seed=0, configs=str(CONFIGS),
+        workdir=tmp_path, say=said.append,
+    )  # fmt: skip
+    monkeypatch.setattr(comparison, "_watched", Runs())
+    (tmp_path / "ddp_0").mkdir()
+    (tmp_path / "ddp_0" / "time_budget.json").write_text('{"minutes": 30, "used": 600}')
+    (tmp_path / "ddp_0.json").write_text('{"minutes": 30}')
+    comparison.run_cells(compared, [Cell("ddp", 0)])
+    assert "47 min 00 s left" in said[0]  # of 57
+    assert comparison.record_of(compared, Cell("ddp", 0))["seconds"] == 600
+
+
+def test_the_sheet_shows_every_method_beside_the_truth():
+    labels = Labels(("a", "b"), ((10, 20, 30), (200, 100, 50)))
+    image, mask = np.zeros((40, 60, 3), np.uint8), np.zeros((40, 60), np.int32)
+    sheets = [
+        comparison_sheet([image], [mask], {f"m{i}": [mask + 1] for i in range(count)}, labels)
+        for count in (1, 2)
+    ]
+    shown = [(sheet == (200, 100, 50)).all(-1).sum() for sheet in sheets]
+    assert shown[1] > 1.8 * shown[0] > 0 and sheets[1].shape[1] > sheets[0].shape[1]
 
 
 def test_a_method_that_fails_is_a_row_that_says_why(compared):
