@@ -81,7 +81,7 @@ def make_flags() -> Flags:
     given = "minutes in which training ends, whatever the machine; default: as the recipe needs"
     add("--minutes", type=number(float, 0.1, 1e6), metavar="X", help=given)
     changed = "what a stage does whose data changed since it stopped; default: refuse"
-    add("--changed_data", choices=stages.CHANGED_DATA, default="refuse", help=changed)
+    add("--changed_data", choices=stages.CHANGED_DATA, help=changed)
     more = "train a finished run further, on labelled images that were added or changed"
     add("--continue", action="store_true", dest="go_on", help=more)
     add_cache_flag(add)
@@ -138,10 +138,16 @@ def run(arguments: Sequence[str], begun: float | None = None):
             f"--continue trains further, but the mode is {given.mode}. Leave out --continue or "
             "--mode."
         )
+    if given.go_on and given.changed_data == "refuse":
+        raise UserError(
+            "--continue learns from changed data, which --changed_data=refuse forbids. Leave out "
+            "one of them."
+        )
+    changed_data = given.changed_data or "refuse"
     if given.go_on:
         mode, options = more_labels.continue_run, {"minutes": given.minutes, "begun": begun}
     elif given.mode == "train":
-        options = {"changed_data": given.changed_data, "minutes": given.minutes, "begun": begun}
+        options = {"changed_data": changed_data, "minutes": given.minutes, "begun": begun}
     elif given.minutes is not None:
         raise UserError(
             f"--minutes is the time of --mode=train, but the mode is {given.mode}. Leave out "

@@ -224,6 +224,10 @@ def test_a_video_is_resumed_by_frame_and_shown_as_a_video(run, photos, tmp_path)
     assert "2 of 3 images are done already" in run(*few, images=clip)[1]
     assert (out / "a_overlay.mp4").stat().st_mtime_ns > written
     assert "3 of 7 images are done already" in run(images=clip)[1]
+    written = f"writes {out / 'a_overlay.mp4'}"
+    assert written in run("--video=True", images=clip)[1]  # of all frames now
+    assert written not in run("--video=True", images=clip)[1]
+    assert written in run(*few, images=clip)[1]  # nothing was predicted, but the frames differ
     write_clip(clip, size=(20, 30), count=8)
     assert "done already" not in run(images=clip)[1] and len(summary(tmp_path)["pictures"]) == 8
     code, _, err = run("--video=True", images=photos, output=tmp_path / "new")

@@ -1,7 +1,6 @@
 """Whether a resumed stage learns from the data that it began with."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
@@ -14,7 +13,7 @@ from diffseg_jax.devices.first import first_does
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.plan import StagePlan
 from diffseg_jax.storage.checkpoints import StageCheckpoints
-from diffseg_jax.storage.paths import write_json
+from diffseg_jax.storage.paths import read_object, write_json
 from diffseg_jax.storage.workdir import LISTED_IN
 
 VALIDATION = "{}, validation"  # the key of the stage's validation images there
@@ -138,11 +137,7 @@ def changes_since(stage: StagePlan) -> list[str]:
 
 def listed_in(workdir: Path) -> dict:
     """The fingerprints in the workdir, {} where there are none that can be read."""
-    try:
-        content = json.loads((workdir / LISTED_IN).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_object(workdir / LISTED_IN)
 
 
 def _compare(stage, step, meta, current, found, listed, go_on):

@@ -24,7 +24,7 @@ from diffseg_jax.experiment.forest import FOREST_EXTRA, forest_result, has_fores
 from diffseg_jax.experiment.labelled_images import OpenedData, Validation, validation_split
 from diffseg_jax.experiment.time_budget import read_budget
 from diffseg_jax.storage.networks import first_has_checkpoint
-from diffseg_jax.storage.paths import write_json
+from diffseg_jax.storage.paths import read_object, write_json
 from diffseg_jax.storage.workdir import stage_directory
 from diffseg_jax.training.log import duration
 from diffseg_jax.weights.packaged import packaged_efficientnet
@@ -34,6 +34,7 @@ TABLE_SHARE = 0.05  # of the minutes, for the sheet of predictions
 DRAWN_OF_FOLD = 4  # images on the sheet
 FOREST = "forest"
 COMPARED_FOLDS = 3  # where there are no validation images
+MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes per unit of ru_maxrss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +191,7 @@ def claim(comparison: Comparison):
         "data": comparison.data, "unlabelled": comparison.unlabelled, "folds": comparison.folds,
         "seed": comparison.seed,
     }  # fmt: skip
-    stored = _read(file) if file.exists() else mine
+    stored = read_object(file) if file.exists() else mine
     if stored != mine:
         changed = ", ".join(key for key in mine if stored.get(key) != mine[key])
         raise UserError(
@@ -280,21 +281,12 @@ def _record_file(comparison, cell):
 
 def record_of(comparison: Comparison, cell: Cell) -> dict:
     """What is known of a cell: its "minutes" once it is begun, and what `_run` returned."""
-    return _read(_record_file(comparison, cell))
+    return read_object(_record_file(comparison, cell))
 
 
 def is_done(record: dict) -> bool:
     """Whether a cell has run to its end; one that failed runs again."""
     return "seconds" in record and "failed" not in record
-
-
-def _read(file):
-    """The object in a JSON file; {} if there is none that can be read."""
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _run(comparison, cell, minutes):
@@ -310,7 +302,7 @@ def _run(comparison, cell, minutes):
     seconds = _seconds_of(comparison, cell, {"seconds": time.perf_counter() - begun})
     record = {
         "seconds": seconds, "command": command,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * 1024,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * MAXRSS_UNIT,
     }  # fmt: skip
     if status:
         comparison.say(f"  failed, and the others go on; log in {cell.name}.log")

@@ -8,6 +8,8 @@ names of the images that they were fitted to, and "of", which tells to which dat
 import hashlib
 import io
 import json
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from diffseg_jax.storage.paths import write_atomically
 FITTED_TO = (  # keys of metadata
     "classes", "labelled", "trained_on", "task", "start", "copies", "steps",
 )  # fmt: skip
+DAMAGED = (ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # raised by numpy's reader
 MAY_DIFFER = ("mesh", "evaluate")  # parts of the config in the metadata
 
 
@@ -105,7 +108,7 @@ def _read(evaluation, fold, meta):
                 return None
             paths = [path for path in file.files if "/" in path]
             return unflatten({tuple(path.split("/")): file[path] for path in paths})
-    except Exception:  # damaged files raise many kinds; the classifiers are fitted again
+    except (*DAMAGED, LookupError, OSError):  # absent or damaged: the classifiers are fitted again
         return None
 
 

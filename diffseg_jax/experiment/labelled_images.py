@@ -7,7 +7,6 @@ held out, or, for a stage that fits an ensemble, every fold in turn.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.data.subsets import describe_subset, folds_of, subset
 from diffseg_jax.errors import UserError, counted
+from diffseg_jax.storage.paths import read_object
 
 USUAL_FOLDS = 5  # where there are no validation images, or the number of images if that is smaller
 IN_TURN = -1  # the value of config.data.fold for every fold in turn
@@ -238,11 +238,11 @@ def kept_folds(workdir: Path) -> dict[str, int]:
     Images of a list without folds were learned from: they get the last fold, which is not the one
     that is held out.
     """
+    listed = read_object(workdir / LABELLED_FILE)
     try:
-        listed = json.loads((workdir / LABELLED_FILE).read_bytes())
         learned = dict.fromkeys(listed["names"], USUAL_FOLDS - 1)
         return {**learned, **listed.get("folds", {}).get("of", {})}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return {}
 
 

@@ -5,7 +5,6 @@ up: `time_budget.json` in the workdir keeps them.
 """
 
 import dataclasses
-import json
 import math
 import os
 import time
@@ -20,7 +19,7 @@ from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.plan import Evaluation, StagePlan, stage_schedule
 from diffseg_jax.experiment.results import KNOWN_LEARNED, measure
 from diffseg_jax.inference.views import Protocol
-from diffseg_jax.storage.paths import write_json
+from diffseg_jax.storage.paths import read_object, write_json
 from diffseg_jax.training.lifecycle import COMPILES
 from diffseg_jax.training.log import Log, duration
 
@@ -395,10 +394,10 @@ def learned_images(evaluation: Evaluation) -> int:
 
 def read_budget(workdir: Path) -> dict:
     """What the workdir says of the time of its run; {} if nothing that can be read."""
+    content = read_object(workdir / KEPT_IN)
     try:
-        content = json.loads((workdir / KEPT_IN).read_bytes())
         return {**content, "used": float(content["used"]), "minutes": float(content["minutes"])}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError):
         return {}
 
 

@@ -22,7 +22,7 @@ from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.saved import SaveOptions, path_of, write_coco, write_legend
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.summary import Summary, described_classes, overview_of
-from diffseg_jax.inference.videos import frame_rate, write_video
+from diffseg_jax.inference.videos import count_frames, frame_rate, write_video
 from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.paths import in_bucket, make_folder, open_path
@@ -165,11 +165,19 @@ def write_videos(folder: Path, clips: dict, remaining: Collection, finished: Col
     """
     for clip, frames in clips.items():
         names, target = [name for name in frames if name in finished], folder / f"{clip}_{OVERLAY}"
-        if not names or (target.exists() and not frames.keys() & remaining):
+        if not names or (not frames.keys() & remaining and _holds(target, len(names))):
             continue
         print(f"writes {target}", flush=True)
         overlays = (read_image(path_of(folder, name, "overlay.png")) for name in names)
         write_video(target, overlays, frame_rate(frames[names[0]].path) / every)
+
+
+def _holds(video, count):
+    """Whether a video has so many frames: with another `every`, it is written again."""
+    try:
+        return video.exists() and count_frames(str(video)) == count
+    except UserError:
+        return False
 
 
 def announce_sizes(named, console, round_to) -> Iterator[tuple[str, np.ndarray]]:

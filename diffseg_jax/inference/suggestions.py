@@ -8,7 +8,6 @@ once. Which images are chosen is the subject of `metrics.choice`.
 import hashlib
 import io
 import itertools
-import json
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path, PurePath
@@ -34,6 +33,7 @@ from diffseg_jax.storage.paths import (
     make_folder,
     open_path,
     read_bytes,
+    read_object,
     write_atomically,
     write_json,
 )
@@ -178,13 +178,15 @@ class Pool:
 
 def learned_from(segmenter: Segmenter | None) -> set[str]:
     """Digests of the labelled images with which the run of a network learned, as it lists them."""
+    if segmenter is None:
+        return set()
+    listed = read_object(segmenter.directory.parent.parent / LISTED_IN)
     try:
-        listed = json.loads((segmenter.directory.parent.parent / LISTED_IN).read_bytes())
         return {
             digests[:DIGITS] for found in listed.values() if found["whole"]
             for digests in found["files"].values() if len(digests) > DIGITS  # of image and mask
         }  # fmt: skip
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (LookupError, TypeError, AttributeError):
         return set()
 
 

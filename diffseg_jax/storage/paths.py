@@ -95,6 +95,15 @@ def write_json(path: Path, content) -> None:
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
+def read_object(path: Path) -> dict:
+    """The object in a JSON file; {} if there is none that can be read."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def make_folder(path: Path):
     """Creates the folder given by --output; raises UserError if that fails."""
     try:
