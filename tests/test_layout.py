@@ -82,6 +82,8 @@ ORDER = (  # a module may import those above it, never those below
     "experiment.check_data",
     "experiment.prepare_data", "experiment.tap_study", "experiment.steps_study",
     "experiment.forest", "experiment.comparison", "experiment.comparison_report",
+    "server.security", "server.page_images", "server.label_store", "server.page_events",
+    "server.fit_worker", "server.dataset_export", "server.page_app",
     "cli", "old_names.command", "old_names.visualise", "old_names.checkpoints",
     "plot", "convert", "sample", "predict", "export", "info", "features", "suggest",
     "compare", "main",

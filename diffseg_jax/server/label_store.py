@@ -1,0 +1,377 @@
+"""What is painted, on disk: classes, strokes, predictions and the list of images of one project.
+
+    classes.json                    names and palette
+    project.json                    images with what is known of their files, accepted ones, fits
+    strokes/<name>.png              ids of the upright image, 255 = not painted
+    predictions/<name>.png          ids;  uncertainty/<name>.png  grey, 255 = certainly wrong
+
+Every file is replaced atomically. A PNG of strokes holds its own revision and counts, and one of a
+prediction its fit and score, as text beside the pixels: after a kill both belong together.
+"""
+
+import contextlib
+import io
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from diffseg_jax.data.classes_json import MAX_NAME, read_classes
+from diffseg_jax.data.images import decode
+from diffseg_jax.data.labels import IGNORE, Labels
+from diffseg_jax.data.palette import distinct_colours
+from diffseg_jax.errors import UserError, shown, visible
+from diffseg_jax.server.page_images import PageImage
+from diffseg_jax.storage.paths import write_atomically, write_json
+
+KEEP = 254  # in a patch: the pixel stays as it is
+MAX_CLASSES = 253  # ids below KEEP
+PROJECT_FORMAT = 1  # of project.json
+RECORDED = {"height": int, "width": int, "sha256": str, "stamp": str, "accepted": bool}
+MAPS_KEPT = 256 * 2**20  # bytes of label maps that stay in memory
+CLASSES_FILE, PROJECT_FILE = "classes.json", "project.json"
+STROKES, PREDICTIONS, UNCERTAINTY = "strokes", "predictions", "uncertainty"
+
+
+class Outdated(Exception):
+    """A patch that was made for another revision than the present one, which it holds."""
+
+    def __init__(self, revision: int):
+        super().__init__(f"the labels have revision {revision}")
+        self.revision = revision
+
+
+class LabelStore:
+    """The project in a folder. All methods may be called from several threads.
+
+    images   in the order of their indices
+    classes  Labels: names and colours
+    fits     what FIT of the page holds, oldest first
+    """
+
+    def __init__(self, folder: Path, images: Sequence[PageImage], classes: Labels):
+        """Reads what the folder holds; UserError for damaged files, and for those of others."""
+        self.folder, self.images, self.classes = folder, list(images), classes
+        self._lock, self._maps = threading.RLock(), OrderedDict()
+        content = read_project(folder)
+        self.fits, self._others = content["fits"], dict(content["images"])
+        self._entries = []
+        for image in self.images:
+            record = self._others.pop(image.name, {})
+            strokes = self._file(STROKES, image)
+            entry = _Entry(strokes, image, record, self._pair(image))
+            if any(entry.counts[len(classes.names) :]):
+                raise UserError(
+                    f"{strokes} holds ids above {len(classes.names) - 1}, but there are "
+                    f"{len(classes.names)} classes. Remove it, or complete {CLASSES_FILE} there."
+                )
+            self._entries.append(entry)
+        self.save()
+
+    def _file(self, part, image):
+        return self.folder / part / f"{image.name}.png"
+
+    def _pair(self, image):
+        return self._file(PREDICTIONS, image), self._file(UNCERTAINTY, image)
+
+    def save(self):
+        """Writes project.json and classes.json."""
+        with self._lock:
+            records = {
+                image.name: {
+                    **{key: vars(image)[key] for key in RECORDED if key != "accepted"},
+                    "accepted": entry.accepted,
+                }
+                for image, entry in zip(self.images, self._entries)
+            }
+            content = {"format": PROJECT_FORMAT, "images": self._others | records}
+            write_json(self.folder / PROJECT_FILE, content | {"fits": self.fits})
+            self._save_classes()
+
+    def _save_classes(self):
+        content = {"names": list(self.classes.names), "palette": [*map(list, self.classes.palette)]}
+        write_json(self.folder / CLASSES_FILE, content)
+
+    def described(self, index: int) -> dict:
+        """IMAGE of the page."""
+        image, entry = self.images[index], self._entries[index]
+        counts = [*entry.counts, *[0] * (len(self.classes.names) - len(entry.counts))]
+        return {
+            "index": index, "name": visible(image.name), "width": image.width,
+            "height": image.height, "revision": entry.revision, "counts": counts,
+            "accepted": entry.accepted, "score": entry.score, "fit": entry.fit,
+        }  # fmt: skip
+
+    # ---- labels ----------------------------------------------------------------------------------
+
+    def labels(self, index: int) -> tuple[np.ndarray, int]:
+        """(ids u8[H,W], read-only; their revision); UserError for a damaged file."""
+        with self._entries[index].lock:
+            return self._labels(index), self._entries[index].revision
+
+    def _labels(self, index):
+        with self._lock:
+            if index in self._maps:
+                self._maps.move_to_end(index)
+                return self._maps[index]
+        image, entry = self.images[index], self._entries[index]
+        if not entry.revision:
+            ids = np.full((image.height, image.width), IGNORE, np.uint8)
+        else:
+            ids = read_map(self._file(STROKES, image), image)
+        return self._kept(index, ids)
+
+    def _kept(self, index, ids):
+        ids.flags.writeable = False
+        with self._lock:
+            self._maps[index] = ids
+            self._maps.move_to_end(index)
+            while len(self._maps) > 1 and sum(m.nbytes for m in self._maps.values()) > MAPS_KEPT:
+                self._maps.popitem(last=False)
+        return ids
+
+    def labels_png(self, index: int) -> tuple[bytes, int]:
+        """(the PNG of the ids, their revision)."""
+        with self._entries[index].lock:
+            ids, entry = self._labels(index), self._entries[index]
+            if entry.revision:
+                return self._file(STROKES, self.images[index]).read_bytes(), entry.revision
+        return png_of_map(ids), 0
+
+    def patch(
+        self, index: int, box: tuple[int, int, int, int], values: np.ndarray, revision: int
+    ) -> dict:  # fmt: skip
+        """Writes ids into a box (x, y, width, height) that lies in the image; on disk on return.
+
+        values    u8[height, width]: ids of classes, KEEP or 255
+        revision  of the labels for which the patch was made
+        out       {"revision", "counts"}
+        Raises Outdated if the labels have another revision, UserError for an unknown id.
+        """
+        x, y, width, height = box
+        if (bad := values[(values < KEEP) & (values >= len(self.classes.names))]).size:
+            raise UserError(
+                f"the patch holds id {bad[0]}, but ids are 0 to {len(self.classes.names) - 1}, "
+                f"{KEEP} to keep a pixel, or {IGNORE} for none."
+            )
+        entry = self._entries[index]
+        with entry.lock:
+            if revision != entry.revision:
+                raise Outdated(entry.revision)
+            before = self._labels(index)
+            ids, inside = before.copy(), before[y : y + height, x : x + width]
+            ids[y : y + height, x : x + width] = new = np.where(values == KEEP, inside, values)
+            counts = np.array([*entry.counts, *[0] * (IGNORE - len(entry.counts))])
+            counts += _counts(new) - _counts(inside)
+            counts = counts[: len(self.classes.names)].tolist()
+            content = png_of_map(ids, revision=revision + 1, counts=counts)
+            write_atomically(self._file(STROKES, self.images[index]), content)
+            entry.revision, entry.counts = revision + 1, counts
+            self._kept(index, ids)
+            return {"revision": entry.revision, "counts": counts}
+
+    def painted(self) -> list[int]:
+        """Indices of images with strokes."""
+        return [index for index, entry in enumerate(self._entries) if sum(entry.counts)]
+
+    # ---- predictions -----------------------------------------------------------------------------
+
+    def add_prediction(self, index: int, fit: int, ids: np.ndarray, uncertainty: np.ndarray):
+        """Writes the prediction of a fit: ids u8[H,W], uncertainty f32[H,W] in [0, 1]."""
+        grey = np.rint(np.clip(uncertainty, 0, 1) * 255).astype(np.uint8)
+        score, entry = float(np.mean(uncertainty, dtype=np.float64)), self._entries[index]
+        predicted, uncertain = self._pair(self.images[index])
+        with entry.lock:
+            write_atomically(uncertain, png_of_map(grey, fit=fit))
+            write_atomically(predicted, png_of_map(ids.astype(np.uint8), fit=fit, score=score))
+            entry.fit, entry.score = fit, score
+
+    def prediction_png(self, index: int, part: str) -> tuple[bytes, int]:
+        """(the PNG of PREDICTIONS or UNCERTAINTY, its fit); LookupError if there is none."""
+        entry, image = self._entries[index], self.images[index]
+        with entry.lock:
+            if not entry.fit:
+                raise LookupError(part)
+            return self._file(part, image).read_bytes(), entry.fit
+
+    def predicted(self, index: int, part: str) -> np.ndarray:
+        """The map of PREDICTIONS or UNCERTAINTY, u8[H,W]; LookupError if there is none."""
+        with self._entries[index].lock:
+            if not self._entries[index].fit:
+                raise LookupError(part)
+            return read_map(self._file(part, self.images[index]), self.images[index])
+
+    # ---- the project -----------------------------------------------------------------------------
+
+    def accept(self, index: int, accepted: bool) -> dict:
+        """Marks an image as right; returns IMAGE."""
+        with self._lock:
+            self._entries[index].accepted = accepted
+            self.save()
+        return self.described(index)
+
+    def add_fit(self, fit: dict):
+        """Adds a FIT to the history."""
+        with self._lock:
+            self.fits = [*self.fits, fit]
+            self.save()
+
+    def add_class(self, name: str):
+        """Appends a class; UserError for a name that is taken or no name, and beyond 253."""
+        with self._lock:
+            names = require_names([*self.classes.names, name])
+            unused = (c for c in distinct_colours(IGNORE) if c not in self.classes.palette)
+            self.classes = Labels(names, (*self.classes.palette, next(unused)))
+            self._save_classes()
+
+
+class _Entry:
+    """What is known of the labels and the prediction of one image."""
+
+    def __init__(self, strokes, image, record, pair):
+        self.lock = threading.RLock()
+        self.accepted = record.get("accepted", False)
+        self.revision, self.counts = 0, []
+        if strokes.exists():
+            text = _text_of(strokes, image)
+            self.revision, self.counts = _revision_in(text), _counts_in(text)
+            if self.revision == 0:  # a map that another program wrote
+                self.revision = 1
+                self.counts = _counts(read_map(strokes, image)).tolist()
+        self.fit, self.score = 0, None
+        with contextlib.suppress(OSError, ValueError, KeyError, UserError):
+            predicted, uncertain = (_text_of(file, image) for file in pair)
+            if predicted["fit"] == uncertain["fit"]:
+                self.fit, self.score = int(predicted["fit"]), float(predicted["score"])
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def png_of_map(ids: np.ndarray, **text) -> bytes:
+    """An 8-bit grey PNG of a map u8[H,W], with numbers and lists as text beside the pixels."""
+    info, file = PngInfo(), io.BytesIO()
+    for key, value in text.items():
+        info.add_text(key, json.dumps(value))
+    Image.fromarray(ids).save(file, "PNG", compress_level=1, pnginfo=info)
+    return file.getvalue()
+
+
+def read_map(file: Path, image: PageImage) -> np.ndarray:
+    """The map u8[H,W] in a PNG, read-only; UserError unless it has the size of the image."""
+    opened = decode(str(file))
+    _require_map(opened, file, image)
+    return np.asarray(opened)
+
+
+def _text_of(file, image):
+    """{key: text} of a PNG, of which only the header is read."""
+    try:
+        with Image.open(file, formats=("PNG",)) as opened:
+            _require_map(opened, file, image)
+            return dict(opened.info)
+    except UserError:
+        raise
+    except Exception as error:  # Pillow raises many types on damaged files
+        raise UserError(f"cannot read {file}: {error}. Remove it.") from None
+
+
+def _require_map(opened, file, image):
+    if opened.mode != "L" or opened.size != (image.width, image.height):
+        raise UserError(
+            f"{file} has the mode {opened.mode} and {opened.width}x{opened.height} pixels, but a "
+            f"map of {visible(str(image.source))} has mode L and {image.width}x{image.height}. "
+            "Remove it, or give another --output."
+        )
+
+
+def _counts(ids):
+    """The number of pixels of each id in 0..254."""
+    return np.bincount(ids.ravel(), minlength=256)[:IGNORE]
+
+
+def _revision_in(text):
+    revision = text.get("revision", "")
+    return int(revision) if revision.isdecimal() and len(revision) < 16 else 0
+
+
+def _counts_in(text):
+    try:
+        counts = json.loads(text.get("counts", ""))
+    except (ValueError, RecursionError):
+        return []
+    return counts if isinstance(counts, list) and all(type(n) is int for n in counts) else []
+
+
+def read_project(folder: Path) -> dict:
+    """The content of project.json, an empty one if there is none; UserError for a damaged file."""
+    file = folder / PROJECT_FILE
+    if not file.exists():
+        return {"format": PROJECT_FORMAT, "images": {}, "fits": []}
+    try:
+        content = json.loads(file.read_bytes())
+        records, fits = content["images"], content["fits"]
+        are_records = content["format"] == PROJECT_FORMAT and all(
+            type(record[key]) is kind
+            for record in records.values()
+            for key, kind in RECORDED.items()
+        )
+        is_project = are_records and all(type(fit["number"]) is int for fit in fits)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        is_project = False
+    if not is_project:
+        raise UserError(
+            f"{file} is damaged, or belongs to another program or version. Give another --output, "
+            f"or remove the file: labels stay, and only accepted images are no longer marked."
+        )
+    return content
+
+
+def read_project_classes(folder: Path, given: Sequence[str] | Path | None) -> Labels:
+    """The classes of a project: those in its folder, and those given, which may only add some.
+
+    given  names, or the path of a classes.json, or None
+    Raises UserError if there are none, if they contradict each other, and for wrong names.
+    """
+    if isinstance(given, Path) and not given.exists():
+        raise UserError(f"there is no {given}. Give --classes=sky,road, or an existing file.")
+    new = read_classes(given, 0)[0] if isinstance(given, Path) else None
+    names = new.names if new else tuple(given or ())
+    file = folder / CLASSES_FILE
+    if not file.exists():
+        if not names:
+            raise UserError("the classes are unknown. Name them, as in --classes=sky,road,tree.")
+        require_names(names)
+        return new or Labels(names, distinct_colours(len(names)))
+    old = read_classes(file, 0)[0]
+    require_names(old.names)
+    if not names or old.names[: len(names)] == names:
+        return Labels(old.names, old.palette)
+    if names[: len(old.names)] != old.names:
+        raise UserError(
+            f"{file} names {', '.join(old.names)}, but --classes names {', '.join(names)}. Leave "
+            "--classes out, add names after those of the file, or give another --output."
+        )
+    require_names(names)
+    unused = [colour for colour in distinct_colours(IGNORE) if colour not in old.palette]
+    return Labels(names, (*old.palette, *unused)[: len(names)])
+
+
+def require_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names; UserError unless they are different, printable and at most 253."""
+    for name in names:
+        if not 0 < len(name) <= MAX_NAME or not name.isprintable() or name != name.strip():
+            raise UserError(
+                f"{shown(name)} is no name of a class: it must have 1 to {MAX_NAME} printable "
+                "characters, without spaces around them."
+            )
+        if list(names).count(name) > 1:
+            raise UserError(f"there are two classes {name}. Give each one another name.")
+    if len(names) > MAX_CLASSES:
+        raise UserError(f"{len(names)} classes are too many: there can be {MAX_CLASSES}.")
+    return tuple(names)

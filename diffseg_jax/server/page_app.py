@@ -1,0 +1,276 @@
+"""The routes of the page: what the browser asks, and what it is told.
+
+Images are named by their index, so that nothing from the browser names a file. All addresses in the
+page are relative, since in a notebook the token stands before them. Every endpoint is described in
+.docs/annotate.md.
+"""
+
+import functools
+import threading
+from pathlib import Path
+
+import numpy as np
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+import diffseg_jax
+from diffseg_jax.data.labels import IGNORE
+from diffseg_jax.metrics.choice import uncertain_boxes
+from diffseg_jax.server.dataset_export import export_dataset
+from diffseg_jax.server.fit_worker import FitWorker
+from diffseg_jax.server.label_store import PREDICTIONS, UNCERTAINTY, LabelStore, Outdated
+from diffseg_jax.server.page_events import PageEvents, event_text
+from diffseg_jax.server.page_images import MAX_SIDE, encoded_image, thumbnail
+from diffseg_jax.server.security import (
+    Access,
+    Guarded,
+    RequestRefused,
+    json_response,
+    read_body,
+    read_object,
+)
+
+STATIC = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+MAX_REGIONS = 8  # uncertain regions of an image
+SIDE_OF_REGIONS = 1024  # pixels, the longer side of the map in which they are looked for
+THUMBNAILS_KEPT = 4096  # some 20 MB
+IMAGES_KEPT = 4  # encoded ones
+REVALIDATED = "private, no-cache"  # the browser keeps a copy, and asks whether it is still right
+
+
+def make_page_app(
+    store: LabelStore, worker: FitWorker, events: PageEvents, access: Access
+) -> Guarded:  # fmt: skip
+    """The ASGI application of the page."""
+    page = _Page(store, worker, events)
+    image = "/api/images/{index}"
+    routes = [
+        Route("/", _static("page.html")),
+        Route("/page.css", _static("page.css")),
+        Route("/page.js", _static("page.js")),
+        Route("/api/project", page.project),
+        Route("/api/events", page.listen),
+        Route("/api/classes", page.add_class, methods=["POST"]),
+        Route("/api/fit", page.fit, methods=["POST"]),
+        Route("/api/export", page.export, methods=["POST"]),
+        Route(image, page.image),
+        Route(f"{image}/labels", page.labels),
+        Route(f"{image}/labels", page.patch, methods=["PATCH"]),
+        Route(f"{image}/prediction", page.prediction),
+        Route(f"{image}/uncertainty", page.uncertainty),
+        Route(f"{image}/uncertain", page.uncertain),
+        Route(f"{image}/accept", page.accept, methods=["POST"]),
+    ]
+    return Guarded(routes, access)
+
+
+def _static(name):
+    """A file of the package, the only ones that are sent as they are."""
+
+    def send(request):
+        file = Path(__file__).with_name(name)
+        return Response(file.read_bytes(), media_type=f"{STATIC[name]}; charset=utf-8")
+
+    return send
+
+
+class _Page:
+    """The endpoints. Those that are no coroutines run in threads, beside each other."""
+
+    def __init__(self, store, worker, events):
+        self.store, self.worker, self.events = store, worker, events
+        self.exporting = threading.Lock()
+        self.small = functools.lru_cache(THUMBNAILS_KEPT)(thumbnail)
+        self.full = functools.lru_cache(IMAGES_KEPT)(encoded_image)
+        self.regions = functools.lru_cache(THUMBNAILS_KEPT)(self._regions)
+
+    # ---- the project -----------------------------------------------------------------------------
+
+    def project(self, request):
+        store = self.store
+        return json_response({
+            "version": diffseg_jax.__version__, "classes": self._classes(),
+            "images": [store.described(index) for index in range(len(store.images))],
+            "fits": store.fits, "state": self.worker.state,
+        })  # fmt: skip
+
+    def _classes(self):
+        names, palette = self.store.classes.names, self.store.classes.palette
+        return [{"name": name, "colour": list(colour)} for name, colour in zip(names, palette)]
+
+    async def listen(self, request):
+        last = request.headers.get("last-event-id", "")
+        present = self._present if last else lambda: [event_text("state", self.worker.state)]
+        return StreamingResponse(
+            self.events.listen(last, present), media_type="text/event-stream",
+            headers={"x-accel-buffering": "no"},
+        )  # fmt: skip
+
+    def _present(self):
+        """The events that say how all is now."""
+        store = self.store
+        images = [store.described(index) for index in range(len(store.images))]
+        return [
+            event_text("classes", self._classes()), *(event_text("image", each) for each in images),
+            *(event_text("fit", fit) for fit in store.fits[-1:]),
+            event_text("state", self.worker.state),
+        ]  # fmt: skip
+
+    async def add_class(self, request):
+        name = (await read_object(request, {"name": str}))["name"]
+        await run_in_threadpool(self.store.add_class, name)
+        self.events.publish("classes", self._classes())
+        return json_response(self._classes())
+
+    def fit(self, request):
+        return json_response({"number": self.worker.fit()})
+
+    def export(self, request):
+        with self.exporting:
+            return json_response(export_dataset(self.store))
+
+    # ---- images ----------------------------------------------------------------------------------
+
+    def _index(self, request):
+        text = request.path_params["index"]
+        count = len(self.store.images)
+        if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < count):
+            raise RequestRefused(
+                404, f"there is no such image; they are numbered 0 to {count - 1}."
+            )
+        return int(text)
+
+    def image(self, request):
+        index = self._index(request)
+        image, side = self.store.images[index], request.query_params.get("side")
+        side = None if side is None else _number(request, "side", 1, MAX_SIDE)
+        tag = f'"{image.sha256[:20]}-{side or 0}"'
+        if _is_known(request, tag):
+            return _unchanged(tag)
+        content, media = (self.small(image, side), "image/jpeg") if side else self.full(image)
+        return _tagged(content, media, tag)
+
+    def labels(self, request):
+        index = self._index(request)
+        self.worker.show(index)
+        content, revision = self.store.labels_png(index)
+        tag = f'"{revision}"'
+        return _unchanged(tag) if _is_known(request, tag) else _tagged(content, "image/png", tag)
+
+    async def patch(self, request):
+        index = self._index(request)
+        image = self.store.images[index]
+        box, revision = _box(request, image), _revision(request)
+        size = box[2] * box[3]
+        body = await read_body(request, image.width * image.height)
+        if len(body) != size:
+            raise RequestRefused(
+                400, f"the body has {len(body):,} bytes, but the box {box[2]}x{box[3]} has "
+                f"{size:,} pixels, one byte for each."
+            )  # fmt: skip
+        values = np.frombuffer(body, np.uint8).reshape(box[3], box[2])
+        try:
+            done = await run_in_threadpool(self.store.patch, index, box, values, revision)
+        except Outdated as error:
+            raise RequestRefused(
+                409, "the labels were changed by another page. Load the image again.",
+                revision=error.revision,
+            ) from None  # fmt: skip
+        self.worker.show(index)
+        self.events.publish("image", self.store.described(index))
+        return json_response(done)
+
+    def prediction(self, request):
+        return self._map(request, PREDICTIONS)
+
+    def uncertainty(self, request):
+        return self._map(request, UNCERTAINTY)
+
+    def _map(self, request, part):
+        index = self._index(request)
+        self.worker.show(index)
+        try:
+            content, fit = self.store.prediction_png(index, part)
+        except LookupError:
+            raise _without_prediction() from None
+        tag = f'"{part}-{fit}"'
+        return _unchanged(tag) if _is_known(request, tag) else _tagged(content, "image/png", tag)
+
+    def uncertain(self, request):
+        index = self._index(request)
+        entry = self.store.described(index)
+        if not entry["fit"]:
+            raise _without_prediction()
+        return json_response({"regions": self.regions(index, entry["revision"], entry["fit"])})
+
+    def _regions(self, index, revision, fit):
+        """The most uncertain regions, without painted pixels; revision, fit: keys of the cache."""
+        uncertainty = self.store.predicted(index, UNCERTAINTY)
+        labels, _ = self.store.labels(index)
+        height, width = uncertainty.shape
+        factor = -(-max(height, width) // SIDE_OF_REGIONS)
+        small = np.where(labels == IGNORE, uncertainty, 0)[: height // factor * factor]
+        small = small[:, : width // factor * factor]
+        blocks = small.reshape(len(small) // factor, factor, -1, factor)
+        means = blocks.mean((1, 3), dtype=np.float32) / 255
+        return [
+            {**{key: value * factor for key, value in zip(("x", "y", "width", "height"), box)},
+             "uncertainty": round(mean, 6)}
+            for box, mean in uncertain_boxes(means, MAX_REGIONS)
+        ]  # fmt: skip
+
+    async def accept(self, request):
+        index = self._index(request)
+        accepted = (await read_object(request, {"accepted": bool}))["accepted"]
+        image = await run_in_threadpool(self.store.accept, index, accepted)
+        self.events.publish("image", image)
+        return json_response(image)
+
+
+def _without_prediction():
+    return RequestRefused(
+        404, "there is no prediction of this image yet. Paint a few strokes and fit."
+    )
+
+
+def _number(request, name, low, high, what="") -> int:
+    """A whole number of the address; RequestRefused with 400 for others."""
+    text = request.query_params.get(name, "")
+    if text.isascii() and text.isdecimal() and len(text) < 10 and low <= int(text) <= high:
+        return int(text)
+    allowed = f"a whole number {low} to {high}{what}"
+    raise RequestRefused(400, f"{name} is {text[:20]!r}, but must be {allowed}.")
+
+
+def _box(request, image):
+    """(x, y, width, height) of the address, within the image."""
+    x = _number(request, "x", 0, image.width - 1)
+    y = _number(request, "y", 0, image.height - 1)
+    inside = f" from {x}, {y} in an image of {image.width}x{image.height}"
+    width = _number(request, "width", 1, image.width - x, inside)
+    return x, y, width, _number(request, "height", 1, image.height - y, inside)
+
+
+def _revision(request) -> int:
+    """The number in If-Match."""
+    text = request.headers.get("if-match", "").strip().removeprefix("W/").strip('"')
+    if text.isascii() and text.isdecimal() and len(text) < 16:
+        return int(text)
+    raise RequestRefused(
+        400, 'If-Match must hold the revision that the patch was made for, such as "3": the ETag '
+        "of the labels."
+    )  # fmt: skip
+
+
+def _is_known(request, tag) -> bool:
+    return tag in request.headers.get("if-none-match", "")
+
+
+def _unchanged(tag):
+    return Response(None, 304, {"etag": tag, "cache-control": REVALIDATED})
+
+
+def _tagged(content, media, tag):
+    headers = {"etag": tag, "cache-control": REVALIDATED}
+    return Response(content, media_type=media, headers=headers)

@@ -1,0 +1,107 @@
+"""A page on tiny images with an engine of numpy, for tests without jax."""
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+from PIL import Image
+from starlette.testclient import TestClient
+
+from diffseg_jax.data.labels import Labels
+from diffseg_jax.server.fit_worker import FitWorker
+from diffseg_jax.server.label_store import LabelStore
+from diffseg_jax.server.page_app import make_page_app
+from diffseg_jax.server.page_events import PageEvents
+from diffseg_jax.server.page_images import list_images
+from diffseg_jax.server.security import Access
+
+NAMES = ("sky", "road", "tree")
+LABELS = Labels(NAMES, ((10, 20, 30), (200, 100, 0), (0, 255, 0)))
+SIZES = ((12, 16), (20, 10), (16, 16))  # height, width
+ACCESS = Access("secret", "127.0.0.1", 8123)
+
+
+@dataclasses.dataclass
+class Result:
+    miou: float | None
+    per_class: list
+    pixels: int
+    seconds: float
+
+
+class MeanColours:
+    """Nearest mean colour of the painted pixels of each class."""
+
+    def __init__(self, names):
+        self.names, self.images, self.means, self.calls = names, {}, None, Counter()
+
+    def features(self, key, image):
+        self.calls["features", key] += 1
+        self.images[key] = image
+
+    def fit(self, labels, progress, cancelled):
+        if cancelled():
+            return None
+        progress("fit", 1, 2)
+        pixels = np.concatenate([self.images[key][ids < 254] for key, ids in labels.items()])
+        ids = np.concatenate([ids[ids < 254] for ids in labels.values()])
+        self.means = {k: pixels[ids == k].mean(0) for k in np.unique(ids)}
+        return Result(0.5, [0.5, float("nan"), None], len(ids), 0.1)
+
+    def predict(self, key, image):
+        self.calls["predict", key] += 1
+        distance = np.stack([((image - mean) ** 2).sum(-1) for mean in self.means.values()])
+        ids = np.array(list(self.means))[distance.argmin(0)].astype(np.uint8)
+        uncertainty = np.where(ids == ids[0, 0], 0.25, 0.75).astype(np.float32)
+        return ids, uncertainty
+
+    def save(self, directory):
+        directory.mkdir(exist_ok=True)
+
+
+def write_images(folder, sizes=SIZES):
+    """PNG images of random colours, upper half dark and lower half bright."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = np.random.default_rng(0)
+    for index, (height, width) in enumerate(sizes):
+        image = numbers.integers(0, 60, (height, width, 3), np.uint8)
+        image[height // 2 :] += 190
+        Image.fromarray(image).save(folder / f"photo_{index}.png")
+    return folder
+
+
+def open_store(images, folder, labels=LABELS):
+    folder.mkdir(parents=True, exist_ok=True)
+    return LabelStore(folder, list_images([str(images)])[0], labels)
+
+
+class Page:
+    """A store with its worker, events and a client that knows the token."""
+
+    def __init__(self, images, folder, labels=LABELS, engine=MeanColours, start=True):
+        self.store, self.events = open_store(images, folder, labels), PageEvents()
+        self.engines = []
+        self.worker = FitWorker(self.store, self.events, self._make(engine))
+        self.app = make_page_app(self.store, self.worker, self.events, ACCESS)
+        self.client = self.new_client({"authorization": "Bearer secret"})
+        if start:
+            self.worker.start()
+
+    def _make(self, engine):
+        def make(names):
+            self.engines.append(engine(names))
+            return self.engines[-1]
+
+        return make
+
+    def new_client(self, headers=None):
+        return TestClient(
+            self.app, base_url="http://127.0.0.1:8123", headers=headers, follow_redirects=False
+        )
+
+    def patch(self, index, x, y, values, revision):
+        height, width = values.shape
+        return self.client.patch(
+            f"/api/images/{index}/labels?x={x}&y={y}&width={width}&height={height}",
+            content=values.tobytes(), headers={"if-match": f'"{revision}"'},
+        )  # fmt: skip

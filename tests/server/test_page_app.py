@@ -1,0 +1,133 @@
+"""The endpoints of the page, asked as a browser asks them."""
+
+import io
+import json
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffseg_jax.data.sources import open_source
+from page_case import NAMES, Page, write_images
+
+
+def map_in(response):
+    assert response.status_code == 200, response.text
+    return np.asarray(Image.open(io.BytesIO(response.content)))
+
+
+def wait_for(true, seconds=10):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def page(tmp_path):
+    page = Page(write_images(tmp_path / "photos"), tmp_path / "photos_annotated")
+    yield page
+    page.worker.stop()
+
+
+def test_the_project_lists_images_and_classes(page):
+    project = page.client.get("/api/project").json()
+    assert [each["name"] for each in project["classes"]] == list(NAMES)
+    assert project["images"][1] == {
+        "index": 1, "name": "photo_1", "width": 10, "height": 20, "revision": 0,
+        "counts": [0, 0, 0], "accepted": False, "score": None, "fit": 0,
+    }  # fmt: skip
+
+
+def test_a_patch_is_what_is_read_back_and_undo_restores_it(page):
+    stroke = np.array([[0, 254, 1], [255, 2, 2]], np.uint8)
+    done = page.patch(0, 3, 4, stroke, 0)
+    assert done.json() == {"revision": 1, "counts": [1, 1, 2]}
+    labels = page.client.get("/api/images/0/labels")
+    assert labels.headers["etag"] == '"1"'
+    expected = np.full((12, 16), 255, np.uint8)
+    expected[4:6, 3:6] = np.where(stroke == 254, 255, stroke)
+    np.testing.assert_array_equal(map_in(labels), expected)
+    assert page.patch(0, 3, 4, np.full((2, 3), 255, np.uint8), 1).json()["counts"] == [0, 0, 0]
+    assert (map_in(page.client.get("/api/images/0/labels")) == 255).all()
+
+
+def test_a_patch_for_an_older_revision_changes_nothing(page):
+    page.patch(0, 0, 0, np.zeros((2, 2), np.uint8), 0)
+    refused = page.patch(0, 0, 0, np.ones((2, 2), np.uint8), 0)
+    assert refused.status_code == 409 and refused.json()["revision"] == 1
+    assert map_in(page.client.get("/api/images/0/labels"))[0, 0] == 0
+
+
+def test_another_start_goes_on_where_the_first_stopped(page, tmp_path):
+    page.patch(1, 2, 3, np.full((2, 2), 2, np.uint8), 0)
+    page.client.post("/api/images/1/accept", json={"accepted": True})
+    page.client.post("/api/classes", json={"name": "house"})
+    again = Page(tmp_path / "photos", page.store.folder, page.store.classes, start=False)
+    before, after = (each.client.get("/api/project").json() for each in (page, again))
+    assert before["images"] == after["images"] and before["classes"] == after["classes"]
+    assert after["images"][1]["revision"] == 1 and after["images"][1]["accepted"]
+
+
+def test_a_fit_predicts_all_images_and_their_uncertainty(page):
+    page.patch(0, 0, 0, np.zeros((2, 16), np.uint8), 0)
+    page.patch(0, 0, 10, np.ones((2, 16), np.uint8), 1)
+    assert page.client.get("/api/images/2/prediction").status_code == 404
+    assert page.client.post("/api/fit").json() == {"number": 1}
+    wait_for(lambda: page.worker.state["phase"] == "idle" and page.store.described(2)["fit"])
+    halves = np.repeat([0, 1], 10)[:, None].repeat(10, 1)
+    prediction = map_in(page.client.get("/api/images/1/prediction"))
+    np.testing.assert_array_equal(prediction, halves)
+    uncertainty = map_in(page.client.get("/api/images/1/uncertainty"))
+    np.testing.assert_array_equal(np.unique(uncertainty), [64, 191])
+    project = page.client.get("/api/project").json()
+    assert project["images"][1]["score"] == pytest.approx(0.5) and project["images"][1]["fit"] == 1
+    assert project["fits"][0]["per_class"] == [0.5, None, None]
+    regions = page.client.get("/api/images/1/uncertain").json()["regions"]
+    assert regions[0]["uncertainty"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_an_export_is_read_as_a_data_set(page):
+    page.patch(0, 0, 0, np.zeros((2, 16), np.uint8), 0)
+    page.patch(0, 0, 10, np.ones((2, 16), np.uint8), 1)
+    page.client.post("/api/fit")
+    wait_for(lambda: page.worker.state["phase"] == "idle" and page.store.described(2)["fit"])
+    page.patch(1, 0, 0, np.full((1, 1), 2, np.uint8), 0)
+    page.client.post("/api/images/1/accept", json={"accepted": True})
+    done = page.client.post("/api/export").json()
+    assert (done["masks"], done["sparse"]) == (1, 1)
+    source = open_source("folder", "train", path=done["folder"])
+    assert source.labels.names == NAMES
+    masks = {item["name"]: item["mask"] for item in source}
+    assert masks["photo_1"][0, 0] == 2 and (masks["photo_1"][1:10] == 0).all()
+    assert (masks["photo_0"] == 255).sum() == 8 * 16
+
+
+def test_requests_that_are_refused(page):
+    client = page.client
+    for address, status in [
+        ("/api/images/3", 404), ("/api/images/-1", 404), ("/api/images/../../etc/passwd", 404),
+        ("/api/images/%2e%2e%2fx/labels", 404), ("/api/images/0?side=0", 400), ("/x", 404),
+    ]:  # fmt: skip
+        response = client.get(address)
+        assert response.status_code == status and set(response.json()) == {"error"}
+    ok = np.zeros((2, 2), np.uint8)
+    assert page.patch(0, 15, 0, ok, 0).status_code == 400
+    assert page.patch(0, 0, 0, ok + 3, 0).status_code == 422
+    assert client.patch("/api/images/0/labels?x=0&y=0&width=2&height=2", content=b"1" * 193,
+                        headers={"if-match": "0"}).status_code == 413  # fmt: skip
+    assert client.patch("/api/images/0/labels?x=0&y=0&width=2&height=2",
+                        content=b"1234").status_code == 400  # fmt: skip
+    assert client.post("/api/fit").status_code == 422
+    assert client.post("/api/export").status_code == 422
+    assert client.post("/api/classes", json={"name": "sky"}).status_code == 422
+    assert client.post("/api/classes", content=b"{" * 100_000).status_code == 413
+    assert json.loads(client.delete("/api/fit").text)["error"]
+
+
+def test_a_page_is_told_what_happens(page):
+    page.patch(0, 0, 0, np.zeros((2, 16), np.uint8), 0)
+    events = page.events.missed(f"{page.events._series}-0")
+    names = [text.split("\n")[0] for _, text in events]
+    assert "event: image" in names
