@@ -1,0 +1,696 @@
+// The annotation page: what is open, what the keys do, and what the server says.
+
+import { Canvas, Layer, lookupTable } from "./canvas.js";
+import { PatchQueue, follow, getJson, postJson, request, revisionIn } from "./connection.js";
+import { ImageList, adviceOf, drawChart, drawClasses, make, percent, sorted } from "./panels.js";
+import { apply, difference, inverse, readGreyPng, rectOf } from "./planes.js";
+import { Tools } from "./tools.js";
+
+const $ = (id) => document.getElementById(id);
+const OPEN = 3; // images that are kept in memory
+const MAX_UNDO = 200; // strokes
+const MAX_UNDO_BYTES = 200e6;
+const REGIONS = 3; // uncertain regions that are shown before the next image
+const CERTAINTY = Array.from({ length: 256 }, (_, error) => [
+  213, 94, 0, Math.min(230, Math.round(1.25 * error)), // vermillion, as in all figures of errors
+]);
+
+const project = { classes: [], images: [], fits: [], state: { phase: "idle" } };
+const docs = new Map(); // index -> open image, the one used last is the last
+const histories = new Map(); // index -> {revision, undo, redo} of images that were closed
+let doc = null;
+let opening = 0; // counts, so that a slow answer of an earlier image is not shown
+let totals = []; // painted pixels of each class
+let table = lookupTable([]);
+
+// ---- messages ----
+
+/** Shows a sentence; it goes when it is clicked, or after some seconds. */
+function say(sentence, kind = "note") {
+  const box = $("messages");
+  for (const old of [...box.children]) if (old.title === sentence) old.remove();
+  while (box.children.length > 2) box.firstChild.remove();
+  const close = make("button", { type: "button", className: "small" }, "×");
+  close.setAttribute("aria-label", "Close the message");
+  const message = make("p", { className: kind, title: sentence }, make("span", {}, sentence), close);
+  close.addEventListener("click", () => message.remove());
+  box.append(message);
+  setTimeout(() => message.remove(), kind === "error" ? 30_000 : 9_000);
+}
+
+/** Runs an action of the user; what fails is said in the sentence of the server. */
+async function attempt(action) {
+  try {
+    return await action();
+  } catch (error) {
+    say(error.message, "error");
+    if (!error.message) throw error;
+    return undefined;
+  }
+}
+
+let lost = false; // the stream of events ended
+
+function showConnection() {
+  const count = queue.waiting.length;
+  document.body.dataset.pending = count;
+  const trouble = queue.trouble || (lost ? "The server cannot be reached." : "");
+  const strokes = count === 1 ? "1 change waits" : `${count} changes wait`;
+  const kept = count ? ` ${strokes} in this tab and will be saved then; keep it open.` : "";
+  $("banner").textContent = `${trouble} Trying again.${kept}`;
+  $("banner").hidden = !trouble;
+  $("saved").textContent = count ? "saving" : doc ? "saved" : "";
+}
+
+// ---- images ----
+
+const queue = new PatchQueue({
+  changed: showConnection,
+  saved(image, { revision, counts }) {
+    image.revision = revision;
+    update({ ...project.images[image.index], revision, counts });
+  },
+  async conflict(image) {
+    const changed = await reload(image);
+    if (changed) say("This image was painted in another tab: its labels were loaded again.");
+  },
+  async refused(image, sentence) {
+    say(sentence, "error");
+    await reload(image).catch(() => image === doc && docs.delete(image.index));
+  },
+});
+
+/** Takes a new state of an image. */
+function update(image) {
+  const old = project.images[image.index];
+  project.images[image.index] = image;
+  image.counts.forEach((count, id) => {
+    totals[id] = (totals[id] ?? 0) + count - (old?.counts[id] ?? 0);
+  });
+  later();
+  const open = docs.get(image.index);
+  if (!open?.ids) return;
+  if (open.fit !== image.fit && open === doc) attempt(() => loadPrediction(open));
+  if (image.revision > open.revision && !queue.of(open).length && !tools.busy) {
+    attempt(() => reload(open));
+  }
+}
+
+/** The labels of an image and their revision. */
+async function loadLabels(index) {
+  const response = await request(`api/images/${index}/labels`);
+  const { data } = await readGreyPng(await response.arrayBuffer());
+  return { revision: revisionIn(response), data };
+}
+
+/**
+ * Loads the labels of an open image again; changes that the server does not have are painted over
+ * them. True if others had changed them.
+ */
+async function reload(image) {
+  const { revision, data } = await loadLabels(image.index);
+  const whole = { left: 0, top: 0, right: image.width, bottom: image.height };
+  const stroke = difference(image.shadow, image.ids, image.width, whole); // not finished
+  const waiting = queue.waiting.filter((each) => each.doc === image);
+  const expected = image.shadow.slice();
+  waiting.toReversed().forEach(({ patch }) => apply(expected, image.width, patch, patch.before));
+  const changed = Boolean(difference(expected, data, image.width, whole));
+  image.revision = revision;
+  image.ids.set(data);
+  image.shadow.set(data);
+  image.history = { undo: [], redo: [] };
+  for (const each of waiting) {
+    apply(image.ids, image.width, each.patch, each.patch.after);
+    const patch = difference(image.shadow, image.ids, image.width, rectOf(each.patch));
+    if (patch) {
+      each.patch = patch;
+      image.history.undo.push(patch);
+      apply(image.shadow, image.width, patch, patch.after);
+    } else queue.waiting.splice(queue.waiting.indexOf(each), 1); // the server has it already
+  }
+  if (stroke) apply(image.ids, image.width, stroke, stroke.after);
+  image.layers.strokes.update(image.ids, table);
+  if (image === doc) canvas.redraw();
+  showTools();
+  return changed;
+}
+
+/** The image as an ImageBitmap, and smaller copies of a large one to draw it zoomed out. */
+async function loadLevels(index) {
+  const blob = await (await request(`api/images/${index}`)).blob();
+  return [await createImageBitmap(blob)];
+}
+
+async function addLevels(image) {
+  let { width, height } = image;
+  while (width * height > 1.5e6) {
+    [width, height] = [Math.ceil(width / 2), Math.ceil(height / 2)];
+    const size = { resizeWidth: width, resizeHeight: height, resizeQuality: "medium" };
+    image.levels.push(await createImageBitmap(image.levels.at(-1), size));
+  }
+}
+
+async function open(index) {
+  if (!project.images[index]) return;
+  if (doc?.index !== index) tools.cancel();
+  const number = ++opening;
+  list.current = index;
+  list.later();
+  location.replace(`#${index}`);
+  const known = docs.get(index);
+  const next = known ?? (await attempt(() => newDoc(index)));
+  if (!next || number !== opening) return;
+  docs.delete(index);
+  docs.set(index, next);
+  forget();
+  doc = canvas.doc = next;
+  canvas.outline = null;
+  canvas.fitted = true;
+  canvas.arrange();
+  list.reveal();
+  later();
+  showTools();
+  showConnection();
+  document.body.dataset.image = index;
+  if (!known) attempt(() => addLevels(next));
+  if (next.fit !== project.images[index].fit) await attempt(() => loadPrediction(next));
+  if (known && project.images[index].revision > next.revision && !queue.of(next).length) {
+    await attempt(() => reload(next));
+  }
+}
+
+async function newDoc(index) {
+  const { width, height } = project.images[index];
+  const [labels, levels] = await Promise.all([loadLabels(index), loadLevels(index)]);
+  if (labels.data.length !== width * height || levels[0].width !== width) {
+    throw new Error("The size of this image has changed: start the command again.");
+  }
+  const kept = histories.get(index);
+  const history = kept?.revision === labels.revision ? kept : { undo: [], redo: [] };
+  const layers = { strokes: new Layer(width, height) };
+  layers.strokes.update(labels.data, table);
+  return {
+    index, width, height, levels, layers, history, revision: labels.revision,
+    ids: labels.data, shadow: labels.data.slice(), // shadow: without the stroke being painted
+    prediction: null, uncertainty: null, fit: 0,
+  };
+}
+
+/** Closes images that were not used for long, never one with changes that are not saved. */
+function forget() {
+  for (const [index, image] of docs) {
+    if (docs.size <= OPEN) return;
+    if (image === doc || queue.of(image).length) continue;
+    docs.delete(index);
+    histories.set(index, { ...image.history, revision: image.revision });
+    image.levels.forEach((level) => level.close());
+  }
+}
+
+async function loadPrediction(image) {
+  const { fit } = project.images[image.index];
+  if (!fit || image.loading === fit) return;
+  image.loading = fit;
+  const get = async (name) => {
+    const response = await request(`api/images/${image.index}/${name}?fit=${fit}`);
+    return (await readGreyPng(await response.arrayBuffer())).data;
+  };
+  try {
+    const [ids, errors] = await Promise.all([get("prediction"), get("uncertainty")]);
+    Object.assign(image, { prediction: ids, uncertainty: errors, fit });
+  } finally {
+    image.loading = 0;
+  }
+  colour(image);
+  if (image === doc) {
+    canvas.redraw();
+    showTools();
+    document.body.dataset.fit = fit;
+  }
+}
+
+/** Makes the layers of an open image from its planes. */
+function colour(image) {
+  const { width, height, layers } = image;
+  layers.strokes.update(image.ids, table);
+  if (!image.prediction) return;
+  layers.prediction ??= new Layer(width, height);
+  layers.prediction.update(image.prediction, table);
+  layers.uncertainty ??= new Layer(width, height);
+  layers.uncertainty.update(image.uncertainty, lookupTable(CERTAINTY));
+}
+
+// ---- painting ----
+
+const painting = {
+  tool: "brush",
+  size: 20,
+  classId: 0,
+  changed(rect) {
+    doc.layers.strokes.update(doc.ids, table, rect);
+    canvas.redrawRect(rect);
+  },
+  finished(rect) {
+    const patch = difference(doc.shadow, doc.ids, doc.width, rect);
+    if (patch) record(patch);
+  },
+  cancelled(rect) {
+    const patch = difference(doc.ids, doc.shadow, doc.width, rect);
+    if (patch) apply(doc.ids, doc.width, patch, patch.after);
+    painting.changed(rect);
+  },
+  pick(point) {
+    const id = at(doc.ids, point);
+    const found = id < project.classes.length ? id : at(doc.prediction, point);
+    if (found < project.classes.length) choose(found);
+  },
+  say,
+  hover,
+};
+
+/** Takes a finished stroke: it can be undone, and is sent. */
+function record(patch) {
+  const { undo } = doc.history;
+  undo.push(patch);
+  doc.history.redo = [];
+  let bytes = 0;
+  const kept = undo.findLastIndex((each) => (bytes += 2 * each.after.length) > MAX_UNDO_BYTES);
+  undo.splice(0, Math.max(kept + 1 < undo.length ? kept + 1 : kept, undo.length - MAX_UNDO, 0));
+  send(patch);
+}
+
+function send(patch) {
+  apply(doc.shadow, doc.width, patch, patch.after);
+  queue.add(doc, patch);
+  showTools();
+}
+
+function step(from, to) {
+  if (!doc || tools.cancel()) return;
+  const patch = doc.history[from].pop();
+  if (!patch) return;
+  doc.history[to].push(inverse(patch));
+  const back = inverse(patch);
+  apply(doc.ids, doc.width, back, back.after);
+  painting.changed(rectOf(back));
+  send(back);
+}
+
+const at = (plane, { x, y }) => plane?.[Math.floor(y) * doc.width + Math.floor(x)] ?? 255;
+
+/** What is under the pointer, in words. */
+function hover(point) {
+  const inside = point && point.x >= 0 && point.y >= 0 && point.x < doc.width && point.y < doc.height;
+  const parts = [];
+  if (inside) {
+    parts.push(`${Math.floor(point.x)}, ${Math.floor(point.y)}`);
+    const [painted, predicted] = [at(doc.ids, point), at(doc.prediction, point)];
+    if (painted < project.classes.length) parts.push(`painted ${project.classes[painted].name}`);
+    if (doc.prediction && predicted < project.classes.length) {
+      const error = percent(at(doc.uncertainty, point) / 255);
+      parts.push(`predicted ${project.classes[predicted].name}, ${error} uncertain`);
+    }
+  }
+  $("hover").textContent = parts.join(" · ");
+}
+
+function choose(id) {
+  if (id >= project.classes.length) return;
+  painting.classId = id;
+  if (painting.tool === "eraser" || painting.tool === "segment") setTool("brush");
+  later();
+}
+
+function setTool(tool) {
+  tools.cancel();
+  painting.tool = tool;
+  canvas.brush = null;
+  canvas.schedule();
+  showTools();
+}
+
+/** The size of the brush from the slider: 1 to 400 pixels, finer where it is small. */
+const sizeAt = (value) => Math.max(1, Math.round(400 ** (value / 100)));
+
+function setSize(size) {
+  painting.size = Math.max(1, Math.min(400, size));
+  $("size").value = (100 * Math.log(painting.size)) / Math.log(400);
+  $("size-text").textContent = `${painting.size} px`;
+  if (canvas.brush) canvas.brush.size = painting.size;
+  canvas.schedule();
+}
+
+// ---- panels ----
+
+let scheduled = false;
+
+/** Draws the panels in the next frame. */
+function later() {
+  if (scheduled) return;
+  scheduled = true;
+  requestAnimationFrame(() => {
+    scheduled = false;
+    showPanels();
+  });
+}
+
+function showPanels() {
+  const { images, classes, fits } = project;
+  list.show(sorted(images, $("order").value, $("filter").value), list.current);
+  const accepted = images.filter((image) => image.accepted).length;
+  $("done").textContent = `${accepted} of ${images.length} accepted`;
+  const last = fits.at(-1);
+  drawClasses($("classes"), classes, totals, last?.per_class ?? [], painting.classId, choose);
+  $("class-head").textContent = last?.miou != null ? "pixels · IoU" : "pixels";
+  const measured = fits.filter((fit) => fit.miou !== null);
+  const gain = measured.length > 1 ? measured.at(-1).miou - measured.at(-2).miou : null;
+  const sign = gain === null ? "" : ` (${gain < 0 ? "−" : "+"}${Math.abs(100 * gain).toFixed(1)})`;
+  $("score").textContent = measured.length
+    ? `mean IoU ${percent(measured.at(-1).miou, 1)}${sign}`
+    : fits.length
+      ? "Too few strokes to measure the mean IoU."
+      : "Paint a few strokes of every class, then press Fit.";
+  $("score").title = "k-fold: every stroke is predicted by classifiers that did not learn from it";
+  drawChart($("chart"), fits);
+  $("advice").textContent = adviceOf(fits);
+  document.body.dataset.fits = fits.length;
+  const image = images[doc?.index];
+  $("title").textContent = image ? image.name : "";
+  $("accept").setAttribute("aria-pressed", String(Boolean(image?.accepted)));
+  $("accept").textContent = image?.accepted ? "✓ Accepted" : "Accept";
+  showState();
+}
+
+const PHASES = {
+  features: "Reading images",
+  fit: "Learning from strokes",
+  scores: "Measuring on strokes held out",
+  predict: "Predicting",
+};
+
+function showState() {
+  const { phase, done, total, seconds_left: seconds, message } = project.state;
+  const busy = phase !== "idle";
+  document.body.dataset.phase = phase;
+  $("progress").hidden = !busy;
+  $("fit").textContent = busy ? "Fit again" : "Fit";
+  if (!busy) return;
+  if (total) $("bar").value = done / total;
+  else $("bar").removeAttribute("value");
+  const count = total > 1 ? `, ${done} of ${total}` : "";
+  const left = seconds == null ? "" : `, ${duration(seconds)} left`;
+  $("phase").textContent = `${PHASES[message] ?? (message || PHASES[phase])}${count}${left}`;
+}
+
+function duration(seconds) {
+  if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
+}
+
+function showTools() {
+  for (const button of document.querySelectorAll("[data-tool]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.tool === painting.tool));
+  }
+  $("canvas").dataset.tool = painting.tool;
+  $("undo").disabled = !doc?.history.undo.length;
+  $("redo").disabled = !doc?.history.redo.length;
+  for (const box of document.querySelectorAll("[data-layer]")) {
+    box.checked = canvas.shown.has(box.dataset.layer);
+    box.disabled = canvas.sides;
+  }
+  $("sides").checked = canvas.sides;
+}
+
+function toggle(layer) {
+  if (canvas.shown.has(layer)) canvas.shown.delete(layer);
+  else canvas.shown.add(layer);
+  canvas.redraw();
+  showTools();
+}
+
+function setSides(on) {
+  canvas.sides = on;
+  canvas.arrange();
+  showTools();
+}
+
+// ---- what the server does ----
+
+async function fit() {
+  await queue.empty(); // it learns from every stroke on the screen
+  const { number } = await postJson("api/fit");
+  document.body.dataset.asked = number;
+}
+
+async function accept() {
+  if (!doc) return;
+  const { index } = doc;
+  await queue.empty();
+  const accepted = !project.images[index].accepted;
+  update(await postJson(`api/images/${index}/accept`, { accepted }));
+}
+
+const visited = new Set(); // "fit image region" that Next uncertain has shown
+
+/** Shows the most uncertain region that was not shown since the last fit. */
+async function next() {
+  const order = sorted(project.images, "uncertain", "").filter(
+    (image) => image.score !== null && !image.accepted,
+  );
+  if (!order.length) return say("There is no uncertainty yet: press Fit first.");
+  for (const round of [1, 2]) {
+    if (round === 2) visited.clear();
+    for (const { index, fit: number } of order) {
+      const keys = Array.from({ length: REGIONS }, (_, i) => `${number} ${index} ${i}`);
+      const place = keys.findIndex((key) => !visited.has(key));
+      if (place < 0) continue;
+      const { regions } = await getJson(`api/images/${index}/uncertain`);
+      visited.add(keys[place]);
+      if (!regions[place]) {
+        keys.forEach((key) => visited.add(key));
+        continue;
+      }
+      await open(index);
+      if (doc?.index !== index) return undefined;
+      canvas.show((canvas.outline = regions[place]));
+      document.body.dataset.region = `${index} ${place}`;
+      return undefined;
+    }
+  }
+  return say("Nothing uncertain is left in the images that are not accepted.");
+}
+
+async function exportAll() {
+  await queue.empty();
+  const { folder, masks, sparse, command } = await postJson("api/export");
+  const whole = `${masks} accepted ${masks === 1 ? "image" : "images"} with whole masks`;
+  $("exported-text").textContent =
+    `${folder} holds ${whole}, and ${sparse} with strokes only.`;
+  $("command").textContent = command;
+  $("exported").showModal();
+}
+
+async function addClass(name) {
+  takeClasses(await postJson("api/classes", { name }));
+  choose(project.classes.length - 1);
+  $("name").value = "";
+}
+
+function takeClasses(answer) {
+  project.classes = answer.classes ?? answer;
+  if (painting.classId === null && project.classes.length) painting.classId = 0;
+  table = lookupTable(project.classes.map(({ colour }) => [...colour, 255]));
+  docs.forEach(colour);
+  canvas.redraw();
+  later();
+}
+
+/** Reads the whole state of the project again. */
+async function refresh() {
+  const state = await getJson("api/project");
+  Object.assign(project, { fits: state.fits, state: state.state });
+  takeClasses(state.classes);
+  if (state.images.length !== project.images.length) project.images = [];
+  totals = [];
+  project.images.forEach(({ counts }) =>
+    counts.forEach((count, id) => (totals[id] = (totals[id] ?? 0) + count)),
+  );
+  state.images.forEach(update);
+  if (!project.classes.length) painting.classId = null;
+}
+
+const events = {
+  opened: () =>
+    attempt(async () => {
+      await refresh();
+      lost = false;
+      queue.wake();
+      showConnection();
+      document.body.dataset.live = "yes";
+      if (!doc) await open(Number(location.hash.slice(1)) || 0);
+    }),
+  lost() {
+    lost = true;
+    document.body.dataset.live = "no";
+    showConnection();
+  },
+  state(state) {
+    project.state = state;
+    showState();
+  },
+  image: update,
+  fit(fit) {
+    project.fits = [...project.fits.filter(({ number }) => number !== fit.number), fit];
+    later();
+  },
+  classes: takeClasses,
+  error: (sentence) => say(sentence, "error"),
+};
+
+// ---- keys ----
+
+const KEYS = [
+  // keys, what they do, function
+  [["1"], "choose a class: 1 to 9, with Shift 10 to 18", null],
+  [["b"], "brush; the right button erases", () => setTool("brush")],
+  [["e"], "eraser", () => setTool("eraser")],
+  [["p"], "polygon; Enter closes it, Backspace removes a corner", () => setTool("polygon")],
+  [["s"], "accept a segment: a click paints the predicted region", () => setTool("segment")],
+  [["m"], "move the image; so does holding space, or the middle button", () => setTool("pan")],
+  [["["], "smaller brush", () => setSize(Math.min(painting.size - 1, painting.size / 1.25) | 0)],
+  [["]"], "larger brush", () => setSize(Math.ceil(painting.size * 1.25))],
+  [["Alt+click"], "choose the class under the pointer", null],
+  [["Ctrl+z"], "undo", () => step("undo", "redo")],
+  [["Ctrl+Shift+z", "Ctrl+y"], "redo", () => step("redo", "undo")],
+  [["Escape"], "take back the stroke or polygon that is not finished", () => escape()],
+  [["wheel"], "zoom at the pointer", null],
+  [["+", "="], "zoom in", () => zoom(1.25)],
+  [["-"], "zoom out", () => zoom(0.8)],
+  [["0"], "show the whole image", () => canvas.fit()],
+  [["t"], "show or hide strokes", () => toggle("strokes")],
+  [["r"], "show or hide the prediction", () => toggle("prediction")],
+  [["u"], "show or hide the uncertainty", () => toggle("uncertainty")],
+  [["v"], "image, strokes, prediction and uncertainty side by side", () => setSides(!canvas.sides)],
+  [["f"], "fit", () => attempt(fit)],
+  [["n"], "go to the most uncertain region", () => attempt(next)],
+  [["a"], "accept the image, or take that back", () => attempt(accept)],
+  [["PageDown"], "next image of the list", () => openNeighbour(1)],
+  [["PageUp"], "previous image of the list", () => openNeighbour(-1)],
+  [["?"], "these keys", () => $("keys").showModal()],
+];
+const ACTIONS = new Map(KEYS.flatMap(([keys, , action]) => keys.map((key) => [key, action])));
+
+function openNeighbour(distance) {
+  const image = list.neighbour(distance);
+  if (image) open(image.index);
+}
+
+function zoom(factor) {
+  const box = $("canvas").getBoundingClientRect();
+  canvas.zoom(factor, box.left + box.width / 2, box.top + box.height / 2);
+}
+
+function escape() {
+  if (tools.cancel()) return;
+  canvas.outline = null;
+  canvas.schedule();
+}
+
+function pressed(event) {
+  if (event.key === "Tab") document.body.dataset.tabbed = "yes";
+  const typing = event.target.matches("input:not([type=range], [type=checkbox]), select");
+  if (typing || document.querySelector("dialog[open]")) {
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
+  if (event.code === "Space" && !event.target.matches(":focus-visible:not(canvas)")) {
+    tools.holdsSpace = true;
+    $("canvas").dataset.tool = "pan";
+    event.preventDefault();
+    return;
+  }
+  const command = event.ctrlKey || event.metaKey;
+  const digit = /^Digit([1-9])$/.exec(event.code);
+  if (digit && !command && !event.altKey) {
+    choose(Number(digit[1]) - 1 + (event.shiftKey ? 9 : 0));
+    return;
+  }
+  if (tools.corners.length && !command) {
+    if (event.key === "Enter") return tools.closeShape();
+    if (event.key === "Backspace") return tools.removeCorner();
+  }
+  const letter = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const name = command ? `Ctrl+${event.shiftKey ? "Shift+" : ""}${letter}` : letter;
+  const action = event.altKey ? null : ACTIONS.get(name);
+  if (!action) return;
+  event.preventDefault();
+  action();
+}
+
+function released(event) {
+  if (event.code !== "Space") return;
+  tools.holdsSpace = false;
+  showTools();
+}
+
+// ---- start ----
+
+const style = getComputedStyle(document.documentElement);
+const canvas = new Canvas($("canvas"), $("marks"), () => ({
+  surround: style.getPropertyValue("--surround"),
+}));
+const tools = new Tools(canvas, painting);
+const list = new ImageList($("list"), $("rows"), open);
+
+function connect() {
+  const click = (id, action) => $(id).addEventListener("click", action);
+  click("undo", () => step("undo", "redo"));
+  click("redo", () => step("redo", "undo"));
+  click("whole", () => canvas.fit());
+  click("fit", () => attempt(fit));
+  click("next", () => attempt(next));
+  click("accept", () => attempt(accept));
+  click("export", () => attempt(exportAll));
+  click("help", () => $("keys").showModal());
+  click("copy", () => attempt(() => navigator.clipboard.writeText($("command").textContent)));
+  for (const button of document.querySelectorAll("[data-tool]")) {
+    button.addEventListener("click", () => setTool(button.dataset.tool));
+  }
+  for (const box of document.querySelectorAll("[data-layer]")) {
+    box.addEventListener("change", () => toggle(box.dataset.layer));
+  }
+  $("sides").addEventListener("change", () => setSides($("sides").checked));
+  $("size").addEventListener("input", () => setSize(sizeAt($("size").value)));
+  $("opacity").addEventListener("input", () => {
+    canvas.opacity = $("opacity").value / 100;
+    canvas.redraw();
+  });
+  for (const id of ["filter", "order"]) $(id).addEventListener("input", later);
+  $("add").addEventListener("submit", (event) => {
+    event.preventDefault();
+    attempt(() => addClass($("name").value));
+  });
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("button, input[type=range], input[type=checkbox]");
+    if (event.detail && button && !button.closest("dialog")) button.blur(); // keys are for tools
+  });
+  document.addEventListener("pointerdown", () => delete document.body.dataset.tabbed);
+  document.addEventListener("keydown", pressed);
+  document.addEventListener("keyup", released);
+  window.addEventListener("blur", () => released({ code: "Space" }));
+  window.addEventListener("beforeunload", (event) => {
+    if (queue.waiting.length) event.preventDefault();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => canvas.redraw());
+  for (const [keys, text] of KEYS) {
+    const shown = keys.map((key) => key.replace(/\b[a-z]$/, (letter) => letter.toUpperCase()));
+    const names = shown.map((key) => make("kbd", {}, key)).flatMap((key) => [key, " "]);
+    $("key-rows").append(make("div", {}, make("dt", {}, ...names), make("dd", {}, text)));
+  }
+}
+
+connect();
+setSize(20);
+showTools();
+showConnection();
+follow(events);
