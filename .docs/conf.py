@@ -35,7 +35,8 @@ html_show_sphinx = False
 smartquotes = False  # two hyphens before an option stay two
 
 FIRST = ("inference", "systems", "diffusion", "layers", "models", "weights", "data", "metrics",
-         "training", "experiment", "storage", "devices", "figures", "config")  # fmt: skip
+         "training", "experiment", "storage", "devices", "figures", "annotations",
+         "config")  # fmt: skip
 TITLES = {"commands": "Commands", "others": "The rest of the package"}
 COMMAND = re.compile(r"^if __name__ == .__main__.:", re.MULTILINE)
 

@@ -71,6 +71,9 @@ ORDER = (  # a module may import those above it, never those below
     "inference.exported", "inference.image_descriptors", "inference.suggestions",
     "inference.description",
     "inference.description_text",
+    "annotations.polygons", "annotations.photos", "annotations.regions", "annotations.painting",
+    "annotations.entries", "annotations.mask_folder", "annotations.labelme",
+    "annotations.label_formats", "annotations.conversion",
     "experiment.data_notes", "experiment.evaluate", "experiment.calibrate",
     "experiment.start_step", "experiment.labelled_images", "experiment.plan",
     "experiment.fold_files", "experiment.results", "experiment.time_budget",
@@ -86,7 +89,7 @@ ORDER = (  # a module may import those above it, never those below
     "server.fit_worker", "server.dataset_export", "server.page_app",
     "cli", "old_names.command", "old_names.visualise", "old_names.checkpoints",
     "plot", "convert", "sample", "predict", "export", "info", "features", "suggest",
-    "compare", "main",
+    "compare", "labels", "main",
 )  # fmt: skip
 
 
