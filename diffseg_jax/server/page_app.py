@@ -31,7 +31,8 @@ from diffseg_jax.server.security import (
     read_object,
 )
 
-STATIC = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
+HERE = Path(__file__).parent
+STATIC = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}  # the page
 MAX_REGIONS = 8  # uncertain regions of an image
 SIDE_OF_REGIONS = 1024  # pixels, the longer side of the map in which they are looked for
 THUMBNAILS_KEPT = 4096  # some 20 MB
@@ -46,9 +47,7 @@ def make_page_app(
     page = _Page(store, worker, events)
     image = "/api/images/{index}"
     routes = [
-        Route("/", _static("page.html")),
-        Route("/page.css", _static("page.css")),
-        Route("/page.js", _static("page.js")),
+        *(_static_route(file) for file in sorted(HERE.iterdir()) if file.suffix in STATIC),
         Route("/api/project", page.project),
         Route("/api/events", page.listen),
         Route("/api/classes", page.add_class, methods=["POST"]),
@@ -65,14 +64,14 @@ def make_page_app(
     return Guarded(routes, access)
 
 
-def _static(name):
-    """A file of the package, the only ones that are sent as they are."""
+def _static_route(file):
+    """The route of a file of the package, which is sent as it is."""
 
     def send(request):
-        file = Path(__file__).with_name(name)
-        return Response(file.read_bytes(), media_type=f"{STATIC[name]}; charset=utf-8")
+        media = f"{STATIC[file.suffix]}; charset=utf-8"
+        return Response(file.read_bytes(), media_type=media, headers={"cache-control": "no-cache"})
 
-    return send
+    return Route("/" if file.name == "page.html" else f"/{file.name}", send)
 
 
 class _Page:

@@ -18,6 +18,7 @@ class PageEvents:
     def __init__(self):
         self._lock, self._series = threading.Lock(), secrets.token_hex(4)
         self._kept, self._number, self._queues = deque(maxlen=KEPT), 0, []
+        self._is_closed = False
 
     def publish(self, name: str, content):
         """Sends an event with JSON to all pages."""
@@ -31,8 +32,9 @@ class PageEvents:
                     loop.call_soon_threadsafe(_put, queue, event)
 
     def close(self):
-        """Ends all connections."""
+        """Ends all connections, also those to come."""
         with self._lock:
+            self._is_closed = True
             for loop, queue in self._queues:
                 if not loop.is_closed():
                     loop.call_soon_threadsafe(_put, queue, None)
@@ -64,7 +66,7 @@ class PageEvents:
                 yield text
             for last, text in missed or ():  # noqa: B007
                 yield text
-            while True:
+            while not self._is_closed:
                 try:
                     event = await asyncio.wait_for(queue.get(), SILENCE)
                 except TimeoutError:
