@@ -2,14 +2,28 @@
 
 from pathlib import Path
 
+from diffseg_jax.annotations.black_white import BINARY
+from diffseg_jax.annotations.cityscapes import CITYSCAPES_FORMAT
+from diffseg_jax.annotations.colours import COLOURS
+from diffseg_jax.annotations.cvat import CVAT
+from diffseg_jax.annotations.indexed import INDEXED
+from diffseg_jax.annotations.label_studio import LABEL_STUDIO
 from diffseg_jax.annotations.labelme import LABELME
 from diffseg_jax.annotations.mask_folder import MASKS
 from diffseg_jax.annotations.regions import LabelFormat
+from diffseg_jax.annotations.voc import VOC
 from diffseg_jax.errors import UserError
 
 LABEL_FORMATS: dict[str, LabelFormat] = {
     "masks": MASKS,
     "labelme": LABELME,
+    "cvat": CVAT,
+    "label_studio": LABEL_STUDIO,
+    "voc": VOC,
+    "colours": COLOURS,
+    "binary": BINARY,
+    "palette": INDEXED,
+    "cityscapes": CITYSCAPES_FORMAT,
 }
 
 

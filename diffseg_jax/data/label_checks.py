@@ -12,16 +12,12 @@ import numpy as np
 
 from diffseg_jax.data.class_ids import MaskRules
 from diffseg_jax.data.folder_source import FolderSource
-from diffseg_jax.data.labels import IGNORE
+from diffseg_jax.data.labels import IGNORE, NO_CLASS
 from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.errors import UserError
 
 MAX_NAMES = 8  # in a warning
 MOSTLY_IGNORED, ONE_CLASS = 0.95, 0.99  # shares of pixels from which a warning is given
-NO_CLASS = {  # names of what is usually ignored
-    "void", "unlabelled", "unlabeled", "ignore", "ignored", "unknown", "undefined", "unassigned",
-    "no label", "not labelled", "not labeled", "don't care", "dontcare",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

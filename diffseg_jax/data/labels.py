@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 
 IGNORE = 255  # label of pixels that no loss and no metric counts
+NO_CLASS = {  # names of what is usually ignored
+    "void", "unlabelled", "unlabeled", "ignore", "ignored", "unknown", "undefined", "unassigned",
+    "no label", "not labelled", "not labeled", "don't care", "dontcare",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

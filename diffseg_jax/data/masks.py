@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from diffseg_jax.data.class_advice import colour_advice, listed_colours, more_colours
-from diffseg_jax.data.class_ids import SMOOTHED
+from diffseg_jax.data.class_ids import SMOOTHED, MaskRules, id_table
 from diffseg_jax.data.formats import LOSSY_FORMATS
 from diffseg_jax.data.images import decode, read_file, read_image, require_file
 from diffseg_jax.data.labels import IGNORE
@@ -22,6 +22,7 @@ EIGHT_BIT_MODES = ("L", "LA", *COLOUR_MODES)
 PNM_EXACT = (*range(1, 256), 65535)  # largest samples after which ids can be read again
 ARGMAX = "numpy.argmax(mask, axis={}).astype(numpy.uint8)"
 EXPORT = "Export the masks again, as PNG of ids."
+IN_COLOURS = MaskRules(id_table(1), reading="colours")
 
 
 def read_ids(path, encoded=None, rules=None, others=()):
@@ -43,6 +44,17 @@ def read_ids(path, encoded=None, rules=None, others=()):
     if ids is None:
         raise UserError(f"mask {path} {_unknown_colours(_rows(stored), rules, others)}")
     return ids
+
+
+def read_colours(path):
+    """The colours uint8[H,W,3] of a mask, of a palette image those of its palette.
+
+    Raises UserError as read_ids, and for a mask without colours.
+    """
+    stored = _read(path, None, IN_COLOURS)
+    if stored.ndim == 2:
+        raise UserError(f"mask {path} holds numbers ({stored.dtype}), no colours. {EXPORT}")
+    return stored
 
 
 def values_in(path, rules=None):
