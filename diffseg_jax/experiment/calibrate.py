@@ -53,27 +53,36 @@ class Calibrated:
         }
 
 
-def calibrate(drawn: DrawnPixels, num_classes: int) -> Calibrated | None:
-    """The calibrator of a network by drawn pixels of held-out images; None for less than two."""
+def calibrate(
+    drawn: DrawnPixels, num_classes: int, by_class: bool = True
+) -> Calibrated | None:  # fmt: skip
+    """The calibrator of a network by drawn pixels of held-out images; None for less than two.
+
+    by_class  whether it tells classes apart; not where pixels are drawn evenly by class, as rare
+              ones would seem more often wrong than they are in images
+    """
     table = drawn.table[drawn.table[:, :, 0].any(axis=1)]
     if len(table) < 2:
         return None
     before, after = np.zeros((2, num_classes, 2, CHANCE_BINS), int)
     halves = table[: len(table) // 2], table[len(table) // 2 :]
     for fitted, measured in (halves, halves[::-1]):
-        calibrator = _fitted(fitted, num_classes)
+        calibrator = _fitted(fitted, num_classes, by_class)
         signals, labels, wrong = _pixels(measured)
         truth = np.where(wrong, (labels + 1) % num_classes, labels)
         before += chance_counts(signals["least_confidence"], truth, labels, num_classes)
         after += chance_counts(calibrator.chance(signals, labels), truth, labels, num_classes)
-    return Calibrated(_fitted(table, num_classes), before, after)
+    return Calibrated(_fitted(table, num_classes, by_class), before, after)
 
 
-def _fitted(table, num_classes) -> Calibrator:
+def _fitted(table, num_classes, by_class) -> Calibrator:
     signals, labels, wrong = _pixels(table)
     given = {name: v for name, v in signals.items() if v.any() or name == SIGNALS[0]}
     fitted_on = {"images": len(table), "pixels": len(labels)}
-    return fit_calibrator(given, labels, wrong, num_classes, fitted_on)
+    if by_class:
+        return fit_calibrator(given, labels, wrong, num_classes, fitted_on)
+    pooled = fit_calibrator(given, np.zeros_like(labels), wrong, 1, fitted_on)
+    return dataclasses.replace(pooled, intercepts=np.repeat(pooled.intercepts, num_classes))
 
 
 def _pixels(table):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict as flatten
 from flax.traverse_util import unflatten_dict as unflatten
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.transforms import drop_small_objects
@@ -26,6 +26,7 @@ from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.networks import first_has_checkpoint, open_network
 from diffseg_jax.systems.pixel_fit import PixelFit
+from diffseg_jax.systems.task import Task
 from diffseg_jax.training import fit_loop
 from diffseg_jax.training.lifecycle import COMPILES
 from diffseg_jax.training.progress import Progress
@@ -315,20 +316,21 @@ def open_backbone(plan: StagePlan) -> dict:
             del part["ensemble"]
     elif plan.loaded:
         found = plan.loaded()
-    return completed(plan, place_tree(found, state_shardings(found, plan.mesh)))
+    found = place_tree(found, state_shardings(found, plan.mesh))
+    return completed(plan.task, plan.seed, plan.mesh, found)
 
 
-def completed(plan: StagePlan, found: dict) -> dict:
+def completed(task: Task, seed: int, mesh: Mesh, found: dict) -> dict:
     """The network of a fit: the arrays that are found, on devices, and drawn ones for others."""
     found = flatten(found)
-    key = jax.random.fold_in(jax.random.key(plan.seed), zlib.crc32(b"features"))
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"features"))
 
     def draw_missing(key):
         return {
-            path: leaf for path, leaf in flatten(plan.task.init(key)).items() if path not in found
+            path: leaf for path, leaf in flatten(task.init(key)).items() if path not in found
         }
 
-    where = state_shardings(jax.eval_shape(draw_missing, key), plan.mesh)
+    where = state_shardings(jax.eval_shape(draw_missing, key), mesh)
     drawn = jax.jit(draw_missing, out_shardings=where)(key)
     return {"params": {}, "stats": {}, **unflatten({**found, **drawn})}
 

@@ -171,6 +171,7 @@ def _network_of_fit(plan, network, kept) -> dict:
     if not kept:
         given = plan.reader.given()
         placed = place_tree(given, state_shardings(given, plan.mesh))
-        whole = flatten(completed(fit, unflatten({**flatten(placed), **taken})))
+        found = unflatten({**flatten(placed), **taken})
+        whole = flatten(completed(fit.task, fit.seed, fit.mesh, found))
         kept.update({path: leaf for path, leaf in whole.items() if path not in taken})
     return {"params": {}, "stats": {}, **unflatten({**kept, **taken})}

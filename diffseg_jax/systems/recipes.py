@@ -65,6 +65,10 @@ RECIPES = {
         512, 500, 0, stops=False, own_order=False, optimizer=_regularised, layers=1, power=0.5,
         votes=False,
     ),
+    "strokes": Recipe(  # of experiment.stroke_members, in seconds
+        256, 160, 0, stops=False, own_order=False, optimizer=_regularised, layers=1, power=0.0,
+        votes=False,
+    ),
     "linear": Recipe(
         512, 500, 0, stops=False, own_order=False, optimizer=_regularised, layers=0, votes=False
     ),
