@@ -78,7 +78,7 @@ ORDER = (  # a module may import those above it, never those below
     "annotations.mask_pairs", "annotations.cvat", "annotations.label_studio", "annotations.voc",
     "annotations.colours", "annotations.black_white", "annotations.indexed",
     "annotations.cityscapes",
-    "annotations.label_formats", "annotations.conversion",
+    "annotations.label_formats", "annotations.recognise", "annotations.conversion",
     "experiment.data_notes", "experiment.evaluate", "experiment.calibrate",
     "experiment.start_step", "experiment.labelled_images", "experiment.plan",
     "experiment.fold_files", "experiment.results", "experiment.time_budget",

@@ -98,11 +98,15 @@ def _name_and_colour(line):
 
 
 def find_colour_table(folder: Path) -> Path | None:
-    """The first of TABLE_NAMES in a folder, or above it; None if there is none."""
+    """The first of TABLE_NAMES in a folder, or above it; None if there is none.
+
+    A classes.json without a palette is none.
+    """
     for place in (folder, folder.parent):
         for name in TABLE_NAMES:
-            if (place / name).is_file():
-                return place / name
+            file = place / name
+            if file.is_file() and (file.suffix != ".json" or b'"palette"' in file.read_bytes()):
+                return file
     return None
 
 

@@ -16,6 +16,7 @@ from diffseg_jax.annotations.mask_pairs import (
 )
 from diffseg_jax.annotations.photos import Photos
 from diffseg_jax.annotations.regions import LabelFormat, LabelledSet, LabelMap, WriteOptions
+from diffseg_jax.data.classes_json import read_classes
 from diffseg_jax.data.labels import IGNORE, Labels
 from diffseg_jax.data.palette import numbered_labels
 from diffseg_jax.errors import UserError
@@ -46,8 +47,9 @@ def _read(path: Path, photos: Photos) -> LabelledSet:
 
 def _labels(path, masks):
     """The classes of a table, in its order; without one class_0 to that of the largest id."""
-    table = find_colour_table(path)
-    if table is not None:
+    if (path / "classes.json").is_file():
+        return read_classes(path / "classes.json", 0)[0]
+    if (table := find_colour_table(path)) is not None:
         return read_colour_table(table)
     largest = 0
     for mask in masks:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffseg_jax.annotations.recognise import conversion_advice
 from diffseg_jax.config.options import FIT
 from diffseg_jax.data.folder_source import FolderSource
 from diffseg_jax.data.label_checks import SeenLabels, errors_of, label_counts, warnings_of
@@ -23,6 +24,7 @@ from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.labelled_images import (
     cut_images,
     kept_folds,
+    labels_path,
     open_data,
     used_images,
     validation_split,
@@ -89,6 +91,8 @@ def check_data(config: ConfigDict, workdir: Path):
     if problems:
         examples = counted(len(problems), "example")
         wrong.append(f"{examples} cannot be used. The lines above say why, and what to do.")
+    advice = conversion_advice(labels_path(config)) if wrong else ""
+    wrong = [_without(advice, sentence) for sentence in wrong]
     try:
         notes = require_startable(config, workdir)
         if not wrong:
@@ -97,11 +101,16 @@ def check_data(config: ConfigDict, workdir: Path):
             print(f"note: {sentence}")
     except UserError as error:
         reported = "\n".join([*wrong, *problems])
-        if str(error) not in reported:
-            wrong.append(str(error))
+        if (sentence := _without(advice, str(error))) not in reported:
+            wrong.append(sentence)
     if wrong:
-        raise UserError("\n  ".join(wrong))
+        raise UserError("\n  ".join([*wrong, *filter(None, [advice])]))
     print("finished; training can start with these data and options")
+
+
+def _without(advice, sentence):
+    """A sentence without the advice at its end, which is said once, after all sentences."""
+    return sentence.replace(f" {advice}", "") if advice else sentence
 
 
 def seen_labels(config: ConfigDict, split: str, source: Sequence, counts: dict) -> SeenLabels:

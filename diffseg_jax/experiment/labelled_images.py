@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffseg_jax.annotations.recognise import advised
 from diffseg_jax.config.schema import lacking
 from diffseg_jax.data.folder_source import lacks_validation
 from diffseg_jax.data.pipeline import Cached
@@ -246,11 +247,17 @@ def kept_folds(workdir: Path) -> dict[str, int]:
         return {}
 
 
+def labels_path(config: ConfigDict) -> str:
+    """The folder of images and masks of a config, which may hold other labels; "" for none."""
+    return config.data.path if "data" in config and config.data.source == "folder" else ""
+
+
 def open_data(config: ConfigDict, part: str, split: str) -> Sequence:
     """The source that a config's part "data" or "unlabelled" names."""
     data = config[part]
     try:
-        source = open_source(data.source, split, path=data.path, **data.options.to_dict())
+        with advised(labels_path(config) if part == "data" else ""):
+            source = open_source(data.source, split, path=data.path, **data.options.to_dict())
     except UserError as error:
         raise UserError(f"--config.{part}: {error}") from None
     return Cached(source) if data.cache else source

@@ -20,13 +20,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, FrozenConfigDict
 
 import diffseg_jax
+from diffseg_jax.annotations.recognise import advised
 from diffseg_jax.config.options import COMMON, FIT, LABELLED, UNLABELLED
 from diffseg_jax.config.schema import check_options, lacking
 from diffseg_jax.data.transforms import augment
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.mesh import check_batch, make_mesh
 from diffseg_jax.errors import UserError, choose, require_known
-from diffseg_jax.experiment.labelled_images import CONTINUED, OpenedData, check_folds, kept_folds
+from diffseg_jax.experiment.labelled_images import (
+    CONTINUED,
+    OpenedData,
+    check_folds,
+    kept_folds,
+    labels_path,
+)
 from diffseg_jax.experiment.start_step import (
     check_start_within_run,
     describe_classes,
@@ -242,7 +249,9 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
         for each, stage in later.items()
         if (system.stages[stage.kind] == "labelled") == labelled
     }
-    _check_example(source[int(indices[0])], alike, task, labelled)
+    with advised(labels_path(config) if labelled else ""):
+        example = source[int(indices[0])]
+    _check_example(example, alike, task, labelled)
     given, which = split_start(options.start)
     if which and given in STARTS:
         raise UserError(

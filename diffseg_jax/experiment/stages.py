@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from diffseg_jax.annotations.recognise import advised
 from diffseg_jax.data.label_checks import (
     read_labels,
     require_labelled,
@@ -27,7 +28,7 @@ from diffseg_jax.experiment.ensemble_stage import all_are_fitted, check_fit, fit
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.fold_files import lacking_folds
 from diffseg_jax.experiment.gradient_stage import planned_steps, train_stage
-from diffseg_jax.experiment.labelled_images import LABELLED_FILE
+from diffseg_jax.experiment.labelled_images import LABELLED_FILE, labels_path
 from diffseg_jax.experiment.plan import (
     Evaluation,
     Plan,
@@ -87,7 +88,8 @@ def train(
 def checked_plan(config: ConfigDict, workdir: Path) -> tuple[Plan, list[str]]:
     """The plan of a run, and warnings; UserError for what would stop it later. Writes nothing."""
     plan = make_plan(config, workdir)
-    warnings = read_some(plan)
+    with advised(labels_path(config)):
+        warnings = read_some(plan)
     for stage in plan.stages:
         if stage.task.fit:
             check_fit(stage)

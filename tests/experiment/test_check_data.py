@@ -205,3 +205,28 @@ def test_the_images_of_each_fold_are_printed_without_val(config, folder, tmp_pat
     folds = re.findall(r"  fold (\d) of 4, 1 image: (p\d)", said)
     assert len(folds) == 4 and {name for _, name in folds} == {"p0", "p1", "p2", "p3"}
     assert f"(fold 0 of 4: {folds[0][1]})" in said and "check_val" not in said
+
+
+def test_labels_of_another_tool_are_named_with_the_command(config, folder, tmp_path):
+    """In the check and at the start of training, once, for labels and for masks that are no ids."""
+    shutil.rmtree(folder / "masks")
+    (folder / "annotations.xml").write_text("<annotations></annotations>")
+    command = f"python -m diffseg_jax.labels --from=cvat --to=masks --input={folder} "
+    command += f"--images={folder}/images --output={folder}_masks"
+    for start in (check_data, stages.train):
+        with pytest.raises(UserError) as error:
+            start(config, tmp_path / "run")
+        assert str(error.value).count(command) == 1
+
+
+@pytest.mark.parametrize("value", [255, (9, 0, 0)])
+def test_masks_that_are_no_ids_are_named_with_the_command(config, folder, tmp_path, value):
+    for file in (folder / "masks").rglob("*.png"):
+        mask = np.zeros((20 - 10 * file.stem.endswith("3"), 30, *np.shape(value)), np.uint8)
+        mask[:, :9] = value
+        Image.fromarray(mask).save(file)
+    name = "binary" if value == 255 else "colours"
+    for start in (check_data, stages.train):
+        with pytest.raises(UserError) as error:
+            start(config, tmp_path / "run")
+        assert str(error.value).count(f"diffseg_jax.labels --from={name} ") == 1
