@@ -31,6 +31,7 @@ checkpoint.
 
 import faulthandler
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -58,6 +59,7 @@ from diffseg_jax.experiment import (
     steps_study,
     tap_study,
 )
+from diffseg_jax.inference.sharing import keep_card
 from diffseg_jax.storage.workdir import open_workdir
 
 MODES = {
@@ -129,6 +131,7 @@ def main(arguments: Sequence[str] | None = None):
 
 def run(arguments: Sequence[str], begun: float | None = None):
     """Runs the command; errors are raised. begun: as of `stages.train`."""
+    typed = arguments
     arguments, overrides = split_overrides(arguments)
     given = make_flags().parse_args(arguments)
     mode = choose(MODES, given.mode, "mode")
@@ -166,6 +169,8 @@ def run(arguments: Sequence[str], begun: float | None = None):
     )
     find_devices()
     mode(config, workdir, **options)
+    if given.mode == "train":
+        keep_card(workdir, shlex.join(["python", "-m", "diffseg_jax.main", *map(str, typed)]))
 
 
 if __name__ == "__main__":

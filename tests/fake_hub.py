@@ -1,12 +1,14 @@
 """The Hugging Face Hub in memory, for tests without network.
 
-It serves only the requests that huggingface_hub makes to download a model repository: the commit
-of a revision, the tree of a commit, and its files. After `Fake.failing(n)` the next n requests get
+It serves only the requests that huggingface_hub makes to download a model repository (the commit of
+a revision, the tree of a commit, and its files), and to upload small files to one in a commit,
+which needs TOKEN. After `Fake.failing(n)` the next n requests get
 503, as from an overloaded service.
 
     with serve() as fake: run(environment=fake.environment)
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -19,6 +21,9 @@ from urllib.parse import unquote, urlsplit
 REVISION = re.compile(r"/api/models/([^/]+/[^/]+)/revision/(.+)")
 TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)/?")
 FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+CREATE, VALIDATE = "/api/repos/create", "/api/validate-yaml"
+PREUPLOAD = re.compile(r"/api/models/([^/]+/[^/]+)/preupload/(.+)")
+COMMIT = re.compile(r"/api/models/([^/]+/[^/]+)/commit/(.+)")
 TOKEN = "hf_letmein"
 
 
@@ -89,6 +94,44 @@ class Handler(BaseHTTPRequestHandler):
         return self.refuse(404, "Unknown", f"the fake does not know {self.command} {self.path}")
 
     do_GET = do_HEAD = handle_one
+
+    def do_POST(self):
+        """Creates a repository, says that files are no large ones, or adds a commit."""
+        fake, path = self.server.fake, urlsplit(self.path).path
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        fake.requests.append((self.command, unquote(path)))
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self.refuse(401, "Unauthorized", "Invalid username or password.")
+        if path == CREATE:
+            given = json.loads(content)
+            name = f"{given.get('organization') or 'anna'}/{given['name']}"
+            is_private = given.get("private") or given.get("visibility") == "private"
+            fake.commits.setdefault(name, {})
+            fake.closed.setdefault(name, "private" if is_private else "")
+            return self.respond(200, {"url": f"{self.host()}/{name}"})
+        if path == VALIDATE:
+            return self.respond(200, {"errors": [], "warnings": []})
+        if PREUPLOAD.fullmatch(path):
+            files = json.loads(content)["files"]
+            regular = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
+            return self.respond(200, {"files": [{"path": f["path"], **regular} for f in files]})
+        if match := COMMIT.fullmatch(path):
+            return self.commit(*map(unquote, match.groups()), content)
+        return self.refuse(404, "Unknown", f"the fake does not know POST {self.path}")
+
+    def commit(self, repository, revision, content):
+        fake = self.server.fake
+        lines = [json.loads(line)["value"] for line in content.splitlines()]
+        added = {f["path"]: base64.b64decode(f["content"]) for f in lines if "content" in f}
+        before = fake.commits[repository].get(fake.revisions.get((repository, revision)), {})
+        closed = fake.closed[repository]
+        commit = fake.store(repository, before | added, revision=revision, closed=closed)
+        url = f"{self.host()}/{repository}/commit/{commit}"
+        self.respond(200, {"success": True, "commitUrl": url, "commitOid": commit})
+
+    def host(self):
+        """The address of this server."""
+        return f"http://{self.headers['Host']}"
 
     def within(self, repository, revision, reply, *rest):
         """The reply about a commit, if the request may read it."""

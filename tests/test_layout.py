@@ -70,7 +70,7 @@ ORDER = (  # a module may import those above it, never those below
     "inference.converted_source", "inference.feature_files",
     "inference.exported", "inference.image_descriptors", "inference.suggestions",
     "inference.description",
-    "inference.description_text",
+    "inference.description_text", "inference.model_card", "inference.sharing",
     "annotations.polygons", "annotations.photos", "annotations.regions", "annotations.painting",
     "annotations.entries", "annotations.mask_folder", "annotations.labelme",
     "annotations.plain_xml", "annotations.outlines", "annotations.brush_rle",
@@ -95,7 +95,7 @@ ORDER = (  # a module may import those above it, never those below
     "server.security", "server.page_images", "server.label_store", "server.page_events",
     "server.fit_worker", "server.dataset_export", "server.page_app",
     "cli", "old_names.command", "old_names.visualise", "old_names.checkpoints",
-    "plot", "convert", "sample", "predict", "export", "info", "features", "suggest",
+    "plot", "convert", "sample", "predict", "export", "info", "share", "features", "suggest",
     "compare", "labels", "main",
 )  # fmt: skip
 

@@ -23,10 +23,13 @@ WHOLE_VIEW = {"view": "whole", "scales": [1.0], "flip": False, "limit": [0, 0], 
 
 
 @own_settings()
-def describe_checkpoint(path: str | os.PathLike, stage: str | None = None) -> dict:
+def describe_checkpoint(
+    path: str | os.PathLike, stage: str | None = None, with_taps: bool = True
+) -> dict:  # fmt: skip
     """The content of a checkpoint, as JSON values.
 
     path, stage  as of `diffseg_jax.load`
+    with_taps    whether features are listed, for which the network is traced
 
     Unknown values are None, or an empty list. Raises UserError if there is no checkpoint.
     """
@@ -45,7 +48,7 @@ def describe_checkpoint(path: str | os.PathLike, stage: str | None = None) -> di
         "stages": [stage_entry(name, folder) for name, folder in stages.items()],
         "classes": meta.get("classes", []),
         "palette": meta.get("palette", []),
-        "taps": taps_of(directory, meta),
+        "taps": taps_of(directory, meta) if with_taps else [],
         "parameters": parameters_of(meta["arrays"]),
         "bytes": sum(map(_bytes, meta["arrays"].values())),
         "averages": meta.get("ema", []),

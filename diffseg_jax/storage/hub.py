@@ -1,4 +1,4 @@
-"""Folders of the Hugging Face Hub (hf://): downloaded once, then read from the local cache."""
+"""Folders of the Hugging Face Hub (hf://): downloaded once and then read from a cache; uploaded."""
 
 import contextlib
 import glob
@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from diffseg_jax.errors import UserError
@@ -34,10 +35,7 @@ def fetch(address: str) -> Path:
     not read, or that cannot be reached.
     """
     repository, folder, revision = split_address(address)
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise UserError(
-            f'{address} is in the Hub, which needs another package: pip install "diffseg_jax[hf]".'
-        )
+    _require_package(address)
     with _sentences(address, repository, revision), _without_warnings():
         from huggingface_hub import constants, snapshot_download, utils
 
@@ -56,6 +54,39 @@ def fetch(address: str) -> Path:
     return snapshot / folder
 
 
+def upload(address: str, files: Mapping[str, Path | bytes], public: bool = False) -> str:
+    """Writes files to a model repository in one commit; returns the address of its page.
+
+    address  hf://user/repository[@revision]; the repository is created if there is none
+    files    path in the repository -> a file, or its content
+    public   whether a new repository can be read by all; an old one stays as it is
+
+    Raises UserError where the login may not write there, and if the Hub cannot be reached.
+    """
+    repository, _, revision = split_address(address)
+    _require_package(address)
+    with _sentences(address, repository, revision, "uploaded"), _without_warnings():
+        from huggingface_hub import CommitOperationAdd, HfApi
+
+        api = HfApi()
+        api.create_repo(repository, private=not public, exist_ok=True)
+        operations = [
+            CommitOperationAdd(name, file if isinstance(file, bytes) else str(file))
+            for name, file in files.items()
+        ]
+        done = api.create_commit(
+            repository, operations, commit_message="Add a model of diffseg_jax", revision=revision
+        )
+    return str(done.repo_url)
+
+
+def _require_package(address):
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise UserError(
+            f'{address} is in the Hub, which needs another package: pip install "diffseg_jax[hf]".'
+        )
+
+
 def split_address(address: str) -> tuple[str, str, str]:
     """(user/repository, folder in it or "", revision) of an address; UserError if invalid."""
     match = ADDRESS.fullmatch(str(address).removesuffix("/"))
@@ -72,15 +103,15 @@ def split_address(address: str) -> tuple[str, str, str]:
 
 
 @contextlib.contextmanager
-def _sentences(address, repository, revision):
-    """Turns any error while fetching an address into a UserError."""
+def _sentences(address, repository, revision, what="fetched"):
+    """Turns any error of the Hub into a UserError; what: should happen to the address."""
     try:
         yield
     except Exception as error:  # network, disk and service have no common base class
-        raise UserError(f"{address}: {_why(error, repository, revision)}.") from None
+        raise UserError(f"{address}: {_why(error, repository, revision, what)}.") from None
 
 
-def _why(error, repository, revision):
+def _why(error, repository, revision, what):
     from huggingface_hub import errors
 
     login = "log in by `hf auth login` (or set HF_TOKEN) with an account that may read it"
@@ -104,6 +135,14 @@ def _why(error, repository, revision):
             f"({_reason(error.__cause__ or error)}). Try again with a connection, or give a path "
             "on this machine"
         )
+    if what == "uploaded":
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
+            return (
+                f"your login may not write to {repository}. Log in by `hf auth login` (or set "
+                "HF_TOKEN) with a token that may write, or give a repository of your own"
+            )
+        return f"it cannot be uploaded ({_reason(error)}). Check the connection and try again"
     return (
         f"it cannot be fetched ({_reason(error)}). Check the connection and the free disk space, "
         "and try again: complete files are not downloaded again"

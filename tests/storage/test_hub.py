@@ -13,6 +13,7 @@ import pytest
 import fake_hub
 from diffseg_jax import load
 from diffseg_jax.errors import UserError
+from diffseg_jax.inference.sharing import copy_to, prepare_copy
 from diffseg_jax.storage import hub
 from diffseg_jax.storage.networks import open_meta
 
@@ -72,6 +73,18 @@ def test_a_fetched_checkpoint_equals_the_uploaded_one(service, tiny_run):
     chex.assert_trees_all_equal(downloaded.network, uploaded.network)
     repository = hub.fetch("hf://anna/streets")
     assert files_in(repository) == files_in(tiny_run.workdir)
+
+
+def test_an_uploaded_run_is_private_and_loaded_again(service, tiny_run, tmp_path, monkeypatch):
+    prepare_copy(tiny_run.workdir, "hf://anna/shared", tmp_path / "copy")
+    with pytest.raises(UserError, match="may not write to anna/shared. Log in"):
+        copy_to("hf://anna/shared", tmp_path / "copy")
+    monkeypatch.setenv("HF_TOKEN", fake_hub.TOKEN)
+    assert copy_to("hf://anna/shared", tmp_path / "copy").endswith("anna/shared")
+    assert 'load("hf://anna/shared")' in (tmp_path / "copy/README.md").read_text()
+    assert service.closed["anna/shared"] == "private" and len(service.commits["anna/shared"]) == 1
+    uploaded = load("hf://anna/shared")
+    chex.assert_trees_all_equal(uploaded.network, load(tiny_run.workdir).network)
 
 
 def test_only_the_requested_folder_is_fetched(service, small):

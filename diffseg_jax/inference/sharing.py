@@ -1,0 +1,108 @@
+"""Copies a trained network to the Hugging Face Hub, a bucket or a folder, with its model card."""
+
+from pathlib import Path
+
+from diffseg_jax.devices.processes import is_first
+from diffseg_jax.errors import UserError
+from diffseg_jax.inference.converted import convert_run
+from diffseg_jax.inference.description import describe_checkpoint
+from diffseg_jax.inference.locate import find_stage, stages_in
+from diffseg_jax.inference.model_card import CARD, MARK, PLACEHOLDER, model_card, write_card
+from diffseg_jax.storage.hub import in_hub, split_address, upload
+from diffseg_jax.storage.paths import open_path, write_atomically
+
+RUN_FILES = ("config.json", "results.json")  # of a workdir, where they are
+
+
+def keep_card(workdir: Path, command: str):
+    """Writes the model card of a run into its workdir, in the first process only.
+
+    command  that trained it
+    """
+    if not is_first() or not stages_in(workdir):
+        return
+    described = describe_checkpoint(workdir, with_taps=False)
+    picture = _sheet_of(workdir, described["stage"])
+    write_card(workdir, model_card(described, picture=picture, command=command))
+
+
+def command_in(card: str) -> str:
+    """The command in a card that trained the network, "" if there is none."""
+    after = card.partition("## Training")[2].partition("```bash\n")[2]
+    return after.partition("\n```")[0]
+
+
+def prepare_copy(
+    checkpoint: str, target: str, folder: Path, licence: str = "", stage: str | None = None,
+    **options,
+):  # fmt: skip
+    """Writes what is shared of a checkpoint into an empty folder on this machine.
+
+    target   from which others load it
+    licence  as of `model_card`
+    stage, options  of `convert_run`: the parameters of one stage are copied, without the optimizer
+
+    Of a run come its config, its results and the pictures of the stage as well. A README.md that
+    people wrote is copied as it is. Raises UserError if there is no such checkpoint.
+    """
+    directory = find_stage(checkpoint, stage)
+    convert_run(directory, folder, **options)
+    in_run = directory.parent.name == "checkpoints"
+    root = directory.parent.parent if in_run else directory
+    pictures = list((root / "pictures").glob(f"{directory.name}_*.png")) if in_run else []
+    for file in [*(root / name for name in RUN_FILES if in_run), *pictures]:
+        if file.exists():
+            write_atomically(folder / file.relative_to(root).as_posix(), file.read_bytes())
+    text = (root / CARD).read_text() if (root / CARD).exists() else ""
+    if not text or MARK in text:
+        text = model_card(
+            describe_checkpoint(directory), address=target, command=command_in(text),
+            picture=_sheet_of(root, directory.name), licence=licence,
+        )  # fmt: skip
+    write_atomically(folder / CARD, text.replace(PLACEHOLDER, target).encode())
+
+
+def copy_to(target: str, folder: Path, public: bool = False) -> str:
+    """Copies a prepared folder; returns where it can be seen.
+
+    target  hf://user/repository, gs://bucket/folder, or a folder; a repository gets one commit, a
+            folder must be empty or not exist, so that nothing is mixed
+    public  as of `upload`
+
+    Raises UserError for a target that holds files, and where nothing can be written.
+    """
+    files = {name: folder / name for name in files_in(folder)}
+    if in_hub(target):
+        return upload(target, files, public)
+    to = open_path(target)
+    if to.exists() and any(to.iterdir()):
+        raise UserError(f"{target} is not empty. Give a new folder, or empty this one.")
+    last = [CARD]  # it says that the copy is complete
+    for name in [name for name in files if name not in last] + last:
+        write_atomically(to / name, files[name].read_bytes())
+    return str(to)
+
+
+def files_in(folder: Path) -> dict[str, int]:
+    """Path in the folder -> bytes of each file."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
+
+
+def require_target(target: str):
+    """UserError for a target to which nothing can be written, before anything is read."""
+    if in_hub(target):
+        _, folder, _ = split_address(target)
+        if folder:
+            raise UserError(
+                f"{target} names a folder in a repository, but a checkpoint takes the whole of it. "
+                f"Give --to={target.removesuffix('/').removesuffix(folder).rstrip('/')}."
+            )
+    elif open_path(target).is_file():
+        raise UserError(f"--to={target} is a file. Give a new folder, hf://... or gs://...")
+
+
+def _sheet_of(workdir, stage):
+    """The sheet of predictions of a stage, relative to its workdir; "" if there is none."""
+    picture = f"pictures/{stage}_result.png"
+    return picture if (workdir / picture).exists() else ""

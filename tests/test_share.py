@@ -1,0 +1,94 @@
+"""Model cards, and copies of a run in a folder; tests/storage/test_hub.py has those in the Hub."""
+
+import json
+import shutil
+
+import chex
+import pytest
+import yaml
+
+from diffseg_jax import load, share
+from diffseg_jax.errors import UserError
+from diffseg_jax.inference import model_card, sharing
+from diffseg_jax.inference.description import describe_checkpoint
+from diffseg_jax.inference.model_card import CARD, MARK, PLACEHOLDER
+
+
+@pytest.fixture
+def run_copy(tiny_run, tmp_path):
+    """A run that a test may change."""
+    return shutil.copytree(tiny_run.workdir, tmp_path / "streets")
+
+
+def header_of(card):
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_the_card_says_what_results_json_says(tiny_run):
+    results = json.loads((tiny_run.workdir / "results.json").read_text())
+    description = describe_checkpoint(tiny_run.workdir)
+    card, found = model_card.model_card(description), results[description["stage"]]
+    metrics = header_of(card)["model-index"][0]["results"][0]["metrics"]
+    assert metrics[0]["value"] == round(found["mIoU"], 4)
+    for name, ratio in found["IoU"].items():
+        row = next(line for line in card.splitlines() if line.startswith(f"| {name} |"))
+        assert row.split("|")[2].strip() == ("-" if ratio is None else f"{100 * ratio:.1f}")
+    assert "license" not in header_of(card)
+    licensed = model_card.model_card(description, licence="cc-by-4.0")
+    assert header_of(licensed)["license"] == "cc-by-4.0"
+
+
+def test_names_of_classes_and_folders_cannot_break_the_card(tiny_run):
+    description = describe_checkpoint(tiny_run.workdir)
+    first, *others = description["classes"]
+    found = description["results"]
+    for key in ("IoU", "Acc"):
+        found[key] = {"a|b *c*": found[key][first], **{n: found[key][n] for n in others}}
+    description["classes"] = ["a|b *c*", *others]
+    description["trained_on"] |= {"source": "folder", "path": "/home/anna/secret/mine: 'x'\n---"}
+    card = model_card.model_card(description)
+    rows = [line for line in card.splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in rows} == {4}
+    assert header_of(card)["model-index"][0]["results"][0]["dataset"]["name"] == "mine: 'x'\n---"
+    assert "/home/anna" not in card
+
+
+def test_a_training_leaves_its_card(tiny_run):
+    card = (tiny_run.workdir / CARD).read_text()
+    assert MARK in card and "--workdir=" in sharing.command_in(card)
+    picture = card.partition("](pictures/")[2].partition(")")[0]
+    assert (tiny_run.workdir / "pictures" / picture).exists()
+
+
+def test_a_copy_in_a_folder_is_all_that_load_needs(run_copy, tmp_path, capsys):
+    to = tmp_path / "shared"
+    share.main([f"--checkpoint={run_copy}", f"--to={to}"])
+    said = capsys.readouterr().out
+    assert said.rstrip().endswith(f"copied to {to}")
+    assert PLACEHOLDER not in (to / CARD).read_text() and f'load("{to}")' in (to / CARD).read_text()
+    assert {"config.json", "results.json"} <= set(sharing.files_in(to))
+    original, copy = load(run_copy), load(to)
+    assert copy.names == original.names
+    chex.assert_trees_all_equal(copy.network, original.network)
+    with pytest.raises(SystemExit):
+        share.main([f"--checkpoint={run_copy}", f"--to={to}"])
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_a_card_that_people_wrote_is_kept_and_a_dry_run_copies_nothing(run_copy, tmp_path, capsys):
+    (run_copy / CARD).write_text("# Our streets")
+    assert not model_card.write_card(run_copy, "other") and (run_copy / CARD).read_text()[0] == "#"
+    share.main([f"--checkpoint={run_copy}", f"--to={tmp_path / 'new'}", "--dry_run"])
+    said = capsys.readouterr().out
+    assert "# Our streets" in said and "would be copied" in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_wrong_targets_are_refused_first(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Give --to=hf://anna/streets."):
+        sharing.require_target("hf://anna/streets/a/b")
+    with pytest.raises(UserError, match="is a file"):
+        sharing.require_target(str(tmp_path / "file"))
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        sharing.prepare_copy(str(tmp_path), "hf://anna/streets", tmp_path / "new")
