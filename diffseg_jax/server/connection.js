@@ -51,7 +51,8 @@ const WAITS = [250, 500, 1000, 2000, 4000]; // milliseconds between attempts
 
 /**
  * Sends patches one after another, in the order in which they were made, and keeps each until the
- * server has it. handlers: saved(doc, body), conflict(doc), refused(doc, sentence), changed().
+ * server has it. handlers: saved(doc, body); conflict(doc): the labels have another revision;
+ * refused(doc, entry, sentence), which has to remove the entry; changed().
  */
 export class PatchQueue {
   constructor(handlers) {
@@ -72,6 +73,10 @@ export class PatchQueue {
   /** The patches of an image that the server does not have yet. */
   of(doc) {
     return this.waiting.filter((each) => each.doc === doc).map((each) => each.patch);
+  }
+
+  remove(entry) {
+    this.waiting = this.waiting.filter((each) => each !== entry);
   }
 
   /** Resolves when everything is sent. */
@@ -119,8 +124,7 @@ export class PatchQueue {
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
       if (error.status === 409 || error.status === 412) return this.handlers.conflict(doc);
-      this.waiting.shift();
-      return this.handlers.refused(doc, error.message);
+      return this.handlers.refused(doc, this.waiting[0], error.message);
     }
     this.waiting.shift();
     this.handlers.saved(doc, body);

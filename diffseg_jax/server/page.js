@@ -1,27 +1,16 @@
 // The annotation page: what is open, what the keys do, and what the server says.
 
-import { Canvas, Layer, lookupTable } from "./canvas.js";
-import { PatchQueue, follow, getJson, postJson, request, revisionIn } from "./connection.js";
+import { Canvas } from "./canvas.js";
+import { follow, getJson, postJson } from "./connection.js";
+import { OpenImages } from "./images.js";
 import { ImageList, adviceOf, drawChart, drawClasses, make, percent, sorted } from "./panels.js";
-import { apply, difference, inverse, readGreyPng, rectOf } from "./planes.js";
 import { Tools } from "./tools.js";
 
 const $ = (id) => document.getElementById(id);
-const OPEN = 3; // images that are kept in memory
-const MAX_UNDO = 200; // strokes
-const MAX_UNDO_BYTES = 200e6;
 const REGIONS = 3; // uncertain regions that are shown before the next image
-const CERTAINTY = Array.from({ length: 256 }, (_, error) => [
-  213, 94, 0, Math.min(230, Math.round(1.25 * error)), // vermillion, as in all figures of errors
-]);
 
 const project = { classes: [], images: [], fits: [], state: { phase: "idle" } };
-const docs = new Map(); // index -> open image, the one used last is the last
-const histories = new Map(); // index -> {revision, undo, redo} of images that were closed
-let doc = null;
-let opening = 0; // counts, so that a slow answer of an earlier image is not shown
 let totals = []; // painted pixels of each class
-let table = lookupTable([]);
 
 // ---- messages ----
 
@@ -52,6 +41,7 @@ async function attempt(action) {
 let lost = false; // the stream of events ended
 
 function showConnection() {
+  const { queue } = images;
   const count = queue.waiting.length;
   document.body.dataset.pending = count;
   const trouble = queue.trouble || (lost ? "The server cannot be reached." : "");
@@ -59,26 +49,11 @@ function showConnection() {
   const kept = count ? ` ${strokes} in this tab and will be saved then; keep it open.` : "";
   $("banner").textContent = `${trouble} Trying again.${kept}`;
   $("banner").hidden = !trouble;
-  $("saved").textContent = count ? "saving" : doc ? "saved" : "";
+  $("saved").textContent = count ? "saving" : images.current ? "saved" : "";
+  showTools();
 }
 
 // ---- images ----
-
-const queue = new PatchQueue({
-  changed: showConnection,
-  saved(image, { revision, counts }) {
-    image.revision = revision;
-    update({ ...project.images[image.index], revision, counts });
-  },
-  async conflict(image) {
-    const changed = await reload(image);
-    if (changed) say("This image was painted in another tab: its labels were loaded again.");
-  },
-  async refused(image, sentence) {
-    say(sentence, "error");
-    await reload(image).catch(() => image === doc && docs.delete(image.index));
-  },
-});
 
 /** Takes a new state of an image. */
 function update(image) {
@@ -88,82 +63,26 @@ function update(image) {
     totals[id] = (totals[id] ?? 0) + count - (old?.counts[id] ?? 0);
   });
   later();
-  const open = docs.get(image.index);
-  if (!open?.ids) return;
-  if (open.fit !== image.fit && open === doc) attempt(() => loadPrediction(open));
-  if (image.revision > open.revision && !queue.of(open).length && !tools.busy) {
-    attempt(() => reload(open));
-  }
+  attempt(() => images.heard(image));
 }
 
-/** The labels of an image and their revision. */
-async function loadLabels(index) {
-  const response = await request(`api/images/${index}/labels`);
-  const { data } = await readGreyPng(await response.arrayBuffer());
-  return { revision: revisionIn(response), data };
-}
-
-/**
- * Loads the labels of an open image again; changes that the server does not have are painted over
- * them. True if others had changed them.
- */
-async function reload(image) {
-  const { revision, data } = await loadLabels(image.index);
-  const whole = { left: 0, top: 0, right: image.width, bottom: image.height };
-  const stroke = difference(image.shadow, image.ids, image.width, whole); // not finished
-  const waiting = queue.waiting.filter((each) => each.doc === image);
-  const expected = image.shadow.slice();
-  waiting.toReversed().forEach(({ patch }) => apply(expected, image.width, patch, patch.before));
-  const changed = Boolean(difference(expected, data, image.width, whole));
-  image.revision = revision;
-  image.ids.set(data);
-  image.shadow.set(data);
-  image.history = { undo: [], redo: [] };
-  for (const each of waiting) {
-    apply(image.ids, image.width, each.patch, each.patch.after);
-    const patch = difference(image.shadow, image.ids, image.width, rectOf(each.patch));
-    if (patch) {
-      each.patch = patch;
-      image.history.undo.push(patch);
-      apply(image.shadow, image.width, patch, patch.after);
-    } else queue.waiting.splice(queue.waiting.indexOf(each), 1); // the server has it already
-  }
-  if (stroke) apply(image.ids, image.width, stroke, stroke.after);
-  image.layers.strokes.update(image.ids, table);
-  if (image === doc) canvas.redraw();
-  showTools();
-  return changed;
-}
-
-/** The image as an ImageBitmap, and smaller copies of a large one to draw it zoomed out. */
-async function loadLevels(index) {
-  const blob = await (await request(`api/images/${index}`)).blob();
-  return [await createImageBitmap(blob)];
-}
-
-async function addLevels(image) {
-  let { width, height } = image;
-  while (width * height > 1.5e6) {
-    [width, height] = [Math.ceil(width / 2), Math.ceil(height / 2)];
-    const size = { resizeWidth: width, resizeHeight: height, resizeQuality: "medium" };
-    image.levels.push(await createImageBitmap(image.levels.at(-1), size));
-  }
+/** The pixels of the current image have changed. */
+function shown(doc, rect) {
+  if (rect) canvas.redrawRect(rect);
+  else canvas.redraw();
+  if (!rect) showTools();
+  if (doc.fit) document.body.dataset.fit = doc.fit;
 }
 
 async function open(index) {
   if (!project.images[index]) return;
-  if (doc?.index !== index) tools.cancel();
-  const number = ++opening;
+  if (images.current?.index !== index) tools.cancel();
   list.current = index;
   list.later();
   location.replace(`#${index}`);
-  const known = docs.get(index);
-  const next = known ?? (await attempt(() => newDoc(index)));
-  if (!next || number !== opening) return;
-  docs.delete(index);
-  docs.set(index, next);
-  forget();
-  doc = canvas.doc = next;
+  const doc = await attempt(() => images.open(index));
+  if (!doc) return;
+  canvas.doc = doc;
   canvas.outline = null;
   canvas.fitted = true;
   canvas.arrange();
@@ -172,72 +91,7 @@ async function open(index) {
   showTools();
   showConnection();
   document.body.dataset.image = index;
-  if (!known) attempt(() => addLevels(next));
-  if (next.fit !== project.images[index].fit) await attempt(() => loadPrediction(next));
-  if (known && project.images[index].revision > next.revision && !queue.of(next).length) {
-    await attempt(() => reload(next));
-  }
-}
-
-async function newDoc(index) {
-  const { width, height } = project.images[index];
-  const [labels, levels] = await Promise.all([loadLabels(index), loadLevels(index)]);
-  if (labels.data.length !== width * height || levels[0].width !== width) {
-    throw new Error("The size of this image has changed: start the command again.");
-  }
-  const kept = histories.get(index);
-  const history = kept?.revision === labels.revision ? kept : { undo: [], redo: [] };
-  const layers = { strokes: new Layer(width, height) };
-  layers.strokes.update(labels.data, table);
-  return {
-    index, width, height, levels, layers, history, revision: labels.revision,
-    ids: labels.data, shadow: labels.data.slice(), // shadow: without the stroke being painted
-    prediction: null, uncertainty: null, fit: 0,
-  };
-}
-
-/** Closes images that were not used for long, never one with changes that are not saved. */
-function forget() {
-  for (const [index, image] of docs) {
-    if (docs.size <= OPEN) return;
-    if (image === doc || queue.of(image).length) continue;
-    docs.delete(index);
-    histories.set(index, { ...image.history, revision: image.revision });
-    image.levels.forEach((level) => level.close());
-  }
-}
-
-async function loadPrediction(image) {
-  const { fit } = project.images[image.index];
-  if (!fit || image.loading === fit) return;
-  image.loading = fit;
-  const get = async (name) => {
-    const response = await request(`api/images/${image.index}/${name}?fit=${fit}`);
-    return (await readGreyPng(await response.arrayBuffer())).data;
-  };
-  try {
-    const [ids, errors] = await Promise.all([get("prediction"), get("uncertainty")]);
-    Object.assign(image, { prediction: ids, uncertainty: errors, fit });
-  } finally {
-    image.loading = 0;
-  }
-  colour(image);
-  if (image === doc) {
-    canvas.redraw();
-    showTools();
-    document.body.dataset.fit = fit;
-  }
-}
-
-/** Makes the layers of an open image from its planes. */
-function colour(image) {
-  const { width, height, layers } = image;
-  layers.strokes.update(image.ids, table);
-  if (!image.prediction) return;
-  layers.prediction ??= new Layer(width, height);
-  layers.prediction.update(image.prediction, table);
-  layers.uncertainty ??= new Layer(width, height);
-  layers.uncertainty.update(image.uncertainty, lookupTable(CERTAINTY));
+  attempt(() => images.complete(doc));
 }
 
 // ---- painting ----
@@ -246,63 +100,27 @@ const painting = {
   tool: "brush",
   size: 20,
   classId: 0,
-  changed(rect) {
-    doc.layers.strokes.update(doc.ids, table, rect);
-    canvas.redrawRect(rect);
-  },
-  finished(rect) {
-    const patch = difference(doc.shadow, doc.ids, doc.width, rect);
-    if (patch) record(patch);
-  },
-  cancelled(rect) {
-    const patch = difference(doc.ids, doc.shadow, doc.width, rect);
-    if (patch) apply(doc.ids, doc.width, patch, patch.after);
-    painting.changed(rect);
-  },
+  changed: (rect) => images.painted(rect),
+  finished: (rect) => images.finish(rect),
+  cancelled: (rect) => images.cancel(rect),
   pick(point) {
-    const id = at(doc.ids, point);
-    const found = id < project.classes.length ? id : at(doc.prediction, point);
+    const id = at(images.current.ids, point);
+    const found = id < project.classes.length ? id : at(images.current.prediction, point);
     if (found < project.classes.length) choose(found);
   },
   say,
   hover,
 };
 
-/** Takes a finished stroke: it can be undone, and is sent. */
-function record(patch) {
-  const { undo } = doc.history;
-  undo.push(patch);
-  doc.history.redo = [];
-  let bytes = 0;
-  const kept = undo.findLastIndex((each) => (bytes += 2 * each.after.length) > MAX_UNDO_BYTES);
-  undo.splice(0, Math.max(kept + 1 < undo.length ? kept + 1 : kept, undo.length - MAX_UNDO, 0));
-  send(patch);
+function at(plane, { x, y }) {
+  return plane?.[Math.floor(y) * images.current.width + Math.floor(x)] ?? 255;
 }
-
-function send(patch) {
-  apply(doc.shadow, doc.width, patch, patch.after);
-  queue.add(doc, patch);
-  showTools();
-}
-
-function step(from, to) {
-  if (!doc || tools.cancel()) return;
-  const patch = doc.history[from].pop();
-  if (!patch) return;
-  doc.history[to].push(inverse(patch));
-  const back = inverse(patch);
-  apply(doc.ids, doc.width, back, back.after);
-  painting.changed(rectOf(back));
-  send(back);
-}
-
-const at = (plane, { x, y }) => plane?.[Math.floor(y) * doc.width + Math.floor(x)] ?? 255;
 
 /** What is under the pointer, in words. */
 function hover(point) {
-  const inside = point && point.x >= 0 && point.y >= 0 && point.x < doc.width && point.y < doc.height;
+  const doc = images.current;
   const parts = [];
-  if (inside) {
+  if (point && point.x >= 0 && point.y >= 0 && point.x < doc.width && point.y < doc.height) {
     parts.push(`${Math.floor(point.x)}, ${Math.floor(point.y)}`);
     const [painted, predicted] = [at(doc.ids, point), at(doc.prediction, point)];
     if (painted < project.classes.length) parts.push(`painted ${project.classes[painted].name}`);
@@ -319,6 +137,14 @@ function choose(id) {
   painting.classId = id;
   if (painting.tool === "eraser" || painting.tool === "segment") setTool("brush");
   later();
+}
+
+function undo() {
+  if (!tools.cancel()) images.undo();
+}
+
+function redo() {
+  if (!tools.cancel()) images.redo();
 }
 
 function setTool(tool) {
@@ -355,10 +181,10 @@ function later() {
 }
 
 function showPanels() {
-  const { images, classes, fits } = project;
-  list.show(sorted(images, $("order").value, $("filter").value), list.current);
-  const accepted = images.filter((image) => image.accepted).length;
-  $("done").textContent = `${accepted} of ${images.length} accepted`;
+  const { classes, fits } = project;
+  list.show(sorted(project.images, $("order").value, $("filter").value), list.current);
+  const accepted = project.images.filter((image) => image.accepted).length;
+  $("done").textContent = `${accepted} of ${project.images.length} accepted`;
   const last = fits.at(-1);
   drawClasses($("classes"), classes, totals, last?.per_class ?? [], painting.classId, choose);
   $("class-head").textContent = last?.miou != null ? "pixels · IoU" : "pixels";
@@ -374,7 +200,7 @@ function showPanels() {
   drawChart($("chart"), fits);
   $("advice").textContent = adviceOf(fits);
   document.body.dataset.fits = fits.length;
-  const image = images[doc?.index];
+  const image = project.images[images.current?.index];
   $("title").textContent = image ? image.name : "";
   $("accept").setAttribute("aria-pressed", String(Boolean(image?.accepted)));
   $("accept").textContent = image?.accepted ? "✓ Accepted" : "Accept";
@@ -412,8 +238,9 @@ function showTools() {
     button.setAttribute("aria-pressed", String(button.dataset.tool === painting.tool));
   }
   $("canvas").dataset.tool = painting.tool;
-  $("undo").disabled = !doc?.history.undo.length;
-  $("redo").disabled = !doc?.history.redo.length;
+  const { undo: done, redo: undone } = images.current?.history ?? { undo: [], redo: [] };
+  $("undo").disabled = !done.length;
+  $("redo").disabled = !undone.length;
   for (const box of document.querySelectorAll("[data-layer]")) {
     box.checked = canvas.shown.has(box.dataset.layer);
     box.disabled = canvas.sides;
@@ -437,15 +264,15 @@ function setSides(on) {
 // ---- what the server does ----
 
 async function fit() {
-  await queue.empty(); // it learns from every stroke on the screen
+  await images.queue.empty(); // it learns from every stroke on the screen
   const { number } = await postJson("api/fit");
   document.body.dataset.asked = number;
 }
 
 async function accept() {
-  if (!doc) return;
-  const { index } = doc;
-  await queue.empty();
+  if (!images.current) return;
+  const { index } = images.current;
+  await images.queue.empty();
   const accepted = !project.images[index].accepted;
   update(await postJson(`api/images/${index}/accept`, { accepted }));
 }
@@ -471,7 +298,7 @@ async function next() {
         continue;
       }
       await open(index);
-      if (doc?.index !== index) return undefined;
+      if (images.current?.index !== index) return undefined;
       canvas.show((canvas.outline = regions[place]));
       document.body.dataset.region = `${index} ${place}`;
       return undefined;
@@ -481,7 +308,7 @@ async function next() {
 }
 
 async function exportAll() {
-  await queue.empty();
+  await images.queue.empty();
   const { folder, masks, sparse, command } = await postJson("api/export");
   const whole = `${masks} accepted ${masks === 1 ? "image" : "images"} with whole masks`;
   $("exported-text").textContent =
@@ -499,9 +326,7 @@ async function addClass(name) {
 function takeClasses(answer) {
   project.classes = answer.classes ?? answer;
   if (painting.classId === null && project.classes.length) painting.classId = 0;
-  table = lookupTable(project.classes.map(({ colour }) => [...colour, 255]));
-  docs.forEach(colour);
-  canvas.redraw();
+  images.setColours(project.classes.map(({ colour }) => colour));
   later();
 }
 
@@ -524,10 +349,10 @@ const events = {
     attempt(async () => {
       await refresh();
       lost = false;
-      queue.wake();
+      images.queue.wake();
       showConnection();
       document.body.dataset.live = "yes";
-      if (!doc) await open(Number(location.hash.slice(1)) || 0);
+      if (!images.current) await open(Number(location.hash.slice(1)) || 0);
     }),
   lost() {
     lost = true;
@@ -560,8 +385,8 @@ const KEYS = [
   [["["], "smaller brush", () => setSize(Math.min(painting.size - 1, painting.size / 1.25) | 0)],
   [["]"], "larger brush", () => setSize(Math.ceil(painting.size * 1.25))],
   [["Alt+click"], "choose the class under the pointer", null],
-  [["Ctrl+z"], "undo", () => step("undo", "redo")],
-  [["Ctrl+Shift+z", "Ctrl+y"], "redo", () => step("redo", "undo")],
+  [["Ctrl+z"], "undo", undo],
+  [["Ctrl+Shift+z", "Ctrl+y"], "redo", redo],
   [["Escape"], "take back the stroke or polygon that is not finished", () => escape()],
   [["wheel"], "zoom at the pointer", null],
   [["+", "="], "zoom in", () => zoom(1.25)],
@@ -639,13 +464,16 @@ const style = getComputedStyle(document.documentElement);
 const canvas = new Canvas($("canvas"), $("marks"), () => ({
   surround: style.getPropertyValue("--surround"),
 }));
+const images = new OpenImages(project, {
+  say, shown, update, connection: () => showConnection(), busy: () => tools.busy,
+});
 const tools = new Tools(canvas, painting);
 const list = new ImageList($("list"), $("rows"), open);
 
 function connect() {
   const click = (id, action) => $(id).addEventListener("click", action);
-  click("undo", () => step("undo", "redo"));
-  click("redo", () => step("redo", "undo"));
+  click("undo", undo);
+  click("redo", redo);
   click("whole", () => canvas.fit());
   click("fit", () => attempt(fit));
   click("next", () => attempt(next));
@@ -679,7 +507,7 @@ function connect() {
   document.addEventListener("keyup", released);
   window.addEventListener("blur", () => released({ code: "Space" }));
   window.addEventListener("beforeunload", (event) => {
-    if (queue.waiting.length) event.preventDefault();
+    if (images.queue.waiting.length) event.preventDefault();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => canvas.redraw());
   for (const [keys, text] of KEYS) {
