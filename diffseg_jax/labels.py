@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None):
                                                     "crowd")}  # fmt: skip
         options = ConvertOptions(
             PaintOptions(**rules), given.pop("image_files"), given.pop("empty"),
-            given.pop("split"), WriteOptions(polygons=given.pop("polygons")),
+            WriteOptions(given.pop("polygons"), given.pop("split")),
         )  # fmt: skip
         make_folder(folder := open_path(given["output"]))
         with locked(folder, "labels", "--output"):

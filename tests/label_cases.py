@@ -68,8 +68,8 @@ def converted(
     split="", photo_files="copy", **rules,
 ):  # fmt: skip
     """The result of a conversion, with options by name."""
-    write = WriteOptions(polygons=polygons)
-    options = ConvertOptions(PaintOptions(**rules), photo_files, empty, split, write)
+    write = WriteOptions(polygons, split)
+    options = ConvertOptions(PaintOptions(**rules), photo_files, empty, write)
     return convert_labels(str(path), str(output), target, source, images and str(images), options)
 
 

@@ -1,11 +1,12 @@
 """Converts labels from one format to another, by way of label maps."""
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from rich.progress import MofNCompleteColumn, Progress
@@ -40,22 +41,19 @@ class ConvertOptions:
     photo_files  one of PHOTO_FILES: image files are copied to where the format wants them, or
                  symbolic links to them are made, or neither
     empty        one of EMPTY; a kept image is unlabelled everywhere
-    split        a folder before the names of all images, such as "train"; "" for none
     write        what the written format may ask
     """
 
     paint: PaintOptions = PaintOptions()
     photo_files: str = PHOTO_FILES[0]
     empty: str = EMPTY[0]
-    split: str = ""
     write: WriteOptions = WriteOptions()
 
     def __post_init__(self):
         require_known(self.photo_files, PHOTO_FILES, "value of image_files")
         require_known(self.empty, EMPTY, "value of empty")
-        parts = PurePosixPath(self.split).parts
-        if self.split.startswith("/") or ".." in parts or "\\" in self.split:
-            raise UserError(f"split is {self.split}, but must be a name, such as train.")
+        if not re.fullmatch(r"[\w-]*", self.write.split):
+            raise UserError(f"split is {self.write.split}, but must be a name, such as train.")
 
 
 @dataclass
@@ -190,7 +188,8 @@ class _Maps:
                 "the folder, so their label maps would be one file. Rename one, in the labels too."
             )
         self.stems[stem] = name
-        return f"{self.options.split}/{name}" if self.options.split else name
+        split = self.options.write.split
+        return f"{split}/{name}" if split else name
 
     def sentences(self) -> Iterator[str]:
         """What a user should know about the label maps."""

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from diffseg_jax.annotations.black_white import BINARY
 from diffseg_jax.annotations.cityscapes import CITYSCAPES_FORMAT
+from diffseg_jax.annotations.coco import COCO_INSTANCES
+from diffseg_jax.annotations.coco_panoptic import COCO_PANOPTIC
 from diffseg_jax.annotations.colours import COLOURS
 from diffseg_jax.annotations.cvat import CVAT
 from diffseg_jax.annotations.indexed import INDEXED
@@ -12,10 +14,14 @@ from diffseg_jax.annotations.labelme import LABELME
 from diffseg_jax.annotations.mask_folder import MASKS
 from diffseg_jax.annotations.regions import LabelFormat
 from diffseg_jax.annotations.voc import VOC
+from diffseg_jax.annotations.yolo import YOLO
 from diffseg_jax.errors import UserError
 
 LABEL_FORMATS: dict[str, LabelFormat] = {
     "masks": MASKS,
+    "coco": COCO_INSTANCES,
+    "coco_panoptic": COCO_PANOPTIC,
+    "yolo": YOLO,
     "labelme": LABELME,
     "cvat": CVAT,
     "label_studio": LABEL_STUDIO,

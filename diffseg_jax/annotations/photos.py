@@ -117,9 +117,10 @@ class Photos:
 
     def __init__(self, folder: Path | None = None):
         self.folder, self.files = folder, () if folder is None else self._list(folder)
-        self.by_name, self.found = defaultdict(list), set()
-        for file in self.files:
+        self.by_name, self.by_stem, self.found = defaultdict(list), defaultdict(list), set()
+        for file in sorted(self.files):
             self.by_name[folded(file.rpartition("/")[2])].append(file)
+            self.by_stem[folded(stem_of(file).rpartition("/")[2])].append(file)
 
     @staticmethod
     def _list(folder):
@@ -129,17 +130,25 @@ class Photos:
 
     def find(self, name: str) -> Photo | None:
         """The image with this relative path, or else the only one with its file name."""
-        same = [name] if name in self.files else self.by_name.get(folded(name.rpartition("/")[2]))
-        if not same:
+        if name in self.files:
+            return self._only([name])
+        return self._only(self.by_name.get(folded(name.rpartition("/")[2])))
+
+    def find_stem(self, stem: str) -> Photo | None:
+        """As `find`, for a path without ending."""
+        named = self.by_stem.get(folded(stem.rpartition("/")[2]), [])
+        return self._only([file for file in named if stem_of(file) == stem] or named)
+
+    def _only(self, files):
+        if not files:
             return None
-        if len(same) > 1:
+        if len(files) > 1:
             raise UserError(
-                f"several images below {self.folder} are called {name.rpartition('/')[2]}, such as "
-                f"{same[0]} and {same[1]}, so it is not clear which one the labels belong to. Give "
-                "--images of one of their folders."
+                f"labels may belong to {files[0]} or to {files[1]} below {self.folder}, as only "
+                "the names of these files are equal. Give --images of one of their folders."
             )
-        self.found.add(same[0])
-        return Photo(self.folder / same[0])
+        self.found.add(files[0])
+        return Photo(self.folder / files[0])
 
     def unused(self) -> list[str]:
         """The files that were not asked for."""

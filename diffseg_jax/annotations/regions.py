@@ -125,9 +125,11 @@ class WriteOptions:
     """What formats may ask of a writer.
 
     polygons  whether COCO writes polygons where a region has no holes, not run lengths
+    split     the folder before the names of all images, "" for none
     """
 
     polygons: bool = False
+    split: str = ""
 
 
 @dataclass(frozen=True, eq=False)
