@@ -36,7 +36,7 @@ smartquotes = False  # two hyphens before an option stay two
 
 FIRST = ("inference", "systems", "diffusion", "layers", "models", "weights", "data", "metrics",
          "training", "experiment", "storage", "devices", "figures", "annotations",
-         "config")  # fmt: skip
+         "server", "config")  # fmt: skip
 TITLES = {"commands": "Commands", "others": "The rest of the package"}
 COMMAND = re.compile(r"^if __name__ == .__main__.:", re.MULTILINE)
 

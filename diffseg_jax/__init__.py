@@ -2,15 +2,19 @@
 
 from diffseg_jax.errors import UserError
 
-__all__ = ["UserError", "load"]
+__all__ = ["UserError", "annotate", "load"]
 __version__ = "0.1.0"
 __path__.append(f"{__path__[0]}/old_names")  # documented modules that have moved since 0.1.0
 
 
 def __getattr__(name):
-    """Imports `load` at its first use, so that the parts of the package do not import it."""
+    """Imports a function at its first use, so that the parts of the package do not import it."""
     if name == "load":
         from diffseg_jax.inference.segmenter import load
 
         return load
+    if name == "annotate":
+        import diffseg_jax.annotate as command  # `from` would ask this function again
+
+        return command
     raise AttributeError(f"module diffseg_jax has no attribute {name}")

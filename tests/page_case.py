@@ -1,6 +1,7 @@
 """A page on tiny images with an engine of numpy, for tests without jax."""
 
 import dataclasses
+import time
 from collections import Counter
 
 import numpy as np
@@ -8,12 +9,13 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from diffseg_jax.data.labels import Labels
+from diffseg_jax.experiment.stroke_members import Cancelled
 from diffseg_jax.server.fit_worker import FitWorker
 from diffseg_jax.server.label_store import LabelStore
-from diffseg_jax.server.page_app import make_page_app
+from diffseg_jax.server.page_app import page_routes
 from diffseg_jax.server.page_events import PageEvents
 from diffseg_jax.server.page_images import list_images
-from diffseg_jax.server.security import Access
+from diffseg_jax.server.security import Access, Guarded
 
 NAMES = ("sky", "road", "tree")
 LABELS = Labels(NAMES, ((10, 20, 30), (200, 100, 0), (0, 255, 0)))
@@ -27,13 +29,16 @@ class Result:
     per_class: list
     pixels: int
     seconds: float
+    calibrated: bool = True
 
 
 class MeanColours:
     """Nearest mean colour of the painted pixels of each class."""
 
-    def __init__(self, names):
-        self.names, self.images, self.means, self.calls = names, {}, None, Counter()
+    note = ""
+
+    def __init__(self, labels):
+        self.labels, self.images, self.means, self.calls = labels, {}, None, Counter()
 
     def features(self, key, image):
         self.calls["features", key] += 1
@@ -41,14 +46,24 @@ class MeanColours:
 
     def fit(self, labels, progress, cancelled):
         if cancelled():
-            return None
+            raise Cancelled
         progress("fit", 1, 2)
         pixels = np.concatenate([self.images[key][ids < 254] for key, ids in labels.items()])
         ids = np.concatenate([ids[ids < 254] for ids in labels.values()])
         self.means = {k: pixels[ids == k].mean(0) for k in np.unique(ids)}
         return Result(0.5, [0.5, float("nan"), None], len(ids), 0.1)
 
-    def predict(self, key, image):
+    def knows(self, key):
+        return key in self.images
+
+    def set_classes(self, labels):
+        self.labels = labels
+
+    def warm_up(self):
+        self.calls["warm_up"] += 1
+
+    def predict(self, key, image=None):
+        image = self.images[key] if image is None else image
         self.calls["predict", key] += 1
         distance = np.stack([((image - mean) ** 2).sum(-1) for mean in self.means.values()])
         ids = np.array(list(self.means))[distance.argmin(0)].astype(np.uint8)
@@ -75,6 +90,13 @@ def open_store(images, folder, labels=LABELS):
     return LabelStore(folder, list_images([str(images)])[0], labels)
 
 
+def wait_for(true, seconds=10):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 class Page:
     """A store with its worker, events and a client that knows the token."""
 
@@ -82,14 +104,15 @@ class Page:
         self.store, self.events = open_store(images, folder, labels), PageEvents()
         self.engines = []
         self.worker = FitWorker(self.store, self.events, self._make(engine))
-        self.app = make_page_app(self.store, self.worker, self.events, ACCESS)
+        self.routes = page_routes(self.store, self.worker, self.events)
+        self.app = Guarded(self.routes, ACCESS)
         self.client = self.new_client({"authorization": "Bearer secret"})
         if start:
             self.worker.start()
 
     def _make(self, engine):
-        def make(names):
-            self.engines.append(engine(names))
+        def make(labels):
+            self.engines.append(engine(labels))
             return self.engines[-1]
 
         return make

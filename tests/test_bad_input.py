@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from configs import tiny_ddpm
-from diffseg_jax import convert, export, info, main, plot, predict, sample, suggest
+from diffseg_jax import annotate, convert, export, info, main, plot, predict, sample, suggest
 from diffseg_jax.config.files import read_config
 from diffseg_jax.data.pipeline import training_batches
 from diffseg_jax.devices.mesh import make_mesh
@@ -404,7 +404,7 @@ def test_evaluation_without_a_checkpoint_is_refused(tiny_config, tmp_path):
 
 # ---- the flags of all commands -------------------------------------------------------------------
 
-COMMANDS = (convert, export, info, main, plot, predict, sample, suggest)
+COMMANDS = (annotate, convert, export, info, main, plot, predict, sample, suggest)
 
 
 @pytest.mark.parametrize("command_", COMMANDS, ids=lambda module: module.__name__)

@@ -94,10 +94,11 @@ ORDER = (  # a module may import those above it, never those below
     "experiment.prepare_data", "experiment.tap_study", "experiment.steps_study",
     "experiment.forest", "experiment.comparison", "experiment.comparison_report",
     "server.security", "server.page_images", "server.label_store", "server.page_events",
-    "server.fit_worker", "server.dataset_export", "server.page_app",
+    "server.fit_worker", "server.dataset_export", "server.page_app", "server.drawn_scenes",
+    "server.listening", "server.page_server", "server.notebook",
     "cli", "old_names.command", "old_names.visualise", "old_names.checkpoints",
     "plot", "convert", "sample", "predict", "export", "info", "share", "features", "suggest",
-    "compare", "labels", "main",
+    "compare", "labels", "annotate", "main",
 )  # fmt: skip
 
 
@@ -153,8 +154,8 @@ def test_networks_losses_and_steps_need_no_data_libraries():
 
 def test_the_root_holds_what_a_user_types():
     files = list((ROOT / "diffseg_jax").glob("*.py"))
-    assert len(files) <= 16
-    assert sum(lines_of(file) for file in files) <= 1700
+    assert len(files) <= 17
+    assert sum(lines_of(file) for file in files) <= 1900
 
 
 def test_a_name_means_one_thing():

@@ -10,11 +10,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from typing import Protocol
 
 import numpy as np
 
+from diffseg_jax.data.labels import Labels
 from diffseg_jax.errors import UserError
+from diffseg_jax.experiment.stroke_members import Cancelled
 from diffseg_jax.server.label_store import LabelStore
 from diffseg_jax.server.page_events import PageEvents
 
@@ -23,41 +26,42 @@ SAYS_EVERY = 0.2  # seconds between two events of progress
 
 
 class StrokeEngine(Protocol):
-    """What learns from strokes, `experiment.stroke_fit.StrokeFit`; all calls come from one thread.
+    """What learns from strokes, see `experiment.stroke_fit.StrokeFit`; a key names an image."""
 
-    A key is the name of an image. `cancelled` is asked between steps, and an engine that hears True
-    returns None; `progress(phase, done, total)` tells how far it is.
-    """
+    note: str
 
     def features(self, key: str, image: np.ndarray): ...
-    def fit(
-        self, labels: Mapping[str, np.ndarray], progress: Callable, cancelled: Callable[[], bool]
-    ): ...
-    def predict(self, key: str, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+    def knows(self, key: str) -> bool: ...
+    def warm_up(self): ...
+    def set_classes(self, labels: Labels): ...
+    def fit(self, labels: Mapping[str, np.ndarray], progress: Callable, cancelled: Callable): ...
+    def predict(self, key: str, image: np.ndarray | None = None) -> tuple: ...
     def save(self, directory): ...
 
 
 class FitWorker:
     """Runs an engine for a project in a thread of its own.
 
-    make_engine  class names -> StrokeEngine; called in that thread, again when classes were added
+    make_engine  Labels -> StrokeEngine; called in that thread
     """
 
     def __init__(
         self, store: LabelStore, events: PageEvents,
-        make_engine: Callable[[tuple[str, ...]], StrokeEngine],
+        make_engine: Callable[[Labels], StrokeEngine],
     ):  # fmt: skip
         self.store, self.events, self.make_engine = store, events, make_engine
         self.state = _state("idle")
         self._changed = threading.Condition()
         self._wanted, self._number, self._is_stopping = 0, _last_number(store), False
-        self._shown, self._engine, self._names, self._said = 0, None, (), 0.0
+        self._shown, self._since, self._said = 0, (0.0, 0), 0.0
         self._unprepared = list(range(len(store.images)))
+        self._opened = Future()
         self._thread = threading.Thread(target=self._run, name="fit worker", daemon=True)
 
     def start(self):
-        """Starts the thread."""
+        """Starts the thread, and waits until it has opened the engine, whose errors it raises."""
         self._thread.start()
+        self._opened.result()
 
     def stop(self, seconds: float = 5):
         """Ends the thread after the step it is at; does not wait longer than some seconds."""
@@ -83,6 +87,12 @@ class FitWorker:
     # ---- the thread ------------------------------------------------------------------------------
 
     def _run(self):
+        try:
+            self._engine, self._classes = self.make_engine(self.store.classes), self.store.classes
+            self._opened.set_result(None)
+        except BaseException as error:
+            self._opened.set_exception(error)
+            return
         while True:
             with self._changed:
                 if not (self._wanted or self._unprepared or self._is_stopping):
@@ -93,6 +103,8 @@ class FitWorker:
                 number, self._wanted = self._wanted, 0
             try:
                 self._learn(number) if number else self._prepare_next()
+            except Cancelled:
+                pass  # the newer fit is next
             except UserError as error:
                 self._fail(str(error))
             except Exception as error:
@@ -113,39 +125,45 @@ class FitWorker:
         """Whether the present work should end: for another fit, or for good."""
         return bool(self._wanted) or self._is_stopping
 
-    def _open_engine(self):
-        names = self.store.classes.names
-        if self._engine is None or names != self._names:
-            self._engine, self._names = self.make_engine(names), names
+    def _with_present_classes(self) -> StrokeEngine:
+        """The engine, which has learned of classes that were added meanwhile."""
+        if self.store.classes != self._classes:
+            self._classes = self.store.classes
+            self._engine.set_classes(self._classes)
         return self._engine
 
     def _prepare_next(self):
-        """Features of one image, the shown one first."""
+        """Features of one image, the shown one first; after the first one a fit is compiled."""
         index = self._shown if self._shown in self._unprepared else self._unprepared[0]
-        self._prepare(self._open_engine(), index)
+        is_first = len(self._unprepared) == len(self.store.images)
+        self._prepare(index)
+        if is_first:
+            self._engine.warm_up()
 
-    def _prepare(self, engine, index):
+    def _prepare(self, index):
         total, image = len(self.store.images), self.store.images[index]
         self._say("features", total - len(self._unprepared), total)
-        self._unprepared.remove(index)  # also if it fails, which is told once
-        engine.features(image.name, image.read())
+        if index in self._unprepared:
+            self._unprepared.remove(index)  # also if it fails, which is told once
+        self._engine.features(image.name, image.read())
 
     def _learn(self, number):
         """One fit, its checkpoint, and all predictions, unless something newer comes."""
-        begun, store, engine = time.monotonic(), self.store, self._open_engine()
+        begun, store, engine = time.monotonic(), self.store, self._with_present_classes()
         painted = {store.images[index].name: index for index in store.painted()}
-        for index in painted.values():
-            if index in self._unprepared and not self._is_over():
-                self._prepare(engine, index)
+        for name, index in painted.items():
+            if self._is_over():
+                raise Cancelled
+            if not engine.knows(name):
+                self._prepare(index)
         self._say("fit")
         result = engine.fit(_Strokes(store, painted), self._progress, self._is_over)
-        if result is None or self._is_over():
-            return
         engine.save(store.folder / MODEL)
         fit = {
             "number": number, "miou": _finite(result.miou),
             "per_class": [_finite(value) for value in result.per_class],
             "pixels": int(result.pixels), "images": len(painted),
+            "calibrated": bool(result.calibrated),
             "seconds": round(time.monotonic() - begun, 2),
         }  # fmt: skip
         store.add_fit(fit)
@@ -162,7 +180,8 @@ class FitWorker:
             self._say("predict", total - len(waiting) - 1, total)
             image = self.store.images[index]
             try:
-                ids, uncertainty = engine.predict(image.name, image.read())
+                pixels = None if engine.knows(image.name) else image.read()
+                ids, uncertainty = engine.predict(image.name, pixels)
                 self.store.add_prediction(index, number, ids, uncertainty)
             except UserError as error:  # a file that cannot be read; others can
                 self.events.publish("error", {"error": str(error)})
@@ -178,14 +197,13 @@ class FitWorker:
     def _say(self, phase, done=0, total=0, message=""):
         """Sets the state, and tells it unless that was done just before."""
         now, before = time.monotonic(), self.state
-        if phase != before["phase"]:
-            self._since = (now, done)
+        if (phase, message) != (before["phase"], before["message"]) or done <= 1:
+            self._since = (now, done)  # the first step may compile, and tells nothing of others
         since, first = self._since
         left = (now - since) / (done - first) * (total - done) if done > first else None
         self.state = _state(phase, done, total, None if left is None else round(left, 1), message)
-        if phase == before["phase"] == "idle" and message == before["message"]:
-            return
-        if phase != before["phase"] or message or now - self._said > SAYS_EVERY:
+        is_new = (phase, message) != (before["phase"], before["message"])
+        if is_new or now - self._said > SAYS_EVERY:
             self._said = now
             self.events.publish("state", self.state)
 

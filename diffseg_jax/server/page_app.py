@@ -23,8 +23,6 @@ from diffseg_jax.server.label_store import PREDICTIONS, UNCERTAINTY, LabelStore,
 from diffseg_jax.server.page_events import PageEvents, event_text
 from diffseg_jax.server.page_images import MAX_SIDE, encoded_image, thumbnail
 from diffseg_jax.server.security import (
-    Access,
-    Guarded,
     RequestRefused,
     json_response,
     read_body,
@@ -40,13 +38,11 @@ IMAGES_KEPT = 4  # encoded ones
 REVALIDATED = "private, no-cache"  # the browser keeps a copy, and asks whether it is still right
 
 
-def make_page_app(
-    store: LabelStore, worker: FitWorker, events: PageEvents, access: Access
-) -> Guarded:  # fmt: skip
-    """The ASGI application of the page."""
+def page_routes(store: LabelStore, worker: FitWorker, events: PageEvents) -> list[Route]:
+    """All routes, to be served behind `Guarded`."""
     page = _Page(store, worker, events)
     image = "/api/images/{index}"
-    routes = [
+    return [
         *(_static_route(file) for file in sorted(HERE.iterdir()) if file.suffix in STATIC),
         Route("/api/project", page.project),
         Route("/api/events", page.listen),
@@ -61,7 +57,6 @@ def make_page_app(
         Route(f"{image}/uncertain", page.uncertain),
         Route(f"{image}/accept", page.accept, methods=["POST"]),
     ]
-    return Guarded(routes, access)
 
 
 def _static_route(file):

@@ -15,8 +15,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from diffseg_jax.server.page_app import make_page_app
-from diffseg_jax.server.security import Access
+from diffseg_jax.server.security import Access, Guarded
 from page_case import LABELS, MeanColours, Page, write_images
 
 CHROMES = ("chromium", "chromium-browser", "google-chrome")
@@ -47,7 +46,7 @@ def serve(tmp_path):
         page = Page(write(tmp_path / "photos", sizes), tmp_path / "annotated", engine=engine)
         listener = socket.create_server(("127.0.0.1", 0))
         access = Access("secret", "127.0.0.1", listener.getsockname()[1])
-        app = make_page_app(page.store, page.worker, page.events, access)
+        app = Guarded(page.routes, access)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()

@@ -2,26 +2,18 @@
 
 import io
 import json
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffseg_jax.data.sources import open_source
-from page_case import NAMES, Page, write_images
+from page_case import NAMES, Page, wait_for, write_images
 
 
 def map_in(response):
     assert response.status_code == 200, response.text
     return np.asarray(Image.open(io.BytesIO(response.content)))
-
-
-def wait_for(true, seconds=10):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 @pytest.fixture
