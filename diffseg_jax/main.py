@@ -12,12 +12,13 @@ Once a run is finished and more images are labelled, the same command with --con
 further, or fits its classifiers again.
 
 modes:
-  train    run the stages that are not finished, evaluate, write results.json
-  eval     evaluate the checkpoints again with other options, write results_eval.json
-  check    read all data, report and draw them
-  steps    measure numbers of reverse steps (DDP)
-  taps     measure which features of the diffusion model to take (DDPM-Seg)
-  prepare  write the data as a few large files
+  train        run the stages that are not finished, evaluate, write results.json
+  eval         evaluate the checkpoints again with other options, write results_eval.json
+  corruptions  measure a finished run on images with noise, blur, fog and other corruptions
+  check        read all data, report and draw them
+  steps        measure numbers of reverse steps (DDP)
+  taps         measure which features of the diffusion model to take (DDPM-Seg)
+  prepare      write the data as a few large files
 
 exit codes:
   0    finished
@@ -53,6 +54,7 @@ from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.experiment import (
     check_data,
+    corruption_study,
     more_labels,
     prepare_data,
     stages,
@@ -69,6 +71,7 @@ MODES = {
     "taps": tap_study.choose_taps,
     "steps": steps_study.choose_steps,
     "prepare": prepare_data.prepare,
+    "corruptions": corruption_study.measure_corruptions,
 }
 OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 

@@ -50,6 +50,13 @@ LABEL_PROBE = Optional(Some({  # of stages without labels; see experiment.pretra
     "patience": Number(int, 0),  # probes without a gain after which the stage ends; 0: never
     "gain": Number(float, 0, 1),  # of mean IoU
 }))  # fmt: skip
+CORRUPTIONS = Optional(Some({  # of --mode=corruptions; see experiment.corruption_study
+    "types": Several(Text()),  # (): eighteen
+    "severities": Several(Number(int, 1, 5)),
+    "images": Number(int, 0),  # spread over those of the evaluation; 0: all of them
+    "frost": Text(),  # folder of photographs of frost; "": frost is drawn
+    "constants": Text(("224", "64")),  # made for images of so many pixels
+}))  # fmt: skip
 STAGE = {
     "kind": Text(),
     "start": Text(),
@@ -142,5 +149,6 @@ LABELLED = {  # added if a stage trains with labels
         "absent": Text(("skip", "zero")),
         "checkpoint": Text(("last", "best")),
         "pictures": Number(int, 0, 64),
+        "corruptions": CORRUPTIONS,
     },
 }

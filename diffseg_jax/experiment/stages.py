@@ -270,9 +270,22 @@ def require_same_training(config: ConfigDict, workdir: Path):
 @own_settings()
 def evaluate_only(config: ConfigDict, workdir: Path):
     """Evaluates the stages that have a checkpoint with the given options: results_eval.json."""
+    evaluations = evaluations_of_run(config, workdir, "eval")
+    with locked_in_all(workdir, "eval", "--workdir"):
+        _evaluate_again(config, workdir, evaluations)
+
+
+def evaluations_of_run(config: ConfigDict, workdir: Path, task: str) -> list[Evaluation]:
+    """The evaluations of the stages of a run that can segment and have a checkpoint, in order.
+
+    task  of the lock that the caller will take, such as "eval"
+
+    Raises UserError where there is none, for a config of other training, and for validation images
+    without a labelled pixel.
+    """
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds no run. Train first, with --mode=train.")
-    require_free(workdir, "eval", "--workdir")
+    require_free(workdir, task, "--workdir")
     check_config(config)
     names = labelled_stages(config)
     if not names:
@@ -286,8 +299,7 @@ def evaluate_only(config: ConfigDict, workdir: Path):
         raise UserError(f"{workdir} holds no checkpoint that can segment yet. Train first.")
     evaluations = plan_evaluations(config, workdir, names)
     require_measurable(evaluations[0])
-    with locked_in_all(workdir, "eval", "--workdir"):
-        _evaluate_again(config, workdir, evaluations)
+    return evaluations
 
 
 def _evaluate_again(config, workdir, evaluations):

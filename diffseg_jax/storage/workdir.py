@@ -96,7 +96,7 @@ def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
     may_differ  groups of options that may differ, by their first key
     """
     unknown = f"it is unknown which config the checkpoints in {workdir} belong to"
-    old = _read_json(
+    old = read_json_object(
         workdir / "config.json", f", so {unknown}. Take another --workdir, or restore the file."
     )
     lines = [
@@ -114,7 +114,7 @@ def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
 def saved_config(workdir: Path) -> dict:
     """The config of a run as JSON, {} if there is none; UserError if it cannot be parsed."""
     file = workdir / "config.json"
-    return _read_json(file, ". Restore the file.") if file.exists() else {}
+    return read_json_object(file, ". Restore the file.") if file.exists() else {}
 
 
 def stage_directory(workdir: Path, stage: str) -> Path:
@@ -126,13 +126,13 @@ def read_results(workdir: Path) -> dict:
     """The content of results.json: {stage: results}, {} without the file; UserError if damaged."""
     file = workdir / "results.json"
     advice = ". Remove it, and give the command that trained again: it measures the stages again."
-    results = _read_json(file, advice) if file.exists() else {}
+    results = read_json_object(file, advice) if file.exists() else {}
     if not all(isinstance(result, dict) for result in results.values()):
         raise UserError(f"{file} cannot be read (it does not hold the results of stages){advice}")
     return results
 
 
-def _read_json(file, advice):
+def read_json_object(file: Path, advice: str) -> dict:
     """The object in a JSON file as a dict; UserError, which ends with the advice, if it is none."""
     try:
         content = json.loads(file.read_bytes())

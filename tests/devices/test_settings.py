@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffseg_jax.devices.settings import own_settings
-from diffseg_jax.experiment import stages, steps_study, tap_study
+from diffseg_jax.experiment import corruption_study, stages, steps_study, tap_study
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.systems import ddpm_sampling
 
@@ -75,6 +75,7 @@ COMPUTING = {  # what computes, beside predictions -> a function that it calls
     stages.evaluate_only: (stages, "check_config"),
     steps_study.choose_steps: (steps_study, "plan_sweep"),
     tap_study.choose_taps: (tap_study, "require_one"),
+    corruption_study.measure_corruptions: (stages, "check_config"),
     ddpm_sampling.sample_images: (ddpm_sampling, "_placement"),
 }
 

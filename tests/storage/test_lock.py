@@ -12,7 +12,13 @@ import pytest
 from conftest import called
 from diffseg_jax import features, predict, sample
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment import prepare_data, stages, steps_study, tap_study
+from diffseg_jax.experiment import (
+    corruption_study,
+    prepare_data,
+    stages,
+    steps_study,
+    tap_study,
+)
 from diffseg_jax.inference import batch, feature_files
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.storage import lock
@@ -158,6 +164,13 @@ def studies_taps(folder, monkeypatch):
     tap_study.choose_taps(None, folder)
 
 
+def studies_corruptions(folder, monkeypatch):
+    evaluation = SimpleNamespace(task=SimpleNamespace(files=None), workdir=folder)
+    monkeypatch.setattr(corruption_study, "evaluations_of_run", lambda *_: [evaluation])
+    config = SimpleNamespace(evaluate={}, seed=0)
+    corruption_study.measure_corruptions(config, folder)
+
+
 def trains(folder, monkeypatch):
     monkeypatch.setattr(stages, "checked_plan", lambda *_: (None, []))
     stages.train(None, folder)
@@ -181,7 +194,8 @@ def draws(folder, monkeypatch):
 
 WRITERS = {
     "train": trains, "eval": evaluates, "prepare": prepares, "steps": studies_steps,
-    "taps": studies_taps, "predict": predicts, "features": writes_features, "sample": draws,
+    "taps": studies_taps, "corruptions": studies_corruptions, "predict": predicts,
+    "features": writes_features, "sample": draws,
 }  # fmt: skip
 CHECKED = (batch, feature_files, prepare_data, stages, steps_study, tap_study)
 
@@ -202,6 +216,7 @@ LOOKS = {  # task -> a command that says that its folder is in use, before it do
     "prepare": lambda folder: prepare_data.prepare(None, folder),
     "steps": lambda folder: steps_study.choose_steps(None, folder),
     "taps": lambda folder: tap_study.choose_taps(None, folder),
+    "corruptions": lambda folder: corruption_study.measure_corruptions(None, folder),
     "predict": lambda folder: refused_by(predict, folder),
     "features": lambda folder: refused_by(features, folder),
 }

@@ -1,0 +1,310 @@
+"""Robustness: a finished run on validation images that are corrupted, by type and severity."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffseg_jax.config.schema import differing_lines, lacking
+from diffseg_jax.data.corruption_frost import frost_pictures
+from diffseg_jax.data.corruptions import (
+    TYPES,
+    corrupt,
+    corrupt_mask,
+    default_types,
+)
+from diffseg_jax.devices import processes
+from diffseg_jax.devices.first import first_does
+from diffseg_jax.devices.settings import own_settings
+from diffseg_jax.errors import UserError, counted, require_known
+from diffseg_jax.experiment.corruption_report import (
+    CLEAN,
+    cell_line,
+    markdown,
+    robustness_curves,
+    to_csv,
+)
+from diffseg_jax.experiment.evaluate import (
+    UNCERTAIN,
+    DrawnPixels,
+    draw_none,
+    evaluate,
+    spread,
+    sum_of_counts,
+)
+from diffseg_jax.experiment.fold_files import folds_measured, held_out_in, network_of_fold
+from diffseg_jax.experiment.plan import Evaluation
+from diffseg_jax.experiment.results import scores_of
+from diffseg_jax.experiment.stages import evaluations_of_run
+from diffseg_jax.figures import sheets
+from diffseg_jax.figures.robustness import robustness_plot
+from diffseg_jax.inference.calibrators import identity_of, read_calibrator
+from diffseg_jax.inference.forward import make_forward
+from diffseg_jax.inference.known_images import read_known_images
+from diffseg_jax.metrics import segmentation
+from diffseg_jax.metrics.calibration import chance_counts, scores_by_class
+from diffseg_jax.metrics.calibrator import Calibrator
+from diffseg_jax.metrics.familiarity import KnownImages
+from diffseg_jax.metrics.uncertainty import SIGNALS
+from diffseg_jax.storage.checkpoints import StageCheckpoints
+from diffseg_jax.storage.lock import locked_in_all
+from diffseg_jax.storage.networks import open_network
+from diffseg_jax.storage.paths import write_atomically, write_json
+from diffseg_jax.storage.workdir import as_json, read_json_object, stage_directory
+from diffseg_jax.training.progress import Progress
+
+JSON_FILE = "corruptions.json"
+OPTIONS = "evaluate.corruptions."
+
+
+@dataclasses.dataclass(frozen=True)
+class CorruptedImages:
+    """A labelled source whose images are corrupted as they are read.
+
+    What is drawn for an image follows from the seed and its name, not from when it is read. A mask
+    is changed only where the corruption moves things, and then with them.
+    """
+
+    source: Sequence
+    name: str
+    severity: int
+    seed: int
+    constants: str
+    pictures: tuple[np.ndarray, ...] = ()
+
+    @property
+    def names(self):
+        """Those of the images."""
+        return self.source.names
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict:
+        example = self.source[index]
+        how = dict(key=example["name"], seed=self.seed, constants=self.constants)
+        what = self.name, self.severity
+        image = corrupt(example["image"], *what, **how, pictures=self.pictures)
+        return {**example, "image": image, "mask": corrupt_mask(example["mask"], *what, **how)}
+
+
+@dataclasses.dataclass(frozen=True)
+class CorruptionStudy:
+    """What is measured, and how.
+
+    networks    (indices, forward): the images that each network has not learned from
+    cells       (type, severity) in their order; the first is clean, severity 0
+    calibrator  of the uncertainty; None: it is 1 - the highest probability
+    known       images by which others are judged; None: none are
+    of          JSON values: what else than the cell its numbers depend on
+    """
+
+    evaluation: Evaluation
+    indices: np.ndarray
+    networks: Sequence[tuple[np.ndarray, Callable]]
+    cells: Sequence[tuple[str, int]]
+    seed: int
+    constants: str
+    pictures: tuple[np.ndarray, ...]
+    calibrator: Calibrator | None
+    known: KnownImages | None
+    of: dict
+
+
+@own_settings()
+def measure_corruptions(config: ConfigDict, workdir: Path):
+    """Measures a run under `evaluate.corruptions`: corruptions.json, .csv and .md, and a plot.
+
+    The network is that of the last stage of the run that can segment and has a checkpoint. Cells
+    of type and severity that corruptions.json holds are not measured again, if they are of the
+    same checkpoint, images and options. Raises UserError as `evaluate_only`, for unknown types, and
+    for a run that reads its features from files.
+    """
+    evaluation = evaluations_of_run(config, workdir, "corruptions")[-1]
+    given = {**lacking(OPTIONS), **config.evaluate.get("corruptions", {})}
+    pictures = frost_pictures(given["frost"]) if given["frost"] else ()
+    types = given["types"] or default_types(bool(pictures))
+    for name in types:
+        require_known(name, TYPES, "corruption")
+    if "frost" in types and not pictures:
+        raise UserError(
+            "evaluate.corruptions.types holds frost, which lays photographs of frost over the "
+            "images, but no folder of them is given. Try --config.evaluate.corruptions.frost="
+            "FOLDER, or frost_procedural in its place, for which they are drawn."
+        )
+    if evaluation.task.files:
+        raise UserError(
+            "the features of this run are read from files, which hold none of corrupted images. "
+            "Take a run whose features a network computes, as that of "
+            "configs/ddpm_seg_folder.py."
+        )
+    severities = sorted(set(given["severities"] or lacking(OPTIONS)["severities"]))
+    cells = [(CLEAN, 0), *((name, s) for name in dict.fromkeys(types) for s in severities)]
+    with locked_in_all(workdir, "corruptions", "--workdir"):
+        study = _opened_study(config.seed, evaluation, cells, given, pictures)
+        report(study, measure_cells(study))
+
+
+def _opened_study(seed, evaluation, cells, given, pictures) -> CorruptionStudy:
+    """The study with its networks, read from the checkpoint."""
+    directory = stage_directory(evaluation.workdir, evaluation.stage)
+    with StageCheckpoints(directory, read_only=True) as checkpoints:
+        step = checkpoints.chosen(evaluation.keep_best)
+    network, meta = open_network(directory, step)
+    indices = np.asarray(spread(evaluation.indices, given["images"] or len(evaluation.indices)))
+    evaluation = dataclasses.replace(evaluation, indices=indices)
+    parts = [(indices, network)]
+    if evaluation.folds:
+        parts = [
+            (held_out_in(evaluation, fold), network_of_fold(evaluation, fold, network, meta))
+            for fold in folds_measured(evaluation)
+        ]
+    task = evaluation.task
+    forwards = [
+        (
+            held_out,
+            make_forward(task.predict, part, evaluation.mesh, evaluation.batch_size, task.stride),
+        )
+        for held_out, part in parts
+    ]
+    names = "\0".join(evaluation.source.names[index] for index in indices).encode()
+    frost = b"".join(picture.tobytes() for picture in pictures)
+    of = as_json({
+        "stage": evaluation.stage, "step": meta["step"], "network": identity_of(meta),
+        "images": len(indices), "names": _digest(names), "seed": seed,
+        "constants": given["constants"], "frost": _digest(frost) if frost else "",
+        **evaluation.recorded,
+    })  # fmt: skip
+    beside = directory, meta["step"], meta
+    return CorruptionStudy(
+        evaluation, indices, forwards, cells, seed, given["constants"], pictures,
+        read_calibrator(*beside), read_known_images(*beside), of,
+    )  # fmt: skip
+
+
+def _digest(content):
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def measure_cells(study: CorruptionStudy) -> list[dict]:
+    """The numbers of all cells, also of earlier ones; each is saved as soon as it is measured.
+
+    The first process has all of them, others only those that are new.
+    """
+    file, log = study.evaluation.workdir / JSON_FILE, study.evaluation.log
+    rows = []
+    read = lambda: rows.extend(_rows_so_far(file, study))
+    first_does(read, f"{file} cannot be read, as process 0 says.")
+    measured = {(row["type"], row["severity"]) for row in rows}
+    known = processes.sum_over(np.array([cell in measured for cell in study.cells], np.uint32))
+    waiting = [cell for cell, is_known in zip(study.cells, known, strict=True) if not is_known]
+    log.say(
+        f"{study.evaluation.stage}, step {study.of['step']}: {counted(len(waiting), 'cell')} of "
+        f"{len(study.cells)} to measure, on {counted(len(study.indices), 'image')} each"
+    )
+    share = np.s_[jax.process_index() :: jax.process_count()]
+    mine = sum(len(indices[share]) for indices, _ in study.networks)
+    progress = Progress(log.say, "corrupted images", mine * len(waiting))
+    for cell in waiting:
+        rows.append(measure_cell(study, *cell, progress))
+        clean = next((row for row in rows if row["type"] == CLEAN), None)
+        log.say(cell_line(rows[-1], clean))
+        if processes.is_first():
+            write_json(file, {"of": study.of, "cells": rows})
+    return rows
+
+
+def _rows_so_far(file, study) -> list[dict]:
+    """The cells in the file, [] if they are those of other images, options or another network."""
+    if not file.exists():
+        return []
+    found = read_json_object(file, ". Remove it: its cells are then measured again.")
+    lines = differing_lines(found.get("of", {}), study.of)
+    if lines:
+        study.evaluation.log.say(
+            f"{file} holds cells of another study, which are measured again ({'; '.join(lines)})"
+        )
+        return []
+    return found.get("cells", [])
+
+
+def measure_cell(study: CorruptionStudy, name: str, severity: int, progress: Progress) -> dict:
+    """The numbers of one type and severity, JSON values; see `corruption_report`."""
+    evaluation, source = study.evaluation, study.evaluation.source
+    if name != CLEAN:
+        how = study.seed, study.constants, study.pictures
+        source = CorruptedImages(source, name, severity, *how)
+    names = evaluation.source.labels.names
+    drawn, parts, described = draw_none(study.indices), [], {}
+    for indices, forward in study.networks:
+        own = set(map(int, indices))
+        rows = {index: row for index, row in drawn.rows.items() if index in own}
+        pixels = DrawnPixels(np.zeros_like(drawn.table), rows)
+        descriptors = dict.fromkeys(own) if study.known else {}
+        counts, _ = evaluate(
+            forward, source, indices, len(names), evaluation.protocol, evaluation.batch_size,
+            pixels=pixels, descriptors=descriptors, progress=progress,
+        )  # fmt: skip
+        drawn.table += pixels.table
+        described |= descriptors
+        parts.append(counts)
+    counts = sum_of_counts(parts)
+    scores = segmentation.to_json(scores_of(evaluation, counts), names)
+    return {
+        "type": name,
+        "severity": severity,
+        **scores,
+        **trust_of(drawn.table, study.calibrator, len(names)),
+        "image_uncertainty": counts.uncertain / UNCERTAIN / counts.images,
+        "foreign": _foreign(study.known, described),
+    }
+
+
+def trust_of(table: np.ndarray, calibrator: Calibrator | None, num_classes: int) -> dict:
+    """How the uncertainty does on drawn pixels f32[images, pixels, 3 + signals].
+
+    wrong, expected    the share of wrong pixels, and the mean of their estimated chance
+    AUROC, ECE, Brier  see `chance_scores`
+    """
+    pixels = table[table[:, :, 0] > 0]
+    labels, wrong = pixels[:, 1].astype(np.int32), pixels[:, 2] > 0
+    signals = dict(zip(SIGNALS, pixels[:, 3:].T, strict=True))
+    chance = calibrator.chance(signals, labels) if calibrator else signals["least_confidence"]
+    truth = np.where(wrong, (labels + 1) % num_classes, labels)
+    scores = scores_by_class(chance_counts(chance, truth, labels, num_classes), ())
+    kept = {key: scores[key] for key in ("AUROC", "ECE", "Brier")}
+    return {
+        "wrong": segmentation.to_number(wrong.mean()),
+        "expected": segmentation.to_number(chance.mean(dtype=np.float64)),
+        "calibrated": calibrator is not None,
+        **kept,
+    }
+
+
+def _foreign(known, described):
+    """The share of images that are unlike all known ones; None where none are judged."""
+    found = list(described.values())
+    if known is None or not found or found[0] is None:
+        return None
+    if found[0].shape[-1] != known.descriptors.shape[1]:
+        return None
+    return float(np.mean(known.judge(np.stack(found))[1]))
+
+
+def report(study: CorruptionStudy, rows: Sequence[dict]):
+    """Writes the table as .csv and .md, draws the plot, and shows the table."""
+    evaluation, workdir = study.evaluation, study.evaluation.workdir
+    rows = [row for row in rows if (row["type"], row["severity"]) in set(study.cells)]
+    image = workdir / "pictures" / "corruptions.png"
+    if processes.is_first():
+        table = markdown(rows, study.of)
+        write_atomically(workdir / "corruptions.csv", to_csv(rows).encode())
+        write_atomically(workdir / "corruptions.md", table.encode())
+        sheets.save_png(image, robustness_plot(*robustness_curves(rows)))
+        evaluation.log.say(table)
+    evaluation.log.say(f"finished; numbers in {workdir / 'corruptions.csv'}, a plot in {image}")
+    evaluation.log.close()
