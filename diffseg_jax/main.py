@@ -43,6 +43,7 @@ from diffseg_jax.cli import (
     Flags,
     add_cache_flag,
     at_home,
+    names,
     number,
     use_cache,
     use_memory,
@@ -63,6 +64,7 @@ from diffseg_jax.experiment import (
 )
 from diffseg_jax.inference.sharing import keep_card
 from diffseg_jax.storage.workdir import open_workdir
+from diffseg_jax.training.trackers import TRACKERS, require_trackers
 
 MODES = {
     "train": stages.train,
@@ -89,6 +91,8 @@ def make_flags() -> Flags:
     add("--changed_data", choices=stages.CHANGED_DATA, help=changed)
     more = "train a finished run further, on labelled images that were added or changed"
     add("--continue", action="store_true", dest="go_on", help=more)
+    services = f"services that get the numbers and images too: {', '.join(TRACKERS)}"
+    add("--track", type=names, default=(), metavar="NAME,...", help=services)
     add_cache_flag(add)
     share = "share of a GPU's memory taken at the start; 0: as needed; default of jax: 0.75"
     add("--memory_fraction", type=number(float, 0, 1), metavar="X", help=share)
@@ -150,10 +154,12 @@ def run(arguments: Sequence[str], begun: float | None = None):
             "one of them."
         )
     changed_data = given.changed_data or "refuse"
+    of_training = {"minutes": given.minutes, "begun": begun, "track": given.track}
+    require_trackers(given.track)
     if given.go_on:
-        mode, options = more_labels.continue_run, {"minutes": given.minutes, "begun": begun}
+        mode, options = more_labels.continue_run, of_training
     elif given.mode == "train":
-        options = {"changed_data": changed_data, "minutes": given.minutes, "begun": begun}
+        options = {"changed_data": changed_data, **of_training}
     elif given.minutes is not None:
         raise UserError(
             f"--minutes is the time of --mode=train, but the mode is {given.mode}. Leave out "

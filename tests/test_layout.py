@@ -50,7 +50,7 @@ ORDER = (  # a module may import those above it, never those below
     "metrics.choice",
     "training.losses", "training.state", "training.optimizer", "training.step", "training.log",
     "training.progress", "training.resources", "training.signals", "training.lifecycle",
-    "training.loop", "training.fit_loop",
+    "training.loop", "training.fit_loop", "training.trackers",
     "models.inputs", "sources.map_files", "sources.feature_source", "sources.colour",
     "sources.diffusion", "sources.clean", "sources.frozen", "sources.from_files",
     "sources.own_run",

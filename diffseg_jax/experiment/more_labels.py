@@ -8,6 +8,7 @@ which move to <workdir>/before_1, before_2, ...; until then they stay as they ar
 import contextlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -35,11 +36,12 @@ PARTED = "checkpoints", "folds", "tensorboard"  # whose parts move, those of eac
 
 
 def continue_run(
-    config: ConfigDict, workdir: Path, minutes: float | None = None, begun: float | None = None
+    config: ConfigDict, workdir: Path, minutes: float | None = None, begun: float | None = None,
+    track: Sequence[str] = (),
 ):  # fmt: skip
     """Trains the labelled stages of a finished run further, or resumes one that is not finished.
 
-    minutes, begun  as of `train`
+    minutes, begun, track  as of `train`
 
     Classifiers are fitted again to all labels. Networks go on from their checkpoint with a new
     schedule of a SHORTER length and a GENTLER learning rate; of the arrays that depend on the
@@ -58,18 +60,18 @@ def continue_run(
     plan = make_plan(config, workdir)
     stages = [stage for stage in plan.stages if stage.evaluation]
     if not (holds_run_of(config, workdir) and stages and all(map(_ended, plan.stages))):
-        train(config, workdir, "continue", minutes, begun)
+        train(config, workdir, "continue", minutes, begun, track)
         return
     changes = {stage.name: changes_since(stage) for stage in stages}
     if not any(changes.values()):
         plan.log.say("--continue: the labelled images are those that the run has learned from")
-        train(config, workdir, "continue", minutes, begun)
+        train(config, workdir, "continue", minutes, begun, track)
         return
     _explain(plan.log, stages, changes)
     make_workdir(workdir / CONTINUED)
     with locked(workdir, "train", "--workdir"):
         further = continued_config(config, workdir, [stage.name for stage in stages])
-        train(further, workdir / CONTINUED, "continue", minutes, begun)
+        train(further, workdir / CONTINUED, "continue", minutes, begun, track)
         sentences = list(_compared(workdir, stages))
         before = _announce_move(workdir)
         _move(workdir)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -55,6 +56,7 @@ from diffseg_jax.storage.workdir import (
 )
 from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.training.log import Log
+from diffseg_jax.training.trackers import tracking
 
 CHANGED_DATA = ("refuse", "continue")
 READ_FIRST = 32  # examples per split that are read before anything is written
@@ -63,7 +65,7 @@ READ_FIRST = 32  # examples per split that are read before anything is written
 @own_settings()
 def train(
     config: ConfigDict, workdir: Path, changed_data: str = "refuse", minutes: float | None = None,
-    begun: float | None = None,
+    begun: float | None = None, track: Sequence[str] = (),
 ):  # fmt: skip
     """Runs the stages that are not finished yet and leaves results.json.
 
@@ -71,6 +73,7 @@ def train(
     minutes       in which the run ends, with all the processes that it takes; None: when the
                   recipes of its stages end
     begun         time.monotonic() at which they begin to count; None: now
+    track         trackers that get the numbers as well, names of TRACKERS
     """
     begun = time.monotonic() if begun is None else begun
     require_free(workdir, "train", "--workdir")
@@ -82,7 +85,9 @@ def train(
         for sentence in warnings:
             plan.log.say(f"warning: {sentence}")
         write_subset(plan)
-        run_stages(plan, changed_data == "continue", minutes and open_budget(plan, minutes, begun))
+        budget = minutes and open_budget(plan, minutes, begun)
+        with tracking(plan.log, track, config, workdir):
+            run_stages(plan, changed_data == "continue", budget)
 
 
 def checked_plan(config: ConfigDict, workdir: Path) -> tuple[Plan, list[str]]:

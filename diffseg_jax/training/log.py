@@ -28,6 +28,7 @@ class Log:
         self.copied = 0.0
         self.console = Console(quiet=not primary, highlight=False, soft_wrap=True)
         self.writer = None
+        self.trackers = None  # `tracking` sets them
 
     def say(self, text: str):
         """A line for the reader."""
@@ -69,6 +70,8 @@ class Log:
         for name, value in numbers.items():
             self._event(step, summary=summary.scalar(name, value))
         self.writer.flush()
+        if self.trackers:
+            self.trackers.numbers(stage, step, numbers)
         if time.monotonic() - self.copied > COPY_EVERY:
             self.flush()
 
@@ -78,6 +81,8 @@ class Log:
             from tensorboardX import summary
 
             self._event(step, summary=summary.image(name, image, dataformats="HWC"))
+        if self.trackers:
+            self.trackers.image(step, name, image)
 
     def _event(self, step, **content):
         """Writes synchronously: on a full disk a writer thread would end and block the caller."""
