@@ -1,10 +1,12 @@
-"""Label Studio: its JSON export, with brushed regions, polygons, rectangles and ellipses.
+"""Label Studio: its JSON export, with brushed regions, bitmasks and outlines.
 
 Coordinates are percent of the width and height of the upright image. Later regions of an annotation
 are drawn over earlier ones. Of the annotations of a task the last one that was completed counts;
 those that were skipped, predictions and drafts do not.
 """
 
+import base64
+import binascii
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -43,14 +45,15 @@ from diffseg_jax.annotations.regions import (
 )
 from diffseg_jax.data.files import ends_with
 from diffseg_jax.data.formats import image_endings
-from diffseg_jax.data.images import read_file
+from diffseg_jax.data.images import decode, read_file
 from diffseg_jax.data.json_text import read_user_json
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage.paths import write_atomically
 
 TASKS_FILE, CONFIG_FILE = "tasks.json", "label_config.xml"
-AREAS = ("brush", "polygon", "rectangle", "ellipse")  # types of regions, also with "labels" behind
+AREAS = ("brush", "bitmask", "polygon", "rectangle", "ellipse")  # types, or with "labels" behind
+SIZE_KEYS = {"original_width", "original_height"}
 LABEL_TAGS = tuple(f"{kind.title()}Labels" for kind in AREAS) + ("Labels",)  # of its interface
 HASHED = re.compile(r"[0-9a-f]{8}-(.+)")  # what Label Studio puts before names of uploaded files
 MOST_PERCENT = 1e4  # percent, of coordinates
@@ -229,32 +232,32 @@ def _image(task, photos, notes):
             rest = f"of type {kind or 'unknown'}, which is no area"
             notes.add("not read", "result", rest, task.name)
     areas, where = task.areas(), task.where
-    sizes = {_size(area, where) for area in areas}
+    sizes = {_size(area, where) for area in areas if SIZE_KEYS & area.keys()}
     if len(sizes) > 1:
         raise UserError(f"{where}: its regions are of images of several sizes. {AGAIN_JSON}")
-    if not sizes:
+    if not sizes:  # there is no region, or it is of an old version
         photo = task.photo or photos.find(task.name)
         if photo is None:
             raise UserError(
-                f"{where}: it has no region, so its size is unknown. Give the folder of the images "
-                "as --images."
+                f"{where}: no region says the size of the image. Give the folder of the images as "
+                "--images."
             )
-        return LabelledImage(task.name, photo.size, photo=photo)
+        sizes = {photo.size}
     (size,) = sizes
     regions = (_region(area, size, where) for area in areas)
     return LabelledImage(task.name, size, regions, photo=task.photo)
 
 
-def _size(result, where):
+def _size(area, where):
     keys = ("original_height", "original_width")
-    return image_size(*(entry(result, key, int, where) for key in keys), where)
+    return image_size(*(entry(area, key, int, where) for key in keys), where)
 
 
 def _region(result, size, where) -> LabelledRegion:
     name, value, kind = _label(result, where), result["value"], _kind(result)
     height, width = size
-    if kind == "brush":
-        opacity = decode_brush(value.get("rle"), size, where)
+    if kind in ("brush", "bitmask"):
+        opacity = (_brush if kind == "brush" else _bitmask)(value, size, where)
         # Borders may be smoothed, and old versions painted with half of the opacity.
         inside = opacity >= max((int(opacity.max()) + 1) // 2, 1)
         return LabelledRegion(name, **_smallest_box(inside))
@@ -268,6 +271,29 @@ def _region(result, size, where) -> LabelledRegion:
         x, y, rx, ry = _percents(value, ("x", "y", "radiusX", "radiusY"), where) * np.tile(scale, 2)
         ring = ellipse(x, y, rx, ry, _angle(value, where))
     return LabelledRegion(name, (ring,))
+
+
+def _brush(value, size, where):
+    """The opacity u8[H,W] of a brushed region; an empty one has no bytes."""
+    if value.get("rle") == []:
+        return np.zeros(size, np.uint8)
+    return decode_brush(value.get("rle"), size, where)
+
+
+def _bitmask(value, size, where):
+    """The opacity u8[H,W] of a bitmask, a PNG as text: black on a transparent background."""
+    text = entry(value, "imageDataURL", str, where).partition("base64,")[2]
+    try:
+        content = base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise UserError(f"{where}: a bitmask is damaged ({error}). {AGAIN_JSON}") from None
+    image = decode(f"{where}: a bitmask", content)
+    if image.size != size[::-1] or not image.mode.endswith("A"):
+        raise UserError(
+            f"{where}: a bitmask must be a PNG of {size[1]}x{size[0]} pixels with transparency, "
+            f"but is {image.width}x{image.height} (mode {image.mode}). {AGAIN_JSON}"
+        )
+    return np.asarray(image.getchannel("A"))
 
 
 def _smallest_box(inside):
@@ -347,6 +373,6 @@ def _config(labels, polygons):
 
 
 LABEL_STUDIO = LabelFormat(
-    "the JSON export of Label Studio (brush, polygons, rectangles, ellipses)",
+    "the JSON export of Label Studio: brush, bitmasks, polygons, rectangles, ellipses",
     _recognise, _read, _write,
 )  # fmt: skip

@@ -57,6 +57,8 @@ def test_a_mask_over_the_edge_of_the_image_is_cut_off(tmp_path):
     ids, _, _ = read(tmp_path, mask)
     assert (ids == 1).sum() == 4
     assert (ids[3:, :2] == 1).all()
+    above = '<mask label="car" rle="0, 4, 4, 4, 4" left="4" top="-2" width="4" height="4"/>'
+    assert np.argwhere(read(tmp_path, above)[0] == 1).tolist() == [[0, 4], [0, 5]]
 
 
 def test_the_larger_z_order_is_in_front_whatever_the_order_of_the_file(tmp_path):

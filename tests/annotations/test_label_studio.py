@@ -1,5 +1,7 @@
 """The JSON export of Label Studio: percents, rotation, brushes, annotations, names of files."""
 
+import base64
+import io
 import json
 
 import numpy as np
@@ -85,6 +87,42 @@ def test_a_brushed_region_is_read(tmp_path):
     mask[3:9, 5:70] = True
     ids, _ = read(tmp_path, result("brush", format="rle", rle=encode_brush(mask)))
     np.testing.assert_array_equal(ids == 0, mask)
+
+
+def test_a_brushed_region_without_bytes_is_empty(tmp_path):
+    box = result("rectangle", x=0, y=0, width=100, height=100)
+    ids, _ = read(tmp_path, box, result("brush", "a", format="rle", rle=[]))
+    assert (ids == 0).all()
+
+
+def bitmask(mask):
+    """A PNG, black on a transparent background, as text."""
+    image, file = np.zeros((*mask.shape, 4), np.uint8), io.BytesIO()
+    image[..., 3] = 255 * mask
+    Image.fromarray(image).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def test_a_bitmask_is_read(tmp_path):
+    mask = np.zeros((40, 80), bool)
+    mask[3:9, 5:70] = True
+    ids, _ = read(tmp_path, result("bitmask", imageDataURL=bitmask(mask)))
+    np.testing.assert_array_equal(ids == 0, mask)
+    with pytest.raises(UserError, match="a bitmask must be a PNG of 80x40"):
+        read(tmp_path, result("bitmask", imageDataURL=bitmask(mask.T)))
+    with pytest.raises(UserError, match="a bitmask is damaged"):
+        read(tmp_path, result("bitmask", imageDataURL="data:image/png;base64,a"))
+
+
+def test_the_size_of_an_old_region_is_that_of_its_image(tmp_path):
+    box = result("rectangle", x=50, y=0, width=50, height=50)
+    del box["original_width"], box["original_height"]
+    with pytest.raises(UserError, match="no region says the size of the image"):
+        read(tmp_path, box)
+    Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg")
+    assert np.argwhere(read(tmp_path, box)[0] == 0).tolist() == [
+        [row, column] for row in (0, 1) for column in (4, 5, 6, 7)
+    ]
 
 
 def test_later_regions_are_over_earlier_ones(tmp_path):

@@ -18,7 +18,7 @@ from diffseg_jax.annotations.painting import PaintOptions
 from diffseg_jax.annotations.regions import WriteOptions
 from diffseg_jax.data.named_sets import CITYSCAPES
 from diffseg_jax.errors import UserError
-from label_cases import write_maps
+from label_cases import write_maps, write_photo
 from label_files import ids_in, label_maps
 from mutate import damaged
 
@@ -102,12 +102,9 @@ def test_damaged_files_are_refused_in_words(tmp_path, name):
 # ---- turned photographs ------------------------------------------------------------------------
 
 
-def turned_photo(file, size=(4, 6)):
-    """A JPEG that is stored with (height, width) and shown turned by 90 degrees, 6 high, 4 wide."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", size[::-1]).save(file, exif=exif)
+def turned_photo(file):
+    """A JPEG that is stored 4 high and 6 wide, and shown turned by 90 degrees, 6 high, 4 wide."""
+    write_photo(file, (4, 6), orientation=6)
 
 
 @pytest.mark.parametrize("drawn, row, column", [((6, 4), 0, 0), ((4, 6), 0, 3)])
@@ -143,13 +140,19 @@ def test_labels_of_an_image_of_another_size_are_refused(tmp_path):
         convert_labels(tmp_path, tmp_path / "out", source="cvat")
 
 
+@pytest.mark.parametrize("photo_tag", [1, 6])
+@pytest.mark.parametrize("tag", [1, 6])
 @pytest.mark.parametrize("mask_size", [(6, 4), (4, 6)])
-def test_a_mask_of_a_turned_photograph_lies_on_it(tmp_path, mask_size):
-    turned_photo(tmp_path / "images" / "a.jpg")
-    mask = np.zeros(mask_size, np.uint8)
-    mask[0, 0] = 255
+def test_a_mask_of_a_turned_photograph_lies_on_it(tmp_path, mask_size, tag, photo_tag):
+    """A tag that a tool copied to an upright mask does not turn it."""
+    if (mask_size, tag, photo_tag) == ((4, 6), 1, 1):
+        return  # it does not fit
+    size = (4, 6) if photo_tag == 6 else (6, 4)
+    write_photo(tmp_path / "images" / "a.jpg", size, orientation=photo_tag)
+    mask, exif = np.zeros(mask_size, np.uint8), Image.Exif()
+    mask[0, 0], exif[0x0112] = 255, tag
     (tmp_path / "labels").mkdir()
-    Image.fromarray(mask).save(tmp_path / "labels" / "a.png")
+    Image.fromarray(mask).save(tmp_path / "labels" / "a.png", exif=exif)
     convert_labels(tmp_path, tmp_path / "out", source="binary")
     ids = ids_in(tmp_path / "out" / "masks" / "a.png")
     at = [0, 0] if mask_size == (6, 4) else [0, 3]
