@@ -90,6 +90,9 @@ STAGE = {
     "every": {"log": Number(int, 1), "checkpoint": Number(int, 1), "evaluate": Number(int, 1)},
     "probe": LABEL_PROBE,
 }
+BALANCES = (  # how pixels are drawn; see experiment.label_strokes
+    "recipe", "none", "class", "stroke",
+)  # fmt: skip
 FIT = "fit"  # the kind of a stage that fits an ensemble to features, without the training loop
 FIT_STAGE = {
     "kind": Text(),
@@ -104,6 +107,7 @@ FIT_STAGE = {
         "photometric": Optional(Flag()),
         **MORE_CHANGES,
     },
+    "balance": Optional(Text(BALANCES)),
     "every": {"log": Number(int, 1), "checkpoint": Number(int, 1)},
 }
 COMMON = {  # the options of every system

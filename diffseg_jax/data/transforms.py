@@ -103,11 +103,13 @@ def random_box(size, crop, rng, labels_in=None, max_class_share=1.0):
     """A random crop of an image of `size`: (top, left, height, width), no larger than the image.
 
     A box in which one class has a share of max_class_share or more of the labelled pixels, or in
-    which no pixel is labelled, is drawn again up to 10 times; the last one is used in any case.
+    which no pixel is labelled, is drawn again up to 10 times; then the last one is used. One
+    without a labelled pixel is replaced by a box around a labelled pixel that is drawn, if the
+    image has one: most boxes of sparse labels would teach nothing.
 
     labels_in        function of a box that returns its labels; None for unlabelled images, which
                      use the first box
-    max_class_share  if 1 or more, the first box is used
+    max_class_share  if 1 or more, no box is drawn again because of it
     """
 
     def draw():
@@ -115,13 +117,26 @@ def random_box(size, crop, rng, labels_in=None, max_class_share=1.0):
         return top, left, min(size[0], crop[0]), min(size[1], crop[1])
 
     box = draw()
-    if labels_in is None or max_class_share >= 1:
+    if labels_in is None:
         return box
-    for _ in range(MAX_REDRAWS):
+    for _ in range(MAX_REDRAWS if max_class_share < 1 else 0):
         if not _one_class_dominates(labels_in(box), max_class_share):
-            break
+            return box
         box = draw()
-    return box
+    return box if (labels_in(box) != IGNORE).any() else _labelled_box(box, size, rng, labels_in)
+
+
+def _labelled_box(box, size, rng, labels_in):
+    """A box as large as `box` that holds a labelled pixel, if there is one; else `box`."""
+    labelled = np.argwhere(labels_in(_full_box(size)) != IGNORE)
+    if not len(labelled):
+        return box
+    pixel = labelled[int(rng.integers(0, len(labelled)))]
+    corner = []
+    for place, side, length in zip(pixel, box[2:], size, strict=True):
+        first, last = max(place - side + 1, 0), min(place, length - side)
+        corner.append(int(rng.integers(first, last + 1)))
+    return *corner, *box[2:]
 
 
 def random_flip(image, mask, rng, probability=0.5, axis=1):

@@ -19,6 +19,7 @@ from diffseg_jax.devices.mesh import local_rows, place_tree, state_shardings, to
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.fold_files import folds_in_turn, lacking_folds, write_fold
 from diffseg_jax.experiment.grid_note import describe_grid
+from diffseg_jax.experiment.label_strokes import chances, groups_of
 from diffseg_jax.experiment.plan import StagePlan, augmentation
 from diffseg_jax.experiment.time_budget import Budget
 from diffseg_jax.inference.views import Protocol
@@ -93,7 +94,8 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | N
     labels = masks.reshape(-1)[pixels]
     if "steps" in saved:
         plan = dataclasses.replace(plan, meta={**plan.meta, "steps": saved["steps"]})
-    fits = LabelledPixels(plan, frozen, features, pixels, labels)
+    groups = groups_of(plan.options.get("balance", "recipe"), masks)
+    fits = LabelledPixels(plan, frozen, features, pixels, labels, groups)
     if not all_are_fitted(checkpoints):
         _fit_to_all(fits, checkpoints, budget if step is None else None)
     if plan.evaluation.folds:
@@ -183,11 +185,13 @@ class LabelledPixels:
     """Makes fits of the labelled pixels of a stage, or of some of them, which compile once.
 
     frozen  {"params", "stats"} of the network that computes the features
+    groups  of the pixels, by which they are drawn, as of `groups_of`; None: as the recipe draws
     """
 
-    def __init__(self, plan, frozen, features, pixels, labels):
+    def __init__(self, plan, frozen, features, pixels, labels, groups=None):
         self.plan, self.frozen, self.programs = plan, frozen, {}
         self.features, self.pixels, self.labels = features, pixels, labels
+        self.groups = groups
         self.moments = None, None  # rows, and the moments of their features
 
     def make(
@@ -203,14 +207,23 @@ class LabelledPixels:
             read = functools.partial(_moments, self.features, pixels, plan.seed)
             self.moments = among, functools.cache(read)
         steps = steps or recipe.length(len(pixels))
+        power = None if plan.options.get("balance") == "none" else recipe.power
         return fit_loop.Fit(
             name=plan.name, features=self.features, pixels=self.pixels, labels=self.labels,
             init=_member_init(fit, self.moments[1]), loss=fit.loss, members=fit.members,
             steps=steps, batch_size=recipe.batch_size, stops=recipe.stops,
-            own_order=recipe.own_order, power=recipe.power, optimizer=recipe.optimizer(steps),
+            own_order=recipe.own_order, power=power, optimizer=recipe.optimizer(steps),
             frozen=self.frozen, every=plan.options.every.to_dict(), meta=plan.meta,
             seed=plan.seed, advice="--config.features.dtype=float32", among=among,
+            chances=self._chances(among),
         )  # fmt: skip
+
+    def _chances(self, among):
+        """Of the pixels that are learned from, or None."""
+        if self.groups is None:
+            return None
+        rows = slice(None) if among is None else among
+        return chances(self.labels[rows], self.groups[rows])
 
     def compiled(self, single: fit_loop.Fit, fit: PixelFit) -> tuple:
         """The program of what was made of a `PixelFit`, that of an earlier one where it serves."""

@@ -13,7 +13,6 @@ import numpy as np
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.transforms import resize_mask
 
-BALANCES = ("recipe", "none", "class", "stroke")  # how the pixels of a fit are drawn
 POWER = 0.5  # of a stroke's size, to which its share of the pixels of its class is in proportion
 
 
@@ -89,6 +88,18 @@ def chances(labels: np.ndarray, strokes: np.ndarray, power: float = POWER) -> np
     _, of_class = np.unique(labels, return_inverse=True)
     totals = np.bincount(of_class, each)
     return each / totals[of_class] / len(totals)
+
+
+def groups_of(balance: str, masks: np.ndarray) -> np.ndarray | None:
+    """The groups i64[n] of the n labelled pixels of masks u8[N,H,W], for `chances`.
+
+    balance  "class": one for each class; "stroke": one for each stroke; else None
+    """
+    if balance == "class":
+        return masks[masks != IGNORE].astype(np.int64)
+    if balance == "stroke":
+        return joined_strokes([find_strokes(mask) for mask in masks])[1].numbers
+    return None
 
 
 def draw_evenly(chance: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -46,6 +46,7 @@ class Fit:
     own_order   whether every member draws its own order of the pixels; else they share batches
     power       None, or the exponent of the shares by which pixels are drawn, see `Recipe`
     among       i[m], those rows of `pixels` that are learned from; None for all
+    chances     None, or f64[m] with which each of those rows is drawn, in place of power
     frozen      {"params", "stats"} of the network that computes the features, saved beside them
     every       steps between log lines, and between checkpoints
     advice      what to try when a loss is not finite
@@ -73,6 +74,7 @@ class Fit:
     power: float | None = None
     shorten: Callable[[float], "Fit | None"] | None = None
     among: np.ndarray | None = None
+    chances: np.ndarray | None = None
 
     @property
     def learned(self) -> int:
@@ -282,6 +284,7 @@ class Orders:
         self.owners = fit.members if fit.own_order else 1
         self.kept = {}  # epoch -> permutations i32[owners, n]
         self.by_class = []  # rows of each class
+        self.sums = None  # of the chances
 
     def rows(self, steps: np.ndarray) -> np.ndarray:
         """Indices into the pixels for steps counted from 0: i32[S, M, B], or i32[S, B] if shared.
@@ -293,6 +296,9 @@ class Orders:
 
     def _rows(self, steps):
         size, rows = self.fit.batch_size, []
+        if self.fit.chances is not None:
+            drawn = np.stack([self._by_chance(int(step)) for step in steps])
+            return drawn if self.fit.own_order else drawn[:, 0]
         if self.fit.power is not None:
             return np.stack([self._balanced(int(step)) for step in steps])
         for step in steps:
@@ -301,6 +307,14 @@ class Orders:
             rows.append(self._order(epoch)[:, positions])
         rows = np.stack(rows)
         return rows if self.fit.own_order else rows[:, 0]
+
+    def _by_chance(self, step):
+        """Rows i32[owners, B], each drawn with its chance."""
+        if self.sums is None:
+            self.sums = np.cumsum(self.fit.chances)
+        rng = np.random.default_rng([self.fit.seed, zlib.crc32(b"pixels by chance"), step])
+        places = rng.random((self.owners, self.fit.batch_size)) * self.sums[-1]
+        return np.searchsorted(self.sums, places, side="right").astype(np.int32)
 
     def _balanced(self, step):
         """Rows i32[B] of which a class of share f has a share in proportion to f^power."""

@@ -1,5 +1,6 @@
 """Image and mask are changed together, as OpenCV and the recorded pipelines change them."""
 
+import functools
 import math
 import re
 
@@ -220,6 +221,27 @@ def test_which_crops_are_drawn_again(labels, draws):
         rng = Constant()
         crop_at_random(noise(mask.shape), mask, mask.shape, rng, share)
         assert rng.count == 2 * expected
+
+
+@pytest.mark.parametrize("share", [0.75, 1.0])
+def test_a_crop_of_sparse_labels_holds_some(share):
+    """One stroke of eight pixels in 90 x 120: a random crop of 10 x 12 rarely meets it."""
+    mask = np.full((90, 120), 255, np.int32)
+    mask[70, 100:108] = 3
+    image = noise(mask.shape)
+    corners = set()
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        labels_in = functools.partial(transforms.resize_mask, mask, mask.shape)
+        box = transforms.random_box(mask.shape, (10, 12), rng, labels_in, share)
+        assert box[2:] == (10, 12) and 0 <= box[0] <= 80 and 0 <= box[1] <= 108
+        assert (labels_in(box) == 3).any()
+        corners.add(box[:2])
+        _, labels = crop_at_random(image, mask, (10, 12), np.random.default_rng(seed), share)
+        assert (labels == 3).any()
+    assert len(corners) > 20
+    whole = transforms.random_box(mask.shape, (200, 12), np.random.default_rng(0), labels_in, share)
+    assert whole[0] == 0 and whole[2] == 90 and (labels_in(whole) == 3).any()
 
 
 def test_every_crop_position_is_drawn():

@@ -86,6 +86,35 @@ def test_features_in_the_hosts_memory_give_the_same_fit(seg_config, fitted, tmp_
     assert abs(here["mIoU"] - there["mIoU"]) < 0.02
 
 
+class Captured(Exception):
+    """Ends a stage before its first step."""
+
+
+@pytest.mark.parametrize("balance", ["recipe", "none", "class", "stroke"])
+def test_pixels_may_be_drawn_evenly_by_class_or_stroke(seg_config, tmp_path, balance, monkeypatch):
+    def captured(fit, *_):
+        raise Captured(fit)
+
+    monkeypatch.setattr(ensemble_stage.fit_loop, "train_members", captured)
+    seg_config.features.sources, seg_config.stages.fit.start = ("colour",), "random"
+    seg_config.run, seg_config.ensemble.probe = ("fit",), False
+    seg_config.ensemble.recipe, seg_config.ensemble.widths = "regularised", ()
+    if balance != "recipe":  # a config may lack it
+        seg_config.stages.fit.balance = balance
+    with pytest.raises(Captured) as found:
+        stages.train(seg_config, tmp_path)
+    (fit,) = found.value.args
+    assert fit.power == {"none": None}.get(balance, 0.5)
+    if balance in ("recipe", "none"):
+        assert fit.chances is None
+        return
+    shares = np.bincount(fit.labels, fit.chances)
+    np.testing.assert_allclose(shares[shares > 0], 1 / len(np.unique(fit.labels)))
+    of_sky = fit.chances[fit.labels == np.bincount(fit.labels).argmax()]
+    assert (np.ptp(of_sky) > 1e-9) == (balance == "stroke")
+    assert fit.meta["config"]["stages"]["fit"]["balance"] == balance
+
+
 def test_random_weights_make_a_network_as_deep_as_trained_ones(seg_config):
     """Fresh residual branches end in zeros, which would leave a linear filter of the image."""
     task = ddpm_seg_config.make_task(seg_config, "fit", (32, 48), 9)
@@ -108,6 +137,7 @@ def test_random_weights_make_a_network_as_deep_as_trained_ones(seg_config):
     ({"ensemble.recipe": "slow"}, "must be one of paper, fast"),
     ({"ensemble.recipe": "linear", "ensemble.classifiers": "a"}, "Try --config.ensemble.recipe=p"),
     ({"stages.fit.steps": 5}, 'unknown option "stages.fit.steps"'),
+    ({"stages.fit.balance": "pixel"}, "stages.fit.balance is 'pixel', but it must be one of rec"),
     ({"run": ("fit", "fit")}, "config.run names fit twice"),
 ])  # fmt: skip
 def test_options_without_a_possible_network_are_refused(seg_config, change, sentence):

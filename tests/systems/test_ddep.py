@@ -426,6 +426,9 @@ def test_segmentation_counts_only_labelled_pixels():
     np.testing.assert_allclose(loss, expected[counted].sum(), rtol=1e-5)
     np.testing.assert_array_equal(seen[0][0], scale_images(batch["image"], batch["valid"]))
     assert seen[0][2] is not None  # fine-tuning uses dropout
+    nothing = {**batch, "mask": jnp.full_like(mask, 255)}
+    loss, (weight, _, metrics) = ddep.segmentation_loss(network, {}, {}, nothing, KEY)
+    assert loss == weight == metrics["pixel_accuracy"] == 0
 
 
 # --- predictions ----------------------------------------------------------------------------------

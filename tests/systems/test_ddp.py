@@ -429,10 +429,21 @@ def test_ignored_pixels_have_a_code_in_training_and_none_in_alignment():
     assert np.any(gradient[:5] != 0)
     assert np.all(gradient[5] == 0)  # ignored pixels have no part in a predicted map
     task = ddp.make_task(tiny(), "train", (32, 48), 5)
-    gradient = quick(jax.grad(lambda table: task.loss(
-        {**values["params"], "embedding": {"table": table}}, values["stats"], batch, KEY)[0]
-    ))(values["params"]["embedding"]["table"])  # fmt: skip
+    slope = quick(jax.value_and_grad(lambda table, mask: task.loss(
+        {**values["params"], "embedding": {"table": table}}, values["stats"],
+        {**batch, "mask": mask}, KEY)[0]
+    ))  # fmt: skip
+    table = values["params"]["embedding"]["table"]
+    _, gradient = slope(table, batch["mask"])
     assert np.any(gradient[5] != 0)
+    loss, gradient = slope(table, np.full_like(batch["mask"], 255))
+    assert loss == 0 and np.all(gradient == 0)  # nothing is labelled, so nothing is learned
+    strokes = np.full_like(batch["mask"], 255)
+    strokes[:, 10:14, 4:20] = 2
+    loss, gradient = slope(table, strokes)
+    assert loss > 0 and np.any(gradient[2] != 0) and np.any(gradient[5] != 0)
+    others = np.array([0, 1, 3, 4])
+    assert np.all(gradient[others] == 0)  # the map holds what is painted, and ignored pixels
 
 
 # --- where stages start ---------------------------------------------------------------------------

@@ -249,6 +249,20 @@ def test_orders_are_functions_of_seed_member_and_step():
     np.testing.assert_array_equal(fewer, rows[:, :2])
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_pixels_are_drawn_by_their_chances(own):
+    among = np.array([0, 2, 5, 7])
+    fit = fit_of(own_order=own, among=among, chances=np.array([0.5, 0.0, 0.3, 0.2]))
+    rows = Orders(fit).rows(np.arange(500))
+    assert rows.shape == ((500, MEMBERS, BATCH) if own else (500, BATCH))
+    shares = [(rows == row).mean() for row in among]
+    np.testing.assert_allclose(shares, fit.chances, atol=0.02)
+    assert shares[1] == 0 and set(np.unique(rows)) <= set(among)
+    np.testing.assert_array_equal(Orders(fit).rows(np.array([7, 3])), rows[[7, 3]])
+    if own:
+        assert np.any(rows[:, 0] != rows[:, 1])
+
+
 def test_fewer_pixels_than_a_batch_are_all_read_by_every_member():
     fit = fit_of(pixels=np.arange(5), batch_size=8)
     assert fit.steps_of_pass == 1
