@@ -80,7 +80,7 @@ ORDER = (  # a module may import those above it, never those below
     "annotations.mask_pairs", "annotations.cvat", "annotations.label_studio", "annotations.voc",
     "annotations.colours", "annotations.black_white", "annotations.indexed",
     "annotations.cityscapes", "annotations.run_lengths", "annotations.coco",
-    "annotations.coco_panoptic", "annotations.yolo",
+    "annotations.coco_panoptic", "annotations.yolo", "annotations.predicted",
     "annotations.label_formats", "annotations.recognise", "annotations.conversion",
     "experiment.data_notes", "experiment.evaluate", "experiment.calibrate",
     "experiment.start_step", "experiment.labelled_images", "experiment.plan",

@@ -12,6 +12,7 @@ from diffseg_jax.annotations.indexed import INDEXED
 from diffseg_jax.annotations.label_studio import LABEL_STUDIO
 from diffseg_jax.annotations.labelme import LABELME
 from diffseg_jax.annotations.mask_folder import MASKS
+from diffseg_jax.annotations.predicted import PREDICTIONS
 from diffseg_jax.annotations.regions import LabelFormat
 from diffseg_jax.annotations.voc import VOC
 from diffseg_jax.annotations.yolo import YOLO
@@ -30,6 +31,7 @@ LABEL_FORMATS: dict[str, LabelFormat] = {
     "binary": BINARY,
     "palette": INDEXED,
     "cityscapes": CITYSCAPES_FORMAT,
+    "predictions": PREDICTIONS,
 }
 
 

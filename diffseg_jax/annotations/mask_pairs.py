@@ -18,7 +18,9 @@ from diffseg_jax.data.npy import is_array
 from diffseg_jax.data.orientation import fit_mask, stored_orientation, turned
 from diffseg_jax.errors import UserError
 
-OTHER_FORMATS = ("masks", "SegmentationClass", "gtFine", "annotations.xml", "data.yaml")
+OTHER_FORMATS = (  # files and folders of formats that are told by them
+    "masks", "SegmentationClass", "gtFine", "annotations.xml", "data.yaml", "summary.json",
+)  # fmt: skip
 FEW_MASKS = 4  # masks that are looked at to recognise a format
 
 

@@ -1,5 +1,8 @@
 """Formats whose labels are images: VOC, colours, black and white, palettes, Cityscapes."""
 
+import contextlib
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,10 +10,15 @@ from PIL import Image
 from diffseg_jax.annotations.class_tables import voc_colours
 from diffseg_jax.annotations.conversion import convert_labels
 from diffseg_jax.annotations.label_formats import recognised
+from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.named_sets import CITYSCAPES, CITYSCAPES_CLASSES
+from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.errors import UserError
+from diffseg_jax.inference.prediction import Prediction
+from diffseg_jax.inference.views import Maps
 from label_cases import write_maps
 from label_files import ids_in, label_maps
+from mutate import damaged
 
 pytestmark = pytest.mark.quick
 
@@ -216,6 +224,53 @@ def test_other_classes_than_those_of_cityscapes_are_refused(tmp_path):
     with pytest.raises(UserError, match="class 'lamp' is none of the 19 of Cityscapes: road, "):
         convert_labels(tmp_path / "a", tmp_path / "b", target="cityscapes")
     assert not list((tmp_path / "b").iterdir())
+
+
+# ---- predictions -------------------------------------------------------------------------------
+
+
+def predicted(folder, names, label_maps_, classes):
+    """A folder of predictions, as `predict` leaves it."""
+    found = [
+        Maps(ids.astype(np.int32), np.zeros((*ids.shape, len(classes)), np.float32),
+             np.zeros(ids.shape, np.float32), {})
+        for ids in label_maps_
+    ]  # fmt: skip
+    images = [np.zeros((*ids.shape, 3), np.uint8) for ids in label_maps_]
+    labels = Labels(tuple(classes), distinct_colours(len(classes)))
+    Prediction(list(names), images, found, labels).save(folder)
+
+
+def test_predictions_are_labels_that_can_be_corrected(tmp_path):
+    photo = save(tmp_path / "photos" / "a.jpg", np.zeros((2, 2, 3)))
+    ids = np.array([[0, 1], [1, 255]], np.uint8)
+    predicted(tmp_path / "out", ["a", "sub/b"], [ids, ids], ["sky", "road"])
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    summary["pictures"]["a"]["file"] = str(photo)
+    (tmp_path / "out" / "summary.json").write_text(json.dumps(summary))
+    assert recognised(tmp_path / "out") == "predictions"
+    done = convert_labels(tmp_path / "out", tmp_path / "cvat", target="cvat")
+    assert (done.labels.names, done.images, done.photos) == (("sky", "road"), 2, 1)
+    maps, _, _ = label_maps("cvat", tmp_path / "cvat")
+    assert maps["a.jpg"].tolist() == maps["sub/b.png"].tolist() == ids.tolist()
+    assert label_maps("predictions", tmp_path / "out", unlabelled="sky")[0]["a.jpg"][1, 1] == 0
+
+
+def test_a_damaged_summary_is_refused_in_words(tmp_path):
+    predicted(tmp_path, ["a"], [np.zeros((2, 2), np.uint8)], ["sky", "road"])
+    content = (tmp_path / "summary.json").read_bytes()
+    for damage in damaged(content, seed=0, count=100):
+        (tmp_path / "summary.json").write_bytes(damage)
+        with contextlib.suppress(UserError):
+            label_maps("predictions", tmp_path)
+
+
+def test_predictions_of_cityscapes_become_label_ids(tmp_path):
+    ids = np.array([[*range(19)]], np.uint8)
+    predicted(tmp_path / "out", [f"{STEM}_leftImg8bit"], [ids], CITYSCAPES.names)
+    convert_labels(tmp_path / "out", tmp_path / "server", target="cityscapes")
+    file = tmp_path / "server" / "gtFine" / f"{STEM}_gtFine_labelIds.png"
+    assert ids_in(file).tolist() == [[label_id for label_id, *_ in CITYSCAPES_CLASSES]]
 
 
 # ---- which format it is ------------------------------------------------------------------------
