@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from diffseg_jax.config.schema import differing_lines, lacking
 from diffseg_jax.data.corruption_frost import frost_pictures
@@ -59,6 +60,7 @@ from diffseg_jax.training.progress import Progress
 
 JSON_FILE = "corruptions.json"
 OPTIONS = "evaluate.corruptions."
+EXAMPLE_SIDE = 160  # pixels, about the shorter side of an example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +119,7 @@ class CorruptionStudy:
 
 @own_settings()
 def measure_corruptions(config: ConfigDict, workdir: Path):
-    """Measures a run under `evaluate.corruptions`: corruptions.json, .csv and .md, and a plot.
+    """Measures a run under `evaluate.corruptions`: corruptions.json, .csv and .md, and pictures.
 
     The network is that of the last stage of the run that can segment and has a checkpoint. Cells
     of type and severity that corruptions.json holds are not measured again, if they are of the
@@ -296,15 +298,35 @@ def _foreign(known, described):
 
 
 def report(study: CorruptionStudy, rows: Sequence[dict]):
-    """Writes the table as .csv and .md, draws the plot, and shows the table."""
+    """Writes the table as .csv and .md, draws the plot and examples, and shows the table."""
     evaluation, workdir = study.evaluation, study.evaluation.workdir
-    rows = [row for row in rows if (row["type"], row["severity"]) in set(study.cells)]
-    image = workdir / "pictures" / "corruptions.png"
+    pictures = workdir / "pictures"
     if processes.is_first():
+        found = {(row["type"], row["severity"]): row for row in rows}
+        rows = [found[cell] for cell in study.cells]
         table = markdown(rows, study.of)
         write_atomically(workdir / "corruptions.csv", to_csv(rows).encode())
         write_atomically(workdir / "corruptions.md", table.encode())
-        sheets.save_png(image, robustness_plot(*robustness_curves(rows)))
+        plot = robustness_plot(*robustness_curves(rows))
+        sheets.save_png(pictures / "corruptions.png", plot)
+        if evaluation.examples:
+            sheets.save_png(pictures / "corruptions_images.png", examples_of(study))
         evaluation.log.say(table)
-    evaluation.log.say(f"finished; numbers in {workdir / 'corruptions.csv'}, a plot in {image}")
+    evaluation.log.say(f"finished; numbers in {workdir / 'corruptions.csv'}, a plot in {pictures}")
     evaluation.log.close()
+
+
+def examples_of(study: CorruptionStudy) -> np.ndarray:
+    """The first image under every type, weakest to strongest, two types in a row: u8[h, w, 3]."""
+    source, index = study.evaluation.source, int(study.indices[0])
+    how = study.seed, study.constants, study.pictures
+    titled = [
+        (f"{name} {severity}", CorruptedImages(source, name, severity, *how)[index]["image"])
+        for name, severity in study.cells[1:]
+    ]
+    factor = max(1, round(min(titled[0][1].shape[:2]) / EXAMPLE_SIDE))
+    shown = [(title, np.asarray(Image.fromarray(image).reduce(factor))) for title, image in titled]
+    wide = 2 * len({severity for _, severity in study.cells[1:]})
+    return sheets.rows(
+        [sheets.panel(shown[start : start + wide]) for start in range(0, len(shown), wide)]
+    )

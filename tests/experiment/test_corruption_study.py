@@ -72,6 +72,8 @@ def test_the_files_of_a_study(measured):
     mean = 100 * np.mean([cells[2]["mIoU"], cells[4]["mIoU"]])
     assert f"{mean:.1f} ({mean - 100 * cells[0]['mIoU']:+.1f})" in lines[-1]
     assert Image.open(measured / "pictures" / "corruptions.png").width > 500
+    examples = Image.open(measured / "pictures" / "corruptions_images.png")
+    assert examples.width > 4 * 24 and examples.height < examples.width  # four images in a row
 
 
 def test_a_killed_study_loses_one_cell_at_most(measured, tmp_path, monkeypatch, capsys):
