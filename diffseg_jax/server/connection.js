@@ -1,7 +1,10 @@
 // Requests to the server, the queue of patches, and the events. Nothing here touches the document.
 
+/** What the page can explain in one sentence, its message. */
+export class Problem extends Error {}
+
 /** The server understood a request and refused it; `message` is its sentence. */
-export class Refused extends Error {
+export class Refused extends Problem {
   constructor(status, body) {
     super(body.error || `The server answered with the status ${status}.`);
     this.status = status;
@@ -10,7 +13,7 @@ export class Refused extends Error {
 }
 
 /** The server did not answer, or could not; the same request may succeed later. */
-export class Unreachable extends Error {}
+export class Unreachable extends Problem {}
 
 /** A Response; raises Refused or Unreachable. */
 export async function request(path, options = {}) {

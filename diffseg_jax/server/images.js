@@ -1,10 +1,10 @@
 // The open images: their planes, what was painted, undo, and how they agree with the server.
 
 import { Layer, lookupTable } from "./canvas.js";
-import { PatchQueue, request, revisionIn } from "./connection.js";
+import { PatchQueue, Problem, request, revisionIn } from "./connection.js";
 import { apply, difference, inverse, readGreyPng, rectOf } from "./planes.js";
 
-const OPEN = 3; // images that are kept in memory
+const MAX_OPEN = 16e6; // pixels of the images that are kept in memory, at some 20 bytes each
 const MAX_UNDO = 200; // strokes
 const MAX_UNDO_BYTES = 200e6;
 const MAX_PIXELS = 1.5e6; // of the smallest copy of an image
@@ -62,8 +62,8 @@ export class OpenImages {
     if (number !== this.opening) return null;
     this.docs.delete(index);
     this.docs.set(index, doc);
-    this.forget();
     this.current = doc;
+    this.forget();
     return doc;
   }
 
@@ -80,7 +80,7 @@ export class OpenImages {
     const image = request(`api/images/${index}`).then((response) => response.blob());
     const [labels, bitmap] = await Promise.all([loadLabels(index), image.then(createImageBitmap)]);
     if (labels.data.length !== width * height || bitmap.width !== width) {
-      throw new Error("The size of this image has changed: start the command again.");
+      throw new Problem("The size of this image has changed: start the command again.");
     }
     const kept = this.histories.get(index);
     const layers = { strokes: new Layer(width, height) };
@@ -95,9 +95,12 @@ export class OpenImages {
 
   /** Closes images that were not used for long, never one with changes that are not saved. */
   forget() {
+    let pixels = 0;
+    for (const { width, height } of this.docs.values()) pixels += width * height;
     for (const [index, doc] of this.docs) {
-      if (this.docs.size <= OPEN) return;
+      if (pixels <= MAX_OPEN) return;
       if (doc === this.current || this.queue.of(doc).length) continue;
+      pixels -= doc.width * doc.height;
       this.docs.delete(index);
       this.histories.set(index, { ...doc.history, revision: doc.revision });
       doc.levels.forEach((level) => level.close());
@@ -161,7 +164,7 @@ export class OpenImages {
     };
     try {
       const [prediction, uncertainty] = await Promise.all([get("prediction"), get("uncertainty")]);
-      Object.assign(doc, { prediction, uncertainty, fit });
+      if (fit > doc.fit) Object.assign(doc, { prediction, uncertainty, fit });
     } finally {
       doc.loading = 0;
     }
@@ -171,7 +174,9 @@ export class OpenImages {
 
   /** Takes the colours of the classes: a list of [r, g, b]. */
   setColours(colours) {
-    this.table = lookupTable(colours.map((colour) => [...colour, 255]));
+    const table = lookupTable(colours.map((colour) => [...colour, 255]));
+    if (table.every((value, id) => value === this.table[id])) return;
+    this.table = table;
     for (const doc of this.docs.values()) {
       this.colour(doc);
       this.show(doc);

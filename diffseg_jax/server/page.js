@@ -1,8 +1,9 @@
 // The annotation page: what is open, what the keys do, and what the server says.
 
 import { Canvas } from "./canvas.js";
-import { follow, getJson, postJson } from "./connection.js";
+import { Problem, Unreachable, follow, getJson, postJson, request } from "./connection.js";
 import { OpenImages } from "./images.js";
+import { listenToKeys } from "./keys.js";
 import { ImageList, adviceOf, drawChart, drawClasses, make, percent, sorted } from "./panels.js";
 import { Tools } from "./tools.js";
 
@@ -33,18 +34,29 @@ async function attempt(action) {
     return await action();
   } catch (error) {
     say(error.message, "error");
-    if (!error.message) throw error;
+    if (!(error instanceof Problem)) throw error;
     return undefined;
   }
 }
 
-let lost = false; // the stream of events ended
+/** Loads something that nobody has asked for; the banner says that the server is away. */
+function quietly(action) {
+  return attempt(async () => {
+    try {
+      await action();
+    } catch (error) {
+      if (!(error instanceof Unreachable)) throw error;
+    }
+  });
+}
+
+let lost = ""; // why the stream of events has ended
 
 function showConnection() {
   const { queue } = images;
   const count = queue.waiting.length;
   document.body.dataset.pending = count;
-  const trouble = queue.trouble || (lost ? "The server cannot be reached." : "");
+  const trouble = queue.trouble || lost;
   const strokes = count === 1 ? "1 change waits" : `${count} changes wait`;
   const kept = count ? ` ${strokes} in this tab and will be saved then; keep it open.` : "";
   $("banner").textContent = `${trouble} Trying again.${kept}`;
@@ -63,7 +75,7 @@ function update(image) {
     totals[id] = (totals[id] ?? 0) + count - (old?.counts[id] ?? 0);
   });
   later();
-  attempt(() => images.heard(image));
+  quietly(() => images.heard(image));
 }
 
 /** The pixels of the current image have changed. */
@@ -81,7 +93,10 @@ async function open(index) {
   list.later();
   location.replace(`#${index}`);
   const doc = await attempt(() => images.open(index));
-  if (!doc) return;
+  if (!doc) {
+    if (list.current === index) list.show(list.images, images.current?.index ?? -1);
+    return;
+  }
   canvas.doc = doc;
   canvas.outline = null;
   canvas.fitted = true;
@@ -91,7 +106,7 @@ async function open(index) {
   showTools();
   showConnection();
   document.body.dataset.image = index;
-  attempt(() => images.complete(doc));
+  quietly(() => images.complete(doc));
 }
 
 // ---- painting ----
@@ -100,10 +115,14 @@ const painting = {
   tool: "brush",
   size: 20,
   classId: 0,
-  changed: (rect) => images.painted(rect),
+  changed(rect) {
+    if (!canvas.shown.has("strokes")) toggle("strokes"); // nobody paints what is not shown
+    images.painted(rect);
+  },
   finished: (rect) => images.finish(rect),
   cancelled: (rect) => images.cancel(rect),
   pick(point) {
+    if (!point || !images.current) return;
     const id = at(images.current.ids, point);
     const found = id < project.classes.length ? id : at(images.current.prediction, point);
     if (found < project.classes.length) choose(found);
@@ -116,8 +135,11 @@ function at(plane, { x, y }) {
   return plane?.[Math.floor(y) * images.current.width + Math.floor(x)] ?? 255;
 }
 
+let pointer = null; // in pixels of the image
+
 /** What is under the pointer, in words. */
 function hover(point) {
+  pointer = point;
   const doc = images.current;
   const parts = [];
   if (point && point.x >= 0 && point.y >= 0 && point.x < doc.width && point.y < doc.height) {
@@ -219,7 +241,7 @@ function showState() {
   const busy = phase !== "idle";
   document.body.dataset.phase = phase;
   $("progress").hidden = !busy;
-  $("fit").textContent = busy ? "Fit again" : "Fit";
+  $("fit").textContent = phase === "fit" || phase === "predict" ? "Fit again" : "Fit";
   if (!busy) return;
   if (total) $("bar").value = done / total;
   else $("bar").removeAttribute("value");
@@ -314,7 +336,15 @@ async function exportAll() {
   $("exported-text").textContent =
     `${folder} holds ${whole}, and ${sparse} with strokes only.`;
   $("command").textContent = command;
+  $("copy").textContent = "Copy the command";
   $("exported").showModal();
+}
+
+/** Selects the command and copies it, where the browser allows that. */
+function copyCommand() {
+  getSelection().selectAllChildren($("command"));
+  const written = navigator.clipboard?.writeText($("command").textContent);
+  written?.then(() => ($("copy").textContent = "Copied"), () => {});
 }
 
 async function addClass(name) {
@@ -348,15 +378,15 @@ const events = {
   opened: () =>
     attempt(async () => {
       await refresh();
-      lost = false;
+      lost = "";
       images.queue.wake();
       showConnection();
       document.body.dataset.live = "yes";
       if (!images.current) await open(Number(location.hash.slice(1)) || 0);
     }),
-  lost() {
-    lost = true;
+  async lost() {
     document.body.dataset.live = "no";
+    lost = await request("api/project").then(() => "", (error) => error.message);
     showConnection();
   },
   state(state) {
@@ -375,7 +405,7 @@ const events = {
 // ---- keys ----
 
 const KEYS = [
-  // keys, what they do, function
+  // keys, what they do, function; null: for the list of keys only
   [["1"], "choose a class: 1 to 9, with Shift 10 to 18", null],
   [["b"], "brush; the right button erases", () => setTool("brush")],
   [["e"], "eraser", () => setTool("eraser")],
@@ -384,11 +414,11 @@ const KEYS = [
   [["m"], "move the image; so does holding space, or the middle button", () => setTool("pan")],
   [["["], "smaller brush", () => setSize(Math.min(painting.size - 1, painting.size / 1.25) | 0)],
   [["]"], "larger brush", () => setSize(Math.ceil(painting.size * 1.25))],
-  [["Alt+click"], "choose the class under the pointer", null],
+  [["c", "Alt+click"], "choose the class under the pointer", () => painting.pick(pointer)],
   [["Ctrl+z"], "undo", undo],
   [["Ctrl+Shift+z", "Ctrl+y"], "redo", redo],
-  [["Escape"], "take back the stroke or polygon that is not finished", () => escape()],
-  [["wheel"], "zoom at the pointer", null],
+  [["Escape"], "take back the stroke or polygon that is not finished", escape],
+  [["Wheel"], "zoom at the pointer", null],
   [["+", "="], "zoom in", () => zoom(1.25)],
   [["-"], "zoom out", () => zoom(0.8)],
   [["0"], "show the whole image", () => canvas.fit()],
@@ -403,8 +433,6 @@ const KEYS = [
   [["PageUp"], "previous image of the list", () => openNeighbour(-1)],
   [["?"], "these keys", () => $("keys").showModal()],
 ];
-const ACTIONS = new Map(KEYS.flatMap(([keys, , action]) => keys.map((key) => [key, action])));
-
 function openNeighbour(distance) {
   const image = list.neighbour(distance);
   if (image) open(image.index);
@@ -419,43 +447,6 @@ function escape() {
   if (tools.cancel()) return;
   canvas.outline = null;
   canvas.schedule();
-}
-
-function pressed(event) {
-  if (event.key === "Tab") document.body.dataset.tabbed = "yes";
-  const typing = event.target.matches("input:not([type=range], [type=checkbox]), select");
-  if (typing || document.querySelector("dialog[open]")) {
-    if (event.key === "Escape") event.target.blur();
-    return;
-  }
-  if (event.code === "Space" && !event.target.matches(":focus-visible:not(canvas)")) {
-    tools.holdsSpace = true;
-    $("canvas").dataset.tool = "pan";
-    event.preventDefault();
-    return;
-  }
-  const command = event.ctrlKey || event.metaKey;
-  const digit = /^Digit([1-9])$/.exec(event.code);
-  if (digit && !command && !event.altKey) {
-    choose(Number(digit[1]) - 1 + (event.shiftKey ? 9 : 0));
-    return;
-  }
-  if (tools.corners.length && !command) {
-    if (event.key === "Enter") return tools.closeShape();
-    if (event.key === "Backspace") return tools.removeCorner();
-  }
-  const letter = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  const name = command ? `Ctrl+${event.shiftKey ? "Shift+" : ""}${letter}` : letter;
-  const action = event.altKey ? null : ACTIONS.get(name);
-  if (!action) return;
-  event.preventDefault();
-  action();
-}
-
-function released(event) {
-  if (event.code !== "Space") return;
-  tools.holdsSpace = false;
-  showTools();
 }
 
 // ---- start ----
@@ -480,7 +471,7 @@ function connect() {
   click("accept", () => attempt(accept));
   click("export", () => attempt(exportAll));
   click("help", () => $("keys").showModal());
-  click("copy", () => attempt(() => navigator.clipboard.writeText($("command").textContent)));
+  click("copy", copyCommand);
   for (const button of document.querySelectorAll("[data-tool]")) {
     button.addEventListener("click", () => setTool(button.dataset.tool));
   }
@@ -503,18 +494,11 @@ function connect() {
     if (event.detail && button && !button.closest("dialog")) button.blur(); // keys are for tools
   });
   document.addEventListener("pointerdown", () => delete document.body.dataset.tabbed);
-  document.addEventListener("keydown", pressed);
-  document.addEventListener("keyup", released);
-  window.addEventListener("blur", () => released({ code: "Space" }));
+  listenToKeys(KEYS, $("key-rows"), { tools, choose, released: showTools });
   window.addEventListener("beforeunload", (event) => {
     if (images.queue.waiting.length) event.preventDefault();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => canvas.redraw());
-  for (const [keys, text] of KEYS) {
-    const shown = keys.map((key) => key.replace(/\b[a-z]$/, (letter) => letter.toUpperCase()));
-    const names = shown.map((key) => make("kbd", {}, key)).flatMap((key) => [key, " "]);
-    $("key-rows").append(make("div", {}, make("dt", {}, ...names), make("dd", {}, text)));
-  }
 }
 
 connect();

@@ -399,8 +399,9 @@ def test_every_id_and_every_filter_of_png_is_read_exactly(serve, open_tab):
     tab = open_tab(serve().url)
     rng = np.random.default_rng(0)
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    maps = [ramp, ramp.T, rng.integers(0, 256, (25, 7), np.uint8), ramp[:1, :1]]
-    files = [png(each, np.arange(len(each)) % 5) for each in maps]
+    noise = rng.integers(0, 256, (70, 50), np.uint8)
+    maps = [ramp, ramp.T, noise, ramp[:1, :1], noise]
+    files = [png(each, np.arange(len(each)) % 5) for each in maps[:4]] + [png(noise, [4] * 70)]
     np.testing.assert_array_equal(Image.open(io.BytesIO(files[2])), maps[2])
     read = tab.evaluate(
         """async (files) => {
