@@ -1,14 +1,19 @@
 """The annotation page in a real browser: Chromium, driven by Playwright."""
 
 import base64
+import contextlib
 import io
 import os
+import re
 import shutil
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +29,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 pytestmark = pytest.mark.skipif(
     not CHROMIUM, reason="no Chromium: apt-get install chromium, or put google-chrome on the PATH"
 )
+ROOT = Path(__file__).parents[2]
 EMPTY = 255
 SECONDS = 8_000  # milliseconds until a step of the page counts as failed
 
@@ -140,7 +146,7 @@ class Tab:
 
     def fit(self, number=1):
         self.press("f")
-        self.wait_for("fit", number)
+        self.page.wait_for_selector(f'body[data-fit="{number}"]', timeout=120_000)
 
     def says(self, sentence):
         self.page.wait_for_selector(f'#messages :text("{sentence}")')
@@ -325,6 +331,50 @@ def test_a_wrong_token_is_refused(serve, browser):
         assert tab.goto(address).status == 403
         assert "token" in tab.inner_text("body")
     context.close()
+
+
+@contextlib.contextmanager
+def annotate(tmp_path, port):
+    """The command itself in a process of its own: the process and the address that it prints."""
+    flags = [f"--images={tmp_path / 'photos'}", f"--output={tmp_path / 'annotated'}"]
+    flags += ["--classes=sky,road", "--features=colour", "--open=False", f"--port={port}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffseg_jax.annotate", *flags, "--compilation_cache="], text=True,
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        lines = iter(process.stdout.readline, "")
+        yield process, next(filter(None, (re.search(r"http://\S+", line) for line in lines)))[0]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_killed_command_loses_no_stroke_and_fits_when_it_is_started_again(tmp_path, open_tab):
+    write_images(tmp_path / "photos", ((48, 64), (32, 32)))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with annotate(tmp_path, port) as (process, url):
+        tab = open_tab(url)
+        tab.brush(5)
+        tab.stroke((10.5, 10.5), (50.5, 10.5))
+        tab.saved()
+        process.kill()
+        tab.press("2")
+        tab.stroke((10.5, 40.5), (50.5, 40.5))
+        tab.page.wait_for_selector("#banner:has-text('1 change waits in this tab')")
+    with annotate(tmp_path, port) as (process, url):
+        open_tab(url, beside=tab)  # its cookie lets the first tab go on, too
+        tab.saved()
+        assert not tab.page.locator("#messages > *").count()
+        tab.fit()
+        ids = np.asarray(Image.open(tmp_path / "annotated" / "predictions" / "photo_0.png"))
+        assert (ids[:20, 5:60] == 0).mean() > 0.9 and (ids[30:, 5:60] == 1).mean() > 0.9
+    strokes = np.asarray(Image.open(tmp_path / "annotated" / "strokes" / "photo_0.png"))
+    expected = np.full((48, 64), EMPTY)
+    for y, value in ((10.5, 0), (40.5, 1)):
+        expected[swept((48, 64), ((10.5, y), (50.5, y)), 5)] = value
+    np.testing.assert_array_equal(strokes, expected)
 
 
 def test_two_hundred_images_are_few_elements(serve, open_tab):
