@@ -13,7 +13,8 @@ from PIL import Image
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.orientation import stored_orientation
 from diffseg_jax.errors import UserError
-from diffseg_jax.server.label_store import CLASSES_FILE, PREDICTIONS, LabelStore, png_of_map
+from diffseg_jax.server.label_store import PREDICTIONS, LabelStore, png_of_map
+from diffseg_jax.server.page_classes import CLASSES_FILE
 from diffseg_jax.storage.paths import read_bytes, write_json
 
 DATASET = "dataset"  # the folder in that of the project

@@ -22,20 +22,20 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from diffseg_jax.data.classes_json import MAX_NAME, read_classes
 from diffseg_jax.data.images import decode
 from diffseg_jax.data.labels import IGNORE, Labels
 from diffseg_jax.data.palette import distinct_colours
-from diffseg_jax.errors import UserError, shown, visible
+from diffseg_jax.errors import UserError, visible
+from diffseg_jax.server.map_png import BandedPng
+from diffseg_jax.server.page_classes import CLASSES_FILE, require_names
 from diffseg_jax.server.page_images import PageImage
-from diffseg_jax.storage.paths import open_path, write_atomically, write_json
+from diffseg_jax.storage.paths import write_atomically, write_json
 
 KEEP = 254  # in a patch: the pixel stays as it is
-MAX_CLASSES = 253  # ids below KEEP
 PROJECT_FORMAT = 1  # of project.json
 RECORDED = {"height": int, "width": int, "sha256": str, "stamp": str, "accepted": bool}
 MAPS_KEPT = 256 * 2**20  # bytes of label maps that stay in memory
-CLASSES_FILE, PROJECT_FILE = "classes.json", "project.json"
+PROJECT_FILE = "project.json"
 HALF_WRITTEN = re.compile(r"\..+\.(png|json)\.\d+")  # names of files that are being written
 STROKES, PREDICTIONS, UNCERTAINTY = "strokes", "predictions", "uncertainty"
 
@@ -118,6 +118,10 @@ class LabelStore:
             return self._labels(index), self._entries[index].revision
 
     def _labels(self, index):
+        return self._painting(index)[0]
+
+    def _painting(self, index):
+        """(ids, their BandedPng), both kept in memory for the images that were used last."""
         with self._lock:
             if index in self._maps:
                 self._maps.move_to_end(index)
@@ -127,24 +131,22 @@ class LabelStore:
             ids = np.full((image.height, image.width), IGNORE, np.uint8)
         else:
             ids = read_map(self._file(STROKES, image), image)
-        return self._kept(index, ids)
+        return self._kept(index, ids, BandedPng(ids))
 
-    def _kept(self, index, ids):
+    def _kept(self, index, ids, png):
         ids.flags.writeable = False
         with self._lock:
-            self._maps[index] = ids
+            self._maps[index] = ids, png
             self._maps.move_to_end(index)
-            while len(self._maps) > 1 and sum(m.nbytes for m in self._maps.values()) > MAPS_KEPT:
+            while len(self._maps) > 1 and sum(m.nbytes for m, _ in self._maps.values()) > MAPS_KEPT:
                 self._maps.popitem(last=False)
-        return ids
+        return ids, png
 
     def labels_png(self, index: int) -> tuple[bytes, int]:
         """(the PNG of the ids, their revision)."""
-        with self._entries[index].lock:
-            ids, entry = self._labels(index), self._entries[index]
-            if entry.revision:
-                return self._file(STROKES, self.images[index]).read_bytes(), entry.revision
-        return png_of_map(ids), 0
+        entry = self._entries[index]
+        with entry.lock:
+            return self._painting(index)[1].content({}), entry.revision
 
     def patch(
         self, index: int, box: tuple[int, int, int, int], values: np.ndarray, revision: int
@@ -166,16 +168,17 @@ class LabelStore:
         with entry.lock:
             if revision != entry.revision:
                 raise Outdated(entry.revision)
-            before = self._labels(index)
+            before, png = self._painting(index)
             ids, inside = before.copy(), before[y : y + height, x : x + width]
             ids[y : y + height, x : x + width] = new = np.where(values == KEEP, inside, values)
             counts = np.array([*entry.counts, *[0] * (IGNORE - len(entry.counts))])
             counts += _counts(new) - _counts(np.ascontiguousarray(inside))
             counts = counts[: len(self.classes.names)].tolist()
-            content = png_of_map(ids, revision=revision + 1, counts=counts)
+            png = png.changed(ids, y, y + height)
+            content = png.content({"revision": str(revision + 1), "counts": json.dumps(counts)})
             write_atomically(self._file(STROKES, self.images[index]), content)
             entry.revision, entry.counts = revision + 1, counts
-            self._kept(index, ids)
+            self._kept(index, ids, png)
             return {"revision": entry.revision, "counts": counts}
 
     def painted(self) -> list[int]:
@@ -341,53 +344,3 @@ def read_project(folder: Path) -> dict:
             f"or remove the file: labels stay, and only accepted images are no longer marked."
         )
     return content
-
-
-def read_project_classes(folder: Path, given: Sequence[str] | str | None) -> Labels:
-    """The classes of a project: those in its folder, and those given, which may only add some.
-
-    given  names, also as one text with commas, or the path of a .json; None or "": none
-    Raises UserError if there are none, if they contradict each other, and for wrong names.
-    """
-    new, names = None, tuple(given or ())
-    if isinstance(given, str) and given.endswith(".json"):
-        file = open_path(given)
-        if not file.exists():
-            raise UserError(f"there is no {given}. Give names, as in --classes=sky,road.")
-        new = read_classes(file, 0)[0]
-        names = new.names
-    elif isinstance(given, str):
-        names = tuple(name.strip() for name in given.split(",") if name.strip())
-    file = folder / CLASSES_FILE
-    if not file.exists():
-        if not names:
-            raise UserError("the classes are unknown. Name them, as in --classes=sky,road,tree.")
-        require_names(names)
-        return new or Labels(names, distinct_colours(len(names)))
-    old = read_classes(file, 0)[0]
-    require_names(old.names)
-    if not names or old.names[: len(names)] == names:
-        return Labels(old.names, old.palette)
-    if names[: len(old.names)] != old.names:
-        raise UserError(
-            f"{file} names {', '.join(old.names)}, but --classes names {', '.join(names)}. Leave "
-            "--classes out, add names after those of the file, or give another --output."
-        )
-    require_names(names)
-    unused = [colour for colour in distinct_colours(IGNORE) if colour not in old.palette]
-    return Labels(names, (*old.palette, *unused)[: len(names)])
-
-
-def require_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names; UserError unless they are different, printable and at most 253."""
-    for name in names:
-        if not 0 < len(name) <= MAX_NAME or not name.isprintable() or name != name.strip():
-            raise UserError(
-                f"{shown(name)} is no name of a class: it must have 1 to {MAX_NAME} printable "
-                "characters, without spaces around them."
-            )
-        if list(names).count(name) > 1:
-            raise UserError(f"there are two classes {name}. Give each one another name.")
-    if len(names) > MAX_CLASSES:
-        raise UserError(f"{len(names)} classes are too many: there can be {MAX_CLASSES}.")
-    return tuple(names)

@@ -16,9 +16,10 @@ from diffseg_jax.inference.batch import require_apart
 from diffseg_jax.inference.images import matching
 from diffseg_jax.server.drawn_scenes import SCENES, draw_scenes
 from diffseg_jax.server.fit_worker import MODEL, FitWorker
-from diffseg_jax.server.label_store import LabelStore, read_project, read_project_classes
+from diffseg_jax.server.label_store import LabelStore, read_project
 from diffseg_jax.server.listening import bound_socket, make_server, serve_until_stopped
 from diffseg_jax.server.page_app import page_routes
+from diffseg_jax.server.page_classes import CLASSES_FILE, read_project_classes
 from diffseg_jax.server.page_events import PageEvents
 from diffseg_jax.server.page_images import list_images
 from diffseg_jax.server.security import LOOPBACK, Access, Guarded, new_token
@@ -68,7 +69,7 @@ class PageServer:
             )
         require_apart(images, str(self.folder))
         known = read_project(self.folder)["images"]
-        if drawn and not classes and not (self.folder / "classes.json").exists():
+        if drawn and not classes and not (self.folder / CLASSES_FILE).exists():
             classes = NAMES
         labels = read_project_classes(self.folder, classes)
         bound = self._exits.enter_context(bound_socket(host, port))

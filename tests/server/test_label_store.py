@@ -13,9 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from diffseg_jax.data.images import decode
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.errors import UserError
-from diffseg_jax.server.label_store import KEEP, Outdated, read_project_classes
+from diffseg_jax.server.label_store import KEEP, Outdated
+from diffseg_jax.server.map_png import BandedPng
+from diffseg_jax.server.page_classes import read_project_classes
 from diffseg_jax.server.page_images import encoded_image, list_images, thumbnail
 from page_case import LABELS, NAMES, open_store, write_images
 
@@ -58,12 +61,29 @@ def test_patches_paint_what_a_simple_array_would_hold(photos, tmp_path_factory, 
         np.testing.assert_array_equal(open_store(photos, folder).labels(0)[0], expected)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 150), st.integers(1, 40), st.randoms(use_true_random=False), st.data())
+def test_a_png_of_bands_is_the_map_and_that_of_one_go(height, width, numbers, data):
+    """With checksums that Pillow verifies, whichever rows have changed."""
+    pixels = np.frombuffer(numbers.randbytes(height * width), np.uint8).reshape(height, width)
+    first = data.draw(st.integers(0, height - 1))
+    last = data.draw(st.integers(first + 1, height))
+    changed = pixels.copy()
+    changed[first:last] = numbers.randrange(256)
+    png = BandedPng(pixels).changed(changed, first, last)
+    assert png.content({"a": "b"}) == BandedPng(changed).content({"a": "b"})
+    opened = decode("a.png", png.content({"counts": "[1, 2]"}))
+    np.testing.assert_array_equal(np.asarray(opened), changed)
+    assert opened.info["counts"] == "[1, 2]"
+
+
 PAINTER = """
 import sys
 from pathlib import Path
 import numpy as np
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.server.label_store import LabelStore
+from diffseg_jax.server.page_classes import read_project_classes
 from diffseg_jax.server.page_images import list_images
 labels = Labels(("sky", "road", "tree"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
 store = LabelStore(Path(sys.argv[2]), list_images([sys.argv[1]])[0], labels)
