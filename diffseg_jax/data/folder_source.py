@@ -10,6 +10,8 @@ import numpy as np
 from diffseg_jax.data.class_ids import MaskRules
 from diffseg_jax.data.classes_json import read_classes
 from diffseg_jax.data.files import (
+    MASK_ENDINGS,
+    OTHER_MASK_ENDINGS,
     by_stem,
     ends_with,
     files_below,
@@ -204,8 +206,11 @@ def _layout_advice(root, split):
 
 
 def _images_and_masks(root):
-    """The folders of images and of masks in root, "" for one that there is not."""
-    return _alike(root, "images", is_image_folder), _alike(root, "masks", is_mask_folder)
+    """The folders of images and of masks in root, "" for one that there is not, or holds none."""
+    masks = _alike(root, "masks", is_mask_folder)
+    if masks and not files_below(masks, MASK_ENDINGS + OTHER_MASK_ENDINGS):
+        masks = ""  # such as the text files of YOLO
+    return _alike(root, "images", is_image_folder), masks
 
 
 def _alike(root, name, is_alike):

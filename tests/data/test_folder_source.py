@@ -123,3 +123,16 @@ def test_file_names_without_a_class_are_refused(tmp_path, names, classes, senten
         save_image(tmp_path / f"{name}.png", random_image())
     with pytest.raises(UserError, match=sentence):
         open_source("unlabelled", "train", path=str(tmp_path), classes=classes)
+
+
+def test_a_folder_of_labels_without_masks_is_not_to_be_renamed(tmp_path):
+    """As of YOLO, whose folder labels holds text files."""
+    save_image(tmp_path / "images/a.png", random_image())
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    with pytest.raises(UserError) as error:
+        open_source("folder", "train", path=str(tmp_path))
+    assert "Rename" not in str(error.value)
+    save_image(tmp_path / "labels/a.png", random_ids())
+    with pytest.raises(UserError, match="Rename .*labels to .*masks"):
+        open_source("folder", "train", path=str(tmp_path))
