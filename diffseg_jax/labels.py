@@ -1,7 +1,8 @@
 """Converts labels of other tools to label maps, and label maps to labels of other tools.
 
-  python -m diffseg_jax.labels --from=labelme --input=photos --output=mine
-  python -m diffseg_jax.labels --from=masks --to=labelme --input=mine --output=to_correct
+  python -m diffseg_jax.labels --from=coco --input=instances.json --images=photos --output=mine
+  python -m diffseg_jax.labels --input=labelme_files --output=mine --unlabelled=background
+  python -m diffseg_jax.labels --to=labelme --input=mine --output=to_correct
 
 The first folder is ready for training: --config.data.path=mine. Without --from the format is
 recognised. Every conversion goes by way of label maps, one class per pixel: a pixel belongs to a
@@ -68,8 +69,8 @@ def _add_rules(add):
     add("--empty", choices=EMPTY, default=EMPTY[0], help=empty)
     split = "folder before the names of all images, such as train or val"
     add("--split", default="", metavar="NAME", help=split)
-    add("--polygons", action="store_true",
-        help="to COCO: regions without holes as polygons, which more tools read")  # fmt: skip
+    polygons = "to COCO, CVAT, Label Studio: polygons, which can be edited, not masks"
+    add("--polygons", action="store_true", help=polygons)
 
 
 def main(arguments: Sequence[str] | None = None):

@@ -13,12 +13,11 @@ from diffseg_jax.annotations.label_studio import LABEL_STUDIO
 from diffseg_jax.annotations.labelme import LABELME
 from diffseg_jax.annotations.mask_folder import MASKS
 from diffseg_jax.annotations.predicted import PREDICTIONS
-from diffseg_jax.annotations.regions import LabelFormat
 from diffseg_jax.annotations.voc import VOC
 from diffseg_jax.annotations.yolo import YOLO
 from diffseg_jax.errors import UserError
 
-LABEL_FORMATS: dict[str, LabelFormat] = {
+LABEL_FORMATS = {
     "masks": MASKS,
     "coco": COCO_INSTANCES,
     "coco_panoptic": COCO_PANOPTIC,

@@ -124,7 +124,8 @@ class LabelMap:
 class WriteOptions:
     """What formats may ask of a writer.
 
-    polygons  whether COCO writes polygons where a region has no holes, not run lengths
+    polygons  whether COCO (where a region has no holes), CVAT and Label Studio write polygons, and
+              not run lengths or masks
     split     the folder before the names of all images, "" for none
     """
 

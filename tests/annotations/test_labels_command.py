@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+
+from diffseg_jax import labels
+from diffseg_jax.data.folder_source import open_folder
+from label_cases import maps_of, write_maps, write_object, write_photo
+
+BOX = [0, 0, 3, 0, 3, 4, 0, 4]
+
+
+@pytest.fixture
+def instances(tmp_path):
+    """A JSON file of COCO, and a folder of images with one more."""
+    write_photo(tmp_path / "photos" / "a.png")
+    write_photo(tmp_path / "photos" / "b.png")
+    return write_object(tmp_path / "instances.json", {
+        "images": [{"id": 1, "file_name": "a.png", "height": 4, "width": 6}],
+        "annotations": [{"image_id": 1, "category_id": 1, "segmentation": [BOX], "iscrowd": 0}],
+        "categories": [{"id": 1, "name": "road"}],
+    })  # fmt: skip
+
+
+def test_the_output_is_ready_for_training(tmp_path, instances, capsys):
+    flags = ["--from=coco", f"--input={instances}", f"--images={tmp_path / 'photos'}"]
+    labels.main([*flags, f"--output={tmp_path / 'mine'}", "--unlabelled=background"])
+    said = capsys.readouterr().out
+    assert "1 image of coco, written as masks" in said and "50.00%    1  road" in said
+    assert "b.png" in said and "--mode=check" in said
+    source = open_folder("train", path=str(tmp_path / "mine"))
+    assert source.labels.names == ("background", "road")
+    np.testing.assert_array_equal(source[0]["mask"], [[1, 1, 1, 0, 0, 0]] * 4)
+
+
+def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path, instances, capsys):
+    instances.write_text(instances.read_text().replace('"road"', '""'))
+    with pytest.raises(SystemExit) as stopped:
+        labels.main([f"--input={instances}", f"--output={tmp_path / 'mine'}"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.startswith("error: ") and "the name of a class" in error and error.count("\n") == 1
+    assert not list((tmp_path / "mine").rglob("*"))
+
+
+def test_help_names_all_formats(capsys):
+    with pytest.raises(SystemExit):
+        labels.main(["--help"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in labels.LABEL_FORMATS)
+
+
+def test_a_path_that_is_not_there_is_said_with_the_nearest(
+    tmp_path, instances, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        labels.main(["--input=instance.json", "--output=mine"])
+    assert 'Did you mean "instances.json"' in capsys.readouterr().err
+
+
+def test_what_is_in_the_output_stays_when_a_conversion_fails(tmp_path, instances, capsys):
+    ids = np.zeros((4, 6), np.uint8)
+    write_maps(tmp_path / "mine", {"a.png": ids})
+    with pytest.raises(SystemExit):
+        labels.main([f"--input={instances}", f"--output={tmp_path / 'mine'}"])
+    assert "is there already" in capsys.readouterr().err
+    assert maps_of(tmp_path / "mine") == {"a.png": ids.tolist()}
