@@ -313,7 +313,8 @@ def use_cache(path: str):
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of half the largest size
     for name in ("jax", "absl"):  # they log absent backends and every file that is written
         logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("fsspec", "gcsfs", "PIL"):  # they log requests and failures, which are also raised
+    # They log requests and failures, which are also raised.
+    for name in ("fsspec", "gcsfs", "PIL", "python_multipart"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if path:
         keep_compiled(path)

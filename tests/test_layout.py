@@ -101,9 +101,11 @@ ORDER = (  # a module may import those above it, never those below
     "server.label_store", "server.page_events",
     "server.fit_worker", "server.dataset_export", "server.page_app", "server.drawn_scenes",
     "server.listening", "server.page_server", "server.notebook",
-    "cli", "old_names.command", "old_names.visualise", "old_names.checkpoints",
+    "cli", "server.request_batches", "server.served_network", "server.predict_formats",
+    "server.predict_query", "server.request_image", "server.predict_app", "server.predict_server",
+    "old_names.command", "old_names.visualise", "old_names.checkpoints",
     "plot", "convert", "sample", "predict", "export", "info", "share", "features", "suggest",
-    "compare", "labels", "annotate", "main",
+    "compare", "labels", "annotate", "serve", "main",
 )  # fmt: skip
 
 

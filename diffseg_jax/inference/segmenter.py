@@ -145,6 +145,12 @@ class Segmenter:
         stage = self.config.get("stages", {}).get(self.meta["stage"])
         return tuple(stage.augment.crop if stage else self.meta["task"].get("size", TRACED_SIZE))
 
+    @property
+    def batch_size(self) -> int:
+        """Images that share a batch unless `predict` is told: 1 for each CPU, 4 for others."""
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        return self.mesh.size * (1 if on_cpu else 4)
+
     @own_settings()
     def task_for(self, steps: int | None = None, samples: int | None = None) -> Task:
         """The task of the system, with these numbers of reverse steps and of draws of the noise.
@@ -231,10 +237,7 @@ class Segmenter:
             )
         protocol_of_size = functools.partial(self._protocol_of_size, options)
         protocol_of_size((1, 1))  # raises for wrong options
-        batch_size = options.batch_size
-        if batch_size is None:
-            on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-            batch_size = self.mesh.size * (1 if on_cpu else 4)
+        batch_size = self.batch_size if options.batch_size is None else options.batch_size
         require_integer("batch_size", batch_size, 1, 2**16)
         program, task = self._program(options.steps, options.samples)
         program = functools.partial(program, seed=self.seed_for(options.seed))
@@ -374,6 +377,13 @@ class Segmenter:
             task = self.task if key == (None, None) else self.task_for(steps, samples)
             self._programs[key] = jax.jit(task.predict), task
         return self._programs[key]
+
+    def forget_programs(self):
+        """Frees the memory of all compiled programs; the next images of a size compile again."""
+        for entry in self._programs.values():
+            program = entry[0] if isinstance(entry, tuple) else entry
+            program.clear_cache()
+        self._programs.clear()
 
 
 def _as_float32(array):

@@ -159,7 +159,10 @@ class Guarded:
             return None
         if access.fits(_cookie_of(request, access.cookie)):
             return None
-        raise RequestRefused(403, "a token is needed. Open the address that the command printed.")
+        raise RequestRefused(
+            403, "a token is needed. Open the address that the command printed, or send the header "
+            "Authorization: Bearer TOKEN."
+        )  # fmt: skip
 
     def _with_cookie(self, request) -> Response:
         """Sets the cookie and goes to the address without the token.
@@ -223,7 +226,9 @@ def refusal_of(error: Exception, method: str = "GET") -> Response:
     if isinstance(error, HTTPException):  # of the router
         is_method = error.status_code == 405
         sentence = f"this address takes no {method[:20]}." if is_method else "no such address."
-        return json_response({"error": sentence}, error.status_code)
+        response = json_response({"error": sentence}, error.status_code)
+        response.headers.update(error.headers or {})  # Allow
+        return response
     traceback.print_exception(error, file=sys.stderr)
     return json_response({"error": f"the server failed: {type(error).__name__}."}, 500)
 
