@@ -51,6 +51,7 @@ LABEL_PROBE = Optional(Some({  # of stages without labels; see experiment.pretra
     "gain": Number(float, 0, 1),  # of mean IoU
 }))  # fmt: skip
 CORRUPTIONS = Optional(Some({  # of --mode=corruptions; see experiment.corruption_study
+    "stage": Text(),  # "": the one that `load` opens
     "types": Several(Text()),  # (): eighteen
     "severities": Several(Number(int, 1, 5)),
     "images": Number(int, 0),  # spread over those of the evaluation; 0: all of them

@@ -23,9 +23,9 @@ LACKING = {  # option that a config may lack -> what one without it means, if th
     "stages.*.augment.rotate": 0.0, "stages.*.augment.flip_vertical": False,
     "stages.*.augment.grey": 0.0, "stages.*.augment.blur": 0.0,
     "stages.*.probe.every": 0, "stages.*.probe.patience": 0, "stages.*.probe.gain": 0.005,
-    "evaluate.corruptions.types": (), "evaluate.corruptions.severities": (1, 3, 5),
-    "evaluate.corruptions.images": 0, "evaluate.corruptions.frost": "",
-    "evaluate.corruptions.constants": "224",
+    "evaluate.corruptions.stage": "", "evaluate.corruptions.types": (),
+    "evaluate.corruptions.severities": (1, 3, 5), "evaluate.corruptions.images": 0,
+    "evaluate.corruptions.frost": "", "evaluate.corruptions.constants": "224",
     "stages.*.balance": "recipe",
 }  # fmt: skip
 LARGEST = {int: 2**31 - 1, float: 3e38}  # the limits of int32 and, rounded, of float32

@@ -21,7 +21,7 @@ from diffseg_jax.data.corruptions import (
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.first import first_does
 from diffseg_jax.devices.settings import own_settings
-from diffseg_jax.errors import UserError, counted, require_known
+from diffseg_jax.errors import UserError, choose, counted, require_known
 from diffseg_jax.experiment.corruption_report import (
     CLEAN,
     cell_line,
@@ -46,6 +46,7 @@ from diffseg_jax.figures.robustness import robustness_plot
 from diffseg_jax.inference.calibrators import identity_of, read_calibrator
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.known_images import read_known_images
+from diffseg_jax.inference.locate import best_stage
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.metrics.calibration import chance_counts, scores_by_class
 from diffseg_jax.metrics.calibrator import Calibrator
@@ -121,14 +122,17 @@ class CorruptionStudy:
 def measure_corruptions(config: ConfigDict, workdir: Path):
     """Measures a run under `evaluate.corruptions`: corruptions.json, .csv and .md, and pictures.
 
-    The network is that of the last stage of the run that can segment and has a checkpoint. Cells
-    of type and severity that corruptions.json holds are not measured again, if they are of the
-    same checkpoint, images and options. Raises UserError as `evaluate_only`, for unknown types, and
+    The network is that of the stage that `load` opens, if no stage is given. Cells of type and
+    severity that corruptions.json holds are not measured again, if they are of the same
+    checkpoint, images and options. Raises UserError as `evaluate_only`, for unknown types, and
     for a run that reads its features from files.
     """
-    evaluation = evaluations_of_run(config, workdir, "corruptions")[-1]
+    evaluations = {e.stage: e for e in evaluations_of_run(config, workdir, "corruptions")}
     given = {**lacking(OPTIONS), **config.evaluate.get("corruptions", {})}
     pictures = frost_pictures(given["frost"]) if given["frost"] else ()
+    directories = {name: stage_directory(workdir, name) for name in evaluations}
+    stage = given["stage"] or best_stage(workdir, directories)
+    evaluation = choose(evaluations, stage, "stage that can segment and has a checkpoint")
     types = given["types"] or default_types(bool(pictures))
     for name in types:
         require_known(name, TYPES, "corruption")

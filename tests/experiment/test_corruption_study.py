@@ -169,6 +169,7 @@ def test_the_plot_has_a_row_for_each_type_and_no_need_of_all_numbers():
         ({"types": ("fgo",)}, 'unknown corruption "fgo".*Did you mean "fog"'),
         ({"types": ("frost",)}, "corruptions.types holds frost.*corruptions.frost=FOLDER"),
         ({"frost": "none"}, "none is not a folder"),
+        ({"stage": "fti"}, 'unknown stage that can segment .*"fti". Known: fit'),
         ({"severities": (0, 3)}, "severities is .0, 3., but it holds a value .* from 1 to 5"),
         ({"constants": "128"}, "constants is '128', but it must be one of 224, 64"),
         ({"kinds": ("fog",)}, 'unknown option "evaluate.corruptions.kinds"'),

@@ -165,7 +165,8 @@ def studies_taps(folder, monkeypatch):
 
 
 def studies_corruptions(folder, monkeypatch):
-    evaluation = SimpleNamespace(task=SimpleNamespace(files=None), workdir=folder)
+    evaluation = SimpleNamespace(stage="a", task=SimpleNamespace(files=None), workdir=folder)
+    monkeypatch.setattr(corruption_study, "best_stage", lambda *_: "a")
     monkeypatch.setattr(corruption_study, "evaluations_of_run", lambda *_: [evaluation])
     config = SimpleNamespace(evaluate={}, seed=0)
     corruption_study.measure_corruptions(config, folder)
