@@ -1,5 +1,6 @@
 """Folders of masks, one file an image, and the image files that belong to them."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from diffseg_jax.annotations.regions import IGNORED, LabelledImage, LabelMap, No
 from diffseg_jax.data.files import by_stem, files_below, list_masks
 from diffseg_jax.data.images import read_file
 from diffseg_jax.data.mask_files import is_image_folder, is_mask_folder
-from diffseg_jax.data.names import partners
+from diffseg_jax.data.names import folded, partners
 from diffseg_jax.data.npy import is_array
 from diffseg_jax.data.orientation import fit_mask, stored_orientation, turned
 from diffseg_jax.errors import UserError
@@ -67,7 +68,8 @@ def mask_files(
     suffix, image_suffix  the end of the names of masks, and that of images, which may lack it
     folder, images        of the masks and the images; None: by their names
 
-    Images are those of `photos`, or else of a folder beside that of the masks.
+    Images are those of `photos`, or else of a folder beside that of the masks; they have the path
+    of the mask below it, or its name.
     """
     require_folder_of_masks(path)
     folder = folder or folder_in(path, is_mask_folder) or path
@@ -77,12 +79,23 @@ def mask_files(
         photos = Photos(beside if beside is not None and beside.is_dir() else None)
     files = by_stem(sorted(photos.files), photos.folder) if photos.files else {}
     files = {stem.removesuffix(image_suffix): file for stem, file in files.items()}
-    image_of = partners(masks, files)
-    found = []
+    image_of, found = _by_path_or_name(masks, files), []
     for stem, file in masks.items():
         name = files[image_of[stem]] if stem in image_of else f"{stem}{image_suffix}.png"
         photo = photos.find(name) if stem in image_of else None
         found.append(MaskFile(folder / file, name, photo))
+    return found
+
+
+def _by_path_or_name(masks, images):
+    """{stem of a mask: that of its image}: the same path, or else the only one of its name."""
+    found, named = partners(masks, images), defaultdict(list)
+    for stem in images:
+        named[folded(stem.rpartition("/")[2])].append(stem)
+    for stem in masks:
+        same = named.get(folded(stem.rpartition("/")[2]), ())
+        if stem not in found and len(same) == 1:
+            found[stem] = same[0]
     return found
 
 

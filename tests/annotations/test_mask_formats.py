@@ -137,6 +137,14 @@ def test_white_is_a_class_in_masks_of_black_and_white(tmp_path):
     assert maps["a.jpg"].tolist() == [[0, 1, 1]]  # and not 0, ignored, ignored
 
 
+def test_images_are_found_by_the_names_of_masks(tmp_path):
+    save(tmp_path / "masks" / "train" / "a.png", [[0, 255, 255] * 9])
+    save(tmp_path / "photos" / "day 1" / "A.JPG", np.zeros((1, 27, 3)))
+    done = convert_labels(tmp_path / "masks", tmp_path / "out", images=tmp_path / "photos")
+    assert (done.source, done.photos) == ("binary", 1)
+    assert ids_in(tmp_path / "out" / "masks" / "day 1" / "A.png").tolist() == [[0, 1, 1] * 9]
+
+
 @pytest.mark.parametrize("values", [[0, 1], [0, 7], [0, 0]])
 def test_any_value_but_0_is_the_object(tmp_path, values):
     save(tmp_path / "a.png", [values])
