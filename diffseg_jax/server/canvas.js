@@ -16,30 +16,47 @@ export function lookupTable(colours) {
 
 /** A coloured copy of a plane, in tiles; those where nothing was ever painted do not exist. */
 export class Layer {
-  constructor(width, height) {
-    this.width = width;
-    this.height = height;
+  /** edged: pixels beside those of another value are darker, as an outline. */
+  constructor(width, height, edged = false) {
+    Object.assign(this, { width, height, edged });
     this.columns = Math.ceil(width / TILE);
     this.tiles = new Array(this.columns * Math.ceil(height / TILE)).fill(null);
   }
 
   /** Colours the rectangle again. table: Uint32Array(256), see lookupTable. */
   update(plane, table, rect = { left: 0, top: 0, right: this.width, bottom: this.height }) {
-    this.within(rect, (number, tile, part) => {
-      const [width, height] = [part.right - part.left, part.bottom - part.top];
-      const pixels = new Uint32Array(width * height);
-      let painted = 0;
-      for (let y = 0; y < height; y++) {
-        const row = (part.top + y) * this.width + part.left;
-        for (let x = 0; x < width; x++) {
-          painted |= pixels[y * width + x] = table[plane[row + x]];
-        }
-      }
-      if (!painted && !this.tiles[number]) return;
+    const reach = this.edged ? 1 : 0; // a changed pixel can be the edge of its neighbours
+    this.within(grown(rect, reach), (number, tile, part) => {
+      const pixels = this.coloured(plane, table, part);
+      if (!this.tiles[number] && isBlank(pixels)) return;
       this.tiles[number] ??= newTile(tile.right - tile.left, tile.bottom - tile.top);
-      const data = new ImageData(new Uint8ClampedArray(pixels.buffer), width, height);
+      const bytes = new Uint8ClampedArray(pixels.buffer);
+      const data = new ImageData(bytes, part.right - part.left, part.bottom - part.top);
       this.tiles[number].putImageData(data, part.left - tile.left, part.top - tile.top);
     });
+  }
+
+  coloured(plane, table, { left, top, right, bottom }) {
+    const pixels = new Uint32Array((right - left) * (bottom - top));
+    let target = 0;
+    for (let y = top; y < bottom; y++) {
+      for (let p = y * this.width + left; p < y * this.width + right; p++, target++) {
+        const colour = table[plane[p]];
+        pixels[target] = colour && this.edged && this.isEdge(plane, p, y) ? darker(colour) : colour;
+      }
+    }
+    return pixels;
+  }
+
+  isEdge(plane, p, y) {
+    const [id, width] = [plane[p], this.width];
+    const x = p - y * width;
+    return (
+      (x > 0 && plane[p - 1] !== id) ||
+      (x < width - 1 && plane[p + 1] !== id) ||
+      (y > 0 && plane[p - width] !== id) ||
+      (y < this.height - 1 && plane[p + width] !== id)
+    );
   }
 
   /** Calls visit(number, rectangle of the tile, its part inside `rect`). */
@@ -58,6 +75,18 @@ export class Layer {
       }
     }
   }
+}
+
+function isBlank(pixels) {
+  for (let i = 0; i < pixels.length; i++) if (pixels[i]) return false;
+  return true;
+}
+
+/** Half of red, green and blue of an opaque pixel of ImageData. */
+const darker = (colour) => (((colour & 0xfefefe) >>> 1) | 0xff000000) >>> 0;
+
+function grown({ left, top, right, bottom }, reach) {
+  return { left: left - reach, top: top - reach, right: right + reach, bottom: bottom + reach };
 }
 
 function newTile(width, height) {
@@ -231,7 +260,7 @@ export class Canvas {
   /** Draws a rectangle of the image in the next frame. */
   redrawRect(rect) {
     for (const pane of this.panes) {
-      const seen = common(this.screenRect(pane, rect, 2), bounds(pane));
+      const seen = common(this.screenRect(pane, grown(rect, 1), 2), bounds(pane));
       if (!isEmpty(seen)) pane.dirty = joined(pane.dirty || seen, seen);
     }
     this.schedule();

@@ -83,7 +83,7 @@ export class OpenImages {
       throw new Problem("The size of this image has changed: start the command again.");
     }
     const kept = this.histories.get(index);
-    const layers = { strokes: new Layer(width, height) };
+    const layers = { strokes: new Layer(width, height, true) };
     layers.strokes.update(labels.data, this.table);
     return {
       index, width, height, layers, levels: [bitmap], revision: labels.revision,

@@ -304,6 +304,33 @@ def test_two_tabs_lose_no_stroke(serve, open_tab):
     assert page.store.described(0)["counts"][1] == np.sum(expected[:26] == 1)
 
 
+def test_a_finger_paints_and_two_fingers_zoom(serve, open_tab):
+    page = serve()
+    tab = open_tab(page.url, has_touch=True)
+    session = tab.page.context.new_cdp_session(tab.page)
+
+    def touch(kind, *points):
+        places = [dict(zip("xy", tab.spot(point)), id=i) for i, point in enumerate(points)]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
+
+    tab.brush(5)
+    touch("touchStart", (10.5, 10.5))
+    touch("touchMove", (40.5, 20.5))
+    touch("touchEnd")
+    tab.saved()
+    touch("touchStart", (30, 20))  # paints, until there is a second finger
+    touch("touchStart", (30, 20), (34, 20))
+    touch("touchMove", (22, 20), (42, 20))
+    touch("touchEnd")
+    tab.saved()
+    line = swept((48, 64), ((10.5, 10.5), (40.5, 20.5)), 5)
+    np.testing.assert_array_equal(page.store.labels(0)[0] == 0, line)
+    tab.page.mouse.click(*tab.spot((2, 44)))  # zoomed in, another pixel is there
+    tab.saved()
+    labels = page.store.labels(0)[0]
+    assert np.sum(labels == 0) > line.sum() and labels[44, 2] == EMPTY
+
+
 def test_strokes_wait_while_the_server_is_away(serve, open_tab):
     page = serve()
     tab = open_tab(page.url)
