@@ -503,3 +503,12 @@ def test_controls_have_names_and_keys(serve, open_tab):
     assert unnamed == []
     tab.press("?")
     tab.page.wait_for_selector("#keys[open] :text('undo')")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_picture_of_the_page_can_be_drawn(tmp_path):
+    program, output = ROOT / ".pictures" / "annotate.py", tmp_path / "annotate.png"
+    command = [sys.executable, program, f"--output={output}", "--features=colour"]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    assert output.stat().st_size < 300_000 and Image.open(output).width > 1200
