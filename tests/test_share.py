@@ -38,6 +38,14 @@ def test_the_card_says_what_results_json_says(tiny_run):
     assert header_of(licensed)["license"] == "cc-by-4.0"
 
 
+def test_a_network_without_errors_has_no_auroc_in_its_card(tiny_run):
+    description = describe_checkpoint(tiny_run.workdir)
+    results = {**description["results"], "calibration": {"AUROC": None, "ECE": 0.0}}
+    results.pop("calibrated", None)
+    card = model_card.model_card({**description, "results": results})
+    assert "Measured on" in card and "with an AUROC" not in card
+
+
 def test_names_of_classes_and_folders_cannot_break_the_card(tiny_run):
     description = describe_checkpoint(tiny_run.workdir)
     first, *others = description["classes"]

@@ -118,7 +118,8 @@ def _numbers(description):
     rows.append(f"| **mean** | **{_percent(results['mIoU'])}** | **{_percent(results['mAcc'])}** |")
     shown = protocol_line(description["evaluation"])
     said = [f"Measured on {results['images']:,} images, {shown}."]
-    if scores := results.get("calibrated") or results.get("calibration"):
+    scores = results.get("calibrated") or results.get("calibration") or {}
+    if None not in (scores.get("AUROC"), scores.get("ECE")):  # there is none without an error
         said.append(
             f"Uncertainty is the chance that a label is wrong: it ranks wrong pixels above right "
             f"ones with an AUROC of {scores['AUROC']:.3f}, and its calibration error (ECE) is "
