@@ -1,5 +1,6 @@
 """The page in a notebook: a frame below a cell, and the fit as a segmenter."""
 
+import atexit
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from diffseg_jax.inference.segmenter import Segmenter, load
 from diffseg_jax.server.page_server import PageServer
 
 HUB_PREFIX = "JUPYTERHUB_SERVICE_PREFIX"  # in the environment of a notebook of JupyterHub
+WAITS_FOR_WORKER = 60  # a thread that is compiling when Python ends would crash it
 HEIGHT = 800  # pixels of the frame
 
 
@@ -25,6 +27,7 @@ class Annotation:
         self.server, self.height = server, height
         self.url, self.folder = server.url, str(server.folder)
         server.run_in_thread()
+        atexit.register(self.stop)
 
     @property
     def segmenter(self) -> Segmenter:
@@ -34,8 +37,9 @@ class Annotation:
         return load(str(self.server.model))
 
     def stop(self):
-        """Ends the page; labels and the last fit stay in the folder."""
-        self.server.stop()
+        """Ends the page, after the step of work it is at; what it wrote stays in the folder."""
+        atexit.unregister(self.stop)
+        self.server.stop(WAITS_FOR_WORKER)
 
     def __repr__(self):
         return f"annotation page {self.url} of {self.folder}"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffseg_jax.data.files import ends_with
 from diffseg_jax.data.formats import VIDEO_ENDINGS, image_formats
-from diffseg_jax.data.images import complete, decode, read_file, to_rgb
+from diffseg_jax.data.images import complete, read_file, read_image, to_rgb
 from diffseg_jax.data.orientation import orientation_of, stored_orientation, stored_size
 from diffseg_jax.errors import UserError, visible
 from diffseg_jax.inference.frames import Frame, container_of, frames_note, read_each
@@ -106,9 +106,11 @@ def _upright_size(path, content):
     """(height, width) of the upright image, from its header."""
     try:
         with Image.open(io.BytesIO(content), formats=image_formats()) as image:
-            size = image.size[::-1]
+            size, is_measurement = image.size[::-1], image.mode[0] in "IF"
     except Exception:
-        size = decode(path, content).size[::-1]  # raises UserError that says what is wrong
+        is_measurement = True
+    if is_measurement:
+        return read_image(path, content).shape[:2]  # raises UserError that says what is wrong
     return stored_size(size, stored_orientation(content))
 
 

@@ -105,9 +105,10 @@ class PageServer:
         self._thread = threading.Thread(target=serve, name="page server", daemon=True)
         self._thread.start()
 
-    def stop(self):
-        """Ends the thread, the worker and the lock of the folder."""
+    def stop(self, seconds: float):
+        """Ends the thread, the worker, for which it waits some seconds, and the lock."""
         self.events.close()
+        self.worker.stop(seconds)
         self.server.should_exit = True
         self._thread.join(2 * SECONDS_TO_STOP)
         self._exits.close()

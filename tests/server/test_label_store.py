@@ -199,3 +199,24 @@ def test_turned_images_are_shown_upright(tmp_path):
         with Image.open(io.BytesIO(content)) as shown:
             assert shown.size == (40, 80) and not shown.getexif()
     assert max(Image.open(io.BytesIO(thumbnail(upright, 16))).size) == 16
+
+
+def test_files_that_are_no_images_are_told_and_others_listed(tmp_path):
+    write_images(tmp_path, [(5, 6)])
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
+    pages = [Image.new("RGB", (3, 2), colour) for colour in ("red", "blue")]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    images, notes = list_images([str(tmp_path)])
+    assert [image.name for image in images] == ["pages_000000", "pages_000001", "photo_0"]
+    assert images[1].read()[0, 0].tolist() == [0, 0, 255] and images[1].width == 3
+    assert sum(note.startswith("not read: ") for note in notes) == 2
+    known = {image.name: vars(image) for image in images}
+    (tmp_path / "photo_0.png").touch()  # another time, the same bytes
+    assert [image.sha256 for image in list_images([str(tmp_path)], known)[0]] == [
+        image.sha256 for image in images
+    ]
+    (tmp_path / "bad.png").unlink()
+    (tmp_path / "photo_0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="none of 1 images can be read. The first: cannot read"):
+        list_images([str(tmp_path / "photo_0.png")])
