@@ -9,6 +9,7 @@ recognised. Every conversion goes by way of label maps, one class per pixel: a p
 polygon if its centre is inside, and is written so that reading gives the same label map again.
 """
 
+import argparse
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,6 +56,8 @@ def make_flags() -> Flags:
 
 def _add_rules(add):
     """The flags of PaintOptions and ConvertOptions."""
+    new = "other names of classes; several with one new name become one class"
+    add("--rename", type=new_names, default=(), metavar="OLD:NEW,OLD:NEW", help=new)
     order = "classes of the output, in order; others count as unlabelled. Default: as in the labels"
     add("--classes", type=names, default=(), metavar="NAME,NAME", help=order)
     ignore = "classes that become 255, which is neither learned nor measured"
@@ -73,15 +76,23 @@ def _add_rules(add):
     add("--polygons", action="store_true", help=polygons)
 
 
+def new_names(text: str) -> tuple[tuple[str, str], ...]:
+    """A flag such as car:vehicle,bus:vehicle."""
+    pairs = [tuple(part.strip() for part in pair.split(":")) for pair in names(text)]
+    if any(len(pair) != 2 for pair in pairs):
+        raise argparse.ArgumentTypeError(f"is {text}, but it must be OLD:NEW,OLD:NEW")
+    return tuple(pairs)
+
+
 def main(arguments: Sequence[str] | None = None):
     """The command line."""
     with user_errors("stopped; nothing was written"):
         given = vars(make_flags().parse_args(arguments))
         use_cache("")
-        rules = {name: given.pop(name) for name in ("classes", "ignore", "unlabelled", "overlap",
-                                                    "crowd")}  # fmt: skip
+        rules = ("rename", "classes", "ignore", "unlabelled", "overlap", "crowd")
+        painting = PaintOptions(**{name: given.pop(name) for name in rules})
         options = ConvertOptions(
-            PaintOptions(**rules), given.pop("image_files"), given.pop("empty"),
+            painting, given.pop("image_files"), given.pop("empty"),
             WriteOptions(given.pop("polygons"), given.pop("split")),
         )  # fmt: skip
         make_folder(folder := open_path(given["output"]))

@@ -113,6 +113,11 @@ def convert_labels(
         if not done.images:
             raise UserError(_no_image(source, path, labelled.notes, photos))
         deliver(partial, folder)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise UserError(
+            f"{error.filename} is a file where a folder is needed, or the other way round. Give "
+            "another --output, or rename an image in the labels."
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     done.notes = [*labelled.notes.sentences(), *maps.sentences()]

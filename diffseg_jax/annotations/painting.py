@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffseg_jax.annotations.entries import class_name
 from diffseg_jax.annotations.regions import (
     IGNORED,
     OVERLAPS,
@@ -23,8 +24,10 @@ MAX_DROPPED = 12  # names of classes in a sentence
 
 @dataclass(frozen=True)
 class PaintOptions:
-    """How regions become a label map; `in_words` says it.
+    """How regions become a label map.
 
+    rename      (name in the labels, name of the class) of classes that are renamed, or joined; all
+                other options use the new names
     classes     names of the classes of the label map, in order; () = those of the labels. Regions
                 of other classes count as unlabelled
     ignore      names of classes whose pixels become 255
@@ -39,8 +42,11 @@ class PaintOptions:
     unlabelled: str = NOTHING
     overlap: str | None = None
     crowd: str = CROWDS[0]
+    rename: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
+        for name in (self.unlabelled, *(new for _, new in self.rename)):
+            class_name(name, "--unlabelled and --rename")
         if self.overlap is not None:
             require_known(self.overlap, OVERLAPS, "overlap")
         require_known(self.crowd, CROWDS, "crowd")
@@ -62,10 +68,12 @@ class ClassTable:
 
 def class_table(labelled: LabelledSet, options: PaintOptions) -> ClassTable:
     """The table of a set; UserError for classes that it does not have, and for more than 255."""
+    new_names = _renamed(labelled.classes, options.rename)
+    known = tuple(dict.fromkeys(new_names.values()))
     for name in (*options.classes, *options.ignore):
-        require_known(name, labelled.classes, "class")
-    ignored = options.ignore or labelled.ignored
-    names = options.classes or tuple(name for name in labelled.classes if name not in ignored)
+        require_known(name, known, "class")
+    ignored = {*options.ignore, *(new_names[name] for name in labelled.ignored)}
+    names = options.classes or tuple(name for name in known if name not in ignored)
     if twice := [name for name in names if names.count(name) > 1 or name in options.ignore]:
         raise UserError(f"class {shown(twice[0])} is named twice. Name each class once.")
     rest = options.unlabelled
@@ -78,15 +86,27 @@ def class_table(labelled: LabelledSet, options: PaintOptions) -> ClassTable:
             f"there are {len(names)} classes, but label maps hold {IGNORE} at most. Choose "
             "some with --classes=NAME,NAME."
         )
-    codes = dict.fromkeys(ignored, IGNORE) | {name: index for index, name in enumerate(names)}
+    ids = dict.fromkeys(ignored, IGNORE) | {name: index for index, name in enumerate(names)}
+    codes = {name: ids[new] for name, new in new_names.items() if new in ids}
     unlabelled = IGNORE if rest == NOTHING else names.index(rest)
-    return ClassTable(Labels(names, _colours(labelled, names)), codes, unlabelled)
+    return ClassTable(Labels(names, _colours(labelled, new_names, names)), codes, unlabelled)
 
 
-def _colours(labelled, names):
-    """The colours of a set, completed by others."""
-    given = dict(zip(labelled.classes, labelled.colours))
-    used = set(given.values())
+def _renamed(classes, rename):
+    """{name in the labels: name of the class}."""
+    for old, _ in rename:
+        require_known(old, classes, "class")
+    if twice := [old for old, _ in rename if [each for each, _ in rename].count(old) > 1]:
+        raise UserError(f"class {shown(twice[0])} is renamed twice. Give it one new name.")
+    return {name: name for name in classes} | dict(rename)
+
+
+def _colours(labelled, new_names, names):
+    """The colours of a set, completed by others; of joined classes, that of the first one."""
+    given = {}
+    for name, colour in zip(labelled.classes, labelled.colours):
+        given.setdefault(new_names[name], colour)
+    used = {given[name] for name in names if name in given}
     free = (colour for colour in distinct_colours(IGNORE) if colour not in used)
     return tuple(given[name] if name in given else next(free) for name in names)
 

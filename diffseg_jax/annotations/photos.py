@@ -16,7 +16,7 @@ from diffseg_jax.data.names import folded
 from diffseg_jax.data.orientation import stored_orientation, stored_size, turned
 from diffseg_jax.errors import UserError, shown
 
-MAX_NAME_BYTES = 255  # of a file or folder, on most file systems
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 1024  # of a file or folder, and of a path, on most systems
 DRIVE = re.compile("[A-Za-z]:")
 
 
@@ -36,7 +36,8 @@ def safe_name(name, file) -> tuple[str, bool]:
     kept = parts[-1:] if is_outside else [part for part in parts if part not in ("", ".")]
     if not kept or kept[-1] in ("", ".", "..") or DRIVE.match(kept[-1]):
         raise UserError(f"{file} names an image {shown(name)}, which is no name of a file.")
-    if any(len(part.encode(errors="replace")) > MAX_NAME_BYTES for part in kept):
+    lengths = [len(part.encode(errors="replace")) + 1 for part in kept]
+    if max(lengths) > MAX_NAME_BYTES - len(".json") or sum(lengths) > MAX_PATH_BYTES:
         raise UserError(f"{file} names an image {shown(name)}, which is too long for a file.")
     if not name.isprintable():
         raise UserError(f"{file} names an image {shown(name)}, which holds control characters.")

@@ -94,7 +94,7 @@ class LabelledSet:
     images   read one by one; raises UserError where a file is wrong
     colours  (r, g, b) of the classes, or () where the file has none
     notes    grow while images are read
-    ignored  names of classes whose pixels are ignored unless the user says otherwise
+    ignored  names of classes whose pixels are ignored unless they are chosen by name
     count    of the images, 0 if it is not known
     """
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 from pycocotools import mask as theirs
+from pycocotools.coco import COCO
 
 from diffseg_jax.annotations.run_lengths import compressed, decoded_run_lengths, uncompressed
 from diffseg_jax.errors import UserError
@@ -113,6 +114,21 @@ def test_masks_come_back_through_coco(ids, polygons):
         assert names_of(folder / "back") == ["sky", "road", "tree"]
 
 
+@pytest.mark.parametrize("polygons", [False, True])
+def test_pycocotools_reads_what_is_written(tmp_path, polygons, capsys):
+    ids = np.random.default_rng(0).choice([0, 1, 255], (9, 8), p=[0.6, 0.2, 0.2]).astype(np.uint8)
+    write_maps(tmp_path / "mine", {"a.png": ids})
+    converted(tmp_path / "mine", tmp_path / "there", target="coco", polygons=polygons)
+    theirs_read = COCO(tmp_path / "there" / "instances.json")
+    again = np.full_like(ids, 255)
+    for each in theirs_read.loadAnns(theirs_read.getAnnIds(imgIds=[1])):
+        mask = theirs_read.annToMask(each).astype(bool)
+        assert mask.sum() == each["area"]
+        assert theirs.toBbox(theirs_read.annToRLE(each)).tolist() == each["bbox"]
+        again[mask] = each["category_id"] - 1
+    np.testing.assert_array_equal(again, ids)
+
+
 @settings(max_examples=20, deadline=None)
 @given(strategies.lists(strategies.floats(-2, 9, width=16), min_size=6, max_size=14))
 def test_polygons_are_filled_as_pycocotools_does(numbers):
@@ -187,6 +203,33 @@ def test_classes_can_be_chosen_and_ignored(tmp_path):
     assert any("1 class (road)" in note for note in done.notes)
     with pytest.raises(UserError, match='Did you mean "road"'):
         converted(file, tmp_path / "3", classes=("raod",))
+
+
+def test_classes_can_be_renamed_and_joined(tmp_path):
+    shapes = [annotation(3, [box(0, 0, 2, 4)]), annotation(7, [box(1, 0, 4, 4)])]
+    file = write_coco(tmp_path / "a.json", shapes)
+    rename = (("road", "all"), ("sky", "all"))
+    done = converted(file, tmp_path / "1", rename=rename, unlabelled="rest")
+    assert maps_of(tmp_path / "1")["a.png"][0] == [1, 1, 1, 1, 0, 0]
+    assert done.labels.names == ("rest", "all") and not any("overlap" in n for n in done.notes)
+    with pytest.raises(UserError, match='unknown class "raod"'):
+        converted(file, tmp_path / "2", rename=(("raod", "all"),))
+    with pytest.raises(UserError, match="renamed twice"):
+        converted(file, tmp_path / "2", rename=(("road", "a"), ("road", "b")))
+
+
+def test_a_name_that_is_a_file_and_a_folder_is_one_sentence(tmp_path):
+    images = [
+        {"id": i, "file_name": name, "height": 4, "width": 6}
+        for i, name in enumerate(("x.png", "x.png/y.png"))
+    ]
+    shapes = [annotation(3, [box(0, 0, 6, 4)], image=i) for i in (0, 1)]
+    file = write_coco(tmp_path / "a.json", shapes, images=images)
+    for name in ("x.png", "y.png"):
+        write_photo(tmp_path / "photos" / name)
+    with pytest.raises(UserError, match="is a file where a folder is needed"):
+        converted(file, tmp_path / "out", images=tmp_path / "photos")
+    assert not list((tmp_path / "out").rglob("*"))
 
 
 def test_images_without_labels_are_skipped_unless_kept(tmp_path):

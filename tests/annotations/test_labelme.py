@@ -122,6 +122,8 @@ def test_labels_txt_gives_the_order_and_the_labels_to_ignore(tmp_path):
     (ids,) = as_maps(tmp_path / "in", tmp_path / "out").values()
     assert ids[0] == [255, 1, 1, 1, 1, 0]
     assert names_of(tmp_path / "out") == ["_background_", "tree", "sky"]
+    (ids,) = as_maps(tmp_path / "in", tmp_path / "2", ignore=("_background_",)).values()
+    assert ids[0] == [255, 0, 0, 0, 0, 255]
 
 
 def test_image_data_in_the_file_stands_for_a_missing_image(tmp_path):

@@ -49,6 +49,16 @@ def test_masks_come_back_through_yolo(ids):
         assert names_of(folder / "back") == ["sky", "road", "tree"]
 
 
+def test_large_images_come_back_too(tmp_path):
+    borders = np.random.default_rng(0).choice(9001, 40, replace=False)
+    ids = np.repeat([[0, 1, 255]], 2, axis=0).astype(np.uint8)
+    ids = ids[:, np.searchsorted(np.sort(borders), np.arange(9001)) % 3]
+    write_maps(tmp_path / "mine", {"a.png": ids})
+    converted(tmp_path / "mine", tmp_path / "there", target="yolo")
+    (again,) = as_maps(tmp_path / "there", tmp_path / "back").values()
+    np.testing.assert_array_equal(again, ids)
+
+
 def test_coordinates_are_shares_of_the_image(tmp_path):
     assert (map_of(tmp_path) == [0, 0, 0, 255, 255, 255]).all()
 
