@@ -58,7 +58,7 @@ def read_labelme(path: Path, photos: Photos) -> LabelledSet:
         raise UserError(f"{path} holds no .json file of labelme. Check --input.")
     notes = Notes()
     classes = _listed(folder / CLASS_LIST) or _found(files)
-    images = (_read(file, folder, classes, notes) for file in files)
+    images = (_read(file, folder, classes, photos, notes) for file in files)
     ignored = (IGNORED_LABEL,) if IGNORED_LABEL in classes else ()
     return LabelledSet(classes, images, notes=notes, ignored=ignored, count=len(files))
 
@@ -90,13 +90,13 @@ def _label(shape, where):
     return class_name(entry(shape, "label", str, where), where)
 
 
-def _read(file, folder, classes, notes) -> LabelledImage:
+def _read(file, folder, classes, photos, notes) -> LabelledImage:
     content, where = object_in(file), str(file)
-    sides = (entry(content, key, int, where) for key in ("imageHeight", "imageWidth"))
-    size = image_size(*sides, where)
     written = entry(content, "imagePath", str, where)
     name, is_whole = safe_name(written, file)
-    below = file.parent.relative_to(folder)
+    photo = _photo(file.parent / written.replace("\\", "/"), content.get("imageData"), where)
+    name = (file.parent.relative_to(folder) / name).as_posix()
+    size = _size(content, photo or photos.find(name), where)
     if not is_whole:
         rest = "whose path leads out of the folder: only the name of the file is kept"
         notes.add("renamed", "image", rest, written)
@@ -114,8 +114,15 @@ def _read(file, folder, classes, notes) -> LabelledImage:
             notes.add("skipped", "shape", rest, here)
         else:
             regions.append(region)
-    photo = _photo(file.parent / written.replace("\\", "/"), content.get("imageData"), where)
-    return LabelledImage((below / name).as_posix(), size, regions, photo=photo)
+    return LabelledImage(name, size, regions, photo=photo)
+
+
+def _size(content, photo, where):
+    """(height, width) of an image; that of its file where none is written."""
+    sides = [content.get(key) for key in ("imageHeight", "imageWidth")]
+    if sides == [None, None] and photo is not None:
+        return photo.size
+    return image_size(*sides, where)
 
 
 def _photo(path, data, where):

@@ -39,7 +39,7 @@ WRITTEN = {  # the files that a conversion of MAPS writes, which are damaged
     "yolo": ("data.yaml", "labels/a.txt"),
 }
 COUNTS = [pytest.param(0, 120, marks=pytest.mark.quick)]
-COUNTS += [pytest.param(seed, 2000, marks=pytest.mark.slow) for seed in (1, 2)]
+COUNTS += [pytest.param(seed, 1000, marks=pytest.mark.slow) for seed in (1, 2)]
 
 
 def labels_in(folder, name):

@@ -134,6 +134,15 @@ def test_image_data_in_the_file_stands_for_a_missing_image(tmp_path):
     assert (tmp_path / "out" / "images" / "a.png").read_bytes() == photo
 
 
+def test_without_a_size_that_of_the_image_counts(tmp_path):
+    file = write_labels(tmp_path / "in" / "a.json", [box("a", 0, 0, 3, 4)], (None, None))
+    with pytest.raises(UserError, match="the size is None"):
+        converted(file, tmp_path / "out")
+    write_photo(tmp_path / "photos" / "a.png")
+    ids = as_maps(file, tmp_path / "out", images=tmp_path / "photos")["a.png"]
+    assert ids == [[0, 0, 0, 255, 255, 255]] * 4
+
+
 @pytest.mark.parametrize("size", [(6, 4), (4, 6)], ids=["as viewers show it", "as stored"])
 def test_labels_of_a_turned_image_fit_the_upright_one(tmp_path, size):
     """Orientation 6: the first stored column is the upper row of the upright image."""
