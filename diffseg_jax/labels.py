@@ -10,6 +10,7 @@ polygon if its centre is inside, and is written so that reading gives the same l
 """
 
 import argparse
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -116,7 +117,8 @@ def lines_of(done: Converted, output: str) -> list[str]:
     if done.target == "masks" and done.photos:
         lines.append(
             "check them: python -m diffseg_jax.main --mode=check "
-            f"--config=configs/ddpm_seg_folder.py --workdir=runs/few --config.data.path={output}"
+            "--config=configs/ddpm_seg_folder.py --workdir=runs/few "
+            f"--config.data.path={shlex.quote(output)}"
         )
     elif done.target == "masks":
         lines.append("to train on them, give the image files by --images as well")
