@@ -78,6 +78,8 @@ def test_a_fit_predicts_all_images_and_their_uncertainty(page):
     assert project["fits"][0]["per_class"] == [0.5, None, None]
     regions = page.client.get("/api/images/1/uncertain").json()["regions"]
     assert regions[0]["uncertainty"] == pytest.approx(0.5, abs=0.01)
+    page.patch(1, 0, 0, np.zeros((20, 10), np.uint8), 0)  # of painted pixels nothing is asked
+    assert page.client.get("/api/images/1/uncertain").json()["regions"] == []
 
 
 def test_an_export_is_read_as_a_data_set(page):
@@ -111,6 +113,9 @@ def test_requests_that_are_refused(page):
                         headers={"if-match": "0"}).status_code == 413  # fmt: skip
     assert client.patch("/api/images/0/labels?x=0&y=0&width=2&height=2",
                         content=b"1234").status_code == 400  # fmt: skip
+    parts = iter([b"1" * 100] * 3)  # without Content-Length
+    assert client.patch("/api/images/0/labels?x=0&y=0&width=2&height=2", content=parts,
+                        headers={"if-match": "0"}).status_code == 413  # fmt: skip
     assert client.post("/api/fit").status_code == 422
     assert client.post("/api/export").status_code == 422
     assert client.post("/api/classes", json={"name": "sky"}).status_code == 422
