@@ -100,7 +100,7 @@ ORDER = (  # a module may import those above it, never those below
     "server.security", "server.page_images", "server.page_classes", "server.map_png",
     "server.label_store", "server.page_events",
     "server.fit_worker", "server.dataset_export", "server.page_app", "server.drawn_scenes",
-    "server.listening", "server.page_server", "server.notebook",
+    "server.listening", "server.page_address", "server.page_server", "server.notebook",
     "cli", "server.request_batches", "server.served_network", "server.predict_formats",
     "server.predict_query", "server.request_image", "server.predict_app", "server.predict_server",
     "old_names.command", "old_names.visualise", "old_names.checkpoints",
