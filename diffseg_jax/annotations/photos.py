@@ -34,7 +34,7 @@ def safe_name(name, file) -> tuple[str, bool]:
     parts = name.replace("\\", "/").split("/")
     is_outside = not parts[0] or DRIVE.match(parts[0]) or ".." in parts or "://" in name
     kept = parts[-1:] if is_outside else [part for part in parts if part not in ("", ".")]
-    if not kept or kept[-1] in ("", ".", "..") or DRIVE.match(kept[-1]):
+    if not kept or not kept[-1].strip(". ") or DRIVE.match(kept[-1]):
         raise UserError(f"{file} names an image {shown(name)}, which is no name of a file.")
     lengths = [len(part.encode(errors="replace")) + 1 for part in kept]
     if max(lengths) > MAX_NAME_BYTES - len(".json") or sum(lengths) > MAX_PATH_BYTES:

@@ -104,6 +104,13 @@ def test_lines_points_and_tags_are_no_areas(tmp_path):
     assert "1 polyline without an area" in notes[0]
 
 
+@pytest.mark.parametrize("name", ["...", "a/..", "C:", "/", "a/ "])
+def test_what_is_no_name_of_a_file_is_refused(tmp_path, name):
+    box = '<box label="car" xtl="0" ytl="0" xbr="6" ybr="5"/>'
+    with pytest.raises(UserError, match="which is no name of a file"):
+        read(tmp_path, box, name=name)
+
+
 def test_labels_without_a_list_of_them_come_from_the_shapes(tmp_path):
     box = '<box label="tree &amp; bush" xtl="0" ytl="0" xbr="6" ybr="5"/>'
     assert read(tmp_path, box, meta="")[1] == ("tree & bush",)
