@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffseg_jax.annotations.colour_masks import ids_of_colours, ids_of_indices
+from diffseg_jax.annotations.colour_masks import ColourIds, ids_of_indices
 from diffseg_jax.annotations.mask_pairs import mask_files, require_folder_of_masks
 from diffseg_jax.annotations.photos import Photos, stem_of
 from diffseg_jax.annotations.regions import (
@@ -55,19 +55,24 @@ def _read(path: Path, photos: Photos) -> LabelledSet:
     root = path / "gtFine" if (path / "gtFine").is_dir() else path
     images = path / "leftImg8bit" if root != path else path.parent / "leftImg8bit"
     masks = mask_files(path, photos, suffix, IMAGE_SUFFIX, folder=root, images=images)
-    pictures = (mask.labelled(_classes(mask.path, suffix)) for mask in masks)
+    classes = _classes_of_colours() if suffix == COLOUR_SUFFIX else _classes_of_ids(suffix)
+    pictures = (mask.labelled(_with_ignored(classes(mask.path))) for mask in masks)
     return LabelledSet(CITYSCAPES.names, pictures, CITYSCAPES.palette, count=len(masks))
 
 
-def _classes(path, suffix):
-    """Indices of the 19 classes int[H,W] of a mask, with IGNORED for the others."""
-    if suffix == COLOUR_SUFFIX:
-        known = dict.fromkeys(VOID_COLOURS, IGNORE)
-        known |= {rgb: index for index, rgb in enumerate(CITYSCAPES.palette)}
-        ids = ids_of_colours(path, known, "the colours of Cityscapes")
-    else:
-        table = cityscapes_table() if suffix == LABEL_IDS else id_table(len(CITYSCAPES.names))
-        ids = MaskRules(table, HINT).to_classes(ids_of_indices(path), path)
+def _classes_of_colours():
+    known = dict.fromkeys(VOID_COLOURS, IGNORE)
+    known |= {rgb: index for index, rgb in enumerate(CITYSCAPES.palette)}
+    return ColourIds(known, "the colours of Cityscapes").read
+
+
+def _classes_of_ids(suffix):
+    table = cityscapes_table() if suffix == LABEL_IDS else id_table(len(CITYSCAPES.names))
+    rules = MaskRules(table, HINT)
+    return lambda path: rules.to_classes(ids_of_indices(path), path)
+
+
+def _with_ignored(ids):
     return np.where(ids == IGNORE, IGNORED, ids.astype(np.int64))
 
 

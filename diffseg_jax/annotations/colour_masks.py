@@ -13,33 +13,43 @@ MAX_COLOURS = 8  # colours in an error
 INDICES = MaskRules(id_table(1), reading="ids")
 
 
-def ids_of_colours(path, colours: Mapping[tuple[int, int, int], int], table: str) -> np.ndarray:
-    """The ids uint8[H,W] of a mask in colours, each of which must be one of `colours`, exactly.
+class ColourIds:
+    """The ids of colours, each of which must be one of a table, exactly."""
 
-    colours  {(r, g, b): id};  table  where they come from, for errors
+    def __init__(self, colours: Mapping[tuple[int, int, int], int], table: str):
+        """colours: {(r, g, b): id in 0..255};  table: where they come from, for errors"""
+        self.colours, self.table = colours, table
+        self.look_up = np.full(1 << 24, -1, np.int16)
+        self.look_up[[red << 16 | green << 8 | blue for red, green, blue in colours]] = [
+            *colours.values()
+        ]
 
-    Raises UserError that names the colours which are not among them, with their pixels.
-    """
-    pixels = read_colours(path).astype(np.int32)
-    packed = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
-    found, places, counts = np.unique(packed, return_inverse=True, return_counts=True)
-    rows = [(value >> 16, value >> 8 & 255, value & 255) for value in found.tolist()]
-    unknown = {row: count for row, count in zip(rows, counts.tolist()) if row not in colours}
-    if unknown:
-        raise UserError(f"mask {path} {_unknown(unknown, colours, table)}")
-    ids = np.array([colours[row] for row in rows], np.uint8)
-    return ids[places].reshape(packed.shape)
+    def read(self, path) -> np.ndarray:
+        """The ids uint8[H,W] of a mask in colours.
+
+        Raises UserError that names the colours which are not in the table, with their pixels.
+        """
+        red, green, blue = np.moveaxis(read_colours(path).astype(np.int32), -1, 0)
+        packed = red << 16 | green << 8 | blue
+        ids = self.look_up[packed]
+        if (ids < 0).any():
+            found = np.unique(packed[ids < 0], return_counts=True)
+            unknown = {
+                (value >> 16, value >> 8 & 255, value & 255): count
+                for value, count in zip(*(part.tolist() for part in found))
+            }
+            raise UserError(f"mask {path} {_unknown(unknown, self.colours, self.table)}")
+        return ids.astype(np.uint8)
 
 
-def palette_colours(path) -> list[tuple[int, int, int]]:
-    """The colours that a palette image shows; [] for an image of another mode."""
-    content = read_file(path)
-    image = decode(path, content)
+def palette_colours(path) -> dict[int, tuple[int, int, int]]:
+    """{index: its colour} of those that a palette image uses; {} for an image of another mode."""
+    image = decode(path, read_file(path))
     if image.mode != "P":
-        return []
-    palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    used = np.unique(np.asarray(image))
-    return [tuple(rgb) for rgb in palette[used[used < len(palette)]].tolist()]
+        return {}
+    palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3).tolist()
+    used = np.flatnonzero(np.bincount(np.asarray(image).ravel(), minlength=256)).tolist()
+    return {index: tuple(palette[index]) for index in used if index < len(palette)}
 
 
 def _unknown(unknown, colours, table):
@@ -70,19 +80,18 @@ def ids_of_black_and_white(path) -> np.ndarray:
     The other one may be 1, 255, or any. Raises UserError for more values, as smoothing makes them.
     """
     ids = read_ids(path, rules=INDICES)
-    values = np.unique(ids)
-    others = values[values != 0]
-    if len(others) > 1:
-        between = int(((ids != 0) & (ids != others[-1])).sum())
-        listed = ", ".join(map(str, others[:MAX_COLOURS])) + (
-            ", ..." if len(others) > MAX_COLOURS else ""
-        )
-        raise UserError(
-            f"mask {path} holds the values {listed} beside 0, but a mask in black and white has "
-            f"one. {counted(between, 'pixel')} lie between: export it as PNG, resized with nearest "
-            "neighbour; or, if the values are ids, give --from=palette."
-        )
-    return ids != 0
+    outside = ids == 0
+    inside = ids[~outside]
+    if not inside.size or (inside == inside[0]).all():
+        return ~outside
+    values = np.unique(inside)
+    between = counted(int((inside != values[-1]).sum()), "pixel")
+    more = ", ..." if len(values) > MAX_COLOURS else ""
+    raise UserError(
+        f"mask {path} holds the values {', '.join(map(str, values[:MAX_COLOURS]))}{more} beside 0, "
+        f"but a mask in black and white has one. {between} lie between: export it as PNG, resized "
+        "with nearest neighbour; or, if the values are ids, give --from=palette."
+    )
 
 
 def ids_of_indices(path) -> np.ndarray:

@@ -13,7 +13,7 @@ from diffseg_jax.annotations.class_tables import (
     means_nothing,
     read_colour_table,
 )
-from diffseg_jax.annotations.colour_masks import ids_of_colours
+from diffseg_jax.annotations.colour_masks import ColourIds
 from diffseg_jax.annotations.mask_pairs import (
     mask_files,
     require_folder_of_masks,
@@ -46,8 +46,8 @@ def _read(path: Path, photos: Photos) -> LabelledSet:
             f"name:r,g,b:: for each class, or one of {', '.join(TABLE_NAMES)}."
         )
     labels, masks = read_colour_table(table), mask_files(path, photos)
-    known = {rgb: index for index, rgb in enumerate(labels.palette)}
-    images = (mask.labelled(ids_of_colours(mask.path, known, str(table))) for mask in masks)
+    known = ColourIds({rgb: index for index, rgb in enumerate(labels.palette)}, str(table))
+    images = (mask.labelled(known.read(mask.path).astype(int)) for mask in masks)
     ignored = tuple(filter(means_nothing, labels.names))
     return LabelledSet(labels.names, images, labels.palette, ignored=ignored, count=len(masks))
 

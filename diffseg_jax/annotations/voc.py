@@ -14,7 +14,7 @@ from diffseg_jax.annotations.class_tables import (
     read_colour_table,
     voc_colours,
 )
-from diffseg_jax.annotations.colour_masks import ids_of_colours, ids_of_indices, palette_colours
+from diffseg_jax.annotations.colour_masks import ColourIds, ids_of_indices, palette_colours
 from diffseg_jax.annotations.mask_pairs import (
     indexed_image,
     indices_or_ignored,
@@ -48,25 +48,26 @@ def _read(path: Path, photos: Photos) -> LabelledSet:
     masks = mask_files(path, photos, folder=folders[0], images=folders[1])
     known = {rgb: index for index, rgb in enumerate(labels.palette)}
     known.setdefault(VOC_BORDER, IGNORE)
-    count = len(labels.names)
+    count, by_colour = len(labels.names), ColourIds(known, str(table))
 
     def each():
         for mask in masks:
-            ids = _ids(mask.path, known, table)
+            ids = _ids(mask.path, by_colour)
             yield mask.labelled(indices_or_ignored(ids, count, IGNORE, mask.path))
 
     return LabelledSet(labels.names, each(), labels.palette, count=len(masks))
 
 
-def _ids(path, known, table):
+def _ids(path, by_colour):
     """The ids of a mask: by its colours where all of them are known, else its indices.
 
     So a palette that is not VOC's does not make ids of colours, and colours need no palette.
     """
-    colours = palette_colours(path)
-    if colours and not set(colours) <= set(known):
+    used = palette_colours(path)
+    shown = [by_colour.colours.get(rgb) for rgb in used.values()]
+    if used and (None in shown or shown == [*used]):
         return ids_of_indices(path)
-    return ids_of_colours(path, known, str(table))
+    return by_colour.read(path)
 
 
 def _write(folder: Path, labels: Labels, maps: Iterable[LabelMap], options: WriteOptions):
