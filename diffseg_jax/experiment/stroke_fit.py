@@ -181,9 +181,9 @@ class StrokeFit:
         progress("scores", 0, 1)
         held_out = score_held_out(probs, divergence, table.labels, table.folds, table.units)
         progress("scores", 1, 1)
-        calibrated = held_out.calibrated
-        helps = calibrated is not None and calibrated.helps
-        self.calibrator = calibrated.calibrator if helps else None
+        # It is kept also where halves of so few pixels do not show that it helps: without one, an
+        # ensemble is too sure of images that it has not seen.
+        self.calibrator = held_out.calibrated.calibrator if held_out.calibrated else None
         self.painted = len(keys)
         self.result = FitResult(
             number=self.result.number + 1 if self.result else 1, pixels=len(strokes.pixels),

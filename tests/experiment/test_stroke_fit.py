@@ -75,7 +75,7 @@ def test_a_few_strokes_segment_images_and_the_checkpoint_predicts_the_same(
     assert {phase for phase, _, _ in told} == {"features", "fit", "scores"}
     assert all(0 <= done <= total for _, done, total in told)
     assert (result.pixels, result.images, result.strokes) == (3 * (48 + 48 + 12), 3, 9)
-    assert result.miou > 0.9 and min(result.per_class) > 0.9
+    assert result.miou > 0.9 and min(result.per_class) > 0.9 and result.calibrated
     labels, uncertainty = engine.predict("a")
     assert (labels == truth()).mean() > 0.95 and labels.dtype == np.uint8
     assert uncertainty.min() >= 0 and uncertainty.max() <= 1
