@@ -1,8 +1,8 @@
 """Label Studio: its JSON export, with brushed regions, bitmasks and outlines.
 
 Coordinates are percent of the width and height of the upright image. Later regions of an annotation
-are drawn over earlier ones. Of the annotations of a task the last one that was completed counts;
-those that were skipped, predictions and drafts do not.
+are drawn over earlier ones. Of the annotations of a task the last one that was completed counts, or
+the one that was marked as ground truth; those that were skipped, predictions and drafts do not.
 """
 
 import base64
@@ -172,11 +172,15 @@ def _file_of(address):
 
 
 def _completed(task, where):
-    """The last annotation of a task that was completed, by its time where all have one; or None."""
+    """The last annotation of a task that was completed, by its time where all have one; or None.
+
+    Those that were marked as ground truth come before all others.
+    """
     key = "annotations" if "annotations" in task else "completions"
     if key not in task and "result" in task:  # as the export of single files has it
         return task
     found = [each for each in objects(task, key, where) if not each.get("was_cancelled")]
+    found = [each for each in found if each.get("ground_truth") is True] or found
     times = [each.get("updated_at") or each.get("created_at") for each in found]
     if found and all(isinstance(time, str) for time in times):
         return found[max(range(len(found)), key=lambda at: (times[at], at))]

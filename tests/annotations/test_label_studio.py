@@ -143,6 +143,7 @@ def region(label, time, cancelled=False):
         ([region("a", "2026-01-01"), region("b", "2026-01-01")], "b"),  # then by place
         ([region("a", None), region("b", "2026-01-01")], "b"),
         ([region("a", "2026-01-01"), region("b", "2026-01-02", cancelled=True)], "a"),
+        ([region("a", "2026-01-01") | {"ground_truth": True}, region("b", "2026-01-02")], "a"),
     ],
 )
 def test_the_last_completed_annotation_counts(tmp_path, annotations, label):
