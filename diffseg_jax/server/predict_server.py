@@ -1,6 +1,7 @@
 """Serves the predictions of a segmenter until it is stopped."""
 
 import socket
+import sys
 
 from diffseg_jax.errors import UserError, shortened
 from diffseg_jax.inference.segmenter import Segmenter
@@ -45,6 +46,12 @@ def serve_predictions(
     network = ServedNetwork(segmenter, batch_size, round_to, sizes)
     app = PredictApp(network, limits, address, bool(token))
     server = make_server(Guarded(app.routes, access), limits.seconds)
+
+    if host not in LOOPBACK:
+        print(
+            f"warning: --host={host} lets other machines ask, without encryption; only the token "
+            "protects the server.", file=sys.stderr,
+        )  # fmt: skip
 
     def report(warm):
         if warm.cancelled() or not warm.exception():

@@ -31,7 +31,8 @@ from mutate import damaged
 ROOT = Path(__file__).parents[2]
 QUERIES = ("", "?format=json", "?format=probs")
 WARM_UP = 25  # requests of each client before the memory is measured
-PATIENCE = 10  # seconds that a damaged request may take
+SECONDS = 5  # in which the server gives up a request
+PATIENCE = 2 * SECONDS  # in which it must have said so
 
 
 def main():
@@ -54,7 +55,9 @@ def main():
         f"p50 {p50:.0f} ms, p95 {p95:.0f} ms, max {p100:.0f} ms; one client: p50 {alone:.0f} ms\n"
         f"memory {before:.0f} -> {after:.0f} MB; load average before {load:.1f}"
     )
-    statuses = [status_of(port, message) for message in mutated(port, images[0], given.mutated)]
+    with ThreadPoolExecutor(given.clients) as pool:
+        messages = mutated(port, images[0], given.mutated)
+        statuses = list(pool.map(lambda message: status_of(port, message), messages))
     counts = {str(each): statuses.count(each) for each in sorted(set(statuses), key=str)}
     print(f"damaged requests: {counts}; memory {memory(server.pid):.0f} MB")
     work(port, images, 1, 0)
@@ -71,6 +74,7 @@ def started(checkpoint: str) -> tuple[subprocess.Popen, int, list[str]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     program = ["-m", "diffseg_jax.serve", f"--checkpoint={checkpoint}", f"--port={port}"]
+    program.append(f"--seconds={SECONDS}")
     server = subprocess.Popen(
         [sys.executable, *program], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -130,14 +134,19 @@ def mutated(port: int, image: bytes, count: int) -> Iterator[bytes]:
 
 
 def status_of(port: int, message: bytes) -> int | str:
-    """The status of the response to a message; "closed" without one, "hang" after PATIENCE."""
+    """The status of the response to a message, or what happened instead.
+
+    "closed" without a response, "unfinished" if the server waits for the rest of the message until
+    the client has no more to say, and "hang" if it waits even then.
+    """
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
         try:
             connection.sendall(message)
-            connection.shutdown(socket.SHUT_WR)  # the client has no more to say
-            start = connection.recv(64)
-            while start and connection.recv(2**16):
-                pass
+            try:
+                start = connection.recv(64)
+            except TimeoutError:
+                connection.shutdown(socket.SHUT_WR)
+                return "hang" if connection.recv(64) else "unfinished"
         except TimeoutError:
             return "hang"
         except ConnectionError:
