@@ -56,8 +56,8 @@ def _read(path: Path, photos: Photos) -> LabelledSet:
     images = path / "leftImg8bit" if root != path else path.parent / "leftImg8bit"
     masks = mask_files(path, photos, suffix, IMAGE_SUFFIX, folder=root, images=images)
     classes = _classes_of_colours() if suffix == COLOUR_SUFFIX else _classes_of_ids(suffix)
-    pictures = (mask.labelled(_with_ignored(classes(mask.path))) for mask in masks)
-    return LabelledSet(CITYSCAPES.names, pictures, CITYSCAPES.palette, count=len(masks))
+    labelled = (mask.labelled(_with_ignored(classes(mask.path))) for mask in masks)
+    return LabelledSet(CITYSCAPES.names, labelled, CITYSCAPES.palette, count=len(masks))
 
 
 def _classes_of_colours():
