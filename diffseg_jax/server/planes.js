@@ -131,30 +131,38 @@ export function fillPolygon(plane, width, height, points, id) {
 export function acceptSegment(plane, prediction, width, height, x, y) {
   const id = prediction[y * width + x];
   const seen = new Uint8Array(plane.length);
-  const waiting = [y * width + x];
-  let rect = nothing();
+  const waiting = [y * width + x]; // one pixel of each run that has to be painted
+  const rect = { left: x, top: y, right: x + 1, bottom: y + 1 };
   while (waiting.length) {
-    const start = waiting.pop();
-    if (seen[start]) continue;
-    const row = Math.floor(start / width);
-    let left = start;
-    let right = start + 1;
-    while (left > row * width && prediction[left - 1] === id) left--;
-    while (right < (row + 1) * width && prediction[right] === id) right++;
-    seen.fill(1, left, right);
-    for (let p = left; p < right; p++) if (plane[p] === UNPAINTED) plane[p] = id;
-    const columns = { left: left - row * width, right: right - row * width };
-    rect = joined(rect, { ...columns, top: row, bottom: row + 1 });
-    for (const next of [row - 1, row + 1]) {
-      if (next < 0 || next >= height) continue;
-      const move = (next - row) * width;
-      for (let p = left + move; p < right + move; p++) {
-        const begins = p === left + move || prediction[p - 1] !== id;
-        if (begins && prediction[p] === id && !seen[p]) waiting.push(p);
-      }
+    let left = waiting.pop();
+    if (seen[left]) continue;
+    const row = Math.floor(left / width);
+    const [first, end] = [row * width, (row + 1) * width];
+    let right = left + 1;
+    while (left > first && prediction[left - 1] === id) left--;
+    while (right < end && prediction[right] === id) right++;
+    for (let p = left; p < right; p++) {
+      seen[p] = 1;
+      if (plane[p] === UNPAINTED) plane[p] = id;
     }
+    if (row > 0) pushRuns(waiting, prediction, seen, id, left - width, right - width);
+    if (row + 1 < height) pushRuns(waiting, prediction, seen, id, left + width, right + width);
+    rect.left = Math.min(rect.left, left - first);
+    rect.right = Math.max(rect.right, right - first);
+    rect.top = Math.min(rect.top, row);
+    rect.bottom = Math.max(rect.bottom, row + 1);
   }
   return rect;
+}
+
+/** Adds the first pixel of each run of `id` in left..right of one row, unless it was seen. */
+function pushRuns(waiting, prediction, seen, id, left, right) {
+  let inside = false;
+  for (let p = left; p < right; p++) {
+    const matches = prediction[p] === id;
+    if (matches && !inside && !seen[p]) waiting.push(p);
+    inside = matches;
+  }
 }
 
 /**

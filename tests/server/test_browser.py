@@ -48,10 +48,10 @@ def serve(tmp_path):
     """serve(sizes, engine) -> a Page that really listens, with its `url`; ends with the test."""
     ends = []
 
-    def start(sizes=((48, 64),), engine=MeanColours, write=write_images):
+    def start(sizes=((48, 64),), engine=MeanColours, write=write_images, in_path=False):
         page = Page(write(tmp_path / "photos", sizes), tmp_path / "annotated", engine=engine)
         listener = socket.create_server(("127.0.0.1", 0))
-        access = Access("secret", "127.0.0.1", listener.getsockname()[1])
+        access = Access("secret", "127.0.0.1", listener.getsockname()[1], in_path)
         app = Guarded(page.routes, access)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
@@ -329,6 +329,26 @@ def test_a_finger_paints_and_two_fingers_zoom(serve, open_tab):
     tab.saved()
     labels = page.store.labels(0)[0]
     assert np.sum(labels == 0) > line.sum() and labels[44, 2] == EMPTY
+
+
+def test_zoom_keeps_the_pixel_under_the_pointer(serve, open_tab):
+    tab = open_tab(serve(in_path=True).url)  # as in a frame of a notebook, without cookies
+    mouse, here = tab.page.mouse, "#hover:text-is('50, 30')"
+    mouse.move(*tab.spot((50.5, 30.5)))
+    tab.page.wait_for_selector(here)
+    for turn in (-300, -300, 200):
+        mouse.wheel(0, turn)
+    tab.page.keyboard.down("Space")
+    mouse.down()
+    mouse.move(*tab.spot((20.5, 10.5)))
+    mouse.up()
+    tab.page.keyboard.up("Space")
+    tab.page.wait_for_selector(here)  # it has moved with the pointer
+    tab.press("0")
+    mouse.move(*tab.spot((5.5, 7.5)))
+    tab.page.wait_for_selector("#hover:text-is('5, 7')")
+    tab.stroke((5.5, 7.5))
+    tab.saved()
 
 
 def test_strokes_wait_while_the_server_is_away(serve, open_tab):
