@@ -55,7 +55,8 @@ const WAITS = [250, 500, 1000, 2000, 4000]; // milliseconds between attempts
 /**
  * Sends patches one after another, in the order in which they were made, and keeps each until the
  * server has it. handlers: saved(doc, body); conflict(doc): the labels have another revision;
- * refused(doc, entry, sentence), which has to remove the entry; changed().
+ * refused(doc, entry, sentence), which has to remove the entry; changed(); again(): awaited before
+ * the first patch for a server that was away, which may have other images now.
  */
 export class PatchQueue {
   constructor(handlers) {
@@ -63,6 +64,7 @@ export class PatchQueue {
     this.waiting = []; // {doc, patch}
     this.trouble = ""; // the sentence of why nothing can be sent, or ""
     this.running = false;
+    this.wasAway = false;
     this.idle = [];
     this.wake = () => {};
   }
@@ -92,13 +94,15 @@ export class PatchQueue {
   async run() {
     this.running = true;
     for (let attempt = 0; this.waiting.length; ) {
-      const first = this.waiting[0];
       try {
-        await this.send(first);
+        if (this.wasAway) await this.handlers.again();
+        this.wasAway = false;
+        if (this.waiting.length) await this.send(this.waiting[0]);
         attempt = 0;
         this.trouble = "";
       } catch (error) {
         this.trouble = error.message;
+        this.wasAway = true;
         this.handlers.changed();
         const pause = WAITS[Math.min(attempt++, WAITS.length - 1)];
         await new Promise((resolve) => {

@@ -16,7 +16,7 @@ const UNCERTAIN = lookupTable(
 
 /**
  * An open image ("doc") is an object with
- *   index, width, height, revision      as the server names them
+ *   index, name, width, height, revision    as the server has them
  *   ids, shadow                         Uint8Array planes; shadow lacks the unfinished stroke
  *   history                             {undo, redo}: patches
  *   prediction, uncertainty, fit        planes or null, and the number of their fit
@@ -37,6 +37,7 @@ export class OpenImages {
     this.opening = 0; // counts, so that the late answer of an earlier image is not shown
     this.queue = new PatchQueue({
       changed: hooks.connection,
+      again: hooks.again,
       saved: (doc, { revision, counts }) => {
         doc.revision = revision;
         hooks.update({ ...project.images[doc.index], revision, counts });
@@ -71,12 +72,12 @@ export class OpenImages {
   async complete(doc) {
     const { fit, revision } = this.project.images[doc.index];
     if (doc.fit !== fit) await this.loadPrediction(doc);
-    if (revision > doc.revision && !this.queue.of(doc).length) await this.reload(doc);
+    if (revision !== doc.revision && !this.queue.of(doc).length) await this.reload(doc);
     if (doc.levels.length === 1) await addLevels(doc);
   }
 
   async load(index) {
-    const { width, height } = this.project.images[index];
+    const { name, width, height } = this.project.images[index];
     const image = request(`api/images/${index}`).then((response) => response.blob());
     const [labels, bitmap] = await Promise.all([loadLabels(index), image.then(createImageBitmap)]);
     if (labels.data.length !== width * height || bitmap.width !== width) {
@@ -86,7 +87,7 @@ export class OpenImages {
     const layers = { strokes: new Layer(width, height, true) };
     layers.strokes.update(labels.data, this.table);
     return {
-      index, width, height, layers, levels: [bitmap], revision: labels.revision,
+      index, name, width, height, layers, levels: [bitmap], revision: labels.revision,
       ids: labels.data, shadow: labels.data.slice(),
       history: kept?.revision === labels.revision ? kept : { undo: [], redo: [] },
       prediction: null, uncertainty: null, fit: 0,
@@ -107,12 +108,36 @@ export class OpenImages {
     }
   }
 
+  /**
+   * The command was started again with other images: finds the open ones by name. Closes those that
+   * are gone, and returns their names if they had changes that were not saved.
+   */
+  renumber(images) {
+    const found = new Map(images.map((image) => [image.name, image]));
+    const open = [...this.docs.values()];
+    const lost = new Set();
+    this.docs.clear();
+    this.histories.clear();
+    for (const doc of open) {
+      const image = found.get(doc.name);
+      if (image?.width === doc.width && image.height === doc.height) {
+        doc.index = image.index;
+        this.docs.set(doc.index, doc);
+        continue;
+      }
+      if (this.queue.of(doc).length) lost.add(doc.name);
+      this.queue.waiting = this.queue.waiting.filter((entry) => entry.doc !== doc);
+      if (doc === this.current) this.current = null;
+    }
+    return [...lost];
+  }
+
   /** Takes a new state of an image: loads what has changed, if it is open. */
   async heard(image) {
     const doc = this.docs.get(image.index);
     if (!doc) return;
     if (doc.fit !== image.fit && doc === this.current) await this.loadPrediction(doc);
-    const others = image.revision > doc.revision && !this.queue.of(doc).length;
+    const others = image.revision !== doc.revision && !this.queue.of(doc).length;
     if (others && !this.hooks.busy()) await this.reload(doc);
   }
 

@@ -70,6 +70,9 @@ function showConnection() {
 /** Takes a new state of an image. */
 function update(image) {
   const old = project.images[image.index];
+  if (old?.revision > image.revision) { // an event that is older than the answer to a stroke
+    image = { ...image, revision: old.revision, counts: old.counts };
+  }
   project.images[image.index] = image;
   image.counts.forEach((count, id) => {
     totals[id] = (totals[id] ?? 0) + count - (old?.counts[id] ?? 0);
@@ -362,16 +365,21 @@ function takeClasses(answer) {
 
 /** Reads the whole state of the project again. */
 async function refresh() {
-  const state = await getJson("api/project");
-  Object.assign(project, { fits: state.fits, state: state.state });
-  takeClasses(state.classes);
-  if (state.images.length !== project.images.length) project.images = [];
+  const { classes, images: found, fits, state } = await getJson("api/project");
+  const same = found.every(({ index, name }) => project.images[index]?.name === name);
+  if (project.images.length && !(same && found.length === project.images.length)) {
+    const lost = images.renumber(found).join(", ");
+    if (lost) say(`The strokes on ${lost} could not be saved: there is no such image any more.`);
+    list.elements.clear();
+    if (images.current) list.current = images.current.index;
+  }
   totals = [];
-  project.images.forEach(({ counts }) =>
-    counts.forEach((count, id) => (totals[id] = (totals[id] ?? 0) + count)),
-  );
-  state.images.forEach(update);
-  if (!project.classes.length) painting.classId = null;
+  Object.assign(project, { fits, state, images: [] });
+  takeClasses(classes);
+  found.forEach(update);
+  if (!classes.length) painting.classId = null;
+  if (images.current) document.body.dataset.image = images.current.index;
+  else if (found.length) await open(Number(location.hash.slice(1)) || 0);
 }
 
 const events = {
@@ -382,10 +390,10 @@ const events = {
       images.queue.wake();
       showConnection();
       document.body.dataset.live = "yes";
-      if (!images.current) await open(Number(location.hash.slice(1)) || 0);
     }),
   async lost() {
     document.body.dataset.live = "no";
+    images.queue.wasAway = true;
     lost = await request("api/project").then(() => "", (error) => error.message);
     showConnection();
   },
@@ -456,7 +464,7 @@ const canvas = new Canvas($("canvas"), $("marks"), () => ({
   surround: style.getPropertyValue("--surround"),
 }));
 const images = new OpenImages(project, {
-  say, shown, update, connection: () => showConnection(), busy: () => tools.busy,
+  say, shown, update, connection: () => showConnection(), busy: () => tools.busy, again: refresh,
 });
 const tools = new Tools(canvas, painting);
 const list = new ImageList($("list"), $("rows"), open);

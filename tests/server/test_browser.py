@@ -45,18 +45,18 @@ def browser():
 
 @pytest.fixture
 def serve(tmp_path):
-    """serve(sizes, engine) -> a Page that really listens, with its `url`; ends with the test."""
+    """serve(sizes, ...) -> a Page that really listens, with `url`, `port` and `end`."""
     ends = []
 
-    def start(sizes=((48, 64),), engine=MeanColours, write=write_images, in_path=False):
+    def start(sizes=((48, 64),), engine=MeanColours, write=write_images, in_path=False, port=0):
         page = Page(write(tmp_path / "photos", sizes), tmp_path / "annotated", engine=engine)
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = socket.create_server(("127.0.0.1", port))
         access = Access("secret", "127.0.0.1", listener.getsockname()[1], in_path)
         app = Guarded(page.routes, access)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
-        page.url = access.url
+        page.url, page.port = access.url, access.port
 
         def end():
             server.should_exit = True
@@ -64,6 +64,7 @@ def serve(tmp_path):
             page.worker.stop()
             thread.join(5)
 
+        page.end = end
         ends.append(end)
         return page
 
@@ -368,6 +369,25 @@ def test_strokes_wait_while_the_server_is_away(serve, open_tab):
     expected = [swept((48, 64), ((10.5, y), (30.5, y)), 5) for y in (10.5, 30.5)]
     np.testing.assert_array_equal(page.store.labels(0)[0] == 0, expected[0] | expected[1])
     tab.page.wait_for_selector("#banner", state="hidden")
+
+
+def test_a_stroke_that_waited_finds_its_image_by_name(serve, open_tab, tmp_path):
+    page = serve(sizes=((48, 64), (48, 64)))
+    tab = open_tab(page.url)
+    tab.press("PageDown")
+    tab.shows(1)
+    page.end()
+    tab.page.wait_for_selector("#banner:has-text('cannot be reached')")
+    tab.brush(5)
+    tab.stroke((10.5, 10.5), (30.5, 10.5))
+    Image.new("RGB", (64, 48)).save(tmp_path / "photos" / "another.png")
+    page = serve(sizes=((48, 64), (48, 64)), port=page.port)
+    tab.saved()
+    tab.shows(2)
+    names = [page.store.described(index)["name"] for index in range(3)]
+    painted = [page.store.described(index)["counts"][0] > 0 for index in range(3)]
+    assert (names, painted) == (["another", "photo_0", "photo_1"], [False, False, True])
+    assert tab.page.inner_text("#title") == "photo_1"
 
 
 def test_a_wrong_token_is_refused(serve, browser):
