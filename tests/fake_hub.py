@@ -121,9 +121,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def commit(self, repository, revision, content):
         fake = self.server.fake
-        lines = [json.loads(line)["value"] for line in content.splitlines()]
-        added = {f["path"]: base64.b64decode(f["content"]) for f in lines if "content" in f}
+        lines = [json.loads(line) for line in content.splitlines()]
+        added = {
+            line["value"]["path"]: base64.b64decode(line["value"]["content"])
+            for line in lines if line["key"] == "file"
+        }  # fmt: skip
+        removed = {line["value"]["path"] for line in lines if line["key"] == "deletedFile"}
         before = fake.commits[repository].get(fake.revisions.get((repository, revision)), {})
+        before = {path: file for path, file in before.items() if path not in removed}
         closed = fake.closed[repository]
         commit = fake.store(repository, before | added, revision=revision, closed=closed)
         url = f"{self.host()}/{repository}/commit/{commit}"

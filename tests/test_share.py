@@ -75,6 +75,9 @@ def test_a_copy_in_a_folder_is_all_that_load_needs(run_copy, tmp_path, capsys):
     assert said.rstrip().endswith(f"copied to {to}")
     assert PLACEHOLDER not in (to / CARD).read_text() and f'load("{to}")' in (to / CARD).read_text()
     assert {"config.json", "results.json"} <= set(sharing.files_in(to))
+    texts = [(to / CARD).read_text(), (to / "config.json").read_text()]
+    texts += [file.read_text() for file in to.glob("*/meta/metadata")]
+    assert len(texts) == 3 and not [text for text in texts if str(run_copy.parent) + "/str" in text]
     original, copy = load(run_copy), load(to)
     assert copy.names == original.names
     chex.assert_trees_all_equal(copy.network, original.network)

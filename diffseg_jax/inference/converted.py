@@ -154,11 +154,12 @@ def _published_steps(path) -> int:
 
 @own_settings()
 def convert_run(path: str | os.PathLike, output: str | os.PathLike, stage=None, step=None,
-                ema=None, dtype="float32") -> int:  # fmt: skip
+                ema=None, dtype="float32", with_folders=True) -> int:  # fmt: skip
     """Writes the network of a run, without optimizer and averages: a small directory to share.
 
     path, stage, step, ema  as of `load`
     dtype  of the stored parameters: "float32", "float16" (half the size) or "bfloat16"
+    with_folders  whether the config keeps paths of this machine as they are
 
     Returns the number of parameters. Raises UserError as `convert_adm`, and as `load`.
     """
@@ -172,6 +173,8 @@ def convert_run(path: str | os.PathLike, output: str | os.PathLike, stage=None, 
     )
     values["params"] = jax.tree.map(lambda leaf: leaf.astype(stored_dtype), values["params"])
     meta = {key: value for key, value in meta.items() if key not in ("arrays", "format")}
+    if not with_folders:
+        meta |= {key: without_folders(meta[key]) for key in ("config", "start") if key in meta}
     if directory.parent.name == "checkpoints" and ema is None:
         results = read_results(directory.parent.parent).get(directory.name)
         meta["results"] = results if results and results["step"] == meta["step"] else None
@@ -182,6 +185,16 @@ def convert_run(path: str | os.PathLike, output: str | os.PathLike, stage=None, 
     if known:
         write_known_images(*saved, known)
     return count
+
+
+def without_folders(values):
+    """Nested dicts and sequences in which absolute paths have lost all but their last part."""
+    if isinstance(values, dict):
+        return {key: without_folders(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return type(values)(map(without_folders, values))
+    is_path = isinstance(values, str) and values.startswith(("/", "~/"))
+    return Path(values).name if is_path else values
 
 
 def classes_meta(num_classes: int) -> dict:

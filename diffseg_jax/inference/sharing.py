@@ -1,15 +1,17 @@
 """Copies a trained network to the Hugging Face Hub, a bucket or a folder, with its model card."""
 
+import shlex
 from pathlib import Path
 
 from diffseg_jax.devices.processes import is_first
 from diffseg_jax.errors import UserError
-from diffseg_jax.inference.converted import convert_run
+from diffseg_jax.inference.converted import convert_run, without_folders
 from diffseg_jax.inference.description import describe_checkpoint
 from diffseg_jax.inference.locate import find_stage, stages_in
 from diffseg_jax.inference.model_card import CARD, MARK, PLACEHOLDER, model_card, write_card
 from diffseg_jax.storage.hub import in_hub, split_address, upload
-from diffseg_jax.storage.paths import open_path, write_atomically
+from diffseg_jax.storage.paths import open_path, write_atomically, write_json
+from diffseg_jax.storage.workdir import saved_config
 
 RUN_FILES = ("config.json", "results.json")  # of a workdir, where they are
 
@@ -17,10 +19,12 @@ RUN_FILES = ("config.json", "results.json")  # of a workdir, where they are
 def keep_card(workdir: Path, command: str):
     """Writes the model card of a run into its workdir, in the first process only.
 
-    command  that trained it
+    command  that trained it; it stands below those that trained it before
     """
     if not is_first() or not stages_in(workdir):
         return
+    before = command_in(_text_of(workdir / CARD)).splitlines()
+    command = "\n".join(before if command in before else [*before, command])
     described = describe_checkpoint(workdir, with_taps=False)
     picture = _sheet_of(workdir, described["stage"])
     write_card(workdir, model_card(described, picture=picture, command=command))
@@ -42,21 +46,24 @@ def prepare_copy(
     licence  as of `model_card`
     stage, options  of `convert_run`: the parameters of one stage are copied, without the optimizer
 
-    Of a run come its config, its results and the pictures of the stage as well. A README.md that
-    people wrote is copied as it is. Raises UserError if there is no such checkpoint.
+    Of a run come its config, its results and the pictures of the stage as well. Paths of this
+    machine lose their folders. A README.md that people wrote is copied as it is. Raises UserError
+    if there is no such checkpoint.
     """
     directory = find_stage(checkpoint, stage)
-    convert_run(directory, folder, **options)
+    convert_run(directory, folder, with_folders=False, **options)
     in_run = directory.parent.name == "checkpoints"
     root = directory.parent.parent if in_run else directory
     pictures = list((root / "pictures").glob(f"{directory.name}_*.png")) if in_run else []
     for file in [*(root / name for name in RUN_FILES if in_run), *pictures]:
         if file.exists():
             write_atomically(folder / file.relative_to(root).as_posix(), file.read_bytes())
-    text = (root / CARD).read_text() if (root / CARD).exists() else ""
+    if (folder / "config.json").exists():
+        write_json(folder / "config.json", without_folders(saved_config(root)))
+    text = _text_of(root / CARD)
     if not text or MARK in text:
         text = model_card(
-            describe_checkpoint(directory), address=target, command=command_in(text),
+            describe_checkpoint(directory), address=target, command=shared_command(text),
             picture=_sheet_of(root, directory.name), licence=licence,
         )  # fmt: skip
     write_atomically(folder / CARD, text.replace(PLACEHOLDER, target).encode())
@@ -73,7 +80,7 @@ def copy_to(target: str, folder: Path, public: bool = False) -> str:
     """
     files = {name: folder / name for name in files_in(folder)}
     if in_hub(target):
-        return upload(target, files, public)
+        return upload(target, files, is_of_a_copy, public)
     to = open_path(target)
     if to.exists() and any(to.iterdir()):
         raise UserError(f"{target} is not empty. Give a new folder, or empty this one.")
@@ -81,6 +88,12 @@ def copy_to(target: str, folder: Path, public: bool = False) -> str:
     for name in [name for name in files if name not in last] + last:
         write_atomically(to / name, files[name].read_bytes())
     return str(to)
+
+
+def is_of_a_copy(name):
+    """Whether a file of a repository was written by an earlier copy."""
+    first = name.partition("/")[0]
+    return first.isdecimal() or first == "pictures" or name in RUN_FILES
 
 
 def files_in(folder: Path) -> dict[str, int]:
@@ -100,6 +113,17 @@ def require_target(target: str):
             )
     elif open_path(target).is_file():
         raise UserError(f"--to={target} is a file. Give a new folder, hf://... or gs://...")
+
+
+def shared_command(card: str) -> str:
+    """`command_in` a card, in which paths of this machine have lost their folders."""
+    lines = [shlex.split(line) for line in command_in(card).splitlines()]
+    shorten = lambda word: "=".join(map(without_folders, word.split("=")))
+    return "\n".join(shlex.join(map(shorten, words)) for words in lines)
+
+
+def _text_of(file):
+    return file.read_text(errors="replace") if file.exists() else ""
 
 
 def _sheet_of(workdir, stage):

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from diffseg_jax.errors import UserError
@@ -54,11 +54,15 @@ def fetch(address: str) -> Path:
     return snapshot / folder
 
 
-def upload(address: str, files: Mapping[str, Path | bytes], public: bool = False) -> str:
+def upload(
+    address: str, files: Mapping[str, Path | bytes], is_stale: Callable[[str], bool],
+    public: bool = False,
+) -> str:  # fmt: skip
     """Writes files to a model repository in one commit; returns the address of its page.
 
     address  hf://user/repository[@revision]; the repository is created if there is none
     files    path in the repository -> a file, or its content
+    is_stale path -> whether a file of an earlier upload is removed that is none of these
     public   whether a new repository can be read by all; an old one stays as it is
 
     Raises UserError where the login may not write there, and if the Hub cannot be reached.
@@ -66,14 +70,18 @@ def upload(address: str, files: Mapping[str, Path | bytes], public: bool = False
     repository, _, revision = split_address(address)
     _require_package(address)
     with _sentences(address, repository, revision, "uploaded"), _without_warnings():
-        from huggingface_hub import CommitOperationAdd, HfApi
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
 
-        api = HfApi()
+        api, present = HfApi(), []
         api.create_repo(repository, private=not public, exist_ok=True)
+        with contextlib.suppress(errors.RevisionNotFoundError):  # no commit so far
+            present = api.list_repo_files(repository, revision=revision)
         operations = [
             CommitOperationAdd(name, file if isinstance(file, bytes) else str(file))
             for name, file in files.items()
         ]
+        stale = [name for name in present if name not in files and is_stale(name)]
+        operations += [CommitOperationDelete(name, is_folder=False) for name in stale]
         done = api.create_commit(
             repository, operations, commit_message="Add a model of diffseg_jax", revision=revision
         )

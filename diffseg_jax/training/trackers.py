@@ -40,8 +40,8 @@ class Tracker(Protocol):
     def image(self, step: int, name: str, image: np.ndarray):
         """An image u8[H,W,3]."""
 
-    def end(self):
-        """The run has ended."""
+    def end(self, failed: bool):
+        """The run has ended, or an error or a signal ends it."""
 
 
 class WeightsAndBiases:
@@ -64,8 +64,8 @@ class WeightsAndBiases:
     def image(self, step, name, image):
         self.run.log({name: self.module.Image(image, caption=f"step {step}")})
 
-    def end(self):
-        self.run.finish()
+    def end(self, failed):
+        self.run.finish(exit_code=int(failed))
 
 
 class MLflow:
@@ -75,7 +75,9 @@ class MLflow:
         address = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         self.client = module.MlflowClient(address)
         self.entities, self.identifier = module.entities, identifier
-        if identifier is None:
+        try:  # the database may be gone
+            self.client.update_run(identifier, status="RUNNING")
+        except module.exceptions.MlflowException:
             project = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
             found = self.client.get_experiment_by_name(project)
             place = None if "MLFLOW_TRACKING_URI" in os.environ else (folder / "mlflow").as_uri()
@@ -85,10 +87,7 @@ class MLflow:
             self.identifier = self.client.create_run(experiment, run_name=title).info.run_id
             options = flatten(config, sep=".").items()
             options = [(name, str(value)[:LONGEST]) for name, value in options]
-            self.client.log_batch(
-                self.identifier, params=[self.entities.Param(*pair) for pair in options[:100]]
-            )
-            for start in range(100, len(options), 100):  # the most of one request
+            for start in range(0, len(options), 100):  # the most of one request
                 chosen = [self.entities.Param(*pair) for pair in options[start : start + 100]]
                 self.client.log_batch(self.identifier, params=chosen)
 
@@ -103,8 +102,8 @@ class MLflow:
     def image(self, step, name, image):
         self.client.log_image(self.identifier, Image.fromarray(image), f"{name}_{step:07d}.png")
 
-    def end(self):
-        self.client.set_terminated(self.identifier)
+    def end(self, failed):
+        self.client.set_terminated(self.identifier, "FAILED" if failed else "FINISHED")
 
 
 class Trackio:
@@ -123,7 +122,7 @@ class Trackio:
     def image(self, step, name, image):
         self.module.log({name: self.module.Image(image, caption=f"step {step}")})
 
-    def end(self):
+    def end(self, failed):
         self.module.finish()
 
 
@@ -145,11 +144,13 @@ def tracking(log: Log, names: Sequence[str], config: ConfigDict, workdir: Path):
     """Within it, the numbers and images of a log go to trackers as well; names: of TRACKERS."""
     if names and is_first():
         log.trackers = Trackers(names, as_json(config.to_dict()), workdir, log.say)
+    failed = True
     try:
         yield
+        failed = False
     finally:
         if log.trackers:
-            log.trackers.end()
+            log.trackers.end(failed)
         log.trackers = None
 
 
@@ -180,8 +181,8 @@ class Trackers:
     def image(self, step: int, name: str, image: np.ndarray):
         self._each(lambda tracker: tracker.image(step, name, image))
 
-    def end(self):
-        self._each(lambda tracker: tracker.end())
+    def end(self, failed: bool):
+        self._each(lambda tracker: tracker.end(failed))
         self.open = {}
 
     def _each(self, act):

@@ -13,6 +13,7 @@ import pytest
 import fake_hub
 from diffseg_jax import load
 from diffseg_jax.errors import UserError
+from diffseg_jax.inference import sharing
 from diffseg_jax.inference.sharing import copy_to, prepare_copy
 from diffseg_jax.storage import hub
 from diffseg_jax.storage.networks import open_meta
@@ -85,6 +86,14 @@ def test_an_uploaded_run_is_private_and_loaded_again(service, tiny_run, tmp_path
     assert service.closed["anna/shared"] == "private" and len(service.commits["anna/shared"]) == 1
     uploaded = load("hf://anna/shared")
     chex.assert_trees_all_equal(uploaded.network, load(tiny_run.workdir).network)
+
+
+def test_an_upload_removes_what_an_earlier_one_wrote_and_nothing_else(service, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", fake_hub.TOKEN)
+    old = {"20000/state/x": b"old", "pictures/a.png": b"old", "notes.md": b"mine"}
+    service.store("anna/again", old, closed="private")
+    hub.upload("hf://anna/again", {"800/state/x": b"new"}, sharing.is_of_a_copy)
+    assert files_in(hub.fetch("hf://anna/again")) == {"800/state/x": b"new", "notes.md": b"mine"}
 
 
 def test_only_the_requested_folder_is_fetched(service, small):

@@ -33,8 +33,8 @@ class Recorded:
     def image(self, step, name, image):
         self.got.append((name, step, image.shape))
 
-    def end(self):
-        self.got.append("end")
+    def end(self, failed):
+        self.got.append("failed" if failed else "end")
 
 
 @pytest.fixture
@@ -66,6 +66,13 @@ def test_a_tracker_gets_the_numbers_of_all_stages_and_resumes_its_run(service, t
     assert service.got == [*logged, ("sheet", 2, (2, 3, 3)), "end"] and len(logged) == 4
     run(tmp_path, [3])
     assert service.opened == [(tmp_path.name, None), (tmp_path.name, "new")]
+
+
+def test_a_tracker_is_told_that_a_run_failed(service, tmp_path):
+    log = Log(tmp_path)
+    with pytest.raises(ZeroDivisionError), tracking(log, ["recorded"], ConfigDict(), tmp_path):
+        raise ZeroDivisionError
+    assert service.got == ["failed"] and log.trackers is None
 
 
 def test_a_tracker_that_fails_is_named_once_and_the_run_goes_on(service, tmp_path, capsys):
