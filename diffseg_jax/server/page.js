@@ -414,7 +414,7 @@ const events = {
 
 const KEYS = [
   // keys, what they do, function; null: for the list of keys only
-  [["1"], "choose a class: 1 to 9, with Shift 10 to 18", null],
+  [["1 … 9", "Shift+1 … 9"], "choose a class, with Shift 10 to 18", null],
   [["b"], "brush; the right button erases", () => setTool("brush")],
   [["e"], "eraser", () => setTool("eraser")],
   [["p"], "polygon; Enter closes it, Backspace removes a corner", () => setTool("polygon")],
