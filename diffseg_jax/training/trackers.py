@@ -75,21 +75,32 @@ class MLflow:
         address = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         self.client = module.MlflowClient(address)
         self.entities, self.identifier = module.entities, identifier
-        try:  # the database may be gone
-            self.client.update_run(identifier, status="RUNNING")
+        if not self._resumes(module):
+            self._begin(title, config, folder)
+
+    def _resumes(self, module) -> bool:
+        """Whether the run is there and goes on; its database may be gone."""
+        if self.identifier is None:
+            return False
+        try:
+            self.client.update_run(self.identifier, status="RUNNING")
+            return True
         except module.exceptions.MlflowException:
-            project = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-            found = self.client.get_experiment_by_name(project)
-            place = None if "MLFLOW_TRACKING_URI" in os.environ else (folder / "mlflow").as_uri()
-            experiment = (
-                found.experiment_id if found else self.client.create_experiment(project, place)
-            )
-            self.identifier = self.client.create_run(experiment, run_name=title).info.run_id
-            options = flatten(config, sep=".").items()
-            options = [(name, str(value)[:LONGEST]) for name, value in options]
-            for start in range(0, len(options), 100):  # the most of one request
-                chosen = [self.entities.Param(*pair) for pair in options[start : start + 100]]
-                self.client.log_batch(self.identifier, params=chosen)
+            return False
+
+    def _begin(self, title, config, folder):
+        project = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        found = self.client.get_experiment_by_name(project)
+        place = None if "MLFLOW_TRACKING_URI" in os.environ else (folder / "mlflow").as_uri()
+        experiment = (
+            found.experiment_id if found else self.client.create_experiment(project, place)
+        )
+        self.identifier = self.client.create_run(experiment, run_name=title).info.run_id
+        options = flatten(config, sep=".").items()
+        options = [(name, str(value)[:LONGEST]) for name, value in options]
+        for start in range(0, len(options), 100):  # the most of one request
+            chosen = [self.entities.Param(*pair) for pair in options[start : start + 100]]
+            self.client.log_batch(self.identifier, params=chosen)
 
     def numbers(self, stage, step, numbers):
         now = int(1000 * time.time())
