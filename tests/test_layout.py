@@ -149,6 +149,8 @@ def test_networks_losses_and_steps_need_no_data_libraries():
         "import sys, diffseg_jax, diffseg_jax.config\n"
         "assert diffseg_jax.UserError is diffseg_jax.config.UserError\n"
         "assert not {'jax', 'numpy', 'ml_collections'} & set(sys.modules)\n"
+        "import diffseg_jax.annotations.label_formats, diffseg_jax.annotations.conversion\n"
+        "assert 'jax' not in sys.modules\n"
         "for name in ('grain', 'tensorflow_datasets', 'ml_collections'): sys.modules[name] = None\n"
         "import diffseg_jax.systems.methods, diffseg_jax.training.step\n"
         "import diffseg_jax.inference.views, diffseg_jax.weights.adm\n"
