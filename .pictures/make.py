@@ -21,6 +21,9 @@ ddpm_camvid.png, samples of the diffusion model that ddpm_seg_camvid.png starts 
         --output=streets --images=8 --batch_size=8 --steps=250 --ema=off
     python .pictures/make.py --sheet=streets/grid.png --output=ddpm_camvid.png
 
+strokes.png, which the benchmark draws:
+    python tests/benchmarks/strokes.py --data=camvid --output=runs/strokes
+
 ddpm_seg_camvid.png:
     python -m diffseg_jax.main --config=configs/ddpm_seg_camvid.py --workdir=runs/a0 \
         --config.data.path=camvid --config.unlabelled.path=camvid --config.run="('fit',)" \
