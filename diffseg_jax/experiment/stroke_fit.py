@@ -9,7 +9,8 @@
 Features of each image are computed once. A fit draws a fixed number of painted pixels, evenly by
 class and stroke, so that its program is compiled once. The members that give the prediction learn
 in one program with others, each of which never sees one fold of the strokes: what those say of that
-fold is the score of the fit, and calibrates its uncertainty.
+fold is the score of the fit, and calibrates its uncertainty. Classes without a stroke are never
+predicted, neither by the engine nor by its checkpoint: their probability is 0.
 """
 
 import dataclasses

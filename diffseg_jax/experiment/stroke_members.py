@@ -1,12 +1,13 @@
 """The networks of a fit to strokes, which learn in one program that is compiled once.
 
 Beside the members of the prediction there are some for each fold of the strokes, which never see
-that fold: what they say of it is as honest as of new images.
+that fold: what they say of it is as honest as of new images. Classes without a stroke that a member
+learns from have the probability 0, since nothing corrects what it begins with.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ PIXELS_DRAWN = 8192  # that a fit draws from the strokes, with repetition where 
 HELD_OUT_MEMBERS = 2  # of each fold
 CLASS_BITS = 8  # of a code that holds the class and the fold of a pixel
 ALL_FOLDS = -1  # of a member of the prediction, which sees them all
+UNPAINTED = -1e4  # logit of a class of which a member sees no pixel: its probability is 0
 
 
 class Cancelled(Exception):
@@ -57,6 +59,7 @@ class StrokeMembers:
     def __init__(self, fit: PixelFit, seed: int):
         self.member, self.members, self.seed = fit.member, fit.members, seed
         self.unfitted = _without_data(fit, seed)
+        self.num_classes = _classes_of(fit.member)
         self.begin = jax.jit(functools.partial(fit_loop.initial_state, self.unfitted))
         steps = functools.partial(fit_loop.steps_of, self.unfitted)
         self.steps = jax.jit(steps, donate_argnums=0)
@@ -76,7 +79,8 @@ class StrokeMembers:
         mean, deviation = table.x.mean(0), table.x.std(0) + MIN_DEVIATION
         table = dataclasses.replace(table, x=(table.x - mean) / deviation)
         learned = self._learn(table, progress, cancelled)
-        return self._members(learned, mean, deviation), *self._held_out(learned, table)
+        absent = unpainted(table, self.num_classes, [ALL_FOLDS])[0]
+        return self._members(learned, absent, mean, deviation), *self._held_out(learned, table)
 
     def warm_up(self, features: int):
         """Compiles what a fit of pixels with so many features runs."""
@@ -92,7 +96,8 @@ class StrokeMembers:
         state, rng = self.begin(), np.random.default_rng(self.seed)
         folds = np.full(fit.members, ALL_FOLDS, np.int32)
         folds[self.members :] = np.repeat(np.arange(MAX_FOLDS), HELD_OUT_MEMBERS)
-        state["stats"]["ensemble"]["fold"] = jnp.asarray(folds)
+        masks = np.where(unpainted(table, self.num_classes, folds), UNPAINTED, 0).astype(np.float32)
+        state["stats"]["ensemble"] |= {"fold": jnp.asarray(folds), "mask": jnp.asarray(masks)}
         for start in range(0, fit.steps, length)[:calls]:
             if cancelled():
                 raise Cancelled
@@ -115,13 +120,30 @@ class StrokeMembers:
         said = _agree(np.moveaxis(of_pixels, 1, 0))
         return np.asarray(said["probs"]), np.asarray(said["divergence"])
 
-    def _members(self, learned, mean, deviation) -> dict:
-        """Those of the prediction, for features as they are."""
+    def _members(self, learned, absent, mean, deviation) -> dict:
+        """Those of the prediction, for features as they are; absent: bool[K], unpainted classes."""
         of = lambda tree: jax.tree.map(lambda leaf: leaf[: self.members], tree)
         repeated = lambda values: jnp.tile(jnp.asarray(values, jnp.float32), (self.members, 1))
         moments = {"mean": repeated(mean), "deviation": repeated(deviation)}
         stats = of(learned["stats"]["ensemble"]["head"])
-        return {"params": of(learned["params"]["ensemble"]), "stats": {**stats, **moments}}
+        params = of(learned["params"]["ensemble"])
+        last = params["linear2"]
+        last["kernel"] = jnp.where(absent, 0.0, last["kernel"])
+        last["bias"] = jnp.where(absent, UNPAINTED, last["bias"])
+        return {"params": params, "stats": {**stats, **moments}}
+
+
+def unpainted(table: PixelTable, num_classes: int, folds: Sequence[int]) -> np.ndarray:
+    """Whether classes have no pixel outside of each of F folds: bool[F, num_classes]."""
+    seen = np.zeros((len(folds), num_classes), bool)
+    for row, fold in enumerate(folds):
+        seen[row, table.labels[table.folds != fold]] = True
+    return ~seen
+
+
+def _classes_of(member) -> int:
+    """The number of classes of a `PixelHead`."""
+    return member.abstract["params"]["linear2"]["bias"].shape[0]
 
 
 def _without_data(fit, seed) -> fit_loop.Fit:
@@ -131,7 +153,8 @@ def _without_data(fit, seed) -> fit_loop.Fit:
 
     def init(key):
         network = fit.member.init(key)
-        stats = {"head": network["stats"], "fold": jnp.int32(ALL_FOLDS)}
+        mask = jnp.zeros(_classes_of(fit.member))
+        stats = {"head": network["stats"], "fold": jnp.int32(ALL_FOLDS), "mask": mask}
         return {"params": network["params"], "stats": stats}
 
     return fit_loop.Fit(
@@ -163,7 +186,7 @@ def _loss(member, params, stats, x, y, step):
 
 def _of_standardised(member, params, stats, x):
     model = member.bind_eval(params, stats["head"])
-    return model.after_first(model.linear1(x))
+    return model.after_first(model.linear1(x)) + stats["mask"]
 
 
 def _logits(member, learned, x):

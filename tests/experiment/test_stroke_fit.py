@@ -15,6 +15,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.experiment.stroke_features import FeatureCache, pixels_digest
 from diffseg_jax.experiment.stroke_fit import Cancelled, StrokeFit, unpainted_regions
+from diffseg_jax.experiment.stroke_members import ALL_FOLDS, PixelTable, unpainted
 from diffseg_jax.experiment.stroke_network import fit_config, make_fit_task, open_features
 from diffseg_jax.experiment.stroke_scores import fold_numbers, score_held_out
 from diffseg_jax.inference.converted import save_values
@@ -118,6 +119,25 @@ def test_the_score_is_of_strokes_that_were_not_learned_from(engine, scenes):
     ids["b"] = np.where(ids["b"] == 255, 255, 1 - ids["b"]).astype(np.uint8)
     result = engine.fit(ids)
     assert result.miou == 0 and result.per_class == (0.0, 0.0, None)
+
+
+def test_a_class_without_strokes_is_never_predicted(engine, scenes, tmp_path):
+    without = lambda ids: np.where(ids == CAR, 255, ids).astype(np.uint8)
+    engine.fit({key: without(ids) for key, ids in scenes[1].items()})
+    engine.save(tmp_path / "model")
+    noise = np.random.default_rng(9).integers(0, 256, (36, 48, 3), np.uint8)
+    probs = diffseg_jax.load(tmp_path / "model").predict(noise).probs[0]
+    assert not probs[..., CAR].any() and probs[..., SKY].any() and probs[..., ROAD].any()
+    assert set(np.unique(engine.predict("noise", noise)[0])) == {SKY, ROAD}
+
+
+def test_members_do_not_know_classes_of_the_fold_that_they_hold_out():
+    """The car is painted in fold 1 alone."""
+    labels, folds = np.array([SKY, ROAD, SKY, CAR]), np.array([0, 0, 1, 1])
+    found = unpainted(PixelTable(None, labels, folds, folds), 4, [ALL_FOLDS, 0, 1, 2])
+    np.testing.assert_array_equal(
+        found, np.array([[0, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]], bool)
+    )
 
 
 def test_a_class_that_cannot_be_held_out_has_no_score(engine, scenes):
