@@ -124,7 +124,8 @@ class Page:
 
     def patch(self, index, x, y, values, revision):
         height, width = values.shape
+        key = self.store.images[index].key
         return self.client.patch(
             f"/api/images/{index}/labels?x={x}&y={y}&width={width}&height={height}",
-            content=values.tobytes(), headers={"if-match": f'"{revision}"'},
+            content=values.tobytes(), headers={"if-match": f'"{key}-{revision}"'},
         )  # fmt: skip

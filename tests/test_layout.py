@@ -98,7 +98,7 @@ ORDER = (  # a module may import those above it, never those below
     "experiment.corruption_report", "experiment.corruption_study",
     "experiment.forest", "experiment.comparison", "experiment.comparison_report",
     "server.security", "server.page_images", "server.page_classes", "server.map_png",
-    "server.label_store", "server.page_events",
+    "server.replaced_images", "server.label_store", "server.page_events",
     "server.fit_worker", "server.dataset_export", "server.page_app", "server.drawn_scenes",
     "server.listening", "server.page_address", "server.page_server", "server.notebook",
     "cli", "server.request_batches", "server.served_network", "server.predict_formats",

@@ -45,18 +45,19 @@ export async function postJson(path, body = {}) {
   return (await request(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
 }
 
-/** The number in an ETag such as "12" or W/"12". */
-export function revisionIn(response) {
-  return Number((response.headers.get("ETag") || "").replace(/^W\/|"/g, ""));
+/** {key, revision} of the image in an ETag such as "0f3a-12" or W/"0f3a-12". */
+export function tagIn(response) {
+  const parts = (response.headers.get("ETag") || "").replace(/^W\/|"/g, "").split("-");
+  return { key: parts[0], revision: Number(parts.at(-1)) };
 }
 
 const WAITS = [250, 500, 1000, 2000, 4000]; // milliseconds between attempts
 
 /**
  * Sends patches one after another, in the order in which they were made, and keeps each until the
- * server has it. handlers: saved(doc, body); conflict(doc): the labels have another revision;
- * refused(doc, entry, sentence), which has to remove the entry; changed(); again(): awaited before
- * the first patch for a server that was away, which may have other images now.
+ * server has it. handlers: saved(doc, body); conflict(doc): the labels have another revision, or the
+ * image has another index; refused(doc, entry, sentence), which has to remove the entry; changed();
+ * again(): awaited before the first patch for a server that was away, which may have other images.
  */
 export class PatchQueue {
   constructor(handlers) {
@@ -121,7 +122,7 @@ export class PatchQueue {
     const { x, y, width, height } = patch;
     const query = new URLSearchParams({ x, y, width, height });
     const headers = {
-      "If-Match": `"${doc.revision}"`,
+      "If-Match": `"${doc.key}-${doc.revision}"`,
       "Content-Type": "application/octet-stream",
     };
     const options = { method: "PATCH", headers, body: patch.after };

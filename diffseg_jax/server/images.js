@@ -1,7 +1,7 @@
 // The open images: their planes, what was painted, undo, and how they agree with the server.
 
 import { Layer, lookupTable } from "./canvas.js";
-import { PatchQueue, Problem, request, revisionIn } from "./connection.js";
+import { PatchQueue, Problem, request, tagIn } from "./connection.js";
 import { apply, difference, inverse, readGreyPng, rectOf } from "./planes.js";
 
 const MAX_OPEN = 16e6; // pixels of the images that are kept in memory, at some 20 bytes each
@@ -16,7 +16,7 @@ const UNCERTAIN = lookupTable(
 
 /**
  * An open image ("doc") is an object with
- *   index, name, width, height, revision    as the server has them
+ *   index, key, name, width, height, revision    as the server has them; the key stays the same
  *   ids, shadow                         Uint8Array planes; shadow lacks the unfinished stroke
  *   history                             {undo, redo}: patches
  *   prediction, uncertainty, fit        planes or null, and the number of their fit
@@ -77,9 +77,10 @@ export class OpenImages {
   }
 
   async load(index) {
-    const { name, width, height } = this.project.images[index];
+    const { key, name, width, height } = this.project.images[index];
     const image = request(`api/images/${index}`).then((response) => response.blob());
     const [labels, bitmap] = await Promise.all([loadLabels(index), image.then(createImageBitmap)]);
+    if (labels.key !== key) throw new Problem("The images have changed: load the page again.");
     if (labels.data.length !== width * height || bitmap.width !== width) {
       throw new Problem("The size of this image has changed: start the command again.");
     }
@@ -87,7 +88,7 @@ export class OpenImages {
     const layers = { strokes: new Layer(width, height, true) };
     layers.strokes.update(labels.data, this.table);
     return {
-      index, name, width, height, layers, levels: [bitmap], revision: labels.revision,
+      index, key, name, width, height, layers, levels: [bitmap], revision: labels.revision,
       ids: labels.data, shadow: labels.data.slice(),
       history: kept?.revision === labels.revision ? kept : { undo: [], redo: [] },
       prediction: null, uncertainty: null, fit: 0,
@@ -109,19 +110,19 @@ export class OpenImages {
   }
 
   /**
-   * The command was started again with other images: finds the open ones by name. Closes those that
-   * are gone, and returns their names if they had changes that were not saved.
+   * The command was started again with other images: finds the open ones by key, first under their
+   * name. Closes those that are gone, and returns their names if they had unsaved changes.
    */
   renumber(images) {
-    const found = new Map(images.map((image) => [image.name, image]));
     const open = [...this.docs.values()];
     const lost = new Set();
     this.docs.clear();
     this.histories.clear();
     for (const doc of open) {
-      const image = found.get(doc.name);
-      if (image?.width === doc.width && image.height === doc.height) {
-        doc.index = image.index;
+      const same = images.filter(({ key, index }) => key === doc.key && !this.docs.has(index));
+      const image = same.find(({ name }) => name === doc.name) ?? same[0];
+      if (image) {
+        Object.assign(doc, { index: image.index, name: image.name });
         this.docs.set(doc.index, doc);
         continue;
       }
@@ -135,7 +136,7 @@ export class OpenImages {
   /** Takes a new state of an image: loads what has changed, if it is open. */
   async heard(image) {
     const doc = this.docs.get(image.index);
-    if (!doc) return;
+    if (doc?.key !== image.key) return;
     if (doc.fit !== image.fit && doc === this.current) await this.loadPrediction(doc);
     const others = image.revision !== doc.revision && !this.queue.of(doc).length;
     if (others && !this.hooks.busy()) await this.reload(doc);
@@ -143,10 +144,15 @@ export class OpenImages {
 
   /**
    * Loads the labels of an open image again, and paints over them what the server does not have
-   * yet, except the `refused` entry of the queue. True if somebody else has changed them.
+   * yet, except the `refused` entry of the queue. True if somebody else has changed them. Asks for
+   * the images again if its index is that of another one now.
    */
   async reload(doc, refused = null) {
-    const { revision, data } = await loadLabels(doc.index);
+    const { key, revision, data } = await loadLabels(doc.index);
+    if (key !== doc.key) {
+      await this.hooks.again();
+      return false;
+    }
     const { width, height, shadow, ids } = doc;
     const whole = { left: 0, top: 0, right: width, bottom: height };
     const unfinished = difference(shadow, ids, width, whole);
@@ -184,7 +190,8 @@ export class OpenImages {
     if (!fit || doc.loading === fit) return;
     doc.loading = fit;
     const get = async (name) => {
-      const response = await request(`api/images/${doc.index}/${name}?fit=${fit}`);
+      const query = new URLSearchParams({ fit, key: doc.key });
+      const response = await request(`api/images/${doc.index}/${name}?${query}`);
       return (await readGreyPng(await response.arrayBuffer())).data;
     };
     try {
@@ -277,7 +284,7 @@ export class OpenImages {
 async function loadLabels(index) {
   const response = await request(`api/images/${index}/labels`);
   const { data } = await readGreyPng(await response.arrayBuffer());
-  return { revision: revisionIn(response), data };
+  return { ...tagIn(response), data };
 }
 
 /** Adds smaller copies of a large image, which are drawn when it is zoomed out. */

@@ -29,6 +29,7 @@ from diffseg_jax.errors import UserError, visible
 from diffseg_jax.server.map_png import BandedPng
 from diffseg_jax.server.page_classes import CLASSES_FILE, require_names
 from diffseg_jax.server.page_images import PageImage
+from diffseg_jax.server.replaced_images import settle_images
 from diffseg_jax.storage.paths import write_atomically, write_json
 
 KEEP = 254  # in a patch: the pixel stays as it is
@@ -37,7 +38,7 @@ RECORDED = {"height": int, "width": int, "sha256": str, "stamp": str, "accepted"
 MAPS_KEPT = 256 * 2**20  # bytes of label maps that stay in memory
 PROJECT_FILE = "project.json"
 HALF_WRITTEN = re.compile(r"\..+\.(png|json)\.\d+")  # names of files that are being written
-STROKES, PREDICTIONS, UNCERTAINTY = "strokes", "predictions", "uncertainty"
+MAPS_OF_IMAGES = STROKES, PREDICTIONS, UNCERTAINTY = "strokes", "predictions", "uncertainty"
 
 
 class Outdated(Exception):
@@ -54,6 +55,7 @@ class LabelStore:
     images   in the order of their indices
     classes  Labels: names and colours
     fits     what FIT of the page holds, oldest first
+    notes    sentences about labels that were set aside, as their images were replaced
     """
 
     def __init__(self, folder: Path, images: Sequence[PageImage], classes: Labels):
@@ -61,9 +63,10 @@ class LabelStore:
         self.folder, self.images, self.classes = folder, list(images), classes
         self._lock, self._maps = threading.RLock(), OrderedDict()
         content = read_project(folder)
-        self.fits, self._others = content["fits"], dict(content["images"])
-        self._entries = []
+        self.fits, self._entries = content["fits"], []
         _remove_partial(folder)
+        settled = settle_images(folder, MAPS_OF_IMAGES, self.images, content["images"], self._write)
+        self._others, self.notes = settled
         for image in self.images:
             record = self._others.pop(image.name, {})
             strokes = self._file(STROKES, image)
@@ -92,9 +95,12 @@ class LabelStore:
                 }
                 for image, entry in zip(self.images, self._entries)
             }
-            content = {"format": PROJECT_FORMAT, "images": self._others | records}
-            write_json(self.folder / PROJECT_FILE, content | {"fits": self.fits})
+            self._write(self._others | records)
             self._save_classes()
+
+    def _write(self, records):
+        content = {"format": PROJECT_FORMAT, "images": records, "fits": self.fits}
+        write_json(self.folder / PROJECT_FILE, content)
 
     def _save_classes(self):
         content = {"names": list(self.classes.names), "palette": [*map(list, self.classes.palette)]}
@@ -105,7 +111,7 @@ class LabelStore:
         image, entry = self.images[index], self._entries[index]
         counts = [*entry.counts, *[0] * (len(self.classes.names) - len(entry.counts))]
         return {
-            "index": index, "name": visible(image.name), "width": image.width,
+            "index": index, "key": image.key, "name": visible(image.name), "width": image.width,
             "height": image.height, "revision": entry.revision, "counts": counts,
             "accepted": entry.accepted, "score": entry.score, "fit": entry.fit,
         }  # fmt: skip

@@ -366,7 +366,9 @@ function takeClasses(answer) {
 /** Reads the whole state of the project again. */
 async function refresh() {
   const { classes, images: found, fits, state } = await getJson("api/project");
-  const same = found.every(({ index, name }) => project.images[index]?.name === name);
+  const before = ({ index, key, name }) =>
+    project.images[index]?.key === key && project.images[index].name === name;
+  const same = found.every(before);
   if (project.images.length && !(same && found.length === project.images.length)) {
     const lost = images.renumber(found).join(", ");
     if (lost) say(`The strokes on ${lost} could not be saved: there is no such image any more.`);

@@ -1,7 +1,9 @@
 """The routes of the page: what the browser asks, and what it is told.
 
-Images are named by their index, so that nothing from the browser names a file. All addresses in the
-page are relative, since in a notebook the token stands before them. Every endpoint is described in
+Images are named by their index, so that nothing from the browser names a file. The index of an
+image may change when the command is started again while a tab stays open, so that every ETag holds
+the key of the image, and a patch of the labels of another one is refused. All addresses in the page
+are relative, since in a notebook the token stands before them. Every endpoint is described in
 .docs/annotate.md.
 """
 
@@ -133,13 +135,15 @@ class _Page:
             raise RequestRefused(
                 404, f"there is no such image; they are numbered 0 to {count - 1}."
             )
+        image = self.store.images[int(text)]
+        _require_key(request.query_params.get("key", image.key), image)
         return int(text)
 
     def image(self, request):
         index = self._index(request)
         image, side = self.store.images[index], request.query_params.get("side")
         side = None if side is None else _number(request, "side", 1, MAX_SIDE)
-        tag = f'"{image.sha256[:20]}-{side or 0}"'
+        tag = f'"{image.key}-{side or 0}"'
         if _is_known(request, tag):
             return _unchanged(tag)
         content, media = (self.small(image, side), "image/jpeg") if side else self.full(image)
@@ -149,13 +153,13 @@ class _Page:
         index = self._index(request)
         self.worker.show(index)
         content, revision = self.store.labels_png(index)
-        tag = f'"{revision}"'
+        tag = f'"{self.store.images[index].key}-{revision}"'
         return _unchanged(tag) if _is_known(request, tag) else _tagged(content, "image/png", tag)
 
     async def patch(self, request):
         index = self._index(request)
         image = self.store.images[index]
-        box, revision = _box(request, image), _revision(request)
+        box, revision = _box(request, image), _revision(request, image)
         size = box[2] * box[3]
         body = await read_body(request, image.width * image.height)
         if len(body) != size:
@@ -169,7 +173,7 @@ class _Page:
         except Outdated as error:
             raise RequestRefused(
                 409, "the labels were changed by another page. Load the image again.",
-                revision=error.revision,
+                revision=error.revision, key=image.key,
             ) from None  # fmt: skip
         self.worker.show(index)
         self.events.publish("image", self.store.described(index))
@@ -188,7 +192,7 @@ class _Page:
             content, fit = self.store.prediction_png(index, part)
         except LookupError:
             raise _without_prediction() from None
-        tag = f'"{part}-{fit}"'
+        tag = f'"{self.store.images[index].key}-{part}-{fit}"'
         return _unchanged(tag) if _is_known(request, tag) else _tagged(content, "image/png", tag)
 
     def uncertain(self, request):
@@ -246,15 +250,25 @@ def _box(request, image):
     return x, y, width, _number(request, "height", 1, image.height - y, inside)
 
 
-def _revision(request) -> int:
-    """The number in If-Match."""
+def _revision(request, image) -> int:
+    """The revision in If-Match; RequestRefused with 409 if it is of the labels of another image."""
     text = request.headers.get("if-match", "").strip().removeprefix("W/").strip('"')
-    if text.isascii() and text.isdecimal() and len(text) < 16:
-        return int(text)
-    raise RequestRefused(
-        400, 'If-Match must hold the revision that the patch was made for, such as "3": the ETag '
-        "of the labels."
-    )  # fmt: skip
+    key, _, revision = text.partition("-")
+    if not (key and revision.isascii() and revision.isdecimal() and len(revision) < 16):
+        raise RequestRefused(
+            400, "If-Match must hold the ETag of the labels that the patch was made for: the key "
+            f"of the image and their revision, such as {image.key}-3."
+        )  # fmt: skip
+    _require_key(key, image)
+    return int(revision)
+
+
+def _require_key(key, image):
+    """RequestRefused with 409 if what was asked is about another image than the present one."""
+    if key != image.key:
+        raise RequestRefused(
+            409, "this number is that of another image now. Load the page again.", key=image.key
+        )
 
 
 def _is_known(request, tag) -> bool:

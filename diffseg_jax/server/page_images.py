@@ -20,6 +20,7 @@ from diffseg_jax.inference.images import find_images, matching
 BROWSER_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png"}
 QUALITY, SMALL_QUALITY = 92, 80  # of JPEGs that are made for the browser, and of thumbnails
 MAX_SIDE = 2048  # pixels of a thumbnail
+KEY_DIGITS = 12  # of a SHA-256 in the names by which images are told apart
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class PageImage:
     name    below the folder of the images, without ending; differs from all others
     source  its path, or a frame of a file
     height, width  upright, pixels
-    sha256  of the file, and the number of the frame
-    stamp   size and time of change of the file, by which it is known without reading it
+    sha256  of the bytes of the file; of a frame, of its pixels and its number
+    stamp   what tells without reading it that a file is the one of before, see `_stamp_of`
     """
 
     name: str
@@ -39,6 +40,11 @@ class PageImage:
     width: int
     sha256: str
     stamp: str
+
+    @property
+    def key(self) -> str:
+        """The first digits of its SHA-256: the same in another place and under another name."""
+        return key_of(self.sha256)
 
     def read(self) -> np.ndarray:
         """The upright pixels, u8[H,W,3]; UserError if they cannot be read or have another size."""
@@ -65,41 +71,58 @@ def list_images(
     Raises UserError as `find_images` does, and if none of the images can be read.
     """
     found, notes = find_images(matching(paths), every=every)
-    images, unread, known = [], [], known or {}
-    for name, source in found:
-        try:
-            images.append(_look_at(name, source, known.get(name, {})))
-        except UserError as error:
-            unread.append(f"not read: {error}")
+    looked = {name: _look_at(name, source, (known or {}).get(name, {})) for name, source in found}
+    frames = [(name, source) for name, source in found if looked[name] is None]
+    for name, source, pixels in read_each(frames):  # each file is opened once
+        looked[name] = _look_at_frame(name, source, pixels)
+    images = [each for each in looked.values() if isinstance(each, PageImage)]
+    unread = [f"not read: {each}" for each in looked.values() if isinstance(each, UserError)]
     if not images:
         raise UserError(f"none of {len(found)} images can be read. The first: {unread[0][10:]}")
     return images, [*notes, *frames_note(found, every), *unread]
 
 
-def _look_at(name, source, known):
-    """The PageImage of a source; UserError if its header cannot be read."""
+def key_of(sha256: str) -> str:
+    """The digits by which an image is named to the browser and in files."""
+    return sha256[:KEY_DIGITS]
+
+
+def _look_at(name, source, known) -> PageImage | UserError | None:
+    """The PageImage of a source, or why its header cannot be read; None for a frame to be read."""
     stamp = _stamp_of(container_of(source))
     if stamp and known.get("stamp") == stamp:
         height, width, sha256 = (known[key] for key in ("height", "width", "sha256"))
         return PageImage(name, source, height, width, sha256, stamp)
     if isinstance(source, Frame):
-        ((_, _, image),) = read_each([(name, source)])
-        if isinstance(image, UserError):
-            raise image
-        pixels = hashlib.sha256(image.tobytes()).hexdigest()
-        return PageImage(name, source, *image.shape[:2], pixels, stamp)
-    content = read_file(source)
-    height, width = _upright_size(source, content)
+        return None
+    try:
+        content = read_file(source)
+        height, width = _upright_size(source, content)
+    except UserError as error:
+        return error
     return PageImage(name, source, height, width, hashlib.sha256(content).hexdigest(), stamp)
 
 
+def _look_at_frame(name, frame, pixels) -> PageImage | UserError:
+    """The PageImage of a frame; pixels: u8[H,W,3], or why they cannot be read."""
+    if isinstance(pixels, UserError):
+        return pixels
+    digest = hashlib.sha256(f"{frame.number} ".encode())  # frames of a still scene are equal
+    digest.update(np.ascontiguousarray(pixels))
+    stamp = _stamp_of(frame.path)
+    return PageImage(name, frame, *pixels.shape[:2], digest.hexdigest(), stamp)
+
+
 def _stamp_of(path):
-    """Size and time of change of a file; "" if they are not known, as in a bucket."""
+    """Size, times and number of a file; "" if they are not known, as in a bucket.
+
+    The number tells two files apart that change their names and are equally old and large.
+    """
     try:
         found = os.stat(path)
     except OSError:
         return ""
-    return f"{found.st_size} {found.st_mtime_ns}"
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
 def _upright_size(path, content):

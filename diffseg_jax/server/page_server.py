@@ -79,6 +79,7 @@ class PageServer:
         self._exits.enter_context(locked(self.folder, TASK, "--output"))
         found, self.notes = list_images(images, known, every)
         self.store, self.events = LabelStore(self.folder, found, labels), PageEvents()
+        self.notes += self.store.notes
         make_engine = lambda labels: StrokeFit(source, labels, self.folder / FEATURE_CACHE)
         self.worker = FitWorker(self.store, self.events, make_engine)
         self._exits.callback(self.worker.stop, SECONDS_TO_STOP)

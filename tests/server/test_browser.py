@@ -371,7 +371,7 @@ def test_strokes_wait_while_the_server_is_away(serve, open_tab):
     tab.page.wait_for_selector("#banner", state="hidden")
 
 
-def test_a_stroke_that_waited_finds_its_image_by_name(serve, open_tab, tmp_path):
+def test_a_stroke_that_waited_finds_its_image_which_has_another_name(serve, open_tab, tmp_path):
     page = serve(sizes=((48, 64), (48, 64)))
     tab = open_tab(page.url)
     tab.press("PageDown")
@@ -380,14 +380,31 @@ def test_a_stroke_that_waited_finds_its_image_by_name(serve, open_tab, tmp_path)
     tab.page.wait_for_selector("#banner:has-text('cannot be reached')")
     tab.brush(5)
     tab.stroke((10.5, 10.5), (30.5, 10.5))
-    Image.new("RGB", (64, 48)).save(tmp_path / "photos" / "another.png")
-    page = serve(sizes=((48, 64), (48, 64)), port=page.port)
+    photo = tmp_path / "photos" / "photo_1.png"
+    os.rename(photo, photo.with_stem("photo_7"))
+    Image.new("RGB", (64, 48)).save(photo)
+    page = serve(write=lambda folder, _: folder, port=page.port)
     tab.saved()
     tab.shows(2)
     names = [page.store.described(index)["name"] for index in range(3)]
     painted = [page.store.described(index)["counts"][0] > 0 for index in range(3)]
-    assert (names, painted) == (["another", "photo_0", "photo_1"], [False, False, True])
-    assert tab.page.inner_text("#title") == "photo_1"
+    assert (names, painted) == (["photo_0", "photo_1", "photo_7"], [False, False, True])
+    assert tab.page.inner_text("#title") == "photo_7"
+
+
+def test_a_stroke_on_an_image_that_was_replaced_is_given_up_with_a_sentence(
+    serve, open_tab, tmp_path
+):
+    page = serve()
+    tab = open_tab(page.url)
+    page.end()
+    tab.page.wait_for_selector("#banner:has-text('cannot be reached')")
+    tab.stroke((10.5, 10.5), (30.5, 10.5))
+    Image.new("RGB", (64, 48)).save(tmp_path / "photos" / "photo_0.png")
+    page = serve(write=lambda folder, _: folder, port=page.port)
+    tab.says("The strokes on photo_0 could not be saved")
+    tab.saved()
+    assert page.store.described(0)["revision"] == 0
 
 
 def test_a_wrong_token_is_refused(serve, browser):

@@ -27,8 +27,9 @@ def test_the_project_lists_images_and_classes(page):
     project = page.client.get("/api/project").json()
     assert [each["name"] for each in project["classes"]] == list(NAMES)
     assert project["images"][1] == {
-        "index": 1, "name": "photo_1", "width": 10, "height": 20, "revision": 0,
-        "counts": [0, 0, 0], "accepted": False, "score": None, "fit": 0,
+        "index": 1, "key": page.store.images[1].sha256[:12], "name": "photo_1",
+        "width": 10, "height": 20, "revision": 0, "counts": [0, 0, 0], "accepted": False,
+        "score": None, "fit": 0,
     }  # fmt: skip
 
 
@@ -37,7 +38,7 @@ def test_a_patch_is_what_is_read_back_and_undo_restores_it(page):
     done = page.patch(0, 3, 4, stroke, 0)
     assert done.json() == {"revision": 1, "counts": [1, 1, 2]}
     labels = page.client.get("/api/images/0/labels")
-    assert labels.headers["etag"] == '"1"'
+    assert labels.headers["etag"] == f'"{page.store.images[0].key}-1"'
     expected = np.full((12, 16), 255, np.uint8)
     expected[4:6, 3:6] = np.where(stroke == 254, 255, stroke)
     np.testing.assert_array_equal(map_in(labels), expected)
@@ -50,6 +51,44 @@ def test_a_patch_for_an_older_revision_changes_nothing(page):
     refused = page.patch(0, 0, 0, np.ones((2, 2), np.uint8), 0)
     assert refused.status_code == 409 and refused.json()["revision"] == 1
     assert map_in(page.client.get("/api/images/0/labels"))[0, 0] == 0
+
+
+@pytest.fixture
+def shifted(page, tmp_path):
+    """A start with another image of the same size before the one that was painted."""
+    page.patch(0, 0, 0, np.zeros((2, 2), np.uint8), 0)
+    page.store.add_prediction(0, 1, np.zeros((12, 16), np.uint8), np.zeros((12, 16), np.float32))
+    Image.new("RGB", (16, 12)).save(tmp_path / "photos" / "a.png")
+    again = Page(tmp_path / "photos", page.store.folder, start=False)
+    assert again.store.described(1)["name"] == "photo_0"
+    return again
+
+
+def test_a_stroke_for_an_image_that_had_the_number_before_is_refused(page, shifted):
+    stroke = {"url": "/api/images/0/labels?x=0&y=0&width=1&height=1", "content": b"\1"}
+    for revision in (0, 1):
+        tag = {"if-match": f'"{page.store.images[0].key}-{revision}"'}
+        refused = shifted.client.patch(**stroke, headers=tag)
+        assert refused.status_code == 409
+        assert refused.json()["key"] == shifted.store.images[0].key != page.store.images[0].key
+    address = f"/api/images/0/accept?key={page.store.images[0].key}"
+    assert shifted.client.post(address, json={"accepted": True}).status_code == 409
+    assert shifted.store.described(0)["revision"] == 0
+    assert shifted.patch(1, 0, 0, np.ones((1, 1), np.uint8), 1).status_code == 200
+
+
+def test_a_browser_takes_no_copy_of_another_image(page, shifted):
+    """What it has cached for an address is right only for the image that had the number then."""
+    shifted.patch(0, 0, 0, np.ones((1, 1), np.uint8), 0)
+    shifted.store.add_prediction(0, 1, np.zeros((12, 16), np.uint8), np.ones((12, 16), np.float32))
+    for part in ("", "?side=8", "/labels", "/prediction", "/uncertainty"):
+        address = f"/api/images/0{part}"
+        cached = page.client.get(address).headers["etag"]
+        of_both = [
+            each.client.get(address, headers={"if-none-match": cached}).status_code
+            for each in (page, shifted)
+        ]
+        assert of_both == [304, 200], part
 
 
 def test_another_start_goes_on_where_the_first_stopped(page, tmp_path):
@@ -106,16 +145,16 @@ def test_requests_that_are_refused(page):
     ]:  # fmt: skip
         response = client.get(address)
         assert response.status_code == status and set(response.json()) == {"error"}
-    ok = np.zeros((2, 2), np.uint8)
+    ok, key = np.zeros((2, 2), np.uint8), page.store.images[0].key
     assert page.patch(0, 15, 0, ok, 0).status_code == 400
     assert page.patch(0, 0, 0, ok + 3, 0).status_code == 422
     assert client.patch("/api/images/0/labels?x=0&y=0&width=2&height=2", content=b"1" * 193,
-                        headers={"if-match": "0"}).status_code == 413  # fmt: skip
+                        headers={"if-match": f"{key}-0"}).status_code == 413  # fmt: skip
     assert client.patch("/api/images/0/labels?x=0&y=0&width=2&height=2",
                         content=b"1234").status_code == 400  # fmt: skip
     parts = iter([b"1" * 100] * 3)  # without Content-Length
     assert client.patch("/api/images/0/labels?x=0&y=0&width=2&height=2", content=parts,
-                        headers={"if-match": "0"}).status_code == 413  # fmt: skip
+                        headers={"if-match": f"{key}-0"}).status_code == 413  # fmt: skip
     assert client.post("/api/fit").status_code == 422
     assert client.post("/api/export").status_code == 422
     assert client.post("/api/classes", json={"name": "sky"}).status_code == 422
