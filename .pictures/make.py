@@ -30,6 +30,8 @@ ddpm_seg_camvid.png:
         --config.stages.fit.start=runs/ddpm_camvid/checkpoints/pretrain
     python .pictures/make.py --sheet=runs/a0/pictures/fit_result.png --half \
         --output=ddpm_seg_camvid.png
+
+corruptions.png: pictures/corruptions.png of the commands in .docs/corruptions.md.
 """
 
 import argparse
