@@ -11,6 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OLD_NAMES = sorted((ROOT / "diffseg_jax" / "old_names").glob("*.py"))
+BUILD = """
+import gc, sys
+from sphinx.cmd.build import main
+gc.disable()  # a fifth of the time would go into searching trees of pages for garbage
+sys.exit(main(sys.argv[1:]))
+"""
 PAGES = [ROOT / "README.md", *sorted((ROOT / ".docs").glob("*.md"))]
 FILES = {  # pattern of a name on a page -> the file that must exist then
     r"(configs/\w+\.py)": "{}",
@@ -29,7 +35,7 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     arguments = ["-W", "--keep-going", "-q", "-b", "html", "-d", folder / "trees"]
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", *arguments, ROOT / ".docs", folder / "html"],
+        [sys.executable, "-c", BUILD, *arguments, ROOT / ".docs", folder / "html"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
         cwd=folder, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
