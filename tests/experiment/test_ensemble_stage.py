@@ -1,5 +1,6 @@
 """A stage that fits an ensemble: from the command to the results, and what is refused before."""
 
+import dataclasses
 import json
 
 import jax
@@ -16,6 +17,15 @@ from diffseg_jax.experiment.pretraining_probe import make_scorer
 from diffseg_jax.inference import sampling
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.systems import ddpm_seg_config
+from diffseg_jax.systems.recipes import RECIPES
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shorter():
+    """The fast recipe in a third of its steps, which are enough for what is asked here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RECIPES, "fast", dataclasses.replace(RECIPES["fast"], steps=350))
+        yield
 
 
 @pytest.fixture
@@ -27,7 +37,7 @@ def seg_config():
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
+def fitted(shorter, tmp_path_factory):
     """The workdir of a whole run, which no test may change."""
     config = get_config()
     config.ensemble.recipe = "fast"
