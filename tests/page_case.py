@@ -1,6 +1,9 @@
 """A page on tiny images with an engine of numpy, for tests without jax."""
 
 import dataclasses
+import errno
+import json
+import os
 import time
 from collections import Counter
 
@@ -10,12 +13,14 @@ from starlette.testclient import TestClient
 
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.experiment.stroke_members import Cancelled
+from diffseg_jax.server import label_store
 from diffseg_jax.server.fit_worker import FitWorker
 from diffseg_jax.server.label_store import LabelStore
 from diffseg_jax.server.page_app import page_routes
 from diffseg_jax.server.page_events import PageEvents
 from diffseg_jax.server.page_images import list_images
 from diffseg_jax.server.security import Access, Guarded
+from diffseg_jax.storage import paths
 
 NAMES = ("sky", "road", "tree")
 LABELS = Labels(NAMES, ((10, 20, 30), (200, 100, 0), (0, 255, 0)))
@@ -72,6 +77,13 @@ class MeanColours:
 
     def save(self, directory):
         directory.mkdir(exist_ok=True)
+        means = {str(id): mean.tolist() for id, mean in self.means.items()}
+        (directory / "means.json").write_text(json.dumps(means))
+
+    def restore(self, directory):
+        means = json.loads((directory / "means.json").read_text())
+        self.means = {int(id): np.array(mean) for id, mean in means.items()}
+        return True
 
 
 def write_images(folder, sizes=SIZES):
@@ -122,6 +134,12 @@ class Page:
             self.app, base_url="http://127.0.0.1:8123", headers=headers, follow_redirects=False
         )
 
+    def accept(self, index):
+        """The response to accepting an image with the prediction that it has."""
+        fit = self.store.described(index)["fit"]
+        body = {"accepted": True, "fit": fit}
+        return self.client.post(f"/api/images/{index}/accept", json=body)
+
     def patch(self, index, x, y, values, revision):
         height, width = values.shape
         key = self.store.images[index].key
@@ -129,3 +147,17 @@ class Page:
             f"/api/images/{index}/labels?x={x}&y={y}&width={width}&height={height}",
             content=values.tobytes(), headers={"if-match": f'"{key}-{revision}"'},
         )  # fmt: skip
+
+
+def full_disk(monkeypatch, name):
+    """Files of this name cannot be written any more."""
+
+    def write(path, content):
+        if path.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        paths.write_atomically(path, content)
+
+    monkeypatch.setattr(label_store, "write_atomically", write)
+    monkeypatch.setattr(
+        label_store, "write_json", lambda path, content: write(path, json.dumps(content).encode())
+    )

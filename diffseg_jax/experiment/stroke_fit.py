@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffseg_jax.data.labels import IGNORE, Labels
@@ -45,7 +46,7 @@ from diffseg_jax.experiment.stroke_network import (
 )
 from diffseg_jax.experiment.stroke_scores import fold_numbers, score_held_out
 from diffseg_jax.inference.calibrators import write_calibrator
-from diffseg_jax.inference.segmenter import Segmenter
+from diffseg_jax.inference.segmenter import Segmenter, load
 from diffseg_jax.inference.views import predict
 from diffseg_jax.metrics.choice import uncertain_boxes
 from diffseg_jax.models.taps import PixelFeatures
@@ -297,7 +298,8 @@ class StrokeFit:
             for part in ("params", "stats")
         }
         network = jax.tree.map(np.asarray, network)
-        meta = {**self.meta, "step": self.task.fit.recipe.steps * self.result.number}
+        fits = self.result.number if self.result else 1  # of others, one was restored
+        meta = {**self.meta, "step": self.task.fit.recipe.steps * fits}
         return Segmenter("strokes", network, meta, calibrator=self.calibrator)
 
     @own_settings()
@@ -322,6 +324,24 @@ class StrokeFit:
             checkpoints.wait()
             if self.calibrator:
                 write_calibrator(stage, step, checkpoints.meta(step), self.calibrator)
+
+    @own_settings()
+    def restore(self, directory: str | os.PathLike) -> bool:
+        """Predicts by the fit that `save` wrote there; False if it is of other features or classes.
+
+        False also where no checkpoint can be read; then nothing has changed.
+        """
+        try:
+            saved = load(directory, stage=STAGE)
+        except UserError:
+            return False
+        own = self.meta
+        if any(saved.meta[key] != own[key] for key in ("config", "start", "task", "classes")):
+            return False
+        learned = {part: saved.network[part]["ensemble"] for part in ("params", "stats")}
+        self.ensemble = jax.tree.map(jnp.asarray, learned)
+        self.calibrator, self.painted = saved.calibrator, saved.meta["labelled"]["n"]
+        return True
 
 
 def unpainted_regions(uncertainty: np.ndarray, ids: np.ndarray, most: int = 3) -> list[dict]:

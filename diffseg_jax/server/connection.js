@@ -6,13 +6,13 @@ export class Problem extends Error {}
 /** The server understood a request and refused it; `message` is its sentence. */
 export class Refused extends Problem {
   constructor(status, body) {
-    super(body.error || `The server answered with the status ${status}.`);
+    super(body.error || `The server responded with the status ${status}.`);
     this.status = status;
     this.body = body;
   }
 }
 
-/** The server did not answer, or could not; the same request may succeed later. */
+/** The server did not respond, or failed (507: its disk is full); the same request may succeed later. */
 export class Unreachable extends Problem {}
 
 /** A Response; raises Refused or Unreachable. */
@@ -31,7 +31,7 @@ export async function request(path, options = {}) {
     );
   }
   if (response.status >= 500) {
-    throw new Unreachable(body.error || "The server failed to answer; its terminal says why.");
+    throw new Unreachable(body.error || "The server failed; its terminal says why.");
   }
   throw new Refused(response.status, body);
 }

@@ -1,6 +1,8 @@
 """The labels of a project as a data set that `main` trains on: images/, masks/ and classes.json."""
 
 import contextlib
+import hashlib
+import io
 import os
 import shlex
 import shutil
@@ -12,36 +14,46 @@ from PIL import Image
 
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.orientation import stored_orientation
-from diffseg_jax.errors import UserError
+from diffseg_jax.errors import UserError, counted, visible
 from diffseg_jax.server.label_store import PREDICTIONS, LabelStore, png_of_map
 from diffseg_jax.server.page_classes import CLASSES_FILE
+from diffseg_jax.server.page_images import PageImage
+from diffseg_jax.server.security import storing
 from diffseg_jax.storage.paths import read_bytes, write_json
 
 DATASET = "dataset"  # the folder in that of the project
 
 
 def export_dataset(store: LabelStore) -> dict:
-    """Writes the data set; returns {"folder", "masks", "sparse", "command"}.
+    """Writes the data set; returns {"folder", "masks", "sparse", "skipped", "command"}.
 
     An accepted image has a mask of its prediction with the strokes over it; another one with
-    strokes has a sparse mask, in which all other pixels are ignored. The folder is replaced as a
-    whole. Raises UserError if no image has either.
+    strokes has a sparse mask, in which all other pixels are ignored. Images whose files cannot be
+    read, or have changed, are skipped: `skipped` holds a sentence for each. The folder is replaced
+    as a whole. Raises UserError if nothing can be exported, and NotStored.
     """
-    folder, parts = store.folder / DATASET, {"masks": 0, "sparse": 0}
-    with _replaced(folder) as new:
+    folder, parts, skipped = store.folder / DATASET, {"masks": 0, "sparse": 0}, []
+    with storing(folder), _replaced(folder) as new:
         taken = set()
         for index, image in enumerate(store.images):
-            mask, part = mask_of(store, index)
+            try:
+                mask, part = mask_of(store, index)
+                content, ending = _file_of(image) if part else (b"", "")
+            except UserError as error:
+                skipped.append(f"{visible(image.name)} is skipped: {error}")
+                continue
             if not part:
                 continue
             parts[part] += 1
             name = _flat(image.name, taken)
-            _copy_image(image, new / "images", name)
+            (new / "images" / f"{name}{ending}").write_bytes(content)
             (new / "masks" / f"{name}.png").write_bytes(png_of_map(mask))
         if not taken:
             raise UserError(
+                f"none of {counted(len(skipped), 'image')} can be exported. {skipped[0]}"
+                if skipped else
                 "there is nothing to export yet. Paint a few strokes, or accept a prediction."
-            )
+            )  # fmt: skip
         names, palette = store.classes.names, store.classes.palette
         write_json(new / CLASSES_FILE, {"names": list(names), "palette": [*map(list, palette)]})
     command = (
@@ -49,7 +61,7 @@ def export_dataset(store: LabelStore) -> dict:
         f"--workdir={shlex.quote(f'runs/{store.folder.absolute().name}')} "
         f"--config.data.path={shlex.quote(str(folder))}"
     )
-    return {"folder": str(folder), **parts, "command": command}
+    return {"folder": str(folder), **parts, "skipped": skipped, "command": command}
 
 
 def mask_of(store: LabelStore, index: int) -> tuple[np.ndarray | None, str]:
@@ -89,12 +101,25 @@ def _flat(name, taken):
     return unique
 
 
-def _copy_image(image, folder, name):
-    """Copies a file as it is if it is stored upright; else writes its upright pixels as PNG."""
+def _file_of(image: PageImage) -> tuple[bytes, str]:
+    """(content, ending) of a file with the upright image: as it is if stored so, else a PNG.
+
+    Raises UserError if it cannot be read, or is not what it was when the page was opened.
+    """
     if isinstance(image.source, str):
-        content = read_bytes(image.source)
+        try:
+            content = read_bytes(image.source)
+        except OSError as error:
+            raise UserError(
+                f"{visible(image.source)} cannot be read ({error.strerror or error})."
+            ) from None
+        if hashlib.sha256(content).hexdigest() != image.sha256:
+            raise UserError(
+                f"{visible(image.source)} has changed since the page was opened. Start the command "
+                "again."
+            )
         if stored_orientation(content) == 1:
-            ending = os.path.splitext(image.source)[1].rstrip().lower()
-            (folder / f"{name}{ending}").write_bytes(content)
-            return
-    Image.fromarray(image.read()).save(folder / f"{name}.png", compress_level=1)
+            return content, os.path.splitext(image.source)[1].rstrip().lower()
+    file = io.BytesIO()
+    Image.fromarray(image.read()).save(file, "PNG", compress_level=1)
+    return file.getvalue(), ".png"

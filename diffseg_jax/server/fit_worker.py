@@ -1,7 +1,8 @@
 """The one thread that owns jax: features of all images, fits from strokes, predictions.
 
 Requests only set what it should do next; it looks at that between two steps of its work. A new fit
-cancels one that runs. After a fit all images are predicted, first the one that is shown.
+cancels one that runs. After a fit all images are predicted that are not accepted, first the one
+that is shown; what a failed fit or a stop interrupts there is completed later.
 """
 
 import math
@@ -15,13 +16,16 @@ from typing import Protocol
 
 import numpy as np
 
-from diffseg_jax.data.labels import Labels
+from diffseg_jax.data.labels import IGNORE, Labels
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.stroke_members import Cancelled
 from diffseg_jax.server.label_store import LabelStore
 from diffseg_jax.server.page_events import PageEvents
+from diffseg_jax.server.security import NotStored, storing
+from diffseg_jax.storage.paths import read_object, write_json
 
 MODEL = "model"  # the folder of the checkpoint in that of the project
+FIT_FILE = "fit.json"  # in that folder: the number of its fit; missing while it is written
 SAYS_EVERY = 0.2  # seconds between two events of progress
 
 
@@ -37,6 +41,7 @@ class StrokeEngine(Protocol):
     def fit(self, labels: Mapping[str, np.ndarray], progress: Callable, cancelled: Callable): ...
     def predict(self, key: str, image: np.ndarray | None = None) -> tuple: ...
     def save(self, directory): ...
+    def restore(self, directory) -> bool: ...
 
 
 class FitWorker:
@@ -52,9 +57,14 @@ class FitWorker:
         self.store, self.events, self.make_engine = store, events, make_engine
         self.state = _state("idle")
         self._changed = threading.Condition()
-        self._wanted, self._number, self._is_stopping = 0, _last_number(store), False
+        saved = _saved_number(store)
+        self._wanted, self._number, self._is_stopping = 0, max(_last_number(store), saved), False
         self._shown, self._since, self._said = 0, (0.0, 0), 0.0
-        self._unprepared = list(range(len(store.images)))
+        self._unprepared, self._is_warm = list(range(len(store.images))), False
+        self._fitted = 0  # the fit by which the engine predicts; 0: none
+        self._waiting, self._total = [], 0  # images that it has yet to predict, of so many
+        self._asked = self._outdated(saved) if saved else []  # indices by requests, likewise
+        self._failure = ""  # the sentence of the last fit, if it failed
         self._opened = Future()
         self._thread = threading.Thread(target=self._run, name="fit worker", daemon=True)
 
@@ -74,10 +84,25 @@ class FitWorker:
         """Tells which image a page shows, so that it comes first."""
         self._shown = index
 
+    def complete(self, index: int):
+        """Asks for the prediction of an image by the last fit, unless it has that one."""
+        with self._changed:
+            self._asked.append(index)
+            self._changed.notify_all()
+
     def fit(self) -> int:
-        """Asks for a fit of the present strokes; its number. UserError if nothing is painted."""
-        if not self.store.painted():
+        """Asks for a fit of the present strokes; its number.
+
+        Raises UserError if less than two classes are painted; then a fit that runs goes on.
+        """
+        painted = self.store.painted_classes()
+        if not painted:
             raise UserError("nothing is painted yet. Paint a few strokes of each class first.")
+        if len(painted) < 2:
+            raise UserError(
+                f"only {painted[0]} is painted. Paint a few strokes of two classes or more, then "
+                "press Fit."
+            )
         with self._changed:
             self._number += 1
             self._wanted = self._number
@@ -95,31 +120,50 @@ class FitWorker:
             return
         while True:
             with self._changed:
-                if not (self._wanted or self._unprepared or self._is_stopping):
+                if not (self._is_asked() or self._waiting or self._unprepared):
                     self._rest()
-                    self._changed.wait_for(lambda: self._wanted or self._is_stopping)
+                    self._changed.wait_for(self._is_asked)
                 if self._is_stopping:
                     return
                 number, self._wanted = self._wanted, 0
+                asked, self._asked = ([], self._asked) if number else (self._asked, [])
             try:
-                self._learn(number) if number else self._prepare_next()
+                self._step(number, asked)
             except Cancelled:
                 pass  # the newer fit is next
             except UserError as error:
-                self._fail(str(error))
+                self._fail(str(error), number)
             except Exception as error:
                 traceback.print_exception(error, file=sys.stderr)
                 line = (str(error).splitlines() or [""])[0][:200]
-                self._fail(f"the fit failed ({type(error).__name__}: {line}).")
+                self._fail(f"the fit failed ({type(error).__name__}: {line}).", number)
 
-    def _fail(self, sentence):
+    def _is_asked(self) -> bool:
+        return bool(self._wanted or self._asked or self._is_stopping)
+
+    def _step(self, number, asked):
+        """One piece of work: a fit, the prediction of one image, or its features."""
+        if number:
+            self._learn(number)
+        elif asked:
+            self._add_waiting(asked)
+        elif self._waiting:
+            waiting, self._waiting = self._waiting, []  # given up if it fails
+            self._predict_next(waiting)
+            self._waiting = waiting
+        else:
+            self._prepare_next()
+
+    def _fail(self, sentence, number):
+        if number:
+            self._failure = sentence
         self.events.publish("error", {"error": sentence})
         self._say("idle", message=sentence)
 
     def _rest(self):
-        """Idle, unless the state says already that the last work failed."""
+        """Idle; the state says if the last fit failed."""
         if self.state["phase"] != "idle":
-            self._say("idle")
+            self._say("idle", message=self._failure)
 
     def _is_over(self) -> bool:
         """Whether the present work should end: for another fit, or for good."""
@@ -128,16 +172,17 @@ class FitWorker:
     def _with_present_classes(self) -> StrokeEngine:
         """The engine, which has learned of classes that were added meanwhile."""
         if self.store.classes != self._classes:
+            if len(self.store.classes.names) != len(self._classes.names):
+                self._fitted, self._waiting = 0, []  # the engine has no fit of so many classes
             self._classes = self.store.classes
             self._engine.set_classes(self._classes)
         return self._engine
 
     def _prepare_next(self):
         """Features of one image, the shown one first; after the first one a fit is compiled."""
-        index = self._shown if self._shown in self._unprepared else self._unprepared[0]
-        is_first = len(self._unprepared) == len(self.store.images)
-        self._prepare(index)
-        if is_first:
+        self._prepare(self._shown if self._shown in self._unprepared else self._unprepared[0])
+        if not self._is_warm:
+            self._is_warm = True
             self._engine.warm_up()
 
     def _prepare(self, index):
@@ -148,17 +193,20 @@ class FitWorker:
         self._engine.features(image.name, image.read())
 
     def _learn(self, number):
-        """One fit, its checkpoint, and all predictions, unless something newer comes."""
-        begun, store, engine = time.monotonic(), self.store, self._with_present_classes()
+        """One fit and its checkpoint, unless something newer comes; then images wait for it."""
+        begun, store, self._failure = time.monotonic(), self.store, ""
         painted = {store.images[index].name: index for index in store.painted()}
         for name, index in painted.items():
             if self._is_over():
                 raise Cancelled
-            if not engine.knows(name):
+            if not self._engine.knows(name):
                 self._prepare(index)
+        engine = self._with_present_classes()
         self._say("fit")
-        result = engine.fit(_Strokes(store, painted), self._progress, self._is_over)
-        engine.save(store.folder / MODEL)
+        strokes = _Strokes(store, painted, len(self._classes.names))
+        result = engine.fit(strokes, self._progress, self._is_over)
+        self._fitted, self._waiting = 0, []  # of the fit before, which is gone
+        self._save(number)
         fit = {
             "number": number, "miou": _finite(result.miou),
             "per_class": [_finite(value) for value in result.per_class],
@@ -168,24 +216,56 @@ class FitWorker:
         }  # fmt: skip
         store.add_fit(fit)
         self.events.publish("fit", fit)
-        self._predict_all(engine, number)
+        self._fitted, self._is_warm = number, True
+        self._waiting = self._outdated(number)
+        self._total = len(self._waiting)
 
-    def _predict_all(self, engine, number):
-        waiting, total = list(range(len(self.store.images))), len(self.store.images)
-        while waiting and not self._is_over():
-            index = self._shown if self._shown in waiting else waiting[0]
-            waiting.remove(index)
-            if index in self._unprepared:
-                self._unprepared.remove(index)
-            self._say("predict", total - len(waiting) - 1, total)
-            image = self.store.images[index]
-            try:
-                pixels = None if engine.knows(image.name) else image.read()
-                ids, uncertainty = engine.predict(image.name, pixels)
-                self.store.add_prediction(index, number, ids, uncertainty)
-            except UserError as error:  # a file that cannot be read; others can
-                self.events.publish("error", {"error": str(error)})
-                continue
+    def _save(self, number):
+        """The checkpoint of the fit, and beside it the number, by which `_restore` knows it."""
+        file = self.store.folder / MODEL / FIT_FILE
+        with storing(file):
+            file.unlink(missing_ok=True)
+            self._engine.save(self.store.folder / MODEL)
+            write_json(file, {"number": number})
+
+    # ---- predictions -----------------------------------------------------------------------------
+
+    def _outdated(self, number) -> list[int]:
+        """Images whose prediction is of another fit, and which are not accepted."""
+        images = map(self.store.described, range(len(self.store.images)))
+        return [
+            image["index"] for image in images if image["fit"] != number and not image["accepted"]
+        ]
+
+    def _add_waiting(self, asked):
+        """Takes images that were asked for among those that wait, if there is a fit."""
+        saved = 0 if self._fitted else _saved_number(self.store)
+        if saved and self._engine.restore(self.store.folder / MODEL):
+            self._fitted = saved
+        if self._fitted:
+            asked = set(asked) & set(self._outdated(self._fitted)) - set(self._waiting)
+            self._waiting += sorted(asked)
+            self._total = len(self._waiting)
+
+    def _predict_next(self, waiting):
+        """Predicts the shown image, or the first one, and removes it from those that wait."""
+        index = self._shown if self._shown in waiting else waiting[0]
+        waiting.remove(index)
+        if self.store.described(index)["accepted"]:
+            return
+        if index in self._unprepared:
+            self._unprepared.remove(index)
+        self._say("predict", self._total - len(waiting) - 1, self._total)
+        image, engine = self.store.images[index], self._engine
+        try:
+            pixels = None if engine.knows(image.name) else image.read()
+            ids, uncertainty = engine.predict(image.name, pixels)
+            self.store.add_prediction(index, self._fitted, ids, uncertainty)
+        except NotStored:
+            raise  # that of others fails as well
+        except UserError as error:  # a file that cannot be read; others can
+            self.events.publish("error", {"error": str(error)})
+        else:
             self.events.publish("image", self.store.described(index))
 
     # ---- what it tells ---------------------------------------------------------------------------
@@ -209,13 +289,17 @@ class FitWorker:
 
 
 class _Strokes(Mapping):
-    """name -> ids u8[H,W] of painted images, read when they are asked for."""
+    """name -> ids u8[H,W] of painted images, read when they are asked for.
 
-    def __init__(self, store: LabelStore, painted: dict[str, int]):
-        self.store, self.painted = store, painted
+    Classes that were added after the fit began, from `classes` on, count as not painted.
+    """
+
+    def __init__(self, store: LabelStore, painted: dict[str, int], classes: int):
+        self.store, self.painted, self.classes = store, painted, classes
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self.store.labels(self.painted[name])[0]
+        ids = self.store.labels(self.painted[name])[0]
+        return np.where(ids < self.classes, ids, np.uint8(IGNORE))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.painted)
@@ -239,3 +323,9 @@ def _last_number(store):
     """The number of the last fit of the project."""
     entries = [store.described(index)["fit"] for index in range(len(store.images))]
     return max([0, *entries, *(fit["number"] for fit in store.fits)])
+
+
+def _saved_number(store):
+    """The number of the fit whose checkpoint is there; 0 if there is none that is complete."""
+    number = read_object(store.folder / MODEL / FIT_FILE).get("number")
+    return number if type(number) is int and number > 0 else 0

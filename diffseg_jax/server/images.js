@@ -34,7 +34,7 @@ export class OpenImages {
     this.histories = new Map(); // index -> {undo, redo, revision} of images that were closed
     this.current = null;
     this.table = lookupTable([]);
-    this.opening = 0; // counts, so that the late answer of an earlier image is not shown
+    this.opening = 0; // counts, so that the late response of an earlier image is not shown
     this.queue = new PatchQueue({
       changed: hooks.connection,
       again: hooks.again,
@@ -159,7 +159,7 @@ export class OpenImages {
     const waiting = this.queue.waiting.filter((entry) => entry.doc === doc);
     waiting.toReversed().forEach(({ patch }) => apply(shadow, width, patch, patch.before));
     let changed = difference(shadow, data, width, whole);
-    if (changed && waiting.length) { // it may have the first one, whose answer was lost
+    if (changed && waiting.length) { // it may have the first one, whose response was lost
       apply(shadow, width, waiting[0].patch, waiting[0].patch.after);
       changed = difference(shadow, data, width, whole);
     }

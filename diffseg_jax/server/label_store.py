@@ -16,6 +16,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from diffseg_jax.server.map_png import BandedPng
 from diffseg_jax.server.page_classes import CLASSES_FILE, require_names
 from diffseg_jax.server.page_images import PageImage
 from diffseg_jax.server.replaced_images import settle_images
+from diffseg_jax.server.security import storing
 from diffseg_jax.storage.paths import write_atomically, write_json
 
 KEEP = 254  # in a patch: the pixel stays as it is
@@ -49,8 +51,14 @@ class Outdated(Exception):
         self.revision = revision
 
 
+class OtherFit(Exception):
+    """A prediction was to be accepted, but the present one is of another fit."""
+
+
 class LabelStore:
     """The project in a folder. All methods may be called from several threads.
+
+    A method that writes raises NotStored where that fails, and then nothing has changed.
 
     images   in the order of their indices
     classes  Labels: names and colours
@@ -88,23 +96,32 @@ class LabelStore:
     def save(self):
         """Writes project.json and classes.json."""
         with self._lock:
+            self._save_project(self.fits, {})
+            self._save_classes(self.classes)
+
+    def _save_project(self, fits, accepted):
+        """Writes project.json with fits, and with {index: accepted} that are not assigned yet."""
+        with self._lock:
             records = {
                 image.name: {
                     **{key: vars(image)[key] for key in RECORDED if key != "accepted"},
-                    "accepted": entry.accepted,
+                    "accepted": accepted.get(index, entry.accepted),
                 }
-                for image, entry in zip(self.images, self._entries)
+                for index, (image, entry) in enumerate(zip(self.images, self._entries))
             }
-            self._write(self._others | records)
-            self._save_classes()
+            self._write(self._others | records, fits)
 
-    def _write(self, records):
-        content = {"format": PROJECT_FORMAT, "images": records, "fits": self.fits}
-        write_json(self.folder / PROJECT_FILE, content)
+    def _write(self, records, fits=None):
+        """Writes project.json with {name: record}, and with other fits than those of before."""
+        fits = self.fits if fits is None else fits
+        content = {"format": PROJECT_FORMAT, "images": records, "fits": fits}
+        with storing(file := self.folder / PROJECT_FILE):
+            write_json(file, content)
 
-    def _save_classes(self):
-        content = {"names": list(self.classes.names), "palette": [*map(list, self.classes.palette)]}
-        write_json(self.folder / CLASSES_FILE, content)
+    def _save_classes(self, classes):
+        content = {"names": list(classes.names), "palette": [*map(list, classes.palette)]}
+        with storing(file := self.folder / CLASSES_FILE):
+            write_json(file, content)
 
     def described(self, index: int) -> dict:
         """IMAGE of the page."""
@@ -182,7 +199,8 @@ class LabelStore:
             counts = counts[: len(self.classes.names)].tolist()
             png = png.changed(ids, y, y + height)
             content = png.content({"revision": str(revision + 1), "counts": json.dumps(counts)})
-            write_atomically(self._file(STROKES, self.images[index]), content)
+            with storing(file := self._file(STROKES, self.images[index])):
+                write_atomically(file, content)
             entry.revision, entry.counts = revision + 1, counts
             self._kept(index, ids, png)
             return {"revision": entry.revision, "counts": counts}
@@ -191,14 +209,25 @@ class LabelStore:
         """Indices of images with strokes."""
         return [index for index, entry in enumerate(self._entries) if sum(entry.counts)]
 
+    def painted_classes(self) -> list[str]:
+        """Names of the classes of which any pixel is painted."""
+        counts = (entry.counts for entry in self._entries)
+        totals = map(sum, zip_longest(*counts, fillvalue=0))
+        return [name for name, total in zip(self.classes.names, totals) if total]
+
     # ---- predictions -----------------------------------------------------------------------------
 
     def add_prediction(self, index: int, fit: int, ids: np.ndarray, uncertainty: np.ndarray):
-        """Writes the prediction of a fit: ids u8[H,W], uncertainty f32[H,W] in [0, 1]."""
+        """Writes the prediction of a fit: ids u8[H,W], uncertainty f32[H,W] in [0, 1].
+
+        An accepted image keeps the prediction that was accepted.
+        """
         grey = np.rint(np.clip(uncertainty, 0, 1) * 255).astype(np.uint8)
         score, entry = float(np.mean(uncertainty, dtype=np.float64)), self._entries[index]
         predicted, uncertain = self._pair(self.images[index])
-        with entry.lock:
+        with entry.lock, storing(predicted):
+            if entry.accepted:
+                return
             write_atomically(uncertain, png_of_map(grey, fit=fit))
             write_atomically(predicted, png_of_map(ids.astype(np.uint8), fit=fit, score=score))
             entry.fit, entry.score = fit, score
@@ -220,26 +249,41 @@ class LabelStore:
 
     # ---- the project -----------------------------------------------------------------------------
 
-    def accept(self, index: int, accepted: bool) -> dict:
-        """Marks an image as right; returns IMAGE."""
+    def accept(self, index: int, fit: int) -> dict:
+        """Marks an image as right, with the prediction of a fit, 0 = without; returns IMAGE.
+
+        From then on that prediction stays. Raises OtherFit if the present one is of another fit.
+        """
+        with self._entries[index].lock:
+            if self._entries[index].fit != fit:
+                raise OtherFit
+            return self._set_accepted(index, True)
+
+    def reopen(self, index: int) -> dict:
+        """Marks an image as not accepted; returns IMAGE."""
+        with self._entries[index].lock:
+            return self._set_accepted(index, False)
+
+    def _set_accepted(self, index, accepted):
         with self._lock:
+            self._save_project(self.fits, {index: accepted})
             self._entries[index].accepted = accepted
-            self.save()
-        return self.described(index)
+            return self.described(index)
 
     def add_fit(self, fit: dict):
         """Adds a FIT to the history."""
         with self._lock:
-            self.fits = [*self.fits, fit]
-            self.save()
+            self._save_project(fits := [*self.fits, fit], {})
+            self.fits = fits
 
     def add_class(self, name: str):
         """Appends a class; UserError for a name that is taken or no name, and beyond 253."""
         with self._lock:
             names = require_names([*self.classes.names, name])
             unused = (c for c in distinct_colours(IGNORE) if c not in self.classes.palette)
-            self.classes = Labels(names, (*self.classes.palette, next(unused)))
-            self._save_classes()
+            classes = Labels(names, (*self.classes.palette, next(unused)))
+            self._save_classes(classes)
+            self.classes = classes
 
 
 class _Entry:

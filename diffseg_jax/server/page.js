@@ -9,6 +9,7 @@ import { Tools } from "./tools.js";
 
 const $ = (id) => document.getElementById(id);
 const REGIONS = 3; // uncertain regions that are shown before the next image
+const MAX_SKIPPED = 5; // images without an export that are named
 
 const project = { classes: [], images: [], fits: [], state: { phase: "idle" } };
 let totals = []; // painted pixels of each class
@@ -70,7 +71,7 @@ function showConnection() {
 /** Takes a new state of an image. */
 function update(image) {
   const old = project.images[image.index];
-  if (old?.revision > image.revision) { // an event that is older than the answer to a stroke
+  if (old?.revision > image.revision) { // an event that is older than the response to a stroke
     image = { ...image, revision: old.revision, counts: old.counts };
   }
   project.images[image.index] = image;
@@ -207,6 +208,7 @@ function later() {
 
 function showPanels() {
   const { classes, fits } = project;
+  list.newest = fits.at(-1)?.number ?? 0;
   list.show(sorted(project.images, $("order").value, $("filter").value), list.current);
   const accepted = project.images.filter((image) => image.accepted).length;
   $("done").textContent = `${accepted} of ${project.images.length} accepted`;
@@ -295,11 +297,17 @@ async function fit() {
 }
 
 async function accept() {
-  if (!images.current) return;
-  const { index } = images.current;
+  const doc = images.current;
+  if (!doc) return;
   await images.queue.empty();
-  const accepted = !project.images[index].accepted;
-  update(await postJson(`api/images/${index}/accept`, { accepted }));
+  const accepted = !project.images[doc.index].accepted;
+  const body = accepted ? { accepted, fit: doc.fit } : { accepted }; // the fit that is shown
+  try {
+    update(await postJson(`api/images/${doc.index}/accept?key=${doc.key}`, body));
+  } catch (error) {
+    if (error.body?.image) update(error.body.image); // which loads the newer prediction
+    throw error;
+  }
 }
 
 const visited = new Set(); // "fit image region" that Next uncertain has shown
@@ -309,35 +317,45 @@ async function next() {
   const order = sorted(project.images, "uncertain", "").filter(
     (image) => image.score !== null && !image.accepted,
   );
-  if (!order.length) return say("There is no uncertainty yet: press Fit first.");
+  if (!order.length) return say(nothingUncertain());
   for (const round of [1, 2]) {
     if (round === 2) visited.clear();
     for (const { index, fit: number } of order) {
       const keys = Array.from({ length: REGIONS }, (_, i) => `${number} ${index} ${i}`);
-      const place = keys.findIndex((key) => !visited.has(key));
-      if (place < 0) continue;
+      const region = keys.findIndex((key) => !visited.has(key));
+      if (region < 0) continue;
       const { regions } = await getJson(`api/images/${index}/uncertain`);
-      visited.add(keys[place]);
-      if (!regions[place]) {
+      visited.add(keys[region]);
+      if (!regions[region]) {
         keys.forEach((key) => visited.add(key));
         continue;
       }
       await open(index);
       if (images.current?.index !== index) return undefined;
-      canvas.show((canvas.outline = regions[place]));
-      document.body.dataset.region = `${index} ${place}`;
+      canvas.show((canvas.outline = regions[region]));
+      document.body.dataset.region = `${index} ${region}`;
       return undefined;
     }
   }
   return say("Nothing uncertain is left in the images that are not accepted.");
 }
 
+/** Why no region of an image can be shown. */
+function nothingUncertain() {
+  if (project.images.every(({ accepted }) => accepted)) return "All images are accepted.";
+  return project.images.some(({ score }) => score !== null)
+    ? "All images that have a prediction are accepted: press Fit for the others."
+    : "There is no uncertainty yet: press Fit first.";
+}
+
 async function exportAll() {
   await images.queue.empty();
-  const { folder, masks, sparse, command } = await postJson("api/export");
+  const { folder, masks, sparse, skipped, command } = await postJson("api/export");
   const whole = `${masks} accepted ${masks === 1 ? "image" : "images"} with whole masks`;
-  $("exported-text").textContent =
-    `${folder} holds ${whole}, and ${sparse} with strokes only.`;
+  const parts = [`${folder} holds ${whole}, and ${sparse} with strokes only.`];
+  parts.push(...skipped.slice(0, MAX_SKIPPED));
+  if (skipped.length > MAX_SKIPPED) parts.push(`${skipped.length} images are skipped in all.`);
+  $("exported-text").replaceChildren(...parts.map((text) => make("p", {}, text)));
   $("command").textContent = command;
   $("copy").textContent = "Copy the command";
   $("exported").showModal();
@@ -356,8 +374,8 @@ async function addClass(name) {
   $("name").value = "";
 }
 
-function takeClasses(answer) {
-  project.classes = answer.classes ?? answer;
+function takeClasses(classes) {
+  project.classes = classes;
   if (painting.classId === null && project.classes.length) painting.classId = 0;
   images.setColours(project.classes.map(({ colour }) => colour));
   later();

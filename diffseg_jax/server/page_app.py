@@ -21,7 +21,13 @@ from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.metrics.choice import uncertain_boxes
 from diffseg_jax.server.dataset_export import export_dataset
 from diffseg_jax.server.fit_worker import FitWorker
-from diffseg_jax.server.label_store import PREDICTIONS, UNCERTAINTY, LabelStore, Outdated
+from diffseg_jax.server.label_store import (
+    PREDICTIONS,
+    UNCERTAINTY,
+    LabelStore,
+    OtherFit,
+    Outdated,
+)
 from diffseg_jax.server.page_events import PageEvents, event_text
 from diffseg_jax.server.page_images import MAX_SIDE, encoded_image, thumbnail
 from diffseg_jax.server.security import (
@@ -220,10 +226,28 @@ class _Page:
 
     async def accept(self, request):
         index = self._index(request)
-        accepted = (await read_object(request, {"accepted": bool}))["accepted"]
-        image = await run_in_threadpool(self.store.accept, index, accepted)
+        body = await read_object(request, {"accepted": bool})
+        if not body["accepted"]:
+            image = await run_in_threadpool(self.store.reopen, index)
+            self.worker.complete(index)
+        elif type(body.get("fit")) is not int:
+            raise RequestRefused(
+                422, 'to accept, the body must name the "fit" of the prediction that was looked '
+                "at, 0 if there was none."
+            )  # fmt: skip
+        else:
+            image = await run_in_threadpool(self._accept, index, body["fit"])
         self.events.publish("image", image)
         return json_response(image)
+
+    def _accept(self, index, fit):
+        try:
+            return self.store.accept(index, fit)
+        except OtherFit:
+            raise RequestRefused(
+                409, "this image has got the prediction of another fit. Look at it, and accept it "
+                "then.", image=self.store.described(index),
+            ) from None  # fmt: skip
 
 
 def _without_prediction():

@@ -33,6 +33,7 @@ export class ImageList {
     Object.assign(this, { scroller, rows, open });
     this.images = [];
     this.current = -1; // index of the open image
+    this.newest = 0; // number of the last fit
     this.elements = new Map(); // index of an image -> row, the oldest first
     this.waiting = false;
     scroller.addEventListener("scroll", () => this.later(), { passive: true });
@@ -102,7 +103,7 @@ export class ImageList {
     row.setAttribute("aria-selected", String(image.index === this.current));
     row.setAttribute("aria-posinset", String(place + 1));
     row.setAttribute("aria-setsize", String(this.images.length));
-    const text = stateOf(image);
+    const text = stateOf(image, this.newest);
     const hasScore = image.score !== null && !image.accepted;
     const score = !hasScore ? "" : percent(image.score, image.score < 0.0995 ? 1 : 0);
     const [, words] = row.children;
@@ -130,9 +131,10 @@ export class ImageList {
 }
 
 /** accepted, painted or predicted; an uncertainty beside it says that it is predicted, too. */
-export function stateOf(image) {
+export function stateOf(image, newest) {
   if (image.accepted) return "✓ accepted";
   if (image.counts.some((count) => count > 0)) return "painted";
+  if (image.fit && image.fit < newest) return `predicted by fit ${image.fit}`;
   return image.fit ? "predicted" : "";
 }
 

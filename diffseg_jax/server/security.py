@@ -7,6 +7,7 @@ reach the server under a name of its own (DNS rebinding), since only the bound a
 """
 
 import contextlib
+import errno
 import ipaddress
 import json
 import secrets
@@ -16,6 +17,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.exceptions import HTTPException
@@ -24,7 +26,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Router
 
-from diffseg_jax.errors import UserError
+from diffseg_jax.errors import UserError, visible
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EVERYWHERE = ("0.0.0.0", "::", "")  # --host that means all addresses of the machine
@@ -38,11 +40,27 @@ MAX_QUOTED = 200  # characters of a request that an error repeats
 
 
 class RequestRefused(Exception):
-    """A request that is answered with a status of 4xx and {"error": sentence, **more}."""
+    """A request whose response has a status of 4xx and {"error": sentence, **more}."""
 
     def __init__(self, status: int, sentence: str, **more):
         super().__init__(sentence)
         self.status, self.content = status, {"error": sentence, **more}
+
+
+class NotStored(UserError):
+    """A file of a server that cannot be written now; the same request may succeed later."""
+
+
+@contextlib.contextmanager
+def storing(path: Path):
+    """Within it, an OSError becomes NotStored: what cannot be written, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "Make room on its disk" if is_full else "Make its folder writable"
+        reason = f"{visible(str(path))} cannot be written ({error.strerror or error})"
+        raise NotStored(f"{reason}. {advice}.") from None
 
 
 @dataclass(frozen=True)
@@ -102,7 +120,7 @@ def new_token() -> str:
 class Guarded:
     """The ASGI application of some routes behind the checks.
 
-    Whatever goes wrong is answered with one sentence in JSON: see `refusal_of`.
+    Whatever goes wrong, the response is one sentence in JSON: see `refusal_of`.
     """
 
     def __init__(self, routes: Sequence[BaseRoute], access: Access):
@@ -125,13 +143,13 @@ class Guarded:
             await send(message)
 
         try:
-            answer = self._answer(Request(scope))
+            response = self._opening(Request(scope))
         except RequestRefused as error:
-            answer = refusal_of(error)
-        app, scope = (answer, scope) if answer else (self.app, self._inner(scope))
+            response = refusal_of(error)
+        app, scope = (response, scope) if response else (self.app, self._inner(scope))
         await app(scope, receive, send_with_headers)
 
-    def _answer(self, request) -> Response | None:
+    def _opening(self, request) -> Response | None:
         """The response to a request that opens the page; RequestRefused to one without access."""
         access = self.access
         if access.in_path:
@@ -179,7 +197,7 @@ class Guarded:
 
     def _inner(self, scope):
         """The scope of the routes, whose paths begin after the token."""
-        scope = {**scope, "app": self}  # else the router answers in plain text
+        scope = {**scope, "app": self}  # else the router responds in plain text
         if self.access.in_path:
             scope["root_path"] = f"{scope.get('root_path', '')}/{self.access.token}"
         return scope
@@ -216,11 +234,13 @@ def _cookie_of(request, name):
 def refusal_of(error: Exception, method: str = "GET") -> Response:
     """The response that says in one sentence why a request failed.
 
-    RequestRefused has its own status, UserError 422; other errors have 500, and their traceback is
-    printed on stderr.
+    RequestRefused has its own status, NotStored 507, any other UserError 422; other errors have
+    500, and their traceback is printed on stderr.
     """
     if isinstance(error, RequestRefused):
         return json_response(error.content, error.status)
+    if isinstance(error, NotStored):
+        return json_response({"error": str(error)}, 507)
     if isinstance(error, UserError):
         return json_response({"error": str(error)}, 422)
     if isinstance(error, HTTPException):  # of the router

@@ -95,6 +95,25 @@ def test_a_few_strokes_segment_images_and_the_checkpoint_predicts_the_same(
     assert diffseg_jax.load(tmp_path / "model").step == 2 * opened.step
 
 
+def test_a_fit_goes_on_in_another_engine(engine, scenes, tmp_path):
+    engine.fit(scenes[1])
+    labels, uncertainty = engine.predict("a")
+    engine.save(tmp_path / "model")
+    other = StrokeFit("colour", CLASSES, tmp_path, limit=LIMIT)
+    assert not other.restore(tmp_path / "nothing")
+    assert other.restore(tmp_path / "model") and other.meta == engine.meta
+    jax.tree.map(np.testing.assert_array_equal, other.ensemble, engine.ensemble)
+    other.segmenter()
+    engine.ensemble, engine.calibrator = other.ensemble, other.calibrator
+    again = engine.predict("a")
+    np.testing.assert_array_equal(again[0], labels)
+    np.testing.assert_allclose(again[1], uncertainty, atol=1e-6)
+    renamed = Labels(("sky", "road", "bus"), CLASSES.palette)
+    for wrong in (renamed, Labels((*CLASSES.names, "bus"), (*CLASSES.palette, (1, 2, 3)))):
+        other.set_classes(wrong)
+        assert not other.restore(tmp_path / "model")
+
+
 def test_the_same_strokes_give_the_same_fit_and_other_strokes_the_same_programs(engine, scenes):
     images, ids = scenes
     engine.fit(ids)

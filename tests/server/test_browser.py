@@ -21,7 +21,7 @@ import uvicorn
 from PIL import Image
 
 from diffseg_jax.server.security import Access, Guarded
-from page_case import LABELS, MeanColours, Page, write_images
+from page_case import LABELS, MeanColours, Page, full_disk, write_images
 
 CHROMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, CHROMES)), "")
@@ -253,6 +253,45 @@ def test_a_fit_shows_prediction_and_uncertainty_and_segments_can_be_accepted(ser
     assert accepted.index(True) == int(tab.data("image")) and sum(accepted) == 1
     tab.page.click("#export")
     tab.page.wait_for_selector("#command:has-text('--config.data.path=')")
+
+
+def test_a_prediction_that_nobody_has_seen_is_shown_before_it_is_accepted(serve, open_tab):
+    page = serve()
+
+    def predict(fit):
+        page.store.add_prediction(
+            0, fit, np.full((48, 64), fit, np.uint8), np.zeros((48, 64), np.float32)
+        )
+
+    predict(1)
+    tab = open_tab(page.url)
+    tab.wait_for("fit", 1)
+    predict(2)  # of which no event has told yet
+    tab.press("a")
+    tab.says("this image has got the prediction of another fit")
+    tab.wait_for("fit", 2)
+    assert not page.store.described(0)["accepted"]
+    tab.press("a")
+    tab.page.wait_for_selector("#accept[aria-pressed='true']")
+    assert page.store.described(0)["accepted"]
+    tab.press("n")
+    tab.says("All images are accepted.")
+
+
+def test_a_full_disk_and_a_missing_file_are_told(serve, open_tab, tmp_path, monkeypatch):
+    page = serve(sizes=((48, 64), (32, 32)))
+    tab = open_tab(page.url)
+    with monkeypatch.context() as patched:
+        full_disk(patched, "photo_0.png")
+        tab.stroke((10.5, 10.5), (30.5, 10.5))
+        tab.page.wait_for_selector("#banner:has-text('No space left on device')")
+        tab.page.wait_for_selector("#banner:has-text('1 change waits in this tab')")
+    tab.saved()
+    assert page.store.described(0)["revision"] == 1
+    page.patch(1, 0, 0, np.zeros((2, 2), np.uint8), 0)
+    (tmp_path / "photos" / "photo_1.png").unlink()
+    tab.page.click("#export")
+    tab.page.wait_for_selector("#exported-text:has-text('photo_1 is skipped')")
 
 
 def test_a_reload_keeps_all(serve, open_tab):

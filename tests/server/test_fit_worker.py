@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffseg_jax.errors import UserError
-from page_case import MeanColours, Page, wait_for, write_images
+from page_case import MeanColours, Page, full_disk, wait_for, write_images
 
 
 class Gated(MeanColours):
@@ -120,3 +120,119 @@ def test_an_engine_that_cannot_be_opened_ends_the_start(tmp_path):
 
     with pytest.raises(UserError, match="no such network"):
         Page(write_images(tmp_path / "photos"), tmp_path / "annotated", engine=refuse)
+
+
+def fitted(page):
+    """Lets the fit run, and waits until all that it has to predict is predicted."""
+    page.engines[0].gate.set()
+    number = page.worker.fit()
+    wait_for(lambda: page.store.fits and page.store.fits[-1]["number"] == number and is_idle(page))
+
+
+def fits_of(page):
+    return [page.store.described(index)["fit"] for index in range(3)]
+
+
+def test_an_accepted_prediction_stays_until_the_image_is_opened_again(page):
+    fitted(page)
+    file = page.store.folder / "predictions" / "photo_1.png"
+    assert page.accept(1).json()["accepted"]
+    accepted = file.read_bytes()
+    page.patch(0, 0, 0, np.full((12, 16), 2, np.uint8), 2)  # from now on there is another colour
+    page.patch(0, 0, 0, np.zeros((1, 16), np.uint8), 3)
+    fitted(page)
+    assert fits_of(page) == [2, 1, 2] and file.read_bytes() == accepted
+    page.client.post("/api/images/1/accept", json={"accepted": False})
+    wait_for(lambda: fits_of(page) == [2, 2, 2])
+    assert file.read_bytes() != accepted
+
+
+def test_a_fit_of_one_class_is_refused_and_does_not_cancel_another(page):
+    engine = page.engines[0]
+    assert page.worker.fit() == 1 and engine.started.wait(10)
+    page.patch(0, 0, 10, np.full((2, 16), 255, np.uint8), 2)  # the only strokes of a second class
+    refused = page.client.post("/api/fit")
+    assert refused.status_code == 422 and "only sky is painted" in refused.json()["error"]
+    page.patch(0, 0, 10, np.ones((2, 16), np.uint8), 3)
+    engine.gate.set()
+    wait_for(lambda: fits_of(page) == [1, 1, 1])
+    assert engine.fits == 1
+
+
+def test_what_a_failed_fit_interrupted_is_predicted_by_the_one_before(page):
+    engine = page.engines[0]
+    predict, begun, gate = engine.predict, threading.Event(), threading.Event()
+
+    def slow(*image):
+        begun.set()
+        assert gate.wait(10)
+        return predict(*image)
+
+    engine.predict = slow
+    engine.gate.set()
+    page.worker.fit()
+    assert begun.wait(10)  # at the first image
+    engine.fit = lambda *_: (_ for _ in ()).throw(UserError("no luck."))
+    page.worker.fit()
+    gate.set()
+    wait_for(lambda: events_of(page, "error") and is_idle(page) and all(fits_of(page)))
+    assert fits_of(page) == [1, 1, 1] and page.worker.state["message"] == "no luck."
+
+
+def test_predictions_that_a_stop_interrupted_are_completed_at_the_next_start(page, tmp_path):
+    fitted(page)
+    page.worker.stop()
+    for part in ("predictions", "uncertainty"):
+        (page.store.folder / part / "photo_2.png").unlink()
+    again = Page(tmp_path / "photos", page.store.folder)
+    wait_for(lambda: fits_of(again) == [1, 1, 1] and is_idle(again))
+    assert again.engines[0].calls["predict", "photo_0"] == 0
+    assert again.engines[0].calls["warm_up"] == 1
+    again.worker.stop()
+    (page.store.folder / "model" / "fit.json").unlink()  # a kill within the next fit
+    (page.store.folder / "predictions" / "photo_2.png").unlink()
+    third = Page(tmp_path / "photos", page.store.folder)
+    wait_for(lambda: set(third.engines[0].images) == {"photo_0", "photo_1", "photo_2"})
+    third.worker.stop()
+    assert fits_of(third) == [1, 1, 0]
+
+
+def test_a_class_that_is_added_while_features_are_read_is_learned(tmp_path):
+    """And one that comes while the fit reads the strokes counts as not painted."""
+
+    class Painting(MeanColours):
+        def features(self, key, image):
+            if key == "photo_0" and len(self.labels.names) == 3 and not self.calls["added"]:
+                self.add("house", 3)
+            super().features(key, image)
+
+        def fit(self, labels, *others):
+            self.add("car", 4)
+            self.learned = {self.labels.names[id] for ids in labels.values() for id in
+                            np.unique(ids) if id != 255}  # fmt: skip
+            return super().fit(labels, *others)
+
+        def add(self, name, id):
+            self.calls["added"] += 1
+            page.store.add_class(name)
+            page.patch(0, 0, id, np.full((1, 16), id, np.uint8), id - 1)
+
+    page = Page(
+        write_images(tmp_path / "photos"), tmp_path / "annotated", engine=Painting, start=False
+    )
+    page.patch(0, 0, 0, np.zeros((1, 16), np.uint8), 0)
+    page.patch(0, 0, 10, np.ones((1, 16), np.uint8), 1)
+    page.worker.fit()
+    page.worker.start()
+    wait_for(lambda: is_idle(page) and (page.store.fits or events_of(page, "error")))
+    page.worker.stop()
+    assert page.store.fits and page.engines[0].learned == {"sky", "road", "house"}
+    assert page.store.described(0)["counts"][4] == 16
+
+
+def test_a_full_disk_ends_the_predictions_with_one_sentence(page, monkeypatch):
+    full_disk(monkeypatch, "photo_0.png")
+    fitted(page)
+    (error,) = events_of(page, "error")
+    assert "predictions/photo_0.png cannot be written (No space left on device)" in error
+    assert fits_of(page) == [0, 0, 0] and page.worker.state["message"]

@@ -1,14 +1,18 @@
 """The endpoints of the page, asked as a browser asks them."""
 
+import errno
 import io
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffseg_jax.data.sources import open_source
-from page_case import NAMES, Page, wait_for, write_images
+from diffseg_jax.server import dataset_export
+from page_case import NAMES, Page, full_disk, wait_for, write_images
 
 
 def map_in(response):
@@ -93,7 +97,7 @@ def test_a_browser_takes_no_copy_of_another_image(page, shifted):
 
 def test_another_start_goes_on_where_the_first_stopped(page, tmp_path):
     page.patch(1, 2, 3, np.full((2, 2), 2, np.uint8), 0)
-    page.client.post("/api/images/1/accept", json={"accepted": True})
+    page.accept(1)
     page.client.post("/api/classes", json={"name": "house"})
     again = Page(tmp_path / "photos", page.store.folder, page.store.classes, start=False)
     before, after = (each.client.get("/api/project").json() for each in (page, again))
@@ -127,7 +131,7 @@ def test_an_export_is_read_as_a_data_set(page):
     page.client.post("/api/fit")
     wait_for(lambda: page.worker.state["phase"] == "idle" and page.store.described(2)["fit"])
     page.patch(1, 0, 0, np.full((1, 1), 2, np.uint8), 0)
-    page.client.post("/api/images/1/accept", json={"accepted": True})
+    page.accept(1)
     done = page.client.post("/api/export").json()
     assert (done["masks"], done["sparse"]) == (1, 1)
     source = open_source("folder", "train", path=done["folder"])
@@ -167,3 +171,70 @@ def test_a_page_is_told_what_happens(page):
     events = page.events.missed(f"{page.events._series}-0")
     names = [text.split("\n")[0] for _, text in events]
     assert "event: image" in names
+
+
+def test_only_the_prediction_that_was_looked_at_is_accepted(page):
+    ids, uncertainty = np.zeros((20, 10), np.uint8), np.zeros((20, 10), np.float32)
+    page.store.add_prediction(1, 1, ids, uncertainty)
+    page.store.add_prediction(1, 2, ids + 1, uncertainty)  # between looking and clicking
+    body = {"accepted": True, "fit": 1}
+    refused = page.client.post("/api/images/1/accept", json=body)
+    assert refused.status_code == 409 and "another fit" in refused.json()["error"]
+    assert refused.json()["image"]["fit"] == 2 and not page.store.described(1)["accepted"]
+    assert page.client.post("/api/images/1/accept", json={**body, "fit": 2}).json()["accepted"]
+    page.store.add_prediction(1, 3, ids + 2, uncertainty)  # of a fit that was on its way
+    assert page.store.described(1)["fit"] == 2 and page.store.predicted(1, "predictions").max() == 1
+    response = page.client.post("/api/images/1/accept", json={"accepted": True})
+    assert response.status_code == 422 and '"fit"' in response.json()["error"]
+
+
+def test_a_full_disk_is_one_sentence_and_changes_nothing(page, monkeypatch, capsys):
+    wait_for(lambda: page.worker.state["phase"] == "idle")
+    before = page.client.get("/api/project").json()
+    stroke = np.zeros((2, 2), np.uint8)
+    for name, ask in [
+        ("photo_0.png", lambda: page.patch(0, 0, 0, stroke, 0)),
+        ("project.json", lambda: page.accept(0)),
+        ("classes.json", lambda: page.client.post("/api/classes", json={"name": "house"})),
+    ]:
+        with monkeypatch.context() as patched:
+            full_disk(patched, name)
+            response = ask()
+        assert response.status_code == 507, response.text
+        error = response.json()["error"]
+        assert f"{name} cannot be written (No space left on device). Make room" in error
+        assert page.client.get("/api/project").json() == before
+    assert (map_in(page.client.get("/api/images/0/labels")) == 255).all()
+    assert page.patch(0, 0, 0, stroke, 0).json()["revision"] == 1  # it is tried again
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_images_that_are_gone_or_changed_are_skipped_by_an_export(page, tmp_path):
+    for index in range(3):
+        page.patch(index, 0, 0, np.zeros((2, 2), np.uint8), 0)
+    (tmp_path / "photos" / "photo_0.png").unlink()
+    done = page.client.post("/api/export").json()
+    assert done["sparse"] == 2 and len(done["skipped"]) == 1
+    assert "photo_0 is skipped" in done["skipped"][0] and "photo_0.png" in done["skipped"][0]
+    source = open_source("folder", "train", path=done["folder"])
+    assert [item["name"] for item in source] == ["photo_1", "photo_2"]
+    for index in (1, 2):
+        Image.new("RGB", (5, 5)).save(tmp_path / "photos" / f"photo_{index}.png")
+    response = page.client.post("/api/export")
+    assert response.status_code == 422
+    assert response.json()["error"].startswith("none of 3 images can be exported. photo_0 is")
+    assert len(list(open_source("folder", "train", path=done["folder"]))) == 2  # that of before
+
+
+def test_an_export_on_a_full_disk_leaves_the_one_before(page, monkeypatch):
+    page.patch(0, 0, 0, np.zeros((2, 2), np.uint8), 0)
+    folder = Path(page.client.post("/api/export").json()["folder"])
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(dataset_export, "write_json", full)
+    response = page.client.post("/api/export")
+    assert response.status_code == 507 and "No space left" in response.json()["error"]
+    assert [path.name for path in folder.parent.iterdir() if "dataset" in path.name] == ["dataset"]
+    assert (folder / "masks" / "photo_0.png").exists()

@@ -121,7 +121,7 @@ REQUESTS = [  # method, path, query, headers, body
         {"if-match": '"1"'},
         b"\0\1\xfe\2",
     ),
-    ("POST", "/api/images/0/accept", "", {}, b'{"accepted": true}'),
+    ("POST", "/api/images/0/accept", "", {}, b'{"accepted": true, "fit": 0}'),
     ("POST", "/api/classes", "", {}, b'{"name": "car"}'),
     ("POST", "/api/export", "", {}, b"{}"),
 ]
