@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from diffseg_jax.data.corruptions import (
     corrupt_mask,
     default_types,
 )
+from diffseg_jax.data.fingerprint import digest_of_data, fingerprint
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.first import first_does
 from diffseg_jax.devices.settings import own_settings
@@ -177,18 +179,23 @@ def _opened_study(seed, evaluation, cells, given, pictures) -> CorruptionStudy:
         )
         for held_out, part in parts
     ]
+    beside = directory, meta["step"], meta
+    calibrator, known = read_calibrator(*beside), read_known_images(*beside)
+    judges = json.dumps(calibrator.to_json()).encode() if calibrator else b""
+    judges += known.descriptors.tobytes() if known else b""
     names = "\0".join(evaluation.source.names[index] for index in indices).encode()
+    data = digest_of_data(fingerprint(evaluation.source, indices))
     frost = b"".join(picture.tobytes() for picture in pictures)
     of = as_json({
         "stage": evaluation.stage, "step": meta["step"], "network": identity_of(meta),
-        "images": len(indices), "names": _digest(names), "seed": seed,
-        "constants": given["constants"], "frost": _digest(frost) if frost else "",
+        "images": len(indices), "names": _digest(names), "data": _digest(data),
+        "judges": _digest(judges), "seed": seed, "constants": given["constants"],
+        "frost": _digest(frost) if frost else "",
         **evaluation.recorded,
     })  # fmt: skip
-    beside = directory, meta["step"], meta
     return CorruptionStudy(
-        evaluation, indices, forwards, cells, seed, given["constants"], pictures,
-        read_calibrator(*beside), read_known_images(*beside), of,
+        evaluation, indices, forwards, cells, seed, given["constants"], pictures, calibrator,
+        known, of,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -115,7 +116,12 @@ def test_cells_are_kept_for_other_types_and_measured_again_for_other_images(
     capsys.readouterr()
     measure_corruptions(config_of(types=("fog",), images=1), workdir)
     assert begun[1:] == [("clean", 0), ("fog", 1), ("fog", 5)] and len(cells_of(workdir)) == 3
-    assert "are measured again (images: 4 -> 1; names: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "are measured again (" in said and "images: 4 -> 1" in said
+    judges = types.SimpleNamespace(descriptors=np.ones(3))
+    monkeypatch.setattr(corruption_study, "read_known_images", lambda *_: judges)
+    measure_corruptions(config_of(types=("fog",), images=1), workdir)
+    assert len(begun) == 7 and "measured again (judges: " in capsys.readouterr().out
 
 
 def test_an_image_is_corrupted_alike_in_any_order():
