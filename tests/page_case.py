@@ -109,11 +109,23 @@ def wait_for(true, seconds=10):
         time.sleep(0.005)
 
 
+class ToldEvents(PageEvents):
+    """Events that are kept: told is [(name, content)]."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def publish(self, name, content):
+        self.told.append((name, content))
+        super().publish(name, content)
+
+
 class Page:
     """A store with its worker, events and a client that knows the token."""
 
     def __init__(self, images, folder, labels=LABELS, engine=MeanColours, start=True):
-        self.store, self.events = open_store(images, folder, labels), PageEvents()
+        self.store, self.events = open_store(images, folder, labels), ToldEvents()
         self.engines = []
         self.worker = FitWorker(self.store, self.events, self._make(engine))
         self.routes = page_routes(self.store, self.worker, self.events)

@@ -9,6 +9,8 @@ are relative, since in a notebook the token stands before them. Every endpoint i
 
 import functools
 import threading
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ from diffseg_jax.server.label_store import (
     OtherFit,
     Outdated,
 )
-from diffseg_jax.server.page_events import PageEvents, event_text
+from diffseg_jax.server.page_events import PageEvents
 from diffseg_jax.server.page_images import MAX_SIDE, encoded_image, thumbnail
 from diffseg_jax.server.security import (
     RequestRefused,
@@ -41,7 +43,8 @@ HERE = Path(__file__).parent
 STATIC = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}  # the page
 MAX_REGIONS = 8  # uncertain regions of an image
 SIDE_OF_REGIONS = 1024  # pixels, the longer side of the map in which they are looked for
-THUMBNAILS_KEPT = 4096  # some 20 MB
+THUMBNAIL_BYTES = 32e6  # of thumbnails that are kept
+REGIONS_KEPT = 4096  # lists of regions
 IMAGES_KEPT = 4  # encoded ones
 REVALIDATED = "private, no-cache"  # the browser keeps a copy, and asks whether it is still right
 
@@ -77,15 +80,36 @@ def _static_route(file):
     return Route("/" if file.name == "page.html" else f"/{file.name}", send)
 
 
+class KeptBytes:
+    """A function that returns bytes, whose results are kept up to a number of bytes together."""
+
+    def __init__(self, most: float, make: Callable[..., bytes]):
+        self.most, self.make = most, make
+        self._lock, self._kept, self._size = threading.Lock(), OrderedDict(), 0
+
+    def __call__(self, *arguments) -> bytes:
+        with self._lock:
+            if arguments in self._kept:
+                self._kept.move_to_end(arguments)
+                return self._kept[arguments]
+        content = self.make(*arguments)  # beside others
+        with self._lock:
+            self._size += len(content) - len(self._kept.pop(arguments, b""))
+            self._kept[arguments] = content
+            while self._size > self.most:
+                self._size -= len(self._kept.popitem(last=False)[1])
+        return content
+
+
 class _Page:
     """The endpoints. Those that are no coroutines run in threads, beside each other."""
 
     def __init__(self, store, worker, events):
         self.store, self.worker, self.events = store, worker, events
         self.exporting = threading.Lock()
-        self.small = functools.lru_cache(THUMBNAILS_KEPT)(thumbnail)
+        self.small = KeptBytes(THUMBNAIL_BYTES, thumbnail)
         self.full = functools.lru_cache(IMAGES_KEPT)(encoded_image)
-        self.regions = functools.lru_cache(THUMBNAILS_KEPT)(self._regions)
+        self.regions = functools.lru_cache(REGIONS_KEPT)(self._regions)
 
     # ---- the project -----------------------------------------------------------------------------
 
@@ -102,22 +126,9 @@ class _Page:
         return [{"name": name, "colour": list(colour)} for name, colour in zip(names, palette)]
 
     async def listen(self, request):
-        last = request.headers.get("last-event-id", "")
-        present = self._present if last else lambda: [event_text("state", self.worker.state)]
-        return StreamingResponse(
-            self.events.listen(last, present), media_type="text/event-stream",
-            headers={"x-accel-buffering": "no"},
-        )  # fmt: skip
-
-    def _present(self):
-        """The events that say how all is now."""
-        store = self.store
-        images = [store.described(index) for index in range(len(store.images))]
-        return [
-            event_text("classes", self._classes()), *(event_text("image", each) for each in images),
-            *(event_text("fit", fit) for fit in store.fits[-1:]),
-            event_text("state", self.worker.state),
-        ]  # fmt: skip
+        events = self.events.listen("state", lambda: self.worker.state)
+        headers = {"x-accel-buffering": "no"}
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
     async def add_class(self, request):
         name = (await read_object(request, {"name": str}))["name"]

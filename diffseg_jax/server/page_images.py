@@ -43,7 +43,7 @@ class PageImage:
 
     @property
     def key(self) -> str:
-        """The first digits of its SHA-256: the same in another place and under another name."""
+        """The first digits of its SHA-256: the same in another folder and under another name."""
         return key_of(self.sha256)
 
     def read(self) -> np.ndarray:

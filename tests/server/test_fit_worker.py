@@ -1,5 +1,6 @@
 """The worker: what it does first, what it gives up, and what it tells."""
 
+import json
 import threading
 
 import numpy as np
@@ -40,8 +41,7 @@ def page(tmp_path):
 
 
 def events_of(page, name):
-    texts = [text for _, text in page.events.missed(f"{page.events._series}-0")]
-    return [text for text in texts if text.startswith(f"event: {name}\n")]
+    return [json.dumps(content) for told, content in page.events.told if told == name]
 
 
 def is_idle(page):

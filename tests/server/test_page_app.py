@@ -1,5 +1,6 @@
 """The endpoints of the page, asked as a browser asks them."""
 
+import asyncio
 import errno
 import io
 import json
@@ -9,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.concurrency import run_in_threadpool
 
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.server import dataset_export
+from diffseg_jax.server.page_app import KeptBytes
 from page_case import NAMES, Page, full_disk, wait_for, write_images
 
 
@@ -167,10 +170,21 @@ def test_requests_that_are_refused(page):
 
 
 def test_a_page_is_told_what_happens(page):
-    page.patch(0, 0, 0, np.zeros((2, 16), np.uint8), 0)
-    events = page.events.missed(f"{page.events._series}-0")
-    names = [text.split("\n")[0] for _, text in events]
-    assert "event: image" in names
+    """First the state, then all that is published after that, until the server ends."""
+
+    async def listen():
+        texts, told = page.events.listen("state", lambda: {"phase": "idle"}), []
+        async for text in texts:
+            if not told:
+                await run_in_threadpool(page.patch, 0, 0, 0, np.zeros((2, 16), np.uint8), 0)
+            if text.startswith("event: image"):
+                page.events.close()
+            told.append(text)
+        return told
+
+    told = asyncio.run(asyncio.wait_for(listen(), 10))
+    assert told[0] == 'event: state\ndata: {"phase": "idle"}\n\n'
+    assert told[-1] == f"event: image\ndata: {json.dumps(page.store.described(0))}\n\n"
 
 
 def test_only_the_prediction_that_was_looked_at_is_accepted(page):
@@ -238,3 +252,15 @@ def test_an_export_on_a_full_disk_leaves_the_one_before(page, monkeypatch):
     assert response.status_code == 507 and "No space left" in response.json()["error"]
     assert [path.name for path in folder.parent.iterdir() if "dataset" in path.name] == ["dataset"]
     assert (folder / "masks" / "photo_0.png").exists()
+
+
+def test_thumbnails_are_kept_up_to_a_number_of_bytes():
+    made = []
+    kept = KeptBytes(100, lambda size: made.append(size) or bytes(size))
+    for size in (40, 50, 40, 50):
+        assert len(kept(size)) == size
+    assert made == [40, 50]
+    kept(60)  # in place of the 40 bytes that were asked for least recently, with the 50
+    kept(200)  # is larger than all that is kept
+    made.clear()
+    assert [len(kept(size)) for size in (60, 40)] == [60, 40] and 40 in made
