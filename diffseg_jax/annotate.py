@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None):
                     print(line, flush=True)
                 print(f"open {page.url} in a browser; Ctrl-C ends it", flush=True)
                 if is_opened:
-                    open_browser(page.url)
+                    open_browser(page.url, page.folder)
                 page.run()
         except KeyboardInterrupt:
             code = INTERRUPTED

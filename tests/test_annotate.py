@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +14,12 @@ from starlette.testclient import TestClient
 
 import diffseg_jax
 from diffseg_jax import annotate
+from diffseg_jax.data.scenes import draw_scene
 from diffseg_jax.errors import UserError
 from diffseg_jax.server import page_server
 from diffseg_jax.server.drawn_scenes import draw_scenes
 from diffseg_jax.server.notebook import open_in_notebook
-from diffseg_jax.server.page_server import PageServer, beside
+from diffseg_jax.server.page_server import PageServer, beside, open_browser
 from page_case import MeanColours, write_images
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +88,63 @@ def test_scenes_are_drawn_once_with_their_classes(photos, monkeypatch):
     assert not draw_scenes("scenes")
     with PageServer(["scenes"]) as page:
         assert len(page.store.classes.names) == 9
+
+
+def test_scenes_have_their_classes_after_a_start_that_failed(photos, monkeypatch):
+    monkeypatch.setattr("diffseg_jax.server.drawn_scenes.COUNT", 2)
+    with pytest.raises(UserError, match="cannot listen"):
+        PageServer(["scenes"], host="no.such.address")
+    with PageServer(["scenes"]) as page:
+        assert len(page.store.images) == 2 and len(page.store.classes.names) == 9
+
+
+def test_a_kill_while_scenes_are_drawn_leaves_no_folder_that_looks_whole(photos, monkeypatch):
+    monkeypatch.setattr("diffseg_jax.server.drawn_scenes.COUNT", 3)
+    drawn = []
+
+    def draw_two(*arguments):
+        drawn.append(arguments)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return draw_scene(*arguments)
+
+    monkeypatch.setattr("diffseg_jax.server.drawn_scenes.draw_scene", draw_two)
+    with pytest.raises(KeyboardInterrupt):
+        draw_scenes("scenes")
+    assert not Path("scenes").exists()
+    Path(".scenes.1").mkdir()  # of a process that could not clear away
+    assert draw_scenes("scenes") and len(list(Path("scenes").iterdir())) == 3
+    assert not list(Path().glob(".scenes*"))
+
+
+def test_a_browser_is_opened_without_a_token_on_its_command_line(photos, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setenv("DISPLAY", ":0")
+    with PageServer(["photos"], "sky,road") as page:
+        open_browser(page.url, page.folder)
+        (address,) = opened
+        assert page.access.token not in address
+        file = Path(address.removeprefix("file://"))
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert f'content="0;url={page.url}"' in file.read_text()
+
+
+def test_a_frame_of_colab_has_the_height_that_was_given(photos, monkeypatch):
+    colab, shown = ModuleType("google.colab"), []
+    colab.output = SimpleNamespace(
+        serve_kernel_port_as_iframe=lambda port, **options: shown.append((port, options))
+    )
+    colab.__spec__ = ModuleSpec("google.colab", None)
+    monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    page = open_in_notebook("photos", ["sky", "road"], height=333)
+    try:
+        assert page._repr_html_() == ""
+        access = page.server.access
+        assert shown == [(access.port, {"path": f"/{access.token}/", "height": 333})]
+    finally:
+        page.stop()
 
 
 def test_a_notebook_shows_the_page_in_a_frame(photos):

@@ -39,7 +39,7 @@ PROJECT_FORMAT = 1  # of project.json
 RECORDED = {"height": int, "width": int, "sha256": str, "stamp": str, "accepted": bool}
 MAPS_KEPT = 256 * 2**20  # bytes of label maps that stay in memory
 PROJECT_FILE = "project.json"
-HALF_WRITTEN = re.compile(r"\..+\.(png|json)\.\d+")  # names of files that are being written
+HALF_WRITTEN = re.compile(r"\..+\.(png|json|html)\.\d+")  # names of files that are being written
 MAPS_OF_IMAGES = STROKES, PREDICTIONS, UNCERTAINTY = "strokes", "predictions", "uncertainty"
 
 

@@ -49,10 +49,11 @@ class Annotation:
         if importlib.util.find_spec("google.colab"):  # its proxy makes an address of its own
             from google.colab import output
 
-            output.serve_kernel_port_as_iframe(access.port, path=f"/{access.token}/", height=HEIGHT)
+            path = f"/{access.token}/"
+            output.serve_kernel_port_as_iframe(access.port, path=path, height=self.height)
             return ""
         address = self.url
-        if prefix := os.environ.get(HUB_PREFIX):  # jupyter-server-proxy answers there
+        if prefix := os.environ.get(HUB_PREFIX):  # jupyter-server-proxy serves it there
             address = f"{prefix}proxy/{access.port}/{access.token}/"
         shown = escape(address)
         frame = (

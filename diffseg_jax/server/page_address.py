@@ -1,19 +1,23 @@
 """The port and the token of a page, which stay the same when its command is started again.
 
-So a tab that stayed open goes on, perhaps with strokes that the server did not get any more.
+So a tab that stayed open goes on, perhaps with strokes that the server did not get any more. A
+folder that came from somebody else, whose token that person knows, gets a new one.
 """
 
+import json
 import os
 import re
 import socket
+import stat
 from pathlib import Path
 
 from diffseg_jax.errors import UserError
 from diffseg_jax.server.listening import bound_socket
 from diffseg_jax.server.security import new_token
-from diffseg_jax.storage.paths import read_object
 
 ADDRESS_FILE = "address.json"  # in the folder of the project; only its owner can read it
+OWNER_ALONE = 0o600
+NO_LINKS = os.O_NOFOLLOW if os.name == "posix" else 0
 
 
 def bound_as_before(folder: Path, host: str, port: int) -> tuple[socket.socket, str]:
@@ -23,7 +27,7 @@ def bound_as_before(folder: Path, host: str, port: int) -> tuple[socket.socket, 
 
     Raises UserError as `bound_socket` does.
     """
-    last = read_object(folder / ADDRESS_FILE)
+    last = _last_address(folder)
     token = last.get("token")
     if not (isinstance(token, str) and re.fullmatch(r"[\w-]{32,64}", token, re.ASCII)):
         token = new_token()
@@ -36,10 +40,37 @@ def bound_as_before(folder: Path, host: str, port: int) -> tuple[socket.socket, 
     return bound_socket(host, port), token
 
 
+def _last_address(folder):
+    """What `keep_address` wrote in this folder for this user; {} for a file from elsewhere."""
+    try:
+        descriptor = os.open(folder / ADDRESS_FILE, os.O_RDONLY | NO_LINKS)
+        with open(descriptor) as file:
+            found, content = os.fstat(descriptor), json.load(file)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    is_own = os.name != "posix" or (
+        found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == OWNER_ALONE
+    )
+    is_here = isinstance(content, dict) and content.get("folder") == _number_of(folder)
+    return content if is_own and is_here else {}
+
+
 def keep_address(folder: Path, port: int, token: str):
     """Writes what `bound_as_before` reads, for the eyes of this user alone."""
-    partial = folder / f".{ADDRESS_FILE}.{os.getpid()}"
+    address = {"port": port, "token": token, "folder": _number_of(folder)}
+    write_for_owner(folder / ADDRESS_FILE, f"{json.dumps(address)}\n")
+
+
+def _number_of(folder) -> int:
+    """The number by which the file system knows a folder: a copy or an archive has another one."""
+    return folder.stat().st_ino
+
+
+def write_for_owner(file: Path, text: str):
+    """Writes a file atomically that nobody else can read."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
     partial.unlink(missing_ok=True)
-    with open(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-        file.write(f'{{"port": {port}, "token": "{token}"}}\n')
-    os.replace(partial, folder / ADDRESS_FILE)
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+    with open(os.open(partial, flags, OWNER_ALONE), "w", encoding="utf-8") as stream:
+        stream.write(text)
+    os.replace(partial, file)

@@ -6,6 +6,7 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 from diffseg_jax.data.files import BUCKET
@@ -18,7 +19,7 @@ from diffseg_jax.server.drawn_scenes import SCENES, draw_scenes
 from diffseg_jax.server.fit_worker import MODEL, FitWorker
 from diffseg_jax.server.label_store import LabelStore, read_project
 from diffseg_jax.server.listening import make_server, serve_until_stopped
-from diffseg_jax.server.page_address import bound_as_before, keep_address
+from diffseg_jax.server.page_address import bound_as_before, keep_address, write_for_owner
 from diffseg_jax.server.page_app import page_routes
 from diffseg_jax.server.page_classes import CLASSES_FILE, read_project_classes
 from diffseg_jax.server.page_events import PageEvents
@@ -30,6 +31,7 @@ from diffseg_jax.storage.paths import in_bucket, make_folder, open_path
 TASK = "annotate"  # of the lock
 FEATURE_CACHE = "features"  # the folder of cached features in that of the project
 SECONDS_TO_STOP = 2  # for requests in flight, and for the worker
+OPENED_FILE = "open.html"  # in the folder of the project; leads a browser to the page
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")  # variables of a Linux that can show a browser
 
 
@@ -60,7 +62,8 @@ class PageServer:
             self._exits = self._exits.pop_all()
 
     def _open(self, images, classes, output, source, host, port, every, in_path):
-        drawn = list(images) == [SCENES] and draw_scenes(SCENES)
+        if are_scenes := list(images) == [SCENES]:
+            draw_scenes(SCENES)
         images = matching(images)
         self.folder = open_path(output) if output else beside(images)
         if in_bucket(self.folder):
@@ -70,7 +73,7 @@ class PageServer:
             )
         require_apart(images, str(self.folder))
         known = read_project(self.folder)["images"]
-        if drawn and not classes and not (self.folder / CLASSES_FILE).exists():
+        if are_scenes and not classes and not (self.folder / CLASSES_FILE).exists():
             classes = NAMES
         labels = read_project_classes(self.folder, classes)
         bound, token = bound_as_before(self.folder, host, port)
@@ -146,9 +149,19 @@ def beside(images: Sequence[str]) -> Path:
     return Path(os.path.relpath(annotated)) if annotated.is_relative_to(Path.cwd()) else annotated
 
 
-def open_browser(url: str):
-    """Opens the address in a browser with windows, if there is one."""
+def open_browser(url: str, folder: Path):
+    """Opens the address in a browser with windows, if there is one.
+
+    The browser is given a file in the folder that leads to the address, for the eyes of this user
+    alone: what stands on a command line is seen by all users of the machine.
+    """
     if sys.platform.startswith("linux") and not any(map(os.environ.get, SCREENS)):
         return
+    file = folder.absolute() / OPENED_FILE
+    target = escape(url)
+    write_for_owner(
+        file, f'<!doctype html><meta name="referrer" content="no-referrer">'
+        f'<meta http-equiv="refresh" content="0;url={target}"><a href="{target}">Open the page</a>'
+    )  # fmt: skip
     with contextlib.suppress(webbrowser.Error):
-        webbrowser.open(url)
+        webbrowser.open(file.as_uri())

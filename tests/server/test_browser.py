@@ -20,6 +20,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from diffseg_jax.server.page_server import open_browser
 from diffseg_jax.server.security import Access, Guarded
 from page_case import LABELS, MeanColours, Page, full_disk, write_images
 
@@ -444,6 +445,16 @@ def test_a_stroke_on_an_image_that_was_replaced_is_given_up_with_a_sentence(
     tab.says("The strokes on photo_0 could not be saved")
     tab.saved()
     assert page.store.described(0)["revision"] == 0
+
+
+def test_a_file_that_is_opened_leads_to_the_page(serve, open_tab, tmp_path, monkeypatch):
+    """As the command opens it, without the token on the command line of the browser."""
+    opened, page = [], serve()
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setenv("DISPLAY", ":0")
+    open_browser(page.url, tmp_path)
+    tab = open_tab(opened[0])
+    tab.page.wait_for_url(f"http://127.0.0.1:{page.port}/#0")
 
 
 def test_a_wrong_token_is_refused(serve, browser):
