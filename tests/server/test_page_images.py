@@ -25,7 +25,7 @@ def paint(store, index, id_):
     ids = np.full((12, 16), id_, np.uint8)
     store.patch(index, (0, 0, 16, 12), ids, store.described(index)["revision"])
     store.add_prediction(index, 1 + id_, ids, np.zeros((12, 16), np.float32))
-    store.accept(index, True)
+    store.accept(index, 1 + id_)
 
 
 def swap(one, other):
