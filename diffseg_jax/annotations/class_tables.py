@@ -1,9 +1,11 @@
 """Tables of names and colours: labelmap.txt of CVAT, lists of r,g,b,name, and VOC's palette."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffseg_jax.annotations.entries import class_name
 from diffseg_jax.data.classes_json import read_classes
 from diffseg_jax.data.labels import NO_CLASS, Labels
 from diffseg_jax.data.names import read_text
@@ -111,9 +113,30 @@ def find_colour_table(folder: Path) -> Path | None:
 
 
 def labelmap(names: Sequence[str], colours: Sequence[tuple[int, int, int]]) -> str:
-    """The text of a labelmap.txt of CVAT."""
-    rows = (f"{name}:{','.join(map(str, rgb))}::\n" for name, rgb in zip(names, colours))
-    return "# label:color_rgb:parts:actions\n" + "".join(rows)
+    """The text of a labelmap.txt of CVAT; UserError for a name that its lines cannot hold."""
+    rows = [f"{name}:{','.join(map(str, rgb))}::" for name, rgb in zip(names, colours)]
+    for name, rgb, row in zip(names, colours, rows):
+        if name.startswith("#") or _name_and_colour(row) != (name, tuple(rgb)):
+            raise UserError(
+                f"class {shown(name)} cannot be a line of labelmap.txt, name:r,g,b::, in which a "
+                "name has no # at its beginning, no quotes around it and no colour at its end. "
+                f"Rename it: --rename={shlex.quote(name)}:NAME."
+            )
+    return "\n".join(["# label:color_rgb:parts:actions", *rows, ""])
+
+
+def different_names(file: Path) -> tuple[str, ...]:
+    """The names of classes in a text file, one a line; UserError for one that stands twice."""
+    try:
+        lines = [line for line in read_text(file).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {file}: {error}. It must be text, saved as UTF-8.") from None
+    names = tuple(class_name(line, str(file)) for line in lines)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{file} names the class {shown(twice[0])} twice. Rename one of them.")
+    if not names:
+        raise UserError(f"{file} names no class. Write one a line.")
+    return names
 
 
 def means_nothing(name: str) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 from diffseg_jax.data.class_ids import MaskRules, id_table
 from diffseg_jax.data.images import decode, read_file
 from diffseg_jax.data.masks import read_colours, read_ids
+from diffseg_jax.data.npy import is_array
 from diffseg_jax.errors import UserError, counted
 
 MAX_COLOURS = 8  # colours in an error
@@ -40,6 +41,11 @@ class ColourIds:
             }
             raise UserError(f"mask {path} {_unknown(unknown, self.colours, self.table)}")
         return ids.astype(np.uint8)
+
+
+def holds_colours(path) -> bool:
+    """Whether a mask is an image in colours without a palette, and not indices or grey values."""
+    return not is_array(path) and decode(path, read_file(path)).mode in ("RGB", "RGBA")
 
 
 def palette_colours(path) -> dict[int, tuple[int, int, int]]:

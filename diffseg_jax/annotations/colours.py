@@ -15,6 +15,7 @@ from diffseg_jax.annotations.class_tables import (
 )
 from diffseg_jax.annotations.colour_masks import ColourIds
 from diffseg_jax.annotations.mask_pairs import (
+    indices_or_ignored,
     mask_files,
     require_folder_of_masks,
     save_masks,
@@ -22,11 +23,12 @@ from diffseg_jax.annotations.mask_pairs import (
 )
 from diffseg_jax.annotations.photos import Photos
 from diffseg_jax.annotations.regions import LabelFormat, LabelledSet, LabelMap, WriteOptions
+from diffseg_jax.data.classes_json import read_classes
 from diffseg_jax.data.labels import IGNORE, Labels
 from diffseg_jax.data.mask_files import COLOUR, content_of
 from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.errors import UserError
-from diffseg_jax.storage.paths import write_atomically
+from diffseg_jax.storage.paths import write_atomically, write_json
 
 COLOUR_FOLDER, COLOUR_TABLE = "colour_masks", "labelmap.txt"
 IGNORED_NAME = "ignored"
@@ -46,23 +48,41 @@ def _read(path: Path, photos: Photos) -> LabelledSet:
             f"name:r,g,b:: for each class, or one of {', '.join(TABLE_NAMES)}."
         )
     labels, masks = read_colour_table(table), mask_files(path, photos)
-    known = ColourIds({rgb: index for index, rgb in enumerate(labels.palette)}, str(table))
-    images = (mask.labelled(known.read(mask.path).astype(int)) for mask in masks)
-    ignored = tuple(filter(means_nothing, labels.names))
+    ids_of = {rgb: index for index, rgb in enumerate(labels.palette)}
+    is_plain = table.suffix.lower() != ".json"
+    if not is_plain:  # which says itself what is ignored
+        rules = read_classes(table, 0)[1]
+        ids_of = {rgb: rules.class_of(stored) for rgb, stored in rules.colours.items()}
+    known, count = ColourIds(ids_of, str(table)), len(labels.names)
+    images = (
+        mask.labelled(indices_or_ignored(known.read(mask.path), count, IGNORE, mask.path))
+        for mask in masks
+    )
+    ignored = tuple(filter(means_nothing, labels.names)) if is_plain else ()
     return LabelledSet(labels.names, images, labels.palette, ignored=ignored, count=len(masks))
 
 
 def _write(folder: Path, labels: Labels, maps: Iterable[LabelMap], options: WriteOptions):
-    """RGB PNGs, and labelmap.txt, which has a colour for ignored pixels besides."""
-    free = [(0, 0, 0), *distinct_colours(IGNORE)]
-    rest = next(rgb for rgb in free if rgb not in labels.palette)
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(labels.names)], palette[IGNORE] = labels.palette, rest
-    save_masks(folder / COLOUR_FOLDER, maps, lambda ids: Image.fromarray(palette[ids]))
-    names, colours = (*labels.names, IGNORED_NAME), (*labels.palette, rest)
+    """RGB PNGs, labelmap.txt with a colour for ignored pixels besides, and classes.json.
+
+    The second table says which colour is ignored, whatever names the classes have.
+    """
+    *palette, rest = _different((*labels.palette, (0, 0, 0)))
     if IGNORED_NAME in labels.names:
         raise UserError(f'a class is called "{IGNORED_NAME}", as ignored pixels are. Rename it.')
-    write_atomically(folder / COLOUR_TABLE, labelmap(names, colours).encode())
+    table = labelmap((*labels.names, IGNORED_NAME), (*palette, rest))
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)], colours[IGNORE] = palette, rest
+    save_masks(folder / COLOUR_FOLDER, maps, lambda ids: Image.fromarray(colours[ids]))
+    write_atomically(folder / COLOUR_TABLE, table.encode())
+    content = {"names": list(labels.names), "palette": [list(rgb) for rgb in palette]}
+    write_json(folder / "classes.json", content | {"ignore": [list(rest)]})
+
+
+def _different(colours):
+    """The colours, with another one for each that stands before."""
+    free = (rgb for rgb in distinct_colours(IGNORE) if rgb not in colours)
+    return [rgb if rgb not in colours[:at] else next(free) for at, rgb in enumerate(colours)]
 
 
 COLOURS = LabelFormat(

@@ -1,7 +1,8 @@
 """The layout of Pascal VOC: JPEGImages, SegmentationClass with a palette, ImageSets.
 
-Masks are palette images of class indices, 255 = border; CVAT ("Segmentation mask 1.1") writes the
-same folders with colours, and labelmap.txt beside them.
+Masks are palette images of class indices, 255 = border. labelme2voc writes them too, and the names
+of its classes into class_names.txt. CVAT ("Segmentation mask 1.1") writes the same folders with
+colours, and labelmap.txt beside them.
 """
 
 from collections.abc import Iterable
@@ -10,11 +11,12 @@ from pathlib import Path
 from diffseg_jax.annotations.class_tables import (
     VOC_BORDER,
     VOC_NAMES,
+    different_names,
     labelmap,
     read_colour_table,
     voc_colours,
 )
-from diffseg_jax.annotations.colour_masks import ColourIds, ids_of_indices, palette_colours
+from diffseg_jax.annotations.colour_masks import ColourIds, holds_colours, ids_of_indices
 from diffseg_jax.annotations.mask_pairs import (
     indexed_image,
     indices_or_ignored,
@@ -26,6 +28,7 @@ from diffseg_jax.annotations.regions import (
     LabelFormat,
     LabelledSet,
     LabelMap,
+    Notes,
     WriteOptions,
 )
 from diffseg_jax.data.labels import IGNORE, Labels
@@ -33,6 +36,7 @@ from diffseg_jax.storage.paths import write_atomically
 
 MASKS_OF_VOC, IMAGES_OF_VOC = "SegmentationClass", "JPEGImages"
 LIST_OF_VOC, TABLE_OF_VOC = "ImageSets/Segmentation/train.txt", "labelmap.txt"
+NAMES_OF_VOC = "class_names.txt"  # a name a line, in the order of the indices
 
 
 def _recognise(path: Path) -> bool:
@@ -40,34 +44,33 @@ def _recognise(path: Path) -> bool:
 
 
 def _read(path: Path, photos: Photos) -> LabelledSet:
-    names = tuple(VOC_NAMES.split(", "))
-    labels, table = Labels(names, voc_colours(len(names))), path / TABLE_OF_VOC
-    if table.is_file():
-        labels = read_colour_table(table)
+    table, notes = path / TABLE_OF_VOC, Notes()
+    has_table = table.is_file()
+    labels = read_colour_table(table) if has_table else _labels(path, notes)
     folders = path / MASKS_OF_VOC, path / IMAGES_OF_VOC
     masks = mask_files(path, photos, folder=folders[0], images=folders[1])
     known = {rgb: index for index, rgb in enumerate(labels.palette)}
     known.setdefault(VOC_BORDER, IGNORE)
-    count, by_colour = len(labels.names), ColourIds(known, str(table))
+    lines = str(table) if has_table else f"{table}, with a line for each class"
+    count, by_colour = len(labels.names), ColourIds(known, lines)
 
     def each():
         for mask in masks:
-            ids = _ids(mask.path, by_colour)
+            in_colours = has_table or holds_colours(mask.path)
+            ids = by_colour.read(mask.path) if in_colours else ids_of_indices(mask.path)
             yield mask.labelled(indices_or_ignored(ids, count, IGNORE, mask.path))
 
-    return LabelledSet(labels.names, each(), labels.palette, count=len(masks))
+    return LabelledSet(labels.names, each(), labels.palette, notes=notes, count=len(masks))
 
 
-def _ids(path, by_colour):
-    """The ids of a mask: by its colours where all of them are known, else its indices.
-
-    So a palette that is not VOC's does not make ids of colours, and colours need no palette.
-    """
-    used = palette_colours(path)
-    shown = [by_colour.colours.get(rgb) for rgb in used.values()]
-    if used and (None in shown or shown == [*used]):
-        return ids_of_indices(path)
-    return by_colour.read(path)
+def _labels(path, notes):
+    """The classes of a set without a table of colours: those of class_names.txt, or of VOC."""
+    file = path / NAMES_OF_VOC
+    names = different_names(file) if file.is_file() else tuple(VOC_NAMES.split(", "))
+    if not file.is_file():
+        rest = f"of Pascal VOC taken, as there is no {TABLE_OF_VOC} and no {NAMES_OF_VOC}"
+        notes.add("classes", "name", rest, count=len(names))
+    return Labels(names, voc_colours(len(names)))
 
 
 def _write(folder: Path, labels: Labels, maps: Iterable[LabelMap], options: WriteOptions):

@@ -66,3 +66,10 @@ def test_the_palette_of_voc_is_the_published_one():
     assert (colours[15], colours[20]) == ((192, 128, 128), (0, 64, 128))
     assert colours[255] == (224, 224, 192)
     assert len(set(colours)) == 256
+
+
+@pytest.mark.parametrize("name", ["#road", '"road"', "a:1,2,3"])
+def test_a_name_that_a_line_cannot_hold_is_refused(name):
+    """It would be a comment, or another name or colour, when it is read."""
+    with pytest.raises(UserError, match="cannot be a line of labelmap.txt"):
+        labelmap([name], [(4, 5, 6)])

@@ -71,6 +71,34 @@ def test_more_classes_than_voc_has_need_names(tmp_path):
         label_maps("voc", tmp_path)
 
 
+def test_masks_of_voc_with_a_palette_but_no_table_are_read_by_their_indices(tmp_path):
+    """Whatever the palette shows: zeros behind its colours, or red and blue exchanged."""
+    for number, palette in enumerate(([(9, 9, 9)], [(0, 0, 0), (0, 0, 128)])):
+        file = tmp_path / "SegmentationClass" / f"{number}.png"
+        save(file, [[0, 1, 255]], palette=[*palette, *[(0, 0, 0)] * 254])
+    maps = label_maps("voc", tmp_path)[0]
+    assert all(ids.tolist() == [[0, 1, 255]] for ids in maps.values()) and len(maps) == 2
+
+
+def test_masks_of_voc_with_a_table_are_read_by_their_colours(tmp_path):
+    """Also where there is a palette, whose indices then say nothing."""
+    (tmp_path / "labelmap.txt").write_text("road:128,64,128::\ncar:70,130,180::\n")
+    file = tmp_path / "SegmentationClass" / "a.png"
+    save(file, [[1, 2]], palette=[VOID, SKY, ROAD])
+    assert label_maps("voc", tmp_path)[0]["a.png"].tolist() == [[1, 0]]
+    save(file, [[0, 1]], palette=[VOID, ROAD])
+    with pytest.raises(UserError, match=r"1 colour of no class: colour \[0, 0, 0\]"):
+        label_maps("voc", tmp_path)
+
+
+def test_the_names_of_voc_are_taken_only_where_there_are_no_others(tmp_path):
+    save(tmp_path / "SegmentationClass" / "a.png", [[0, 1]], palette=voc_colours(256))
+    _, names, notes = label_maps("voc", tmp_path)
+    assert names[1] == "aeroplane" and "21 names of Pascal VOC taken" in notes[0]
+    (tmp_path / "class_names.txt").write_text("_background_\nroad\n")  # of labelme2voc
+    assert label_maps("voc", tmp_path)[1:] == (("_background_", "road"), [])
+
+
 # ---- colours -----------------------------------------------------------------------------------
 
 
@@ -124,6 +152,25 @@ def test_colours_without_a_table_are_refused(tmp_path):
     save(tmp_path / "deep" / "a.png", [[SKY, ROAD]])
     with pytest.raises(UserError, match="holds no table of colours. Write .*labelmap.txt"):
         label_maps("colours", tmp_path / "deep")
+
+
+def test_names_and_colours_do_not_change_what_is_read_again(tmp_path):
+    """A class called unknown is no ignored one, and two of one colour stay two."""
+    ids = np.array([[0, 1, 2, 255]], np.uint8)
+    write_maps(tmp_path / "a", {"x.png": ids}, ["unknown", "road", "car"])
+    palette = {"names": ["unknown", "road", "car"], "palette": [SKY, ROAD, SKY]}
+    (tmp_path / "a" / "classes.json").write_text(json.dumps(palette))
+    convert_labels(tmp_path / "a", tmp_path / "b", target="colours")
+    maps, names, _ = label_maps("colours", tmp_path / "b")
+    assert names == ("unknown", "road", "car")
+    np.testing.assert_array_equal(maps["x.png"], ids)
+
+
+def test_ignored_colours_of_classes_json_are_ignored(tmp_path):
+    table = {"names": ["sky", "road"], "palette": [SKY, ROAD], "ignore": [VOID]}
+    (tmp_path / "classes.json").write_text(json.dumps(table))
+    save(tmp_path / "a.png", [[ROAD, VOID, SKY]])
+    assert label_maps("colours", tmp_path)[0]["a.png"].tolist() == [[1, 255, 0]]
 
 
 # ---- black and white ---------------------------------------------------------------------------
