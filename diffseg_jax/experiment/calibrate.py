@@ -54,12 +54,13 @@ class Calibrated:
 
 
 def calibrate(
-    drawn: DrawnPixels, num_classes: int, by_class: bool = True
+    drawn: DrawnPixels, num_classes: int, by_class: bool = True, unit: str = "images"
 ) -> Calibrated | None:  # fmt: skip
     """The calibrator of a network by drawn pixels of held-out images; None for less than two.
 
     by_class  whether it tells classes apart; not where pixels are drawn evenly by class, as rare
               ones would seem more often wrong than they are in images
+    unit      what the rows of the table are, as the calibrator records it
     """
     table = drawn.table[drawn.table[:, :, 0].any(axis=1)]
     if len(table) < 2:
@@ -67,18 +68,18 @@ def calibrate(
     before, after = np.zeros((2, num_classes, 2, CHANCE_BINS), int)
     halves = table[: len(table) // 2], table[len(table) // 2 :]
     for fitted, measured in (halves, halves[::-1]):
-        calibrator = _fitted(fitted, num_classes, by_class)
+        calibrator = _fitted(fitted, num_classes, by_class, unit)
         signals, labels, wrong = _pixels(measured)
         truth = np.where(wrong, (labels + 1) % num_classes, labels)
         before += chance_counts(signals["least_confidence"], truth, labels, num_classes)
         after += chance_counts(calibrator.chance(signals, labels), truth, labels, num_classes)
-    return Calibrated(_fitted(table, num_classes, by_class), before, after)
+    return Calibrated(_fitted(table, num_classes, by_class, unit), before, after)
 
 
-def _fitted(table, num_classes, by_class) -> Calibrator:
+def _fitted(table, num_classes, by_class, unit) -> Calibrator:
     signals, labels, wrong = _pixels(table)
     given = {name: v for name, v in signals.items() if v.any() or name == SIGNALS[0]}
-    fitted_on = {"images": len(table), "pixels": len(labels)}
+    fitted_on = {unit: len(table), "pixels": len(labels)}
     if by_class:
         return fit_calibrator(given, labels, wrong, num_classes, fitted_on)
     pooled = fit_calibrator(given, np.zeros_like(labels), wrong, 1, fitted_on)

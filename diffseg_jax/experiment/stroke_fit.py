@@ -169,7 +169,8 @@ class StrokeFit:
     ) -> FitResult:  # fmt: skip
         """Fits new classifiers to the strokes of all images, by which it predicts from now on.
 
-        labels     key -> ids u8[H,W] of the size of the image, 0..K-1, 255 where nothing is painted
+        labels     key -> ids u8[H,W] of the size of the image, 0..K-1, 255 where nothing is
+                   painted; neighbours, such as frames of a video, are held out together
         progress   is told "features", "fit" or "scores", and how much of it is done
         cancelled  is asked some times a second; Cancelled is raised then, and the fit before stays
 
@@ -179,9 +180,12 @@ class StrokeFit:
         begun = time.perf_counter()
         keys, images, strokes = self._strokes(labels)
         table = self._table(keys, images, strokes, progress, cancelled)
-        self.ensemble, probs, divergence = self.learner.fit(table, progress, cancelled)
+        self.ensemble, probs, signals = self.learner.fit(table, progress, cancelled)
         progress("scores", 0, 1)
-        held_out = score_held_out(probs, divergence, table.labels, table.folds, table.units)
+        held_out = score_held_out(
+            probs, signals, table.labels, table.folds, table.units, table.pixels,
+            "images" if len(keys) > 1 else "strokes",
+        )  # fmt: skip
         progress("scores", 1, 1)
         # It is kept also where halves of so few pixels do not show that it helps: without one, an
         # ensemble is too sure of images that it has not seen.
@@ -247,7 +251,7 @@ class StrokeFit:
             nothing = np.zeros(len(pixels), np.int64)
             x[of_image] = features.gather(nothing, *np.divmod(pixels, features.size[1]))
             progress("features", number + 1, len(keys))
-        return PixelTable(x, strokes.labels[rows].astype(np.int32), folds, units)
+        return PixelTable(x, strokes.labels[rows].astype(np.int32), folds, units, rows)
 
     # ---- what it is used for ---------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import optax
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.ensemble_stage import MIN_DEVIATION
 from diffseg_jax.experiment.stroke_network import STAGE
-from diffseg_jax.experiment.stroke_scores import MAX_FOLDS
+from diffseg_jax.experiment.stroke_scores import MAX_FOLDS, expected_signals
 from diffseg_jax.models.pixel_mlp import PixelHead
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.systems.pixel_ensemble import agree, ensemble_maps
@@ -42,12 +42,14 @@ class PixelTable:
     x       f32[PIXELS_DRAWN, D], features
     labels  i32[PIXELS_DRAWN], classes;  folds  i64[PIXELS_DRAWN], in which they are held out
     units   i64[PIXELS_DRAWN], the images, or of a single one the strokes
+    pixels  i64[PIXELS_DRAWN], numbers of the painted pixels
     """
 
     x: np.ndarray
     labels: np.ndarray
     folds: np.ndarray
     units: np.ndarray
+    pixels: np.ndarray
 
 
 class StrokeMembers:
@@ -68,11 +70,11 @@ class StrokeMembers:
 
     def fit(
         self, table: PixelTable, progress: Callable, cancelled: Callable
-    ) -> tuple[dict, np.ndarray, np.ndarray]:  # fmt: skip
+    ) -> tuple[dict, np.ndarray, dict[str, np.ndarray]]:  # fmt: skip
         """Members {"params", "stats"}, and what others say of the table that have not seen it.
 
-        out  of each of n pixels the probabilities f32[n,K] and the divergence f32[n] of the members
-             that hold out its fold
+        out  of each of n pixels the probabilities f32[n,K] by the members that hold out its fold,
+             and the signals f32[n] of as many members as those of the prediction
 
         Raises Cancelled, and UserError for a loss that is not finite.
         """
@@ -85,7 +87,8 @@ class StrokeMembers:
     def warm_up(self, features: int):
         """Compiles what a fit of pixels with so many features runs."""
         zeros = np.zeros(PIXELS_DRAWN, np.int64)
-        table = PixelTable(np.zeros((PIXELS_DRAWN, features), np.float32), zeros, zeros, zeros)
+        x = np.zeros((PIXELS_DRAWN, features), np.float32)
+        table = PixelTable(x, zeros, zeros, zeros, zeros)
         learned = self._learn(table, lambda *_: None, lambda: False, calls=1)
         self._held_out(learned, table)
 
@@ -118,7 +121,8 @@ class StrokeMembers:
         logits = logits.reshape(MAX_FOLDS, HELD_OUT_MEMBERS, *logits.shape[1:])
         of_pixels = np.moveaxis(logits, 2, 0)[np.arange(PIXELS_DRAWN), table.folds]
         said = _agree(np.moveaxis(of_pixels, 1, 0))
-        return np.asarray(said["probs"]), np.asarray(said["divergence"])
+        probs, divergence = np.asarray(said["probs"]), np.asarray(said["divergence"])
+        return probs, expected_signals(probs, divergence, HELD_OUT_MEMBERS, self.members)
 
     def _members(self, learned, absent, mean, deviation) -> dict:
         """Those of the prediction, for features as they are; absent: bool[K], unpainted classes."""

@@ -1,6 +1,7 @@
 """How well classifiers do on strokes that they have not learned from, and their calibrator."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -33,11 +34,12 @@ def fold_numbers(images: np.ndarray, labels: np.ndarray, strokes: np.ndarray) ->
 
     images, labels, strokes  int[n]; a stroke is of one image and one class
 
-    Whole images are held out where several are painted, else strokes: those of each class in turn.
+    Whole images are held out where several are painted, neighbours together, since frames of a
+    video are often alike; else strokes: those of each class in turn.
     """
     names, of = np.unique(images, return_inverse=True)
     if len(names) > 1:
-        return of % min(MAX_FOLDS, len(names))
+        return of * min(MAX_FOLDS, len(names)) // len(names)
     names, first, of = np.unique(strokes, return_index=True, return_inverse=True)
     order = np.argsort(labels[first], kind="stable")  # strokes of one class are neighbours
     turns = np.empty(len(names), np.int64)
@@ -45,15 +47,34 @@ def fold_numbers(images: np.ndarray, labels: np.ndarray, strokes: np.ndarray) ->
     return turns[of]
 
 
-def score_held_out(
-    probs: np.ndarray, divergence: np.ndarray, labels: np.ndarray, folds: np.ndarray,
-    units: np.ndarray,
-) -> HeldOut:  # fmt: skip
-    """The scores of n pixels, by classifiers that learned from the other folds.
+def expected_signals(
+    probs: np.ndarray, divergence: np.ndarray, members: int, wanted: int
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """The signals f32[n] that `wanted` members would show, judged by what `members` say.
 
-    probs       f32[n,K], means over members;  divergence  f32[n]
-    labels      int[n], painted classes;  folds  int[n]
-    units       int[n], images or strokes: the halves between which calibration is tried
+    probs  f32[n,K], means over members;  divergence  f32[n], of at least two members
+
+    The divergence, entropy of the mean less mean entropy, is about half the variance between
+    members, of which M members show the share 1 - 1 / M; the mean entropy does not depend on M.
+    """
+    more = divergence * ((1 - 1 / wanted) / (1 - 1 / members) - 1)
+    return {
+        "least_confidence": 1 - probs.max(-1),
+        "entropy": np.clip(normalised(entropy(probs, np), probs.shape[1], np) + more, 0, 1),
+        "divergence": np.clip(divergence + more, 0, 1),
+    }
+
+
+def score_held_out(
+    probs: np.ndarray, signals: Mapping[str, np.ndarray], labels: np.ndarray, folds: np.ndarray,
+    units: np.ndarray, pixels: np.ndarray, unit: str = "images",
+) -> HeldOut:  # fmt: skip
+    """The scores of n drawn pixels, by classifiers that learned from the other folds.
+
+    probs    f32[n,K], means over members;  signals  name -> f32[n] in [0, 1]
+    labels   int[n], painted classes;  folds  int[n]
+    units    int[n], images or strokes: the halves between which calibration is tried;  unit  which
+    pixels   int[n], numbers of painted pixels: one that is drawn several times calibrates once
     """
     num_classes = probs.shape[1]
     pairs = np.unique(np.stack([labels, folds]), axis=1)[0]
@@ -68,24 +89,20 @@ def score_held_out(
     )
     scored = [value for value in per_class if value is not None]
     miou = float(np.mean(scored)) if scored else None
-    wrong = predicted != labels
-    signals = {
-        "least_confidence": 1 - probs.max(-1),
-        "entropy": normalised(entropy(probs, np), num_classes, np),
-        "divergence": divergence,
-    }
-    drawn = _table(predicted[counted], wrong[counted], units[counted], signals, counted)
-    return HeldOut(per_class, miou, calibrate(drawn, num_classes, by_class=False))
+    once = np.unique(pixels, return_index=True)[1]
+    once = once[counted[once]]
+    drawn = _table(predicted, predicted != labels, units, signals, once)
+    return HeldOut(per_class, miou, calibrate(drawn, num_classes, by_class=False, unit=unit))
 
 
-def _table(predicted, wrong, units, signals, counted) -> DrawnPixels:
-    """The pixels as of `DrawnPixels`, a row of the table for each unit."""
-    _, of, sizes = np.unique(units, return_inverse=True, return_counts=True)
+def _table(predicted, wrong, units, signals, rows) -> DrawnPixels:
+    """Some of the pixels as of `DrawnPixels`, a row of the table for each unit."""
+    _, of, sizes = np.unique(units[rows], return_inverse=True, return_counts=True)
     table = np.zeros((len(sizes), sizes.max(initial=0), 3 + len(SIGNALS)), np.float32)
     order = np.argsort(of, kind="stable")
     within = np.arange(len(of)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     zeros = np.zeros(len(of))
-    columns = [np.ones(len(of)), predicted, wrong]
-    columns += [np.clip(signals[n][counted], 0, 1) if n in signals else zeros for n in SIGNALS]
+    columns = [np.ones(len(of)), predicted[rows], wrong[rows]]
+    columns += [np.clip(signals[n][rows], 0, 1) if n in signals else zeros for n in SIGNALS]
     table[of[order], within] = np.stack(columns, -1)[order]
     return DrawnPixels(table, {})

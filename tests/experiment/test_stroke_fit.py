@@ -17,8 +17,9 @@ from diffseg_jax.experiment.stroke_features import FeatureCache, pixels_digest
 from diffseg_jax.experiment.stroke_fit import Cancelled, StrokeFit, unpainted_regions
 from diffseg_jax.experiment.stroke_members import ALL_FOLDS, PixelTable, unpainted
 from diffseg_jax.experiment.stroke_network import fit_config, make_fit_task, open_features
-from diffseg_jax.experiment.stroke_scores import fold_numbers, score_held_out
+from diffseg_jax.experiment.stroke_scores import expected_signals, fold_numbers, score_held_out
 from diffseg_jax.inference.converted import save_values
+from diffseg_jax.metrics.divergence import entropy
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.systems.methods import SYSTEMS
@@ -153,7 +154,7 @@ def test_a_class_without_strokes_is_never_predicted(engine, scenes, tmp_path):
 def test_members_do_not_know_classes_of_the_fold_that_they_hold_out():
     """The car is painted in fold 1 alone."""
     labels, folds = np.array([SKY, ROAD, SKY, CAR]), np.array([0, 0, 1, 1])
-    found = unpainted(PixelTable(None, labels, folds, folds), 4, [ALL_FOLDS, 0, 1, 2])
+    found = unpainted(PixelTable(None, labels, folds, folds, folds), 4, [ALL_FOLDS, 0, 1, 2])
     np.testing.assert_array_equal(
         found, np.array([[0, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]], bool)
     )
@@ -166,6 +167,11 @@ def test_a_class_that_cannot_be_held_out_has_no_score(engine, scenes):
     result = engine.fit(ids)
     assert result.per_class[CAR] is None and None not in result.per_class[:2]
     assert engine.fit({"a": scenes[1]["a"]}).miou is None  # one stroke of each class
+
+
+def test_images_that_follow_each_other_are_held_out_together():
+    folds = fold_numbers(np.arange(12), np.zeros(12, int), np.arange(12))
+    assert (np.diff(folds) >= 0).all() and sorted(np.bincount(folds)) == [2, 2, 2, 3, 3]
 
 
 def test_strokes_of_one_image_are_held_out_in_turn():
@@ -182,11 +188,45 @@ def test_uncertainty_is_as_large_as_the_share_of_errors():
     rng = np.random.default_rng(0)
     labels, units = rng.integers(0, 2, 4000), np.arange(4000) % 10
     sure = np.stack([np.full(4000, 0.9), np.full(4000, 0.1)], -1).astype(np.float32)
-    found = score_held_out(sure, np.zeros(4000, np.float32), labels, units % 5, units)
+    signals = expected_signals(sure, np.zeros(4000, np.float32), 2, 3)
+    found = score_held_out(sure, signals, labels, units % 5, units, np.arange(4000))
     calibrator = found.calibrated.calibrator
     signals = {name: np.full(1, 0.1, np.float32) for name in calibrator.signals}
     assert found.calibrated.helps
     assert abs(calibrator.chance(signals, np.zeros(1, int))[0] - (labels == 1).mean()) < 0.05
+
+
+def test_pixels_that_are_drawn_often_calibrate_as_if_once():
+    rng = np.random.default_rng(0)
+    labels, probs = np.arange(60) % 3, rng.dirichlet(np.ones(3), 60).astype(np.float32)
+    strokes = np.arange(60) // 10
+    signals = expected_signals(probs, np.full(60, 0.1, np.float32), 2, 3)
+
+    def calibrated(rows):
+        drawn = {name: values[rows] for name, values in signals.items()}
+        return score_held_out(
+            probs[rows], drawn, labels[rows], strokes[rows] % 5, strokes[rows], rows, "strokes"
+        ).calibrated.calibrator.to_json()
+
+    often = calibrated(np.repeat(np.arange(60), 100))
+    assert often == calibrated(np.arange(60))
+    assert often["fitted_on"] == {"strokes": 6, "pixels": 60} and min(often["chances"]) > 0.01
+
+
+def test_two_members_tell_what_three_would_show():
+    """On average, of members that differ at random."""
+    logits = np.random.default_rng(0).normal(size=(20_000, 1, 4)) * 2
+    logits = logits + np.random.default_rng(1).normal(size=(20_000, 3, 4))
+    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+    def seen(count, wanted):
+        own = probs[:, :count]
+        divergence = entropy(own.mean(1), np) - entropy(own, np).mean(1)
+        found = expected_signals(own.mean(1), divergence / np.log(4), count, wanted)
+        return np.array([found["entropy"].mean(), found["divergence"].mean()])
+
+    np.testing.assert_allclose(seen(2, 3), seen(3, 3), rtol=0.03)
+    assert seen(2, 2)[1] < 0.8 * seen(3, 3)[1]
 
 
 def test_images_are_predicted_at_their_size_and_seen_at_a_bounded_one(engine, scenes):
