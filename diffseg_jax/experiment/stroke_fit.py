@@ -48,7 +48,6 @@ from diffseg_jax.experiment.stroke_scores import fold_numbers, score_held_out
 from diffseg_jax.inference.calibrators import write_calibrator
 from diffseg_jax.inference.segmenter import Segmenter, load
 from diffseg_jax.inference.views import predict
-from diffseg_jax.metrics.choice import uncertain_boxes
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.paths import open_path
@@ -346,16 +345,3 @@ class StrokeFit:
         self.ensemble = jax.tree.map(jnp.asarray, learned)
         self.calibrator, self.painted = saved.calibrator, saved.meta["labelled"]["n"]
         return True
-
-
-def unpainted_regions(uncertainty: np.ndarray, ids: np.ndarray, most: int = 3) -> list[dict]:
-    """The most uncertain regions of an image, best first, to paint next; JSON values.
-
-    uncertainty  f32[H,W];  ids  u8[H,W], 255 where nothing is painted: only that counts
-    out          {"x", "y", "width", "height", "uncertainty"} each, as of `uncertain_boxes`
-    """
-    boxes = uncertain_boxes(np.where(ids == IGNORE, uncertainty, 0), most)
-    return [
-        {**dict(zip(("x", "y", "width", "height"), box)), "uncertainty": mean}
-        for box, mean in boxes
-    ]

@@ -14,10 +14,13 @@ import dataclasses
 
 import numpy as np
 
+from diffseg_jax.data.labels import IGNORE
+
 MAX_PAIRS = 2**25  # distances that are kept, which bounds the memory
 AT_A_TIME = 1024  # images whose distances are computed at a time
 BOX_PART = 4  # a box has this part of an image's height and width,
 MIN_BOX = 32  # but at least so many pixels, or the whole image
+SEARCHED_SIDE = 1024  # pixels, longer side of the map in which regions are looked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,3 +110,24 @@ def uncertain_boxes(uncertainty: np.ndarray, most: int = 3) -> list[tuple[list[i
         found.append(([int(x), int(y), width, height], float(means[y, x])))
         means[max(y - height + 1, 0) : y + height, max(x - width + 1, 0) : x + width] = -1
     return found
+
+
+def unpainted_regions(uncertainty: np.ndarray, ids: np.ndarray, most: int = 3) -> list[dict]:
+    """The most uncertain regions of an image, best first, to paint next; JSON values.
+
+    uncertainty  f32[H,W] in [0, 1], the chance of an error; or u8[H,W], 255 = certainly wrong
+    ids          u8[H,W], 255 where nothing is painted: only there errors count
+    out          {"x", "y", "width", "height"} in pixels and the mean "uncertainty" in [0, 1] each,
+                 as of `uncertain_boxes` of means over blocks, where the image is large
+    """
+    height, width = uncertainty.shape
+    factor = -(-max(height, width) // SEARCHED_SIDE)
+    errors = np.where(ids == IGNORE, uncertainty, 0)
+    blocks = errors[: height // factor * factor, : width // factor * factor]
+    blocks = blocks.reshape(height // factor, factor, width // factor, factor)
+    means = blocks.mean((1, 3), dtype=np.float32) / (255 if uncertainty.dtype == np.uint8 else 1)
+    return [
+        {**{key: value * factor for key, value in zip(("x", "y", "width", "height"), box)},
+         "uncertainty": round(mean, 6)}
+        for box, mean in uncertain_boxes(means, most)
+    ]  # fmt: skip

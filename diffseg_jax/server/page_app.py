@@ -19,8 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 import diffseg_jax
-from diffseg_jax.data.labels import IGNORE
-from diffseg_jax.metrics.choice import uncertain_boxes
+from diffseg_jax.metrics.choice import unpainted_regions
 from diffseg_jax.server.dataset_export import export_dataset
 from diffseg_jax.server.fit_worker import FitWorker
 from diffseg_jax.server.label_store import (
@@ -42,7 +41,6 @@ from diffseg_jax.server.security import (
 HERE = Path(__file__).parent
 STATIC = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}  # the page
 MAX_REGIONS = 8  # uncertain regions of an image
-SIDE_OF_REGIONS = 1024  # pixels, the longer side of the map in which they are looked for
 THUMBNAIL_BYTES = 32e6  # of thumbnails that are kept
 REGIONS_KEPT = 4096  # lists of regions
 IMAGES_KEPT = 4  # encoded ones
@@ -223,17 +221,7 @@ class _Page:
         """The most uncertain regions, without painted pixels; revision, fit: keys of the cache."""
         uncertainty = self.store.predicted(index, UNCERTAINTY)
         labels, _ = self.store.labels(index)
-        height, width = uncertainty.shape
-        factor = -(-max(height, width) // SIDE_OF_REGIONS)
-        small = np.where(labels == IGNORE, uncertainty, 0)[: height // factor * factor]
-        small = small[:, : width // factor * factor]
-        blocks = small.reshape(len(small) // factor, factor, -1, factor)
-        means = blocks.mean((1, 3), dtype=np.float32) / 255
-        return [
-            {**{key: value * factor for key, value in zip(("x", "y", "width", "height"), box)},
-             "uncertainty": round(mean, 6)}
-            for box, mean in uncertain_boxes(means, MAX_REGIONS)
-        ]  # fmt: skip
+        return unpainted_regions(uncertainty, labels, MAX_REGIONS)
 
     async def accept(self, request):
         index = self._index(request)

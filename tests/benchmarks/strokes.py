@@ -30,8 +30,9 @@ import numpy as np
 from scipy import ndimage
 
 from diffseg_jax.data.named_sets import open_camvid
-from diffseg_jax.experiment.stroke_fit import StrokeFit, unpainted_regions
+from diffseg_jax.experiment.stroke_fit import StrokeFit
 from diffseg_jax.metrics.calibration import chance_counts, scores_by_class
+from diffseg_jax.metrics.choice import unpainted_regions
 from diffseg_jax.metrics.divergence import entropy, normalised
 from diffseg_jax.metrics.segmentation import confusion, scores
 from diffseg_jax.systems.pixel_ensemble import agree

@@ -14,7 +14,7 @@ from diffseg_jax.data.labels import Labels
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.experiment.stroke_features import FeatureCache, pixels_digest
-from diffseg_jax.experiment.stroke_fit import Cancelled, StrokeFit, unpainted_regions
+from diffseg_jax.experiment.stroke_fit import Cancelled, StrokeFit
 from diffseg_jax.experiment.stroke_members import ALL_FOLDS, PixelTable, unpainted
 from diffseg_jax.experiment.stroke_network import fit_config, make_fit_task, open_features
 from diffseg_jax.experiment.stroke_scores import expected_signals, fold_numbers, score_held_out
@@ -400,17 +400,3 @@ def test_the_network_of_a_checkpoint_gives_the_features(scenes, tmp_path):
     again = StrokeFit(tmp_path / "model", CLASSES, tmp_path / "features", limit=LIMIT)
     assert "ensemble" not in again.network["params"]
     again.features("a", scenes[0]["a"])
-
-
-# ---- regions to paint next -----------------------------------------------------------------------
-
-
-def test_painted_pixels_are_no_reason_to_paint():
-    uncertainty = np.zeros((100, 160), np.float32)
-    uncertainty[:40, :40], uncertainty[60:, 120:] = 0.9, 0.5
-    ids = np.full((100, 160), 255, np.uint8)
-    first, second = unpainted_regions(uncertainty, ids)[:2]
-    assert (first["x"], first["y"]) == (0, 0) and second["x"] >= 100
-    ids[:45, :45] = 0
-    regions = unpainted_regions(uncertainty, ids)
-    assert regions[0]["x"] >= 100 and regions[0]["uncertainty"] == pytest.approx(0.5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffseg_jax.metrics import choice
-from diffseg_jax.metrics.choice import choose_images, uncertain_boxes
+from diffseg_jax.metrics.choice import choose_images, uncertain_boxes, unpainted_regions
 
 pytestmark = pytest.mark.quick
 
@@ -109,3 +109,31 @@ def test_boxes_lie_in_the_image_apart_from_each_other(size):
         assert inside.shape == (height, width) == tuple(min(max(s // 4, 32), s) for s in size)
         assert mean == pytest.approx(inside.mean(), rel=1e-4)
     assert used.max() == 1 and uncertain_boxes(np.zeros(size, np.float32)) == []
+
+
+def test_painted_pixels_are_no_reason_to_paint():
+    uncertainty = np.zeros((100, 160), np.float32)
+    uncertainty[:40, :40], uncertainty[60:, 120:] = 0.9, 0.5
+    ids = np.full((100, 160), 255, np.uint8)
+    first, second = unpainted_regions(uncertainty, ids)[:2]
+    assert (first["x"], first["y"]) == (0, 0) and second["x"] >= 100
+    ids[:45, :45] = 0
+    regions = unpainted_regions(uncertainty, ids)
+    assert regions[0]["x"] >= 100 and regions[0]["uncertainty"] == pytest.approx(0.5)
+
+
+def test_regions_of_a_large_image_are_those_of_its_means():
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (80, 100), np.uint8)
+    ids = np.where(rng.random(small.shape) < 0.3, 0, 255).astype(np.uint8)
+    large, large_ids = (np.kron(each, np.ones((11, 11), np.uint8)) for each in (small, ids))
+    factor = 2  # 1,100 pixels are more than SEARCHED_SIDE
+    means = np.where(large_ids == 255, large / np.float32(255), 0)
+    means = means.reshape(440, factor, 550, factor).mean((1, 3))
+    boxes = [([factor * side for side in box], mean) for box, mean in uncertain_boxes(means, 4)]
+    for values in (large, large / np.float32(255)):
+        found = unpainted_regions(values, large_ids, 4)
+        assert len(found) == 4
+        for region, (box, mean) in zip(found, boxes, strict=True):
+            assert [region[key] for key in ("x", "y", "width", "height")] == box
+            assert region["uncertainty"] == pytest.approx(mean, abs=1e-5)
