@@ -9,6 +9,7 @@ are relative, since in a notebook the token stands before them. Every endpoint i
 
 import functools
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -169,7 +170,7 @@ class _Page:
         self.worker.show(index)
         content, revision = self.store.labels_png(index)
         tag = f'"{self.store.images[index].key}-{revision}"'
-        return _unchanged(tag) if _is_known(request, tag) else _tagged(content, "image/png", tag)
+        return _tagged(content, "image/png", tag, "no-store")  # another folder counts anew
 
     async def patch(self, request):
         index = self._index(request)
@@ -207,7 +208,7 @@ class _Page:
             content, fit = self.store.prediction_png(index, part)
         except LookupError:
             raise _without_prediction() from None
-        tag = f'"{self.store.images[index].key}-{part}-{fit}"'
+        tag = f'"{self.store.images[index].key}-{part}-{fit}-{zlib.crc32(content):x}"'
         return _unchanged(tag) if _is_known(request, tag) else _tagged(content, "image/png", tag)
 
     def uncertain(self, request):
@@ -302,6 +303,5 @@ def _unchanged(tag):
     return Response(None, 304, {"etag": tag, "cache-control": REVALIDATED})
 
 
-def _tagged(content, media, tag):
-    headers = {"etag": tag, "cache-control": REVALIDATED}
-    return Response(content, media_type=media, headers=headers)
+def _tagged(content, media, tag, kept=REVALIDATED):
+    return Response(content, media_type=media, headers={"etag": tag, "cache-control": kept})

@@ -88,7 +88,7 @@ def test_a_browser_takes_no_copy_of_another_image(page, shifted):
     """What it has cached for an address is right only for the image that had the number then."""
     shifted.patch(0, 0, 0, np.ones((1, 1), np.uint8), 0)
     shifted.store.add_prediction(0, 1, np.zeros((12, 16), np.uint8), np.ones((12, 16), np.float32))
-    for part in ("", "?side=8", "/labels", "/prediction", "/uncertainty"):
+    for part in ("", "?side=8", "/prediction", "/uncertainty"):
         address = f"/api/images/0{part}"
         cached = page.client.get(address).headers["etag"]
         of_both = [
@@ -96,6 +96,18 @@ def test_a_browser_takes_no_copy_of_another_image(page, shifted):
             for each in (page, shifted)
         ]
         assert of_both == [304, 200], part
+
+
+def test_a_browser_takes_no_copy_of_another_project(page, tmp_path):
+    """Of the same images under the same address, in which revisions and fits are numbered anew."""
+    other = Page(tmp_path / "photos", tmp_path / "other", start=False)
+    ids, uncertainty = np.zeros((12, 16), np.uint8), np.zeros((12, 16), np.float32)
+    page.store.add_prediction(0, 1, ids, uncertainty)
+    other.store.add_prediction(0, 1, ids + 1, uncertainty)
+    cached = {"if-none-match": page.client.get("/api/images/0/prediction").headers["etag"]}
+    assert map_in(other.client.get("/api/images/0/prediction", headers=cached))[0, 0] == 1
+    labels = other.client.get("/api/images/0/labels")
+    assert labels.headers["cache-control"] == "no-store"
 
 
 def test_another_start_goes_on_where_the_first_stopped(page, tmp_path):
