@@ -6,8 +6,9 @@
     labels, uncertainty = engine.predict("a.jpg")
     engine.save("photos_annotated/model")                 # what diffseg_jax.load opens
 
-Features of each image are computed once. A fit draws a fixed number of painted pixels, evenly by
-class and stroke, so that its program is compiled once. The members that give the prediction learn
+Features of each image are computed once. A fit draws a fixed number of painted pixels, so that its
+program is compiled once: classes equally often, and in a class each stroke in proportion to the
+square root of its size. The members that give the prediction learn
 in one program with others, each of which never sees one fold of the strokes: what those say of that
 fold is the score of the fit, and calibrates its uncertainty. Classes without a stroke are never
 predicted, neither by the engine nor by its checkpoint: their probability is 0.
@@ -63,9 +64,9 @@ class FitResult:
 
     number     of fits by this object so far
     pixels     painted, at the size that the network sees;  images, strokes  that hold them
-    miou       mean IoU in [0, 1] on strokes that were held out, by classifiers that learned from
-               the others, each class and each of its strokes alike; None where nothing could be
-               held out
+    miou       mean IoU in [0, 1] on pixels of strokes that were held out, drawn as those of the
+               fit, by classifiers that learned from the others; None where nothing could be held
+               out
     per_class  IoU of each class; None where no stroke of it could be held out, as all are in one
                image or, for one image, there is only one
     calibrated whether the uncertainty is calibrated; else it is 1 - the highest probability
@@ -92,8 +93,8 @@ class StrokeFit:
              at the size of the image
     memory   bytes of features that stay in memory
     members  classifiers of the prediction
-    seed     of the pixels that are drawn and of the initial values: the same strokes give the same
-             fit
+    seed     of the pixels that are drawn, the initial values and the dropout: the same strokes give
+             the same fit
 
     note     a sentence for people about the source, or ""
     result   the `FitResult` of the last fit, or None
@@ -309,11 +310,21 @@ class StrokeFit:
     def save(self, directory: str | os.PathLike):
         """Writes the last fit as a workdir that `diffseg_jax.load` opens; the one before goes.
 
-        A checkpoint appears only when it is complete. Raises UserError before a fit, and where it
-        cannot be written.
+        A checkpoint appears only when its arrays are complete; its calibrator is written next, and
+        if that is interrupted, the uncertainty of what is opened is 1 - the highest probability.
+        Raises UserError before a fit, and where it cannot be written.
         """
         self._require_fit()
         stage = stage_directory(open_path(directory), STAGE)
+        try:
+            self._save(stage)
+        except OSError as error:
+            raise UserError(
+                f"the model cannot be written to {stage} ({error.strerror or error}). Free some "
+                "space, or fix this error, and fit again."
+            ) from None
+
+    def _save(self, stage):
         stage.mkdir(parents=True, exist_ok=True)
         with StageCheckpoints(stage, keep=1) as checkpoints:
             step = (checkpoints.latest() or 0) + self.task.fit.recipe.steps

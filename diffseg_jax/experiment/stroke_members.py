@@ -164,21 +164,21 @@ def _without_data(fit, seed) -> fit_loop.Fit:
     return fit_loop.Fit(
         name=STAGE, features=PixelFeatures((np.zeros((1, 1, 1, width), np.float32),), (1, 1)),
         pixels=np.zeros(0, np.int32), labels=np.zeros(0, np.uint8), init=init,
-        loss=functools.partial(_loss, fit.member), members=members, steps=recipe.steps,
+        loss=functools.partial(_loss, fit.member, seed), members=members, steps=recipe.steps,
         batch_size=recipe.batch_size, stops=False, own_order=False,
         optimizer=recipe.optimizer(recipe.steps), frozen={}, every={}, meta={}, seed=seed,
         advice="",
     )  # fmt: skip
 
 
-def _loss(member, params, stats, x, y, step):
+def _loss(member, seed, params, stats, x, y, step):
     """Mean cross-entropy of one member over the pixels of a batch that are not of its fold.
 
     x  f32[B,D], standardised;  y  i32[B], class + fold * 2^CLASS_BITS
 
     Dropout is the same for all members, so that their first layers are one product of matrices.
     """
-    key = jax.random.fold_in(jax.random.key(0), step)
+    key = jax.random.fold_in(jax.random.key(seed), step)
     kept = jax.random.bernoulli(key, 1 - PixelHead.DROPOUT, x.shape)
     x = jnp.where(kept, x / (1 - PixelHead.DROPOUT), 0.0)
     labels, folds = y & (2**CLASS_BITS - 1), y >> CLASS_BITS

@@ -15,7 +15,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.experiment.stroke_features import FeatureCache, pixels_digest
 from diffseg_jax.experiment.stroke_fit import Cancelled, StrokeFit
-from diffseg_jax.experiment.stroke_members import ALL_FOLDS, PixelTable, unpainted
+from diffseg_jax.experiment.stroke_members import ALL_FOLDS, PixelTable, StrokeMembers, unpainted
 from diffseg_jax.experiment.stroke_network import fit_config, make_fit_task, open_features
 from diffseg_jax.experiment.stroke_scores import expected_signals, fold_numbers, score_held_out
 from diffseg_jax.inference.converted import save_values
@@ -128,6 +128,21 @@ def test_the_same_strokes_give_the_same_fit_and_other_strokes_the_same_programs(
     learner = engine.learner
     assert learner.steps._cache_size() == learner.begin._cache_size() == 1
     assert learner.logits._cache_size() == learner.predict._cache_size() == 1
+
+
+def test_the_seed_decides_the_dropout(engine):
+    member = engine.task.fit.member
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), member.abstract)
+    ones["params"]["linear2"]["kernel"][:, SKY] = 2
+    stats = {"head": ones["stats"], "fold": np.int32(0), "mask": np.zeros(3, np.float32)}
+    x = np.random.default_rng(0).random((4, len(ones["stats"]["mean"]))).astype(np.float32)
+    losses = [
+        float(StrokeMembers(engine.task.fit, seed).unfitted.loss(
+            ones["params"], stats, x, np.full(4, ROAD + (1 << 8), np.int32), 5
+        )[0])
+        for seed in (0, 0, 1)
+    ]  # fmt: skip
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_the_score_is_of_strokes_that_were_not_learned_from(engine, scenes):
@@ -270,6 +285,13 @@ def test_before_a_fit_nothing_is_predicted_or_saved(tmp_path):
         with pytest.raises(UserError, match="there is no fit yet. Paint a few strokes"):
             use()
     assert not (tmp_path / "m").exists()
+
+
+def test_a_model_that_cannot_be_written_is_one_sentence(engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "ensemble", {})
+    (tmp_path / "model").write_text("a file in place of the folder")
+    with pytest.raises(UserError, match="model cannot be written to .* fit again"):
+        engine.save(tmp_path / "model")
 
 
 def test_classes_may_be_added(engine, scenes, tmp_path):
