@@ -60,7 +60,7 @@ class FitWorker:
         saved = _saved_number(store)
         self._wanted, self._number, self._is_stopping = 0, max(_last_number(store), saved), False
         self._shown, self._since, self._said = 0, (0.0, 0), 0.0
-        self._unprepared, self._is_warm = list(range(len(store.images))), False
+        self._unprepared, self._is_cold = list(range(len(store.images))), True
         self._fitted = 0  # the fit by which the engine predicts; 0: none
         self._waiting, self._total = [], 0  # images that it has yet to predict, of so many
         self._asked = self._outdated(saved) if saved else []  # indices by requests, likewise
@@ -120,7 +120,7 @@ class FitWorker:
             return
         while True:
             with self._changed:
-                if not (self._is_asked() or self._waiting or self._unprepared):
+                if not (self._is_asked() or self._waiting or self._unprepared or self._is_cold):
                     self._rest()
                     self._changed.wait_for(self._is_asked)
                 if self._is_stopping:
@@ -142,7 +142,10 @@ class FitWorker:
         return bool(self._wanted or self._asked or self._is_stopping)
 
     def _step(self, number, asked):
-        """One piece of work: a fit, the prediction of one image, or its features."""
+        """One piece of work: a fit, the prediction of one image, its features, or a warm-up.
+
+        The shown image comes first, and a fit is compiled after the features of one image.
+        """
         if number:
             self._learn(number)
         elif asked:
@@ -151,8 +154,11 @@ class FitWorker:
             waiting, self._waiting = self._waiting, []  # given up if it fails
             self._predict_next(waiting)
             self._waiting = waiting
+        elif self._unprepared:
+            self._prepare(self._shown if self._shown in self._unprepared else self._unprepared[0])
+            self._warm_up()
         else:
-            self._prepare_next()
+            self._warm_up()
 
     def _fail(self, sentence, number):
         if number:
@@ -178,11 +184,10 @@ class FitWorker:
             self._engine.set_classes(self._classes)
         return self._engine
 
-    def _prepare_next(self):
-        """Features of one image, the shown one first; after the first one a fit is compiled."""
-        self._prepare(self._shown if self._shown in self._unprepared else self._unprepared[0])
-        if not self._is_warm:
-            self._is_warm = True
+    def _warm_up(self):
+        """Compiles what a fit runs, unless that was done."""
+        is_cold, self._is_cold = self._is_cold, False
+        if is_cold:
             self._engine.warm_up()
 
     def _prepare(self, index):
@@ -216,7 +221,7 @@ class FitWorker:
         }  # fmt: skip
         store.add_fit(fit)
         self.events.publish("fit", fit)
-        self._fitted, self._is_warm = number, True
+        self._fitted, self._is_cold = number, False
         self._waiting = self._outdated(number)
         self._total = len(self._waiting)
 

@@ -1,6 +1,8 @@
 """The worker: what it does first, what it gives up, and what it tells."""
 
+import errno
 import json
+import os
 import threading
 
 import numpy as np
@@ -142,6 +144,7 @@ def test_an_accepted_prediction_stays_until_the_image_is_opened_again(page):
     page.patch(0, 0, 0, np.zeros((1, 16), np.uint8), 3)
     fitted(page)
     assert fits_of(page) == [2, 1, 2] and file.read_bytes() == accepted
+    assert page.engines[0].calls["predict", "photo_1"] == 1
     page.client.post("/api/images/1/accept", json={"accepted": False})
     wait_for(lambda: fits_of(page) == [2, 2, 2])
     assert file.read_bytes() != accepted
@@ -187,14 +190,49 @@ def test_predictions_that_a_stop_interrupted_are_completed_at_the_next_start(pag
     again = Page(tmp_path / "photos", page.store.folder)
     wait_for(lambda: fits_of(again) == [1, 1, 1] and is_idle(again))
     assert again.engines[0].calls["predict", "photo_0"] == 0
-    assert again.engines[0].calls["warm_up"] == 1
     again.worker.stop()
-    (page.store.folder / "model" / "fit.json").unlink()  # a kill within the next fit
+    assert again.engines[0].calls["warm_up"] == 1
+    for file in page.store.folder.glob("predictions/*"):
+        file.unlink()
+    all_of_them = Page(tmp_path / "photos", page.store.folder)
+    wait_for(lambda: all_of_them.engines[0].calls["warm_up"] == 1)
+    all_of_them.worker.stop()
+    assert fits_of(all_of_them) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("reason", ["the checkpoint is of another network", "a kill within a save"])
+def test_a_checkpoint_that_is_not_that_of_the_last_fit_predicts_nothing(page, tmp_path, reason):
+    class Other(MeanColours):
+        def restore(self, directory):
+            return False
+
+    fitted(page)
+    page.worker.stop()
     (page.store.folder / "predictions" / "photo_2.png").unlink()
-    third = Page(tmp_path / "photos", page.store.folder)
-    wait_for(lambda: set(third.engines[0].images) == {"photo_0", "photo_1", "photo_2"})
-    third.worker.stop()
-    assert fits_of(third) == [1, 1, 0]
+    if "kill" in reason:
+        (page.store.folder / "model" / "fit.json").unlink()
+    engine = MeanColours if "kill" in reason else Other
+    again = Page(tmp_path / "photos", page.store.folder, engine=engine)
+    wait_for(lambda: len(again.engines[0].images) == 3 and is_idle(again))
+    again.worker.stop()
+    assert fits_of(again) == [1, 1, 0] and not events_of(again, "error")
+
+
+def test_a_fit_that_cannot_be_saved_predicts_nothing_and_the_next_one_does(page):
+    fitted(page)
+    engine, file = page.engines[0], page.store.folder / "model" / "fit.json"
+
+    def full(directory):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    engine.save, kept = full, engine.save
+    page.worker.fit()
+    wait_for(lambda: events_of(page, "error") and is_idle(page))
+    assert "No space left on device" in page.worker.state["message"]
+    assert fits_of(page) == [1, 1, 1] and not file.exists()
+    engine.save = kept
+    fitted(page)
+    assert fits_of(page) == [3, 3, 3] and json.loads(file.read_text()) == {"number": 3}
 
 
 def test_a_class_that_is_added_while_features_are_read_is_learned(tmp_path):
