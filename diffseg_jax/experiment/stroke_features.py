@@ -19,13 +19,14 @@ from diffseg_jax.storage.integrity import fingerprints
 from diffseg_jax.storage.paths import read_bytes, write_atomically
 
 MEMORY = 2**30  # bytes of the maps that are kept in memory
+FORMAT_OF_MAPS = 1  # grows when the same network gives other maps, or files hold them otherwise
 DIGEST_DIGITS = 24  # of the digests in names of files
 
 
 class FeatureCache:
     """The maps of images by a digest of their pixels.
 
-    extract   (network, images u8[1,h,w,3], valid i32[1,2]) -> PixelFeatures, compiled
+    extract   (network, images u8[1,h,w,3], valid i32[1,2]) -> PixelFeatures, compiled for each size
     network   {"params", "stats"}
     folder    of the files, one .npz for each image and network; they may be deleted at any time
     identity  JSON values that tell which features they are, besides the arrays of the network
@@ -39,10 +40,12 @@ class FeatureCache:
     ):  # fmt: skip
         self.extract, self.network, self.folder = extract, network, folder
         self.protocol, self.memory = Protocol(limit=tuple(limit)), memory
-        content = json.dumps(
-            {**identity, "limit": list(limit), "arrays": fingerprints(network)}, sort_keys=True
-        )
-        self.of = hashlib.sha256(content.encode()).hexdigest()[:DIGEST_DIGITS]
+        content = {
+            **identity, "limit": list(limit), "arrays": fingerprints(network),
+            "format": FORMAT_OF_MAPS,
+        }  # fmt: skip
+        content = json.dumps(content, sort_keys=True).encode()
+        self.of = hashlib.sha256(content).hexdigest()[:DIGEST_DIGITS]
         self.kept, self.bytes = collections.OrderedDict(), 0
         self.computed = 0  # images, by this object
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffseg_jax.data.labels import IGNORE, Labels
+from diffseg_jax.devices.compiled import BoundedPrograms
 from diffseg_jax.devices.mesh import local_mesh, place_tree, state_shardings
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, counted
@@ -116,7 +117,7 @@ class StrokeFit:
         placed = place_tree(opened.arrays, state_shardings(opened.arrays, self.mesh))
         self.network = completed(self.task, seed, self.mesh, placed)
         identity = {"features": self.task.meta["features"], "dtype": self.config.dtype}
-        extract = jax.jit(self.task.fit.extract)
+        extract = BoundedPrograms(self.task.fit.extract)
         self.cache = FeatureCache(
             extract, self.network, open_path(folder), identity, limit, memory
         )  # fmt: skip

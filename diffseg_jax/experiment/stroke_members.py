@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from diffseg_jax.devices.compiled import BoundedPrograms
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.ensemble_stage import MIN_DEVIATION
 from diffseg_jax.experiment.stroke_network import STAGE
@@ -55,7 +56,8 @@ class PixelTable:
 class StrokeMembers:
     """Fits the members of a `PixelFit`, and those that hold out a fold each, to tables of pixels.
 
-    Its programs are compiled at their first use, and serve all later tables.
+    Its programs are compiled at their first use, and serve all later tables; that of a prediction
+    is compiled for each size of images.
     """
 
     def __init__(self, fit: PixelFit, seed: int):
@@ -66,7 +68,7 @@ class StrokeMembers:
         steps = functools.partial(fit_loop.steps_of, self.unfitted)
         self.steps = jax.jit(steps, donate_argnums=0)
         self.logits = jax.jit(functools.partial(_logits, fit.member))
-        self.predict = jax.jit(functools.partial(_maps, fit.member))
+        self.predict = BoundedPrograms(functools.partial(_maps, fit.member))
 
     def fit(
         self, table: PixelTable, progress: Callable, cancelled: Callable

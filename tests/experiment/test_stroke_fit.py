@@ -12,6 +12,7 @@ from configs import tiny_ddep, tiny_ddp, tiny_ddpm_seg
 from diffseg_jax.config.schema import as_tuples
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.errors import UserError
+from diffseg_jax.experiment import stroke_features
 from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.experiment.stroke_features import FeatureCache, pixels_digest
 from diffseg_jax.experiment.stroke_fit import Cancelled, StrokeFit
@@ -123,11 +124,14 @@ def test_the_same_strokes_give_the_same_fit_and_other_strokes_the_same_programs(
     more["a"][10, 5:30] = SKY
     engine.fit(more)
     engine.fit({"b": ids["b"]})
+    engine.predict("a")
     engine.fit(ids)
+    engine.predict("b")
     jax.tree.map(np.testing.assert_array_equal, first, engine.ensemble)
     learner = engine.learner
     assert learner.steps._cache_size() == learner.begin._cache_size() == 1
-    assert learner.logits._cache_size() == learner.predict._cache_size() == 1
+    assert learner.logits._cache_size() == learner.predict.compiled._cache_size() == 1
+    assert engine.cache.extract.compiled._cache_size() == 1
 
 
 def test_the_seed_decides_the_dropout(engine):
@@ -334,6 +338,14 @@ def test_features_are_computed_once_for_each_network(tmp_path):
     assert not other.has(digest)
     np.testing.assert_array_equal(other.read(digest, image).maps[0], found.maps[0] + 1)
     assert pixels_digest(image.reshape(48, 36, 3)) != digest
+
+
+def test_features_of_another_format_are_computed_again(tmp_path, monkeypatch):
+    image = picture(truth(), 0)
+    cache_in(tmp_path).read(pixels_digest(image), image)
+    assert cache_in(tmp_path).has(pixels_digest(image))
+    monkeypatch.setattr(stroke_features, "FORMAT_OF_MAPS", stroke_features.FORMAT_OF_MAPS + 1)
+    assert not cache_in(tmp_path).has(pixels_digest(image))
 
 
 def test_a_damaged_file_is_made_again_and_a_missing_one_is_known(tmp_path):
