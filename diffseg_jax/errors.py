@@ -22,8 +22,8 @@ LONGEST_TEXT = 4096  # bytes of an option; the limit of Linux for a path
 
 
 def counted(number: int, noun: str) -> str:
-    """1 step, 2 steps."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    """1 step, 2 steps; 1 class, 2 classes."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("ss") else "s")
 
 
 def size(count: float) -> str:

@@ -198,6 +198,7 @@ class _Maps:
 
     def sentences(self) -> Iterator[str]:
         """What a user should know about the label maps."""
+        yield from self.table.sentences()
         yield from self.painted.sentences(self.overlap, self.options.paint.unlabelled)
         unused = self.photos.unused()
         if unused:

@@ -70,7 +70,10 @@ def _read(path: Path, photos: Photos) -> LabelledSet:
     classes = _classes_of(root, elements, file)
     images = (_image(element, file, notes) for element in elements)
     colours = tuple(classes.values()) if all(classes.values()) else ()
-    return LabelledSet(tuple(classes), images, colours, notes, count=len(elements))
+    are_found = root.find("meta/*/labels/label") is None
+    return LabelledSet(
+        tuple(classes), images, colours, notes, are_found=are_found, count=len(elements)
+    )
 
 
 def _classes_of(root, elements, file):

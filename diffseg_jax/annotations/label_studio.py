@@ -96,16 +96,18 @@ def _read(path: Path, photos: Photos) -> LabelledSet:
     if not tasks:
         raise UserError(f"{path} holds no completed annotation. {AGAIN_JSON}")
     found = dict.fromkeys(_label(area, task.where) for task in tasks for area in task.areas())
-    if not found:
+    known = _configured(path.parent / CONFIG_FILE)
+    if not found and not known:
         raise UserError(
             f"{path} holds no brushed region, polygon, rectangle or ellipse with a label. "
             f"{AGAIN_JSON}"
         )
-    known = _configured(path.parent / CONFIG_FILE)
     classes = known | {name: known.get(name) for name in found}
     images = (_image(task, photos, notes) for task in tasks)
     colours = tuple(classes.values()) if all(classes.values()) else ()
-    return LabelledSet(tuple(classes), images, colours, notes, count=len(tasks))
+    return LabelledSet(
+        tuple(classes), images, colours, notes, are_found=not known, count=len(tasks)
+    )
 
 
 def _tasks(path, photos, notes) -> Iterator[_Task]:

@@ -9,6 +9,7 @@ pixels of no object.
 import base64
 import binascii
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +58,13 @@ def read_labelme(path: Path, photos: Photos) -> LabelledSet:
     if not files:
         raise UserError(f"{path} holds no .json file of labelme. Check --input.")
     notes = Notes()
-    classes = _listed(folder / CLASS_LIST) or _found(files)
+    listed = _listed(folder / CLASS_LIST)
+    classes = listed or _found(files)
     images = (_read(file, folder, classes, photos, notes) for file in files)
     ignored = (IGNORED_LABEL,) if IGNORED_LABEL in classes else ()
-    return LabelledSet(classes, images, notes=notes, ignored=ignored, count=len(files))
+    return LabelledSet(
+        classes, images, notes=notes, ignored=ignored, are_found=not listed, count=len(files)
+    )
 
 
 def _listed(file):
@@ -100,21 +104,26 @@ def _read(file, folder, classes, photos, notes) -> LabelledImage:
     if not is_whole:
         rest = "whose path leads out of the folder: only the name of the file is kept"
         notes.add("renamed", "image", rest, written)
-    regions = []
-    for number, shape in enumerate(objects(content, "shapes", where)):
-        here = f"{file}, shape {number}"
-        if _label(shape, here) not in classes:
+    shapes = objects(content, "shapes", where)
+    regions = _regions(shapes, file, folder / CLASS_LIST, classes, size, notes)
+    return LabelledImage(name, size, regions, photo=photo)
+
+
+def _regions(shapes, file, class_list, classes, size, notes) -> Iterator[LabelledRegion]:
+    """The regions of shapes, one by one, as masks may be large."""
+    for number, shape in enumerate(shapes):
+        where = f"{file}, shape {number}"
+        if _label(shape, where) not in classes:
             raise UserError(
-                f"{here}: the label {shown(_label(shape, here))} is not in {folder / CLASS_LIST}. "
-                "Add it there, or correct the label."
+                f"{where}: the label {shown(_label(shape, where))} is not in {class_list}. Add it "
+                "there, or correct the label."
             )
-        region = _region(shape, size, here)
+        region = _region(shape, size, where)
         if region is None:
             rest = "that are lines or points, which have no area"
-            notes.add("skipped", "shape", rest, here)
+            notes.add("skipped", "shape", rest, where)
         else:
-            regions.append(region)
-    return LabelledImage(name, size, regions, photo=photo)
+            yield region
 
 
 def _size(content, photo, where):

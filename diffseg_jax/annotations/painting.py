@@ -1,6 +1,7 @@
 """From labelled regions to label maps, by explicit rules."""
 
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,9 @@ from diffseg_jax.errors import UserError, counted, require_known, shown
 
 CROWDS = ("255", "class")  # what pixels of crowd regions become
 NOTHING = str(IGNORE)  # of PaintOptions.unlabelled: such pixels are ignored
-MAX_DROPPED = 12  # names of classes in a sentence
+MAX_NAMES = 12  # of classes, in a sentence
+DROPPED = -3  # on the canvas: a region of a class that --classes does not name
+MAX_DRAWN = 10**10  # pixels in the boxes of all regions of an image; minutes of work
 
 
 @dataclass(frozen=True)
@@ -59,21 +62,47 @@ class ClassTable:
     labels      of the label maps
     codes       name of each class that is kept or ignored -> its id, or 255
     unlabelled  the id of pixels in no region
+    by_name     names in the labels of the classes that are ignored because of their names
+    absent      names of classes that were chosen, and that no label has
     """
 
     labels: Labels
     codes: Mapping[str, int]
     unlabelled: int
+    by_name: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+
+    def sentences(self) -> Iterator[str]:
+        """What a user should know about the classes."""
+        if self.by_name:
+            yield (
+                f"ignored because of their names: {_listed(self.by_name)}; --classes or --rename "
+                "makes classes of them"
+            )
+        if self.absent:
+            yield f"named in --classes, but no label has it: {_listed(self.absent)}"
 
 
 def class_table(labelled: LabelledSet, options: PaintOptions) -> ClassTable:
-    """The table of a set; UserError for classes that it does not have, and for more than 255."""
+    """The table of a set; UserError for classes that it does not have, and for more than 255.
+
+    Where classes are merely those that occur, others can be chosen too.
+    """
     new_names = _renamed(labelled.classes, options.rename)
     known = tuple(dict.fromkeys(new_names.values()))
-    for name in (*options.classes, *options.ignore):
+    absent = tuple(name for name in options.classes if name not in known)
+    for name in (*(() if labelled.are_found else options.classes), *options.ignore):
         require_known(name, known, "class")
-    ignored = {*options.ignore, *(new_names[name] for name in labelled.ignored)}
+    renamed = {old for old, _ in options.rename}
+    own = {new_names[name] for name in labelled.ignored if name not in renamed}
+    own -= {*options.classes, *options.ignore, options.unlabelled}
+    ignored = {*options.ignore, *own}
     names = options.classes or tuple(name for name in known if name not in ignored)
+    if options.unlabelled in options.ignore:
+        raise UserError(
+            f"class {shown(options.unlabelled)} is given to --ignore and to --unlabelled. Its "
+            "pixels can be ignored, or be a class: name it once."
+        )
     if twice := [name for name in names if names.count(name) > 1 or name in options.ignore]:
         raise UserError(f"class {shown(twice[0])} is named twice. Name each class once.")
     rest = options.unlabelled
@@ -89,7 +118,14 @@ def class_table(labelled: LabelledSet, options: PaintOptions) -> ClassTable:
     ids = dict.fromkeys(ignored, IGNORE) | {name: index for index, name in enumerate(names)}
     codes = {name: ids[new] for name, new in new_names.items() if new in ids}
     unlabelled = IGNORE if rest == NOTHING else names.index(rest)
-    return ClassTable(Labels(names, _colours(labelled, new_names, names)), codes, unlabelled)
+    labels = Labels(names, _colours(labelled, new_names, names))
+    by_name = tuple(name for name in labelled.classes if new_names[name] in own)
+    return ClassTable(labels, codes, unlabelled, by_name, absent)
+
+
+def _listed(names):
+    """Names for a sentence."""
+    return ", ".join([*list(names)[:MAX_NAMES], *(["..."] if len(names) > MAX_NAMES else [])])
 
 
 def _renamed(classes, rename):
@@ -135,12 +171,10 @@ class Painted:
         """What a user should know about these pixels."""
         total = max(int(self.pixels.sum()), 1)
         if self.dropped:
-            names = ", ".join(list(self.dropped)[:MAX_DROPPED]) + ", ..." * (
-                len(self.dropped) > MAX_DROPPED
-            )
+            count = counted(len(self.dropped), "class")
             yield (
-                f"not in --classes, so their pixels count as unlabelled: "
-                f"{counted(len(self.dropped), 'class').replace('classs', 'classes')} ({names})"
+                f"not in --classes, so their pixels count as unlabelled: {count} "
+                f"({_listed(self.dropped)})"
             )
         if self.overlapping:
             yield (
@@ -173,66 +207,80 @@ def painted_map(
         canvas = _from_ids(image.ids, classes, table, painted)
     else:
         canvas = _from_regions(image, table, overlap, crowd, painted)
-    nothing = canvas == UNLABELLED
-    if nothing.all():
+    if (canvas == UNLABELLED).all():
         return None
-    return _finished(canvas, nothing, table, painted)
+    return _finished(canvas, table, painted)
 
 
 def blank(size: tuple[int, int], table: ClassTable, painted: Painted) -> np.ndarray:
     """u8[H,W] of an image without any region."""
-    canvas = np.full(size, UNLABELLED, np.int16)
-    return _finished(canvas, canvas == UNLABELLED, table, painted)
+    return _finished(np.full(size, UNLABELLED, np.int16), table, painted)
 
 
-def _finished(canvas, nothing, table, painted):
+def _finished(canvas, table, painted):
+    nothing = canvas == UNLABELLED
     painted.unlabelled += int(nothing.sum())
-    canvas[nothing] = table.unlabelled
+    canvas[nothing | (canvas == DROPPED)] = table.unlabelled
     ids = canvas.astype(np.uint8)
     painted.pixels += np.bincount(ids.ravel(), minlength=256)
     return ids
 
 
 def _from_ids(ids, classes, table, painted):
-    codes = [table.codes.get(name, UNLABELLED) for name in classes]
+    codes = [table.codes.get(name, DROPPED) for name in classes]
     for index in np.unique(ids):
-        if index >= 0 and codes[index] == UNLABELLED:
+        if index >= 0 and codes[index] == DROPPED:
             painted.dropped[classes[index]] = painted.dropped.get(classes[index], 0) + 1
-    look_up = np.array([*codes, IGNORE, UNLABELLED], np.int16)  # IGNORED is -2, UNLABELLED -1
-    assert (IGNORED, UNLABELLED) == (-2, -1)
+    look_up = np.zeros(len(codes) + 2, np.int16)
+    look_up[: len(codes)] = codes
+    look_up[[IGNORED, UNLABELLED]] = IGNORE, UNLABELLED  # which are negative, from the end
     return look_up[ids]
 
 
 def _from_regions(image, table, overlap, crowd, painted):
-    """int16[H,W] of ids, 255 and UNLABELLED. Crowds are below all other regions."""
-    canvas, crowds = np.full(image.size, UNLABELLED, np.int16), []
-    for region in ordered(image, overlap):
-        code = table.codes.get(region.name)
-        if code is None:
-            painted.dropped[region.name] = painted.dropped.get(region.name, 0) + 1
-        elif region.crowd:
-            crowds.append((region, IGNORE if crowd == CROWDS[0] else code))
+    """int16[H,W] of ids, 255, DROPPED and UNLABELLED. Crowds are below all other regions."""
+    canvas, crowds = np.full(image.size, UNLABELLED, np.int16), None
+    overlapping = np.zeros(image.size, bool)
+    for name, is_crowd, box, inside in drawn(image, overlap):
+        code = table.codes.get(name, DROPPED)
+        if code == DROPPED:
+            painted.dropped[name] = painted.dropped.get(name, 0) + 1
+        if is_crowd:
+            crowds = np.full(image.size, UNLABELLED, np.int16) if crowds is None else crowds
+            below, code = crowds[box], IGNORE if crowd == CROWDS[0] and code != DROPPED else code
         else:
-            box, inside = region.inside(image.size)
             below = canvas[box]
-            before = below[inside]
-            painted.overlapping += int(((before != UNLABELLED) & (before != code)).sum())
-            below[inside & (below == UNLABELLED) if overlap == "first" else inside] = code
-    for region, code in crowds:
+            overlapping[box] |= inside & (below != UNLABELLED) & (below != code)
+        under = is_crowd or overlap == "first"
+        below[inside & (below == UNLABELLED) if under else inside] = code
+    painted.overlapping += int(overlapping.sum())
+    return canvas if crowds is None else np.where(canvas == UNLABELLED, crowds, canvas)
+
+
+def drawn(image: LabelledImage, overlap: str) -> Iterator[tuple]:
+    """(class, whether it is a crowd, (rows, columns) of a box, bool[h,w] inside) of each region.
+
+    They come in the order of painting. Where the smallest is to be on top, that is by size, and
+    masks are compressed until it is known, since a few bytes of run lengths can be a large mask.
+    Raises UserError for regions whose boxes have more than MAX_DRAWN pixels together.
+    """
+    held, areas, pixels = [], {}, 0
+    for number, region in enumerate(image.regions):
         box, inside = region.inside(image.size)
-        below = canvas[box]
-        below[inside & (below == UNLABELLED)] = code
-    return canvas
-
-
-def ordered(image: LabelledImage, overlap: str) -> Iterable:
-    """The regions of an image, with the largest first where the smallest is to be on top."""
-    if overlap != "smallest":
-        return image.regions
-    regions, areas = list(image.regions), {}
-    keys = [number if region.group is None else ("group", region.group)
-            for number, region in enumerate(regions)]  # fmt: skip
-    for key, region in zip(keys, regions):
-        areas[key] = areas.get(key, 0) + int(region.inside(image.size)[1].sum())
-    order = sorted(range(len(regions)), key=lambda number: -areas[keys[number]])
-    return [regions[number] for number in order]
+        pixels += inside.size
+        if pixels > MAX_DRAWN:
+            raise UserError(
+                f"{image.name}: its regions cover boxes of more than {MAX_DRAWN:,} pixels "
+                "together, which takes too long to draw. Remove regions, or cut the image."
+            )
+        if overlap != "smallest":
+            yield region.name, region.crowd, box, inside
+            continue
+        key = number if region.group is None else ("group", region.group)
+        areas[key] = areas.get(key, 0) + int(inside.sum())
+        packed = zlib.compress(np.packbits(inside).tobytes(), 1)
+        held.append((key, region.name, region.crowd, box, inside.shape, packed))
+    for _, name, is_crowd, box, shape, packed in sorted(held, key=lambda each: -areas[each[0]]):
+        bits = np.frombuffer(zlib.decompress(packed), np.uint8)
+        inside = np.unpackbits(bits, count=shape[0] * shape[1]).astype(bool)
+        yield name, is_crowd, box, inside.reshape(shape)

@@ -94,7 +94,8 @@ class LabelledSet:
     images   read one by one; raises UserError where a file is wrong
     colours  (r, g, b) of the classes, or () where the file has none
     notes    grow while images are read
-    ignored  names of classes whose pixels are ignored unless they are chosen by name
+    ignored  names of classes whose pixels are ignored unless they are renamed, or chosen by name
+    are_found  whether the classes are those that occur, so that there may be others
     count    of the images, 0 if it is not known
     """
 
@@ -103,6 +104,7 @@ class LabelledSet:
     colours: tuple[tuple[int, int, int], ...] = ()
     notes: Notes = field(default_factory=Notes)
     ignored: tuple[str, ...] = ()
+    are_found: bool = False
     count: int = 0
 
 
