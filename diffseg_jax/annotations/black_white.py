@@ -74,22 +74,43 @@ def _read(path: Path, photos: Photos) -> LabelledSet:
         for mask in mask_files(part, photos, folder=part, images=images):
             found.setdefault(mask.name, []).append((name, mask))
     sets = (_image(name, each) for name, each in sorted(found.items()))
-    return LabelledSet(tuple(folders), sets, _colours(path, folders), count=len(found))
+    are_found = not (path / "classes.json").is_file()
+    return LabelledSet(
+        tuple(folders), sets, _colours(path, folders), are_found=are_found, count=len(found)
+    )
 
 
 def _folders(path, folder):
     """{class: its folder}; {} where masks lie in the folder itself, or in those of splits."""
     parts = sorted(each.name for each in folder.iterdir() if each.is_dir() and each.name[0] != ".")
-    splits = {name for names in SPLITS.values() for name in names}
-    parts = [name for name in parts if name not in splits and not is_image_folder(name)]
+    parts = [name for name in parts if not is_image_folder(name)]
     names = _listed(path).names if (path / "classes.json").is_file() else ()
-    if {folder_of(name) for name in names} & set(parts):
-        return {name: folder_of(name) for name in names}
+    of_classes = {name: folder_of(name) for name in names}
+    if set(of_classes.values()) & set(parts):
+        if more := sorted({*parts} - {*of_classes.values()}):
+            raise UserError(
+                f"{folder / more[0]} is the folder of no class of {path}/classes.json. Add its "
+                "name there, or move it away."
+            )
+        return of_classes
+    if set(parts) <= {name for names in SPLITS.values() for name in names}:
+        return {}
     return {class_name(part, str(folder)): part for part in parts}
 
 
 def _listed(path):
-    return read_classes(path / "classes.json", 0)[0]
+    """The classes of classes.json, in which ids have no meaning but 0 for black."""
+    file = path / "classes.json"
+    labels, rules = read_classes(file, 0)
+    entries = {key for key in ("ids", "ignore", "zero_is_ignored") if rules.entries.get(key)}
+    if len(labels.names) == 2 and (rules.entries.get("ids") or [0])[0] == 0:
+        entries -= {"ids"}  # black and white, in this order
+    if entries:
+        raise UserError(
+            f'{file} has "{sorted(entries)[0]}", but masks in black and white have no ids. Remove '
+            "it; or, if the values are ids, give --from=masks or --from=palette."
+        )
+    return labels
 
 
 def _two_names(path):
@@ -141,8 +162,8 @@ def _write(folder: Path, labels: Labels, maps: Iterable[LabelMap], options: Writ
     for name, part in zip(labels.names, lower):
         if lower.count(part) > 1:
             raise UserError(f'class "{name}" would have the folder of another class. Rename it.')
-    for each in maps:
-        for label in np.unique(each.ids[each.ids != IGNORE]).tolist():
+    for each in maps:  # an image without any class has an empty mask, so that it is known
+        for label in np.unique(each.ids[each.ids != IGNORE]).tolist() or [0]:
             file = folder / BINARY_FOLDER / folders[label] / f"{stem_of(each.name)}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.where(each.ids == label, np.uint8(255), np.uint8(0))).save(file)

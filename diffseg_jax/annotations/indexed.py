@@ -34,23 +34,29 @@ def _recognise(path: Path) -> bool:
 
 def _read(path: Path, photos: Photos) -> LabelledSet:
     masks = mask_files(path, photos)
-    labels = _labels(path, masks)
+    labels, rules = _classes(path, masks)
     count = len(labels.names)
 
     def each():
         for mask in masks:
             ids = ids_of_indices(mask.path)
+            ids = ids if rules is None else rules.to_classes(ids, mask.path)
             yield mask.labelled(indices_or_ignored(ids, count, IGNORE, mask.path))
 
     return LabelledSet(labels.names, each(), labels.palette, count=len(masks))
 
 
-def _labels(path, masks):
-    """The classes of a table, in its order; without one class_0 to that of the largest id."""
+def _classes(path, masks):
+    """(classes, MaskRules or None) of classes.json, or of a table, in its order.
+
+    Without either they are class_0 to that of the largest id.
+    """
     if (path / "classes.json").is_file():
-        return read_classes(path / "classes.json", 0)[0]
+        return read_classes(path / "classes.json", 0)
     if (table := find_colour_table(path)) is not None:
-        return read_colour_table(table)
+        if table.suffix == ".json":
+            return read_classes(table, 0)
+        return read_colour_table(table), None
     largest = 0
     for mask in masks:
         ids = ids_of_indices(mask.path)
@@ -60,7 +66,7 @@ def _labels(path, masks):
                 f"mask {mask.path} has id {largest}, but label maps hold 255 classes. Number the "
                 "classes from 0, or name them and their ids in classes.json and give --from=masks."
             )
-    return numbered_labels(largest + 1)
+    return numbered_labels(largest + 1), None
 
 
 def _write(folder: Path, labels: Labels, maps: Iterable[LabelMap], options: WriteOptions):

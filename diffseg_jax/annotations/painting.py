@@ -20,9 +20,9 @@ from diffseg_jax.errors import UserError, counted, require_known, shown
 
 CROWDS = ("255", "class")  # what pixels of crowd regions become
 NOTHING = str(IGNORE)  # of PaintOptions.unlabelled: such pixels are ignored
-MAX_NAMES = 12  # of classes, in a sentence
+NAMES_IN_A_NOTE = 12  # of classes, in a sentence
 DROPPED = -3  # on the canvas: a region of a class that --classes does not name
-MAX_DRAWN = 10**10  # pixels in the boxes of all regions of an image; minutes of work
+MAX_DRAWN_PIXELS = 10**10  # pixels in the boxes of all regions of an image; minutes of work
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ def class_table(labelled: LabelledSet, options: PaintOptions) -> ClassTable:
 
 def _listed(names):
     """Names for a sentence."""
-    return ", ".join([*list(names)[:MAX_NAMES], *(["..."] if len(names) > MAX_NAMES else [])])
+    more = ["..."] if len(names) > NAMES_IN_A_NOTE else []
+    return ", ".join([*list(names)[:NAMES_IN_A_NOTE], *more])
 
 
 def _renamed(classes, rename):
@@ -262,15 +263,15 @@ def drawn(image: LabelledImage, overlap: str) -> Iterator[tuple]:
 
     They come in the order of painting. Where the smallest is to be on top, that is by size, and
     masks are compressed until it is known, since a few bytes of run lengths can be a large mask.
-    Raises UserError for regions whose boxes have more than MAX_DRAWN pixels together.
+    Raises UserError for regions whose boxes have more than MAX_DRAWN_PIXELS pixels together.
     """
     held, areas, pixels = [], {}, 0
     for number, region in enumerate(image.regions):
         box, inside = region.inside(image.size)
         pixels += inside.size
-        if pixels > MAX_DRAWN:
+        if pixels > MAX_DRAWN_PIXELS:
             raise UserError(
-                f"{image.name}: its regions cover boxes of more than {MAX_DRAWN:,} pixels "
+                f"{image.name}: its regions cover boxes of more than {MAX_DRAWN_PIXELS:,} pixels "
                 "together, which takes too long to draw. Remove regions, or cut the image."
             )
         if overlap != "smallest":

@@ -30,10 +30,6 @@ from diffseg_jax.errors import UserError, shown
 
 LABEL_FOLDER, IMAGE_FOLDER = "labels", "images"
 CLASS_FILES = ("classes.txt", "obj.names")  # a name a line
-LISTS = (  # text files that hold no labels
-    *CLASS_FILES, "train.txt", "val.txt", "test.txt", "notes.txt", "readme.txt",
-    "readme.dataset.txt", "readme.roboflow.txt",
-)  # fmt: skip
 MAX_YAML = 10**6  # bytes
 FARTHEST = 2.0  # a coordinate, above which it is in pixels, or wrong
 
@@ -115,15 +111,22 @@ def _stem(file):
 
 def _text_files(folder):
     """The text files below a folder that hold labels, relative to it."""
-    found = [
-        file for file in files_below(folder, (".txt",))
-        if PurePosixPath(file).name.lower() not in LISTS
+    found = files_below(folder, (".txt",))
+    images = files_below(folder, image_endings())
+    known = {_stem(file) for file in images}
+    in_place = [
+        file for file in found
+        if LABEL_FOLDER in PurePosixPath(file).parts[:-1]
+        and (_name_of(file) not in CLASS_FILES or _stem(file) in known)
     ]  # fmt: skip
-    in_place = [file for file in found if LABEL_FOLDER in PurePosixPath(file).parts[:-1]]
     if in_place:
         return in_place
-    beside = {stem_of(file) for file in files_below(folder, image_endings())}
-    return [file for file in found if stem_of(file) in beside]
+    beside = {stem_of(file) for file in images}
+    return [file for file in found if stem_of(file) in beside and _name_of(file) not in CLASS_FILES]
+
+
+def _name_of(file):
+    return PurePosixPath(file).name.lower()
 
 
 # ---- classes -------------------------------------------------------------------------------------

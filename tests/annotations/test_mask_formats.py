@@ -209,6 +209,38 @@ def test_a_folder_for_each_class_names_it(tmp_path):
     assert label_maps("binary", tmp_path, overlap="first")[0]["a.png"].tolist() == [[1, 0, 0, 255]]
 
 
+def test_folders_are_splits_only_where_all_of_them_are(tmp_path):
+    """A train is a class beside cars."""
+    save(tmp_path / "car" / "a.png", [[0, 255]])
+    save(tmp_path / "train" / "a.png", [[255, 0]])
+    maps, names, _ = label_maps("binary", tmp_path)
+    assert names == ("car", "train") and maps["a.png"].tolist() == [[1, 0]]
+    (tmp_path / "car").rename(tmp_path / "val")
+    maps, names, _ = label_maps("binary", tmp_path)
+    assert names == ("background", "object")
+    assert {name: ids.tolist() for name, ids in maps.items()} == {
+        "train/a.png": [[1, 0]], "val/a.png": [[0, 1]],
+    }  # fmt: skip
+
+
+def test_a_folder_of_no_listed_class_is_refused(tmp_path):
+    for name in ("car", "road"):
+        save(tmp_path / name / "a.png", [[0, 255]])
+    (tmp_path / "classes.json").write_text('{"names": ["car"]}')
+    with pytest.raises(UserError, match="road is the folder of no class"):
+        label_maps("binary", tmp_path)
+
+
+def test_ids_of_classes_json_are_refused_where_there_are_none(tmp_path):
+    save(tmp_path / "masks" / "a.png", [[0, 255]])
+    file = tmp_path / "classes.json"
+    file.write_text('{"names": ["a", "b"], "ids": [0, 255]}')
+    assert label_maps("binary", tmp_path)[0]["a.png"].tolist() == [[0, 1]]
+    file.write_text('{"names": ["a", "b"], "zero_is_ignored": true}')
+    with pytest.raises(UserError, match='has "zero_is_ignored", but masks in black and white'):
+        label_maps("binary", tmp_path)
+
+
 def test_smoothed_black_and_white_is_refused(tmp_path):
     save(tmp_path / "a.png", [[0, 100, 200, 255]])
     with pytest.raises(UserError, match="values 100, 200, 255 beside 0.* 2 pixels lie between"):
@@ -231,6 +263,24 @@ def test_indices_are_ids_whatever_the_palette_shows(tmp_path, palette):
     maps, names, _ = label_maps("palette", tmp_path)
     assert names == ("class_0", "class_1", "class_2")
     assert maps["a.png"].tolist() == [[0, 1, 2, 255]]
+
+
+@pytest.mark.parametrize(
+    "rules, expected",
+    [
+        ({"zero_is_ignored": True}, [255, 0, 1, 255]),
+        ({"ids": [2, 1]}, None),
+        ({"ids": [2, 1], "ignore": [0]}, [255, 1, 0, 255]),
+    ],
+)
+def test_stored_indices_mean_what_classes_json_says(tmp_path, rules, expected):
+    save(tmp_path / "a.png", [[0, 1, 2, 255]], palette=[SKY, ROAD, *[VOID] * 254])
+    (tmp_path / "classes.json").write_text(json.dumps({"names": ["a", "b"], **rules}))
+    if expected is None:
+        with pytest.raises(UserError, match="has class id 0, but classes are 1..2"):
+            label_maps("palette", tmp_path)
+    else:
+        assert label_maps("palette", tmp_path)[0]["a.png"].tolist() == [expected]
 
 
 # ---- Cityscapes --------------------------------------------------------------------------------

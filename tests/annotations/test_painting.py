@@ -124,7 +124,7 @@ def test_large_regions_are_not_held_in_memory_together(tmp_path):
 
 
 def test_more_regions_than_can_be_drawn_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(painting, "MAX_DRAWN", 10**5)
+    monkeypatch.setattr(painting, "MAX_DRAWN_PIXELS", 10**5)
     with pytest.raises(UserError, match="a.png: its regions cover boxes of more than 100,000"):
         label_maps("coco", large(tmp_path, 10, side=200))
 

@@ -80,6 +80,23 @@ def test_layouts(tmp_path, images, labels, name):
     assert (tmp_path / "out" / "images" / name).exists()
 
 
+@pytest.mark.parametrize("name", ["test", "train", "val", "notes", "readme", "classes"])
+def test_labels_of_images_are_no_lists_whatever_their_names(tmp_path, name):
+    folder = write_yolo(tmp_path / "in", images="images", labels="labels")
+    (folder / "labels" / "x.txt").rename(folder / "labels" / f"{name}.txt")
+    (folder / "images" / "x.png").rename(folder / "images" / f"{name}.png")
+    (folder / "train.txt").write_text("images/x.png")
+    converted(folder, tmp_path / "out")
+    assert list(maps_of(tmp_path / "out")) == [f"{name}.png"]
+
+
+def test_a_list_of_classes_among_the_labels_is_not_read_as_labels(tmp_path):
+    """As LabelImg writes it."""
+    folder = write_yolo(tmp_path / "in", images="images", labels="labels")
+    (folder / "labels" / "classes.txt").write_text("a\nb\n")
+    assert len(as_maps(folder, tmp_path / "out")) == 1
+
+
 def test_the_smaller_object_is_on_top(tmp_path):
     assert (map_of(tmp_path, LEFT + ALL) == [0, 0, 0, 1, 1, 1]).all()
 
