@@ -200,12 +200,14 @@ class _Maps:
         """What a user should know about the label maps."""
         yield from self.table.sentences()
         yield from self.painted.sentences(self.overlap, self.options.paint.unlabelled)
-        unused = self.photos.unused()
-        if unused:
-            notes = Notes()
+        notes = Notes()
+        for file, stem in self.photos.only_by_name.items():
+            rest = "whose folder, or case, is another one in the labels: found by the name alone"
+            notes.add("images", "file", rest, f"{file} for {stem}")
+        for file in self.photos.unused():
             rest = f"below {self.photos.folder} of which the labels say nothing"
-            notes.add("not used", "image", rest, unused[0], len(unused))
-            yield from notes.sentences()
+            notes.add("not used", "image", rest, file)
+        yield from notes.sentences()
 
 
 def _with_photos(maps, folder, image_folder, photo_files, done) -> Iterator[LabelMap]:

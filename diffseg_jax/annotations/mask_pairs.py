@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from diffseg_jax.annotations.entries import image_size
-from diffseg_jax.annotations.photos import Photo, Photos, safe_name, stem_of
+from diffseg_jax.annotations.photos import Photo, Photos, both_labels, safe_name, stem_of
 from diffseg_jax.annotations.regions import IGNORED, LabelledImage, LabelMap, Notes
 from diffseg_jax.data.files import by_stem, files_below, list_masks
 from diffseg_jax.data.images import read_file
@@ -74,15 +74,21 @@ def mask_files(
     require_folder_of_masks(path)
     folder = folder or folder_in(path, is_mask_folder) or path
     masks = by_stem(list_masks(folder), folder, suffix)
+    given = photos
     if photos.folder is None:
         beside = images or folder_in(path, is_image_folder)
-        photos = Photos(beside if beside is not None and beside.is_dir() else None)
-    files = by_stem(sorted(photos.files), photos.folder) if photos.files else {}
+        given = Photos(beside if beside is not None and beside.is_dir() else None)
+    files = by_stem(sorted(given.files), given.folder) if given.files else {}
     files = {stem.removesuffix(image_suffix): file for stem, file in files.items()}
-    image_of, found = _by_path_or_name(masks, files), []
+    image_of, found, label_of = _by_path_or_name(masks, files), [], {}
+    for stem, image in image_of.items():
+        if (before := label_of.setdefault(image, stem)) != stem:
+            raise UserError(both_labels(before, stem, files[image], given.folder))
+        if stem != image:
+            photos.only_by_name[files[image]] = stem
     for stem, file in masks.items():
         name = files[image_of[stem]] if stem in image_of else f"{stem}{image_suffix}.png"
-        photo = photos.find(name) if stem in image_of else None
+        photo = given.find(name) if stem in image_of else None
         found.append(MaskFile(folder / file, name, photo))
     return found
 

@@ -118,7 +118,8 @@ class Photos:
 
     def __init__(self, folder: Path | None = None):
         self.folder, self.files = folder, () if folder is None else self._list(folder)
-        self.by_name, self.by_stem, self.found = defaultdict(list), defaultdict(list), set()
+        self.by_name, self.by_stem = defaultdict(list), defaultdict(list)
+        self.found, self.only_by_name = {}, {}  # {file: the name, without ending, in the labels}
         for file in sorted(self.files):
             self.by_name[folded(file.rpartition("/")[2])].append(file)
             self.by_stem[folded(stem_of(file).rpartition("/")[2])].append(file)
@@ -130,17 +131,19 @@ class Photos:
         return frozenset(files_below(folder, image_endings()))
 
     def find(self, name: str) -> Photo | None:
-        """The image with this relative path, or else the only one with its file name."""
-        if name in self.files:
-            return self._only([name])
-        return self._only(self.by_name.get(folded(name.rpartition("/")[2])))
+        """The image with this relative path, or else the only one with its file name.
+
+        Raises UserError if several have that name, and if labels of another name have that image.
+        """
+        named = [name] if name in self.files else self.by_name.get(folded(name.rpartition("/")[2]))
+        return self._only(named, stem_of(name))
 
     def find_stem(self, stem: str) -> Photo | None:
         """As `find`, for a path without ending."""
         named = self.by_stem.get(folded(stem.rpartition("/")[2]), [])
-        return self._only([file for file in named if stem_of(file) == stem] or named)
+        return self._only([file for file in named if stem_of(file) == stem] or named, stem)
 
-    def _only(self, files):
+    def _only(self, files, stem):
         if not files:
             return None
         if len(files) > 1:
@@ -148,9 +151,20 @@ class Photos:
                 f"labels may belong to {files[0]} or to {files[1]} below {self.folder}, as only "
                 "the names of these files are equal. Give --images of one of their folders."
             )
-        self.found.add(files[0])
+        if (before := self.found.setdefault(files[0], stem)) != stem:
+            raise UserError(both_labels(before, stem, files[0], self.folder))
+        if stem != stem_of(files[0]):
+            self.only_by_name[files[0]] = stem
         return Photo(self.folder / files[0])
 
     def unused(self) -> list[str]:
         """The files that were not asked for."""
-        return sorted(set(self.files) - self.found)
+        return sorted(set(self.files) - self.found.keys())
+
+
+def both_labels(one: str, other: str, file: str, folder: Path) -> str:
+    """The sentence about an image that has the names of two labels."""
+    return (
+        f"labels of {one} and labels of {other} would both be those of {file} below {folder}, as "
+        "only the name of that file is equal. Give images in the same folders as in the labels."
+    )

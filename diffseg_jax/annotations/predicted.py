@@ -23,6 +23,7 @@ from diffseg_jax.annotations.regions import (
     LabelFormat,
     LabelledImage,
     LabelledSet,
+    Notes,
 )
 from diffseg_jax.data.files import ends_with
 from diffseg_jax.data.formats import image_endings
@@ -52,12 +53,13 @@ def _read(path: Path, photos: Photos) -> LabelledSet:
         name: of_type(pictures[name], dict, f"the entry of {name}", str(file)).get("file")
         for name in pictures
     }
-    images = (_image(path, file, *each, len(classes)) for each in names.items())
+    notes = Notes()
+    images = (_image(path, file, *each, len(classes), photos, notes) for each in names.items())
     colours = tuple(classes.values()) if all(classes.values()) else ()
-    return LabelledSet(tuple(classes), images, colours, count=len(names))
+    return LabelledSet(tuple(classes), images, colours, notes, count=len(names))
 
 
-def _image(folder, file, name, source, count):
+def _image(folder, file, name, source, count, photos, notes):
     """The label map of an image; pixels that were rejected say nothing."""
     source = source if isinstance(source, str) and ends_with(source, image_endings()) else ""
     whole, _ = safe_name(f"{name}{Path(source).suffix or '.png'}", file)
@@ -65,6 +67,12 @@ def _image(folder, file, name, source, count):
     ids = indices_or_ignored(ids_of_indices(mask), count, IGNORE, mask)
     ids = np.where(ids == IGNORED, UNLABELLED, ids)
     photo = Photo(source) if source and Path(source).is_file() else None
+    if photo is None and photos.folder is None:
+        rest = (
+            "that is not there as a file, such as a page or a frame of one, so only its labels are "
+            "written; --images=DIR gives image files"
+        )
+        notes.add("without image", "label map", rest, name)
     return LabelledImage(whole, image_size(*ids.shape, str(mask)), ids=ids, photo=photo)
 
 
