@@ -5,6 +5,7 @@ annotation are parts, whose union is meant; pycocotools fills them.
 """
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from diffseg_jax.annotations.entries import (
     objects,
 )
 from diffseg_jax.annotations.mask_pairs import located
-from diffseg_jax.annotations.photos import Photos
+from diffseg_jax.annotations.photos import Photos, name_of_split
 from diffseg_jax.annotations.polygons import traced
 from diffseg_jax.annotations.regions import (
     LabelFormat,
@@ -38,6 +39,7 @@ from diffseg_jax.inference.contours import Region, run_lengths
 
 IN_FOLDER = "annotations/*.json"
 MAX_OUTLINE = 1e7  # pixels; pycocotools takes 40 bytes for each
+NO_ANNOTATION = re.compile(rb'"annotations"\s{0,20}:\s{0,20}\[\s{0,20}\]')
 COCO_KEYS = ('"annotations"', '"images"', '"categories"', '"info"', '"licenses"')
 
 
@@ -68,16 +70,20 @@ def file_of_coco(path: Path, of_segments: bool) -> Path:
 
 
 def _mentions_segments(path):
-    """Whether a JSON file of COCO is a panoptic one; None for boxes, captions and others."""
+    """Whether a JSON file of COCO is a panoptic one; None for boxes, captions and others.
+
+    One with an empty list of annotations is none.
+    """
     with open(path, "rb") as stream:
-        before = b""
+        before, no_annotation = b"", None
         while block := stream.read(2**20):
             if b'"segments_info"' in before + block:
                 return True
             if b'"segmentation"' in before + block:
                 return False
-            before = block[-20:]
-    return None
+            no_annotation = no_annotation or NO_ANNOTATION.search(before + block)
+            before = block[-100:]
+    return False if no_annotation else None
 
 
 def read_coco(path: Path, photos: Photos) -> LabelledSet:
@@ -88,9 +94,7 @@ def read_coco(path: Path, photos: Photos) -> LabelledSet:
     images, annotations = coco_images(content, path), {}
     for number, annotation in enumerate(objects(content, "annotations", str(path))):
         where = f"{path}, annotation {number}"
-        image_id = annotation.get("image_id")
-        if not isinstance(image_id, int | str) or image_id not in images:
-            raise UserError(f"{where}: there is no image with the id {brief(image_id)}.")
+        image_id = image_id_of(annotation, images, where)
         name = category_of(annotation, categories, where)
         annotations.setdefault(image_id, []).append((where, name, annotation))
 
@@ -128,11 +132,24 @@ def category_of(annotation: dict, categories: dict, where: str) -> str:
     return categories[key]
 
 
+def image_id_of(annotation: dict, images: dict, where: str):
+    """The id of the image of an annotation; UserError if there is no such image."""
+    image_id = _id(annotation.get("image_id"))
+    if not isinstance(image_id, int | str) or image_id not in images:
+        raise UserError(f"{where}: there is no image with the id {brief(image_id)}.")
+    return image_id
+
+
+def _id(value):
+    """The id of an image; whole, where programs without integers wrote 1.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def coco_images(content: dict, path) -> dict:
     """{image id: entry} of a file of COCO; UserError for an id that stands twice."""
     images = {}
     for number, image in enumerate(objects(content, "images", str(path))):
-        key = image.get("id")
+        key = _id(image.get("id"))
         if not isinstance(key, int | str) or key in images:
             raise UserError(
                 f"{path}, image {number}: the id is {brief(key)}, but must be a whole number or "
@@ -239,12 +256,7 @@ def write_coco_instances(folder, labels, maps, options):
             annotations.append(entries | described_region(region, size, options.polygons))
     categories = categories_of(labels)
     content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / json_name_of("instances", options.split)).write_bytes(json_bytes(content))
-
-
-def json_name_of(stem: str, split: str) -> str:
-    """The name of a JSON file, of a split if it has a name."""
-    return f"{stem}_{split.replace('/', '_')}.json" if split else f"{stem}.json"
+    (folder / name_of_split("instances.json", options.split)).write_bytes(json_bytes(content))
 
 
 def categories_of(labels, **more) -> list[dict]:

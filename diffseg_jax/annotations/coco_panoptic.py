@@ -18,17 +18,16 @@ from diffseg_jax.annotations.coco import (
     file_of_coco,
     files_of_coco,
     image_entry,
-    json_name_of,
+    image_id_of,
     read_categories,
 )
 from diffseg_jax.annotations.entries import (
-    brief,
     entry,
     json_bytes,
     object_in,
     objects,
 )
-from diffseg_jax.annotations.photos import Photos, safe_name, stem_of
+from diffseg_jax.annotations.photos import Photos, name_of_split, safe_name, stem_of
 from diffseg_jax.annotations.regions import (
     LabelFormat,
     LabelledImage,
@@ -57,19 +56,22 @@ def read_panoptic(path: Path, photos: Photos) -> LabelledSet:
     images, annotations = coco_images(content, path), objects(content, "annotations", str(path))
 
     def each():
+        unlabelled = dict(images)
         for number, annotation in enumerate(annotations):
             where = f"{path}, annotation {number}"
-            image_id = annotation.get("image_id")
-            if not isinstance(image_id, int | str) or image_id not in images:
-                raise UserError(f"{where}: there is no image with the id {brief(image_id)}.")
+            image_id = image_id_of(annotation, images, where)
+            unlabelled.pop(image_id, None)
             name, size, photo = image_entry(images[image_id], path, photos, notes)
             segments = _segments(annotation, categories, where)
             file = folder / safe_name(entry(annotation, "file_name", str, where), path)[0]
             regions = _regions_in(file, segments, size, where)
             yield LabelledImage(name, size, regions, photo=photo)
+        for image in unlabelled.values():
+            name, size, photo = image_entry(image, path, photos, notes)
+            yield LabelledImage(name, size, photo=photo)
 
     classes = tuple(dict.fromkeys(categories.values()))
-    return LabelledSet(classes, each(), colours, notes, count=len(annotations))
+    return LabelledSet(classes, each(), colours, notes, count=len(images))
 
 
 def _segments(annotation, categories, where):
@@ -114,7 +116,7 @@ def _regions_in(file, segments, size, where) -> Iterator[LabelledRegion]:
 def write_panoptic(folder, labels, maps, options):
     """Writes panoptic.json and panoptic/<name>.png, one segment of each class of an image."""
     images, annotations = [], []
-    file = folder / json_name_of("panoptic", options.split)
+    file = folder / name_of_split("panoptic.json", options.split)
     for number, each in enumerate(maps, 1):
         height, width = each.ids.shape
         images.append({"id": number, "file_name": each.name, "height": height, "width": width})

@@ -29,9 +29,7 @@ from diffseg_jax.storage.similar import similar_path
 
 PHOTO_FILES = ("copy", "link", "none")  # what becomes of the image files
 EMPTY = ("skip", "keep")  # what becomes of images without any label
-PARTIAL = (
-    ".labels.partial"  # folder in the output, in which files are written before they are moved
-)
+PARTIAL = ".labels.partial"  # folder in the output, from which finished files are moved
 
 
 @dataclass(frozen=True)
@@ -248,7 +246,8 @@ def is_terminal() -> bool:
 def deliver(partial: Path, folder: Path):
     """Moves all files of a folder to the same places in another one; those in its root come last.
 
-    Equal files may be there already. Raises UserError, before it moves any, for other ones.
+    Equal files may be there already. Raises UserError, before it moves any, for other ones, and
+    when it is stopped in between.
     """
     files = [Path(base, name) for base, _, names in os.walk(partial) for name in names]
     files = sorted(file.relative_to(partial) for file in files)
@@ -258,9 +257,17 @@ def deliver(partial: Path, folder: Path):
             raise UserError(
                 f"{there} is there already, with another content. Give another --output."
             )
-    for file in sorted(files, key=lambda file: len(file.parts) == 1):
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(partial / file, folder / file)
+    moved = 0
+    try:
+        for file in sorted(files, key=lambda file: len(file.parts) == 1):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(partial / file, folder / file)
+            moved += 1
+    except KeyboardInterrupt:
+        raise UserError(
+            f"stopped after {moved} of {len(files)} files were moved into {folder}. Give the same "
+            "command again: equal files may be there already."
+        ) from None
 
 
 def _same_content(one, other):

@@ -14,7 +14,7 @@ from diffseg_jax.annotations.cvat_runs import decode_runs, encode_runs
 from diffseg_jax.annotations.entries import class_name, colour_of, image_size
 from diffseg_jax.annotations.mask_pairs import located
 from diffseg_jax.annotations.outlines import ellipse, rectangle
-from diffseg_jax.annotations.photos import Photos
+from diffseg_jax.annotations.photos import Photos, name_of_split
 from diffseg_jax.annotations.plain_xml import looks_like_xml, read_plain_xml
 from diffseg_jax.annotations.polygons import MAX_COORDINATE, joined_ring, traced
 from diffseg_jax.annotations.regions import (
@@ -39,8 +39,15 @@ AGAIN_XML = 'Export the labels again, as "CVAT for images 1.1".'
 
 
 def _file_of(path):
-    """The XML file of a path, which may be the folder that an export unpacks to."""
-    return path / CVAT_FILE if path.is_dir() else path
+    """The XML file of a path, which may be the folder that an export unpacks to.
+
+    In a folder it is annotations.xml, or else that of the only split.
+    """
+    if not path.is_dir():
+        return path
+    splits = sorted(path.glob("annotations_*.xml"))
+    whole = path / CVAT_FILE
+    return splits[0] if not whole.exists() and len(splits) == 1 else whole
 
 
 def _recognise(path: Path) -> bool:
@@ -199,7 +206,7 @@ def _write(folder: Path, labels: Labels, maps: Iterable[LabelMap], options: Writ
             ElementTree.SubElement(image, tag, _texts(common | values))
     ElementTree.indent(root)
     content = ElementTree.tostring(root, "utf-8", xml_declaration=True)
-    write_atomically(folder / CVAT_FILE, content + b"\n")
+    write_atomically(folder / name_of_split(CVAT_FILE, options.split), content + b"\n")
 
 
 def _texts(values):

@@ -31,7 +31,7 @@ from diffseg_jax.annotations.entries import (
 )
 from diffseg_jax.annotations.mask_pairs import located
 from diffseg_jax.annotations.outlines import ellipse, rectangle
-from diffseg_jax.annotations.photos import Photo, Photos
+from diffseg_jax.annotations.photos import Photo, Photos, name_of_split
 from diffseg_jax.annotations.plain_xml import read_plain_xml
 from diffseg_jax.annotations.polygons import joined_ring, traced
 from diffseg_jax.annotations.regions import (
@@ -340,7 +340,7 @@ def _write(folder: Path, labels: Labels, maps: Iterable[LabelMap], options: Writ
             "data": {"image": f"/data/local-files/?d={quote(each.name)}"},
             "annotations": [{"was_cancelled": False, "result": result}],
         })  # fmt: skip
-    write_atomically(folder / TASKS_FILE, json_bytes(tasks))
+    write_atomically(folder / name_of_split(TASKS_FILE, options.split), json_bytes(tasks))
     write_atomically(folder / CONFIG_FILE, _config(labels, options.polygons).encode())
 
 

@@ -49,6 +49,12 @@ def stem_of(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
+def name_of_split(file: str, split: str) -> str:
+    """The name of a file of labels, of a split if there is one: tasks.json, tasks_train.json."""
+    stem, ending = file.rsplit(".", 1)
+    return f"{stem}_{split}.{ending}" if split else file
+
+
 class Photo:
     """An image file, of which only the header is decoded.
 

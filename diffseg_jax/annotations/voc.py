@@ -35,7 +35,7 @@ from diffseg_jax.data.labels import IGNORE, Labels
 from diffseg_jax.storage.paths import write_atomically
 
 MASKS_OF_VOC, IMAGES_OF_VOC = "SegmentationClass", "JPEGImages"
-LIST_OF_VOC, TABLE_OF_VOC = "ImageSets/Segmentation/train.txt", "labelmap.txt"
+LISTS_OF_VOC, TABLE_OF_VOC = "ImageSets/Segmentation", "labelmap.txt"
 NAMES_OF_VOC = "class_names.txt"  # a name a line, in the order of the indices
 
 
@@ -84,7 +84,7 @@ def _write(folder: Path, labels: Labels, maps: Iterable[LabelMap], options: Writ
 
     save_masks(folder / MASKS_OF_VOC, listed(), _indexed)
     text = "".join(f"{name}\n" for name in names)
-    write_atomically(folder / LIST_OF_VOC, text.encode())
+    write_atomically(folder / LISTS_OF_VOC / f"{options.split or 'train'}.txt", text.encode())
     colours = voc_colours(len(labels.names))
     write_atomically(folder / TABLE_OF_VOC, labelmap(labels.names, colours).encode())
 

@@ -30,6 +30,7 @@ from diffseg_jax.errors import UserError, shown
 
 LABEL_FOLDER, IMAGE_FOLDER = "labels", "images"
 CLASS_FILES = ("classes.txt", "obj.names")  # a name a line
+YOLO_SPLITS = ("train", "val", "test")
 MAX_YAML = 10**6  # bytes
 FARTHEST = 2.0  # a coordinate, above which it is in pixels, or wrong
 
@@ -246,8 +247,13 @@ def write_yolo(folder, labels, maps, options):
     """Writes labels/<name>.txt, a line of every connected region, and data.yaml.
 
     A region with holes is one ring, with bridges of no width to its holes, as Ultralytics joins
-    the parts of an object.
+    the parts of an object. With a split, data.yaml has the lines of all, so that it stays the same.
     """
+    if options.split not in ("", *YOLO_SPLITS):
+        raise UserError(
+            f"split is {options.split}, but data.yaml has lines for {', '.join(YOLO_SPLITS)} only. "
+            "Give --split=test, or another of them."
+        )
     for each in maps:
         scale = np.array(each.ids.shape[::-1], float)
         lines = []
@@ -258,9 +264,11 @@ def write_yolo(folder, labels, maps, options):
         file = folder / LABEL_FOLDER / f"{stem_of(each.name)}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(lines), "utf-8")
-    splits = ("train", "val") if options.split in ("train", "val") else (options.split,) * 2
-    train, val = (f"{IMAGE_FOLDER}/{split}".rstrip("/") for split in splits)
-    content = {"train": train, "val": val, "names": dict(enumerate(labels.names))}
+    if options.split:
+        content = {split: f"{IMAGE_FOLDER}/{split}" for split in YOLO_SPLITS}
+    else:
+        content = {"train": IMAGE_FOLDER, "val": IMAGE_FOLDER}
+    content["names"] = dict(enumerate(labels.names))
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     (folder / "data.yaml").write_text(text, "utf-8")
 

@@ -163,7 +163,9 @@ def test_data_yaml_names_what_ultralytics_needs(tmp_path):
         converted(tmp_path / "mine", tmp_path / "out", target="yolo", split=split)
     content = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())
     names = {0: "sky", 1: "road", 2: "tree"}
-    assert content == {"train": "images/train", "val": "images/val", "names": names}
+    assert content == {
+        "train": "images/train", "val": "images/val", "test": "images/test", "names": names
+    }  # fmt: skip
     assert (tmp_path / "out" / "labels" / "val" / "a.txt").exists()
     assert (tmp_path / "out" / "images" / "val" / "a.png").exists()
 
