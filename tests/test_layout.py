@@ -81,7 +81,7 @@ ORDER = (  # a module may import those above it, never those below
     "annotations.colours", "annotations.black_white", "annotations.indexed",
     "annotations.cityscapes", "annotations.run_lengths", "annotations.coco",
     "annotations.coco_panoptic", "annotations.yolo", "annotations.predicted",
-    "annotations.label_formats", "annotations.recognise", "annotations.conversion",
+    "annotations.label_formats", "annotations.advice", "annotations.conversion",
     "experiment.data_notes", "experiment.evaluate", "experiment.calibrate",
     "experiment.start_step", "experiment.labelled_images", "experiment.plan",
     "experiment.fold_files", "experiment.results", "experiment.time_budget",

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffseg_jax.annotations.colour_masks import ids_of_black_and_white
+from diffseg_jax.annotations.colour_masks import inside_of_black_and_white
 from diffseg_jax.annotations.entries import class_name, image_size
 from diffseg_jax.annotations.mask_pairs import (
     folder_in,
@@ -64,7 +64,7 @@ def _read(path: Path, photos: Photos) -> LabelledSet:
     folders = {name: folder / part for name, part in _folders(path, folder).items()}
     if not folders:
         masks = mask_files(path, photos)
-        images = (mask.labelled(ids_of_black_and_white(mask.path) * 1) for mask in masks)
+        images = (mask.labelled(inside_of_black_and_white(mask.path) * 1) for mask in masks)
         return LabelledSet(_two_names(path), images, count=len(masks))
     found = {}
     images = folder_in(path, is_image_folder)
@@ -131,7 +131,7 @@ def _image(name, masks):
     """An image whose masks of several classes are regions, the later class over the earlier."""
     sizes, regions, photo = {}, [], masks[0][1].photo
     for label, mask in masks:
-        inside = upright_mask(mask, ids_of_black_and_white(mask.path))
+        inside = upright_mask(mask, inside_of_black_and_white(mask.path))
         sizes[image_size(*inside.shape, str(mask.path))] = mask.path
         if inside.any():
             regions.append(LabelledRegion(label, mask=inside))

@@ -40,7 +40,7 @@ def read_colour_table(file: Path) -> Labels:
     """Names and colours from a classes.json, a labelmap.txt of CVAT, or lines of r,g,b,name.
 
     Lines may also hold the name first, and be separated by spaces, tabs, ";" or ":"; empty lines,
-    lines that begin with "#" and a heading are left out. Raises UserError for any other line, and
+    lines that begin with "#" and a heading are skipped. Raises UserError for any other line, and
     for a name or a colour that is repeated.
     """
     if file.suffix.lower() == ".json":
@@ -104,9 +104,9 @@ def find_colour_table(folder: Path) -> Path | None:
 
     A classes.json without a palette is none.
     """
-    for place in (folder, folder.parent):
+    for parent in (folder, folder.parent):
         for name in TABLE_NAMES:
-            file = place / name
+            file = parent / name
             if file.is_file() and (file.suffix != ".json" or b'"palette"' in file.read_bytes()):
                 return file
     return None

@@ -80,7 +80,7 @@ def _distance(one, other):
     return max(abs(a - b) for a, b in zip(one, other))
 
 
-def ids_of_black_and_white(path) -> np.ndarray:
+def inside_of_black_and_white(path) -> np.ndarray:
     """The mask bool[H,W] of an image with two values, of which 0 is outside.
 
     The other one may be 1, 255, or any. Raises UserError for more values, as smoothing makes them.

@@ -121,7 +121,7 @@ def _tasks(path, photos, notes) -> Iterator[_Task]:
         where = f"{path}, image {name}"
         annotation = _completed(task, where)
         if annotation is None:
-            notes.add("left out", "image", "without a completed annotation", name)
+            notes.add("skipped", "image", "without a completed annotation", name)
         else:
             yield _Task(name, photo, where, _merged(objects(annotation, "result", where), where))
 

@@ -147,13 +147,10 @@ def indices_or_ignored(ids: np.ndarray, count: int, ignored: int, path) -> np.nd
     return np.where(ids == ignored, IGNORED, ids.astype(np.int64))
 
 
-def save_masks(
-    folder: Path, maps: Iterable[LabelMap], encode: Callable[[np.ndarray], Image.Image],
-    ending: str = ".png",
-):  # fmt: skip
+def save_masks(folder: Path, maps: Iterable[LabelMap], encode: Callable[[np.ndarray], Image.Image]):
     """Writes the image that `encode` makes of each label map u8[H,W], by the name of its image."""
     for each in maps:
-        file = folder / f"{stem_of(each.name)}{ending}"
+        file = folder / f"{stem_of(each.name)}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         encode(each.ids).save(file)
 

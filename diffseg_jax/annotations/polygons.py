@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 from diffseg_jax.inference.contours import Region, regions_of
 
 MAX_COORDINATE = 1e7  # pixels; the sizes of images are below it
-MAX_AT_ONCE = 2**22  # pixels, or crossings of rows and edges, that are computed together
+FILL_CHUNK = 2**22  # chunk size: pixels, or crossings of rows and edges
 
 
 def fill_rings(
@@ -35,7 +35,7 @@ def fill_rings(
     left, right = np.clip(columns, 0, width).astype(int)
     top, bottom = int(first.min()), int(last.max())
     inside = np.empty((bottom - top, right - left), bool)
-    step = max(1, MAX_AT_ONCE // max(len(edges), right - left + 1))
+    step = max(1, FILL_CHUNK // max(len(edges), right - left + 1))
     for row in range(top, bottom, step):
         end = min(row + step, bottom)
         counts = _crossings(edges, first, last, (row, end), (left, right))

@@ -15,7 +15,7 @@ from diffseg_jax.annotations.polygons import fill_rings
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.errors import counted
 
-UNLABELLED, IGNORED = -1, -2  # in LabelledImage.ids: nothing is said about a pixel; it is left out
+UNLABELLED, IGNORED = -1, -2  # in LabelledImage.ids: nothing is said about a pixel; it is ignored
 OVERLAPS = ("last", "first", "smallest")  # which of several regions a pixel belongs to
 
 

@@ -2,7 +2,7 @@
 
 A line is the index of a class, and x y of three corners or more, divided by the width and height of
 the image. The classes are in data.yaml, or one a line in classes.txt. Text files are in folders
-labels, image files at the same place in images: images/train/a.jpg and labels/train/a.txt, or
+labels, image files at the same path in images: images/train/a.jpg and labels/train/a.txt, or
 train/images/a.jpg and train/labels/a.txt; or both are side by side. Of overlapping objects, the
 smaller is on top, as in Ultralytics.
 """
@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import yaml
 
+from diffseg_jax.annotations.class_tables import different_names
 from diffseg_jax.annotations.entries import brief, class_name
 from diffseg_jax.annotations.photos import Photo, Photos, stem_of
 from diffseg_jax.annotations.polygons import joined_ring, traced
@@ -190,8 +191,7 @@ def _lines(file, folder):
             f"{folder} has no data.yaml with names and no {CLASS_FILES[0]}, so the classes are "
             "unknown. Write data.yaml: names: [sky, road]."
         )
-    lines = [line for line in _text(file).split("\n") if line.strip()]
-    return _different([class_name(line, str(file)) for line in lines], file)
+    return different_names(file)
 
 
 def _different(names, file):

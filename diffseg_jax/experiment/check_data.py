@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffseg_jax.annotations.recognise import conversion_advice
+from diffseg_jax.annotations.advice import conversion_advice
 from diffseg_jax.config.options import FIT
 from diffseg_jax.data.folder_source import FolderSource
 from diffseg_jax.data.label_checks import SeenLabels, errors_of, label_counts, warnings_of

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffseg_jax.annotations.recognise import advised
+from diffseg_jax.annotations.advice import advised
 from diffseg_jax.config.schema import lacking
 from diffseg_jax.data.folder_source import lacks_validation
 from diffseg_jax.data.pipeline import Cached

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, FrozenConfigDict
 
 import diffseg_jax
-from diffseg_jax.annotations.recognise import advised
+from diffseg_jax.annotations.advice import advised
 from diffseg_jax.config.options import COMMON, FIT, LABELLED, UNLABELLED
 from diffseg_jax.config.schema import check_options, lacking
 from diffseg_jax.data.transforms import augment

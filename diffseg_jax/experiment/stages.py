@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffseg_jax.annotations.recognise import advised
+from diffseg_jax.annotations.advice import advised
 from diffseg_jax.data.label_checks import (
     read_labels,
     require_labelled,

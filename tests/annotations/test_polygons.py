@@ -73,7 +73,7 @@ def test_traced_regions_fill_to_the_same_map(ids, joined):
 def test_bands_of_rows_change_nothing(monkeypatch):
     ring = np.random.default_rng(0).normal(0, 15, (40, 2)) + 20
     whole = filled([ring], (40, 41))
-    monkeypatch.setattr(polygons, "MAX_AT_ONCE", 50)
+    monkeypatch.setattr(polygons, "FILL_CHUNK", 50)
     np.testing.assert_array_equal(filled([ring], (40, 41)), whole)
     assert whole.any()
 

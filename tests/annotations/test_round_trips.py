@@ -66,7 +66,7 @@ def test_any_label_map_returns(tmp_path_factory, name):
     @given(arrays(np.uint8, SIZES, elements=st.sampled_from([0, 1, 255])))
     def returns(ids):
         if (ids == 255).all():
-            return  # an image without labels is left out
+            return  # an image without labels is skipped
         for each in folder.iterdir():
             shutil.rmtree(each)
         maps, _, _ = label_maps(name, there(folder, name, {"a": ids}), classes=NAMES)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffseg_jax.annotations.advice import advised, conversion_advice
 from diffseg_jax.annotations.conversion import convert_labels
 from diffseg_jax.annotations.label_formats import LABEL_FORMATS
-from diffseg_jax.annotations.recognise import advised, conversion_advice
 from diffseg_jax.errors import UserError
 from diffseg_jax.labels import main
 from label_cases import write_maps, write_object, write_photo
