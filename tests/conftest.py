@@ -26,7 +26,10 @@ from diffseg_jax.systems.methods import SYSTEMS
 GOLDEN = Path(os.environ.get("DIFFSEG_GOLDEN", Path(__file__).parent / "recorded"))
 ROOT = Path(__file__).parents[1]
 TINY = Path(tiny_ddep.__file__)
-XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+XLA_FLAGS = " ".join([
+    "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+])  # fmt: skip
 
 
 def pytest_cmdline_main(config):
@@ -47,8 +50,9 @@ def pytest_configure(config):
     """Sets how this process and those that tests start compile, before the first program.
 
     Unoptimised code of networks this small runs as fast, and compiles in half the time; without
-    MLIR for each fused loop it takes half of that again. Compiled programs are shared through a
-    folder of the session, or JAX_COMPILATION_CACHE_DIR if it is set.
+    MLIR for each fused loop it takes half of that again, and in one module, not one for each of up
+    to 32 threads, a quarter less. Compiled programs are shared through a folder of the session, or
+    JAX_COMPILATION_CACHE_DIR if it is set.
     """
     os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else of the session that started this one
