@@ -147,7 +147,7 @@ def test_a_bin_holds_the_mass_of_the_normal():
 def test_impossible_levels_have_a_finite_log_likelihood():
     log_p = discretised_normal_log_likelihood(jnp.asarray([-0.5, 1.0]), -1.0, -9.0)
     np.testing.assert_allclose(log_p, math.log(1e-12), rtol=1e-6)
-    slope = jax.grad(lambda m: jnp.sum(discretised_normal_log_likelihood(1.0, m, -50.0)))
+    slope = jax.jit(jax.grad(lambda m: jnp.sum(discretised_normal_log_likelihood(1.0, m, -50.0))))
     assert slope(jnp.float32(-1.0)) == 0
 
 
@@ -173,12 +173,16 @@ def test_the_terms_of_a_chain_add_up_to_the_divergence_of_the_whole_chain():
     nodes, weights = np.polynomial.hermite_e.hermegauss(8)
     weights = weights / weights.sum()
     bits = prior_bits(process, jnp.full((1, 1), clean))[0]
-    for t in range(1, steps):
+
+    @jax.jit
+    def term_of(t):
         x_0, eps = jnp.full((8, 1), clean), jnp.asarray(nodes[:, None], jnp.float32)
         x_t = noising(process, x_0, t, eps)
         output = jnp.full((8, 1), predicted)
-        term = variational_bound(process, output, x_0, x_t, t, "noise", "fixed_large")
-        bits += np.sum(weights * term)
+        return variational_bound(process, output, x_0, x_t, t, "noise", "fixed_large")
+
+    for t in range(1, steps):
+        bits += np.sum(weights * term_of(t))
 
     level = np.cumprod(1 - process.betas)
     mean_q = np.sqrt(level) * clean
@@ -248,6 +252,12 @@ def losses(kind, output, variance="learned", target="noise", process=SHORT):
     return training_losses(process, output, x_0, x_t, t, eps, target, variance, kind)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def slopes(kind, output):
+    """The gradient of the summed loss; one program compiles sooner than one for each operation."""
+    return jax.grad(lambda output: jnp.sum(losses(kind, output)["loss"]))(output)
+
+
 def some_output(process=SHORT, channels=6):
     shape = (process.steps, 4, 5, channels)
     return jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32) / 2
@@ -256,12 +266,12 @@ def some_output(process=SHORT, channels=6):
 @pytest.mark.parametrize("kind", LOSSES)
 def test_a_loss_trains_the_half_of_the_output_that_it_names(kind):
     output = some_output()
-    slope = jax.grad(lambda output: jnp.sum(losses(kind, output)["loss"]))(output)
+    slope = slopes(kind, output)
     assert np.all(np.isfinite(slope))
     mean_half, v = np.abs(slope[..., :3]).max(axis=(1, 2, 3)), np.abs(slope[..., 3:]).max((1, 2, 3))
     assert np.all(mean_half > 0)
     assert np.all((v > 0) == (kind != "simple"))
-    simple = jax.grad(lambda output: jnp.sum(losses("simple", output)["loss"]))(output)
+    simple = slopes("simple", output)
     same = np.allclose(slope[..., :3], simple[..., :3], rtol=1e-6, atol=1e-9)
     assert same == (kind != "kl")  # the bound reaches the mean only there
 
@@ -270,7 +280,8 @@ def test_a_loss_trains_the_half_of_the_output_that_it_names(kind):
 def test_losses_are_sums_of_their_terms(process):
     output = some_output(process)
     x_0, eps, x_t, t = batch(process)
-    vb = variational_bound(process, output, x_0, x_t, t, "noise", "learned")
+    bound = functools.partial(variational_bound, process, target="noise", variance="learned")
+    vb = jax.jit(bound)(output, x_0, x_t, t)
     mse = np.mean((output[..., :3] - eps) ** 2, axis=(1, 2, 3))
     expected = {
         "simple": {"loss": mse, "mse": mse},
@@ -282,8 +293,9 @@ def test_losses_are_sums_of_their_terms(process):
         },
         "kl": {"loss": vb * process.steps, "vb": vb},
     }
+    compiled = jax.jit(losses, static_argnames=("kind", "process"))
     for kind in LOSSES:
-        found = losses(kind, output, process=process)
+        found = compiled(kind, output, process=process)
         assert found.keys() == expected[kind].keys()
         for name, value in found.items():
             assert value.shape == (process.steps,) and value.dtype == jnp.float32
@@ -301,18 +313,18 @@ def test_the_perfect_output_has_no_squared_error(target):
 
 def test_a_process_of_one_step_has_losses():
     process = make_process("cosine", 1)
+    compiled = jax.jit(losses, static_argnames=("kind", "variance", "process"))
     for kind in LOSSES:
-        found = losses(kind, some_output(process), process=process)
+        found = compiled(kind, some_output(process), process=process)
         assert all(np.all(np.isfinite(value)) for value in found.values())
-    assert np.isfinite(
-        losses("kl", some_output(process, 3), "fixed_small", process=process)["loss"]
-    )
+    fixed = compiled("kl", some_output(process, 3), variance="fixed_small", process=process)
+    assert np.isfinite(fixed["loss"])
 
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_large_outputs_keep_finite_gradients(kind):
     output = some_output() * jnp.asarray([100.0] * 3 + [3.0] * 3)
-    slope = jax.grad(lambda output: jnp.sum(losses(kind, output)["loss"]))(output)
+    slope = slopes(kind, output)
     assert np.all(np.isfinite(slope))
 
 
