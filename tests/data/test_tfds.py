@@ -81,7 +81,9 @@ def test_tfds_pets_are_shifted_and_hold_no_zero(tmp_path):
 
 
 def test_wrong_tfds_names_and_options_are_refused(tmp_path):
-    path = prepare(tmp_path, [(random_image(), random_ids(7))], mask_key="label_map")
+    ids = random_ids(7)
+    ids[0, 0] = 6
+    path = prepare(tmp_path, [(random_image(), ids)], mask_key="label_map")
     for name in ("strets", "/nowhere/1.0.0", ""):
         with pytest.raises(UserError, match="nothing is downloaded"):
             open_source(f"tfds:{name}", "train", path=path)
