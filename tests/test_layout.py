@@ -75,7 +75,7 @@ ORDER = (  # a module may import those above it, never those below
     "inference.description_text", "inference.model_card", "inference.sharing",
     "annotations.polygons", "annotations.photos", "annotations.regions", "annotations.entries",
     "annotations.painting", "annotations.mask_folder", "annotations.labelme",
-    "annotations.plain_xml", "annotations.outlines", "annotations.brush_rle",
+    "annotations.plain_xml", "annotations.brush_rle",
     "annotations.cvat_runs", "annotations.class_tables", "annotations.colour_masks",
     "annotations.mask_pairs", "annotations.cvat", "annotations.label_studio", "annotations.voc",
     "annotations.colours", "annotations.black_white", "annotations.indexed",

@@ -25,7 +25,7 @@ from diffseg_jax.annotations.entries import (
 )
 from diffseg_jax.annotations.mask_pairs import located
 from diffseg_jax.annotations.photos import Photos, name_of_split
-from diffseg_jax.annotations.polygons import traced
+from diffseg_jax.annotations.polygons import smallest_box, traced
 from diffseg_jax.annotations.regions import (
     LabelFormat,
     LabelledImage,
@@ -233,12 +233,8 @@ def filled_by_coco(rings, size, where) -> tuple[np.ndarray, tuple[int, int]]:
             "Correct the coordinates."
         )
     flat = [ring.ravel().tolist() for ring in rings]
-    whole = mask.decode(mask.merge(mask.frPyObjects(flat, height, width))).astype(bool)
-    rows, columns = (np.flatnonzero(whole.any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
-        return np.zeros((0, 0), bool), (0, 0)
-    box = whole[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return box, (int(columns[0]), int(rows[0]))
+    encoded = mask.merge(mask.frPyObjects(flat, height, width))
+    return smallest_box(mask.decode(encoded).astype(bool))
 
 
 def write_coco_instances(folder, labels, maps, options):

@@ -28,6 +28,7 @@ from diffseg_jax.annotations.entries import (
     objects,
 )
 from diffseg_jax.annotations.photos import Photos, name_of_split, safe_name, stem_of
+from diffseg_jax.annotations.polygons import smallest_box
 from diffseg_jax.annotations.regions import (
     LabelFormat,
     LabelledImage,
@@ -138,11 +139,10 @@ def _classes_in(ids):
 
 def _segment(inside, index):
     """The entry of the segment of a class."""
-    rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
-    sides = [int(columns[-1] - columns[0]) + 1, int(rows[-1] - rows[0]) + 1]
+    box, corner = smallest_box(inside)
     return {
         "id": index + 1, "category_id": index + 1, "area": int(inside.sum()),
-        "bbox": [int(columns[0]), int(rows[0]), *sides], "iscrowd": 0,
+        "bbox": [*corner, *box.shape[::-1]], "iscrowd": 0,
     }  # fmt: skip
 
 

@@ -13,10 +13,9 @@ import numpy as np
 from diffseg_jax.annotations.cvat_runs import decode_runs, encode_runs
 from diffseg_jax.annotations.entries import class_name, colour_of, image_size
 from diffseg_jax.annotations.mask_pairs import located
-from diffseg_jax.annotations.outlines import ellipse, rectangle
 from diffseg_jax.annotations.photos import Photos, name_of_split
 from diffseg_jax.annotations.plain_xml import looks_like_xml, read_plain_xml
-from diffseg_jax.annotations.polygons import MAX_COORDINATE, joined_ring, traced
+from diffseg_jax.annotations.polygons import MAX_COORDINATE, ellipse, joined_ring, rectangle, traced
 from diffseg_jax.annotations.regions import (
     LabelFormat,
     LabelledImage,

@@ -30,10 +30,9 @@ from diffseg_jax.annotations.entries import (
     of_type,
 )
 from diffseg_jax.annotations.mask_pairs import located
-from diffseg_jax.annotations.outlines import ellipse, rectangle
 from diffseg_jax.annotations.photos import Photo, Photos, name_of_split
 from diffseg_jax.annotations.plain_xml import read_plain_xml
-from diffseg_jax.annotations.polygons import joined_ring, traced
+from diffseg_jax.annotations.polygons import ellipse, joined_ring, rectangle, smallest_box, traced
 from diffseg_jax.annotations.regions import (
     LabelFormat,
     LabelledImage,
@@ -266,7 +265,8 @@ def _region(result, size, where) -> LabelledRegion:
         opacity = (_brush if kind == "brush" else _bitmask)(value, size, where)
         # Borders may be smoothed, and old versions painted with half of the opacity.
         inside = opacity >= max((int(opacity.max()) + 1) // 2, 1)
-        return LabelledRegion(name, **_smallest_box(inside))
+        mask, corner = smallest_box(inside)
+        return LabelledRegion(name, mask=mask, corner=corner)
     scale = np.array([width, height]) / 100
     if kind == "polygon":
         ring = corners(entry(value, "points", list, where), where) * scale
@@ -300,14 +300,6 @@ def _bitmask(value, size, where):
             f"but is {image.width}x{image.height} (mode {image.mode}). {AGAIN_JSON}"
         )
     return np.asarray(image.getchannel("A"))
-
-
-def _smallest_box(inside):
-    """The mask and corner of the pixels inside bool[H,W]."""
-    rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
-    top, bottom = (rows[0], rows[-1] + 1) if len(rows) else (0, 0)
-    left, right = (columns[0], columns[-1] + 1) if len(columns) else (0, 0)
-    return {"mask": inside[top:bottom, left:right], "corner": (int(left), int(top))}
 
 
 def _percents(value, keys, where):

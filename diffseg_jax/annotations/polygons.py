@@ -5,6 +5,7 @@ edge belongs to the region to its right, or below a horizontal edge; so regions 
 share no pixel, and leave none out.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from diffseg_jax.inference.contours import Region, regions_of
 
 MAX_COORDINATE = 1e7  # pixels; the sizes of images are below it
 FILL_CHUNK = 2**22  # chunk size: pixels, or crossings of rows and edges
+SAGITTA = 0.05  # pixels, the largest distance of a polygon from its ellipse
+MOST_CORNERS = 2000
 
 
 def fill_rings(
@@ -78,6 +81,15 @@ def fill_ellipse(centre, radii, size) -> tuple[np.ndarray, tuple[int, int]]:
     return inside, (int(first[0]), int(first[1]))
 
 
+def smallest_box(inside: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """(bool[h,w], its upper left pixel (x, y)) of the smallest box with all pixels of bool[H,W]."""
+    rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return np.zeros((0, 0), bool), (0, 0)
+    top, left = int(rows[0]), int(columns[0])
+    return inside[top : rows[-1] + 1, left : columns[-1] + 1], (left, top)
+
+
 def traced(ids: np.ndarray) -> Iterator[Region]:
     """The connected regions of each class of u8[H,W], 255 = ignored; see `Region.rings`."""
     return regions_of(ids, np.zeros(ids.shape, np.float32))
@@ -102,3 +114,33 @@ def joined_ring(rings: Sequence[np.ndarray]) -> np.ndarray:
     for number, corner in enumerate(outer):
         parts += [corner[None], *bridges.get(number, ())]
     return np.concatenate(parts)
+
+
+# ---- shapes that are turned ---------------------------------------------------------------------
+# Angles are in degrees, clockwise as seen on the image.
+
+
+def rectangle(x, y, width, height, angle=0.0, about_corner=False) -> np.ndarray:
+    """The corners float[4, 2] of a rectangle with the upper left corner (x, y) before it is turned.
+
+    about_corner  whether it is turned about (x, y), as in Label Studio, and not about its centre
+    """
+    corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], float)
+    pivot = np.zeros(2) if about_corner else np.array([width / 2, height / 2])
+    return _turned(corners - pivot, angle) + pivot + (x, y)
+
+
+def ellipse(x, y, radius_x, radius_y, angle=0.0) -> np.ndarray:
+    """A polygon float[N, 2] within 0.05 pixels of an ellipse about (x, y)."""
+    largest = max(abs(radius_x), abs(radius_y), SAGITTA)
+    count = min(max(16, math.ceil(math.pi * math.sqrt(largest / (2 * SAGITTA)))), MOST_CORNERS)
+    around = np.arange(count) * (2 * math.pi / count)
+    points = np.stack([radius_x * np.cos(around), radius_y * np.sin(around)], axis=1)
+    return _turned(points, angle) + (x, y)
+
+
+def _turned(points, angle):
+    """Points turned about the origin; with y down, the usual matrix turns clockwise."""
+    radians = math.radians(angle)
+    cos, sin = math.cos(radians), math.sin(radians)
+    return points @ np.array([[cos, sin], [-sin, cos]])
