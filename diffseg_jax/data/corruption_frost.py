@@ -1,4 +1,4 @@
-"""Pictures of frost: those of a folder, and textures drawn in their place.
+"""Images of frost: those of a folder, and textures drawn in their place.
 
 The published corruption lays one of five photographs over the image. They are no part of this
 package: who has them names their folder. The textures drawn here make another corruption, which has
@@ -18,28 +18,28 @@ NEEDLES, NEEDLE, SHARE = 7, 40, 0.006  # directions, pixels of length, share of 
 TINT = (0.86, 0.94, 1.0)  # of the brightest crystals
 
 
-def frost_pictures(folder: str) -> tuple[np.ndarray, ...]:
+def read_frost(folder: str) -> tuple[np.ndarray, ...]:
     """All images of a folder as uint8[H, W, 3]; UserError if it is missing or holds none."""
     root = open_path(folder)
     return tuple(read_image(root / name) for name in list_files(root, image_endings()))
 
 
-def frost_crop(pictures, size: tuple[int, int], rng: np.random.Generator, shrink: float = 1.0):
-    """A random crop uint8[H, W, 3] of one of the pictures, each as likely as the others.
+def frost_crop(frost, size: tuple[int, int], rng: np.random.Generator, shrink: float = 1.0):
+    """A random crop uint8[H, W, 3] of one of the images, each as likely as the others.
 
-    size    (height, width); a picture that is not larger is enlarged to be
-    shrink  factor by which the picture is made smaller first
+    size    (height, width); an image that is not larger is enlarged to be
+    shrink  factor by which the image is made smaller first
     """
-    picture = pictures[rng.integers(len(pictures))]
-    sides = picture.shape[:2]
+    image = frost[rng.integers(len(frost))]
+    sides = image.shape[:2]
     factor = max(shrink, *((side + 1) / has for side, has in zip(size, sides, strict=True)))
     if factor != 1:
         new = [max(round(factor * has), side + 1) for side, has in zip(size, sides, strict=True)]
-        picture = np.asarray(Image.fromarray(picture).resize(new[::-1], Image.Resampling.BILINEAR))
+        image = np.asarray(Image.fromarray(image).resize(new[::-1], Image.Resampling.BILINEAR))
     top, left = (
-        int(rng.integers(has - side)) for side, has in zip(size, picture.shape, strict=False)
+        int(rng.integers(has - side)) for side, has in zip(size, image.shape, strict=False)
     )
-    return picture[top : top + size[0], left : left + size[1]]
+    return image[top : top + size[0], left : left + size[1]]
 
 
 def drawn_frost(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

@@ -30,7 +30,7 @@ def snow(
 
 
 def frost(image: np.ndarray, of_image: float, of_frost: float, *, crop: np.ndarray) -> np.ndarray:
-    """uint8 -> uint8: the weighted sum with a crop uint8[H, W, 3] of a picture of frost."""
+    """uint8 -> uint8: the weighted sum with a crop uint8[H, W, 3] of a photograph of frost."""
     return np.clip(of_image * image + of_frost * crop, 0, 255).astype(np.uint8)
 
 

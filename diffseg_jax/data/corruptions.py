@@ -23,7 +23,7 @@ from diffseg_jax.errors import UserError, choose, require_known, shown
 LEAST_SIDE = 16  # pixels
 SEVERITIES = (1, 2, 3, 4, 5)
 DRAWN_FROST, ELASTIC = "frost_procedural", "elastic_transform"  # not among the published eighteen
-SHRUNK = {"224": 1.0, "64": 0.3}  # factor of frost's pictures
+SHRUNK = {"224": 1.0, "64": 0.3}  # factor of images of frost
 FOR_224 = {  # type -> the arguments of its function, by severity
     "gaussian_noise": ((0.08,), (0.12,), (0.18,), (0.26,), (0.38,)),
     "shot_noise": ((60,), (25,), (12,), (5,), (3,)),
@@ -90,18 +90,18 @@ CONSTANTS = {name: {**table, DRAWN_FROST: table["frost"]} for name, table in SET
 TYPES = tuple(CONSTANTS["224"])
 
 
-def default_types(has_pictures: bool) -> tuple[str, ...]:
+def default_types(has_frost: bool) -> tuple[str, ...]:
     """The eighteen types of DDPM-Seg's study as read here: all but elastic_transform.
 
-    has_pictures  of frost; without them frost_procedural takes the place of frost
+    has_frost  whether there are photographs of frost; without them frost_procedural stands for it
     """
-    off = {ELASTIC, DRAWN_FROST if has_pictures else "frost"}
+    off = {ELASTIC, DRAWN_FROST if has_frost else "frost"}
     return tuple(name for name in TYPES if name not in off)
 
 
 def corrupt(
     image: np.ndarray, name: str, severity: int, *, key: str, seed: int = 0,
-    constants: str = "224", pictures: Sequence[np.ndarray] = (),
+    constants: str = "224", frost: Sequence[np.ndarray] = (),
 ) -> np.ndarray:  # fmt: skip
     """A corrupted copy of an image, uint8[H, W, 3]; sides of any length from 16 pixels on.
 
@@ -109,12 +109,12 @@ def corrupt(
     key, seed       the name of the image and the seed of the run, from which the draws follow: not
                     from the order in which images come
     constants       "224" or "64"
-    pictures        of frost, uint8[h, w, 3], see `frost_pictures`
+    frost           photographs, uint8[h, w, 3], see `read_frost`
 
     Raises UserError as `draws_of` does.
     """
     rng = generator(seed, key, name, severity)
-    draws = draws_of(image, name, severity, rng, constants, pictures)
+    draws = draws_of(image, name, severity, rng, constants, frost)
     return apply(image, name, severity, draws, constants)
 
 
@@ -138,22 +138,22 @@ def generator(seed: int, key: str, name: str, severity: int) -> np.random.Genera
 
 def draws_of(
     image: np.ndarray, name: str, severity: int, rng: np.random.Generator, constants: str = "224",
-    pictures: Sequence[np.ndarray] = (),
+    frost: Sequence[np.ndarray] = (),
 ) -> dict:  # fmt: skip
     """The random part of a corruption: arrays for `apply`, by their names.
 
     Raises UserError for an unknown type or severity, for an image of another form or too small, and
-    for frost without pictures.
+    for frost without photographs.
     """
     given = _checked(image, name, severity, constants)
     size = image.shape[:2]
     if name == "frost":
-        if not pictures:
+        if not frost:
             raise UserError(
-                "frost lays pictures over the image, which are no part of this package. Give their "
-                f'folder, or take "{DRAWN_FROST}", for which they are drawn.'
+                "frost lays photographs over the image, which are no part of this package. Give "
+                f'their folder, or take "{DRAWN_FROST}", for which they are drawn.'
             )
-        return {"crop": frost_crop(pictures, size, rng, SHRUNK[constants])}
+        return {"crop": frost_crop(frost, size, rng, SHRUNK[constants])}
     if name == DRAWN_FROST:
         return {"crop": drawn_frost(size, rng)}
     if name == "shot_noise":

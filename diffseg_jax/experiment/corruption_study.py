@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from diffseg_jax.config.schema import differing_lines, lacking
-from diffseg_jax.data.corruption_frost import frost_pictures
+from diffseg_jax.data.corruption_frost import read_frost
 from diffseg_jax.data.corruptions import (
     TYPES,
     corrupt,
@@ -79,7 +79,7 @@ class CorruptedImages:
     severity: int
     seed: int
     constants: str
-    pictures: tuple[np.ndarray, ...] = ()
+    frost_images: tuple[np.ndarray, ...] = ()
 
     @property
     def names(self):
@@ -93,7 +93,7 @@ class CorruptedImages:
         example = self.source[index]
         how = dict(key=example["name"], seed=self.seed, constants=self.constants)
         what = self.name, self.severity
-        image = corrupt(example["image"], *what, **how, pictures=self.pictures)
+        image = corrupt(example["image"], *what, **how, frost=self.frost_images)
         return {**example, "image": image, "mask": corrupt_mask(example["mask"], *what, **how)}
 
 
@@ -114,7 +114,7 @@ class CorruptionStudy:
     cells: Sequence[tuple[str, int]]
     seed: int
     constants: str
-    pictures: tuple[np.ndarray, ...]
+    frost_images: tuple[np.ndarray, ...]
     calibrator: Calibrator | None
     known: KnownImages | None
     of: dict
@@ -131,14 +131,14 @@ def measure_corruptions(config: ConfigDict, workdir: Path):
     """
     evaluations = {e.stage: e for e in evaluations_of_run(config, workdir, "corruptions")}
     given = {**lacking(OPTIONS), **config.evaluate.get("corruptions", {})}
-    pictures = frost_pictures(given["frost"]) if given["frost"] else ()
+    frost_images = read_frost(given["frost"]) if given["frost"] else ()
     directories = {name: stage_directory(workdir, name) for name in evaluations}
     stage = given["stage"] or best_stage(workdir, directories)
     evaluation = choose(evaluations, stage, "stage that can segment and has a checkpoint")
-    types = given["types"] or default_types(bool(pictures))
+    types = given["types"] or default_types(bool(frost_images))
     for name in types:
         require_known(name, TYPES, "corruption")
-    if "frost" in types and not pictures:
+    if "frost" in types and not frost_images:
         raise UserError(
             "evaluate.corruptions.types holds frost, which lays photographs of frost over the "
             "images, but no folder of them is given. Try --config.evaluate.corruptions.frost="
@@ -153,11 +153,11 @@ def measure_corruptions(config: ConfigDict, workdir: Path):
     severities = sorted(set(given["severities"] or lacking(OPTIONS)["severities"]))
     cells = [(CLEAN, 0), *((name, s) for name in dict.fromkeys(types) for s in severities)]
     with locked_in_all(workdir, "corruptions", "--workdir"):
-        study = _opened_study(config.seed, evaluation, cells, given, pictures)
+        study = _opened_study(config.seed, evaluation, cells, given, frost_images)
         report(study, measure_cells(study))
 
 
-def _opened_study(seed, evaluation, cells, given, pictures) -> CorruptionStudy:
+def _opened_study(seed, evaluation, cells, given, frost_images) -> CorruptionStudy:
     """The study with its networks, read from the checkpoint."""
     directory = stage_directory(evaluation.workdir, evaluation.stage)
     with StageCheckpoints(directory, read_only=True) as checkpoints:
@@ -185,7 +185,7 @@ def _opened_study(seed, evaluation, cells, given, pictures) -> CorruptionStudy:
     judges += known.descriptors.tobytes() if known else b""
     names = "\0".join(evaluation.source.names[index] for index in indices).encode()
     data = digest_of_data(fingerprint(evaluation.source, indices))
-    frost = b"".join(picture.tobytes() for picture in pictures)
+    frost = b"".join(image.tobytes() for image in frost_images)
     of = as_json({
         "stage": evaluation.stage, "step": meta["step"], "network": identity_of(meta),
         "images": len(indices), "names": _digest(names), "data": _digest(data),
@@ -194,7 +194,7 @@ def _opened_study(seed, evaluation, cells, given, pictures) -> CorruptionStudy:
         **evaluation.recorded,
     })  # fmt: skip
     return CorruptionStudy(
-        evaluation, indices, forwards, cells, seed, given["constants"], pictures, calibrator,
+        evaluation, indices, forwards, cells, seed, given["constants"], frost_images, calibrator,
         known, of,
     )  # fmt: skip
 
@@ -249,7 +249,7 @@ def measure_cell(study: CorruptionStudy, name: str, severity: int, progress: Pro
     """The numbers of one type and severity, JSON values; see `corruption_report`."""
     evaluation, source = study.evaluation, study.evaluation.source
     if name != CLEAN:
-        how = study.seed, study.constants, study.pictures
+        how = study.seed, study.constants, study.frost_images
         source = CorruptedImages(source, name, severity, *how)
     names = evaluation.source.labels.names
     drawn, parts, described = draw_none(study.indices), [], {}
@@ -330,7 +330,7 @@ def report(study: CorruptionStudy, rows: Sequence[dict]):
 def examples_of(study: CorruptionStudy) -> np.ndarray:
     """The first image under every type, weakest to strongest, two types in a row: u8[h, w, 3]."""
     source, index = study.evaluation.source, int(study.indices[0])
-    how = study.seed, study.constants, study.pictures
+    how = study.seed, study.constants, study.frost_images
     titled = [
         (f"{name} {severity}", CorruptedImages(source, name, severity, *how)[index]["image"])
         for name, severity in study.cells[1:]

@@ -2,7 +2,7 @@
 
 A stroke is a connected part of one class in a mask that ignores most pixels: what somebody painted
 in one go. Pixels of a stroke are much alike, and a long one has many times the pixels of a short
-one, so an even choice of pixels would learn from few places. Strokes are therefore drawn first.
+one, so an even choice of pixels would learn from few regions. Strokes are therefore drawn first.
 """
 
 import dataclasses
@@ -69,10 +69,10 @@ def shown_labels(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     rows, columns = rows * size[0] // ids.shape[0], columns * size[1] // ids.shape[1]
     keys = (rows * size[1] + columns) * (IGNORE + 1) + ids.reshape(-1)[painted]
     keys, votes = np.unique(keys, return_counts=True)
-    places, labels = np.divmod(keys, IGNORE + 1)
+    chosen, labels = np.divmod(keys, IGNORE + 1)
     order = np.lexsort((-labels, votes))  # of those written to one place the last one stays
     shown = np.full(size, IGNORE, np.uint8)
-    shown.reshape(-1)[places[order]] = labels[order]
+    shown.reshape(-1)[chosen[order]] = labels[order]
     return shown
 
 
@@ -107,8 +107,8 @@ def draw_evenly(chance: np.ndarray, count: int, rng: np.random.Generator) -> np.
 
     A pixel whose chance is c comes at least floor(c * count) times.
     """
-    places = (np.arange(count) + rng.random()) / count
-    return np.searchsorted(np.cumsum(chance), places).clip(0, len(chance) - 1)
+    chosen = (np.arange(count) + rng.random()) / count
+    return np.searchsorted(np.cumsum(chance), chosen).clip(0, len(chance) - 1)
 
 
 def joined_strokes(parts: Sequence[Strokes]) -> tuple[np.ndarray, Strokes]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffseg_jax.data import corruptions
 from diffseg_jax.data.corruption_blurs import glass_places
-from diffseg_jax.data.corruption_frost import frost_pictures
+from diffseg_jax.data.corruption_frost import read_frost
 from diffseg_jax.data.corruption_weather import distance_to, equalised, plasma
 from diffseg_jax.data.corruptions import (
     CONSTANTS,
@@ -143,7 +143,7 @@ def test_a_higher_severity_is_farther_from_the_clean_image(constants):
     image = photo(48, 64)
     for name in TYPES:
         far = [
-            distance(corrupt(image, name, s, key="a", constants=constants, pictures=FROST), image)
+            distance(corrupt(image, name, s, key="a", constants=constants, frost=FROST), image)
             for s in SEVERITIES
         ]
         assert min(far) > 0
@@ -156,7 +156,7 @@ def test_draws_follow_from_the_seed_and_the_name_of_the_image():
     for name in TYPES:
 
         def bytes_of(name=name, **given):
-            how = {"key": "a", "seed": 0, "pictures": FROST, **given}
+            how = {"key": "a", "seed": 0, "frost": FROST, **given}
             return corrupt(image, name, 2, **how).tobytes()
 
         one = bytes_of()
@@ -172,7 +172,7 @@ def test_images_of_any_size(size):
     image.flags.writeable = False
     for name in TYPES:
         for severity in SEVERITIES if max(size) < 100 else (3,):
-            found = corrupt(image, name, severity, key="a", pictures=FROST)
+            found = corrupt(image, name, severity, key="a", frost=FROST)
             assert (found.shape, found.dtype) == (image.shape, np.uint8), name
             assert not np.array_equal(found, image), name
 
@@ -198,7 +198,7 @@ def test_black_and_white_images():
     for value in (0, 255):
         image = np.full((20, 24, 3), value, np.uint8)
         for name in TYPES:
-            corrupt(image, name, 5, key="a", pictures=FROST)
+            corrupt(image, name, 5, key="a", frost=FROST)
     black = np.zeros((20, 24, 3), np.uint8)
     assert np.unique(corrupt(black, "brightness", 1, key="a")).tolist() == [25]  # 0.1 of 255
     assert not corrupt(black, "saturate", 5, key="a").any()
@@ -263,15 +263,15 @@ def test_elastic_transform_moves_the_mask_with_the_image():
 def test_pictures_of_frost_come_from_a_folder(tmp_path):
     for number, picture in enumerate((FROST[0], FROST[0][:30, :40])):
         Image.fromarray(picture).save(tmp_path / f"{number}.png")
-    pictures = frost_pictures(str(tmp_path))
-    assert [each.shape for each in pictures] == [(60, 80, 3), (30, 40, 3)]
-    crop = draws_of(photo(20, 24), "frost", 1, generator(0, "a", "frost", 1), pictures=pictures[:1])
+    found = read_frost(str(tmp_path))
+    assert [each.shape for each in found] == [(60, 80, 3), (30, 40, 3)]
+    crop = draws_of(photo(20, 24), "frost", 1, generator(0, "a", "frost", 1), frost=found[:1])
     windows = np.lib.stride_tricks.sliding_window_view(FROST[0], (20, 24, 3))
     assert (windows == crop["crop"]).all((-3, -2, -1)).any()
-    large = draws_of(photo(90, 70), "frost", 1, generator(0, "a", "frost", 1), pictures=pictures)
+    large = draws_of(photo(90, 70), "frost", 1, generator(0, "a", "frost", 1), frost=found)
     assert large["crop"].shape == (90, 70, 3)
     with pytest.raises(UserError, match="is not a folder"):
-        frost_pictures(str(tmp_path / "none"))
+        read_frost(str(tmp_path / "none"))
 
 
 def test_eighteen_types():
