@@ -76,7 +76,7 @@ ORDER = (  # a module may import those above it, never those below
     "annotations.polygons", "annotations.photos", "annotations.regions", "annotations.entries",
     "annotations.painting", "annotations.mask_folder", "annotations.labelme",
     "annotations.plain_xml", "annotations.brush_rle",
-    "annotations.cvat_runs", "annotations.class_tables", "annotations.colour_masks",
+    "annotations.class_tables", "annotations.colour_masks",
     "annotations.mask_pairs", "annotations.cvat", "annotations.label_studio", "annotations.voc",
     "annotations.colours", "annotations.black_white", "annotations.indexed",
     "annotations.cityscapes", "annotations.run_lengths", "annotations.coco",

@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from diffseg_jax.annotations.cvat_runs import decode_runs, encode_runs
 from diffseg_jax.annotations.entries import class_name, colour_of, image_size
 from diffseg_jax.annotations.mask_pairs import located
 from diffseg_jax.annotations.photos import Photos, name_of_split
@@ -179,6 +178,38 @@ def _mask(shape, size, name, where):
     mask = mask[y : max(size[0] - top, 0), x : max(size[1] - left, 0)]
     if mask.size:
         yield LabelledRegion(name, mask=mask, corner=(left + x, top + y))
+
+
+# ---- run lengths: counts of pixels outside, inside, outside, ... along the rows of a box -------
+
+
+def decode_runs(text: str, size: tuple[int, int], name: str) -> np.ndarray:
+    """The mask bool[h,w] of counts such as "0, 3, 2, 1".
+
+    size  (height, width) of the box;  name  of the mask, for errors
+
+    Raises UserError for what is no list of counts, and for counts of another sum.
+    """
+    height, width = size
+    try:
+        counts = np.array([int(part) for part in text.split(",")], np.int64)
+    except (ValueError, OverflowError):
+        counts = np.array([-1])
+    if (counts < 0).any() or counts.sum() != height * width or counts.max() > height * width:
+        total = "something else" if (counts < 0).any() else f"{counts.sum()} pixels"
+        raise UserError(
+            f'{name}: "rle" must be counts of all {height * width} pixels of its box of '
+            f"{width}x{height}, but holds {total}. Export the labels again."
+        )
+    inside = np.arange(len(counts)) % 2 == 1
+    return np.repeat(inside, counts).reshape(size)
+
+
+def encode_runs(inside: np.ndarray) -> str:
+    """The counts of a mask bool[h,w]."""
+    flat = np.concatenate([[False], inside.ravel()])
+    starts = np.append(np.flatnonzero(np.diff(flat)), inside.size)
+    return ", ".join(map(str, np.diff(starts, prepend=0).tolist()))
 
 
 # ---- writing -----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from diffseg_jax.annotations.cvat_runs import decode_runs, encode_runs
+from diffseg_jax.annotations.cvat import decode_runs, encode_runs
 from diffseg_jax.errors import UserError
 from label_files import label_maps
 
