@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None):
             print(f"\n{(folder / CARD).read_text()}")
         else:
             print(copy_to(given.to, folder, given.public))
+        if not given.licence:
+            print("note: the card states no licence; --licence=apache-2.0, for example, adds one")
         what = f"{counted(len(files), 'file')}, {size(sum(files.values()))}"
         print(f"{what}, {'would be copied' if given.dry_run else 'copied'} to {given.to}")
 

@@ -72,8 +72,9 @@ def test_a_copy_in_a_folder_is_all_that_load_needs(run_copy, tmp_path, capsys):
     to = tmp_path / "shared"
     share.main([f"--checkpoint={run_copy}", f"--to={to}"])
     said = capsys.readouterr().out
-    assert said.rstrip().endswith(f"copied to {to}")
-    assert PLACEHOLDER not in (to / CARD).read_text() and f'load("{to}")' in (to / CARD).read_text()
+    assert "the card states no licence" in said and said.rstrip().endswith(f"copied to {to}")
+    card = (to / CARD).read_text()
+    assert PLACEHOLDER not in card and f'load("{to.name}")' in card and str(tmp_path) not in card
     assert {"config.json", "results.json"} <= set(sharing.files_in(to))
     texts = [(to / CARD).read_text(), (to / "config.json").read_text()]
     texts += [file.read_text() for file in to.glob("*/meta/metadata")]

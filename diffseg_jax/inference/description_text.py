@@ -99,7 +99,8 @@ def data_line(data: dict) -> str:
     if subset is None:
         return f"{source}, without labels"
     images = f"{subset['n']:,} of {subset['of']:,} labelled images"
-    return f"{source}: {images} (seed {subset['seed']}, sha256 {subset['sha256'][:12]})"
+    digest = f" (seed {subset['seed']}, sha256 {subset['sha256'][:12]})" if subset["sha256"] else ""
+    return f"{source}: {images}{digest}"
 
 
 def protocol_line(options: dict) -> str:

@@ -60,7 +60,7 @@ def model_card(
     if data:
         lines += ["## Training", f"Data: {_without_folders(data_line(data))}."]
         lines += [_code("bash", [command])] if command else []
-        lines += ["All options are in `config.json`."] if _in_run(description) else []
+        lines.append("All options are in `config.json`.")
     lines += ["## Intended use and limits", _limits(description)]
     return "\n\n".join(lines) + "\n"
 

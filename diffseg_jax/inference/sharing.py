@@ -10,6 +10,7 @@ from diffseg_jax.inference.description import describe_checkpoint
 from diffseg_jax.inference.locate import find_stage, stages_in
 from diffseg_jax.inference.model_card import CARD, MARK, PLACEHOLDER, model_card, write_card
 from diffseg_jax.storage.hub import in_hub, split_address, upload
+from diffseg_jax.storage.networks import open_meta
 from diffseg_jax.storage.paths import open_path, write_atomically, write_json
 from diffseg_jax.storage.workdir import saved_config
 
@@ -58,15 +59,17 @@ def prepare_copy(
     for file in [*(root / name for name in RUN_FILES if in_run), *pictures]:
         if file.exists():
             write_atomically(folder / file.relative_to(root).as_posix(), file.read_bytes())
-    if (folder / "config.json").exists():
-        write_json(folder / "config.json", without_folders(saved_config(root)))
+    config = saved_config(root) if in_run else {}
+    config = config or open_meta(directory)["config"]
+    write_json(folder / "config.json", without_folders(config))
+    address = target if "://" in target else Path(target).name
     text = _text_of(root / CARD)
     if not text or MARK in text:
         text = model_card(
-            describe_checkpoint(directory), address=target, command=shared_command(text),
+            describe_checkpoint(directory), address=address, command=shared_command(text),
             picture=_sheet_of(root, directory.name), licence=licence,
         )  # fmt: skip
-    write_atomically(folder / CARD, text.replace(PLACEHOLDER, target).encode())
+    write_atomically(folder / CARD, text.replace(PLACEHOLDER, address).encode())
 
 
 def copy_to(target: str, folder: Path, public: bool = False) -> str:
