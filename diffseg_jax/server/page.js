@@ -90,7 +90,8 @@ function shown(doc, rect) {
   if (doc.fit) document.body.dataset.fit = doc.fit;
 }
 
-async function open(index) {
+/** Opens an image; the list does not scroll to a row that was clicked, since a click may follow. */
+async function open(index, clicked = false) {
   if (!project.images[index]) return;
   if (images.current?.index !== index) tools.cancel();
   list.current = index;
@@ -105,7 +106,7 @@ async function open(index) {
   canvas.outline = null;
   canvas.fitted = true;
   canvas.arrange();
-  list.reveal();
+  if (!clicked) list.reveal();
   later();
   showTools();
   showConnection();
@@ -209,6 +210,8 @@ function later() {
 function showPanels() {
   const { classes, fits } = project;
   list.newest = fits.at(-1)?.number ?? 0;
+  const scored = project.images.some(({ score, accepted }) => score !== null && !accepted);
+  $("list-head").style.visibility = scored ? "" : "hidden";
   list.show(sorted(project.images, $("order").value, $("filter").value), list.current);
   const accepted = project.images.filter((image) => image.accepted).length;
   $("done").textContent = `${accepted} of ${project.images.length} accepted`;
@@ -225,7 +228,6 @@ function showPanels() {
       : "Paint a few strokes of every class, then press Fit.";
   $("score").title = "k-fold: every stroke is predicted by classifiers that did not learn from it";
   drawChart($("chart"), fits);
-  $("advice").textContent = adviceOf(fits);
   document.body.dataset.fits = fits.length;
   const image = project.images[images.current?.index];
   $("title").textContent = image ? image.name : "";
@@ -245,8 +247,9 @@ function showState() {
   const { phase, done, total, seconds_left: seconds, message } = project.state;
   const busy = phase !== "idle";
   document.body.dataset.phase = phase;
-  $("progress").hidden = !busy;
+  $("bar").classList.toggle("idle", !busy);
   $("fit").textContent = phase === "fit" || phase === "predict" ? "Fit again" : "Fit";
+  if (!busy) $("phase").textContent = adviceOf(project.fits);
   if (!busy) return;
   if (total) $("bar").value = done / total;
   else $("bar").removeAttribute("value");

@@ -27,7 +27,10 @@ export function sorted(images, order, filter) {
   return shown;
 }
 
-/** A list of any length, of which only the visible rows are elements. */
+/**
+ * A list of any length, of which only the visible rows are elements.
+ * open(index, clicked) is called for the image that is chosen.
+ */
 export class ImageList {
   constructor(scroller, rows, open) {
     Object.assign(this, { scroller, rows, open });
@@ -110,8 +113,9 @@ export class ImageList {
     words.children[1].firstChild.textContent = text;
     words.children[1].lastChild.textContent = score;
     row.classList.toggle("accepted", image.accepted);
-    const uncertain = score && `, uncertainty ${score}`;
-    row.setAttribute("aria-label", `${image.name}: ${text || "new"}${uncertain}`);
+    words.children[1].lastChild.title = score && `${score} of the pixels are expected to be wrong`;
+    const error = score && `, expected error ${score}`;
+    row.setAttribute("aria-label", `${image.name}: ${text || "new"}${error}`);
     return row;
   }
 
@@ -124,13 +128,13 @@ export class ImageList {
     const name = make("span", { className: "name", title: image.name }, make("bdi", {}, image.name));
     const words = make("span", { className: "words" }, name, state);
     const row = make("div", { role: "option", id: `image-${image.index}` }, thumbnail, words);
-    row.addEventListener("click", () => this.open(image.index));
+    row.addEventListener("click", () => this.open(image.index, true));
     this.elements.set(image.index, row);
     return row;
   }
 }
 
-/** accepted, painted or predicted; an uncertainty beside it says that it is predicted, too. */
+/** accepted, painted or predicted; an expected error beside it says that it is predicted, too. */
 export function stateOf(image, newest) {
   if (image.accepted) return "✓ accepted";
   if (image.counts.some((count) => count > 0)) return "painted";

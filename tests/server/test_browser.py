@@ -224,6 +224,7 @@ def test_undo_redo_eraser_and_polygon(serve, open_tab):
 def test_a_fit_shows_prediction_and_uncertainty_and_segments_can_be_accepted(serve, open_tab):
     page = serve(sizes=((48, 64), (32, 32), (40, 40)))
     tab = open_tab(page.url)
+    place = tab.page.locator("#classes").bounding_box()
     tab.press("f")
     tab.says("nothing is painted yet")  # the sentence of the server
     tab.brush(5)
@@ -238,6 +239,9 @@ def test_a_fit_shows_prediction_and_uncertainty_and_segments_can_be_accepted(ser
     tab.press("u")
     time.sleep(0.1)
     assert np.abs(tab.colour((50.5, 35.5)) - before[1]).max() > 20  # uncertain below: 0.75
+    tab.fit(2)
+    tab.page.wait_for_selector("#chart svg")
+    assert tab.page.locator("#classes").bounding_box() == place  # no class moves under a click
     tab.press("s")
     tab.page.mouse.click(*tab.spot((50.5, 30.5)))
     tab.saved()
@@ -517,6 +521,14 @@ def test_two_hundred_images_are_few_elements(serve, open_tab):
     tab.page.click("#image-199")
     tab.shows(199)
     assert tab.page.locator("#rows > div").count() < 30
+    scrolled = "() => document.getElementById('list').scrollTop"
+    place = tab.evaluate("() => (document.getElementById('list').scrollTop = 6030)")
+    tab.page.locator("#image-100").click(position={"x": 20, "y": 50})  # half of the row is hidden
+    tab.shows(100)
+    assert tab.evaluate(scrolled) == place  # the next click meets the row that was aimed at
+    tab.press("PageUp")
+    tab.shows(99)
+    assert tab.evaluate(scrolled) < place
     tab.page.fill("#filter", "photo_12")
     names = [page.store.described(index)["name"] for index in range(200)]
     tab.page.wait_for_selector(f"#image-{names.index('photo_120')}")
