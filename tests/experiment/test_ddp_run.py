@@ -17,6 +17,7 @@ from diffseg_jax import main
 from diffseg_jax.config.files import run_config
 from diffseg_jax.data.scenes import NAMES
 from diffseg_jax.errors import UserError
+from diffseg_jax.experiment import steps_study
 from diffseg_jax.experiment.plan import check_config, plan_evaluations
 from diffseg_jax.experiment.results import keep_calibrator, result_of
 from diffseg_jax.inference import calibrators
@@ -164,14 +165,21 @@ def test_a_finished_run_is_evaluated_with_other_sampling(run):
     assert all(file.read_text() == text for file, text in kept.items())
 
 
-def test_mode_steps_measures_every_setting_of_every_stage(run, capsys):
+def test_mode_steps_measures_every_setting_of_every_stage(run, capsys, monkeypatch):
+    """All are planned; train, whose programs are those of align, is not measured."""
+    settings = [(1, 1), (2, 1), (1, 2), (2, 2)]
+    swept = {"train": settings, "align": settings, "plain": [(0, 1)]}
+    planned = steps_study.plan_sweep(tiny_ddp.get_config(), run)
+    assert swept == {
+        part.stage: [(setting.steps, setting.draws) for setting, _ in part.settings]
+        for part in planned
+    }
+    monkeypatch.setattr(steps_study, "plan_sweep", lambda *_: planned[1:])
     called(run, "steps")
     out = capsys.readouterr().out
     rows = json.loads((run / "steps.json").read_text())
-    settings = [(1, 1), (2, 1), (1, 2), (2, 2)]
-    expected = [(stage, *pair) for stage in ("train", "align") for pair in settings]
     found = [(row["stage"], row["steps"], row["draws"]) for row in rows]
-    assert found == [*expected, ("plain", 0, 1)]
+    assert found == [(stage, *pair) for stage in ("align", "plain") for pair in swept[stage]]
     for row in rows:
         assert 0 < row["mIoU"] < 1 and row["ms"] > 0
         kinds = set(OF_ALL)
