@@ -312,13 +312,15 @@ export class Canvas {
     const level = Math.min(doc.levels.length - 1, Math.max(0, Math.floor(-Math.log2(this.scale))));
     context.imageSmoothingEnabled = this.scale < 2;
     context.drawImage(doc.levels[level], ...sides);
-    if (pane.title === "uncertainty") {
+    const uncertain = pane.layers.has("uncertainty") && (pane.title || doc.layers.uncertainty);
+    if (uncertain) {
       context.fillStyle = "rgba(0, 0, 0, 0.6)";
       context.fillRect(...sides);
     }
     context.imageSmoothingEnabled = this.scale < 1;
     for (const name of ["prediction", "uncertainty", "strokes"]) {
       if (!pane.layers.has(name) || !doc.layers[name]) continue;
+      if (name === "prediction" && uncertain) continue; // the two colours mixed tell nothing
       context.globalAlpha = name !== "prediction" ? 0.9 : pane.title ? 0.8 : this.opacity;
       this.drawLayer(doc.layers[name], pane, rect);
     }

@@ -62,7 +62,7 @@ function showConnection() {
   const kept = count ? ` ${strokes} in this tab and will be saved then; keep it open.` : "";
   $("banner").textContent = `${trouble} Trying again.${kept}`;
   $("banner").hidden = !trouble;
-  $("saved").textContent = count ? "saving" : images.current ? "saved" : "";
+  $("saved").textContent = count ? (trouble ? "waiting" : "saving") : images.current ? "saved" : "";
   showTools();
 }
 
@@ -222,11 +222,13 @@ function showPanels() {
   const gain = measured.length > 1 ? measured.at(-1).miou - measured.at(-2).miou : null;
   const sign = gain === null ? "" : ` (${gain < 0 ? "−" : "+"}${Math.abs(100 * gain).toFixed(1)})`;
   $("score").textContent = measured.length
-    ? `mean IoU ${percent(measured.at(-1).miou, 1)}${sign}`
+    ? `mean IoU on held-out strokes ${percent(measured.at(-1).miou, 1)}${sign}`
     : fits.length
       ? "Too few strokes to measure the mean IoU."
       : "Paint a few strokes of every class, then press Fit.";
-  $("score").title = "k-fold: every stroke is predicted by classifiers that did not learn from it";
+  $("score").title =
+    "Every stroke is predicted by classifiers that did not learn from it. It tells about strokes, " +
+    "not about whole images, and falls when you paint where it is hard.";
   drawChart($("chart"), fits);
   document.body.dataset.fits = fits.length;
   const image = project.images[images.current?.index];
@@ -272,14 +274,19 @@ function showTools() {
   $("undo").disabled = !done.length;
   $("redo").disabled = !undone.length;
   for (const box of document.querySelectorAll("[data-layer]")) {
-    box.checked = canvas.shown.has(box.dataset.layer);
+    const covered = box.dataset.layer === "prediction" && canvas.shown.has("uncertainty");
+    box.checked = canvas.shown.has(box.dataset.layer) && !covered;
     box.disabled = canvas.sides;
   }
   $("sides").checked = canvas.sides;
+  const uncertain = canvas.sides || canvas.shown.has("uncertainty");
+  $("scale").hidden = !(uncertain && images.current?.uncertainty);
 }
 
+/** Shows or hides a layer. The uncertainty covers the prediction, which therefore ends it. */
 function toggle(layer) {
-  if (canvas.shown.has(layer)) canvas.shown.delete(layer);
+  if (layer === "prediction" && canvas.shown.delete("uncertainty")) canvas.shown.add(layer);
+  else if (canvas.shown.has(layer)) canvas.shown.delete(layer);
   else canvas.shown.add(layer);
   canvas.redraw();
   showTools();
@@ -455,7 +462,7 @@ const KEYS = [
   [["0"], "show the whole image", () => canvas.fit()],
   [["t"], "show or hide strokes", () => toggle("strokes")],
   [["r"], "show or hide the prediction", () => toggle("prediction")],
-  [["u"], "show or hide the uncertainty", () => toggle("uncertainty")],
+  [["u"], "show the uncertainty instead of the prediction, or hide it", () => toggle("uncertainty")],
   [["v"], "image, strokes, prediction and uncertainty side by side", () => setSides(!canvas.sides)],
   [["f"], "fit", () => attempt(fit)],
   [["n"], "go to the most uncertain region", () => attempt(next)],

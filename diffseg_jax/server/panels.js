@@ -144,6 +144,10 @@ export function stateOf(image, newest) {
 
 const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 2 });
 
+const NO_IOU =
+  "No IoU yet: the last fit knew less than two strokes of this class, and none can be held out " +
+  "when no other one is left to learn from. Paint a second one elsewhere, and fit again.";
+
 /**
  * The rows of the classes: key, colour, name, painted pixels, IoU of the last fit.
  * choose(id) is called for the class that is clicked.
@@ -158,9 +162,12 @@ export function drawClasses(list, classes, counts, ious, chosen, choose) {
     swatch.style.background = `rgb(${each.colour.join(",")})`;
     name.textContent = name.title = each.name;
     count.textContent = counts[id] ? SHORT.format(counts[id]) : "–";
-    iou.textContent = ious[id] === undefined || ious[id] === null ? "" : percent(ious[id]);
+    const isMeasured = ious[id] !== undefined && ious[id] !== null;
+    const painted = counts[id] > 0 && ious.some((each) => each !== null);
+    iou.textContent = isMeasured ? percent(ious[id]) : painted ? "–" : "";
+    iou.title = isMeasured ? "IoU on held-out strokes" : NO_IOU;
     button.setAttribute("aria-pressed", String(id === chosen));
-    const measured = iou.textContent && `, IoU ${iou.textContent}`;
+    const measured = isMeasured ? `, IoU ${iou.textContent}` : "";
     const label = `${each.name}, ${(counts[id] ?? 0).toLocaleString("en")} pixels${measured}`;
     button.setAttribute("aria-label", label);
   });

@@ -233,12 +233,22 @@ def test_a_fit_shows_prediction_and_uncertainty_and_segments_can_be_accepted(ser
     tab.press("2")
     tab.stroke((10.5, 40.5), (40.5, 40.5))
     tab.fit()
-    tab.page.wait_for_selector("#score:has-text('mean IoU 50.0 %')")
+    tab.page.wait_for_selector("#score:has-text('mean IoU on held-out strokes 50.0 %')")
+    assert tab.page.locator("#classes .iou").all_inner_texts()[:2] == ["50 %", "–"]
     before = tab.colour((50.5, 10.5)), tab.colour((50.5, 35.5))
     assert np.abs(before[1] - before[0])[0] > 60  # sky above, road below
     tab.press("u")
     time.sleep(0.1)
     assert np.abs(tab.colour((50.5, 35.5)) - before[1]).max() > 20  # uncertain below: 0.75
+    tab.page.wait_for_selector("#scale:has-text('100 %')")
+    seen = tab.colour((50.5, 10.5))
+    tab.page.fill("#opacity", "100")
+    time.sleep(0.1)
+    np.testing.assert_array_equal(tab.colour((50.5, 10.5)), seen)  # no prediction below it
+    tab.press("r")
+    tab.page.wait_for_selector("#scale", state="hidden")
+    time.sleep(0.1)
+    assert np.abs(tab.colour((50.5, 10.5)) - LABELS.palette[0]).max() < 5
     tab.fit(2)
     tab.page.wait_for_selector("#chart svg")
     assert tab.page.locator("#classes").bounding_box() == place  # no class moves under a click
@@ -407,6 +417,7 @@ def test_strokes_wait_while_the_server_is_away(serve, open_tab):
     tab.press("Control+z")
     tab.stroke((10.5, 30.5), (30.5, 30.5))
     tab.page.wait_for_selector("#banner:has-text('4 changes wait in this tab')")
+    assert tab.page.inner_text("#saved") == "waiting"
     assert page.store.described(0)["revision"] == 0
     tab.page.context.set_offline(False)
     tab.saved()
