@@ -116,13 +116,11 @@ def steps(person, store):
     yield person.picture()
     person.fit(1)
     yield person.picture()
-    page.keyboard.press("r")
     page.keyboard.press("u")
     page.select_option("#order", "uncertain")
     page.keyboard.press("n")
     page.wait_for_selector("body[data-region]")
     yield person.picture()
-    page.keyboard.press("r")
     page.keyboard.press("u")
     for number in range(ROUNDS):
         person.paint_regions(int(page.get_attribute("body", "data-image")), 9)
@@ -154,7 +152,7 @@ def film(folder: Path, source: str) -> Image.Image:
         page.wait_for_selector('body[data-image="0"]')
         pictures = list(steps(Person(page, [scene["mask"] for scene in scenes]), server.store))
         browser.close()
-    server.stop()
+    server.stop(10)
     width, height = SHOWN
     sheet = Image.new("RGB", (2 * width + GAP, 2 * height + GAP), "white")
     for number, picture in enumerate(pictures):

@@ -234,6 +234,6 @@ export function adviceOf(fits) {
   if (values.length < 4) return "";
   const gain = values.at(-1) - Math.max(...values.slice(-4, -1).map((value) => value));
   const span = Math.max(...values.slice(-4)) - Math.min(...values.slice(-4));
-  if (span < 0.01) return "The last fits agree within one point: more strokes bring little here.";
+  if (span < 0.01) return "The last fits agree within a point: new strokes bring little.";
   return gain > 0 ? "Still improving." : "The last fit is not better than those before it.";
 }
