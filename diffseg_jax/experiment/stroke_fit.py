@@ -218,7 +218,7 @@ class StrokeFit:
             if (wrong := strokes.labels.max()) >= len(names):
                 raise UserError(
                     f"the labels of {key} hold the id {wrong}, but there are "
-                    f"{counted(len(names), 'class')[:-1] + 'es'}, 0 to {len(names) - 1}. Add the "
+                    f"{counted(len(names), 'class')}, 0 to {len(names) - 1}. Add the "
                     "class, or paint over it."
                 )
             found[key] = strokes

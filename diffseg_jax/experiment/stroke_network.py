@@ -37,7 +37,7 @@ STAGE, RECIPE = "fit", "strokes"
 class FeatureNetwork:
     """A network that computes features, as parts of the config of a fit.
 
-    features  `config.features`, complete with the sizes of networks
+    features  the group of that name in a config, complete with the sizes of networks
     others    further parts of the config on which it depends: model and diffusion
     start     `config.stages.fit.start`
     arrays    {"params", "stats"} as far as files and checkpoints give them
@@ -54,7 +54,7 @@ class FeatureNetwork:
 def open_features(source: str | os.PathLike = "") -> FeatureNetwork:
     """The network of a feature source, or of a checkpoint.
 
-    source  a name as in `config.features.sources`, or "name=file"; a workdir, the directory of a
+    source  a name as in the option features.sources, or "name=file"; a workdir, the directory of a
             stage or of a converted network; "" = EfficientNet-Lite0 where its package is installed,
             else colours, which `note` says
 
@@ -126,7 +126,7 @@ def _of_checkpoint(source) -> FeatureNetwork:
 
 
 def _of_diffusion(name, config, task) -> dict:
-    """`config.features` of a diffusion model: those of its run's fit, else the published steps."""
+    """The features of a diffusion model: those of its run's fit, else the published steps."""
     if "features" in config and "blocks" in config["features"]:
         return {**config["features"], "sources": (name,)}
     count = config["diffusion"]["steps"]

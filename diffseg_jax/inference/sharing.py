@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from diffseg_jax.devices.processes import is_first
+from diffseg_jax.devices.processes import barrier, is_first
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference.converted import convert_run, without_folders
 from diffseg_jax.inference.description import describe_checkpoint
@@ -18,17 +18,19 @@ RUN_FILES = ("config.json", "results.json")  # of a workdir, where they are
 
 
 def keep_card(workdir: Path, command: str):
-    """Writes the model card of a run into its workdir, in the first process only.
+    """Writes the model card of a run into its workdir; all processes read, the first one writes.
 
     command  that trained it; it stands below those that trained it before
     """
-    if not is_first() or not stages_in(workdir):
+    barrier("results written")  # by them all processes choose the same stage
+    if not stages_in(workdir):
         return
     before = command_in(_text_of(workdir / CARD)).splitlines()
     command = "\n".join(before if command in before else [*before, command])
     described = describe_checkpoint(workdir, with_taps=False)
     picture = _sheet_of(workdir, described["stage"])
-    write_card(workdir, model_card(described, picture=picture, command=command))
+    if is_first():
+        write_card(workdir, model_card(described, picture=picture, command=command))
 
 
 def command_in(card: str) -> str:
