@@ -35,8 +35,8 @@ from diffseg_jax.server.page_images import MAX_SIDE, encoded_image, thumbnail
 from diffseg_jax.server.security import (
     RequestRefused,
     json_response,
+    object_in_body,
     read_body,
-    read_object,
 )
 
 HERE = Path(__file__).parent
@@ -130,7 +130,7 @@ class _Page:
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
     async def add_class(self, request):
-        name = (await read_object(request, {"name": str}))["name"]
+        name = (await object_in_body(request, {"name": str}))["name"]
         await run_in_threadpool(self.store.add_class, name)
         self.events.publish("classes", self._classes())
         return json_response(self._classes())
@@ -226,7 +226,7 @@ class _Page:
 
     async def accept(self, request):
         index = self._index(request)
-        body = await read_object(request, {"accepted": bool})
+        body = await object_in_body(request, {"accepted": bool})
         if not body["accepted"]:
             image = await run_in_threadpool(self.store.reopen, index)
             self.worker.complete(index)

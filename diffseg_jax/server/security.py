@@ -276,7 +276,7 @@ async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
     return b"".join(parts)
 
 
-async def read_object(request: Request, keys: dict[str, type]) -> dict:
+async def object_in_body(request: Request, keys: dict[str, type]) -> dict:
     """The values of the JSON object in a body; RequestRefused unless it has these keys."""
     body = await read_body(request)
     try:
