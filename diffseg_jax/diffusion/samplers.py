@@ -60,7 +60,12 @@ def ddim_step(
 
 def ddim_transition(x_t: jax.Array, clean: jax.Array, now: jax.Array, then: jax.Array) -> jax.Array:
     """x at the log-SNR `then`, with the same estimated noise at that level."""
-    (alpha, sigma), (alpha_then, sigma_then) = alpha_sigma(now), alpha_sigma(then)
+    return ddim_between(x_t, clean, alpha_sigma(now), alpha_sigma(then))
+
+
+def ddim_between(x_t: jax.Array, clean: jax.Array, now: tuple, then: tuple) -> jax.Array:
+    """`ddim_transition` between two pairs (alpha, sigma), f32[] each, in place of log-SNRs."""
+    (alpha, sigma), (alpha_then, sigma_then) = now, then
     return alpha_then * clean + (x_t - alpha * clean) / jnp.maximum(sigma, 1e-8) * sigma_then
 
 

@@ -176,6 +176,15 @@ def linear_log_snr(t, xp=jnp):
 LOG_SNRS = {"cosine": cosine_log_snr, "linear": linear_log_snr}
 
 
+def cosine_gamma(t, xp=jnp):
+    """cos^2((t + s) / (1 + 5/4 s) pi/2), s = 0.0002: the signal's share of power, f32[...].
+
+    The sigmoid of `cosine_log_snr` without its limit near t = 0, as DDP for depth computes it.
+    """
+    cosine = xp.cos((t + 0.0002) / 1.00025 * np.pi * 0.5)
+    return cosine * cosine
+
+
 def alpha_sigma(log_snr: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Weights of signal and noise, f32[...] each: sqrt(sigmoid(l)), sqrt(sigmoid(-l)).
 

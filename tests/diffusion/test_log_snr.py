@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffseg_jax.diffusion.samplers import ddim_transition, ddpm_transition
-from diffseg_jax.diffusion.schedules import LOG_SNRS, alpha_sigma, time_pairs
+from diffseg_jax.diffusion.samplers import ddim_between, ddim_transition, ddpm_transition
+from diffseg_jax.diffusion.schedules import LOG_SNRS, alpha_sigma, cosine_gamma, time_pairs
 from diffseg_jax.errors import UserError
 
 GRID = 5e-6  # absolute, of log-SNRs on sampling grids
@@ -39,6 +39,39 @@ def test_recorded_grids(golden):
             assert pairs.dtype == np.float32 and np.array_equal(pairs, arrays[key])
             levels = LOG_SNRS["cosine"](pairs, np)
             np.testing.assert_allclose(levels, arrays[f"{key}_log_snr"], atol=GRID)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("form", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_recorded_gammas_of_depth(golden, form):
+    for path in golden("ddp/depth_losses_metrics*.npz"):
+        arrays = np.load(path)
+        found = form(cosine_gamma)(jnp.asarray(arrays["gamma_t"]))
+        np.testing.assert_allclose(found, arrays["gamma"], atol=1e-6)
+        np.testing.assert_allclose(found, arrays["gamma_f64"], atol=1e-6)
+
+
+@pytest.mark.golden
+def test_recorded_steps_of_depth(golden):
+    """Times are in the names of the results, such as step_out_0p7_to_0p2."""
+    for path in golden("ddp/depth_losses_metrics*.npz"):
+        arrays = np.load(path)
+        scale = json.loads(path.with_suffix(".json").read_text())["step_bit_scale"]
+        clean = np.clip(arrays["step_x_pred"], -scale, scale)
+        found = [name for name in arrays if name.startswith("step_out_")]
+        assert found
+        for name in found:
+            times = name.removeprefix("step_out_").replace("p", ".").split("_to_")
+            gammas = [cosine_gamma(jnp.float32(float(t))) for t in times]
+            now, then = ((jnp.sqrt(gamma), jnp.sqrt(1 - gamma)) for gamma in gammas)
+            step = ddim_between(arrays["step_x_t"], clean, now, then)
+            np.testing.assert_allclose(step, arrays[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_a_gamma_is_the_share_of_the_signal_at_its_log_snr():
+    t = jnp.linspace(0.01, 0.99, 50)
+    alpha, _ = alpha_sigma(LOG_SNRS["cosine"](t))
+    np.testing.assert_allclose(cosine_gamma(t), alpha**2, atol=2e-6)
 
 
 def test_no_steps_are_refused():
