@@ -28,6 +28,19 @@ def cosine_after_warmup(peak_lr: float, steps: int, warmup_steps: int):
     return schedule
 
 
+def cosine_to_trace(peak_lr: float, steps: int, warmup_steps: int, least: float = 1e-8):
+    """lr(t) = least peak + (1 - least) peak (1 + cos(pi t / steps)) / 2, as in DDP's for depth.
+
+    Computed as a squared sine, like `cosine_after_warmup`; the warm-up is part of the curve.
+    """
+
+    def schedule(t):
+        left = jnp.clip((steps - t) / steps, 0.0, 1.0)
+        return peak_lr * (least + (1 - least) * jnp.square(jnp.sin(left * (jnp.pi / 2))))
+
+    return schedule
+
+
 def polynomial(peak_lr: float, steps: int, warmup_steps: int, power: float = 1.0):
     """lr(t) = peak (1 - t / steps) ** power; the schedule of mmsegmentation's recipes.
 
@@ -42,8 +55,8 @@ def constant(peak_lr: float, steps: int, warmup_steps: int):
 
 
 SCHEDULES = {
-    "cosine": cosine, "cosine_after_warmup": cosine_after_warmup, "polynomial": polynomial,
-    "constant": constant,
+    "cosine": cosine, "cosine_after_warmup": cosine_after_warmup,
+    "cosine_to_trace": cosine_to_trace, "polynomial": polynomial, "constant": constant,
 }  # fmt: skip
 
 

@@ -42,6 +42,22 @@ def test_recorded_polynomial_schedules_with_a_warm_up(golden):
 
 
 @pytest.mark.golden
+def test_recorded_rates_of_depth(golden):
+    """A cosine to a trace of the peak rate, of which the warm-up takes a rising share."""
+    for path in golden("ddp/lr_schedules*.json"):
+        cases = {k: v for k, v in json.loads(path.read_text()).items() if "_cosine_" in k}
+        assert cases
+        for name, case in cases.items():
+            assert case["iters"] and case["min_lr_ratio"] == 1e-8, name
+            schedule = make_schedule(
+                "cosine_to_trace", case["base_lr"], case["max_iters"],
+                case["warmup_iters"], case["warmup_ratio"],
+            )  # fmt: skip
+            ours = [float(jax.jit(schedule)(jnp.asarray(t))) for t in case["iters"]]
+            np.testing.assert_allclose(ours, case["lr"], rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.golden
 def test_recorded_cosine_after_a_warm_up(golden):
     """MAE's rates, 40 of 400 epochs of warm-up; with n steps per epoch, all fall on a step."""
     for path in golden("baselines/mae_*.json"):
