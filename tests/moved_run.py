@@ -1,9 +1,10 @@
-"""Restores the state in a stage directory on a mesh over all devices, and saves it in another
-directory.
+"""Restores the state in a stage directory on a mesh, saves it in another directory, and goes on
+from there with the next mesh.
 
-python tests/moved_run.py <from> <to> <fsdp>
+python tests/moved_run.py <from> <folder of the others> <data>x<fsdp> ...
 
-Prints the fingerprints of all arrays, as the devices hold them.
+Each mesh is over the first devices of this process. Prints the fingerprints of all arrays, as the
+devices hold them, a line of JSON for each mesh.
 """
 
 import json
@@ -12,17 +13,27 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import unflatten_dict as unflatten
+from jax.sharding import AxisType, Mesh
 
-from diffseg_jax.devices.mesh import make_mesh
+from diffseg_jax.devices.mesh import AXES
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.integrity import fingerprints
 
 
-def main(source, target, fsdp):
-    """Restores, saves and prints a line of JSON."""
-    mesh = make_mesh(-1, int(fsdp))
-    with StageCheckpoints(Path(source), read_only=True) as checkpoints:
+def main(source, folder, *shapes):
+    """Moves the state from mesh to mesh."""
+    for text in shapes:
+        shape = tuple(map(int, text.split("x")))
+        devices = np.reshape(jax.devices()[: np.prod(shape)], shape)
+        mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 2)
+        source = move(Path(source), Path(folder) / text, mesh)
+
+
+def move(source, target, mesh):
+    """Restores, saves and prints; returns the directory of the copy."""
+    with StageCheckpoints(source, read_only=True) as checkpoints:
         step = checkpoints.latest()
         meta = checkpoints.meta(step)
         arrays = meta.pop("arrays")
@@ -31,11 +42,13 @@ def main(source, target, fsdp):
             for path, entry in arrays.items()
         })  # fmt: skip
         state = checkpoints.restore(step, abstract, mesh)
-    with StageCheckpoints(Path(target)) as checkpoints:
+    with StageCheckpoints(target) as checkpoints:
         checkpoints.save(step, state, meta)
+    used = set().union(*(leaf.sharding.device_set for leaf in jax.tree.leaves(state)))
     split = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
     sums = {path: entry["sum"] for path, entry in fingerprints(state).items()}
-    print(json.dumps({"devices": jax.device_count(), "split": split, "sums": sums}))
+    print(json.dumps({"devices": len(used), "split": split, "sums": sums}))
+    return target
 
 
 if __name__ == "__main__":

@@ -82,16 +82,14 @@ def test_a_mesh_changes_only_the_sharding(command, single, tmp_path, system, mes
 
 @pytest.mark.timeout(600)
 def test_checkpoints_move_from_1_device_to_8_to_4_to_1(command, tiny_run, tmp_path):
-    directories = [tiny_run.workdir / "checkpoints" / "pretrain"]
-    reports = []
-    for count, fsdp in (8, 8), (4, 2), (1, 1):
-        directories.append(tmp_path / str(len(directories)))
-        done = command.script("tests/moved_run.py", *directories[-2:], fsdp, devices=count)
-        assert done.code == 0, done.err[-2000:]
-        reports.append(json.loads(done.out.splitlines()[-1]))
+    first = tiny_run.workdir / "checkpoints" / "pretrain"
+    meshes = "1x8", "2x2", "1x1"
+    done = command.script("tests/moved_run.py", first, tmp_path, *meshes, devices=8)
+    assert done.code == 0, done.err[-2000:]
+    reports = [json.loads(line) for line in done.out.splitlines()]
     assert [report["devices"] for report in reports] == [8, 4, 1]
     assert [report["split"] > 0 for report in reports] == [True, True, False]
-    with StageCheckpoints(directories[0], read_only=True) as checkpoints:
+    with StageCheckpoints(first, read_only=True) as checkpoints:
         saved = checkpoints.meta(checkpoints.latest())["arrays"]
     sums = {path: entry["sum"] for path, entry in saved.items()}
     assert all(report["sums"] == sums for report in reports)
