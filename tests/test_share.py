@@ -1,5 +1,6 @@
 """Model cards, and copies of a run in a folder; tests/storage/test_hub.py has those in the Hub."""
 
+import errno
 import json
 import shutil
 
@@ -66,6 +67,15 @@ def test_a_training_leaves_its_card(tiny_run):
     assert MARK in card and "--workdir=" in sharing.command_in(card)
     picture = card.partition("](pictures/")[2].partition(")")[0]
     assert (tiny_run.workdir / "pictures" / picture).exists()
+
+
+def test_a_card_that_cannot_be_written_does_not_end_a_finished_run(run_copy, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sharing, "write_card", full)
+    with pytest.warns(UserWarning, match=r"README\.md cannot be written \(No space left.*saved"):
+        sharing.keep_card(run_copy, "python -m diffseg_jax.main")
 
 
 def test_a_copy_in_a_folder_is_all_that_load_needs(run_copy, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Copies a trained network to the Hugging Face Hub, a bucket or a folder, with its model card."""
 
 import shlex
+import warnings
 from pathlib import Path
 
 from diffseg_jax.devices.processes import barrier, is_first
@@ -30,7 +31,14 @@ def keep_card(workdir: Path, command: str):
     described = describe_checkpoint(workdir, with_taps=False)
     picture = _sheet_of(workdir, described["stage"])
     if is_first():
-        write_card(workdir, model_card(described, picture=picture, command=command))
+        try:
+            write_card(workdir, model_card(described, picture=picture, command=command))
+        except OSError as error:  # the run itself is finished and saved
+            warnings.warn(
+                f"the model card {workdir / CARD} cannot be written ({error.strerror or error}). "
+                "The results are saved; python -m diffseg_jax.share writes the card anew.",
+                stacklevel=2,
+            )
 
 
 def command_in(card: str) -> str:
