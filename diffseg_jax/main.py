@@ -31,7 +31,6 @@ checkpoint.
 """
 
 import faulthandler
-import re
 import shlex
 import sys
 import time
@@ -42,7 +41,6 @@ from absl import flags as absl_flags
 from diffseg_jax.cli import (
     Flags,
     add_cache_flag,
-    at_home,
     names,
     number,
     use_cache,
@@ -50,6 +48,7 @@ from diffseg_jax.cli import (
     user_errors,
 )
 from diffseg_jax.config.files import read_config
+from diffseg_jax.config.flags import split_overrides
 from diffseg_jax.devices import joining
 from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.errors import UserError, choose
@@ -75,7 +74,6 @@ MODES = {
     "prepare": prepare_data.prepare,
     "corruptions": corruption_study.measure_corruptions,
 }
-OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
 
 def make_flags() -> Flags:
@@ -109,22 +107,6 @@ def make_flags() -> Flags:
     lost = "how long a process may be silent until it counts as lost; default: 30"
     add("--lost_after", type=number(int, 5), default=30, metavar="SECONDS", help=lost)
     return flags
-
-
-def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str | bool]]]:
-    """The flags, and the options of the config as pairs of a path and its value."""
-    flags, overrides, rest = [], [], list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        match = OVERRIDE.fullmatch(argument)
-        if not match:
-            flags.append(argument)
-            continue
-        negated, path, text = match.groups()
-        if text is None and not negated and rest and not re.match(r"--?[a-zA-Z]", rest[0]):
-            text = rest.pop(0)
-        overrides.append((path, not negated if text is None else at_home(text)))
-    return flags, overrides
 
 
 def main(arguments: Sequence[str] | None = None):

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).parents[1]
 ORDER = (  # a module may import those above it, never those below
-    "errors", "config", "config.schema", "config.options", "config.files",
+    "errors", "config", "config.schema", "config.options", "config.files", "config.flags",
     "devices.settings", "devices.compiled", "devices.processes", "devices.first",
     "devices.joining", "devices.mesh",
     "storage.paths", "storage.similar", "storage.lock", "storage.hub", "storage.integrity",
@@ -47,7 +47,7 @@ ORDER = (  # a module may import those above it, never those below
     "weights.mae", "weights.resnet", "weights.dino",
     "metrics.divergence", "metrics.segmentation", "metrics.uncertainty",
     "metrics.calibration", "metrics.calibrator", "metrics.familiarity", "metrics.review",
-    "metrics.choice",
+    "metrics.choice", "metrics.image_counts",
     "training.depth_loss",
     "training.losses", "training.state", "training.optimizer", "training.step", "training.log",
     "training.progress", "training.resources", "training.signals", "training.lifecycle",

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.inference.views import Maps, Protocol, predict
 from diffseg_jax.metrics.calibration import CHANCE_BINS, chance_counts
+from diffseg_jax.metrics.image_counts import counts_of_image
 from diffseg_jax.metrics.segmentation import boundary_confusion, confusion
 from diffseg_jax.metrics.uncertainty import BINS, SIGNALS, image_uncertainty, uncertainty_counts
 from diffseg_jax.training.progress import Progress
@@ -98,7 +99,7 @@ def evaluate(
     forward: Callable, source: Sequence, indices: Sequence[int], num_classes: int,
     protocol: Protocol, batch_size: int, keep: int = 0, by_name: bool = False,
     pixels: DrawnPixels | None = None, descriptors: dict[int, np.ndarray | None] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, by_image: dict[int, np.ndarray] | None = None,
 ) -> tuple[Counts, list[dict]]:  # fmt: skip
     """Counts over the images at `indices`, summed over all processes.
 
@@ -106,7 +107,8 @@ def evaluate(
     the split, with their `Maps` as "maps", without the probabilities, which are large. by_name:
     whether `forward` takes names. pixels: where pixels of all processes are added. descriptors:
     index of an image -> None, in whose place its descriptor comes, in all processes. progress: of
-    the images of this process.
+    the images of this process. by_image: where the counts of each image come, by its index, as of
+    `counts_of_image`, in all processes.
     """
     counts = no_counts(num_classes)
     drawn = []
@@ -118,8 +120,11 @@ def evaluate(
         names = [example["name"] for example in examples] if by_name else ()
         prediction = predict(forward, images, protocol, names)
         for row, example in enumerate(examples):
+            before = counts.confusion.copy()
             counts.add(example["mask"], prediction, row)
             index = int(next(waiting))
+            if by_image is not None:
+                by_image[index] = counts_of_image(counts.confusion - before)
             if pixels:
                 pixels.add(index, example["mask"], prediction, row)
             if descriptors and index in descriptors and prediction.descriptor is not None:
@@ -142,7 +147,18 @@ def evaluate(
             pixels.table = multihost_utils.process_allgather(pixels.table).sum(axis=0)
         if descriptors:
             share_descriptors(descriptors)
+        if by_image is not None:
+            share_counts(by_image, indices, num_classes)
     return counts, drawn
+
+
+def share_counts(by_image: dict[int, np.ndarray], indices: Sequence[int], num_classes: int):
+    """Fills in the counts of images that other processes have; each has those of its own."""
+    nothing = np.zeros((4, num_classes), np.int64)
+    own = [by_image.get(int(index), nothing) for index in indices]
+    if own:
+        summed = multihost_utils.process_allgather(np.stack(own).astype(np.int32)).sum(axis=0)
+        by_image |= {int(i): values for i, values in zip(indices, summed, strict=True)}
 
 
 def share_descriptors(descriptors: dict[int, np.ndarray | None]):

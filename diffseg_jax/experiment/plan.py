@@ -82,6 +82,7 @@ class Evaluation:
     note               a sentence about the validation images, or ""
     recorded           JSON values that stand beside the results
     timed              protocol -> seconds of an image, as the last `results.measure` found
+    image_counts       index of an image -> its counts, as the last `results.measure` found
     """
 
     stage: str
@@ -105,6 +106,7 @@ class Evaluation:
     folds: Mapping[int, int] | None = None
     note: str = ""
     timed: dict[Protocol, float] = dataclasses.field(default_factory=dict)
+    image_counts: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,7 @@ from diffseg_jax.metrics import segmentation
 from diffseg_jax.metrics.calibration import scores_by_class
 from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.metrics.familiarity import MIN_KNOWN, known_images
+from diffseg_jax.metrics.image_counts import ImageCounts
 from diffseg_jax.metrics.uncertainty import auroc
 from diffseg_jax.storage.paths import write_atomically
 from diffseg_jax.storage.workdir import stage_directory
@@ -62,7 +63,7 @@ def measure(
     found = evaluate(
         forward, evaluation.source, indices, len(evaluation.source.labels.names), protocol,
         batch_size, evaluation.examples, by_name=task.files is not None, pixels=pixels,
-        descriptors=descriptors, progress=progress,
+        descriptors=descriptors, progress=progress, by_image=evaluation.image_counts,
     )  # fmt: skip
     evaluation.timed[protocol] = progress.seconds_each / jax.process_count()
     return found
@@ -87,6 +88,7 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
         counts, examples, by_fold = measure_folds(evaluation, network, meta, drawn, described)
     else:
         counts, examples = measure(evaluation, network, indices, protocol, drawn, described)
+    keep_image_counts(evaluation, suffix)
     keep_known_images(evaluation, network, described, meta)
     names, convention = evaluation.source.labels.names, evaluation.convention
     uncalibrated = scores_by_class(counts.chance, names)
@@ -183,6 +185,20 @@ def keep_calibrator(evaluation: Evaluation, calibrator: Calibrator, meta: dict, 
         write_calibrator(directory, step, meta, calibrator)
 
 
+def keep_image_counts(evaluation: Evaluation, suffix: str = "result"):
+    """Writes image_counts_<stage>.npz, with the suffix if it is not "result": see `ImageCounts`."""
+    if not processes.is_first():
+        return
+    source, end = evaluation.source, "" if suffix == "result" else f"_{suffix}"
+    kept = ImageCounts(
+        names=tuple(source.names[index] for index in evaluation.indices),
+        classes=tuple(source.labels.names),
+        counts=np.stack([evaluation.image_counts[int(index)] for index in evaluation.indices]),
+        absent=str(evaluation.absent), unscored=tuple(source.labels.unscored),
+    )  # fmt: skip
+    kept.save(evaluation.workdir / f"image_counts_{evaluation.stage}{end}.npz")
+
+
 def keep_known_images(evaluation: Evaluation, network: dict, described: dict, meta: dict):
     """Writes descriptors of evaluated images, and of some of those with which the stage learned.
 
@@ -195,7 +211,7 @@ def keep_known_images(evaluation: Evaluation, network: dict, described: dict, me
     if evaluation.held_out and not evaluation.folds:
         source, indices = evaluation.learned
         learned = dict.fromkeys(map(int, spread(indices, KNOWN_LEARNED)))
-        again = dataclasses.replace(evaluation, source=source, examples=0)
+        again = dataclasses.replace(evaluation, source=source, examples=0, image_counts={})
         measure(again, network, np.array(list(learned)), evaluation.protocol, None, learned)
         found += learned.values()
     if not found or found[0] is None:

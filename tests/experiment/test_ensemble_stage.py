@@ -15,6 +15,7 @@ from diffseg_jax.experiment import ensemble_stage, linear_probe, stages, tap_stu
 from diffseg_jax.experiment.plan import check_config, make_plan
 from diffseg_jax.experiment.pretraining_probe import make_scorer
 from diffseg_jax.inference import sampling
+from diffseg_jax.metrics.image_counts import mean_iou, read_image_counts
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.systems import ddpm_seg_config
 from diffseg_jax.systems.recipes import RECIPES
@@ -60,6 +61,15 @@ def test_a_run_leaves_results_by_both_conventions_and_a_checkpoint_that_is_whole
     assert meta["finished"] and len(meta["classes"]) == len(result["IoU"])
     unet = open_network(fitted / "checkpoints" / "pretrain")[0]["params"]
     jax.tree.map(np.testing.assert_array_equal, network["params"]["unet"], unet)
+
+
+def test_counts_of_single_images_have_the_mean_iou_of_both_conventions(fitted):
+    result = json.loads((fitted / "results.json").read_text())["fit"]
+    kept = read_image_counts(fitted / "image_counts_fit.npz")
+    assert len(set(kept.names)) == result["images"] and kept.classes == tuple(result["IoU"])
+    sums = kept.counts.sum(0)
+    assert mean_iou(sums, kept.absent, kept.unscored) == result["mIoU"]
+    assert mean_iou(sums, "zero", kept.unscored, True) == result["ddpm_seg"]["mIoU"]
 
 
 def test_a_finished_fit_is_not_repeated_and_eval_agrees(fitted, seg_config, capsys):

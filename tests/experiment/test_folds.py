@@ -21,6 +21,7 @@ from diffseg_jax.experiment.fold_files import (
     scores_line,
 )
 from diffseg_jax.experiment.plan import make_plan
+from diffseg_jax.metrics.image_counts import mean_iou, read_image_counts
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.workdir import as_json
@@ -81,6 +82,8 @@ def test_all_labelled_images_are_measured_by_folds_and_learned_from_at_last(cros
     assert result["calibrated"]["images"] == 4
     meta = open_network(crossed / "checkpoints" / "fit")[1]
     assert meta["labelled"]["folds"] == {"count": 3, "held_out": 0}
+    kept = read_image_counts(crossed / "image_counts_fit.npz")
+    assert mean_iou(kept.counts.sum(0), kept.absent, kept.unscored) == result["mIoU"]
 
 
 def test_a_fold_in_turn_is_what_holding_it_out_alone_gives(folder, crossed, tmp_path):
