@@ -48,6 +48,7 @@ ORDER = (  # a module may import those above it, never those below
     "metrics.divergence", "metrics.segmentation", "metrics.uncertainty",
     "metrics.calibration", "metrics.calibrator", "metrics.familiarity", "metrics.review",
     "metrics.choice", "metrics.image_counts",
+    "metrics.depth",
     "training.depth_loss",
     "training.losses", "training.state", "training.optimizer", "training.step", "training.log",
     "training.progress", "training.resources", "training.signals", "training.lifecycle",
