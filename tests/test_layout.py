@@ -63,7 +63,7 @@ ORDER = (  # a module may import those above it, never those below
     "systems.source_files", "systems.few_labels", "systems.clean_config", "systems.mae_config",
     "systems.ddep_config", "systems.ddp_config", "systems.ddpm_seg_config", "systems.methods",
     "figures.colour_vision", "figures.sheets", "figures.trust", "figures.confusion",
-    "figures.curve_data", "figures.curves", "figures.robustness",
+    "figures.curve_data", "figures.curves", "figures.robustness", "figures.depth",
     "inference.bands", "inference.views", "inference.forward", "inference.image_objects",
     "inference.videos", "inference.frames", "inference.images",
     "inference.calibrators", "inference.known_images", "inference.locate",

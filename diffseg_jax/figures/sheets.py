@@ -69,7 +69,7 @@ def colour_labels(mask: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndar
             f"class {mask[~known][0]} has no colour: the palette has {len(palette)}, for classes "
             f"0..{len(palette) - 1}. Give one colour per class; distinct_colours makes them."
         )
-    return _striped(table[mask], mask == IGNORE)
+    return striped(table[mask], mask == IGNORE)
 
 
 def stripes(height: int, width: int, stripe: int = STRIPE) -> np.ndarray:
@@ -81,7 +81,7 @@ def stripes(height: int, width: int, stripe: int = STRIPE) -> np.ndarray:
 IGNORED = stripes(SWATCH - 2, SWATCH - 2)  # in a legend
 
 
-def _striped(drawn: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+def striped(drawn: np.ndarray, ignored: np.ndarray) -> np.ndarray:
     """The same array, in which ignored pixels are striped now."""
     if ignored.any():
         drawn[ignored] = stripes(*ignored.shape, _pixels(STRIPE, *ignored.shape))[ignored]
@@ -183,7 +183,7 @@ def errors(truth: np.ndarray, prediction: np.ndarray, image: np.ndarray | None =
     grey = np.full(truth.shape, 90.0) if image is None else 30 + 0.45 * image.mean(axis=-1)
     drawn = np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=-1)
     drawn[truth != prediction] = WRONG
-    return _striped(drawn, truth == IGNORE)
+    return striped(drawn, truth == IGNORE)
 
 
 def from_range(values: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.ndarray:
@@ -208,13 +208,13 @@ def panel(columns: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
             np.concatenate([_line(title, cell.shape[1]), cell])
             for (title, _), cell in zip(columns, cells, strict=True)
         ]
-    return np.concatenate([_bordered(cell) for cell in cells], axis=1)
+    return np.concatenate([bordered(cell) for cell in cells], axis=1)
 
 
 def rows(panels: Sequence[np.ndarray]) -> np.ndarray:
     """Panels below each other, aligned on the left, on white with an equal margin."""
     width = max(part.shape[1] for part in panels)
-    return _bordered(np.concatenate([_padded(part, width=width) for part in panels]))
+    return bordered(np.concatenate([_padded(part, width=width) for part in panels]))
 
 
 def legend(names: Sequence[str], palette, width: int = 960) -> np.ndarray:
@@ -236,7 +236,7 @@ def legend(names: Sequence[str], palette, width: int = 960) -> np.ndarray:
         for start in range(0, len(drawn), per_row)
     ]
     inner = np.concatenate([_padded(line, width=width - 2 * BORDER) for line in lines])
-    return _bordered(inner)
+    return bordered(inner)
 
 
 def _entry_width(names: Sequence[str], width: int) -> int:
@@ -264,7 +264,8 @@ def _pixels(shown: int, height: int, width: int) -> int:
     return max(1, round(shown / _scale(height, width)))
 
 
-def _bordered(image: np.ndarray) -> np.ndarray:
+def bordered(image: np.ndarray) -> np.ndarray:
+    """The image with a white margin of BORDER pixels."""
     return np.pad(image, ((BORDER, BORDER), (BORDER, BORDER), (0, 0)), constant_values=255)
 
 
@@ -295,9 +296,13 @@ def _line(text: str, width: int) -> np.ndarray:
     return np.asarray(line)
 
 
-def _heat_scale(calibrated: bool) -> np.ndarray:
-    """The colours of `heat` as a line of a legend, above the numbers in percent."""
-    name, right = "chance of an error" + ("" if calibrated else ", uncalibrated"), 60
+def _chance_scale(calibrated: bool) -> np.ndarray:
+    return heat_scale("chance of an error" + ("" if calibrated else ", uncalibrated"))
+
+
+def heat_scale(name: str) -> np.ndarray:
+    """The colours of `heat` as a line of a legend, beside their name, above percentages."""
+    right = 60
     scale = Image.new("RGB", (BAR + right + _text_width(name), SWATCH + TITLE), WHITE)
     scale.paste(Image.fromarray(_even(np.tile(np.linspace(0, 1, BAR), (SWATCH, 1)))))
     draw = ImageDraw.Draw(scale)
@@ -308,7 +313,7 @@ def _heat_scale(calibrated: bool) -> np.ndarray:
         draw.text((x, SWATCH + 8), text, fill=INK, font=_font(14), anchor=anchor)
     draw.text((BAR + 15, SWATCH + 8), "%", fill=INK, font=_font(14), anchor="lt")
     draw.text((BAR + right - 20, SWATCH // 2), name, fill=INK, font=_font(), anchor="lm")
-    return _bordered(np.asarray(scale))
+    return bordered(np.asarray(scale))
 
 
 def prediction_legend(labels, calibrated: bool = True, ignored: bool = False) -> np.ndarray:
@@ -318,14 +323,14 @@ def prediction_legend(labels, calibrated: bool = True, ignored: bool = False) ->
     """
     entries = [(_numbered(k, name), labels.palette[k]) for k, name in enumerate(labels.names)]
     entries += [("ignored", IGNORED)] if ignored else []
-    return rows([legend(*zip(*entries, strict=True)), _heat_scale(calibrated)])
+    return rows([legend(*zip(*entries, strict=True)), _chance_scale(calibrated)])
 
 
 def _numbered(k: int, name: str) -> str:
     return f"{k} {name}"
 
 
-def _aligned(titles: Sequence[str], images: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+def aligned(titles: Sequence[str], images: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
     """Rows of images of any sizes, with aligned columns; only the first row has titles."""
     scaled = [[legible(image) for image in row] for row in images]
     widths = [
@@ -371,7 +376,7 @@ def score_grid(scores: np.ndarray, row: str, rows: Sequence, column: str) -> np.
             corner = CELL[1] * (index + 2), CELL[0] * y
             draw.rectangle((*corner, corner[0] + CELL[1] - 2, corner[1] + CELL[0] - 2), fill=colour)
             write(y, index + 2, f"{value:.1f}", WHITE if sum(colour) < 380 else BLACK)
-    return _bordered(np.asarray(sheet))
+    return bordered(np.asarray(sheet))
 
 
 def steps_plot(rows: Sequence[dict]) -> np.ndarray:
@@ -412,7 +417,7 @@ def steps_plot(rows: Sequence[dict]) -> np.ndarray:
 def grid(images: np.ndarray) -> np.ndarray:
     """Images uint8[N,H,W,3] in about as many rows as columns, small images enlarged."""
     columns = math.ceil(math.sqrt(len(images)))
-    shown = [_bordered(legible(image)) for image in images]
+    shown = [bordered(legible(image)) for image in images]
     lines = [shown[start : start + columns] for start in range(0, len(shown), columns)]
     blank = np.full_like(shown[0], 255)
     lines[-1] += [blank] * (columns - len(lines[-1]))
@@ -448,10 +453,10 @@ def prediction_sheet(
         for step in reversed(sorted(set(shown))):
             titles.insert(index, f"step {step + 1}")
             columns.insert(index, _areas([maps[step] for maps in steps], labels))
-    body = _aligned(titles, list(zip(*columns, strict=True)))
+    body = aligned(titles, list(zip(*columns, strict=True)))
     given = [masks for masks in (truths, predictions, steps) if masks is not None]
     legend_rows = _legend_below(labels, marks, body, [mask for masks in given for mask in masks])
-    return rows([*body, legend_rows, _heat_scale(calibrated)])
+    return rows([*body, legend_rows, _chance_scale(calibrated)])
 
 
 def comparison_sheet(images, truths, predictions: dict, labels) -> np.ndarray:
@@ -461,7 +466,7 @@ def comparison_sheet(images, truths, predictions: dict, labels) -> np.ndarray:
     """
     titles = ["image", "truth", *predictions]
     drawn = [_areas(masks, labels) for masks in (truths, *predictions.values())]
-    body = _aligned(titles, list(zip(images, *drawn, strict=True)))
+    body = aligned(titles, list(zip(images, *drawn, strict=True)))
     masks = [mask for each in (truths, *predictions.values()) for mask in each]
     return rows([*body, _legend_below(labels, {"ignored": IGNORED}, body, masks)])
 
@@ -518,7 +523,7 @@ def denoising_sheet(clean, noisy, denoised, low: float = -1.0, high: float = 1.0
     spread = [max(3 * float(noise.std()), 1e-6) for noise in removed]
     columns.append([from_range(n, -s, s) for n, s in zip(removed, spread, strict=True)])
     titles = ["clean", "noisy", "denoised", "removed"]
-    return rows(_aligned(titles, list(zip(*columns, strict=True))))
+    return rows(aligned(titles, list(zip(*columns, strict=True))))
 
 
 def contact_sheet(images, masks, labels, titles: Sequence[str]) -> np.ndarray:
@@ -532,19 +537,24 @@ def contact_sheet(images, masks, labels, titles: Sequence[str]) -> np.ndarray:
     if masks is not None:
         for cell, area in zip(cells, _areas(masks, labels, images), strict=True):
             cell.append(area)
+    body = contact_rows(cells, titles)
+    if masks is not None:
+        body.append(_legend_below(labels, {"ignored": IGNORED}, body, masks))
+    return rows(body)
+
+
+def contact_rows(cells, titles: Sequence[str]) -> list[np.ndarray]:
+    """Rows of cells, each of which is a legible image, or two that belong together."""
     width = max(cell[0].shape[1] for cell in cells)
     titled = [
         list(zip((title, ""), (_padded(image, width=width) for image in cell), strict=False))
         for title, cell in zip(titles, cells, strict=True)
     ]
     per_row = max(1, CONTACT_WIDTH // (len(cells[0]) * (width + 2 * BORDER)))
-    body = [
+    return [
         panel([column for cell in titled[start : start + per_row] for column in cell])
         for start in range(0, len(titled), per_row)
     ]
-    if masks is not None:
-        body.append(_legend_below(labels, {"ignored": IGNORED}, body, masks))
-    return rows(body)
 
 
 def suggestion_sheet(images, titles, boxes, maps=None, calibrated: bool = True) -> np.ndarray:
@@ -567,7 +577,7 @@ def suggestion_sheet(images, titles, boxes, maps=None, calibrated: bool = True) 
         panel([column for cell in cells[start : start + per_row] for column in cell])
         for start in range(0, len(cells), per_row)
     ]
-    return rows([*body, _heat_scale(calibrated)] if maps else body)
+    return rows([*body, _chance_scale(calibrated)] if maps else body)
 
 
 def with_boxes(image: np.ndarray, boxes: Sequence[Sequence[int]]) -> np.ndarray:

@@ -347,10 +347,10 @@ def test_the_scale_of_uncertainty_is_the_same_in_all_sheets(scene, maximum):
 
 def test_the_scale_shows_the_colour_above_each_number():
     legend = sheets.prediction_legend(LABELS, calibrated=True)
-    assert contains(legend, sheets._heat_scale(True)) and not contains(legend, IGNORED)
+    assert contains(legend, sheets._chance_scale(True)) and not contains(legend, IGNORED)
     rejected = sheets.prediction_legend(LABELS, calibrated=False, ignored=True)
-    assert contains(rejected, sheets._heat_scale(False)) and contains(rejected, IGNORED)
-    scale = sheets._heat_scale(True)[BORDER:-BORDER, BORDER:-BORDER]
+    assert contains(rejected, sheets._chance_scale(False)) and contains(rejected, IGNORED)
+    scale = sheets._chance_scale(True)[BORDER:-BORDER, BORDER:-BORDER]
     ticks = np.flatnonzero((scale[sheets.SWATCH + 2] == sheets.INK).all(-1))
     assert len(ticks) == len(CHANCES) == 7
     colours = sheets.heat(np.array([CHANCES]) / 100)[0]
