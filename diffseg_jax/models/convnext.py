@@ -94,14 +94,14 @@ class ConvNeXt(nnx.Module):
                   "stem", "down{i}", "stage{i}.block{j}"
     drop_path     rate of the last block; it grows linearly from 0 at the first
     down_epsilon  epsilon of the norms before downsampling: 1e-5 in mmcls, 1e-6 in the paper's code
-    norms         whether there are normalised maps; without them the list is empty
+    normed        stages that have a normalised map; the list holds these maps
     """
 
     def __init__(
         self, *, channels, depths, drop_path=0.0, down_epsilon=1e-5, dtype=jnp.float32,
-        remat=False, norms=True, rngs: nnx.Rngs,
+        remat=False, normed=tuple(range(4)), rngs: nnx.Rngs,
     ):  # fmt: skip
-        self.norms = norms
+        self.normed = tuple(normed)
         self.depths, self.dtype, self.remat = tuple(depths), dtype, remat
         self.stem = Stem(channels[0], rngs=rngs)
         for i in range(1, 4):
@@ -115,7 +115,7 @@ class ConvNeXt(nnx.Module):
                 block = ConvNeXtBlock(channels[i], rate=rate, name=name, dtype=dtype, rngs=rngs)
                 setattr(stage, f"block{j}", block)
             setattr(self, f"stage{i}", stage)
-            if norms:
+            if i in normed:
                 setattr(self, f"norm{i}", _layer_norm(channels[i], rngs))
 
     def __call__(self, image: jax.Array, keys: jax.Array | None = None):
@@ -127,6 +127,6 @@ class ConvNeXt(nnx.Module):
             for j in range(depth):
                 block = getattr(getattr(self, f"stage{i}"), f"block{j}")
                 features[f"stage{i}.block{j}"] = x = call(block, self.remat, x, keys)
-            if self.norms:
+            if i in self.normed:
                 maps.append(in_float32(getattr(self, f"norm{i}"), x))
         return maps, features

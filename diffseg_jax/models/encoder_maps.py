@@ -92,7 +92,7 @@ class BackboneMaps(nnx.Module):
     ):
         network = Swin if settings.backbone == "swin" else ConvNeXt
         sizes = dataclasses.asdict(settings)
-        self.backbone = network(**sizes, norms=False, dtype=dtype, rngs=rngs)
+        self.backbone = network(**sizes, normed=(), dtype=dtype, rngs=rngs)
         self.settings = settings
 
     def __call__(self, images: jax.Array, taps: Sequence[str]) -> dict[str, jax.Array]:

@@ -28,14 +28,17 @@ class MapDecoderLayer(Piecewise):
     query       f[B, N, E]
     constants   f32[N, 3 heads points], the positions' part of offsets and weights
     modulation  f32[B, 2E], scale and shift
+    timed       whether the layer has the parameters from which they follow
     """
 
-    def __init__(self, width, heads, points, mlp, *, dtype, rngs):
+    def __init__(self, width, heads, points, mlp, *, timed, dtype, rngs):
         self.attention = DeformableAttention(width, heads, 1, points, dtype=dtype, rngs=rngs)
         self.norm1 = _layer_norm(width, rngs)
         self.mlp = Mlp(width, mlp, kernel_init=XAVIER, dtype=dtype, rngs=rngs)
         self.norm2 = _layer_norm(width, rngs)
-        self.time = linear(4 * width, 2 * width, kernel_init=XAVIER, dtype=jnp.float32, rngs=rngs)
+        if timed:
+            options = dict(kernel_init=XAVIER, dtype=jnp.float32, rngs=rngs)
+            self.time = linear(4 * width, 2 * width, **options)
 
     def __call__(self, query, constants, modulation, reference, size):
         together = lambda query, *rest: self._rows(query, *rest, size)
@@ -71,17 +74,23 @@ class MapDecoder(nnx.Module):
 
     Values that depend only on the size of the map (`constants`) or on the noise level
     (`modulations`) are inputs, so that a sampler computes them once for all its steps.
+
+    timed  without it, layers do not depend on the noise level, and `modulations` are 0: the form
+           of the published networks for depth and BEV
     """
 
     def __init__(
-        self, width: int, *, layers: int, heads: int, points: int, mlp: int, dtype=jnp.float32,
-        remat: bool = False, rngs: nnx.Rngs,
+        self, width: int, *, layers: int, heads: int, points: int, mlp: int, timed: bool = True,
+        dtype=jnp.float32, remat: bool = False, rngs: nnx.Rngs,
     ):  # fmt: skip
         for l in range(layers):
-            layer = MapDecoderLayer(width, heads, points, mlp, dtype=dtype, rngs=rngs)
+            layer = MapDecoderLayer(
+                width, heads, points, mlp, timed=timed, dtype=dtype, rngs=rngs
+            )
             setattr(self, f"layer{l}", layer)
         self.layers = layers
         self.width = width
+        self.timed = timed
         self.remat = remat
 
     def constants(self, size: tuple[int, int]) -> jax.Array:
@@ -104,6 +113,8 @@ class MapDecoder(nnx.Module):
 
     def modulations(self, tau: jax.Array) -> jax.Array:
         """f32[B, layers, 2E], scale and shift of every layer, for embedded levels f32[B, 4E]."""
+        if not self.timed:
+            return jnp.zeros((len(tau), self.layers, 2 * self.width))
         return jnp.stack([layer.time(nnx.silu(tau)) for layer in self._layers()], 1)
 
     def __call__(self, x: jax.Array, constants: jax.Array, modulations: jax.Array):

@@ -220,7 +220,8 @@ class Swin(nnx.Module):
 
     channels, depths, heads   sizes of the four stages; `problem` checks them
     drop_path                 rate of the last block; it grows linearly from 0 at the first
-    norms                     whether there are normalised maps; without them only features
+    normed                    stages that have a normalised map; `out` holds these maps, and
+                              without any only features
 
     Kernels and bias tables start as truncated normals of deviation 0.02, biases at 0, norms at 1
     and 0, the patch embedding as flax draws it.
@@ -228,7 +229,7 @@ class Swin(nnx.Module):
 
     def __init__(
         self, *, channels, depths, heads, window, drop_path: float = 0.0, dtype=jnp.float32,
-        remat: bool = False, norms: bool = True, rngs: nnx.Rngs,
+        remat: bool = False, normed=tuple(range(STAGES)), rngs: nnx.Rngs,
     ):  # fmt: skip
         self.patch_embedding = PatchEmbedding(channels[0], dtype=dtype, rngs=rngs)
         rates = np.linspace(0.0, drop_path, sum(depths)).tolist()
@@ -239,12 +240,12 @@ class Swin(nnx.Module):
                 rates=rates[first : first + depths[i]], dtype=dtype, remat=remat, rngs=rngs,
             )  # fmt: skip
             setattr(self, f"stage{i}", stage)
-            if norms:
+            if i in normed:
                 setattr(self, f"norm{i}", _layer_norm(channels[i], rngs))
             if i + 1 < STAGES:
                 setattr(self, f"merge{i}", PatchMerging(channels[i], dtype=dtype, rngs=rngs))
         self.dtype = dtype
-        self.norms = norms
+        self.normed = tuple(normed)
 
     def __call__(self, image: jax.Array, keys: jax.Array | None = None):
         maps, features = [], {}
@@ -252,7 +253,7 @@ class Swin(nnx.Module):
         for i in range(STAGES):
             x, named = getattr(self, f"stage{i}")(x, keys)
             features |= named
-            if self.norms:
+            if i in self.normed:
                 maps.append(in_float32(getattr(self, f"norm{i}"), x))
             if i + 1 < STAGES:
                 x = features[f"merge{i}"] = getattr(self, f"merge{i}")(x)

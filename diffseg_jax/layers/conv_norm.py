@@ -1,0 +1,32 @@
+"""A convolution without bias and its batch norm, as one layer."""
+
+import jax
+from flax import nnx
+
+from diffseg_jax.layers.conv import convolve
+from diffseg_jax.layers.norm import BatchNorm
+
+KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class ConvBatchNorm(nnx.Module):
+    """Convolution, batch norm, and a ReLU unless `active` is False: f[B,H,W,in] -> f[B,H',W',out].
+
+    size    side of the kernel, padded by size // 2 zeros on every side: H' is ceil(H / stride)
+    out     in the dtype of x; Kaiming-normal kernel by the outputs, norms at 1 and 0
+    """
+
+    def __init__(
+        self, channels_in: int, channels: int, size: int, *, stride: int = 1, active: bool = True,
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
+        self.kernel = nnx.Param(KAIMING(rngs.params(), (size, size, channels_in, channels)))
+        self.norm = BatchNorm(channels)
+        self.stride = stride
+        self.active = active
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        half = self.kernel.shape[0] // 2
+        kernel = self.kernel[...].astype(x.dtype)
+        y = self.norm(convolve(x, kernel, self.stride, [(half, half)] * 2))
+        return nnx.relu(y) if self.active else y
