@@ -8,7 +8,7 @@ import math
 import jax
 import numpy as np
 
-from diffseg_jax.layers.bev_pooling import affine_maps
+from diffseg_jax.data.bev_transforms import affine_maps
 from diffseg_jax.models.bev_network import BEVNetwork, BEVSettings
 from diffseg_jax.models.network import Network
 from diffseg_jax.weights.ddp_bev import bev_settings_of, load_bev

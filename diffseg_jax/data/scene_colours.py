@@ -128,13 +128,18 @@ def lawn(street, light, d, z, *_):
                           + 0.2 * smooth_noise(d * 2, z * 2 + light.texture))
 
 
-def ground_colour(street, camera, light, sunlit, skylit, x, z, width):
-    """The colour f32[3,P] of ground points in sunlight and skylight."""
+def ground_colour(street, camera, light, sunlit, skylit, x, depth, width, place=None):
+    """The colour f32[3,P] of ground points in sunlight and skylight.
+
+    x, depth   to the right of the camera and ahead of it
+    place      (x, depth) -> (x, z) of the street, where the camera does not look along z
+    """
+    x, z = place(x, depth) if place else (x, depth)
     label, d, outside = ground_labels(street, x, z)
     colour = np.empty((3, len(x)), np.float32)
     for ground, texture in ((ROAD, asphalt), (SIDEWALK, paving), (VEGETATION, lawn)):
         at = np.flatnonzero(label == ground)
-        along = width[at] * z[at] / camera.height
+        along = width[at] * depth[at] / camera.height
         colour[:, at] = texture(street, light, d[at], z[at], width[at], along, outside[at])
     return colour * skylit * (light.ambient + light.sun * light.to_sun[1] * sunlit)
 
@@ -317,8 +322,11 @@ SURFACES = {WALL: wall, ROOF: tiles, LEAF: leaves, BODY: car_body, CABIN: car_ca
             HEAD: head, PLANKS: planks, PLAIN: plain, LAMP: lamp}
 
 
-def paint(street, camera, light, t, seen, x, y):
-    """Linear colour f32[3, rows, columns] of every sample: texture, sun, sky, then haze."""
+def paint(street, camera, light, t, seen, x, y, place=None):
+    """Linear colour f32[3, rows, columns] of every sample: texture, sun, sky, then haze.
+
+    place  as of `ground_colour`
+    """
     near, solid, face, normals = seen
     sunlit, skylit, reach = ground_light(t, camera, light, x, y)
     xs, ys = (np.broadcast_to(v, near.shape).ravel() for v in (x, y[:, None]))
@@ -328,7 +336,7 @@ def paint(street, camera, light, t, seen, x, y):
     colour[:, at] = sky_colour(light, xs[at], ys[at])
     at = np.flatnonzero(solid == -2)
     colour[:, at] = ground_colour(street, camera, light, sunlit.ravel()[at], skylit.ravel()[at],
-                                  xs[at] * z[at], z[at], z[at] * pixel)
+                                  xs[at] * z[at], z[at], z[at] * pixel, place)
     material = np.append(t["material"], (-1, -1)).astype(np.int8)[solid]
     for which, surface in SURFACES.items():
         at = np.flatnonzero(material == which)

@@ -4,6 +4,7 @@ import inspect
 from functools import partial
 
 from diffseg_jax.config.options import SOURCE_OPTIONS
+from diffseg_jax.data.bev_source import open_bev_scenes
 from diffseg_jax.data.few_label_sets import FEW_LABEL_SETS, open_few_label_set
 from diffseg_jax.data.folder_source import open_folder, open_unlabelled
 from diffseg_jax.data.named_sets import (
@@ -20,6 +21,7 @@ from diffseg_jax.errors import UserError, choose, require_known
 
 SOURCES = {  # name -> (split, *, options that it reads) -> source
     "scenes": open_scenes,
+    "bev_scenes": open_bev_scenes,
     "folder": open_folder,
     "unlabelled": open_unlabelled,
     "camvid": open_camvid,
@@ -35,10 +37,11 @@ def open_source(name, split, *, path="", square=0, **options):
     """One split of the data set `name`: a random-access sequence, picklable, without open files.
 
     source[i] is {"image": uint8[H,W,3], "mask": int32[H,W] with 255 = ignored, "name": str}.
-    Unlabelled images have no "mask". "depth", float32[H,W] in metres, comes with scenes only, and
-    "class", int32, where `classes` or `label_key` tell the class of an image. Attributes: labels
-    (Labels or None), names (tuple of str, one per image), report (tuple of sentences about what
-    opening found), classes (tuple of str, the names of the values of "class").
+    Unlabelled images have no "mask". Sources for maps seen from above have "images", calibration
+    and "bev" instead, see `bev_source`. "depth", float32[H,W] in metres, comes with scenes only,
+    and "class", int32, where `classes` or `label_key` tell the class of an image. Attributes:
+    labels (Labels or None), names (tuple of str, one per image), report (tuple of sentences about
+    what opening found), classes (tuple of str, the names of the values of "class").
 
     name     a key of SOURCES, or tfds:<name or folder of a prepared data set>
     split    train or val (test where there is one), or "" for unlabelled images without splits; the

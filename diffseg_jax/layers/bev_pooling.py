@@ -129,28 +129,3 @@ def _pool_sorted(depth, features, cells, size):
         return jax.ops.segment_sum(products, cells, size, indices_are_sorted=True)
 
     return jax.vmap(of_one)(depth, features, cells)
-
-
-def affine_maps(
-    intrinsics: np.ndarray, camera_to_world: np.ndarray, image: np.ndarray, world: np.ndarray
-) -> np.ndarray:
-    """f32[..., N, 2, 3, 4]: the two maps of every camera that `points_of` reads.
-
-    intrinsics       [..., N, 3, 3] or 4x4, K: pixels of the photograph per unit of x / z
-    camera_to_world  [..., N, 4, 4], from a camera's axes (right, down, ahead) to the world's
-    image            [..., N, 4, 4], the change of the photograph: (u, v) to those of the network
-    world            [..., 4, 4], the change of the world, such as a rotation in training
-
-    Computed in float64. Raises np.linalg.LinAlgError for a singular K or image matrix.
-    """
-    intrinsics, camera_to_world, image, world = (
-        np.asarray(each, np.float64) for each in (intrinsics, camera_to_world, image, world)
-    )
-    undo = np.linalg.inv(image[..., :3, :3])
-    shift = -np.einsum("...ij,...j->...i", undo, image[..., :3, 3])
-    turn = world[..., None, :3, :3]
-    place = turn @ camera_to_world[..., :3, :3] @ np.linalg.inv(intrinsics[..., :3, :3])
-    at = np.einsum("...ij,...j->...i", turn, camera_to_world[..., :3, 3])
-    at = at + world[..., None, :3, 3]
-    maps = [np.concatenate(pair, -1) for pair in ((undo, shift[..., None]), (place, at[..., None]))]
-    return np.stack(maps, -3).astype(np.float32)

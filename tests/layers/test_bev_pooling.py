@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from bev_case import rig
+from diffseg_jax.data.bev_transforms import affine_maps
 from diffseg_jax.layers.bev_pooling import (
     Grid,
     _pool_by_depth,
     _pool_sorted,
-    affine_maps,
     cells_of_points,
     depth_bins,
     frustum,

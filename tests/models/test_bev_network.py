@@ -9,8 +9,8 @@ import pytest
 
 from bev_case import TINY, bev_network, difference, quick, recorded_case, rig
 from conftest import filled
+from diffseg_jax.data.bev_transforms import affine_maps
 from diffseg_jax.diffusion.schedules import LOG_SNRS, add_noise, alpha_sigma
-from diffseg_jax.layers.bev_pooling import affine_maps
 from diffseg_jax.layers.resize import resize_nearest
 from diffseg_jax.metrics.bev import THRESHOLDS, layer_counts, layer_ious, layer_scores
 from diffseg_jax.models.bev_network import (
