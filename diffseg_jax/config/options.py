@@ -26,12 +26,13 @@ SOURCE_OPTIONS = {  # each function in data/sources.py SOURCES names the ones th
     "keep_masks": Flag(),  # unlabelled: files that look like masks are images too
     "ignore": Several(Number(int, 0, 65535)),  # folder: ids on disk that become 255, ignored
     "output": Several(Number(float), 3),  # BEV sets: lower, upper end and size of a cell, metres
+    "lidar": Flag(),  # nuscenes: features of lidar_bev/ belong to the examples
     "square": Number(int, 0, 16384),  # any: side of the square cut from each image; 0 for none
 }
 SOURCE_DEFAULTS = {  # values of those options of a data set that a config does not set
     "size": (), "images": 0, "seed": 0, "num_classes": 0, "raw_459": False, "image_key": "",
     "mask_key": "", "label_key": "", "classes": "", "keep_masks": False, "ignore": (), "output": (),
-    "square": 0,
+    "lidar": False, "square": 0,
 }  # fmt: skip
 DATA = {
     "source": Text(),

@@ -13,6 +13,7 @@ from diffseg_jax.data.named_sets import (
     open_cityscapes,
     open_pascal_context,
 )
+from diffseg_jax.data.nuscenes_source import open_nuscenes
 from diffseg_jax.data.prepared import non_empty, without_applied
 from diffseg_jax.data.scene_source import open_scenes
 from diffseg_jax.data.tfds import open_tfds
@@ -22,6 +23,7 @@ from diffseg_jax.errors import UserError, choose, require_known
 SOURCES = {  # name -> (split, *, options that it reads) -> source
     "scenes": open_scenes,
     "bev_scenes": open_bev_scenes,
+    "nuscenes": open_nuscenes,
     "folder": open_folder,
     "unlabelled": open_unlabelled,
     "camvid": open_camvid,
