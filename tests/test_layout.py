@@ -28,6 +28,7 @@ ORDER = (  # a module may import those above it, never those below
     "data.scenes", "data.scene_source", "data.scene_rig", "data.bev_source",
     "data.bev_transforms", "data.nuscenes_maps", "data.nuscenes_source",
     "data.folder_source", "data.named_sets",
+    "data.depth_files", "data.depth_transforms", "data.depth_source", "data.depth_sets",
     "data.few_label_sets", "data.prepared", "data.tfds", "data.sources", "data.subsets",
     "data.pipeline", "data.label_checks", "data.fingerprint",
     "data.corruption_blurs", "data.corruption_weather", "data.corruption_frost",

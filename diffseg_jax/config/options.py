@@ -24,6 +24,7 @@ SOURCE_OPTIONS = {  # each function in data/sources.py SOURCES names the ones th
     "label_key": Text(),  # tfds: name of the feature that becomes "class"; "" for none
     "classes": Text(),  # unlabelled: class from "prefix" (cat_1.jpg) or "folder"; "" for none
     "keep_masks": Flag(),  # unlabelled: files that look like masks are images too
+    "splits": Text(),  # kitti, nyu: folder of the split files; "" for that of the data
     "ignore": Several(Number(int, 0, 65535)),  # folder: ids on disk that become 255, ignored
     "output": Several(Number(float), 3),  # BEV sets: lower, upper end and size of a cell, metres
     "lidar": Flag(),  # nuscenes: features of lidar_bev/ belong to the examples
@@ -31,8 +32,8 @@ SOURCE_OPTIONS = {  # each function in data/sources.py SOURCES names the ones th
 }
 SOURCE_DEFAULTS = {  # values of those options of a data set that a config does not set
     "size": (), "images": 0, "seed": 0, "num_classes": 0, "raw_459": False, "image_key": "",
-    "mask_key": "", "label_key": "", "classes": "", "keep_masks": False, "ignore": (), "output": (),
-    "lidar": False, "square": 0,
+    "mask_key": "", "label_key": "", "classes": "", "keep_masks": False, "splits": "", "ignore": (),
+    "output": (), "lidar": False, "square": 0,
 }  # fmt: skip
 DATA = {
     "source": Text(),

@@ -205,8 +205,10 @@ def by_stem(files, folder, suffix=""):
     return stems
 
 
-def pair(image_folder, images, mask_folder, masks):
+def pair(image_folder, images, mask_folder, masks, what="mask"):
     """(image paths, mask paths, stems, report) of two results of `by_stem`, sorted by stem.
+
+    what  the noun for a mask, such as depth map
 
     Names pair as `partners` says. Masks without an image are only reported. Raises UserError that
     names the first image without a mask.
@@ -217,14 +219,14 @@ def pair(image_folder, images, mask_folder, masks):
     if no_mask:
         first = images[no_mask[0]]
         raise UserError(
-            f"{len(no_mask)} of {len(images)} images in {image_folder} have no mask in "
+            f"{len(no_mask)} of {len(images)} images in {image_folder} have no {what} in "
             f"{mask_folder}; the first is {first}. {_similar(mask_folder, no_mask[0])}"
-            "Add the masks (same name, .png or .npy) or move the images away."
+            f"Add the {what}s (same name, .png or .npy) or move the images away."
         )
     report = ()
     if no_image:
         first = masks[no_image[0]]
-        report = (f"{len(no_image)} masks in {mask_folder} have no image; the first is {first}.",)
+        report = (f"{len(no_image)} {what}s in {mask_folder} have no image; the first is {first}.",)
     stems = tuple(sorted(images))
     image_paths = tuple(f"{image_folder}/{images[stem]}" for stem in stems)
     mask_paths = tuple(f"{mask_folder}/{masks[mask_of[stem]]}" for stem in stems)

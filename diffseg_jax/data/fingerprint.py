@@ -6,6 +6,7 @@ change in the middle of an uncompressed file is not seen. In a bucket, one listi
 checksums. Times are not used, as copying changes them. Colours of classes do not matter.
 """
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from diffseg_jax.data.depth_source import DepthSource
 from diffseg_jax.data.folder_source import FolderSource
 from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.data.sources import CroppedSquares
@@ -33,8 +35,9 @@ def fingerprint(source: Sequence, indices: np.ndarray, whole: bool | None = None
     """What the images at some indices of a source are; JSON values.
 
     {"whole": bool, "classes": [names], "ids": [digests], "files": {name: digest}}, in order; "ids"
-    are how the content of masks becomes classes: the table, and a few masks as they are read. Drawn
-    scenes have no files: their config describes them.
+    are how the content of masks becomes classes: the table, and a few masks as they are read; of
+    depth maps, how what they store becomes metres. Drawn scenes have no files: their config
+    describes them.
 
     whole  whether files are read completely; None decides by their size
     """
@@ -67,7 +70,8 @@ def changes_of_data(old: dict, new: dict) -> list[str]:
     lines = _changed_files(old["files"], new["files"])
     # Replaced masks are read differently, too.
     if old["ids"] != new["ids"] and (not lines or old["ids"][:1] != new["ids"][:1]):
-        lines.append("masks are read as other classes (classes.json, or options of the data)")
+        masks = "masks are read as other classes (classes.json, or options of the data)"
+        lines.append(masks if new["classes"] else "depth is read as other metres (depth.json)")
     if old["classes"] != new["classes"]:
         before, after = (", ".join(found["classes"]) for found in (old, new))
         lines.append(f"classes: {shortened(before, 200)} -> {shortened(after, 200)}")
@@ -93,15 +97,21 @@ def _files(source, indices):
     if isinstance(source, TfdsSource):
         files = sorted(source.files())
         return [file.rpartition("/")[2] for file in files], [(file,) for file in files]
-    if not isinstance(source, FolderSource):
+    if isinstance(source, DepthSource):
+        groups = [source.images, source.depths]
+    elif isinstance(source, FolderSource):
+        groups = [source.images, source.masks] if source.masks else [source.images]
+    else:
         return [source.names[index] for index in indices], [()] * len(indices)
-    groups = [source.images, source.masks] if source.masks else [source.images]
     paths = [tuple(str(group[index]) for group in groups) for index in indices]
     return [source.names[index] for index in indices], paths
 
 
 def _ids(source, indices):
-    """Digests of the table of ids and of some masks as classes; [] without masks."""
+    """Digests of the table of ids and of some masks as classes; of depth, of the rules for it."""
+    if isinstance(source, DepthSource):
+        rules = repr(dataclasses.replace(source.rules, file=""))
+        return [hashlib.blake2b(rules.encode(), digest_size=8).hexdigest()]
     if not isinstance(source, (FolderSource, TfdsSource)) or source.labels is None:
         return []
     some = np.unique(indices[np.linspace(0, len(indices) - 1, READ).astype(int)])

@@ -49,20 +49,23 @@ def to_rgb(image: Image.Image, name, orientation: int) -> np.ndarray:
     return turned(np.asarray(image if image.mode == "RGB" else image.convert("RGB")), orientation)
 
 
-def require_same_size(image, mask, image_path, mask_path):
-    """UserError with both sizes and paths unless the mask has the height and width of the image."""
+def require_same_size(image, mask, image_path, mask_path, what="mask"):
+    """UserError with both sizes and paths unless the mask has the height and width of the image.
+
+    what  the noun for the mask, such as depth
+    """
     if image.shape[:2] == mask.shape:
         return
     (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
-    advice = "Resize the mask with nearest neighbour."
+    advice = f"Resize the {what} with nearest neighbour."
     if (height - width) * (mask_height - mask_width) < 0:  # one is upright, the other lies
         resized = "" if (width, height) == mask.shape else " and resize it with nearest neighbour"
         advice = (
-            f"Turn the mask by 90 degrees (np.rot90), or swap its axes (mask.T), so that it lies "
-            f"on the image{resized}; or replace it, if it belongs to another image."
+            f"Turn the {what} by 90 degrees (np.rot90), or swap its axes ({what}.T), so that it "
+            f"lies on the image{resized}; or replace it, if it belongs to another image."
         )
     raise UserError(
-        f"mask {mask_path} is {mask_width}x{mask_height}, but its image {image_path} is "
+        f"{what} {mask_path} is {mask_width}x{mask_height}, but its image {image_path} is "
         f"{width}x{height} (width x height). {advice}"
     )
 

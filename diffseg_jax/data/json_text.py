@@ -28,8 +28,10 @@ MESSAGES = (  # how those of the json module begin, and what to do
 )
 
 
-def read_user_json(file: Path):
+def read_user_json(file: Path, example: str = '{"names": [...]}'):
     """The value in a JSON file; UserError that says what is wrong with the file, and in which line.
+
+    example  what such a file may hold, for the error about an empty one
 
     A key that is repeated is wrong as well, and so are NaN and infinity.
     """
@@ -47,7 +49,7 @@ def read_user_json(file: Path):
     try:
         return json.loads(text, object_pairs_hook=_each_once, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
-        at, problem = _problem(text, error)
+        at, problem = _problem(text, error, example)
     except _Refused as error:
         at, problem = text.rfind(error.text), str(error)
     except (ValueError, RecursionError) as error:
@@ -64,13 +66,13 @@ class _Refused(ValueError):
         self.text = text
 
 
-def _problem(text, error):
+def _problem(text, error, example):
     """(position, what is wrong there and what to do) of an error of the json module."""
     start = len(text[: error.pos].rstrip())  # after what could be read
     rest = text[start:].lstrip()
     if not rest:
         what = "it ends before the last bracket is closed. Add what is missing" if start else ""
-        return start, what or 'it is empty. Write {"names": [...]} into it'
+        return start, what or f"it is empty. Write {example} into it"
     comma = re.compile(r",\s*[\]}]").match(text, max(start - text[:start].endswith(","), 0))
     if comma:
         return comma.start(), f"a comma stands before {comma[0][-1]}. Remove the comma"

@@ -5,6 +5,8 @@ from functools import partial
 
 from diffseg_jax.config.options import SOURCE_OPTIONS
 from diffseg_jax.data.bev_source import open_bev_scenes
+from diffseg_jax.data.depth_sets import open_kitti, open_nyu
+from diffseg_jax.data.depth_source import open_depth_folder, open_depth_scenes
 from diffseg_jax.data.few_label_sets import FEW_LABEL_SETS, open_few_label_set
 from diffseg_jax.data.folder_source import open_folder, open_unlabelled
 from diffseg_jax.data.named_sets import (
@@ -30,6 +32,10 @@ SOURCES = {  # name -> (split, *, options that it reads) -> source
     "cityscapes": open_cityscapes,
     "ade20k": open_ade20k,
     "pascal_context": open_pascal_context,
+    "depth_scenes": open_depth_scenes,
+    "depth_folder": open_depth_folder,
+    "kitti": open_kitti,
+    "nyu": open_nyu,
     **{name: partial(open_few_label_set, name) for name in FEW_LABEL_SETS},
 }
 TFDS = "tfds:"
@@ -40,10 +46,11 @@ def open_source(name, split, *, path="", square=0, **options):
 
     source[i] is {"image": uint8[H,W,3], "mask": int32[H,W] with 255 = ignored, "name": str}.
     Unlabelled images have no "mask". Sources for maps seen from above have "images", calibration
-    and "bev" instead, see `bev_source`. "depth", float32[H,W] in metres, comes with scenes only,
-    and "class", int32, where `classes` or `label_key` tell the class of an image. Attributes:
-    labels (Labels or None), names (tuple of str, one per image), report (tuple of sentences about
-    what opening found), classes (tuple of str, the names of the values of "class").
+    and "bev" instead, see `bev_source`. Sets of depth have "depth" instead, float32[H,W] in metres
+    with 0 where nothing was measured; scenes have both, with a depth for the sky as well. "class",
+    int32, is there if `classes` or `label_key` tell the class of an image. Attributes: labels
+    (Labels or None), names (tuple of str, one per image), report (tuple of sentences about what
+    opening found), classes (tuple of str, the names of the values of "class").
 
     name     a key of SOURCES, or tfds:<name or folder of a prepared data set>
     split    train or val (test where there is one), or "" for unlabelled images without splits; the

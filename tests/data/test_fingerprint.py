@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from depth_files import make_depth_folder
 from diffseg_jax.data import fingerprint
 from diffseg_jax.data.sources import open_source
 
@@ -116,3 +117,23 @@ def test_scenes_and_names_alone_need_no_files():
     source = open_source("scenes", "train", images=3, size=(32, 48))
     chosen = fingerprint.fingerprint(source, np.array([0, 2]))
     assert chosen["files"] == {"train_000000": "", "train_000002": ""}
+
+
+def found_depth(root):
+    source = open_source("depth_folder", "train", path=str(root))
+    return fingerprint.fingerprint(source, np.arange(len(source)))
+
+
+def test_depth_files_and_their_unit_are_part_of_the_data(tmp_path):
+    root = make_depth_folder(tmp_path / "set", count=2)
+    before = found_depth(root)
+    make_depth_folder(tmp_path / "moved", count=2)
+    assert found_depth(tmp_path / "moved") == before
+    (root / "depth.json").write_text('{"scale": 0.002}')
+    line = "depth is read as other metres (depth.json)"
+    assert fingerprint.changes_of_data(before, found_depth(root)) == [line]
+    (root / "depth.json").write_text('{"scale": 0.001}')
+    np.save(root / "depth/train/photo1.npy", np.full((24, 40), 5.0))
+    (root / "depth/train/photo1.png").unlink()
+    line = "1 file changed: photo1"
+    assert fingerprint.changes_of_data(before, found_depth(root)) == [line]
