@@ -49,8 +49,9 @@ from diffseg_jax.cli import (
 )
 from diffseg_jax.config.files import read_config
 from diffseg_jax.config.flags import split_overrides
-from diffseg_jax.devices import joining
+from diffseg_jax.devices import joining, processes
 from diffseg_jax.devices.mesh import find_devices
+from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.experiment import (
     check_data,
@@ -159,7 +160,7 @@ def run(arguments: Sequence[str], begun: float | None = None):
         given.coordinator, given.processes, given.process, given.join_within, given.lost_after
     )
     find_devices()
-    mode(config, workdir, **options)
+    mode(config, workdir, display=Display(quiet=not processes.is_first()), **options)
     if given.mode == "train":
         keep_card(workdir, shlex.join(["python", "-m", "diffseg_jax.main", *map(str, typed)]))
 

@@ -111,7 +111,7 @@ def test_a_run_prints_its_plan_and_progress(tiny_run):
     lines = tiny_run.out.splitlines()
     assert lines[0].startswith("pretrain: from random; ") and lines[0].endswith("; 1 device")
     assert "8 steps of 4" in lines[0] and "10 unlabelled images" in lines[0]
-    begins = "pretrain: starts, 8 steps to go; compiles, for about a minute the first time"
+    begins = "pretrain: starts, 8 steps to go"
     table = lines[1:lines.index(begins)]
     assert table[0].split() == ["numbers", "total", "per", "device"]
     assert table[-1].split()[0] == "total" and any("trained parameters" in line for line in table)

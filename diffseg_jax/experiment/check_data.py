@@ -1,7 +1,6 @@
 """`--mode=check`: opens the configured data, reads all of it and reports what it holds."""
 
 import collections
-import functools
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from diffseg_jax.data.label_checks import SeenLabels, errors_of, label_counts, w
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.devices.processes import require_one
+from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.data_notes import notes_of, turned_both_ways
 from diffseg_jax.experiment.evaluate import spread
@@ -34,14 +34,13 @@ from diffseg_jax.experiment.stages import require_startable
 from diffseg_jax.figures import sheets
 from diffseg_jax.storage.workdir import make_workdir
 from diffseg_jax.systems.methods import SYSTEMS
-from diffseg_jax.training.progress import Progress
 
 SHEET_IMAGES = 12  # on a contact sheet
 TINY = 8  # times shorter than usual is the side of an image that is pointed out
 MAX_LISTED = 10  # bad files that are named; the others are counted
 
 
-def check_data(config: ConfigDict, workdir: Path):
+def check_data(config: ConfigDict, workdir: Path, display: Display | None = None):
     """Prints counts, sizes, class shares and bad files; writes <workdir>/check_*.png.
 
     Every part is checked, whatever is wrong with the others. Raises UserError at the end if a part
@@ -50,6 +49,7 @@ def check_data(config: ConfigDict, workdir: Path):
     """
     require_one("--mode=check")
     check_config(config)
+    display = display or Display()
     parts = []
     if "data" in config:
         parts.append(("train", "data", config.data.train))
@@ -71,7 +71,7 @@ def check_data(config: ConfigDict, workdir: Path):
             flush=True,
         )
         sources[name] = source
-        bad, counts = report_source(source, name == "unlabelled", config[part].threads)
+        bad, counts = report_source(source, name == "unlabelled", config[part].threads, display)
         problems += bad
         file = workdir / f"check_{name}.png"
         if len(bad) < len(source):
@@ -94,7 +94,7 @@ def check_data(config: ConfigDict, workdir: Path):
     advice = conversion_advice(labels_path(config)) if wrong else ""
     wrong = [_without(advice, sentence) for sentence in wrong]
     try:
-        notes = require_startable(config, workdir)
+        notes = require_startable(config, workdir, display)
         if not wrong:
             draw_changes(config, sources, workdir)
         for sentence in notes:
@@ -140,7 +140,7 @@ def print_folds(config: ConfigDict, source: Sequence, workdir: Path):
 
 
 def report_source(
-    source: Sequence, unlabelled: bool, threads: int
+    source: Sequence, unlabelled: bool, threads: int, display: Display
 ) -> tuple[list[str], dict[int, dict]]:
     """Prints notes, sizes, class shares and bad files.
 
@@ -149,11 +149,10 @@ def report_source(
     for sentence in notes_of(source):
         print(f"  note: {sentence}")
     shapes, problems, counts = {}, [], {}
-    progress = Progress(functools.partial(print, flush=True), "  images read", len(source))
-    with ThreadPoolExecutor(threads) as pool:
+    shown = display.progress("  reads", len(source), unit="images")
+    with ThreadPoolExecutor(threads) as pool, shown as progress:
         measured = pool.map(lambda index: _measure(source, index), range(len(source)))
-        for index, found in enumerate(measured):
-            progress.add()
+        for index, found in enumerate(progress.each_of(measured)):
             if isinstance(found, str):
                 problems.append((index, found))
             else:

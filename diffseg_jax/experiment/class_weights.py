@@ -9,7 +9,6 @@ from diffseg_jax.data.label_checks import label_counts
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.experiment.plan import StagePlan
 from diffseg_jax.storage.checkpoints import StageCheckpoints
-from diffseg_jax.training.progress import Progress
 
 WEIGHTS_KEY = "class_weights"  # in the metadata of a checkpoint
 LEAST, MOST = 0.1, 10.0  # that a weight may be
@@ -36,12 +35,11 @@ def with_class_weights(stage: StagePlan, checkpoints: StageCheckpoints) -> Stage
 def count_labels(stage: StagePlan) -> collections.Counter:
     """{label: number of pixels} in the images that a labelled stage uses."""
     pixels = collections.Counter()
-    progress = Progress(stage.log.say, f"{stage.name}: labels counted", len(stage.indices))
+    shown = stage.log.progress(f"{stage.name}: counts labels", len(stage.indices), unit="images")
     read = lambda index: label_counts(stage.source[int(index)]["mask"])
-    with ThreadPoolExecutor(stage.threads) as pool:
-        for counts in pool.map(read, stage.indices):
+    with ThreadPoolExecutor(stage.threads) as pool, shown as progress:
+        for counts in progress.each_of(pool.map(read, stage.indices)):
             pixels.update(counts)
-            progress.add()
     return pixels
 
 

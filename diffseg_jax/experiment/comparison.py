@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from diffseg_jax.config.files import read_config
+from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.ensemble_stage import largest_sides, sizes_before_crop
 from diffseg_jax.experiment.evaluate import spread
@@ -26,7 +27,6 @@ from diffseg_jax.experiment.time_budget import read_budget
 from diffseg_jax.storage.networks import first_has_checkpoint
 from diffseg_jax.storage.paths import read_object, write_json
 from diffseg_jax.storage.workdir import stage_directory
-from diffseg_jax.training.log import duration
 from diffseg_jax.weights.packaged import packaged_efficientnet
 
 SHORTEST = 1.5  # minutes of a run that trains a network; most of less is compilation

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError, size
 from diffseg_jax.experiment.comparison import (
     FOREST,
@@ -26,7 +27,6 @@ from diffseg_jax.figures import sheets
 from diffseg_jax.inference.segmenter import load
 from diffseg_jax.storage.paths import write_atomically, write_json
 from diffseg_jax.storage.workdir import make_workdir
-from diffseg_jax.training.log import duration
 
 
 def compare_methods(comparison: Comparison, methods: Sequence[str]) -> list[dict]:

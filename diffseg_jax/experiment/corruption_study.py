@@ -23,6 +23,8 @@ from diffseg_jax.data.fingerprint import digest_of_data, fingerprint
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.first import first_does
 from diffseg_jax.devices.settings import own_settings
+from diffseg_jax.display.console import Display
+from diffseg_jax.display.progress import COMPILES, Progress
 from diffseg_jax.errors import UserError, choose, counted, require_known
 from diffseg_jax.experiment.corruption_report import (
     CLEAN,
@@ -59,7 +61,6 @@ from diffseg_jax.storage.lock import locked_in_all
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.paths import write_atomically, write_json
 from diffseg_jax.storage.workdir import as_json, read_json_object, stage_directory
-from diffseg_jax.training.progress import Progress
 
 JSON_FILE = "corruptions.json"
 OPTIONS = "evaluate.corruptions."
@@ -121,7 +122,7 @@ class CorruptionStudy:
 
 
 @own_settings()
-def measure_corruptions(config: ConfigDict, workdir: Path):
+def measure_corruptions(config: ConfigDict, workdir: Path, display: Display | None = None):
     """Measures a run under `evaluate.corruptions`: corruptions.json, .csv and .md, and pictures.
 
     The network is that of the stage that `load` opens, if no stage is given. Cells of type and
@@ -129,7 +130,8 @@ def measure_corruptions(config: ConfigDict, workdir: Path):
     checkpoint, images and options. Raises UserError as `evaluate_only`, for unknown types, and
     for a run that reads its features from files.
     """
-    evaluations = {e.stage: e for e in evaluations_of_run(config, workdir, "corruptions")}
+    found = evaluations_of_run(config, workdir, "corruptions", display)
+    evaluations = {e.stage: e for e in found}
     given = {**lacking(OPTIONS), **config.evaluate.get("corruptions", {})}
     frost_images = read_frost(given["frost"]) if given["frost"] else ()
     directories = {name: stage_directory(workdir, name) for name in evaluations}
@@ -221,13 +223,17 @@ def measure_cells(study: CorruptionStudy) -> list[dict]:
     )
     share = np.s_[jax.process_index() :: jax.process_count()]
     mine = sum(len(indices[share]) for indices, _ in study.networks)
-    progress = Progress(log.say, "corrupted images", mine * len(waiting))
-    for cell in waiting:
-        rows.append(measure_cell(study, *cell, progress))
-        clean = next((row for row in rows if row["type"] == CLEAN), None)
-        log.say(cell_line(rows[-1], clean))
-        if processes.is_first():
-            write_json(file, {"of": study.of, "cells": rows})
+    shown = log.progress(
+        "corrupted images", mine * len(waiting), unit="images", first=COMPILES
+    )  # fmt: skip
+    with shown as progress:
+        for number, cell in enumerate(waiting, 1):
+            progress.show(cell=f"{number} of {len(waiting)}, {cell[0]} {cell[1] or ''}".rstrip())
+            rows.append(measure_cell(study, *cell, progress))
+            clean = next((row for row in rows if row["type"] == CLEAN), None)
+            log.say(cell_line(rows[-1], clean))
+            if processes.is_first():
+                write_json(file, {"of": study.of, "cells": rows})
     return rows
 
 

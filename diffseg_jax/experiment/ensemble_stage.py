@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.transforms import drop_small_objects
 from diffseg_jax.devices.mesh import local_rows, place_tree, state_shardings, to_devices
+from diffseg_jax.display.progress import COMPILES, Progress
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.fold_files import folds_in_turn, lacking_folds, write_fold
 from diffseg_jax.experiment.grid_note import describe_grid
@@ -29,8 +30,7 @@ from diffseg_jax.storage.networks import first_has_checkpoint, open_network
 from diffseg_jax.systems.pixel_fit import PixelFit
 from diffseg_jax.systems.task import Task
 from diffseg_jax.training import fit_loop
-from diffseg_jax.training.lifecycle import COMPILES
-from diffseg_jax.training.progress import Progress
+from diffseg_jax.training.log import Log
 from diffseg_jax.weights.pixel_mlp import load_ensemble
 
 GB = 2**30
@@ -73,9 +73,9 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | N
     saved = {} if step is None else checkpoints.meta(step)
     extract = extractor(plan)
     copies = saved.get("copies", _copies(plan))
-    masks, kept = read_masks(plan, fit.small_objects, plan.log.say, copies)
+    masks, kept = read_masks(plan, fit.small_objects, plan.log, copies)
     if budget and step is None:
-        plan.log.say(f"{plan.name}: measures the features of an image; {COMPILES}")
+        plan.log.say(f"{plan.name}: measures the features of an image")
         copies = _copies_in_time(plan, budget, frozen, kept, extract)
         masks, kept = masks[kept[:, 1] <= copies], kept[kept[:, 1] <= copies]
     if copies != _copies(plan):
@@ -85,9 +85,10 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | N
     copies = f" and {len(kept) - originals} changed copies" if len(kept) > originals else ""
     plan.log.say(
         f"{plan.name}: from {plan.start}; reads features of {counted(originals, 'image')}{copies}, "
-        f"{need / GB:.2g} GB; {COMPILES}"
+        f"{need / GB:.2g} GB"
     )
-    features = collect(plan, frozen, kept, extract)
+    with _features_shown(plan, kept) as progress:
+        features = collect(plan, frozen, kept, extract, progress)
     for sentence in describe_grid(features, masks, plan.evaluation.source.labels.names):
         plan.log.say(f"{plan.name}: {sentence}")
     pixels = np.flatnonzero(masks.reshape(-1) != IGNORE).astype(np.int32)
@@ -115,7 +116,7 @@ def _fit_to_all(fits, checkpoints, budget):
     plan, fit = fits.plan, fits.plan.task.fit
     if fit.probe and "probe" not in fits.frozen["stats"]:
         plan.log.say(f"{plan.name}: fits a linear probe, the baseline")
-        stats = {**fits.frozen["stats"], "probe": fits.probe()}
+        stats = {**fits.frozen["stats"], "probe": fits.probe(f"{plan.name}: linear probe")}
         fits.frozen = {**fits.frozen, "stats": stats}
     members = fits.make(fit, steps=plan.meta.get("steps"))
     if budget:
@@ -155,20 +156,26 @@ def fit_folds(fits: "LabelledPixels", of: np.ndarray, meta: dict):
             f"{len(learned)} to learn from"
         )
         single = fits.make(fit, among, steps)
-        fitted = fit_loop.fit_without_checkpoints(single, plan.mesh, fits.compiled(single, fit))
+        what = f"{plan.name}: fold {number} of {len(every)}"
+        fitted = fits.fitted(single, fit, what)
         arrays = {part: {"ensemble": fitted[part]["ensemble"]} for part in ("params", "stats")}
         if fit.probe:
-            arrays["stats"]["probe"] = fits.probe(among)
+            arrays["stats"]["probe"] = fits.probe(f"{what}, linear probe", among)
         write_fold(evaluation, fold, meta, arrays, learned)
 
 
 def _copies_in_time(plan, budget, frozen, kept, extract) -> int:
     """Changed copies of each image whose features can be read in time; pairs as of `examples`."""
     few = kept[: 2 * plan.mesh.size]
-    progress = Progress(plan.log.say, f"{plan.name}: features", len(few))
-    collect(plan, frozen, few, extract, progress)
+    with _features_shown(plan, few) as progress:
+        collect(plan, frozen, few, extract, progress)
     images = len({index for index, _ in kept})
     return budget.copies(plan, images, _copies(plan), progress.seconds_each)
+
+
+def _features_shown(plan, shown) -> Progress:
+    what = f"{plan.name}: features"
+    return plan.log.progress(what, len(shown), unit="images", first=COMPILES)
 
 
 def _shorter(plan, members, recipe, budget, seconds) -> fit_loop.Fit | None:
@@ -232,18 +239,28 @@ class LabelledPixels:
             self.programs[key] = fit_loop.compile_steps(single, self.plan.mesh)
         return self.programs[key]
 
-    def probe(self, among: np.ndarray | None = None) -> dict:
-        """The linear probe of all pixels, or of those rows of them."""
+    def fitted(self, single: fit_loop.Fit, fit: PixelFit, what: str) -> dict:
+        """The state of a fit without checkpoints, shown as `what`."""
+        compiled, mesh = self.compiled(single, fit), self.plan.mesh
+        shown = self.plan.log.progress(what, single.steps, unit="steps", first=COMPILES)
+        with shown as progress:
+            return fit_loop.fit_without_checkpoints(single, mesh, compiled, progress)
+
+    def probe(self, what: str, among: np.ndarray | None = None) -> dict:
+        """The linear probe of all pixels, or of those rows of them, shown as `what`."""
         fit = self.plan.task.fit.probe
-        single = self.make(fit, among)
-        return fit_probe(single, fit, self.plan.mesh, self.compiled(single, fit))
+        fitted = functools.partial(self.fitted, fit=fit, what=what)
+        return fit_probe(self.make(fit, among), fit, self.plan.mesh, fitted)
 
 
-def fit_probe(single: fit_loop.Fit, fit: PixelFit, mesh, compiled: tuple | None = None) -> dict:
+def fit_probe(
+    single: fit_loop.Fit, fit: PixelFit, mesh, fitted: Callable[[fit_loop.Fit], dict]
+) -> dict:
     """A fitted linear classifier as a layer: {"kernel" f32[D,K], "bias" f32[K]}.
 
     single  the one member of `fit`, with the pixels that it learns from; as its loss is convex, it
             starts from zeros
+    fitted  its state after all steps, as of `fit_loop.fit_without_checkpoints`
     """
 
     def zeros(key):
@@ -251,7 +268,7 @@ def fit_probe(single: fit_loop.Fit, fit: PixelFit, mesh, compiled: tuple | None 
         return {**network, "params": jax.tree.map(jnp.zeros_like, network["params"])}
 
     from_zeros = dataclasses.replace(single, init=zeros)
-    learned = fit_loop.fit_without_checkpoints(from_zeros, mesh, compiled)
+    learned = fitted(from_zeros)
 
     def layer(learned):
         parts = (learned[part]["ensemble"] for part in ("params", "stats"))
@@ -413,40 +430,39 @@ def check_sizes(plan: StagePlan):
 
 
 def read_masks(
-    plan: StagePlan, small_objects: int, say: Callable = lambda text: None, copies: int = 0
+    plan: StagePlan, small_objects: int, log: Log | None = None, copies: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Masks u8[N,H,W] after the rules, and what is shown of the N that still have a label.
 
     small_objects  pixels; a class that covers less of an image is ignored there; 0 = off
     copies         changed copies of every image
     out            i64[N,2], pairs as of `examples`
-    say            is called with a line that names the images without a label, if there are any
+    log            gets a line that names the images without a label, if there are any
 
     Raises UserError when no image has one.
     """
     check_sizes(plan)
     masks, kept, empty = [], [], []
     shown = [(index, copy) for index in plan.indices for copy in range(copies + 1)]
-    progress = Progress(say, f"{plan.name}: masks read", len(shown))
-    for pair, example in zip(shown, examples(plan, shown), strict=True):
-        progress.add()
-        mask = drop_small_objects(example["mask"], small_objects)
-        if (mask != IGNORE).any():
-            masks.append(mask.astype(np.uint8))
-            kept.append(pair)
-            continue
-        if pair[1]:
-            continue
-        small = (example["mask"] != IGNORE).any()
-        rule = f"no class covers {small_objects} pixels" if small else "all pixels are ignored"
-        empty.append(f"{example['name']} ({rule})")
+    with plan.log.progress(f"{plan.name}: reads masks", len(shown), unit="images") as progress:
+        read = zip(shown, examples(plan, shown), strict=True)
+        for pair, example in progress.each_of(read):
+            mask = drop_small_objects(example["mask"], small_objects)
+            if (mask != IGNORE).any():
+                masks.append(mask.astype(np.uint8))
+                kept.append(pair)
+            elif not pair[1]:
+                small = (example["mask"] != IGNORE).any()
+                less = f"no class covers {small_objects} pixels"
+                rule = less if small else "all pixels are ignored"
+                empty.append(f"{example['name']} ({rule})")
     if not kept:
         raise UserError(
             f"stage {plan.name}: no labelled pixel is left in {len(empty)} images, such as "
             f"{empty[0]}. Look at them with --mode=check, or lower --config.ensemble.small_objects."
         )
-    if empty:
-        say(f"{plan.name}: no labelled pixel is left in {', '.join(empty)}")
+    if empty and log:
+        log.say(f"{plan.name}: no labelled pixel is left in {', '.join(empty)}")
     return np.stack(masks), np.asarray(kept)
 
 
@@ -512,7 +528,7 @@ def collect(
     """
     fit, mesh = plan.task.fit, plan.mesh
     extract = extract or extractor(plan)
-    progress = progress or Progress(plan.log.say, f"{plan.name}: features", len(shown))
+    progress = progress or _features_shown(plan, shown)  # else it is counted, not shown
     write = jax.jit(_write, donate_argnums=0)
     groups = [shown[start : start + mesh.size] for start in range(0, len(shown), mesh.size)]
     filled = [np.resize(group, (mesh.size, 2)) for group in groups]

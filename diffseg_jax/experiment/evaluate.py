@@ -9,12 +9,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from diffseg_jax.data.labels import IGNORE
+from diffseg_jax.display.progress import Progress
 from diffseg_jax.inference.views import Maps, Protocol, predict
 from diffseg_jax.metrics.calibration import CHANCE_BINS, chance_counts
 from diffseg_jax.metrics.image_counts import counts_of_image
 from diffseg_jax.metrics.segmentation import boundary_confusion, confusion
 from diffseg_jax.metrics.uncertainty import BINS, SIGNALS, image_uncertainty, uncertainty_counts
-from diffseg_jax.training.progress import Progress
 
 UNCERTAIN = 2**40  # the count for a mean uncertainty of 1
 DRAWN_PIXELS = 200_000  # of a whole split, for a calibrator

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.plan import StagePlan, augmentation
 from diffseg_jax.experiment.results import (
@@ -31,7 +32,8 @@ def make_monitor(plan: StagePlan) -> Callable[[dict, int], dict[str, float]]:
 def _sampling_monitor(plan):
     def draw(state, step):
         network = network_of(state, plan.options.ema)
-        images = plan.task.sample(network, plan.seed)
+        with plan.log.progress(f"{plan.name}: draws samples", first=COMPILES):
+            images = plan.task.sample(network, plan.seed)
         file = f"{plan.name}_{step:06d}"
         save_sheet(plan, sheets.grid(images), file, step)
         plan.log.say(f"{plan.name} {step}: samples in {plan.workdir / 'pictures' / file}.png")
@@ -62,7 +64,9 @@ def _denoising_monitor(plan):
     def denoise(state, step):
         key = jax.random.key(plan.seed)
         network = network_of(state, plan.options.ema)
-        *images, error = plan.task.denoise(network, examples["image"], examples["valid"], key)
+        with plan.log.progress(f"{plan.name}: {what} of some images", first=COMPILES):
+            found = plan.task.denoise(network, examples["image"], examples["valid"], key)
+            *images, error = jax.device_get(found)
         sheet = sheets.denoising_sheet(*map(np.asarray, images))
         save_sheet(plan, sheet, f"{plan.name}_{step:06d}", step)
         return {f"{what}_error_of_pictures": float(error)}

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from diffseg_jax.config.options import FIT
 from diffseg_jax.devices.processes import require_one
+from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.changed_data import LISTED_IN, VALIDATION, changes_since, listed_in
 from diffseg_jax.experiment.labelled_images import CONTINUED
@@ -37,11 +38,11 @@ PARTED = "checkpoints", "folds", "tensorboard"  # whose parts move, those of eac
 
 def continue_run(
     config: ConfigDict, workdir: Path, minutes: float | None = None, begun: float | None = None,
-    track: Sequence[str] = (),
+    track: Sequence[str] = (), display: Display | None = None,
 ):  # fmt: skip
     """Trains the labelled stages of a finished run further, or resumes one that is not finished.
 
-    minutes, begun, track  as of `train`
+    minutes, begun, track, display  as of `train`
 
     Classifiers are fitted again to all labels. Networks go on from their checkpoint with a new
     schedule of a SHORTER length and a GENTLER learning rate; of the arrays that depend on the
@@ -57,21 +58,21 @@ def continue_run(
     if (workdir / CONTINUED / MOVING).exists():
         with locked(workdir, "train", "--workdir"):
             _move(workdir)
-    plan = make_plan(config, workdir)
+    plan = make_plan(config, workdir, display)
     stages = [stage for stage in plan.stages if stage.evaluation]
     if not (holds_run_of(config, workdir) and stages and all(map(_ended, plan.stages))):
-        train(config, workdir, "continue", minutes, begun, track)
+        train(config, workdir, "continue", minutes, begun, track, plan.log.display)
         return
     changes = {stage.name: changes_since(stage) for stage in stages}
     if not any(changes.values()):
         plan.log.say("--continue: the labelled images are those that the run has learned from")
-        train(config, workdir, "continue", minutes, begun, track)
+        train(config, workdir, "continue", minutes, begun, track, plan.log.display)
         return
     _explain(plan.log, stages, changes)
     make_workdir(workdir / CONTINUED)
     with locked(workdir, "train", "--workdir"):
         further = continued_config(config, workdir, [stage.name for stage in stages])
-        train(further, workdir / CONTINUED, "continue", minutes, begun, track)
+        train(further, workdir / CONTINUED, "continue", minutes, begun, track, plan.log.display)
         sentences = list(_compared(workdir, stages))
         before = _announce_move(workdir)
         _move(workdir)

@@ -26,6 +26,7 @@ from diffseg_jax.config.schema import check_options, lacking
 from diffseg_jax.data.transforms import augment
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.mesh import check_batch, make_mesh
+from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, choose, require_known
 from diffseg_jax.experiment.labelled_images import (
     CONTINUED,
@@ -191,15 +192,23 @@ class Plan:
 # ---- the plan of a run -------------------------------------------------------------------------
 
 
-def make_plan(config: ConfigDict, workdir: Path) -> Plan:
+def make_plan(config: ConfigDict, workdir: Path, display: Display | None = None) -> Plan:
     """Checks a config and opens everything that its stages read.
+
+    display  of the command; None: one of its own
 
     Raises UserError for whatever would stop a stage later.
     """
     check_config(config)
+    log = Log(workdir, processes.is_first(), display)
+    with log.progress("opens data and weights"):
+        return _plan_of(config, workdir, log)
+
+
+def _plan_of(config, workdir, log) -> Plan:
     config = _complete(config, workdir)
     data, before, stages, skipped = _opened(config, workdir), [], [], []
-    mesh, log = _mesh_and_log(config, workdir)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     for name in config.run:
         options, system = config.stages[name], SYSTEMS[config.system]
         if system.skips(config, options.kind) or (options.kind != FIT and not options.steps):
@@ -227,11 +236,6 @@ def _opened(config, workdir):
     stages = [stage_directory(workdir, name) for name in labelled_stages(config)]
     begun = any([first_has_checkpoint(directory) for directory in stages])
     return OpenedData(config, kept_folds(workdir) if begun else {})
-
-
-def _mesh_and_log(config, workdir):
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    return mesh, Log(workdir, processes.is_first())
 
 
 def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
@@ -430,13 +434,22 @@ def labelled_stages(config: ConfigDict) -> list[str]:
     return [name for name in config.run if kinds[config.stages[name].kind] == "labelled"]
 
 
-def plan_evaluations(config: ConfigDict, workdir: Path, names: Sequence[str]) -> list[Evaluation]:
+def plan_evaluations(
+    config: ConfigDict, workdir: Path, names: Sequence[str], display: Display | None = None
+) -> list[Evaluation]:
     """The evaluations of labelled stages of a checked config.
+
+    display  of the command; None: one of its own
 
     Training data are opened only if the validation images are held out of them.
     """
-    config = _complete(config, workdir)
-    (mesh, log), data = _mesh_and_log(config, workdir), _opened(config, workdir)
+    log = Log(workdir, processes.is_first(), display)
+    with log.progress("opens data and weights"):
+        return _evaluations_of(_complete(config, workdir), workdir, names, log)
+
+
+def _evaluations_of(config, workdir, names, log) -> list[Evaluation]:
+    mesh, data = make_mesh(config.mesh.data, config.mesh.fsdp), _opened(config, workdir)
     classes = len(data.val.labels.names)
     tasks = [make_compiled_task(config, name, classes, mesh) for name in names]
     shown = [data.validation(holds_out_in_turn(task)) for task in tasks]

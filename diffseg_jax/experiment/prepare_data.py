@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +35,7 @@ from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.data.prepared import NAMES_FILE, NO_SPLIT, PREPARED_FILE, non_empty
 from diffseg_jax.data.tfds import TfdsSource, encode_depth
 from diffseg_jax.devices import processes
+from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.data_notes import notes_of
 from diffseg_jax.experiment.evaluate import spread
@@ -45,7 +45,6 @@ from diffseg_jax.experiment.stages import READ_FIRST
 from diffseg_jax.storage.lock import locked_in_all, require_free
 from diffseg_jax.storage.paths import in_bucket, read_bytes
 from diffseg_jax.storage.workdir import as_json, make_workdir
-from diffseg_jax.training.log import duration
 
 SHARD_BYTES = 128 * 2**20  # approximate size of a shard: the unit of uploads and of lost work
 MIN_SHARDS = 8  # of a split, if it has as many examples; also at least two for each process
@@ -55,7 +54,7 @@ ONE_PER_GROUP = "group_size:1"  # of array_record: reading an example does not r
 STORED_FORMATS = ("JPEG", "PNG")  # image files in these formats are stored unchanged
 
 
-def prepare(config: ConfigDict, workdir: Path):
+def prepare(config: ConfigDict, workdir: Path, display: Display | None = None):
     """Writes each part of the data to <workdir>/<part>; resumes where it was stopped.
 
     Afterwards --config.<part>.source=tfds:<workdir>/<part> reads the same examples. Of several
@@ -64,29 +63,31 @@ def prepare(config: ConfigDict, workdir: Path):
     """
     require_free(workdir, "prepare", "--workdir")
     check_config(config)
+    display = display or Display(quiet=not processes.is_first())
     parts = {}
     if "data" in config:
         val = (config.data.val,) if has_validation_split(config) else ()
         parts["data"] = (config.data.train, *val)
     if "unlabelled" in config and config.unlabelled.source:
         parts["unlabelled"] = (config.unlabelled.split,)
-    sources = {part: open_splits(config, part, splits) for part, splits in parts.items()}
-    judge_labels(sources.get("data", {}))
+    with display.progress("opens the data, and reads some labels"):
+        sources = {part: open_splits(config, part, splits) for part, splits in parts.items()}
+        judge_labels(sources.get("data", {}), display)
     make_workdir(workdir)
     with locked_in_all(workdir, "prepare", "--workdir"):
         for part, splits in sources.items():
-            prepare_part(config, part, splits, workdir / part)
+            prepare_part(config, part, splits, workdir / part, display)
 
 
-def judge_labels(sources: dict[str, Sequence]):
-    """Prints warnings about the labels of two splits; UserError if they are certainly wrong."""
+def judge_labels(sources: dict[str, Sequence], display: Display):
+    """Says warnings about the labels of two splits; UserError if they are certainly wrong."""
     seen = [
         read_labels(split, source, range(len(source)), spread(range(len(source)), READ_FIRST))
         for split, source in sources.items()
         if source.labels
     ]
     for sentence in require_sensible(*seen) if len(seen) == 2 else ():
-        print_first(f"warning: {sentence}")
+        display.say(f"warning: {sentence}")
 
 
 def open_splits(config: ConfigDict, part: str, splits: Sequence[str]) -> dict[str, Sequence]:
@@ -104,14 +105,16 @@ def open_splits(config: ConfigDict, part: str, splits: Sequence[str]) -> dict[st
     return opened
 
 
-def prepare_part(config: ConfigDict, part: str, sources: dict[str, Sequence], folder: Path):
+def prepare_part(
+    config: ConfigDict, part: str, sources: dict[str, Sequence], folder: Path, display: Display
+):
     """Writes the splits of one part, then the description that makes the folder open."""
     manifest = make_manifest(config, part, sources)
     make_workdir(folder)
     was_complete = (folder / "dataset_info.json").exists()
     for source in sources.values():
         for note in notes_of(source, range(len(source))):
-            print_first(f"note: {note}")
+            display.say(f"note: {note}")
     if processes.is_first() and not (folder / PREPARED_FILE).exists():
         with scratch(folder) as drafts:
             shards = {split: count_shards(source) for split, source in sources.items()}
@@ -123,7 +126,8 @@ def prepare_part(config: ConfigDict, part: str, sources: dict[str, Sequence], fo
     try:
         for split, source in sources.items():
             count = manifest["shards"][split]
-            written += write_split(part, split, source, folder, count, config[part].threads)
+            threads = config[part].threads
+            written += write_split(part, split, source, folder, count, threads, display)
     except UserError as error:
         problem = error
     if not processes.true_in_all(problem is None):
@@ -132,7 +136,7 @@ def prepare_part(config: ConfigDict, part: str, sources: dict[str, Sequence], fo
         finish_part(part, sources, folder, manifest)
     processes.barrier(f"{part} prepared")
     state = "is prepared already" if was_complete and not written else "is prepared"
-    print_first(f"{part}: {folder} {state}; --config.{part}.source=tfds:{folder} reads it")
+    display.say(f"{part}: {folder} {state}; --config.{part}.source=tfds:{folder} reads it")
 
 
 def make_manifest(config: ConfigDict, part: str, sources: dict[str, Sequence]) -> dict:
@@ -260,7 +264,7 @@ def _serializer(source) -> Callable[[dict], bytes]:
 # ---- files -------------------------------------------------------------------------------------
 
 
-def write_split(part, split, source, folder, count, threads):
+def write_split(part, split, source, folder, count, threads, display):
     """Writes the missing ones of this process's shards; returns the number of images written.
 
     Raises UserError for an example that cannot be used and for files that cannot be written.
@@ -271,19 +275,18 @@ def write_split(part, split, source, folder, count, threads):
         if index % jax.process_count() == jax.process_index()
     }
     missing = {file: rows for file, rows in shards.items() if not is_complete(file, len(rows))}
-    total, done, start = sum(map(len, missing.values())), 0, time.monotonic()
+    total = sum(map(len, missing.values()))
     existing = sum(map(len, shards.values())) - total
-    print_first(f"{part}, {split}: {counted(len(source), 'image')} in {counted(count, 'shard')}")
+    display.say(f"{part}, {split}: {counted(len(source), 'image')} in {counted(count, 'shard')}")
     if existing:
-        print_first(f"  {counted(existing, 'image')} are there already")
+        display.say(f"  {counted(existing, 'image')} are there already")
     serialize = _serializer(source)
-    with scratch(folder) as drafts, ThreadPoolExecutor(threads) as pool:
+    shown = display.progress(f"  writes {split}", total, unit="images")
+    with scratch(folder) as drafts, ThreadPoolExecutor(threads) as pool, shown as progress:
         for file, examples in missing.items():
             records = pool.map(lambda index: serialize(encode(source, index)), examples)
+            records = progress.each_of(records)
             write_shard(records, drafts / file.name, file)
-            done += len(examples)
-            seconds = (time.monotonic() - start) * (total / done - 1)
-            print_first(f"  {done:,} of {counted(total, 'image')}, {duration(seconds)} left")
     return total
 
 
@@ -408,9 +411,3 @@ def dataset_info(part, sources, folder, manifest):
 def _bytes(folder, part, split, count):
     names = (SHARD_FILE.format(part=part, split=split, index=i, count=count) for i in range(count))
     return sum(epath.Path(folder / name).stat().length for name in names)
-
-
-def print_first(text: str):
-    """Prints a line in the first process only."""
-    if processes.is_first():
-        print(text, flush=True)

@@ -15,6 +15,7 @@ from flax.traverse_util import unflatten_dict as unflatten
 
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.mesh import place_tree, state_shardings
+from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import counted
 from diffseg_jax.experiment.ensemble_stage import collect, completed, extractor, read_masks
 from diffseg_jax.experiment.evaluate import spread
@@ -22,7 +23,6 @@ from diffseg_jax.experiment.linear_probe import draw_pixels, folds_of_pixels, pr
 from diffseg_jax.experiment.plan import StagePlan, probe_option
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.training import loop
-from diffseg_jax.training.progress import Progress
 from diffseg_jax.training.state import network_of
 
 PROBES = "probes"  # in the metadata of a checkpoint: [step, mean IoU] of every probe so far
@@ -148,12 +148,12 @@ def make_scorer(plan: StagePlan) -> tuple[Callable[[dict], float] | None, str]:
 
     def score(state):
         network = _network_of_fit(plan, network_of(state, plan.options.ema), kept)
-        progress = Progress(plan.log.say, f"{plan.name}: features for the probe", len(shown))
-        vectors = []
-        for start in range(0, len(shown), size):
-            features = collect(fit, network, shown[start : start + size], extract, progress)
-            for image, (y, x) in enumerate(drawn[start : start + size]):
-                vectors.append(np.asarray(gather(features, np.full_like(y, image), y, x)))
+        what, vectors = f"{plan.name}: features for the probe", []
+        with plan.log.progress(what, len(shown), unit="images", first=COMPILES) as progress:
+            for start in range(0, len(shown), size):
+                features = collect(fit, network, shown[start : start + size], extract, progress)
+                for image, (y, x) in enumerate(drawn[start : start + size]):
+                    vectors.append(np.asarray(gather(features, np.full_like(y, image), y, x)))
         found = probe(np.concatenate(vectors), labels, folds, classes)
         return processes.broadcast_from_first(round(1e6 * found)) / 1e6
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffseg_jax.data.transforms import resize_image, resize_mask
 from diffseg_jax.devices import processes
+from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import counted
 from diffseg_jax.experiment.calibrate import calibrate, describe_calibration
 from diffseg_jax.experiment.evaluate import (
@@ -42,7 +43,6 @@ from diffseg_jax.metrics.image_counts import ImageCounts
 from diffseg_jax.metrics.uncertainty import auroc
 from diffseg_jax.storage.paths import write_atomically
 from diffseg_jax.storage.workdir import stage_directory
-from diffseg_jax.training.progress import Progress
 
 KNOWN_EVALUATED, KNOWN_LEARNED = 256, 64  # images by which others are judged, at most
 PROBE = "linear_probe"  # the key of its numbers, beside those of the ensemble
@@ -59,12 +59,13 @@ def measure(
         task.files,
     )  # fmt: skip
     mine = len(indices[jax.process_index() :: jax.process_count()])
-    progress = Progress(evaluation.log.say, f"{evaluation.stage}: images evaluated", mine)
-    found = evaluate(
-        forward, evaluation.source, indices, len(evaluation.source.labels.names), protocol,
-        batch_size, evaluation.examples, by_name=task.files is not None, pixels=pixels,
-        descriptors=descriptors, progress=progress, by_image=evaluation.image_counts,
-    )  # fmt: skip
+    what = f"{evaluation.stage}: evaluates"
+    with evaluation.log.progress(what, mine, unit="images", first=COMPILES) as progress:
+        found = evaluate(
+            forward, evaluation.source, indices, len(evaluation.source.labels.names), protocol,
+            batch_size, evaluation.examples, by_name=task.files is not None, pixels=pixels,
+            descriptors=descriptors, progress=progress, by_image=evaluation.image_counts,
+        )  # fmt: skip
     evaluation.timed[protocol] = progress.seconds_each / jax.process_count()
     return found
 
@@ -92,17 +93,19 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
     keep_known_images(evaluation, network, described, meta)
     names, convention = evaluation.source.labels.names, evaluation.convention
     uncalibrated = scores_by_class(counts.chance, names)
-    calibrated = calibrate(drawn, len(names)) if drawn else None
+    with evaluation.log.progress(f"{stage}: calibrates"):
+        calibrated = calibrate(drawn, len(names)) if drawn else None
     evaluation.log.say(f"{stage}: {describe_calibration(calibrated, evaluation.held_out)}")
     found = calibrated.numbers(names) if calibrated else {}
     calibrator = calibrated.calibrator if calibrated and calibrated.helps else None
     if calibrator:
         keep_calibrator(evaluation, calibrator, meta, replace=suffix == "result")
-    trace_steps(evaluation, network, examples, protocol)
-    draw_predictions(evaluation, examples, f"{stage}_{suffix}", meta["step"], calibrator)
     after = calibrated.after if calibrator else None
-    draw_trust(evaluation, counts.chance, after, suffix, meta["step"])
-    show_confusion(evaluation, counts.confusion[:-1], suffix, meta["step"])
+    with evaluation.log.progress(f"{stage}: draws"):
+        trace_steps(evaluation, network, examples, protocol)
+        draw_predictions(evaluation, examples, f"{stage}_{suffix}", meta["step"], calibrator)
+        draw_trust(evaluation, counts.chance, after, suffix, meta["step"])
+        show_confusion(evaluation, counts.confusion[:-1], suffix, meta["step"])
     others = {}
     if counts.baseline.any():
         probe = dataclasses.replace(counts, confusion=counts.baseline)

@@ -16,6 +16,7 @@ from diffseg_jax.data.label_checks import (
 )
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.settings import own_settings
+from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.changed_data import (
     require_same_classes,
@@ -65,7 +66,7 @@ READ_FIRST = 32  # examples per split that are read before anything is written
 @own_settings()
 def train(
     config: ConfigDict, workdir: Path, changed_data: str = "refuse", minutes: float | None = None,
-    begun: float | None = None, track: Sequence[str] = (),
+    begun: float | None = None, track: Sequence[str] = (), display: Display | None = None,
 ):  # fmt: skip
     """Runs the stages that are not finished yet and leaves results.json.
 
@@ -74,10 +75,11 @@ def train(
                   recipes of its stages end
     begun         time.monotonic() at which they begin to count; None: now
     track         trackers that get the numbers as well, names of TRACKERS
+    display       of the command; None: one of its own
     """
     begun = time.monotonic() if begun is None else begun
     require_free(workdir, "train", "--workdir")
-    plan, warnings = checked_plan(config, workdir)
+    plan, warnings = checked_plan(config, workdir, display)
     make_workdir(workdir)
     with locked_in_all(workdir, "train", "--workdir"):
         claim_workdir(config, workdir)
@@ -90,10 +92,12 @@ def train(
             run_stages(plan, changed_data == "continue", budget)
 
 
-def checked_plan(config: ConfigDict, workdir: Path) -> tuple[Plan, list[str]]:
+def checked_plan(
+    config: ConfigDict, workdir: Path, display: Display | None = None
+) -> tuple[Plan, list[str]]:
     """The plan of a run, and warnings; UserError for what would stop it later. Writes nothing."""
-    plan = make_plan(config, workdir)
-    with advised(labels_path(config)):
+    plan = make_plan(config, workdir, display)
+    with advised(labels_path(config)), plan.log.progress("reads some labels"):
         warnings = read_some(plan)
     for stage in plan.stages:
         if stage.task.fit:
@@ -101,13 +105,15 @@ def checked_plan(config: ConfigDict, workdir: Path) -> tuple[Plan, list[str]]:
     return plan, warnings
 
 
-def require_startable(config: ConfigDict, workdir: Path) -> list[str]:
+def require_startable(
+    config: ConfigDict, workdir: Path, display: Display | None = None
+) -> list[str]:
     """What `train` says before it runs each stage, a sentence for each that has something to say.
 
     Raises UserError if `train` would refuse to start or to resume; writes nothing.
     """
     require_free(workdir, "train", "--workdir")
-    plan, _ = checked_plan(config, workdir)
+    plan, _ = checked_plan(config, workdir, display)
     if holds_run_of(config, workdir):
         read_results(workdir)
         for stage in [stage for stage in plan.stages if has_checkpoint(stage.directory)]:
@@ -273,17 +279,20 @@ def require_same_training(config: ConfigDict, workdir: Path):
 
 
 @own_settings()
-def evaluate_only(config: ConfigDict, workdir: Path):
+def evaluate_only(config: ConfigDict, workdir: Path, display: Display | None = None):
     """Evaluates the stages that have a checkpoint with the given options: results_eval.json."""
-    evaluations = evaluations_of_run(config, workdir, "eval")
+    evaluations = evaluations_of_run(config, workdir, "eval", display)
     with locked_in_all(workdir, "eval", "--workdir"):
         _evaluate_again(config, workdir, evaluations)
 
 
-def evaluations_of_run(config: ConfigDict, workdir: Path, task: str) -> list[Evaluation]:
+def evaluations_of_run(
+    config: ConfigDict, workdir: Path, task: str, display: Display | None = None
+) -> list[Evaluation]:
     """The evaluations of the stages of a run that can segment and have a checkpoint, in order.
 
-    task  of the lock that the caller will take, such as "eval"
+    task     of the lock that the caller will take, such as "eval"
+    display  of the command; None: one of its own
 
     Raises UserError where there is none, for a config of other training, and for validation images
     without a labelled pixel.
@@ -302,7 +311,7 @@ def evaluations_of_run(config: ConfigDict, workdir: Path, task: str) -> list[Eva
     names = [name for name in names if first_has_checkpoint(stage_directory(workdir, name))]
     if not names:
         raise UserError(f"{workdir} holds no checkpoint that can segment yet. Train first.")
-    evaluations = plan_evaluations(config, workdir, names)
+    evaluations = plan_evaluations(config, workdir, names, display)
     require_measurable(evaluations[0])
     return evaluations
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.settings import own_settings
+from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.plan import (
     Evaluation,
@@ -58,7 +59,7 @@ class Measured:
 
 
 @own_settings()
-def choose_steps(config: ConfigDict, workdir: Path):
+def choose_steps(config: ConfigDict, workdir: Path, display: Display | None = None):
     """Measures all stages of a run that can segment; leaves steps.json and pictures/steps.png.
 
     Where the workdir holds no checkpoint, the directory that a stage starts from is measured, such
@@ -67,7 +68,7 @@ def choose_steps(config: ConfigDict, workdir: Path):
     for a system without reverse steps, and where there is no checkpoint.
     """
     require_free(workdir, "steps", "--workdir")
-    plan = plan_sweep(config, workdir)
+    plan = plan_sweep(config, workdir, display)
     make_workdir(workdir)
     with locked_in_all(workdir, "steps", "--workdir"):
         _measure_all(plan, workdir)
@@ -85,7 +86,9 @@ def _measure_all(plan, workdir):
     log.close()
 
 
-def plan_sweep(config: ConfigDict, workdir: Path) -> list[Measured]:
+def plan_sweep(
+    config: ConfigDict, workdir: Path, display: Display | None = None
+) -> list[Measured]:
     """The networks to measure and the settings of each; checks the config."""
     system = SYSTEMS.get(config.system)
     if system and not system.sweep:
@@ -97,7 +100,7 @@ def plan_sweep(config: ConfigDict, workdir: Path) -> list[Measured]:
     check_config(config)
     networks = _networks(config, workdir)
     names = [name for name, _, _ in networks]
-    evaluations = plan_evaluations(config, workdir, names)
+    evaluations = plan_evaluations(config, workdir, names, display)
     require_measurable(evaluations[0])
     planned = zip(networks, evaluations, strict=True)
     return [
@@ -150,11 +153,13 @@ def measure_network(measured: Measured, rows: list[dict], workdir: Path):
     images = counted(len(evaluation.indices), "image")
     settings = counted(len(measured.settings), "setting")
     log.say(f"{measured.stage}, step {meta['step']}: {images}, {settings}")
-    for setting, evaluation in measured.settings:
-        rows.append(measure_setting(setting, evaluation, network))
-        log.say(line(rows[-1]) if len(rows) > 1 else f"{TITLES}\n{line(rows[-1])}")
-        if processes.is_first():
-            write_json(workdir / "steps.json", rows)
+    shown = log.progress(f"{measured.stage}: settings", len(measured.settings))
+    with shown as progress:
+        for setting, evaluation in progress.each_of(measured.settings):
+            rows.append(measure_setting(setting, evaluation, network))
+            log.say(line(rows[-1]) if len(rows) > 1 else f"{TITLES}\n{line(rows[-1])}")
+            if processes.is_first():
+                write_json(workdir / "steps.json", rows)
 
 
 def measure_setting(setting: Setting, evaluation: Evaluation, network: dict) -> dict:

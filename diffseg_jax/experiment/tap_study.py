@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 from diffseg_jax.config.options import FIT
 from diffseg_jax.devices.processes import require_one
 from diffseg_jax.devices.settings import own_settings
+from diffseg_jax.display.console import Display
+from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import UserError, choose, counted
 from diffseg_jax.experiment.ensemble_stage import examples, open_backbone, read_masks
 from diffseg_jax.experiment.linear_probe import FOLDS, draw_pixels, folds_of_pixels, probe
@@ -26,7 +28,6 @@ from diffseg_jax.storage.paths import write_json
 from diffseg_jax.storage.workdir import make_workdir
 from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.systems.system import TapGrid
-from diffseg_jax.training.progress import Progress
 
 PIXELS = 1000  # maximum number that is read per image
 BYTES = 2**30  # maximum size of the features of all pixels
@@ -34,7 +35,7 @@ CHOSEN_STEPS, CHOSEN_BLOCKS = 3, 5  # as in the paper
 
 
 @own_settings()
-def choose_taps(config: ConfigDict, workdir: Path):
+def choose_taps(config: ConfigDict, workdir: Path, display: Display | None = None):
     """Scores every output block at several steps; leaves taps.json and pictures/taps.png.
 
     A score is the mean IoU of a linear probe on pixels of labelled images that it was not fitted
@@ -43,7 +44,7 @@ def choose_taps(config: ConfigDict, workdir: Path):
     """
     require_one("--mode=taps")
     require_free(workdir, "taps", "--workdir")
-    plan, taps = plan_taps(config, workdir)
+    plan, taps = plan_taps(config, workdir, display)
     make_workdir(workdir)
     with locked(workdir, "taps", "--workdir"):
         _rank(plan, taps)
@@ -72,7 +73,9 @@ def _rank(plan, taps):
     )
 
 
-def plan_taps(config: ConfigDict, workdir: Path) -> tuple[StagePlan, TapGrid]:
+def plan_taps(
+    config: ConfigDict, workdir: Path, display: Display | None = None
+) -> tuple[StagePlan, TapGrid]:
     """The stage whose features are compared, one that starts from a network if there is one."""
     names = [name for name in config.run if config.stages[name].kind == FIT]
     names = [name for name in names if config.stages[name].start != "random"] or names
@@ -84,7 +87,7 @@ def plan_taps(config: ConfigDict, workdir: Path) -> tuple[StagePlan, TapGrid]:
             "Try --config=configs/ddpm_seg_scenes.py."
         )
     taps.config.run = (names[0],)
-    plan = make_plan(taps.config, workdir)
+    plan = make_plan(taps.config, workdir, display)
     for sentence in read_some(plan):
         plan.log.say(f"warning: {sentence}")
     return plan.stages[0], taps
@@ -111,16 +114,18 @@ def score_taps(plan: StagePlan, taps: TapGrid) -> np.ndarray:
         features = extract(network, image[None], valid[None], steps=step[None])
         return features.gather(jnp.zeros_like(y), y, x)
 
-    progress = Progress(plan.log.say, f"{plan.name}: features", len(indices) * len(taps.steps))
     grid = []
     for step in taps.steps:
-        vectors = []
-        for e, (y, x) in zip(examples(plan, indices), drawn, strict=True):
-            found = read(network, e["image"], np.asarray(e["valid"]), y, x, jnp.int32(step))
-            vectors.append(np.asarray(found))
-            progress.add()
+        vectors, shown = [], f"{plan.name}: step {step}: features"
+        each = zip(examples(plan, indices), drawn, strict=True)
+        with plan.log.progress(shown, len(indices), unit="images", first=COMPILES) as progress:
+            for e, (y, x) in progress.each_of(each):
+                found = read(network, e["image"], np.asarray(e["valid"]), y, x, jnp.int32(step))
+                vectors.append(np.asarray(found))
         blocks = np.split(np.concatenate(vectors), np.cumsum(taps.widths)[:-1], axis=1)
-        grid.append([probe(block, labels, folds, classes) for block in blocks])
+        with plan.log.progress(f"{plan.name}: step {step}: probes", len(blocks)) as progress:
+            each = progress.each_of(blocks)
+            grid.append([probe(block, labels, folds, classes) for block in each])
         plan.log.say(f"step {step}: best block {int(np.argmax(grid[-1]))}")
     return np.array(grid)
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 import diffseg_jax
+from diffseg_jax.display.progress import Progress
 from diffseg_jax.errors import UserError, counted, visible
 from diffseg_jax.figures.sheets import png_of, save_png, suggestion_sheet
 from diffseg_jax.inference.batch import fingerprint_of, require_apart
@@ -38,7 +39,6 @@ from diffseg_jax.storage.paths import (
     write_json,
 )
 from diffseg_jax.storage.workdir import LISTED_IN
-from diffseg_jax.training.progress import Progress
 
 SUGGESTIONS, LISTED, SHEET = "suggestions.json", "suggestions.txt", "sheet.png"
 MEASURED, COPIES = "measured", "images"  # folders in the output
@@ -293,7 +293,7 @@ def measure_images(look: Callable, sources: dict[str, tuple[str, str | Frame]], 
         print(f"{done} of {len(sources)} images are measured already", flush=True)
     if remaining:
         print(f"measures {counted(len(remaining), 'image')}; compiles the first", flush=True)
-    waiting, progress = deque(), Progress(_say, "images", len(remaining))
+    waiting, progress = deque(), Progress("images", len(remaining))
 
     def readable():
         for name, source, image in read_each(remaining):

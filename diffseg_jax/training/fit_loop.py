@@ -4,6 +4,7 @@ A member stops by the rule of Baranchuk et al., "Label-Efficient Semantic Segmen
 Diffusion Models" (ICLR 2022), as in their code.
 """
 
+import collections
 import dataclasses
 import functools
 import time
@@ -17,14 +18,16 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffseg_jax.devices.mesh import AXES
+from diffseg_jax.display.progress import COMPILES, Progress, duration
 from diffseg_jax.models.pixel_mlp import steps_of_pass
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.training.lifecycle import Lifecycle, origin
-from diffseg_jax.training.log import Log, duration
+from diffseg_jax.training.log import Log
 
 STEPS_PER_CALL = 32  # per compiled call; the host only looks between calls
 STEPS_PER_HOST_CALL = 4  # where the host gathers features and holds those of all steps
+CALLS_IN_FLIGHT = 2  # of fits whose state is only read at their end
 FREE_EPOCHS = 4  # before a member may stop
 PATIENCE = 50  # batches without a lower loss after which a member stops
 FIRST_BEST = 1e7  # initial lowest loss
@@ -120,11 +123,12 @@ def train_members(
     # ---- one compiled call of many steps
     call, data, length = compiled or compile_steps(fit, mesh)
     orders = Orders(fit)
-    since, warm, timed = (step, time.perf_counter()), False, False
+    since, warm, timed, shorter = (step, time.perf_counter()), False, False, None
     inputs = _inputs(fit, orders, step, length)
 
     # ---- steps
-    with life.running() as asked:
+    steps = log.progress(fit.name, total, unit="steps", first=COMPILES, done=step)
+    with life.running() as asked, steps as shown:
         while step < total:
             learned, losses = call(learned, data, *inputs)
             before, step = step, min(step + length, total)
@@ -137,8 +141,10 @@ def train_members(
             if fit.shorten and warm and not timed:
                 timed, shorter = True, fit.shorten((time.perf_counter() - since[1]) / length)
                 if shorter:
-                    return train_members(shorter, checkpoints, mesh, log)
+                    break
             running = int(np.sum(np.asarray(learned["stop"]["at"]) == 0))
+            shown.at(step)
+            shown.show(loss=f"{_mean_loss(losses):.4f}", running=f"{running} of {fit.members}")
             last = step == total or not running
             if last or before // fit.every["log"] != step // fit.every["log"]:
                 speed = (step - since[0]) / (time.perf_counter() - since[1]) if warm else 0.0
@@ -151,22 +157,39 @@ def train_members(
                 since, warm = (step, time.perf_counter()), True
             if last:
                 break
+    if shorter:
+        train_members(shorter, checkpoints, mesh, log)
 
 
-def fit_without_checkpoints(fit: Fit, mesh, compiled: tuple | None = None) -> dict:
+def fit_without_checkpoints(
+    fit: Fit, mesh, compiled: tuple | None = None, shown: Progress | None = None
+) -> dict:
     """The state after all steps, as of `initial_state`; for a fit of seconds, which is repeated.
 
     compiled  as of `train_members`
+    shown     counts the steps
     """
     call, data, length = compiled or compile_steps(fit, mesh)
     where = NamedSharding(mesh, PartitionSpec())
     learned = jax.jit(functools.partial(initial_state, fit), out_shardings=where)()
-    orders = Orders(fit)
+    orders, in_flight = Orders(fit), collections.deque()
     for step in range(0, fit.steps, length):
-        learned, _ = call(learned, data, *_inputs(fit, orders, step, length))
+        learned, losses = call(learned, data, *_inputs(fit, orders, step, length))
+        in_flight.append((min(step + length, fit.steps), losses))
+        while shown and len(in_flight) > CALLS_IN_FLIGHT:
+            _await(in_flight, shown)
         if fit.stops and np.all(np.asarray(learned["stop"]["at"])):
             break
+    while shown and in_flight:
+        _await(in_flight, shown)
     return learned
+
+
+def _await(in_flight, shown):
+    """Awaits the oldest call; those after it keep the device busy meanwhile."""
+    step, losses = in_flight.popleft()
+    shown.show(loss=f"{_mean_loss(np.asarray(losses)):.4f}")
+    shown.at(step)
 
 
 def compile_steps(fit: Fit, mesh) -> tuple:
@@ -371,8 +394,13 @@ def saved(learned: dict, frozen: dict, step: int) -> dict:
     }
 
 
+def _mean_loss(losses):
+    """Of the members that still run; 0 if none does."""
+    return float(losses[losses > 0].mean()) if np.any(losses > 0) else 0.0
+
+
 def _report(fit, life, step, losses, running, speed):
-    loss = float(losses[losses > 0].mean()) if np.any(losses > 0) else 0.0
+    loss = _mean_loss(losses)
     numbers = {"loss": loss, "running": running}
     text = f"loss {loss:.4f}   {running} of {fit.members} run"
     if speed:

@@ -11,8 +11,6 @@ from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.training.log import Log
 from diffseg_jax.training.signals import Stopped, watched
 
-COMPILES = "compiles, for about a minute the first time"
-
 
 @dataclasses.dataclass(frozen=True)
 class Lifecycle:

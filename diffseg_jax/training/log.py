@@ -5,8 +5,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from rich.console import Console
-
+from diffseg_jax.display.console import Display
+from diffseg_jax.display.progress import Progress
 from diffseg_jax.storage.paths import in_bucket, write_atomically
 
 COPY_EVERY = 30  # seconds
@@ -20,19 +20,24 @@ class Log:
     copied at most every COPY_EVERY seconds.
     """
 
-    def __init__(self, workdir: Path, primary: bool = True):
+    def __init__(self, workdir: Path, primary: bool = True, display: Display | None = None):
+        """display: of the command; None: one of its own."""
         self.primary = primary
+        self.display = display or Display(quiet=not primary)
         self.bucket = workdir if in_bucket(workdir) else None
         self.folder = Path(tempfile.mkdtemp() if self.bucket and primary else workdir)
         self.path, self.events = self.folder / "metrics.jsonl", self.folder / "tensorboard"
         self.copied = 0.0
-        self.console = Console(quiet=not primary, highlight=False, soft_wrap=True)
         self.writer = None
         self.trackers = None  # `tracking` sets them
 
     def say(self, text: str):
         """A line for the reader."""
-        self.console.print(text, markup=False)
+        self.display.say(text)
+
+    def progress(self, what: str, total: int | None = None, **options) -> Progress:
+        """How far an activity is; as `Display.progress`."""
+        return self.display.progress(what, total, **options)
 
     def rewind(self, stage: str, step: int):
         """Drops the records of `stage` after `step`, and lines that are none."""
@@ -105,13 +110,3 @@ class Log:
                 target = self.bucket / file.relative_to(self.folder).as_posix()
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read_bytes())
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 45 s, 3 min 20 s or 2 h 05 min."""
-    seconds = int(round(seconds))
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

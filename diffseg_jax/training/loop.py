@@ -18,10 +18,11 @@ from flax.traverse_util import unflatten_dict as unflatten
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffseg_jax.devices.mesh import place_tree, state_shardings, to_devices
+from diffseg_jax.display.progress import COMPILES, Progress, duration, values_text
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.training import resources
-from diffseg_jax.training.lifecycle import COMPILES, Lifecycle, origin
-from diffseg_jax.training.log import Log, duration
+from diffseg_jax.training.lifecycle import Lifecycle, origin
+from diffseg_jax.training.log import Log
 from diffseg_jax.training.state import new_state
 from diffseg_jax.training.step import train_step
 
@@ -83,10 +84,11 @@ def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -
     """
     # ---- where the last run stopped
     life = Lifecycle(stage.name, stage.steps, checkpoints, log)
-    state, start = life.resume(abstract_state(stage), mesh)
+    with log.progress(f"{stage.name}: makes or reads its parameters"):
+        state, start = life.resume(abstract_state(stage), mesh)
+        if state is None:
+            state = fresh(stage, mesh)
     unreported = {}
-    if state is None:
-        state = fresh(stage, mesh)
     if start:
         meta = checkpoints.meta(start)
         unreported = meta["unreported"]
@@ -105,18 +107,22 @@ def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -
     batches = stage.batches(start)
     in_flight = collections.deque()
     limit = 1 if jax.default_backend() == "cpu" else MAX_STEPS_IN_FLIGHT
-    batch, rate = to_devices(next(batches), mesh, stage.batch_size), _rate_of(stage)
     to_go = "" if stage.pace else f", {stage.steps - start} steps to go"
-    log.say(f"{stage.name}: {origin(start)}{to_go}; {COMPILES}")
-    begun = time.perf_counter()
-    lowered = step_fn.lower(state, batch, key, rate(start))
-    step_fn = lowered.compile()
-    seconds = time.perf_counter() - begun
+    log.say(f"{stage.name}: {origin(start)}{to_go}")
+    with log.progress(f"{stage.name}: reads the first batch"):
+        batch, rate = to_devices(next(batches), mesh, stage.batch_size), _rate_of(stage)
+    with log.progress(stage.name, first=COMPILES):
+        begun = time.perf_counter()
+        lowered = step_fn.lower(state, batch, key, rate(start))
+        step_fn = lowered.compile()
+        seconds = time.perf_counter() - begun
     log.say(f"{stage.name}: {resources.of_step(lowered, step_fn, mesh.size, seconds)}")
 
     # ---- steps
     sums = _Sums(**unreported)
-    with life.running() as asked:
+    total = None if stage.pace else stage.steps  # `pace` will say
+    steps = log.progress(stage.name, total, unit="images", each=stage.batch_size, done=start)
+    with life.running() as asked, steps as shown:
         for step in itertools.count(start + 1):
             state, metrics = step_fn(state, batch, key, rate(step - 1))
             in_flight.append((step, metrics))
@@ -124,30 +130,35 @@ def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -
                 batch = to_devices(next(batches), mesh, stage.batch_size)
             stop, last = asked(), step == stage.steps
             while len(in_flight) > limit or (in_flight and (stop or _due(stage, step))):
-                sums.add(*_finished(stage, life, *in_flight.popleft()))
+                finished, metrics = in_flight.popleft()
+                sums.add(*_finished(stage, life, finished, metrics))
+                shown.at(finished)
+                shown.show(loss=f"{sums.means()['loss']:.4f}")
 
             # ---- what happens every so many steps
             if stage.pace and not last and step % stage.every["log"] == 0:
                 stage = stage.pace(stage, step, stage.batch_size / sums.rate(stage.batch_size))
                 life, rate = dataclasses.replace(life, total=stage.steps), _rate_of(stage)
+                shown.total = stage.steps
                 last = step == stage.steps
             if stage.probe and step % stage.every["probe"] == 0:
                 pause = time.perf_counter()
                 stage, numbers, text = stage.probe(stage, state, step)
                 life.report(step, numbers, text)
-                sums.pause(time.perf_counter() - pause)
-                last = step == stage.steps
+                _pause(sums, shown, pause)
+                last, shown.total = step == stage.steps, stage.steps
             if last or step % stage.every["log"] == 0:
-                _report(stage, life, step, sums.means(), sums.rate(stage.batch_size))
+                _report(stage, life, step, sums.means(), sums.rate(stage.batch_size), shown)
                 sums = _Sums()
             pause = time.perf_counter()
             due = stage.evaluate and (last or step % stage.every["evaluate"] == 0)
             numbers = _evaluate(stage, life, state, step) if due and not stop else None
+            shown.show(**_in_short(numbers or {}))
             if last or stop or step % stage.every["checkpoint"] == 0:
                 _require_finite(stage, life, step, state)
                 meta = _meta(stage, step, sums, evaluated=not (due and stop))
                 life.save(step, state, meta, numbers, stop)
-            sums.pause(time.perf_counter() - pause)
+            _pause(sums, shown, pause)
             if last:
                 return state
 
@@ -221,12 +232,20 @@ def _advice(stage):
     return f"a smaller --config.stages.{stage.name}.optim.peak_lr, or --config.dtype=float32"
 
 
-def _report(stage, life, step, numbers, rate):
+def _pause(sums, shown, begun):
+    """Excludes the time since `begun`, in which no steps were made."""
+    seconds = time.perf_counter() - begun
+    sums.pause(seconds)
+    shown.rest(seconds)
+
+
+def _report(stage, life, step, numbers, rate, shown: Progress):
     numbers["learning_rate"] = float(stage.schedule(jnp.asarray(step - 1)))
     numbers["images_per_second"] = round(rate, 2)
     text = f"loss {numbers['loss']:.4f}   {rate:.1f} images/s"
     if step < stage.steps:
-        text += f"   {duration((stage.steps - step) * stage.batch_size / rate)} left"
+        left = shown.seconds_left or (stage.steps - step) * stage.batch_size / rate
+        text += f"   {duration(left)} left"
     life.report(step, numbers, text)
 
 
@@ -248,8 +267,13 @@ def _evaluate(stage, life, state, step):
 
 def _report_evaluation(life, step, numbers):
     if numbers:
-        shown = "   ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        shown = values_text({name: f"{value:.4g}" for name, value in numbers.items()})
         life.report(step, numbers, f"evaluated: {shown}")
+
+
+def _in_short(numbers):
+    """The first number of an evaluation, beside the loss."""
+    return {name: f"{value:.4g}" for name, value in list(numbers.items())[:1]}
 
 
 def _meta(stage, step, sums, evaluated):

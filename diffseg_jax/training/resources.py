@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
+from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import scaled, size
-from diffseg_jax.training.log import duration
 
 STATE_PARTS = {  # of the state, see `training.state`
     "params": "trained parameters",

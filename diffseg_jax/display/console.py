@@ -1,0 +1,144 @@
+"""What a command shows while it works: lines, and below them how far its activities are.
+
+In a terminal the last rows are drawn again and again; anywhere else, and where TERM is dumb, plain
+lines follow at growing intervals, so that logs stay short and nobody waits in silence.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from diffseg_jax.display.progress import Progress, fitted
+
+REDRAWN_EVERY = 0.5  # seconds, in a terminal
+SHOWN_AFTER = 0.5  # seconds; what takes less is not shown
+NOTE_AFTER = 2.0  # seconds of a first part after which a plain line says what it does
+SILENCES = (8.0, 15.0, 30.0)  # seconds without any line before the first, second, later ones
+MOST_ROWS = 4  # that are drawn at once
+
+
+class Display:
+    """The lines of one command, and its activities; made once, and handed down.
+
+    quiet    whether nothing is shown, as in all processes but the first
+    file     None: standard output, whatever it is at the time
+    clock    seconds
+    ticking  whether a thread draws; else somebody calls `tick`
+
+    Threads may share it. What other code prints meanwhile appears above the rows.
+    """
+
+    def __init__(
+        self, quiet: bool = False, file: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic, ticking: bool = True,
+    ):  # fmt: skip
+        self.console = Console(
+            file=file, quiet=quiet, highlight=False, soft_wrap=True, emoji=False, markup=False
+        )
+        self.quiet, self.clock, self.ticking = quiet, clock, ticking and not quiet
+        self.open: list[Progress] = []
+        self.lock = threading.RLock()
+        self.live: Live | None = None
+        self.ended = threading.Event()
+        self.spoken, self.silences, self.named = clock(), 0, ""
+        self.noted: Progress | None = None
+
+    def say(self, text: str):
+        """A line for the reader."""
+        with self.lock:
+            self.console.print(text, markup=False)
+            self.spoken = self.clock()
+
+    def progress(self, what: str, total: int | None = None, **options) -> Progress:
+        """`with progress(...) as shown`: how far an activity is, shown until its end.
+
+        options  of `Progress`
+        """
+        return Progress(
+            what, total, clock=self.clock, opened=self._open, closed=self._close, **options
+        )
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether rows are drawn, in a terminal that can; FORCE_COLOR makes a file none."""
+        return self.console.is_interactive and self.console.file.isatty()
+
+    def tick(self):
+        """Draws the rows again, or says a plain line where one is due."""
+        with self.lock:
+            if self.quiet or not self.open:
+                return
+            if self.is_drawn:
+                self._draw()
+            else:
+                self._say_due(self.open[-1])
+
+    def _open(self, progress):
+        with self.lock:
+            self.open.append(progress)
+            if progress.what != self.named:
+                self.named, self.silences = progress.what, 0
+            if self.ticking and len(self.open) == 1:
+                self.ended = threading.Event()
+                every = REDRAWN_EVERY if self.is_drawn else REDRAWN_EVERY / 2
+                target = threading.Thread(target=self._run, args=(self.ended, every), daemon=True)
+                target.start()
+
+    def _close(self, progress):
+        with self.lock:
+            self.open.remove(progress)
+            if self.open:
+                return
+            self.ended.set()
+            if self.live:
+                self.live.stop()
+                self.live = None
+
+    def _run(self, ended, every):
+        while not ended.wait(every):
+            try:
+                self.tick()
+            except (OSError, ValueError):  # nobody reads, or the stream is closed
+                return
+
+    def _say_due(self, progress):
+        now = self.clock()
+        waits = progress.first and progress.done == progress.start and self.noted is not progress
+        if waits and now - progress.begun >= NOTE_AFTER:
+            self.noted = progress
+            self.say(f"{progress.what}: {progress.first}")
+        elif now - self.spoken >= SILENCES[self.silences]:
+            self.silences = min(self.silences + 1, len(SILENCES) - 1)
+            self.say(progress.line())
+
+    def _draw(self):
+        rows = [each for each in self.open if self.clock() - each.begun >= SHOWN_AFTER]
+        if not rows and not self.live:
+            return
+        if not self.live:
+            self.live = Live(
+                console=self.console, auto_refresh=False, transient=True,
+                redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),
+            )  # fmt: skip
+            self.live.start()
+            self.console.show_cursor(True)  # a killed program could not show it again
+        self.live.update(Group(*(self._row(each) for each in rows[-MOST_ROWS:])), refresh=True)
+
+    def _row(self, progress):
+        row = Text(no_wrap=True, overflow="ellipsis")
+        for text, style in fitted(progress, self.console.width - 1):
+            row.append(self._plain(text), style)
+        row.truncate(self.console.width - 1, overflow="ellipsis")
+        return row
+
+    def _plain(self, text):
+        """The text in the characters of the terminal."""
+        if self.console.encoding.lower().startswith("utf"):
+            return text
+        return text.replace("━", "#").replace("─", "-").replace("…", "...")
