@@ -8,8 +8,6 @@ was. What a method learns without labels is trained once for all folds.
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 from diffseg_jax.config.files import read_config
 from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.child_run import MAXRSS_UNIT, run_watched
 from diffseg_jax.experiment.ensemble_stage import largest_sides, sizes_before_crop
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.forest import FOREST_EXTRA, forest_result, has_forest_libraries
@@ -34,7 +33,6 @@ TABLE_SHARE = 0.05  # of the minutes, for the sheet of predictions
 DRAWN_OF_FOLD = 4  # images on the sheet
 FOREST = "forest"
 COMPARED_FOLDS = 3  # where there are no validation images
-MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes per unit of ru_maxrss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,7 +296,7 @@ def _run(comparison, cell, minutes):
     if starts_elsewhere and not first_has_checkpoint(_unlabelled_stage(comparison, cell.method)):
         return {"failed": "its stage without labels failed"}
     command = command_of(comparison, cell, minutes)
-    status, usage, last = _watched(command, comparison.workdir / f"{cell.name}.log")
+    status, usage, last = run_watched(command, comparison.workdir / f"{cell.name}.log")
     seconds = _seconds_of(comparison, cell, {"seconds": time.perf_counter() - begun})
     record = {
         "seconds": seconds, "command": command,
@@ -341,29 +339,6 @@ def _sizes_that_fill(comparison, cell):
     sizes = sizes_before_crop(images.source, images.indices, augment)
     options = {f"stages.{stage}.augment.crop": str(largest_sides(sizes))}
     return options if len(sizes) == 1 else {**options, "features.short": "0"}
-
-
-def _watched(command, log):
-    """(exit code, resource usage, last line) of a run whose lines are shown and kept in a file."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    last = ""
-    with open(log, "a") as kept:
-        process = subprocess.Popen(
-            [sys.executable, *command], env=environment, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace",
-        )  # fmt: skip
-        try:
-            for line in process.stdout:
-                print(f"  {line}", end="", flush=True)
-                kept.write(line)
-                last = line.strip() or last
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        except BaseException:  # Ctrl-C reaches the run as well, which saves and ends
-            process.terminate()
-            process.wait()
-            raise
-    return process.returncode, usage, last
 
 
 def _numbers(comparison, cell):

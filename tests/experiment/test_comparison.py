@@ -95,7 +95,7 @@ def compared(mine, tmp_path, monkeypatch):
 
     def run(*arguments, fails=(), methods="ddp,ddep"):
         runs, lines = Runs(fails), []
-        monkeypatch.setattr(comparison, "_watched", runs)
+        monkeypatch.setattr(comparison, "run_watched", runs)
         monkeypatch.setattr(comparison, "first_has_checkpoint", Path.exists)
         monkeypatch.setattr(comparison_report, "draw_sheet", lambda *_: None)
         monkeypatch.setattr("builtins.print", lambda text="", **_: lines.append(text))
@@ -154,7 +154,7 @@ def test_the_time_of_a_stopped_run_counts(mine, tmp_path, monkeypatch):
         data=str(mine), unlabelled=str(mine), minutes=60, folds=3, seed=0, configs=str(CONFIGS),
         workdir=tmp_path, say=said.append,
     )  # fmt: skip
-    monkeypatch.setattr(comparison, "_watched", Runs())
+    monkeypatch.setattr(comparison, "run_watched", Runs())
     (tmp_path / "ddp_0").mkdir()
     (tmp_path / "ddp_0" / "time_budget.json").write_text('{"minutes": 30, "used": 600}')
     (tmp_path / "ddp_0.json").write_text('{"minutes": 30}')

@@ -1,0 +1,288 @@
+"""The cells of a study, the runs that they need, their commands, order and expected time."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from diffseg_jax.config.files import find, read_config
+from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.study_file import Study
+from diffseg_jax.training.log import duration
+
+OF_CORRUPTIONS = "evaluate.corruptions."  # options of --mode=corruptions
+ASSUMED_START, ASSUMED_STEP = 20.0, 0.5  # seconds, of a study that states none
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of `diffseg_jax.main` in a folder of its own, below runs/ of the study.
+
+    options  of the config, `run` included; what it starts from is not among them
+    before   the run whose stages this one starts from; None: it starts as the config says
+    """
+
+    name: str
+    options: Mapping[str, object]
+    before: "Run | None" = None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that it runs."""
+        return tuple(self.options["run"])
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyCell:
+    """One point of every axis, and a seed.
+
+    labels    of the points, in the order of the axes
+    measured  options with which the network of the run is measured once more; {}: as it was
+    """
+
+    labels: tuple[str, ...]
+    seed: str
+    run: Run
+    measured: Mapping[str, object]
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return _slug((*self.labels, f"seed{self.seed}"))
+
+    @property
+    def mode(self) -> str:
+        """Of the command that measures it: train, eval or corruptions."""
+        corrupted = any(key.startswith(OF_CORRUPTIONS) for key in self.measured)
+        return "corruptions" if corrupted else "eval" if self.measured else "train"
+
+
+def _slug(labels):
+    return "-".join(re.sub(r"[^\w.+=]+", "_", label).strip("_") or "_" for label in labels)
+
+
+def cells_of_study(study: Study) -> list[StudyCell]:
+    """All cells, the most useful first: one seed of every cell, then the next.
+
+    Within a seed the columns of a row come after each other, as they are compared. Raises UserError
+    that names the cell for an option that the config does not have.
+    """
+    base, cells, runs = read_config(study.base), [], {}
+    for seed, repeated in study.seeds.points.items():
+        for labels in _in_order(study):
+            points = [a.points[label] for a, label in zip(study.axes, labels, strict=True)]
+            measured = {
+                key: value
+                for axis, options in zip(study.axes, points, strict=True)
+                if axis.name in study.evaluated
+                for key, value in options.items()
+            }
+            options = {**study.options, **repeated}
+            for chosen in points:
+                options |= chosen
+            kept = {key: value for key, value in options.items() if key not in measured}
+            try:
+                config_of(study, {**kept, **measured})
+                stages = tuple(config_of(study, kept).run) if "run" in kept else tuple(base.run)
+            except UserError as error:
+                raise UserError(f"cell {' / '.join((*labels, f'seed {seed}'))}: {error}") from None
+            run = _run_of(study, kept, stages, labels, seed, runs)
+            cells.append(StudyCell(labels, seed, run, measured))
+    _require_own_names(cells)
+    return cells
+
+
+def _in_order(study):
+    """Labels of all points, those of the first axis after each other."""
+    for rows in itertools.product(*(axis.points for axis in study.axes[1:])):
+        for column in study.axes[0].points:
+            yield (column, *rows)
+
+
+def config_of(study: Study, options: Mapping):
+    """The base config with these options; nobody may change it."""
+    return _config(study.base, tuple((key, as_typed(value)) for key, value in options.items()))
+
+
+@functools.lru_cache(maxsize=1024)
+def _config(base, typed):
+    with contextlib.redirect_stderr(io.StringIO()):  # notes on replaced options, for every cell
+        return read_config(base, typed)
+
+
+def as_typed(value) -> str | bool:
+    """A value as it is typed after --config.option=."""
+    if isinstance(value, (bool, str)):
+        return value
+    return repr(tuple(value)) if isinstance(value, (tuple, list)) else repr(value)
+
+
+def _run_of(study, options, stages, labels, seed, runs) -> Run:
+    """The run of these options; one of `runs`, by their content, if there is one that is equal."""
+    count = next((i for i, stage in enumerate(stages) if stage not in study.shared), len(stages))
+    first, rest = stages[:count], stages[count:]
+    before = None
+    if first:
+        kept = {key: v for key, v in options.items() if not _is_unread(study, key, first)}
+        where = [*_labels_that_set(study, labels, kept), *_seed_that_sets(study, seed, kept)]
+        before = _known(runs, Run(_slug(("+".join(first), *where)), {**kept, "run": first}))
+    if not rest:
+        return before
+    trained = [
+        label
+        for axis, label in zip(study.axes, labels, strict=True)
+        if axis.name not in study.evaluated
+    ]
+    name = _slug((*trained, f"seed{seed}"))
+    return _known(runs, Run(name, {**options, "run": rest}, before))
+
+
+def _known(runs, run):
+    key = repr((sorted(run.options.items(), key=str), run.before and run.before.name))
+    return runs.setdefault(key, run)
+
+
+def _is_unread(study, key, stages):
+    """Whether none of some shared stages reads an option."""
+    if key == "run":
+        return True
+    if key.startswith("stages."):
+        return key.split(".")[1] not in stages
+    within = lambda group: key == group or key.startswith(f"{group}.")
+    return all(any(map(within, study.shared[stage])) for stage in stages)
+
+
+def _labels_that_set(study, labels, options):
+    """The labels of the points that set one of some options."""
+    pairs = zip(study.axes, labels, strict=True)
+    return [label for axis, label in pairs if set(axis.points[label]) & set(options)]
+
+
+def _seed_that_sets(study, seed, options):
+    return [f"seed{seed}"] if set(study.seeds.points[seed]) & set(options) else []
+
+
+def _require_own_names(cells):
+    for names, what in (
+        ([cell.name for cell in cells], "cells"),
+        ([run.name for run in runs_of(cells)], "runs"),
+    ):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise UserError(
+                f"two {what} of the study would be called {twice}. Give the points of the axes "
+                "names that differ in letters and digits."
+            )
+
+
+def runs_of(cells: Sequence[StudyCell]) -> list[Run]:
+    """The runs of some cells in the order in which they are needed, each once."""
+    needed = [run for cell in cells for run in (cell.run.before, cell.run) if run]
+    return list({id(run): run for run in needed}.values())
+
+
+# ---- commands ----------------------------------------------------------------------------------
+
+
+def folder_of_run(workdir: Path, run: Run) -> Path:
+    """The workdir of a run."""
+    return workdir / "runs" / run.name
+
+
+def command_of_run(study: Study, run: Run, workdir: Path) -> list[str]:
+    """What is typed for a run, after python."""
+    return _command(study, run, workdir, run.options)
+
+
+def command_of_cell(study: Study, cell: StudyCell, workdir: Path) -> list[str]:
+    """What is typed to measure a cell, after python."""
+    options = {**cell.run.options, **cell.measured}
+    mode = [] if cell.mode == "train" else [f"--mode={cell.mode}"]
+    return _command(study, cell.run, workdir, options, mode)
+
+
+def _command(study, run, workdir, options, mode=()):
+    options, folder = {**options, **_starts(study, run, workdir)}, folder_of_run(workdir, run)
+    return [
+        "-m", "diffseg_jax.main", f"--config={study.base}", f"--workdir={folder}", *mode,
+        *(_flag(key, as_typed(value)) for key, value in options.items()),
+    ]  # fmt: skip
+
+
+def _flag(key, typed):
+    return f"--config.{key}={typed}"
+
+
+def _starts(study, run, workdir) -> dict[str, str]:
+    """Where the stages of a run start that start from another run's."""
+    if not run.before:
+        return {}
+    config, starts = config_of(study, run.options), {}
+    for name in run.stages:
+        stage, at, which = config.stages[name].start.partition("@")
+        if stage in run.before.stages:
+            folder = folder_of_run(workdir, run.before) / "checkpoints" / stage
+            starts[f"stages.{name}.start"] = f"{folder}{at}{which}"
+    return starts
+
+
+# ---- time --------------------------------------------------------------------------------------
+
+
+def seconds_of_run(study: Study, run: Run) -> float:
+    """About how long a run takes on the study's device."""
+    config, given = config_of(study, run.options), study.seconds
+    total = given.get("start", ASSUMED_START)
+    for name in run.stages:
+        options = config.stages[name]
+        steps = options.get("steps", 1)
+        total += steps * given.get(name, ASSUMED_STEP if "steps" in options else ASSUMED_START)
+    return total + seconds_of_images(study)
+
+
+def seconds_of_images(study: Study) -> float:
+    """About how long the evaluation of all images takes."""
+    return study.seconds.get("image", 0.0) * study.seconds.get("images", 0)
+
+
+def seconds_of_cell(study: Study, cell: StudyCell) -> float:
+    """About how long it takes to measure a cell once more; 0 where its run has measured it."""
+    if cell.mode == "train":
+        return 0.0
+    config = config_of(study, {**cell.run.options, **cell.measured})
+    times = 1
+    if cell.mode == "corruptions":
+        chosen = find(config, "evaluate.corruptions.types"), config.evaluate.corruptions.severities
+        times = 1 + (len(chosen[0]) or 18) * len(chosen[1])
+    return study.seconds.get("start", ASSUMED_START) + times * seconds_of_images(study)
+
+
+def listing(study: Study, cells: Sequence[StudyCell], done: Callable[[StudyCell], bool]) -> str:
+    """The runs and cells of a study with their expected times, and the total.
+
+    done  whether a cell is measured
+    """
+    lines, total, seen = [], 0.0, set()
+    for number, cell in enumerate(cells, 1):
+        for run in (cell.run.before, cell.run):
+            if run and id(run) not in seen:
+                seen.add(id(run))
+                total += (seconds := seconds_of_run(study, run))
+                stages = ", ".join(run.stages)
+                lines.append(f"     run {run.name} ({stages}), about {duration(seconds)}")
+        total += (seconds := seconds_of_cell(study, cell))
+        more = f", --mode={cell.mode}, about {duration(seconds)}" if seconds else ""
+        lines.append(f"{number:>4} {cell.name}{more}{', is measured' if done(cell) else ''}")
+    sizes = [f"{len(axis.points)} of {study.title(axis.name)}" for axis in study.axes]
+    sizes.append(counted(len(study.seeds.points), "seed"))
+    head = f"{study.name}: {counted(len(cells), 'cell')} ({', '.join(sizes)})"
+    return "\n".join([
+        f"{head}, {counted(len(seen), 'run')}",
+        *([study.about] if study.about else []),
+        *lines,
+        f"in all about {total / 3600:.2f} hours on {study.device}",
+    ])  # fmt: skip

@@ -1,0 +1,183 @@
+"""A study as its file in configs/studies/ describes it; loads no jax.
+
+The file holds `get_study(preset)`, which returns a dict of the fields of `Study`. An axis is either
+an option of the base config with its values, or a name with points, each of which sets options:
+
+    axes={
+        "data.count": (6, 12, 24),
+        "pretraining": {"none": {"run": ("scratch",)}, "DeP": {"run": ("pretrain", "finetune")}},
+    }
+"""
+
+import dataclasses
+import runpy
+from collections.abc import Iterable, Mapping
+
+from diffseg_jax.config.files import present
+from diffseg_jax.errors import UserError, choose, hint, require_known, shown
+
+PLOTS = ("lines", "bars", "grid")
+PAPERS = ("ddpm_seg", "mmseg")  # of papers, in front of a number: ddpm_seg.mIoU
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """What is varied: label of a point -> {option of the config: value}, in their order."""
+
+    name: str
+    points: Mapping[str, Mapping[str, object]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A grid of runs of one config.
+
+    base       the config, as it is typed after --config
+    options    {option: value} of all cells that differ from the base
+    axes       the first one gives the columns of the table, which are compared; others its rows
+    seeds      repetitions, whose columns are compared with each other
+    shared     stage -> groups of options that it does not read: cells that differ in nothing else
+               share one run of it. "seed" is such a group for a stage that is trained once for all
+    evaluated  names of axes whose options only predictions read: a trained network is measured
+               with each of their points
+    collect    numbers of results.json, such as "mIoU" or "calibration.ECE"; the first is compared
+    stage      whose numbers those are; "": the last stage of a run
+    plot       one of PLOTS
+    titles     name of an axis or a number -> how tables and plots call it
+    seconds    on `device`: of a "start" of the program, of a step of each stage (of a whole fit),
+               and of an evaluated "image", of which there are "images"
+    device     which `seconds` are those of
+    about      a sentence about what the study shows
+    """
+
+    name: str
+    base: str
+    axes: tuple[Axis, ...]
+    options: Mapping[str, object]
+    seeds: Axis
+    shared: Mapping[str, tuple[str, ...]]
+    evaluated: tuple[str, ...]
+    collect: tuple[str, ...]
+    stage: str
+    plot: str
+    titles: Mapping[str, str]
+    seconds: Mapping[str, float]
+    device: str
+    about: str
+
+    def title(self, name: str) -> str:
+        """How tables and plots call an axis or a number."""
+        return self.titles.get(name, name)
+
+
+FIELD_TYPES = {  # of the fields in a file, and their defaults; () is required
+    "base": str, "axes": Mapping, "options": Mapping, "seeds": Mapping, "shared": Mapping,
+    "evaluated": tuple, "collect": tuple, "stage": str, "plot": str, "titles": Mapping,
+    "seconds": Mapping, "device": str, "about": str,
+}  # fmt: skip
+DEFAULTS = {
+    "options": {}, "seeds": {"seed": (0, 1, 2)}, "shared": {}, "evaluated": (),
+    "collect": ("mIoU",), "stage": "", "plot": "lines", "titles": {}, "seconds": {},
+    "device": "this machine", "about": "",
+}  # fmt: skip
+
+
+def read_study(given: str, overrides: Iterable[tuple[str, str | bool]] = ()) -> Study:
+    """The study of "file.py" or "file.py:preset".
+
+    overrides  pairs (option of the base config, value as it is typed) of all cells
+
+    Raises UserError for a file that does not describe a study.
+    """
+    values = {**DEFAULTS, **_run(given)}
+    for name, value in values.items():
+        if name not in FIELD_TYPES:
+            raise UserError(f'{given} has an unknown field "{name}".{hint(name, FIELD_TYPES)}')
+        if not isinstance(value, FIELD_TYPES[name]):
+            noun = {Mapping: "a dict", tuple: "a tuple"}.get(FIELD_TYPES[name], "text")
+            raise UserError(f"{name} of {given} is {shown(value)}, but it must be {noun}.")
+    for name in ("base", "axes"):
+        if not values.get(name):
+            raise UserError(f'{given} has no "{name}". Compare configs/studies/label_fractions.py.')
+    require_known(values["plot"], PLOTS, "plot")
+    axes = tuple(_axis(name, points) for name, points in values["axes"].items())
+    for name in values["evaluated"]:
+        choose({axis.name: axis for axis in axes}, name, "axis")
+    _require_own_options(axes)
+    values |= {
+        "name": given, "axes": axes, "seeds": _seeds(values["seeds"]),
+        "options": {**values["options"], **dict(overrides)},
+    }  # fmt: skip
+    return Study(**values)
+
+
+def _run(given):
+    """What get_study() of a file returns."""
+    file, _, preset = present(given).partition(":")
+    try:
+        content = runpy.run_path(file)
+        if preset and "PRESETS" in content:
+            require_known(preset, content["PRESETS"], f"preset of {file}")
+        values = content["get_study"](*([preset] if preset else []))
+        return dict(values)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"study {given}: {error}.") from None
+    except Exception as error:  # a file can raise any error
+        raise UserError(
+            f"study {file} cannot be run: {type(error).__name__}: {error}. It must hold a function "
+            "get_study() that returns a dict, as configs/studies/label_fractions.py does."
+        ) from None
+
+
+def _axis(name, points) -> Axis:
+    if isinstance(points, (tuple, list)):
+        points = {_label(value): {name: value} for value in points}
+    if not isinstance(points, Mapping) or not points:
+        raise UserError(
+            f"axis {name} is {shown(points)}, but it must be a tuple of values of that option, or "
+            "a dict of names with the options that each sets."
+        )
+    for label, options in points.items():
+        if not isinstance(options, Mapping):
+            raise UserError(
+                f"axis {name} sets {shown(options)} at {label}, but it must be a dict of options."
+            )
+    return Axis(name, {str(label): dict(options) for label, options in points.items()})
+
+
+def _label(value):
+    if isinstance(value, (tuple, list)):
+        return " ".join(map(_label, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _seeds(values) -> Axis:
+    """Repetition i takes the i-th value of every option."""
+    lengths = {len(each) for each in values.values() if isinstance(each, (tuple, list))}
+    if len(lengths) != 1 or not all(isinstance(v, (tuple, list)) for v in values.values()):
+        raise UserError(
+            f"seeds are {shown(values)}, but they must be options with tuples of one length, such "
+            'as {"seed": (0, 1, 2)}.'
+        )
+    number = lengths.pop()
+    points = {}
+    for index in range(number):
+        options = {key: each[index] for key, each in values.items()}
+        points[_label(next(iter(options.values())))] = options
+    if len(points) < max(number, 1):
+        raise UserError(f"seeds are {shown(values)}, but they must be one or more, all different.")
+    return Axis("seed", points)
+
+
+def _require_own_options(axes):
+    """UserError where two axes set the same option, of which one would be lost."""
+    owners = {}
+    for axis in axes:
+        for key in dict.fromkeys(key for options in axis.points.values() for key in options):
+            if key in owners:
+                raise UserError(
+                    f"the axes {owners[key]} and {axis.name} both set {key}. Let one axis set it."
+                )
+            owners[key] = axis.name

@@ -1,0 +1,263 @@
+"""The table of a study: means over seeds, and differences from the first column with intervals."""
+
+import csv
+import dataclasses
+import io
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffseg_jax.errors import counted
+from diffseg_jax.experiment.study_cells import StudyCell
+from diffseg_jax.experiment.study_file import PAPERS, Study
+from diffseg_jax.experiment.study_runs import record_of_cell
+from diffseg_jax.figures import sheets, study_plots
+from diffseg_jax.metrics import segmentation
+from diffseg_jax.metrics.image_counts import ImageCounts, mean_iou, read_image_counts, resampled
+from diffseg_jax.storage.paths import write_atomically
+
+DRAWS = 2000  # resamples of an interval
+COVERED = 95  # percent of them that it holds
+IN_PERCENT = ("mIoU", "mAcc", "aAcc")  # numbers that are shown in percent
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The cells of all seeds at one point of the axes, and what is known of them.
+
+    labels   of the point
+    records  seed -> record of its cell, of those that are measured
+    """
+
+    labels: tuple[str, ...]
+    records: Mapping[str, Mapping]
+
+    def values(self, path: str) -> dict[str, float]:
+        """Seed -> a collected number, where there is one."""
+        found = {seed: record["numbers"].get(path) for seed, record in self.records.items()}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How much higher a number is than in the first column.
+
+    mean       over the seeds that both have
+    low, high  ends of its interval; None where nothing can be resampled
+    seeds, images  that were resampled; images 0: seeds alone were
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+    images: int
+
+
+def study_groups(cells: Sequence[StudyCell], workdir: Path) -> list[Group]:
+    """The cells by their points, in the order of the axes."""
+    found = {}
+    for cell in cells:
+        records, record = found.setdefault(cell.labels, {}), record_of_cell(workdir, cell)
+        if "numbers" in record:
+            records[cell.seed] = record
+    return [Group(labels, records) for labels, records in found.items()]
+
+
+def report_study(study: Study, cells: Sequence[StudyCell], workdir: Path) -> str:
+    """Writes table.csv and table.md from the cells that are measured; returns the latter."""
+    groups = study_groups(cells, workdir)
+    write_atomically(workdir / "table.csv", study_csv(study, cells, workdir).encode())
+    text = study_markdown(study, groups, cells, workdir)
+    write_atomically(workdir / "table.md", text.encode())
+    return text
+
+
+def draw_study(study: Study, cells: Sequence[StudyCell], workdir: Path):
+    """plot.png: the first number that is collected."""
+    groups, path = study_groups(cells, workdir), study.collect[0]
+    unit = 100 if is_ratio(path) else 1
+    values = {g.labels: [unit * v for v in g.values(path).values()] for g in groups}
+    if any(values.values()):
+        titles = [study.title(axis.name) for axis in study.axes]
+        labels = [list(axis.points) for axis in study.axes]
+        title = study.title(path) + (" (%)" if is_ratio(path) else "")
+        image = study_plots.DRAWN[study.plot](values, titles, labels, title)
+        sheets.save_png(workdir / "plot.png", image)
+
+
+def study_csv(study: Study, cells: Sequence[StudyCell], workdir: Path) -> str:
+    """A line for each cell: its points, its seed, the numbers, and why it failed."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    titles = [study.title(axis.name) for axis in study.axes]
+    table.writerow([*titles, "seed", *study.collect, "failed"])
+    for cell in cells:
+        record = record_of_cell(workdir, cell)
+        numbers = [record.get("numbers", {}).get(path) for path in study.collect]
+        shown = ["" if value is None else repr(value) for value in numbers]
+        table.writerow([*cell.labels, cell.seed, *shown, record.get("failed", "")])
+    return text.getvalue()
+
+
+# ---- the table in Markdown ---------------------------------------------------------------------
+
+
+def study_markdown(
+    study: Study, groups: Sequence[Group], cells: Sequence[StudyCell], workdir: Path
+) -> str:  # fmt: skip
+    """The table of every number, the differences of the first, and what is missing."""
+    by_labels = {group.labels: group for group in groups}
+    parts = [f"# {study.name}", *([study.about] if study.about else [])]
+    parts.append(
+        f"Base: `{study.base}`. Mean ± standard deviation over seeds (number of seeds). "
+        "The commands are in commands.sh, the numbers of all cells in table.csv."
+    )
+    for path in study.collect:
+        heading = f"## {study.title(path)}{', %' if is_ratio(path) else ''}"
+        shown = {labels: _mean(group, path) for labels, group in by_labels.items()}
+        parts += [heading, _table(study, shown)]
+    if len(study.axes[0].points) > 1:
+        parts += _differences(study, by_labels, workdir)
+    failed = [(cell, record_of_cell(workdir, cell)) for cell in cells]
+    lines = [f"- {cell.name}: {each['failed']}" for cell, each in failed if "failed" in each]
+    if lines:
+        parts += ["## Failed", "\n".join(lines)]
+    missing = sum(not each for _, each in failed)
+    if missing:
+        parts.append(f"{counted(missing, 'cell')} of {len(cells)} not measured yet.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(study, shown: Mapping, skip: int = 0) -> str:
+    """Rows are the points of all axes but the first, columns those of the first without `skip`.
+
+    shown  labels -> text
+    """
+    columns = list(study.axes[0].points)[skip:]
+    heads = [study.title(axis.name) for axis in study.axes[1:]] or [""]
+    head = [*heads, *(f"{study.title(study.axes[0].name)}: {label}" for label in columns)]
+    lines = [head, ["---"] * len(head)]
+    for row in itertools.product(*(axis.points for axis in study.axes[1:])):
+        lines.append([*(row or ("",)), *(shown[(column, *row)] for column in columns)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _mean(group, path):
+    values = [_in_unit(path, value) for value in group.values(path).values()]
+    if not values:
+        return "-"
+    deviation = f" ± {_rounded(path, statistics.stdev(values))}" if len(values) > 1 else ""
+    return f"{_rounded(path, statistics.mean(values))}{deviation} ({len(values)})"
+
+
+def is_ratio(path: str) -> bool:
+    """Whether a number is shown in percent."""
+    return path.rpartition(".")[2] in IN_PERCENT
+
+
+def _in_unit(path, value):
+    return 100 * value if is_ratio(path) else value
+
+
+def _rounded(path, value):
+    return f"{value:.1f}" if is_ratio(path) else f"{value:.3f}"
+
+
+def _differences(study, by_labels, workdir):
+    """The section on differences, a list of paragraphs."""
+    path, first, cache = study.collect[0], next(iter(study.axes[0].points)), {}
+    shown = {}
+    for labels, group in by_labels.items():
+        pair = group, by_labels[(first, *labels[1:])]
+        shown[labels] = _signed(path, difference(*pair, path, workdir, cache))
+    heading = f"## Difference from {study.title(study.axes[0].name)}: {first}"
+    note = (
+        f"Mean over seeds of the paired differences in {study.title(path)} and, in brackets, "
+        f"their {COVERED} % interval: {DRAWS} bootstrap resamples of seeds and of validation "
+        "images, whose numbers are in parentheses. An interval without 0 is a difference that is "
+        "larger than chance among these seeds and images; with one seed it says nothing about "
+        "other seeds."
+    )
+    return [heading, note, _table(study, shown, skip=1)]
+
+
+def _signed(path, found: "Difference | None") -> str:
+    """A difference as text."""
+    if found is None:
+        return "-"
+    digits = 1 if is_ratio(path) else 3
+    mean, *ends = (
+        None if value is None else f"{_in_unit(path, value):+.{digits}f}"
+        for value in (found.mean, found.low, found.high)
+    )
+    interval = "" if found.low is None else f" [{', '.join(ends)}]"
+    images = f", {found.images}" if found.images else ""
+    return f"{mean}{interval} ({found.seeds}{images})"
+
+
+# ---- paired differences ------------------------------------------------------------------------
+
+
+def difference(
+    group: Group, first: Group, path: str, workdir: Path, cache: dict | None = None
+) -> Difference | None:
+    """The paired difference of two groups; None where no seed is in both.
+
+    cache  of files of counts, for several calls
+    """
+    here, there = group.values(path), first.values(path)
+    seeds = [seed for seed in here if seed in there]
+    if not seeds:
+        return None
+    mean = statistics.mean(here[seed] - there[seed] for seed in seeds)
+    pairs = [(group.records[seed], first.records[seed]) for seed in seeds]
+    counts = _counts_of(pairs, path, workdir, {} if cache is None else cache)
+    rng = np.random.default_rng(0)
+    if counts is None and len(seeds) < 2:
+        return Difference(mean, None, None, len(seeds), 0)
+    if counts is None:
+        drawn = np.repeat([[here[seed] - there[seed] for seed in seeds]], DRAWS, 0)
+        times = resampled(1, len(seeds), DRAWS, rng)[1]
+    else:
+        drawn, times = _resampled_differences(counts, path, rng)
+    ends = (100 - COVERED) / 2, (100 + COVERED) / 2
+    resamples = (drawn * times).sum(1) / len(seeds)
+    low, high = np.nanpercentile(resamples, ends) if not np.isnan(resamples).all() else (None, None)
+    images = len(counts[0][0].names) if counts else 0
+    return Difference(mean, float(low), float(high), len(seeds), images)
+
+
+def _counts_of(pairs, path, workdir, cache) -> list[tuple[ImageCounts, ImageCounts]] | None:
+    """The counts of the images of every seed; None unless all were measured on the same images."""
+    convention, _, number = path.rpartition(".")
+    if number != "mIoU" or convention and convention not in PAPERS:
+        return None
+    files = [each.get("image_counts") for pair in pairs for each in pair]
+    if not all(file and (workdir / file).exists() for file in files):
+        return None
+    for file in files:
+        if file not in cache:
+            cache[file] = read_image_counts(workdir / file)
+    found = [tuple(cache[each["image_counts"]] for each in pair) for pair in pairs]
+    same = all(each.names == found[0][0].names for pair in found for each in pair)
+    return found if same else None
+
+
+def _resampled_differences(counts, path, rng):
+    """Differences f64[draws, seeds] on resampled images, and how often each seed is drawn."""
+    weights, times = resampled(len(counts[0][0].names), len(counts), DRAWS, rng)
+    convention = path.rpartition(".")[0]
+
+    def scores(each):
+        absent, ignored = each.absent, False
+        if convention:
+            absent, ignored = segmentation.CONVENTIONS[convention]
+        sums = weights @ each.counts.reshape(len(each.counts), -1).astype(np.float64)
+        sums = sums.reshape(DRAWS, *each.counts.shape[1:])
+        return mean_iou(sums, absent, each.unscored, ignored)
+
+    return np.stack([scores(here) - scores(there) for here, there in counts], 1), times

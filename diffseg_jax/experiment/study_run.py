@@ -1,0 +1,49 @@
+"""A study from its file to its table."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.study_cells import cells_of_study, listing
+from diffseg_jax.experiment.study_file import Study
+from diffseg_jax.experiment.study_report import draw_study, report_study
+from diffseg_jax.experiment.study_runs import (
+    check_cells,
+    claim_study,
+    is_measured,
+    record_of_cell,
+    run_cells_of_study,
+    write_commands,
+)
+from diffseg_jax.storage.lock import locked, require_free
+from diffseg_jax.storage.workdir import make_workdir
+
+
+def run_study(study: Study, workdir: Path, say: Callable):
+    """Runs what is missing, and leaves table.md, table.csv, plot.png and commands.sh.
+
+    Raises UserError for a config that cannot run, before anything runs, and at the end if a cell
+    failed.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the run that goes on ends too
+    cells = cells_of_study(study)
+    check_cells(study, cells)
+    require_free(workdir, "study", "--workdir")
+    make_workdir(workdir)
+    with locked(workdir, "study", "--workdir"):
+        claim_study(study, workdir)
+        write_commands(study, cells, workdir)
+        done = lambda cell: is_measured(record_of_cell(workdir, cell))
+        say(listing(study, cells, done))
+        run_cells_of_study(study, cells, workdir, say, lambda: report_study(study, cells, workdir))
+        say("\n" + report_study(study, cells, workdir))
+        draw_study(study, cells, workdir)
+    failed = [cell.name for cell in cells if not done(cell)]
+    if failed:
+        raise UserError(
+            f"{counted(len(failed), 'cell')} of {len(cells)} failed: {', '.join(failed)}. "
+            f"{workdir}/table.md says why, their output is in {workdir}/logs. The same command "
+            "runs them again."
+        )
+    say(f"table in {workdir}/table.md and table.csv, plot in {workdir}/plot.png")

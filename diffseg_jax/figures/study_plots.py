@@ -1,0 +1,147 @@
+"""Plots of a study: lines over a row axis, groups of bars, or a grid of numbers."""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from diffseg_jax.figures.sheets import LINES
+from diffseg_jax.figures.trust import pixels_of
+
+LONG = 12.0  # ratio of the largest to the smallest value from which an axis is logarithmic
+Values = Mapping[tuple[str, ...], Sequence[float]]  # labels of a point -> the number of each seed
+
+
+def line_plot(values: Values, titles: Sequence[str], labels: Sequence, title: str) -> np.ndarray:
+    """A line for each point of the first axis, over the points of the last: uint8[h, w, 3].
+
+    titles, labels  of the axes and their points;  title  of the number
+
+    Whiskers are one standard deviation over seeds, dots the seeds. Axes between the first and the
+    last make lines of their own; a single axis is drawn along x.
+    """
+    figure, panel = _panel((7.5, 4.2))
+    inner = labels[-1]
+    x, numeric = _positions(inner)
+    outer = list(itertools.product(*labels[:-1]))
+    for number, names in enumerate(outer):
+        each = [values[(*names, label)] for label in inner]
+        _draw_line(panel, x, each, ", ".join(names), number, len(outer))
+    if not numeric:
+        panel.set_xticks(x, inner)
+    else:
+        if min(x) > 0 and max(x) > LONG * min(x):
+            panel.set_xscale("log")
+        panel.set_xticks(x, inner)
+        panel.minorticks_off()
+    panel.set_xlabel(titles[-1], fontsize=9)
+    panel.set_title(title, fontsize=10, loc="left")
+    if len(labels) > 1:
+        figure.legend(
+            loc="outside upper left", ncols=min(len(outer), 4), fontsize=9, frameon=False,
+            title=", ".join(titles[:-1]), title_fontsize=9, alignment="left",
+        )  # fmt: skip
+    return pixels_of(figure)
+
+
+def _draw_line(panel, x, each, name, number, count):
+    shift = 0.0 if count == 1 else 0.03 * (number - (count - 1) / 2)
+    width = (max(x) - min(x)) / max(len(x) - 1, 1) if len(x) > 1 else 1.0
+    at = np.asarray(x, float) + shift * width
+    colour = LINES[number % len(LINES)]
+    mean = [np.mean(v) if len(v) else np.nan for v in each]
+    spread = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in each]
+    style = "-" if number < len(LINES) else "--"
+    panel.errorbar(
+        at, mean, spread, color=colour, marker="o", markersize=5, linewidth=1.6, capsize=3,
+        linestyle=style, label=name,
+    )  # fmt: skip
+    for place, values in zip(at, each, strict=True):
+        panel.plot([place] * len(values), values, ".", color=colour, alpha=0.45, markersize=5)
+
+
+def _positions(labels) -> tuple[list[float], bool]:
+    """Where labels stand on x, and whether that is their own value: 12, 0.5 or 1/8."""
+    found = [re.fullmatch(r"(-?[\d.]+)(?:/([\d.]+))?", label) for label in labels]
+    if len(labels) > 1 and all(found):
+        values = [float(match[1]) / float(match[2] or 1) for match in found]
+        if len(set(values)) == len(values):
+            return values, True
+    return list(map(float, range(len(labels)))), False
+
+
+def bar_plot(values: Values, titles: Sequence[str], labels: Sequence, title: str) -> np.ndarray:
+    """Groups of bars, one for each point of the row axes; in a group a bar for each column.
+
+    Arguments as of `line_plot`.
+    """
+    rows = list(itertools.product(*labels[1:]))
+    columns = labels[0]
+    figure, panel = _panel((max(5.5, 1.2 + 0.55 * len(rows) * (len(columns) + 1)), 4.2))
+    width = 0.8 / len(columns)
+    for number, column in enumerate(columns):
+        each = [values[(column, *row)] for row in rows]
+        at = np.arange(len(rows)) + width * (number - (len(columns) - 1) / 2)
+        mean = [np.mean(v) if len(v) else 0.0 for v in each]
+        spread = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in each]
+        panel.bar(
+            at, mean, 0.92 * width, yerr=spread, capsize=2.5, label=column,
+            color=LINES[number % len(LINES)], error_kw=dict(linewidth=1.0, ecolor="0.25"),
+        )  # fmt: skip
+        for place, seeds in zip(at, each, strict=True):
+            panel.plot([place] * len(seeds), seeds, ".", color="0.15", alpha=0.6, markersize=4)
+    panel.set_xticks(range(len(rows)), [", ".join(row) for row in rows])
+    panel.set_xlabel(", ".join(titles[1:]), fontsize=9)
+    panel.set_title(title, fontsize=10, loc="left")
+    figure.legend(
+        loc="outside upper left", ncols=min(len(columns), 5), fontsize=9, frameon=False,
+        title=titles[0], title_fontsize=9, alignment="left",
+    )  # fmt: skip
+    return pixels_of(figure)
+
+
+def grid_plot(values: Values, titles: Sequence[str], labels: Sequence, title: str) -> np.ndarray:
+    """A table of means coloured from the lowest to the highest: the columns along x.
+
+    Arguments as of `line_plot`; of more than two axes all but the first are rows.
+    """
+    rows = list(itertools.product(*labels[1:]))
+    table = np.array([
+        [np.mean(found) if len(found := values[(column, *row)]) else np.nan for column in labels[0]]
+        for row in rows
+    ])  # fmt: skip
+    size = 1.8 + 0.62 * len(labels[0]), 1.4 + 0.42 * len(rows)
+    figure, panel = _panel((max(size[0], 4.5), size[1]))
+    image = panel.imshow(table, cmap="magma", aspect="auto")
+    low, high = np.nanmin(table), np.nanmax(table)
+    for y, x in np.ndindex(table.shape):
+        if not np.isnan(table[y, x]):
+            dark = table[y, x] < low + 0.6 * (high - low)
+            colour = "white" if dark else "black"
+            panel.text(
+                x, y, f"{table[y, x]:.1f}", ha="center", va="center", fontsize=8, color=colour
+            )
+    panel.set_xticks(range(len(labels[0])), labels[0])
+    panel.set_yticks(range(len(rows)), [", ".join(row) for row in rows])
+    panel.set_xlabel(titles[0], fontsize=9)
+    panel.set_ylabel(", ".join(titles[1:]), fontsize=9)
+    panel.set_title(title, fontsize=10, loc="left")
+    panel.grid(False)
+    figure.colorbar(image, ax=panel).ax.tick_params(labelsize=8)
+    return pixels_of(figure)
+
+
+def _panel(size):
+    from matplotlib.figure import Figure  # a slow import
+
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    panel = figure.subplots()
+    panel.grid(axis="y", color="0.9", linewidth=0.6)
+    panel.set_axisbelow(True)
+    panel.tick_params(labelsize=9)
+    panel.spines[["top", "right"]].set_visible(False)
+    return figure, panel
+
+
+DRAWN = {"lines": line_plot, "bars": bar_plot, "grid": grid_plot}

@@ -1,0 +1,75 @@
+"""Runs a study: a grid of trainings of one config, and the table that compares them.
+
+  python -m diffseg_jax.study --config=configs/studies/label_fractions.py:scenes \\
+      --workdir=runs/study --dry-run
+  python -m diffseg_jax.study --config=configs/studies/label_fractions.py:folder \\
+      --workdir=runs/mine --config.data.path=mine
+
+The file in configs/studies/ names a base config, axes (options and their values), seeds, and the
+numbers to collect; presets follow a colon. Every option of the base config can be changed for all
+cells by --config.option=value. Each cell is a run of python -m diffseg_jax.main in a folder of its
+own; what cells have in common, such as one pretraining, is run once. After a stop the same command
+resumes. The workdir gets table.md, table.csv, plot.png, and commands.sh with the command of every
+cell.
+
+exit codes:
+  0    finished
+  2    a mistake in the arguments or the files, or a cell that failed, explained in one sentence
+  130  stopped; the same command resumes
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffseg_jax.config.flags import Flags, split_overrides
+from diffseg_jax.errors import UserError
+from diffseg_jax.experiment.study_cells import cells_of_study, listing
+from diffseg_jax.experiment.study_file import read_study
+from diffseg_jax.storage.paths import read_object
+
+
+def make_flags() -> Flags:
+    """All flags."""
+    flags = Flags("study", __doc__)
+    add = flags.add_argument
+    add("--config", required=True, metavar="FILE[:PRESET]", help="a file in configs/studies/")
+    add("--workdir", required=True, metavar="DIR", help="folder of the study")
+    only = "list the cells and the time that they will take, and run nothing"
+    add("--dry-run", action="store_true", help=only)
+    return flags
+
+
+def main(arguments: Sequence[str] | None = None):
+    """The command line."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "--dry-run" in arguments:  # without the slow imports of a run
+        try:
+            print(dry_run(arguments))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        return
+    from diffseg_jax.cli import user_errors
+    from diffseg_jax.experiment.study_run import run_study
+
+    with user_errors("stopped; the same command resumes"):
+        run_study(*_opened(arguments), say=lambda text: print(text, flush=True))
+
+
+def dry_run(arguments: Sequence[str]) -> str:
+    """The list of the cells."""
+    study, workdir = _opened(arguments)
+    measured = lambda cell: "numbers" in read_object(workdir / "cells" / f"{cell.name}.json")
+    return listing(study, cells_of_study(study), measured)
+
+
+def _opened(arguments):
+    """The study and its workdir."""
+    arguments, overrides = split_overrides(arguments)
+    given = make_flags().parse_args(arguments)
+    return read_study(given.config, overrides), Path(given.workdir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""Studies: which runs their cells need, what a stop leaves, and what the table says of chance."""
+
+import json
+import re
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffseg_jax import UserError, study
+from diffseg_jax.experiment import study_runs
+from diffseg_jax.experiment.study_cells import cells_of_study, command_of_run, listing, runs_of
+from diffseg_jax.experiment.study_file import read_study
+from diffseg_jax.experiment.study_report import Group, difference
+from diffseg_jax.metrics.image_counts import ImageCounts, mean_iou
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted((ROOT / "configs" / "studies").glob("*.py"))
+FIELDS = dict(
+    base=str(ROOT / "tests/configs/tiny_ddep.py"),
+    axes={
+        "pretraining": {"none": {"run": ("scratch",)}, "DeP": {"run": ("pretrain", "finetune")}},
+        "data.count": (2, 4),
+    },
+    seeds={"seed": (0, 1), "data.subset_seed": (0, 1)},
+    shared={"pretrain": ("data", "evaluate", "seed")},
+)
+IMAGES, CLASSES = 40, 3
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes a study with changed fields: its path."""
+
+    def write(**changed):
+        file = tmp_path / "one.py"
+        file.write_text(f"def get_study(preset=''):\n    return {dict(FIELDS, **changed)!r}\n")
+        return str(file)
+
+    return write
+
+
+def counts_of(right, seed):
+    """Counts of images of which a share of the pixels is right, which differs by image."""
+    rng = np.random.default_rng(seed)
+    labelled = rng.integers(20, 60, (IMAGES, CLASSES))
+    hits = (labelled * np.clip(right + rng.normal(0, 0.1, labelled.shape), 0, 1)).astype(int)
+    zeros = np.zeros_like(hits)
+    counts = np.stack([hits, labelled, hits, zeros], 1)
+    names = tuple(f"image{i}" for i in range(IMAGES))
+    return ImageCounts(names, tuple("abc"), counts, "skip")
+
+
+class Runs:
+    """Stands in for `diffseg_jax.main`: leaves the results of a run, some of which fail."""
+
+    def __init__(self, fails=(), stops_at=None):
+        self.fails, self.stops_at, self.commands = fails, stops_at, []
+
+    def __call__(self, command, log):
+        if len(self.commands) == self.stops_at:
+            raise KeyboardInterrupt
+        self.commands.append(command)
+        options = dict(re.findall(r"--([\w.]+)=(.*)", "\n".join(command)))
+        workdir = Path(options["workdir"])
+        usage = types.SimpleNamespace(ru_utime=2.0, ru_stime=1.0, ru_maxrss=10**6)
+        if workdir.name in self.fails:
+            return 2, usage, "error: the masks are wrong. Look at them."
+        stage = re.findall(r"\w+", options["config.run"])[-1]
+        workdir.mkdir(parents=True, exist_ok=True)
+        suffix = "" if "mode" not in options else "_eval"
+        seed, start = int(options.get("config.seed", 0)), f"config.stages.{stage}.start"
+        right = 0.5 + 0.2 * (start in options) + 0.01 * int(options.get("config.data.count", 0))
+        right += 0.01 * len(options.get("config.evaluate.scales", ""))
+        counts = counts_of(right, seed)
+        counts.save(workdir / f"image_counts_{stage}{suffix}.npz")
+        score = float(mean_iou(counts.counts.sum(0), "skip"))
+        result = {"mIoU": score, "calibration": {"ECE": 0.1}}
+        (workdir / f"results{suffix}.json").write_text(json.dumps({stage: result}))
+        return 0, usage, "finished"
+
+
+@pytest.fixture
+def studied(write, tmp_path, monkeypatch):
+    """A function that runs a study by stand-ins of runs: (lines, workdir, runs)."""
+
+    def run(fails=(), stops_at=None, workdir="studied", **changed):
+        runs, lines = Runs(fails, stops_at), []
+        monkeypatch.setattr(study_runs, "run_watched", runs)
+        monkeypatch.setattr("builtins.print", lambda text="", **_: lines.append(str(text)))
+        stopped = None
+        try:
+            study.main([f"--config={write(**changed)}", f"--workdir={tmp_path / workdir}"])
+        except SystemExit as error:
+            stopped = error.code
+        return "\n".join(lines), tmp_path / workdir, runs.commands, stopped
+
+    return run
+
+
+# ---- cells and runs ----------------------------------------------------------------------------
+
+
+def test_what_cells_have_in_common_is_run_once_and_one_seed_of_all_cells_comes_first(write):
+    cells = cells_of_study(read_study(write()))
+    assert [cell.seed for cell in cells] == ["0"] * 4 + ["1"] * 4
+    assert [cell.labels for cell in cells[:3]] == [("none", "2"), ("DeP", "2"), ("none", "4")]
+    names = [run.name for run in runs_of(cells)]
+    assert len(names) == len(set(names)) == 9 and names.count("pretrain") == 1
+    before = {cell.run.before and cell.run.before.name for cell in cells}
+    assert before == {None, "pretrain"}
+
+
+def test_a_stage_is_shared_only_where_it_reads_the_same(write):
+    axes = {"noise.low": (0.1, 0.22), "data.count": (2, 4)}
+    options = {"run": ("pretrain", "finetune"), "noise.kind": "scaled"}
+    cells = cells_of_study(read_study(write(axes=axes, options=options)))
+    assert {cell.run.before.name for cell in cells} == {"pretrain-0.1", "pretrain-0.22"}
+    seeded = cells_of_study(read_study(write(shared={"pretrain": ("data",)}, options=options)))
+    mine = {cell.run.before.name for cell in seeded if cell.run.before}
+    assert mine == {"pretrain-seed0", "pretrain-seed1"}
+
+
+def test_a_command_starts_from_the_shared_run_and_reads_as_typed(write, tmp_path):
+    one = read_study(write())
+    run = next(cell.run for cell in cells_of_study(one) if cell.labels == ("DeP", "4"))
+    command = command_of_run(one, run, tmp_path)
+    before = tmp_path / "runs" / "pretrain" / "checkpoints" / "pretrain"
+    assert f"--config.stages.finetune.start={before}" in command
+    typed = {"--config.run=('finetune',)", "--config.data.count=4", "--config.seed=0"}
+    assert typed <= set(command)
+
+
+def test_a_network_is_measured_with_every_point_of_an_evaluated_axis(write):
+    axes = {"evaluate.flip": (False, True), "data.count": (2, 4)}
+    one = read_study(write(axes=axes, options={"run": ("scratch",)}, evaluated=("evaluate.flip",)))
+    cells = cells_of_study(one)
+    assert len(runs_of(cells)) == 4 and {cell.mode for cell in cells} == {"eval"}
+
+
+def test_the_list_has_every_cell_and_the_hours_of_all(write, tmp_path, capsys):
+    seconds = dict(start=100, pretrain=1000, finetune=10, scratch=20, image=1, images=50)
+    study.main([f"--config={write(seconds=seconds)}", f"--workdir={tmp_path / 'w'}", "--dry-run"])
+    text = capsys.readouterr().out
+    total = (150 + 8 * 1000) + 4 * (150 + 8 * 10) + 4 * (150 + 8 * 20)
+    assert f"in all about {total / 3600:.2f} hours" in text and text.count("seed1\n") == 4
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=[file.stem for file in STUDIES])
+def test_every_study_has_cells_whose_configs_are_right(file, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    presets = re.search(r"PRESETS = \((.*?)\)", file.read_text(), re.DOTALL)[1]
+    for preset in re.findall(r"\w+", presets):
+        one = read_study(f"configs/studies/{file.name}:{preset}")
+        cells = cells_of_study(one)
+        study_runs.check_cells(one, [cell for cell in cells if cell.seed == cells[0].seed])
+        assert "in all about" in listing(one, cells, lambda cell: False)
+
+
+# ---- running -----------------------------------------------------------------------------------
+
+
+def test_two_stops_change_no_digit_and_repeat_nothing(studied):
+    whole, there, commands, _ = studied(workdir="whole")
+    assert len(commands) == 9 and "table in" in whole
+    again = []
+    for stops_at in (3, 2, None):
+        _, here, ran, stopped = studied(stops_at=stops_at)
+        assert stopped == (130 if stops_at else None)
+        again += [command[3].replace("studied", "whole") for command in ran]
+    assert again == [command[3] for command in commands]
+    for file in ("table.csv", "table.md", "plot.png"):
+        assert (here / file).read_bytes() == (there / file).read_bytes()
+
+
+def test_a_failed_cell_stops_no_other_is_named_and_runs_again(studied):
+    lines, workdir, commands, stopped = studied(fails=("DeP-2-seed0",))
+    assert stopped == 2 and len(commands) == 9
+    table = (workdir / "table.md").read_text()
+    assert "- DeP-2-seed0: the masks are wrong. Look at them." in table
+    _, _, again, stopped = studied()
+    assert [Path(command[3]).name for command in again] == ["DeP-2-seed0"] and not stopped
+    assert "## Failed" not in (workdir / "table.md").read_text()
+
+
+def test_cells_without_the_stage_they_start_from_fail_and_others_go_on(studied):
+    _, workdir, commands, _ = studied(fails=("pretrain",))
+    assert (workdir / "table.md").read_text().count("- DeP-") == 4
+    assert sum("scratch" in word for command in commands for word in command) == 4
+
+
+def test_evaluations_of_one_run_keep_their_own_numbers(studied):
+    axes = {"evaluate.scales": ((1.0,), (1.0, 1.5)), "data.count": (2, 4)}
+    how = dict(evaluated=("evaluate.scales",), seeds={"seed": (0,)})
+    _, workdir, commands, stopped = studied(axes=axes, options={"run": ("scratch",)}, **how)
+    assert not stopped and sum("--mode=eval" in command for command in commands) == 4
+    scores = [line.split(",")[3] for line in (workdir / "table.csv").read_text().splitlines()[1:]]
+    assert len(set(scores)) == 4
+
+
+def test_more_seeds_may_be_added_and_another_study_is_refused(studied):
+    studied(seeds={"seed": (0,), "data.subset_seed": (0,)})
+    _, _, commands, stopped = studied()
+    assert not stopped and len(commands) == 4  # of the new seed alone
+    _, _, commands, stopped = studied(options={"stages.finetune.steps": 4})
+    assert stopped == 2 and not commands
+
+
+# ---- mistakes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        (dict(axes={"data.cuont": (1, 2)}), "cell 1 / seed 0: .*no option data.cuont"),
+        (dict(axes={"data.count": ("many",)}), "cell many / seed 0: .*must be a whole number"),
+        (dict(axes={"data.count": 4}), "must be a tuple of values"),
+        (dict(axes={"a": {"x": {"seed": 1}}, "b": {"y": {"seed": 2}}}), "both set seed"),
+        (dict(seeds={"seed": (0, 1), "data.subset_seed": (0,)}), "tuples of one length"),
+        (dict(plot="pie"), "unknown plot"),
+        (dict(evaluated=("steps",)), "unknown axis"),
+        (dict(colect=("mIoU",)), "unknown field"),
+        (dict(axes={"data.path": ("a/b", "a b")}), "would be called"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_sentence(write, changed, sentence):
+    with pytest.raises(UserError, match=sentence):
+        cells_of_study(read_study(write(**changed)))
+
+
+def test_a_value_that_the_check_of_the_config_refuses_is_named_before_anything_runs(studied):
+    axes = {"noise.kind": ("scaled", "louder")}
+    _, workdir, commands, stopped = studied(axes=axes)
+    assert stopped == 2 and not commands and not workdir.exists()
+    with pytest.raises(UserError, match="cell louder-seed0: noise.kind is 'louder'"):
+        one = read_study(str(workdir.parent / "one.py"))
+        study_runs.check_cells(one, cells_of_study(one))
+
+
+# ---- differences -------------------------------------------------------------------------------
+
+
+def group_of(folder, name, right, seeds):
+    """A group whose cells have these shares of right pixels."""
+    records = {}
+    for seed in seeds:
+        counts = counts_of(right, seed)
+        counts.save(folder / f"{name}{seed}.npz")
+        score = float(mean_iou(counts.counts.sum(0), "skip"))
+        numbers = {"mIoU": score, "ECE": score}
+        records[str(seed)] = {"numbers": numbers, "image_counts": f"{name}{seed}.npz"}
+    return Group((name,), records)
+
+
+def test_an_interval_holds_the_difference_and_no_difference_holds_zero(tmp_path):
+    better, worse = (group_of(tmp_path, name, r, (0, 1, 2)) for name, r in (("b", 0.8), ("w", 0.6)))
+    found = difference(better, worse, "mIoU", tmp_path)
+    assert 0 < found.low < found.mean < found.high and (found.seeds, found.images) == (3, IMAGES)
+    same = difference(better, better, "mIoU", tmp_path)
+    assert (same.low, same.mean, same.high) == (0, 0, 0)
+    alone = (Group(("x",), {"0": group.records["0"]}) for group in (better, worse))
+    one = difference(*alone, "mIoU", tmp_path)
+    assert one.seeds == 1 and one.low < one.mean < one.high  # of images alone
+
+
+def test_intervals_are_as_wide_as_chance_makes_differences(tmp_path):
+    """Nineteen of twenty pairs of equal networks, on other images, differ by less than it says."""
+    outside = 0
+    for seed in range(40):
+        a, b = (group_of(tmp_path, n, 0.7, (seed + shift,)) for n, shift in (("a", 0), ("b", 100)))
+        b = Group(b.labels, {str(seed): next(iter(b.records.values()))})
+        found = difference(a, b, "mIoU", tmp_path)
+        outside += not found.low <= 0 <= found.high
+    assert outside <= 6
+
+
+def test_numbers_without_counts_are_resampled_over_seeds_alone(tmp_path):
+    better, worse = (group_of(tmp_path, name, r, (0, 1, 2)) for name, r in (("b", 0.8), ("w", 0.6)))
+    found = difference(better, worse, "ECE", tmp_path)
+    assert found.images == 0 and found.low <= found.mean <= found.high
+    assert difference(better, Group(("w",), {}), "ECE", tmp_path) is None
