@@ -541,7 +541,9 @@ def collect(
             maps = fit.files.read([example["name"] for example in read])
             batch |= {f"map_{i:02}": values for i, values in enumerate(maps)}
         batch = to_devices(batch, mesh, mesh.size)
-        one = extract(network, *batch.values())
+        own = seeds_of_copies(plan.seed, group, mesh.size)
+        own = {"other_seed": own} if fit.own_seeds else {}
+        one = extract(network, *batch.values(), **own)
         maps = [values[: len(group)] for values in one.maps]
         _require_alike(plan, read[0]["name"], maps, buffers or maps)
         if not buffers:
@@ -555,6 +557,15 @@ def collect(
         done += len(group)
         progress.add(len(group))
     return PixelFeatures(tuple(buffers), one.size, one.covered)
+
+
+def seeds_of_copies(seed: int, group: np.ndarray, size: int) -> np.ndarray:
+    """Seeds i32[size] of the noise of some images, pairs as of `examples`: one for each copy.
+
+    That of predictions, `seed` itself, is none of them.
+    """
+    copies = np.resize(group, (size, 2))[:, 1]
+    return ((seed + 1 + copies) % np.iinfo(np.int32).max).astype(np.int32)
 
 
 def _require_alike(plan, name, maps, first):

@@ -165,7 +165,7 @@ def predicts_by_default(evaluation: Evaluation, config: dict) -> bool:
     """Whether images are shown and noise is drawn as the config of the checkpoint says."""
     own = {"protocol": config["evaluate"], "sampling": config.get("sampling", {})}
     return all(
-        own[part].get(option, value) == value
+        own.get(part, {}).get(option, value) == value
         for part, options in evaluation.recorded.items() for option, value in options.items()
     )  # fmt: skip
 

@@ -26,10 +26,11 @@ def draw_per_row(draw: Callable, key: jax.Array, rows: jax.Array) -> jax.Array:
     return jax.vmap(lambda row: draw(jax.random.fold_in(key, row)))(rows)
 
 
-def keys_of_images(images: jax.Array, seed: int, purpose: str) -> jax.Array:
-    """A key per image u8[B,...], a function of the seed and its bytes: the same in any batch."""
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
-    return jax.vmap(lambda image: jax.random.fold_in(key, _checksum(image)))(images)
+def keys_of_images(images: jax.Array, seed: int | jax.Array, purpose: str) -> jax.Array:
+    """A key per image u8[B,...], a function of the seed, i32[] or i32[B], and its bytes alone."""
+    fold, code = jax.random.fold_in, zlib.crc32(purpose.encode())
+    key_of = lambda seed, image: fold(fold(jax.random.key(seed), code), _checksum(image))
+    return jax.vmap(key_of)(jnp.broadcast_to(seed, len(images)), images)
 
 
 def _checksum(image):

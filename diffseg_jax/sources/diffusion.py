@@ -7,7 +7,7 @@ Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion Models" 
 import functools
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from diffseg_jax.sources.feature_source import FeatureSource, shown_size
 
 LISTED_STEPS = (50, 150, 250)  # the paper's, at which features are listed by default
 NOISE_LEVELS_PER_BATCH = 4  # of one image, on accelerators
+NOISES = ("shared", "per_step", "per_image", "fresh")  # values of features.noise
 
 
 def make_settings(model) -> ADMSettings:
@@ -51,7 +52,8 @@ def adm_source(config, crop: tuple[int, int], short: int) -> FeatureSource:
     )
     settings = make_settings(config.model)
     network = make_network(settings, config.dtype, config.remat)
-    shape = (features["draws"], *shown_size(crop, short), 3)
+    own_steps = len(features["steps"]) if noise_setting(features) == "per_step" else 1
+    shape = (own_steps * features["draws"], *shown_size(crop, short), 3)
 
     def init(key):
         key_noise = jax.random.fold_in(key, zlib.crc32(b"noise"))
@@ -70,6 +72,19 @@ def adm_source(config, crop: tuple[int, int], short: int) -> FeatureSource:
         functools.partial(named_features, *reads, taps, seed=config.seed),
         short=short, stride=settings.stride,
     )  # fmt: skip
+
+
+def noise_setting(options: Mapping) -> str:
+    """Which noise images get, one of NOISES.
+
+    shared     one draw for all images and steps, in training and prediction
+    per_step   another draw for each step, the same for all images
+    per_image  another draw for each image and step, a function of the seed and the image's bytes
+    fresh      as per_image, where every copy of a training image has a draw of its own
+
+    Older configs have share_noise in its place; False is per_image.
+    """
+    return options.get("noise", "shared") if options.get("share_noise", True) else "per_image"
 
 
 def randomise_kernels(params: dict, key: jax.Array) -> dict:
@@ -94,10 +109,11 @@ def diffusion_features(
 ) -> PixelFeatures:  # fmt: skip
     """The outputs of the chosen blocks at the chosen noise levels, per pixel of the images.
 
-    options  steps, blocks, short, share_noise, draws, dtype: see ddpm_seg_config
+    options  steps, blocks, short, noise or share_noise, draws, dtype: see ddpm_seg_config
     seed     of the noise that is not shared, which is a function of it and of the image's bytes;
-             other_seed replaces it
-    values   {"params": {"unet"}, "stats": {"noise" f32[draws, h, w, 3]}}
+             other_seed, i32[] or i32[B], replaces it
+    values   {"params": {"unet"}, "stats": {"noise" f32[draws, h, w, 3]}}; with the noise per_step,
+             f32[S * draws, h, w, 3]
     images   u8[B,H,W,3], valid i32[B,2] (height, width)
     steps    i32[S], instead of those of the options
 
@@ -122,7 +138,7 @@ def named_features(
 ) -> dict[str, jax.Array]:  # fmt: skip
     """Outputs of blocks for noised images u8[B,h,w,3]: {"output_5@50": f32[B,h',w',C], ...}.
 
-    options  short, share_noise, draws
+    options  short, noise or share_noise, draws
     taps     block@step each, step a whole number of the diffusion, 0 the least noise; None = those
              of `default`, or where it is empty every block at LISTED_STEPS
 
@@ -176,13 +192,17 @@ def _tapped(model, process, options, values, images, valid, blocks, steps, seed)
     The network stops after the last of the blocks.
     """
     image, draws = shown_images(images, valid, options["short"]), options["draws"]
-    seen = image.shape[1:3]
-    keys = None if options["share_noise"] else keys_of_images(images, seed, "noise of a picture")
+    seen, setting = image.shape[1:3], noise_setting(options)
+    drawn = setting in ("per_image", "fresh")
+    keys = keys_of_images(images, seed, "noise of a picture") if drawn else None
+    rows = jnp.tile(jnp.arange(draws), len(steps))
+    if setting == "per_step":
+        rows = jnp.arange(len(steps) * draws) % len(values["stats"]["noise"])
 
     def tapped(inputs):
-        step, draw = inputs
+        step, draw, row = inputs
         if keys is None:
-            noise = _crop(values["stats"]["noise"][draw], seen)[None]
+            noise = _crop(values["stats"]["noise"][row], seen)[None]
         else:
             noise = _own_noise(keys, step, draw, seen)
         t = jnp.full(len(image), step)
@@ -193,7 +213,7 @@ def _tapped(model, process, options, values, images, valid, blocks, steps, seed)
     # On a CPU a batch of one is as fast as a larger one and needs less memory.
     cpu = jax.default_backend() == "cpu"
     batch = 1 if cpu else min(len(steps) * draws, NOISE_LEVELS_PER_BATCH)
-    inputs = jnp.repeat(steps, draws), jnp.tile(jnp.arange(draws), len(steps))
+    inputs = jnp.repeat(steps, draws), jnp.tile(jnp.arange(draws), len(steps)), rows
     found = jax.lax.map(tapped, inputs, batch_size=batch)
     return [maps.reshape(-1, draws, *maps.shape[1:]).mean(1) for maps in found], seen
 

@@ -12,7 +12,7 @@ from diffseg_jax.diffusion.schedules import BETAS
 from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.models.adm_unet import ADMSettings
 from diffseg_jax.models.mae import MAESettings
-from diffseg_jax.sources.diffusion import make_settings
+from diffseg_jax.sources.diffusion import NOISES, make_settings, noise_setting
 from diffseg_jax.systems.clean import clean_blocks, clean_task
 from diffseg_jax.systems.clean_config import (
     CLEAN_OPTIONS,
@@ -33,7 +33,7 @@ from diffseg_jax.systems.feature_sources import (
     source_entries,
     source_names,
 )
-from diffseg_jax.systems.few_labels import features_task, fit_task
+from diffseg_jax.systems.few_labels import draws_fresh_noise, features_task, fit_task
 from diffseg_jax.systems.mae import mae_task
 from diffseg_jax.systems.mae_config import (
     MAE_EXAMPLE,
@@ -271,7 +271,8 @@ STAGE_OPTIONS = {  # kind of stage -> further options of a config with such a st
             "steps": Optional(Several(Number(int, 0), minimum=1)),  # from here on: of "adm"
             "blocks": Optional(Several(Number(int, 0), minimum=1)),
             "short": Optional(Number(int, 0, 16384)),
-            "share_noise": Optional(Flag()),
+            "share_noise": Optional(Flag()),  # False: the noise is per_image
+            "noise": Optional(Text(NOISES)),
             "noise_file": Optional(Text()),
             "draws": Optional(Number(int, 1, 256)),
             "dtype": Text(("float16", "float32")),
@@ -394,9 +395,16 @@ def check_features(config, settings: ADMSettings | None):
             '--config.features.noise_file="".',
         ),
         (
-            features.get("noise_file") and not features.share_noise,
-            "features.noise_file is given, but features.share_noise=False reads no file. "
-            "Try --config.features.share_noise=True.",
+            features.get("noise_file") and noise_setting(features) in ("per_image", "fresh"),
+            f"features.noise_file is given, but noise that is {noise_setting(features)} reads no "
+            "file. Try --config.features.share_noise=True --config.features.noise=shared.",
+        ),
+        (
+            not features.get("share_noise", True) and features.get("noise", "per_image") != (
+                "per_image"
+            ),
+            f"features.noise is {features.get('noise')}, but features.share_noise=False means "
+            "per_image. Try --config.features.share_noise=True.",
         ),
         (
             others and not any(map(from_start, source_entries(features))),
@@ -437,6 +445,12 @@ def view_rules(config, names: list[str]) -> tuple[tuple[bool, str], ...]:
             f"for {', '.join(names)}. Try --config.features.scales=1.0.",
         ),
         (
+            draws_fresh_noise(features) and len(varied) < len(fits),
+            "features.noise is fresh, but with augment.variants=0 a labelled image is read with "
+            "one noise only. Try "
+            + " ".join(f"--config.stages.{name}.augment.variants=7" for name in fits) + ".",
+        ),
+        (
             "files" in names and varied,
             "the source files has maps of images as they are, none of changed copies. "
             f"Try {still}.",
@@ -474,7 +488,7 @@ def check_sources(features) -> list[str]:
 LAYERS = ("no hidden layer", "one hidden layer", "two hidden layers")  # of a classifier
 SCALED = {*FROM_FILES} - {"files"}  # sources that read features.scales
 STAGE_KEYS = {
-    "adm": ("steps", "blocks", "short", "share_noise", "draws"), "clean": ("blocks", "short"),
+    "adm": ("steps", "blocks", "short", "draws"), "clean": ("blocks", "short"),
 }  # fmt: skip
 
 

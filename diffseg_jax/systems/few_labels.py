@@ -6,13 +6,15 @@ Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion Models" 
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
+from diffseg_jax.config.options import FIT
 from diffseg_jax.models.descriptor import image_descriptor
 from diffseg_jax.models.pixel_mlp import HEAD_WIDTH, widths_for
-from diffseg_jax.sources.diffusion import make_settings
+from diffseg_jax.sources.diffusion import make_settings, noise_setting
 from diffseg_jax.sources.feature_source import joined
 from diffseg_jax.systems.feature_sources import FROM_STAGES, chosen_sources, source_names
 from diffseg_jax.systems.pixel_ensemble import ensemble_maps, linear_probs, make_member
@@ -54,6 +56,7 @@ def fit_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task
     fit = PixelFit(
         source.extract, member, options.members, recipe, options.small_objects,
         on_host=features["place"] == "host", classifiers=options.classifiers, files=source.files,
+        own_seeds=draws_fresh_noise(features),
     )  # fmt: skip
     if recipe.layers and options.get("probe", True):
         linear = make_member(features_per_pixel, num_classes, ())
@@ -70,7 +73,24 @@ def fit_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task
         features=source.named,
         short=source.short,
         meta=meta,
+        recorded=_noise_of(config),
     )  # fmt: skip
+
+
+def draws_fresh_noise(features: Mapping) -> bool:
+    """Whether every copy of a training image has a noise of its own, and predictions another."""
+    return "adm" in source_names(features) and noise_setting(features) == "fresh"
+
+
+def _noise_of(config) -> dict:
+    """What stands beside the results of a config that names its noise: {} of another one."""
+    features = config.features.to_dict()
+    if "noise" not in features or "adm" not in source_names(features):
+        return {}
+    fits = [stage for stage in config.stages.values() if stage.kind == FIT]
+    copies = 1 + max(stage.augment.get("variants", 0) for stage in fits)
+    fresh = {"copies": copies} if draws_fresh_noise(features) else {}
+    return {"features": {"noise": noise_setting(features), **fresh}}
 
 
 def features_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:

@@ -1,7 +1,6 @@
 """What a stage needs to fit an ensemble of pixel classifiers to features.
 
-Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion Models" (ICLR 2022), section
-4.
+Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion Models" (ICLR 2022).
 """
 
 import dataclasses
@@ -27,10 +26,9 @@ class PixelFit:
     small_objects  pixels; a class that covers less of an image is ignored there; 0 = off
     on_host        whether features stay in the host's memory
     classifiers    folder of published classifiers, which are taken instead of a fit; "" = none
-    files          whose maps of an image `extract` and `Task.predict` take after `valid`; None
-                   where the network computes them
-    probe          one linear classifier of the same features, fitted too and measured beside the
-                   ensemble as a baseline; None for none
+    files          whose maps `extract` and `Task.predict` take after `valid`; None: computed here
+    own_seeds      whether `extract` draws noise for every copy of an image anew, from `other_seed`
+    probe          one linear classifier, fitted and measured beside the ensemble; None for none
     """
 
     extract: Callable
@@ -41,6 +39,7 @@ class PixelFit:
     on_host: bool
     classifiers: str = ""
     files: MapFiles | None = None
+    own_seeds: bool = False
     probe: "PixelFit | None" = None
 
     def loss(self, params: dict, stats: dict, x: jax.Array, y: jax.Array, step=None):

@@ -82,6 +82,24 @@ def test_a_finished_fit_is_not_repeated_and_eval_agrees(fitted, seg_config, caps
     assert again == json.loads(before)["fit"]
 
 
+def test_copies_of_a_labelled_image_have_fresh_noise_and_predictions_another(seg_config, tmp_path):
+    seg_config.features.noise = "fresh"
+    seg_config.stages.fit.augment.variants = 2
+    seg_config.ensemble.recipe, seg_config.ensemble.probe = "linear", False
+    seg_config.ensemble.widths, seg_config.stages.fit.start = (), "random"
+    seg_config.run = ("fit",)
+    stages.train(seg_config, tmp_path)
+    result = json.loads((tmp_path / "results.json").read_text())["fit"]
+    assert result["features"] == {"noise": "fresh", "copies": 3}
+    plan = make_plan(seg_config, tmp_path).stages[0]
+    network = ensemble_stage.open_backbone(plan)
+    shown = np.array([[plan.indices[0], copy] for copy in range(3)])
+    maps = ensemble_stage.collect(plan, network, shown).maps[0]
+    assert not np.array_equal(maps[0], maps[1]) and not np.array_equal(maps[1], maps[2])
+    seeds = ensemble_stage.seeds_of_copies(0, shown, 3)
+    assert len({*seeds.tolist(), seg_config.seed}) == 4
+
+
 def test_colours_need_no_network_and_have_a_linear_probe(seg_config, tmp_path, capsys):
     seg_config.features.sources, seg_config.stages.fit.start = ("colour",), "random"
     seg_config.run, seg_config.ensemble.probe = ("fit",), True
@@ -151,6 +169,10 @@ def test_random_weights_make_a_network_as_deep_as_trained_ones(seg_config):
     ({"features.blocks": (1, 1)}, "holds 1 twice"),
     ({"ensemble.widths": (64,)}, "has two hidden layers"),
     ({"features.noise_file": "a.npy", "features.share_noise": False}, "reads no file"),
+    ({"features.noise_file": "a.npy", "features.noise": "fresh"}, "reads no file"),
+    ({"features.noise": "fresh"}, "read with one noise only. Try .*variants=7"),
+    ({"features.noise": "per_step", "features.share_noise": False}, "means per_image"),
+    ({"features.noise": "none"}, "must be one of shared, per_step, per_image, fresh"),
     ({"features.sources": ("colour",)}, "no network to start from"),
     ({"evaluate.scales": (0.5, 1.0)}, "would be brought back"),
     ({"stages.fit.start": "weights"}, "start is weights, but no file is given"),

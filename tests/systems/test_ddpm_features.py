@@ -173,11 +173,11 @@ def fixed_noise(draws=1, size=(8, 12), seed=1):
     return np.random.default_rng(seed).standard_normal((draws, *size, 3)).astype(np.float32)
 
 
-def features(images, noise=None, seed=0, process=PROCESS, **changes):
+def features(images, given=None, seed=0, process=PROCESS, **changes):
     """Features of the mirror's block 1, unless `blocks` is given."""
     options = OPTIONS | {"blocks": (1,)} | changes
     return reader(process, seed, *sorted(options.items()))(
-        {"params": {"unet": {}}, "stats": {} if noise is None else {"noise": noise}},
+        {"params": {"unet": {}}, "stats": {} if given is None else {"noise": given}},
         images, np.array([images.shape[1:3]] * len(images)),
     )  # fmt: skip
 
@@ -235,6 +235,27 @@ def test_noise_that_is_not_shared_belongs_to_the_image():
     touched[0, 3, 4, 1] ^= 1  # a single level of a single colour
     near = np.corrcoef(draw(touched).reshape(2, -1), flat[[0, 2]])[:2, 2:]
     assert np.abs(near).max() < 0.3
+
+
+def test_noise_per_step_is_that_of_its_step_for_all_images():
+    images, noise = random_images(), fixed_noise(2)
+    drawn = noise_in(images, features(images, noise, noise="per_step"))
+    np.testing.assert_allclose(drawn, np.broadcast_to(noise[:, None], drawn.shape), atol=1e-4)
+    shared = noise_in(images, features(images, noise, noise="shared"))
+    np.testing.assert_allclose(shared, np.broadcast_to(noise[0], drawn.shape), atol=1e-4)
+
+
+def test_fresh_noise_differs_between_copies_of_an_image():
+    images = np.repeat(random_images(1), 3, 0)
+    options = dict(OPTIONS, blocks=(1,), noise="fresh")
+    values, valid = {"params": {"unet": {}}, "stats": {}}, np.array([[8, 12]] * 3)
+    read = functools.partial(diffusion_features, mirror()[0], PROCESS, options, 0, values)
+    found = noise_in(images, quick(read)(images, valid, other_seed=np.array([1, 2, 1], np.int32)))
+    np.testing.assert_array_equal(found[:, 0], found[:, 2])
+    assert abs(np.corrcoef(found[0, 0].ravel(), found[0, 1].ravel())[0, 1]) < 0.3
+    own = noise_in(images, features(images, noise="per_image"))
+    old = noise_in(images, features(images, share_noise=False))
+    np.testing.assert_array_equal(own, old)
 
 
 @pytest.mark.parametrize("shared", [True, False])
