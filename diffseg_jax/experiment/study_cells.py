@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from diffseg_jax.config.files import find, read_config
+from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.study_file import Study
-from diffseg_jax.training.log import duration
 
 OF_CORRUPTIONS = "evaluate.corruptions."  # options of --mode=corruptions
 ASSUMED_START, ASSUMED_STEP = 20.0, 0.5  # seconds, of a study that states none

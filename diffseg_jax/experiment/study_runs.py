@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.child_run import MAXRSS_UNIT, run_watched
 from diffseg_jax.experiment.plan import check_config
@@ -25,7 +26,6 @@ from diffseg_jax.experiment.study_file import Study
 from diffseg_jax.storage.lock import require_free
 from diffseg_jax.storage.paths import read_object, write_atomically, write_json
 from diffseg_jax.storage.workdir import as_json, read_json_object
-from diffseg_jax.training.log import duration
 
 POLL = 2.0  # seconds between two looks at a run that an earlier study has left
 STUDY_FILE = "study.json"
