@@ -15,25 +15,28 @@ from diffseg_jax.config.schema import (
 SIZE = Several(Number(int, 0, 65536), 2)
 SOURCE_OPTIONS = {  # each function in data/sources.py SOURCES names the ones that it reads
     "size": Several(Number(int, 0, 4096), 2),  # scenes: (height, width) in pixels
-    "images": Number(int, 0),  # scenes: how many
+    "images": Number(int, 0),  # scenes: how many; generated: the first ones
     "seed": Number(int, 0),  # scenes: seed of the drawing; data sets on disk ignore it
-    "num_classes": Number(int, 0, 65535),  # folder, tfds: unless listed; pascal_context: 59 or 60
+    "num_classes": Number(int, 0, 65535),  # unless listed; pascal_context: 59 or 60
     "raw_459": Flag(),  # pascal_context: the masks hold the raw 459 ids
     "image_key": Text(),  # tfds: name of the image feature; "" finds it
     "mask_key": Text(),  # tfds: name of the mask feature; "" finds it
     "label_key": Text(),  # tfds: name of the feature that becomes "class"; "" for none
-    "classes": Text(),  # unlabelled: class from "prefix" (cat_1.jpg) or "folder"; "" for none
+    "classes": Text(),  # unlabelled: class from "prefix" (cat_1.jpg) or "folder"; "" for none;
+    # generated: the published set that has them
     "keep_masks": Flag(),  # unlabelled: files that look like masks are images too
     "splits": Text(),  # kitti, nyu: folder of the split files; "" for that of the data
     "ignore": Several(Number(int, 0, 65535)),  # folder: ids on disk that become 255, ignored
     "output": Several(Number(float), 3),  # BEV sets: lower, upper end and size of a cell, metres
     "lidar": Flag(),  # nuscenes: features of lidar_bev/ belong to the examples
+    "portion": Number(float, 0, 0.99),  # generated: share that is dropped by uncertainty
+    "certain": Number(int, 0),  # generated: how many of those are the most certain ones
     "square": Number(int, 0, 16384),  # any: side of the square cut from each image; 0 for none
 }
 SOURCE_DEFAULTS = {  # values of those options of a data set that a config does not set
     "size": (), "images": 0, "seed": 0, "num_classes": 0, "raw_459": False, "image_key": "",
     "mask_key": "", "label_key": "", "classes": "", "keep_masks": False, "splits": "", "ignore": (),
-    "output": (), "lidar": False, "square": 0,
+    "output": (), "lidar": False, "portion": 0.0, "certain": 0, "square": 0,
 }  # fmt: skip
 DATA = {
     "source": Text(),
@@ -132,11 +135,17 @@ MASK_LOSS = Optional(Some({  # of stages that segment; see training.losses.Segme
     "region_weight": Number(float, 0, 1e6),
 }))  # fmt: skip
 UNLABELLED = {"unlabelled": {**DATA, "split": Text()}}  # added if a stage trains without labels
+OTHER_VALIDATION = Optional(Some({  # the data set that holds the split val; see labelled_images
+    "source": Text(),  # "": as that of the other images
+    "path": Text(),
+    "options": Some(SOURCE_OPTIONS),
+}))  # fmt: skip
 LABELLED = {  # added if a stage trains with labels
     "data": {
         **DATA,
         "train": Text(),
         "val": Text(),
+        "validation": OTHER_VALIDATION,
         "fraction": Number(float, 0, 1),
         "count": Number(int, 0),
         "subset_seed": Number(int, 0),

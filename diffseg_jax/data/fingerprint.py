@@ -18,6 +18,7 @@ import numpy as np
 
 from diffseg_jax.data.depth_source import DepthSource
 from diffseg_jax.data.folder_source import FolderSource
+from diffseg_jax.data.generated_sets import GeneratedSource
 from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.data.sources import CroppedSquares
 from diffseg_jax.data.tfds import TfdsSource
@@ -45,7 +46,7 @@ def fingerprint(source: Sequence, indices: np.ndarray, whole: bool | None = None
     while isinstance(inner, (Cached, CroppedSquares)):
         inner = inner.source
     names, paths = _files(inner, indices)
-    flat = [path for group in paths for path in group]
+    flat = list(dict.fromkeys(path for group in paths for path in group))
     with ThreadPoolExecutor(THREADS) as pool:
         if flat and in_bucket(flat[0]):
             whole, digests = bool(whole), _digests_in_bucket(flat)
@@ -97,6 +98,8 @@ def _files(source, indices):
     if isinstance(source, TfdsSource):
         files = sorted(source.files())
         return [file.rpartition("/")[2] for file in files], [(file,) for file in files]
+    if isinstance(source, GeneratedSource):
+        return [source.names[index] for index in indices], [source.paths[i] for i in indices]
     if isinstance(source, DepthSource):
         groups = [source.images, source.depths]
     elif isinstance(source, FolderSource):
@@ -112,7 +115,7 @@ def _ids(source, indices):
     if isinstance(source, DepthSource):
         rules = repr(dataclasses.replace(source.rules, file=""))
         return [hashlib.blake2b(rules.encode(), digest_size=8).hexdigest()]
-    if not isinstance(source, (FolderSource, TfdsSource)) or source.labels is None:
+    if not isinstance(source, (FolderSource, TfdsSource, GeneratedSource)) or source.labels is None:
         return []
     some = np.unique(indices[np.linspace(0, len(indices) - 1, READ).astype(int)])
     masks = [source[int(index)]["mask"] for index in some]

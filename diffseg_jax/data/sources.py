@@ -9,6 +9,7 @@ from diffseg_jax.data.depth_sets import open_kitti, open_nyu
 from diffseg_jax.data.depth_source import open_depth_folder, open_depth_scenes
 from diffseg_jax.data.few_label_sets import FEW_LABEL_SETS, open_few_label_set
 from diffseg_jax.data.folder_source import open_folder, open_unlabelled
+from diffseg_jax.data.generated_sets import open_generated
 from diffseg_jax.data.named_sets import (
     open_ade20k,
     open_camvid,
@@ -36,6 +37,7 @@ SOURCES = {  # name -> (split, *, options that it reads) -> source
     "depth_folder": open_depth_folder,
     "kitti": open_kitti,
     "nyu": open_nyu,
+    "generated": open_generated,
     **{name: partial(open_few_label_set, name) for name in FEW_LABEL_SETS},
 }
 TFDS = "tfds:"

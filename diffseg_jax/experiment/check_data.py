@@ -26,6 +26,8 @@ from diffseg_jax.experiment.labelled_images import (
     kept_folds,
     labels_path,
     open_data,
+    open_validation,
+    other_validation,
     used_images,
     validation_split,
 )
@@ -60,13 +62,13 @@ def check_data(config: ConfigDict, workdir: Path, display: Display | None = None
     wrong, problems, seen, sources = [], [], {}, {}
     for name, part, split in parts:
         try:
-            source = open_data(config, part, split)
+            source = open_validation(config) if name == "val" else open_data(config, part, split)
         except UserError as error:
             wrong.append(f"{name}: {error}")
             continue
         make_workdir(workdir)
         print(
-            f"{name}: {counted(len(source), 'image')} of {config[part].source}"
+            f"{name}: {counted(len(source), 'image')} of {_source_of(config, name, part)}"
             + (f", split {split}" if split else ""),
             flush=True,
         )
@@ -106,6 +108,12 @@ def check_data(config: ConfigDict, workdir: Path, display: Display | None = None
     if wrong:
         raise UserError("\n  ".join([*wrong, *filter(None, [advice])]))
     print("finished; training can start with these data and options")
+
+
+def _source_of(config, name, part):
+    """The name of the data set of a part."""
+    other = config.data.validation if name == "val" and other_validation(config) else {}
+    return other.get("source") or config[part].source
 
 
 def _without(advice, sentence):

@@ -2,7 +2,9 @@
 
 The validation images are those of the split config.data.val. Where there is none, or where
 config.data.folds is given, the labelled images are cut into folds: the fold config.data.fold is
-held out, or, for a stage that fits an ensemble, every fold in turn.
+held out, or, for a stage that fits an ensemble, every fold in turn. config.data.validation names
+another data set that holds the split config.data.val: real images, where generated ones are learned
+from.
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ from ml_collections import ConfigDict
 from diffseg_jax.annotations.advice import advised
 from diffseg_jax.config.schema import lacking
 from diffseg_jax.data.folder_source import lacks_validation
+from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.data.subsets import describe_subset, folds_of, subset
@@ -72,7 +75,7 @@ class OpenedData:
     def val(self) -> Sequence:
         """The source of the validation images."""
         split = validation_split(self.config)
-        source = open_data(self.config, "data", split) if split else self.train
+        source = open_validation(self.config) if split else self.train
         if not source.labels:
             raise UserError(
                 f"dataset {self.config.data.source} has no classes to learn. Give it as "
@@ -87,7 +90,7 @@ class OpenedData:
             _, held, folds = self._sides(in_turn)
             others = len(self._chosen) > 1
             return Validation(self.val, held, others, folds, self._note(held, folds))
-        same = split == self.config.data.train
+        same = split == self.config.data.train and not other_validation(self.config)
         note = f"measured on the images that it learns from: data.val is {split}, as data.train"
         everything = np.arange(len(self.val))
         return Validation(self.val, everything, not same, note=f"{note}; {SEEN}" if same else "")
@@ -98,6 +101,8 @@ class OpenedData:
         The record is of JSON values, with the folds if there are any.
         """
         data, indices, folds = self.config.data, self._chosen, {}
+        if other_validation(self.config):
+            require_classes_of_validation(self.train.labels, self.val.labels)
         if not validation_split(self.config):
             indices, held, each = self._sides(in_turn)
             of, count = self._cut
@@ -182,8 +187,55 @@ def has_validation_split(config: ConfigDict) -> bool:
     A folder whose split has another name has it too, which is an error when it is opened.
     """
     data = config.data
+    if other_validation(config):
+        return _named_split(config)
     return bool(data.val) and not (
         data.source == "folder" and lacks_validation(data.path, data.val)
+    )
+
+
+def other_validation(config: ConfigDict) -> bool:
+    """Whether config.data.validation names another data set, which holds the validation images."""
+    given = config.data.get("validation", {})
+    return bool(given.get("source") or given.get("path"))
+
+
+def _named_split(config):
+    """True; UserError where data.validation is given, but data.val is empty."""
+    if not config.data.val:
+        raise UserError(
+            "data.validation names a data set, but data.val is empty. Try --config.data.val=val, "
+            "or the split of it that holds the validation images."
+        )
+    return True
+
+
+def open_validation(config: ConfigDict) -> Sequence:
+    """The split config.data.val, of the data set config.data.validation if that names one."""
+    data = config.data
+    if not other_validation(config):
+        return open_data(config, "data", data.val)
+    given = data.validation.to_dict()
+    source, options = given.get("source") or data.source, given.get("options", {})
+    try:
+        opened = open_source(source, data.val, path=given.get("path", ""), **options)
+    except UserError as error:
+        raise UserError(f"--config.data.validation: {error}") from None
+    return Cached(opened) if data.cache else opened
+
+
+def require_classes_of_validation(learned: Labels | None, measured: Labels):
+    """Raises UserError where training images have other classes than the validation images."""
+    here, there = learned.names if learned else (), measured.names
+    if here == there:
+        return
+    first = next((i for i, pair in enumerate(zip(here, there)) if len({*pair}) > 1), None)
+    what = f"{len(here)} and {len(there)} of them"
+    if first is not None:
+        what = f"class {first} is {here[first]} in the one and {there[first]} in the other"
+    raise UserError(
+        f"training images of data and validation images of data.validation have other classes: "
+        f"{what}. Give both the same names in the same order, by classes.json or options."
     )
 
 

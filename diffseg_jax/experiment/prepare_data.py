@@ -39,7 +39,11 @@ from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.data_notes import notes_of
 from diffseg_jax.experiment.evaluate import spread
-from diffseg_jax.experiment.labelled_images import has_validation_split, open_data
+from diffseg_jax.experiment.labelled_images import (
+    has_validation_split,
+    open_data,
+    other_validation,
+)
 from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.experiment.stages import READ_FIRST
 from diffseg_jax.storage.lock import locked_in_all, require_free
@@ -66,7 +70,8 @@ def prepare(config: ConfigDict, workdir: Path, display: Display | None = None):
     display = display or Display(quiet=not processes.is_first())
     parts = {}
     if "data" in config:
-        val = (config.data.val,) if has_validation_split(config) else ()
+        held = has_validation_split(config) and not other_validation(config)
+        val = (config.data.val,) if held else ()
         parts["data"] = (config.data.train, *val)
     if "unlabelled" in config and config.unlabelled.source:
         parts["unlabelled"] = (config.unlabelled.split,)
