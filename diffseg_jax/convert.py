@@ -36,6 +36,7 @@ from diffseg_jax.inference.converted import (
     convert_ddp,
     convert_run,
 )
+from diffseg_jax.inference.converted_deeplab import convert_deeplab
 from diffseg_jax.inference.converted_ensemble import convert_ensemble
 from diffseg_jax.inference.converted_source import convert_source
 from diffseg_jax.inference.converted_transunet import convert_transunet
@@ -78,6 +79,7 @@ CONVERTERS = {  # name -> function and the flags that it takes
     "adm": (_convert_adm, ("name", "part", *ADM_FLAGS)),
     "ddp": (convert_ddp, ("groups", "steps", "limit", "part")),
     "transunet": (convert_transunet, ("part", "heads", "grid")),
+    "deeplab": (convert_deeplab, ("part", "short")),
     "ddpm_seg": (convert_ensemble, ("unet", "name", "part", *ENSEMBLE_FLAGS, *ADM_FLAGS)),
     "run": (convert_run, ("stage", "step", "ema", "dtype")),
     **{
@@ -109,6 +111,9 @@ def make_flags() -> Flags:
     add("--steps", type=number(int, 1, 1000), metavar="N", help=steps)
     limit = "sides into which images are fitted, 0 for their own size; default: as published"
     add("--limit", type=sides, metavar="N,N", help=limit)
+    add = flags.add_argument_group("deeplab").add_argument
+    short = "shorter side of images, 0 for their own size; default: 520 for torchvision's weights"
+    add("--short", type=number(int, 0, 65536), metavar="N", help=short)
     add = flags.add_argument_group("transunet, vit; heads also dinov2, dinov3, mae").add_argument
     heads = "heads of the attention; default: those of published networks of this width"
     add("--heads", type=number(int, 1), metavar="N", help=heads)

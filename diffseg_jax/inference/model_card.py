@@ -7,27 +7,11 @@ import yaml
 
 from diffseg_jax.inference.description_text import data_line, protocol_line
 from diffseg_jax.storage.paths import write_atomically
+from diffseg_jax.systems.methods import SYSTEMS
 
 CARD = "README.md"
 PLACEHOLDER = "hf://USER/REPOSITORY"  # in a card, until the checkpoint is shared
 MARK = "<!-- written by diffseg_jax: remove this line to keep what you write here -->"
-ORIGINS = {  # system -> what it is, and its paper
-    "ddpm_seg": (
-        "an ensemble of small classifiers of pixels on frozen features (DDPM-Seg)",
-        "Label-Efficient Semantic Segmentation with Diffusion Models",
-        "https://arxiv.org/abs/2112.03126",
-    ),
-    "ddp": (
-        "a decoder that denoises a label map, conditioned on the image (DDP)",
-        "DDP: Diffusion Model for Dense Visual Prediction",
-        "https://arxiv.org/abs/2303.17559",
-    ),
-    "ddep": (
-        "a TransUNet, which can learn to denoise images before it learns labels (DeP, DDeP)",
-        "Denoising Pretraining for Semantic Segmentation",
-        "https://arxiv.org/abs/2205.11423",
-    ),
-}
 
 
 def model_card(
@@ -42,7 +26,7 @@ def model_card(
     command      that trained it; "": unknown
     licence      identifier as in the Hub, such as apache-2.0; "": none is stated
     """
-    what, paper, link = ORIGINS[description["system"]]
+    what, paper, link = SYSTEMS[description["system"]].origin
     title = _title(description, address)
     head = yaml.safe_dump(metadata_of_card(description, title, licence), sort_keys=False)
     data = description["trained_on"]

@@ -1,11 +1,11 @@
-"""ResNet of bottlenecks, for its features: ImageNet's ResNet-50, SwAV and SwAVw2.
+"""ResNet of bottlenecks: ImageNet's ResNet-50, SwAV and SwAVw2; with dilation, DeepLab's backbone.
 
 He et al., "Deep Residual Learning" (CVPR 2016), with the stride in the 3x3 convolution; Caron et
 al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments" (NeurIPS 2020).
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from flax import nnx
 
 from diffseg_jax.errors import require_known
 from diffseg_jax.layers.conv import Conv
+from diffseg_jax.models.network import call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +68,20 @@ class Bottleneck(nnx.Module):
     """1x1 to few channels, 3x3, 1x1 to many, and the sum with x: f[B,H,W,in] -> f[B,H/s,W/s,out].
 
     projects  whether x goes through a 1x1 convolution before it is added
+    dilation  of the 3x3 convolution
+    layer     makes the convolutions; called like `Conv`
     """
 
-    def __init__(self, channels_in, inner, channels, *, stride, projects, rngs):
-        self.conv1 = Conv(channels_in, inner, 1, rngs=rngs)
-        self.conv2 = Conv(inner, inner, 3, stride=stride, rngs=rngs)
-        self.conv3 = Conv(inner, channels, 1, rngs=rngs)
+    def __init__(
+        self, channels_in, inner, channels, *, stride, projects, rngs, dilation=1, layer=Conv
+    ):
+        spread = {"dilation": dilation} if dilation > 1 else {}
+        self.conv1 = layer(channels_in, inner, 1, rngs=rngs)
+        self.conv2 = layer(inner, inner, 3, stride=stride, rngs=rngs, **spread)
+        self.conv3 = layer(inner, channels, 1, rngs=rngs)
         self.projects = projects
         if projects:
-            self.shortcut = Conv(channels_in, channels, 1, stride=stride, rngs=rngs)
+            self.shortcut = layer(channels_in, channels, 1, stride=stride, rngs=rngs)
 
     def __call__(self, x):
         residual = self.shortcut(x) if self.projects else x
@@ -90,19 +96,27 @@ class ResNet(nnx.Module):
     taps    names of `resnet_taps`
     out     the maps f[B, h, w, C] in `dtype` by their names; all are 0 or more
 
-    Batch norms are part of the convolutions, as `weights.resnet` folds them.
+    layer   makes the convolutions. By default batch norms are part of them, as `weights.resnet`
+            folds them; `ConvBatchNorm` has its own.
+    output_stride  of the last map, 8, 16 or 32: below 32, the last stages are dilated in place of
+            a stride, so that the same kernels see the same surroundings
+    remat   whether blocks are computed again in the backward pass
     """
 
-    def __init__(self, settings: ResNetSettings, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.settings, self.dtype = settings, dtype
-        self.stem = Conv(3, settings.stem, 7, stride=2, rngs=rngs)
+    def __init__(
+        self, settings: ResNetSettings, *, dtype=jnp.float32, layer: Callable = Conv,
+        output_stride: int = 32, remat: bool = False, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        self.settings, self.dtype, self.remat = settings, dtype, remat
+        self.stem = layer(3, settings.stem, 7, stride=2, rngs=rngs)
         channels_in = settings.stem
         for i, depth in enumerate(settings.depths):
             stage = nnx.Module()
             for j in range(depth):
+                stride, dilation = _stride_and_dilation(i, j, output_stride)
                 block = Bottleneck(
-                    channels_in, settings.inner[i], settings.channels[i],
-                    stride=2 if i and not j else 1, projects=j == 0, rngs=rngs,
+                    channels_in, settings.inner[i], settings.channels[i], stride=stride,
+                    projects=j == 0, dilation=dilation, layer=layer, rngs=rngs,
                 )  # fmt: skip
                 setattr(stage, f"block{j}", block)
                 channels_in = settings.channels[i]
@@ -126,5 +140,15 @@ class ResNet(nnx.Module):
         for number, depth in enumerate(self.settings.depths, 1):
             for block in range(depth):
                 yield f"layer{number}.{block}.in", x
-                x = getattr(getattr(self, f"layer{number}"), f"block{block}")(x)
+                x = call(getattr(getattr(self, f"layer{number}"), f"block{block}"), self.remat, x)
             yield f"layer{number}", x
+
+
+def _stride_and_dilation(stage, block, output_stride):
+    """Of the 3x3 convolution; the first block of a dilated stage has the dilation before it."""
+    whole = (4, 8, 16, 32)  # strides of the stages without dilation
+    dilation = max(whole[stage] // output_stride, 1)
+    if block:
+        return 1, dilation
+    reduces = stage > 0 and whole[stage] <= output_stride
+    return (2 if reduces else 1), max(whole[max(stage - 1, 0)] // output_stride, 1)

@@ -202,6 +202,11 @@ DDEP = System(
     load_weights=load_weights,
     class_rows=class_rows,
     options=OPTIONS,
+    origin=(
+        "a TransUNet, which can learn to denoise images before it learns labels (DeP, DDeP)",
+        "Denoising Pretraining for Semantic Segmentation",
+        "https://arxiv.org/abs/2205.11423",
+    ),
     check=check,
     start_of=start_of,
     skips=skips,

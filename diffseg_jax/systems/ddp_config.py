@@ -23,6 +23,7 @@ from diffseg_jax.systems.system import (
     System,
     enlarging,
     require_same_network,
+    require_start_of_new_head,
     split_start,
 )
 from diffseg_jax.systems.task import Task
@@ -218,7 +219,7 @@ def check(config):
     if problem := make_settings(config, 2).problem():
         raise UserError(f"model: {problem}")
     if config.new_head:
-        require_start(config)
+        require_start_of_new_head(config, start_of, continues=("align",))
     for name in config.run:
         stage = config.stages[name]
         start = split_start(stage.start)[0]
@@ -234,24 +235,6 @@ def check(config):
                 f'the stride of the backbones. Try --config.stages.{name}.augment.crop="(64, 64)", '
                 f"and for images smaller than that also {enlarging(name, stage.augment, 64)}."
             )
-
-
-def require_start(config):
-    """Raises UserError when new_head is set, but every stage starts at random anyway."""
-    kinds = {name: config.stages[name].kind for name in config.run}
-    given = {name: split_start(config.stages[name].start)[0] for name in kinds}
-    starts = [start_of(config, kind, given[name]) for name, kind in kinds.items()]
-    within = [kind for kind, start in zip(kinds.values(), starts) if start in config.stages]
-    if set(within) - {"align"}:
-        raise UserError(
-            "new_head is True, but a stage continues from another one of this run, whose head it "
-            "would lose. Run them in two commands, the second one without new_head."
-        )
-    if set(starts) <= {"random", *config.stages}:
-        raise UserError(
-            "new_head is True, but no stage starts from a checkpoint whose head could be replaced. "
-            "Try --config.stages.train.start=runs/a/checkpoints/train, or new_head=False."
-        )
 
 
 def further(config):
@@ -300,6 +283,11 @@ DDP = System(
     load_weights=load_weights,
     class_rows=class_rows,
     options=OPTIONS,
+    origin=(
+        "a decoder that denoises a label map, conditioned on the image (DDP)",
+        "DDP: Diffusion Model for Dense Visual Prediction",
+        "https://arxiv.org/abs/2303.17559",
+    ),
     check=check,
     start_of=start_of,
     further=further,

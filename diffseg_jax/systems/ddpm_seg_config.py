@@ -558,6 +558,11 @@ DDPM_SEG = System(
     load_weights=load_weights,
     given_arrays=given_arrays,
     options=OPTIONS,
+    origin=(
+        "an ensemble of small classifiers of pixels on frozen features (DDPM-Seg)",
+        "Label-Efficient Semantic Segmentation with Diffusion Models",
+        "https://arxiv.org/abs/2112.03126",
+    ),
     stage_options=STAGE_OPTIONS,
     check=check,
     complete=complete,

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from flax.traverse_util import flatten_dict as flatten
@@ -57,6 +57,7 @@ class System:
     given_arrays   (config, kind, abstract) -> arrays from other files that replace random ones of a
                    fresh stage
     options        the options that its configs hold besides `config.options.COMMON`
+    origin         what its network is, the title of its paper, and a link to that
     stage_options  kind of stage -> further options that a config with such a stage holds
     check          raises UserError for option values that do not go together
     complete       (config, kept) -> the config with what its files say, such as sizes of networks;
@@ -80,6 +81,7 @@ class System:
     adopt: Callable[..., dict]
     load_weights: Callable[..., dict]
     options: Mapping
+    origin: tuple[str, str, str]
     class_rows: Callable[..., Mapping] = lambda meta, names: {}
     given_arrays: Callable[..., dict] = lambda config, kind, abstract: {}
     stage_options: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
@@ -100,6 +102,28 @@ def split_start(start: str) -> tuple[str, str]:
     """("train", "best") of "train@best"; the second part is best, last, a step, or "" for none."""
     match = re.fullmatch(r"(.+)@(best|last|\d{1,9})", start, re.DOTALL)
     return match.groups() if match and not os.path.exists(start) else (start, "")
+
+
+def require_start_of_new_head(config, start_of: Callable, continues: Sequence[str] = ()):
+    """Raises UserError when new_head is set, but every stage starts at random anyway.
+
+    start_of   as of `System`
+    continues  kinds of stages that keep the head of the stage before them
+    """
+    kinds = {name: config.stages[name].kind for name in config.run}
+    given = {name: split_start(config.stages[name].start)[0] for name in kinds}
+    starts = [start_of(config, kind, given[name]) for name, kind in kinds.items()]
+    within = [kind for kind, start in zip(kinds.values(), starts) if start in config.stages]
+    if set(within) - set(continues):
+        raise UserError(
+            "new_head is True, but a stage continues from another one of this run, whose head it "
+            "would lose. Run them in two commands, the second one without new_head."
+        )
+    if set(starts) <= {"random", *config.stages}:
+        raise UserError(
+            "new_head is True, but no stage starts from a checkpoint whose head could be replaced. "
+            "Try --config.stages.train.start=runs/a/checkpoints/train, or new_head=False."
+        )
 
 
 def enlarging(name: str, augment: Mapping, short: int) -> str:

@@ -39,7 +39,7 @@ RESNET_UNUSED = (
 RESNET_ADVICE = "Give a ResNet-50 of torchvision, timm (resnet50), Hugging Face or SwAV."
 
 
-def _with_torchvision_names(arrays):
+def with_torchvision_names(arrays):
     """The arrays of the network in torchvision's names, and all others as they are."""
     prefix = next((p for p in RESNET_PREFIXES if f"{p}layer1.0.conv1.weight" in arrays), "")
     return {_torchvision(name.removeprefix(prefix)): array for name, array in arrays.items()}
@@ -60,7 +60,7 @@ def _torchvision(name: str) -> str:
 
 def resnet_settings(arrays: Mapping[str, np.ndarray], source: str) -> ResNetSettings:
     """The sizes of the network in a file; UserError for another network."""
-    named = _with_torchvision_names(arrays)
+    named = with_torchvision_names(arrays)
     _require_bottlenecks(named, arrays, source)
     sizes = lambda layer: tuple(
         _outputs(named, f"layer{stage}.0.{layer}.weight", source) for stage in range(1, 5)
@@ -103,7 +103,7 @@ def load_resnet(arrays: Mapping[str, np.ndarray], settings: ResNetSettings, sour
     Raises UserError as `fold_norms` and `convert`.
     """
     shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), _abstract(settings)["params"])
-    folded = fold_norms(_with_torchvision_names(arrays), RESNET_NORMS, 1e-5, source)
+    folded = fold_norms(with_torchvision_names(arrays), RESNET_NORMS, 1e-5, source)
     params = convert(folded, RESNET, shapes, ignore=RESNET_UNUSED, source=source)
     return {"params": params, "stats": {}}
 
