@@ -4,7 +4,7 @@
       --images=16 --sampler=ddim --steps=ddim50
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,23 +41,28 @@ def make_flags() -> Flags:
     output = "a new folder: grid.png, 000000.png, 000001.png, ..."
     add("--output", required=True, metavar="DIR", help=output)
     add("--images", type=int, default=16, metavar="N", help="number of images; default: 16")
+    add_sampling_flags(add)
+    classes = "classes, taken in turns; default: all"
+    add("--classes", type=numbers, default=(), metavar="N,N,...", help=classes)
+    add_checkpoint_flags(add, ("ema",))
+    dtype = "dtype of convolutions, float32 (default) or bfloat16"
+    add("--dtype", default="float32", help=dtype)
+    add_cache_flag(add)
+    return flags
+
+
+def add_sampling_flags(add: Callable):
+    """Adds the flags of how images are drawn; add: `add_argument` of flags."""
     steps = "how many of the trained steps: 250 spreads them evenly, ddim50 strides; default: all"
     add("--steps", default="", help=steps)
     sampler = "ddim is good with fewer steps; default: ddpm"
     add("--sampler", choices=SAMPLERS, default="ddpm", help=sampler)
     eta = "of ddim: 0 deterministic (default), 1 as noisy as ddpm"
     add("--eta", type=float, default=0.0, metavar="X", help=eta)
-    classes = "classes, taken in turns; default: all"
-    add("--classes", type=numbers, default=(), metavar="N,N,...", help=classes)
     seed = "image i is a function of the seed and i; default: 0"
     add("--seed", type=int, default=0, metavar="N", help=seed)
     add("--size", type=numbers, metavar="H,W", help="height and width; default: as trained")
     add("--batch_size", type=int, default=16, metavar="N", help="images in a batch; default: 16")
-    add_checkpoint_flags(add, ("ema",))
-    dtype = "dtype of convolutions, float32 (default) or bfloat16"
-    add("--dtype", default="float32", help=dtype)
-    add_cache_flag(add)
-    return flags
 
 
 def main(arguments: Sequence[str] | None = None):

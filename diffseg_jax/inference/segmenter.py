@@ -93,7 +93,7 @@ def load(
 class Segmenter:
     """A trained network ready to predict; made by `load`.
 
-    system     "ddpm_seg", "ddp" or "ddep"
+    system     "ddpm_seg", "ddp", "ddep" or "deeplab"
     names      K class names;  palette  K colours (r, g, b) in 0..255
     meta       the metadata of the checkpoint: config, task, classes, version, ...
     directory  of the stage;  step  of the checkpoint
@@ -252,7 +252,7 @@ class Segmenter:
                 # The last of several batches is padded to share their program; a lone image is not.
                 rows = 1 if first and len(batch) == 1 else batch_size
                 files = self.task.files
-                forward = make_forward(program, self._placed, self.mesh, rows, stride, files)
+                forward = make_forward(program, self.placed, self.mesh, rows, stride, files)
                 names = [name for name, _ in batch] if files else ()
                 first = False
                 with _memory_errors():
@@ -343,7 +343,7 @@ class Segmenter:
             self._programs[key] = jax.jit(functools.partial(self.task.features, taps=taps))
         valid = np.tile(np.array(sizes, np.int32), (len(images), 1))
         seed = self.seed_for(seed)
-        found = self._programs[key](self._placed, np.stack(images), valid, seed=seed)
+        found = self._programs[key](self.placed, np.stack(images), valid, seed=seed)
         return {name: np.asarray(found[name]) for name in taps}
 
     @functools.cached_property
@@ -366,7 +366,7 @@ class Segmenter:
 
     @functools.cached_property
     @own_settings()
-    def _placed(self):
+    def placed(self):
         """The network on the devices."""
         return place_tree(self.network, state_shardings(self.network, self.mesh))
 

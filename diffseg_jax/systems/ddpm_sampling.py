@@ -23,12 +23,22 @@ SAMPLERS = ("ddpm", "ddim")
 START = 2**31 - 1  # folded into the key of an image for its first noise; steps fold in their number
 
 
+def sample_images(step: Callable, process: Process, params: dict, **options) -> np.ndarray:
+    """The images of `sample_floats` as they are stored, u8[n, height, width, 3]."""
+    return stored_bytes(sample_floats(step, process, params, **options))
+
+
+def stored_bytes(x: np.ndarray) -> np.ndarray:
+    """Images f32 in [-1, 1] as bytes, truncated as guided diffusion does; beyond, clipped."""
+    return np.clip((x + 1) * 127.5, 0, 255).astype(np.uint8)
+
+
 @own_settings()
-def sample_images(
+def sample_floats(
     step: Callable, process: Process, params: dict, *, seed: int, indices: Sequence[int],
     size: tuple[int, int], classes: np.ndarray | None = None, progress: Callable = iter,
 ) -> np.ndarray:  # fmt: skip
-    """Images u8[n, height, width, 3], each a function of the seed and its index alone.
+    """Images f32[n, height, width, 3], about in [-1, 1], each a function of the seed and its index.
 
     step      what `make_step` returned for the same process
     params    of the network; on a mesh, its devices share the images
@@ -51,8 +61,7 @@ def sample_images(
     classes = None if classes is None else jax.device_put(np.asarray(classes, np.int32), split)
     for index in progress(range(process.steps - 1, -1, -1)):
         x = jax.block_until_ready(step(params, x, jnp.int32(index), keys, classes))
-    x = np.asarray(jax.jit(lambda x: x, out_shardings=replicated)(x))[:count]  # in every process
-    return np.clip((x + 1) * 127.5, 0, 255).astype(np.uint8)
+    return np.asarray(jax.jit(lambda x: x, out_shardings=replicated)(x))[:count]  # everywhere
 
 
 def _placement(params):
