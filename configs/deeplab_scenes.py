@@ -6,7 +6,8 @@ A narrow dilated ResNet learns from 200 labelled scenes. It is the network that 
 that a diffusion model made, at the end of the chain in .docs/synthetic_data.md:
 
 python -m diffseg_jax.main --config=configs/deeplab_scenes.py --workdir=runs/deeplab_made \
-    --config.data.source=folder --config.data.path=runs/made --config.data.options="{}"
+    --config.data.source=folder --config.data.path=runs/made --config.data.options.images=0 \
+    --config.data.options.size="(0, 0)" --config.data.validation.source=scenes
 
 Time and result on two CPU cores: .docs/synthetic_data.md. All numbers here are ours, not a paper's.
 """
@@ -25,6 +26,9 @@ def get_config():
     c.data = dict(
         source="scenes", path="", options=dict(images=400, size=(96, 128), seed=0),
         train="train", val="val", fraction=1.0, count=200, subset_seed=0, list_path="",
+        validation=dict(                  # the data set that holds val; "": this one
+            source="", path="", options=dict(images=400, size=(96, 128), seed=0),
+        ),
         threads=2, workers=0, cache=True,                                 # images stay in memory
     )
 

@@ -1,0 +1,64 @@
+"""Real training images against generated ones, as many of each, measured on the same real images.
+
+python -m diffseg_jax.study --config=configs/studies/training_images.py:scenes --workdir=runs/a
+
+The question of Baranchuk et al. (ICLR 2022), section 4: does a method lose when it learns from
+images that a diffusion model, or another generator, drew? Presets:
+
+  scenes     (default) DeepLabV3 on drawn scenes, and on made/scenes, which synthesise wrote
+  folder     DeepLabV3 on images/real, images/diffusion and images/other, folders of your own
+             (.docs/data.md; images/real has a split val), which .docs/synthetic_data.md makes
+  published  the paper's classifiers on the annotated sets of FFHQ-34: real/train and ddpm; give
+             --config.data.path=datasets, with ffhq.pt here. Images of a GAN with labels of people
+             are not published
+
+Every column has the number of images of the base config, data.count.
+"""
+
+PRESETS = ("scenes", "folder", "published")
+
+
+def get_study(preset="scenes"):
+    study = dict(
+        about="The same method trained on real and on generated images, measured on real ones.",
+        base="configs/deeplab_folder.py",
+        axes={
+            "training images": {
+                "real": {"data.path": "images/real"},
+                "by diffusion": {"data.path": "images/diffusion"},
+                "by another generator": {"data.path": "images/other"},
+            },
+        },
+        options={"data.validation.path": "images/real", "data.count": 100,
+                 "evaluate.pictures": 0},
+        collect=("mIoU", "calibration.ECE"),
+        plot="bars",
+        titles={"calibration.ECE": "ECE"},
+        seconds=dict(start=60, train=0.6, image=0.2, images=100),
+        device="two CPU cores",
+    )
+    if preset == "scenes":
+        made = {"data.source": "folder", "data.path": "made/scenes", "data.options.images": 0,
+                "data.options.size": (0, 0)}
+        study |= dict(
+            base="configs/deeplab_scenes.py",
+            axes={"training images": {"real": {}, "by diffusion": made}},
+            options={
+                "data.count": 100, "evaluate.pictures": 0, "data.validation.source": "scenes",
+            },
+            seconds=dict(start=60, train=0.4, image=0.1, images=100),
+        )
+    if preset == "published":
+        study |= dict(
+            base="configs/ddpm_seg_published.py:ffhq34",
+            axes={
+                "training images": {
+                    "real": {"data.train": "train"}, "by diffusion": {"data.train": "ddpm"},
+                },
+            },
+            options={"evaluate.pictures": 0, "weights": "ffhq.pt"},
+            collect=("mIoU", "ddpm_seg.mIoU"),
+            titles={"ddpm_seg.mIoU": "mIoU by the paper's convention"},
+            seconds=dict(start=600, fit=7_200, image=4, images=20),
+        )
+    return study
