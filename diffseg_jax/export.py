@@ -1,11 +1,13 @@
-"""Exports a trained model to a folder that predicts images of one size without this package.
+"""Exports a trained model to a folder that predicts images without this package.
 
   python -m diffseg_jax.export --checkpoint=scenes --output=exported/scenes --size=96,128
+  python -m diffseg_jax.export --checkpoint=scenes --output=web/scenes --size=96,128 --format=onnx
 
-model.stablehlo  the network with its weights, as jax.export writes it, for any number of images
+model.stablehlo  the network with its weights, as jax.export writes it, for any number of images of
+                 one size; loading it needs jax and flatbuffers only
+model.onnx       the same in ONNX (--format=onnx), for images of any size, which it resizes;
+                 runtimes in Python, C++, C#, Java and JavaScript load it
 model.json       classes, colours, inputs and outputs, and the lines of Python that load it
-
-Loading it needs jax and flatbuffers only.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,13 @@ from diffseg_jax.cli import (
     use_cache,
     user_errors,
 )
-from diffseg_jax.inference.exported import DESCRIPTION, MODEL, PLATFORMS, check_request, export
+from diffseg_jax.inference.exported import (
+    DESCRIPTION,
+    EXPORT_FORMATS,
+    PLATFORMS,
+    check_request,
+    export,
+)
 from diffseg_jax.inference.segmenter import load
 
 
@@ -28,15 +36,18 @@ def make_flags() -> Flags:
     flags = Flags("export", __doc__)
     add = flags.add_argument
     add_checkpoint_flags(add)
-    add("--output", required=True, metavar="DIR", help=f"a new folder for {MODEL}, {DESCRIPTION}")
-    size = "height and width of the images that the model takes"
+    text = f"a new folder for the model and {DESCRIPTION}"
+    add("--output", required=True, metavar="DIR", help=text)
+    size = "height and width of the images that the network sees"
     add("--size", type=sides, required=True, metavar="H,W", help=size)
+    text = f"{' or '.join(EXPORT_FORMATS)}; default: stablehlo"
+    add("--format", default="stablehlo", metavar="NAME", help=text)
     add("--steps", type=int, metavar="N", help="reverse steps (ddp); default: as evaluated")
     add("--samples", type=int, metavar="N", help="draws of the initial noise, averaged (ddp)")
     add("--seed", type=int, metavar="N", help="seed of the noise; default: that of the run")
     platforms = ",".join(PLATFORMS)
-    text = f"where it runs; default: {platforms}"
-    add("--platforms", default=platforms, metavar="NAME,...", help=text)
+    text = f"where stablehlo runs; default: {platforms}"
+    add("--platforms", metavar="NAME,...", help=text)
     return flags
 
 
@@ -46,12 +57,15 @@ def main(arguments: Sequence[str] | None = None):
         given = vars(make_flags().parse_args(arguments))
         use_cache("")
         opened = {name: given.pop(name) for name in CHECKPOINT_FLAGS}
-        given["platforms"] = tuple(filter(None, given["platforms"].split(",")))
-        check_request(given["output"], given["size"], given["platforms"])
+        if given["platforms"] is not None:
+            given["platforms"] = tuple(filter(None, given["platforms"].split(",")))
+        asked = (given[name] for name in ("output", "size", "platforms", "format"))
+        check_request(*asked)
         description = export(load(opened.pop("checkpoint"), **opened), **given, log=print)
-        model = Path(given["output"]) / MODEL
+        file = EXPORT_FORMATS[given["format"]].file
+        model = Path(given["output"]) / file
         print(f"{model}: {model.stat().st_size / 1e6:,.1f} MB; {DESCRIPTION} says:")
-        lines = [line.replace(MODEL, str(model)) for line in description["load"]]
+        lines = [line.replace(file, str(model)) for line in description["load"]]
         print(f"  # {description['needs']}", *lines, sep="\n  ")
 
 

@@ -1,4 +1,4 @@
-"""Exports a trained model as a folder that predicts images of one size without this package."""
+"""Exports a trained model as a folder that predicts images without this package."""
 
 import dataclasses
 import importlib.util
@@ -16,7 +16,7 @@ from jax import export as stablehlo
 
 import diffseg_jax
 from diffseg_jax.devices.settings import own_settings
-from diffseg_jax.errors import UserError, require_known
+from diffseg_jax.errors import UserError, choose, require_known
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.views import Protocol, View, predict_whole
 from diffseg_jax.metrics.calibrator import Calibrator
@@ -26,58 +26,95 @@ from diffseg_jax.systems.task import Task
 
 MODEL, DESCRIPTION = "model.stablehlo", "model.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
-LOAD = (
-    "from jax import export, jit",
-    f'model = jit(export.deserialize(bytearray(open("{MODEL}", "rb").read())).call)',
-    "outputs = model(images)  # uint8[b, {0}, {1}, 3] -> labels, probs, uncertainty",
-)
+OUTPUTS = {"labels": "int32", "probs": "float32", "uncertainty": "float32"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Exportable:
+    """What a file is made of: `network` is that of `task`, and images are seen at `size`."""
+
+    task: Task
+    network: dict
+    size: tuple[int, int]
+    seed: int
+    calibrator: Calibrator | None
+    platforms: tuple[str, ...]
+    description: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportFormat:
+    """A kind of file that holds a network.
+
+    file       its name
+    package    with which it is written;  extra  of this package, which installs that
+    needs      what a program that loads it installs
+    load       lines of Python that load and call it, with places for height and width
+    shape      of the images that it takes: names of sizes that may differ, None for a fixed one
+    platforms  among which one may choose
+    dtypes     of the computation
+    write      Exportable -> {name of a file: its bytes}
+    """
+
+    file: str
+    package: str
+    extra: str
+    needs: str
+    load: tuple[str, ...]
+    shape: tuple[str | None, ...]
+    platforms: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    write: Callable[[Exportable], dict[str, bytes]]
 
 
 @own_settings()
 def export(
     segmenter: Segmenter, output: str | os.PathLike, *, size: tuple[int, int],
-    steps: int | None = None, samples: int | None = None, seed: int | None = None,
-    platforms: Sequence[str] = PLATFORMS, log: Callable[[str], None] = lambda line: None,
+    format: str = "stablehlo", steps: int | None = None, samples: int | None = None,
+    seed: int | None = None, platforms: Sequence[str] | None = None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> dict:  # fmt: skip
     """Writes a folder with the model and model.json, whose content is returned.
 
     segmenter  what `diffseg_jax.load` returned
     output     a new folder; it is complete, or not there at all
-    size       (height, width) of the images that the model will take
+    size       (height, width) of the images that the network will see
+    format     "stablehlo", which jax loads, or "onnx", which onnxruntime and others load
     steps, samples, seed  as of `Segmenter.predict`
-    platforms  where it will run: some of "cpu", "cuda", "tpu"
+    platforms  where it will run: some of "cpu", "cuda", "tpu"; None: all. ONNX has no such choice
     log        is called with a line before a slow step
 
     The model takes uint8[b, height, width, 3] for any b, and returns {"labels" int32[b,H,W],
     "probs" float32[b,H,W,K], "uncertainty" float32[b,H,W]}: what `predict` returns for whole images
-    that are not resized, up to rounding (1e-5 in float32, some thousandths in bfloat16). Warns if
-    the evaluation averages over windows, scales or mirror images, which the model does not. Raises
-    UserError for a size that the evaluation would change first, unknown platforms, an output that
-    exists, a network that does not segment, and a network of over 2 GB.
+    that are not resized, up to rounding (1e-5 in float32, some thousandths in bfloat16). A model
+    in ONNX takes images of other sizes too: it resizes them to `size`, and its maps back.
+
+    Warns if the evaluation averages over windows, scales or mirror images, which the model does
+    not. Raises UserError for a size that the evaluation would change first, unknown formats and
+    platforms, an output that exists, a network that does not segment, one of over 2 GB in
+    StableHLO, and one that computes in bfloat16 or has operations that are not known in ONNX.
     """
-    output, size = check_request(output, size, platforms)
+    output, size, platforms = check_request(output, size, platforms, format)
     check_protocol(segmenter.protocol, size)
-    task = segmenter.task_for(steps, samples)
+    task, kind = segmenter.task_for(steps, samples), EXPORT_FORMATS[format]
     require_classes(segmenter, task)
     if task.files:
         raise UserError(
             f"this model reads features from {task.files.folder}, so it cannot be exported alone. "
             "Export one whose features a network computes."
         )
-    log(f"{segmenter.directory}: traces step {segmenter.step} for {', '.join(platforms)}")
+    if (dtype := segmenter.config.dtype) not in kind.dtypes:
+        raise UserError(
+            f"this network computes in {dtype}, which {format} files of this package do not. "
+            f"Try --dtype={kind.dtypes[0]}."
+        )
+    log(f"{segmenter.directory}: traces step {segmenter.step} as {format}")
     seed = int(segmenter.seed_for(seed))
     calibrator = usable_calibrator(segmenter, task, size)
-    function = prediction_function(task, segmenter.network, size, seed, calibrator)
-    (b,) = stablehlo.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((b, *size, 3), jnp.uint8)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "A large amount of constants")  # the weights
-        exported = stablehlo.export(jax.jit(function), platforms=tuple(platforms))(images)
-    description = model_json(segmenter, task, exported, seed, calibrator is not None)
-    write_folder(output, {
-        MODEL: serialized(exported),
-        DESCRIPTION: (json.dumps(description, indent=2) + "\n").encode(),
-    })  # fmt: skip
+    description = model_json(segmenter, task, kind, size, seed, calibrator is not None, platforms)
+    whole = Exportable(task, segmenter.network, size, seed, calibrator, platforms, description)
+    content = (json.dumps(description, indent=2) + "\n").encode()
+    write_folder(output, {**kind.write(whole), DESCRIPTION: content})
     return description
 
 
@@ -120,6 +157,19 @@ def prediction_function(
     return jax.vmap(predict_one)
 
 
+def stablehlo_files(given: Exportable) -> dict[str, bytes]:
+    """The bytes of model.stablehlo by its name; UserError for a network of over 2 GB."""
+    function = prediction_function(
+        given.task, given.network, given.size, given.seed, given.calibrator
+    )  # fmt: skip
+    (b,) = stablehlo.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((b, *given.size, 3), jnp.uint8)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A large amount of constants")  # the weights
+        exported = stablehlo.export(jax.jit(function), platforms=given.platforms)(images)
+    return {MODEL: serialized(exported)}
+
+
 def serialized(exported: stablehlo.Exported) -> bytes:
     """The bytes of model.stablehlo; UserError if they are more than such a file can hold."""
     from flatbuffers.builder import BuilderSizeError
@@ -133,18 +183,60 @@ def serialized(exported: stablehlo.Exported) -> bytes:
         ) from None
 
 
+def onnx_files(given: Exportable) -> dict[str, bytes]:
+    """The bytes of model.onnx by its name, with the description as its metadata."""
+    from diffseg_jax.inference.exported_onnx import onnx_model
+
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in given.description.items()
+    }
+    return onnx_model(
+        given.task, given.network, given.size, given.seed, given.calibrator, texts, ONNX.file
+    )  # fmt: skip
+
+
+STABLEHLO = ExportFormat(
+    file=MODEL, package="flatbuffers", extra="export", needs="pip install jax flatbuffers",
+    load=(
+        "from jax import export, jit",
+        f'model = jit(export.deserialize(bytearray(open("{MODEL}", "rb").read())).call)',
+        "outputs = model(images)  # uint8[b, {0}, {1}, 3] -> labels, probs, uncertainty",
+    ),
+    shape=("b", None, None), platforms=PLATFORMS, dtypes=("float32", "bfloat16"),
+    write=stablehlo_files,
+)  # fmt: skip
+ONNX = ExportFormat(
+    file="model.onnx", package="onnx", extra="onnx", needs="pip install onnxruntime numpy",
+    load=(
+        "import onnxruntime",
+        'model = onnxruntime.InferenceSession("model.onnx")',
+        'labels, probs, uncertainty = model.run(None, {{"images": images}})  # uint8[b, h, w, 3]',
+    ),
+    shape=("batch", "height", "width"), platforms=(), dtypes=("float32",), write=onnx_files,
+)  # fmt: skip
+EXPORT_FORMATS = {"stablehlo": STABLEHLO, "onnx": ONNX}
+
+
+def normalisation(meta: dict) -> str:
+    """How the model scales pixels in 0..255 itself, for people."""
+    numbers = [f"{name} {meta[name]}" for name in ("mean", "std") if name in meta]
+    return "inside the model: " + ", ".join([meta.get("normalisation", ""), *numbers])
+
+
 def model_json(
-    segmenter: Segmenter, task: Task, exported, seed: int, calibrated: bool
+    segmenter: Segmenter, task: Task, kind: ExportFormat, size: tuple[int, int], seed: int,
+    calibrated: bool, platforms: tuple[str, ...],
 ) -> dict:  # fmt: skip
     """The content of model.json; calibrated: whether the uncertainty is."""
-    _, height, width, _ = exported.in_avals[0].shape
-    outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    shape = [name or side for name, side in zip(kind.shape, ("b", *size))]
     meanings = {
         "labels": "the class of every pixel, an index into classes",
         "probs": "of every class, summing to 1",
         "uncertainty": "the estimated chance that the label is wrong"
         + ("" if calibrated else ", uncalibrated: 1 - the highest probability"),
     }
+    resized = "" if None in kind.shape else "; resized to {} x {} inside".format(*size)
     sampling = task.meta.get("sampling", {})
     return {
         "library": f"diffseg_jax {diffseg_jax.__version__}",
@@ -154,53 +246,64 @@ def model_json(
         "system": segmenter.system,
         "classes": list(segmenter.names),
         "palette": [[int(part) for part in colour] for colour in segmenter.palette],
+        "normalisation": normalisation(task.meta),
         "input": {
             "dtype": "uint8",
-            "shape": ["b", height, width, 3],
+            "shape": [*shape, 3],
+            "size": list(size),
             "range": [0, 255],
-            "meaning": "b images, red green blue, as in an image file",
+            "meaning": f"b images, red green blue, as in an image file{resized}",
         },
         "outputs": {
             name: {
-                "dtype": outputs[name].dtype.name,
-                "shape": [s if isinstance(s, int) else str(s) for s in outputs[name].shape],
-                "meaning": meaning,
+                "dtype": dtype,
+                "shape": shape + [len(segmenter.names)] * (name == "probs"),
+                "meaning": meanings[name],
             }
-            for name, meaning in meanings.items()
+            for name, dtype in OUTPUTS.items()
         },
         "options": {
             "steps": sampling.get("steps"), "samples": sampling.get("draws"), "seed": seed,
         },
-        "platforms": list(exported.platforms),
-        "needs": "pip install jax flatbuffers",
-        "load": [line.format(height, width) for line in LOAD],
+        "platforms": list(platforms),
+        "needs": kind.needs,
+        "load": [line.format(*size) for line in kind.load],
     }  # fmt: skip
 
 
 # ---- what can be wrong -------------------------------------------------------------------------
 
 
-def check_request(output, size, platforms) -> tuple[Path, tuple[int, int]]:
-    """The output and the size; UserError if no checkpoint can be exported with them."""
-    if importlib.util.find_spec("flatbuffers") is None:
+def check_request(
+    output, size, platforms=None, format: str = "stablehlo"
+) -> tuple[Path, tuple[int, int], tuple[str, ...]]:
+    """The output, size and platforms; UserError if no checkpoint can be exported with them."""
+    kind = choose(EXPORT_FORMATS, format, "format")
+    if importlib.util.find_spec(kind.package) is None:
         raise UserError(
-            "jax writes exported models with flatbuffers, which is not installed: "
-            'pip install "diffseg_jax[export]".'
+            f"{kind.file} is written with {kind.package}, which is not installed: "
+            f'pip install "diffseg_jax[{kind.extra}]".'
         )
     if len(size) != 2 or any(side != int(side) or side < 1 for side in size):
         raise UserError(
             f"size is {','.join(map(str, size)) or 'empty'}, but it is a height and a width in "
             "pixels. Try --size=96,128."
         )
-    if not platforms:
-        raise UserError(f"no platform is given. Known: {', '.join(PLATFORMS)}.")
+    if platforms is not None and not kind.platforms:
+        raise UserError(
+            f"platforms is {','.join(platforms)}, but a file of the format {format} runs wherever "
+            "its runtime does. Leave platforms out."
+        )
+    platforms = kind.platforms if platforms is None else tuple(platforms)
+    if kind.platforms and not platforms:
+        raise UserError(f"no platform is given. Known: {', '.join(kind.platforms)}.")
     for platform in platforms:
-        require_known(platform, PLATFORMS, "platform")
+        require_known(platform, kind.platforms, "platform")
     if "://" in str(output):
         raise UserError(f"{output} is an address. Give an --output on this machine.")
     if os.path.lexists(output):
         raise UserError(f"{output} exists already. Give another --output.")
-    return Path(os.path.abspath(output)), tuple(map(int, size))
+    return Path(os.path.abspath(output)), tuple(map(int, size)), platforms
 
 
 def check_protocol(protocol: Protocol, size: tuple[int, int]):

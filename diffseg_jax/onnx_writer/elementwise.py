@@ -1,0 +1,166 @@
+"""Operations on each element of arrays, as nodes: (graph, equation of a jaxpr, inputs) -> Value."""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from diffseg_jax.onnx_writer.graph import Graph, UnsupportedError, Value, constant_of
+
+OPERATORS = {  # primitives of jax for which ONNX has the same operator
+    "abs": "Abs", "add": "Add", "add_any": "Add", "ceil": "Ceil", "cos": "Cos", "div": "Div",
+    "eq": "Equal", "erf": "Erf", "exp": "Exp", "floor": "Floor", "ge": "GreaterOrEqual",
+    "gt": "Greater", "le": "LessOrEqual", "log": "Log", "logistic": "Sigmoid", "lt": "Less",
+    "max": "Max", "min": "Min", "mul": "Mul", "neg": "Neg", "pow": "Pow", "sign": "Sign",
+    "sin": "Sin", "sqrt": "Sqrt", "sub": "Sub", "tanh": "Tanh",
+}  # fmt: skip
+LOGICAL = {"and": ("And", "BitwiseAnd"), "or": ("Or", "BitwiseOr"), "xor": ("Xor", "BitwiseXor")}
+SHIFTS = {"shift_left": "LEFT", "shift_right_logical": "RIGHT"}
+WRAPPED = {"uint32": "int32"}  # runtimes lack arithmetic on the first, and the second has its bits
+
+
+def elementwise(graph: Graph, op: str, inputs, shape, dtype: str, **attributes) -> Value:
+    """The value of an operator, which repeats inputs along their dimensions of 1."""
+    rank = len(shape)
+    held = [1] * rank
+    for value in inputs:
+        for axis, size in enumerate(value.held, rank - len(value.held)):
+            held[axis] = size if not isinstance(size, int) or size != 1 else held[axis]
+    names = [graph.tensor(value) for value in inputs]
+    return graph.make(op, names, shape, dtype, held, **attributes)
+
+
+def _result(equation):
+    aval = equation.outvars[0].aval
+    return aval.shape, str(aval.dtype)
+
+
+def _same_operator(op, graph, equation, *inputs):
+    shape, dtype = _result(equation)
+    wrapped = WRAPPED.get(inputs[0].dtype)
+    if wrapped and op in ("Add", "Sub", "Mul"):
+        inputs = [graph.cast(value, wrapped) for value in inputs]
+        return graph.cast(elementwise(graph, op, inputs, shape, wrapped), dtype)
+    return elementwise(graph, op, inputs, shape, dtype)
+
+
+def _logical(ops, graph, equation, *inputs):
+    shape, dtype = _result(equation)
+    return elementwise(graph, ops[dtype != "bool"], inputs, shape, dtype)
+
+
+def _shift(direction, graph, equation, *inputs):
+    shape, dtype = _result(equation)
+    if dtype != "uint32":
+        raise UnsupportedError(f"a shift of {dtype}")
+    return elementwise(graph, "BitShift", inputs, shape, dtype, direction=direction)
+
+
+def _not(graph, equation, x):
+    return elementwise(graph, "Not" if x.dtype == "bool" else "BitwiseNot", [x], *_result(equation))
+
+
+def _not_equal(graph, equation, *inputs):
+    equal = elementwise(graph, "Equal", inputs, *_result(equation))
+    return elementwise(graph, "Not", [equal], *_result(equation))
+
+
+def _select(graph, equation, which, *cases):
+    shape, dtype = _result(equation)
+    if which.constant and which.array.size and (which.array == which.array.flat[0]).all():
+        chosen = cases[int(which.array.flat[0])]
+        return Value(shape, dtype, chosen.held, chosen.name, chosen.array)
+    if which.dtype != "bool":
+        raise UnsupportedError("a choice between more than two arrays")
+    return elementwise(graph, "Where", [which, cases[1], cases[0]], shape, dtype)
+
+
+def _cast(graph, equation, x):
+    return graph.cast(x, str(equation.params["new_dtype"]))
+
+
+def _square(graph, equation, x):
+    return elementwise(graph, "Mul", [x, x], *_result(equation))
+
+
+def _rsqrt(graph, equation, x):
+    root = elementwise(graph, "Sqrt", [x], *_result(equation))
+    return elementwise(graph, "Reciprocal", [root], *_result(equation))
+
+
+def _log1p(graph, equation, x):
+    one = constant_of(np.array(1, x.dtype))
+    return elementwise(
+        graph, "Log", [elementwise(graph, "Add", [x, one], *_result(equation))], *_result(equation)
+    )  # fmt: skip
+
+
+def _erfc(graph, equation, x):
+    one = constant_of(np.array(1, x.dtype))
+    erf = elementwise(graph, "Erf", [x], *_result(equation))
+    return elementwise(graph, "Sub", [one, erf], *_result(equation))
+
+
+def _integer_pow(graph, equation, x):
+    power = equation.params["y"]
+    shape, dtype = _result(equation)
+    found = x
+    for _ in range(abs(power) - 1):
+        found = elementwise(graph, "Mul", [found, x], shape, dtype)
+    return found if power > 0 else elementwise(graph, "Reciprocal", [found], shape, dtype)
+
+
+def _remainder(graph, equation, *inputs):
+    return elementwise(graph, "Mod", inputs, *_result(equation), fmod=1)
+
+
+def _clamp(graph, equation, low, x, high):
+    above = elementwise(graph, "Max", [x, low], *_result(equation))
+    return elementwise(graph, "Min", [above, high], *_result(equation))
+
+
+def _is_finite(graph, equation, x):
+    shape, dtype = _result(equation)
+    wrong = [elementwise(graph, op, [x], shape, dtype) for op in ("IsNaN", "IsInf")]
+    either = elementwise(graph, "Or", wrong, shape, dtype)
+    return elementwise(graph, "Not", [either], shape, dtype)
+
+
+def _round(graph, equation, x):
+    if int(equation.params["rounding_method"]) != 1:
+        raise UnsupportedError("rounding away from zero")
+    return elementwise(graph, "Round", [x], *_result(equation))
+
+
+def _bits_as_float(graph, equation, x):
+    """The float32 of the bits of a u32 below 2^31; numbers smaller than 2^-126 become 0."""
+    shape, dtype = _result(equation)
+    if (x.dtype, dtype) != ("uint32", "float32"):
+        raise UnsupportedError(f"the bits of {x.dtype} as {dtype}")
+    bits = graph.cast(x, "int32")
+    make = lambda op, *inputs, to="int32": elementwise(graph, op, inputs, shape, to)
+    exponent = make("Div", bits, constant_of(np.int32(2**23)))
+    mantissa = make("Sub", bits, make("Mul", exponent, constant_of(np.int32(2**23))))
+    powers = np.ldexp(np.float64(1), np.arange(-127, 128)).astype(np.float32)
+    powers[0] = 0
+    names = [graph.initializer(powers), graph.tensor(exponent)]
+    scale = graph.make("Gather", names, shape, dtype, exponent.held, axis=0)
+    part = make("Mul", graph.cast(mantissa, dtype), constant_of(np.float32(2**-23)), to=dtype)
+    return make("Mul", make("Add", part, constant_of(np.float32(1)), to=dtype), scale, to=dtype)
+
+
+def _unchanged(graph, equation, x):
+    return x
+
+
+ELEMENTWISE: dict[str, Callable] = {
+    **{name: functools.partial(_same_operator, op) for name, op in OPERATORS.items()},
+    **{name: functools.partial(_logical, ops) for name, ops in LOGICAL.items()},
+    **{name: functools.partial(_shift, direction) for name, direction in SHIFTS.items()},
+    "bitcast_convert_type": _bits_as_float, "clamp": _clamp, "convert_element_type": _cast,
+    "copy": _unchanged, "copy_p": _unchanged, "erfc": _erfc, "integer_pow": _integer_pow,
+    "is_finite": _is_finite, "log1p": _log1p, "lt_to": functools.partial(_same_operator, "Less"),
+    "ne": _not_equal, "not": _not, "optimization_barrier": _unchanged, "rem": _remainder,
+    "round": _round, "rsqrt": _rsqrt, "select_n": _select, "square": _square,
+    "stop_gradient": _unchanged,
+}  # fmt: skip
