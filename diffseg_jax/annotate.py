@@ -24,6 +24,7 @@ from diffseg_jax.cli import (
     user_errors,
 )
 from diffseg_jax.devices.processes import exit_process
+from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError
 
 NEEDS_PAGE = 'The page needs other packages: pip install "diffseg_jax[page]"'
@@ -68,7 +69,8 @@ def main(arguments: Sequence[str] | None = None):
     """The command line."""
     with user_errors():
         given = vars(make_flags().parse_args(arguments))
-        with page_packages():
+        display = Display()
+        with page_packages(), display.progress("starts"):
             from diffseg_jax.server.page_server import PageServer, open_browser
         use_cache(given.pop("compilation_cache"))
         is_opened, features = given.pop("open"), given.pop("features")
@@ -79,10 +81,13 @@ def main(arguments: Sequence[str] | None = None):
             )
         code = 0
         try:
-            with PageServer(source=given.pop("checkpoint") or features, **given) as page:
+            with contextlib.ExitStack() as stack:
+                with display.progress("opens the images and the network"):
+                    page = PageServer(source=given.pop("checkpoint") or features, **given)
+                    stack.enter_context(page)
                 for line in page.described():
-                    print(line, flush=True)
-                print(f"open {page.url} in a browser; Ctrl-C ends it", flush=True)
+                    display.say(line)
+                display.say(f"open {page.url} in a browser; Ctrl-C ends it")
                 if is_opened:
                     open_browser(page.url, page.folder)
                 page.run()

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffseg_jax.cli import Flags, names, number, user_errors
+from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.experiment.comparison import METHODS, Comparison, usual_folds
 from diffseg_jax.experiment.comparison_report import compare_methods, next_step
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None):
         comparison = Comparison(
             data=given.data, unlabelled=given.unlabelled or given.data, minutes=given.minutes,
             folds=_folds(given.folds, usual_folds(given.data, configs)), seed=given.seed,
-            configs=configs, workdir=workdir, say=lambda text: print(text, flush=True),
+            configs=configs, workdir=workdir, display=Display(),
         )  # fmt: skip
         workdir.mkdir(parents=True, exist_ok=True)
         with locked(workdir, "compare", "--workdir"):

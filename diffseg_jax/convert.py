@@ -26,6 +26,7 @@ from diffseg_jax.cli import (
     user_errors,
 )
 from diffseg_jax.devices.mesh import find_devices
+from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.inference.converted import (
     NECK_GROUPS,
@@ -143,7 +144,9 @@ def main(arguments: Sequence[str] | None = None):
         for flag in options:
             if flag not in known:
                 raise UserError(f"--{flag} means nothing for --source={source}. Leave it out.")
-        print(f"{output}: {convert(path, output, **options):,} parameters")
+        with Display().progress(f"converts {path}"):
+            parameters = convert(path, output, **options)
+        print(f"{output}: {parameters:,} parameters")
 
 
 if __name__ == "__main__":

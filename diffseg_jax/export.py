@@ -21,6 +21,7 @@ from diffseg_jax.cli import (
     use_cache,
     user_errors,
 )
+from diffseg_jax.display.console import Display
 from diffseg_jax.inference.exported import (
     DESCRIPTION,
     EXPORT_FORMATS,
@@ -61,7 +62,10 @@ def main(arguments: Sequence[str] | None = None):
             given["platforms"] = tuple(filter(None, given["platforms"].split(",")))
         asked = (given[name] for name in ("output", "size", "platforms", "format"))
         check_request(*asked)
-        description = export(load(opened.pop("checkpoint"), **opened), **given, log=print)
+        display = Display()
+        with display.progress("opens and exports the network"):
+            network = load(opened.pop("checkpoint"), **opened)
+            description = export(network, **given, log=display.say)
         file = EXPORT_FORMATS[given["format"]].file
         model = Path(given["output"]) / file
         print(f"{model}: {model.stat().st_size / 1e6:,.1f} MB; {DESCRIPTION} says:")

@@ -18,6 +18,7 @@ from diffseg_jax.cli import (
     use_cache,
     user_errors,
 )
+from diffseg_jax.display.console import Display
 from diffseg_jax.errors import counted
 from diffseg_jax.inference.batch import require_apart
 from diffseg_jax.inference.feature_files import write_features
@@ -54,10 +55,12 @@ def main(arguments: Sequence[str] | None = None):
         images, output, keep = (given[name] for name in ("images", "output", "keep_masks"))
         require_apart(matching(images), output)
         require_free(open_path(output), "features", "--output")
-        segmenter = load(opened.pop("checkpoint"), **opened)
-        print(segmenter, flush=True)
+        display = Display()
+        with display.progress("opens the network"):
+            segmenter = load(opened.pop("checkpoint"), **opened)
+        display.say(str(segmenter))
         taps = tuple(filter(None, given.pop("taps").split(",")))
-        count = write_features(segmenter, images, output, taps, keep, given["every"])
+        count = write_features(segmenter, images, output, taps, keep, given["every"], display)
         print(f"features of {counted(count, 'image')} in {output}")
 
 

@@ -22,6 +22,7 @@ from diffseg_jax.cli import (
     use_cache,
     user_errors,
 )
+from diffseg_jax.display.console import Display
 from diffseg_jax.errors import counted, visible
 from diffseg_jax.inference.batch import PALETTES, predict_files, require_apart
 from diffseg_jax.inference.contours import CONTOURS
@@ -102,11 +103,13 @@ def main(arguments: Sequence[str] | None = None):
         saved = SaveOptions(extra, **{name: given.pop(name) for name in chosen})
         require_apart(matching(images), output)
         require_free(open_path(output), "predict", "--output")
-        segmenter = load(opened.pop("checkpoint"), **opened)
-        print(segmenter, flush=True)
+        display = Display()
+        with display.progress("opens the network"):
+            segmenter = load(opened.pop("checkpoint"), **opened)
+        display.say(str(segmenter))
         summary = predict_files(
             segmenter, images, output, PredictOptions(**given), palette, keep_masks, saved,
-            every, video,
+            every, video, display,
         )  # fmt: skip
         unreadable = list(summary["unreadable"].values())
         for sentence in unreadable[:MAX_UNREADABLE_SHOWN]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.progress import Progress
 
 from diffseg_jax.cli import (
     Flags,
@@ -19,6 +18,8 @@ from diffseg_jax.cli import (
     user_errors,
 )
 from diffseg_jax.devices.mesh import find_devices
+from diffseg_jax.display.console import Display
+from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import UserError
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference.sampling import (
@@ -76,16 +77,18 @@ def main(arguments: Sequence[str] | None = None):
         with locked(output, "sample", "--output"):
             if any(output.glob("*.png")):
                 raise UserError(f"{output} holds images already. Give another --output.")
-            print(f"{given['checkpoint']}: loads, and compiles the first step", flush=True)
             write_images(output, given)
 
 
 def write_images(output: Path, options: dict):
-    """Writes the images of `generate` and their grid, with a progress bar."""
-    count, shown = 0, []
-    with Progress(transient=True) as bar:
-        task = bar.add_task("steps", total=None)
-        move = lambda done, total: bar.update(task, completed=done, total=total)
+    """Writes the images of `generate` and their grid, and shows its steps."""
+    count, shown, display = 0, [], Display()
+    with display.progress("steps", unit="steps", first=f"loading and {COMPILES}") as progress:
+
+        def move(done, total):
+            progress.total = total
+            progress.at(done)
+
         for batch in generate(**options, progress=move):
             shown.extend(batch[: MAX_GRID_IMAGES - len(shown)])
             for image in batch:

@@ -23,6 +23,7 @@ from diffseg_jax.cli import (
     user_errors,
 )
 from diffseg_jax.devices.processes import exit_process
+from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference.segmenter import load
 
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None):
     """The command line."""
     with user_errors("stopped"):
         given = vars(make_flags().parse_args(arguments))
+        display = Display()
         try:
             from diffseg_jax.server import listening, predict_app, predict_server
         except ModuleNotFoundError as error:
@@ -76,12 +78,13 @@ def main(arguments: Sequence[str] | None = None):
         limits = {name: given.pop(name) for name in ("pixels", "bytes", "requests", "seconds")}
         code = 0
         with listening.bound_socket(host, given.pop("port")) as bound:
-            segmenter = load(opened.pop("checkpoint"), **opened)
-            print(segmenter, flush=True)
+            with display.progress("opens the network"):
+                segmenter = load(opened.pop("checkpoint"), **opened)
+            display.say(str(segmenter))
             limits = predict_app.Limits(**limits, wait=wait)
             try:
                 predict_server.serve_predictions(
-                    segmenter, bound, host, token, limits=limits, **given
+                    segmenter, bound, host, token, limits=limits, display=display, **given
                 )
             except KeyboardInterrupt:
                 code = INTERRUPTED

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from diffseg_jax.cli import Flags, add_checkpoint_flags, use_cache, user_errors
 from diffseg_jax.devices.mesh import find_devices
+from diffseg_jax.display.console import Display
 from diffseg_jax.errors import counted, size
 from diffseg_jax.inference.converted import STORED_DTYPES
 from diffseg_jax.inference.model_card import CARD
@@ -45,10 +46,12 @@ def main(arguments: Sequence[str] | None = None):
         find_devices()
         require_target(given.to)
         folder = Path(temporary) / "copy"
-        prepare_copy(
-            given.checkpoint, given.to, folder, given.licence, given.stage, step=given.step,
-            ema=given.ema, dtype=given.dtype,
-        )  # fmt: skip
+        display = Display()
+        with display.progress(f"reads {given.checkpoint}"):
+            prepare_copy(
+                given.checkpoint, given.to, folder, given.licence, given.stage, step=given.step,
+                ema=given.ema, dtype=given.dtype,
+            )  # fmt: skip
         files = files_in(folder)
         if given.dry_run:
             print(*files, sep="\n")

@@ -21,6 +21,7 @@ from diffseg_jax.cli import (
     use_cache,
     user_errors,
 )
+from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, visible
 from diffseg_jax.inference.batch import require_apart
 from diffseg_jax.inference.image_descriptors import DESCRIBED_BY
@@ -72,18 +73,20 @@ def main(arguments: Sequence[str] | None = None):
         images, output = (given.pop(name) for name in ("images", "output"))
         require_apart([*matching(images), *matching(given["labelled"])], output)
         require_free(open_path(output), "suggest", "--output")
-        segmenter = open_segmenter(**opened)
-        content = suggest_images(images, output, segmenter=segmenter, **given)
+        display = Display()
+        segmenter = open_segmenter(display, **opened)
+        content = suggest_images(images, output, segmenter=segmenter, display=display, **given)
         for line in lines_about(content):
             print(line)
         print(f"{output} holds suggestions.txt, suggestions.json and sheet.png")
 
 
-def open_segmenter(checkpoint: str | None, **options) -> Segmenter | None:
+def open_segmenter(display: Display, checkpoint: str | None, **options) -> Segmenter | None:
     """The network of a checkpoint, None without one; UserError for options of a missing one."""
     if checkpoint is not None:
-        segmenter = load(checkpoint, **options)
-        print(segmenter, flush=True)
+        with display.progress("opens the network"):
+            segmenter = load(checkpoint, **options)
+        display.say(str(segmenter))
         return segmenter
     for name, value in options.items():
         if value is not None:

@@ -3,13 +3,11 @@
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from rich.progress import MofNCompleteColumn, Progress
 
 from diffseg_jax.annotations.label_formats import LABEL_FORMATS, recognised
 from diffseg_jax.annotations.painting import (
@@ -23,6 +21,7 @@ from diffseg_jax.annotations.painting import (
 from diffseg_jax.annotations.photos import Photo, Photos, stem_of
 from diffseg_jax.annotations.regions import LabelledImage, LabelMap, Notes, WriteOptions
 from diffseg_jax.data.labels import Labels
+from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, choose, require_known
 from diffseg_jax.storage.paths import in_bucket, make_folder, open_path
 from diffseg_jax.storage.similar import similar_path
@@ -75,6 +74,7 @@ class Converted:
 def convert_labels(
     input: str, output: str, target: str = "masks", source: str | None = None,
     images: str | None = None, options: ConvertOptions | None = None,
+    display: Display | None = None,
 ) -> Converted:  # fmt: skip
     """Reads labels of one format and writes them in another one below a folder.
 
@@ -82,11 +82,12 @@ def convert_labels(
     output  a folder, which is made; files in it are never replaced by others
     target, source  names of LABEL_FORMATS; None: the source is recognised by its files
     images  the folder of the image files; None: where the labels say they are
+    display  of the command; None: one of its own
 
     Raises UserError for what is wrong with the labels, and for files that are there already.
     Nothing is left in the folder then but what was there.
     """
-    options = options or ConvertOptions()
+    options, display = options or ConvertOptions(), display or Display()
     path, folder = _local(input, "input"), _local(output, "output")
     if not path.exists():
         raise UserError(f"there is no {input}. Give the labels by --input.{similar_path(path)}")
@@ -96,8 +97,9 @@ def convert_labels(
     if into.write is None:
         raise UserError(f"labels of the format {target} are read only. Give another --to.")
     photos = Photos(None if images is None else _local(images, "images"))
-    labelled = read(path, photos)
-    table = class_table(labelled, options.paint)
+    with display.progress(f"reads {source}"):
+        labelled = read(path, photos)
+        table = class_table(labelled, options.paint)
     done = Converted(source, target, table.labels)
     make_folder(folder)
     partial = folder / PARTIAL
@@ -107,7 +109,8 @@ def convert_labels(
         overlap = options.paint.overlap or LABEL_FORMATS[source].overlap
         maps = _Maps(labelled, photos, table, overlap, options, done)
         with_files = _with_photos(maps, partial, into.image_folder, options.photo_files, done)
-        into.write(partial, table.labels, _shown(with_files, labelled.count), options.write)
+        with display.progress("images", labelled.count or None, unit="images") as progress:
+            into.write(partial, table.labels, progress.each_of(with_files), options.write)
         if not done.images:
             raise UserError(_no_image(source, path, labelled.notes, photos))
         deliver(partial, folder)
@@ -226,21 +229,6 @@ def place_photo(photo: Photo, file: Path, link: bool):
         file.symlink_to(Path(photo.path).resolve())
     else:
         shutil.copyfile(photo.path, file)
-
-
-def _shown(maps, count):
-    """The maps, with a progress bar."""
-    columns, quiet = (*Progress.get_default_columns(), MofNCompleteColumn()), not is_terminal()
-    with Progress(*columns, transient=True, disable=quiet) as bar:
-        task = bar.add_task("images", total=count or None)
-        for each in maps:
-            yield each
-            bar.advance(task)
-
-
-def is_terminal() -> bool:
-    """Whether somebody sees a progress bar."""
-    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def deliver(partial: Path, folder: Path):

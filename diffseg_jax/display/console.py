@@ -18,7 +18,7 @@ from diffseg_jax.display.progress import Progress, fitted
 
 REDRAWN_EVERY = 0.5  # seconds, in a terminal
 SHOWN_AFTER = 0.5  # seconds; what takes less is not shown
-NOTE_AFTER = 2.0  # seconds of a first part after which a plain line says what it does
+NOTE_AFTER = 2.0  # seconds of a part after which a plain line says what it does besides
 SILENCES = (8.0, 15.0, 30.0)  # seconds without any line before the first, second, later ones
 MOST_ROWS = 4  # that are drawn at once
 
@@ -47,7 +47,7 @@ class Display:
         self.live: Live | None = None
         self.ended = threading.Event()
         self.spoken, self.silences, self.named = clock(), 0, ""
-        self.noted: Progress | None = None
+        self.noted: tuple[Progress, str] | None = None
 
     def say(self, text: str):
         """A line for the reader."""
@@ -109,10 +109,10 @@ class Display:
 
     def _say_due(self, progress):
         now = self.clock()
-        waits = progress.first and progress.done == progress.start and self.noted is not progress
-        if waits and now - progress.begun >= NOTE_AFTER:
-            self.noted = progress
-            self.say(f"{progress.what}: {progress.first}")
+        note = progress, progress.note
+        if progress.note and self.noted != note and now - progress.noted >= NOTE_AFTER:
+            self.noted = note
+            self.say(f"{progress.what}: {progress.note}")
         elif now - self.spoken >= SILENCES[self.silences]:
             self.silences = min(self.silences + 1, len(SILENCES) - 1)
             self.say(progress.line())

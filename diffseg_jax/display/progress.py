@@ -22,7 +22,8 @@ class Progress:
     done   parts that were done before
     clock  seconds
 
-    The time of the first part is not counted in the rate, as it may include compilation.
+    The time of the first part, and of those that `begins` names, is not counted in the rate, as it
+    may include compilation.
     """
 
     def __init__(
@@ -32,15 +33,15 @@ class Progress:
         closed: Callable[["Progress"], None] = lambda progress: None,
     ):  # fmt: skip
         self.what, self.total, self.unit, self.each = what, total, unit, each
-        self.first, self.clock, self.opened, self.closed = first, clock, opened, closed
+        self.note, self.clock, self.opened, self.closed = first, clock, opened, closed
         self.start = self.warm_done = self.done = done
-        self.begun = self.warm = self.now = clock()
+        self.begun = self.noted = self.warm = self.now = clock()
         self.rested = 0.0
         self.values: dict[str, str] = {}
         self.lock = threading.Lock()
 
     def __enter__(self) -> "Progress":
-        self.begun = self.warm = self.now = self.clock()
+        self.begun = self.noted = self.warm = self.now = self.clock()
         self.opened(self)
         return self
 
@@ -54,9 +55,17 @@ class Progress:
     def at(self, done: int):
         """So many are done."""
         with self.lock:
-            self.done, self.now = done, self.clock()
+            more, self.done, self.now = done - self.done, done, self.clock()
             if self.warm_done == self.start:
                 self.warm_done, self.warm, self.rested = done, self.now, 0.0
+            elif self.note:
+                self.warm_done, self.warm = self.warm_done + more, self.warm + self.now - self.noted
+            self.note = ""
+
+    def begins(self, note: str):
+        """The next part does something besides, as compiling for another size; as `first`."""
+        with self.lock:
+            self.note, self.noted = note, self.clock()
 
     def rest(self, seconds: float):
         """So long something else was done, such as an evaluation, which is not in the rate."""
@@ -111,9 +120,10 @@ class Progress:
                 found["values"] = values_text(self.values)
             if (left := self.seconds_left) is not None:
                 found["left"] = f"{duration(left)} left"
-            if self.done == self.start:
-                elapsed = f"{duration(self.clock() - self.begun)} so far"
-                found["note"] = f"{self.first}, {elapsed}" if self.first else elapsed
+            if self.note:
+                found["note"] = f"{self.note}, {duration(self.clock() - self.noted)} so far"
+            elif self.done == self.start:
+                found["note"] = f"{duration(self.clock() - self.begun)} so far"
             return found
 
     def line(self) -> str:

@@ -3,16 +3,17 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes per unit of ru_maxrss
 
 
-def run_watched(command: Sequence[str], log: Path):
+def run_watched(command: Sequence[str], log: Path, say: Callable[[str], None]):
     """(exit code, resource usage, last line) of a run whose lines are shown and kept in a file.
 
     command  as typed after python
+    say      takes each line as it comes, indented
     """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     last = ""
@@ -23,7 +24,7 @@ def run_watched(command: Sequence[str], log: Path):
         )  # fmt: skip
         try:
             for line in process.stdout:
-                print(f"  {line}", end="", flush=True)
+                say(f"  {line.rstrip()}")
                 kept.write(line)
                 last = line.strip() or last
             _, status, usage = os.wait4(process.pid, 0)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from diffseg_jax.config.files import read_config
+from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.child_run import MAXRSS_UNIT, run_watched
@@ -141,7 +142,7 @@ class Comparison:
     seed: int
     configs: str
     workdir: Path
-    say: Callable[[str], None]
+    display: Display
 
     def overrides(self, method: str, fold: int) -> dict[str, str]:
         """The options of the config that differ from its file, as they are typed."""
@@ -251,12 +252,15 @@ def run_cells(comparison: Comparison, cells: Sequence[Cell]):
         left = max(comparison.minutes * 60 * (1 - TABLE_SHARE) - used, 60.0)
         to_come = sum(each.weight for each in cells[index:] if not records[each]) or cell.weight
         minutes = records[cell].get("minutes", left / 60 * cell.weight / to_come)
-        comparison.say(
+        comparison.display.say(
             f"\n{index + 1} of {len(cells)}: {_title(comparison, cell)}, about "
             f"{duration(60 * minutes)}; {duration(left)} left in all"
         )
         write_json(_record_file(comparison, cell), {"minutes": minutes})  # a stopped run keeps it
-        records[cell] = {"minutes": minutes, **_run(comparison, cell, minutes)}
+        what = f"{index + 1} of {len(cells)}: {_title(comparison, cell)}"
+        with comparison.display.progress(what) as shown:
+            shown.show(**{"of about": duration(60 * minutes)})
+            records[cell] = {"minutes": minutes, **_run(comparison, cell, minutes)}
         write_json(_record_file(comparison, cell), records[cell])
 
 
@@ -296,14 +300,15 @@ def _run(comparison, cell, minutes):
     if starts_elsewhere and not first_has_checkpoint(_unlabelled_stage(comparison, cell.method)):
         return {"failed": "its stage without labels failed"}
     command = command_of(comparison, cell, minutes)
-    status, usage, last = run_watched(command, comparison.workdir / f"{cell.name}.log")
+    log = comparison.workdir / f"{cell.name}.log"
+    status, usage, last = run_watched(command, log, comparison.display.say)
     seconds = _seconds_of(comparison, cell, {"seconds": time.perf_counter() - begun})
     record = {
         "seconds": seconds, "command": command,
         "cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * MAXRSS_UNIT,
     }  # fmt: skip
     if status:
-        comparison.say(f"  failed, and the others go on; log in {cell.name}.log")
+        comparison.display.say(f"  failed, and the others go on; log in {cell.name}.log")
         return {**record, "failed": last.removeprefix("error: ")}
     return {**record, **_numbers(comparison, cell)}
 
@@ -366,7 +371,7 @@ def _run_forest(comparison, cell):
     if cell.fold == 0:
         shown = {f"{index}": labels[index] for index in images_of_sheet(images)}
         np.savez_compressed(comparison.workdir / f"{FOREST}_labels.npz", **shown)
-    comparison.say(f"  mIoU {100 * result['mIoU']:.1f} %")
+    comparison.display.say(f"  mIoU {100 * result['mIoU']:.1f} %")
     return {
         "seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu,
         **_chosen_numbers(result),

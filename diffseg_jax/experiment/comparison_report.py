@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffseg_jax.display.progress import duration
+from diffseg_jax.display.progress import COMPILES, duration
 from diffseg_jax.errors import UserError, size
 from diffseg_jax.experiment.comparison import (
     FOREST,
@@ -38,10 +38,10 @@ def compare_methods(comparison: Comparison, methods: Sequence[str]) -> list[dict
     make_workdir(comparison.workdir)
     images = comparison.images(0)
     claim(comparison)
-    methods = available_methods(methods, comparison.say)
+    methods = available_methods(methods, comparison.display.say)
     cells = cells_of(methods, comparison.folds, comparison.minutes)
     dropped = [name for name in methods if name not in {cell.method for cell in cells}]
-    comparison.say(announcement(comparison, images, cells, dropped))
+    comparison.display.say(announcement(comparison, images, cells, dropped))
     run_cells(comparison, cells)
     rows = table_rows(comparison, cells)
     if not any("mIoU" in row for row in rows):
@@ -50,7 +50,7 @@ def compare_methods(comparison: Comparison, methods: Sequence[str]) -> list[dict
     write_json(comparison.workdir / "results.json", {"rows": rows})
     table = table_text(rows)
     write_atomically(comparison.workdir / "table.md", f"{table}\n".encode())
-    comparison.say("\n" + table)
+    comparison.display.say("\n" + table)
     draw_sheet(comparison, cells, images)
     return rows
 
@@ -150,11 +150,13 @@ def draw_sheet(comparison: Comparison, cells: Sequence[Cell], images: Images):
             with np.load(comparison.workdir / f"{FOREST}_labels.npz") as stored:
                 predicted[cell.method] = [stored[str(index)] for index in shown]
             continue
-        comparison.say(f"draws predictions of {cell.method}")
-        segmenter = load(comparison.workdir / cell.name)
-        predicted[cell.method] = [
-            np.asarray(segmenter.predict(example["image"]).labels[0]) for example in examples
-        ]
+        what = f"draws predictions of {cell.method}"
+        with comparison.display.progress(what, len(examples), first=COMPILES) as progress:
+            segmenter = load(comparison.workdir / cell.name)
+            predicted[cell.method] = [
+                np.asarray(segmenter.predict(example["image"]).labels[0])
+                for example in progress.each_of(examples)
+            ]
     columns = ([example[key] for example in examples] for key in ("image", "mask"))
     sheet = sheets.comparison_sheet(*columns, predicted, labels)
     sheets.save_png(comparison.workdir / "sheet.png", sheet)

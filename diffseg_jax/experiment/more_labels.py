@@ -151,6 +151,17 @@ def _compared(workdir, stages):
                 f"{stage.name}: mIoU {100 * old['mIoU']:.2f} -> {100 * new['mIoU']:.2f}"
                 f"{'' if same else differ}"
             )
+            if old["IoU"].keys() != new["IoU"].keys():
+                yield from _common_classes(stage.name, old["IoU"], new["IoU"])
+
+
+def _common_classes(name, old, new):
+    """A sentence about the mean IoU of the classes that two results share, if they share some."""
+    common = [k for k in old if None not in (old[k], new.get(k))]
+    if common:
+        before, after = (100 * sum(each[k] for k in common) / len(common) for each in (old, new))
+        classes = counted(len(common), "class")
+        yield f"{name}: mIoU of the {classes} that both have {before:.2f} -> {after:.2f}"
 
 
 # ---- the new run takes the place of the old one ------------------------------------------------

@@ -60,6 +60,7 @@ from diffseg_jax.training.log import Log
 from diffseg_jax.training.trackers import tracking
 
 CHANGED_DATA = ("refuse", "continue")
+COUNTED_AS = "counted as published"  # part of the title of a column
 READ_FIRST = 32  # examples per split that are read before anything is written
 
 
@@ -343,6 +344,9 @@ def report_results(
     if results:
         write_results(order, results, file)
         log.say(segmentation.format_table(columns_of(results)))
+        conventions = {key for result in results.values() for key in result}
+        for convention in sorted(segmentation.CONVENTION_NOTES.keys() & conventions):
+            log.say(f"{COUNTED_AS}: {segmentation.CONVENTION_NOTES[convention]}")
         pictures = file.parent / "pictures"
         images = f", images in {pictures}" if pictures.is_dir() else ""
         log.say(f"finished; numbers in {file}{images}")
@@ -362,7 +366,7 @@ def columns_of(results: dict) -> dict:
         if PROBE in result:
             columns[f"{name}, linear probe"] = result[PROBE]
         for convention in segmentation.CONVENTIONS.keys() & result.keys():
-            columns[f"{name}, as {convention}"] = result[convention]
+            columns[f"{name}, {COUNTED_AS}"] = result[convention]
     return columns
 
 

@@ -149,7 +149,7 @@ def _watched_record(command, workdir, name, folder, task, say) -> dict:
     logs = workdir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
-    status, usage, last = run_watched(command, logs / f"{name}.log")
+    status, usage, last = run_watched(command, logs / f"{name}.log", say)
     record = {
         "seconds": time.perf_counter() - begun, "command": _typed(command),
         "cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * MAXRSS_UNIT,

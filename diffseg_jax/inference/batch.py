@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.progress import MofNCompleteColumn, Progress
 
 import diffseg_jax
 from diffseg_jax.data.images import read_image
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.palette import distinct_colours
+from diffseg_jax.display.console import Display
+from diffseg_jax.display.progress import COMPILES, Progress
 from diffseg_jax.errors import UserError, visible
 from diffseg_jax.inference.frames import Frame, container_of, frames_note, is_video, read_each
 from diffseg_jax.inference.georeference import georeference_of
@@ -60,7 +61,7 @@ def fingerprint_of(calibrator: Calibrator) -> str:
 def predict_files(
     segmenter: Segmenter, images: Sequence[str], output: str, options: PredictOptions,
     palette: str = "own", keep_masks: bool = False, saved: SaveOptions | None = None,
-    every: int = 1, video: bool = False,
+    every: int = 1, video: bool = False, display: Display | None = None,
 ) -> dict:  # fmt: skip
     """Writes the predictions for images, and for all images in folders; returns the summary.
 
@@ -69,16 +70,17 @@ def predict_files(
     keep_masks  whether files in folders that look like masks are predicted too
     every       one in so many frames of a video, or pages of a file, is predicted
     video       whether a video of the overlays is written for every video
+    display     of the command; None: one of its own
 
     Finished images are skipped, unreadable ones are listed. Raises UserError if there is no image
     or none can be read, and as `Summary`.
     """
-    images, saved = matching(images), saved or SaveOptions()
+    images, saved, display = matching(images), saved or SaveOptions(), display or Display()
     require_apart(images, output)
     folder = open_path(output)
     found, notes = find_images(images, keep_masks, every)
     for note in (*notes, *frames_note(found, every)):
-        print(f"note: {visible(note)}", flush=True)
+        display.say(f"note: {visible(note)}")
     clips = clips_in(found, folder) if video else {}
     places = {name: georeference_of(source) for name, source in found if isinstance(source, str)}
     places = {name: place for name, place in places.items() if place}
@@ -94,23 +96,22 @@ def predict_files(
     )  # fmt: skip
     summary.content["files"] = saved.described(bool(places))
     remaining = {name: path for name, path in found if not summary.is_done(name, path)}
-    bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn())
-    task = bar.add_task("images", total=len(remaining))
-    named = readable(remaining, summary, lambda: bar.advance(task))
-    named = announce_sizes(named, bar.console, options.round_to)
+    progress = display.progress("images", len(remaining), unit="images")
+    named = readable(remaining, summary, progress.add)
+    named = announce_sizes(named, progress, display, options.round_to)
     predictions = segmenter.predict_named(named, options, keep=saved.extra)
     make_folder(folder)
     with locked(folder, "predict", "--output"):
         if len(remaining) < len(found):
             done = len(found) - len(remaining)
-            print(f"{done} of {len(found)} images are done already", flush=True)
-        with bar:
+            display.say(f"{done} of {len(found)} images are done already")
+        with progress:
             try:
                 for prediction in predictions:
                     entries = prediction.recoloured(colours).write(folder, saved, places)
                     for name, entry in entries.items():
                         summary.add(name, remaining[name], entry)
-                    bar.advance(task)
+                    progress.add()
             finally:
                 finished = summary.content["pictures"]
                 if finished:  # else other options may follow in the same folder
@@ -118,7 +119,7 @@ def predict_files(
                     write_legend(folder, labels, summary.content["calibrated"], saved)
         if saved.contours == "coco":
             write_coco(folder, {name: entry["file"] for name, entry in finished.items()})
-        write_videos(folder, clips, remaining, finished, every)
+        write_videos(folder, clips, remaining, finished, every, display)
     if remaining and not finished:
         first = next(iter(summary.content["unreadable"].values()))
         raise UserError(f"none of {len(found)} images can be read. The first: {first}")
@@ -158,7 +159,10 @@ def clips_in(
     return clips
 
 
-def write_videos(folder: Path, clips: dict, remaining: Collection, finished: Collection, every):
+def write_videos(
+    folder: Path, clips: dict, remaining: Collection, finished: Collection, every: int,
+    display: Display,
+):  # fmt: skip
     """Writes <video>_overlay.mp4 of the overlays of its finished frames, unless it is up to date.
 
     clips  as of `clips_in`;  remaining, finished  names of images
@@ -167,9 +171,11 @@ def write_videos(folder: Path, clips: dict, remaining: Collection, finished: Col
         names, target = [name for name in frames if name in finished], folder / f"{clip}_{OVERLAY}"
         if not names or (not frames.keys() & remaining and _holds(target, len(names))):
             continue
-        print(f"writes {target}", flush=True)
+        display.say(f"writes {target}")
         overlays = (read_image(path_of(folder, name, "overlay.png")) for name in names)
-        write_video(target, overlays, frame_rate(frames[names[0]].path) / every)
+        with display.progress(target.name, len(names), unit="frames") as progress:
+            rate = frame_rate(frames[names[0]].path) / every
+            write_video(target, progress.each_of(overlays), rate)
 
 
 def _holds(video, count):
@@ -180,19 +186,21 @@ def _holds(video, count):
         return False
 
 
-def announce_sizes(named, console, round_to) -> Iterator[tuple[str, np.ndarray]]:
-    """The images with names; prints which sizes are new, and a hint after MANY_SIZES of them."""
+def announce_sizes(
+    named: Iterator[tuple[str, np.ndarray]], progress: Progress, display: Display,
+    round_to: int | None,
+) -> Iterator[tuple[str, np.ndarray]]:  # fmt: skip
+    """The images with names; says that new sizes compile, and gives a hint after MANY_SIZES."""
     sizes = set()
     for name, image in named:
         height, width = size = image.shape[:2]
         if size not in sizes:
             sizes.add(size)
-            console.print(f"{height} x {width}: compiles if this size is new", highlight=False)
+            progress.begins(f"{height} x {width}, {COMPILES}")
             if len(sizes) == MANY_SIZES and not round_to:
-                console.print(
+                display.say(
                     f"{MANY_SIZES} sizes so far, each of which may compile for some seconds; "
-                    "--round_to=64 lets many share programs, by resizing them a little",
-                    highlight=False,
+                    "--round_to=64 lets many share programs, by resizing them a little"
                 )
         yield name, image
 

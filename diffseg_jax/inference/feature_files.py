@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from rich.progress import MofNCompleteColumn, Progress
 
 from diffseg_jax.devices.settings import own_settings
+from diffseg_jax.display.console import Display
+from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import UserError, visible
 from diffseg_jax.inference.batch import require_apart
 from diffseg_jax.inference.frames import frames_note, read_each
@@ -59,11 +60,12 @@ def source_of(segmenter: Segmenter, taps: Sequence[str] = ()) -> FeatureSource:
 @own_settings()
 def write_features(
     segmenter: Segmenter, images: Sequence[str], output: str, taps: Sequence[str] = (),
-    keep_masks: bool = False, every: int = 1,
+    keep_masks: bool = False, every: int = 1, display: Display | None = None,
 ) -> int:  # fmt: skip
     """Writes <name>.npz for every image; returns their number.
 
-    every  one in so many frames of a video, or pages of a file, is taken
+    every    one in so many frames of a video, or pages of a file, is taken
+    display  of the command; None: one of its own
 
     Finished images are skipped unless they have changed since.
 
@@ -72,12 +74,12 @@ def write_features(
     describes all, and holds the size and time of every finished image. Raises UserError if there is
     no image, and for a folder with other features.
     """
-    images = matching(images)
+    images, display = matching(images), display or Display()
     require_apart(images, output)
     folder, source = open_path(output), source_of(segmenter, taps)
     found, notes = find_images(images, keep_masks, every)
     for note in (*notes, *frames_note(found, every)):
-        print(f"note: {visible(note)}", flush=True)
+        display.say(f"note: {visible(note)}")
     network = segmenter.network
     if segmenter.system in RUNS:
         network = {part: {segmenter.system: network[part]} for part in network}
@@ -96,17 +98,16 @@ def write_features(
         remaining = [(name, path) for name, path in found if not summary.is_done(name, path)]
         if remaining:
             network = jax.device_put(network, segmenter.mesh.devices.flat[0])
-        bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn())
-        with bar:
+        shown = display.progress("images", len(remaining), unit="images", first=COMPILES)
+        with shown as progress:
             try:
-                task = bar.add_task("images", total=len(remaining))
                 for name, source, image in read_each(remaining):
                     if isinstance(image, UserError):
                         raise image
                     made = _npz(_features(extract, network, image))
                     write_atomically(folder / f"{name}.npz", made)
                     summary.add(name, source, {})
-                    bar.advance(task)
+                    progress.add()
             finally:
                 summary.save()
     return len(found)

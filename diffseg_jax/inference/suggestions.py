@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 import diffseg_jax
-from diffseg_jax.display.progress import Progress
+from diffseg_jax.display.console import Display
+from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import UserError, counted, visible
 from diffseg_jax.figures.sheets import png_of, save_png, suggestion_sheet
 from diffseg_jax.inference.batch import fingerprint_of, require_apart
@@ -51,7 +52,7 @@ MAP_SIDE = 96  # pixels, the longer side of the maps of uncertainty that are kep
 def suggest_images(
     images: Sequence[str], output: str, count: int = 5, segmenter: Segmenter | None = None,
     labelled: Sequence[str] = (), features: str = "", copy: bool = False, keep_masks: bool = False,
-    every: int = 1,
+    every: int = 1, display: Display | None = None,
 ) -> dict:  # fmt: skip
     """Writes which `count` images to label next; returns what suggestions.json holds.
 
@@ -64,22 +65,23 @@ def suggest_images(
     copy        whether the images are copied to <output>/images, frames as PNG
     keep_masks  whether files that look like masks are images, too
     every       one in so many frames of a video, or pages of a file, is taken
+    display     of the command; None: one of its own
 
     Raises UserError if fewer images are without labels, and for paths and folders.
     """
-    images, labelled = matching(images), matching(labelled)
+    images, labelled, display = matching(images), matching(labelled), display or Display()
     require_apart([*images, *labelled], output)
     require_integer("count", count, 1, 10**6)
     found, notes = find_images(images, keep_masks, every)
     for note in (*notes, *frames_note(found, every)):
-        print(f"note: {visible(note)}", flush=True)
+        display.say(f"note: {visible(note)}")
     if count > len(found):  # before minutes of work
         raise UserError(
             f"count is {count}, but --images holds {counted(len(found), 'image')}. Give a smaller "
             "--count, or more images."
         )
     known = find_images(labelled)[0] if labelled else []
-    look, identity = open_look(segmenter, features)
+    look, identity = open_look(segmenter, features, display)
     folder = open_path(output)
     make_folder(folder)
     with locked(folder, "suggest", "--output"):
@@ -88,10 +90,10 @@ def suggest_images(
             lambda key: [measured_file(folder, key)], ("digest",),
         )  # fmt: skip
         sources = {str(source): (name, source) for name, source in [*known, *found]}
-        measure_images(look, sources, summary)
+        measure_images(look, sources, summary, display)
         pool = Pool(folder, summary.content["pictures"], found, known, learned_from(segmenter))
         for line in pool.described():
-            print(line, flush=True)
+            display.say(line)
         pool.require(count, summary.content["unreadable"])
         near = segmenter.known if segmenter and not features else None
         content = {
@@ -246,10 +248,12 @@ def copy_images(folder: Path, sources: Sequence[tuple[str, str | Frame]]):
 # ---- measuring -----------------------------------------------------------------------------------
 
 
-def open_look(segmenter: Segmenter | None, features: str) -> tuple[Callable, dict]:
+def open_look(
+    segmenter: Segmenter | None, features: str, display: Display
+) -> tuple[Callable, dict]:
     """How images are measured, and what the measurements depend on, JSON values.
 
-    Images with names -> for each (image, uncertainty f32[H,W] or None, descriptor f32[C]). Prints
+    Images with names -> for each (image, uncertainty f32[H,W] or None, descriptor f32[C]). Says
     by what images are compared. Raises UserError for a network that cannot segment.
     """
     identity = {"checkpoint": None, "step": None, "weights": None, "calibrator": None}
@@ -268,7 +272,7 @@ def open_look(segmenter: Segmenter | None, features: str) -> tuple[Callable, dic
         "network": "features of the network of the checkpoint",
         "colour": "mean colours and their deviation in 16 cells",
     }.get(compared, f"features of {compared}")
-    print(f"compares images by {what}{f', as {why}' if why else ''}", flush=True)
+    display.say(f"compares images by {what}{f', as {why}' if why else ''}")
 
     def look(named):
         if segmenter is None:
@@ -282,7 +286,9 @@ def open_look(segmenter: Segmenter | None, features: str) -> tuple[Callable, dic
     return look, {**identity, "compared_by": compared}
 
 
-def measure_images(look: Callable, sources: dict[str, tuple[str, str | Frame]], summary: Summary):
+def measure_images(
+    look: Callable, sources: dict[str, tuple[str, str | Frame]], summary: Summary, display: Display
+):
     """Measures those images that are not measured yet; sources: key -> (name, source).
 
     A file for each holds its descriptor, and a small map of its uncertainty.
@@ -290,10 +296,9 @@ def measure_images(look: Callable, sources: dict[str, tuple[str, str | Frame]], 
     remaining = [each for key, each in sources.items() if not summary.is_done(key, each[1])]
     if len(remaining) < len(sources):
         done = len(sources) - len(remaining)
-        print(f"{done} of {len(sources)} images are measured already", flush=True)
-    if remaining:
-        print(f"measures {counted(len(remaining), 'image')}; compiles the first", flush=True)
-    waiting, progress = deque(), Progress("images", len(remaining))
+        display.say(f"{done} of {len(sources)} images are measured already")
+    waiting = deque()
+    shown = display.progress("measures images", len(remaining), unit="images", first=COMPILES)
 
     def readable():
         for name, source, image in read_each(remaining):
@@ -304,19 +309,16 @@ def measure_images(look: Callable, sources: dict[str, tuple[str, str | Frame]], 
                 waiting.append((source, source_digest(source, image)))
                 yield name, image
 
-    try:
-        for image, uncertainty, descriptor in look(readable()):
-            source, digest = waiting.popleft()
-            save_measured(measured_file(summary.folder, str(source)), descriptor, uncertainty)
-            entry = {"digest": digest, "size": list(image.shape[:2])}
-            summary.add(str(source), source, entry | of_uncertainty(uncertainty))
-            progress.add()
-    finally:
-        summary.save()
-
-
-def _say(line):
-    print(line, flush=True)
+    with shown as progress:
+        try:
+            for image, uncertainty, descriptor in look(readable()):
+                source, digest = waiting.popleft()
+                save_measured(measured_file(summary.folder, str(source)), descriptor, uncertainty)
+                entry = {"digest": digest, "size": list(image.shape[:2])}
+                summary.add(str(source), source, entry | of_uncertainty(uncertainty))
+                progress.add()
+        finally:
+            summary.save()
 
 
 def source_digest(source: str | Frame, image: np.ndarray) -> str:

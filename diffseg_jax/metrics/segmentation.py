@@ -42,6 +42,13 @@ CONVENTIONS = {
     "mmseg": Convention(Absent.SKIP, ignored_row=False),
     "ddpm_seg": Convention(Absent.ZERO, ignored_row=True),
 }
+CONVENTION_NOTES = {  # for readers of a table
+    "mmseg": "as by mmsegmentation, for comparison with the tables of DDP's paper",
+    "ddpm_seg": (
+        "as by the code of DDPM-Seg, for comparison with the tables of its paper: a class that is "
+        "absent counts as 0, and predictions on ignored pixels as wrong"
+    ),
+}
 
 
 def confusion(

@@ -1,8 +1,11 @@
 """Serves the predictions of a segmenter until it is stopped."""
 
+import contextlib
 import socket
 import sys
 
+from diffseg_jax.display.console import Display
+from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import UserError, shortened
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.server.listening import make_server, serve_until_stopped
@@ -31,16 +34,18 @@ def require_token(host: str, token: str):
 def serve_predictions(
     segmenter: Segmenter, bound: socket.socket, host: str = "127.0.0.1", token: str = "",
     batch_size: int | None = None, round_to: int | None = None, sizes: int = 16,
-    limits: Limits | None = None,
+    limits: Limits | None = None, display: Display | None = None,
 ):  # fmt: skip
     """Serves until SIGTERM, or Ctrl-C, which raises KeyboardInterrupt; compiles a program first.
 
     bound  the socket, see `listening.bound_socket`;  host  to which it is bound, as Host names it
     token  that requests must send; "": none
     batch_size, round_to, sizes  as of `ServedNetwork`;  limits  None: the defaults
+    display  of the command; None: one of its own
 
     Raises UserError for a network that cannot be served, and when the first prediction fails.
     """
+    display = display or Display()
     limits, access = limits or Limits(), Access(token, host, bound.getsockname()[1])
     address = Access("", host, access.port).url.rstrip("/")
     network = ServedNetwork(segmenter, batch_size, round_to, sizes)
@@ -53,17 +58,22 @@ def serve_predictions(
             "protects the server.", file=sys.stderr,
         )  # fmt: skip
 
+    shown = contextlib.ExitStack()
+
     def report(warm):
+        shown.close()
         if warm.cancelled() or not warm.exception():
-            print("ready", flush=True)
+            display.say("ready")
         else:
             server.should_exit = True
 
-    print(f"serving on {address}; {address}/ says how to ask; Ctrl-C stops", flush=True)
+    display.say(f"serving on {address}; {address}/ says how to ask; Ctrl-C stops")
+    shown.enter_context(display.progress("first prediction", first=COMPILES))
     app.warm.add_done_callback(report)
     try:
         serve_until_stopped(server, bound)
     finally:
+        shown.close()
         app.close(SECONDS_TO_CLOSE)
     if app.warm.done() and app.warm.exception():
         raise app.warm.exception()

@@ -113,3 +113,16 @@ def test_names_of_two_columns_a_character_are_cut_in_time():
 )
 def test_slow_rates_are_the_time_of_one(rate, text):
     assert rate_text(rate, "images") == text
+
+
+def test_a_part_that_compiles_for_another_size_changes_neither_the_rate_nor_the_time_left():
+    progress, clock = run(2.0, 10, until=4, unit="images")
+    progress.begins("48 x 64, compiling")
+    clock.now += 30
+    shown = "fit: features 4/10   2.0 s each   10 s left   48 x 64, compiling, 30 s so far"
+    assert progress.line() == shown
+    progress.add()
+    for _ in range(2):
+        clock.now += 2
+        progress.add()
+    assert progress.seconds_each == 2 and progress.seconds_left == 6

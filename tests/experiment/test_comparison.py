@@ -12,6 +12,7 @@ from PIL import Image
 from diffseg_jax import UserError, compare
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.scenes import draw_scene
+from diffseg_jax.display.console import Display
 from diffseg_jax.experiment import comparison, comparison_report, forest
 from diffseg_jax.experiment.comparison import METHODS, SHORTEST, Cell, cells_of
 from diffseg_jax.figures.sheets import comparison_sheet
@@ -74,7 +75,7 @@ class Runs:
     def __init__(self, fails=()):
         self.fails, self.commands = fails, []
 
-    def __call__(self, command, log):
+    def __call__(self, command, log, say):
         self.commands.append(command)
         options = dict(re.findall(r"--([\w.]+)=(.*)", "\n".join(command)))
         workdir = Path(options["workdir"])
@@ -120,7 +121,7 @@ def test_the_table_has_the_mean_over_folds_and_the_command_goes_on(compared, min
 def test_labelled_images_fill_the_crop_of_the_config_that_reads_them(mine, tmp_path):
     compared = comparison.Comparison(
         data=str(mine), unlabelled=str(mine), minutes=1, folds=3, seed=0, configs=str(CONFIGS),
-        workdir=tmp_path, say=print,
+        workdir=tmp_path, display=Display(),
     )  # fmt: skip
     command = comparison.command_of(compared, Cell("adm", 0), 1)
     assert "--config.stages.fit.augment.crop=(180, 240)" in command  # 48 x 64 within 180 x 240
@@ -148,18 +149,17 @@ def test_a_fold_without_a_number_does_not_break_the_table(compared, monkeypatch)
         compared("--minutes=40", methods="ddp")
 
 
-def test_the_time_of_a_stopped_run_counts(mine, tmp_path, monkeypatch):
-    said = []
+def test_the_time_of_a_stopped_run_counts(mine, tmp_path, monkeypatch, capsys):
     compared = comparison.Comparison(
         data=str(mine), unlabelled=str(mine), minutes=60, folds=3, seed=0, configs=str(CONFIGS),
-        workdir=tmp_path, say=said.append,
+        workdir=tmp_path, display=Display(),
     )  # fmt: skip
     monkeypatch.setattr(comparison, "run_watched", Runs())
     (tmp_path / "ddp_0").mkdir()
     (tmp_path / "ddp_0" / "time_budget.json").write_text('{"minutes": 30, "used": 600}')
     (tmp_path / "ddp_0.json").write_text('{"minutes": 30}')
     comparison.run_cells(compared, [Cell("ddp", 0)])
-    assert "47 min 00 s left" in said[0]  # of 57
+    assert "47 min 00 s left" in capsys.readouterr().out  # of 57
     assert comparison.record_of(compared, Cell("ddp", 0))["seconds"] == 600
 
 

@@ -58,7 +58,7 @@ class Runs:
     def __init__(self, fails=(), stops_at=None):
         self.fails, self.stops_at, self.commands = fails, stops_at, []
 
-    def __call__(self, command, log):
+    def __call__(self, command, log, say):
         if len(self.commands) == self.stops_at:
             raise KeyboardInterrupt
         self.commands.append(command)
