@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from rich.cells import cell_len, set_cell_size
 
 COMPILES = "compiling, about a minute the first time"
-SHORTEST_BAR, LONGEST_BAR = 10, 40  # columns
+SHORTEST_BAR, LONGEST_BAR, SHORTEST_NOTE = 10, 40, 12  # columns
 GAP = "  "
 
 
@@ -158,25 +158,32 @@ def duration(seconds: float) -> str:
 def fitted(progress: Progress, width: int) -> list[tuple[str, str]]:
     """The parts of a line of at most `width` columns: (text, "bold", "dim" or "").
 
-    Where there is no room, the bar goes first, then the rate, the last values, and the end of what
-    is done.
+    Where there is no room, the bar goes first, then the rate, the last values, the end of the note,
+    the time left, and the end of what is done.
     """
     texts = progress.texts()
     for dropped in ("", "rate", "values", "note", "left"):
-        texts.pop(dropped, None)
+        note = texts.pop(dropped, "")
+        if dropped == "note" and cell_len(note) + room >= SHORTEST_NOTE:
+            texts["note"] = cut(note, cell_len(note) + room)
         rest = GAP.join(texts.values())
         room = width - cell_len(progress.what) - (len(GAP) if rest else 0) - cell_len(rest)
         if room >= 0:
             break
-    what = progress.what
-    if room < 0:
-        what = set_cell_size(what, max(cell_len(what) + room - 1, 0)).rstrip() + "…"
+    what = cut(progress.what, cell_len(progress.what) + min(room, 0))
     parts = [(what, "bold")]
     if progress.total and room >= len(GAP) + SHORTEST_BAR:
         parts += [(GAP, ""), *bar(progress, min(room - len(GAP), LONGEST_BAR))]
     for name, text in texts.items():
         parts += [(GAP, ""), (text, "dim" if name in ("rate", "note") else "")]
     return parts
+
+
+def cut(text: str, width: int) -> str:
+    """The text, or its beginning and "…" where it has more columns."""
+    if cell_len(text) <= width:
+        return text
+    return set_cell_size(text, max(width - 1, 0)).rstrip() + "…"
 
 
 def bar(progress: Progress, width: int) -> list[tuple[str, str]]:

@@ -126,3 +126,9 @@ def test_a_part_that_compiles_for_another_size_changes_neither_the_rate_nor_the_
         clock.now += 2
         progress.add()
     assert progress.seconds_each == 2 and progress.seconds_left == 6
+
+
+def test_a_narrow_terminal_shows_the_beginning_of_a_note():
+    progress = Progress("images", 12, first=COMPILES, clock=Clock())
+    assert shown(progress, 50) == "images   0/12  compiling, about a minute the firs…"
+    assert shown(progress, 20) == "images   0/12"
