@@ -20,6 +20,7 @@ import pytest
 
 from configs import tiny_ddep, tiny_ddp, tiny_ddpm_seg
 from diffseg_jax import main
+from diffseg_jax.display import console
 from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.systems.methods import SYSTEMS
 
@@ -73,6 +74,15 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(request, monkeypatch):
+    """On a busy machine commands say how far they are; only the tests of that expect it."""
+    if request.path.parent.name != "display":
+        for name in ("FIRST_AFTER", "NOTE_AFTER"):
+            monkeypatch.setattr(console, name, 1e9)
+        monkeypatch.setattr(console, "SILENCES", (1e9,) * len(console.SILENCES))
 
 
 @pytest.fixture

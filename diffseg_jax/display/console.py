@@ -20,8 +20,8 @@ REDRAWN_EVERY = 0.5  # seconds, in a terminal
 SHOWN_AFTER = 0.5  # seconds; what takes less is not shown
 NOTE_AFTER = 2.0  # seconds of a part after which a plain line says what it does besides
 SILENCES = (8.0, 15.0, 30.0)  # seconds without any line before the first, second, later ones
-FIRST = 3.0  # seconds of a command after which it says a line: imports took some before
-MARGIN = 4  # columns; the terminal writes ^C there, which must not begin another row
+FIRST_AFTER = 3.0  # seconds of a command after which it says a line: imports took some before
+FREE_COLUMNS = 4  # columns; the terminal writes ^C there, which must not begin another row
 MOST_ROWS = 4  # that are drawn at once
 
 
@@ -48,7 +48,7 @@ class Display:
         self.lock = threading.RLock()
         self.live: Live | None = None
         self.ended = threading.Event()
-        self.spoken, self.silences, self.named = clock() - SILENCES[0] + FIRST, 0, ""
+        self.spoken, self.silences, self.named = clock() - SILENCES[0] + FIRST_AFTER, 0, ""
         self.noted: tuple[Progress, str] | None = None
 
     def say(self, text: str):
@@ -134,9 +134,9 @@ class Display:
 
     def _row(self, progress):
         row = Text(no_wrap=True, overflow="ellipsis")
-        for text, style in fitted(progress, self.console.width - MARGIN):
+        for text, style in fitted(progress, self.console.width - FREE_COLUMNS):
             row.append(self._plain(text), style)
-        row.truncate(self.console.width - MARGIN, overflow="ellipsis")
+        row.truncate(self.console.width - FREE_COLUMNS, overflow="ellipsis")
         return row
 
     def _plain(self, text):

@@ -161,7 +161,7 @@ def fitted(progress: Progress, width: int) -> list[tuple[str, str]]:
     Where there is no room, the bar goes first, then the rate, the last values, the end of the note,
     the time left, and the end of what is done.
     """
-    texts = progress.texts()
+    texts, room = progress.texts(), 0
     for dropped in ("", "rate", "values", "note", "left"):
         note = texts.pop(dropped, "")
         if dropped == "note" and cell_len(note) + room >= SHORTEST_NOTE:
