@@ -21,6 +21,7 @@ DEPTH_KEYS = {"scale": None, "min": 0.0, "max": math.inf, "invalid": []}
 EXAMPLE = '{"scale": 0.001}'
 USUAL_SCALES = {0.001: "millimetres", 1 / 256: "1/256 m, as KITTI does", 1.0: "metres"}
 ODD_MEDIANS = 0.05, 1000.0  # metres; a median beyond them hints at a wrong unit
+FURTHEST = 1e9  # metres; no camera measures more
 LIKELY_MEDIANS = 0.5, 60.0  # metres, of most photographs
 
 
@@ -144,6 +145,9 @@ def _problem(values, path, rules):
             remedy = f'If {value} means that nothing was measured, write "invalid": [{value}] into '
             remedy += f"{rules.file}."
         return f"depth {path} holds {negative[0]:g}, but depth is never negative. {remedy}"
+    if (furthest := values.max() * rules.scale) > FURTHEST:
+        where = rules.file or "the file"
+        return f"depth {path} holds a depth of {furthest:.3g} m. Correct the scale in {where}."
     return ""
 
 

@@ -162,8 +162,8 @@ def _has_no_splits(root):
 
 
 def lacks_validation(path, split):
-    """Whether a labelled folder has no images of a split `val` under any of its usual names."""
-    root, folders = open_path(path), ("images", "masks")
+    """Whether a folder with masks or depth has no split `val` under any of its usual names."""
+    root, folders = open_path(path), ("images", "masks", "depth")
     with reachable(root):
         return split in SPLITS["val"] and bool(path) and (root / "images").is_dir() and not any(
             (root / part / name).is_dir() for part in folders for name in SPLITS["val"]

@@ -45,12 +45,13 @@ def test_nan_invalid_values_and_what_is_out_of_range_are_not_measured(tmp_path):
     [
         (np.full((2, 3), np.inf), "a.npy holds infinity, but 0 stands .*posinf=0"),
         (np.array([[1.0, -2, -3]]), r"holds -3, but depth is never negative. Save numpy.maximum"),
+        (np.full((2, 3), 1e300), r"holds a depth of 1e\+300 m. Correct the scale in the file"),
         (np.zeros((2, 3)), "has no measured pixel: all are 0. Remove it and its image"),
         (np.ones((2, 3, 4)), r"is float64\[2, 3, 4\], but must be floats or integers \[height, w"),
         (np.ones((2, 3), bool), r"is bool\[2, 3\].*Save it as float32"),
         (np.ones((2, 3), complex), r"is complex128\[2, 3\]"),
     ],
-    ids=["infinite", "negative", "nothing measured", "three axes", "bool", "complex"],
+    ids=["infinite", "negative", "far", "nothing measured", "three axes", "bool", "complex"],
 )
 def test_arrays_that_are_no_depth_are_refused(tmp_path, array, sentence):
     np.save(tmp_path / "a.npy", array)
