@@ -17,7 +17,7 @@ from diffseg_jax.errors import (
 )
 
 LACKING = {  # option that a config may lack -> what one without it means, if that is not empty
-    "ensemble.probe": True, "data.folds": 0, "data.fold": -1,
+    "task": "segmentation", "ensemble.probe": True, "data.folds": 0, "data.fold": -1,
     "loss.name": "cross_entropy", "loss.focal_gamma": 2.0, "loss.class_weights": ("none",),
     "loss.region": "none", "loss.region_weight": 1.0,
     "stages.*.augment.rotate": 0.0, "stages.*.augment.flip_vertical": False,

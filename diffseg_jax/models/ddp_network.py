@@ -1,10 +1,9 @@
-"""The network of DDP: an image encoder, run once, and a map decoder, run for every noise level.
+"""The network of DDP for segmentation: an image encoder, run once, and a decoder of label maps.
 
 Ji et al., "DDP: Diffusion Model for Dense Visual Prediction" (ICCV 2023), figure 2 and section 3.3.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +15,14 @@ from diffseg_jax.layers.dropout import drop_channels
 from diffseg_jax.layers.embeddings import TimeEmbedding
 from diffseg_jax.layers.mlp import linear
 from diffseg_jax.layers.norm import BatchNorm
-from diffseg_jax.models import convnext, swin
+from diffseg_jax.models.dense_network import (
+    DenseNetwork,
+    combination,
+    make_backbone,
+    problem_of_sizes,
+)
 from diffseg_jax.models.fpn import FPN
 from diffseg_jax.models.map_decoder import XAVIER, MapDecoder
-
-MIN_SIDE = 32  # pixels; the backbones' last map of a smaller image would be empty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,23 +67,7 @@ class DDPSettings:
 
     def problem(self) -> str:
         """Why the settings are invalid, as a sentence with advice, or an empty string."""
-        if self.backbone == "swin":
-            found = swin.problem(self.channels, self.depths, self.heads, self.window)
-            if found:
-                return found
-        elif self.heads or self.window:
-            return (
-                f"heads is {self.heads} and window {self.window}, which only a Swin has. For "
-                "ConvNeXt give () and 0."
-            )
-        for name, divisor in (("groups", self.groups), ("decoder_heads", self.decoder_heads)):
-            if self.width % divisor:
-                return (
-                    f"width is {self.width}, which {divisor} {name} cannot share evenly. "
-                    f"Try --config.model.width={-(-self.width // divisor) * divisor}, or "
-                    f"--config.model.{name}={math.gcd(self.width, divisor)}."
-                )
-        return "" if self.width % 4 == 0 else f"width is {self.width}; take a multiple of 4."
+        return problem_of_sizes(self)
 
 
 class ClassEmbedding(nnx.Module):
@@ -107,7 +93,7 @@ class AuxiliaryHead(nnx.Module):
         return self.head(drop_channels(x, self.rate, keys, "auxiliary").astype(jnp.float32))
 
 
-class DDPNetwork(nnx.Module):
+class DDPNetwork(DenseNetwork):
     """Encoder, map decoder and auxiliary head, as methods that a loss and a sampler combine.
 
     diffuses   without it there is no map decoder, and only the auxiliary head predicts
@@ -125,10 +111,7 @@ class DDPNetwork(nnx.Module):
         self.dtype = dtype
         if not diffuses:
             return
-        self.transform = nnx.Linear(
-            width + settings.code_width, width, rngs=rngs,
-            kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        )  # fmt: skip
+        self.transform = combination(settings, rngs=rngs)
         if settings.code == "embedding":
             self.embedding = ClassEmbedding(classes + 1, width, rngs=rngs)
         self.time = TimeEmbedding(4 * width, rngs=rngs)
@@ -138,49 +121,13 @@ class DDPNetwork(nnx.Module):
         )  # fmt: skip
         self.head = linear(width, classes, kernel_init=XAVIER, dtype=jnp.float32, rngs=rngs)
 
-    def encode(self, image: jax.Array, keys=None) -> tuple[jax.Array, dict]:
-        """Merged features f[B,h,w,E] of images f32[B,H,W,3], and a dict of named features.
-
-        h, w are H/4, W/4, rounded up by Swin and down by ConvNeXt; H, W are 32 or more. keys [B]
-        turn drop path on.
-        """
-        maps, features = self.backbone(image.astype(self.dtype), keys)
-        merged, named = self.neck(maps)
-        return merged, {**features, **named, "merged": merged}
-
     def codes(self) -> jax.Array:
         """f32[K + 1, n]: the code of every class, and of the ignore label in the last row."""
         settings = self.settings
         table = self.embedding.table[...] if settings.code == "embedding" else None
         return code_table(settings.code, settings.num_classes, settings.code_scale, table)
 
-    def project_features(self, x: jax.Array) -> jax.Array:
-        """The features' part of the decoder's input, f[B,h,w,E] -> f32[B,h,w,E]."""
-        kernel, bias = self.transform.kernel[...], self.transform.bias[...]
-        product = jnp.einsum("...i,io->...o", x, kernel[: x.shape[-1]].astype(x.dtype))
-        return product.astype(jnp.float32) + bias
-
-    def project_codes(self, codes: jax.Array) -> jax.Array:
-        """The part of codes or noisy maps, f32[..., n] -> f32[..., E]; linear."""
-        kernel = self.transform.kernel[self.settings.width :]
-        return jnp.einsum("...i,io->...o", codes, kernel)
-
-    def modulations(self, level: jax.Array) -> jax.Array:
-        """Scale and shift of every layer for noise levels, log-SNRs f32[B]: f32[B, layers, 2E]."""
-        return self.decoder.modulations(self.time(level))
-
     def decode(self, mixed: jax.Array, constants: jax.Array, modulations: jax.Array) -> jax.Array:
         """Class logits f32[B,h,w,K] of the sum of projected features and codes f32[B,h,w,E]."""
         x, _ = self.decoder(mixed.astype(self.dtype), constants, modulations)
         return self.head(x.astype(jnp.float32))
-
-
-def make_backbone(settings: DDPSettings, *, dtype, remat, rngs) -> nnx.Module:
-    """The image encoder that the settings name."""
-    shared = dict(
-        channels=settings.channels, depths=settings.depths, drop_path=settings.drop_path,
-        dtype=dtype, remat=remat, rngs=rngs,
-    )  # fmt: skip
-    if settings.backbone == "swin":
-        return swin.Swin(heads=settings.heads, window=settings.window, **shared)
-    return convnext.ConvNeXt(down_epsilon=settings.down_epsilon, **shared)

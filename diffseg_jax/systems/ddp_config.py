@@ -1,23 +1,24 @@
 """DDP in a config: its options and checks, where a stage starts, and foreign weights."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 from flax.traverse_util import flatten_dict as flatten
 from flax.traverse_util import unflatten_dict as unflatten
 
 from diffseg_jax.config.options import MASK_LOSS
-from diffseg_jax.config.schema import Flag, Number, Optional, Several, Text
+from diffseg_jax.config.schema import Flag, Number, Optional, Several, Text, lacking
 from diffseg_jax.diffusion.label_codes import CODES, code_width
 from diffseg_jax.diffusion.schedules import LOG_SNRS
 from diffseg_jax.errors import UserError
-from diffseg_jax.models.ddp_network import MIN_SIDE, DDPSettings
-from diffseg_jax.systems.ddp import (
-    SAMPLERS,
-    make_settings,
-    make_task,
-    settings_of_meta,
-)
+from diffseg_jax.models.ddp_network import DDPSettings
+from diffseg_jax.models.dense_network import MIN_SIDE
+from diffseg_jax.models.depth_network import DepthSettings
+from diffseg_jax.systems import ddp
+from diffseg_jax.systems.ddp_depth import DEPTH, DEPTH_SCHEDULES
+from diffseg_jax.systems.ddp_segmentation import SEGMENTATION
+from diffseg_jax.systems.dense_task import DenseTask
 from diffseg_jax.systems.system import (
     Setting,
     System,
@@ -29,7 +30,21 @@ from diffseg_jax.systems.system import (
 from diffseg_jax.systems.task import Task
 from diffseg_jax.weights.backbones import load_backbone
 from diffseg_jax.weights.ddp import is_ddp, load_ddp, settings_of
+from diffseg_jax.weights.ddp_depth import depth_settings_of, load_ddp_depth
 from diffseg_jax.weights.formats import read_arrays
+
+TASKS = {task.name: task for task in (SEGMENTATION, DEPTH)}
+
+
+def dense_task_of(values: Mapping) -> DenseTask:
+    """The task that a config, or the metadata of a checkpoint, names."""
+    return TASKS[values.get("task", lacking("")["task"])]
+
+
+def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:
+    """The task of one stage, as of `ddp.make_task`."""
+    return ddp.make_task(dense_task_of(config), config, kind, crop, num_classes)
+
 
 # ---- where a stage starts ----------------------------------------------------------------------
 
@@ -53,19 +68,26 @@ def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
             "the checkpoint to start from is of another system. Give a stage of a ddp run, or what "
             "python -m diffseg_jax.convert --source=ddp wrote."
         )
-    here, there = settings_of_meta(task.meta), settings_of_meta(meta)
+    dense = dense_task_of(task.meta)
+    if (other := dense_task_of(meta)) is not dense:
+        raise UserError(
+            f"the checkpoint to start from is of DDP for {other.name}, but this config is for "
+            f"{dense.name}. Give a checkpoint of its task."
+        )
+    here, there = dense.settings_of(task.meta), dense.settings_of(meta)
     require_same_settings(here, there, SETTINGS_THAT_MATTER)
-    pairs = {key: (getattr(here, key), getattr(there, key)) for key in ("code", "code_scale")}
-    pairs["schedule"] = task.meta["sampling"]["schedule"], meta["sampling"]["schedule"]
-    for key, (mine, theirs) in pairs.items():
+    pairs = {option: (getattr(here, n), getattr(there, n)) for n, option in dense.options.items()}
+    pairs["diffusion.schedule"] = task.meta["sampling"]["schedule"], meta["sampling"]["schedule"]
+    for option, (mine, theirs) in pairs.items():
         if mine != theirs:
-            raise UserError(_other_code(key, mine, theirs))
-    if not task.meta["new_head"]:
-        if there.num_classes != here.num_classes:
+            raise UserError(_other_code(option, mine, theirs))
+    if not task.meta.get("new_head"):
+        mine, theirs = (each["model"].get("num_classes") for each in (task.meta, meta))
+        if theirs != mine:
             new = "a stage of kind train and " if task.meta["kind"] == "align" else ""
             raise UserError(
-                f"the data have {here.num_classes} classes, but the checkpoint to start from has "
-                f"{there.num_classes}. To train it further with a new head takes {new}--mode=train "
+                f"the data have {mine} classes, but the checkpoint to start from has "
+                f"{theirs}. To train it further with a new head takes {new}--mode=train "
                 "--config.new_head=True."
             )
         require_same_network(abstract, previous)
@@ -84,7 +106,7 @@ DEDUCED = (  # from the arrays of a file
 )  # fmt: skip
 
 
-def require_same_settings(here: DDPSettings, there: DDPSettings, names):
+def require_same_settings(here, there, names):
     """Raises UserError that lists the options of config.model in which two networks differ."""
     differing = [name for name in SETTINGS_THAT_MATTER if name in names]
     differing = [name for name in differing if getattr(here, name) != getattr(there, name)]
@@ -97,10 +119,10 @@ def require_same_settings(here: DDPSettings, there: DDPSettings, names):
         )
 
 
-def _other_code(key, mine, theirs):
+def _other_code(option, mine, theirs):
     return (
-        f"diffusion.{key} is {mine}, but the checkpoint to start from was trained with {theirs}. "
-        f"Try --config.diffusion.{key}={theirs}."
+        f"{option} is {mine}, but the checkpoint to start from was trained with {theirs}. "
+        f"Try --config.{option}={theirs}."
     )
 
 
@@ -124,7 +146,8 @@ def class_rows(meta: dict, names) -> dict:
     None is the ignore label, and a number a channel of the features that stand before the codes. A
     code of bits has a row for each power of two.
     """
-    settings, classes, diffuses = settings_of_meta(meta), tuple(names), meta["kind"] != "plain"
+    settings, classes = SEGMENTATION.settings_of(meta), tuple(names)
+    diffuses = meta["kind"] != "plain"
     rows = {
         ("params", *head, leaf): (-1, classes)
         for head in (HEADS if diffuses else HEADS[1:])
@@ -141,23 +164,42 @@ def class_rows(meta: dict, names) -> dict:
     return rows
 
 
+def label_network(arrays, settings: DDPSettings, source: str, meta: dict) -> tuple[dict, dict]:
+    """The network of a published file for segmentation, and `Task.meta` as of a stage with it."""
+    found = settings_of(arrays, source)
+    require_same_settings(settings, found, DEDUCED)
+    if settings.code != found.code:
+        raise UserError(_other_code("diffusion.code", settings.code, found.code))
+    settings = dataclasses.replace(settings, num_classes=found.num_classes)
+    network = load_ddp(arrays, settings, source)
+    return network, {**meta, "model": dataclasses.asdict(settings)}
+
+
+def depth_network(arrays, settings: DepthSettings, source: str, meta: dict) -> tuple[dict, dict]:
+    """The network of a published file for depth, and `Task.meta` as of a stage with it."""
+    found = depth_settings_of(arrays, source)
+    require_same_settings(settings, found, DEDUCED)
+    if settings.timed != found.timed:
+        raise UserError(_other_code("depth.timed", settings.timed, found.timed))
+    return load_ddp_depth(arrays, settings, source), meta
+
+
+FILES = {"segmentation": label_network, "depth": depth_network}
+
+
 def load_weights(config, abstract: dict, task: Task) -> dict:
     """The arrays that the file config.weights gives a stage.
 
     An official DDP checkpoint gives all of them, an ImageNet classifier those of its backbone.
     Raises UserError for arrays that are missing, extra or of another shape.
     """
-    settings = settings_of_meta(task.meta)
+    dense = dense_task_of(task.meta)
+    settings = dense.settings_of(task.meta)
     part = config.get("weights_part", "")
     arrays = read_arrays(config.weights, part)
     if is_ddp(arrays):
-        found = settings_of(arrays, config.weights)
-        require_same_settings(settings, found, DEDUCED)
-        if settings.code != found.code:
-            raise UserError(_other_code("code", settings.code, found.code))
-        settings = dataclasses.replace(settings, num_classes=found.num_classes)
-        network = load_ddp(arrays, settings, config.weights)
-        return adopt(abstract, task, network, {**task.meta, "model": dataclasses.asdict(settings)})
+        found = FILES[dense.name](arrays, settings, config.weights, task.meta)
+        return adopt(abstract, task, *found)
     if task.meta["kind"] == "align":
         raise UserError(
             f"{config.weights} holds only a backbone, but a stage of kind align continues from a "
@@ -200,7 +242,7 @@ OPTIONS = {
     },
     "sampling": {
         "steps": Number(int, 1, 1000),
-        "sampler": Text(SAMPLERS),
+        "sampler": Text(ddp.SAMPLERS),
         "draws": Number(int, 1, 256),
         "time_difference": Number(int, 0, 1000),
         "start": Number(float, 0, 0.99),
@@ -216,12 +258,18 @@ OPTIONS = {
 
 def check(config):
     """Raises UserError for option values that do not go together, and warns of odd ones."""
-    if problem := make_settings(config, 2).problem():
+    dense = dense_task_of(config)
+    if problem := dense.settings(config, 2).problem():
         raise UserError(f"model: {problem}")
-    if config.new_head:
+    if config.get("new_head"):
         require_start_of_new_head(config, start_of, continues=("align",))
     for name in config.run:
         stage = config.stages[name]
+        if stage.kind == "plain" and dense.plain is None:
+            raise UserError(
+                f"stages.{name} is of kind plain, which there is for segmentation only, but the "
+                f"task is {dense.name}. Try --config.stages.{name}.kind=train."
+            )
         start = split_start(stage.start)[0]
         if stage.kind == "align" and start_of(config, stage.kind, start) == "random":
             raise UserError(
@@ -239,7 +287,8 @@ def check(config):
 
 def further(config):
     """The config with which trained stages go on, with their heads."""
-    config.new_head = False
+    if "new_head" in config:
+        config.new_head = False
     return config
 
 
@@ -264,8 +313,7 @@ def with_steps(config, steps: int | None = None, draws: int | None = None):
 
 def sweep(config, kind: str) -> list[Setting]:
     """The settings of config.sweep with which a trained network is measured; one for `plain`."""
-    config = config.copy_and_resolve_references()
-    config.new_head = False  # nothing is trained
+    config = further(config.copy_and_resolve_references())  # nothing is trained
     if kind == "plain":
         return [Setting(0, 1, config, {"sampling": config.sampling.to_dict()})]
     pairs = [(steps, draws) for draws in config.sweep.draws for steps in config.sweep.steps]
@@ -275,6 +323,28 @@ def sweep(config, kind: str) -> list[Setting]:
         for pair, changed in zip(pairs, configs, strict=True)
     ]
 
+
+DEPTH_OPTIONS = {  # of a config for depth, in place of those of OPTIONS; None: it has none
+    "new_head": None,
+    "loss": None,
+    "model": {key: rule for key, rule in OPTIONS["model"].items() if key != "auxiliary_dropout"},
+    "depth": {
+        "low": Number(float, 1e-6, 1e6),
+        "high": Number(float, 1e-6, 1e6),
+        "timed": Flag(),
+        "bounded": Flag(),
+        "warmup": Number(int, 0),
+    },
+    "diffusion": {
+        "schedule": Text(tuple(DEPTH_SCHEDULES)),
+        "code_scale": OPTIONS["diffusion"]["code_scale"],
+        "high": OPTIONS["diffusion"]["high"],
+    },
+    "sampling": {
+        **{key: OPTIONS["sampling"][key] for key in ("steps", "draws", "time_difference", "start")},
+        "sampler": Text(("ddim",)),
+    },
+}
 
 DDP = System(
     stages={"train": "labelled", "align": "labelled", "plain": "labelled"},
@@ -288,6 +358,7 @@ DDP = System(
         "DDP: Diffusion Model for Dense Visual Prediction",
         "https://arxiv.org/abs/2303.17559",
     ),
+    tasks={"segmentation": {}, "depth": DEPTH_OPTIONS},
     check=check,
     start_of=start_of,
     further=further,

@@ -58,6 +58,7 @@ class System:
                    fresh stage
     options        the options that its configs hold besides `config.options.COMMON`
     origin         what its network is, the title of its paper, and a link to that
+    tasks          what it predicts -> options in place of those of `options`; None: it has none
     stage_options  kind of stage -> further options that a config with such a stage holds
     check          raises UserError for option values that do not go together
     complete       (config, kept) -> the config with what its files say, such as sizes of networks;
@@ -84,6 +85,7 @@ class System:
     origin: tuple[str, str, str]
     class_rows: Callable[..., Mapping] = lambda meta, names: {}
     given_arrays: Callable[..., dict] = lambda config, kind, abstract: {}
+    tasks: Mapping[str, Mapping] = dataclasses.field(default_factory=lambda: {"segmentation": {}})
     stage_options: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     check: Callable = lambda config: None
     complete: Callable[..., Mapping] = lambda config, kept: config

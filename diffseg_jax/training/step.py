@@ -26,13 +26,14 @@ def train_step(
     accumulate  number of parts of the batch, whose gradients are added up
     ema         rates r of the moving averages, average <- r average + (1 - r) params; () = off
     batch       arrays [B, ...]; the row number is added as "row" i32[B], so that draws per row do
-                not depend on parts or devices
+                not depend on parts or devices, and the number of updates before as "step" i32[B]
     rate        learning rate f32[] of this update; None: that of the optimizer's own schedule
     Returns the new state and f32[] metrics: loss, grad_norm, finite (1 or 0), and those of loss_fn.
     """
     key = jax.random.fold_in(key, state["step"])  # A resumed run draws the same at each step.
     rows = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
-    parts = jax.tree.map(lambda x: _in_parts(x, accumulate), {**batch, "row": rows})
+    added = {"row": rows, "step": jnp.full(rows.shape, state["step"])}
+    parts = jax.tree.map(lambda x: _in_parts(x, accumulate), {**batch, **added})
 
     def objective(params, stats, part):
         return loss_fn(merge_params(params, state["frozen"]), stats, part, key)

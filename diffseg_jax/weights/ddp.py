@@ -41,6 +41,8 @@ DDP_TABLE = (
         *linear_rows(r"time_mlp\.1", "time.fc1"),
         *linear_rows(r"time_mlp\.3", "time.fc2"),
         *conv(r"decode_head\.conv_seg", "head"),
+        *conv(r"down\.conv", "transform"),  # these two for depth
+        *conv(r"decode_head\.conv_depth", "head"),
     )),
     *within(r"decode_head\.encoder\.layers\.(\d+)\.", "params.decoder.layer{0}.", (
         *linear_rows(r"attentions\.0\.sampling_offsets", "attention.offsets"),
@@ -86,51 +88,70 @@ def settings_of(arrays: Mapping[str, np.ndarray], source: str = "the file") -> D
     Raises UserError for anything but a segmentation checkpoint of DDP.
     """
     _require_segmentation(arrays, source)
-    size = functools.partial(_size, arrays, source)
+    size = functools.partial(size_in, arrays, source)
     layers = "decode_head.encoder.layers."
     weights = size(f"{layers}0.attentions.0.attention_weights.weight", 0)
     settings = DDPSettings(
-        **_backbone(arrays, source),
+        **backbone_settings(arrays, source),
         num_classes=size("decode_head.conv_seg.weight", 0),
         width=size("transform.conv.weight", 0),
-        layers=_count(arrays, source, layers),
+        layers=count_in(arrays, source, layers),
         decoder_heads=max(weights // POINTS, 1),
         points=POINTS,
         mlp=size(f"{layers}0.ffns.0.layers.0.0.weight", 0),
     )
+    require_supported(settings, source, ADVICE)
+    return settings
+
+
+def require_supported(settings, source: str, advice: str):
+    """Raises UserError for sizes that no network has."""
     # A file does not tell its number of groups, so that any is accepted here.
     if problem := dataclasses.replace(settings, groups=1).problem():
         reason, _, _ = problem.partition(". Try --config")  # a file is not changed by an option
-        raise UserError(f"{source} does not match any supported DDP network: {reason}. {ADVICE}")
-    return settings
+        raise UserError(f"{source} does not match any supported DDP network: {reason}. {advice}")
 
 
 def _require_segmentation(arrays, source):
     """Raises UserError unless the arrays are those of a segmentation checkpoint."""
-    if other := _other(arrays):
+    if other := other_task(arrays, "segmentation", NEEDED):
         raise UserError(f"{source} is {other}. {ADVICE}")
 
 
-def _other(arrays):
-    """What the state dict is instead of a segmentation checkpoint of DDP, or ""."""
+HEADS = {  # of published files: the first name of a head that is in a file tells its task
+    "bev": "heads.map.conv_seg.weight",
+    "depth": "decode_head.conv_depth.weight",
+    "segmentation": "decode_head.conv_seg.weight",
+}
+PURPOSES = {"bev": "maps seen from above (BEV)", "depth": "depth", "segmentation": "segmentation"}
+
+
+def task_of(arrays: Mapping[str, np.ndarray]) -> str:
+    """The task of a state dict of DDP, "segmentation", "depth" or "bev"; "" if it is of none."""
     if any(name.startswith(("encoders.", "heads.map.")) for name in arrays):
-        return "a checkpoint of DDP for maps seen from above (BEV), not for segmentation"
-    if "decode_head.conv_depth.weight" in arrays:
-        return "a checkpoint of DDP for depth, not for segmentation"
+        return "bev"
+    return next((task for task, name in HEADS.items() if name in arrays), "")
+
+
+def other_task(arrays: Mapping[str, np.ndarray], task: str, needed) -> str:
+    """What the state dict is instead of a checkpoint of DDP for the task, or ""."""
+    found = task_of(arrays)
+    if found and found != task:
+        return f"a checkpoint of DDP for {PURPOSES[found]}, not for {PURPOSES[task]}"
     if not any(name.startswith("decode_head.") for name in arrays):
         if find_format(arrays):
             return "a backbone alone, from which a training run may start"
         return f"no checkpoint of DDP: {described(arrays)}"
-    missing = [name for name in NEEDED if name not in arrays]
+    missing = [name for name in needed if name not in arrays]
     if not any(name in arrays for name in BACKBONES.values()):
         missing.append(" or ".join(BACKBONES.values()))
-    return f"no segmentation checkpoint of DDP: it has no {missing[0]}" if missing else ""
+    return f"no {task} checkpoint of DDP: it has no {missing[0]}" if missing else ""
 
 
-def _backbone(arrays, source):
+def backbone_settings(arrays, source):
     """The backbone's settings as keyword arguments."""
-    size = functools.partial(_size, arrays, source)
-    count = functools.partial(_count, arrays, source)
+    size = functools.partial(size_in, arrays, source)
+    count = functools.partial(count_in, arrays, source)
     channels = tuple(size(f"backbone.norm{i}.weight", 0) for i in range(4))
     if BACKBONES["swin"] not in arrays:
         depths = tuple(count(f"backbone.stages.{i}.") for i in range(4))
@@ -142,7 +163,7 @@ def _backbone(arrays, source):
     return dict(backbone="swin", channels=channels, depths=depths, heads=heads, window=window)
 
 
-def _size(arrays, source, name, axis):
+def size_in(arrays, source, name, axis):
     """The length of one axis of an entry."""
     array = arrays.get(name)
     if array is None or array.ndim <= axis:
@@ -151,7 +172,7 @@ def _size(arrays, source, name, axis):
     return array.shape[axis]
 
 
-def _count(arrays, source, prefix):
+def count_in(arrays, source, prefix):
     """The number of different indices that follow the prefix in names."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     numbers = {match[1] for name in arrays if (match := pattern.match(name))}
@@ -179,11 +200,16 @@ def load_ddp(
     """
     _require_segmentation(arrays, source)
     check_indices(arrays, source)
+    require_groups(settings, source)
+    shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract_values(settings))
+    return convert(arrays, DDP_TABLE, shapes, ignore=UNUSED, source=source)
+
+
+def require_groups(settings, source: str):
+    """Raises UserError for groups of the neck that do not divide its width."""
     if settings.width % settings.groups:
         raise UserError(
             f"the neck of {source} has {settings.width} channels, which {settings.groups} groups "
             "cannot share evenly. No file tells its number of groups; give the settings the one "
             f"that it was trained with, such as groups={math.gcd(settings.width, 32)}."
         )
-    shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract_values(settings))
-    return convert(arrays, DDP_TABLE, shapes, ignore=UNUSED, source=source)

@@ -38,13 +38,13 @@ def make():
     import numpy as np
 
     from diffseg_jax.models.ddp_network import DDPSettings
-    from diffseg_jax.systems.ddp import make_network
+    from diffseg_jax.systems.ddp_segmentation import make_network
 
     settings = DDPSettings(
         "convnext", channels=(96, 192, 384, 768), depths=(3, 3, 9, 3), heads=(), window=0,
         num_classes=CLASSES,
     )  # fmt: skip
-    network = make_network(settings, True, "float32", False)
+    network = make_network(settings, "train", "float32", False)
     draw = np.random.default_rng(0)
 
     def fill(path, leaf):
@@ -67,6 +67,7 @@ def logits_of(network, steps, values, image):
 
     from diffseg_jax.layers.resize import resize_bilinear
     from diffseg_jax.systems.ddp import denoise_map
+    from diffseg_jax.systems.ddp_segmentation import SEGMENTATION
 
     model = network.bind_eval(**values)
     x, _ = model.encode(image)
@@ -75,7 +76,8 @@ def logits_of(network, steps, values, image):
         steps=steps, sampler="ddim", draws=1, time_difference=1, start=0.0, schedule="cosine",
         accumulate=False,
     )  # fmt: skip
-    return resize_bilinear(denoise_map(model, x, noise, sampling, None)["scores"], image.shape[1:3])
+    found = denoise_map(SEGMENTATION, model, x, noise, sampling, None)
+    return resize_bilinear(found["scores"], image.shape[1:3])
 
 
 def peak_mb():

@@ -8,7 +8,7 @@ import pytest
 
 from diffseg_jax.diffusion.label_codes import CODES, code_table, code_width
 from diffseg_jax.layers.resize import resize_nearest
-from diffseg_jax.systems.ddp import shrink_labels
+from diffseg_jax.systems.ddp_segmentation import shrink_labels
 
 
 @pytest.mark.golden

@@ -25,7 +25,7 @@ from diffseg_jax.inference.converted import convert_run
 from diffseg_jax.metrics.calibrator import fit_calibrator
 from diffseg_jax.storage.checkpoints import steps_in
 from diffseg_jax.storage.networks import open_meta, open_network
-from diffseg_jax.systems import ddp
+from diffseg_jax.systems.ddp_segmentation import make_network, make_settings
 from diffseg_jax.training.optimizer import decayed
 from diffseg_jax.weights.ddp import DDP_TABLE
 from diffseg_jax.weights.tables import _row
@@ -216,7 +216,7 @@ def test_a_preset_is_valid_and_of_the_published_size(file, preset):
     config.weights = "classifier.pth"
     check_config(config)
     classes = 150 if "ade" in file else 19
-    network = ddp.make_network(ddp.make_settings(config, classes), True, "float32", False)
+    network = make_network(make_settings(config, classes), "train", "float32", False)
     count = sum(leaf.size for leaf in jax.tree.leaves(network.abstract["params"])) / 1e6
     published = {
         "convnext_t": 39.87, "convnext_s": 61.50, "convnext_b": 99.74, "convnext_l": 208.65,
@@ -258,7 +258,7 @@ def test_recorded_decay_groups(golden):
             record["base_lr"], record["base_weight_decay"]
         )  # fmt: skip
         classes = record["tensors"]["decode_head.conv_seg.bias"][0][0]
-        network = ddp.make_network(ddp.make_settings(config, classes), True, "float32", False)
+        network = make_network(make_settings(config, classes), "train", "float32", False)
         ours = decayed(network.abstract["params"], optim.no_decay)
         ours = {".".join(path): value for path, value in flatten({"params": ours}).items()}
         for name, (_, kind, decay) in record["tensors"].items():

@@ -22,7 +22,14 @@ from diffseg_jax.inference.views import Protocol, View
 from diffseg_jax.layers.resize import resize_bilinear
 from diffseg_jax.models.ddp_network import DDPSettings
 from diffseg_jax.models.descriptor import image_descriptor
-from diffseg_jax.systems import ddp, ddp_config
+from diffseg_jax.systems import ddp, ddp_config, dense_images
+from diffseg_jax.systems.ddp_segmentation import (
+    SEGMENTATION,
+    make_network,
+    make_settings,
+    pixel_loss,
+    settings_of_meta,
+)
 from diffseg_jax.weights.ddp import load_ddp
 from diffseg_jax.weights.formats import read_arrays
 
@@ -55,7 +62,7 @@ def recorded(path):
         mlp=c["ffn"], groups=c["groups"], auxiliary_dropout=0.0, code_scale=c["bit_scale"],
     )  # fmt: skip
     arrays = read_arrays(path.with_suffix(".pth"))
-    network = ddp.make_network(settings, True, "float32", False)
+    network = make_network(settings, "train", "float32", False)
     return record, arrays, settings, network, load_ddp(arrays, settings, path.name)
 
 
@@ -112,7 +119,8 @@ def check_run(run, record, arrays, network, values):
     @quick
     def denoise(values, features):
         fresh = lambda step: jnp.asarray(nhwc(arrays["noise_ddpm"]))[step][None, None]
-        return ddp.denoise_map(network.bind_eval(**values), features, noise, sampling, fresh)
+        model = network.bind_eval(**values)
+        return ddp.denoise_map(SEGMENTATION, model, features, noise, sampling, fresh)
 
     found = denoise(values, nhwc(arrays["feature"]))
     limit = MIXED if sampling["accumulate"] else FIRST if sampling["steps"] == 1 else LOGITS
@@ -121,7 +129,7 @@ def check_run(run, record, arrays, network, values):
     image = resize_bilinear(found["scores"], arrays["img"].shape[2:])
     assert np.array_equal(np.argmax(image, -1), arrays[key("label")]), name
     for step in range(sampling["steps"]):
-        assert np.array_equal(found["labels"][0, step], arrays[key(f"step{step}_pred")][0]), name
+        assert np.array_equal(found["shown"][0, step], arrays[key(f"step{step}_pred")][0]), name
     if key("change_count") in arrays:
         counts = np.mean(arrays[key("change_count")], 0)
         changes = found["changes"][0] * (sampling["steps"] - 1)
@@ -161,7 +169,7 @@ def test_recorded_steps_one_by_one(golden):
 
 def logits_and_codes(network, values, features, noisy, level):
     model = network.bind_eval(**values)
-    return ddp._decode(model, features, noisy, level), model.codes()
+    return ddp.decode(model, features, noisy, level), model.codes()
 
 
 # --- recorded losses ------------------------------------------------------------------------------
@@ -179,14 +187,14 @@ def test_recorded_losses_and_gradients(golden, monkeypatch, kind, mode):
         loss = ddp.diffusion_loss if kind == "train" else ddp.aligned_loss
         options = dict(schedule=record["config"]["noise_schedule"], high=0.999, auxiliary=0.4)
         image = nhwc(arrays["train/img"])
-        return_in_turn(
-            monkeypatch, "draw_per_row", nhwc(arrays[f"{kind}/noise"]), arrays[f"{kind}/times"]
-        )
-        return_in_turn(monkeypatch, "scale_images", image)
+        draws = nhwc(arrays[f"{kind}/noise"]), arrays[f"{kind}/times"]
+        return_in_turn(monkeypatch, ddp, "draw_per_row", *draws)
+        return_in_turn(monkeypatch, dense_images, "scale_images", image)
         batch = dict(
             image=image, mask=arrays["train/gt"], valid=None, row=np.arange(len(image), dtype=int)
         )
-        run = quick(jax.value_and_grad(functools.partial(loss, network, options), has_aux=True))
+        loss = functools.partial(loss, SEGMENTATION, network, options)
+        run = quick(jax.value_and_grad(loss, has_aux=True))
         (total, (weight, stats, metrics)), gradients = run(
             values["params"], values["stats"], batch, KEY
         )
@@ -208,10 +216,10 @@ def test_recorded_losses_and_gradients(golden, monkeypatch, kind, mode):
                 assert difference(stats["auxiliary"]["norm"][part], after) < FEATURES
 
 
-def return_in_turn(monkeypatch, name, *arrays):
-    """Makes the function `name` of the module return the next of the arrays at each call."""
+def return_in_turn(monkeypatch, module, name, *arrays):
+    """Makes the function `name` of a module return the next of the arrays at each call."""
     left = iter(arrays)
-    monkeypatch.setattr(ddp, name, lambda *_: jnp.asarray(next(left)))
+    monkeypatch.setattr(module, name, lambda *_: jnp.asarray(next(left)))
 
 
 def returning(value):
@@ -303,10 +311,10 @@ def forward_from(noises, network, values, sampling):
         def reverse(values, image, valid, seed):
             model = network.bind_eval(**values)
             x, _ = model.encode(image)
-            found = ddp.denoise_map(model, x, noise[:, None], sampling, None)
+            found = ddp.denoise_map(SEGMENTATION, model, x, noise[:, None], sampling, None)
             return found | {"descriptor": image_descriptor([x], jnp.array([[1, 1]]), (1, 1))}
 
-        return ddp.diffused_maps(reverse, sampling, values, image, None, 0)
+        return ddp.diffused_maps(SEGMENTATION, reverse, sampling, values, image, None, 0)
 
     return lambda image, valid: maps(values, next(noises), image)
 
@@ -325,7 +333,7 @@ def tiny(**changes):
 
 @functools.cache
 def values_of(kind="train", **changes):
-    task = ddp.make_task(tiny(**changes), kind, (32, 48), 5)
+    task = ddp_config.make_task(tiny(**changes), kind, (32, 48), 5)
     return jax.tree.map(np.asarray, quick(task.init)(KEY))
 
 
@@ -336,7 +344,7 @@ def random_images(count, height=32, width=48):
 
 
 def test_a_batch_of_three_is_three_batches_of_one():
-    task = ddp.make_task(tiny(sampling__draws=2), "train", (32, 48), 5)
+    task = ddp_config.make_task(tiny(sampling__draws=2), "train", (32, 48), 5)
     images, valid = random_images(3)
     predict = quick(task.predict)
     whole = predict(values_of(), images, valid)
@@ -351,7 +359,7 @@ def test_a_batch_of_three_is_three_batches_of_one():
 @pytest.mark.parametrize("code", ["embedding", "bits", "one_hot"])
 def test_every_code_and_sampler_predicts_in_range(sampler, code):
     changes = dict(diffusion__code=code, sampling__sampler=sampler, sampling__draws=3)
-    task = ddp.make_task(tiny(**changes), "train", (32, 48), 5)
+    task = ddp_config.make_task(tiny(**changes), "train", (32, 48), 5)
     maps = quick(task.predict)(values_of(diffusion__code=code), *random_images(1))
     np.testing.assert_allclose(np.sum(maps["probs"], -1), 1, atol=1e-5)
     for measure in ("changes", "spread"):
@@ -361,27 +369,27 @@ def test_every_code_and_sampler_predicts_in_range(sampler, code):
 
 
 def test_no_changes_without_a_second_step_and_no_spread_without_a_second_draw():
-    task = ddp.make_task(tiny(sampling__steps=1), "train", (32, 48), 5)
+    task = ddp_config.make_task(tiny(sampling__steps=1), "train", (32, 48), 5)
     maps = jax.eval_shape(task.predict, values_of(), *random_images(1))
     assert set(maps) == {"probs", "logits", "descriptor"}
 
 
 def test_trace_ends_with_the_prediction():
     config = tiny(sampling__accumulate=False)
-    task = ddp.make_task(config, "train", (32, 48), 5)
+    task = ddp_config.make_task(config, "train", (32, 48), 5)
     images, valid = random_images(2)
     traced = quick(task.trace)(values_of(), images, valid)
     assert traced.shape == (2, 3, 32, 48)
-    network = ddp.make_network(ddp.make_settings(config, 5), True, "float32", False)
+    network = make_network(make_settings(config, 5), "train", "float32", False)
     sampling = dict(config.sampling.to_dict(), schedule="cosine")
-    reverse = functools.partial(ddp.reverse_process, network, sampling)
+    reverse = functools.partial(ddp.reverse_process, SEGMENTATION, network, sampling)
     found = quick(reverse)(values_of(), images, valid, config.seed)
-    np.testing.assert_array_equal(found["labels"][:, -1], np.argmax(found["scores"], -1))
-    np.testing.assert_array_equal(traced[:, :, ::4, ::4], found["labels"])
+    np.testing.assert_array_equal(found["shown"][:, -1], np.argmax(found["scores"], -1))
+    np.testing.assert_array_equal(traced[:, :, ::4, ::4], found["shown"])
 
 
 def test_small_images_are_padded_and_cropped_back():
-    task = ddp.make_task(tiny(), "train", (32, 48), 5)
+    task = ddp_config.make_task(tiny(), "train", (32, 48), 5)
     maps = quick(task.predict)(values_of(), *random_images(1, 5, 40))
     assert maps.pop("descriptor").shape[:3] == (1, 1, 1)
     assert all(values.shape[:3] == (1, 5, 40) for values in maps.values())
@@ -399,7 +407,7 @@ def batch_of(count=4):
 def test_a_loss_is_the_sum_of_its_parts(kind):
     """Every row has its own draws; only batch statistics couple rows, so their head is excluded."""
     config = tiny(model__drop_path=0.3, diffusion__auxiliary=0.0)
-    task = ddp.make_task(config, kind, (32, 48), 5)
+    task = ddp_config.make_task(config, kind, (32, 48), 5)
     values, batch = values_of(), batch_of()
     run = quick(lambda batch: task.loss(values["params"], values["stats"], batch, KEY)[0])
     halves = [jax.tree.map(operator.itemgetter(rows), batch) for rows in np.s_[:2, 2:]]
@@ -411,8 +419,8 @@ def test_ignored_pixels_count_in_the_weight_alone():
     logits = jax.random.normal(KEY, (1, 4, 4, 3))
     mask = np.zeros((1, 4, 4), int)
     mask[0, :2] = 255
-    loss, weight, metrics = ddp.pixel_loss(logits, mask)
-    alone, _, _ = ddp.pixel_loss(logits[:, 2:], mask[:, 2:])
+    loss, weight, metrics = pixel_loss(logits, mask)
+    alone, _, _ = pixel_loss(logits[:, 2:], mask[:, 2:])
     np.testing.assert_allclose(loss, alone, rtol=1e-6)
     assert weight == 16
     correct = np.mean(np.argmax(logits[:, 2:], -1) == 0)
@@ -420,7 +428,7 @@ def test_ignored_pixels_count_in_the_weight_alone():
 
 
 def test_ignored_pixels_have_a_code_in_training_and_none_in_alignment():
-    task = ddp.make_task(tiny(), "align", (32, 48), 5)
+    task = ddp_config.make_task(tiny(), "align", (32, 48), 5)
     values = values_of()
     batch = batch_of()
     gradient = quick(jax.grad(lambda table: task.loss(
@@ -428,7 +436,7 @@ def test_ignored_pixels_have_a_code_in_training_and_none_in_alignment():
     ))(values["params"]["embedding"]["table"])  # fmt: skip
     assert np.any(gradient[:5] != 0)
     assert np.all(gradient[5] == 0)  # ignored pixels have no part in a predicted map
-    task = ddp.make_task(tiny(), "train", (32, 48), 5)
+    task = ddp_config.make_task(tiny(), "train", (32, 48), 5)
     slope = quick(jax.value_and_grad(lambda table, mask: task.loss(
         {**values["params"], "embedding": {"table": table}}, values["stats"],
         {**batch, "mask": mask}, KEY)[0]
@@ -451,8 +459,8 @@ def test_ignored_pixels_have_a_code_in_training_and_none_in_alignment():
 
 def adopted(before, after, classes=(5, 5), kinds=("train", "align")):
     """What a task of one config takes from another's network."""
-    first = ddp.make_task(before, kinds[0], (32, 48), classes[0])
-    second = ddp.make_task(after, kinds[1], (32, 48), classes[1])
+    first = ddp_config.make_task(before, kinds[0], (32, 48), classes[0])
+    second = ddp_config.make_task(after, kinds[1], (32, 48), classes[1])
     network = jax.eval_shape(first.init, KEY)
     return ddp_config.adopt(jax.eval_shape(second.init, KEY), second, network, first.meta)
 
@@ -472,7 +480,7 @@ def test_another_number_of_classes_asks_for_a_new_head():
 
 
 def test_a_checkpoint_of_another_system_is_refused():
-    task = ddp.make_task(tiny(), "train", (32, 48), 5)
+    task = ddp_config.make_task(tiny(), "train", (32, 48), 5)
     with pytest.raises(UserError, match="is of another system"):
         foreign = {"kind": "pretrain", "grid": [2, 3]}
         ddp_config.adopt(jax.eval_shape(task.init, KEY), task, {}, foreign)
@@ -491,19 +499,19 @@ def test_an_official_checkpoint_is_taken_whole_or_without_its_head(golden):
         parts = {f"model__{name}": value for name, value in model.items()}
         parts |= dict(weights=file, diffusion__code_scale=settings.code_scale)
         config, classes = tiny(**parts), settings.num_classes
-        task = ddp.make_task(config, "train", (32, 48), classes)
+        task = ddp_config.make_task(config, "train", (32, 48), classes)
         loaded = ddp_config.load_weights(config, jax.eval_shape(task.init, KEY), task)
         unread = r".*(num_batches_tracked|relative_position_index)"
         read = {name: a for name, a in state.items() if not re.fullmatch(unread, name)}
         assert contents(flatten(loaded).values()) == contents(read.values())
         config = tiny(**parts, new_head=True)
-        task = ddp.make_task(config, "train", (32, 48), classes + 2)
+        task = ddp_config.make_task(config, "train", (32, 48), classes + 2)
         kept = flatten(ddp_config.load_weights(config, jax.eval_shape(task.init, KEY), task))
         of_classes = r"(.*\.conv_seg|embedding_table)\..*"
         read = [array for name, array in read.items() if not re.fullmatch(of_classes, name)]
         assert contents(kept.values()) == contents(read)
         config = tiny(**parts, diffusion__code="bits")
-        task = ddp.make_task(config, "train", (32, 48), classes)
+        task = ddp_config.make_task(config, "train", (32, 48), classes)
         with pytest.raises(UserError, match="diffusion.code is bits, .* with embedding"):
             ddp_config.load_weights(config, jax.eval_shape(task.init, KEY), task)
 
@@ -552,6 +560,6 @@ def test_a_crop_below_the_stride_is_refused():
 
 
 def test_settings_survive_the_checkpoint():
-    settings = ddp.make_settings(tiny(), 5)
+    settings = make_settings(tiny(), 5)
     meta = json.loads(json.dumps({"model": dataclasses.asdict(settings)}))
-    assert ddp.settings_of_meta(meta) == settings
+    assert settings_of_meta(meta) == settings
