@@ -101,9 +101,11 @@ ORDER = (  # a module may import those above it, never those below
     "annotations.coco_panoptic", "annotations.yolo", "annotations.predicted",
     "annotations.label_formats", "annotations.advice", "annotations.conversion",
     "experiment.data_notes", "experiment.evaluate", "experiment.calibrate",
+    "experiment.augmentation", "experiment.target", "experiment.planned",
+    "experiment.fold_files", "experiment.results", "experiment.label_target",
+    "experiment.targets",
     "experiment.start_step", "experiment.labelled_images", "experiment.plan",
-    "experiment.fold_files", "experiment.results", "experiment.time_budget",
-    "experiment.monitor",
+    "experiment.time_budget", "experiment.monitor",
     "experiment.grid_note", "experiment.label_strokes", "experiment.ensemble_stage",
     "experiment.linear_probe",
     "experiment.pretraining_probe", "experiment.gradient_stage", "experiment.changed_data",
@@ -213,11 +215,12 @@ def defined_in(file):
     ("starts", "most"),
     [
         (("systems.ddep", "training.step"), 2150),
-        (("systems.ddp", "training.step"), 3700),
+        (("systems.ddp_segmentation", "training.step"), 4000),
+        (("systems.ddp_depth", "training.step"), 3000),
         (("systems.ddpm_seg", "training.step"), 3600),
         (("training.loop",), 2250),  # with 360 of the display
     ],
-    ids=["ddep", "ddp", "ddpm_seg", "loop"],
+    ids=["ddep", "ddp", "ddp_depth", "ddpm_seg", "loop"],
 )
 def test_a_loss_and_the_loop_need_few_modules(starts, most):
     """Lines of all modules that they import, directly or not; readers of weights are not there."""

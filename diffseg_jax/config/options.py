@@ -120,6 +120,7 @@ FIT_STAGE = {
 }
 COMMON = {  # the options of every system
     "system": Text(),
+    "task": Optional(Text()),  # what is predicted; of `System.tasks`
     "seed": Number(int, 0, 2**31 - 1),
     "dtype": Text(("float32", "bfloat16")),
     "remat": Flag(),

@@ -20,10 +20,10 @@ PREFETCHED = 4  # batches read ahead
 class Stream:
     """Random access to the augmented rows of this process, in the order of training.
 
-    source   examples with "image" u8[H,W,3]; "mask" i32[H,W], if labelled; "class" i32[], if the
-             image has one, which is passed on
+    source   examples; "class" i32[], if the image has one, is passed on
     indices  of the examples that are used
-    augment  (image, mask or None, numpy Generator) -> dict of arrays, of the same shapes each time
+    augment  (*parts, numpy Generator) -> dict of arrays, of the same shapes each time
+    parts    example -> the arguments of `augment`, such as an image and its mask; picklable
     rows     those of each batch that this process reads
     start    step of the first batch
     """
@@ -36,6 +36,7 @@ class Stream:
     rows: np.ndarray
     start: int
     steps: int
+    parts: Callable
 
     def __len__(self):
         return self.steps * len(self.rows)
@@ -47,7 +48,7 @@ class Stream:
         chosen = _order(self.seed, epoch, len(self.indices))[turn]
         example = self.source[int(self.indices[chosen])]
         rng = np.random.default_rng([self.seed, 1, position])
-        row = self.augment(example["image"], example.get("mask"), rng)
+        row = self.augment(*self.parts(example), rng)
         return row | {"class": example["class"]} if "class" in example else row
 
 
@@ -69,6 +70,16 @@ class Cached:
         return self.examples[index]
 
 
+def image_and_mask(example: dict) -> tuple:
+    """The image u8[H,W,3] of an example, and its mask i32[H,W] or None."""
+    return example["image"], example.get("mask")
+
+
+def image_alone(example: dict) -> tuple:
+    """The image u8[H,W,3] of an example, and None for a mask that is not to be read."""
+    return example["image"], None
+
+
 @functools.lru_cache(maxsize=2)
 def _order(seed, epoch, count):
     return np.random.default_rng([seed, 0, epoch]).permutation(count)
@@ -77,6 +88,7 @@ def _order(seed, epoch, count):
 def training_batches(
     source: Sequence, indices: np.ndarray, augment: Callable, *, seed: int, batch_size: int,
     start: int, steps: int, rows: np.ndarray | None = None, threads: int = 2, workers: int = 0,
+    parts: Callable = image_and_mask,
 ) -> Iterator[dict]:  # fmt: skip
     """The rows of this process in the batches of steps start .. start + steps - 1, stacked.
 
@@ -85,7 +97,7 @@ def training_batches(
     workers  number of processes that do so instead; 0 for threads
     """
     rows = np.arange(batch_size) if rows is None else rows
-    stream = Stream(source, indices, augment, seed, batch_size, rows, start, steps)
+    stream = Stream(source, indices, augment, seed, batch_size, rows, start, steps, parts)
     batches = grain.MapDataset.source(stream).batch(len(rows), drop_remainder=True)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCHED)
     batches = batches.to_iter_dataset(options)

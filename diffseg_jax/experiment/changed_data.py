@@ -11,7 +11,7 @@ from diffseg_jax.data import fingerprint
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.first import first_does
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment.plan import StagePlan
+from diffseg_jax.experiment.planned import StagePlan
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.paths import read_object, write_json
 from diffseg_jax.storage.workdir import LISTED_IN

@@ -19,6 +19,7 @@ from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.devices.processes import require_one
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.augmentation import augmentation
 from diffseg_jax.experiment.data_notes import notes_of, turned_both_ways
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.labelled_images import (
@@ -31,7 +32,7 @@ from diffseg_jax.experiment.labelled_images import (
     used_images,
     validation_split,
 )
-from diffseg_jax.experiment.plan import augmentation, check_config, labelled_stages
+from diffseg_jax.experiment.plan import check_config, labelled_stages
 from diffseg_jax.experiment.stages import require_startable
 from diffseg_jax.figures import sheets
 from diffseg_jax.storage.workdir import make_workdir

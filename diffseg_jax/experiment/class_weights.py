@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from diffseg_jax.data.label_checks import label_counts
 from diffseg_jax.data.labels import IGNORE
-from diffseg_jax.experiment.plan import StagePlan
+from diffseg_jax.experiment.planned import StagePlan
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 
 WEIGHTS_KEY = "class_weights"  # in the metadata of a checkpoint

@@ -42,7 +42,7 @@ from diffseg_jax.experiment.evaluate import (
     sum_of_counts,
 )
 from diffseg_jax.experiment.fold_files import folds_measured, held_out_in, network_of_fold
-from diffseg_jax.experiment.plan import Evaluation
+from diffseg_jax.experiment.planned import Evaluation
 from diffseg_jax.experiment.results import scores_of
 from diffseg_jax.experiment.stages import evaluations_of_run
 from diffseg_jax.figures import sheets

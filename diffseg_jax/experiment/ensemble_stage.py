@@ -18,10 +18,11 @@ from diffseg_jax.data.transforms import drop_small_objects
 from diffseg_jax.devices.mesh import local_rows, place_tree, state_shardings, to_devices
 from diffseg_jax.display.progress import COMPILES, Progress
 from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.augmentation import augmentation
 from diffseg_jax.experiment.fold_files import folds_in_turn, lacking_folds, write_fold
 from diffseg_jax.experiment.grid_note import describe_grid
 from diffseg_jax.experiment.label_strokes import chances, groups_of
-from diffseg_jax.experiment.plan import StagePlan, augmentation
+from diffseg_jax.experiment.planned import StagePlan
 from diffseg_jax.experiment.time_budget import Budget
 from diffseg_jax.inference.views import Protocol
 from diffseg_jax.models.taps import PixelFeatures

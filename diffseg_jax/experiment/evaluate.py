@@ -103,36 +103,30 @@ def evaluate(
 ) -> tuple[Counts, list[dict]]:  # fmt: skip
     """Counts over the images at `indices`, summed over all processes.
 
-    Neighbours of one size share a batch. Also returns `keep` examples of this process, spread over
-    the split, with their `Maps` as "maps", without the probabilities, which are large. by_name:
-    whether `forward` takes names. pixels: where pixels of all processes are added. descriptors:
-    index of an image -> None, in whose place its descriptor comes, in all processes. progress: of
-    the images of this process. by_image: where the counts of each image come, by its index, as of
-    `counts_of_image`, in all processes.
+    Also returns `keep` examples of this process, as of `work_through`. by_name: whether `forward`
+    takes names. pixels: where pixels of all processes are added. descriptors: index of an image ->
+    None, in whose place its descriptor comes, in all processes. progress: of the images of this
+    process. by_image: where the counts of each image come, by its index, as of `counts_of_image`,
+    in all processes.
     """
     counts = no_counts(num_classes)
-    drawn = []
-    mine = indices[jax.process_index() :: jax.process_count()]
-    shown = {source.names[index] for index in spread(mine, keep)}
-    waiting = iter(mine)
-    for examples in _batches(source, mine, batch_size):
+
+    def count(index, example, prediction, row):
+        before = counts.confusion.copy()
+        counts.add(example["mask"], prediction, row)
+        if by_image is not None:
+            by_image[index] = counts_of_image(counts.confusion - before)
+        if pixels:
+            pixels.add(index, example["mask"], prediction, row)
+        if descriptors and index in descriptors and prediction.descriptor is not None:
+            descriptors[index] = prediction.descriptor[row]
+
+    def predict_batch(examples):
         images = np.stack([example["image"] for example in examples])
         names = [example["name"] for example in examples] if by_name else ()
-        prediction = predict(forward, images, protocol, names)
-        for row, example in enumerate(examples):
-            before = counts.confusion.copy()
-            counts.add(example["mask"], prediction, row)
-            index = int(next(waiting))
-            if by_image is not None:
-                by_image[index] = counts_of_image(counts.confusion - before)
-            if pixels:
-                pixels.add(index, example["mask"], prediction, row)
-            if descriptors and index in descriptors and prediction.descriptor is not None:
-                descriptors[index] = prediction.descriptor[row]
-            if example["name"] in shown:
-                drawn.append({**example, "maps": dataclasses.replace(prediction[row], probs=None)})
-        if progress:
-            progress.add(len(examples))
+        return predict(forward, images, protocol, names)
+
+    drawn = work_through(predict_batch, source, indices, count, batch_size, keep, progress)
     if jax.process_count() > 1:
         counts = Counts(
             *(
@@ -150,6 +144,35 @@ def evaluate(
         if by_image is not None:
             share_counts(by_image, indices, num_classes)
     return counts, drawn
+
+
+def work_through(
+    predict_batch: Callable, source: Sequence, indices: Sequence[int], count: Callable,
+    batch_size: int, keep: int = 0, progress: Progress | None = None,
+    shape_of: Callable = lambda example: example["image"].shape,
+) -> list[dict]:  # fmt: skip
+    """Predicts the images of this process at `indices`, and counts each of them.
+
+    predict_batch  list of examples -> their maps, such as `Maps`
+    count          (index, example, maps, row) -> None
+    shape_of       example -> what must be equal within a batch
+
+    Neighbours of one shape share a batch. Returns `keep` examples, spread over the split, with
+    their maps as "maps", without large ones that no sheet shows.
+    """
+    drawn = []
+    mine = indices[jax.process_index() :: jax.process_count()]
+    shown = {source.names[index] for index in spread(mine, keep)}
+    waiting = iter(mine)
+    for examples in _batches(source, mine, batch_size, shape_of):
+        prediction = predict_batch(examples)
+        for row, example in enumerate(examples):
+            count(int(next(waiting)), example, prediction, row)
+            if example["name"] in shown:
+                drawn.append({**example, "maps": prediction[row].drawn()})
+        if progress:
+            progress.add(len(examples))
+    return drawn
 
 
 def share_counts(by_image: dict[int, np.ndarray], indices: Sequence[int], num_classes: int):
@@ -196,10 +219,10 @@ def spread(indices: Sequence[int], count: int) -> Sequence[int]:
     return np.asarray(indices)[np.unique(np.linspace(0, len(indices) - 1, count).astype(int))]
 
 
-def _batches(source, indices, batch_size) -> Iterator[list[dict]]:
-    """Runs of neighbouring examples of one size, at most `batch_size` long."""
+def _batches(source, indices, batch_size, shape_of) -> Iterator[list[dict]]:
+    """Runs of neighbouring examples of one shape, at most `batch_size` long."""
     examples = (source[int(index)] for index in indices)
-    for _, group in itertools.groupby(examples, key=lambda example: example["image"].shape):
+    for _, group in itertools.groupby(examples, key=shape_of):
         while batch := list(itertools.islice(group, batch_size)):
             yield batch
 

@@ -19,7 +19,7 @@ from flax.traverse_util import unflatten_dict as unflatten
 from diffseg_jax.config.schema import lacking
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError, counted
-from diffseg_jax.experiment.plan import Evaluation
+from diffseg_jax.experiment.planned import Evaluation
 from diffseg_jax.storage.paths import write_atomically
 
 FITTED_TO = (  # keys of metadata

@@ -2,11 +2,13 @@
 
 import dataclasses
 
-from diffseg_jax.data.pipeline import training_batches
+from diffseg_jax.data.pipeline import image_alone, training_batches
 from diffseg_jax.devices.mesh import describe_devices, local_rows, state_shardings
 from diffseg_jax.errors import counted
+from diffseg_jax.experiment.augmentation import augmentation
 from diffseg_jax.experiment.monitor import make_monitor
-from diffseg_jax.experiment.plan import StagePlan, augmentation, stage_schedule
+from diffseg_jax.experiment.plan import stage_schedule
+from diffseg_jax.experiment.planned import StagePlan
 from diffseg_jax.experiment.pretraining_probe import probed
 from diffseg_jax.experiment.time_budget import FIRST_STEPS, MOST_STEPS, Budget
 from diffseg_jax.storage.checkpoints import StageCheckpoints
@@ -59,10 +61,12 @@ def make_stage(plan: StagePlan, steps: int | None = None) -> loop.Stage:
 def _batches(plan, start, steps):
     """Batches of the steps from `start` on, up to `steps`."""
     options = plan.options
+    change, parts = augmentation(options.augment, labelled=False), image_alone
+    if plan.evaluation:
+        change, parts = plan.target.change(options.augment), plan.target.parts
     return training_batches(
-        plan.source, plan.indices,
-        augmentation(options.augment, labelled=plan.evaluation is not None),
-        seed=plan.seed, batch_size=options.batch_size, start=start, steps=steps - start,
+        plan.source, plan.indices, change, parts=parts, seed=plan.seed,
+        batch_size=options.batch_size, start=start, steps=steps - start,
         rows=local_rows(plan.mesh, options.batch_size), threads=plan.threads,
         workers=plan.workers,
     )  # fmt: skip

@@ -23,6 +23,7 @@ from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.data.subsets import describe_subset, folds_of, subset
 from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.target import Target
 from diffseg_jax.storage.paths import read_object
 
 USUAL_FOLDS = 5  # where there are no validation images, or the number of images if that is smaller
@@ -55,11 +56,12 @@ class OpenedData:
     """The data of a config, each part opened when the first stage needs it.
 
     kept     folds in which images stay, as of `kept_folds`
+    target   what the stages learn from labels
     in_turn  in its methods, whether a stage holds out every fold in turn if the config lets it
     """
 
-    def __init__(self, config: ConfigDict, kept: Mapping[str, int]):
-        self.config, self.kept = config, kept
+    def __init__(self, config: ConfigDict, kept: Mapping[str, int], target: Target):
+        self.config, self.kept, self.target = config, kept, target
 
     @functools.cached_property
     def unlabelled(self) -> Sequence:
@@ -76,11 +78,7 @@ class OpenedData:
         """The source of the validation images."""
         split = validation_split(self.config)
         source = open_validation(self.config) if split else self.train
-        if not source.labels:
-            raise UserError(
-                f"dataset {self.config.data.source} has no classes to learn. Give it as "
-                "config.unlabelled.source, and a labelled one as config.data.source."
-            )
+        self.target.require(source, self.config.data.source)
         return source
 
     def validation(self, in_turn: bool) -> Validation:

@@ -6,17 +6,11 @@ import jax
 import numpy as np
 
 from diffseg_jax.display.progress import COMPILES
+from diffseg_jax.experiment.augmentation import augmentation
 from diffseg_jax.experiment.evaluate import spread
-from diffseg_jax.experiment.plan import StagePlan, augmentation
-from diffseg_jax.experiment.results import (
-    draw_predictions,
-    measure,
-    save_sheet,
-    scores_of,
-    trace_steps,
-)
+from diffseg_jax.experiment.planned import StagePlan
+from diffseg_jax.experiment.results import save_sheet, trace_steps
 from diffseg_jax.figures import sheets
-from diffseg_jax.metrics import segmentation
 from diffseg_jax.training.state import network_of
 
 
@@ -25,7 +19,7 @@ def make_monitor(plan: StagePlan) -> Callable[[dict, int], dict[str, float]]:
     if plan.task.sample:
         return _sampling_monitor(plan)
     if plan.evaluation:
-        return _segmentation_monitor(plan)
+        return _measuring_monitor(plan)
     return _denoising_monitor(plan) if plan.task.denoise else lambda state, step: {}
 
 
@@ -42,17 +36,16 @@ def _sampling_monitor(plan):
     return draw
 
 
-def _segmentation_monitor(plan):
-    evaluation = plan.evaluation
+def _measuring_monitor(plan):
+    evaluation, target = plan.evaluation, plan.target
     protocol, indices = evaluation.quick_protocol, evaluation.quick_indices
 
     def measure_quickly(state, step):
         network = network_of(state, plan.options.ema)
-        counts, examples = measure(evaluation, network, indices, protocol)
+        counts, examples = target.measure(evaluation, network, indices, protocol)
         trace_steps(evaluation, network, examples, protocol)
-        draw_predictions(evaluation, examples, f"{plan.name}_{step:06d}", step)
-        scored = scores_of(evaluation, counts)
-        return {**{mean: scored[mean] for mean in segmentation.MEANS}, "images": len(indices)}
+        target.draw(evaluation, examples, f"{plan.name}_{step:06d}", step)
+        return {**target.quick(evaluation, counts), "images": len(indices)}
 
     return measure_quickly
 

@@ -5,7 +5,6 @@ before anything is written. What runs a stage takes its `StagePlan` or `Evaluati
 """
 
 import dataclasses
-import functools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -23,11 +22,11 @@ import diffseg_jax
 from diffseg_jax.annotations.advice import advised
 from diffseg_jax.config.options import COMMON, FIT, LABELLED, UNLABELLED
 from diffseg_jax.config.schema import check_options, lacking
-from diffseg_jax.data.transforms import augment
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.mesh import check_batch, make_mesh
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, choose, require_known
+from diffseg_jax.experiment.augmentation import STILL, augmentation
 from diffseg_jax.experiment.labelled_images import (
     CONTINUED,
     OpenedData,
@@ -35,6 +34,7 @@ from diffseg_jax.experiment.labelled_images import (
     kept_folds,
     labels_path,
 )
+from diffseg_jax.experiment.planned import Evaluation, Plan, Reader, StagePlan
 from diffseg_jax.experiment.start_step import (
     check_start_within_run,
     describe_classes,
@@ -42,13 +42,14 @@ from diffseg_jax.experiment.start_step import (
     open_start,
     step_to_start_from,
 )
+from diffseg_jax.experiment.targets import target_of
 from diffseg_jax.inference.views import Protocol, protocol_of
 from diffseg_jax.storage.checkpoints import steps_in
 from diffseg_jax.storage.networks import first_has_checkpoint, open_meta, require_checkpoint
 from diffseg_jax.storage.paths import open_path
 from diffseg_jax.storage.workdir import as_json, stage_directory
 from diffseg_jax.systems.methods import SYSTEMS
-from diffseg_jax.systems.system import System, enlarging, split_start
+from diffseg_jax.systems.system import enlarging, split_start
 from diffseg_jax.systems.task import Task
 from diffseg_jax.training.log import Log
 from diffseg_jax.training.optimizer import make_optimizer, make_schedule
@@ -56,137 +57,9 @@ from diffseg_jax.training.optimizer import make_optimizer, make_schedule
 STARTS = ("random", "weights")  # any other start names a stage or its directory
 MAX_PADDING = 2  # times the image's side; a larger crop is mostly padding and surely a mistake
 COARSEST = 32  # pixels; crops of its multiples suit the networks of all methods
-STILL = dict(scale=(1.0, 1.0), max_class_share=1.0, flip=False, photometric=False)  # for a fit
 PROTOCOL_KEYS = (  # options of config.evaluate that are written beside the results
     "view", "window", "stride", "limit", "short", "scales", "flip", "absent",
 )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """How the network of a labelled stage is measured.
-
-    stage              its name
-    source             the validation images
-    indices            of the images for the final numbers
-    quick_indices      of the images that are measured during training
-    protocol           for the final numbers
-    quick_protocol     during training: one scale, not mirrored
-    examples           number of images on a sheet
-    absent             how classes without labels count, see `metrics.segmentation`
-    convention         of the paper's numbers, reported beside ours unless it is "default"
-    keep_best          whether the best checkpoint counts instead of the last one
-    held_out           whether the images are others than those with which stages learn
-    learned            (source, indices) of those with which they learn; None: not known
-    folds              index -> the number of the fold in which it is held out, in turn; None for
-                       validation images that are always the same
-    note               a sentence about the validation images, or ""
-    recorded           JSON values that stand beside the results
-    timed              protocol -> seconds of an image, as the last `results.measure` found
-    image_counts       index of an image -> its counts, as the last `results.measure` found
-    """
-
-    stage: str
-    task: Task
-    source: Sequence
-    indices: np.ndarray
-    quick_indices: np.ndarray
-    protocol: Protocol
-    quick_protocol: Protocol
-    batch_size: int
-    examples: int
-    absent: str
-    convention: str
-    keep_best: bool
-    held_out: bool
-    recorded: dict
-    workdir: Path
-    mesh: Mesh
-    log: Log
-    learned: tuple[Sequence, np.ndarray] | None = None
-    folds: Mapping[int, int] | None = None
-    note: str = ""
-    timed: dict[Protocol, float] = dataclasses.field(default_factory=dict)
-    image_counts: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class StagePlan:
-    """What one stage does, from which data and arrays it starts, and how it is monitored.
-
-    options      the stage's part of the config
-    source       the images it learns from;  indices  those of them that are used
-    threads, workers  that read them
-    start        "random", "weights", the name of a stage or a directory
-    loaded       () -> arrays that replace random ones of a fresh stage; None where there are none
-    meta         the metadata that is saved beside every checkpoint
-    note         a sentence for the user before it runs, or ""
-    subset       which labelled images are used, JSON values; None for an unlabelled stage
-    evaluation   None for an unlabelled stage
-    examples     number of images on a sheet of an unlabelled stage
-    optimizer    and the learning-rate schedule inside it; None for a fit, which has its own
-    reader       the fit that starts from this stage, which learns without labels; None for none
-    keep_best    whether later stages and the results take its best checkpoint, not the last
-    """
-
-    name: str
-    system: System
-    options: FrozenConfigDict
-    seed: int
-    source: Sequence
-    indices: np.ndarray
-    threads: int
-    workers: int
-    task: Task
-    start: str
-    loaded: Callable[[], dict] | None
-    meta: dict
-    note: str
-    subset: dict | None
-    evaluation: Evaluation | None
-    examples: int
-    optimizer: optax.GradientTransformation | None
-    schedule: Callable | None
-    keep_best: bool
-    workdir: Path
-    mesh: Mesh
-    log: Log
-    reader: "Reader | None" = None
-
-    @property
-    def directory(self) -> Path:
-        """Where its checkpoints are."""
-        return stage_directory(self.workdir, self.name)
-
-
-@dataclasses.dataclass(frozen=True)
-class Reader:
-    """A fit that reads the network of a stage that learns without labels.
-
-    fit    the plan of the fit
-    adopt  network of the other stage -> the arrays that the fit takes over from it
-    given  () -> the arrays that files give the fit
-    """
-
-    fit: StagePlan
-    adopt: Callable[[dict], dict]
-    given: Callable[[], dict]
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The stages of a run, in their order.
-
-    skipped  names of stages that the system skips or that have no steps
-    order    names of all stages of the run, those that are skipped too
-    """
-
-    stages: tuple[StagePlan, ...]
-    skipped: tuple[str, ...]
-    order: tuple[str, ...]
-    workdir: Path
-    mesh: Mesh
-    log: Log
 
 
 # ---- the plan of a run -------------------------------------------------------------------------
@@ -217,7 +90,8 @@ def _plan_of(config, workdir, log) -> Plan:
         stages.append(_plan_stage(config, name, data, before, workdir, mesh, log))
         before.append(name)
     stages = [with_reader(config, stage, stages) for stage in stages]
-    return Plan(tuple(stages), tuple(skipped), tuple(config.run), workdir, mesh, log)
+    target = target_of(config)
+    return Plan(target, tuple(stages), tuple(skipped), tuple(config.run), workdir, mesh, log)
 
 
 def _complete(config, workdir):
@@ -235,16 +109,18 @@ def _opened(config, workdir):
     workdir = _run_before(workdir) or workdir
     stages = [stage_directory(workdir, name) for name in labelled_stages(config)]
     begun = any([first_has_checkpoint(directory) for directory in stages])
-    return OpenedData(config, kept_folds(workdir) if begun else {})
+    return OpenedData(config, kept_folds(workdir) if begun else {}, target_of(config))
 
 
 def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
     system, options = SYSTEMS[config.system], config.stages[name]
     labelled = system.stages[options.kind] == "labelled"
-    labels = data.val.labels if labelled else None
+    target = target_of(config)
+    labels = target.labels(data.val) if labelled else None
     reading = config.data if labelled else config.unlabelled
     source = data.train if labelled else data.unlabelled
-    classes = labels.names if labelled else source.classes
+    classes = () if labelled else source.classes
+    classes = labels.names if labels else classes
     task = make_compiled_task(config, name, len(classes), mesh)
     in_turn = holds_out_in_turn(task)
     indices, chosen = data.learned(in_turn) if labelled else (np.arange(len(source)), None)
@@ -257,7 +133,7 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
     }
     with advised(labels_path(config) if labelled else ""):
         example = source[int(indices[0])]
-    _check_example(example, alike, task, labelled)
+    _check_example(example, alike, task, target if labelled else None)
     given, which = split_start(options.start)
     if which and given in STARTS:
         raise UserError(
@@ -273,8 +149,9 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
     loaded = _arrays_to_load(config, name, start, which, task, classes, workdir, log)
     start = f"{start}@{which}" if which else start
     return StagePlan(
-        name=name, system=system, options=FrozenConfigDict(options), seed=config.seed,
-        source=source, indices=indices, threads=reading.threads, workers=reading.workers,
+        name=name, target=target, system=system, options=FrozenConfigDict(options),
+        seed=config.seed, source=source, indices=indices, threads=reading.threads,
+        workers=reading.workers,
         task=task, start=start,
         loaded=loaded,
         meta=_meta(config, start, task, classes, labels, chosen),
@@ -450,7 +327,8 @@ def plan_evaluations(
 
 def _evaluations_of(config, workdir, names, log) -> list[Evaluation]:
     mesh, data = make_mesh(config.mesh.data, config.mesh.fsdp), _opened(config, workdir)
-    classes = len(data.val.labels.names)
+    labels = target_of(config).labels(data.val)
+    classes = len(labels.names) if labels else 0
     tasks = [make_compiled_task(config, name, classes, mesh) for name in names]
     shown = [data.validation(holds_out_in_turn(task)) for task in tasks]
     return [
@@ -469,13 +347,16 @@ def _plan_evaluation(
 ) -> Evaluation:  # fmt: skip
     options, protocol = config.evaluate, protocol_of(config.evaluate)
     nearest = min(protocol.scales, key=lambda scale: abs(math.log(scale)))
-    recorded = {"protocol": {key: options[key] for key in PROTOCOL_KEYS}, **task.recorded}
+    shown = {key: options[key] for key in PROTOCOL_KEYS if key in options}
+    recorded = {"protocol": shown, **task.recorded}
     indices = images.indices
     return Evaluation(
-        stage=name, task=task, source=images.source, indices=indices[: options.images or None],
+        stage=name, target=target_of(config), task=task, source=images.source,
+        indices=indices[: options.images or None],
         quick_indices=indices[: options.quick_images], protocol=protocol,
         quick_protocol=dataclasses.replace(protocol, scales=(nearest,), flip=False),
-        batch_size=options.batch_size, examples=options.pictures, absent=options.absent,
+        batch_size=options.batch_size, examples=options.pictures,
+        absent=options.get("absent", ""),
         convention=SYSTEMS[config.system].convention, keep_best=_keeps_best(config),
         held_out=images.held_out, recorded=as_json(recorded),
         workdir=workdir, mesh=mesh, log=log, learned=learned, folds=images.folds,
@@ -488,17 +369,6 @@ def _keeps_best(config):
 
 
 # ---- data and optimizers -----------------------------------------------------------------------
-
-
-def augmentation(options: Mapping, labelled: bool) -> Callable:
-    """(image, mask, rng) -> example; unlabelled stages never see a mask."""
-    changes = {key: value for key, value in options.items() if key != "variants"}
-    change = functools.partial(augment, **{**STILL, **changes})
-    return change if labelled else functools.partial(_without_mask, change)
-
-
-def _without_mask(change, image, mask, rng):
-    return change(image, None, rng)
 
 
 def stage_schedule(options: ConfigDict, steps: int) -> Callable:
@@ -519,12 +389,18 @@ def stage_optimizer(options: ConfigDict) -> tuple[optax.GradientTransformation, 
     return optimizer, schedule
 
 
-def _check_example(example, stages, task, labelled):
-    """Raises UserError when the first example of the first stage does not fit its crop."""
+def _check_example(example, stages, task, target):
+    """Raises UserError when the first example of the first stage does not fit its crop.
+
+    target  what labelled stages learn; None for others
+    """
     padding = 1 if task.sample else MAX_PADDING  # a generator must never learn to draw padding
     check_crops(example["image"].shape[:2], stages, padding)
-    change = augmentation(next(iter(stages.values())).augment, labelled)
-    change(example["image"], example.get("mask"), np.random.default_rng(0))
+    change, rng = next(iter(stages.values())).augment, np.random.default_rng(0)
+    if target:
+        target.change(change)(*target.parts(example), rng)
+    else:
+        augmentation(change, labelled=False)(example["image"], None, rng)
 
 
 def check_crops(size: tuple[int, int], stages: Mapping[str, ConfigDict], padding: float):
@@ -597,7 +473,10 @@ def check_config(config: ConfigDict):
     kinds = set(kinds.values())
     learns_from = {system.stages[kind] for kind in kinds}
     labelled = "labelled" in learns_from
-    allowed = {**COMMON, **system.options, **(LABELLED if labelled else {})}
+    task = choose(system.tasks, values.get("task", lacking("")["task"]), "task")
+    options = {**system.options, **task}
+    options = {name: rule for name, rule in options.items() if rule is not None}
+    allowed = {**COMMON, **options, **(LABELLED if labelled else {})}
     allowed |= UNLABELLED if "unlabelled" in learns_from or "unlabelled" in values else {}
     for kind in kinds:
         allowed |= system.stage_options.get(kind, {})

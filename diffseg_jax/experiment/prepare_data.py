@@ -39,13 +39,13 @@ from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.data_notes import notes_of
 from diffseg_jax.experiment.evaluate import spread
+from diffseg_jax.experiment.label_target import READ_FIRST
 from diffseg_jax.experiment.labelled_images import (
     has_validation_split,
     open_data,
     other_validation,
 )
 from diffseg_jax.experiment.plan import check_config
-from diffseg_jax.experiment.stages import READ_FIRST
 from diffseg_jax.storage.lock import locked_in_all, require_free
 from diffseg_jax.storage.paths import in_bucket, read_bytes
 from diffseg_jax.storage.workdir import as_json, make_workdir

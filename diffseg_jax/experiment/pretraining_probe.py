@@ -20,7 +20,8 @@ from diffseg_jax.errors import counted
 from diffseg_jax.experiment.ensemble_stage import collect, completed, extractor, read_masks
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.linear_probe import draw_pixels, folds_of_pixels, probe
-from diffseg_jax.experiment.plan import StagePlan, probe_option
+from diffseg_jax.experiment.plan import probe_option
+from diffseg_jax.experiment.planned import StagePlan
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.training import loop
 from diffseg_jax.training.state import network_of

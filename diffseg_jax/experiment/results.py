@@ -7,7 +7,7 @@ import io
 import jax
 import numpy as np
 
-from diffseg_jax.data.transforms import resize_image, resize_mask
+from diffseg_jax.data.transforms import resize_image
 from diffseg_jax.devices import processes
 from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import counted
@@ -28,7 +28,7 @@ from diffseg_jax.experiment.fold_files import (
     network_of_fold,
     scores_line,
 )
-from diffseg_jax.experiment.plan import Evaluation, StagePlan
+from diffseg_jax.experiment.planned import Evaluation, StagePlan
 from diffseg_jax.figures import sheets, trust
 from diffseg_jax.figures.confusion import confusion_plot
 from diffseg_jax.inference.calibrators import file_of, write_calibrator
@@ -297,7 +297,7 @@ def auroc_of_signals(counts: Counts) -> dict:
 
 
 def trace_steps(evaluation: Evaluation, network: dict, examples: list[dict], protocol: Protocol):
-    """Adds to each example "steps", its labels i32[T,H,W] after every reverse step, if any.
+    """Adds to each example "steps", its maps [T,H,W] after every reverse step, if there are any.
 
     Only where images are shown whole: each window has its own noise.
     """
@@ -309,7 +309,7 @@ def trace_steps(evaluation: Evaluation, network: dict, examples: list[dict], pro
         size = example["image"].shape[:2]
         shown = resize_image(example["image"], protocol.sizes(size)[0])
         labels = forward(shown[None], np.array([shown.shape[:2]], np.int32))[0]
-        example["steps"] = np.stack([resize_mask(step, size) for step in labels])
+        example["steps"] = evaluation.target.step_maps(labels, size)
 
 
 def draw_predictions(

@@ -1,6 +1,5 @@
 """Runs the stages of a plan one after another, and reports their results."""
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +7,6 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from diffseg_jax.annotations.advice import advised
-from diffseg_jax.data.label_checks import (
-    read_labels,
-    require_labelled,
-    require_sensible,
-    require_sensible_parts,
-)
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.display.console import Display
@@ -27,22 +20,18 @@ from diffseg_jax.experiment.changed_data import (
 from diffseg_jax.experiment.class_weights import with_class_weights
 from diffseg_jax.experiment.data_notes import notes_of
 from diffseg_jax.experiment.ensemble_stage import all_are_fitted, check_fit, fit_stage
-from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.fold_files import lacking_folds
 from diffseg_jax.experiment.gradient_stage import planned_steps, train_stage
 from diffseg_jax.experiment.labelled_images import LABELLED_FILE, labels_path
 from diffseg_jax.experiment.plan import (
-    Evaluation,
-    Plan,
-    StagePlan,
     check_config,
     labelled_stages,
     make_plan,
     plan_evaluations,
 )
-from diffseg_jax.experiment.results import PROBE, result_of
+from diffseg_jax.experiment.planned import Evaluation, Plan, StagePlan
+from diffseg_jax.experiment.target import Target
 from diffseg_jax.experiment.time_budget import Budget, require_unfinished, slowness_of_machine
-from diffseg_jax.metrics import segmentation
 from diffseg_jax.storage.checkpoints import Damaged, StageCheckpoints, has_checkpoint
 from diffseg_jax.storage.lock import locked_in_all, require_free
 from diffseg_jax.storage.networks import first_has_checkpoint, open_network
@@ -60,8 +49,6 @@ from diffseg_jax.training.log import Log
 from diffseg_jax.training.trackers import tracking
 
 CHANGED_DATA = ("refuse", "continue")
-COUNTED_AS = "counted as published"  # part of the title of a column
-READ_FIRST = 32  # examples per split that are read before anything is written
 
 
 @own_settings()
@@ -174,9 +161,10 @@ def run_stages(plan: Plan, go_on: bool, budget: Budget | None = None):
             evaluation = stage.evaluation
             if budget:
                 evaluation = budget.shortened(evaluation, network[0])
-            results[name] = result_of(evaluation, *network)
+            results[name] = evaluation.target.result_of(evaluation, *network)
             write_results(plan.order, {**measured, **results}, workdir / "results.json")
-    report_results(plan.order, results, workdir / "results.json", plan.log, closing_line(plan))
+    closing, file = closing_line(plan), workdir / "results.json"
+    report_results(plan.target, plan.order, results, file, plan.log, closing)
 
 
 def read_some(plan: Plan) -> list[str]:
@@ -187,21 +175,12 @@ def read_some(plan: Plan) -> list[str]:
     labelled = [stage for stage in plan.stages if stage.evaluation]
     if not labelled:
         return []
-    train, val = labelled[0], labelled[0].evaluation
-    learned, measured = (
-        read_labels(split, each.source, each.indices, spread(each.indices, READ_FIRST))
-        for split, each in (("train", train), ("val", val))
-    )
-    if val.source is not train.source:
-        return require_sensible(learned, measured)
-    held_out = dataclasses.replace(measured, split="the held-out part")
-    return require_sensible_parts(learned, held_out)
+    return labelled[0].target.check(labelled[0], labelled[0].evaluation)
 
 
 def require_measurable(evaluation: Evaluation):
-    """UserError if no pixel of the validation images is labelled."""
-    source, indices = evaluation.source, evaluation.indices
-    require_labelled(read_labels("val", source, indices, indices[:1]))
+    """UserError if the validation images have nothing to be measured by."""
+    evaluation.target.measurable(evaluation)
 
 
 def say_notes(plan: Plan):
@@ -323,9 +302,11 @@ def _evaluate_again(config, workdir, evaluations):
         directory = stage_directory(workdir, evaluation.stage)
         with StageCheckpoints(directory, read_only=True) as checkpoints:
             step = checkpoints.chosen(evaluation.keep_best)
-        results[evaluation.stage] = result_of(evaluation, *open_network(directory, step), "eval")
+        network = open_network(directory, step)
+        results[evaluation.stage] = evaluation.target.result_of(evaluation, *network, "eval")
     file = workdir / "results_eval.json"
-    report_results(tuple(config.run), results, file, evaluations[0].log)
+    target, log = evaluations[0].target, evaluations[0].log
+    report_results(target, tuple(config.run), results, file, log)
 
 
 def write_results(order: tuple[str, ...], results: dict, file: Path):
@@ -335,39 +316,22 @@ def write_results(order: tuple[str, ...], results: dict, file: Path):
 
 
 def report_results(
-    order: tuple[str, ...], results: dict, file: Path, log: Log, without_results: str = ""
-):
+    target: Target, order: tuple[str, ...], results: dict, file: Path, log: Log,
+    without_results: str = "",
+):  # fmt: skip
     """Writes the results and shows them as a table.
 
     without_results  the line to log where no stage of the run segments
     """
     if results:
         write_results(order, results, file)
-        log.say(segmentation.format_table(columns_of(results)))
-        conventions = {key for result in results.values() for key in result}
-        for convention in sorted(segmentation.CONVENTION_NOTES.keys() & conventions):
-            log.say(f"{COUNTED_AS}: {segmentation.CONVENTION_NOTES[convention]}")
+        log.say(target.table(results))
         pictures = file.parent / "pictures"
         images = f", images in {pictures}" if pictures.is_dir() else ""
         log.say(f"finished; numbers in {file}{images}")
     else:
         log.say(f"finished; {without_results}")
     log.close()
-
-
-def columns_of(results: dict) -> dict:
-    """The columns of the final table: a stage, and beside it what else it was measured by.
-
-    That is the linear probe of an ensemble, and the numbers by a paper's convention.
-    """
-    columns = {}
-    for name, result in results.items():
-        columns[f"{name} (from {result['start']})"] = result
-        if PROBE in result:
-            columns[f"{name}, linear probe"] = result[PROBE]
-        for convention in segmentation.CONVENTIONS.keys() & result.keys():
-            columns[f"{name}, {COUNTED_AS}"] = result[convention]
-    return columns
 
 
 def closing_line(plan: Plan) -> str:

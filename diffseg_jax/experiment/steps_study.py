@@ -14,24 +14,17 @@ from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.plan import (
-    Evaluation,
     check_config,
     labelled_stages,
     make_compiled_task,
     plan_evaluations,
 )
-from diffseg_jax.experiment.results import (
-    auroc_of_signals,
-    draw_predictions,
-    measure,
-    scores_of,
-)
+from diffseg_jax.experiment.planned import Evaluation
 from diffseg_jax.experiment.stages import require_measurable, require_same_training
 from diffseg_jax.experiment.start_step import step_to_start_from
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.views import predict
-from diffseg_jax.metrics import segmentation
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.lock import locked_in_all, require_free
 from diffseg_jax.storage.networks import first_has_checkpoint, open_network
@@ -81,7 +74,7 @@ def _measure_all(plan, workdir):
     log = plan[0].settings[0][1].log
     image = workdir / "pictures" / "steps.png"
     if processes.is_first():
-        sheets.save_png(image, sheets.steps_plot(rows))
+        sheets.save_png(image, plan[0].settings[0][1].target.steps_plot(rows))
     log.say(f"finished; numbers in {workdir / 'steps.json'}, a plot in {image}")
     log.close()
 
@@ -111,7 +104,8 @@ def plan_sweep(
 
 def _settings(config, system, evaluation):
     """All settings of a stage, each with the evaluation whose task predicts by it."""
-    classes, mesh = len(evaluation.source.labels.names), evaluation.mesh
+    labels, mesh = evaluation.target.labels(evaluation.source), evaluation.mesh
+    classes = len(labels.names) if labels else 0
     kind = config.stages[evaluation.stage].kind
     pairs = []
     for setting in system.sweep(config, kind):
@@ -157,25 +151,28 @@ def measure_network(measured: Measured, rows: list[dict], workdir: Path):
     with shown as progress:
         for setting, evaluation in progress.each_of(measured.settings):
             rows.append(measure_setting(setting, evaluation, network))
-            log.say(line(rows[-1]) if len(rows) > 1 else f"{TITLES}\n{line(rows[-1])}")
+            line = evaluation.target.line(rows[-1])
+            log.say(line if len(rows) > 1 else f"{evaluation.target.titles}\n{line}")
             if processes.is_first():
                 write_json(workdir / "steps.json", rows)
 
 
 def measure_setting(setting: Setting, evaluation: Evaluation, network: dict) -> dict:
     """Numbers of one network in one setting, JSON values."""
-    counts, examples = measure(evaluation, network, evaluation.indices, evaluation.protocol)
+    target, indices = evaluation.target, evaluation.indices
+    counts, examples = target.measure(evaluation, network, indices, evaluation.protocol)
     file = f"{evaluation.stage}_steps{setting.steps}_draws{setting.draws}"
-    draw_predictions(evaluation, examples, file, setting.steps)
+    target.draw(evaluation, examples, file, setting.steps)
+    numbers = target.row(evaluation, counts)
     return {
         "stage": evaluation.stage,
         "steps": setting.steps,
         "draws": setting.draws,
         "images": len(evaluation.indices),
         "ms": milliseconds(evaluation, network),
-        "AUROC": auroc_of_signals(counts),
+        **{key: numbers.pop(key) for key in ("AUROC",) if key in numbers},
         **as_json(setting.recorded),
-        **segmentation.to_json(scores_of(evaluation, counts), evaluation.source.labels.names),
+        **numbers,
     }
 
 
@@ -191,20 +188,3 @@ def milliseconds(evaluation: Evaluation, network: dict) -> float:
         predict(forward, images, evaluation.protocol)
         seconds.append(time.perf_counter() - start)
     return 1000 * min(seconds) / size
-
-
-TITLES = f"{'stage':>10} steps draws  mIoU (%)   ms/image  AUROC"
-
-
-def line(row: dict) -> str:
-    """A setting's numbers, below TITLES."""
-    areas = "  ".join(f"{name} {_three_digits(value)}" for name, value in row["AUROC"].items())
-    steps = row["steps"] or "-"
-    return (
-        f"{row['stage']:>10} {steps:>5} {row['draws']:>5}  {100 * row['mIoU']:8.2f}  "
-        f"{row['ms']:9.3g}  {areas}"
-    )
-
-
-def _three_digits(value):
-    return "-" if value is None else f"{value:.3f}"

@@ -20,7 +20,8 @@ from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import UserError, choose, counted
 from diffseg_jax.experiment.ensemble_stage import examples, open_backbone, read_masks
 from diffseg_jax.experiment.linear_probe import FOLDS, draw_pixels, folds_of_pixels, probe
-from diffseg_jax.experiment.plan import StagePlan, make_plan
+from diffseg_jax.experiment.plan import make_plan
+from diffseg_jax.experiment.planned import StagePlan
 from diffseg_jax.experiment.stages import read_some
 from diffseg_jax.figures import sheets
 from diffseg_jax.storage.lock import locked, require_free

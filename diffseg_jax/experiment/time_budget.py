@@ -17,8 +17,9 @@ from diffseg_jax.devices import processes
 from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.evaluate import spread
-from diffseg_jax.experiment.plan import Evaluation, StagePlan, stage_schedule
-from diffseg_jax.experiment.results import KNOWN_LEARNED, measure
+from diffseg_jax.experiment.plan import stage_schedule
+from diffseg_jax.experiment.planned import Evaluation, StagePlan
+from diffseg_jax.experiment.results import KNOWN_LEARNED
 from diffseg_jax.inference.views import Protocol
 from diffseg_jax.storage.paths import read_object, write_json
 from diffseg_jax.training.log import Log
@@ -330,7 +331,7 @@ class Budget:
         few = spread(evaluation.indices, max(TRIED, 2 * evaluation.batch_size))
         if not evaluation.timed and 2 * len(few) < count:
             self.log.say(f"{evaluation.stage}: evaluates {len(few)} images first")
-            measure(evaluation, network, few, evaluation.protocol)
+            evaluation.target.measure(evaluation, network, few, evaluation.protocol)
         each, later = self.image_seconds(evaluation), self._shares()
         closing = self.slowness * CLOSING
         left = self.left - sum(share.fixed + share.closing for share in later)

@@ -54,6 +54,17 @@ class Maps:
         return Maps(*maps, signals, self.calibrated, *others)
 
 
+    def drawn(self) -> "Maps":
+        """The maps without the probabilities, which are large and on no sheet."""
+        return dataclasses.replace(self, probs=None)
+
+    def kept(self, names: Collection[str]) -> "Maps":
+        """The maps without probabilities and signals that are not among the names."""
+        signals = {name: values for name, values in self.signals.items() if name in names}
+        probs = self.probs if "probs" in names else None
+        return dataclasses.replace(self, probs=probs, signals=signals)
+
+
 class View(enum.Enum):
     """How an image reaches the network."""
 
@@ -109,10 +120,24 @@ class Protocol:
         return [tuple(max(m, int(side / m + 0.5) * m) for side in size) for size in sizes]
 
 
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What becomes of the maps of a network, as functions of dicts of maps f32[B,H,W,C].
+
+    of_view  (maps of one view, xp) -> those that are averaged over the views
+    decided  (averaged maps, xp, calibrator) -> `Maps`, or those of another task, which have `kept`
+
+    xp is numpy or jax.numpy.
+    """
+
+    of_view: Callable
+    decided: Callable
+
+
 def predict(
     forward: Callable, images: np.ndarray, protocol: Protocol, names: Sequence[str] = (),
     calibrator: Calibrator | None = None, known: KnownImages | None = None,
-    keep: Collection[str] | None = None,
+    keep: Collection[str] | None = None, decision: Decision | None = None,
 ) -> Maps:  # fmt: skip
     """Labels, probabilities and uncertainty of images u8[B,H,W,3] of one size.
 
@@ -124,6 +149,7 @@ def predict(
     calibrator  estimates the uncertainty; None: it is 1 - the highest probability
     known       images by which these are judged
     keep        which of the signals and "probs" the result holds, for large images; None: all
+    decision    what becomes of the maps; None: labels, as follows
 
     Every map is averaged in float32 over windows, resized to the size of the image, and averaged
     over scales and the mirror image. Before this last average logits become probabilities, or votes
@@ -131,7 +157,8 @@ def predict(
     of the highest probability; the smallest among equals. Large images are worked through in strips
     of rows, which changes no bit.
     """
-    size = height, width = images.shape[1:3]
+    size, decision = images.shape[1:3], decision or LABELS
+    height, width = size
     if names:
         forward = functools.partial(forward, names=names)
     shown = list(_shown(forward, images, protocol))
@@ -139,10 +166,11 @@ def predict(
     strips = []
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        outputs = [_with_probs(each.resized(size, top, bottom), np) for each in shown]
+        outputs = [decision.of_view(each.resized(size, top, bottom), np) for each in shown]
         mean = {name: sum(maps[name] for maps in outputs) / len(outputs) for name in outputs[0]}
-        strips.append(_kept(_decided(mean, np, calibrator), keep))
-    maps = strips[0] if len(strips) == 1 else _stacked_strips(strips)
+        found = decision.decided(mean, np, calibrator)
+        strips.append(found if keep is None else found.kept(keep))
+    maps = strips[0] if len(strips) == 1 else stacked_strips(strips)
     if not shown[0].descriptors:
         return maps
     descriptors = [sum(each.descriptors) / len(each.descriptors) for each in shown]
@@ -167,37 +195,29 @@ def _shown(forward, images, protocol) -> Iterator[ShownRows]:
             yield ShownRows(forward, shown, window, stride, mirrored)
 
 
-def _kept(maps, keep):
-    """The maps without probabilities and signals that are not to be kept; None: all are."""
-    if keep is None:
-        return maps
-    signals = {name: values for name, values in maps.signals.items() if name in keep}
-    probs = maps.probs if "probs" in keep else None
-    return dataclasses.replace(maps, probs=probs, signals=signals)
+def stacked_strips(strips: Sequence[Maps]) -> Maps:
+    """The maps of an image of those of strips of its rows, in order."""
+
+    def joined(values):
+        if isinstance(values[0], dict):
+            return {name: joined([each[name] for each in values]) for name in values[0]}
+        return np.concatenate(values, 1) if isinstance(values[0], np.ndarray) else values[0]
+
+    fields = [vars(each) for each in strips]
+    return type(strips[0])(**{name: joined([each[name] for each in fields]) for name in fields[0]})
 
 
-def _stacked_strips(strips):
-    """One `Maps` of those of strips of rows."""
-    first = strips[0]
-    joined = lambda values: None if values[0] is None else np.concatenate(values, 1)
-    return dataclasses.replace(
-        first,
-        labels=joined([each.labels for each in strips]),
-        probs=joined([each.probs for each in strips]),
-        uncertainty=joined([each.uncertainty for each in strips]),
-        signals={name: joined([each.signals[name] for each in strips]) for name in first.signals},
-        baseline=joined([each.baseline for each in strips]),
-    )
-
-
-def predict_whole(output, xp=np, calibrator: Calibrator | None = None) -> Maps:
+def predict_whole(
+    output, xp=np, calibrator: Calibrator | None = None, decision: Decision | None = None
+) -> Maps:  # fmt: skip
     """The maps that `predict` makes of one output of `forward`, without padding or averaging.
 
     xp  numpy or jax.numpy, the module of the arrays that come in and go out
     """
-    maps = _with_probs(named_maps(output), xp)
+    decision = decision or LABELS
+    maps = decision.of_view(named_maps(output), xp)
     maps.pop(DESCRIPTOR, None)
-    return _decided(maps, xp, calibrator)
+    return decision.decided(maps, xp, calibrator)
 
 
 def from_moments(moments):
@@ -231,6 +251,9 @@ def _with_probs(maps, xp):
         powers = xp.exp(logits - xp.max(logits, -1, keepdims=True))
         maps["votes" if "probs" in maps else "probs"] = powers / xp.sum(powers, -1, keepdims=True)
     return maps
+
+
+LABELS = Decision(of_view=_with_probs, decided=_decided)
 
 
 def protocol_of(options) -> Protocol:

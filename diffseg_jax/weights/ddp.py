@@ -92,7 +92,7 @@ def settings_of(arrays: Mapping[str, np.ndarray], source: str = "the file") -> D
     layers = "decode_head.encoder.layers."
     weights = size(f"{layers}0.attentions.0.attention_weights.weight", 0)
     settings = DDPSettings(
-        **backbone_settings(arrays, source),
+        **sizes_of_backbone(arrays, source),
         num_classes=size("decode_head.conv_seg.weight", 0),
         width=size("transform.conv.weight", 0),
         layers=count_in(arrays, source, layers),
@@ -118,7 +118,7 @@ def _require_segmentation(arrays, source):
         raise UserError(f"{source} is {other}. {ADVICE}")
 
 
-HEADS = {  # of published files: the first name of a head that is in a file tells its task
+TASK_HEADS = {  # of published files: the first name of a head that is in a file tells its task
     "bev": "heads.map.conv_seg.weight",
     "depth": "decode_head.conv_depth.weight",
     "segmentation": "decode_head.conv_seg.weight",
@@ -130,7 +130,7 @@ def task_of(arrays: Mapping[str, np.ndarray]) -> str:
     """The task of a state dict of DDP, "segmentation", "depth" or "bev"; "" if it is of none."""
     if any(name.startswith(("encoders.", "heads.map.")) for name in arrays):
         return "bev"
-    return next((task for task, name in HEADS.items() if name in arrays), "")
+    return next((task for task, name in TASK_HEADS.items() if name in arrays), "")
 
 
 def other_task(arrays: Mapping[str, np.ndarray], task: str, needed) -> str:
@@ -148,7 +148,7 @@ def other_task(arrays: Mapping[str, np.ndarray], task: str, needed) -> str:
     return f"no {task} checkpoint of DDP: it has no {missing[0]}" if missing else ""
 
 
-def backbone_settings(arrays, source):
+def sizes_of_backbone(arrays, source):
     """The backbone's settings as keyword arguments."""
     size = functools.partial(size_in, arrays, source)
     count = functools.partial(count_in, arrays, source)

@@ -14,17 +14,17 @@ from diffseg_jax.weights.ddp import (
     DDP_TABLE,
     POINTS,
     UNUSED,
-    backbone_settings,
     count_in,
     other_task,
     require_groups,
     require_supported,
     size_in,
+    sizes_of_backbone,
 )
 from diffseg_jax.weights.tables import convert
 
 NEEDED_FOR_DEPTH = ("decode_head.conv_depth.weight", "down.conv.weight")
-TIMED = "decode_head.encoder.layers.0.time_mlp.1.weight"  # only the paper's form has it
+TIMED_ENTRY = "decode_head.encoder.layers.0.time_mlp.1.weight"  # only the paper's form has it
 DEPTH_ADVICE = "Give a depth checkpoint of DDP, such as ddp_swint_1k_w7_kitti_bs2x8_scale01.pth."
 
 
@@ -41,13 +41,13 @@ def depth_settings_of(
     layers = "decode_head.encoder.layers."
     weights = size(f"{layers}0.attentions.0.attention_weights.weight", 0)
     settings = DepthSettings(
-        **backbone_settings(arrays, source),
+        **sizes_of_backbone(arrays, source),
         width=size("down.conv.weight", 0),
         layers=count_in(arrays, source, layers),
         decoder_heads=max(weights // POINTS, 1),
         points=POINTS,
         mlp=size(f"{layers}0.ffns.0.layers.0.0.weight", 0),
-        timed=TIMED in arrays,
+        timed=TIMED_ENTRY in arrays,
     )
     require_supported(settings, source, DEPTH_ADVICE)
     return settings

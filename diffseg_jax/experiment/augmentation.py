@@ -1,0 +1,19 @@
+"""The random changes of training images, by the options of a stage."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+from diffseg_jax.data.transforms import augment
+
+STILL = dict(scale=(1.0, 1.0), max_class_share=1.0, flip=False, photometric=False)  # for a fit
+
+
+def augmentation(options: Mapping, labelled: bool) -> Callable:
+    """(image, mask, rng) -> example; unlabelled stages never see a mask."""
+    changes = {key: value for key, value in options.items() if key != "variants"}
+    change = functools.partial(augment, **{**STILL, **changes})
+    return change if labelled else functools.partial(_without_mask, change)
+
+
+def _without_mask(change, image, mask, rng):
+    return change(image, None, rng)
