@@ -38,6 +38,7 @@ from diffseg_jax.inference.converted import (
     convert_run,
 )
 from diffseg_jax.inference.converted_deeplab import convert_deeplab
+from diffseg_jax.inference.converted_depth import convert_ddp_depth
 from diffseg_jax.inference.converted_ensemble import convert_ensemble
 from diffseg_jax.inference.converted_source import convert_source
 from diffseg_jax.inference.converted_transunet import convert_transunet
@@ -79,6 +80,7 @@ def _convert_adm(path, output, name="", part="", **flags):
 CONVERTERS = {  # name -> function and the flags that it takes
     "adm": (_convert_adm, ("name", "part", *ADM_FLAGS)),
     "ddp": (convert_ddp, ("groups", "steps", "limit", "part")),
+    "ddp_depth": (convert_ddp_depth, ("groups", "steps", "high", "part")),
     "transunet": (convert_transunet, ("part", "heads", "grid")),
     "deeplab": (convert_deeplab, ("part", "short")),
     "ddpm_seg": (convert_ensemble, ("unet", "name", "part", *ENSEMBLE_FLAGS, *ADM_FLAGS)),
@@ -105,12 +107,14 @@ def make_flags() -> Flags:
     add = flags.add_argument_group("adm, flags of guided diffusion in place of --name").add_argument
     for flag, flag_type in ADM_FLAGS.items():
         add(f"--{flag}", type=flag_type, metavar=METAVARS[flag_type])
-    add = flags.add_argument_group("ddp").add_argument
+    add = flags.add_argument_group("ddp, ddp_depth").add_argument
     groups = f"groups of the neck's norms; default: {NECK_GROUPS}"
     add("--groups", type=int, metavar="N", help=groups)
     steps = "reverse steps; default: 10 for a file whose name says aligned, else 3"
     add("--steps", type=number(int, 1, 1000), metavar="N", help=steps)
-    limit = "sides into which images are fitted, 0 for their own size; default: as published"
+    high = "ddp_depth: largest depth in metres; default: 10 if the file's name says nyu, else 80"
+    add("--high", type=number(float, 0.01, 1e6), metavar="X", help=high)
+    limit = "ddp: sides into which images are fitted, 0 for their own size; default: as published"
     add("--limit", type=sides, metavar="N,N", help=limit)
     add = flags.add_argument_group("deeplab").add_argument
     short = "shorter side of images, 0 for their own size; default: 520 for torchvision's weights"

@@ -171,3 +171,24 @@ LABELLED = {  # added if a stage trains with labels
         "corruptions": CORRUPTIONS,
     },
 }
+DEPTH_CHANGES = {  # stages.*.augment for depth; see data.depth_transforms
+    **{key: STAGE["augment"][key] for key in ("limit", "short", "scale", "crop", "flip")},
+    "rotate": Number(float, 0, 180),  # degrees
+    "rotate_share": Number(float, 0, 1),
+    "colour_share": Number(float, 0, 1),
+    "gamma": Several(Number(float, 0.01, 100), 2),
+    "brightness": Several(Number(float, 0.01, 100), 2),
+    "channels": Several(Number(float, 0.01, 100), 2),
+}
+DEPTH_EVALUATE = {
+    **{k: v for k, v in LABELLED["evaluate"].items() if k not in ("absent", "corruptions")},
+    "crop": Text(("none", "garg", "eigen", "nyu")),  # see metrics.depth.DEPTH_CROPS
+}
+BY_TASK = {  # task -> options of every system in place of those of COMMON
+    "segmentation": {},
+    "depth": {"stages": Named({**STAGE, "augment": DEPTH_CHANGES})},
+}
+LABELLED_BY_TASK = {  # task -> those of LABELLED
+    "segmentation": LABELLED,
+    "depth": {**LABELLED, "evaluate": DEPTH_EVALUATE},
+}

@@ -15,13 +15,14 @@ from diffseg_jax.config.options import FIT
 from diffseg_jax.data.folder_source import FolderSource
 from diffseg_jax.data.label_checks import SeenLabels, errors_of, label_counts, warnings_of
 from diffseg_jax.data.labels import IGNORE
-from diffseg_jax.data.pipeline import Cached
+from diffseg_jax.data.pipeline import Cached, image_alone
 from diffseg_jax.devices.processes import require_one
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.augmentation import augmentation
 from diffseg_jax.experiment.data_notes import notes_of, turned_both_ways
 from diffseg_jax.experiment.evaluate import spread
+from diffseg_jax.experiment.label_target import LABEL_TARGET
 from diffseg_jax.experiment.labelled_images import (
     cut_images,
     kept_folds,
@@ -34,6 +35,8 @@ from diffseg_jax.experiment.labelled_images import (
 )
 from diffseg_jax.experiment.plan import check_config, labelled_stages
 from diffseg_jax.experiment.stages import require_startable
+from diffseg_jax.experiment.target import Target
+from diffseg_jax.experiment.targets import target_of
 from diffseg_jax.figures import sheets
 from diffseg_jax.storage.workdir import make_workdir
 from diffseg_jax.systems.methods import SYSTEMS
@@ -78,7 +81,8 @@ def check_data(config: ConfigDict, workdir: Path, display: Display | None = None
         problems += bad
         file = workdir / f"check_{name}.png"
         if len(bad) < len(source):
-            sheets.save_png(file, source_sheet(source, name == "unlabelled"))
+            target = target_of(config)
+            sheets.save_png(file, source_sheet(source, name == "unlabelled", target))
             print(f"  contact sheet: {file}")
         if part == "data" and source.labels:
             try:
@@ -244,23 +248,33 @@ def draw_changes(config: ConfigDict, sources: dict[str, Sequence], workdir: Path
         if options is None or kinds[names[0]] == FIT and not options.get("variants", 0):
             continue
         file = workdir / f"check_{part}_changed.png"
-        sheets.save_png(file, changed_sheet(sources[part], options, part == "train", config.seed))
+        target = target_of(config) if part == "train" else None
+        sheets.save_png(file, changed_sheet(sources[part], options, target, config.seed))
         print(f"{part}, as stage {names[0]} changes its images: {file}")
 
 
-def changed_sheet(source: Sequence, options: Mapping, labelled: bool, seed: int) -> np.ndarray:
-    """A sheet of examples spread evenly over the source, changed as a stage with these options."""
-    change, crops, titles = augmentation(options, labelled), [], []
+def changed_sheet(
+    source: Sequence, options: Mapping, target: Target | None, seed: int
+) -> np.ndarray:
+    """A sheet of examples spread evenly over the source, changed as a stage with these options.
+
+    target  what the stage learns from labels; None: it learns without
+    """
+    change, parts = augmentation(options, labelled=False), image_alone
+    if target:
+        change, parts = target.change(options), target.parts
+    crops, titles = [], []
     for index in spread(range(len(source)), SHEET_IMAGES):
         example = source[int(index)]
         rng = np.random.default_rng([seed, int(index)])
-        crops.append(change(example["image"], example.get("mask"), rng))
+        crops.append(change(*parts(example), rng))
         titles.append(Path(example["name"]).name)
-    masks = [crop["mask"] for crop in crops] if labelled else None
-    return sheets.contact_sheet([crop["image"] for crop in crops], masks, source.labels, titles)
+    return _drawn(crops, source.labels, titles, target)
 
 
-def source_sheet(source: Sequence, unlabelled: bool) -> np.ndarray:
+def source_sheet(
+    source: Sequence, unlabelled: bool, target: Target = LABEL_TARGET
+) -> np.ndarray:
     """A sheet of examples spread evenly over the source; unreadable ones are skipped.
 
     If masks fit turned images both ways, the first of these is among the examples.
@@ -271,8 +285,12 @@ def source_sheet(source: Sequence, unlabelled: bool) -> np.ndarray:
             examples.append(source[int(index)])
         except UserError:
             continue
-    masks = None if unlabelled else [example.get("mask") for example in examples]
-    if masks and any(mask is None for mask in masks):
-        masks = None
     titles = [Path(example["name"]).name for example in examples]
-    return sheets.contact_sheet([e["image"] for e in examples], masks, source.labels, titles)
+    return _drawn(examples, source.labels, titles, None if unlabelled else target)
+
+
+def _drawn(rows, labels, titles, target):
+    """A contact sheet of images, with their truths unless there is no target."""
+    if target:
+        return target.contact(rows, labels, titles)
+    return sheets.contact_sheet([row["image"] for row in rows], None, labels, titles)

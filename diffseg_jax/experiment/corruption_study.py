@@ -51,6 +51,7 @@ from diffseg_jax.inference.calibrators import identity_of, read_calibrator
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.known_images import read_known_images
 from diffseg_jax.inference.locate import best_stage
+from diffseg_jax.inference.outputs import require_segmentation
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.metrics.calibration import chance_counts, scores_by_class
 from diffseg_jax.metrics.calibrator import Calibrator
@@ -130,6 +131,7 @@ def measure_corruptions(config: ConfigDict, workdir: Path, display: Display | No
     checkpoint, images and options. Raises UserError as `evaluate_only`, for unknown types, and
     for a run that reads its features from files.
     """
+    require_segmentation(config, "--mode=corruptions", workdir)
     found = evaluations_of_run(config, workdir, "corruptions", display)
     evaluations = {e.stage: e for e in found}
     given = {**lacking(OPTIONS), **config.evaluate.get("corruptions", {})}

@@ -227,6 +227,16 @@ def _batches(source, indices, batch_size, shape_of) -> Iterator[list[dict]]:
             yield batch
 
 
+def share_sums(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The sums over all processes of arrays of 64 bits, which are gathered as halves of 32."""
+
+    def total(values):
+        parts = multihost_utils.process_allgather(np.ascontiguousarray(values).view(np.int32))
+        return np.sum(np.ascontiguousarray(parts).view(values.dtype), axis=0)
+
+    return {name: total(values) for name, values in sums.items()}
+
+
 def _from_all(counts):
     """int64[processes, ...], gathered as two 32-bit halves: jax gathers no 64-bit integers."""
     counts = np.asarray(counts, np.int64)

@@ -42,6 +42,13 @@ def require_classes_of(source, name: str):
         )
 
 
+def contact_of_labels(rows, labels, titles) -> np.ndarray:
+    """A contact sheet of images, beside their masks if all have one."""
+    masks = [row.get("mask") for row in rows]
+    masks = None if any(mask is None for mask in masks) else masks
+    return sheets.contact_sheet([row["image"] for row in rows], masks, labels, titles)
+
+
 def check_labels(train: StagePlan, val: Evaluation) -> list[str]:
     """Warnings about unusual labels of a few images; UserError for those that are surely wrong."""
     learned, measured = (
@@ -119,6 +126,7 @@ LABEL_TARGET = Target(
     labels=lambda source: source.labels,
     parts=image_and_mask,
     change=lambda options: augmentation(options, labelled=True),
+    contact=contact_of_labels,
     check=check_labels,
     measurable=require_labelled_pixels,
     measure=measure,

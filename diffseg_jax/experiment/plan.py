@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 import diffseg_jax
 from diffseg_jax.annotations.advice import advised
-from diffseg_jax.config.options import COMMON, FIT, LABELLED, UNLABELLED
+from diffseg_jax.config.options import BY_TASK, COMMON, FIT, LABELLED_BY_TASK, UNLABELLED
 from diffseg_jax.config.schema import check_options, lacking
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.mesh import check_batch, make_mesh
@@ -58,7 +58,7 @@ STARTS = ("random", "weights")  # any other start names a stage or its directory
 MAX_PADDING = 2  # times the image's side; a larger crop is mostly padding and surely a mistake
 COARSEST = 32  # pixels; crops of its multiples suit the networks of all methods
 PROTOCOL_KEYS = (  # options of config.evaluate that are written beside the results
-    "view", "window", "stride", "limit", "short", "scales", "flip", "absent",
+    "view", "window", "stride", "limit", "short", "scales", "flip", "absent", "crop",
 )  # fmt: skip
 
 
@@ -356,7 +356,7 @@ def _plan_evaluation(
         quick_indices=indices[: options.quick_images], protocol=protocol,
         quick_protocol=dataclasses.replace(protocol, scales=(nearest,), flip=False),
         batch_size=options.batch_size, examples=options.pictures,
-        absent=options.get("absent", ""),
+        absent=options.get("absent", ""), crop=options.get("crop", "none"),
         convention=SYSTEMS[config.system].convention, keep_best=_keeps_best(config),
         held_out=images.held_out, recorded=as_json(recorded),
         workdir=workdir, mesh=mesh, log=log, learned=learned, folds=images.folds,
@@ -473,10 +473,11 @@ def check_config(config: ConfigDict):
     kinds = set(kinds.values())
     learns_from = {system.stages[kind] for kind in kinds}
     labelled = "labelled" in learns_from
-    task = choose(system.tasks, values.get("task", lacking("")["task"]), "task")
-    options = {**system.options, **task}
-    options = {name: rule for name, rule in options.items() if rule is not None}
-    allowed = {**COMMON, **options, **(LABELLED if labelled else {})}
+    task = values.get("task", lacking("")["task"])
+    options = {**system.options, **choose(system.tasks, task, "task")}
+    allowed = {**COMMON, **BY_TASK[task], **options}
+    allowed = {name: rule for name, rule in allowed.items() if rule is not None}
+    allowed |= LABELLED_BY_TASK[task] if labelled else {}
     allowed |= UNLABELLED if "unlabelled" in learns_from or "unlabelled" in values else {}
     for kind in kinds:
         allowed |= system.stage_options.get(kind, {})

@@ -29,6 +29,7 @@ class Evaluation:
     protocol           for the final numbers
     quick_protocol     during training: one scale, not mirrored
     examples           number of images on a sheet
+    crop               name of the part of an image that is measured, for depth
     absent             how classes without labels count, see `metrics.segmentation`
     convention         of the paper's numbers, reported beside ours unless it is "default"
     keep_best          whether the best checkpoint counts instead of the last one
@@ -63,6 +64,7 @@ class Evaluation:
     learned: tuple[Sequence, np.ndarray] | None = None
     folds: Mapping[int, int] | None = None
     note: str = ""
+    crop: str = "none"
     timed: dict[Protocol, float] = dataclasses.field(default_factory=dict)
     image_counts: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 

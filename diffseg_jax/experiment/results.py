@@ -1,8 +1,10 @@
 """The numbers and sheets of a network on validation images."""
 
+import contextlib
 import csv
 import dataclasses
 import io
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -53,21 +55,32 @@ def measure(
     pixels: DrawnPixels | None = None, descriptors: dict | None = None,
 ) -> tuple[Counts, list[dict]]:  # fmt: skip
     """Counts of right and wrong pixels of a network, and the examples to draw; as of `evaluate`."""
-    task, batch_size = evaluation.task, evaluation.batch_size
-    forward = make_forward(
-        task.measured or task.predict, network, evaluation.mesh, batch_size, task.stride,
-        task.files,
+    with progress_of(evaluation, indices, protocol) as progress:
+        return evaluate(
+            forward_of(evaluation, network), evaluation.source, indices,
+            len(evaluation.source.labels.names), protocol, evaluation.batch_size,
+            evaluation.examples, by_name=evaluation.task.files is not None, pixels=pixels,
+            descriptors=descriptors, progress=progress, by_image=evaluation.image_counts,
+        )  # fmt: skip
+
+
+def forward_of(evaluation: Evaluation, network: dict) -> Callable:
+    """(images, valid) -> maps of a network for its final numbers, as of `make_forward`."""
+    task = evaluation.task
+    return make_forward(
+        task.measured or task.predict, network, evaluation.mesh, evaluation.batch_size,
+        task.stride, task.files,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def progress_of(evaluation: Evaluation, indices: np.ndarray, protocol: Protocol):
+    """`with progress_of(...) as progress: ...` shows an evaluation, and keeps its time."""
     mine = len(indices[jax.process_index() :: jax.process_count()])
     what = f"{evaluation.stage}: evaluates"
     with evaluation.log.progress(what, mine, unit="images", first=COMPILES) as progress:
-        found = evaluate(
-            forward, evaluation.source, indices, len(evaluation.source.labels.names), protocol,
-            batch_size, evaluation.examples, by_name=task.files is not None, pixels=pixels,
-            descriptors=descriptors, progress=progress, by_image=evaluation.image_counts,
-        )  # fmt: skip
+        yield progress
     evaluation.timed[protocol] = progress.seconds_each / jax.process_count()
-    return found
 
 
 def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "result") -> dict:

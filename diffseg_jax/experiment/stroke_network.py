@@ -11,6 +11,7 @@ from diffseg_jax.config.schema import as_tuples
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference.locate import find_stage
+from diffseg_jax.inference.outputs import require_segmentation
 from diffseg_jax.sources.diffusion import LISTED_STEPS, make_settings
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.workdir import as_json
@@ -99,6 +100,7 @@ def _of_checkpoint(source) -> FeatureNetwork:
     directory = find_stage(source)
     network, meta = open_network(directory)
     config, task = as_tuples(meta["config"]), as_tuples(meta["task"])
+    require_segmentation(config, "annotate", directory)
     start, kind = str(directory), task["kind"]
     if config["system"] in RUNS:
         return dataclasses.replace(_of_source(f"{config['system']}={start}"), start=start)

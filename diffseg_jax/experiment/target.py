@@ -15,6 +15,7 @@ class Target:
     labels       source -> `Labels` of the classes, or None where the truth has no classes
     parts        example -> the arguments of `change` before the generator
     change       options of config.stages.*.augment -> (parts of an example, rng) -> row of a batch
+    contact      (rows or examples, `Labels` or None, titles) -> contact sheet of images and truths
     check        (StagePlan, Evaluation) -> warnings about the truths of both; UserError for wrong
     measurable   evaluation -> None; UserError if the images have nothing to be measured by
     measure      (evaluation, network, indices, protocol) -> counts, examples to draw
@@ -33,6 +34,7 @@ class Target:
     labels: Callable
     parts: Callable
     change: Callable
+    contact: Callable
     check: Callable
     measurable: Callable
     measure: Callable

@@ -16,13 +16,14 @@ from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import COMPILES, Progress
 from diffseg_jax.errors import UserError, visible
+from diffseg_jax.figures.sheets import save_png
 from diffseg_jax.inference.frames import Frame, container_of, frames_note, is_video, read_each
 from diffseg_jax.inference.georeference import georeference_of
 from diffseg_jax.inference.images import find_images, matching
 from diffseg_jax.inference.options import PredictOptions
-from diffseg_jax.inference.saved import SaveOptions, path_of, write_coco, write_legend
+from diffseg_jax.inference.saved import SaveOptions, path_of, write_coco
 from diffseg_jax.inference.segmenter import Segmenter
-from diffseg_jax.inference.summary import Summary, described_classes, overview_of
+from diffseg_jax.inference.summary import Summary, described_classes
 from diffseg_jax.inference.videos import count_frames, frame_rate, write_video
 from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.storage.lock import locked
@@ -84,17 +85,22 @@ def predict_files(
     clips = clips_in(found, folder) if video else {}
     places = {name: georeference_of(source) for name, source in found if isinstance(source, str)}
     places = {name: place for name, place in places.items() if place}
-    colours = distinct_colours(len(segmenter.names)) if palette == "readable" else segmenter.palette
+    output_kind = segmenter.output
+    output_kind.check(saved)
+    colours = segmenter.palette
+    if palette == "readable" and segmenter.names:
+        colours = distinct_colours(len(segmenter.names))
     labels = Labels(segmenter.names, colours)
     summary = Summary(
         folder, metadata_of(segmenter, labels, options, saved),
         outputs=lambda name: [
-            path_of(folder, name, each) for each in saved.endings(name in places)
+            path_of(folder, name, each) for each in output_kind.endings(saved, name in places)
         ],
-        required=("expected_accuracy",),
-        overview=lambda entries: overview_of(entries, labels.names), added=("calibrator",),
+        required=output_kind.required,
+        overview=lambda entries: output_kind.overview(entries, labels.names),
+        added=("calibrator",),
     )  # fmt: skip
-    summary.content["files"] = saved.described(bool(places))
+    summary.content["files"] = output_kind.described(saved, bool(places))
     remaining = {name: path for name, path in found if not summary.is_done(name, path)}
     progress = display.progress("images", len(remaining), unit="images")
     named = readable(remaining, summary, progress.add)
@@ -116,7 +122,9 @@ def predict_files(
                 finished = summary.content["pictures"]
                 if finished:  # else other options may follow in the same folder
                     summary.save()
-                    write_legend(folder, labels, summary.content["calibrated"], saved)
+                    calibrated = summary.content["calibrated"]
+                    legend = output_kind.legend(labels, calibrated, saved)
+                    save_png(folder / "legend.png", legend)
         if saved.contours == "coco":
             write_coco(folder, {name: entry["file"] for name, entry in finished.items()})
         write_videos(folder, clips, remaining, finished, every, display)

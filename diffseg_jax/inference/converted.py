@@ -104,12 +104,7 @@ def convert_ddp(
     require_unused(output)
     arrays = read_arrays(path, part)
     settings = settings_of(arrays, str(path))
-    if groups < 1 or settings.width % groups:
-        raise UserError(
-            f"--groups is {groups}, which does not divide the {settings.width} channels of {path}. "
-            "Give the number that the network was trained with, such as "
-            f"--groups={math.gcd(settings.width, NECK_GROUPS)}."
-        )
+    require_dividing(groups, settings.width, path)
     settings = dataclasses.replace(settings, groups=groups)
     values = load_ddp(arrays, settings, str(path))
     classes = settings.num_classes
@@ -145,6 +140,16 @@ def convert_ddp(
         "evaluate": {**WHOLE_IMAGES, "limit": limit},
     }  # fmt: skip
     return save_converted(output, values, path, config, task, **classes_meta(classes))
+
+
+def require_dividing(groups: int, width: int, path: str | os.PathLike):
+    """UserError for groups of the neck that do not divide its width; path: of the file."""
+    if groups < 1 or width % groups:
+        raise UserError(
+            f"--groups is {groups}, which does not divide the {width} channels of {path}. "
+            "Give the number that the network was trained with, such as "
+            f"--groups={math.gcd(width, NECK_GROUPS)}."
+        )
 
 
 def _published_steps(path) -> int:

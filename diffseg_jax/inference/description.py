@@ -12,7 +12,9 @@ from flax.traverse_util import unflatten_dict as unflatten
 
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError
+from diffseg_jax.inference.label_output import LABEL_OUTPUT
 from diffseg_jax.inference.locate import find_stage, stages_in, step_to_open
+from diffseg_jax.inference.outputs import task_in
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.storage.checkpoints import steps_in
 from diffseg_jax.storage.networks import open_meta
@@ -43,6 +45,7 @@ def describe_checkpoint(
         "checkpoint": str(path),
         "directory": str(directory),
         "system": meta["config"]["system"],
+        "task": task_in(meta["config"]),
         "version": meta.get("version"),
         "stage": meta["stage"],
         "stages": [stage_entry(name, folder) for name, folder in stages.items()],
@@ -161,9 +164,11 @@ def usage(description: dict, path: str, task: dict) -> dict:
     """The lines that use the checkpoint, in Python and on the command line; task: `Task.meta`."""
     python = ["import diffseg_jax", f"segmenter = diffseg_jax.load({json.dumps(path)})"]
     directory, path = shlex.quote(description["directory"]), shlex.quote(path)
-    if description["classes"]:
+    if description["classes"] or description["task"] != LABEL_OUTPUT.name:
         python.append('prediction = segmenter.predict("image.png")')
-        flags = f"--checkpoint={path} --images=photos --output=labelled"
+        flags = f"--checkpoint={path} --images=photos --output=" + (
+            "labelled" if description["classes"] else "predicted"
+        )
         return {"python": python, "command": f"python -m diffseg_jax.predict {flags}"}
     taps = json.dumps(description["taps"][:1])
     python.append(f'features = segmenter.features("image.png", {taps})')

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.text import Text
 
 from diffseg_jax.errors import size
+from diffseg_jax.metrics.depth import DEPTH_METRICS
 from diffseg_jax.metrics.segmentation import format_table
 
 VIEWS = {
@@ -20,7 +21,9 @@ def show(description: dict, console: Console):
     print_text = lambda text: console.print(text, soft_wrap=True, highlight=False, markup=False)
     head = Text(f"{description['directory']}\n", style="bold")
     arrays = f"{size(description['bytes'])} of arrays"
-    line = f"{description['system']}, written by {version}, {arrays}"
+    task = description["task"] if description["task"] != "segmentation" else ""
+    system = f"{description['system']} for {task}" if task else description["system"]
+    line = f"{system}, written by {version}, {arrays}"
     print_text(head.append(line, "not bold"))
     for heading, lines in sections(description, bool(console.color_system)):
         print_text(Text(f"\n{heading}", style="bold"))
@@ -32,7 +35,8 @@ def sections(description: dict, colours: bool) -> list[tuple[str, list]]:
     """Headings and the lines below them; unknown values have none."""
     normalisation, data = description["normalisation"], description["trained_on"]
     taps, results = description["taps"], description["results"]
-    evaluation = description["evaluation"] if description["classes"] else None
+    shown = description["classes"] or description["task"] != "segmentation"
+    evaluation = description["evaluation"] if shown else None
     inputs = [normalisation["normalisation"] or "unknown"]
     inputs += [f"{key} {normalisation[key]}" for key in ("mean", "std") if normalisation[key]]
     all_sections = [
@@ -119,8 +123,16 @@ def protocol_line(options: dict) -> str:
     return ", ".join(parts)
 
 
+def depth_lines(results: dict) -> list[str]:
+    """The errors of depth maps, and the number of images."""
+    numbers = [f"{name} {results[name]:.4f}" for name in DEPTH_METRICS if results[name] is not None]
+    return [", ".join(numbers), f"on {results['images']:,} images"]
+
+
 def result_lines(results: dict) -> list[str]:
     """The table of IoU, the number of images, and how right the chance of an error is."""
+    if "abs_rel" in results:
+        return depth_lines(results)
     table = format_table({f"step {results['step']:,}": results}).splitlines()
     images = f"on {results['images']:,} images"
     if results.get("AUROC") is not None:

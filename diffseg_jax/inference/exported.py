@@ -17,6 +17,8 @@ from jax import export as stablehlo
 import diffseg_jax
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, choose, require_known
+from diffseg_jax.inference.label_output import LABEL_OUTPUT
+from diffseg_jax.inference.output import OutputKind
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.views import Protocol, View, predict_whole
 from diffseg_jax.metrics.calibrator import Calibrator
@@ -26,7 +28,6 @@ from diffseg_jax.systems.task import Task
 
 MODEL, DESCRIPTION = "model.stablehlo", "model.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
-OUTPUTS = {"labels": "int32", "probs": "float32", "uncertainty": "float32"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Exportable:
     """What a file is made of: `network` is that of `task`, and images are seen at `size`."""
 
     task: Task
+    output: OutputKind
     network: dict
     size: tuple[int, int]
     seed: int
@@ -52,7 +54,7 @@ class ExportFormat:
     load       lines of Python that load and call it, with places for height and width
     shape      of the images that it takes: names of sizes that may differ, None for a fixed one
     platforms  among which one may choose
-    dtypes     of the computation
+    dtypes     of the computation;  tasks  of the networks
     write      Exportable -> {name of a file: its bytes}
     """
 
@@ -64,6 +66,7 @@ class ExportFormat:
     shape: tuple[str | None, ...]
     platforms: tuple[str, ...]
     dtypes: tuple[str, ...]
+    tasks: tuple[str, ...]
     write: Callable[[Exportable], dict[str, bytes]]
 
 
@@ -85,8 +88,8 @@ def export(
     log        is called with a line before a slow step
 
     The model takes uint8[b, height, width, 3] for any b, and returns {"labels" int32[b,H,W],
-    "probs" float32[b,H,W,K], "uncertainty" float32[b,H,W]}: what `predict` returns for whole images
-    that are not resized, up to rounding (1e-5 in float32, some thousandths in bfloat16). A model
+    "probs" float32[b,H,W,K], "uncertainty" float32[b,H,W]}, or "depth" float32[b,H,W] in place of
+    the first two for a depth network: what `predict` returns for whole images that are not resized, up to rounding (1e-5 in float32, some thousandths in bfloat16). A model
     in ONNX takes images of other sizes too: it resizes them to `size`, and its maps back.
 
     Warns if the evaluation averages over windows, scales or mirror images, which the model does
@@ -108,11 +111,18 @@ def export(
             f"this network computes in {dtype}, which {format} files of this package do not. "
             f"Try --dtype={kind.dtypes[0]}."
         )
+    if segmenter.output.name not in kind.tasks:
+        raise UserError(
+            f"{format} files are written for {' and '.join(kind.tasks)}, but this network is for "
+            f"{segmenter.output.name}. Leave the format out."
+        )
     log(f"{segmenter.directory}: traces step {segmenter.step} as {format}")
     seed = int(segmenter.seed_for(seed))
     calibrator = usable_calibrator(segmenter, task, size)
     description = model_json(segmenter, task, kind, size, seed, calibrator is not None, platforms)
-    whole = Exportable(task, segmenter.network, size, seed, calibrator, platforms, description)
+    whole = Exportable(
+        task, segmenter.output, segmenter.network, size, seed, calibrator, platforms, description
+    )
     content = (json.dumps(description, indent=2) + "\n").encode()
     write_folder(output, {**kind.write(whole), DESCRIPTION: content})
     return description
@@ -132,9 +142,9 @@ def usable_calibrator(
 
 def prediction_function(
     task: Task, network: dict, size: tuple[int, int], seed: int,
-    calibrator: Calibrator | None = None,
+    calibrator: Calibrator | None = None, output: OutputKind = LABEL_OUTPUT,
 ) -> Callable[[jax.Array], dict]:  # fmt: skip
-    """u8[b,H,W,3] -> {"labels", "probs", "uncertainty"} of whole images, b being symbolic.
+    """u8[b,H,W,3] -> `OutputKind.exported` of whole images, b being symbolic.
 
     Each image is predicted as a batch of one, all of them at the same time; but one after another
     with an ensemble, whose features take much memory.
@@ -145,11 +155,9 @@ def prediction_function(
     def predict_one(image):
         values = jax.tree.map(jnp.asarray, network)
         found = task.predict(values, image[None], valid, seed=seed)
-        maps = predict_whole(found, jnp, calibrator)[0]
+        maps = predict_whole(found, jnp, calibrator, output.decision)[0]
         return {
-            "labels": maps.labels.astype(jnp.int32),
-            "probs": maps.probs.astype(jnp.float32),
-            "uncertainty": maps.uncertainty.astype(jnp.float32),
+            name: values.astype(dtype_of(name)) for name, values in output.exported(maps).items()
         }
 
     if task.fit:
@@ -157,10 +165,15 @@ def prediction_function(
     return jax.vmap(predict_one)
 
 
+def dtype_of(name: str) -> str:
+    """The dtype of an output of an exported model."""
+    return "int32" if name == "labels" else "float32"
+
+
 def stablehlo_files(given: Exportable) -> dict[str, bytes]:
     """The bytes of model.stablehlo by its name; UserError for a network of over 2 GB."""
     function = prediction_function(
-        given.task, given.network, given.size, given.seed, given.calibrator
+        given.task, given.network, given.size, given.seed, given.calibrator, given.output
     )  # fmt: skip
     (b,) = stablehlo.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((b, *given.size, 3), jnp.uint8)
@@ -201,9 +214,10 @@ STABLEHLO = ExportFormat(
     load=(
         "from jax import export, jit",
         f'model = jit(export.deserialize(bytearray(open("{MODEL}", "rb").read())).call)',
-        "outputs = model(images)  # uint8[b, {0}, {1}, 3] -> labels, probs, uncertainty",
+        "outputs = model(images)  # uint8[b, {0}, {1}, 3] -> {2}",
     ),
     shape=("b", None, None), platforms=PLATFORMS, dtypes=("float32", "bfloat16"),
+    tasks=("segmentation", "depth"),
     write=stablehlo_files,
 )  # fmt: skip
 ONNX = ExportFormat(
@@ -213,7 +227,8 @@ ONNX = ExportFormat(
         'model = onnxruntime.InferenceSession("model.onnx")',
         'labels, probs, uncertainty = model.run(None, {{"images": images}})  # uint8[b, h, w, 3]',
     ),
-    shape=("batch", "height", "width"), platforms=(), dtypes=("float32",), write=onnx_files,
+    shape=("batch", "height", "width"), platforms=(), dtypes=("float32",),
+    tasks=("segmentation",), write=onnx_files,
 )  # fmt: skip
 EXPORT_FORMATS = {"stablehlo": STABLEHLO, "onnx": ONNX}
 
@@ -230,12 +245,7 @@ def model_json(
 ) -> dict:  # fmt: skip
     """The content of model.json; calibrated: whether the uncertainty is."""
     shape = [name or side for name, side in zip(kind.shape, ("b", *size))]
-    meanings = {
-        "labels": "the class of every pixel, an index into classes",
-        "probs": "of every class, summing to 1",
-        "uncertainty": "the estimated chance that the label is wrong"
-        + ("" if calibrated else ", uncalibrated: 1 - the highest probability"),
-    }
+    meanings = segmenter.output.meanings(calibrated)
     resized = "" if None in kind.shape else "; resized to {} x {} inside".format(*size)
     sampling = task.meta.get("sampling", {})
     return {
@@ -256,18 +266,18 @@ def model_json(
         },
         "outputs": {
             name: {
-                "dtype": dtype,
+                "dtype": dtype_of(name),
                 "shape": shape + [len(segmenter.names)] * (name == "probs"),
-                "meaning": meanings[name],
+                "meaning": meaning,
             }
-            for name, dtype in OUTPUTS.items()
+            for name, meaning in meanings.items()
         },
         "options": {
             "steps": sampling.get("steps"), "samples": sampling.get("draws"), "seed": seed,
         },
         "platforms": list(platforms),
         "needs": kind.needs,
-        "load": [line.format(*size) for line in kind.load],
+        "load": [line.format(*size, ", ".join(meanings)) for line in kind.load],
     }  # fmt: skip
 
 

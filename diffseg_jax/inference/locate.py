@@ -1,10 +1,16 @@
 """Finds a trained network: the directory of a stage, and the step to open."""
 
+import math
 import os
 from pathlib import Path
 
 from diffseg_jax.errors import UserError, choose
-from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint, steps_in
+from diffseg_jax.storage.checkpoints import (
+    StageCheckpoints,
+    has_checkpoint,
+    score_of,
+    steps_in,
+)
 from diffseg_jax.storage.hub import fetch, in_hub
 from diffseg_jax.storage.networks import open_meta
 from diffseg_jax.storage.paths import open_path, reachable
@@ -71,11 +77,17 @@ def stages_in(workdir: Path) -> dict[str, Path]:
 def best_stage(workdir: Path, stages: dict[str, Path]) -> str:
     """The stage that `load` opens by default; a run may hold others to compare with."""
     results = read_results(workdir)
-    measured = [name for name in stages if results.get(name, {}).get("mIoU") is not None]
+    scores = {name: score_of(numbers_in(results.get(name, {}))) for name in stages}
+    measured = [name for name in stages if not math.isnan(scores[name])]
     if measured:
-        return max(measured, key=lambda name: results[name]["mIoU"])
-    segmenting = [name for name, folder in stages.items() if "classes" in open_meta(folder)]
-    return (segmenting or list(stages))[-1]
+        return max(measured, key=scores.get)
+    predicting = [name for name, folder in stages.items() if "labelled" in open_meta(folder)]
+    return (predicting or list(stages))[-1]
+
+
+def numbers_in(result: dict) -> dict[str, float]:
+    """The numbers of an entry of results.json."""
+    return {key: value for key, value in result.items() if isinstance(value, float | int)}
 
 
 def step_to_open(directory: Path, step: int | None = None) -> int | None:

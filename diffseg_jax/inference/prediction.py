@@ -12,6 +12,8 @@ from diffseg_jax.data.labels import Labels
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference.georeference import Georeference
+from diffseg_jax.inference.label_output import LABEL_OUTPUT, shares_of_classes
+from diffseg_jax.inference.output import OutputKind
 from diffseg_jax.inference.saved import (
     REJECT,
     REVIEW,
@@ -20,21 +22,13 @@ from diffseg_jax.inference.saved import (
     require_share,
     write_coco,
     write_image,
-    write_legend,
 )
-from diffseg_jax.inference.summary import (
-    SUMMARY,
-    described_classes,
-    entries_in,
-    overview_of,
-    statistics_of,
-)
+from diffseg_jax.inference.summary import SUMMARY, described_classes, entries_in
 from diffseg_jax.inference.views import Maps
 from diffseg_jax.metrics.review import pixels_to_review, without_unsure
 from diffseg_jax.storage.paths import open_path, write_json
 
 MAX_SHOWN = 4  # images of a prediction that a notebook displays
-MAX_NAMED = 6  # classes in the text of a prediction
 
 
 class Prediction:
@@ -44,7 +38,9 @@ class Prediction:
     images         u8[B, H, W, 3], as they were given
     labels         i32[B, H, W], 0..K-1
     probs          f32[B, H, W, K], sums to 1
-    uncertainty    f32[B, H, W] in [0, 1], the estimated chance that the label is wrong
+    depth          f32[B, H, W] in metres; of networks for depth, which have no labels and probs
+    uncertainty    f32[B, H, W] in [0, 1], the estimated chance that the label is wrong, or the
+                   expected error of the depth as a share of it
     calibrated     whether it was fitted to labelled pixels; else it is 1 - the highest probability
     signals        dict of such: "least_confidence", "entropy", and of some systems "divergence",
                    "changes", "spread"
@@ -60,10 +56,10 @@ class Prediction:
 
     def __init__(
         self, names: Sequence[str], images: Sequence[np.ndarray], maps: Sequence[Maps],
-        labels: Labels,
+        labels: Labels, output: OutputKind = LABEL_OUTPUT,
     ):  # fmt: skip
         """maps: those of each image, without B; labels: names and colours of the classes."""
-        self.names = tuple(names)
+        self.names, self._output = tuple(names), output
         self.classes, self.palette = labels.names, labels.palette
         self._images, self._maps, self._labels = tuple(images), tuple(maps), labels
 
@@ -76,7 +72,7 @@ class Prediction:
         names, images, maps = (
             [values[row] for row in rows] for values in (self.names, self._images, self._maps)
         )
-        return Prediction(names, images, maps, self._labels)
+        return Prediction(names, images, maps, self._labels, self._output)
 
     @functools.cached_property
     def images(self):
@@ -84,15 +80,29 @@ class Prediction:
 
     @functools.cached_property
     def labels(self):
-        return _stacked([maps.labels for maps in self._maps])
+        return self._named("labels")
 
     @functools.cached_property
     def probs(self):
-        return _stacked([maps.probs for maps in self._maps])
+        return self._named("probs")
+
+    @functools.cached_property
+    def depth(self):
+        return self._named("depth")
 
     @functools.cached_property
     def uncertainty(self):
-        return _stacked([maps.uncertainty for maps in self._maps])
+        return self._named("uncertainty")
+
+    def _named(self, name):
+        """The maps of that name; UserError where the predictions are of another task."""
+        fields = [vars(maps) for maps in self._maps]
+        if any(name not in each for each in fields):
+            known = ", ".join(self._output.meanings(False))
+            raise UserError(
+                f"there are no {name} in a prediction of {self._output.name}. It has {known}."
+            )
+        return _stacked([each[name] for each in fields])
 
     @property
     def calibrated(self) -> bool:
@@ -121,8 +131,8 @@ class Prediction:
         return None if not found or any(each is None for each in found) else np.array(found)
 
     def color(self):
-        """The labels in the colours of their classes, u8[B, H, W, 3]."""
-        return _stacked([sheets.colour_labels(maps.labels, self.palette) for maps in self._maps])
+        """The labels in the colours of their classes, or depths in theirs, u8[B, H, W, 3]."""
+        return _stacked([self._output.colour(maps, self._labels) for maps in self._maps])
 
     def overlay(self, alpha: float = 0.5, contours: bool = False):
         """The same painted over the images: alpha 0 shows the images, 1 the labels.
@@ -132,41 +142,35 @@ class Prediction:
         """
         if not 0 <= alpha <= 1:
             raise UserError(f"alpha is {alpha}, but must lie between 0 (image) and 1 (labels).")
-        paint = sheets.outlined if contours else functools.partial(sheets.overlay, alpha=alpha)
         return _stacked([
-            paint(image, maps.labels, self.palette)
+            self._output.overlay(image, maps, self._labels, alpha, contours)
             for image, maps in zip(self._images, self._maps, strict=True)
         ])  # fmt: skip
 
     def recoloured(self, palette: Sequence[Sequence[int]]) -> "Prediction":
         """The same prediction with other colours (r, g, b) of the classes."""
-        return Prediction(self.names, self._images, self._maps, Labels(self.classes, palette))
+        labels = Labels(self.classes, palette)
+        return Prediction(self.names, self._images, self._maps, labels, self._output)
 
     def class_shares(self) -> dict[str, float]:
         """The share of pixels of each class that occurs, the mean over images; in class order."""
-        num_classes = len(self.classes)
-        shares = np.mean([
-            np.bincount(maps.labels.ravel(), minlength=num_classes) / maps.labels.size
-            for maps in self._maps
-        ], axis=0)  # fmt: skip
-        return {name: share for name, share in zip(self.classes, shares, strict=True) if share}
+        self._named("labels")
+        return shares_of_classes(self._maps, self.classes)
 
     def sheet(self) -> np.ndarray:
-        """Rows of image, labels and uncertainty above a legend, as one image u8[h, w, 3]."""
-        labels = [maps.labels for maps in self._maps]
-        uncertainty = [maps.uncertainty for maps in self._maps]
-        return sheets.prediction_sheet(
-            self._images, None, labels, uncertainty, self._labels, calibrated=self.calibrated
-        )
+        """Rows of image, prediction and uncertainty above a legend, as one image u8[h, w, 3]."""
+        return self._output.sheet(self._images, self._maps, self._labels)
 
     def review(self, missed: float = 0.2):
         """The fewest pixels that hold all expected errors but a share `missed`, bool[B, H, W]."""
         missed = require_share("review", missed, REVIEW)
+        self._named("labels")
         return _stacked([pixels_to_review(maps.uncertainty, missed) for maps in self._maps])
 
     def rejected(self, chance: float = 0.05):
         """The labels, with 255 where the chance of an error is above `chance`, i32[B, H, W]."""
         chance = require_share("reject", chance, REJECT)
+        self._named("labels")
         return _stacked(
             [without_unsure(maps.labels, maps.uncertainty, chance) for maps in self._maps]
         )
@@ -193,16 +197,21 @@ class Prediction:
         holds the contours of all of them.
         """
         options = SaveOptions(extra, format, contours, review, reject, overlay)
+        self._output.check(options)
         folder = open_path(folder)
         metadata = {"classes": described_classes(self._labels), "options": options.changed()}
         entries = entries_in(folder, metadata) | self.write(folder, options)
-        write_legend(folder, self._labels, self.calibrated, options)
-        content = {"version": diffseg_jax.__version__, **metadata, "files": options.described()}
-        found = {"pictures": entries} | overview_of(entries, self.classes)
+        output = self._output
+        legend = output.legend(self._labels, self.calibrated, options)
+        sheets.save_png(folder / "legend.png", legend)
+        described = output.described(options)
+        content = {"version": diffseg_jax.__version__, **metadata, "files": described}
+        found = {"pictures": entries} | output.overview(entries, self.classes)
         write_json(folder / SUMMARY, content | found)
         if options.contours == "coco":
             write_coco(folder, {name: name for name in entries})
-        return [path_of(folder, name, each) for name in self.names for each in options.endings()]
+        endings = output.endings(options)
+        return [path_of(folder, name, each) for name in self.names for each in endings]
 
     def write(
         self, folder, options: SaveOptions, places: Mapping[str, Georeference] | None = None
@@ -216,23 +225,21 @@ class Prediction:
             if options.reject is not None:
                 labels = without_unsure(maps.labels, maps.uncertainty, options.reject)
                 maps = dataclasses.replace(maps, labels=labels)
-            write_image(folder, name, image, maps, self._labels, options, places.get(name))
-            entries[name] = statistics_of(maps, self.classes, options)
+            contents, place = self._output.contents, places.get(name)
+            write_image(folder, name, image, maps, self._labels, options, place, contents)
+            entries[name] = self._output.statistics(maps, self.classes, options)
         return entries
 
     def __repr__(self):
         if not len(self):
             return f"Prediction for no image, {len(self.classes)} classes"
-        sizes = sorted({maps.labels.shape for maps in self._maps})
+        sizes = sorted({maps.uncertainty.shape for maps in self._maps})
         shown = " and ".join(f"{height} x {width}" for height, width in sizes[:2])
         more = f" and {len(sizes) - 2} other sizes" if len(sizes) > 2 else ""
-        shares = self.class_shares()
-        ordered = sorted(shares, key=shares.get, reverse=True)
-        named = ", ".join(f"{name} {100 * shares[name]:.0f} %" for name in ordered[:MAX_NAMED])
         mean = np.mean([maps.uncertainty.mean() for maps in self._maps])
         return (
             f"Prediction for {counted(len(self), 'image')} ({shown}{more}), "
-            f"{len(self.classes)} classes: {named}{', ...' if len(ordered) > MAX_NAMED else ''}; "
+            f"{self._output.text(self._maps, self.classes)}; "
             f"mean uncertainty {mean:.3f}{'' if self.calibrated else ' (uncalibrated)'}"
         )
 
@@ -246,7 +253,7 @@ def concatenate(predictions: Sequence[Prediction]) -> Prediction:
         [name for prediction in predictions for name in prediction.names],
         [image for prediction in predictions for image in prediction._images],
         [maps for prediction in predictions for maps in prediction._maps],
-        predictions[0]._labels,
+        predictions[0]._labels, predictions[0]._output,
     )
 
 

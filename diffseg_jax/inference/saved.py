@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from diffseg_jax.storage.paths import open_path, read_bytes, write_atomically
 
 FILES = ("color.png", "overlay.png", "uncertainty.png", "labels.png")  # the last is written last
 ON_MAP = ("uncertainty.tif", "labels.tif")  # of georeferenced images, besides
-EXTRA = ("probs", "uncertainty", *SIGNALS)
+EXTRA = ("probs", "depth", "uncertainty", *SIGNALS)
 ENDINGS = {"png16": "16.png", "npy": ".npy", "npz": ".npz"}  # of an extra map, by its format
 CONTOUR_ENDINGS = {"geojson": "contours.geojson", "coco": "contours.json"}
 COCO = "coco.json"  # the contours of all images
@@ -136,23 +136,26 @@ def path_of(folder, name: str, ending: str) -> str:
 
 def write_image(
     folder, name: str, image: np.ndarray, maps: Maps, labels: Labels, options: SaveOptions,
-    place: Georeference | None = None,
+    place: Georeference | None = None, contents: Callable | None = None,
 ):  # fmt: skip
     """Writes the files of a prediction for one image, each complete or not at all.
 
-    image  u8[H,W,3];  maps  of this image, without B; labels of 255 are shown as ignored
-    place  of the image on a map
+    image     u8[H,W,3];  maps  of this image, without B; labels of 255 are shown as ignored
+    place     of the image on a map
+    contents  as of `OutputKind`; None: those of label maps
 
     The label map is written last, so if it exists, the others do too.
     """
-    for ending, content in _contents(name, image, maps, labels, options, place):
+    contents = contents or label_contents
+    for ending, content in contents(name, image, maps, labels, options, place):
         write_atomically(open_path(path_of(folder, name, ending)), content)
 
 
-def _contents(name, image, maps, labels, options, place):
+def label_contents(name, image, maps, labels, options, place):
     """The end of the name of each file, and its bytes, in the order of `endings`."""
-    for extra, values in _named_maps(maps, options).items():
-        yield options.extra_ending(extra), _map_file(extra, values, options)
+    known = {"probs": maps.probs, "uncertainty": maps.uncertainty, **maps.signals}
+    for extra, values in named_maps_of(known, options).items():
+        yield options.extra_ending(extra), write_map_file(extra, values, options)
     if options.contours:
         regions = list(contours.regions_of(maps.labels, maps.uncertainty))
         describe = contours.CONTOURS[options.contours]
@@ -177,10 +180,9 @@ def _contents(name, image, maps, labels, options, place):
     yield "labels.png", sheets.png_of(label_image(maps.labels, labels.palette))
 
 
-def write_legend(folder: Path, labels: Labels, calibrated: bool, options: SaveOptions):
-    """Writes legend.png: what the colours mean; calibrated: whether the uncertainty is."""
-    legend = sheets.prediction_legend(labels, calibrated, ignored=options.reject is not None)
-    sheets.save_png(folder / "legend.png", legend)
+def label_legend(labels: Labels, calibrated: bool, options: SaveOptions) -> np.ndarray:
+    """What the colours mean, as an image; calibrated: whether the uncertainty is."""
+    return sheets.prediction_legend(labels, calibrated, ignored=options.reject is not None)
 
 
 def write_coco(folder: Path, files: Mapping[str, str]):
@@ -211,9 +213,8 @@ def label_image(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.I
     return image
 
 
-def _named_maps(maps, options) -> dict[str, np.ndarray]:
+def named_maps_of(known: Mapping, options: SaveOptions) -> dict[str, np.ndarray]:
     """The extra maps by name; UserError for one that the network does not have."""
-    known = {"probs": maps.probs, "uncertainty": maps.uncertainty, **maps.signals}
     for name in options.extra:
         if name not in known:
             raise UserError(
@@ -223,7 +224,7 @@ def _named_maps(maps, options) -> dict[str, np.ndarray]:
     return {name: known[name] for name in options.extra}
 
 
-def _map_file(name, values, options) -> bytes:
+def write_map_file(name: str, values: np.ndarray, options: SaveOptions) -> bytes:
     """An extra map as a file: probabilities of 16 bits, other numbers of 32, or a 16-bit PNG."""
     values = values.astype(np.float16 if name == "probs" else np.float32)
     ending, content = options.extra_ending(name), io.BytesIO()

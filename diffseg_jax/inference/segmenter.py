@@ -32,8 +32,10 @@ from diffseg_jax.inference.calibrators import read_calibrator
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.images import named_images
 from diffseg_jax.inference.known_images import read_known_images
+from diffseg_jax.inference.label_output import LABEL_OUTPUT
 from diffseg_jax.inference.locate import find_stage, step_to_open
 from diffseg_jax.inference.options import PredictOptions, require_integer
+from diffseg_jax.inference.outputs import output_of
 from diffseg_jax.inference.prediction import Prediction, concatenate
 from diffseg_jax.inference.views import DEFAULT_SIDE, Protocol, View, predict, protocol_of
 from diffseg_jax.metrics.calibrator import Calibrator
@@ -94,6 +96,7 @@ class Segmenter:
     """A trained network ready to predict; made by `load`.
 
     system     "ddpm_seg", "ddp", "ddep" or "deeplab"
+    output     what it predicts, see `OutputKind`
     names      K class names;  palette  K colours (r, g, b) in 0..255
     meta       the metadata of the checkpoint: config, task, classes, version, ...
     directory  of the stage;  step  of the checkpoint
@@ -129,14 +132,16 @@ class Segmenter:
         self.mesh = local_mesh(device)
         evaluation = self.config.get("evaluate")
         self.protocol = Protocol() if evaluation is None else protocol_of(evaluation)
-        self.task = self.task_for()
+        self.task, self.output = self.task_for(), output_of(config, meta["task"])
         self._programs = {}
 
     def __repr__(self):
         count = sum(leaf.size for leaf in jax.tree.leaves(self.network["params"]))
+        labels = self.output is LABEL_OUTPUT
+        what = f"{len(self.names)} classes" if labels else self.output.name
         return (
-            f"Segmenter({self.system}, {len(self.names)} classes, {count:,} parameters, step "
-            f"{self.step} of {self.directory})"
+            f"Segmenter({self.system}, {what}, {count:,} parameters, step {self.step} of "
+            f"{self.directory})"
         )
 
     @property
@@ -258,9 +263,12 @@ class Segmenter:
                 with _memory_errors():
                     shown = np.stack([image for _, image in batch])
                     known = self.known
-                    maps = predict(forward, shown, protocol, names, self.calibrator, known, keep)
+                    maps = predict(
+                        forward, shown, protocol, names, self.calibrator, known, keep,
+                        self.output.decision,
+                    )  # fmt: skip
                 for row, (name, image) in enumerate(batch):
-                    yield Prediction([name], [image], [maps[row]], self.labels)
+                    yield Prediction([name], [image], [maps[row]], self.labels, self.output)
 
     @property
     def labels(self) -> Labels:

@@ -25,6 +25,7 @@ from diffseg_jax.inference.frames import Frame, frames_note, read_each
 from diffseg_jax.inference.image_descriptors import open_describer
 from diffseg_jax.inference.images import find_images, matching
 from diffseg_jax.inference.options import PredictOptions, require_integer
+from diffseg_jax.inference.outputs import require_segmentation
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.summary import Summary
 from diffseg_jax.metrics.choice import choose_images, uncertain_boxes
@@ -69,6 +70,8 @@ def suggest_images(
 
     Raises UserError if fewer images are without labels, and for paths and folders.
     """
+    if segmenter:
+        require_segmentation(segmenter.config, "suggest", segmenter.directory)
     images, labelled, display = matching(images), matching(labelled), display or Display()
     require_apart([*images, *labelled], output)
     require_integer("count", count, 1, 10**6)

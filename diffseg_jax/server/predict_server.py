@@ -7,6 +7,7 @@ import sys
 from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import UserError, shortened
+from diffseg_jax.inference.outputs import require_segmentation
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.server.listening import make_server, serve_until_stopped
 from diffseg_jax.server.predict_app import Limits, PredictApp
@@ -45,6 +46,7 @@ def serve_predictions(
 
     Raises UserError for a network that cannot be served, and when the first prediction fails.
     """
+    require_segmentation(segmenter.config, "serve", segmenter.directory)
     display = display or Display()
     limits, access = limits or Limits(), Access(token, host, bound.getsockname()[1])
     address = Access("", host, access.port).url.rstrip("/")

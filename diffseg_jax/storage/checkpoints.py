@@ -39,8 +39,14 @@ from diffseg_jax.storage.paths import absolute, in_bucket
 from diffseg_jax.storage.quiet import quiet_orbax, reading
 
 FILE_BYTES = 64 * 2**20  # target size of an array file (orbax: 2 GB); each is assembled in memory
-BEST = "mIoU"  # the metric by which the best checkpoint is kept
+BEST = {"mIoU": 1, "abs_rel": -1}  # metrics by which the best checkpoint is kept; -1: the lowest
 ASIDE = "damaged_"  # a damaged checkpoint's directory is renamed to this and its step
+
+
+def score_of(numbers: Mapping[str, float]) -> float:
+    """What an evaluation is worth, the higher the better; NaN without a metric of BEST."""
+    name = next((name for name in BEST if name in numbers), None)
+    return BEST[name] * numbers[name] if name else math.nan
 
 
 class NotWritten(UserError):
@@ -77,11 +83,11 @@ class StageCheckpoints:
             _set_broken_aside(self.directory)
         for step in steps_in(self.directory) if read_only else ():
             _require_metrics(self.directory, step)
-        score, newest = (lambda metrics: metrics[BEST]), policies.LatestN(keep)
-        best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
+        newest = policies.LatestN(keep)
+        best = policies.BestN(get_metric_fn=score_of, n=1, keep_checkpoints_without_metrics=False)
         with quiet_orbax():
             options = ocp.CheckpointManagerOptions(
-                best_fn=score,
+                best_fn=score_of,
                 best_mode="max",
                 preservation_policy=policies.AnyPreservationPolicy([newest, best]),
                 cleanup_tmp_directories=not read_only,
@@ -135,7 +141,7 @@ class StageCheckpoints:
             state=ocp.args.PyTreeSave(state, ocdbt_target_data_file_size=FILE_BYTES),
             meta=ocp.args.JsonSave(meta),
         )
-        scored = numbers is not None and math.isfinite(numbers.get(BEST, math.nan))
+        scored = numbers is not None and math.isfinite(score_of(numbers))
         with self._writing():
             self.manager.save(step, args=items, metrics=dict(numbers) if scored else None)
 
@@ -317,8 +323,9 @@ def _require_metrics(directory, step):
     """Raises Damaged where the metrics by which the best checkpoint is chosen hold no number."""
     file = directory / str(step) / "metrics" / "metrics"
     try:
-        math.isfinite(json.loads(file.read_bytes())[BEST] if file.exists() else 0)
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        found = json.loads(file.read_bytes()) if file.exists() else dict.fromkeys(BEST, 0)
+        math.isfinite(found[next(name for name in BEST if name in found)])
+    except (ValueError, LookupError, TypeError, RecursionError, StopIteration) as error:
         raise Damaged(directory, step, f"its metrics: {reason_of(error)}") from None
 
 

@@ -123,6 +123,11 @@ TASK_HEADS = {  # of published files: the first name of a head that is in a file
     "depth": "decode_head.conv_depth.weight",
     "segmentation": "decode_head.conv_seg.weight",
 }
+COMMANDS = {
+    "bev": "--source=ddp_bev",
+    "depth": "--source=ddp_depth",
+    "segmentation": "--source=ddp",
+}
 PURPOSES = {"bev": "maps seen from above (BEV)", "depth": "depth", "segmentation": "segmentation"}
 
 
@@ -137,7 +142,10 @@ def other_task(arrays: Mapping[str, np.ndarray], task: str, needed) -> str:
     """What the state dict is instead of a checkpoint of DDP for the task, or ""."""
     found = task_of(arrays)
     if found and found != task:
-        return f"a checkpoint of DDP for {PURPOSES[found]}, not for {PURPOSES[task]}"
+        return (
+            f"a checkpoint of DDP for {PURPOSES[found]}, not for {PURPOSES[task]}; python -m "
+            f"diffseg_jax.convert {COMMANDS[found]} reads it"
+        )
     if not any(name.startswith("decode_head.") for name in arrays):
         if find_format(arrays):
             return "a backbone alone, from which a training run may start"

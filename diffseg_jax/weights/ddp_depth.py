@@ -79,4 +79,4 @@ def load_ddp_depth(
     check_indices(arrays, source)
     require_groups(settings, source)
     shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract_depth_values(settings))
-    return convert(arrays, DDP_TABLE, shapes, ignore=UNUSED, source=source)
+    return {"stats": {}, **convert(arrays, DDP_TABLE, shapes, ignore=UNUSED, source=source)}

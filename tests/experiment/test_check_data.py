@@ -11,6 +11,7 @@ from PIL import Image
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import stages
 from diffseg_jax.experiment.check_data import changed_sheet, check_data
+from diffseg_jax.experiment.label_target import LABEL_TARGET
 from diffseg_jax.experiment.labelled_images import open_data
 from diffseg_jax.storage.workdir import claim_workdir
 
@@ -67,9 +68,9 @@ def test_counts_sizes_shares_and_notes_are_printed(config, tmp_path, capsys):
 
 def test_training_images_are_shown_as_their_stage_changes_them(config, folder):
     source, augment = open_data(config, "data", "train"), config.stages.finetune.augment
-    plain, again = (changed_sheet(source, augment, True, seed=0) for _ in range(2))
+    plain, again = (changed_sheet(source, augment, LABEL_TARGET, seed=0) for _ in range(2))
     np.testing.assert_array_equal(plain, again)
-    turned = changed_sheet(source, {**augment, "rotate": 90.0}, True, seed=0)
+    turned = changed_sheet(source, {**augment, "rotate": 90.0}, LABEL_TARGET, seed=0)
     assert turned.shape == plain.shape and (turned != plain).any()
 
 

@@ -237,8 +237,8 @@ def test_the_error_for_an_unknown_preset_lists_the_known_ones():
 
 
 def test_a_config_without_presets_says_so():
-    with pytest.raises(UserError, match="ddp_scenes.py cannot be run: .*after the colon"):
-        run_config(f"{CONFIGS / 'ddp_scenes.py'}:swin_t")
+    with pytest.raises(UserError, match="ddp_camvid.py cannot be run: .*after the colon"):
+        run_config(f"{CONFIGS / 'ddp_camvid.py'}:swin_t")
 
 
 @pytest.mark.golden

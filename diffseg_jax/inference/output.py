@@ -1,0 +1,49 @@
+"""What predictions of a task are, as a plain value: decided, drawn, written and described."""
+
+import dataclasses
+from collections.abc import Callable
+
+from diffseg_jax.inference.views import Decision
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputKind:
+    """Functions of the maps of one image, without B, as `decision` makes them.
+
+    `labels` are the names and colours of classes, none for tasks without them; `options` are a
+    `SaveOptions`.
+
+    name        of the task, as in config.task
+    decision    what becomes of the maps of a network
+    colour      (maps, labels) -> u8[H,W,3]
+    overlay     (image, maps, labels, alpha, contours) -> u8[H,W,3]
+    sheet       (images, maps of each, labels) -> one image
+    check       options -> None; UserError for those that the task does not have
+    endings     (options, georeferenced) -> ends of the names of the files of an image
+    described   (options, georeferenced) -> {end: what it holds}
+    contents    (name, image, maps, labels, options, place) -> (end, bytes) of each, in their order
+    legend      (labels, calibrated, options) -> an image that explains the colours
+    statistics  (maps, names of classes, options) -> the entry of an image in summary.json
+    overview    (entries, names of classes) -> what summary.json says of all images
+    required    keys of an entry without which an image is not finished
+    text        (maps of each image, names of classes) -> what they show, for people
+    exported    maps -> {name: array} that an exported model returns
+    meanings    calibrated -> {name: what it is}
+    """
+
+    name: str
+    decision: Decision
+    colour: Callable
+    overlay: Callable
+    sheet: Callable
+    check: Callable
+    endings: Callable
+    described: Callable
+    contents: Callable
+    legend: Callable
+    statistics: Callable
+    overview: Callable
+    required: tuple[str, ...]
+    text: Callable
+    exported: Callable
+    meanings: Callable

@@ -1,0 +1,37 @@
+"""OUTPUTS: what predictions are, by the names of tasks."""
+
+from collections.abc import Mapping
+
+from diffseg_jax.config.schema import lacking
+from diffseg_jax.errors import UserError
+from diffseg_jax.inference.depth_output import depth_output
+from diffseg_jax.inference.label_output import LABEL_OUTPUT
+from diffseg_jax.inference.output import OutputKind
+
+OUTPUTS = {  # name of a task -> (`Task.meta` -> OutputKind)
+    "segmentation": lambda meta: LABEL_OUTPUT,
+    "depth": lambda meta: depth_output(meta["model"]["low"], meta["model"]["high"]),
+}
+
+
+def task_in(config: Mapping) -> str:
+    """The name of the task in the config of a run or of a checkpoint."""
+    return config.get("task", lacking("")["task"])
+
+
+def output_of(config: Mapping, meta: Mapping) -> OutputKind:
+    """What a checkpoint predicts; meta: its `Task.meta`."""
+    return OUTPUTS[task_in(config)](meta)
+
+
+def require_segmentation(config: Mapping, what: str, where) -> None:
+    """Raises UserError unless a network predicts labels.
+
+    what   needs them, such as "suggest";  where  the network is
+    """
+    if (task := task_in(config)) != LABEL_OUTPUT.name:
+        raise UserError(
+            f"{what} is for segmentation, but {where} is a network for {task}. Its predictions are "
+            f"written by python -m diffseg_jax.predict --checkpoint={where} --images=photos "
+            "--output=predicted."
+        )
