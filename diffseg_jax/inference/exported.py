@@ -89,8 +89,9 @@ def export(
 
     The model takes uint8[b, height, width, 3] for any b, and returns {"labels" int32[b,H,W],
     "probs" float32[b,H,W,K], "uncertainty" float32[b,H,W]}, or "depth" float32[b,H,W] in place of
-    the first two for a depth network: what `predict` returns for whole images that are not resized, up to rounding (1e-5 in float32, some thousandths in bfloat16). A model
-    in ONNX takes images of other sizes too: it resizes them to `size`, and its maps back.
+    the first two for a depth network: what `predict` returns for whole images that are not
+    resized, up to rounding (1e-5 in float32, some thousandths in bfloat16). A model in ONNX takes
+    images of other sizes too: it resizes them to `size`, and its maps back.
 
     Warns if the evaluation averages over windows, scales or mirror images, which the model does
     not. Raises UserError for a size that the evaluation would change first, unknown formats and
