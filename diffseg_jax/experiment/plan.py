@@ -209,6 +209,7 @@ def _meta(config, start, task, classes, labels, chosen) -> dict:
     if labels:
         meta["classes"] = list(classes)
         meta["palette"] = [list(colour) for colour in labels.palette]
+    if chosen:
         meta["labelled"] = {key: chosen[key] for key in ("n", "of", "seed", "sha256")}
         if "folds" in chosen:
             held_out = len(chosen["folds"]["held_out"])

@@ -81,7 +81,8 @@ def best_stage(workdir: Path, stages: dict[str, Path]) -> str:
     measured = [name for name in stages if not math.isnan(scores[name])]
     if measured:
         return max(measured, key=scores.get)
-    predicting = [name for name, folder in stages.items() if "labelled" in open_meta(folder)]
+    learned = {"classes", "labelled"}  # keys of stages with labels
+    predicting = [name for name, folder in stages.items() if learned & open_meta(folder).keys()]
     return (predicting or list(stages))[-1]
 
 

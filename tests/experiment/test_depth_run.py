@@ -1,0 +1,150 @@
+"""A run of DDP for depth: results, predictions, saved files, steps, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import diffseg_jax
+from configs import tiny_ddp_depth
+from diffseg_jax import info, main
+from diffseg_jax.config.files import run_config
+from diffseg_jax.errors import UserError
+from diffseg_jax.experiment.depth_target import DEPTH_TARGET, depth_steps_at, mean_baseline
+from diffseg_jax.experiment.evaluate import share_sums
+from diffseg_jax.experiment.plan import check_config, make_plan
+from diffseg_jax.inference.contours import CONTOURS
+from diffseg_jax.inference.outputs import require_segmentation
+from diffseg_jax.metrics.depth import DEPTH_METRICS, NO_DEPTH
+from diffseg_jax.storage.networks import open_meta
+
+SHORT = {"run": ("train",), "stages.train.steps": 2, "sweep.draws": (2,), "sweep.steps": (2,)}
+SHORT |= {"stages.train.every.evaluate": 2, "sampling.steps": 2}
+
+
+def configured(**changes):
+    config = tiny_ddp_depth.get_config()
+    config.update_from_flattened_dict({**SHORT, **changes})
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The workdir of a short run, which no test may change but by `--mode=steps`."""
+    workdir = tmp_path_factory.mktemp("depth") / "run"
+    main.MODES["train"](configured(), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def segmenter(run):
+    return diffseg_jax.load(run)
+
+
+def test_a_run_leaves_errors_in_metres(run):
+    result = json.loads((run / "results.json").read_text())["train"]
+    assert all(np.isfinite(result[name]) for name in DEPTH_METRICS)
+    assert result["AUSE"]["abs_rel"] is not None and result["images"] == 4
+    assert 0 <= result["a1"] <= result["a2"] <= result["a3"] <= 1
+    assert (run / "pictures/train_result.png").exists()
+    meta = open_meta(run / "checkpoints/train")
+    assert meta["task"]["task"] == "depth" and "classes" not in meta
+    assert meta["config"]["task"] == "depth"
+
+
+def test_predictions_are_depths(segmenter):
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    found = segmenter.predict(image)
+    assert found.depth.shape == found.uncertainty.shape == (1, 32, 48)
+    assert np.all((found.depth >= 0.001) & (found.depth <= 80))
+    assert set(found.signals) == {"changes"}
+    assert found.color().shape == found.overlay().shape == (1, 32, 48, 3)
+    assert " m; mean uncertainty" in repr(found) and "depth" in repr(segmenter)
+    assert found.sheet().ndim == 3
+    with pytest.raises(UserError, match="no labels in a prediction of depth. It has depth, unc"):
+        assert found.labels
+    with pytest.raises(UserError, match="no labels in a prediction"):
+        found.review()
+
+
+def test_saved_depth_is_read_back_in_metres(segmenter, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    found = segmenter.predict(image)
+    paths = found.save(tmp_path, extra=("depth", "changes"), format="npy")
+    assert all(map(lambda path: json.dumps(path), paths)) and len(paths) == 5
+    stored = np.asarray(Image.open(tmp_path / "0_depth.png"))
+    assert stored.dtype == np.uint16
+    np.testing.assert_allclose(stored / 256, found.depth[0], atol=1 / 512 + 1e-6)
+    np.testing.assert_array_equal(np.load(tmp_path / "0_depth.npy"), found.depth[0])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["pictures"]["0"]["median_depth"] == pytest.approx(
+        float(np.median(found.depth)), abs=1e-3
+    )
+    assert (tmp_path / "legend.png").exists()
+    for options in (dict(contours=next(iter(CONTOURS))), dict(review=0.2), dict(reject=0.05)):
+        with pytest.raises(UserError, match="is for networks that predict labels"):
+            found.save(tmp_path / "others", **options)
+    with pytest.raises(UserError, match="add --format=npy or npz"):
+        found.save(tmp_path / "others", extra=("depth",))
+
+
+def test_steps_are_compared_by_errors_and_time(run):
+    main.MODES["steps"](configured(), run)
+    (row,) = json.loads((run / "steps.json").read_text())
+    assert row["draws"] == 2 and row["ms"] > 0 and np.isfinite(row["abs_rel"])
+    assert (run / "pictures/steps.png").exists()
+    assert DEPTH_TARGET.line(row).split()[:3] == ["train", "2", "2"]
+
+
+def test_the_description_names_the_task(run, capsys):
+    info.main([f"--checkpoint={run}"])
+    text = capsys.readouterr().out
+    assert "ddp for depth" in text and "abs_rel" in text and "diffseg_jax.predict" in text
+
+
+def test_commands_about_classes_refuse_depth(segmenter):
+    with pytest.raises(UserError, match="suggest is for segmentation, but .* network for depth"):
+        require_segmentation(segmenter.config, "suggest", segmenter.directory)
+
+
+def test_the_baseline_is_the_mean_of_each_pixel(tmp_path):
+    (stage,) = make_plan(configured(), tmp_path).stages
+    scores = mean_baseline(stage, stage.evaluation)
+    assert scores["abs_rel"] > 0 and scores["images"] == 4
+
+
+def test_depths_of_steps_are_enlarged_bilinearly():
+    steps = np.arange(12.0).reshape(1, 3, 4)
+    np.testing.assert_allclose(depth_steps_at(steps, (3, 4)), steps)
+    np.testing.assert_allclose(depth_steps_at(steps, (6, 8))[0, 0, :3], [0, 0.25, 0.75])
+
+
+def test_sums_of_one_process_are_themselves():
+    counts = {"sums": NO_DEPTH["sums"] + 1.5, "images": NO_DEPTH["images"] + 3}
+    for name, values in share_sums(counts).items():
+        np.testing.assert_array_equal(values, counts[name])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"task": "depths"}, 'unknown task "depths". Known: segmentation, depth'),
+        ({"data.source": "folder", "data.path": "nowhere"}, "nowhere"),
+        ({"depth.high": 0.0005}, "range from"),
+        ({"evaluate.crop": "grag"}, "must be one of none, garg, eigen, nyu"),
+    ],
+)
+def test_wrong_options_of_depth_are_refused(changes, sentence, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        make_plan(configured(**changes), tmp_path)
+
+
+def test_images_without_depth_are_refused(tmp_path):
+    with pytest.raises(UserError, match="dataset scenes has no depth|depth"):
+        config = configured(**{"data.source": "camvid", "data.path": str(tmp_path)})
+        make_plan(config, tmp_path / "run")
+
+
+def test_the_preset_of_the_scenes_is_valid():
+    check_config(run_config("configs/ddp_scenes.py:depth"))
