@@ -118,22 +118,23 @@ def main(arguments: Sequence[str] | None = None):
         done = counted(len(summary["pictures"]), "image")
         print(f"{done} in {output}{more}; summary in {output}/summary.json")
         if summary["pictures"]:
-            print(look_first(summary))
+            print(look_first(summary, segmenter.output.need))
         if summary["pictures"] and show:
-            print(show_predictions(open_path(output), summary["by_need"]))
+            folder, shown = open_path(output), segmenter.output.shown
+            print(show_predictions(folder, summary["by_need"], shown))
         foreign = [name for name, e in summary["pictures"].items() if e.get("foreign")]
         if foreign:
             print(warn_of_foreign(foreign, len(summary["pictures"])))
 
 
-def look_first(summary: dict) -> str:
-    """The line that names the first images by need."""
+def look_first(summary: dict, need: str) -> str:
+    """The line that names the first images by need, a word for their uncertainty."""
     shown = [
         f"{visible(name)} ({100 * summary['pictures'][name]['uncertainty']:.1f} %)"
         for name in summary["by_need"][:MAX_TO_LOOK_AT]
     ]
     uncalibrated = "" if summary["calibrated"] else ", uncalibrated"
-    return f"look first at {', '.join(shown)}: expected share of wrong pixels{uncalibrated}"
+    return f"look first at {', '.join(shown)}: {need}{uncalibrated}"
 
 
 def warn_of_foreign(names: Sequence[str], images: int) -> str:

@@ -134,12 +134,14 @@ def continued_config(config: ConfigDict, workdir: Path, names: list[str]) -> Con
 
 
 def _compared(workdir, stages):
-    """A sentence for each stage: its mIoU before and after."""
+    """A sentence for each stage: its mIoU, or error of depth, before and after."""
     before, after = read_results(workdir), read_results(workdir / CONTINUED)
     listed = listed_in(workdir), listed_in(workdir / CONTINUED)
     for stage in stages:
         old, new = before.get(stage.name), after.get(stage.name)
-        if old and new and None not in (old["mIoU"], new["mIoU"]):
+        if old and new and "abs_rel" in new:
+            yield f"{stage.name}: abs_rel {old['abs_rel']:.4f} -> {new['abs_rel']:.4f}"
+        elif old and new and None not in (old["mIoU"], new["mIoU"]):
             key = VALIDATION.format(stage.name)
             same = listed[0].get(key) and listed[0].get(key) == listed[1].get(key)
             same = same and old["IoU"].keys() == new["IoU"].keys()

@@ -18,15 +18,19 @@ MIN_SMOOTHED = 20  # points of a curve; shorter curves mark their points instead
 DECADE = 10.0  # ratio of the extremes from which a scale is logarithmic
 COLUMNS, PANEL, LEGEND_LINE = 3, (4.2, 2.7), 0.24  # panels per row; inches
 PERCENT = ("mIoU", "mAcc", "aAcc", "pixel_accuracy", "probe_mIoU")  # fractions in metrics.jsonl
-EXACT = ("mIoU", "mAcc", "aAcc", "learning_rate", "running", "probe_mIoU")  # never smoothed
+EXACT = (  # never smoothed
+    "mIoU", "mAcc", "aAcc", "learning_rate", "running", "probe_mIoU", "abs_rel", "rmse", "a1",
+)  # fmt: skip
 LOGARITHMIC = ("loss", "auxiliary_loss", "mse", "vb", "denoising_error", "grad_norm")
 PANEL_ORDER = (  # other quantities follow
-    "loss", "mIoU", "probe_mIoU", "learning_rate", "mAcc", "aAcc", "pixel_accuracy",
+    "loss", "mIoU", "abs_rel", "probe_mIoU", "learning_rate", "mAcc", "aAcc", "rmse", "a1",
+    "pixel_accuracy",
     "denoising_error", "mse", "vb", "auxiliary_loss", "grad_norm", "images_per_second",
     "steps_per_second",
 )  # fmt: skip
 IN_TABLE = (
-    "loss", "denoising_error", "mIoU", "probe_mIoU", "images_per_second", "steps_per_second",
+    "loss", "denoising_error", "mIoU", "abs_rel", "probe_mIoU", "images_per_second",
+    "steps_per_second",
 )  # fmt: skip
 RATES = {"images_per_second": "images/s", "steps_per_second": "steps/s"}
 

@@ -127,7 +127,9 @@ def predict_files(
                     save_png(folder / "legend.png", legend)
         if saved.contours == "coco":
             write_coco(folder, {name: entry["file"] for name, entry in finished.items()})
-        write_videos(folder, clips, remaining, finished, every, display)
+        write_videos(
+            folder, clips, remaining, finished, every, display, output_kind.shown
+        )  # fmt: skip
     if remaining and not finished:
         first = next(iter(summary.content["unreadable"].values()))
         raise UserError(f"none of {len(found)} images can be read. The first: {first}")
@@ -169,18 +171,18 @@ def clips_in(
 
 def write_videos(
     folder: Path, clips: dict, remaining: Collection, finished: Collection, every: int,
-    display: Display,
+    display: Display, shown: str = "overlay.png",
 ):  # fmt: skip
     """Writes <video>_overlay.mp4 of the overlays of its finished frames, unless it is up to date.
 
-    clips  as of `clips_in`;  remaining, finished  names of images
+    clips  as of `clips_in`;  remaining, finished  names of images;  shown  as of `OutputKind`
     """
     for clip, frames in clips.items():
         names, target = [name for name in frames if name in finished], folder / f"{clip}_{OVERLAY}"
         if not names or (not frames.keys() & remaining and _holds(target, len(names))):
             continue
         display.say(f"writes {target}")
-        overlays = (read_image(path_of(folder, name, "overlay.png")) for name in names)
+        overlays = (read_image(path_of(folder, name, shown)) for name in names)
         with display.progress(target.name, len(names), unit="frames") as progress:
             rate = frame_rate(frames[names[0]].path) / every
             write_video(target, progress.each_of(overlays), rate)

@@ -41,6 +41,8 @@ def depth_output(low: float, high: float) -> OutputKind:
         legend=partial(depth_legend, shown),
         statistics=depth_statistics,
         overview=depth_overview,
+        shown="color.png",
+        need="expected error as a share of the depth",
         required=("median_depth",),
         text=text_of_depths,
         exported=lambda maps: {"depth": maps.depth, "uncertainty": maps.uncertainty},

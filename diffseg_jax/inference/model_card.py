@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from diffseg_jax.inference.description_text import data_line, protocol_line
+from diffseg_jax.inference.description_text import data_line, depth_lines, protocol_line
 from diffseg_jax.storage.paths import write_atomically
 from diffseg_jax.systems.methods import SYSTEMS
 
@@ -53,10 +53,13 @@ def metadata_of_card(description: dict, title: str, licence: str) -> dict:
     """The header of a card; values that are not known are left out."""
     results, data = description["results"] or {}, description["trained_on"]
     head = {"library_name": "diffseg_jax", "pipeline_tag": "image-segmentation"}
+    kind = "semantic-segmentation"
     if not description["classes"]:
         head["pipeline_tag"] = "image-feature-extraction"
+    if description["task"] == "depth":
+        head["pipeline_tag"] = kind = "depth-estimation"
     head |= {"license": licence} if licence else {}
-    head["tags"] = ["jax", "flax", "semantic-segmentation", description["system"]]
+    head["tags"] = ["jax", "flax", kind, description["system"]]
     if not data or results.get("mIoU") is None:
         return head
     split = description["evaluation"]["split"] or "val"
@@ -90,6 +93,8 @@ def _python(description, address):
 def _numbers(description):
     """The sections of classes and of results."""
     results, names = description["results"] or {}, description["classes"]
+    if results.get("abs_rel") is not None:
+        return ["## Results", "; ".join(depth_lines(results)) + ". Depths are in metres."]
     if not names:
         return []
     if results.get("mIoU") is None:
@@ -113,6 +118,13 @@ def _numbers(description):
 
 
 def _limits(description):
+    if description["task"] == "depth":
+        return (
+            "It estimates the depth of images like those from which it learned. With other cameras "
+            "or places its depth and its uncertainty can be wrong: the scale of a scene cannot be "
+            "seen in one image. Measure it on your own data before you rely on it, and do not use "
+            "it where an error endangers people."
+        )
     if not description["classes"]:
         return (
             "It describes images like those of its training; on others it was not measured."

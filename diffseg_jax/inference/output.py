@@ -25,6 +25,8 @@ class OutputKind:
     legend      (labels, calibrated, options) -> an image that explains the colours
     statistics  (maps, names of classes, options) -> the entry of an image in summary.json
     overview    (entries, names of classes) -> what summary.json says of all images
+    shown       end of the name of the picture that videos and contact sheets show
+    need        what the uncertainty of an image is, for people
     required    keys of an entry without which an image is not finished
     text        (maps of each image, names of classes) -> what they show, for people
     exported    maps -> {name: array} that an exported model returns
@@ -43,6 +45,8 @@ class OutputKind:
     legend: Callable
     statistics: Callable
     overview: Callable
+    shown: str
+    need: str
     required: tuple[str, ...]
     text: Callable
     exported: Callable

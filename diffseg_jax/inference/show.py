@@ -15,14 +15,17 @@ from diffseg_jax.inference.saved import path_of
 MAX_ON_SHEET = 6  # images
 
 
-def show_predictions(folder: Path, names: Sequence[str]) -> str:
+def show_predictions(
+    folder: Path, names: Sequence[str], shown: str = "overlay.png"
+) -> str:
     """Writes sheet.png, the overlays of the first images above the legend, and opens it.
 
     names  of images whose predictions the folder holds
+    shown  as of `OutputKind`
     Returns a sentence that says where the sheet is, and whether it was opened.
     """
     names = list(names)[:MAX_ON_SHEET]
-    overlays = [read_image(path_of(folder, name, "overlay.png")) for name in names]
+    overlays = [read_image(path_of(folder, name, shown)) for name in names]
     titles, file = [visible(name) for name in names], folder / "sheet.png"
     legend = read_image(folder / "legend.png")
     sheet = sheets.rows([sheets.contact_sheet(overlays, None, None, titles), legend])

@@ -79,7 +79,8 @@ def depth_loss(model, x, output, batch, dropout, options, loss=None, warmup: int
     loss    a `ScaleInvariantLoss`
     warmup  number of first updates that see only the mean of the logarithms
 
-    The weight is the number of images. Metric: abs_rel, of the measured pixels of the batch.
+    The weight is the number of images. Metric: relative_error, the
+    mean over measured pixels of the batch.
     """
     depth = batch["depth"]
     predicted = resize_bilinear(output, depth.shape[1:3])[..., 0]
@@ -88,7 +89,7 @@ def depth_loss(model, x, output, batch, dropout, options, loss=None, warmup: int
     measured = depth > 0
     error = jnp.abs(predicted - depth) / jnp.where(measured, depth, 1.0)
     relative = jnp.sum(error * measured) / jnp.maximum(jnp.sum(measured), 1)
-    return summed, weight, {"abs_rel": relative * weight}
+    return summed, weight, {"relative_error": relative * weight}
 
 
 def depth_losses(config, num_classes: int, loss) -> dict:
