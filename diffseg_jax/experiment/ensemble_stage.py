@@ -60,7 +60,8 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | N
 
     budget  the time in which the stage should end, with fewer copies or steps; None: any
     """
-    fit, frozen = plan.task.fit, open_backbone(plan)
+    with plan.log.progress(f"{plan.name}: opens its network"):
+        fit, frozen = plan.task.fit, open_backbone(plan)
     if fit.classifiers:
         state = fit_loop.saved(read_classifiers(plan), frozen, 0)
         finished = {"stage": plan.name, "step": 0, "ema": [], "finished": True}
@@ -138,31 +139,34 @@ def fit_folds(fits: "LabelledPixels", of: np.ndarray, meta: dict):
     names = [plan.source.names[int(index)] for index in plan.indices]
     folds = [evaluation.folds[int(index)] for index in plan.indices]
     every, lacking = folds_in_turn(evaluation), lacking_folds(evaluation, meta)
-    for number, fold in enumerate(every, 1):
-        if fold not in lacking:
-            plan.log.say(f"{plan.name}: fold {number} of {len(every)} is fitted")
-            continue
-        learned = [name for name, each in zip(names, folds, strict=True) if each != fold]
-        among = np.flatnonzero(of != fold)
-        if not len(among):
-            raise UserError(
-                f"stage {plan.name}: without {', '.join(set(names) - set(learned))}, held out as "
-                f"fold {fold}, no labelled pixel is left to learn from. Label more images, or, "
-                "to measure on what is learned, take another --workdir with "
-                "--config.data.val=train --config.data.folds=0."
+    shown = plan.log.progress(f"{plan.name}: folds", len(every), done=len(every) - len(lacking))
+    with shown as progress:
+        for number, fold in enumerate(every, 1):
+            if fold not in lacking:
+                plan.log.say(f"{plan.name}: fold {number} of {len(every)} is fitted")
+                continue
+            learned = [name for name, each in zip(names, folds, strict=True) if each != fold]
+            among = np.flatnonzero(of != fold)
+            if not len(among):
+                raise UserError(
+                    f"stage {plan.name}: without {', '.join(set(names) - set(learned))}, held out "
+                    f"as fold {fold}, no labelled pixel is left to learn from. Label more images, "
+                    "or, to measure on what is learned, take another --workdir with "
+                    "--config.data.val=train --config.data.folds=0."
+                )
+            plan.log.say(
+                f"{plan.name}: fold {number} of {len(every)}: "
+                f"{counted(len(names) - len(learned), 'image')} held out, "
+                f"{len(learned)} to learn from"
             )
-        plan.log.say(
-            f"{plan.name}: fold {number} of {len(every)}: "
-            f"{counted(len(names) - len(learned), 'image')} held out, "
-            f"{len(learned)} to learn from"
-        )
-        single = fits.make(fit, among, steps)
-        what = f"{plan.name}: fold {number} of {len(every)}"
-        fitted = fits.fitted(single, fit, what)
-        arrays = {part: {"ensemble": fitted[part]["ensemble"]} for part in ("params", "stats")}
-        if fit.probe:
-            arrays["stats"]["probe"] = fits.probe(f"{what}, linear probe", among)
-        write_fold(evaluation, fold, meta, arrays, learned)
+            single = fits.make(fit, among, steps)
+            what = f"{plan.name}: fold {number} of {len(every)}"
+            fitted = fits.fitted(single, fit, what)
+            arrays = {part: {"ensemble": fitted[part]["ensemble"]} for part in ("params", "stats")}
+            if fit.probe:
+                arrays["stats"]["probe"] = fits.probe(f"{what}, linear probe", among)
+            write_fold(evaluation, fold, meta, arrays, learned)
+            progress.add()
 
 
 def _copies_in_time(plan, budget, frozen, kept, extract) -> int:
@@ -250,8 +254,9 @@ class LabelledPixels:
     def probe(self, what: str, among: np.ndarray | None = None) -> dict:
         """The linear probe of all pixels, or of those rows of them, shown as `what`."""
         fit = self.plan.task.fit.probe
-        fitted = functools.partial(self.fitted, fit=fit, what=what)
-        return fit_probe(self.make(fit, among), fit, self.plan.mesh, fitted)
+        fitted = functools.partial(self.fitted, fit=fit, what=f"{what}: steps")
+        with self.plan.log.progress(what):
+            return fit_probe(self.make(fit, among), fit, self.plan.mesh, fitted)
 
 
 def fit_probe(

@@ -111,10 +111,11 @@ def train_members(
     replicated = NamedSharding(mesh, PartitionSpec())
     begin = functools.partial(initial_state, fit)
     life = Lifecycle(fit.name, total, checkpoints, log)
-    learned, step = life.resume(jax.eval_shape(begin), mesh, part=True)
-    if learned is None:
-        learned = jax.jit(begin, out_shardings=replicated)()
-    learned = jax.device_put(learned, replicated)
+    with log.progress(f"{fit.name}: makes or reads its classifiers"):
+        learned, step = life.resume(jax.eval_shape(begin), mesh, part=True)
+        if learned is None:
+            learned = jax.jit(begin, out_shardings=replicated)()
+        learned = jax.device_put(learned, replicated)
     log.say(
         f"{fit.name}: {origin(step)}; {fit.members} classifiers of {fit.features.width:,} "
         f"features, {len(fit.pixels):,} pixels, at most {total:,} steps of {fit.batch_size}"
