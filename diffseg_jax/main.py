@@ -17,6 +17,7 @@ modes:
   corruptions  measure a finished run on images with noise, blur, fog and other corruptions
   check        read all data, report and draw them
   steps        measure numbers of reverse steps (DDP)
+  features     keep the features of a fit in files, for fits of fewer of them (DDPM-Seg)
   taps         measure which features of the diffusion model to take (DDPM-Seg)
   prepare      write the data as a few large files
 
@@ -56,6 +57,7 @@ from diffseg_jax.errors import UserError, choose
 from diffseg_jax.experiment import (
     check_data,
     corruption_study,
+    kept_features,
     more_labels,
     prepare_data,
     stages,
@@ -70,6 +72,7 @@ MODES = {
     "train": stages.train,
     "eval": stages.evaluate_only,
     "check": check_data.check_data,
+    "features": kept_features.keep_features,
     "taps": tap_study.choose_taps,
     "steps": steps_study.choose_steps,
     "prepare": prepare_data.prepare,

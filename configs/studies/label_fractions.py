@@ -3,11 +3,11 @@
 python -m diffseg_jax.study --config=configs/studies/label_fractions.py:scenes --workdir=runs/study
 
 Presets: scenes (default), camvid: small networks, for two CPU cores; folder: classifiers on
-features of a network from ImageNet, for your own images, with --config.data.path=mine;
-cityscapes: the fractions and networks of the paper (Brempong et al., 2022).
+features of a network from ImageNet, for your own images, with --config.data.path=mine.
+The paper's figure is configs/studies/denoising_bars.py:cityscapes.
 """
 
-PRESETS = ("scenes", "camvid", "folder", "cityscapes")
+PRESETS = ("scenes", "camvid", "folder")
 
 TITLES = {
     "data.count": "labelled images", "data.fraction": "share of the labels",
@@ -15,11 +15,8 @@ TITLES = {
 }  # fmt: skip
 PRETRAINING = {                           # columns: the first is what others are compared with
     "none": {"pretrain": "none", "run": ("finetune",)},
-    "supervised": {"pretrain": "supervised", "run": ("finetune",)},
     "DeP": {"pretrain": "dep", "run": ("pretrain", "finetune")},
-    "DDeP": {"pretrain": "ddep", "run": ("pretrain", "finetune")},
 }
-BOTH = {name: PRETRAINING[name] for name in ("none", "DeP")}
 UNREAD = {"pretrain": ("data", "evaluate", "seed")}   # one pretraining for all numbers and seeds
 
 
@@ -34,23 +31,10 @@ def get_study(preset="scenes"):
             collect=("mIoU", "calibration.ECE"), titles=TITLES,
             seconds=dict(start=25, fit=60, image=1.0, images=50), device="two CPU cores",
         )
-    if preset == "cityscapes":
-        return dict(
-            about="Fractions of Cityscapes as in the paper on denoising pretraining.",
-            base="configs/ddep_cityscapes.py",
-            axes={
-                "pretraining": PRETRAINING,
-                "data.fraction": (1 / 30, 1 / 8, 1 / 4, 1.0),
-            },
-            seeds={"seed": (0, 1, 2), "data.subset_seed": (0, 1, 2)},
-            shared=UNREAD, plot="bars", titles=TITLES,
-            seconds=dict(start=120, pretrain=0.47, finetune=0.9, image=0.2, images=500),
-            device="a device of 100 TFLOP/s, by operations; none was measured",
-        )
     small = dict(
         about="What denoising pretraining of the same network brings, by the number of labels.",
         base="configs/ddep_scenes.py:dep",
-        axes={"pretraining": BOTH, "data.count": (6, 24)},
+        axes={"pretraining": PRETRAINING, "data.count": (6, 24)},
         seeds={"seed": (0, 1), "data.subset_seed": (0, 1)},
         options={"evaluate.pictures": 0},
         shared=UNREAD, collect=("mIoU", "calibration.ECE"), titles=TITLES,
@@ -59,7 +43,8 @@ def get_study(preset="scenes"):
     )
     if preset == "camvid":
         small |= dict(
-            base="configs/ddep_camvid.py", axes={"pretraining": BOTH, "data.count": (20, 80)},
+            base="configs/ddep_camvid.py",
+            axes={"pretraining": PRETRAINING, "data.count": (20, 80)},
             seconds=dict(start=30, pretrain=0.45, finetune=0.45, image=0.1, images=101),
         )
     return small

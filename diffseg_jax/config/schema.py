@@ -22,6 +22,7 @@ LACKING = {  # option that a config may lack -> what one without it means, if th
     "loss.region": "none", "loss.region_weight": 1.0,
     "stages.*.augment.rotate": 0.0, "stages.*.augment.flip_vertical": False,
     "stages.*.augment.grey": 0.0, "stages.*.augment.blur": 0.0,
+    "stages.*.augment.variants": 0,
     "stages.*.probe.every": 0, "stages.*.probe.patience": 0, "stages.*.probe.gain": 0.005,
     "evaluate.corruptions.stage": "", "evaluate.corruptions.types": (),
     "evaluate.corruptions.severities": (1, 3, 5), "evaluate.corruptions.images": 0,

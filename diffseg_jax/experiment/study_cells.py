@@ -23,17 +23,25 @@ class Run:
     """One run of `diffseg_jax.main` in a folder of its own, below runs/ of the study.
 
     options  of the config, `run` included; what it starts from is not among them
-    before   the run whose stages this one starts from; None: it starts as the config says
+    before   the run whose stages this one starts from, or whose features it reads; None: it starts
+             as the config says
+    mode     train or features
     """
 
     name: str
     options: Mapping[str, object]
     before: "Run | None" = None
+    mode: str = "train"
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages that it runs."""
         return tuple(self.options["run"])
+
+    @property
+    def chain(self) -> tuple["Run", ...]:
+        """The runs that come before it, and itself."""
+        return (*(self.before.chain if self.before else ()), self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +140,8 @@ def _run_of(study, options, stages, labels, seed, runs) -> Run:
         before = _known(runs, Run(_slug(("+".join(first), *where)), {**kept, "run": first}))
     if not rest:
         return before
+    if study.features:
+        before = _known(runs, _features_run(study, options, rest, labels, seed, before))
     trained = [
         label
         for axis, label in zip(study.axes, labels, strict=True)
@@ -139,6 +149,23 @@ def _run_of(study, options, stages, labels, seed, runs) -> Run:
     ]
     name = _slug((*trained, f"seed{seed}"))
     return _known(runs, Run(name, {**options, "run": rest}, before))
+
+
+def _features_run(study, options, stages, labels, seed, before) -> Run:
+    """The run that keeps the features which a cell with these options and stages reads."""
+    unread = lambda key: key.startswith("stages.") and key.split(".")[1] not in stages
+    kept = {
+        key: value
+        for key, value in options.items()
+        if not unread(key) and not any(_is_within(key, each) for each in study.shared["features"])
+    }
+    where = [*_labels_that_set(study, labels, kept), *_seed_that_sets(study, seed, kept)]
+    options = {**kept, **study.features, "run": stages[-1:]}
+    return Run(_slug(("features", *where)), options, before, "features")
+
+
+def _is_within(key, group):
+    return key == group or key.startswith(f"{group}.")
 
 
 def _known(runs, run):
@@ -152,8 +179,7 @@ def _is_unread(study, key, stages):
         return True
     if key.startswith("stages."):
         return key.split(".")[1] not in stages
-    within = lambda group: key == group or key.startswith(f"{group}.")
-    return all(any(map(within, study.shared[stage])) for stage in stages)
+    return all(any(_is_within(key, each) for each in study.shared[stage]) for stage in stages)
 
 
 def _labels_that_set(study, labels, options):
@@ -181,7 +207,7 @@ def _require_own_names(cells):
 
 def runs_of(cells: Sequence[StudyCell]) -> list[Run]:
     """The runs of some cells in the order in which they are needed, each once."""
-    needed = [run for cell in cells for run in (cell.run.before, cell.run) if run]
+    needed = [run for cell in cells for run in cell.run.chain]
     return list({id(run): run for run in needed}.values())
 
 
@@ -195,7 +221,8 @@ def folder_of_run(workdir: Path, run: Run) -> Path:
 
 def command_of_run(study: Study, run: Run, workdir: Path) -> list[str]:
     """What is typed for a run, after python."""
-    return _command(study, run, workdir, run.options)
+    mode = [] if run.mode == "train" else [f"--mode={run.mode}"]
+    return _command(study, run, workdir, run.options, mode)
 
 
 def command_of_cell(study: Study, cell: StudyCell, workdir: Path) -> list[str]:
@@ -221,6 +248,9 @@ def _starts(study, run, workdir) -> dict[str, str]:
     """Where the stages of a run start that start from another run's."""
     if not run.before:
         return {}
+    if run.before.mode == "features":
+        kept = folder_of_run(workdir, run.before) / "features"
+        return {"features.sources": (f"files={kept}",), f"stages.{run.stages[-1]}.start": "weights"}
     config, starts = config_of(study, run.options), {}
     for name in run.stages:
         stage, at, which = config.stages[name].start.partition("@")
@@ -237,6 +267,8 @@ def seconds_of_run(study: Study, run: Run) -> float:
     """About how long a run takes on the study's device."""
     config, given = config_of(study, run.options), study.seconds
     total = given.get("start", ASSUMED_START)
+    if run.mode == "features":
+        return total + given.get("features", ASSUMED_START)
     for name in run.stages:
         options = config.stages[name]
         steps = options.get("steps", 1)
@@ -268,11 +300,12 @@ def listing(study: Study, cells: Sequence[StudyCell], done: Callable[[StudyCell]
     """
     lines, total, seen = [], 0.0, set()
     for number, cell in enumerate(cells, 1):
-        for run in (cell.run.before, cell.run):
-            if run and id(run) not in seen:
+        for run in cell.run.chain:
+            if id(run) not in seen:
                 seen.add(id(run))
                 total += (seconds := seconds_of_run(study, run))
                 stages = ", ".join(run.stages)
+                stages = stages if run.mode == "train" else f"--mode={run.mode}"
                 lines.append(f"     run {run.name} ({stages}), about {duration(seconds)}")
         total += (seconds := seconds_of_cell(study, cell))
         more = f", --mode={cell.mode}, about {duration(seconds)}" if seconds else ""

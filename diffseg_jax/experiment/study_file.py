@@ -38,6 +38,9 @@ class Study:
     seeds      repetitions, whose columns are compared with each other
     shared     stage -> groups of options that it does not read: cells that differ in nothing else
                share one run of it. "seed" is such a group for a stage that is trained once for all
+    features   options with which --mode=features keeps the features of a fit once, such as all
+               "features.steps"; cells read theirs from the files. Its groups in `shared` are those
+               of "features"; {}: every cell computes its features
     evaluated  names of axes whose options only predictions read: a trained network is measured
                with each of their points
     collect    numbers of results.json, such as "mIoU" or "calibration.ECE"; the first is compared
@@ -45,7 +48,7 @@ class Study:
     plot       one of PLOTS
     titles     name of an axis or a number -> how tables and plots call it
     seconds    on `device`: of a "start" of the program, of a step of each stage (of a whole fit),
-               and of an evaluated "image", of which there are "images"
+               of all kept "features", and of an evaluated "image", of which there are "images"
     device     which `seconds` are those of
     about      a sentence about what the study shows
     """
@@ -56,6 +59,7 @@ class Study:
     options: Mapping[str, object]
     seeds: Axis
     shared: Mapping[str, tuple[str, ...]]
+    features: Mapping[str, object]
     evaluated: tuple[str, ...]
     collect: tuple[str, ...]
     stage: str
@@ -72,11 +76,12 @@ class Study:
 
 FIELD_TYPES = {  # of the fields in a file, and their defaults; () is required
     "base": str, "axes": Mapping, "options": Mapping, "seeds": Mapping, "shared": Mapping,
+    "features": Mapping,
     "evaluated": tuple, "collect": tuple, "stage": str, "plot": str, "titles": Mapping,
     "seconds": Mapping, "device": str, "about": str,
 }  # fmt: skip
 DEFAULTS = {
-    "options": {}, "seeds": {"seed": (0, 1, 2)}, "shared": {}, "evaluated": (),
+    "options": {}, "seeds": {"seed": (0, 1, 2)}, "shared": {}, "features": {}, "evaluated": (),
     "collect": ("mIoU",), "stage": "", "plot": "lines", "titles": {}, "seconds": {},
     "device": "this machine", "about": "",
 }  # fmt: skip

@@ -11,13 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from diffseg_jax.errors import counted
-from diffseg_jax.experiment.study_cells import StudyCell
-from diffseg_jax.experiment.study_file import PAPERS, Study
+from diffseg_jax.experiment.study_cells import StudyCell, folder_of_run, runs_of
+from diffseg_jax.experiment.study_file import Study
 from diffseg_jax.experiment.study_runs import record_of_cell
+from diffseg_jax.experiment.study_scores import (
+    class_sizes,
+    described_sizes,
+    has_counts,
+    resampled_scores,
+)
 from diffseg_jax.figures import sheets, study_plots
-from diffseg_jax.metrics import segmentation
-from diffseg_jax.metrics.image_counts import ImageCounts, mean_iou, read_image_counts, resampled
-from diffseg_jax.storage.paths import write_atomically
+from diffseg_jax.metrics.image_counts import ImageCounts, read_image_counts, resampled
+from diffseg_jax.storage.paths import read_object, write_atomically
 
 DRAWS = 2000  # resamples of an interval
 COVERED = 95  # percent of them that it holds
@@ -77,16 +82,18 @@ def report_study(study: Study, cells: Sequence[StudyCell], workdir: Path) -> str
 
 
 def draw_study(study: Study, cells: Sequence[StudyCell], workdir: Path):
-    """plot.png: the first number that is collected."""
-    groups, path = study_groups(cells, workdir), study.collect[0]
-    unit = 100 if is_ratio(path) else 1
-    values = {g.labels: [unit * v for v in g.values(path).values()] for g in groups}
-    if any(values.values()):
-        titles = [study.title(axis.name) for axis in study.axes]
-        labels = [list(axis.points) for axis in study.axes]
-        title = study.title(path) + (" (%)" if is_ratio(path) else "")
-        image = study_plots.DRAWN[study.plot](values, titles, labels, title)
-        sheets.save_png(workdir / "plot.png", image)
+    """plot.png of the first number that is collected, and plot_<name>.png of each other one."""
+    groups = study_groups(cells, workdir)
+    titles = [study.title(axis.name) for axis in study.axes]
+    labels = [list(axis.points) for axis in study.axes]
+    for path in study.collect:
+        unit = 100 if is_ratio(path) else 1
+        values = {g.labels: [unit * v for v in g.values(path).values()] for g in groups}
+        if any(values.values()):
+            title = study.title(path) + (" (%)" if is_ratio(path) else "")
+            image = study_plots.DRAWN[study.plot](values, titles, labels, title)
+            end = "" if path == study.collect[0] else f"_{path.replace('.', '_')}"
+            sheets.save_png(workdir / f"plot{end}.png", image)
 
 
 def study_csv(study: Study, cells: Sequence[StudyCell], workdir: Path) -> str:
@@ -122,6 +129,7 @@ def study_markdown(
         parts += [heading, _table(study, shown)]
     if len(study.axes[0].points) > 1:
         parts += _differences(study, by_labels, workdir)
+    parts += [*described_sizes(workdir), *kept_features_of(cells, workdir)]
     failed = [(cell, record_of_cell(workdir, cell)) for cell in cells]
     lines = [f"- {cell.name}: {each['failed']}" for cell, each in failed if "failed" in each]
     if lines:
@@ -130,6 +138,21 @@ def study_markdown(
     if missing:
         parts.append(f"{counted(missing, 'cell')} of {len(cells)} not measured yet.")
     return "\n\n".join(parts) + "\n"
+
+
+def kept_features_of(cells: Sequence[StudyCell], workdir: Path) -> list[str]:
+    """A sentence for each run that kept features: how often its network ran, and who reads them."""
+    lines = []
+    for run in runs_of(cells):
+        if run.mode == "features":
+            kept = read_object(folder_of_run(workdir, run) / "features" / "features.json")
+            steps = len(kept.get("options", {}).get("steps", ()))
+            readers = sum(each.before is run for each in runs_of(cells))
+            lines.append(
+                f"{run.name}: {counted(kept.get('passes', 0), 'pass')} of the network, {steps} for "
+                f"each image, are read by {counted(readers, 'run')}."
+            )
+    return lines
 
 
 def _table(study, shown: Mapping, skip: int = 0) -> str:
@@ -209,21 +232,26 @@ def difference(
 
     cache  of files of counts, for several calls
     """
-    here, there = group.values(path), first.values(path)
-    seeds = [seed for seed in here if seed in there]
+    ours, theirs = group.values(path), first.values(path)
+    seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
         return None
-    mean = statistics.mean(here[seed] - there[seed] for seed in seeds)
+    mean = statistics.mean(ours[seed] - theirs[seed] for seed in seeds)
     pairs = [(group.records[seed], first.records[seed]) for seed in seeds]
     counts = _counts_of(pairs, path, workdir, {} if cache is None else cache)
     rng = np.random.default_rng(0)
     if counts is None and len(seeds) < 2:
         return Difference(mean, None, None, len(seeds), 0)
     if counts is None:
-        drawn = np.repeat([[here[seed] - there[seed] for seed in seeds]], DRAWS, 0)
+        drawn = np.repeat([[ours[seed] - theirs[seed] for seed in seeds]], DRAWS, 0)
         times = resampled(1, len(seeds), DRAWS, rng)[1]
     else:
-        drawn, times = _resampled_differences(counts, path, rng)
+        weights, times = resampled(len(counts[0][0].names), len(counts), DRAWS, rng)
+        sizes = class_sizes(workdir)
+        here, there = (
+            resampled_scores(path, each, weights, sizes) for each in zip(*counts, strict=True)
+        )
+        drawn = here - there
     ends = (100 - COVERED) / 2, (100 + COVERED) / 2
     resamples = (drawn * times).sum(1) / len(seeds)
     low, high = np.nanpercentile(resamples, ends) if not np.isnan(resamples).all() else (None, None)
@@ -233,8 +261,7 @@ def difference(
 
 def _counts_of(pairs, path, workdir, cache) -> list[tuple[ImageCounts, ImageCounts]] | None:
     """The counts of the images of every seed; None unless all were measured on the same images."""
-    convention, _, number = path.rpartition(".")
-    if number != "mIoU" or convention and convention not in PAPERS:
+    if not has_counts(path):
         return None
     files = [each.get("image_counts") for pair in pairs for each in pair]
     if not all(file and (workdir / file).exists() for file in files):
@@ -245,19 +272,3 @@ def _counts_of(pairs, path, workdir, cache) -> list[tuple[ImageCounts, ImageCoun
     found = [tuple(cache[each["image_counts"]] for each in pair) for pair in pairs]
     same = all(each.names == found[0][0].names for pair in found for each in pair)
     return found if same else None
-
-
-def _resampled_differences(counts, path, rng):
-    """Differences f64[draws, seeds] on resampled images, and how often each seed is drawn."""
-    weights, times = resampled(len(counts[0][0].names), len(counts), DRAWS, rng)
-    convention = path.rpartition(".")[0]
-
-    def scores(each):
-        absent, ignored = each.absent, False
-        if convention:
-            absent, ignored = segmentation.CONVENTIONS[convention]
-        sums = weights @ each.counts.reshape(len(each.counts), -1).astype(np.float64)
-        sums = sums.reshape(DRAWS, *each.counts.shape[1:])
-        return mean_iou(sums, absent, each.unscored, ignored)
-
-    return np.stack([scores(here) - scores(there) for here, there in counts], 1), times

@@ -16,6 +16,7 @@ from diffseg_jax.experiment.study_runs import (
     run_cells_of_study,
     write_commands,
 )
+from diffseg_jax.experiment.study_scores import keep_class_sizes
 from diffseg_jax.storage.lock import locked, require_free
 from diffseg_jax.storage.workdir import make_workdir
 
@@ -33,6 +34,7 @@ def run_study(study: Study, workdir: Path, say: Callable):
     make_workdir(workdir)
     with locked(workdir, "study", "--workdir"):
         claim_study(study, workdir)
+        keep_class_sizes(study, workdir)
         write_commands(study, cells, workdir)
         done = lambda cell: is_measured(record_of_cell(workdir, cell))
         say(listing(study, cells, done))

@@ -23,6 +23,9 @@ from diffseg_jax.experiment.study_cells import (
     seconds_of_run,
 )
 from diffseg_jax.experiment.study_file import Study
+from diffseg_jax.experiment.study_scores import SIZES, class_sizes, score_on
+from diffseg_jax.metrics.image_counts import read_image_counts
+from diffseg_jax.metrics.segmentation import to_number
 from diffseg_jax.storage.lock import require_free
 from diffseg_jax.storage.paths import read_object, write_atomically, write_json
 from diffseg_jax.storage.workdir import as_json, read_json_object
@@ -39,11 +42,12 @@ def claim_study(study: Study, workdir: Path):
     file = workdir / STUDY_FILE
     mine = as_json({
         "base": study.base, "options": dict(study.options), "shared": dict(study.shared),
+        "features": dict(study.features),
         "axes": {axis.name: dict(axis.points) for axis in study.axes},
         "seeds": dict(study.seeds.points), "evaluated": study.evaluated,
     })  # fmt: skip
     stored = read_json_object(file, ". Restore the file.") if file.exists() else mine
-    whole = ("base", "options", "shared", "evaluated")
+    whole = ("base", "options", "shared", "features", "evaluated")
     changed = [key for key in whole if stored[key] != mine[key]]
     if list(stored["axes"]) != list(mine["axes"]):
         changed.append("axes")
@@ -67,8 +71,8 @@ def check_cells(study: Study, cells: Sequence[StudyCell]):
         if options in checked:
             continue
         config = config_of(study, options).copy_and_resolve_references()
-        before = cell.run.before.stages if cell.run.before else ()
-        config.run = (*before, *cell.run.stages)  # a stage may start from one of another run
+        chained = [stage for run in cell.run.chain if run.mode == "train" for stage in run.stages]
+        config.run = tuple(chained)  # a stage may start from one of another run
         try:
             check_config(config)
         except UserError as error:
@@ -115,9 +119,8 @@ def run_cells_of_study(
 
 def _measure(study, cell, workdir, say) -> dict:
     """The record of a cell: its numbers and the file of its images' counts, or why it failed."""
-    for run in (cell.run.before, cell.run):
-        failed = _finish_run(study, run, workdir, say) if run else ""
-        if failed:
+    for run in cell.run.chain:
+        if failed := _finish_run(study, run, workdir, say):
             return {"failed": failed if run is cell.run else f"{run.name}: {failed}"}
     folder, record = folder_of_run(workdir, cell.run), {}
     if cell.mode != "train":
@@ -138,7 +141,7 @@ def _finish_run(study, run, workdir, say) -> str:
     if not is_measured(record):
         say(f"  runs {run.name}")
         command = command_of_run(study, run, workdir)
-        record = _watched_record(command, workdir, run.name, folder, "train", say)
+        record = _watched_record(command, workdir, run.name, folder, run.mode, say)
         write_json(file, record)
     return record.get("failed", "")
 
@@ -199,8 +202,14 @@ def _found(study, cell, folder, workdir) -> dict:
     if name not in results:
         known = ", ".join(results)
         raise UserError(f"the run has no results of the stage {name}. Stages with some: {known}.")
-    numbers = {path: number_at(results[name], path) for path in study.collect}
     counts = folder / f"image_counts_{name}{suffix}.npz"
+    of_results = [path for path in study.collect if path not in SIZES]
+    numbers = {path: number_at(results[name], path) for path in of_results}
+    if len(of_results) < len(study.collect):
+        of_images, sizes = read_image_counts(counts), class_sizes(workdir)
+        sums = of_images.counts.sum(0)
+        scores = {path: score_on(path, of_images, sums, sizes) for path in SIZES}
+        numbers |= {path: to_number(scores[path]) for path in SIZES if path in study.collect}
     if suffix:  # the next evaluation of the same run writes the same file
         kept = workdir / "cells" / f"{cell.name}.npz"
         write_atomically(kept, counts.read_bytes())

@@ -55,7 +55,9 @@ def _rank(plan, taps):
     steps, count, workdir = taps.steps, len(taps.widths), plan.workdir
     plan.log.say(
         f"{plan.name}, from {plan.start}: {count} blocks at {len(steps)} steps, linear "
-        f"probes on {counted(len(plan.indices), 'labelled image')}, {FOLDS}-fold cross-validation"
+        f"probes on {counted(len(plan.indices), 'labelled image')}, {FOLDS}-fold cross-validation: "
+        "fast, and not the paper's figure, for which configs/studies/ddpm_seg_blocks.py trains an "
+        "MLP for each"
     )
     grid = score_taps(plan, taps)
     chosen = best_taps(grid, steps)

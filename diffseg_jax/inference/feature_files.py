@@ -19,14 +19,13 @@ from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.summary import Summary
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.sources.feature_source import FeatureSource, joined
+from diffseg_jax.sources.from_files import DESCRIPTION_FILE
 from diffseg_jax.sources.own_run import run_source
 from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.paths import make_folder, open_path, write_atomically
 from diffseg_jax.systems.clean_config import unets_in
 from diffseg_jax.systems.feature_sources import RUNS, TRAINED, chosen_sources, trained_source
 from diffseg_jax.systems.source_files import arrays_in, with_mae_of_stage
-
-DESCRIPTION = "features.json"
 
 
 @own_settings()
@@ -92,7 +91,7 @@ def write_features(
     make_folder(folder)
     with locked(folder, "features", "--output"):
         summary = Summary(
-            folder, _description(segmenter, source, taps), DESCRIPTION, "features",
+            folder, _description(segmenter, source, taps), DESCRIPTION_FILE, "features",
             lambda name: [folder / f"{name}.npz"],
         )  # fmt: skip
         remaining = [(name, path) for name, path in found if not summary.is_done(name, path)]

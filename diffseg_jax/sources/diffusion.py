@@ -65,13 +65,17 @@ def adm_source(config, crop: tuple[int, int], short: int) -> FeatureSource:
         }
 
     reads = network, process, features
-    blocks = [f"output_{block}" for block in sorted(features["blocks"])]
-    taps = [_tap(block, step) for step in features["steps"] for block in blocks]
     return FeatureSource(
         "adm", init, functools.partial(diffusion_features, *reads, config.seed),
-        functools.partial(named_features, *reads, taps, seed=config.seed),
+        functools.partial(named_features, *reads, maps_of_diffusion(features), seed=config.seed),
         short=short, stride=settings.stride,
     )  # fmt: skip
+
+
+def maps_of_diffusion(features: Mapping) -> list[str]:
+    """The names of the maps of `steps` and `blocks`, such as output_5@50, in their order."""
+    blocks = [f"output_{block}" for block in sorted(features["blocks"])]
+    return [_tap(block, step) for step in features["steps"] for block in blocks]
 
 
 def noise_setting(options: Mapping) -> str:
@@ -196,8 +200,9 @@ def _tapped(model, process, options, values, images, valid, blocks, steps, seed)
     drawn = setting in ("per_image", "fresh")
     keys = keys_of_images(images, seed, "noise of a picture") if drawn else None
     rows = jnp.tile(jnp.arange(draws), len(steps))
-    if setting == "per_step":
-        rows = jnp.arange(len(steps) * draws) % len(values["stats"]["noise"])
+    if setting == "per_step":  # that of the step's place in the config, of the first for others
+        place = jnp.argmax(steps[:, None] == jnp.asarray(options["steps"]), 1)
+        rows = (place[:, None] * draws + jnp.arange(draws)).reshape(-1)
 
     def tapped(inputs):
         step, draw, row = inputs

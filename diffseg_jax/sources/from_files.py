@@ -10,41 +10,50 @@ import numpy as np
 
 from diffseg_jax.data.npy import arrays_in_npz
 from diffseg_jax.errors import UserError, shortened
-from diffseg_jax.models.taps import PixelFeatures
+from diffseg_jax.models.taps import PixelFeatures, stack
 from diffseg_jax.sources.feature_source import FeatureSource
 from diffseg_jax.sources.map_files import MapFiles
-from diffseg_jax.storage.paths import absolute, open_path, read_bytes
+from diffseg_jax.storage.paths import absolute, open_path, read_bytes, read_object
 
+DESCRIPTION_FILE = "features.json"  # in a folder of features; `maps` names those of --mode=features
 SPLIT_FOLDERS = {"train", "training", "val", "validation", "valid", "test"}
 
 
-def files_source(sizes: Mapping, dtype: str) -> FeatureSource:
+def files_source(sizes: Mapping, dtype: str, chosen: Sequence[int] | None = None) -> FeatureSource:
     """The maps of files; images themselves are not looked at, and have no padding.
 
-    sizes  as of `folder_sizes`;  dtype  in which the maps are stored
+    sizes   as of `folder_sizes`;  dtype  in which the maps are stored
+    chosen  numbers of the maps that are read; None: all
     """
     stored, covered = jnp.dtype(dtype), tuple(map(tuple, sizes["covered"]))
     folder, channels = sizes["folder"], tuple(sizes["channels"])
+    if chosen is not None:
+        covered = tuple(covered[number] for number in chosen)
+        channels = tuple(channels[number] for number in chosen)
 
     def extract(values, images, valid, *maps, other_seed=None):
+        if chosen is not None:
+            return stack(maps, images.shape[1:3], covered[0], stored)
         largest = float(jnp.finfo(stored).max)
         kept = tuple(jnp.clip(each, -largest, largest).astype(stored) for each in maps)
         return PixelFeatures(kept, tuple(images.shape[1:3]), covered)
 
     example = tuple(jax.ShapeDtypeStruct((1, 2, 2, c), jnp.float32) for c in channels)
-    read = functools.partial(read_batch, folder, channels, covered)
+    read = functools.partial(read_batch, folder, channels, covered, chosen=chosen)
     nothing = {"params": {}, "stats": {}}
     files = MapFiles(folder, example, read)
     return FeatureSource("files", lambda key: nothing, extract, None, files=files)
 
 
-def read_batch(folder: str, channels, covered, names: Sequence[str]) -> tuple[np.ndarray, ...]:
+def read_batch(
+    folder: str, channels, covered, names: Sequence[str], chosen: Sequence[int] | None = None
+) -> tuple[np.ndarray, ...]:  # fmt: skip
     """The maps of images of one size, f32[B, h, w, C] each.
 
-    channels, covered  those of every file, as of `folder_sizes`
+    channels, covered  those of every file, as of `folder_sizes`;  chosen  as of `files_source`
     Raises UserError where a file is missing or holds other maps.
     """
-    found = [_maps_of(folder, channels, covered, name) for name in names]
+    found = [_maps_of(folder, channels, covered, name, chosen) for name in names]
     shapes = sorted({tuple(values.shape for values in maps) for maps in found})
     if len(shapes) > 1:
         raise UserError(
@@ -54,13 +63,13 @@ def read_batch(folder: str, channels, covered, names: Sequence[str]) -> tuple[np
     return tuple(np.stack(each) for each in zip(*found, strict=True))
 
 
-def _maps_of(folder, channels, covered, name):
+def _maps_of(folder, channels, covered, name, chosen):
     if not name:
         raise UserError(
             f"features in {folder} go by the names of images, but this image has none. Give a file "
             "or a folder."
         )
-    maps, own = read_maps(folder, name)
+    maps, own = read_maps(folder, name, chosen)
     if (found := tuple(values.shape[-1] for values in maps)) != channels:
         raise UserError(
             f"{folder}/{name}.npz holds maps of {list(found)} channels, where others hold "
@@ -73,10 +82,13 @@ def _maps_of(folder, channels, covered, name):
     return maps
 
 
-def read_maps(folder: str, name: str) -> tuple[list[np.ndarray], tuple[tuple[float, float], ...]]:
+def read_maps(
+    folder: str, name: str, chosen: Sequence[int] | None = None
+) -> tuple[list[np.ndarray], tuple[tuple[float, float], ...]]:  # fmt: skip
     """The maps f32[h,w,C] of an image, and the fractions that it covers; UserError for none.
 
-    name  of the image: the path below its folder, without ending, as of `_file_of`
+    name    of the image: the path below its folder, without ending, as of `_file_of`
+    chosen  as of `files_source`
     """
     file = _file_of(folder, name)
     try:
@@ -88,16 +100,19 @@ def read_maps(folder: str, name: str) -> tuple[list[np.ndarray], tuple[tuple[flo
     maps = [arrays[key] for key in sorted(arrays) if key.startswith("map_")]
     if not maps or any(values.ndim != 3 or values.dtype.kind not in "fiu" for values in maps):
         raise UserError(f"{file} must hold maps [height, width, channels] as map_00, map_01, ....")
+    count = len(maps)
+    maps = [maps[number] for number in (range(count) if chosen is None else chosen)]
     maps = [values.astype(np.float32) for values in maps]
     if not all(np.isfinite(values).all() for values in maps):
         raise UserError(f"{file} holds NaN or infinity. Compute it again.")
-    covered = arrays.get("covered", np.ones((len(maps), 2)))
-    numbers = covered.shape == (len(maps), 2) and covered.dtype.kind in "fiu"
+    covered = arrays.get("covered", np.ones((count, 2)))
+    numbers = covered.shape == (count, 2) and covered.dtype.kind in "fiu"
     if not numbers or not ((covered > 0) & (covered <= 1)).all():
         raise UserError(
             f"{file} must hold a height and a width above 0 and up to 1 for each of its "
-            f"{len(maps)} maps as covered. Compute it again."
+            f"{count} maps as covered. Compute it again."
         )
+    covered = covered if chosen is None else covered[list(chosen)]
     return maps, tuple(map(tuple, covered.tolist()))
 
 
@@ -137,7 +152,7 @@ def _file_of(folder, name) -> Path:
 
 
 def folder_sizes(folder: str) -> dict:
-    """Channels and covered fractions of the maps in a folder, JSON values."""
+    """Channels and covered fractions of the maps in a folder, and their names if it has some."""
     path = open_path(folder)
     first = next(iter(sorted(path.rglob("*.npz"))), None) if path.is_dir() else None
     if first is None:
@@ -148,4 +163,6 @@ def folder_sizes(folder: str) -> dict:
         )
     maps, covered = read_maps(folder, Path(first).relative_to(path).with_suffix("").as_posix())
     folder = str(absolute(path))
-    return {"folder": folder, "channels": [m.shape[-1] for m in maps], "covered": covered}
+    sizes = {"folder": folder, "channels": [m.shape[-1] for m in maps], "covered": covered}
+    kept = read_object(path / DESCRIPTION_FILE).get("maps")
+    return {**sizes, "maps": kept} if kept else sizes

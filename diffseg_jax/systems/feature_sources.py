@@ -48,7 +48,12 @@ from diffseg_jax.models.resnet import (
 from diffseg_jax.models.taps import stack
 from diffseg_jax.sources.clean import clean_source, output_names
 from diffseg_jax.sources.colour import COLOUR
-from diffseg_jax.sources.diffusion import adm_source, block_and_step, make_settings
+from diffseg_jax.sources.diffusion import (
+    adm_source,
+    block_and_step,
+    make_settings,
+    maps_of_diffusion,
+)
 from diffseg_jax.sources.feature_source import FeatureSource
 from diffseg_jax.sources.from_files import files_source
 from diffseg_jax.sources.frozen import frozen_source
@@ -212,6 +217,24 @@ def _own_taps(taps, name, count):
     return tuple(own) if own or count > 1 else tuple(tap for tap in taps if "/" not in tap)
 
 
+def kept_maps(sizes: Mapping, features: Mapping) -> list[int] | None:
+    """The numbers of the maps of `steps` and `blocks` in files of --mode=features; None: all.
+
+    sizes  as of `folder_sizes`. Raises UserError for steps and blocks that the files lack.
+    """
+    names = list(sizes.get("maps", ()))
+    if not names or "steps" not in features or "blocks" not in features:
+        return None
+    wanted = maps_of_diffusion(features)
+    if lacking := [name for name in wanted if name not in names]:
+        raise UserError(
+            f"features in {sizes['folder']} hold no {lacking[0]}; they hold {', '.join(names)}. "
+            "Choose others with --config.features.steps and --config.features.blocks, or compute "
+            "more with --mode=features in another workdir."
+        )
+    return [names.index(name) for name in wanted]
+
+
 def _source(config, name, crop, taps) -> FeatureSource:
     if name == "adm":
         return adm_source(config, crop, config.features.short)
@@ -222,7 +245,7 @@ def _source(config, name, crop, taps) -> FeatureSource:
         return COLOUR
     sizes, scales = config.features.networks[name], config.features.get("scales", (1.0,))
     if name == "files":
-        return files_source(sizes, config.features.dtype)
+        return files_source(sizes, config.features.dtype, kept_maps(sizes, config.features))
     if name in RUNS:
         given = sizes["config"], sizes["kind"], tuple(sizes["crop"]), sizes["num_classes"]
         task = RUNS[name](*given)

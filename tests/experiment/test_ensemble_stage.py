@@ -11,7 +11,13 @@ from PIL import Image
 
 from configs.tiny_ddpm_seg import get_config
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment import ensemble_stage, linear_probe, stages, tap_study
+from diffseg_jax.experiment import (
+    ensemble_stage,
+    kept_features,
+    linear_probe,
+    stages,
+    tap_study,
+)
 from diffseg_jax.experiment.plan import check_config, make_plan
 from diffseg_jax.experiment.pretraining_probe import make_scorer
 from diffseg_jax.inference import sampling
@@ -98,6 +104,37 @@ def test_copies_of_a_labelled_image_have_fresh_noise_and_predictions_another(seg
     assert not np.array_equal(maps[0], maps[1]) and not np.array_equal(maps[1], maps[2])
     seeds = ensemble_stage.seeds_of_copies(0, shown, 3)
     assert len({*seeds.tolist(), seg_config.seed}) == 4
+
+
+def test_a_fit_to_kept_features_has_the_same_results_and_they_are_computed_once(
+    fitted, seg_config, tmp_path, capsys
+):
+    seg_config.run, seg_config.stages.fit.start = ("fit",), str(fitted / "checkpoints/pretrain")
+    kept = seg_config.copy_and_resolve_references()
+    kept.features.steps, kept.features.blocks = (1, 3, 5), (0, 1, 2)  # more than are read
+    folder = tmp_path / "features"
+    plan = kept_features.plan_features(kept, tmp_path)
+    for number in (9, 0):  # images computed the first and the second time
+        kept_features.keep_all(plan, folder)
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"{number} images computed now, 27 passes of the network in all" in said
+    seg_config.stages.fit.start = "weights"
+    seg_config.features.sources = (f"files={folder}",)
+    stages.train(seg_config, tmp_path / "run")
+    result, whole = (
+        json.loads((workdir / "results.json").read_text())["fit"]
+        for workdir in (tmp_path / "run", fitted)
+    )
+    assert {**result, "start": ""} == {**whole, "start": ""}
+    seg_config.features.steps = (1, 7)
+    refused(seg_config, tmp_path / "other", "hold no output_0@7; they hold output_0@1, output_1@1")
+    with pytest.raises(UserError, match="holds other features"):
+        kept_features.keep_all(dataclasses.replace(plan, seed=1), folder)
+    kept.features.noise, kept.stages.fit.augment.variants = "fresh", 1
+    for change, sentence in (({}, "noise is fresh"), ({"features.sources": ("colour",)}, "keeps")):
+        kept.update_from_flattened_dict(change)
+        with pytest.raises(UserError, match=sentence):
+            kept_features.keep_features(kept, tmp_path / "kept")
 
 
 def test_colours_need_no_network_and_have_a_linear_probe(seg_config, tmp_path, capsys):

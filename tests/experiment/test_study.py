@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffseg_jax import UserError, study
-from diffseg_jax.experiment import study_runs
+from diffseg_jax.experiment import study_runs, study_scores
 from diffseg_jax.experiment.study_cells import cells_of_study, command_of_run, listing, runs_of
 from diffseg_jax.experiment.study_file import read_study
 from diffseg_jax.experiment.study_report import Group, difference
@@ -69,6 +69,11 @@ class Runs:
             return 2, usage, "error: the masks are wrong. Look at them."
         stage = re.findall(r"\w+", options["config.run"])[-1]
         workdir.mkdir(parents=True, exist_ok=True)
+        if options.get("mode") == "features":
+            kept = {"passes": 27, "options": {"steps": [1, 3, 5]}}
+            (workdir / "features").mkdir()
+            (workdir / "features" / "features.json").write_text(json.dumps(kept))
+            return 0, usage, "finished"
         suffix = "" if "mode" not in options else "_eval"
         seed, start = int(options.get("config.seed", 0)), f"config.stages.{stage}.start"
         right = 0.5 + 0.2 * (start in options) + 0.01 * int(options.get("config.data.count", 0))
@@ -155,7 +160,7 @@ def test_every_study_has_cells_whose_configs_are_right(file, monkeypatch):
     for preset in re.findall(r"\w+", presets):
         one = read_study(f"configs/studies/{file.name}:{preset}")
         cells = cells_of_study(one)
-        study_runs.check_cells(one, [cell for cell in cells if cell.seed == cells[0].seed])
+        study_runs.check_cells(one, cells[:: 1 + len(cells) // 8])
         assert "in all about" in listing(one, cells, lambda cell: False)
 
 
@@ -206,6 +211,67 @@ def test_more_seeds_may_be_added_and_another_study_is_refused(studied):
     assert not stopped and len(commands) == 4  # of the new seed alone
     _, _, commands, stopped = studied(options={"stages.finetune.steps": 4})
     assert stopped == 2 and not commands
+
+
+BLOCKS = dict(
+    base=str(ROOT / "tests/configs/tiny_ddpm_seg.py"),
+    axes={"features.blocks": ((0,), (1,)), "features.steps": ((1,), (3,), (5,))},
+    seeds={"seed": (0,)}, features={"features.blocks": (0, 1), "features.steps": (1, 3, 5)},
+    shared={"pretrain": ("data", "features", "seed"), "features": (
+        "seed", "features.blocks", "features.steps")}, plot="grid",
+)  # fmt: skip
+
+
+def test_features_are_kept_once_and_read_by_every_cell(studied):
+    _, workdir, commands, stopped = studied(**BLOCKS)
+    assert not stopped and len(commands) == 1 + 1 + 6
+    assert [command[4] for command in commands[:2]][1] == "--mode=features"
+    assert "--config.features.blocks=(0, 1)" in commands[1]
+    for command in commands[2:]:
+        kept = workdir / "runs" / "features" / "features"
+        assert f"--config.features.sources=('files={kept}',)" in command
+        assert "--config.stages.fit.start=weights" in command
+    table = (workdir / "table.md").read_text()
+    assert "27 passes of the network, 3 for each image, are read by 6 runs" in table
+
+
+def test_what_features_depend_on_has_features_of_its_own(write):
+    axes = {"features.short": (8, 16), "features.blocks": ((0,), (1,))}
+    cells = cells_of_study(read_study(write(**{**BLOCKS, "axes": axes})))
+    assert [run.name for run in runs_of(cells) if run.mode == "features"] == [
+        "features-8", "features-16"
+    ]  # fmt: skip
+
+
+def test_small_and_large_classes_are_listed_with_their_rule_and_scored_apart(studied, tmp_path):
+    collect = ("mIoU", "small.mIoU", "large.mIoU")
+    classes = tuple(read_class_names())
+    sizes = {"small": list(classes[:1]), "large": list(classes[1:]), "rule": "R.", "areas": {}}
+    (tmp_path / "studied").mkdir()
+    (tmp_path / "studied" / "class_sizes.json").write_text(json.dumps(sizes))
+    one = {"seed": (0,), "data.subset_seed": (0,)}
+    _, workdir, _, stopped = studied(collect=collect, seeds=one)
+    assert not stopped
+    table = (workdir / "table.md").read_text()
+    assert "R.\n\n- small: a\n- large: b, c" in table
+    rows = [line.split(",") for line in (workdir / "table.csv").read_text().splitlines()[1:]]
+    for *_, whole, small, large, _ in rows:
+        np.testing.assert_allclose(float(whole), (float(small) + 2 * float(large)) / 3)
+    assert (workdir / "plot_small_mIoU.png").exists()
+
+
+def read_class_names():
+    return counts_of(0.5, 0).classes
+
+
+def test_class_sizes_are_those_of_the_labelled_images_of_the_base(write, tmp_path):
+    one = read_study(write(collect=("mIoU", "small.mIoU")))
+    study_scores.keep_class_sizes(one, tmp_path)
+    found = json.loads((tmp_path / "class_sizes.json").read_text())
+    assert found["images"] == 6 and not set(found["small"]) & set(found["large"])
+    areas = found["areas"]
+    largest = max(areas[name] for name in found["small"])
+    assert all(areas[name] >= largest for name in found["large"])
 
 
 # ---- mistakes ----------------------------------------------------------------------------------

@@ -1,0 +1,151 @@
+"""Features of a fit in files, so that fits of other maps, members or images read them again."""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffseg_jax.config.options import FIT
+from diffseg_jax.data.transforms import resize_image
+from diffseg_jax.devices.processes import require_one
+from diffseg_jax.devices.settings import own_settings
+from diffseg_jax.display.console import Display
+from diffseg_jax.display.progress import COMPILES
+from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.ensemble_stage import examples, open_backbone
+from diffseg_jax.experiment.plan import StagePlan, make_plan
+from diffseg_jax.sources.diffusion import maps_of_diffusion
+from diffseg_jax.sources.from_files import DESCRIPTION_FILE
+from diffseg_jax.storage.lock import locked, require_free
+from diffseg_jax.storage.paths import read_object, write_atomically, write_json
+from diffseg_jax.storage.workdir import as_json, make_workdir
+from diffseg_jax.systems.feature_sources import source_names
+
+KEPT = "features"  # the folder in the workdir
+
+
+@own_settings()
+def keep_features(config: ConfigDict, workdir: Path, display: Display | None = None):
+    """Writes the features of the labelled and the validation images to <workdir>/features.
+
+    The same config with sources=("files=<workdir>/features",) and stages.fit.start=weights fits to
+    them, or to those at fewer steps and blocks. features.json counts the passes of the network: one
+    for each image and step. Images that have a file are skipped. Raises UserError without a fit to
+    the features of a diffusion model, for noise that is fresh, and for images of several sizes.
+    """
+    require_one("--mode=features")
+    require_free(workdir, "features", "--workdir")
+    plan = plan_features(config, workdir, display)
+    make_workdir(workdir)
+    with locked(workdir, "features", "--workdir"):
+        keep_all(plan, workdir / KEPT)
+
+
+def plan_features(config: ConfigDict, workdir: Path, display: Display | None = None) -> StagePlan:
+    """The fit whose features are kept."""
+    names = [name for name in config.run if config.stages[name].kind == FIT]
+    if not names or source_names(config.features) != ["adm"]:
+        raise UserError(
+            "--mode=features keeps the features of a diffusion model that a stage of kind fit "
+            "reads. Try --config=configs/ddpm_seg_scenes.py, or python -m diffseg_jax.features for "
+            "other networks."
+        )
+    config = config.copy_and_resolve_references()
+    config.run = (names[0],)
+    plan = make_plan(config, workdir, display).stages[0]
+    if plan.task.fit.own_seeds:
+        raise UserError(
+            "features.noise is fresh, but features in files have the noise that they were computed "
+            "with. Try --config.features.noise=shared."
+        )
+    return plan
+
+
+def keep_all(plan: StagePlan, folder: Path):
+    """Writes the features that are missing in a folder; UserError if it holds other features."""
+    shown, features = dict(_images_of(plan)), plan.task.meta["features"]
+    names, dtype = maps_of_diffusion(features), np.dtype(features["dtype"])
+    description = as_json({
+        "source": "adm", "start": plan.start, "maps": names, "options": features,
+        "seed": plan.seed, "crop": tuple(plan.options.augment.crop),
+    })  # fmt: skip
+    stored = read_object(folder / DESCRIPTION_FILE)
+    if stored and {key: stored.get(key) for key in description} != description:
+        raise UserError(f"{folder} holds other features. Take another --workdir.")
+    missing = [name for name in shown if not (folder / f"{name}.npz").exists()]
+    if missing:
+        network, read = open_backbone(plan), jax.jit(plan.task.features)
+    passes, what = stored.get("passes", 0), f"{plan.name}: features kept"
+    with plan.log.progress(what, len(missing), unit="images", first=COMPILES) as progress:
+        for name in progress.each_of(missing):
+            image = shown[name]()
+            found = read(network, image[None], np.array([image.shape[:2]], np.int32))
+            covered = fractions_covered(plan.task, image.shape[:2])
+            write_atomically(folder / f"{name}.npz", _npz(found, names, covered, dtype))
+            passes += len(features["steps"])
+            write_json(folder / DESCRIPTION_FILE, {**description, "passes": passes})
+    plan.log.say(
+        f"features of {counted(len(shown), 'image')} in {folder}; {counted(len(missing), 'image')} "
+        f"computed now, {counted(passes, 'pass')} of the network in all"
+    )
+    plan.log.close()
+
+
+def _images_of(plan) -> Iterator[tuple[str, Callable]]:
+    """(name, () -> image u8[h,w,3]) as the fit sees labelled images, and evaluation others."""
+    crop, evaluation, seen = tuple(plan.options.augment.crop), plan.evaluation, set()
+
+    def checked(name, image):
+        if image.shape[:2] != crop:
+            raise UserError(
+                f"{name} is {image.shape[0]} x {image.shape[1]} pixels before the network, but "
+                f"features in files are of images that fill the crop {crop}. Give images of one "
+                f'size, and --config.stages.{plan.name}.augment.crop="{image.shape[:2]}".'
+            )
+        return image
+
+    def labelled(index):
+        example = next(examples(plan, [(index, 0)]))
+        valid = example["valid"]
+        return checked(example["name"], example["image"][: valid[0], : valid[1]])
+
+    def measured(index):
+        image = evaluation.source[int(index)]["image"]
+        size = evaluation.protocol.sizes(image.shape[:2])[0]
+        return checked(evaluation.source.names[index], resize_image(image, size))
+
+    held_out = evaluation.indices
+    if evaluation.source is plan.source:
+        held_out = [index for index in held_out if index not in set(plan.indices.tolist())]
+    parts = (plan.source, plan.indices, labelled), (evaluation.source, held_out, measured)
+    for source, indices, read in parts:
+        for index in indices:
+            name = source.names[index]
+            if name in seen:
+                raise UserError(
+                    f"two images of the data are called {name}, but features in files go by names. "
+                    "Give images of all splits names of their own."
+                )
+            seen.add(name)
+            yield name, lambda read=read, index=index: read(index)
+
+
+def fractions_covered(task, size: tuple[int, int]) -> tuple[float, ...]:
+    """The fractions of the height and width of a map that an image of that size fills."""
+    image = jax.ShapeDtypeStruct((1, *size, 3), np.uint8)
+    valid = jax.ShapeDtypeStruct((1, 2), np.int32)
+    network = jax.eval_shape(task.init, jax.random.key(0))
+    return jax.eval_shape(task.fit.extract, network, image, valid).covered[0]
+
+
+def _npz(found, names, covered, dtype) -> bytes:
+    """A file of the named maps f32[1,h,w,C], stored in the dtype of the fit's features."""
+    largest = float(np.finfo(dtype).max)
+    maps = [np.clip(np.asarray(found[name][0]), -largest, largest).astype(dtype) for name in names]
+    file = io.BytesIO()
+    arrays = {f"map_{number:04}": values for number, values in enumerate(maps)}
+    np.savez(file, covered=np.array([covered] * len(maps)), **arrays)
+    return file.getvalue()

@@ -1,0 +1,86 @@
+"""Mean IoU of the cells of a study on given images, of all classes, or of small or large ones."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffseg_jax.experiment.labelled_images import OpenedData
+from diffseg_jax.experiment.study_cells import config_of
+from diffseg_jax.experiment.study_file import PAPERS, Study
+from diffseg_jax.metrics import segmentation
+from diffseg_jax.metrics.class_sizes import SIZE_RULE, class_areas, split_by_area
+from diffseg_jax.metrics.image_counts import ImageCounts, mean_iou
+from diffseg_jax.storage.paths import read_object, write_json
+
+SIZES = ("small.mIoU", "large.mIoU")  # numbers that a study can collect beside those of results
+SIZES_FILE = "class_sizes.json"
+
+
+def has_counts(path: str) -> bool:
+    """Whether the number at a path is a mean IoU that follows from the counts of images."""
+    group, _, number = path.rpartition(".")
+    return path in SIZES or number == "mIoU" and (not group or group in PAPERS)
+
+
+def score_on(path: str, counts: ImageCounts, sums: np.ndarray, sizes: Mapping) -> np.ndarray:
+    """The number at a path f64[...] of summed counts [..., 4, K]; `has_counts` says of which.
+
+    sizes  {"small", "large"}: names of classes, for SIZES
+    """
+    group = path.rpartition(".")[0]
+    absent, ignored, chosen = counts.absent, False, None
+    if group in PAPERS:
+        absent, ignored = segmentation.CONVENTIONS[group]
+    elif path in SIZES:
+        chosen = [counts.classes.index(name) for name in sizes[group]]
+    return mean_iou(sums, absent, counts.unscored, ignored, chosen)
+
+
+def keep_class_sizes(study: Study, workdir: Path):
+    """class_sizes.json: the small and the large classes of all labelled images, and the rule.
+
+    Only where the study collects one of SIZES, and once.
+    """
+    file = workdir / SIZES_FILE
+    if not set(SIZES) & set(study.collect) or file.exists():
+        return
+    data = OpenedData(config_of(study, study.options).copy_and_resolve_references(), {})
+    source, indices = data.train, data.learned(False)[0]
+    names = source.labels.names
+    areas = class_areas((source[int(index)]["mask"] for index in indices), len(names))
+    groups = split_by_area(areas, source.labels.unscored)
+    write_json(file, {
+        "rule": SIZE_RULE, "images": len(indices),
+        **{group: [names[index] for index in chosen] for group, chosen in groups.items()},
+        "areas": {n: segmentation.to_number(area) for n, area in zip(names, areas, strict=True)},
+    })  # fmt: skip
+
+
+def class_sizes(workdir: Path) -> dict:
+    """What `keep_class_sizes` wrote; {} without it."""
+    return read_object(workdir / SIZES_FILE)
+
+
+def described_sizes(workdir: Path) -> list[str]:
+    """The rule and the two lists, as paragraphs of a table; [] without them."""
+    found = class_sizes(workdir)
+    if not found:
+        return []
+    lines = [f"- {group}: {', '.join(found[group])}" for group in ("small", "large")]
+    return ["## Small and large classes", found["rule"], "\n".join(lines)]
+
+
+def resampled_scores(
+    path: str, counts: Sequence[ImageCounts], weights: np.ndarray, sizes: Mapping
+) -> np.ndarray:  # fmt: skip
+    """The number at a path f64[draws, N] of N evaluations, on resamples of their images.
+
+    weights  f64[draws, images], how often each image is in a resample
+    """
+
+    def scores(each):
+        sums = weights @ each.counts.reshape(len(each.counts), -1).astype(np.float64)
+        return score_on(path, each, sums.reshape(-1, *each.counts.shape[1:]), sizes)
+
+    return np.stack([scores(each) for each in counts], 1)
