@@ -19,6 +19,7 @@ modes:
   steps        measure numbers of reverse steps (DDP)
   features     keep the features of a fit in files, for fits of fewer of them (DDPM-Seg)
   taps         measure which features of the diffusion model to take (DDPM-Seg)
+  clusters     draw clusters of features, without labels (DDPM-Seg)
   prepare      write the data as a few large files
 
 exit codes:
@@ -56,6 +57,7 @@ from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.experiment import (
     check_data,
+    cluster_maps,
     corruption_study,
     kept_features,
     more_labels,
@@ -72,6 +74,7 @@ MODES = {
     "train": stages.train,
     "eval": stages.evaluate_only,
     "check": check_data.check_data,
+    "clusters": cluster_maps.draw_clusters,
     "features": kept_features.keep_features,
     "taps": tap_study.choose_taps,
     "steps": steps_study.choose_steps,

@@ -148,11 +148,14 @@ def _finish_run(study, run, workdir, say) -> str:
 
 def _watched_record(command, workdir, name, folder, task, say) -> dict:
     """Runs a command: {"seconds", "command", ...}, and why it "failed", if it did."""
-    wait_until_free(folder, task, say)
     logs = workdir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    begun = time.perf_counter()
-    status, usage, last = run_watched(command, logs / f"{name}.log", say)
+    while True:
+        wait_until_free(folder, task, say)
+        begun = time.perf_counter()
+        status, usage, last = run_watched(command, logs / f"{name}.log", say)
+        if not status or not _problem_of_lock(folder, task):
+            break  # else another run, left by a killed study, took the lock while this one started
     record = {
         "seconds": time.perf_counter() - begun, "command": _typed(command),
         "cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * MAXRSS_UNIT,
@@ -164,15 +167,19 @@ def _watched_record(command, workdir, name, folder, task, say) -> dict:
 
 def wait_until_free(folder: Path, task: str, say: Callable):
     """Returns once no run writes in a folder: one may outlive a study that was killed."""
-    said = False
-    while True:
-        try:
-            return require_free(folder, task, "--workdir")
-        except UserError as error:
-            if not said:
-                say(f"  waits for a run that goes on: {error}")
-            said = True
-            time.sleep(POLL)
+    if problem := _problem_of_lock(folder, task):
+        say(f"  waits for a run that goes on: {problem}")
+    while _problem_of_lock(folder, task):
+        time.sleep(POLL)
+
+
+def _problem_of_lock(folder, task) -> str:
+    """Why a run cannot write in a folder now; "" if it can."""
+    try:
+        require_free(folder, task, "--workdir")
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def is_measured(record: Mapping) -> bool:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from diffseg_jax.config.options import FIT
-from diffseg_jax.config.schema import Flag, Number, Optional, Several, Text
+from diffseg_jax.config.schema import Flag, Number, Optional, Several, Some, Text
 from diffseg_jax.data.npy import read_npy
 from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.bounds import LOSSES
@@ -278,6 +278,12 @@ STAGE_OPTIONS = {  # kind of stage -> further options of a config with such a st
             "dtype": Text(("float16", "float32")),
             "place": Text(("device", "host")),
         },
+        "clusters": Optional(Some({  # of --mode=clusters; see experiment.cluster_maps
+            "k": Number(int, 2, 255),
+            "images": Number(int, 1, 64),
+            "restarts": Number(int, 1, 1000),
+            "per_image": Flag(),
+        })),
         "ensemble": {
             "recipe": Text(tuple(RECIPES)),
             "members": Number(int, 1, 1000),

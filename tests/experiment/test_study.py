@@ -90,8 +90,8 @@ class Runs:
 def studied(write, tmp_path, monkeypatch):
     """A function that runs a study by stand-ins of runs: (lines, workdir, runs)."""
 
-    def run(fails=(), stops_at=None, workdir="studied", **changed):
-        runs, lines = Runs(fails, stops_at), []
+    def run(fails=(), stops_at=None, workdir="studied", runs=Runs, **changed):
+        runs, lines = runs(fails, stops_at), []
         monkeypatch.setattr(study_runs, "run_watched", runs)
         monkeypatch.setattr("builtins.print", lambda text="", **_: lines.append(str(text)))
         stopped = None
@@ -188,6 +188,26 @@ def test_a_failed_cell_stops_no_other_is_named_and_runs_again(studied):
     _, _, again, stopped = studied()
     assert [Path(command[3]).name for command in again] == ["DeP-2-seed0"] and not stopped
     assert "## Failed" not in (workdir / "table.md").read_text()
+
+
+def test_a_run_that_a_killed_study_left_is_waited_for(studied, monkeypatch):
+    """Also if it takes the lock only after the study has looked."""
+    locked, looks = iter((0, 0, 1, 1, 1, 0)), []
+
+    def require_free(folder, task, flag):
+        looks.append(folder.name)
+        if looks[-1] == "pretrain" and next(locked, 0):
+            raise UserError(f"{folder} is in use")
+
+    class Left(Runs):
+        def __call__(self, command, log, say):
+            self.fails = ("pretrain",) if looks.count("pretrain") == 2 else ()
+            return super().__call__(command, log, say)
+
+    monkeypatch.setattr(study_runs, "require_free", require_free)
+    monkeypatch.setattr(study_runs, "POLL", 0)
+    lines, _, commands, stopped = studied(runs=Left)
+    assert not stopped and len(commands) == 10 and "waits for a run that goes on" in lines
 
 
 def test_cells_without_the_stage_they_start_from_fail_and_others_go_on(studied):
