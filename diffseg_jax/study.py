@@ -8,14 +8,10 @@
 The file in configs/studies/ names a base config, axes (options and their values), seeds, and the
 numbers to collect; presets follow a colon. Every option of the base config can be changed for all
 cells by --config.option=value. Each cell is a run of python -m diffseg_jax.main in a folder of its
-own; what cells have in common, such as one pretraining, is run once. After a stop the same command
-resumes. The workdir gets table.md, table.csv, plot.png, and commands.sh with the command of every
-cell.
+own; what cells have in common, such as one pretraining, is run once. The workdir gets table.md,
+table.csv, plot.png, and commands.sh with the command of every cell.
 
-exit codes:
-  0    finished
-  2    a mistake in the arguments or the files, or a cell that failed, explained in one sentence
-  130  stopped; the same command resumes
+exit codes: 0 finished, 2 a mistake or a failed cell, 130 stopped; the same command resumes.
 """
 
 import sys
