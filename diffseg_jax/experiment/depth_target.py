@@ -232,6 +232,7 @@ DEPTH_TARGET = Target(
     change=lambda options: partial(augment_depth, **options),
     contact=contact_of_depths,
     check=check_depths,
+    decision=DEPTHS,
     measurable=require_measured_pixels,
     measure=measure_depth,
     quick=quick_depth_scores,

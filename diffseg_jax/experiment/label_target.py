@@ -26,6 +26,7 @@ from diffseg_jax.experiment.results import (
 )
 from diffseg_jax.experiment.target import Target
 from diffseg_jax.figures import sheets
+from diffseg_jax.inference.views import LABELS
 from diffseg_jax.metrics import segmentation
 
 COUNTED_AS = "counted as published"  # part of the title of a column
@@ -128,6 +129,7 @@ LABEL_TARGET = Target(
     change=lambda options: augmentation(options, labelled=True),
     contact=contact_of_labels,
     check=check_labels,
+    decision=LABELS,
     measurable=require_labelled_pixels,
     measure=measure,
     quick=quick_scores,

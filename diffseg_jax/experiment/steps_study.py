@@ -1,6 +1,7 @@
 """Steps against quality: networks measured with several numbers of reverse steps and draws."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -181,10 +182,13 @@ def milliseconds(evaluation: Evaluation, network: dict) -> float:
     size = evaluation.batch_size
     images = np.repeat(evaluation.source[0]["image"][None], size, 0)
     forward = make_forward(evaluation.task.predict, network, evaluation.mesh, size)
-    predict(forward, images, evaluation.protocol)
+    run = functools.partial(
+        predict, forward, images, evaluation.protocol, decision=evaluation.target.decision
+    )
+    run()
     seconds = []
     for _ in range(TIMED):
         start = time.perf_counter()
-        predict(forward, images, evaluation.protocol)
+        run()
         seconds.append(time.perf_counter() - start)
     return 1000 * min(seconds) / size

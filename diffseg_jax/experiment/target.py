@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Callable
 
+from diffseg_jax.inference.views import Decision
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:
@@ -17,6 +19,7 @@ class Target:
     change       options of config.stages.*.augment -> (parts of an example, rng) -> row of a batch
     contact      (rows or examples, `Labels` or None, titles) -> contact sheet of images and truths
     check        (StagePlan, Evaluation) -> warnings about the truths of both; UserError for wrong
+    decision     what becomes of the maps of a network, of `inference.views.predict`
     measurable   evaluation -> None; UserError if the images have nothing to be measured by
     measure      (evaluation, network, indices, protocol) -> counts, examples to draw
     quick        (evaluation, counts) -> numbers to log during training, JSON values
@@ -36,6 +39,7 @@ class Target:
     change: Callable
     contact: Callable
     check: Callable
+    decision: Decision
     measurable: Callable
     measure: Callable
     quick: Callable

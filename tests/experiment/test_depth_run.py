@@ -1,7 +1,9 @@
 """A run of DDP for depth: results, predictions, saved files, steps, and what is refused."""
 
 import json
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +17,7 @@ from diffseg_jax.experiment.depth_target import DEPTH_TARGET, depth_steps_at, me
 from diffseg_jax.experiment.evaluate import share_sums
 from diffseg_jax.experiment.plan import check_config, make_plan
 from diffseg_jax.inference.contours import CONTOURS
+from diffseg_jax.inference.exported import prediction_function
 from diffseg_jax.inference.outputs import require_segmentation
 from diffseg_jax.metrics.depth import DEPTH_METRICS, NO_DEPTH
 from diffseg_jax.storage.networks import open_meta
@@ -72,13 +75,14 @@ def test_saved_depth_is_read_back_in_metres(segmenter, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
     found = segmenter.predict(image)
     paths = found.save(tmp_path, extra=("depth", "changes"), format="npy")
-    assert all(map(lambda path: json.dumps(path), paths)) and len(paths) == 5
-    stored = np.asarray(Image.open(tmp_path / "0_depth.png"))
+    (name,) = found.names
+    assert len(paths) == 5 and all(Path(path).exists() for path in paths)
+    stored = np.asarray(Image.open(tmp_path / f"{name}_depth.png"))
     assert stored.dtype == np.uint16
     np.testing.assert_allclose(stored / 256, found.depth[0], atol=1 / 512 + 1e-6)
-    np.testing.assert_array_equal(np.load(tmp_path / "0_depth.npy"), found.depth[0])
+    np.testing.assert_array_equal(np.load(tmp_path / f"{name}_depth.npy"), found.depth[0])
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["pictures"]["0"]["median_depth"] == pytest.approx(
+    assert summary["pictures"][name]["median_depth"] == pytest.approx(
         float(np.median(found.depth)), abs=1e-3
     )
     assert (tmp_path / "legend.png").exists()
@@ -87,6 +91,18 @@ def test_saved_depth_is_read_back_in_metres(segmenter, tmp_path):
             found.save(tmp_path / "others", **options)
     with pytest.raises(UserError, match="add --format=npy or npz"):
         found.save(tmp_path / "others", extra=("depth",))
+
+
+def test_an_exported_model_returns_the_same_depth(segmenter):
+    images = np.random.default_rng(1).integers(0, 256, (2, 32, 48, 3), np.uint8)
+    seed = int(segmenter.seed_for())
+    function = prediction_function(
+        segmenter.task, segmenter.network, (32, 48), seed, None, segmenter.output
+    )
+    found = jax.jit(function)(images)
+    expected = segmenter.predict(images, flip=False)
+    np.testing.assert_allclose(found["depth"], expected.depth, rtol=1e-4)
+    assert found.keys() == {"depth", "uncertainty"}
 
 
 def test_steps_are_compared_by_errors_and_time(run):
@@ -129,8 +145,7 @@ def test_sums_of_one_process_are_themselves():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"task": "depths"}, 'unknown task "depths". Known: segmentation, depth'),
-        ({"data.source": "folder", "data.path": "nowhere"}, "nowhere"),
+        ({"task": "depths"}, 'unknown task "depths". Known: depth, segmentation'),
         ({"depth.high": 0.0005}, "range from"),
         ({"evaluate.crop": "grag"}, "must be one of none, garg, eigen, nyu"),
     ],
@@ -140,10 +155,9 @@ def test_wrong_options_of_depth_are_refused(changes, sentence, tmp_path):
         make_plan(configured(**changes), tmp_path)
 
 
-def test_images_without_depth_are_refused(tmp_path):
-    with pytest.raises(UserError, match="dataset scenes has no depth|depth"):
-        config = configured(**{"data.source": "camvid", "data.path": str(tmp_path)})
-        make_plan(config, tmp_path / "run")
+def test_images_without_depth_are_refused():
+    with pytest.raises(UserError, match="dataset camvid has no depth to learn. Try"):
+        DEPTH_TARGET.require([{"image": np.zeros((4, 4, 3), np.uint8)}], "camvid")
 
 
 def test_the_preset_of_the_scenes_is_valid():

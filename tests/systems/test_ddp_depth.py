@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict as flatten
 
+import diffseg_jax
 from configs.tiny_ddp import get_config as labels_config
 from configs.tiny_ddp_depth import get_config
 from diffseg_jax.diffusion.samplers import ddim_between
 from diffseg_jax.diffusion.schedules import time_pairs
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference import views
+from diffseg_jax.inference.converted import convert_ddp
+from diffseg_jax.inference.converted_depth import convert_ddp_depth
 from diffseg_jax.inference.depth_maps import DEPTHS
 from diffseg_jax.inference.views import Protocol
 from diffseg_jax.layers.resize import resize_bilinear
@@ -281,3 +284,27 @@ def test_files_of_other_tasks_say_which_they_are(golden):
         with pytest.raises(UserError, match="DDP for segmentation, not for depth"):
             config.weights = str(path)
             ddp_config.load_weights(config, abstract, task)
+
+
+@pytest.mark.golden
+def test_converted_files_open_as_networks_for_depth(golden, tmp_path):
+    for path, record, _, settings, _, values in cases(golden):
+        file, output = path.with_suffix(".pth"), tmp_path / path.stem
+        convert_ddp_depth(file, output, groups=record["config"]["groups"], steps=2)
+        segmenter = diffseg_jax.load(output)
+        model = segmenter.task.meta["model"]
+        assert (model["timed"], model["high"]) == (settings.timed, 80.0)
+        assert segmenter.protocol.flip and segmenter.task.meta["sampling"]["steps"] == 2
+        assert "depth" in repr(segmenter) and segmenter.output.name == "depth"
+        taken, given = flatten(segmenter.network["params"]), flatten(values["params"])
+        assert all(np.array_equal(taken[name], given[name]) for name in given)
+        with pytest.raises(UserError, match="--source=ddp_depth reads it"):
+            convert_ddp(file, tmp_path / "labels")
+
+
+def test_files_for_nyu_range_to_ten_metres(golden, tmp_path):
+    path = golden("ddp/depth_ddp_*.pth")[0]
+    file = tmp_path / "ddp_nyu.pth"
+    file.write_bytes(path.read_bytes())
+    convert_ddp_depth(file, tmp_path / "nyu", groups=8)
+    assert diffseg_jax.load(tmp_path / "nyu").task.meta["model"]["high"] == 10.0
