@@ -47,10 +47,11 @@ def main(arguments: Sequence[str] | None = None):
             sys.exit(2)
         return
     from diffseg_jax.cli import user_errors
+    from diffseg_jax.display.console import Display
     from diffseg_jax.experiment.study_run import run_study
 
     with user_errors("stopped; the same command resumes"):
-        run_study(*_opened(arguments), say=lambda text: print(text, flush=True))
+        run_study(*_opened(arguments), display=Display())
 
 
 def dry_run(arguments: Sequence[str]) -> str:

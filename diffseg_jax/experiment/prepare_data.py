@@ -121,7 +121,7 @@ def prepare_part(
         for note in notes_of(source, range(len(source))):
             display.say(f"note: {note}")
     if processes.is_first() and not (folder / PREPARED_FILE).exists():
-        with scratch(folder) as drafts:
+        with scratch(folder) as drafts, display.progress(f"{part}: plans its files"):
             shards = {split: count_shards(source) for split, source in sources.items()}
             content = manifest | {"shards": shards}
             publish_json(content, drafts / PREPARED_FILE, folder / PREPARED_FILE)
@@ -138,7 +138,8 @@ def prepare_part(
     if not processes.true_in_all(problem is None):
         raise problem or UserError(f"another process could not write its share of {folder}.")
     if processes.is_first() and not was_complete:
-        finish_part(part, sources, folder, manifest)
+        with display.progress(f"{part}: writes its description"):
+            finish_part(part, sources, folder, manifest)
     processes.barrier(f"{part} prepared")
     state = "is prepared already" if was_complete and not written else "is prepared"
     display.say(f"{part}: {folder} {state}; --config.{part}.source=tfds:{folder} reads it")

@@ -1,9 +1,9 @@
 """A study from its file to its table."""
 
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
+from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.study_cells import cells_of_study, listing
 from diffseg_jax.experiment.study_file import Study
@@ -21,7 +21,7 @@ from diffseg_jax.storage.lock import locked, require_free
 from diffseg_jax.storage.workdir import make_workdir
 
 
-def run_study(study: Study, workdir: Path, say: Callable):
+def run_study(study: Study, workdir: Path, display: Display):
     """Runs what is missing, and leaves table.md, table.csv, plot.png and commands.sh.
 
     Raises UserError for a config that cannot run, before anything runs, and at the end if a cell
@@ -29,7 +29,8 @@ def run_study(study: Study, workdir: Path, say: Callable):
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the run that goes on ends too
     cells = cells_of_study(study)
-    check_cells(study, cells)
+    with display.progress("checks the configs of the cells"):
+        check_cells(study, cells)
     require_free(workdir, "study", "--workdir")
     make_workdir(workdir)
     with locked(workdir, "study", "--workdir"):
@@ -37,9 +38,10 @@ def run_study(study: Study, workdir: Path, say: Callable):
         keep_class_sizes(study, workdir)
         write_commands(study, cells, workdir)
         done = lambda cell: is_measured(record_of_cell(workdir, cell))
-        say(listing(study, cells, done))
-        run_cells_of_study(study, cells, workdir, say, lambda: report_study(study, cells, workdir))
-        say("\n" + report_study(study, cells, workdir))
+        display.say(listing(study, cells, done))
+        measured = lambda: report_study(study, cells, workdir)
+        run_cells_of_study(study, cells, workdir, display, measured)
+        display.say("\n" + report_study(study, cells, workdir))
         draw_study(study, cells, workdir)
     failed = [cell.name for cell in cells if not done(cell)]
     if failed:
@@ -48,4 +50,4 @@ def run_study(study: Study, workdir: Path, say: Callable):
             f"{workdir}/table.md says why, their output is in {workdir}/logs. The same command "
             "runs them again."
         )
-    say(f"table in {workdir}/table.md and table.csv, plot in {workdir}/plot.png")
+    display.say(f"table in {workdir}/table.md and table.csv, plot in {workdir}/plot.png")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.child_run import MAXRSS_UNIT, run_watched
@@ -99,7 +100,7 @@ def _typed(command):
 
 
 def run_cells_of_study(
-    study: Study, cells: Sequence[StudyCell], workdir: Path, say: Callable, measured: Callable
+    study: Study, cells: Sequence[StudyCell], workdir: Path, display: Display, measured: Callable
 ):
     """Runs what is missing; a cell that failed stops no other one.
 
@@ -109,10 +110,12 @@ def run_cells_of_study(
         if is_measured(record_of_cell(workdir, cell)):
             continue
         left = seconds_left(study, cells, workdir)
-        say(f"\n{index + 1} of {len(cells)}: {cell.name}; about {duration(left)} left in all")
-        record = _measure(study, cell, workdir, say)
+        what = f"{index + 1} of {len(cells)}: {cell.name}"
+        display.say(f"\n{what}; about {duration(left)} left in all")
+        with display.progress(what):
+            record = _measure(study, cell, workdir, display.say)
         if "failed" in record:
-            say(f"  failed, and the others go on: {record['failed']}")
+            display.say(f"  failed, and the others go on: {record['failed']}")
         write_json(_cell_file(workdir, cell), record)
         measured()
 

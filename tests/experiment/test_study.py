@@ -87,19 +87,19 @@ class Runs:
 
 
 @pytest.fixture
-def studied(write, tmp_path, monkeypatch):
+def studied(write, tmp_path, monkeypatch, capsys):
     """A function that runs a study by stand-ins of runs: (lines, workdir, runs)."""
 
     def run(fails=(), stops_at=None, workdir="studied", runs=Runs, **changed):
-        runs, lines = runs(fails, stops_at), []
+        runs = runs(fails, stops_at)
+        capsys.readouterr()
         monkeypatch.setattr(study_runs, "run_watched", runs)
-        monkeypatch.setattr("builtins.print", lambda text="", **_: lines.append(str(text)))
         stopped = None
         try:
             study.main([f"--config={write(**changed)}", f"--workdir={tmp_path / workdir}"])
         except SystemExit as error:
             stopped = error.code
-        return "\n".join(lines), tmp_path / workdir, runs.commands, stopped
+        return "".join(capsys.readouterr()), tmp_path / workdir, runs.commands, stopped
 
     return run
 
