@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from diffseg_jax.config.schema import differing_lines
+from diffseg_jax.data.depth_source import DepthSource
 from diffseg_jax.data.folder_source import FolderSource
 from diffseg_jax.data.label_checks import read_labels, require_sensible
 from diffseg_jax.data.names import digest_of
@@ -224,7 +225,7 @@ def encode(source: Sequence, index: int) -> dict:
 def original_file(source: Sequence, index: int) -> bytes:
     """The file of an image if the source shows its stored pixels unchanged, or b""."""
     content = b""
-    if type(source) is FolderSource:
+    if type(source) is FolderSource or type(source) is DepthSource and not source.part:
         content = read_bytes(source.images[index])
         content = content if stored_orientation(content) == 1 else b""  # it is shown upright
     elif type(source) is TfdsSource:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from depth_files import make_depth_folder
 from diffseg_jax.data.fingerprint import fingerprint
 from diffseg_jax.data.folder_source import FolderSource
 from diffseg_jax.data.sources import CroppedSquares, open_source
@@ -173,6 +174,22 @@ def test_scenes_and_images_with_a_class_are_read_back(tiny_config, tmp_path, sou
             f"tfds:{tmp_path}/run/unlabelled", tiny_config.unlabelled.split, square=4
         )
         assert smaller[0]["image"].shape == (4, 4, 3)
+
+
+def test_depth_is_read_back_and_image_files_are_kept(tiny_config, tmp_path):
+    make_depth_folder(tmp_path / "mine", size=(16, 24))
+    use(tiny_config, "unlabelled", "depth_folder", tmp_path / "mine")
+    with tiny_config.unlocked():
+        tiny_config.unlabelled.split = "train"
+    prepare_data.prepare(tiny_config, tmp_path / "run")
+    ((one, other),) = opened(tiny_config, "unlabelled", tmp_path / "run")
+    assert_same(one, other)
+    for index in range(len(one)):
+        np.testing.assert_array_equal(one[index]["depth"], other[index]["depth"])
+    stored = tfds_reads(tmp_path / "run" / "unlabelled")
+    assert "mask" not in stored[0] and stored[0]["depth"].dtype == np.float32
+    file = tmp_path / "mine/images/train/photo0.png"
+    assert prepare_data.original_file(one, 0) == file.read_bytes()
 
 
 def test_few_label_sets_are_stored_after_resizing(tiny_config, tmp_path):
