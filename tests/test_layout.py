@@ -107,7 +107,7 @@ ORDER = (  # a module may import those above it, never those below
     "experiment.data_notes", "experiment.evaluate", "experiment.calibrate",
     "experiment.augmentation", "experiment.target", "experiment.planned",
     "experiment.fold_files", "experiment.results", "experiment.label_target",
-    "experiment.depth_target", "experiment.targets",
+    "experiment.depth_checks", "experiment.depth_target", "experiment.targets",
     "experiment.start_step", "experiment.labelled_images", "experiment.plan",
     "experiment.time_budget", "experiment.monitor",
     "experiment.grid_note", "experiment.label_strokes", "experiment.ensemble_stage",

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from diffseg_jax.annotations.advice import conversion_advice
 from diffseg_jax.config.options import FIT
+from diffseg_jax.data.depth_source import DepthSource
 from diffseg_jax.data.folder_source import FolderSource
-from diffseg_jax.data.label_checks import SeenLabels, errors_of, label_counts, warnings_of
-from diffseg_jax.data.labels import IGNORE
+from diffseg_jax.data.label_checks import SeenLabels, errors_of, warnings_of
 from diffseg_jax.data.pipeline import Cached, image_alone
 from diffseg_jax.devices.processes import require_one
 from diffseg_jax.display.console import Display
@@ -22,7 +22,6 @@ from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.augmentation import augmentation
 from diffseg_jax.experiment.data_notes import notes_of, turned_both_ways
 from diffseg_jax.experiment.evaluate import spread
-from diffseg_jax.experiment.label_target import LABEL_TARGET
 from diffseg_jax.experiment.labelled_images import (
     cut_images,
     kept_folds,
@@ -47,7 +46,7 @@ MAX_LISTED = 10  # bad files that are named; the others are counted
 
 
 def check_data(config: ConfigDict, workdir: Path, display: Display | None = None):
-    """Prints counts, sizes, class shares and bad files; writes <workdir>/check_*.png.
+    """Prints counts, sizes, what the truths hold and bad files; writes <workdir>/check_*.png.
 
     Every part is checked, whatever is wrong with the others. Raises UserError at the end if a part
     cannot be opened, a file cannot be used, the labels are certainly wrong, or training would not
@@ -64,6 +63,7 @@ def check_data(config: ConfigDict, workdir: Path, display: Display | None = None
     if "unlabelled" in config and config.unlabelled.source:
         parts.append(("unlabelled", "unlabelled", config.unlabelled.split))
     wrong, problems, seen, sources = [], [], {}, {}
+    target = target_of(config)
     for name, part, split in parts:
         try:
             source = open_validation(config) if name == "val" else open_data(config, part, split)
@@ -77,16 +77,17 @@ def check_data(config: ConfigDict, workdir: Path, display: Display | None = None
             flush=True,
         )
         sources[name] = source
-        bad, counts = report_source(source, name == "unlabelled", config[part].threads, display)
+        shown = target if part == "data" else None
+        bad, counts = report_source(source, shown, config[part].threads, display)
         problems += bad
         file = workdir / f"check_{name}.png"
         if len(bad) < len(source):
-            target = target_of(config)
-            sheets.save_png(file, source_sheet(source, name == "unlabelled", target))
+            sheets.save_png(file, source_sheet(source, shown))
             print(f"  contact sheet: {file}")
-        if part == "data" and source.labels:
+        if part == "data":
             try:
-                seen[name] = seen_labels(config, name, source, counts)
+                if source.labels:
+                    seen[name] = seen_labels(config, name, source, counts)
                 if held_out:
                     print_folds(config, source, workdir)
             except UserError as error:
@@ -153,18 +154,18 @@ def print_folds(config: ConfigDict, source: Sequence, workdir: Path):
 
 
 def report_source(
-    source: Sequence, unlabelled: bool, threads: int, display: Display
+    source: Sequence, target: Target | None, threads: int, display: Display
 ) -> tuple[list[str], dict[int, dict]]:
-    """Prints notes, sizes, class shares and bad files.
+    """Prints notes, sizes, what the truths hold, and bad files; target: None without truths.
 
-    Returns one sentence per bad file, and the {label: pixels} of the others by their index.
+    Returns one sentence per bad file, and `Target.count` of the others by their index.
     """
     for sentence in notes_of(source):
         print(f"  note: {sentence}")
     shapes, problems, counts = {}, [], {}
     shown = display.progress("  reads", len(source), unit="images")
     with ThreadPoolExecutor(threads) as pool, shown as progress:
-        measured = pool.map(lambda index: _measure(source, index), range(len(source)))
+        measured = pool.map(lambda index: _measure(source, index, target), range(len(source)))
         for index, found in enumerate(progress.each_of(measured)):
             if isinstance(found, str):
                 problems.append((index, found))
@@ -179,8 +180,8 @@ def report_source(
         if tiny:
             few = ", ".join(tiny[:MAX_LISTED])
             print(f"  note: {counted(len(tiny), 'image')} much smaller than most: {few}")
-    if any(counts.values()) and source.labels and not unlabelled:
-        _print_shares(source.labels.names, list(counts.values()))
+    for line in target.summary(source, counts) if target and any(counts.values()) else ():
+        print(f"  {line}")
     _print_bad(source, problems)
     return [sentence for _, sentence in problems], counts
 
@@ -206,32 +207,20 @@ def _kind(source, index, sentence):
     paths = [source.names[index]]
     if isinstance(source, FolderSource):
         paths = [source.images[index], *source.masks[index : index + 1]]
+    if isinstance(source, DepthSource):
+        paths = [source.images[index], source.depths[index]]
     for path in paths:
         sentence = sentence.replace(path, "")
     return re.sub(r"[\W\d]+", " ", sentence)
 
 
-def _measure(source, index):
-    """(size, {label: pixels}) of an example, or a sentence about what is wrong with it."""
+def _measure(source, index, target):
+    """(size, `Target.count`) of an example, or a sentence about what is wrong with it."""
     try:
         example = source[index]
     except UserError as error:
         return str(error)
-    counts = label_counts(example["mask"]) if "mask" in example else {}
-    return example["image"].shape[:2], counts
-
-
-def _print_shares(names, counts):
-    pixels, images = collections.Counter(), collections.Counter()
-    for one in counts:
-        pixels.update(one)
-        images.update(one.keys())
-    total = sum(pixels.values())
-    width = max(len(name) for name in names)
-    print(f"  {'class':<{width + 4}} {'pixels':>8} {'images':>8}")
-    for label, name in [*enumerate(names), (IGNORE, "ignored")]:
-        share = pixels[label] / total
-        print(f"  {label:>3} {name:<{width}} {share:>8.2%} {images[label]:>8}")
+    return example["image"].shape[:2], target.count(example) if target else {}
 
 
 def draw_changes(config: ConfigDict, sources: dict[str, Sequence], workdir: Path):
@@ -272,12 +261,12 @@ def changed_sheet(
     return _drawn(crops, source.labels, titles, target)
 
 
-def source_sheet(
-    source: Sequence, unlabelled: bool, target: Target = LABEL_TARGET
-) -> np.ndarray:
+def source_sheet(source: Sequence, target: Target | None) -> np.ndarray:
     """A sheet of examples spread evenly over the source; unreadable ones are skipped.
 
     If masks fit turned images both ways, the first of these is among the examples.
+
+    target  whose truth is drawn beside the images; None for none
     """
     examples, shown = [], spread(range(len(source)), SHEET_IMAGES)
     for index in sorted({*map(int, shown), *turned_both_ways(source)[:1]}):
@@ -286,7 +275,7 @@ def source_sheet(
         except UserError:
             continue
     titles = [Path(example["name"]).name for example in examples]
-    return _drawn(examples, source.labels, titles, None if unlabelled else target)
+    return _drawn(examples, source.labels, titles, target)
 
 
 def _drawn(rows, labels, titles, target):

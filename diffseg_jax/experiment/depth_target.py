@@ -8,6 +8,7 @@ import numpy as np
 from diffseg_jax.data.depth_transforms import augment_depth
 from diffseg_jax.data.interpolation import half_pixel_neighbours
 from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.depth_checks import count_depth, summary_of_depth
 from diffseg_jax.experiment.evaluate import share_sums, spread, work_through
 from diffseg_jax.experiment.planned import Evaluation, StagePlan
 from diffseg_jax.experiment.results import forward_of, progress_of, save_sheet, trace_steps
@@ -29,10 +30,15 @@ DEPTH_TITLES = f"{'stage':>10} steps draws   abs_rel  rmse (m)      a1   AUSE   
 
 
 def require_depth_of(source, name: str):
-    """Raises UserError for images without depth; name: of the data set."""
-    if "depth" not in source[0]:
+    """Raises UserError for images without depth, or with labels too; name: of the data set.
+
+    Scenes with labels give the sky a depth, which nobody measures.
+    """
+    first = source[0]
+    if "mask" in first or "depth" not in first:
+        has = "labels, and no measured depth" if "mask" in first else "no depth"
         raise UserError(
-            f"dataset {name} has no depth to learn. Try --config.data.source=depth_folder with a "
+            f"dataset {name} has {has} to learn. Try --config.data.source=depth_folder with a "
             "folder of images and depth maps, or depth_scenes."
         )
 
@@ -231,6 +237,8 @@ DEPTH_TARGET = Target(
     parts=image_and_depth,
     change=lambda options: partial(augment_depth, **options),
     contact=contact_of_depths,
+    count=count_depth,
+    summary=summary_of_depth,
     check=check_depths,
     decision=DEPTHS,
     measurable=require_measured_pixels,

@@ -1,15 +1,18 @@
 """Label maps as what a stage learns and is measured by."""
 
+import collections
 import dataclasses
 
 import numpy as np
 
 from diffseg_jax.data.label_checks import (
+    label_counts,
     read_labels,
     require_labelled,
     require_sensible,
     require_sensible_parts,
 )
+from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.pipeline import image_and_mask
 from diffseg_jax.data.transforms import resize_mask
 from diffseg_jax.errors import UserError
@@ -48,6 +51,28 @@ def contact_of_labels(rows, labels, titles) -> np.ndarray:
     masks = [row.get("mask") for row in rows]
     masks = None if any(mask is None for mask in masks) else masks
     return sheets.contact_sheet([row["image"] for row in rows], masks, labels, titles)
+
+
+def pixels_of_labels(example: dict) -> dict[int, int]:
+    """{label: pixels} of the mask of an example."""
+    return label_counts(example["mask"]) if "mask" in example else {}
+
+
+def shares_of_labels(source, counts: dict[int, dict]) -> list[str]:
+    """The lines of a table: the share of every class in pixels, and in how many images it is."""
+    if not source.labels:
+        return []
+    names, pixels, images = source.labels.names, collections.Counter(), collections.Counter()
+    for one in counts.values():
+        pixels.update(one)
+        images.update(one.keys())
+    total = sum(pixels.values())
+    width = max(len(name) for name in names)
+    lines = [f"{'class':<{width + 4}} {'pixels':>8} {'images':>8}"]
+    for label, name in [*enumerate(names), (IGNORE, "ignored")]:
+        share = pixels[label] / total
+        lines.append(f"{label:>3} {name:<{width}} {share:>8.2%} {images[label]:>8}")
+    return lines
 
 
 def check_labels(train: StagePlan, val: Evaluation) -> list[str]:
@@ -128,6 +153,8 @@ LABEL_TARGET = Target(
     parts=image_and_mask,
     change=lambda options: augmentation(options, labelled=True),
     contact=contact_of_labels,
+    count=pixels_of_labels,
+    summary=shares_of_labels,
     check=check_labels,
     decision=LABELS,
     measurable=require_labelled_pixels,

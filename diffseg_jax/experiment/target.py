@@ -18,6 +18,8 @@ class Target:
     parts        example -> the arguments of `change` before the generator
     change       options of config.stages.*.augment -> (parts of an example, rng) -> row of a batch
     contact      (rows or examples, `Labels` or None, titles) -> contact sheet of images and truths
+    count        example -> what --mode=check adds up of its truth, {key: number}; {} without one
+    summary      (source, {index: those}) -> lines of text that it prints
     check        (StagePlan, Evaluation) -> warnings about the truths of both; UserError for wrong
     decision     what becomes of the maps of a network, of `inference.views.predict`
     measurable   evaluation -> None; UserError if the images have nothing to be measured by
@@ -38,6 +40,8 @@ class Target:
     parts: Callable
     change: Callable
     contact: Callable
+    count: Callable
+    summary: Callable
     check: Callable
     decision: Decision
     measurable: Callable

@@ -12,6 +12,7 @@ from diffseg_jax.data.orientation import stored_orientation
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.experiment import check_data
 from diffseg_jax.experiment.data_notes import notes_of, turned_both_ways
+from diffseg_jax.experiment.label_target import LABEL_TARGET
 from diffseg_jax.experiment.prepare_data import encode
 from diffseg_jax.figures import sheets
 from image_files import random_ids, random_image
@@ -86,7 +87,7 @@ def test_the_sheet_shows_an_image_whose_mask_fits_both_ways(tmp_path, monkeypatc
         source = data_set(tmp_path, random_image(6, 6), orientation, random_ids(3, 6, 6), name=name)
     monkeypatch.setattr(check_data, "SHEET_IMAGES", 1)
     monkeypatch.setattr(sheets, "contact_sheet", lambda images, masks, labels, titles: titles)
-    assert check_data.source_sheet(source, unlabelled=False) == ["a", "c"]
+    assert check_data.source_sheet(source, LABEL_TARGET) == ["a", "c"]
 
 
 def test_prepared_images_are_upright(tmp_path):
