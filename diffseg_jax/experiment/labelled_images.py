@@ -28,6 +28,7 @@ from diffseg_jax.storage.paths import read_object
 
 USUAL_FOLDS = 5  # where there are no validation images, or the number of images if that is smaller
 IN_TURN = -1  # the value of config.data.fold for every fold in turn
+OWN_FOLDERS = "folder", "depth_folder"  # sources that may have no validation images
 LABELLED_FILE = "labelled.json"  # in the workdir: the images that are learned from, and the folds
 CONTINUED = "continued"  # folder in the workdir of a finished run that learns from more labels
 SEEN = "the numbers do not say how it does on other images"
@@ -188,7 +189,7 @@ def has_validation_split(config: ConfigDict) -> bool:
     if other_validation(config):
         return _named_split(config)
     return bool(data.val) and not (
-        data.source == "folder" and lacks_validation(data.path, data.val)
+        data.source in OWN_FOLDERS and lacks_validation(data.path, data.val)
     )
 
 
