@@ -23,6 +23,7 @@ from diffseg_jax.experiment.ensemble_stage import largest_sides, sizes_before_cr
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.forest import FOREST_EXTRA, forest_result, has_forest_libraries
 from diffseg_jax.experiment.labelled_images import OpenedData, Validation, validation_split
+from diffseg_jax.experiment.targets import target_of
 from diffseg_jax.experiment.time_budget import read_budget
 from diffseg_jax.storage.networks import first_has_checkpoint
 from diffseg_jax.storage.paths import read_object, write_json
@@ -164,7 +165,8 @@ class Comparison:
     def images(self, fold: int) -> "Images":
         """The labelled images that a fold learns from, and those on which it is measured."""
         options = list(self.overrides("ddp", fold).items())
-        data = OpenedData(read_config(self.config_file("ddp"), options), {})
+        config = read_config(self.config_file("ddp"), options)
+        data = OpenedData(config, {}, target_of(config))
         return Images(data.train, data.learned(False)[0], data.validation(False))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from diffseg_jax.experiment.labelled_images import OpenedData
 from diffseg_jax.experiment.study_cells import config_of
 from diffseg_jax.experiment.study_file import PAPERS, Study
+from diffseg_jax.experiment.targets import target_of
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.metrics.class_sizes import SIZE_RULE, class_areas, split_by_area
 from diffseg_jax.metrics.image_counts import ImageCounts, mean_iou
@@ -45,7 +46,8 @@ def keep_class_sizes(study: Study, workdir: Path):
     file = workdir / SIZES_FILE
     if not set(SIZES) & set(study.collect) or file.exists():
         return
-    data = OpenedData(config_of(study, study.options).copy_and_resolve_references(), {})
+    config = config_of(study, study.options).copy_and_resolve_references()
+    data = OpenedData(config, {}, target_of(config))
     source, indices = data.train, data.learned(False)[0]
     names = source.labels.names
     areas = class_areas((source[int(index)]["mask"] for index in indices), len(names))

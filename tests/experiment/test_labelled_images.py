@@ -8,6 +8,7 @@ from PIL import Image
 
 from configs.tiny_ddep import get_config
 from diffseg_jax.errors import UserError
+from diffseg_jax.experiment.label_target import LABEL_TARGET
 from diffseg_jax.experiment.labelled_images import (
     OpenedData,
     check_folds,
@@ -43,7 +44,7 @@ def opened(folder, kept=(), **options):
         config.data.options = {"num_classes": 2}
         config.data.update(source="folder", path=str(folder), count=0, **options)
     check_folds(config)
-    return OpenedData(config, dict(kept))
+    return OpenedData(config, dict(kept), LABEL_TARGET)
 
 
 def sides(data, in_turn=False):
@@ -152,7 +153,7 @@ def scenes(**options):
     config = get_config()
     with config.unlocked():
         config.data.update(**options)
-    return OpenedData(config, {})
+    return OpenedData(config, {}, LABEL_TARGET)
 
 
 def test_any_source_holds_out_a_part_where_val_is_empty():
