@@ -14,12 +14,10 @@ Presets               labels of      real validation and test images   published
 
 There are no generated images of celeba_19 and ade_bedroom_30. The folder of data.path holds one
 samples_256x256x3.npz: 50,000 images, their labels and their uncertainty, of either generator, or
-the folder that diffseg_jax.synthesise or DatasetGAN wrote (.docs/synthetic_data.md). The epoch with
-the best mIoU on real/train counts; its result on real/test, which the paper reports in its own
-convention ("ddpm_seg" in results.json), takes afterwards
-
-    python -m diffseg_jax.main --config=runs/a/config.json --workdir=runs/a --mode=eval \
-        --config.data.val=test
+what DatasetGAN's program wrote (.docs/synthetic_data.md). The epoch with the best mIoU on
+real/train counts. Its result on real/test, which the paper reports in its own convention
+("ddpm_seg" in results_eval.json), takes afterwards the same command with --mode=eval
+--config.data.val=test
 
 resnet101.pth is torchvision's, trained on ImageNet with labels, which the paper's row uses too.
 Nothing of this was run at full size: 112,500 steps on an accelerator. Not confirmed here.

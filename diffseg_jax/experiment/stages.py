@@ -255,7 +255,8 @@ def read_chosen(stage: StagePlan, checkpoints: StageCheckpoints) -> tuple[dict, 
 
 def require_same_training(config: ConfigDict, workdir: Path):
     """Raises UserError unless the config trains what the run in the workdir trained."""
-    check_same(config, workdir, ("evaluate", "mesh", *SYSTEMS[config.system].prediction))
+    measured = ("evaluate", "mesh", "data.val", "data.validation")
+    check_same(config, workdir, (*measured, *SYSTEMS[config.system].prediction))
 
 
 @own_settings()

@@ -93,7 +93,7 @@ def has_checkpoints(workdir: Path) -> bool:
 def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
     """Raises UserError with the lines in which a config differs from the workdir's.
 
-    may_differ  groups of options that may differ, by their first key
+    may_differ  options, or groups of them, that may differ
     """
     unknown = f"it is unknown which config the checkpoints in {workdir} belong to"
     old = read_json_object(
@@ -101,7 +101,7 @@ def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
     )
     lines = [
         line for line in differing_lines(old, as_json(config.to_dict()))
-        if not line.startswith((*(f"{key}." for key in may_differ), *REMOVED))
+        if not line.startswith((*(f"{key}{end}" for key in may_differ for end in ".:"), *REMOVED))
         and not re.match(PROBED, line)
     ]  # fmt: skip
     if lines:

@@ -72,6 +72,16 @@ def test_its_checkpoint_predicts_images_of_any_size(run):
     assert features.shape == (1, 5, 7, 4 * 32)
 
 
+def test_a_finished_run_is_measured_on_another_split(run, folder):
+    before = json.loads((run / "results.json").read_text())["train"]
+    same = {"stages.train.steps": 4, "evaluate.quick_images": 2, "data.path": str(folder)}
+    main.MODES["eval"](config_of(**MADE, **same, **{"data.val": "train"}), run)
+    found = json.loads((run / "results_eval.json").read_text())["train"]
+    assert found["step"] == before["step"] == 4 and found["IoU"] != before["IoU"]
+    with pytest.raises(UserError, match="data.fraction: 1.0 -> 0.5"):
+        main.MODES["eval"](config_of(**MADE, **same, **{"data.fraction": 0.5}), run)
+
+
 def test_a_new_head_starts_from_its_checkpoint(run, folder, tmp_path):
     start = str(run / "checkpoints" / "train")
     changes = {"new_head": True, "stages.train.start": start, "data.path": str(folder)}
@@ -101,7 +111,8 @@ def test_a_file_of_torchvision_is_converted(run, tmp_path, capsys):
 
 
 def test_validation_images_of_another_data_set_need_the_same_classes(folder, tmp_path):
-    data = OpenedData(config_of(**MADE, **{"data.path": str(folder)}), {})
+    same_split = {"data.path": str(folder), "data.val": "train"}  # of the other set
+    data = OpenedData(config_of(**MADE, **same_split), {})
     assert data.learned(False)[1]["n"] == 5
     assert data.validation(False).held_out and data.validation(False).note == ""
     shutil.copytree(folder, tmp_path / "other")
