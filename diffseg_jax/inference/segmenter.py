@@ -244,7 +244,7 @@ class Segmenter:
         protocol_of_size((1, 1))  # raises for wrong options
         batch_size = self.batch_size if options.batch_size is None else options.batch_size
         require_integer("batch_size", batch_size, 1, 2**16)
-        program, task = self._program(options.steps, options.samples)
+        program, task = self.compiled(options.steps, options.samples)
         program = functools.partial(program, seed=self.seed_for(options.seed))
         return self._predict_batches(
             named, program, task.stride, protocol_of_size, batch_size, keep
@@ -378,7 +378,7 @@ class Segmenter:
         """The network on the devices."""
         return place_tree(self.network, state_shardings(self.network, self.mesh))
 
-    def _program(self, steps, samples):
+    def compiled(self, steps: int | None = None, samples: int | None = None):
         """The compiled `Task.predict` with these numbers of steps and draws, and its task."""
         key = steps, samples
         if key not in self._programs:

@@ -5,12 +5,12 @@ DatasetDDPM; the filter is that of Zhang et al., "DatasetGAN" (CVPR 2021).
 """
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -86,9 +86,9 @@ def labelled_images(
     uncertainty of an image is the mean divergence of the classifiers, H(mean p) - mean H(p), over
     its most uncertain tenth of pixels.
     """
-    forward = make_forward(
-        jax.jit(segmenter.task.predict), segmenter.placed, segmenter.mesh, batch_size
-    )
+    program, _ = segmenter.compiled()
+    program = functools.partial(program, seed=segmenter.seed_for())
+    forward = make_forward(program, segmenter.placed, segmenter.mesh, batch_size)
     nats = math.log(max(len(segmenter.names), 2))  # of the maximum, by which it is divided
     for start in range(0, len(indices), batch_size):
         chosen = np.asarray(indices[start : start + batch_size])

@@ -38,6 +38,22 @@ def test_recorded_labels_uncertainties_and_bytes(golden):
         np.testing.assert_array_equal(stored_bytes(recorded["quant_in"]), recorded["quant_out"])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """Compiles the step of each sampler once; every call would compile it again."""
+    steps, make = {}, synthesis.make_step
+
+    def make_step(network, process, *options):
+        kind = process.timesteps, *options[1:]
+        if kind not in steps:
+            steps[kind] = make(network, process, *options)
+        return steps[kind]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthesis, "make_step", make_step)
+        yield
+
+
 @pytest.fixture(scope="module")
 def segmenter(tiny_network):
     """Random classifiers of the features of a random diffusion model."""
