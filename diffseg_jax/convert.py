@@ -16,15 +16,7 @@ For adm, the flags with which guided diffusion trained the network may replace -
 import functools
 from collections.abc import Sequence
 
-from diffseg_jax.cli import (
-    Flags,
-    add_checkpoint_flags,
-    number,
-    numbers,
-    sides,
-    truth,
-    user_errors,
-)
+from diffseg_jax.cli import Flags, add_checkpoint_flags, number, numbers, sides, truth, user_errors
 from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, choose
@@ -37,6 +29,7 @@ from diffseg_jax.inference.converted import (
     convert_ddp,
     convert_run,
 )
+from diffseg_jax.inference.converted_bev import convert_ddp_bev
 from diffseg_jax.inference.converted_deeplab import convert_deeplab
 from diffseg_jax.inference.converted_depth import convert_ddp_depth
 from diffseg_jax.inference.converted_ensemble import convert_ensemble
@@ -80,6 +73,7 @@ def _convert_adm(path, output, name="", part="", **flags):
 CONVERTERS = {  # name -> function and the flags that it takes
     "adm": (_convert_adm, ("name", "part", *ADM_FLAGS)),
     "ddp": (convert_ddp, ("groups", "steps", "limit", "part")),
+    "ddp_bev": (convert_ddp_bev, ("steps", "part")),
     "ddp_depth": (convert_ddp_depth, ("groups", "steps", "high", "part")),
     "transunet": (convert_transunet, ("part", "heads", "grid")),
     "deeplab": (convert_deeplab, ("part", "short")),
@@ -107,7 +101,7 @@ def make_flags() -> Flags:
     add = flags.add_argument_group("adm, flags of guided diffusion in place of --name").add_argument
     for flag, flag_type in ADM_FLAGS.items():
         add(f"--{flag}", type=flag_type, metavar=METAVARS[flag_type])
-    add = flags.add_argument_group("ddp, ddp_depth").add_argument
+    add = flags.add_argument_group("ddp, ddp_depth, ddp_bev").add_argument
     groups = f"groups of the neck's norms; default: {NECK_GROUPS}"
     add("--groups", type=int, metavar="N", help=groups)
     steps = "reverse steps; default: 10 for a file whose name says aligned, else 3"

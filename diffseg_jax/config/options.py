@@ -184,11 +184,27 @@ DEPTH_EVALUATE = {
     **{k: v for k, v in LABELLED["evaluate"].items() if k not in ("absent", "corruptions")},
     "crop": Text(("none", "garg", "eigen", "nyu")),  # see metrics.depth.DEPTH_CROPS
 }
+BEV_CHANGES = {  # stages.*.augment for maps seen from above; see data.bev_transforms
+    "crop": STAGE["augment"]["crop"],  # (height, width) that the network reads, of every camera
+    "resize": Several(Number(float, 0.01, 10), 2),
+    "flip": Flag(),
+    "rotate": Number(float, 0, 180),  # degrees
+    "world_rotate": Number(float, 0, 180),  # degrees
+    "world_scale": Several(Number(float, 0.1, 10), 2),
+    "world_shift": Number(float, 0, 100),  # metres
+    "world_flip": Flag(),
+}
+BEV_EVALUATE = {
+    key: LABELLED["evaluate"][key]
+    for key in ("batch_size", "images", "quick_images", "checkpoint", "pictures")
+}
 BY_TASK = {  # task -> options of every system in place of those of COMMON
     "segmentation": {},
     "depth": {"stages": Named({**STAGE, "augment": DEPTH_CHANGES})},
+    "bev": {"stages": Named({**STAGE, "augment": BEV_CHANGES})},
 }
 LABELLED_BY_TASK = {  # task -> those of LABELLED
     "segmentation": LABELLED,
     "depth": {**LABELLED, "evaluate": DEPTH_EVALUATE},
+    "bev": {**LABELLED, "evaluate": BEV_EVALUATE},
 }

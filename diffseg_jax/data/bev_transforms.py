@@ -80,11 +80,15 @@ def _image_matrix(factor, left, top):
 
 
 def network_input(example: dict, view: RigView) -> dict:
-    """{"images" u8[N,h,w,3], "cameras" f32[N,2,3,4]} of an example, without a random change."""
+    """{"images" u8[N,h,w,3], "cameras" f32[N,2,3,4]} of an example, without a random change.
+
+    Its "lidar_bev", if there is one, is passed on.
+    """
     images = example["images"]
     matrices = np.stack([view.matrix(*image.shape[:2]) for image in images])
     cameras = cameras_of(example, matrices, np.eye(4))
-    return {"images": view_images(images, matrices, view), "cameras": cameras}
+    found = {"images": view_images(images, matrices, view), "cameras": cameras}
+    return found | {key: example[key] for key in ("lidar_bev",) if key in example}
 
 
 def cameras_of(example: dict, matrices: np.ndarray, world: np.ndarray) -> np.ndarray:
@@ -169,7 +173,9 @@ class RigChange:
         matrices = np.stack([self.image_matrix(*image.shape[:2], rng) for image in images])
         world = self.world_matrix(rng)
         same = np.array_equal(world, np.eye(4))
+        given = {"lidar_bev": flipped(example, world)} if "lidar_bev" in example else {}
         return {
+            **given,
             "images": view_images(images, matrices, self.view),
             "cameras": cameras_of(example, matrices, world),
             "bev": example["bev"] if same else example["ground"].raster(world),
@@ -200,6 +206,21 @@ class RigChange:
         if self.world_flip:
             matrix[:2] *= rng.choice((-1.0, 1.0), (2, 1))
         return matrix
+
+
+def flipped(example: dict, world: np.ndarray) -> np.ndarray:
+    """The features of a LiDAR f32[X,Y,C] in a world that is at most mirrored.
+
+    Raises UserError for other changes: features that were computed before cannot follow them.
+    """
+    signs = np.diag(world)[:2]
+    if not np.array_equal(np.abs(world), np.eye(4)):
+        raise UserError(
+            f"{example['name']} comes with features of a LiDAR, which can be mirrored but not "
+            "turned, scaled or shifted. Set world_rotate and world_shift of augment to 0, and "
+            "world_scale to (1.0, 1.0)."
+        )
+    return np.ascontiguousarray(example["lidar_bev"][:: int(signs[0]), :: int(signs[1])])
 
 
 def _turn(angle):

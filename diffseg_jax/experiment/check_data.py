@@ -220,7 +220,8 @@ def _measure(source, index, target):
         example = source[index]
     except UserError as error:
         return str(error)
-    return example["image"].shape[:2], target.count(example) if target else {}
+    image = example["image"] if "image" in example else example["images"][0]
+    return image.shape[:2], target.count(example) if target else {}
 
 
 def draw_changes(config: ConfigDict, sources: dict[str, Sequence], workdir: Path):

@@ -396,7 +396,9 @@ def _check_example(example, stages, task, target):
     target  what labelled stages learn; None for others
     """
     padding = 1 if task.sample else MAX_PADDING  # a generator must never learn to draw padding
-    check_crops(example["image"].shape[:2], stages, padding)
+    size_of = target.size_of if target else (lambda example: example["image"].shape[:2])
+    if size_of:
+        check_crops(size_of(example), stages, padding)
     change, rng = next(iter(stages.values())).augment, np.random.default_rng(0)
     if target:
         target.change(change)(*target.parts(example), rng)

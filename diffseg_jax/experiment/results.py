@@ -315,7 +315,8 @@ def trace_steps(evaluation: Evaluation, network: dict, examples: list[dict], pro
     Only where images are shown whole: each window has its own noise.
     """
     trace = evaluation.task.trace
-    if not trace or protocol.view is not View.WHOLE:
+    whole = protocol.view is View.WHOLE
+    if not trace or not whole or not evaluation.target.step_maps:
         return
     forward = make_forward(trace, network, evaluation.mesh, 1)
     for example in examples:

@@ -27,11 +27,14 @@ class Target:
     quick        (evaluation, counts) -> numbers to log during training, JSON values
     result_of    (evaluation, network, meta, suffix) -> the entry of results.json
     draw         (evaluation, examples, file, step) -> None; saves a sheet of them
-    step_maps    (maps of an example after every step, its size) -> the same at that size
+    step_maps    (maps of an example after every step, its size) -> the same at that size; None
+                 where `measure` adds them
     row          (evaluation, counts) -> numbers of a row of the steps study, JSON values
     titles, line heading of that table, and row -> a line of it
     steps_plot   rows -> image of its plot
     table        {heading: entry of results.json} -> text
+    batch        (evaluation, network) -> () -> predicts a full batch, to be timed; None: of images
+    size_of      example -> (height, width) of the image that crops must fit; None: they always do
     """
 
     name: str
@@ -49,9 +52,11 @@ class Target:
     quick: Callable
     result_of: Callable
     draw: Callable
-    step_maps: Callable
+    step_maps: Callable | None
     row: Callable
     titles: str
     line: Callable
     steps_plot: Callable
     table: Callable
+    batch: Callable | None = None
+    size_of: Callable | None = lambda example: example["image"].shape[:2]

@@ -32,7 +32,7 @@ def colour_layers(layers: np.ndarray, palette: Sequence[Sequence[int]]) -> np.nd
 
 def _with_car(drawn):
     """A dark arrow head of a few cells where the car is."""
-    half = max(1, round(min(drawn.shape[:2]) / 50))
+    half = round(min(drawn.shape[:2]) / 50)
     row, column = drawn.shape[0] // 2, drawn.shape[1] // 2
     for step in range(-half, half + 1):
         reach = (step + half) // 2
@@ -91,3 +91,11 @@ def bev_sheet(images, truths, probs, labels, steps=None) -> np.ndarray:
         *drawn, sheets.legend(labels.names, labels.palette, min(width, 960)),
         sheets.heat_scale("mean entropy of the classes"),
     ])  # fmt: skip
+
+
+def bev_contact_sheet(images, truths, labels, titles: Sequence[str]) -> np.ndarray:
+    """Cameras beside their true map, one row per example under its title."""
+    maps = [colour_layers(each, labels.palette) for each in truths]
+    pairs = [sheets.panel([(title, camera_grid(cameras)), ("", drawn)])
+             for title, cameras, drawn in zip(titles, images, maps, strict=True)]  # fmt: skip
+    return sheets.rows([*pairs, sheets.legend(labels.names, labels.palette, pairs[0].shape[1])])

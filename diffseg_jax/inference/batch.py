@@ -76,6 +76,8 @@ def predict_files(
     Finished images are skipped, unreadable ones are listed. Raises UserError if there is no image
     or none can be read, and as `Summary`.
     """
+    if segmenter.output.of_files:
+        return segmenter.output.of_files(segmenter, images, output, options)
     images, saved, display = matching(images), saved or SaveOptions(), display or Display()
     require_apart(images, output)
     folder = open_path(output)

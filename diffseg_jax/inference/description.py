@@ -14,7 +14,7 @@ from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference.label_output import LABEL_OUTPUT
 from diffseg_jax.inference.locate import find_stage, stages_in, step_to_open
-from diffseg_jax.inference.outputs import task_in
+from diffseg_jax.inference.outputs import OUTPUTS, task_in
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.storage.checkpoints import steps_in
 from diffseg_jax.storage.networks import open_meta
@@ -165,8 +165,9 @@ def usage(description: dict, path: str, task: dict) -> dict:
     python = ["import diffseg_jax", f"segmenter = diffseg_jax.load({json.dumps(path)})"]
     directory, path = shlex.quote(description["directory"]), shlex.quote(path)
     if description["classes"] or description["task"] != LABEL_OUTPUT.name:
-        python.append('prediction = segmenter.predict("image.png")')
-        flags = f"--checkpoint={path} --images=photos --output=" + (
+        kind = OUTPUTS[description["task"]](task)
+        python += kind.call
+        flags = f"--checkpoint={path} --images={kind.inputs} --output=" + (
             "labelled" if description["classes"] else "predicted"
         )
         return {"python": python, "command": f"python -m diffseg_jax.predict {flags}"}

@@ -129,10 +129,20 @@ def depth_lines(results: dict) -> list[str]:
     return [", ".join(numbers), f"on {results['images']:,} images"]
 
 
+def layer_lines(results: dict) -> list[str]:
+    """IoU of the layers of maps, each at its best threshold, and the number of rigs."""
+    numbers = [f"{name} {100 * value:.2f}" for name, value in results["IoU"].items()]
+    mean = f"mean IoU {100 * results['mIoU']:.2f} %"
+    mean += f", of a constant map {100 * results['constant']:.2f} %"
+    return [mean, ", ".join(numbers), f"on {results['images']:,} rigs of cameras"]
+
+
 def result_lines(results: dict) -> list[str]:
     """The table of IoU, the number of images, and how right the chance of an error is."""
     if "abs_rel" in results:
         return depth_lines(results)
+    if "constant IoU" in results:
+        return layer_lines(results)
     table = format_table({f"step {results['step']:,}": results}).splitlines()
     images = f"on {results['images']:,} images"
     if results.get("AUROC") is not None:

@@ -27,7 +27,7 @@ def make_forward(
     own images, so that no process waits for another.
     """
     if jax.process_count() > 1:
-        network = jax.tree.map(_on_host, network)
+        network = jax.tree.map(on_host, network)
         mesh = process_mesh(mesh)
     if any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(network)):
         network = place_tree(network, state_shardings(network, mesh))
@@ -48,7 +48,7 @@ def make_forward(
     return forward
 
 
-def _on_host(array):
+def on_host(array):
     """The complete array as numpy, gathered if other processes hold parts of it."""
     if isinstance(array, np.ndarray) or array.is_fully_replicated:
         return np.asarray(array)

@@ -63,7 +63,9 @@ def metadata_of_card(description: dict, title: str, licence: str) -> dict:
     if not data or results.get("mIoU") is None:
         return head
     split = description["evaluation"]["split"] or "val"
-    metrics = {"mean_iou": ("mean IoU", results["mIoU"]), "accuracy": ("accuracy", results["aAcc"])}
+    metrics = {"mean_iou": ("mean IoU", results["mIoU"])}
+    if "aAcc" in results:
+        metrics["accuracy"] = "accuracy", results["aAcc"]
     return head | {
         "model-index": [{"name": title, "results": [{
             "task": {"type": "image-segmentation", "name": "semantic segmentation"},
@@ -99,12 +101,15 @@ def _numbers(description):
         return []
     if results.get("mIoU") is None:
         return ["## Classes", ", ".join(map(_cell, names)) + "."]
-    rows = ["| class | IoU, % | accuracy, % |", "|---|---|---|"]
+    second, of_class, mean = ("accuracy", "Acc", "mAcc") if "Acc" in results else (
+        "IoU of a constant map", "constant IoU", "constant"
+    )  # fmt: skip
+    rows = [f"| class | IoU, % | {second}, % |", "|---|---|---|"]
     rows += [
         f"| {_cell(name)} | {_percent(results['IoU'].get(name))} "
-        f"| {_percent(results['Acc'].get(name))} |" for name in names
+        f"| {_percent(results[of_class].get(name))} |" for name in names
     ]  # fmt: skip
-    rows.append(f"| **mean** | **{_percent(results['mIoU'])}** | **{_percent(results['mAcc'])}** |")
+    rows.append(f"| **mean** | **{_percent(results['mIoU'])}** | **{_percent(results[mean])}** |")
     shown = protocol_line(description["evaluation"])
     said = [f"Measured on {results['images']:,} images, {shown}."]
     scores = results.get("calibrated") or results.get("calibration") or {}
@@ -132,6 +137,13 @@ def _limits(description):
     data = description["trained_on"]
     few = data and data["labelled"] and data["labelled"]["n"]
     learned = f"{few:,} labelled images" if few else "images"
+    if description["task"] == "bev":
+        return (
+            f"It predicts maps for cars whose cameras are like those of the {learned} from which "
+            "it learned. With other cameras, places or weather its maps can be wrong. Measure it "
+            "on your own maps before you rely on it, and do not use it where an error endangers "
+            "people."
+        )
     return (
         f"It segments images like the {learned} from which it learned. With other cameras, places, "
         "seasons or sizes, its labels and its uncertainty can be wrong, and every pixel gets one "

@@ -31,6 +31,10 @@ class OutputKind:
     text        (maps of each image, names of classes) -> what they show, for people
     exported    maps -> {name: array} that an exported model returns
     meanings    calibrated -> {name: what it is}
+    of_files    (segmenter, paths, folder, options) -> summary; writes the predictions of files that
+                are no images, in place of `batch.predict_files`; None for images
+    refusal     segmenter -> UserError for images, where the network reads something else
+    call, inputs  lines of Python that predict with a `segmenter`, and a folder of what it reads
     """
 
     name: str
@@ -51,3 +55,7 @@ class OutputKind:
     text: Callable
     exported: Callable
     meanings: Callable
+    of_files: Callable | None = None
+    refusal: Callable | None = None
+    call: tuple[str, ...] = ('prediction = segmenter.predict("image.png")',)
+    inputs: str = "photos"

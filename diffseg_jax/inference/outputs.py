@@ -4,12 +4,14 @@ from collections.abc import Mapping
 
 from diffseg_jax.config.schema import lacking
 from diffseg_jax.errors import UserError
+from diffseg_jax.inference.bev_output import BEV_OUTPUT
 from diffseg_jax.inference.depth_output import depth_output
 from diffseg_jax.inference.label_output import LABEL_OUTPUT
 from diffseg_jax.inference.output import OutputKind
 
 OUTPUTS = {  # name of a task -> (`Task.meta` -> OutputKind)
     "segmentation": lambda meta: LABEL_OUTPUT,
+    "bev": lambda meta: BEV_OUTPUT,
     "depth": lambda meta: depth_output(meta["model"]["low"], meta["model"]["high"]),
 }
 

@@ -240,6 +240,8 @@ class Segmenter:
                 f"stage {self.meta['stage']} of {self.directory} knows no classes, so it cannot "
                 "segment. Give the stage that was trained with labels. Its features can be read."
             )
+        if self.output.refusal:
+            raise self.output.refusal(self)
         protocol_of_size = functools.partial(self._protocol_of_size, options)
         protocol_of_size((1, 1))  # raises for wrong options
         batch_size = self.batch_size if options.batch_size is None else options.batch_size

@@ -257,7 +257,12 @@ LABELS = Decision(of_view=_with_probs, decided=_decided)
 
 
 def protocol_of(options) -> Protocol:
-    """The protocol of a config's part `evaluate`; raises as `make_protocol`."""
+    """The protocol of a config's part `evaluate`; raises as `make_protocol`.
+
+    That of images at their own size for a task that knows no views.
+    """
+    if "view" not in options:
+        return Protocol()
     return make_protocol(
         options.view, options.window, options.stride, options.scales, options.flip, options.limit,
         options.short,

@@ -1,5 +1,8 @@
 """A convolution without bias and its batch norm, as one layer."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import jax
 from flax import nnx
 
@@ -16,14 +19,15 @@ class ConvBatchNorm(nnx.Module):
             ceil(H / stride)
     dilation  pixels from one tap of the kernel to the next
     out     in the dtype of x; Kaiming-normal kernel by the outputs, norms at 1 and 0
+    norm    keyword arguments of `BatchNorm`
     """
 
     def __init__(
         self, channels_in: int, channels: int, size: int, *, stride: int = 1, dilation: int = 1,
-        active: bool = True, rngs: nnx.Rngs,
+        active: bool = True, norm: Mapping = MappingProxyType({}), rngs: nnx.Rngs,
     ):  # fmt: skip
         self.kernel = nnx.Param(KAIMING(rngs.params(), (size, size, channels_in, channels)))
-        self.norm = BatchNorm(channels)
+        self.norm = BatchNorm(channels, **norm)
         self.stride, self.dilation = stride, dilation
         self.active = active
 

@@ -1,13 +1,16 @@
 """Residual stages and a pyramid of two levels over a map seen from above, as in BEVFusion.
 
 He et al., "Deep Residual Learning" (CVPR 2016); Philion and Fidler, "Lift, Splat, Shoot" (2020).
+With features of a LiDAR, Yan et al., "SECOND" (2018), and the pyramid of Lang et al.,
+"PointPillars" (CVPR 2019).
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from diffseg_jax.layers.conv_norm import ConvBatchNorm
+from diffseg_jax.layers.conv_norm import KAIMING, ConvBatchNorm
+from diffseg_jax.layers.norm import BatchNorm
 from diffseg_jax.layers.resize import resize_aligned
 
 
@@ -88,3 +91,73 @@ class BEVDecoder(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         maps = self.backbone(x)
         return self.neck(maps[-1], maps[0])
+
+
+SECOND_NORM = dict(epsilon=1e-3, momentum=0.99)
+
+
+class Second(nnx.Module):
+    """Plain convolutions in stages: a map f[B,H,W,in] -> the outputs of all stages.
+
+    stages  (further convolutions, channels, stride of the first one)
+    """
+
+    def __init__(self, channels_in, stages, *, rngs: nnx.Rngs):
+        for i, (further, channels, stride) in enumerate(stages):
+            stage = nnx.Module()
+            for j in range(further + 1):
+                layer = ConvBatchNorm(
+                    channels_in, channels, 3, stride=1 if j else stride, norm=SECOND_NORM,
+                    rngs=rngs,
+                )  # fmt: skip
+                setattr(stage, f"conv{j}", layer)
+                channels_in = channels
+            setattr(self, f"stage{i}", stage)
+        self.depths = tuple(further + 1 for further, _, _ in stages)
+
+    def __call__(self, x) -> list[jax.Array]:
+        maps = []
+        for i, depth in enumerate(self.depths):
+            for j in range(depth):
+                x = getattr(getattr(self, f"stage{i}"), f"conv{j}")(x)
+            maps.append(x)
+        return maps
+
+
+class Enlarged(nnx.Module):
+    """A transposed convolution that makes each pixel s x s: f[B,h,w,in] -> f[B,s h,s w,width].
+
+    Windows do not overlap, so it is one product per pixel. Batch norm and ReLU follow.
+    """
+
+    def __init__(self, channels_in, width, factor, *, rngs: nnx.Rngs):
+        shape = (factor, factor, channels_in, width)
+        self.kernel = nnx.Param(KAIMING(rngs.params(), shape))
+        self.norm = BatchNorm(width, **SECOND_NORM)
+
+    def __call__(self, x):
+        batch, height, width, _ = x.shape
+        kernel = self.kernel[...].astype(x.dtype)
+        size = kernel.shape[0]
+        y = jnp.einsum("nhwi,abio->nhawbo", x, kernel)
+        return nnx.relu(self.norm(y.reshape(batch, size * height, size * width, -1)))
+
+
+class FusedDecoder(nnx.Module):
+    """Features of cameras and of a LiDAR on one grid, joined: f[B,H,W,a], f[B,H,W,b] -> f[B,H,W,C].
+
+    fused   channels after they are joined;  stages  as of `Second`, of two of them
+    width   channels of each stage in the result, so that C is twice as many
+    """
+
+    def __init__(self, cameras, lidar, fused, stages, width, *, rngs: nnx.Rngs):
+        self.fuse = ConvBatchNorm(cameras + lidar, fused, 3, rngs=rngs)
+        self.backbone = Second(fused, stages, rngs=rngs)
+        (_, first, _), (_, second, stride) = stages
+        self.large = ConvBatchNorm(first, width, 1, norm=SECOND_NORM, rngs=rngs)
+        self.small = Enlarged(second, width, stride, rngs=rngs)
+
+    def __call__(self, x: jax.Array, lidar: jax.Array) -> jax.Array:
+        joined = self.fuse(jnp.concatenate([x, lidar.astype(x.dtype)], -1))
+        large, small = self.backbone(joined)
+        return jnp.concatenate([self.large(large), self.small(small)], -1)

@@ -15,7 +15,7 @@ from diffseg_jax.layers.bev_pooling import Bound, Grid, count_cells
 from diffseg_jax.layers.embeddings import TimeEmbedding
 from diffseg_jax.layers.mlp import linear
 from diffseg_jax.models import swin
-from diffseg_jax.models.bev_decoder import BEVDecoder
+from diffseg_jax.models.bev_decoder import BEVDecoder, FusedDecoder
 from diffseg_jax.models.camera_encoder import CameraEncoder
 from diffseg_jax.models.ddp_network import ClassEmbedding
 from diffseg_jax.models.map_decoder import XAVIER, MapDecoder
@@ -33,6 +33,9 @@ class BEVSettings:
     x, y, z      bounds of the pooled map, in metres: lower and upper end, size of a cell
     depth        bounds of the depths
     stages       (blocks, channels, stride) of the three residual stages
+    lidar        channels of given features of a LiDAR; 0: cameras alone
+    fused, fusion  channels after both are joined, and (further convolutions, channels, stride) of
+                 two stages, which take the place of the residual ones
     features     channels of the features that the map decoder reads
     output       bound of the predicted map, of both axes
     width, layers, decoder_heads, points, mlp     sizes of the map decoder
@@ -54,6 +57,9 @@ class BEVSettings:
     z: Bound = (-10.0, 10.0, 20.0)
     depth: Bound = (1.0, 60.0, 0.5)
     stages: tuple[tuple[int, int, int], ...] = ((2, 160, 2), (2, 320, 2), (2, 640, 1))
+    lidar: int = 0
+    fused: int = 256
+    fusion: tuple[tuple[int, int, int], ...] = ((5, 128, 1), (5, 256, 2))
     features: int = 256
     output: Bound = (-50.0, 50.0, 0.5)
     width: int = 256
@@ -68,6 +74,11 @@ class BEVSettings:
     def code_width(self) -> int:
         """n, the channels of a noisy map."""
         return self.width
+
+    @property
+    def backbone(self) -> str:
+        """The family of the image encoder, as of `DDPSettings`."""
+        return "swin"
 
     @property
     def noisy(self) -> tuple[int, int]:
@@ -93,6 +104,11 @@ class BEVSettings:
             return (
                 f"width is {self.width}; take a multiple of 4 and of decoder_heads "
                 f"({self.decoder_heads})."
+            )
+        if self.lidar and (self.features % 2 or self.fusion[0][2] != 1):
+            return (
+                f"features is {self.features} and the first stride of fusion {self.fusion[0][2]}; "
+                "with a LiDAR take an even number of features, and a first stride of 1."
             )
         return self._problem_of_bounds()
 
@@ -130,7 +146,12 @@ class BEVNetwork(nnx.Module):
             backbone=backbone, neck=s.neck, channels=s.lifted, grid=Grid(s.x, s.y, s.z),
             depth=s.depth, dtype=dtype, remat=remat, rngs=rngs,
         )  # fmt: skip
-        self.bev = BEVDecoder(s.lifted, s.stages, s.features, rngs=rngs)
+        if s.lidar:
+            self.bev = FusedDecoder(
+                s.lifted, s.lidar, s.fused, s.fusion, s.features // 2, rngs=rngs
+            )
+        else:
+            self.bev = BEVDecoder(s.lifted, s.stages, s.features, rngs=rngs)
         self.transform = nnx.Linear(
             s.features + width, width, rngs=rngs,
             kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
@@ -145,14 +166,17 @@ class BEVNetwork(nnx.Module):
         self.settings = settings
         self.dtype = dtype
 
-    def encode(self, images: jax.Array, cameras: jax.Array, keys=None) -> tuple[jax.Array, dict]:
+    def encode(
+        self, images: jax.Array, cameras: jax.Array, keys=None, *lidar: jax.Array
+    ) -> tuple[jax.Array, dict]:
         """Features f[B,X,Y,C] of normalised images f32[B,N,H,W,3], and a dict of named features.
 
         cameras  f32[B, N, 2, 3, 4], see `affine_maps`;  keys [B] turn drop path on
+        lidar    features f32[B, X, Y, lidar], for networks that read them
         """
         x, features = self.camera(images, cameras, keys)
         features["bev"] = x
-        features["feature"] = x = self.bev(x)
+        features["feature"] = x = self.bev(x, *lidar)
         return x, features
 
     def codes(self) -> jax.Array:

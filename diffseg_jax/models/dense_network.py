@@ -41,6 +41,10 @@ class DenseNetwork(nnx.Module):
         kernel = self.transform.kernel[self.settings.width :]
         return jnp.einsum("...i,io->...o", codes, kernel)
 
+    def constants(self, x: jax.Array) -> jax.Array:
+        """What the decoder's layers know of the cells of features f[B,h,w,E], see `MapDecoder`."""
+        return self.decoder.constants(x.shape[1:3])
+
     def modulations(self, level: jax.Array) -> jax.Array:
         """Scale and shift of every layer for noise levels f32[B]: f32[B, layers, 2E]."""
         return self.decoder.modulations(self.time(level))

@@ -53,7 +53,7 @@ def make_task(
     meta = {
         "kind": kind,
         "model": dataclasses.asdict(settings),
-        **dense.meta(config, kind, settings),
+        **dense.meta(config, kind, settings, crop),
         "sampling": sampling,
         "normalisation": "(v - mean) / std",
         "mean": list(IMAGENET_MEAN),
@@ -68,7 +68,7 @@ def make_task(
         predict=functools.partial(diffused_maps, dense, reverse, sampling, seed=config.seed),
         trace=functools.partial(maps_of_steps, dense, reverse, seed=config.seed),
         meta=meta,
-        features=functools.partial(named_features, dense, network),
+        features=functools.partial(named_features, dense, network) if dense.named else None,
         recorded={"sampling": config.sampling.to_dict()},
         **dense.losses(config, num_classes, loss),
     )
@@ -139,7 +139,7 @@ def _denoising_loss(dense, model, options, x, clean, eps, batch, keys, of_task):
 def decode(model, x, noisy, announced):
     """The output for features, noisy maps f32[B,h,w,n] and what is told of their levels f32[B]."""
     mixed = model.project_features(x) + model.project_codes(noisy)
-    constants = model.decoder.constants(x.shape[1:3])
+    constants = model.constants(x)
     return model.decode(mixed, constants, model.modulations(announced))
 
 
@@ -207,7 +207,7 @@ def denoise_map(dense, model, x, noise, sampling, fresh) -> dict:
     then_of = lambda level: jax.tree.map(lambda each: each[..., 1], level)
     features = model.project_features(x)[:, None]
     projected = dense.projected(model)
-    constants = model.decoder.constants((height, width))
+    constants = model.constants(x)
     folded = lambda maps: maps.reshape(batch * draws, *maps.shape[2:])
 
     def step(carry, inputs):

@@ -12,10 +12,12 @@ from diffseg_jax.config.schema import Flag, Number, Optional, Several, Text, lac
 from diffseg_jax.diffusion.label_codes import CODES, code_width
 from diffseg_jax.diffusion.schedules import LOG_SNRS
 from diffseg_jax.errors import UserError
+from diffseg_jax.models.bev_network import BEVSettings
 from diffseg_jax.models.ddp_network import DDPSettings
 from diffseg_jax.models.dense_network import MIN_SIDE
 from diffseg_jax.models.depth_network import DepthSettings
 from diffseg_jax.systems import ddp
+from diffseg_jax.systems.ddp_bev import BEV
 from diffseg_jax.systems.ddp_depth import DEPTH, DEPTH_SCHEDULES
 from diffseg_jax.systems.ddp_segmentation import SEGMENTATION
 from diffseg_jax.systems.dense_task import DenseTask
@@ -30,10 +32,11 @@ from diffseg_jax.systems.system import (
 from diffseg_jax.systems.task import Task
 from diffseg_jax.weights.backbones import load_backbone
 from diffseg_jax.weights.ddp import is_ddp, load_ddp, settings_of
+from diffseg_jax.weights.ddp_bev import bev_settings_of, load_bev
 from diffseg_jax.weights.ddp_depth import depth_settings_of, load_ddp_depth
 from diffseg_jax.weights.formats import read_arrays
 
-TASKS = {task.name: task for task in (SEGMENTATION, DEPTH)}
+TASKS = {task.name: task for task in (SEGMENTATION, DEPTH, BEV)}
 
 
 def dense_task_of(values: Mapping) -> DenseTask:
@@ -99,17 +102,19 @@ def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
 
 SETTINGS_THAT_MATTER = (  # for the shapes of the arrays and their meaning
     "backbone", "channels", "depths", "heads", "window", "down_epsilon", "width", "layers",
-    "decoder_heads", "points", "mlp", "groups",
+    "decoder_heads", "points", "mlp", "groups", "neck", "lifted", "stages", "lidar",
+    "fused", "fusion", "features",
 )  # fmt: skip
 DEDUCED = (  # from the arrays of a file
     "backbone", "channels", "depths", "heads", "window", "width", "layers", "mlp",
 )  # fmt: skip
+BEV_DEDUCED = (*DEDUCED, "neck", "lifted", "stages", "features")
 
 
 def require_same_settings(here, there, names):
     """Raises UserError that lists the options of config.model in which two networks differ."""
     differing = [name for name in SETTINGS_THAT_MATTER if name in names]
-    differing = [name for name in differing if getattr(here, name) != getattr(there, name)]
+    differing = [name for name in differing if _setting(here, name) != _setting(there, name)]
     if differing:
         listed = ", ".join(f"{name}={getattr(there, name)}" for name in differing)
         raise UserError(
@@ -117,6 +122,11 @@ def require_same_settings(here, there, names):
             f"{', '.join(str(getattr(here, name)) for name in differing)}. Take the config, or the "
             "preset after its colon, that it was trained with."
         )
+
+
+def _setting(settings, name):
+    """A setting; None where the networks of the task have none of that name."""
+    return dataclasses.asdict(settings).get(name)
 
 
 def _other_code(option, mine, theirs):
@@ -184,7 +194,27 @@ def depth_network(arrays, settings: DepthSettings, source: str, meta: dict) -> t
     return load_ddp_depth(arrays, settings, source), meta
 
 
-FILES = {"segmentation": label_network, "depth": depth_network}
+def rig_network(arrays, settings: BEVSettings, source: str, meta: dict) -> tuple[dict, dict]:
+    """The network of a published file for BEV, and `Task.meta` as of a stage with it."""
+    found = bev_settings_of(arrays, source)
+    require_same_settings(settings, found, BEV_DEDUCED)
+    for name in ("x", "y", "z", "depth", "timed"):
+        if getattr(settings, name) != getattr(found, name):
+            raise UserError(
+                _other_code(f"bev.{name}", getattr(settings, name), getattr(found, name))
+            )
+    if settings.num_classes != found.num_classes:
+        raise UserError(
+            f"{source} predicts {found.num_classes} classes, but the data have "
+            f"{settings.num_classes}. Give the data that it was trained with."
+        )
+    return load_bev(arrays, settings, source), meta
+
+
+FILES = {"segmentation": label_network, "depth": depth_network, "bev": rig_network}
+BACKBONE_AT = {  # the path of the backbone in the parameters
+    "segmentation": ("backbone",), "depth": ("backbone",), "bev": ("camera", "backbone"),
+}  # fmt: skip
 
 
 def load_weights(config, abstract: dict, task: Task) -> dict:
@@ -205,8 +235,14 @@ def load_weights(config, abstract: dict, task: Task) -> dict:
             f"{config.weights} holds only a backbone, but a stage of kind align continues from a "
             "trained network. Train first, or give an official DDP checkpoint."
         )
-    shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract["params"]["backbone"])
-    return {"params": {"backbone": load_backbone(config.weights, shapes, settings, part)}}
+    place, inside = ("params", *BACKBONE_AT[dense.name]), abstract
+    for key in place:
+        inside = inside[key]
+    shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), inside)
+    found = load_backbone(config.weights, shapes, settings, part)
+    for key in reversed(place):
+        found = {key: found}
+    return found
 
 
 # ---- options and checks ------------------------------------------------------------------------
@@ -324,6 +360,37 @@ def sweep(config, kind: str) -> list[Setting]:
     ]
 
 
+BEV_OPTIONS = {  # likewise
+    "new_head": None,
+    "loss": None,
+    "model": {
+        **{key: OPTIONS["model"][key] for key in (
+            "channels", "depths", "heads", "window", "drop_path", "width", "layers",
+            "decoder_heads", "points", "mlp",
+        )},
+        "neck": Number(int, 1, 16384),
+        "lifted": Number(int, 1, 16384),
+        "stages": Several(Several(Number(int, 1, 16384), 3), 3),
+        "lidar": Number(int, 0, 16384),
+        "fused": Number(int, 1, 16384),
+        "fusion": Several(Several(Number(int, 1, 16384), 3), 2),
+        "features": Number(int, 1, 16384),
+    },
+    "bev": {
+        **{name: Several(Number(float), 3) for name in ("x", "y", "z", "depth", "output")},
+        "timed": Flag(),
+        "resize": Number(float, 0.01, 10),
+    },
+    "diffusion": {
+        "schedule": OPTIONS["diffusion"]["schedule"],
+        "code_scale": OPTIONS["diffusion"]["code_scale"],
+        "high": OPTIONS["diffusion"]["high"],
+    },
+    "sampling": {
+        **{key: OPTIONS["sampling"][key] for key in ("steps", "draws", "time_difference", "start")},
+        "sampler": Text(("ddim",)),
+    },
+}  # fmt: skip
 DEPTH_OPTIONS = {  # of a config for depth, in place of those of OPTIONS; None: it has none
     "new_head": None,
     "loss": None,
@@ -358,7 +425,7 @@ DDP = System(
         "DDP: Diffusion Model for Dense Visual Prediction",
         "https://arxiv.org/abs/2303.17559",
     ),
-    tasks={"segmentation": {}, "depth": DEPTH_OPTIONS},
+    tasks={"segmentation": {}, "depth": DEPTH_OPTIONS, "bev": BEV_OPTIONS},
     check=check,
     start_of=start_of,
     further=further,

@@ -48,7 +48,7 @@ def make_network(settings: DDPSettings, kind: str, dtype: str, remat: bool) -> N
     return Network(lambda rngs: DDPNetwork(settings, **options, rngs=rngs))
 
 
-def describe_task(config, kind: str, settings: DDPSettings) -> dict:
+def describe_task(config, kind: str, settings: DDPSettings, crop) -> dict:
     """The entries of `Task.meta` that only segmentation has."""
     continues = kind == "align"  # a trained head
     return {

@@ -18,7 +18,7 @@ class DenseTask:
     settings       (config, number of classes) -> its settings, with `problem()`
     settings_of    `Task.meta` -> the same settings
     network        (settings, kind of stage, dtype, remat) -> Network
-    meta           (config, kind, settings) -> entries of `Task.meta` that only this task has
+    meta           (config, kind, settings, crop) -> entries of `Task.meta` that only this task has
     options        a setting that a checkpoint to start from must share -> its option in a config
 
     images and noise:
@@ -40,6 +40,8 @@ class DenseTask:
     losses         (config, number of classes, loss) -> the fields "loss" and "balanced" of a Task
     plain          (network, config, number of classes, meta) -> the Task of stages without noise;
                    None where there are none
+
+    named          whether single images have features that can be asked for by name
 
     predicting:
 
@@ -79,3 +81,4 @@ class DenseTask:
     maps: Callable
     trace: Callable
     plain: Callable | None = None
+    named: bool = True

@@ -161,19 +161,3 @@ def squared_error(prediction: jax.Array, target: jax.Array) -> tuple[jax.Array, 
     """Summed squared difference and the number of elements; the mean is || f - target ||^2 / n."""
     error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
     return jnp.sum(jnp.square(error)), jnp.asarray(error.size, jnp.float32)
-
-
-# ---- several classes per cell --------------------------------------------------------------------
-
-
-def layer_focal_losses(logits: jax.Array, truth: jax.Array, gamma: float = 2.0) -> jax.Array:
-    """f32[K]: the binary focal loss of every class, the mean over images and cells.
-
-    logits  f32[B, H, W, K];  truth  [B, H, W, K], 1 where a cell has the class
-
-    -(1 - p)^gamma log p, where p is the probability of the truth (Lin et al., "Focal Loss", ICCV
-    2017, without alpha).
-    """
-    signed = jnp.where(truth.astype(bool), logits, -logits).astype(jnp.float32)
-    missed = jax.nn.sigmoid(-signed)
-    return jnp.mean(missed**gamma * jax.nn.softplus(-signed), (0, 1, 2))

@@ -12,6 +12,7 @@ from diffseg_jax.layers.bev_pooling import depth_bins, frustum
 from diffseg_jax.models.bev_network import BEVNetwork, BEVSettings
 from diffseg_jax.models.network import Network
 from diffseg_jax.weights.backbones import INDEX, SWIN, check_indices, table_window
+from diffseg_jax.weights.ddp import other_task
 from diffseg_jax.weights.tables import convert, within
 from diffseg_jax.weights.torch_rows import conv, linear_rows, norm, statistics
 
@@ -97,6 +98,8 @@ def bev_settings_of(arrays: Mapping[str, np.ndarray], source: str = "the file") 
 
     Raises UserError for anything but a BEV checkpoint of DDP that reads cameras alone.
     """
+    if not is_bev(arrays):
+        raise UserError(f"{source} is {other_task(arrays, 'bev', ())}. {BEV_ADVICE}")
     size = functools.partial(_length, arrays, source)
     if any(name.startswith("encoders.lidar.") for name in arrays):
         raise UserError(

@@ -150,6 +150,33 @@ def test_a_random_change_keeps_points_of_the_world_together(example):
     np.testing.assert_array_equal(row["bev"], example["ground"].raster(world))
 
 
+def test_features_of_a_lidar_follow_a_mirrored_world_and_no_other(example):
+    features = np.random.default_rng(0).standard_normal((4, 5, 2)).astype(np.float32)
+    given = {**example, "lidar_bev": features}
+    view = RigView((24, 36), 1.0)
+    np.testing.assert_array_equal(network_input(given, view)["lidar_bev"], features)
+    change = RigChange(view, (1.0, 1.0), world_flip=True)
+    seen = set()
+    for seed in range(8):
+        signs = np.sign(np.diag(change.world_matrix(_after_images(change, seed)))[:2]).astype(int)
+        row = change(given, np.random.default_rng(seed))
+        np.testing.assert_array_equal(row["lidar_bev"], features[:: signs[0], :: signs[1]])
+        np.testing.assert_array_equal(row["bev"], example["bev"][:, :: signs[0], :: signs[1]])
+        seen.add(tuple(signs))
+    assert len(seen) > 2
+    turned = RigChange(view, (1.0, 1.0), world_rotate=10.0)
+    with pytest.raises(UserError, match="can be mirrored but not turned"):
+        turned(given, np.random.default_rng(0))
+
+
+def _after_images(change, seed):
+    """The generator of a change after its images were drawn."""
+    rng = np.random.default_rng(seed)
+    for _ in range(6):
+        change.image_matrix(24, 36, rng)
+    return rng
+
+
 @pytest.mark.parametrize(("change", "sentence"), [
     (dict(intrinsics=None), "comes without intrinsics"),
     (dict(camera_to_world=None), "comes without camera_to_world"),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from bev_case import TINY, bev_network, difference, quick, recorded_case, rig
 from conftest import filled
@@ -13,13 +14,14 @@ from diffseg_jax.data.bev_transforms import affine_maps
 from diffseg_jax.diffusion.schedules import LOG_SNRS, add_noise, alpha_sigma
 from diffseg_jax.layers.resize import resize_nearest
 from diffseg_jax.metrics.bev import THRESHOLDS, layer_counts, layer_ious, layer_scores
+from diffseg_jax.models.bev_decoder import Enlarged
 from diffseg_jax.models.bev_network import (
     codes_of_layers,
     combination_table,
     combinations,
     grid_matrix,
 )
-from diffseg_jax.training.losses import layer_focal_losses
+from diffseg_jax.training.layer_loss import layer_focal_losses
 
 FEATURES, PROBABILITIES, NOISY, LOSSES, GRADIENTS = 1e-5, 5e-5, 1e-5, 1e-5, 1e-4
 
@@ -143,6 +145,32 @@ def test_a_camera_fills_the_cells_that_it_sees():
     assert found[:8].max() == 0 and found[9:].max() > 0
 
 
+def test_features_of_a_lidar_join_those_of_the_cameras():
+    settings = dataclasses.replace(
+        TINY, lidar=5, features=12, fused=8, fusion=((1, 4, 1), (1, 8, 2))
+    )
+    assert not settings.problem()
+    network = bev_network(settings)
+
+    def encode(params, stats, images, cameras, lidar):
+        return network.bind_eval(params, stats).encode(images, cameras, None, lidar)[0]
+
+    sizes = (1, 3, 32, 48, 3), (1, 3, 2, 3, 4), (1, *settings.noisy, 5)
+    given = [jax.ShapeDtypeStruct(size, jnp.float32) for size in sizes]
+    found = jax.eval_shape(encode, network.abstract["params"], network.abstract["stats"], *given)
+    assert found.shape == (1, *settings.noisy, 12)
+
+
+def test_a_pixel_becomes_a_block_by_its_own_products():
+    layer = Enlarged(3, 4, 2, rngs=nnx.Rngs(0))
+    view = nnx.view(layer, use_running_average=True)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, 3, 3)), jnp.float32)
+    found = view(x)
+    assert found.shape == (1, 4, 6, 4)
+    first = x[0, 0, 0] @ layer.kernel[0, 1]  # the upper right pixel of the first block
+    np.testing.assert_allclose(found[0, 0, 1], nnx.relu(first / np.sqrt(1 + 1e-3)), atol=1e-5)
+
+
 @pytest.mark.parametrize(("change", "sentence"), [
     (dict(num_classes=12), "num_classes is 12"),
     (dict(width=9), "width is 9"),
@@ -150,6 +178,7 @@ def test_a_camera_fills_the_cells_that_it_sees():
     (dict(y=(-12.0, 12.0, 2.0)), "multiple of 8"),
     (dict(output=(5.0, -5.0, 1.0)), "output is (5.0, -5.0, 1.0)"),
     (dict(window=0), "window is 0"),
+    (dict(lidar=4, features=7), "take an even number of features"),
 ])  # fmt: skip
 def test_settings_that_make_no_network_are_named(change, sentence):
     assert not TINY.problem()

@@ -7,10 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+import diffseg_jax
 from bev_case import recorded_case
 from diffseg_jax.errors import UserError
+from diffseg_jax.inference.converted_bev import convert_ddp_bev
 from diffseg_jax.layers.bev_pooling import count_cells, depth_bins, frustum
 from diffseg_jax.models.bev_network import BEVSettings
+from diffseg_jax.weights.ddp import settings_of
 from diffseg_jax.weights.ddp_bev import (
     BEV_TABLE,
     CAMERA,
@@ -98,3 +101,26 @@ def test_files_that_do_not_fit_are_refused_in_a_sentence(golden):
     extra = arrays | {"heads.map.more.weight": np.zeros(3, np.float32)}
     with pytest.raises(UserError, match="heads.map.more.weight, which has no counterpart"):
         load_bev(extra, bev_settings_of(arrays), "a.pth")
+
+
+@pytest.mark.golden
+def test_a_released_file_becomes_a_directory_that_load_opens(golden, tmp_path, capsys):
+    path = golden("ddp/bev_ddp_*.json")[0]
+    count = convert_ddp_bev(path.with_suffix(".pth"), tmp_path / "out", steps=2)
+    assert "cameras to maps of 6 classes" in capsys.readouterr().out
+    segmenter = diffseg_jax.load(tmp_path / "out")
+    told = json.loads(path.read_text())["config"]
+    assert segmenter.names == tuple(told["classes"]) and "bev" in repr(segmenter)
+    assert segmenter.meta["task"]["sampling"]["steps"] == 2
+    assert segmenter.crop == tuple(told["image"])
+    assert count == sum(leaf.size for leaf in jax.tree.leaves(segmenter.network["params"]))
+
+
+def test_files_of_other_tasks_are_told_apart():
+    zero = np.zeros((3, 4, 1, 1), np.float32)
+    labels = {"decode_head.conv_seg.weight": zero, "time_mlp.0.weights": np.zeros(8, np.float32)}
+    with pytest.raises(UserError, match="for segmentation, not for maps .*--source=ddp reads it"):
+        bev_settings_of(labels, "a.pth")
+    maps = {"heads.map.conv_seg.weight": zero, "time_mlp.0.weights": np.zeros(8, np.float32)}
+    with pytest.raises(UserError, match="for maps seen from above .*--source=ddp_bev reads it"):
+        settings_of(maps, "a.pth")

@@ -1,0 +1,101 @@
+"""A run of maps seen from above on a small folder of nuScenes: trained, measured, predicted."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import diffseg_jax
+from conftest import called
+from diffseg_jax import predict
+from diffseg_jax.config.files import read_config
+from diffseg_jax.data.nuscenes_maps import MAP_LAYERS
+from diffseg_jax.data.rig_files import write_rig
+from diffseg_jax.data.sources import open_source
+from diffseg_jax.errors import UserError
+from diffseg_jax.experiment.plan import check_config
+from diffseg_jax.inference.bev_output import predict_rigs
+from nuscenes_tree import make_tree
+
+CONFIG = "configs/ddp_nuscenes.py:tiny"
+
+
+@pytest.fixture(scope="module")
+def run(command, tmp_path_factory):
+    """The tiny preset on a folder of nuScenes: two steps, an evaluation, and what it wrote."""
+    folder = tmp_path_factory.mktemp("bev")
+    tree = make_tree(folder / "nuscenes")
+    done = command(folder / "run", f"--config.data.path={tree}", config=CONFIG)
+    assert done.code == 0, done.err
+    results = json.loads((folder / "run/results.json").read_text())
+    return SimpleNamespace(folder=folder, tree=tree, workdir=folder / "run", results=results)
+
+
+def test_a_run_trains_measures_and_draws(run):
+    result = run.results["stages"]["train"] if "stages" in run.results else run.results["train"]
+    assert result["step"] == 2 and result["images"] == 2
+    assert set(result["IoU"]) == set(MAP_LAYERS) and 0 <= result["mIoU"] <= 1
+    assert 0 < result["constant"] < 0.5 and result["constant IoU"]["drivable_area"] > 0
+    assert set(result["threshold"].values()) <= {0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65}
+    sheet = np.asarray(Image.open(run.workdir / "pictures/train_result.png"))
+    assert sheet.shape[0] > 200 and sheet.std() > 10
+
+
+def test_predictions_are_files_and_arrays(run):
+    source = open_source("nuscenes", "val", path=run.tree, output=(-50.0, 50.0, 5.0))
+    rigs = [source[0], source[1]]
+    for rig in rigs:
+        write_rig(rig, run.folder / "rigs")
+    arguments = [
+        f"--checkpoint={run.workdir}", f"--images={run.folder / 'rigs'}",
+        f"--output={run.folder / 'maps'}", "--compilation_cache=",
+    ]  # fmt: skip
+    done = called(predict.main, arguments)
+    assert done.code == 0, done.err
+    segmenter = diffseg_jax.load(run.workdir)
+    prediction = predict_rigs(segmenter, rigs, batch_size=1)
+    assert prediction.probs.shape == (2, 6, 20, 20) and prediction.classes == tuple(MAP_LAYERS)
+    assert (prediction.uncertainty >= 0).all() and (prediction.uncertainty <= 1).all()
+    for row, rig in enumerate(rigs):
+        saved = np.load(run.folder / "maps" / f"{rig['name']}_probs.npy")
+        np.testing.assert_allclose(saved, prediction.probs[row], atol=1e-5)
+        drawn = Image.open(run.folder / "maps" / f"{rig['name']}_map.png")
+        assert drawn.size == (20, 20)
+    summary = json.loads((run.folder / "maps/summary.json").read_text())
+    assert set(summary["pictures"]) == {rig["name"] for rig in rigs}
+
+
+def test_photographs_without_calibration_are_refused(run, tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.zeros((32, 48, 3), np.uint8)).save(photo)
+    arguments = [f"--checkpoint={run.workdir}", f"--images={photo}", f"--output={tmp_path / 'out'}"]
+    done = called(predict.main, arguments)
+    assert done.code and "predicts maps seen from above" in done.err and "NAME.json" in done.err
+    segmenter = diffseg_jax.load(run.workdir)
+    with pytest.raises(UserError, match="from the images of several cameras"):
+        segmenter.predict(np.zeros((32, 48, 3), np.uint8))
+    rig = {"images": np.zeros((2, 32, 48, 3), np.uint8), "name": "bare"}
+    with pytest.raises(UserError, match="bare comes without intrinsics"):
+        predict_rigs(segmenter, [rig])
+
+
+def test_a_map_of_another_size_is_named_before_anything_is_written(command, run, tmp_path):
+    flags = [f"--config.data.path={run.tree}", "--config.data.options.output=(-50.0, 50.0, 2.5)"]
+    done = command(tmp_path / "run", *flags, config=CONFIG)
+    assert done.code and "config.bev.output makes (6, 20, 20)" in done.err
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_set_without_maps_is_named(command, tmp_path):
+    flags = ["--config.data.source=scenes", '--config.data.options.size=(32, 48)']
+    done = command(tmp_path / "run", *flags, "--config.data.options.images=4", config=CONFIG)
+    assert done.code and "scenes" in done.err
+
+
+@pytest.mark.parametrize("name", [
+    "ddp_bev_scenes.py", "ddp_nuscenes.py:camera", "ddp_nuscenes.py:fusion",
+])  # fmt: skip
+def test_the_configs_can_be_run(name):
+    check_config(read_config(f"configs/{name}", []))
