@@ -37,11 +37,12 @@ def _result(equation):
 
 def _same_operator(op, graph, equation, *inputs):
     shape, dtype = _result(equation)
-    wrapped = WRAPPED.get(inputs[0].dtype)
-    if wrapped and op in ("Add", "Sub", "Mul"):
-        inputs = [graph.cast(value, wrapped) for value in inputs]
-        return graph.cast(elementwise(graph, op, inputs, shape, wrapped), dtype)
-    return elementwise(graph, op, inputs, shape, dtype)
+    if inputs[0].dtype not in WRAPPED:
+        return elementwise(graph, op, inputs, shape, dtype)
+    computed = WRAPPED[inputs[0].dtype] if op in ("Add", "Equal", "Mul", "Sub") else "int64"
+    inputs = [graph.cast(value, computed) for value in inputs]
+    made = elementwise(graph, op, inputs, shape, "bool" if dtype == "bool" else computed)
+    return graph.cast(made, dtype)
 
 
 def _logical(ops, graph, equation, *inputs):
@@ -72,7 +73,9 @@ def _select(graph, equation, which, *cases):
         return Value(shape, dtype, chosen.held, chosen.name, chosen.array)
     if which.dtype != "bool":
         raise UnsupportedError("a choice between more than two arrays")
-    return elementwise(graph, "Where", [which, cases[1], cases[0]], shape, dtype)
+    computed = WRAPPED.get(dtype, dtype)
+    cases = [graph.cast(case, computed) for case in cases[::-1]]
+    return graph.cast(elementwise(graph, "Where", [which, *cases], shape, computed), dtype)
 
 
 def _cast(graph, equation, x):
@@ -101,6 +104,14 @@ def _erfc(graph, equation, x):
     return elementwise(graph, "Sub", [one, erf], *_result(equation))
 
 
+def _expm1(graph, equation, x):
+    """2 t / (1 - t) with t = tanh(x / 2): exact near 0, where exp(x) - 1 is not."""
+    make = lambda op, *inputs: elementwise(graph, op, inputs, *_result(equation))
+    number = lambda value: constant_of(np.array(value, x.dtype))
+    t = make("Tanh", make("Mul", x, number(0.5)))
+    return make("Div", make("Mul", t, number(2)), make("Sub", number(1), t))
+
+
 def _integer_pow(graph, equation, x):
     power = equation.params["y"]
     shape, dtype = _result(equation)
@@ -111,7 +122,10 @@ def _integer_pow(graph, equation, x):
 
 
 def _remainder(graph, equation, *inputs):
-    return elementwise(graph, "Mod", inputs, *_result(equation), fmod=1)
+    shape, dtype = _result(equation)
+    computed = "int64" if dtype in WRAPPED else dtype
+    inputs = [graph.cast(value, computed) for value in inputs]
+    return graph.cast(elementwise(graph, "Mod", inputs, shape, computed, fmod=1), dtype)
 
 
 def _clamp(graph, equation, low, x, high):
@@ -158,7 +172,8 @@ ELEMENTWISE: dict[str, Callable] = {
     **{name: functools.partial(_logical, ops) for name, ops in LOGICAL.items()},
     **{name: functools.partial(_shift, direction) for name, direction in SHIFTS.items()},
     "bitcast_convert_type": _bits_as_float, "clamp": _clamp, "convert_element_type": _cast,
-    "copy": _unchanged, "copy_p": _unchanged, "erfc": _erfc, "integer_pow": _integer_pow,
+    "copy": _unchanged, "copy_p": _unchanged, "erfc": _erfc, "expm1": _expm1,
+    "integer_pow": _integer_pow,
     "is_finite": _is_finite, "log1p": _log1p, "lt_to": functools.partial(_same_operator, "Less"),
     "ne": _not_equal, "not": _not, "optimization_barrier": _unchanged, "rem": _remainder,
     "round": _round, "rsqrt": _rsqrt, "select_n": _select, "square": _square,

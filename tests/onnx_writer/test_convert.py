@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from jax import lax
@@ -82,7 +83,8 @@ PROGRAMS = {
     "moments": lambda x: (x - x.mean(-1, keepdims=True)) * lax.rsqrt(x.var(-1, keepdims=True) + 1),
     "activations": lambda x: jax.nn.gelu(x, approximate=False) + jax.nn.silu(x) + jnp.tanh(x),
     "rounding": lambda x: jnp.round(3 * x) + jnp.floor(x) + jnp.ceil(x) + jnp.sign(x),
-    "powers": lambda x: x**3 + jnp.abs(x + 3) ** -2 + jnp.log1p(x**2) + jnp.exp(-x) % 0.3,
+    "powers": lambda x: x**3 + jnp.abs(x + 3) ** -2 + jnp.exp(-x) % 0.3,
+    "differences from 1": lambda x: jnp.log1p(x**2) + 1000 * jnp.expm1(x / 1000),
     "the inverse error function": lambda x: lax.erf_inv(jnp.clip(x, -0.99, 0.99)),
     "labels": lambda x: jnp.argmax(x, -1).astype(jnp.int32),
     "rows of a table": lambda x: jnp.asarray(SQUARE)[jnp.argmax(x, -1)],
@@ -124,6 +126,24 @@ def test_random_numbers_of_an_image_are_those_of_jax(draw):
         return draw(jax.random.fold_in(key, 3), (3, 5))
 
     both(each(noise), IMAGES)
+
+
+def test_numbers_without_a_sign_are_computed_by_operators_that_browsers_have():
+    """onnxruntime-web has no Where, Div, Max, Min or comparison of uint32."""
+    graph = Graph()
+    given = symbolic_input(graph, "x", "uint32", ("rows", 4))
+    program = lambda x: jnp.where(x > 7, jnp.maximum(x // 3, x % 5), jnp.minimum(x * 3, x + 1))
+    outputs = {"y": add_function(graph, program, given)}
+    content = model_files(graph, [given], outputs, {}, ("test", "0"), "a.onnx")["a.onnx"]
+    x = np.uint32([[0, 5, 7, 8], [2**31 + 5, 2**32 - 1, 99, 1]])
+    (found,) = onnxruntime.InferenceSession(content).run(None, {"x": x})
+    np.testing.assert_array_equal(found, program(x))
+    made = onnx.shape_inference.infer_shapes(onnx.load_from_string(content)).graph
+    described = [*made.value_info, *made.input, *made.output]
+    dtypes = {each.name: each.type.tensor_type.elem_type for each in described}
+    for node in made.node:
+        if node.op_type in ("Add", "Div", "Greater", "Less", "Max", "Min", "Mod", "Mul", "Where"):
+            assert onnx.TensorProto.UINT32 not in {dtypes.get(name) for name in node.input}, node
 
 
 def test_what_is_not_known_is_named():

@@ -1,0 +1,129 @@
+"""The command export --format=onnx, and the programs of its guide that use what it writes."""
+
+import functools
+import http.server
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+import diffseg_jax
+from conftest import ROOT, called
+from diffseg_jax import export
+from diffseg_jax.data.scenes import draw_scene
+
+GUIDE = (ROOT / ".docs" / "exporting.md").read_text()
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+WEB = os.environ.get("ONNXRUNTIME_WEB", "")  # node_modules/onnxruntime-web/dist
+CDN = "https://cdn.jsdelivr.net/npm/onnxruntime-web/dist"
+WITHOUT = "import sys\nfor name in ('diffseg_jax', 'jax', 'onnx'): sys.modules[name] = None\n"
+
+
+def block(language):
+    """The first block of the guide in a language."""
+    return re.search(rf"(?s)^```{language}\n(.*?)^```", GUIDE, re.MULTILINE)[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder in which the command of the guide was run, and a photograph."""
+    folder = tmp_path_factory.mktemp("site")
+    command = next(line for line in block("bash").splitlines() if "diffseg_jax.export" in line)
+    flags = [flag.replace("=web/", f"={folder}/web/") for flag in command.split()[3:]]
+    done = called(export.main, flags)
+    assert done.code == 0, done.err
+    assert "onnxruntime.InferenceSession" in done.out and "pip install onnxruntime" in done.out
+    image = draw_scene(3, 0, 96, 128)["image"]
+    Image.fromarray(image).save(folder / "photo.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(site):
+    """What the packaged model predicts of the photograph."""
+    return diffseg_jax.load("scenes").predict(site / "photo.png")
+
+
+def test_the_packaged_model_predicts_the_same_in_onnx(site, expected):
+    session = onnxruntime.InferenceSession(site / "web" / "scenes" / "model.onnx")
+    image = np.asarray(Image.open(site / "photo.png"))
+    labels, probs, uncertainty = session.run(None, {"images": image[None]})
+    np.testing.assert_allclose(probs, expected.probs, atol=1e-4)
+    best = np.sort(expected.probs, -1)
+    clear = best[..., -1] - best[..., -2] > 1e-3
+    np.testing.assert_array_equal(labels[clear], expected.labels[clear])
+    assert expected.calibrated
+    np.testing.assert_allclose(uncertainty[clear], expected.uncertainty[clear], atol=1e-3)
+
+
+def test_the_python_of_the_guide_runs_without_the_package(site, expected):
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT + block("python")], cwd=site, env=environment,
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shares = dict(line.rsplit(maxsplit=1) for line in done.stdout.splitlines())
+    assert list(shares) == list(expected.classes)
+    for index, share in enumerate(shares.values()):
+        assert abs(float(share.strip("%")) / 100 - (expected.labels == index).mean()) < 0.01
+
+
+@pytest.mark.skipif(not (BROWSER and WEB), reason="needs Chromium, and ONNXRUNTIME_WEB")
+def test_the_page_of_the_guide_paints_the_labels(site, expected):
+    from playwright.sync_api import sync_playwright
+
+    folder = site / "web" / "scenes"
+    page = block("html").replace(CDN, "./ort")
+    page = page.replace("</script>", "window.finished = true;\n</script>")
+    (folder / "index.html").write_text("<!doctype html>\n" + page)
+    shutil.copy(site / "photo.png", folder)
+    if not (folder / "ort").exists():
+        (folder / "ort").symlink_to(Path(WEB).resolve())
+    handler = functools.partial(Quiet, directory=folder)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+            tab = browser.new_page()
+            tab.goto(f"http://127.0.0.1:{server.server_port}/index.html")
+            tab.wait_for_function("() => window.finished", timeout=200_000)
+            read = "() => [...painted.getContext('2d').getImageData(0, 0, 128, 96).data]"
+            shown = np.reshape(tab.evaluate(read), (96, 128, 4))[..., :3]
+            browser.close()
+    finally:
+        server.shutdown()
+        server.server_close()
+    palette = np.array(json.loads((folder / "model.json").read_text())["palette"])
+    assert (shown == palette[expected.labels[0]]).all(-1).mean() > 0.999
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A server of files that logs nothing."""
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--format=onxn"], 'unknown format "onxn". Known: onnx, stablehlo. Did you mean "onnx"?'),
+        (["--format=onnx", "--platforms=cpu"], "platforms is cpu, but a file of the format onnx"),
+        (["--format=onnx", "--size=0,4"], "size"),
+        (["--format=onnx", "--output=."], ". exists already. Give another --output."),
+    ],
+)
+def test_mistakes_end_with_one_sentence_before_anything_is_loaded(flags, sentence):
+    done = called(export.main, ["--checkpoint=scenes", "--output=new", "--size=96,128", *flags])
+    assert done.code == 2 and sentence in done.err and done.err.count("\n") == 1, done.err
