@@ -20,9 +20,9 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.weights.array_pickles import unpickle_arrays
 from diffseg_jax.weights.pickles import Refused
 
-CAMERAS = (
-    "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT",
-    "CAM_BACK_RIGHT",
+CAMERAS = (  # which turn to the left one by one; their order changes no map
+    "CAM_FRONT", "CAM_FRONT_LEFT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT",
+    "CAM_FRONT_RIGHT",
 )  # fmt: skip
 PREPARE = "Prepare the files with BEVFusion's tools/create_data.py nuscenes."
 

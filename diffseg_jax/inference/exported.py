@@ -347,6 +347,8 @@ def check_protocol(protocol: Protocol, size: tuple[int, int]):
 
 def require_classes(segmenter: Segmenter, task: Task):
     """Raises UserError for a stage that does not segment."""
+    if segmenter.output.refusal:
+        raise segmenter.output.refusal(segmenter)
     if task.predict is None:
         raise UserError(
             f"{segmenter.directory} was trained without labels, so it cannot segment and there is "

@@ -17,6 +17,7 @@ from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.inference.bev_output import predict_rigs
+from diffseg_jax.inference.exported import export
 from nuscenes_tree import make_tree
 
 CONFIG = "configs/ddp_nuscenes.py:tiny"
@@ -76,6 +77,8 @@ def test_photographs_without_calibration_are_refused(run, tmp_path):
     segmenter = diffseg_jax.load(run.workdir)
     with pytest.raises(UserError, match="from the images of several cameras"):
         segmenter.predict(np.zeros((32, 48, 3), np.uint8))
+    with pytest.raises(UserError, match="from the images of several cameras"):
+        export(segmenter, tmp_path / "model", size=(32, 48))
     rig = {"images": np.zeros((2, 32, 48, 3), np.uint8), "name": "bare"}
     with pytest.raises(UserError, match="bare comes without intrinsics"):
         predict_rigs(segmenter, [rig])
@@ -86,6 +89,14 @@ def test_a_map_of_another_size_is_named_before_anything_is_written(command, run,
     done = command(tmp_path / "run", *flags, config=CONFIG)
     assert done.code and "config.bev.output makes (6, 20, 20)" in done.err
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_check_counts_the_cells_of_every_class(command, run, tmp_path):
+    flags = ["--mode=check", f"--config.data.path={run.tree}"]
+    done = command(tmp_path / "check", *flags, config=CONFIG)
+    assert done.code == 0, done.err
+    assert "drivable_area" in done.out and "training can start" in done.out
+    assert (tmp_path / "check/check_train_changed.png").exists()
 
 
 def test_a_set_without_maps_is_named(command, tmp_path):
