@@ -9,7 +9,7 @@ python -m diffseg_jax.main --config=configs/deeplab_scenes.py --workdir=runs/dee
     --config.data.source=folder --config.data.path=runs/made --config.data.options.images=0 \
     --config.data.options.size="(0, 0)" --config.data.validation.source=scenes
 
-Time and result on two CPU cores: .docs/synthetic_data.md. All numbers here are ours, not a paper's.
+The result: .docs/synthetic_data.md. All numbers here are ours, not a paper's.
 """
 
 from ml_collections import config_dict
