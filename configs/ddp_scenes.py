@@ -119,7 +119,7 @@ def get_depth():
     c.sweep = dict(steps=(1, 2, 3, 5, 10), draws=(1, 3))                  # for --mode=steps
 
     adamw = dict(
-        name="adamw", schedule="polynomial", peak_lr=1e-3, warmup_steps=20, warmup_ratio=0.01,
+        name="adamw", schedule="polynomial", peak_lr=1.5e-3, warmup_steps=20, warmup_ratio=0.01,
         b1=0.9, b2=0.999, epsilon=1e-8, weight_decay=0.01, no_decay=(r"norm",), clip_norm=1.0,
     )
     augment = dict(                       # the size stays: depth follows from it
@@ -127,11 +127,11 @@ def get_depth():
         rotate=0.0, rotate_share=0.5,
         colour_share=0.5, gamma=(0.9, 1.1), brightness=(0.9, 1.1), channels=(0.9, 1.1),
     )
-    every = dict(log=20, checkpoint=100, evaluate=100)                    # steps
-    c.run = ("train", "align")
+    every = dict(log=20, checkpoint=150, evaluate=150)                    # steps
+    c.run = ("train",)                    # align may follow: ("train", "align")
     c.stages = dict(
         train=dict(
-            kind="train", start="weights", steps=200, batch_size=8, accumulate=1, ema=(),
+            kind="train", start="weights", steps=450, batch_size=8, accumulate=1, ema=(),
             augment=dict(augment), optim=dict(adamw), every=dict(every),
         ),
         align=dict(
