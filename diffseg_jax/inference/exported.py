@@ -206,7 +206,8 @@ def onnx_files(given: Exportable) -> dict[str, bytes]:
         for name, value in given.description.items()
     }
     return onnx_model(
-        given.task, given.network, given.size, given.seed, given.calibrator, texts, ONNX.file
+        given.task, given.network, given.size, given.seed, given.calibrator, texts, ONNX.file,
+        given.output,
     )  # fmt: skip
 
 
@@ -226,10 +227,10 @@ ONNX = ExportFormat(
     load=(
         "import onnxruntime",
         'model = onnxruntime.InferenceSession("model.onnx")',
-        'labels, probs, uncertainty = model.run(None, {{"images": images}})  # uint8[b, h, w, 3]',
+        '{2} = model.run(None, {{"images": images}})  # uint8[b, h, w, 3]',
     ),
     shape=("batch", "height", "width"), platforms=(), dtypes=("float32",),
-    tasks=("segmentation",), write=onnx_files,
+    tasks=("segmentation", "depth"), write=onnx_files,
 )  # fmt: skip
 EXPORT_FORMATS = {"stablehlo": STABLEHLO, "onnx": ONNX}
 

@@ -9,6 +9,8 @@ import numpy as np
 import diffseg_jax
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference.bands import DESCRIPTOR, named_maps
+from diffseg_jax.inference.label_output import LABEL_OUTPUT
+from diffseg_jax.inference.output import OutputKind
 from diffseg_jax.inference.views import predict_whole
 from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.onnx_writer.convert import add_function
@@ -20,7 +22,7 @@ from diffseg_jax.systems.task import Task
 
 def onnx_model(
     task: Task, network: dict, size: tuple[int, int], seed: int, calibrator: Calibrator | None,
-    description: Mapping[str, str], name: str,
+    description: Mapping[str, str], name: str, output: OutputKind = LABEL_OUTPUT,
 ) -> dict[str, bytes]:  # fmt: skip
     """The files of a model of images u8[b,h,w,3]: {name: bytes}; UserError if it has no such form.
 
@@ -28,13 +30,12 @@ def onnx_model(
                  whose maps it resizes back, both as `inference.views.predict` does
     seed         of the noise, which the file draws for each image as jax does
     description  texts that the file holds
-
-    Outputs are "labels" i32[b,h,w], "probs" f32[b,h,w,K] and "uncertainty" f32[b,h,w].
+    output       whose `exported` maps are the outputs, i32 or f32[b,h,w,...]
     """
     try:
         graph = Graph()
         images = symbolic_input(graph, "images", "uint8", ("batch", "height", "width", 3))
-        outputs = written(graph, images, task, network, size, seed, calibrator)
+        outputs = written(graph, images, task, network, size, seed, calibrator, output)
         return model_files(
             graph, [images], outputs, description, ("diffseg_jax", diffseg_jax.__version__), name
         )
@@ -47,7 +48,7 @@ def onnx_model(
 
 def written(
     graph: Graph, images: Value, task: Task, network: dict, size: tuple[int, int], seed: int,
-    calibrator: Calibrator | None,
+    calibrator: Calibrator | None, output: OutputKind,
 ) -> dict[str, Value]:  # fmt: skip
     """The outputs for images of any size, as nodes of a graph."""
     batch, *sides, _ = images.shape
@@ -56,12 +57,8 @@ def written(
     maps = {name: resized(graph, values, sides) for name, values in maps.items()}
 
     def decide(*arrays):
-        found = predict_whole(dict(zip(maps, arrays)), jnp, calibrator)
-        return {
-            "labels": found.labels.astype(jnp.int32),
-            "probs": found.probs.astype(jnp.float32),
-            "uncertainty": found.uncertainty.astype(jnp.float32),
-        }
+        found = predict_whole(dict(zip(maps, arrays)), jnp, calibrator, output.decision)
+        return dict(output.exported(found))
 
     return add_function(graph, decide, *maps.values())
 

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import onnxruntime
 import pytest
 
 import diffseg_jax
+from configs import tiny_ddp_depth
+from conftest import filled
 from diffseg_jax.data.transforms import resize_image
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference import exported as module
@@ -20,6 +23,8 @@ from diffseg_jax.inference.exported import export
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.metrics.calibrator import fit_calibrator
 from diffseg_jax.onnx_writer.graph import UnsupportedError
+from diffseg_jax.storage.workdir import as_json
+from diffseg_jax.systems.methods import SYSTEMS
 
 SIZE = (33, 47)
 PROGRAM = """
@@ -103,6 +108,30 @@ def test_a_model_in_onnx_predicts_as_the_segmenter(outputs, system):
     expected = segmenter.predict(images["three"], **OPTIONS[system])
     values = [found[f"three {key}"] for key in ("labels", "probs", "uncertainty")]
     assert_equal_predictions(values, expected, votes=system == "ddpm_seg")
+
+
+def test_a_depth_network_predicts_the_same_in_onnx(tmp_path):
+    config = tiny_ddp_depth.get_config()
+    config.evaluate.flip = False
+    stage = config.run[0]
+    options = config.stages[stage]
+    task = SYSTEMS["ddp"].make_task(config, options.kind, tuple(options.augment.crop), 0)
+    network = filled(jax.eval_shape(task.init, jax.random.key(0)))
+    meta = {
+        "version": "0.1.0", "config": as_json(config.to_dict()), "task": as_json(task.meta),
+        "stage": stage, "step": 7, "start": "random", "ema": [],
+    }  # fmt: skip
+    segmenter = Segmenter(Path("runs/a/checkpoints/x"), network, meta)
+    content = export(segmenter, tmp_path / "out", size=(32, 48), format="onnx")
+    assert list(content["outputs"]) == ["depth", "uncertainty"]
+    assert content["load"][-1].startswith("depth, uncertainty = model.run(")
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), np.uint8)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    depth, uncertainty = session.run(None, {"images": images})
+    for row, expected in enumerate(segmenter.predict(images)):
+        (maps,) = expected._maps
+        np.testing.assert_allclose(depth[row], maps.depth, rtol=1e-4)
+        np.testing.assert_allclose(uncertainty[row], maps.uncertainty, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["large", "small"])
