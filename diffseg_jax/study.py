@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None):
 def dry_run(arguments: Sequence[str]) -> str:
     """The list of the cells."""
     study, workdir = _opened(arguments)
-    measured = lambda cell: "numbers" in read_object(workdir / "cells" / f"{cell.name}.json")
+    numbers = lambda cell: read_object(workdir / "cells" / f"{cell.name}.json").get("numbers", {})
+    measured = lambda cell: set(study.collect) <= set(numbers(cell))
     return listing(study, cells_of_study(study), measured)
 
 

@@ -288,7 +288,7 @@ def seconds_of_cell(study: Study, cell: StudyCell) -> float:
     config = config_of(study, {**cell.run.options, **cell.measured})
     times = 1
     if cell.mode == "corruptions":
-        chosen = find(config, "evaluate.corruptions.types"), config.evaluate.corruptions.severities
+        chosen = [find(config, OF_CORRUPTIONS + name) for name in ("types", "severities")]
         times = 1 + (len(chosen[0]) or 18) * len(chosen[1])
     return study.seconds.get("start", ASSUMED_START) + times * seconds_of_images(study)
 

@@ -11,7 +11,7 @@ from diffseg_jax.experiment.study_report import draw_study, report_study
 from diffseg_jax.experiment.study_runs import (
     check_cells,
     claim_study,
-    is_measured,
+    has_all_numbers,
     record_of_cell,
     run_cells_of_study,
     write_commands,
@@ -37,7 +37,7 @@ def run_study(study: Study, workdir: Path, display: Display):
         claim_study(study, workdir)
         keep_class_sizes(study, workdir)
         write_commands(study, cells, workdir)
-        done = lambda cell: is_measured(record_of_cell(workdir, cell))
+        done = lambda cell: has_all_numbers(study, record_of_cell(workdir, cell))
         display.say(listing(study, cells, done))
         measured = lambda: report_study(study, cells, workdir)
         run_cells_of_study(study, cells, workdir, display, measured)

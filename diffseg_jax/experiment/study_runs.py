@@ -1,6 +1,6 @@
 """Runs the cells of a study that are not finished, and keeps what they measured."""
 
-import json
+import itertools
 import os
 import shlex
 import statistics
@@ -8,12 +8,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from diffseg_jax.config.files import find, read_config
+from diffseg_jax.config.schema import differing_lines, lacking
+from diffseg_jax.data.corruptions import default_types
 from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.child_run import MAXRSS_UNIT, run_watched
 from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.experiment.study_cells import (
+    OF_CORRUPTIONS,
     StudyCell,
     command_of_cell,
     command_of_run,
@@ -27,41 +31,58 @@ from diffseg_jax.experiment.study_file import Study
 from diffseg_jax.experiment.study_scores import SIZES, class_sizes, score_on
 from diffseg_jax.metrics.image_counts import read_image_counts
 from diffseg_jax.metrics.segmentation import to_number
-from diffseg_jax.storage.lock import require_free
+from diffseg_jax.storage.lock import InUse, require_free
 from diffseg_jax.storage.paths import read_object, write_atomically, write_json
 from diffseg_jax.storage.workdir import as_json, read_json_object
 
 POLL = 2.0  # seconds between two looks at a run that an earlier study has left
 STUDY_FILE = "study.json"
+AGAIN = ". Remove the run's folder and its record, and run the study again."
 
 
 def claim_study(study: Study, workdir: Path):
     """Writes what is studied; UserError if the workdir holds another study.
 
-    Points of axes and seeds may be added later.
+    Points of axes and seeds may be added later. Those that were studied once stay in the file, so
+    that none comes back with other options under the name of its old numbers.
     """
-    file = workdir / STUDY_FILE
-    mine = as_json({
-        "base": study.base, "options": dict(study.options), "shared": dict(study.shared),
-        "features": dict(study.features),
-        "axes": {axis.name: dict(axis.points) for axis in study.axes},
-        "seeds": dict(study.seeds.points), "evaluated": study.evaluated,
-    })  # fmt: skip
+    file, mine = workdir / STUDY_FILE, _claim_of(study)
     stored = read_json_object(file, ". Restore the file.") if file.exists() else mine
-    whole = ("base", "options", "shared", "features", "evaluated")
-    changed = [key for key in whole if stored[key] != mine[key]]
+    if changed := _changes(stored, mine):
+        raise UserError(
+            f"{workdir} holds a study with other {', '.join(changed)}. Take another --workdir, "
+            f"such as {workdir}_2."
+        )
+    mine["seeds"] = {**stored["seeds"], **mine["seeds"]}
+    mine["axes"] = {key: {**stored["axes"][key], **now} for key, now in mine["axes"].items()}
+    write_json(file, mine)
+
+
+def _claim_of(study) -> dict:
+    """What the numbers of a study depend on, JSON values."""
+    return as_json({
+        "base": study.base, "config": read_config(study.base).to_dict(),
+        "options": dict(study.options), "shared": dict(study.shared),
+        "features": dict(study.features), "evaluated": study.evaluated, "stage": study.stage,
+        "axes": {axis.name: dict(axis.points) for axis in study.axes},
+        "seeds": dict(study.seeds.points),
+    })  # fmt: skip
+
+
+def _changes(stored, mine) -> list[str]:
+    """What is not as it was; earlier files may lack some of it."""
+    stored = {"features": {}, "axes": {}, "seeds": {}, **stored}
+    whole = ("base", "options", "shared", "features", "evaluated", "stage")
+    changed = [key for key in whole if stored.get(key, mine[key]) != mine[key]]
+    lines = differing_lines(stored.get("config", mine["config"]), mine["config"])
+    changed += [f"{line} in {mine['base']}" for line in lines if not line.startswith("mesh")]
     if list(stored["axes"]) != list(mine["axes"]):
         changed.append("axes")
     pairs = [(stored["axes"].get(name, {}), points) for name, points in mine["axes"].items()]
     for before, now in (*pairs, (stored["seeds"], mine["seeds"])):
         other = [label for label in now if before.get(label, now[label]) != now[label]]
         changed += [f"options at {label}" for label in other]
-    if changed:
-        raise UserError(
-            f"{workdir} holds a study with other {', '.join(changed)}. Take another --workdir, "
-            f"such as {workdir}_2."
-        )
-    write_json(file, mine)
+    return changed
 
 
 def check_cells(study: Study, cells: Sequence[StudyCell]):
@@ -106,35 +127,49 @@ def run_cells_of_study(
 
     measured  is called after each new cell
     """
+    failed = {}
     for index, cell in enumerate(cells):
-        if is_measured(record_of_cell(workdir, cell)):
+        before = record_of_cell(workdir, cell)
+        if has_all_numbers(study, before):
             continue
         left = seconds_left(study, cells, workdir)
         what = f"{index + 1} of {len(cells)}: {cell.name}"
         display.say(f"\n{what}; about {duration(left)} left in all")
         with display.progress(what):
-            record = _measure(study, cell, workdir, display.say)
+            record = _measured(study, cell, workdir, failed, display.say)
         if "failed" in record:
             display.say(f"  failed, and the others go on: {record['failed']}")
+        elif cell.mode == "train":  # numbers that are not collected any more stay
+            record["numbers"] = before.get("numbers", {}) | record["numbers"]
         write_json(_cell_file(workdir, cell), record)
         measured()
 
 
-def _measure(study, cell, workdir, say) -> dict:
+def _measured(study, cell, workdir, failed, say) -> dict:
     """The record of a cell: its numbers and the file of its images' counts, or why it failed."""
+    try:
+        return _measure(study, cell, workdir, failed, say)
+    except UserError as error:
+        return {"failed": str(error)}
+
+
+def _measure(study, cell, workdir, failed, say) -> dict:
+    """`_measured`; raises UserError for a folder out of reach and for numbers that are missing.
+
+    failed  name of a run -> why it failed since the start of the study; those are not tried again
+    """
     for run in cell.run.chain:
-        if failed := _finish_run(study, run, workdir, say):
-            return {"failed": failed if run is cell.run else f"{run.name}: {failed}"}
+        reason = failed.get(run.name) or _finish_run(study, run, workdir, say)
+        if reason:
+            failed[run.name] = reason
+            return {"failed": reason if run is cell.run else f"{run.name}: {reason}"}
     folder, record = folder_of_run(workdir, cell.run), {}
     if cell.mode != "train":
         command = command_of_cell(study, cell, workdir)
         record = _watched_record(command, workdir, cell.name, folder, cell.mode, say)
         if "failed" in record:
             return record
-    try:
-        return {**record, **_found(study, cell, folder, workdir)}
-    except UserError as error:
-        return {"failed": str(error)}
+    return {**record, **_found(study, cell, folder, workdir)}
 
 
 def _finish_run(study, run, workdir, say) -> str:
@@ -157,7 +192,7 @@ def _watched_record(command, workdir, name, folder, task, say) -> dict:
         wait_until_free(folder, task, say)
         begun = time.perf_counter()
         status, usage, last = run_watched(command, logs / f"{name}.log", say)
-        if not status or not _problem_of_lock(folder, task):
+        if not status or not _holder_of(folder, task):
             break  # else another run, left by a killed study, took the lock while this one started
     record = {
         "seconds": time.perf_counter() - begun, "command": _typed(command),
@@ -169,18 +204,21 @@ def _watched_record(command, workdir, name, folder, task, say) -> dict:
 
 
 def wait_until_free(folder: Path, task: str, say: Callable):
-    """Returns once no run writes in a folder: one may outlive a study that was killed."""
-    if problem := _problem_of_lock(folder, task):
-        say(f"  waits for a run that goes on: {problem}")
-    while _problem_of_lock(folder, task):
+    """Returns once no run writes in a folder: one may outlive a study that was killed.
+
+    Raises UserError for a folder that cannot be reached.
+    """
+    if holder := _holder_of(folder, task):
+        say(f"  waits for a run that goes on: {holder}")
+    while _holder_of(folder, task):
         time.sleep(POLL)
 
 
-def _problem_of_lock(folder, task) -> str:
-    """Why a run cannot write in a folder now; "" if it can."""
+def _holder_of(folder, task) -> str:
+    """The sentence that names the run which writes in a folder now; "" if none does."""
     try:
         require_free(folder, task, "--workdir")
-    except UserError as error:
+    except InUse as error:
         return str(error)
     return ""
 
@@ -188,6 +226,11 @@ def _problem_of_lock(folder, task) -> str:
 def is_measured(record: Mapping) -> bool:
     """Whether a run or a cell has come to its end; one that failed is run again."""
     return bool(record) and "failed" not in record
+
+
+def has_all_numbers(study: Study, record: Mapping) -> bool:
+    """Whether a cell is measured with all numbers that the study collects, also those added."""
+    return is_measured(record) and set(study.collect) <= set(record.get("numbers", ()))
 
 
 def _cell_file(workdir, cell):
@@ -203,12 +246,16 @@ def record_of_cell(workdir: Path, cell: StudyCell) -> dict:
 
 
 def _found(study, cell, folder, workdir) -> dict:
-    """The numbers of a cell, and the file of the counts of its images below the study's folder."""
+    """The numbers of a cell, and the file of the counts of its images below the study's folder.
+
+    There is none of runs of other outputs than labels. Raises UserError for results that are
+    missing.
+    """
     if cell.mode == "corruptions":
         return {"numbers": _of_corruptions(study, cell, folder)}
     suffix = "" if cell.mode == "train" else "_eval"
-    results = json.loads((folder / f"results{suffix}.json").read_text())
-    name = study.stage or list(results)[-1]
+    results = read_json_object(_present(folder / f"results{suffix}.json"), AGAIN)
+    name = study.stage or next(reversed(results), "")
     if name not in results:
         known = ", ".join(results)
         raise UserError(f"the run has no results of the stage {name}. Stages with some: {known}.")
@@ -216,10 +263,12 @@ def _found(study, cell, folder, workdir) -> dict:
     of_results = [path for path in study.collect if path not in SIZES]
     numbers = {path: number_at(results[name], path) for path in of_results}
     if len(of_results) < len(study.collect):
-        of_images, sizes = read_image_counts(counts), class_sizes(workdir)
+        of_images, sizes = read_image_counts(_present(counts)), class_sizes(workdir)
         sums = of_images.counts.sum(0)
         scores = {path: score_on(path, of_images, sums, sizes) for path in SIZES}
         numbers |= {path: to_number(scores[path]) for path in SIZES if path in study.collect}
+    if not counts.exists():
+        return {"numbers": numbers}
     if suffix:  # the next evaluation of the same run writes the same file
         kept = workdir / "cells" / f"{cell.name}.npz"
         write_atomically(kept, counts.read_bytes())
@@ -227,17 +276,36 @@ def _found(study, cell, folder, workdir) -> dict:
     return {"numbers": numbers, "image_counts": os.fspath(counts.relative_to(workdir))}
 
 
+def _present(file: Path) -> Path:
+    """The file; UserError if the run did not write it."""
+    if not file.exists():
+        raise UserError(
+            f"the run left no {file.name} in {file.parent}. Take a base config whose run is "
+            "evaluated, or collect other numbers."
+        )
+    return file
+
+
+def corruptions_of(study: Study, cell: StudyCell) -> list[tuple[str, int]]:
+    """The types and severities over which a cell averages."""
+    config = config_of(study, {**cell.run.options, **cell.measured})
+    types, severities, frost = (
+        find(config, OF_CORRUPTIONS + name) for name in ("types", "severities", "frost")
+    )
+    severities = severities or lacking(OF_CORRUPTIONS)["severities"]
+    return list(itertools.product(types or default_types(bool(frost)), severities))
+
+
 def _of_corruptions(study, cell, folder):
-    """The mean over types of each number; the clean images count where they alone are measured."""
-    rows = json.loads((folder / "corruptions.json").read_text())["cells"]
-    options = {**cell.run.options, **cell.measured}
-    severities = options.get("evaluate.corruptions.severities")
-    types = options.get("evaluate.corruptions.types") or {row["type"] for row in rows} - {"clean"}
-    chosen = [
-        row for row in rows
-        if row["type"] in types and (not severities or row["severity"] in severities)
-    ]  # fmt: skip
-    values = {path: [number_at(row, path) for row in chosen] for path in study.collect}
+    """The mean of each number over the types and severities of the cell."""
+    content = read_json_object(_present(folder / "corruptions.json"), AGAIN)
+    rows = {(row["type"], row["severity"]): row for row in content["cells"]}
+    wanted = corruptions_of(study, cell)
+    if missing := [
+        f"{name} {severity}" for name, severity in wanted if (name, severity) not in rows
+    ]:
+        raise UserError(f"corruptions.json of {folder} holds no {', '.join(missing)}.")
+    values = {path: [number_at(rows[each], path) for each in wanted] for path in study.collect}
     return {
         path: statistics.mean(found) if None not in found else None
         for path, found in values.items()
@@ -270,5 +338,5 @@ def seconds_left(study: Study, cells: Sequence[StudyCell], workdir: Path) -> flo
             left += about
     for cell in cells:
         record = record_of_cell(workdir, cell)
-        left += 0.0 if is_measured(record) else seconds_of_cell(study, cell)
+        left += 0.0 if has_all_numbers(study, record) else seconds_of_cell(study, cell)
     return left * (taken / expected if expected else 1.0)

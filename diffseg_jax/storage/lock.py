@@ -31,13 +31,17 @@ KEYS = {
 }  # fmt: skip
 
 
+class InUse(UserError):
+    """Another process writes in a folder; the sentence names it."""
+
+
 @contextlib.contextmanager
 def locked(folder: Path, task: str, flag: str) -> Iterator[None]:
     """Within it, no other process on any machine does `task` in the folder, which must exist.
 
     task  such as "train"; different tasks do not exclude each other
     flag  the command's flag that names the folder, for the error
-    Raises UserError that names the holder while another process holds the lock.
+    Raises InUse, a UserError that names the holder, while another process holds the lock.
     """
     file = _file(folder, task)
     mine = {**_this_process(), "since": time.time(), "token": uuid.uuid4().hex, "beat": 0}
@@ -150,7 +154,7 @@ def _in_use(folder, task, holder, flag):
         since = time.strftime("since %Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
         task = f"{task}, {since}"
         end = f"end it with kill {holder['process']} on {holder['host']}, "
-    return UserError(
+    return InUse(
         f"{folder} is in use: {_named(holder)} writes there ({task}). Wait until it ends, {end}or "
         f"give another {flag}."
     )

@@ -14,6 +14,7 @@ from diffseg_jax.experiment.study_cells import cells_of_study, command_of_run, l
 from diffseg_jax.experiment.study_file import read_study
 from diffseg_jax.experiment.study_report import Group, difference
 from diffseg_jax.metrics.image_counts import ImageCounts, mean_iou
+from diffseg_jax.storage.lock import InUse
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "configs" / "studies").glob("*.py"))
@@ -197,7 +198,7 @@ def test_a_run_that_a_killed_study_left_is_waited_for(studied, monkeypatch):
     def require_free(folder, task, flag):
         looks.append(folder.name)
         if looks[-1] == "pretrain" and next(locked, 0):
-            raise UserError(f"{folder} is in use")
+            raise InUse(f"{folder} is in use")
 
     class Left(Runs):
         def __call__(self, command, log, say):
@@ -214,6 +215,7 @@ def test_cells_without_the_stage_they_start_from_fail_and_others_go_on(studied):
     _, workdir, commands, _ = studied(fails=("pretrain",))
     assert (workdir / "table.md").read_text().count("- DeP-") == 4
     assert sum("scratch" in word for command in commands for word in command) == 4
+    assert sum("('pretrain',)" in word for command in commands for word in command) == 1
 
 
 def test_evaluations_of_one_run_keep_their_own_numbers(studied):
@@ -231,6 +233,114 @@ def test_more_seeds_may_be_added_and_another_study_is_refused(studied):
     assert not stopped and len(commands) == 4  # of the new seed alone
     _, _, commands, stopped = studied(options={"stages.finetune.steps": 4})
     assert stopped == 2 and not commands
+
+
+ONE = dict(seeds={"seed": (0,)}, axes={"run": {"scratch": {"run": ("scratch",)}}})
+
+
+def test_a_point_that_left_the_file_does_not_come_back_with_other_options(write, tmp_path):
+    points = {"x": {"data.count": 2}, "y": {"data.count": 4}}
+    for axis in (points, {"y": points["y"]}, points):
+        study_runs.claim_study(read_study(write(axes={"a": axis})), tmp_path)
+    study_runs.claim_study(read_study(write(axes={"a": {"y": points["y"]}})), tmp_path)
+    other = write(axes={"a": {"x": {"data.count": 6}, "y": points["y"]}})
+    with pytest.raises(UserError, match="other options at x"):
+        study_runs.claim_study(read_study(other), tmp_path)
+
+
+def test_another_stage_and_another_content_of_the_base_are_another_study(write, tmp_path):
+    base = tmp_path / "base.py"
+    base.write_text(Path(FIELDS["base"]).read_text())
+    study_runs.claim_study(read_study(write(base=str(base))), tmp_path)
+    with pytest.raises(UserError, match="other stage"):
+        study_runs.claim_study(read_study(write(base=str(base), stage="finetune")), tmp_path)
+    changed = "\n\nfirst = get_config\n\n\ndef get_config():\n    config = first()\n"
+    base.write_text(base.read_text() + changed + "    config.noise.low = 0.5\n    return config\n")
+    with pytest.raises(UserError, match="noise.low: .* -> 0.5 in "):
+        study_runs.claim_study(read_study(write(base=str(base))), tmp_path)
+
+
+def test_a_study_of_an_earlier_version_goes_on(write, tmp_path):
+    one = read_study(write())
+    study_runs.claim_study(one, tmp_path)
+    stored = json.loads((tmp_path / "study.json").read_text())
+    for key in ("config", "features", "stage"):
+        del stored[key]
+    (tmp_path / "study.json").write_text(json.dumps(stored))
+    study_runs.claim_study(one, tmp_path)
+    assert "config" in json.loads((tmp_path / "study.json").read_text())
+
+
+def test_a_number_that_is_added_is_collected_from_runs_that_ended(studied):
+    studied(**ONE)
+    _, workdir, commands, stopped = studied(**ONE, collect=("mIoU", "calibration.ECE"))
+    assert not stopped and not commands
+    assert (workdir / "table.csv").read_text().splitlines()[1].endswith(",0.1,")
+
+
+def test_a_run_that_ended_without_a_record_is_the_only_one_that_starts_again(studied):
+    _, workdir, _, _ = studied()
+    for file in ("runs/DeP-2-seed0.json", "cells/DeP-2-seed0.json"):
+        (workdir / file).unlink()
+    _, _, commands, stopped = studied()
+    assert not stopped and [Path(command[3]).name for command in commands] == ["DeP-2-seed0"]
+
+
+def test_runs_without_counts_of_images_have_numbers_and_without_results_fail(studied):
+    class Maps(Runs):
+        left_out = "image_counts_scratch.npz"
+
+        def __call__(self, command, log, say):
+            answer = super().__call__(command, log, say)
+            (Path(command[3].partition("=")[2]) / self.left_out).unlink()
+            return answer
+
+    class Nothing(Maps):
+        left_out = "results.json"
+
+    _, workdir, _, stopped = studied(**ONE, runs=Maps)
+    assert not stopped and "image_counts" not in (workdir / "cells/scratch-seed0.json").read_text()
+    _, workdir, _, stopped = studied(**ONE, runs=Nothing, workdir="other")
+    assert stopped == 2 and "the run left no results.json" in (workdir / "table.md").read_text()
+
+
+def test_a_folder_out_of_reach_fails_and_is_not_waited_for(studied, monkeypatch):
+    def require_free(folder, task, flag):
+        raise UserError(f"{folder} cannot be reached")
+
+    monkeypatch.setattr(study_runs, "require_free", require_free)
+    _, workdir, _, stopped = studied(**ONE)
+    assert stopped == 2 and "cannot be reached" in (workdir / "table.md").read_text()
+
+
+def test_a_cell_of_corruptions_averages_over_its_own_rows_and_not_over_those_of_others(studied):
+    class Corrupted(Runs):
+        """Measures severities 1 and 5 of two types from the start, as another cell would leave."""
+
+        def __call__(self, command, log, say):
+            answer = super().__call__(command, log, say)
+            rows = [
+                {"type": name, "severity": severity, "mIoU": score / severity}
+                for name, score in (("clean", 9.0), ("fog", 0.5), ("snow", 0.7))
+                for severity in (1, 5)
+            ]
+            file = Path(command[3].partition("=")[2]) / "corruptions.json"
+            file.write_text(json.dumps({"cells": rows}))
+            return answer
+
+    group = "evaluate.corruptions."
+    points = {
+        "typed": {f"{group}types": "fog", f"{group}severities": "(1,)"},
+        "both": {f"{group}types": ("fog", "snow"), f"{group}severities": (1, 5)},
+        "base": {f"{group}types": ("fog",)},            # severities of the base config: 1, 3, 5
+    }
+    fields = dict(axes={"corruption": points}, evaluated=("corruption",), seeds={"seed": (0,)})
+    _, workdir, _, _ = studied(**fields, options={"run": ("scratch",)}, runs=Corrupted)
+    rows = [line.split(",") for line in (workdir / "table.csv").read_text().splitlines()[1:]]
+    found = {row[0]: row[2] for row in rows}
+    assert float(found["typed"]) == 0.5 and found["base"] == ""
+    assert "holds no fog 3" in (workdir / "table.md").read_text()
+    np.testing.assert_allclose(float(found["both"]), (0.5 + 0.7) * (1 + 1 / 5) / 4)
 
 
 BLOCKS = dict(
