@@ -3,8 +3,10 @@
 python -m diffseg_jax.study --config=configs/studies/ddp_parts.py:code --workdir=runs/code
 
 Presets: code: how labels are encoded, and the scale of the code; schedule: of the noise; depth:
-layers of the map decoder; each with _camvid (--config.data.path=camvid) and _cityscapes
-(--config.data.path=cityscapes --config.weights=convnext_tiny_1k_224.pth) at the end of its name.
+layers of the map decoder; diffusion: the same decoder without it, with a learned vector in place of
+the noisy map, and a convolutional head; each with _camvid (--config.data.path=camvid) and
+_cityscapes (--config.data.path=cityscapes --config.weights=convnext_tiny_1k_224.pth) at the end of
+its name.
 Published for comparison: Ji et al. (2023), section 4.4. Reverse steps are studied by
 configs/studies/steps.py.
 """
@@ -12,6 +14,7 @@ configs/studies/steps.py.
 PRESETS = (
     "code", "code_camvid", "code_cityscapes", "schedule", "schedule_camvid", "schedule_cityscapes",
     "depth", "depth_camvid", "depth_cityscapes",
+    "diffusion", "diffusion_camvid", "diffusion_cityscapes",
 )  # fmt: skip
 AXES = {
     "code": {
@@ -20,6 +23,13 @@ AXES = {
     },
     "schedule": {"diffusion.schedule": ("cosine", "linear")},
     "depth": {"model.layers": (6, 3, 1)},
+    "diffusion": {
+        "decoder": {
+            "with diffusion": {"stages.train.kind": "train"},
+            "without": {"stages.train.kind": "decoder"},
+            "convolutional head": {"stages.train.kind": "plain"},
+        },
+    },
 }
 
 

@@ -155,7 +155,7 @@ def _axis(name, points) -> Axis:
 def _label(value):
     if isinstance(value, (tuple, list)):
         return " ".join(map(_label, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _seeds(values) -> Axis:

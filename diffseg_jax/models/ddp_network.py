@@ -96,12 +96,13 @@ class AuxiliaryHead(nnx.Module):
 class DDPNetwork(DenseNetwork):
     """Encoder, map decoder and auxiliary head, as methods that a loss and a sampler combine.
 
-    diffuses   without it there is no map decoder, and only the auxiliary head predicts
+    decodes  without it there is no map decoder, and only the auxiliary head predicts
+    queries  in place of codes of labels the decoder has `query` f32[n], one learned vector
     """
 
     def __init__(
-        self, settings: DDPSettings, *, diffuses: bool = True, dtype=jnp.float32,
-        remat: bool = False, rngs: nnx.Rngs,
+        self, settings: DDPSettings, *, decodes: bool = True, queries: bool = False,
+        dtype=jnp.float32, remat: bool = False, rngs: nnx.Rngs,
     ):  # fmt: skip
         width, classes = settings.width, settings.num_classes
         self.backbone = make_backbone(settings, dtype=dtype, remat=remat, rngs=rngs)
@@ -109,10 +110,12 @@ class DDPNetwork(DenseNetwork):
         self.auxiliary = AuxiliaryHead(width, classes, settings.auxiliary_dropout, rngs=rngs)
         self.settings = settings
         self.dtype = dtype
-        if not diffuses:
+        if not decodes:
             return
         self.transform = combination(settings, rngs=rngs)
-        if settings.code == "embedding":
+        if queries:
+            self.query = nnx.Param(jax.random.normal(rngs.params(), (settings.code_width,)))
+        elif settings.code == "embedding":
             self.embedding = ClassEmbedding(classes + 1, width, rngs=rngs)
         self.time = TimeEmbedding(4 * width, rngs=rngs)
         self.decoder = MapDecoder(

@@ -7,6 +7,7 @@ Ji et al., "DDP: Diffusion Model for Dense Visual Prediction" (ICCV 2023, arXiv 
 | train   | the true labels, with noise                   | a few reverse steps               |
 | align   | the network's first prediction, with noise    | the same (section 3.4)            |
 | plain   | none: encoder and convolutional head          | one forward pass; for comparison  |
+| decoder | none: a learned vector in its place           | one forward pass; for comparison  |
 
 What a map is (labels, depth), how it is coded and learned, is the matter of a `DenseTask`.
 """
@@ -32,6 +33,7 @@ from diffseg_jax.systems.dense_task import DenseTask
 from diffseg_jax.systems.task import Task
 
 SAMPLERS = ("ddim", "ddpm")
+UNNOISED = ("plain", "decoder")  # kinds of stages without diffusion
 
 
 def make_task(
@@ -40,7 +42,7 @@ def make_task(
     """The task of one stage.
 
     config  reads dtype, remat, seed, diffusion, sampling, and what `dense` reads
-    kind    "train", "align" or "plain"
+    kind    "train", "align", or one of UNNOISED
     crop    (height, width) of training images, 32 or more
     Raises UserError for settings that make no network.
     """
@@ -59,7 +61,7 @@ def make_task(
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
     }
-    if kind == "plain":
+    if kind in UNNOISED:
         return dense.plain(network, config, num_classes, meta)
     loss = functools.partial(LOSSES[kind], dense, network, diffusion)
     reverse = functools.partial(reverse_process, dense, network, sampling)

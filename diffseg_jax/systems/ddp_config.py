@@ -19,6 +19,7 @@ from diffseg_jax.models.depth_network import DepthSettings
 from diffseg_jax.systems import ddp
 from diffseg_jax.systems.ddp_bev import BEV
 from diffseg_jax.systems.ddp_depth import DEPTH, DEPTH_SCHEDULES
+from diffseg_jax.systems.ddp_query import query_task
 from diffseg_jax.systems.ddp_segmentation import SEGMENTATION
 from diffseg_jax.systems.dense_task import DenseTask
 from diffseg_jax.systems.system import (
@@ -46,7 +47,10 @@ def dense_task_of(values: Mapping) -> DenseTask:
 
 def make_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task:
     """The task of one stage, as of `ddp.make_task`."""
-    return ddp.make_task(dense_task_of(config), config, kind, crop, num_classes)
+    dense = dense_task_of(config)
+    if kind == "decoder":
+        dense = dataclasses.replace(dense, plain=query_task)
+    return ddp.make_task(dense, config, kind, crop, num_classes)
 
 
 # ---- where a stage starts ----------------------------------------------------------------------
@@ -157,20 +161,22 @@ def class_rows(meta: dict, names) -> dict:
     code of bits has a row for each power of two.
     """
     settings, classes = SEGMENTATION.settings_of(meta), tuple(names)
-    diffuses = meta["kind"] != "plain"
+    kind, coded = meta["kind"], (*classes, None)
     rows = {
         ("params", *head, leaf): (-1, classes)
-        for head in (HEADS if diffuses else HEADS[1:])
+        for head in (HEADS[1:] if kind == "plain" else HEADS)
         for leaf in ("kernel", "bias")
     }
-    coded = (*classes, None)
-    if diffuses and settings.code == "embedding":
-        rows["params", "embedding", "table"] = 0, coded
-    elif diffuses:
+    if settings.code == "embedding":
+        if kind not in ddp.UNNOISED:
+            rows["params", "embedding", "table"] = 0, coded
+    elif kind != "plain":
         if settings.code == "bits":
             bits = code_width("bits", len(classes), settings.width)
             coded = tuple(f"{2**bit}s" for bit in reversed(range(bits)))
         rows["params", "transform", "kernel"] = 0, (*range(settings.width), *coded)
+        if kind == "decoder":
+            rows["params", "query"] = 0, coded
     return rows
 
 
@@ -301,10 +307,10 @@ def check(config):
         require_start_of_new_head(config, start_of, continues=("align",))
     for name in config.run:
         stage = config.stages[name]
-        if stage.kind == "plain" and dense.plain is None:
+        if stage.kind in ddp.UNNOISED and dense.plain is None:
             raise UserError(
-                f"stages.{name} is of kind plain, which there is for segmentation only, but the "
-                f"task is {dense.name}. Try --config.stages.{name}.kind=train."
+                f"stages.{name} is of kind {stage.kind}, which there is for segmentation only, but "
+                f"the task is {dense.name}. Try --config.stages.{name}.kind=train."
             )
         start = split_start(stage.start)[0]
         if stage.kind == "align" and start_of(config, stage.kind, start) == "random":
@@ -348,9 +354,9 @@ def with_steps(config, steps: int | None = None, draws: int | None = None):
 
 
 def sweep(config, kind: str) -> list[Setting]:
-    """The settings of config.sweep with which a trained network is measured; one for `plain`."""
+    """The settings of config.sweep with which a trained network is measured; one without noise."""
     config = further(config.copy_and_resolve_references())  # nothing is trained
-    if kind == "plain":
+    if kind in ddp.UNNOISED:
         return [Setting(0, 1, config, {"sampling": config.sampling.to_dict()})]
     pairs = [(steps, draws) for draws in config.sweep.draws for steps in config.sweep.steps]
     configs = [with_steps(config, *pair) for pair in pairs]
@@ -414,7 +420,7 @@ DEPTH_OPTIONS = {  # of a config for depth, in place of those of OPTIONS; None: 
 }
 
 DDP = System(
-    stages={"train": "labelled", "align": "labelled", "plain": "labelled"},
+    stages=dict.fromkeys(("train", "align", *ddp.UNNOISED), "labelled"),
     make_task=make_task,
     adopt=adopt,
     load_weights=load_weights,

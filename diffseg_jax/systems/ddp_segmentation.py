@@ -44,7 +44,8 @@ def settings_of_meta(meta: dict) -> DDPSettings:
 
 def make_network(settings: DDPSettings, kind: str, dtype: str, remat: bool) -> Network:
     """The network of a stage as pure functions; dtype "float32" or "bfloat16"."""
-    options = dict(diffuses=kind != "plain", dtype=jnp.dtype(dtype), remat=remat)
+    options = dict(decodes=kind != "plain", queries=kind == "decoder", remat=remat)
+    options["dtype"] = jnp.dtype(dtype)
     return Network(lambda rngs: DDPNetwork(settings, **options, rngs=rngs))
 
 

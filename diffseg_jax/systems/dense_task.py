@@ -38,7 +38,7 @@ class DenseTask:
     loss           (model, features, output, batch, keys of dropout, config.diffusion, **kw) ->
                    summed loss, weight, summed metrics; kw: what `losses` binds
     losses         (config, number of classes, loss) -> the fields "loss" and "balanced" of a Task
-    plain          (network, config, number of classes, meta) -> the Task of stages without noise;
+    plain          (network, config, number of classes, meta) -> the Task of `ddp.UNNOISED` stages;
                    None where there are none
 
     named          whether single images have features that can be asked for by name

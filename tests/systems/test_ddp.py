@@ -415,6 +415,20 @@ def test_a_loss_is_the_sum_of_its_parts(kind):
     assert abs(run(batch) - run({**batch, "row": batch["row"] + 4})) > 1e-3
 
 
+def test_the_map_decoder_alone_has_the_same_layers_and_no_noise():
+    task = ddp_config.make_task(tiny(), "decoder", (32, 48), 5)
+    values, noised = values_of("decoder"), values_of()["params"]
+    layers = {path for path in flatten(noised) if path[0] != "embedding"}
+    assert set(flatten(values["params"])) == layers | {("query",)}
+    predict = quick(task.predict)
+    first, other = (predict(values, *random_images(2), seed=seed) for seed in (0, 1))
+    np.testing.assert_array_equal(first["logits"], other["logits"])
+    summed = lambda params: task.loss(params, values["stats"], batch_of(2), KEY)[0]
+    gradients = quick(jax.grad(summed))(values["params"])
+    for part in ("query", "decoder", "head", "transform", "auxiliary", "backbone"):
+        assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(gradients[part])), part
+
+
 def test_ignored_pixels_count_in_the_weight_alone():
     logits = jax.random.normal(KEY, (1, 4, 4, 3))
     mask = np.zeros((1, 4, 4), int)
