@@ -6,23 +6,23 @@
       --workdir=runs/mine --config.data.path=mine
 
 The file in configs/studies/ names a base config, axes (options and their values), seeds, and the
-numbers to collect; presets follow a colon. Every option of the base config can be changed for all
-cells by --config.option=value. Each cell is a run of python -m diffseg_jax.main in a folder of its
-own; what cells have in common, such as one pretraining, is run once. The workdir gets table.md,
-table.csv, plot.png, and commands.sh with the command of every cell.
+numbers to collect; presets follow a colon. Every option of the base config that neither axes nor
+seeds set can be changed for all cells by --config.option=value. Each cell is a run of python -m
+diffseg_jax.main in a folder of its own; what cells have in common, such as one pretraining, is run
+once. The workdir gets table.md, table.csv, plot.png, and commands.sh with the command of every
+cell.
 
 exit codes: 0 finished, 2 a mistake or a failed cell, 130 stopped; the same command resumes.
 """
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from diffseg_jax.config.flags import Flags, split_overrides
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.study_cells import cells_of_study, listing
 from diffseg_jax.experiment.study_file import read_study
-from diffseg_jax.storage.paths import read_object
+from diffseg_jax.storage.paths import open_path, read_object
 
 
 def make_flags() -> Flags:
@@ -66,7 +66,12 @@ def _opened(arguments):
     """The study and its workdir."""
     arguments, overrides = split_overrides(arguments)
     given = make_flags().parse_args(arguments)
-    return read_study(given.config, overrides), Path(given.workdir)
+    if "://" in given.workdir:
+        raise UserError(
+            f"--workdir is {given.workdir}, but a study is kept in a folder of this machine. Give "
+            "one, such as runs/study."
+        )
+    return read_study(given.config, overrides), open_path(given.workdir)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ def get_study(preset="scenes"):
             "data.count": 0, "evaluate.images": 0, "stages.pretrain.probe.every": 0,
         }  # fmt: skip
     if published:
+        del study["shared"]["pretrain"]
         study["base"] = f"configs/ddpm_seg_published.py:{preset}"
         study["options"] |= {
             "run": ("fit",), "ensemble.recipe": "paper", "weights": WEIGHTS[preset],

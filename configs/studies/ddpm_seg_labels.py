@@ -48,6 +48,7 @@ def get_study(preset="scenes"):
         study["seconds"] |= dict(pretrain=0.5, fit=120, features=400, image=0.5)
     if published:
         five = tuple(range(5))
+        del study["shared"]["pretrain"]
         study |= dict(
             base=f"configs/ddpm_seg_published.py:{preset}",
             seeds={"seed": five, "data.subset_seed": five},

@@ -43,7 +43,7 @@ def get_study(preset="scenes"):
     if published:
         study |= dict(
             base=f"configs/ddpm_seg_published.py:{preset}",
-            options={"evaluate.pictures": 0, "weights": WEIGHTS[preset]},
+            options={"evaluate.pictures": 0, "weights": WEIGHTS[preset]}, shared={},
             collect=("ddpm_seg.mIoU", "mIoU"),
             seconds=dict(start=60, fit=1800, image=0.3, images=20),
             device="one A100, a guess; none was measured",

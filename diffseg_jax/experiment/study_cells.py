@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diffseg_jax.config.files import find, read_config
 from diffseg_jax.display.progress import duration
-from diffseg_jax.errors import UserError, counted
+from diffseg_jax.errors import UserError, counted, require_known
 from diffseg_jax.experiment.study_file import Study
 
 OF_CORRUPTIONS = "evaluate.corruptions."  # options of --mode=corruptions
@@ -80,6 +80,7 @@ def cells_of_study(study: Study) -> list[StudyCell]:
     that names the cell for an option that the config does not have.
     """
     base, cells, runs = read_config(study.base), [], {}
+    _require_known_stages(study, base)
     for seed, repeated in study.seeds.points.items():
         for labels in _in_order(study):
             points = [a.points[label] for a, label in zip(study.axes, labels, strict=True)]
@@ -102,6 +103,14 @@ def cells_of_study(study: Study) -> list[StudyCell]:
             cells.append(StudyCell(labels, seed, run, measured))
     _require_own_names(cells)
     return cells
+
+
+def _require_known_stages(study, base):
+    """UserError for a name in `shared` that nothing would be shared by."""
+    for name, groups in study.shared.items():
+        require_known(name, {*base.stages, "features"}, f"stage in shared of {study.name}")
+        for group in groups:
+            find(base, group)
 
 
 def _in_order(study):

@@ -108,12 +108,31 @@ def read_study(given: str, overrides: Iterable[tuple[str, str | bool]] = ()) -> 
     axes = tuple(_axis(name, points) for name, points in values["axes"].items())
     for name in values["evaluated"]:
         choose({axis.name: axis for axis in axes}, name, "axis")
-    _require_own_options(axes)
+    overrides, seeds = dict(overrides), _seeds(values["seeds"])
+    _require_own_options((*axes, seeds), overrides)
+    _require_whole(given, values)
     values |= {
-        "name": given, "axes": axes, "seeds": _seeds(values["seeds"]),
-        "options": {**values["options"], **dict(overrides)},
+        "name": given, "axes": axes, "seeds": seeds,
+        "options": {**values["options"], **overrides},
     }  # fmt: skip
     return Study(**values)
+
+
+def _require_whole(given, values):
+    """UserError for fields that lack what others need."""
+    if not values["collect"]:
+        raise UserError(f'collect of {given} is empty. Name one number or more, as ("mIoU",).')
+    for name, groups in values["shared"].items():
+        if not isinstance(groups, (tuple, list)):
+            raise UserError(
+                f"shared of {given} is {shown(groups)} at {name}, but it must be a tuple of groups "
+                'of options, such as ("data", "seed").'
+            )
+    if values["features"] and "features" not in values["shared"]:
+        raise UserError(
+            f"{given} keeps features, but does not say on which options they do not depend. Give "
+            'shared={"features": ("ensemble", "seed")}, and those that the cells vary.'
+        )
 
 
 def _run(given):
@@ -173,11 +192,11 @@ def _seeds(values) -> Axis:
         points[_label(next(iter(options.values())))] = options
     if len(points) < max(number, 1):
         raise UserError(f"seeds are {shown(values)}, but they must be one or more, all different.")
-    return Axis("seed", points)
+    return Axis("seeds", points)
 
 
-def _require_own_options(axes):
-    """UserError where two axes set the same option, of which one would be lost."""
+def _require_own_options(axes, overrides):
+    """UserError where two axes, of which seeds are one, set an option, or --config.option too."""
     owners = {}
     for axis in axes:
         for key in dict.fromkeys(key for options in axis.points.values() for key in options):
@@ -186,3 +205,9 @@ def _require_own_options(axes):
                     f"the axes {owners[key]} and {axis.name} both set {key}. Let one axis set it."
                 )
             owners[key] = axis.name
+    for key in overrides:
+        if key in owners:
+            raise UserError(
+                f"--config.{key} is given, but the study varies it along {owners[key]}. Change its "
+                "values in a copy of the file."
+            )

@@ -254,9 +254,11 @@ def difference(
         drawn = here - there
     ends = (100 - COVERED) / 2, (100 + COVERED) / 2
     resamples = (drawn * times).sum(1) / len(seeds)
-    low, high = np.nanpercentile(resamples, ends) if not np.isnan(resamples).all() else (None, None)
     images = len(counts[0][0].names) if counts else 0
-    return Difference(mean, float(low), float(high), len(seeds), images)
+    if np.isnan(resamples).all():
+        return Difference(mean, None, None, len(seeds), images)
+    low, high = map(float, np.nanpercentile(resamples, ends))
+    return Difference(mean, low, high, len(seeds), images)
 
 
 def _counts_of(pairs, path, workdir, cache) -> list[tuple[ImageCounts, ImageCounts]] | None:

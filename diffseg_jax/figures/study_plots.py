@@ -1,7 +1,7 @@
 """Plots of a study: lines over a row axis, groups of bars, or a grid of numbers."""
 
 import itertools
-import re
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -57,18 +57,26 @@ def _draw_line(panel, x, each, name, number, count):
         at, mean, spread, color=colour, marker="o", markersize=5, linewidth=1.6, capsize=3,
         linestyle=style, label=name,
     )  # fmt: skip
-    for place, values in zip(at, each, strict=True):
-        panel.plot([place] * len(values), values, ".", color=colour, alpha=0.45, markersize=5)
+    for position, values in zip(at, each, strict=True):
+        panel.plot([position] * len(values), values, ".", color=colour, alpha=0.45, markersize=5)
 
 
 def _positions(labels) -> tuple[list[float], bool]:
-    """Where labels stand on x, and whether that is their own value: 12, 0.5 or 1/8."""
-    found = [re.fullmatch(r"(-?[\d.]+)(?:/([\d.]+))?", label) for label in labels]
-    if len(labels) > 1 and all(found):
-        values = [float(match[1]) / float(match[2] or 1) for match in found]
-        if len(set(values)) == len(values):
-            return values, True
+    """Where labels stand on x, and whether that is their own value: 12, 0.5, 1e-05 or 1/8."""
+    found = [_number_of(label) for label in labels]
+    if len(labels) > 1 and None not in found and len(set(found)) == len(found):
+        return found, True
     return list(map(float, range(len(labels)))), False
+
+
+def _number_of(label):
+    """The value of a label, None if it is no finite number."""
+    above, _, below = label.partition("/")
+    try:
+        value = float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return value if math.isfinite(value) else None
 
 
 def bar_plot(values: Values, titles: Sequence[str], labels: Sequence, title: str) -> np.ndarray:
@@ -83,14 +91,14 @@ def bar_plot(values: Values, titles: Sequence[str], labels: Sequence, title: str
     for number, column in enumerate(columns):
         each = [values[(column, *row)] for row in rows]
         at = np.arange(len(rows)) + width * (number - (len(columns) - 1) / 2)
-        mean = [np.mean(v) if len(v) else 0.0 for v in each]
+        mean = [np.mean(v) if len(v) else np.nan for v in each]
         spread = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in each]
         panel.bar(
             at, mean, 0.92 * width, yerr=spread, capsize=2.5, label=column,
             color=LINES[number % len(LINES)], error_kw=dict(linewidth=1.0, ecolor="0.25"),
         )  # fmt: skip
-        for place, seeds in zip(at, each, strict=True):
-            panel.plot([place] * len(seeds), seeds, ".", color="0.15", alpha=0.6, markersize=4)
+        for position, seeds in zip(at, each, strict=True):
+            panel.plot([position] * len(seeds), seeds, ".", color="0.15", alpha=0.6, markersize=4)
     panel.set_xticks(range(len(rows)), [", ".join(row) for row in rows])
     panel.set_xlabel(", ".join(titles[1:]), fontsize=9)
     panel.set_title(title, fontsize=10, loc="left")
@@ -115,13 +123,13 @@ def grid_plot(values: Values, titles: Sequence[str], labels: Sequence, title: st
     figure, panel = _panel((max(size[0], 4.5), size[1]))
     image = panel.imshow(table, cmap="magma", aspect="auto")
     low, high = np.nanmin(table), np.nanmax(table)
+    digits = 1 if max(-low, high) >= 10 else 3
     for y, x in np.ndindex(table.shape):
         if not np.isnan(table[y, x]):
             dark = table[y, x] < low + 0.6 * (high - low)
             colour = "white" if dark else "black"
-            panel.text(
-                x, y, f"{table[y, x]:.1f}", ha="center", va="center", fontsize=8, color=colour
-            )
+            number = f"{table[y, x]:.{digits}f}"
+            panel.text(x, y, number, ha="center", va="center", fontsize=8, color=colour)
     panel.set_xticks(range(len(labels[0])), labels[0])
     panel.set_yticks(range(len(rows)), [", ".join(row) for row in rows])
     panel.set_xlabel(titles[0], fontsize=9)

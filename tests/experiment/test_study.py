@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffseg_jax import UserError, study
-from diffseg_jax.experiment import study_runs, study_scores
+from diffseg_jax.experiment import study_report, study_runs, study_scores
 from diffseg_jax.experiment.study_cells import cells_of_study, command_of_run, listing, runs_of
 from diffseg_jax.experiment.study_file import read_study
 from diffseg_jax.experiment.study_report import Group, difference
@@ -415,6 +415,12 @@ def test_class_sizes_are_those_of_the_labelled_images_of_the_base(write, tmp_pat
         (dict(axes={"data.count": 4}), "must be a tuple of values"),
         (dict(axes={"a": {"x": {"seed": 1}}, "b": {"y": {"seed": 2}}}), "both set seed"),
         (dict(seeds={"seed": (0, 1), "data.subset_seed": (0,)}), "tuples of one length"),
+        (dict(axes={"a": {"x": {"seed": 1}}}), "axes a and seeds both set seed"),
+        (dict(collect=()), "collect of .* is empty"),
+        (dict(shared={"pretain": ("data",)}), 'unknown stage in shared .* "pretain"'),
+        (dict(shared={"pretrain": "seed"}), "'seed' at pretrain, but it must be a tuple"),
+        (dict(shared={"pretrain": ("evalute",)}), "no option evalute.*evaluate"),
+        (dict(features={"data.count": 0}), "does not say on which options"),
         (dict(plot="pie"), "unknown plot"),
         (dict(evaluated=("steps",)), "unknown axis"),
         (dict(colect=("mIoU",)), "unknown field"),
@@ -424,6 +430,18 @@ def test_class_sizes_are_those_of_the_labelled_images_of_the_base(write, tmp_pat
 def test_a_mistake_in_the_file_is_one_sentence(write, changed, sentence):
     with pytest.raises(UserError, match=sentence):
         cells_of_study(read_study(write(**changed)))
+
+
+@pytest.mark.parametrize(("option", "axis"), [("seed", "seeds"), ("data.count", "data.count")])
+def test_an_option_that_the_study_varies_is_not_changed_for_all_cells(write, option, axis):
+    with pytest.raises(UserError, match=f"--config.{option} is given.* along {axis}"):
+        read_study(write(), [(option, "3")])
+
+
+def test_a_study_in_a_bucket_is_refused(write, capsys):
+    with pytest.raises(SystemExit):
+        study.main([f"--config={write()}", "--workdir=gs://bucket/study", "--dry-run"])
+    assert "--workdir is gs://bucket/study, but a study is kept" in capsys.readouterr().err
 
 
 def test_a_value_that_the_check_of_the_config_refuses_is_named_before_anything_runs(studied):
@@ -470,6 +488,14 @@ def test_intervals_are_as_wide_as_chance_makes_differences(tmp_path):
         found = difference(a, b, "mIoU", tmp_path)
         outside += not found.low <= 0 <= found.high
     assert outside <= 6
+
+
+def test_a_difference_that_no_resample_defines_has_no_interval(tmp_path, monkeypatch):
+    better, worse = (group_of(tmp_path, name, r, (0, 1)) for name, r in (("b", 0.8), ("w", 0.6)))
+    undefined = lambda path, counts, weights, sizes: np.full((len(weights), len(counts)), np.nan)
+    monkeypatch.setattr(study_report, "resampled_scores", undefined)
+    found = difference(better, worse, "mIoU", tmp_path)
+    assert found.mean > 0 and (found.low, found.high) == (None, None)
 
 
 def test_numbers_without_counts_are_resampled_over_seeds_alone(tmp_path):
