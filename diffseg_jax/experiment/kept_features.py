@@ -1,6 +1,8 @@
 """Features of a fit in files, so that fits of other maps, members or images read them again."""
 
+import hashlib
 import io
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from diffseg_jax.experiment.ensemble_stage import examples, open_backbone
 from diffseg_jax.experiment.plan import StagePlan, make_plan
 from diffseg_jax.sources.diffusion import maps_of_diffusion
 from diffseg_jax.sources.from_files import DESCRIPTION_FILE
+from diffseg_jax.storage.integrity import fingerprints
 from diffseg_jax.storage.lock import locked, require_free
 from diffseg_jax.storage.paths import read_object, write_atomically, write_json
 from diffseg_jax.storage.workdir import as_json, make_workdir
@@ -33,8 +36,9 @@ def keep_features(config: ConfigDict, workdir: Path, display: Display | None = N
 
     The same config with sources=("files=<workdir>/features",) and stages.fit.start=weights fits to
     them, or to those at fewer steps and blocks. features.json counts the passes of the network: one
-    for each image and step. Images that have a file are skipped. Raises UserError without a fit to
-    the features of a diffusion model, for noise that is fresh, and for images of several sizes.
+    for each image, step and draw of noise. Images that have a file are skipped. Raises UserError
+    without a fit to the features of a diffusion model, for noise that is fresh, and for images of
+    several sizes.
     """
     require_one("--mode=features")
     require_free(workdir, "features", "--workdir")
@@ -65,33 +69,64 @@ def plan_features(config: ConfigDict, workdir: Path, display: Display | None = N
 
 
 def keep_all(plan: StagePlan, folder: Path):
-    """Writes the features that are missing in a folder; UserError if it holds other features."""
+    """Writes the features that are missing in a folder; UserError if it holds other features.
+
+    Others are those of another network, options or seed, and of images that have changed.
+    """
     shown, features = dict(_images_of(plan)), plan.task.meta["features"]
     names, dtype = maps_of_diffusion(features), np.dtype(features["dtype"])
-    description = as_json({
-        "source": "adm", "start": plan.start, "maps": names, "options": features,
-        "seed": plan.seed, "crop": tuple(plan.options.augment.crop),
-    })  # fmt: skip
-    stored = read_object(folder / DESCRIPTION_FILE)
-    if stored and {key: stored.get(key) for key in description} != description:
-        raise UserError(f"{folder} holds other features. Take another --workdir.")
+    passes = len(features["steps"]) * features["draws"]
+    network, crop = open_backbone(plan), tuple(plan.options.augment.crop)
+    described = _described(plan, network, crop, names, shown, folder)
     missing = [name for name in shown if not (folder / f"{name}.npz").exists()]
-    if missing:
-        network, read = open_backbone(plan), jax.jit(plan.task.features)
-    passes, what = stored.get("passes", 0), f"{plan.name}: features kept"
+    kept = len(described["images"]) - len(missing)
+    write_json(folder / DESCRIPTION_FILE, {**described, "passes": passes * kept})
+    read, what = jax.jit(plan.task.features), f"{plan.name}: features kept"
+    covered = fractions_covered(plan.task, crop) if missing else ()
     with plan.log.progress(what, len(missing), unit="images", first=COMPILES) as progress:
         for name in progress.each_of(missing):
             image = shown[name]()
             found = read(network, image[None], np.array([image.shape[:2]], np.int32))
-            covered = fractions_covered(plan.task, image.shape[:2])
             write_atomically(folder / f"{name}.npz", _npz(found, names, covered, dtype))
-            passes += len(features["steps"])
-            write_json(folder / DESCRIPTION_FILE, {**description, "passes": passes})
+    passes *= len(described["images"])
+    write_json(folder / DESCRIPTION_FILE, {**described, "passes": passes})
     plan.log.say(
         f"features of {counted(len(shown), 'image')} in {folder}; {counted(len(missing), 'image')} "
         f"computed now, {counted(passes, 'pass')} of the network in all"
     )
     plan.log.close()
+
+
+def _described(plan, network, crop, names, shown, folder) -> dict:
+    """What the features are of, JSON values; UserError if the folder holds those of something else.
+
+    The network and the images are known by their content, as files may be moved or replaced.
+    """
+    arrays = json.dumps(fingerprints(network)).encode()
+    description = as_json({
+        "source": "adm", "network": hashlib.sha256(arrays).hexdigest()[:16], "maps": names,
+        "options": plan.task.meta["features"], "seed": plan.seed, "crop": crop,
+    })  # fmt: skip
+    images = {
+        name: hashlib.sha256(read().tobytes()).hexdigest()[:16] for name, read in shown.items()
+    }
+    stored = read_object(folder / DESCRIPTION_FILE)
+    if not stored and any(folder.rglob("*.npz")):
+        raise UserError(
+            f"{folder} holds features, but no {DESCRIPTION_FILE} that says of what. Remove the "
+            "folder, or take another --workdir."
+        )
+    if other := [key for key, now in description.items() if stored.get(key, now) != now]:
+        raise UserError(
+            f"{folder} holds other features ({', '.join(other)}). Take another --workdir."
+        )
+    before = stored.get("images", {})
+    if changed := [name for name, now in images.items() if before.get(name, now) != now]:
+        raise UserError(
+            f"{folder} holds features of images that have changed since, such as {changed[0]} "
+            f"({len(changed)} in all). Remove the folder, or take another --workdir."
+        )
+    return {**description, "start": plan.start, "images": {**before, **images}}
 
 
 def _images_of(plan) -> Iterator[tuple[str, Callable]]:
@@ -117,9 +152,9 @@ def _images_of(plan) -> Iterator[tuple[str, Callable]]:
         size = evaluation.protocol.sizes(image.shape[:2])[0]
         return checked(evaluation.source.names[index], resize_image(image, size))
 
-    held_out = evaluation.indices
+    held_out, learned = evaluation.indices, set(plan.indices.tolist())
     if evaluation.source is plan.source:
-        held_out = [index for index in held_out if index not in set(plan.indices.tolist())]
+        held_out = [index for index in held_out if index not in learned]
     parts = (plan.source, plan.indices, labelled), (evaluation.source, held_out, measured)
     for source, indices, read in parts:
         for index in indices:

@@ -146,10 +146,11 @@ def kept_features_of(cells: Sequence[StudyCell], workdir: Path) -> list[str]:
     for run in runs_of(cells):
         if run.mode == "features":
             kept = read_object(folder_of_run(workdir, run) / "features" / "features.json")
-            steps = len(kept.get("options", {}).get("steps", ()))
-            readers = sum(each.before is run for each in runs_of(cells))
+            options = {"steps": (), "draws": 1, **kept.get("options", {})}
+            each = len(options["steps"]) * options["draws"]
+            readers = sum(reader.before is run for reader in runs_of(cells))
             lines.append(
-                f"{run.name}: {counted(kept.get('passes', 0), 'pass')} of the network, {steps} for "
+                f"{run.name}: {counted(kept.get('passes', 0), 'pass')} of the network, {each} for "
                 f"each image, are read by {counted(readers, 'run')}."
             )
     return lines
