@@ -84,8 +84,8 @@ def check_depths(train: StagePlan, val: Evaluation) -> list[str]:
 
 
 def require_measured_pixels(evaluation: Evaluation):
-    """UserError if no pixel of the first validation images would be measured."""
-    some = evaluation.indices[:READ_DEPTHS]
+    """UserError if no pixel of a few validation images, spread over all, would be measured."""
+    some = spread(evaluation.indices, READ_DEPTHS)
     limits = range_of(evaluation)
     truths = [evaluation.source[int(index)]["depth"] for index in some]
     if not any(depth_mask(truth, **limits).any() for truth in truths):
@@ -212,22 +212,6 @@ def depth_table(results: dict) -> str:
 
 def _shown(number):
     return "-" if number is None else f"{number:.4f}"
-
-
-def mean_baseline(train: StagePlan, val: Evaluation) -> dict:
-    """The scores of predicting the mean depth of each pixel over the training images.
-
-    All training images must have one size, and validation images the same.
-    """
-    total = count = 0
-    for index in train.indices:
-        depth = train.source[int(index)]["depth"]
-        total, count = total + depth.astype(np.float64), count + (depth > 0)
-    mean, counts = total / np.maximum(count, 1), dict(NO_DEPTH)
-    for index in val.indices:
-        truth = val.source[int(index)]["depth"]
-        counts = add_depth(counts, mean.astype(np.float32), truth, **range_of(val))
-    return depth_scores(counts)
 
 
 DEPTH_TARGET = Target(

@@ -72,14 +72,19 @@ class OpenedData:
     @functools.cached_property
     def train(self) -> Sequence:
         """The labelled images, of which some may be held out."""
-        return open_data(self.config, "data", self.config.data.train)
+        source = open_data(self.config, "data", self.config.data.train)
+        self.target.require(source, self.config.data.source)
+        return source
 
     @functools.cached_property
     def val(self) -> Sequence:
         """The source of the validation images."""
         split = validation_split(self.config)
-        source = open_validation(self.config) if split else self.train
-        self.target.require(source, self.config.data.source)
+        if not split:
+            return self.train
+        source, data = open_validation(self.config), self.config.data
+        other = data.validation.get("source") if other_validation(self.config) else ""
+        self.target.require(source, other or data.source)
         return source
 
     def validation(self, in_turn: bool) -> Validation:
@@ -223,9 +228,12 @@ def open_validation(config: ConfigDict) -> Sequence:
     return Cached(opened) if data.cache else opened
 
 
-def require_classes_of_validation(learned: Labels | None, measured: Labels):
-    """Raises UserError where training images have other classes than the validation images."""
-    here, there = learned.names if learned else (), measured.names
+def require_classes_of_validation(learned: Labels | None, measured: Labels | None):
+    """Raises UserError where training images have other classes than the validation images.
+
+    None are the labels of truths without classes.
+    """
+    here, there = (labels.names if labels else () for labels in (learned, measured))
     if here == there:
         return
     first = next((i for i, pair in enumerate(zip(here, there)) if len({*pair}) > 1), None)

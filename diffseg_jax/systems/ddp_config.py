@@ -83,7 +83,11 @@ def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
         )
     here, there = dense.settings_of(task.meta), dense.settings_of(meta)
     require_same_settings(here, there, SETTINGS_THAT_MATTER)
-    pairs = {option: (getattr(here, n), getattr(there, n)) for n, option in dense.options.items()}
+    free = dense.adjustable if task.meta["kind"] == "train" else ()
+    pairs = {
+        option: (getattr(here, name), getattr(there, name))
+        for name, option in dense.options.items() if name not in free
+    }  # fmt: skip
     pairs["diffusion.schedule"] = task.meta["sampling"]["schedule"], meta["sampling"]["schedule"]
     for option, (mine, theirs) in pairs.items():
         if mine != theirs:

@@ -79,8 +79,8 @@ def depth_loss(model, x, output, batch, dropout, options, loss=None, warmup: int
     loss    a `ScaleInvariantLoss`
     warmup  number of first updates that see only the mean of the logarithms
 
-    The weight is the number of images. Metric: relative_error, the
-    mean over measured pixels of the batch.
+    The weight is the number of images. Metric: relative_error, the mean over measured pixels of the
+    batch.
     """
     depth = batch["depth"]
     predicted = resize_bilinear(output, depth.shape[1:3])[..., 0]
@@ -162,6 +162,7 @@ DEPTH = DenseTask(
     network=make_depth_network,
     meta=lambda config, kind, settings, crop: {"task": "depth"},
     options={"code_scale": "diffusion.code_scale", **{n: f"depth.{n}" for n in NETWORK_OPTIONS}},
+    adjustable=("low", "high"),
     images_of=image_of,
     encode=encode_image,
     padded=pad_image,

@@ -20,6 +20,7 @@ class DenseTask:
     network        (settings, kind of stage, dtype, remat) -> Network
     meta           (config, kind, settings, crop) -> entries of `Task.meta` that only this task has
     options        a setting that a checkpoint to start from must share -> its option in a config
+    adjustable     names in `options` that a stage of kind train may change
 
     images and noise:
 
@@ -80,5 +81,6 @@ class DenseTask:
     describe: Callable
     maps: Callable
     trace: Callable
+    adjustable: tuple[str, ...] = ()
     plain: Callable | None = None
     named: bool = True

@@ -88,14 +88,14 @@ def settings_of(arrays: Mapping[str, np.ndarray], source: str = "the file") -> D
     Raises UserError for anything but a segmentation checkpoint of DDP.
     """
     _require_segmentation(arrays, source)
-    size = functools.partial(size_in, arrays, source)
+    size = functools.partial(size_in, arrays, source, advice=ADVICE)
     layers = "decode_head.encoder.layers."
     weights = size(f"{layers}0.attentions.0.attention_weights.weight", 0)
     settings = DDPSettings(
-        **sizes_of_backbone(arrays, source),
+        **sizes_of_backbone(arrays, source, ADVICE),
         num_classes=size("decode_head.conv_seg.weight", 0),
         width=size("transform.conv.weight", 0),
-        layers=count_in(arrays, source, layers),
+        layers=count_in(arrays, source, layers, ADVICE),
         decoder_heads=max(weights // POINTS, 1),
         points=POINTS,
         mlp=size(f"{layers}0.ffns.0.layers.0.0.weight", 0),
@@ -156,10 +156,10 @@ def other_task(arrays: Mapping[str, np.ndarray], task: str, needed) -> str:
     return f"no {task} checkpoint of DDP: it has no {missing[0]}" if missing else ""
 
 
-def sizes_of_backbone(arrays, source):
+def sizes_of_backbone(arrays, source, advice):
     """The backbone's settings as keyword arguments."""
-    size = functools.partial(size_in, arrays, source)
-    count = functools.partial(count_in, arrays, source)
+    size = functools.partial(size_in, arrays, source, advice=advice)
+    count = functools.partial(count_in, arrays, source, advice=advice)
     channels = tuple(size(f"backbone.norm{i}.weight", 0) for i in range(4))
     if BACKBONES["swin"] not in arrays:
         depths = tuple(count(f"backbone.stages.{i}.") for i in range(4))
@@ -171,21 +171,21 @@ def sizes_of_backbone(arrays, source):
     return dict(backbone="swin", channels=channels, depths=depths, heads=heads, window=window)
 
 
-def size_in(arrays, source, name, axis):
-    """The length of one axis of an entry."""
+def size_in(arrays, source, name, axis, advice):
+    """The length of one axis of an entry; UserError that ends with the advice where it has none."""
     array = arrays.get(name)
     if array is None or array.ndim <= axis:
         found = "no such entry" if array is None else f"it of shape {array.shape}"
-        raise UserError(f"{source} should hold {name}, but has {found}. {ADVICE}")
+        raise UserError(f"{source} should hold {name}, but has {found}. {advice}")
     return array.shape[axis]
 
 
-def count_in(arrays, source, prefix):
-    """The number of different indices that follow the prefix in names."""
+def count_in(arrays, source, prefix, advice):
+    """The number of different indices that follow the prefix in names; UserError for none."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     numbers = {match[1] for name in arrays if (match := pattern.match(name))}
     if not numbers:
-        raise UserError(f"{source} should hold {prefix}0, but has no such entry. {ADVICE}")
+        raise UserError(f"{source} should hold {prefix}0, but has no such entry. {advice}")
     return len(numbers)
 
 

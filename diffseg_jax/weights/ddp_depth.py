@@ -37,13 +37,13 @@ def depth_settings_of(
     `points`; and `drop_path` is 0. Raises UserError for anything but a depth checkpoint of DDP.
     """
     require_depth(arrays, source)
-    size = functools.partial(size_in, arrays, source)
+    size = functools.partial(size_in, arrays, source, advice=DEPTH_ADVICE)
     layers = "decode_head.encoder.layers."
     weights = size(f"{layers}0.attentions.0.attention_weights.weight", 0)
     settings = DepthSettings(
-        **sizes_of_backbone(arrays, source),
+        **sizes_of_backbone(arrays, source, DEPTH_ADVICE),
         width=size("down.conv.weight", 0),
-        layers=count_in(arrays, source, layers),
+        layers=count_in(arrays, source, layers, DEPTH_ADVICE),
         decoder_heads=max(weights // POINTS, 1),
         points=POINTS,
         mlp=size(f"{layers}0.ffns.0.layers.0.0.weight", 0),

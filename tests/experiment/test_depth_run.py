@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,7 +14,11 @@ from configs import tiny_ddp_depth
 from diffseg_jax import info, main
 from diffseg_jax.config.files import run_config
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment.depth_target import DEPTH_TARGET, depth_steps_at, mean_baseline
+from diffseg_jax.experiment.depth_target import (
+    DEPTH_TARGET,
+    depth_steps_at,
+    require_measured_pixels,
+)
 from diffseg_jax.experiment.evaluate import share_sums
 from diffseg_jax.experiment.plan import check_config, make_plan
 from diffseg_jax.inference.contours import CONTOURS
@@ -124,10 +129,35 @@ def test_commands_about_classes_refuse_depth(segmenter):
         require_segmentation(segmenter.config, "suggest", segmenter.directory)
 
 
-def test_the_baseline_is_the_mean_of_each_pixel(tmp_path):
-    (stage,) = make_plan(configured(), tmp_path).stages
-    scores = mean_baseline(stage, stage.evaluation)
-    assert scores["abs_rel"] > 0 and scores["images"] == 4
+def validated(source, other):
+    """The config with training images of one source and validation images of another."""
+    config = configured(**{"data.source": source})
+    options = config.data.options.to_dict()
+    config.data.validation = dict(source=other, path="", options=options)
+    return config
+
+
+def test_validation_images_may_be_of_another_set_of_depth(tmp_path):
+    (stage,) = make_plan(validated("depth_scenes", "depth_scenes"), tmp_path).stages
+    assert len(stage.evaluation.indices) == 4
+
+
+@pytest.mark.parametrize("sources", [("scenes", "depth_scenes"), ("depth_scenes", "scenes")])
+def test_training_and_validation_images_must_have_depth(sources, tmp_path):
+    with pytest.raises(UserError, match="dataset scenes has labels, and no measured depth"):
+        make_plan(validated(*sources), tmp_path)
+
+
+def test_images_measured_late_in_a_set_are_found():
+    """Of twenty images the last one alone has depth within the range."""
+    depths = [np.zeros((4, 4))] * 19 + [np.full((4, 4), 2.0)]
+    task = SimpleNamespace(meta={"model": {"low": 1.0, "high": 10.0}})
+    source = [{"depth": depth} for depth in depths]
+    evaluation = SimpleNamespace(task=task, crop="none", source=source, indices=np.arange(20))
+    require_measured_pixels(evaluation)
+    evaluation.indices = np.arange(19)
+    with pytest.raises(UserError, match="no pixel of 8 validation images has a depth between 1"):
+        require_measured_pixels(evaluation)
 
 
 def test_depths_of_steps_are_enlarged_bilinearly():

@@ -261,6 +261,14 @@ def test_networks_of_another_task_are_refused():
             ddp_config.adopt(abstract, task, {}, other.meta)
 
 
+def test_depths_of_another_range_are_learned_from_a_checkpoint():
+    """From a checkpoint as from a published file, which does not tell its range."""
+    network = {"params": {}, "stats": {}}
+    for changes in ({"depth__high": 10.0}, {"depth__low": 0.1}):
+        (first, _), (second, _) = made(tiny()), made(tiny(**changes))
+        assert ddp_config.adopt(network, second, network, first.meta) is network
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("depth__high", 10.0), ("diffusion__code_scale", 0.2)]
 )

@@ -207,3 +207,14 @@ def test_recorded_networks(golden):
         for key, name in (("depths", "depths"), ("channels", "channels"), ("num_heads", "heads")):
             assert tuple(config[key]) == dataclasses.asdict(settings)[name], path.name
         assert_is_depth(load_ddp_depth(arrays, settings, path.name), arrays, settings.backbone)
+
+
+def test_a_damaged_file_asks_for_one_of_depth():
+    for lost in ("backbone.norm1.weight", "decode_head.encoder.layers.0.ffns.0.layers.0.0.weight"):
+        arrays = {name: value for name, value in depth_file(SWIN).items() if name != lost}
+        with pytest.raises(UserError, match=re.escape(lost) + ".* Give a depth checkpoint of DDP"):
+            depth_settings_of(arrays, "depth.pth")
+    layers = "decode_head.encoder.layers."
+    arrays = {n: v for n, v in depth_file(SWIN).items() if not n.startswith(f"{layers}0.")}
+    with pytest.raises(UserError, match="Give a depth checkpoint of DDP"):
+        depth_settings_of(arrays, "depth.pth")
