@@ -52,8 +52,8 @@ def make_flags() -> Flags:
     return flags
 
 
-def add_sampling_flags(add: Callable):
-    """Adds the flags of how images are drawn; add: `add_argument` of flags."""
+def add_sampling_flags(add: Callable, size: str = "as trained"):
+    """Adds the flags of how images are drawn; add: `add_argument` of flags; size: the default."""
     steps = "how many of the trained steps: 250 spreads them evenly, ddim50 strides; default: all"
     add("--steps", default="", help=steps)
     sampler = "ddim is good with fewer steps; default: ddpm"
@@ -62,7 +62,7 @@ def add_sampling_flags(add: Callable):
     add("--eta", type=float, default=0.0, metavar="X", help=eta)
     seed = "image i is a function of the seed and i; default: 0"
     add("--seed", type=int, default=0, metavar="N", help=seed)
-    add("--size", type=numbers, metavar="H,W", help="height and width; default: as trained")
+    add("--size", type=numbers, metavar="H,W", help=f"height and width; default: {size}")
     add("--batch_size", type=int, default=16, metavar="N", help="images in a batch; default: 16")
 
 

@@ -1,4 +1,4 @@
-"""Draws images by a diffusion model, labels them by pixel classifiers, and keeps the sure ones.
+"""Draws images by a diffusion model, labels them by pixel classifiers, and drops uncertain ones.
 
   python -m diffseg_jax.synthesise --checkpoint=runs/a --output=runs/made --count=10000
 
@@ -11,8 +11,6 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.progress import MofNCompleteColumn, Progress
-
 from diffseg_jax.cli import (
     Flags,
     add_cache_flag,
@@ -22,6 +20,8 @@ from diffseg_jax.cli import (
     user_errors,
 )
 from diffseg_jax.data.generated_sets import CERTAIN
+from diffseg_jax.display.console import Display
+from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.inference.segmenter import load
 from diffseg_jax.inference.synthesis import SampleOptions, summary_line, synthesise
 from diffseg_jax.sample import add_sampling_flags
@@ -43,7 +43,7 @@ def make_flags() -> Flags:
     model = "the diffusion model; default: the one whose features the classifiers read"
     add("--diffusion", default="", metavar="DIR", help=model)
     add("--ema", help="rate of its moving average, or off; default: the first rate")
-    add_sampling_flags(add)
+    add_sampling_flags(add, size="that of the labelled images")
     add = flags.add_argument_group("classifiers").add_argument
     add_checkpoint_flags(add, ("checkpoint", "stage", "step", "dtype", "device"))
     add_cache_flag(add)
@@ -57,16 +57,16 @@ def main(arguments: Sequence[str] | None = None):
         use_cache(given.pop("compilation_cache"))
         output = Path(given.pop("output")).expanduser()
         names = ("stage", "step", "dtype", "device")
-        segmenter = load(given.pop("checkpoint"), **{name: given.pop(name) for name in names})
+        display = Display()
+        with display.progress("opens the network"):
+            segmenter = load(given.pop("checkpoint"), **{name: given.pop(name) for name in names})
         fields = [field.name for field in dataclasses.fields(SampleOptions)]
         options = SampleOptions(**{name: given.pop(name) for name in fields})
         make_folder(output)
-        bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), transient=True)
-        with locked(output, "synthesise", "--output"), bar:
-            task = bar.add_task("images", total=None)
-            move = lambda done, total: bar.update(task, completed=done, total=total)
-            content = synthesise(segmenter, output, options=options, progress=move, **given)
-        print(f"{output}: {summary_line(content)}. sheet.png shows some, sure to unsure.")
+        shown = display.counted("images", unit="images", first=COMPILES)
+        with locked(output, "synthesise", "--output"), shown as progress:
+            content = synthesise(segmenter, output, options=options, progress=progress, **given)
+        print(f"{output}: {summary_line(content)}. sheet.png shows some, the most certain first.")
         print(f"train on it: --config.data.source=folder --config.data.path={output}")
 
 

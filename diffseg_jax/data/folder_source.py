@@ -28,9 +28,11 @@ from diffseg_jax.data.mask_files import KEEP_OPTION, is_image_folder, is_mask_fo
 from diffseg_jax.data.masks import read_ids, read_pair, values_in
 from diffseg_jax.data.names import partners
 from diffseg_jax.errors import UserError, choose, counted, visible
-from diffseg_jax.storage.paths import open_path, reachable
+from diffseg_jax.storage.paths import open_path, reachable, read_object
 
 SOME = 64  # masks that are read for an error about ids
+SET_FILE = "synthetic.json"  # of a set that synthesise made
+IS_SETTLED = "settled"  # its key: False while images are moved into the set and out of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +131,7 @@ def open_folder(split, *, path="", num_classes=0, ignore=()):
     Where images/ and masks/ hold the files themselves, all of them are the split train.
     """
     root = require_folder(path, "folder", "images/<split> and masks/<split>")
+    require_settled(root)
     folders = root / "images" / split, root / "masks" / split
     with reachable(root):
         if split in SPLITS["train"] and _has_no_splits(root):
@@ -148,6 +151,15 @@ def open_folder(split, *, path="", num_classes=0, ignore=()):
         seen=lambda: _values_in(all_masks(mask_root)),
     )  # fmt: skip
     return replace(pairs, labels=labels, rules=rules, mask_root=mask_root)
+
+
+def require_settled(root):
+    """Raises UserError for a set whose images synthesise was moving when it was stopped."""
+    if read_object(root / SET_FILE).get(IS_SETTLED) is False:
+        raise UserError(
+            f"{root} holds only some of the images that synthesise keeps, since it was stopped "
+            "while it moved them. Start the same synthesise command again, which takes seconds."
+        )
 
 
 def _has_no_splits(root):

@@ -10,7 +10,11 @@ One of two layouts, at `path`:
     every pixel, as the program of Zhang et al., "DatasetGAN" (CVPR 2021), writes them
 """
 
+import contextlib
+import hashlib
+import json
 import math
+import os
 import zipfile
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,8 +31,9 @@ from diffseg_jax.data.npy import read_npy
 from diffseg_jax.data.palette import numbered_labels
 from diffseg_jax.errors import UserError, choose, counted
 from diffseg_jax.metrics.uncertainty import image_uncertainty
-from diffseg_jax.storage.paths import in_bucket, open_path
+from diffseg_jax.storage.paths import in_bucket, open_path, read_object, write_json
 
+KEPT_FILE = "uncertainty.json"  # beside the images of a folder, whose divergences are large
 CERTAIN = 30  # images that the filter of DatasetGAN drops because they are too certain
 GENERATED_LAYOUT = (
     "one file samples_*.npz of images, labels and uncertainty, or images 0.png, 1.png, ... with "
@@ -37,14 +42,16 @@ GENERATED_LAYOUT = (
 
 
 def kept_by_uncertainty(
-    uncertainty: np.ndarray, portion: float, certain: int, images: int = 0
-) -> np.ndarray:
+    uncertainty: np.ndarray, portion: float, certain: int, images: int = 0,
+    flag: str = "--config.data.options.{}={}",
+) -> np.ndarray:  # fmt: skip
     """Indices i64[n - q] of the images that are kept, by rising uncertainty.
 
     uncertainty  float[N] of each image
     portion      of the n images that is dropped, q = floor(n portion); 0 keeps all in their order
     certain      how many of the q are the most certain ones; the others are the least certain
     images       only the first n count; 0: all N
+    flag         how a user types one of these options, with its name and value, for errors
 
     The rule is DatasetGAN's (with 30 certain ones), which DatasetDDPM took over. Raises UserError
     where nothing would be kept by that rule, as for q <= `certain`.
@@ -57,8 +64,9 @@ def kept_by_uncertainty(
         raise UserError(
             f"the filter leaves nothing of {counted(count, 'generated image')}: a portion of "
             f"{portion:g} drops {dropped}, {certain} of them as the most certain, which must be "
-            f"fewer. Take certain=0 to drop the {dropped} least certain ones alone, portion=0 to "
-            f"keep all, or {_enough(portion, certain)} images or more."
+            f"fewer. Try {flag.format('certain', 0)} to drop the {dropped} least certain ones "
+            f"alone, {flag.format('portion', 0)} to keep all, or take "
+            f"{_enough(portion, certain)} images or more."
         )
     order = np.argsort(uncertainty, kind="stable")
     return order[certain : count - dropped + certain]
@@ -295,8 +303,24 @@ class _Folder:
 
     @cached_property
     def uncertainty(self):
-        """The mean of the most uncertain tenth of each image's pixels."""
-        return np.array([image_uncertainty(self._divergence(n)) for n in self.numbers])
+        """The mean of the most uncertain tenth of each image's pixels; read once, then kept."""
+        files, kept = self._described(), Path(self.folder) / KEPT_FILE
+        content = read_object(kept)
+        if content.get("files") == files:
+            return np.array(content["uncertainty"])
+        found = [float(image_uncertainty(self._divergence(n))) for n in self.numbers]
+        with contextlib.suppress(OSError):  # a folder that cannot be written
+            write_json(kept, {"files": files, "uncertainty": found})
+        return np.array(found)
+
+    def _described(self) -> str:
+        """What changes with the files of the divergences: their numbers, sizes and times."""
+        rows = []
+        for number in self.numbers:
+            with contextlib.suppress(OSError):  # which `_divergence` reports
+                status = os.stat(f"{self.folder}/{number}.npy")
+                rows.append((number, status.st_size, status.st_mtime_ns))
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def _divergence(self, number):
         file = Path(self.folder) / f"{number}.npy"

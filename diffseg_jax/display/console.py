@@ -4,10 +4,11 @@ In a terminal the last rows are drawn again and again; anywhere else, and where 
 lines follow at growing intervals, so that logs stay short and nobody waits in silence.
 """
 
+import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from rich.console import Console, Group
@@ -65,6 +66,24 @@ class Display:
         return Progress(
             what, total, clock=self.clock, opened=self._open, closed=self._close, **options
         )
+
+    @contextlib.contextmanager
+    def counted(self, what: str, **options) -> Iterator[Callable[[int, int], None]]:
+        """`with counted(...) as progress`: progress(done, total) shows an activity.
+
+        It is shown from the first call on, whose parts were done before.
+        """
+        with contextlib.ExitStack() as stack:
+            shown = []
+
+            def progress(done, total):
+                if shown:
+                    shown[0].at(done)
+                else:
+                    opened = self.progress(what, total, done=done, **options)
+                    shown.append(stack.enter_context(opened))
+
+            yield progress
 
     @property
     def is_drawn(self) -> bool:

@@ -4,8 +4,10 @@ Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion Models" 
 DatasetDDPM; the filter is that of Zhang et al., "DatasetGAN" (CVPR 2021).
 """
 
+import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +18,7 @@ from PIL import Image
 
 import diffseg_jax
 from diffseg_jax.config.schema import differing_lines
+from diffseg_jax.data.folder_source import IS_SETTLED, SET_FILE
 from diffseg_jax.data.generated_sets import CERTAIN, kept_by_uncertainty
 from diffseg_jax.data.images import read_image
 from diffseg_jax.data.masks import read_ids
@@ -43,10 +46,11 @@ from diffseg_jax.storage.paths import (
 from diffseg_jax.systems.ddpm_sampling import make_step, sample_floats, stored_bytes
 from diffseg_jax.systems.ddpm_seg_config import check_size
 
-SET_FILE = "synthetic.json"
-POOL = "pool"  # folder of the images that the filter leaves out
+SCORES_FILE = "uncertainty.jsonl"  # of images that SET_FILE does not list yet, a line per batch
+POOL = "pool"  # folder of the images that the filter drops
 SPLIT = "train"
 ON_SHEET = 12  # images on the sheet
+FLAG = "--{}={}"  # of an option of the filter, in errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,12 +116,13 @@ def synthesise(
     """Writes a data set that `main` trains on; returns the content of its synthetic.json.
 
     segmenter   of a stage that fits pixel classifiers
-    output      images/train, masks/train and classes.json; in pool/ the images that are left out
+    output      images/train, masks/train and classes.json; in pool/ the images that are dropped
     count       images that are drawn
     diffusion   directory of the diffusion model; "" = the one whose features are read
     ema         rate of its moving average, or "off"; None = the first rate
     portion, certain  of the filter, as of `kept_by_uncertainty`
-    progress    called with the number of finished images and of all
+    progress    called with the number of finished images and of all, before the first batch and
+                after each
 
     Finished images are kept, so the same call goes on after a stop, and another filter or a larger
     count costs no image that is there. Raises UserError for a checkpoint without classifiers or
@@ -126,7 +131,7 @@ def synthesise(
     require_one("synthesise")
     if count < 1 or batch_size < 1:
         raise UserError(f"count is {count} and batch_size {batch_size}; both must be 1 or more.")
-    kept_by_uncertainty(np.zeros(count), portion, certain)  # before hours of sampling
+    kept_by_uncertainty(np.zeros(count), portion, certain, flag=FLAG)  # before hours of sampling
     generator = open_generator(segmenter, diffusion, ema, options)
     folder = open_path(output)
     make_folder(folder)
@@ -140,7 +145,7 @@ def synthesise(
 
 
 def _write_batches(segmenter, generator, folder, content, missing, batch_size, count, progress):
-    """Draws what is missing into the pool; the record of a batch follows its files."""
+    """Draws what is missing into the pool; the uncertainties of a batch follow its files."""
     done, found = count - len(missing), {}
     for index, image, labels, score in labelled_images(
         segmenter, generator.draw, missing, batch_size
@@ -150,9 +155,9 @@ def _write_batches(segmenter, generator, folder, content, missing, batch_size, c
         done += 1
         if len(found) == batch_size or index == missing[-1]:
             content["uncertainty"].update(found)
-            write_json(folder / SET_FILE, content)
+            _append_scores(folder, found)
             found = {}
-        progress(done, count)
+            progress(done, count)
 
 
 def open_generator(
@@ -239,6 +244,30 @@ def _where(folder, name) -> tuple[Path, Path] | None:
     return tuple(found) if all(found) else None
 
 
+def _append_scores(folder, scores):
+    """Adds a line {name: nats}; the whole record, which may list many images, is not written."""
+    with open(folder / SCORES_FILE, "a") as file:
+        file.write(json.dumps(scores) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _appended_scores(folder) -> dict[str, float]:
+    """The uncertainties in all lines that were written whole."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError):
+        for line in (folder / SCORES_FILE).read_text().splitlines():
+            with contextlib.suppress(ValueError):  # a line that a killed command began
+                found |= json.loads(line)
+    return found
+
+
+def _write_record(folder, content):
+    """Writes SET_FILE with all uncertainties, so that no line beside it is needed."""
+    write_json(folder / SET_FILE, content)
+    (folder / SCORES_FILE).unlink(missing_ok=True)
+
+
 def _is_done(folder, content, index):
     name = image_name(index)
     return name in content["uncertainty"] and _where(folder, name) is not None
@@ -264,31 +293,40 @@ def _described(segmenter, generator) -> dict:
 
 
 def _resumed(folder, made) -> dict:
-    """The content of a folder's file, or that of a new one; UserError for other options."""
-    before = read_object(folder / SET_FILE)
-    if not before:
+    """The content of a folder's file, or that of a new one; UserError for other options.
+
+    The file is there before the first image, so that a command that is killed can go on.
+    """
+    content = read_object(folder / SET_FILE)
+    if not content:
         if any(_paths(folder, "", kept)[0].parent.exists() for kept in (True, False)):
             raise UserError(
-                f"{folder} holds images, but no {SET_FILE}, so it was made by another program. "
-                "Give another --output."
+                f"{folder} holds images, but no {SET_FILE} that can be read, by which synthesise "
+                "knows its own. Give another --output."
             )
-        return {"version": diffseg_jax.__version__, "made": made, "uncertainty": {}}
-    # The place of a checkpoint may change; its weights may not.
+        content = {"version": diffseg_jax.__version__, "made": made, "uncertainty": {}}
+    # A checkpoint may be elsewhere; its weights may not change.
     ignored = ("checkpoint",)
-    old, new = ({k: v for k, v in m.items() if k not in ignored} for m in (before["made"], made))
+    old, new = ({k: v for k, v in m.items() if k not in ignored} for m in (content["made"], made))
     if lines := differing_lines(old, new):
         raise UserError(
             f"{folder} was made with other options: {'; '.join(lines)}. Give these, or another "
             "--output."
         )
-    return before
+    content["uncertainty"] |= _appended_scores(folder)
+    _write_record(folder, content)
+    return content
 
 
 def settle(folder: Path, content: dict, segmenter: Segmenter, count: int, portion, certain) -> dict:
-    """Moves what the filter keeps into the set, and all else into the pool."""
+    """Moves what the filter keeps into the set, and all else into the pool.
+
+    Until all is moved, SET_FILE says so, and `open_source` refuses the folder.
+    """
     names = [image_name(i) for i in range(count)]
     scores = np.array([content["uncertainty"][name] for name in names])
-    kept = {names[i] for i in kept_by_uncertainty(scores, portion, certain)}
+    kept = {names[i] for i in kept_by_uncertainty(scores, portion, certain, flag=FLAG)}
+    _write_record(folder, content | {IS_SETTLED: False})
     for name in content["uncertainty"]:  # those beyond a smaller count too
         _move(folder, name, name in kept)
     labels = segmenter.labels
@@ -301,8 +339,9 @@ def settle(folder: Path, content: dict, segmenter: Segmenter, count: int, portio
         "filter": {"count": count, "portion": portion, "certain": certain},
         "kept": sorted(kept),
         "class_shares": share,
+        IS_SETTLED: True,
     }
-    write_json(folder / SET_FILE, content)
+    _write_record(folder, content)
     order = sorted(names, key=content["uncertainty"].get)
     _draw_sheet(folder, order, content["uncertainty"], labels)
     return content

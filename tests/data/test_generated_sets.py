@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffseg_jax.data import generated_sets
 from diffseg_jax.data.few_label_sets import FEW_LABEL_SETS
 from diffseg_jax.data.fingerprint import fingerprint
 from diffseg_jax.data.generated_sets import kept_by_uncertainty
@@ -54,6 +55,7 @@ def test_a_filter_that_leaves_nothing_is_refused(count, portion, certain, enough
     with pytest.raises(UserError, match="the filter leaves nothing") as error:
         kept_by_uncertainty(np.arange(count), portion, certain)
     assert f" {enough} images or more" in str(error.value)
+    assert "--config.data.options.certain=0" in str(error.value)
     if count:
         assert len(kept_by_uncertainty(np.arange(enough), portion, certain))
         assert len(kept_by_uncertainty(np.arange(count), portion, 0))
@@ -101,6 +103,20 @@ def test_folders_of_datasetgan_are_read_by_number_and_uncertainty(tmp_path):
     source = open_source("generated", "", path=tmp_path, num_classes=15, portion=0.4)
     assert source.names == ("10", "9")  # 11 is the least certain
     np.testing.assert_array_equal(source[0]["mask"], LABELS[10])
+
+
+def test_divergences_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):
+    datasetgan_folder(tmp_path)
+    read, read_npy = [], generated_sets.read_npy
+    monkeypatch.setattr(
+        generated_sets, "read_npy", lambda file, what: read.append(file) or read_npy(file, what)
+    )
+    names = lambda: open_source(
+        "generated", "", path=tmp_path, num_classes=15, portion=0.4
+    ).names  # fmt: skip
+    assert names() == names() == ("10", "9") and len(read) == 3
+    np.save(tmp_path / "10.npy", np.full((SIDE, SIDE + 1), 2, "f"))
+    assert names() == ("9", "11")
 
 
 def without_score(folder):

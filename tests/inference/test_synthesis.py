@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 
 from diffseg_jax import synthesise as command_line
 from diffseg_jax.data.sources import open_source
+from diffseg_jax.display.console import Display
+from diffseg_jax.display.progress import Progress
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference import synthesis
 from diffseg_jax.inference.segmenter import Segmenter
@@ -93,7 +96,7 @@ def same(one, other):
 def test_the_output_is_a_folder_set_of_what_the_filter_keeps(segmenter, whole):
     folder, content = whole
     order = sorted(content["uncertainty"], key=content["uncertainty"].get)
-    assert content["kept"] == sorted(order[1:4])  # of six, the surest and two unsure ones are out
+    assert content["kept"] == sorted(order[1:4])  # the most and the two least certain are dropped
     source = open_source("folder", "train", path=folder)
     assert list(source.names) == content["kept"] and source.labels.names == segmenter.names
     assert len(pixels(folder)) == 6 and (folder / "sheet.png").exists()
@@ -113,21 +116,67 @@ def test_labels_and_scores_are_those_of_the_ensemble(segmenter, whole):
     assert np.ptp(list(content["uncertainty"].values())) > 0
 
 
-def test_a_stopped_command_goes_on_with_the_same_images(segmenter, whole, tmp_path):
-    class Stop(Exception):
-        pass
+class Stop(Exception):
+    """As if the command were killed."""
 
-    def stop(done, total):
-        if done == 4:  # the second batch is not recorded yet
+
+@pytest.mark.parametrize("last", ["000000", "000003"], ids=["first batch", "second batch"])
+def test_a_stopped_command_goes_on_with_the_same_images(
+    segmenter, whole, tmp_path, monkeypatch, last
+):
+    def stop(folder, name, *rest):
+        write(folder, name, *rest)
+        if name == last:  # no uncertainty of its batch is recorded yet
             raise Stop
 
+    write = synthesis._write_pair
+    monkeypatch.setattr(synthesis, "_write_pair", stop)
     with pytest.raises(Stop):
-        made(segmenter, tmp_path, progress=stop)
+        made(segmenter, tmp_path)
+    monkeypatch.setattr(synthesis, "_write_pair", write)
     assert not (tmp_path / "classes.json").exists() and not (tmp_path / "images").exists()
     (tmp_path / "pool/masks/000000.png").unlink()  # as if the disk had lost it
+    with open(tmp_path / synthesis.SCORES_FILE, "a") as file:
+        file.write('{"000003": 0.1')  # as if the command had been killed while it wrote
     again = made(segmenter, tmp_path)
-    assert again == whole[1]
+    assert again == whole[1] == json.loads((tmp_path / "synthetic.json").read_text())
+    assert not (tmp_path / synthesis.SCORES_FILE).exists()
     same(tmp_path, whole[0])
+
+
+def test_the_record_is_not_written_again_after_each_batch(segmenter, tmp_path, monkeypatch):
+    written, write = [], synthesis.write_json
+    monkeypatch.setattr(synthesis, "labelled_images", lambda segmenter, draw, indices, size: (
+        (index, np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.int32), index / 10)
+        for index in indices
+    ))  # fmt: skip
+    monkeypatch.setattr(
+        synthesis, "write_json", lambda file, *rest: written.append(file.name) or write(file, *rest)
+    )
+    content = made(segmenter, tmp_path, count=20, batch_size=1)
+    assert written.count("synthetic.json") == 3  # before, and around the moving of images
+    assert list(content["uncertainty"].values()) == [index / 10 for index in range(20)]
+
+
+def test_a_set_is_refused_while_its_images_are_moved(segmenter, whole, tmp_path, monkeypatch):
+    shutil.copytree(whole[0], tmp_path / "set")
+    moved, move = [], synthesis._move
+
+    def stop(*arguments):
+        moved.append(arguments)
+        if len(moved) == 4:
+            raise Stop
+        move(*arguments)
+
+    monkeypatch.setattr(synthesis, "_move", stop)
+    with pytest.raises(Stop):
+        made(segmenter, tmp_path / "set", portion=0.0)
+    with pytest.raises(UserError, match="only some of the images .* Start the same synthesise"):
+        open_source("folder", "train", path=tmp_path / "set")
+    monkeypatch.setattr(synthesis, "_move", move)
+    again = made(segmenter, tmp_path / "set")
+    assert again == whole[1]
+    assert open_source("folder", "train", path=tmp_path / "set").names == tuple(again["kept"])
 
 
 def test_another_filter_and_more_images_cost_only_what_is_new(segmenter, tmp_path, monkeypatch):
@@ -168,7 +217,7 @@ def test_other_options_in_the_same_folder_are_refused(segmenter, whole):
 
 def test_a_folder_of_other_images_is_refused(segmenter, tmp_path):
     (tmp_path / "images/train").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds images, but no synthetic.json"):
+    with pytest.raises(UserError, match="holds images, but no synthetic.json that can be read"):
         made(segmenter, tmp_path)
 
 
@@ -198,13 +247,26 @@ def network_of(tiny_network, system, changes):
     return network, meta
 
 
+def test_help_tells_the_default_size():
+    text = " ".join(command_line.make_flags().format_help().split())
+    assert "height and width; default: that of the labelled images" in text
+
+
 def test_the_command_writes_the_set(segmenter, whole, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command_line, "load", lambda path, **options: segmenter)
     flags = ["--checkpoint=runs/a", f"--output={tmp_path / 'set'}", "--count=6", "--steps=ddim2"]
     flags += ["--sampler=ddim", "--size=16,24", "--batch_size=3", "--compilation_cache="]
+    shown = []
+    monkeypatch.setattr(Display, "_open", lambda self, each: shown.append(
+        f"{each.what} {each.done}" if each.total else each.what
+    ))  # fmt: skip
+    monkeypatch.setattr(Display, "_close", lambda self, each: None)
+    monkeypatch.setattr(Progress, "at", lambda self, done: shown.append(f"{self.what} {done}"))
     command_line.main([*flags, "--portion=0.5", "--certain=1"])
     assert "3 images of 6 kept (portion 0.5, 1 most certain)" in capsys.readouterr().out
+    assert shown == ["opens the network", "images 0", "images 3", "images 6"]
     same(tmp_path / "set", whole[0])
     with pytest.raises(SystemExit):
         command_line.main([*flags, "--portion=0.1"])
-    assert "Take certain=0" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "Try --certain=0 to drop" in error and "--portion=0 to keep all" in error
