@@ -43,12 +43,14 @@ class Validation:
     held_out   whether they are others than those with which the stage learns
     folds      index -> the number of the fold in which it is held out, where that happens in turn;
                None otherwise
+    origin     the data set and the split, and "held_out"; JSON values
     note       a sentence about where they come from, or ""
     """
 
     source: Sequence
     indices: np.ndarray
     held_out: bool
+    origin: dict
     folds: Mapping[int, int] | None = None
     note: str = ""
 
@@ -93,11 +95,19 @@ class OpenedData:
         if not split:
             _, held, folds = self._sides(in_turn)
             others = len(self._chosen) > 1
-            return Validation(self.val, held, others, folds, self._note(held, folds))
+            origin = self._origin(self.config.data.train, others)
+            return Validation(self.val, held, others, origin, folds, self._note(held, folds))
         same = split == self.config.data.train and not other_validation(self.config)
+        origin = self._origin(split, not same)
         note = f"measured on the images that it learns from: data.val is {split}, as data.train"
         everything = np.arange(len(self.val))
-        return Validation(self.val, everything, not same, note=f"{note}; {SEEN}" if same else "")
+        note = f"{note}; {SEEN}" if same else ""
+        return Validation(self.val, everything, not same, origin, note=note)
+
+    def _origin(self, split, held_out):
+        data = self.config.data
+        other = data.get("validation", {}).get("source") if split == data.val else ""
+        return {"source": other or data.source, "split": split, "held_out": held_out}
 
     def learned(self, in_turn: bool) -> tuple[np.ndarray, dict]:
         """Indices in `train` of the images that a stage learns from, and what is recorded of them.

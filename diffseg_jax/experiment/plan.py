@@ -349,7 +349,7 @@ def _plan_evaluation(
     options, protocol = config.evaluate, protocol_of(config.evaluate)
     nearest = min(protocol.scales, key=lambda scale: abs(math.log(scale)))
     shown = {key: options[key] for key in PROTOCOL_KEYS if key in options}
-    recorded = {"protocol": shown, **task.recorded}
+    recorded = {"measured_on": images.origin, "protocol": shown, **task.recorded}
     indices = images.indices
     return Evaluation(
         stage=name, target=target_of(config), task=task, source=images.source,

@@ -14,6 +14,7 @@ from deeplab_file import torch_arrays
 from diffseg_jax import convert, main
 from diffseg_jax.data.scenes import NAMES
 from diffseg_jax.errors import UserError
+from diffseg_jax.experiment.label_target import LABEL_TARGET
 from diffseg_jax.experiment.labelled_images import OpenedData
 from diffseg_jax.experiment.plan import make_plan
 from diffseg_jax.storage.networks import open_network
@@ -78,6 +79,8 @@ def test_a_finished_run_is_measured_on_another_split(run, folder):
     main.MODES["eval"](config_of(**MADE, **same, **{"data.val": "train"}), run)
     found = json.loads((run / "results_eval.json").read_text())["train"]
     assert found["step"] == before["step"] == 4 and found["IoU"] != before["IoU"]
+    assert before["measured_on"] == {"source": "scenes", "split": "val", "held_out": True}
+    assert found["measured_on"] == {"source": "scenes", "split": "train", "held_out": True}
     with pytest.raises(UserError, match="data.fraction: 1.0 -> 0.5"):
         main.MODES["eval"](config_of(**MADE, **same, **{"data.fraction": 0.5}), run)
 
@@ -112,13 +115,13 @@ def test_a_file_of_torchvision_is_converted(run, tmp_path, capsys):
 
 def test_validation_images_of_another_data_set_need_the_same_classes(folder, tmp_path):
     same_split = {"data.path": str(folder), "data.val": "train"}  # of the other set
-    data = OpenedData(config_of(**MADE, **same_split), {})
+    data = OpenedData(config_of(**MADE, **same_split), {}, LABEL_TARGET)
     assert data.learned(False)[1]["n"] == 5
     assert data.validation(False).held_out and data.validation(False).note == ""
     shutil.copytree(folder, tmp_path / "other")
     classes = (tmp_path / "other" / "classes.json").read_text().replace(NAMES[2], "plane")
     (tmp_path / "other" / "classes.json").write_text(classes)
-    data = OpenedData(config_of(**MADE, **{"data.path": str(tmp_path / "other")}), {})
+    data = OpenedData(config_of(**MADE, **{"data.path": str(tmp_path / "other")}), {}, LABEL_TARGET)
     with pytest.raises(UserError, match=f"class 2 is plane in the one and {NAMES[2]} in the other"):
         data.learned(False)
 
@@ -126,7 +129,7 @@ def test_validation_images_of_another_data_set_need_the_same_classes(folder, tmp
 def test_validation_images_of_another_data_set_need_a_split(folder):
     changes = {**MADE, "data.path": str(folder), "data.val": ""}
     with pytest.raises(UserError, match="data.validation names a data set, but data.val is empty"):
-        _ = OpenedData(config_of(**changes), {}).validation(False)
+        _ = OpenedData(config_of(**changes), {}, LABEL_TARGET).validation(False)
     changes = {**MADE, "data.path": str(folder), "data.validation.source": "scnes"}
     with pytest.raises(UserError, match="--config.data.validation: unknown data set"):
-        _ = OpenedData(config_of(**changes), {}).val
+        _ = OpenedData(config_of(**changes), {}, LABEL_TARGET).val

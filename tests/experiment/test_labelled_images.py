@@ -60,6 +60,7 @@ def test_without_validation_images_a_fifth_is_held_out_and_recorded(folder):
     assert (len(learned), len(held)) == (16, 4) and not learned & held
     validation, record = data.validation(False), data.learned(False)[1]
     assert validation.held_out and validation.source is data.train
+    assert validation.origin == {"source": "folder", "split": "train", "held_out": True}
     sentence = "no validation images: 4 of 20 labelled images are held out, to measure on (fold 0"
     assert validation.note.startswith(sentence)
     assert set(record["names"]) == learned and set(record["folds"]["held_out"]) == held
@@ -88,6 +89,7 @@ def test_a_split_of_validation_images_is_taken_unless_folds_are_given(folder):
     add(folder, *(f"{i:02}" for i in range(20)), split="train")
     validation = opened(folder).validation(False)
     assert (len(validation.indices), validation.held_out, validation.note) == (2, True, "")
+    assert validation.origin == {"source": "folder", "split": "val", "held_out": True}
     assert "folds" not in opened(folder).learned(False)[1]
     assert len(sides(opened(folder, folds=5))[1]) == 4
     same = opened(folder, val="train").validation(False)
