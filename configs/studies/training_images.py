@@ -9,10 +9,11 @@ images that a diffusion model, or another generator, drew? Presets:
   folder     DeepLabV3 on images/real, images/diffusion and images/other, folders of your own
              (.docs/data.md; images/real has a split val), which .docs/synthetic_data.md makes
   published  the paper's classifiers on the annotated sets of FFHQ-34: real/train and ddpm; give
-             --config.data.path=datasets, with ffhq.pt here. Images of a GAN with labels of people
-             are not published
+             --config.data.path=datasets, with weights/ffhq.pt. Images of a GAN with labels of
+             people are not published
 
-Every column has the number of images of the base config, data.count.
+Every column has the same number of images: 100 of each, which every seed draws anew; of published
+all, so that its seeds differ in the networks only.
 """
 
 PRESETS = ("scenes", "folder", "published")
@@ -29,6 +30,7 @@ def get_study(preset="scenes"):
                 "by another generator": {"data.path": "images/other"},
             },
         },
+        seeds={"seed": (0, 1, 2), "data.subset_seed": (0, 1, 2)},
         options={"data.validation.path": "images/real", "data.count": 100,
                  "evaluate.pictures": 0},
         collect=("mIoU", "calibration.ECE"),
@@ -56,7 +58,7 @@ def get_study(preset="scenes"):
                     "real": {"data.train": "train"}, "by diffusion": {"data.train": "ddpm"},
                 },
             },
-            options={"evaluate.pictures": 0, "weights": "ffhq.pt"},
+            options={"evaluate.pictures": 0, "weights": "weights/ffhq.pt"},
             collect=("mIoU", "ddpm_seg.mIoU"),
             titles={"ddpm_seg.mIoU": "mIoU by the paper's convention"},
             seconds=dict(start=600, fit=7_200, image=4, images=20),

@@ -25,7 +25,7 @@ from diffseg_jax.experiment.kept_features import plan_features
 from diffseg_jax.experiment.plan import StagePlan
 from diffseg_jax.figures import sheets
 from diffseg_jax.figures.cluster_plot import cluster_plot
-from diffseg_jax.metrics.clusters import enlarged_labels, kmeans, matched
+from diffseg_jax.metrics.clusters import DRAWN_VECTORS, enlarged_labels, kmeans, matched
 from diffseg_jax.sources.diffusion import maps_of_diffusion
 from diffseg_jax.storage.lock import locked, require_free
 from diffseg_jax.storage.paths import write_json
@@ -68,6 +68,7 @@ def draw_clusters(config: ConfigDict, workdir: Path, display: Display | None = N
         sheets.save_png(picture, cluster_plot(images, labels, how.k))
         write_json(workdir / "clusters.json", {
             **dataclasses.asdict(how), "seed": plan.seed, "scaling": "none", "start": plan.start,
+            "vectors": f"centres from {DRAWN_VECTORS} at most, drawn; all get the nearest",
             "maps": names, "colours": f"matched to {names[0]} by the largest overlap",
         })  # fmt: skip
         plan.log.say(f"finished; clusters of {counted(len(images), 'image')} in {picture}")

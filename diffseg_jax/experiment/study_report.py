@@ -72,11 +72,16 @@ def study_groups(cells: Sequence[StudyCell], workdir: Path) -> list[Group]:
     return [Group(labels, records) for labels, records in found.items()]
 
 
-def report_study(study: Study, cells: Sequence[StudyCell], workdir: Path) -> str:
-    """Writes table.csv and table.md from the cells that are measured; returns the latter."""
+def report_study(
+    study: Study, cells: Sequence[StudyCell], workdir: Path, known: dict | None = None
+) -> str:  # fmt: skip
+    """Writes table.csv and table.md from the cells that are measured; returns the latter.
+
+    known  differences of earlier reports, which are kept in it
+    """
     groups = study_groups(cells, workdir)
     write_atomically(workdir / "table.csv", study_csv(study, cells, workdir).encode())
-    text = study_markdown(study, groups, cells, workdir)
+    text = study_markdown(study, groups, cells, workdir, {} if known is None else known)
     write_atomically(workdir / "table.md", text.encode())
     return text
 
@@ -114,9 +119,12 @@ def study_csv(study: Study, cells: Sequence[StudyCell], workdir: Path) -> str:
 
 
 def study_markdown(
-    study: Study, groups: Sequence[Group], cells: Sequence[StudyCell], workdir: Path
-) -> str:  # fmt: skip
-    """The table of every number, the differences of the first, and what is missing."""
+    study: Study, groups: Sequence[Group], cells: Sequence[StudyCell], workdir: Path, known: dict
+) -> str:
+    """The table of every number, the differences of the first, and what is missing.
+
+    known  as of `report_study`
+    """
     by_labels = {group.labels: group for group in groups}
     parts = [f"# {study.name}", *([study.about] if study.about else [])]
     parts.append(
@@ -128,7 +136,7 @@ def study_markdown(
         shown = {labels: _mean(group, path) for labels, group in by_labels.items()}
         parts += [heading, _table(study, shown)]
     if len(study.axes[0].points) > 1:
-        parts += _differences(study, by_labels, workdir)
+        parts += _differences(study, by_labels, workdir, known)
     parts += [*described_sizes(workdir), *kept_features_of(cells, workdir)]
     failed = [(cell, record_of_cell(workdir, cell)) for cell in cells]
     lines = [f"- {cell.name}: {each['failed']}" for cell, each in failed if "failed" in each]
@@ -191,13 +199,16 @@ def _rounded(path, value):
     return f"{value:.1f}" if is_ratio(path) else f"{value:.3f}"
 
 
-def _differences(study, by_labels, workdir):
-    """The section on differences, a list of paragraphs."""
+def _differences(study, by_labels, workdir, known):
+    """The section on differences, a list of paragraphs; those of the same records are `known`."""
     path, first, cache = study.collect[0], next(iter(study.axes[0].points)), {}
     shown = {}
     for labels, group in by_labels.items():
         pair = group, by_labels[(first, *labels[1:])]
-        shown[labels] = _signed(path, difference(*pair, path, workdir, cache))
+        key = labels, path, repr([each.records for each in pair])
+        if labels[0] != first and key not in known:
+            known[key] = difference(*pair, path, workdir, cache)
+        shown[labels] = _signed(path, known.get(key))
     heading = f"## Difference from {study.title(study.axes[0].name)}: {first}"
     note = (
         f"Mean over seeds of the paired differences in {study.title(path)} and, in brackets, "

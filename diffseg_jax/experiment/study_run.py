@@ -39,9 +39,10 @@ def run_study(study: Study, workdir: Path, display: Display):
         write_commands(study, cells, workdir)
         done = lambda cell: has_all_numbers(study, record_of_cell(workdir, cell))
         display.say(listing(study, cells, done))
-        measured = lambda: report_study(study, cells, workdir)
+        known = {}
+        measured = lambda: report_study(study, cells, workdir, known)
         run_cells_of_study(study, cells, workdir, display, measured)
-        display.say("\n" + report_study(study, cells, workdir))
+        display.say("\n" + report_study(study, cells, workdir, known))
         draw_study(study, cells, workdir)
     failed = [cell.name for cell in cells if not done(cell)]
     if failed:

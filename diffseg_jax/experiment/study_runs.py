@@ -176,11 +176,19 @@ def _finish_run(study, run, workdir, say) -> str:
     """Runs a run to its end, if it has not ended; why it failed, or "" if it did not."""
     folder, file = folder_of_run(workdir, run), workdir / "runs" / f"{run.name}.json"
     record = read_object(file)
-    if not is_measured(record):
-        say(f"  runs {run.name}")
-        command = command_of_run(study, run, workdir)
+    if is_measured(record):
+        return ""
+    say(f"  runs {run.name}")
+    command, begun = command_of_run(study, run, workdir), time.perf_counter()
+    earlier = record.get("seconds", 0.0)  # of starts that did not come to the end
+    try:
         record = _watched_record(command, workdir, run.name, folder, run.mode, say)
-        write_json(file, record)
+    except BaseException:
+        seconds = earlier + time.perf_counter() - begun
+        write_json(file, {"failed": "was stopped", "seconds": seconds})
+        raise
+    record["seconds"] += earlier
+    write_json(file, record)
     return record.get("failed", "")
 
 

@@ -51,7 +51,7 @@ def keep_class_sizes(study: Study, workdir: Path):
     source, indices = data.train, data.learned(False)[0]
     names = source.labels.names
     areas = class_areas((source[int(index)]["mask"] for index in indices), len(names))
-    groups = split_by_area(areas, source.labels.unscored)
+    groups = split_by_area(areas, names, source.labels.unscored)
     write_json(file, {
         "rule": SIZE_RULE, "images": len(indices),
         **{group: [names[index] for index in chosen] for group, chosen in groups.items()},

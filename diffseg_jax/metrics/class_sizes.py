@@ -13,8 +13,10 @@ from diffseg_jax.data.labels import IGNORE
 SIZE_RULE = (
     "The area of a class is the mean, over the labelled training images that contain it, of its "
     "share of the labelled pixels. Classes below the median of the areas are small, the others "
-    "large; classes that are in no such image, and those without an IoU of their own, are neither."
+    "large; background, classes that are in no such image, and those without an IoU of their own "
+    "are neither."
 )
+BACKGROUND = "background"  # what data sets call the class of everything else
 
 
 def class_areas(masks: Iterable[np.ndarray], num_classes: int) -> np.ndarray:
@@ -30,13 +32,16 @@ def class_areas(masks: Iterable[np.ndarray], num_classes: int) -> np.ndarray:
     return np.divide(total, images, out=np.full(num_classes, np.nan), where=images > 0)
 
 
-def split_by_area(areas: np.ndarray, unscored: Sequence[int] = ()) -> dict[str, list[int]]:
+def split_by_area(
+    areas: np.ndarray, names: Sequence[str], unscored: Sequence[int] = ()
+) -> dict[str, list[int]]:  # fmt: skip
     """{"small", "large"}: the classes of each group by SIZE_RULE.
 
-    unscored  classes without an IoU of their own, such as background
+    names     of all classes;  unscored  those without an IoU of their own
     """
     areas = np.array(areas, np.float64)
     areas[list(unscored)] = np.nan
+    areas[[name.strip().lower() == BACKGROUND for name in names]] = np.nan
     known = np.flatnonzero(~np.isnan(areas))
     median = np.median(areas[known]) if len(known) else np.nan
     small = [int(index) for index in known if areas[index] < median]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffseg_jax.errors import UserError
+from diffseg_jax.errors import UserError, counted
 
 ITERATIONS = 100  # of Lloyd's algorithm, at most
 DRAWN_VECTORS = 20_000  # vectors from which centres are found; all are assigned
@@ -20,15 +20,22 @@ def kmeans(x: np.ndarray, k: int, restarts: int = 10, seed: int = 0) -> np.ndarr
     x = np.asarray(x, np.float32)
     rng = np.random.default_rng(seed)
     sample = x[rng.choice(len(x), DRAWN_VECTORS, replace=False)] if len(x) > DRAWN_VECTORS else x
-    different = len(np.unique(sample[: 100 * k + 1000], axis=0))
+    different = _different(x, 100 * k + 1000, k)
     if different < k:
+        fewer = f"--config.clusters.k={different}, " if different > 1 else ""
         raise UserError(
-            f"clusters.k is {k}, but the features hold {different} different vectors. Try "
-            f"--config.clusters.k={max(different, 2)}, larger images, or a finer block."
+            f"clusters.k is {k}, but the features hold {counted(different, 'different vector')}. "
+            f"Try {fewer}larger images, or a finer block."
         )
     found = [_lloyd(sample, _plus_plus(sample, k, rng)) for _ in range(restarts)]
     _, centres = min(found, key=lambda pair: pair[0])
     return _nearest(x, centres)[0]
+
+
+def _different(x, some, k):
+    """The number of different vectors of about `some` of them, or of all where that is below k."""
+    found = len(np.unique(x[:: max(len(x) // some, 1)], axis=0))
+    return found if found >= k else len(np.unique(x, axis=0))
 
 
 def _plus_plus(x, k, rng):

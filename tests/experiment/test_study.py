@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import types
 from pathlib import Path
 
@@ -286,6 +287,30 @@ def test_a_run_that_ended_without_a_record_is_the_only_one_that_starts_again(stu
     assert not stopped and [Path(command[3]).name for command in commands] == ["DeP-2-seed0"]
 
 
+def test_the_seconds_of_a_run_are_those_of_all_its_starts(studied):
+    class Slow(Runs):
+        def __call__(self, command, log, say):
+            time.sleep(0.1)
+            return super().__call__(command, log, say)
+
+    for fails, stops_at in (((), 0), (("scratch-seed0",), None), ((), None)):
+        _, workdir, _, _ = studied(fails, stops_at, runs=Slow, **ONE)
+    record = json.loads((workdir / "runs" / "scratch-seed0.json").read_text())
+    assert record["seconds"] >= 0.3 and "failed" not in record
+
+
+def test_a_report_after_a_cell_computes_only_the_differences_that_it_changes(studied, monkeypatch):
+    asked, real = [], study_report.difference
+
+    def difference(group, first, *more):
+        asked.append(group.labels)
+        return real(group, first, *more)
+
+    monkeypatch.setattr(study_report, "difference", difference)
+    studied(seeds={"seed": (0,), "data.subset_seed": (0,)})
+    assert asked.count(("DeP", "2")) <= 3 and len(asked) <= 6  # of four cells in two rows
+
+
 def test_runs_without_counts_of_images_have_numbers_and_without_results_fail(studied):
     class Maps(Runs):
         left_out = "image_counts_scratch.npz"
@@ -332,7 +357,7 @@ def test_a_cell_of_corruptions_averages_over_its_own_rows_and_not_over_those_of_
     points = {
         "typed": {f"{group}types": "fog", f"{group}severities": "(1,)"},
         "both": {f"{group}types": ("fog", "snow"), f"{group}severities": (1, 5)},
-        "base": {f"{group}types": ("fog",)},            # severities of the base config: 1, 3, 5
+        "base": {f"{group}types": ("fog",)},  # severities of the base config: 1, 3, 5
     }
     fields = dict(axes={"corruption": points}, evaluated=("corruption",), seeds={"seed": (0,)})
     _, workdir, _, _ = studied(**fields, options={"run": ("scratch",)}, runs=Corrupted)
@@ -392,6 +417,24 @@ def test_small_and_large_classes_are_listed_with_their_rule_and_scored_apart(stu
 
 def read_class_names():
     return counts_of(0.5, 0).classes
+
+
+def test_classes_of_both_sizes_are_found_and_scored_in_one_study(studied):
+    class OfScenes(Runs):
+        """Leaves counts with the classes of the scenes."""
+
+        def __call__(self, command, log, say):
+            answer = super().__call__(command, log, say)
+            file = Path(command[3].partition("=")[2]) / "image_counts_scratch.npz"
+            areas = json.loads((file.parents[2] / "class_sizes.json").read_text())["areas"]
+            counts = np.tile([[5], [10], [10], [0]], (4, 1, len(areas)))
+            ImageCounts(tuple("abcd"), tuple(areas), counts, "skip").save(file)
+            return answer
+
+    _, workdir, _, stopped = studied(**ONE, collect=("small.mIoU", "large.mIoU"), runs=OfScenes)
+    assert not stopped
+    numbers = (workdir / "table.csv").read_text().splitlines()[1].split(",")[2:4]
+    np.testing.assert_allclose([float(each) for each in numbers], 5 / 15)
 
 
 def test_class_sizes_are_those_of_the_labelled_images_of_the_base(write, tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from diffseg_jax.data.few_label_sets import FEW_LABEL_SETS
 from diffseg_jax.metrics.class_sizes import class_areas, split_by_area
 
 pytestmark = pytest.mark.quick
@@ -24,6 +25,14 @@ def test_ignored_pixels_and_more_images_without_a_class_change_no_area_of_it():
 
 def test_groups_are_disjoint_split_at_the_median_and_leave_out_what_has_no_iou():
     areas = np.array([0.9, 0.1, 0.3, np.nan, 0.2])
-    assert split_by_area(areas) == {"small": [1, 4], "large": [0, 2]}
-    assert split_by_area(areas, unscored=(0,)) == {"small": [1], "large": [2, 4]}
-    assert split_by_area([0.5, 0.5]) == {"small": [], "large": [0, 1]}
+    assert split_by_area(areas, "abcde") == {"small": [1, 4], "large": [0, 2]}
+    assert split_by_area(areas, "abcde", unscored=(0,)) == {"small": [1], "large": [2, 4]}
+    assert split_by_area([0.5, 0.5], "ab") == {"small": [], "large": [0, 1]}
+
+
+@pytest.mark.parametrize("name", ["horse_21", "ffhq_34", "bedroom_28"])
+def test_the_background_of_the_published_sets_is_neither_small_nor_large(name):
+    labels = FEW_LABEL_SETS[name].labels()
+    groups = split_by_area(np.linspace(1, 0.1, len(labels.names)), labels.names, labels.unscored)
+    assert sorted(groups["small"] + groups["large"]) == list(range(1, len(labels.names)))
+    assert labels.names[0] == "background" and 1 in groups["large"]
