@@ -11,11 +11,18 @@ import pytest
 
 from diffseg_jax import UserError, study
 from diffseg_jax.experiment import study_report, study_runs, study_scores
-from diffseg_jax.experiment.study_cells import cells_of_study, command_of_run, listing, runs_of
+from diffseg_jax.experiment.study_cells import (
+    cells_of_study,
+    command_of_run,
+    config_of,
+    listing,
+    runs_of,
+)
 from diffseg_jax.experiment.study_file import read_study
 from diffseg_jax.experiment.study_report import Group, difference
 from diffseg_jax.metrics.image_counts import ImageCounts, mean_iou
 from diffseg_jax.storage.lock import InUse
+from diffseg_jax.systems.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "configs" / "studies").glob("*.py"))
@@ -166,6 +173,15 @@ def test_every_study_has_cells_whose_configs_are_right(file, monkeypatch):
         assert "in all about" in listing(one, cells, lambda cell: False)
 
 
+@pytest.mark.parametrize("preset", ["scenes", "camvid", "bedroom28", "ffhq34"])
+def test_columns_of_the_study_of_noise_differ_in_noise_and_not_in_steps(preset, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    one = read_study(f"configs/studies/ddpm_seg_noise.py:{preset}")
+    for cell in cells_of_study(one)[:4]:
+        recipe = RECIPES[config_of(one, cell.run.options).ensemble.recipe]
+        assert recipe.length(10**6) == recipe.length(8 * 10**6)
+
+
 # ---- running -----------------------------------------------------------------------------------
 
 
@@ -277,6 +293,16 @@ def test_a_number_that_is_added_is_collected_from_runs_that_ended(studied):
     _, workdir, commands, stopped = studied(**ONE, collect=("mIoU", "calibration.ECE"))
     assert not stopped and not commands
     assert (workdir / "table.csv").read_text().splitlines()[1].endswith(",0.1,")
+
+
+def test_evaluations_run_again_for_a_number_that_is_added_and_networks_do_not(studied):
+    axes = {"evaluate.scales": ((1.0,), (1.0, 1.5))}
+    how = dict(axes=axes, options={"run": ("scratch",)}, evaluated=("evaluate.scales",))
+    one = {"seed": (0,)}
+    studied(**how, seeds=one)
+    _, _, commands, stopped = studied(**how, seeds=one, collect=("mIoU", "calibration.ECE"))
+    assert not stopped and len(commands) == 2
+    assert all("--mode=eval" in command for command in commands)
 
 
 def test_a_run_that_ended_without_a_record_is_the_only_one_that_starts_again(studied):
