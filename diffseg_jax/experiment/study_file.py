@@ -13,7 +13,7 @@ import dataclasses
 import runpy
 from collections.abc import Iterable, Mapping
 
-from diffseg_jax.config.files import present
+from diffseg_jax.config.files import SUBSET, present
 from diffseg_jax.errors import UserError, choose, hint, require_known, shown
 
 PLOTS = ("lines", "bars", "grid")
@@ -113,9 +113,15 @@ def read_study(given: str, overrides: Iterable[tuple[str, str | bool]] = ()) -> 
     _require_whole(given, values)
     values |= {
         "name": given, "axes": axes, "seeds": seeds,
-        "options": {**values["options"], **overrides},
+        "options": _options_with(values["options"], overrides),
     }  # fmt: skip
     return Study(**values)
+
+
+def _options_with(options, overrides):
+    """The options of all cells; one of SUBSET replaces another one that the file chooses."""
+    replaced = set(SUBSET) if set(SUBSET) & set(overrides) else set()
+    return {key: v for key, v in options.items() if key not in replaced} | overrides
 
 
 def _require_whole(given, values):
@@ -206,8 +212,9 @@ def _require_own_options(axes, overrides):
                 )
             owners[key] = axis.name
     for key in overrides:
-        if key in owners:
-            raise UserError(
-                f"--config.{key} is given, but the study varies it along {owners[key]}. Change its "
-                "values in a copy of the file."
-            )
+        for owned in SUBSET if key in SUBSET else (key,):
+            if owned in owners:
+                raise UserError(
+                    f"--config.{key} is given, but the study varies {owned} along {owners[owned]}. "
+                    "Change the values in a copy of the file."
+                )

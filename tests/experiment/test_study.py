@@ -501,7 +501,17 @@ def test_a_mistake_in_the_file_is_one_sentence(write, changed, sentence):
         cells_of_study(read_study(write(**changed)))
 
 
-@pytest.mark.parametrize(("option", "axis"), [("seed", "seeds"), ("data.count", "data.count")])
+def test_another_choice_of_images_replaces_that_of_the_file(write):
+    axes = {"noise.low": (0.1, 0.22)}
+    one = read_study(write(axes=axes, options={"data.count": 4}), [("data.fraction", "0.5")])
+    data = config_of(one, one.options).data
+    assert (data.fraction, data.count) == (0.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("option", "axis"),
+    [("seed", "seeds"), ("data.count", "data.count"), ("data.fraction", "data.count")],
+)
 def test_an_option_that_the_study_varies_is_not_changed_for_all_cells(write, option, axis):
     with pytest.raises(UserError, match=f"--config.{option} is given.* along {axis}"):
         read_study(write(), [(option, "3")])
