@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from diffseg_jax import info
-from diffseg_jax.inference import description, description_text
+from diffseg_jax.inference import description, description_text, label_report, task_report
 from diffseg_jax.inference.converted import convert_run
 from diffseg_jax.inference.description import describe_checkpoint
 from diffseg_jax.inference.segmenter import Segmenter
@@ -122,11 +122,11 @@ def test_the_protocol_of_the_evaluation_is_one_line():
                      "scales": [0.5, 1.0], "limit": [0, 0], "short": 128, "batch_size": 4},
         "data": {"val": "test"},
     }  # fmt: skip
-    assert description_text.protocol_line(description.evaluation_of(options)) == (
+    assert task_report.protocol_line(description.evaluation_of(options)) == (
         "windows of 64 x 96 every 32 x 48 of split test, shorter side resized to 128, "
         "at scales 0.5, 1.0, and mirrored"
     )
-    assert description_text.protocol_line(description.evaluation_of({})) == "whole images"
+    assert task_report.protocol_line(description.evaluation_of({})) == "whole images"
 
 
 def test_numbered_parts_count_as_one():
@@ -149,5 +149,5 @@ def test_results_say_whether_the_calibrator_is_kept():
     numbers = {"of": "uncertainty", "ECE": 0.1, **dict.fromkeys(("Brier", "AUROC", "AUPR", "AURC"))}
     for kept, words in ((True, "uncertainty, as"), (False, "uncertainty, which is not kept, as")):
         found = {**results, "step": 8, "images": 2, "calibrated": {**numbers, "kept": kept}}
-        last = description_text.result_lines(found)[-1]
+        last = label_report.result_lines(found)[-1]
         assert last == f"{words} the chance of an error: ECE 0.100"

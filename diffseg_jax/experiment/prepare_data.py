@@ -213,10 +213,7 @@ def encode(source: Sequence, index: int) -> dict:
     """The example as it is stored: encoded image, mask and depth, and the class of the image."""
     example = source[index]
     stored = {"image": original_file(source, index) or png(example["image"])}
-    if "mask" in example:
-        stored["mask"] = png(example["mask"].astype(np.uint8))
-    if "depth" in example:
-        stored["depth"] = encode_depth(example["depth"])
+    stored |= {part: kind.file(example[part]) for part, kind in TRUTHS.items() if part in example}
     if "class" in example:
         stored["class"] = int(example["class"])
     return stored
@@ -243,17 +240,29 @@ def png(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredTruth:
+    """How the truth of an example is stored: array[H,W] -> bytes of a PNG, and TFDS's dtype."""
+
+    file: Callable
+    dtype: type
+
+
+TRUTHS = {  # a part of an example
+    "mask": StoredTruth(lambda mask: png(mask.astype(np.uint8)), np.uint8),
+    "depth": StoredTruth(encode_depth, np.float32),
+}
+
+
 def features_of(source: Sequence):
     """The description, in TFDS's terms, of what `encode` returns."""
     from tensorflow_datasets import features
 
-    described = {"image": features.Image(shape=(None, None, 3))}
-    if source.labels:
-        described["mask"] = features.Image(shape=(None, None, 1), encoding_format="png")
-    if "depth" in source[0]:
-        described["depth"] = features.Image(
-            shape=(None, None, 1), dtype=np.float32, encoding_format="png"
-        )
+    described, example = {"image": features.Image(shape=(None, None, 3))}, source[0]
+    described |= {
+        part: features.Image(shape=(None, None, 1), dtype=kind.dtype, encoding_format="png")
+        for part, kind in TRUTHS.items() if part in example
+    }  # fmt: skip
     if source.classes:
         described["class"] = features.ClassLabel(names=list(source.classes))
     return features.FeaturesDict(described)

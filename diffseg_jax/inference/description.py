@@ -12,9 +12,8 @@ from flax.traverse_util import unflatten_dict as unflatten
 
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError
-from diffseg_jax.inference.label_output import LABEL_OUTPUT
 from diffseg_jax.inference.locate import find_stage, stages_in, step_to_open
-from diffseg_jax.inference.outputs import OUTPUTS, task_in
+from diffseg_jax.inference.outputs import OUTPUTS, predicts, task_in
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.storage.checkpoints import steps_in
 from diffseg_jax.storage.networks import open_meta
@@ -164,7 +163,7 @@ def usage(description: dict, path: str, task: dict) -> dict:
     """The lines that use the checkpoint, in Python and on the command line; task: `Task.meta`."""
     python = ["import diffseg_jax", f"segmenter = diffseg_jax.load({json.dumps(path)})"]
     directory, path = shlex.quote(description["directory"]), shlex.quote(path)
-    if description["classes"] or description["task"] != LABEL_OUTPUT.name:
+    if predicts(description):
         kind = OUTPUTS[description["task"]](task)
         python += kind.call
         flags = f"--checkpoint={path} --images={kind.inputs} --output=" + (

@@ -4,14 +4,7 @@ from rich.console import Console
 from rich.text import Text
 
 from diffseg_jax.errors import size
-from diffseg_jax.metrics.depth import DEPTH_METRICS
-from diffseg_jax.metrics.segmentation import format_table
-
-VIEWS = {
-    "whole": "whole images",
-    "slide": "windows of {window[0]} x {window[1]} every {stride[0]} x {stride[1]}",
-    "halves": "a left and a right half",
-}
+from diffseg_jax.inference.outputs import REPORTS, predicts
 
 
 def show(description: dict, console: Console):
@@ -21,8 +14,8 @@ def show(description: dict, console: Console):
     print_text = lambda text: console.print(text, soft_wrap=True, highlight=False, markup=False)
     head = Text(f"{description['directory']}\n", style="bold")
     arrays = f"{size(description['bytes'])} of arrays"
-    task = description["task"] if description["task"] != "segmentation" else ""
-    system = f"{description['system']} for {task}" if task else description["system"]
+    purpose = REPORTS[description["task"]].purpose
+    system = f"{description['system']} for {purpose}" if purpose else description["system"]
     line = f"{system}, written by {version}, {arrays}"
     print_text(head.append(line, "not bold"))
     for heading, lines in sections(description, bool(console.color_system)):
@@ -35,19 +28,19 @@ def sections(description: dict, colours: bool) -> list[tuple[str, list]]:
     """Headings and the lines below them; unknown values have none."""
     normalisation, data = description["normalisation"], description["trained_on"]
     taps, results = description["taps"], description["results"]
-    shown = description["classes"] or description["task"] != "segmentation"
-    evaluation = description["evaluation"] if shown else None
+    report = REPORTS[description["task"]]
+    evaluation = description["evaluation"] if predicts(description) else None
     inputs = [normalisation["normalisation"] or "unknown"]
     inputs += [f"{key} {normalisation[key]}" for key in ("mean", "std") if normalisation[key]]
     all_sections = [
         ("Stages", stage_lines(description)),
         (f"Classes ({len(description['classes'])})", class_lines(description, colours)),
         ("Parameters", parameter_lines(description)),
-        ("Trained on", [data_line(data)] if data else []),
+        ("Trained on", [data_line(data, report.examples)] if data else []),
         ("Normalisation", [", ".join(inputs)]),
-        ("Evaluated on", [protocol_line(evaluation)] if evaluation else []),
+        ("Evaluated on", [report.protocol(evaluation)] if evaluation else []),
         ("Features (taps)", [", ".join(taps)] if taps else []),
-        ("Results", result_lines(results) if results else []),
+        ("Results", report.lines(results) if results else []),
         ("To use it", [description["use"]["command"], *description["use"]["python"]]),
     ]
     return [(heading, lines) for heading, lines in all_sections if lines]
@@ -95,62 +88,13 @@ def parameter_lines(description: dict) -> list[str]:
     return lines
 
 
-def data_line(data: dict) -> str:
-    """The training data of a stage."""
+def data_line(data: dict, examples: str) -> str:
+    """The training data of a stage; examples: what those with a truth are called."""
     source = data["source"] + (f" in {data['path']}" if data["path"] else "")
     source += f", split {data['split']}"
     subset = data["labelled"]
     if subset is None:
         return f"{source}, without labels"
-    images = f"{subset['n']:,} of {subset['of']:,} labelled images"
+    images = f"{subset['n']:,} of {subset['of']:,} {examples}"
     digest = f" (seed {subset['seed']}, sha256 {subset['sha256'][:12]})" if subset["sha256"] else ""
     return f"{source}: {images}{digest}"
-
-
-def protocol_line(options: dict) -> str:
-    """How evaluation shows images."""
-    parts = [VIEWS[options["view"]].format(**options)]
-    if options["split"]:
-        parts[0] += f" of split {options['split']}"
-    if options["short"]:
-        parts.append(f"shorter side resized to {options['short']}")
-    elif any(options["limit"]):
-        parts.append("resized to fit {} x {}".format(*options["limit"]))
-    if list(options["scales"]) != [1.0]:
-        parts.append(f"at scales {', '.join(map(str, options['scales']))}")
-    if options["flip"]:
-        parts.append("and mirrored")
-    return ", ".join(parts)
-
-
-def depth_lines(results: dict) -> list[str]:
-    """The errors of depth maps, and the number of images."""
-    numbers = [f"{name} {results[name]:.4f}" for name in DEPTH_METRICS if results[name] is not None]
-    return [", ".join(numbers), f"on {results['images']:,} images"]
-
-
-def layer_lines(results: dict) -> list[str]:
-    """IoU of the layers of maps, each at its best threshold, and the number of rigs."""
-    numbers = [f"{name} {100 * value:.2f}" for name, value in results["IoU"].items()]
-    mean = f"mean IoU {100 * results['mIoU']:.2f} %"
-    mean += f", of a constant map {100 * results['constant']:.2f} %"
-    return [mean, ", ".join(numbers), f"on {results['images']:,} rigs of cameras"]
-
-
-def result_lines(results: dict) -> list[str]:
-    """The table of IoU, the number of images, and how right the chance of an error is."""
-    if "abs_rel" in results:
-        return depth_lines(results)
-    if "constant IoU" in results:
-        return layer_lines(results)
-    table = format_table({f"step {results['step']:,}": results}).splitlines()
-    images = f"on {results['images']:,} images"
-    if results.get("AUROC") is not None:
-        images += f"; uncertainty predicts errors with an AUROC of {results['AUROC']:.3f}"
-    lines = [*table, images]
-    keys = ("ECE", "Brier", "AUROC", "AUPR", "AURC")
-    for scores in filter(None, (results.get("calibration"), results.get("calibrated"))):
-        numbers = [f"{key} {scores[key]:.3f}" for key in keys if scores[key] is not None]
-        kept = "" if scores.get("kept", True) else ", which is not kept"
-        lines.append(f"{scores['of']}{kept}, as the chance of an error: {', '.join(numbers)}")
-    return lines

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import yaml
 
-from diffseg_jax.inference.description_text import data_line, depth_lines, protocol_line
+from diffseg_jax.inference.description_text import data_line
+from diffseg_jax.inference.outputs import REPORTS, predicts
+from diffseg_jax.inference.task_report import plain_text
 from diffseg_jax.storage.paths import write_atomically
 from diffseg_jax.systems.methods import SYSTEMS
 
@@ -26,23 +28,24 @@ def model_card(
     command      that trained it; "": unknown
     licence      identifier as in the Hub, such as apache-2.0; "": none is stated
     """
-    what, paper, link = SYSTEMS[description["system"]].origin
+    system, report = SYSTEMS[description["system"]], REPORTS[description["task"]]
+    what, paper, link = system.origin
+    what = system.networks.get(description["task"], what)
     title = _title(description, address)
     head = yaml.safe_dump(metadata_of_card(description, title, licence), sort_keys=False)
     data = description["trained_on"]
-    classes = description["classes"]
-    learned = f" It tells {len(classes)} classes apart." if classes else ""
+    learned = report.learned(description["classes"])
     lines = [
         f"---\n{head}---", MARK, f"# {title}",
-        f"{_capital(what)}, in JAX with diffseg_jax. The method is that of [{paper}]({link})."
-        f"{learned}",
+        f"{_capital(what)}, in JAX with diffseg_jax. The method is that of [{paper}]({link}). "
+        f"{learned}".rstrip(),
     ]  # fmt: skip
     if picture:
         lines.append(f"![Images, ground truth, predictions, uncertainty and errors]({picture})")
     lines += ["## Use", _code("python", _python(description, address))]
     lines += _numbers(description)
     if data:
-        lines += ["## Training", f"Data: {_without_folders(data_line(data))}."]
+        lines += ["## Training", f"Data: {_without_folders(data_line(data, report.examples))}."]
         lines += [_code("bash", [command])] if command else []
         lines.append("All options are in `config.json`.")
     lines += ["## Intended use and limits", _limits(description)]
@@ -52,23 +55,18 @@ def model_card(
 def metadata_of_card(description: dict, title: str, licence: str) -> dict:
     """The header of a card; values that are not known are left out."""
     results, data = description["results"] or {}, description["trained_on"]
-    head = {"library_name": "diffseg_jax", "pipeline_tag": "image-segmentation"}
-    kind = "semantic-segmentation"
-    if not description["classes"]:
-        head["pipeline_tag"] = "image-feature-extraction"
-    if description["task"] == "depth":
-        head["pipeline_tag"] = kind = "depth-estimation"
+    report = REPORTS[description["task"]]
+    pipeline = report.pipeline if predicts(description) else "image-feature-extraction"
+    head = {"library_name": "diffseg_jax", "pipeline_tag": pipeline}
     head |= {"license": licence} if licence else {}
-    head["tags"] = ["jax", "flax", kind, description["system"]]
-    if not data or results.get("mIoU") is None:
+    head["tags"] = ["jax", "flax", report.tag, description["system"]]
+    metrics = report.metrics(results)
+    if not data or not metrics:
         return head
     split = description["evaluation"]["split"] or "val"
-    metrics = {"mean_iou": ("mean IoU", results["mIoU"])}
-    if "aAcc" in results:
-        metrics["accuracy"] = "accuracy", results["aAcc"]
     return head | {
         "model-index": [{"name": title, "results": [{
-            "task": {"type": "image-segmentation", "name": "semantic segmentation"},
+            "task": {"type": report.pipeline, "name": report.tag.replace("-", " ")},
             "dataset": {"type": data["source"], "name": _name_of(data), "split": split},
             "metrics": [
                 {"type": kind, "name": name, "value": round(float(value), 4)}
@@ -94,62 +92,22 @@ def _python(description, address):
 
 def _numbers(description):
     """The sections of classes and of results."""
-    results, names = description["results"] or {}, description["classes"]
-    if results.get("abs_rel") is not None:
-        return ["## Results", "; ".join(depth_lines(results)) + ". Depths are in metres."]
-    if not names:
-        return []
-    if results.get("mIoU") is None:
-        return ["## Classes", ", ".join(map(_cell, names)) + "."]
-    second, of_class, mean = ("accuracy", "Acc", "mAcc") if "Acc" in results else (
-        "IoU of a constant map", "constant IoU", "constant"
-    )  # fmt: skip
-    rows = [f"| class | IoU, % | {second}, % |", "|---|---|---|"]
-    rows += [
-        f"| {_cell(name)} | {_percent(results['IoU'].get(name))} "
-        f"| {_percent(results[of_class].get(name))} |" for name in names
-    ]  # fmt: skip
-    rows.append(f"| **mean** | **{_percent(results['mIoU'])}** | **{_percent(results[mean])}** |")
-    shown = protocol_line(description["evaluation"])
-    said = [f"Measured on {results['images']:,} images, {shown}."]
-    scores = results.get("calibrated") or results.get("calibration") or {}
-    if None not in (scores.get("AUROC"), scores.get("ECE")):  # there is none without an error
-        said.append(
-            f"Uncertainty is the chance that a label is wrong: it ranks wrong pixels above right "
-            f"ones with an AUROC of {scores['AUROC']:.3f}, and its calibration error (ECE) is "
-            f"{scores['ECE']:.3f}."
-        )
-    return ["## Results", "\n".join(rows), " ".join(said)]
+    names, report = description["classes"], REPORTS[description["task"]]
+    shown = report.protocol(description["evaluation"])
+    if paragraphs := report.measured(description["results"] or {}, names, shown):
+        return ["## Results", *paragraphs]
+    return ["## Classes", ", ".join(map(plain_text, names)) + "."] if names else []
 
 
 def _limits(description):
-    if description["task"] == "depth":
-        return (
-            "It estimates the depth of images like those from which it learned. With other cameras "
-            "or places its depth and its uncertainty can be wrong: the scale of a scene cannot be "
-            "seen in one image. Measure it on your own data before you rely on it, and do not use "
-            "it where an error endangers people."
-        )
-    if not description["classes"]:
+    if not predicts(description):
         return (
             "It describes images like those of its training; on others it was not measured."
         )
-    data = description["trained_on"]
+    report, data = REPORTS[description["task"]], description["trained_on"]
     few = data and data["labelled"] and data["labelled"]["n"]
-    learned = f"{few:,} labelled images" if few else "images"
-    if description["task"] == "bev":
-        return (
-            f"It predicts maps for cars whose cameras are like those of the {learned} from which "
-            "it learned. With other cameras, places or weather its maps can be wrong. Measure it "
-            "on your own maps before you rely on it, and do not use it where an error endangers "
-            "people."
-        )
-    return (
-        f"It segments images like the {learned} from which it learned. With other cameras, places, "
-        "seasons or sizes, its labels and its uncertainty can be wrong, and every pixel gets one "
-        "of its classes, whatever it shows. Measure it on your own labels before you rely on it, "
-        "and do not use it where an error endangers people."
-    )
+    learned = f"{few:,} {report.examples}" if few else f"{report.examples}"
+    return report.limits(learned)
 
 
 def _title(description, address):
@@ -174,15 +132,6 @@ def _without_folders(line):
 
 def _code(language, lines):
     return "\n".join([f"```{language}", *lines, "```"])
-
-
-def _cell(name):
-    """A name that Markdown shows as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>|])", r"\\\1", name)
-
-
-def _percent(ratio):
-    return "-" if ratio is None else f"{100 * ratio:.1f}"
 
 
 def _capital(text):

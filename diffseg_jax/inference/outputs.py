@@ -1,12 +1,15 @@
-"""OUTPUTS: what predictions are, by the names of tasks."""
+"""OUTPUTS and REPORTS: what predictions are and what is said of networks, by names of tasks."""
 
 from collections.abc import Mapping
 
 from diffseg_jax.config.schema import lacking
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference.bev_output import BEV_OUTPUT
+from diffseg_jax.inference.bev_report import BEV_REPORT
 from diffseg_jax.inference.depth_output import depth_output
+from diffseg_jax.inference.depth_report import DEPTH_REPORT
 from diffseg_jax.inference.label_output import LABEL_OUTPUT
+from diffseg_jax.inference.label_report import LABEL_REPORT
 from diffseg_jax.inference.output import OutputKind
 
 OUTPUTS = {  # name of a task -> (`Task.meta` -> OutputKind)
@@ -14,6 +17,12 @@ OUTPUTS = {  # name of a task -> (`Task.meta` -> OutputKind)
     "bev": lambda meta: BEV_OUTPUT,
     "depth": lambda meta: depth_output(meta["model"]["low"], meta["model"]["high"]),
 }
+REPORTS = {"segmentation": LABEL_REPORT, "bev": BEV_REPORT, "depth": DEPTH_REPORT}
+
+
+def predicts(description: Mapping) -> bool:
+    """Whether a described network predicts maps, and not features alone."""
+    return bool(description["classes"]) or not REPORTS[description["task"]].classes
 
 
 def task_in(config: Mapping) -> str:

@@ -32,10 +32,9 @@ from diffseg_jax.inference.calibrators import read_calibrator
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.images import named_images
 from diffseg_jax.inference.known_images import read_known_images
-from diffseg_jax.inference.label_output import LABEL_OUTPUT
 from diffseg_jax.inference.locate import find_stage, step_to_open
 from diffseg_jax.inference.options import PredictOptions, require_integer
-from diffseg_jax.inference.outputs import output_of
+from diffseg_jax.inference.outputs import REPORTS, output_of
 from diffseg_jax.inference.prediction import Prediction, concatenate
 from diffseg_jax.inference.views import DEFAULT_SIDE, Protocol, View, predict, protocol_of
 from diffseg_jax.metrics.calibrator import Calibrator
@@ -137,8 +136,7 @@ class Segmenter:
 
     def __repr__(self):
         count = sum(leaf.size for leaf in jax.tree.leaves(self.network["params"]))
-        labels = self.output is LABEL_OUTPUT
-        what = f"{len(self.names)} classes" if labels else self.output.name
+        what = REPORTS[self.output.name].predicted(self.names)
         return (
             f"Segmenter({self.system}, {what}, {count:,} parameters, step {self.step} of "
             f"{self.directory})"

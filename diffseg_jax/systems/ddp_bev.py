@@ -152,6 +152,8 @@ def finish_layers(model, followed, shown, sampling) -> dict:
 
 BEV = DenseTask(
     name="bev",
+    described="a decoder that denoises a map seen from above, conditioned on the images of "
+    "several cameras (DDP)",
     settings=make_bev_settings,
     settings_of=bev_settings_of_meta,
     network=make_bev_network,

@@ -431,10 +431,11 @@ DDP = System(
     class_rows=class_rows,
     options=OPTIONS,
     origin=(
-        "a decoder that denoises a label map, conditioned on the image (DDP)",
+        SEGMENTATION.described,
         "DDP: Diffusion Model for Dense Visual Prediction",
         "https://arxiv.org/abs/2303.17559",
     ),
+    networks={name: task.described for name, task in TASKS.items()},
     tasks={"segmentation": {}, "depth": DEPTH_OPTIONS, "bev": BEV_OPTIONS},
     check=check,
     start_of=start_of,

@@ -157,6 +157,7 @@ def depth_steps(shown, padded, images) -> jax.Array:
 
 DEPTH = DenseTask(
     name="depth",
+    described="a decoder that denoises a depth map, conditioned on the image (DDP)",
     settings=make_depth_settings,
     settings_of=depth_settings_of_meta,
     network=make_depth_network,

@@ -217,6 +217,7 @@ def label_steps(shown, padded, images) -> jax.Array:
 
 SEGMENTATION = DenseTask(
     name="segmentation",
+    described="a decoder that denoises a label map, conditioned on the image (DDP)",
     settings=make_settings,
     settings_of=settings_of_meta,
     network=make_network,

@@ -15,6 +15,7 @@ class DenseTask:
 
     the network:
 
+    described      what it is, for people
     settings       (config, number of classes) -> its settings, with `problem()`
     settings_of    `Task.meta` -> the same settings
     network        (settings, kind of stage, dtype, remat) -> Network
@@ -26,6 +27,7 @@ class DenseTask:
 
     images_of      batch -> (images, valid)
     encode         (model, images, valid, keys or None) -> features f[B,h,w,E], named features
+    named          whether single images have features that can be asked for by name
     padded         images -> the same, at least as large as the encoder needs
     keys           (images, seed) -> a key per image, for noise that is a function of the image
     level          (name of a schedule, t, xp) -> the noise level of times f32[...], arrays
@@ -42,8 +44,6 @@ class DenseTask:
     plain          (network, config, number of classes, meta) -> the Task of `ddp.UNNOISED` stages;
                    None where there are none
 
-    named          whether single images have features that can be asked for by name
-
     predicting:
 
     projected      model -> (output f32[B,R,h,w,C] -> (decided, projected codes f32[B,R,h,w,E]))
@@ -58,6 +58,7 @@ class DenseTask:
     """
 
     name: str
+    described: str
     settings: Callable
     settings_of: Callable
     network: Callable

@@ -58,6 +58,7 @@ class System:
                    fresh stage
     options        the options that its configs hold besides `config.options.COMMON`
     origin         what its network is, the title of its paper, and a link to that
+    networks       task -> what its network is, where that is not the one of `origin`
     tasks          what it predicts -> options in place of those of `options`; None: it has none
     stage_options  kind of stage -> further options that a config with such a stage holds
     check          raises UserError for option values that do not go together
@@ -85,6 +86,7 @@ class System:
     origin: tuple[str, str, str]
     class_rows: Callable[..., Mapping] = lambda meta, names: {}
     given_arrays: Callable[..., dict] = lambda config, kind, abstract: {}
+    networks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tasks: Mapping[str, Mapping] = dataclasses.field(default_factory=lambda: {"segmentation": {}})
     stage_options: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     check: Callable = lambda config: None

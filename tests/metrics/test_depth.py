@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from diffseg_jax.data.depth_sets import KITTI_PART
 from diffseg_jax.errors import UserError
 from diffseg_jax.metrics.depth import (
     DEPTH_CROPS,
@@ -44,12 +45,12 @@ def counted(depths, truths, *uncertainties, **options):
 
 
 def enlarged(coarse, case):
-    """The map of a recorded case: every cell covers 8 x 8 pixels, and KITTI's part is cut out."""
-    h, w = case["full_size"]
-    rows, columns = np.arange(h) // 8, np.arange(w) // 8
-    image = coarse[rows[:, None], columns]
-    left = (w - 1216) // 2
-    return image[h - 352 :, left : left + 1216] if case["kb_crop"] else image
+    """The map of a recorded case: cells are squares of pixels, and KITTI's part is cut out."""
+    (h, w), (below, beside) = case["full_size"], KITTI_PART
+    side = -(-h // coarse.shape[0])
+    image = coarse[np.arange(h)[:, None] // side, np.arange(w) // side]
+    left = (w - beside) // 2
+    return image[h - below :, left : left + beside] if case["kb_crop"] else image
 
 
 @pytest.mark.golden

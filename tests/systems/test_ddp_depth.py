@@ -23,6 +23,7 @@ from diffseg_jax.inference.depth_maps import DEPTHS
 from diffseg_jax.inference.views import Protocol
 from diffseg_jax.layers.resize import resize_bilinear
 from diffseg_jax.models.depth_network import DepthSettings
+from diffseg_jax.storage.networks import open_meta
 from diffseg_jax.systems import ddp, ddp_config, dense_images
 from diffseg_jax.systems.ddp_depth import (
     DEPTH,
@@ -56,14 +57,15 @@ def recorded(path):
     record = json.loads(path.read_text())
     c = record["config"]
     arrays = read_arrays(path.with_suffix(".pth"))
+    told = depth_settings_of(arrays, path.name)
     settings = DepthSettings(
-        backbone="swin", channels=tuple(c["channels"]), depths=tuple(c["depths"]),
-        heads=tuple(c["num_heads"]), window=c["window"], low=c["min_depth"], high=c["max_depth"],
+        backbone=told.backbone, channels=tuple(c["channels"]), depths=tuple(c["depths"]),
+        heads=tuple(c.get("num_heads", ())), window=c.get("window", 0),
+        low=c["min_depth"], high=c["max_depth"],
         width=c["E"], layers=c["layers"], decoder_heads=c["heads"], mlp=c["ffn"],
         groups=c["groups"], code_scale=c["bit_scale"], timed=c["layers_have_time_mlp"],
         bounded=c["scale_up"],
     )  # fmt: skip
-    told = depth_settings_of(arrays, path.name)
     for name in ("channels", "depths", "heads", "window", "width", "layers", "mlp", "timed"):
         assert vars(told)[name] == vars(settings)[name], name
     network = make_depth_network(settings, "train", "float32", False)
@@ -143,19 +145,24 @@ def check_run(run, arrays, settings, network, values):
 @pytest.mark.golden
 def test_recorded_flip_of_depth(golden, monkeypatch):
     """Both views are averaged in metres."""
-    for path, _, _, _, network, values in cases(golden):
-        found, expected = flipped(path, network, values, monkeypatch)
+    for path, record, _, _, network, values in cases(golden):
+        found, expected = flipped(path, record, network, values, monkeypatch)
         assert difference(found.depth, expected) < DEPTHS_OF_STEPS, path.name
 
 
-def flipped(path, network, values, monkeypatch):
-    """The maps of both views with recorded noise, and the recorded average."""
+def flipped(path, record, network, values, monkeypatch):
+    """The maps of both views with recorded noise, and the recorded average.
+
+    The first run of a record is that of its flip, which has no steps of its own.
+    """
+    run = record["sampling_runs"][0]
     arrays = np.load(path.with_suffix(".npz"))
     image = nhwc(arrays["img"])[:1]
     noises = iter([nhwc(arrays[f"flip/noise{i}"])[None] for i in range(2)])
     sampling = dict(
-        steps=3, sampler="ddim", draws=1, schedule="cosine", start=0.0, time_difference=1
-    )
+        steps=run["timesteps"], sampler="ddim", draws=arrays["flip/noise0"].shape[0],
+        schedule="cosine", start=0.0, time_difference=run["time_difference"],
+    )  # fmt: skip
 
     @quick
     def maps(values, noise, image):
@@ -285,6 +292,7 @@ def test_a_stage_without_noise_is_for_segmentation_only():
         ddp_config.check(config)
 
 
+@pytest.mark.golden
 def test_files_of_other_tasks_say_which_they_are(golden):
     config = tiny(weights="x.pth")
     task, abstract = made(config)
@@ -296,12 +304,14 @@ def test_files_of_other_tasks_say_which_they_are(golden):
 
 @pytest.mark.golden
 def test_converted_files_open_as_networks_for_depth(golden, tmp_path):
-    for path, record, _, settings, _, values in cases(golden):
+    for path, _, _, settings, _, values in cases(golden):
         file, output = path.with_suffix(".pth"), tmp_path / path.stem
-        convert_ddp_depth(file, output, groups=record["config"]["groups"], steps=2)
+        convert_ddp_depth(
+            file, output, groups=settings.groups, steps=2, high=settings.high
+        )  # fmt: skip
         segmenter = diffseg_jax.load(output)
         model = segmenter.task.meta["model"]
-        assert (model["timed"], model["high"]) == (settings.timed, 80.0)
+        assert (model["timed"], model["high"]) == (settings.timed, settings.high)
         assert segmenter.protocol.flip and segmenter.task.meta["sampling"]["steps"] == 2
         assert "depth" in repr(segmenter) and segmenter.output.name == "depth"
         taken, given = flatten(segmenter.network["params"]), flatten(values["params"])
@@ -310,9 +320,11 @@ def test_converted_files_open_as_networks_for_depth(golden, tmp_path):
             convert_ddp(file, tmp_path / "labels")
 
 
-def test_files_for_nyu_range_to_ten_metres(golden, tmp_path):
-    path = golden("ddp/depth_ddp_*.pth")[0]
-    file = tmp_path / "ddp_nyu.pth"
-    file.write_bytes(path.read_bytes())
-    convert_ddp_depth(file, tmp_path / "nyu", groups=8)
-    assert diffseg_jax.load(tmp_path / "nyu").task.meta["model"]["high"] == 10.0
+@pytest.mark.golden
+@pytest.mark.parametrize(("name", "metres"), [("ddp_NYU", 10.0), ("ddp_kitti", 80.0)])
+def test_files_range_as_their_names_say(name, metres, golden, tmp_path):
+    path, _, _, settings, _, _ = cases(golden)[0]
+    file = tmp_path / f"{name}.pth"
+    file.write_bytes(path.with_suffix(".pth").read_bytes())
+    convert_ddp_depth(file, tmp_path / "converted", groups=settings.groups)
+    assert open_meta(tmp_path / "converted")["task"]["model"]["high"] == metres
