@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from diffseg_jax.onnx_writer.elementwise import elementwise
+from diffseg_jax.onnx_writer.elementwise import chosen, elementwise
 from diffseg_jax.onnx_writer.graph import Graph, UnsupportedError, Value, constant_of, same
 
 END = 2**31 - 1  # of a slice that goes to the last element
@@ -207,7 +207,7 @@ def _gather(graph, equation, x, indices):
 
 
 def _cut(graph, x, indices, axes, sizes):
-    """x without what no window reaches, along axes where all windows begin at the same place."""
+    """x without what no window reaches, along axes where all windows begin at the same index."""
     for i, axis in enumerate(axes):
         if indices.constant and sizes[axis] != 1 and not same((sizes[axis],), (x.shape[axis],)):
             first = np.unique(indices.array[..., i])
@@ -272,22 +272,20 @@ def _ordered(graph, equation, found, numbers, rest):
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     rank = len(rest) + len({*numbers.start_index_map, *numbers.operand_batching_dims} - {*rest})
     slices = dict(zip(numbers.offset_dims, (a for a in range(rank) if a not in gone)))
-    sources, places = iter(range(count)), []
+    sources, axes = iter(range(count)), []
     for axis in range(len(shape)):
         if axis not in slices:
-            places.append(order.index(next(sources)))
+            axes.append(order.index(next(sources)))
         elif slices[axis] in rest:
-            places.append(count + rest.index(slices[axis]))
+            axes.append(count + rest.index(slices[axis]))
     dropped = [count + i for i, axis in enumerate(rest) if axis in gone]
-    return graph.reshape(graph.transpose(found, [*places, *dropped]), shape)
+    return graph.reshape(graph.transpose(found, [*axes, *dropped]), shape)
 
 
 def _filled(graph, equation, found, indices, limits):
-    """NaN, or the given value, where an index is out of range."""
+    """The given value, or that of `_missing`, where an index is out of range."""
     p, shape = equation.params, found.shape
-    filling = p["fill_value"]
-    if filling is None:
-        filling = np.nan if found.dtype.startswith("float") else np.iinfo(found.dtype).min
+    filling = _missing(found.dtype) if p["fill_value"] is None else p["fill_value"]
     low = elementwise(
         graph, "GreaterOrEqual", [indices, constant_of(np.zeros((), indices.dtype))],
         indices.shape, "bool",
@@ -306,7 +304,15 @@ def _filled(graph, equation, found, indices, limits):
     good = graph.reshape(good, held)
     good = Value(tuple(shape), "bool", good.held, good.name, good.array)
     missing = constant_of(np.array(filling, found.dtype))
-    return elementwise(graph, "Where", [good, found, missing], shape, found.dtype)
+    return chosen(graph, good, found, missing, shape)
+
+
+def _missing(dtype):
+    """What jax takes for an index that is out of range, of a dtype."""
+    if dtype == "bool" or dtype.startswith("float"):
+        return True if dtype == "bool" else np.nan
+    limits = np.iinfo(dtype)
+    return limits.max if dtype.startswith("uint") else limits.min
 
 
 def _dimension(graph, equation, *sizes):

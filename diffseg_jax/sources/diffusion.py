@@ -200,9 +200,9 @@ def _tapped(model, process, options, values, images, valid, blocks, steps, seed)
     drawn = setting in ("per_image", "fresh")
     keys = keys_of_images(images, seed, "noise of a picture") if drawn else None
     rows = jnp.tile(jnp.arange(draws), len(steps))
-    if setting == "per_step":  # that of the step's place in the config, of the first for others
-        place = jnp.argmax(steps[:, None] == jnp.asarray(options["steps"]), 1)
-        rows = (place[:, None] * draws + jnp.arange(draws)).reshape(-1)
+    if setting == "per_step":  # that of the step's index in the config, of the first for others
+        row = jnp.argmax(steps[:, None] == jnp.asarray(options["steps"]), 1)
+        rows = (row[:, None] * draws + jnp.arange(draws)).reshape(-1)
 
     def tapped(inputs):
         step, draw, row = inputs

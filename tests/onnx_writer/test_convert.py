@@ -1,5 +1,7 @@
 """Programs of jax that are written as ONNX compute the same in onnxruntime."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,6 +95,7 @@ PROGRAMS = {
     "values of another map": lambda x: jnp.take_along_axis(
         x, jnp.argsort(SQUARE[:, :1].T)[None, None], -1),
     "choices": lambda x: jnp.where(x > 0.5, x, jnp.where((x < 0) | ~(x < -1), 0.0, 2.0)),
+    "choices between truths": lambda x: jnp.where(x > 0, x > 1, x < -1),
     "clipped numbers": lambda x: jnp.clip(x, -0.5, 0.25),
     "slices": lambda x: jnp.concatenate([x[:, ::2, 1:-1], jnp.flip(x[:, 3:], 2)[:, :, :8]], 1),
     "repeated edges": lambda x: jnp.pad(x, ((0, 0), (0, 3), (1, 1), (0, 0)), mode="edge"),
@@ -117,6 +120,35 @@ def test_a_program_computes_the_same_in_onnxruntime(name):
         np.testing.assert_allclose(found, MAPS, atol=1e-6)
     else:
         both(PROGRAMS[name], MAPS)
+
+
+SIZES = np.float32(10) ** np.arange(-30, 1.6, 0.1, np.float32)  # to 35
+BOTH_SIGNS = np.concatenate([-SIZES[::-1], [0], SIZES]).astype(np.float32)[:, None]
+
+
+@pytest.mark.parametrize(("function", "truth", "given", "limits"), [
+    (jnp.expm1, np.expm1, BOTH_SIGNS, {"rtol": 2e-6}),
+    (jnp.log1p, np.log1p, BOTH_SIGNS[BOTH_SIGNS[:, 0] > -1], {"rtol": 5e-7}),
+    (jax.nn.softplus, lambda x: np.logaddexp(0, x), BOTH_SIGNS, {"rtol": 2e-6}),
+    (lax.erfc, lambda x: [[math.erfc(each)] for each in x[:, 0]], BOTH_SIGNS, {"atol": 2e-7}),
+], ids=["expm1", "log1p", "softplus", "erfc"])  # fmt: skip
+def test_small_and_large_numbers_keep_their_digits(function, truth, given, limits):
+    """Of erfc, only the absolute error is small, see `elementwise`."""
+    (found,) = written(function, given).run(None, {"x": given})
+    limits = {"rtol": 0, "atol": 0} | limits
+    np.testing.assert_allclose(found, truth(given.astype(np.float64)), **limits)
+
+
+@pytest.mark.parametrize("x", [np.inf, -np.inf, np.nan, -1])
+def test_limits_of_logarithms_and_exponentials_are_those_of_jax(x):
+    both(lambda x: jnp.stack([jnp.expm1(x), jnp.log1p(x), jax.nn.softplus(x)], -1),
+         np.full((2, 1), x, np.float32))  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint32", "int32", "bool", "float32"])
+def test_values_of_indices_out_of_range_are_those_of_jax(dtype):
+    table = jnp.asarray(np.arange(4), dtype)
+    both(lambda x: table.at[x].get(mode="fill"), np.int32([[0, 2], [4, 99]]))
 
 
 @pytest.mark.parametrize("draw", [jax.random.bits, jax.random.normal], ids=["bits", "normal"])
