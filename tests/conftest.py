@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import tiny_ddep, tiny_ddp, tiny_ddpm_seg
+from configs import tiny_ddep, tiny_ddp, tiny_ddpm_seg, tiny_deeplab
 from diffseg_jax import main
 from diffseg_jax.display import console
 from diffseg_jax.storage.workdir import as_json
@@ -201,6 +201,7 @@ SEGMENTING = {  # system -> its tiny config, and a stage that can segment
     "ddp": (tiny_ddp, "train"),
     "ddep": (tiny_ddep, "finetune"),
     "ddpm_seg": (tiny_ddpm_seg, "fit"),
+    "deeplab": (tiny_deeplab, "train"),
 }
 
 

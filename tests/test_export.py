@@ -24,7 +24,7 @@ from diffseg_jax.data.scenes import draw_scene
 GUIDE = (ROOT / ".docs" / "exporting.md").read_text()
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 WEB = os.environ.get("ONNXRUNTIME_WEB", "")  # node_modules/onnxruntime-web/dist
-CDN = "https://cdn.jsdelivr.net/npm/onnxruntime-web/dist"
+CDN = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist"
 WITHOUT = "import sys\nfor name in ('diffseg_jax', 'jax', 'onnx'): sys.modules[name] = None\n"
 
 

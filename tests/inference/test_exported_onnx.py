@@ -45,7 +45,7 @@ for folder in map(pathlib.Path, sys.argv[1:]):
         found |= {f"{name} {key}": outputs[key] for key in ("labels", "probs", "uncertainty")}
     np.savez(folder / "found.npz", **found)
 """
-OPTIONS = {"ddp": {"steps": 2, "samples": 2, "seed": 5}, "ddep": {}, "ddpm_seg": {}}
+OPTIONS = {"ddp": {"steps": 2, "samples": 2, "seed": 5}, "ddep": {}, "ddpm_seg": {}, "deeplab": {}}
 
 
 @pytest.fixture(scope="module")
