@@ -1,0 +1,301 @@
+"""Runs of studies: what a stop, a failure and a changed file leave, and which numbers are read."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffseg_jax import UserError
+from diffseg_jax.experiment import study_report, study_runs, study_scores
+from diffseg_jax.experiment.study_cells import cells_of_study, runs_of
+from diffseg_jax.experiment.study_file import read_study
+from diffseg_jax.metrics.image_counts import ImageCounts
+from diffseg_jax.storage.lock import InUse
+from study_case import FIELDS, ONE, ROOT, Runs, counts_of
+
+
+def test_two_stops_change_no_digit_and_repeat_nothing(studied):
+    whole, there, commands, _ = studied(workdir="whole")
+    assert len(commands) == 9 and "table in" in whole
+    again = []
+    for stops_at in (3, 2, None):
+        _, here, ran, stopped = studied(stops_at=stops_at)
+        assert stopped == (130 if stops_at else None)
+        again += [command[3].replace("studied", "whole") for command in ran]
+    assert again == [command[3] for command in commands]
+    for file in ("table.csv", "table.md", "plot.png"):
+        assert (here / file).read_bytes() == (there / file).read_bytes()
+
+
+def test_a_failed_cell_stops_no_other_is_named_and_runs_again(studied):
+    lines, workdir, commands, stopped = studied(fails=("DeP-2-seed0",))
+    assert stopped == 2 and len(commands) == 9
+    table = (workdir / "table.md").read_text()
+    assert "- DeP-2-seed0: the masks are wrong. Look at them." in table
+    _, _, again, stopped = studied()
+    assert [Path(command[3]).name for command in again] == ["DeP-2-seed0"] and not stopped
+    assert "## Failed" not in (workdir / "table.md").read_text()
+
+
+def test_a_run_that_a_killed_study_left_is_waited_for(studied, monkeypatch):
+    """Also if it takes the lock only after the study has looked."""
+    locked, looks = iter((0, 0, 1, 1, 1, 0)), []
+
+    def require_free(folder, task, flag):
+        looks.append(folder.name)
+        if looks[-1] == "pretrain" and next(locked, 0):
+            raise InUse(f"{folder} is in use")
+
+    class Left(Runs):
+        def __call__(self, command, log, say):
+            self.fails = ("pretrain",) if looks.count("pretrain") == 2 else ()
+            return super().__call__(command, log, say)
+
+    monkeypatch.setattr(study_runs, "require_free", require_free)
+    monkeypatch.setattr(study_runs, "POLL", 0)
+    lines, _, commands, stopped = studied(runs=Left)
+    assert not stopped and len(commands) == 10 and "waits for a run that goes on" in lines
+
+
+def test_cells_without_the_stage_they_start_from_fail_and_others_go_on(studied):
+    _, workdir, commands, _ = studied(fails=("pretrain",))
+    assert (workdir / "table.md").read_text().count("- DeP-") == 4
+    assert sum("scratch" in word for command in commands for word in command) == 4
+    assert sum("('pretrain',)" in word for command in commands for word in command) == 1
+
+
+def test_evaluations_of_one_run_keep_their_own_numbers(studied):
+    axes = {"evaluate.scales": ((1.0,), (1.0, 1.5)), "data.count": (2, 4)}
+    how = dict(evaluated=("evaluate.scales",), seeds={"seed": (0,)})
+    _, workdir, commands, stopped = studied(axes=axes, options={"run": ("scratch",)}, **how)
+    assert not stopped and sum("--mode=eval" in command for command in commands) == 4
+    scores = [line.split(",")[3] for line in (workdir / "table.csv").read_text().splitlines()[1:]]
+    assert len(set(scores)) == 4
+
+
+def test_more_seeds_may_be_added_and_another_study_is_refused(studied):
+    studied(seeds={"seed": (0,), "data.subset_seed": (0,)})
+    _, _, commands, stopped = studied()
+    assert not stopped and len(commands) == 4  # of the new seed alone
+    _, _, commands, stopped = studied(options={"stages.finetune.steps": 4})
+    assert stopped == 2 and not commands
+
+
+def test_a_point_that_left_the_file_does_not_come_back_with_other_options(write, tmp_path):
+    points = {"x": {"data.count": 2}, "y": {"data.count": 4}}
+    for axis in (points, {"y": points["y"]}, points):
+        study_runs.claim_study(read_study(write(axes={"a": axis})), tmp_path)
+    study_runs.claim_study(read_study(write(axes={"a": {"y": points["y"]}})), tmp_path)
+    other = write(axes={"a": {"x": {"data.count": 6}, "y": points["y"]}})
+    with pytest.raises(UserError, match="other options at x"):
+        study_runs.claim_study(read_study(other), tmp_path)
+
+
+def test_another_stage_and_another_content_of_the_base_are_another_study(write, tmp_path):
+    base = tmp_path / "base.py"
+    base.write_text(Path(FIELDS["base"]).read_text())
+    study_runs.claim_study(read_study(write(base=str(base))), tmp_path)
+    with pytest.raises(UserError, match="other stage"):
+        study_runs.claim_study(read_study(write(base=str(base), stage="finetune")), tmp_path)
+    changed = "\n\nfirst = get_config\n\n\ndef get_config():\n    config = first()\n"
+    base.write_text(base.read_text() + changed + "    config.noise.low = 0.5\n    return config\n")
+    with pytest.raises(UserError, match="noise.low: .* -> 0.5 in "):
+        study_runs.claim_study(read_study(write(base=str(base))), tmp_path)
+
+
+def test_a_study_of_an_earlier_version_goes_on(write, tmp_path):
+    one = read_study(write())
+    study_runs.claim_study(one, tmp_path)
+    stored = json.loads((tmp_path / "study.json").read_text())
+    for key in ("config", "features", "stage"):
+        del stored[key]
+    (tmp_path / "study.json").write_text(json.dumps(stored))
+    study_runs.claim_study(one, tmp_path)
+    assert "config" in json.loads((tmp_path / "study.json").read_text())
+
+
+def test_a_number_that_is_added_is_collected_from_runs_that_ended(studied):
+    studied(**ONE)
+    _, workdir, commands, stopped = studied(**ONE, collect=("mIoU", "calibration.ECE"))
+    assert not stopped and not commands
+    assert (workdir / "table.csv").read_text().splitlines()[1].endswith(",0.1,")
+
+
+def test_evaluations_run_again_for_a_number_that_is_added_and_networks_do_not(studied):
+    axes = {"evaluate.scales": ((1.0,), (1.0, 1.5))}
+    how = dict(axes=axes, options={"run": ("scratch",)}, evaluated=("evaluate.scales",))
+    one = {"seed": (0,)}
+    studied(**how, seeds=one)
+    _, _, commands, stopped = studied(**how, seeds=one, collect=("mIoU", "calibration.ECE"))
+    assert not stopped and len(commands) == 2
+    assert all("--mode=eval" in command for command in commands)
+
+
+def test_a_run_that_ended_without_a_record_is_the_only_one_that_starts_again(studied):
+    _, workdir, _, _ = studied()
+    for file in ("runs/DeP-2-seed0.json", "cells/DeP-2-seed0.json"):
+        (workdir / file).unlink()
+    _, _, commands, stopped = studied()
+    assert not stopped and [Path(command[3]).name for command in commands] == ["DeP-2-seed0"]
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_starts(studied):
+    class Slow(Runs):
+        def __call__(self, command, log, say):
+            time.sleep(0.1)
+            return super().__call__(command, log, say)
+
+    for fails, stops_at in (((), 0), (("scratch-seed0",), None), ((), None)):
+        _, workdir, _, _ = studied(fails, stops_at, runs=Slow, **ONE)
+    record = json.loads((workdir / "runs" / "scratch-seed0.json").read_text())
+    assert record["seconds"] >= 0.3 and "failed" not in record
+
+
+def test_a_report_after_a_cell_computes_only_the_differences_that_it_changes(studied, monkeypatch):
+    asked, real = [], study_report.difference
+
+    def difference(group, first, *more):
+        asked.append(group.labels)
+        return real(group, first, *more)
+
+    monkeypatch.setattr(study_report, "difference", difference)
+    studied(seeds={"seed": (0,), "data.subset_seed": (0,)})
+    assert asked.count(("DeP", "2")) <= 3 and len(asked) <= 6  # of four cells in two rows
+
+
+def test_runs_without_counts_of_images_have_numbers_and_without_results_fail(studied):
+    class Maps(Runs):
+        left_out = "image_counts_scratch.npz"
+
+        def __call__(self, command, log, say):
+            answer = super().__call__(command, log, say)
+            (Path(command[3].partition("=")[2]) / self.left_out).unlink()
+            return answer
+
+    class Nothing(Maps):
+        left_out = "results.json"
+
+    _, workdir, _, stopped = studied(**ONE, runs=Maps)
+    assert not stopped and "image_counts" not in (workdir / "cells/scratch-seed0.json").read_text()
+    _, workdir, _, stopped = studied(**ONE, runs=Nothing, workdir="other")
+    assert stopped == 2 and "the run left no results.json" in (workdir / "table.md").read_text()
+
+
+def test_a_folder_out_of_reach_fails_and_is_not_waited_for(studied, monkeypatch):
+    def require_free(folder, task, flag):
+        raise UserError(f"{folder} cannot be reached")
+
+    monkeypatch.setattr(study_runs, "require_free", require_free)
+    _, workdir, _, stopped = studied(**ONE)
+    assert stopped == 2 and "cannot be reached" in (workdir / "table.md").read_text()
+
+
+def test_a_cell_of_corruptions_averages_over_its_own_rows_and_not_over_those_of_others(studied):
+    class Corrupted(Runs):
+        """Measures severities 1 and 5 of two types from the start, as another cell would leave."""
+
+        def __call__(self, command, log, say):
+            answer = super().__call__(command, log, say)
+            rows = [
+                {"type": name, "severity": severity, "mIoU": score / severity}
+                for name, score in (("clean", 9.0), ("fog", 0.5), ("snow", 0.7))
+                for severity in (1, 5)
+            ]
+            file = Path(command[3].partition("=")[2]) / "corruptions.json"
+            file.write_text(json.dumps({"cells": rows}))
+            return answer
+
+    group = "evaluate.corruptions."
+    points = {
+        "typed": {f"{group}types": "fog", f"{group}severities": "(1,)"},
+        "both": {f"{group}types": ("fog", "snow"), f"{group}severities": (1, 5)},
+        "base": {f"{group}types": ("fog",)},  # severities of the base config: 1, 3, 5
+    }
+    fields = dict(axes={"corruption": points}, evaluated=("corruption",), seeds={"seed": (0,)})
+    _, workdir, _, _ = studied(**fields, options={"run": ("scratch",)}, runs=Corrupted)
+    rows = [line.split(",") for line in (workdir / "table.csv").read_text().splitlines()[1:]]
+    found = {row[0]: row[2] for row in rows}
+    assert float(found["typed"]) == 0.5 and found["base"] == ""
+    assert "holds no fog 3" in (workdir / "table.md").read_text()
+    np.testing.assert_allclose(float(found["both"]), (0.5 + 0.7) * (1 + 1 / 5) / 4)
+
+
+BLOCKS = dict(
+    base=str(ROOT / "tests/configs/tiny_ddpm_seg.py"),
+    axes={"features.blocks": ((0,), (1,)), "features.steps": ((1,), (3,), (5,))},
+    seeds={"seed": (0,)}, features={"features.blocks": (0, 1), "features.steps": (1, 3, 5)},
+    shared={"pretrain": ("data", "features", "seed"), "features": (
+        "seed", "features.blocks", "features.steps")}, plot="grid",
+)  # fmt: skip
+
+
+def test_features_are_kept_once_and_read_by_every_cell(studied):
+    _, workdir, commands, stopped = studied(**BLOCKS)
+    assert not stopped and len(commands) == 1 + 1 + 6
+    assert [command[4] for command in commands[:2]][1] == "--mode=features"
+    assert "--config.features.blocks=(0, 1)" in commands[1]
+    for command in commands[2:]:
+        kept = workdir / "runs" / "features" / "features"
+        assert f"--config.features.sources=('files={kept}',)" in command
+        assert "--config.stages.fit.start=weights" in command
+    table = (workdir / "table.md").read_text()
+    assert "27 passes of the network, 3 for each image, are read by 6 runs" in table
+
+
+def test_what_features_depend_on_has_features_of_its_own(write):
+    axes = {"features.short": (8, 16), "features.blocks": ((0,), (1,))}
+    cells = cells_of_study(read_study(write(**{**BLOCKS, "axes": axes})))
+    assert [run.name for run in runs_of(cells) if run.mode == "features"] == [
+        "features-8", "features-16"
+    ]  # fmt: skip
+
+
+def test_small_and_large_classes_are_listed_with_their_rule_and_scored_apart(studied, tmp_path):
+    collect = ("mIoU", "small.mIoU", "large.mIoU")
+    classes = tuple(read_class_names())
+    sizes = {"small": list(classes[:1]), "large": list(classes[1:]), "rule": "R.", "areas": {}}
+    (tmp_path / "studied").mkdir()
+    (tmp_path / "studied" / "class_sizes.json").write_text(json.dumps(sizes))
+    one = {"seed": (0,), "data.subset_seed": (0,)}
+    _, workdir, _, stopped = studied(collect=collect, seeds=one)
+    assert not stopped
+    table = (workdir / "table.md").read_text()
+    assert "R.\n\n- small: a\n- large: b, c" in table
+    rows = [line.split(",") for line in (workdir / "table.csv").read_text().splitlines()[1:]]
+    for *_, whole, small, large, _ in rows:
+        np.testing.assert_allclose(float(whole), (float(small) + 2 * float(large)) / 3)
+    assert (workdir / "plot_small_mIoU.png").exists()
+
+
+def read_class_names():
+    return counts_of(0.5, 0).classes
+
+
+def test_classes_of_both_sizes_are_found_and_scored_in_one_study(studied):
+    class OfScenes(Runs):
+        """Leaves counts with the classes of the scenes."""
+
+        def __call__(self, command, log, say):
+            answer = super().__call__(command, log, say)
+            file = Path(command[3].partition("=")[2]) / "image_counts_scratch.npz"
+            areas = json.loads((file.parents[2] / "class_sizes.json").read_text())["areas"]
+            counts = np.tile([[5], [10], [10], [0]], (4, 1, len(areas)))
+            ImageCounts(tuple("abcd"), tuple(areas), counts, "skip").save(file)
+            return answer
+
+    _, workdir, _, stopped = studied(**ONE, collect=("small.mIoU", "large.mIoU"), runs=OfScenes)
+    assert not stopped
+    numbers = (workdir / "table.csv").read_text().splitlines()[1].split(",")[2:4]
+    np.testing.assert_allclose([float(each) for each in numbers], 5 / 15)
+
+
+def test_class_sizes_are_those_of_the_labelled_images_of_the_base(write, tmp_path):
+    one = read_study(write(collect=("mIoU", "small.mIoU")))
+    study_scores.keep_class_sizes(one, tmp_path)
+    found = json.loads((tmp_path / "class_sizes.json").read_text())
+    assert found["images"] == 6 and not set(found["small"]) & set(found["large"])
+    areas = found["areas"]
+    largest = max(areas[name] for name in found["small"])
+    assert all(areas[name] >= largest for name in found["large"])
