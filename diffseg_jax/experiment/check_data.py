@@ -102,11 +102,13 @@ def check_data(config: ConfigDict, workdir: Path, display: Display | None = None
     advice = conversion_advice(labels_path(config)) if wrong else ""
     wrong = [_without(advice, sentence) for sentence in wrong]
     try:
-        notes = require_startable(config, workdir, display)
+        notes, warnings = require_startable(config, workdir, display)
         if not wrong:
             draw_changes(config, sources, workdir)
         for sentence in notes:
             print(f"note: {sentence}")
+        for sentence in [] if seen else warnings:  # of labels: said above, of all of them
+            print(f"warning: {sentence}")
     except UserError as error:
         reported = "\n".join([*wrong, *problems])
         if (sentence := _without(advice, str(error))) not in reported:

@@ -1,11 +1,13 @@
-"""What --mode=check says of measured depth."""
+"""What is said of measured depth before a training, and by --mode=check."""
 
 import numpy as np
 
-from diffseg_jax.errors import counted
+from diffseg_jax.errors import UserError, counted
+from diffseg_jax.figures.depth import shown_range
 
 SPARSE = 0.01  # share of measured pixels below which an image is pointed out
 MAX_SPARSE = 10  # of which are named
+MOSTLY_OUTSIDE = 0.5  # share of measured pixels outside the range, above which a sentence says so
 
 
 def count_depth(example: dict) -> dict[str, float]:
@@ -40,3 +42,26 @@ def summary_of_depth(source, counts: dict[int, dict]) -> list[str]:
             f"note: {counted(len(sparse), 'image')} with less than {SPARSE:.0%} measured: {few}"
         )
     return lines
+
+
+def outside_range(split: str, measured, images: int, low: float, high: float) -> list[str]:
+    """A sentence where most measured depths, in metres, are outside the range; else none.
+
+    measured  float[n], depths of so many images, all above 0
+    Raises UserError if all are outside, as outputs are limited to the range.
+    """
+    outside = np.mean((measured <= low) | (measured >= high))
+    limits = f"{low:g} to {high:g} metres, which config.depth.low and depth.high give as the range"
+    median = f"the median is {np.median(measured):.4g}"
+    if outside == 1:
+        near, far = shown_range(measured)
+        options = [f"--config.depth.low={near:g}"] if near < low else []
+        options += [f"--config.depth.high={far:g}"] if far > high else []
+        raise UserError(
+            f"{split}: all measured pixels of {counted(images, 'image')} lie outside {limits}; "
+            f"{median}. Correct the scale in depth.json, 0.001 for files in millimetres; or, if "
+            f"these are metres, give their range, as in {' '.join(options)}."
+        )
+    if outside <= MOSTLY_OUTSIDE:
+        return []
+    return [f"{split}: {outside:.0%} of the measured pixels lie outside {limits}; {median}."]

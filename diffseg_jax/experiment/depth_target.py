@@ -8,7 +8,7 @@ import numpy as np
 from diffseg_jax.data.depth_transforms import augment_depth
 from diffseg_jax.data.interpolation import half_pixel_neighbours
 from diffseg_jax.errors import UserError, counted
-from diffseg_jax.experiment.depth_checks import count_depth, summary_of_depth
+from diffseg_jax.experiment.depth_checks import count_depth, outside_range, summary_of_depth
 from diffseg_jax.experiment.evaluate import share_sums, spread, work_through
 from diffseg_jax.experiment.planned import Evaluation, StagePlan
 from diffseg_jax.experiment.results import forward_of, progress_of, save_sheet, trace_steps
@@ -73,13 +73,7 @@ def check_depths(train: StagePlan, val: Evaluation) -> list[str]:
                 f"{split}: no pixel of {counted(len(some), 'image')} has a depth, so there is "
                 "nothing to learn. Check the unit in depth.json, and that 0 means no measurement."
             )
-        outside = np.mean((measured <= low) | (measured >= high))
-        if outside > 0.5:
-            sentences.append(
-                f"{split}: {outside:.0%} of the measured pixels lie outside {low:g} to {high:g} "
-                "metres, which config.depth.low and depth.high give as the range; the median is "
-                f"{np.median(measured):.4g}."
-            )
+        sentences += outside_range(split, measured, len(some), low, high)
     return sentences
 
 

@@ -95,20 +95,20 @@ def checked_plan(
 
 def require_startable(
     config: ConfigDict, workdir: Path, display: Display | None = None
-) -> list[str]:
-    """What `train` says before it runs each stage, a sentence for each that has something to say.
+) -> tuple[list[str], list[str]]:
+    """What `train` says before it runs a stage: notes of stages, and warnings of `checked_plan`.
 
     Raises UserError if `train` would refuse to start or to resume; writes nothing.
     """
     require_free(workdir, "train", "--workdir")
-    plan, _ = checked_plan(config, workdir, display)
+    plan, warnings = checked_plan(config, workdir, display)
     if holds_run_of(config, workdir):
         read_results(workdir)
         for stage in [stage for stage in plan.stages if has_checkpoint(stage.directory)]:
             with StageCheckpoints(stage.directory, read_only=True) as checkpoints:
                 require_same_data(stage, checkpoints, is_finished(stage, checkpoints))
     notes = [f"{stage.name}: {stage.note}" for stage in plan.stages if stage.note]
-    return [*validation_notes(plan), *notes]
+    return [*validation_notes(plan), *notes], warnings
 
 
 def open_budget(plan: Plan, minutes: float, begun: float) -> Budget:

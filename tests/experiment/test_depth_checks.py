@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from diffseg_jax.experiment.depth_checks import count_depth, summary_of_depth
+from diffseg_jax.errors import UserError
+from diffseg_jax.experiment.depth_checks import count_depth, outside_range, summary_of_depth
 
 pytestmark = pytest.mark.quick
 
@@ -35,3 +36,22 @@ def test_images_with_next_to_nothing_measured_are_named():
 
 def test_examples_without_depth_are_not_counted():
     assert count_depth({"mask": np.zeros((2, 2))}) == {}
+
+
+def test_depth_in_another_unit_is_refused_and_the_remedy_named():
+    millimetres = np.array([900.0, 1800.0, 4000.0])
+    with pytest.raises(UserError) as error:
+        outside_range("train", millimetres, 6, 0.1, 10.0)
+    for part in (
+        "train: all measured pixels of 6 images lie outside 0.1 to 10 metres", "median is 1800",
+        "0.001 for files in millimetres", "as in --config.depth.high=5000.",
+    ):  # fmt: skip
+        assert part in str(error.value)
+    with pytest.raises(UserError, match=r"as in --config.depth.low=0.0005\."):
+        outside_range("val", millimetres / 1e6, 2, 0.1, 10.0)
+
+
+def test_a_warning_where_some_depth_is_in_the_range():
+    (sentence,) = outside_range("val", np.array([5.0, 90.0, 200.0]), 2, 0.1, 10.0)
+    assert sentence.startswith("val: 67% of the measured pixels lie outside 0.1 to 10 metres")
+    assert outside_range("val", np.array([5.0, 6.0, 200.0]), 2, 0.1, 10.0) == []

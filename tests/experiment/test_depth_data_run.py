@@ -4,6 +4,7 @@ import functools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from diffseg_jax import main
 from diffseg_jax.config.files import run_config
 from diffseg_jax.data import depth_sets
 from diffseg_jax.errors import UserError
+from diffseg_jax.experiment import check_data, stages
 from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.metrics.depth import DEPTH_METRICS
 from diffseg_jax.systems.ddp_depth import make_depth_network, make_depth_settings
@@ -68,6 +70,16 @@ def test_a_part_of_a_folder_without_validation_images_is_held_out(tmp_path, caps
     main.MODES["check"](config, tmp_path / "check")
     said = capsys.readouterr().out
     assert "training can start" in said and "fold 4 of 5, 1 image: " in said
+
+
+def test_the_check_warns_of_the_range_as_the_training_does(tmp_path, monkeypatch, capsys):
+    plan = SimpleNamespace(stages=[], evaluations=())
+    make_depth_folder(tmp_path / "set", count=2, size=(32, 48))
+    config = config_of("ddp_depth_folder", tmp_path / "set", dict(limit=(0, 0)))
+    monkeypatch.setattr(stages, "checked_plan", lambda *_: (plan, ["train: odd depths."]))
+    monkeypatch.setattr(check_data, "draw_changes", lambda *_: None)
+    main.MODES["check"](config, tmp_path / "check")
+    assert "\nwarning: train: odd depths.\nfinished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["ddp_kitti", slow("ddp_nyu"), slow("ddp_depth_folder")])
