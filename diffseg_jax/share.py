@@ -1,6 +1,6 @@
 """Copies a trained network to the Hugging Face Hub, a bucket or a folder, with its model card.
 
-  python -m diffseg_jax.share --checkpoint=runs/a --to=hf://anna/streets --dry_run
+  python -m diffseg_jax.share --checkpoint=runs/a --to=hf://anna/streets --dry-run
   python -m diffseg_jax.share --checkpoint=runs/a --to=hf://anna/streets --licence=apache-2.0
 
 The parameters of one stage are copied, with config, results, pictures and README.md, the model
@@ -34,7 +34,7 @@ def make_flags() -> Flags:
     add("--dtype", default="float32", metavar="NAME", help=dtype)
     public = "let all read a new repository of the Hub; without it, only you can"
     add("--public", action="store_true", help=public)
-    add("--dry_run", action="store_true", help="list the files and print the card; copy nothing")
+    add("--dry-run", action="store_true", help="list the files and print the card; copy nothing")
     return flags
 
 

@@ -17,11 +17,12 @@ exit codes: 0 finished, 2 a mistake or a failed cell, 130 stopped; the same comm
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from diffseg_jax.config.flags import Flags, split_overrides
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.study_cells import cells_of_study, listing
-from diffseg_jax.experiment.study_file import read_study
+from diffseg_jax.experiment.study_file import Study, read_study
 from diffseg_jax.storage.paths import open_path, read_object
 
 
@@ -37,33 +38,32 @@ def make_flags() -> Flags:
 
 
 def main(arguments: Sequence[str] | None = None):
-    """The command line."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if "--dry-run" in arguments:  # without the slow imports of a run
-        try:
-            print(dry_run(arguments))
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        return
+    """The command line; --dry-run does without the slow imports of a run."""
+    try:
+        given, study, workdir = _opened(sys.argv[1:] if arguments is None else arguments)
+        if given.dry_run:
+            print(listed(study, workdir))
+            return
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     from diffseg_jax.cli import user_errors
     from diffseg_jax.display.console import Display
     from diffseg_jax.experiment.study_run import run_study
 
     with user_errors("stopped; the same command resumes"):
-        run_study(*_opened(arguments), display=Display())
+        run_study(study, workdir, display=Display())
 
 
-def dry_run(arguments: Sequence[str]) -> str:
+def listed(study: Study, workdir: Path) -> str:
     """The list of the cells."""
-    study, workdir = _opened(arguments)
     numbers = lambda cell: read_object(workdir / "cells" / f"{cell.name}.json").get("numbers", {})
     measured = lambda cell: set(study.collect) <= set(numbers(cell))
     return listing(study, cells_of_study(study), measured)
 
 
 def _opened(arguments):
-    """The study and its workdir."""
+    """The flags, the study and its workdir."""
     arguments, overrides = split_overrides(arguments)
     given = make_flags().parse_args(arguments)
     if "://" in given.workdir:
@@ -71,7 +71,7 @@ def _opened(arguments):
             f"--workdir is {given.workdir}, but a study is kept in a folder of this machine. Give "
             "one, such as runs/study."
         )
-    return read_study(given.config, overrides), open_path(given.workdir)
+    return given, read_study(given.config, overrides), open_path(given.workdir)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from diffseg_jax import cli, main, plot, predict, sample
+from diffseg_jax import cli, main, plot, predict, sample, study
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import stages
 from diffseg_jax.inference.segmenter import load
@@ -52,6 +52,13 @@ def test_unknown_and_shortened_flags_are_refused_with_the_nearest():
     for wrong in ("--confg=x", "--confg.data.path=x", "--conf=x"):
         with pytest.raises(UserError, match='Did you mean "--config"'):
             main.make_flags().parse_args([wrong])
+
+
+@pytest.mark.parametrize("spelt", ["--dry-run", "--dry_run", "-dry-run"])
+def test_dashes_and_underscores_in_the_name_of_a_flag_are_the_same(spelt):
+    assert study.make_flags().parse_args(["--config=c", "--workdir=w", spelt]).dry_run
+    given = main.make_flags().parse_args(["--memory-fraction=0.5"])
+    assert given.memory_fraction == 0.5
 
 
 def test_a_closed_pipe_stops_nothing(capfd):

@@ -15,8 +15,8 @@ OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 class Flags(argparse.ArgumentParser):
     """The flags of a command, as --flag=value or --flag value; --flag=a b where it takes several.
 
-    No flag may be abbreviated. --help prints all of them and exits with 0. A mistake raises
-    UserError, so `parse_args` belongs inside `user_errors`.
+    No flag may be abbreviated; in its name - and _ are the same. --help prints all flags and exits
+    with 0. A mistake raises UserError, so `parse_args` belongs inside `user_errors`.
     """
 
     def __init__(self, command: str, description: str):
@@ -49,11 +49,13 @@ class Flags(argparse.ArgumentParser):
 
 
 def _checked(argument, known):
-    """The argument, with two dashes before the name of a flag; UserError for an unknown flag."""
+    """The argument, with the flag as it is in `known`; UserError for an unknown flag."""
     match = re.match(r"--?([a-zA-Z][^=]*)", argument)
     if not match or match[0] == "-h":
         return argument
+    spelt = {flag.replace("_", "-"): flag for flag in known}
     name = f"--{match[1]}"
+    name = spelt.get(name.replace("_", "-"), name)
     if name not in known:
         raise UserError(f"there is no flag {name}.{hint(name.partition('.')[0], known)}")
     return name + at_home(argument[match.end() :])
