@@ -16,7 +16,7 @@ from diffseg_jax.devices.processes import require_one
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import COMPILES
-from diffseg_jax.errors import UserError, counted
+from diffseg_jax.errors import UserError, choose, counted
 from diffseg_jax.experiment.ensemble_stage import examples, open_backbone
 from diffseg_jax.experiment.plan import StagePlan, make_plan
 from diffseg_jax.sources.diffusion import maps_of_diffusion
@@ -25,7 +25,7 @@ from diffseg_jax.storage.integrity import fingerprints
 from diffseg_jax.storage.lock import locked, require_free
 from diffseg_jax.storage.paths import read_object, write_atomically, write_json
 from diffseg_jax.storage.workdir import as_json, make_workdir
-from diffseg_jax.systems.feature_sources import source_names
+from diffseg_jax.systems.methods import SYSTEMS
 
 KEPT = "features"  # the folder in the workdir
 
@@ -51,7 +51,8 @@ def keep_features(config: ConfigDict, workdir: Path, display: Display | None = N
 def plan_features(config: ConfigDict, workdir: Path, display: Display | None = None) -> StagePlan:
     """The fit whose features are kept."""
     names = [name for name in config.run if config.stages[name].kind == FIT]
-    if not names or source_names(config.features) != ["adm"]:
+    make_grid = choose(SYSTEMS, config.system, "system").tap_grid
+    if not names or not make_grid or not make_grid(config):
         raise UserError(
             "--mode=features keeps the features of a diffusion model that a stage of kind fit "
             "reads. Try --config=configs/ddpm_seg_scenes.py, or python -m diffseg_jax.features for "
