@@ -291,7 +291,7 @@ def evaluations_of_run(
     require_same_training(config, workdir)
     names = [name for name in names if first_has_checkpoint(stage_directory(workdir, name))]
     if not names:
-        raise UserError(f"{workdir} holds no checkpoint that can segment yet. Train first.")
+        raise UserError(f"{workdir} holds no checkpoint that can predict yet. Train first.")
     evaluations = plan_evaluations(config, workdir, names, display)
     require_measurable(evaluations[0])
     return evaluations

@@ -42,7 +42,6 @@ def require_segmentation(config: Mapping, what: str, where) -> None:
     """
     if (task := task_in(config)) != LABEL_OUTPUT.name:
         raise UserError(
-            f"{what} is for segmentation, but {where} is a network for {task}. Its predictions are "
-            f"written by python -m diffseg_jax.predict --checkpoint={where} --images=photos "
-            "--output=predicted."
+            f"{what} is for segmentation, but {where} is a network for {task}. How it is used, is "
+            f"said by python -m diffseg_jax.info --checkpoint={where}."
         )

@@ -61,8 +61,8 @@ def load(
     path    a workdir; the directory of a stage, <workdir>/checkpoints/<stage>; one that `convert`
             wrote; gs://bucket/...; hf://user/repository[/folder][@revision]; or "scenes", a small
             model in the package
-    stage   of a workdir; None = the one with the best mIoU in results.json, or without results the
-            last one that can segment
+    stage   of a workdir; None = the one with the best result in results.json, or without results
+            the last one that can predict
     step    of the stage; None = the last, or the best if the config says so
     ema     rate of the moving average to take, "off" for the parameters; None = the first rate
     dtype   of the computation, "float32" or "bfloat16"; None = as trained

@@ -121,7 +121,7 @@ class StageCheckpoints:
     def save(self, step: int, state: dict, meta: dict, numbers: Mapping[str, float] | None = None):
         """Saves the state after `step` updates.
 
-        numbers  metrics of an evaluation; the checkpoint with the highest mIoU is kept
+        numbers  metrics of an evaluation; the checkpoint that is best by one of BEST is kept
         Raises NotWritten when this or an earlier save failed.
         """
         if step in self.manager.all_steps():
@@ -170,11 +170,11 @@ class StageCheckpoints:
         return processes.broadcast_from_first(self.manager.latest_step())
 
     def best_evaluated(self) -> int | None:
-        """The step with the highest evaluated mIoU; None if none was evaluated."""
+        """The step with the best evaluation, by BEST; None if none was evaluated."""
         return processes.broadcast_from_first(self.manager.best_step())
 
     def best(self) -> int | None:
-        """The step with the highest evaluated mIoU, or the latest if none was evaluated."""
+        """The step with the best evaluation, by BEST, or the latest if none was evaluated."""
         best = self.best_evaluated()
         return self.latest() if best is None else best
 

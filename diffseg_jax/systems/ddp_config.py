@@ -1,7 +1,7 @@
 """DDP in a config: its options and checks, where a stage starts, and foreign weights."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 from flax.traverse_util import flatten_dict as flatten
@@ -82,7 +82,7 @@ def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
             f"{dense.name}. Give a checkpoint of its task."
         )
     here, there = dense.settings_of(task.meta), dense.settings_of(meta)
-    require_same_settings(here, there, SETTINGS_THAT_MATTER)
+    require_same_settings(here, there, STARTS[dense.name].settings)
     free = dense.adjustable if task.meta["kind"] == "train" else ()
     pairs = {
         option: (getattr(here, name), getattr(there, name))
@@ -108,21 +108,26 @@ def adopt(abstract: dict, task: Task, previous: dict, meta: dict) -> dict:
     return kept
 
 
-SETTINGS_THAT_MATTER = (  # for the shapes of the arrays and their meaning
+SETTINGS = (  # for the shapes of the arrays and their meaning
     "backbone", "channels", "depths", "heads", "window", "down_epsilon", "width", "layers",
-    "decoder_heads", "points", "mlp", "groups", "neck", "lifted", "stages", "lidar",
-    "fused", "fusion", "features",
+    "decoder_heads", "points", "mlp", "groups",
 )  # fmt: skip
 DEDUCED = (  # from the arrays of a file
     "backbone", "channels", "depths", "heads", "window", "width", "layers", "mlp",
 )  # fmt: skip
-BEV_DEDUCED = (*DEDUCED, "neck", "lifted", "stages", "features")
+RIG_SETTINGS = (
+    "channels", "depths", "heads", "window", "width", "layers", "decoder_heads", "points", "mlp",
+    "neck", "lifted", "stages", "lidar", "fused", "fusion", "features",
+)  # fmt: skip
+RIG_DEDUCED = (
+    "channels", "depths", "heads", "window", "width", "layers", "mlp", "neck", "lifted", "stages",
+    "features",
+)  # fmt: skip
 
 
 def require_same_settings(here, there, names):
     """Raises UserError that lists the options of config.model in which two networks differ."""
-    differing = [name for name in SETTINGS_THAT_MATTER if name in names]
-    differing = [name for name in differing if _setting(here, name) != _setting(there, name)]
+    differing = [name for name in names if getattr(here, name) != getattr(there, name)]
     if differing:
         listed = ", ".join(f"{name}={getattr(there, name)}" for name in differing)
         raise UserError(
@@ -130,11 +135,6 @@ def require_same_settings(here, there, names):
             f"{', '.join(str(getattr(here, name)) for name in differing)}. Take the config, or the "
             "preset after its colon, that it was trained with."
         )
-
-
-def _setting(settings, name):
-    """A setting; None where the networks of the task have none of that name."""
-    return dataclasses.asdict(settings).get(name)
 
 
 def _other_code(option, mine, theirs):
@@ -207,7 +207,7 @@ def depth_network(arrays, settings: DepthSettings, source: str, meta: dict) -> t
 def rig_network(arrays, settings: BEVSettings, source: str, meta: dict) -> tuple[dict, dict]:
     """The network of a published file for BEV, and `Task.meta` as of a stage with it."""
     found = bev_settings_of(arrays, source)
-    require_same_settings(settings, found, BEV_DEDUCED)
+    require_same_settings(settings, found, RIG_DEDUCED)
     for name in ("x", "y", "z", "depth", "timed"):
         if getattr(settings, name) != getattr(found, name):
             raise UserError(
@@ -221,10 +221,26 @@ def rig_network(arrays, settings: BEVSettings, source: str, meta: dict) -> tuple
     return load_bev(arrays, settings, source), meta
 
 
-FILES = {"segmentation": label_network, "depth": depth_network, "bev": rig_network}
-BACKBONE_AT = {  # the path of the backbone in the parameters
-    "segmentation": ("backbone",), "depth": ("backbone",), "bev": ("camera", "backbone"),
-}  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """How the networks of a task start from the arrays of others.
+
+    file      (arrays, settings, name of the file, `Task.meta`) -> the network of a published file,
+              and `Task.meta` as of a stage with it
+    settings  that a network to start from must share
+    backbone  its path in the parameters
+    """
+
+    file: Callable
+    settings: tuple[str, ...] = SETTINGS
+    backbone: tuple[str, ...] = ("backbone",)
+
+
+STARTS = {
+    SEGMENTATION.name: Start(label_network),
+    DEPTH.name: Start(depth_network),
+    BEV.name: Start(rig_network, RIG_SETTINGS, ("camera", "backbone")),
+}
 
 
 def load_weights(config, abstract: dict, task: Task) -> dict:
@@ -234,18 +250,18 @@ def load_weights(config, abstract: dict, task: Task) -> dict:
     Raises UserError for arrays that are missing, extra or of another shape.
     """
     dense = dense_task_of(task.meta)
-    settings = dense.settings_of(task.meta)
+    settings, own = dense.settings_of(task.meta), STARTS[dense.name]
     part = config.get("weights_part", "")
     arrays = read_arrays(config.weights, part)
     if is_ddp(arrays):
-        found = FILES[dense.name](arrays, settings, config.weights, task.meta)
+        found = own.file(arrays, settings, config.weights, task.meta)
         return adopt(abstract, task, *found)
     if task.meta["kind"] == "align":
         raise UserError(
             f"{config.weights} holds only a backbone, but a stage of kind align continues from a "
             "trained network. Train first, or give an official DDP checkpoint."
         )
-    place, inside = ("params", *BACKBONE_AT[dense.name]), abstract
+    place, inside = ("params", *own.backbone), abstract
     for key in place:
         inside = inside[key]
     shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), inside)
@@ -313,8 +329,8 @@ def check(config):
         stage = config.stages[name]
         if stage.kind in ddp.UNNOISED and dense.plain is None:
             raise UserError(
-                f"stages.{name} is of kind {stage.kind}, which there is for segmentation only, but "
-                f"the task is {dense.name}. Try --config.stages.{name}.kind=train."
+                f"stages.{name} is of kind {stage.kind}, which only segmentation has, but the task "
+                f"is {dense.name}. Try --config.stages.{name}.kind=train."
             )
         start = split_start(stage.start)[0]
         if stage.kind == "align" and start_of(config, stage.kind, start) == "random":

@@ -1,6 +1,5 @@
 """Sets of depth in their published layouts, through whole runs of the configs for them."""
 
-import functools
 import json
 import re
 from pathlib import Path
@@ -28,7 +27,6 @@ from diffseg_jax.weights.tables import _row
 CONFIGS = Path(__file__).parents[2] / "configs"
 PRESETS = [f"{name}:swin_{size}" for name in ("ddp_kitti", "ddp_nyu") for size in "tsbl"]
 WINDOWS = {"ddp_nyu:swin_l": 12}  # of the other presets 7
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def tiny_sets(monkeypatch):
@@ -82,7 +80,8 @@ def test_the_check_warns_of_the_range_as_the_training_does(tmp_path, monkeypatch
     assert "\nwarning: train: odd depths.\nfinished" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["ddp_kitti", slow("ddp_nyu"), slow("ddp_depth_folder")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp_kitti", "ddp_nyu", "ddp_depth_folder"])
 def test_a_set_as_published_is_learned_measured_and_predicted(name, tmp_path, monkeypatch):
     """With the network and the sizes of the tiny config, whose programs other tests compile."""
     make, options, _ = tiny_sets(monkeypatch)[name]

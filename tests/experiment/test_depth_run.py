@@ -175,7 +175,7 @@ def test_sums_of_one_process_are_themselves():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"task": "depths"}, 'unknown task "depths". Known: depth, segmentation'),
+        ({"task": "depths"}, 'unknown task "depths". Known: bev, depth, segmentation'),
         ({"depth.high": 0.0005}, "range from"),
         ({"evaluate.crop": "grag"}, "must be one of none, garg, eigen, nyu"),
     ],

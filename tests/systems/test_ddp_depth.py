@@ -1,5 +1,6 @@
 """DDP for depth: recorded samplings, training and inference of the original, and its rules."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -22,6 +23,8 @@ from diffseg_jax.inference.converted_depth import convert_ddp_depth
 from diffseg_jax.inference.depth_maps import DEPTHS
 from diffseg_jax.inference.views import Protocol
 from diffseg_jax.layers.resize import resize_bilinear
+from diffseg_jax.models.bev_network import BEVSettings
+from diffseg_jax.models.ddp_network import DDPSettings
 from diffseg_jax.models.depth_network import DepthSettings
 from diffseg_jax.storage.networks import open_meta
 from diffseg_jax.systems import ddp, ddp_config, dense_images
@@ -254,7 +257,7 @@ def test_the_released_form_ignores_the_time():
         DEPTH.settings(tiny(depth__timed=False), 0), "train", "float32", False
     ).bind_eval(**values)
     x, noisy = jnp.ones((2, 8, 12, 16)), jnp.zeros((2, 8, 12, 1))
-    outputs = ddp.decode(model, x, noisy, jnp.array([0.1, 0.9]))
+    outputs = quick(functools.partial(ddp.decode, model))(x, noisy, jnp.array([0.1, 0.9]))
     np.testing.assert_array_equal(outputs[0], outputs[1])
 
 
@@ -285,10 +288,20 @@ def test_another_range_of_depths_is_refused(option, value):
         ddp_config.adopt(abstract, second, {}, first.meta)
 
 
+def test_every_task_says_how_its_networks_start():
+    """The settings that must be the same are settings of the networks of the task."""
+    kinds = {"segmentation": DDPSettings, "depth": DepthSettings, "bev": BEVSettings}
+    assert ddp_config.STARTS.keys() == ddp_config.TASKS.keys() == kinds.keys()
+    for task, start in ddp_config.STARTS.items():
+        assert set(start.settings) <= {field.name for field in dataclasses.fields(kinds[task])}
+    (_, abstract), place = made(tiny()), ddp_config.STARTS["depth"].backbone
+    assert place[0] in abstract["params"] and len(place) == 1
+
+
 def test_a_stage_without_noise_is_for_segmentation_only():
     config = tiny()
     config.stages.train.kind = "plain"
-    with pytest.raises(UserError, match="there is for segmentation only, but the task is depth"):
+    with pytest.raises(UserError, match="which only segmentation has, but the task is depth"):
         ddp_config.check(config)
 
 
