@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffseg_jax.data.bev_transforms import REQUIRED
+from diffseg_jax.data.bev_transforms import REQUIRED, cameras_of
+from diffseg_jax.data.images import read_image
 from diffseg_jax.errors import UserError
+from diffseg_jax.storage.paths import open_path
 
 SHAPES = {"intrinsics": (3, 3), "camera_to_world": (4, 4)}
 RIG_EXAMPLE = 'Write {"cameras": [{"image": ..., "intrinsics": ..., "camera_to_world": ...}, ...]}.'
@@ -26,38 +28,51 @@ RIG_EXAMPLE = 'Write {"cameras": [{"image": ..., "intrinsics": ..., "camera_to_w
 def read_rig(file) -> dict:
     """{"images" u8[N,H,W,3], "intrinsics", "camera_to_world", "name"} of a NAME.json.
 
-    Raises UserError for files that are no such list, cameras without calibration, and photographs
-    that are missing or of different sizes.
+    Raises UserError for files that are no such list, cameras without usable calibration, and
+    photographs that are missing or of different sizes. Photographs are taken as they are stored,
+    whatever their EXIF orientation says, since the intrinsics are of the stored pixels.
     """
-    file = Path(file)
+    file = open_path(file)
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        cameras = _cameras_in(file)
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read as cameras: {error}. {RIG_EXAMPLE}") from error
-    cameras = content.get("cameras") if isinstance(content, dict) else None
-    if not isinstance(cameras, list) or not cameras:
+    if not cameras:
         raise UserError(f"{file} holds no list of cameras. {RIG_EXAMPLE}")
     found = {key: [] for key in ("images", *REQUIRED)}
     for number, camera in enumerate(cameras):
         what = f"camera {number} of {file}"
         if not isinstance(camera, dict) or "image" not in camera:
             raise UserError(f"{what} has no image. {RIG_EXAMPLE}")
-        found["images"].append(_photograph_of(file.parent / str(camera["image"])))
+        found["images"].append(read_image(file.parent / str(camera["image"]), as_stored=True))
         for key in REQUIRED:
             found[key].append(_calibration(camera, key, what))
     sizes = {image.shape for image in found["images"]}
     if len(sizes) > 1:
         listed = ", ".join(f"{w}x{h}" for h, w, _ in sorted(sizes))
         raise UserError(f"the photographs of {file} have sizes {listed}; they must have one.")
-    return {key: np.stack(values) for key, values in found.items()} | {"name": file.stem}
+    rig = {key: np.stack(values) for key, values in found.items()} | {"name": file.stem}
+    cameras_of(rig, np.stack([np.eye(4)] * len(cameras)), np.eye(4))  # raises for singular matrices
+    return rig
 
 
-def _photograph_of(path):
+def count_cameras(file) -> int | None:
+    """The number of cameras that a JSON file lists, whose photographs are not read.
+
+    None: it holds no such list; 0: reading it says what is wrong.
+    """
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read as a photograph: {error}.") from error
+        cameras = _cameras_in(open_path(file))
+    except (OSError, ValueError, RecursionError):
+        return 0
+    return None if cameras is None else len(cameras)
+
+
+def _cameras_in(file):
+    """The list under "cameras" in a JSON file, or None."""
+    content = json.loads(file.read_text())
+    cameras = content.get("cameras") if isinstance(content, dict) else None
+    return cameras if isinstance(cameras, list) else None
 
 
 def _calibration(camera, key, what):

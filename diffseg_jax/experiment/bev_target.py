@@ -12,8 +12,8 @@ from diffseg_jax.experiment.target import Target
 from diffseg_jax.figures.bev import bev_contact_sheet, bev_sheet
 from diffseg_jax.figures.sheets import steps_plot
 from diffseg_jax.inference.bev_maps import maps_from
-from diffseg_jax.inference.bev_output import BEV_OUTPUT, view_of
-from diffseg_jax.inference.rig_forward import make_rig_forward
+from diffseg_jax.inference.bev_output import BEV_OUTPUT
+from diffseg_jax.inference.rig_forward import make_rig_forward, view_of
 from diffseg_jax.inference.views import Protocol
 from diffseg_jax.metrics.bev import THRESHOLDS, constant_ious, layer_counts, layer_scores
 

@@ -1,62 +1,31 @@
 """Predicts images of files and folders, and writes label maps, uncertainty and a summary."""
 
-import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-import diffseg_jax
 from diffseg_jax.data.images import read_image
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import COMPILES, Progress
 from diffseg_jax.errors import UserError, visible
-from diffseg_jax.figures.sheets import save_png
 from diffseg_jax.inference.frames import Frame, container_of, frames_note, is_video, read_each
 from diffseg_jax.inference.georeference import georeference_of
 from diffseg_jax.inference.images import find_images, matching
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.saved import SaveOptions, path_of, write_coco
 from diffseg_jax.inference.segmenter import Segmenter
-from diffseg_jax.inference.summary import Summary, described_classes
+from diffseg_jax.inference.summary import Summary, add_all, metadata_of, require_one_read
 from diffseg_jax.inference.videos import count_frames, frame_rate, write_video
-from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.paths import in_bucket, make_folder, open_path
 
 MANY_SIZES = 5  # image sizes, each of which compiles, after which a hint is printed
 PALETTES = ("own", "readable")
 OVERLAY = "overlay.mp4"  # the end of the name of a video of overlays
-
-
-def metadata_of(
-    segmenter: Segmenter, labels: Labels, options: PredictOptions, saved: SaveOptions
-) -> dict:
-    """The entries of the summary about the network and the options; JSON values."""
-    return {
-        "version": diffseg_jax.__version__,
-        "checkpoint": str(segmenter.directory),
-        "step": segmenter.step,
-        "weights": segmenter.fingerprint,
-        "calibrator": segmenter.calibrator and fingerprint_of(segmenter.calibrator),
-        "system": segmenter.system,
-        "dtype": segmenter.config.dtype,
-        "classes": described_classes(labels),
-        "options": {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in (dataclasses.asdict(options) | saved.changed()).items()
-        },
-    }
-
-
-def fingerprint_of(calibrator: Calibrator) -> str:
-    """Twelve hexadecimal digits of a hash of its numbers."""
-    return hashlib.sha256(json.dumps(calibrator.to_json()).encode()).hexdigest()[:12]
 
 
 def predict_files(
@@ -76,9 +45,13 @@ def predict_files(
     Finished images are skipped, unreadable ones are listed. Raises UserError if there is no image
     or none can be read, and as `Summary`.
     """
+    saved, display = saved or SaveOptions(), display or Display()
     if segmenter.output.of_files:
-        return segmenter.output.of_files(segmenter, images, output, options)
-    images, saved, display = matching(images), saved or SaveOptions(), display or Display()
+        others = {"keep_masks": keep_masks, "every": every != 1 and every, "video": video}
+        return segmenter.output.of_files(
+            segmenter, images, output, options, saved, others, palette, display
+        )
+    images = matching(images)
     require_apart(images, output)
     folder = open_path(output)
     found, notes = find_images(images, keep_masks, every)
@@ -113,28 +86,21 @@ def predict_files(
         if len(remaining) < len(found):
             done = len(found) - len(remaining)
             display.say(f"{done} of {len(found)} images are done already")
+        written = (
+            entry
+            for prediction in predictions
+            for entry in prediction.recoloured(colours).write(folder, saved, places).items()
+        )
+        legend = lambda: output_kind.legend(labels, summary.content["calibrated"], saved)
         with progress:
-            try:
-                for prediction in predictions:
-                    entries = prediction.recoloured(colours).write(folder, saved, places)
-                    for name, entry in entries.items():
-                        summary.add(name, remaining[name], entry)
-                    progress.add()
-            finally:
-                finished = summary.content["pictures"]
-                if finished:  # else other options may follow in the same folder
-                    summary.save()
-                    calibrated = summary.content["calibrated"]
-                    legend = output_kind.legend(labels, calibrated, saved)
-                    save_png(folder / "legend.png", legend)
+            add_all(summary, written, remaining, progress.add, legend)
+        finished = summary.content["pictures"]
         if saved.contours == "coco":
             write_coco(folder, {name: entry["file"] for name, entry in finished.items()})
         write_videos(
             folder, clips, remaining, finished, every, display, output_kind.shown
         )  # fmt: skip
-    if remaining and not finished:
-        first = next(iter(summary.content["unreadable"].values()))
-        raise UserError(f"none of {len(found)} images can be read. The first: {first}")
+    require_one_read(summary, found, "images")
     return summary.content
 
 

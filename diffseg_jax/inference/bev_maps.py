@@ -10,7 +10,7 @@ import numpy as np
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.figures import sheets
 from diffseg_jax.figures.bev import bev_sheet, colour_layers, layer_uncertainty
-from diffseg_jax.storage.paths import write_atomically
+from diffseg_jax.storage.paths import make_folder, open_path, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +72,17 @@ class BEVPrediction:
         return np.stack([maps.uncertainty for maps in self.maps])
 
     def save(self, folder) -> list[Path]:
-        """Writes <name>_map.png, <name>_probs.npy and <name>_sheet.png of every rig."""
-        folder, written = Path(folder), []
-        folder.mkdir(parents=True, exist_ok=True)
+        """Writes <name>_map.png, <name>_sheet.png and <name>_probs.npy of every rig.
+
+        The last of a rig is written last, so if it exists, the others do too.
+        """
+        folder, written = open_path(folder), []
         for row, name in enumerate(self.names):
             probs = self.maps[row].probs
             drawn = colour_layers(probs, self.palette)
             labels = Labels(self.classes, self.palette)
             sheet = bev_sheet([self.images[row]], None, [probs], labels)
+            make_folder((folder / name).parent)
             for end, image in (("map", drawn), ("sheet", sheet)):
                 sheets.save_png(folder / f"{name}_{end}.png", image)
             content = io.BytesIO()

@@ -1,29 +1,17 @@
 """Maps seen from above as predictions: rigs of calibrated photographs in, layers of a map out."""
 
-import functools
-import json
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import jax
-
-from diffseg_jax.data.bev_transforms import RigView, network_input
+from diffseg_jax.data.bev_transforms import network_input
 from diffseg_jax.data.rig_files import read_rig
-from diffseg_jax.errors import UserError, counted
-from diffseg_jax.figures.sheets import legend, save_png
-from diffseg_jax.inference.bev_maps import BEVPrediction, maps_from
+from diffseg_jax.errors import UserError
+from diffseg_jax.inference.bev_maps import BEVPrediction
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.output import OutputKind
-from diffseg_jax.inference.rig_forward import make_rig_forward
+from diffseg_jax.inference.rig_batch import needs_rigs, predict_rig_files, rig_maps
+from diffseg_jax.inference.rig_forward import view_of
 from diffseg_jax.inference.views import Decision
-from diffseg_jax.storage.paths import write_json
-
-FOR_RIGS = ("steps", "samples", "seed", "batch_size")  # of the options of a prediction
-
-
-def view_of(meta: Mapping) -> RigView:
-    """What a network sees of photographs, by its `Task.meta`."""
-    return RigView(tuple(meta["size"]), meta["resize"])
 
 
 def predict_rigs(
@@ -34,79 +22,39 @@ def predict_rigs(
 
     segmenter  what `diffseg_jax.load` returns
     rigs       dicts of "images" u8[N,H,W,3], "intrinsics" f[N,3,3], "camera_to_world" f[N,4,4] and
-               "name", as sources of such data have them, or paths of NAME.json, see `read_rig`
+               "name", as sources of such data have them, or paths of NAME.json, see `read_rig`; one
+               of those may stand alone. Numbers of cameras may differ.
     steps, samples, seed, batch_size  as of `Segmenter.predict`
 
-    Raises UserError for a network of another task, and for rigs without calibration.
+    Raises UserError for a network of another task, for no rig, and for rigs without calibration.
     """
-    if segmenter.output.name != "bev":
+    if segmenter.output.call != BEV_OUTPUT.call:
         raise UserError(
             f"{segmenter.directory} is a network for {segmenter.output.name}, but rigs of cameras "
             "are read by networks for maps seen from above. Call its predict with images."
         )
+    rigs = [rigs] if isinstance(rigs, Mapping | str | os.PathLike) else list(rigs)
     rigs = [dict(rig) if isinstance(rig, Mapping) else read_rig(rig) for rig in rigs]
-    task, view = segmenter.task_for(steps, samples), view_of(segmenter.meta["task"])
-    program = jax.jit(functools.partial(task.predict, seed=segmenter.seed_for(seed)))
-    size = batch_size or segmenter.batch_size
-    forward = make_rig_forward(program, segmenter.network, segmenter.mesh, size, view)
-    parts = [maps_from(forward(rigs[i : i + size])) for i in range(0, len(rigs), size)]
-    maps = [part[row] for part in parts for row in range(len(part.probs))]
-    names = tuple(str(rig.get("name", n)) for n, rig in enumerate(rigs))
+    if not rigs:
+        raise UserError("no rig was given. Give a list of rigs, or of paths of NAME.json files.")
+    names = tuple(str(rig.get("name", number)) for number, rig in enumerate(rigs))
+    for name, rig in zip(names, rigs, strict=True):
+        if not len(rig.get("images", ())):
+            raise UserError(
+                f"rig {name} has no images. Give images u8[N,H,W,3], intrinsics and "
+                "camera_to_world of its N cameras."
+            )
+    options = PredictOptions(steps, samples, seed=seed, batch_size=batch_size)
+    order = sorted(range(len(rigs)), key=lambda number: len(rigs[number]["images"]))
+    maps = rig_maps(segmenter, (rigs[number] for number in order), options)
+    maps = dict(zip(order, maps, strict=True))
+    view = view_of(segmenter.meta["task"])
     shown = [network_input(rig, view)["images"] for rig in rigs]
     output = tuple(segmenter.meta["task"]["model"]["output"])
-    return BEVPrediction(names, segmenter.names, segmenter.palette, output, tuple(maps), shown)
-
-
-def predict_rig_files(segmenter, images: Sequence[str], output: str, options: PredictOptions):
-    """Writes the maps of all NAME.json among files and folders; returns a summary, JSON values.
-
-    Raises UserError for options that only images have, and where there is no such file.
-    """
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    if wrong := [name for name in given if name not in FOR_RIGS]:
-        raise UserError(
-            f"{wrong[0]}={given[wrong[0]]} is for networks that read single images, but this one "
-            f"predicts maps seen from above. It has {', '.join(FOR_RIGS)}."
-        )
-    paths = [Path(image) for image in images]
-    files = [f for p in paths for f in (sorted(p.glob("**/*.json")) if p.is_dir() else [p])]
-    if not files or any(file.suffix != ".json" for file in files):
-        raise needs_rigs(segmenter)
-    names = [file.stem for file in files]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"two files are called {twice}.json. Give them different names.")
-    folder, pictures = Path(output), {}
-    for file in files:
-        prediction = predict_rigs(segmenter, [file], **given)
-        written = prediction.save(folder)
-        pictures[file.stem] = {
-            "uncertainty": float(prediction.uncertainty.mean()), "calibrated": False,
-            "shares": {
-                name: float(layer.mean())
-                for name, layer in zip(segmenter.names, prediction.layers[0], strict=True)
-            },
-            "files": [each.name for each in written],
-        }  # fmt: skip
-    summary = {
-        "checkpoint": str(segmenter.directory), "classes": list(segmenter.names),
-        "output": list(segmenter.meta["task"]["model"]["output"]), "pictures": pictures,
-        "by_need": sorted(pictures, key=lambda name: -pictures[name]["uncertainty"]),
-        "calibrated": False, "unreadable": {},
-    }  # fmt: skip
-    save_png(folder / "legend.png", legend(segmenter.names, segmenter.palette))
-    write_json(folder / "summary.json", summary)
-    return json.loads(json.dumps(summary))
-
-
-def needs_rigs(segmenter) -> UserError:
-    """That a network reads no single images, and what it reads."""
-    return UserError(
-        f"{segmenter.directory} predicts maps seen from above, from the images of several cameras "
-        f"with their calibration ({counted(len(segmenter.names), 'class')}). Give a folder of "
-        "NAME.json files, which list photographs with intrinsics and camera_to_world, as --images, "
-        "or call diffseg_jax.inference.bev_output.predict_rigs."
-    )
+    return BEVPrediction(
+        names, segmenter.names, segmenter.palette, output,
+        tuple(maps[number] for number in range(len(rigs))), shown,
+    )  # fmt: skip
 
 
 def _of_images(*_, **__):

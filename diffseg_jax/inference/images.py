@@ -106,7 +106,7 @@ def find_images(
             files, sentences = without_masks(opened, files, remedy=KEEP_FLAG)
             notes += sentences
         found += [(PurePath(file), f"{opened}/{file}") for file in files]
-    return _with_frames(_named(found), every), tuple(notes)
+    return _with_frames(named_files(found), every), tuple(notes)
 
 
 def _without_videos(folder, files):
@@ -120,8 +120,8 @@ def _without_videos(folder, files):
     return images, (f"{videos} in {folder} skipped: {NEEDS_PYAV}",)
 
 
-def _named(found):
-    """(name, path) of files below a folder, with their paths."""
+def named_files(found: Sequence[tuple[PurePath, str]]) -> list[tuple[str, str]]:
+    """(name, path) of files below a folder, with their paths; names as of `find_images`."""
     stems = Counter(str(file.with_suffix("")) for file, _ in found)
     taken = {stem for stem, count in stems.items() if count == 1}
     names = []
@@ -143,13 +143,16 @@ def _with_frames(named, every):
     return found
 
 
-def matching(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
+def matching(
+    paths: str | os.PathLike | Sequence[str | os.PathLike], endings: Sequence[str] = ()
+) -> list[str]:
     """The paths, patterns replaced by what they match.
 
-    Of a pattern's files only images and videos are taken, unless it matches nothing else. Of its
-    folders, which are searched with their subfolders, none lies in another one.
+    Of a pattern's files only those with these endings are taken, () being those of images and
+    videos, unless it matches nothing else. Of its folders, which are searched with their
+    subfolders, none lies in another one.
     """
-    found, endings = [], image_endings() + VIDEO_ENDINGS
+    found, endings = [], tuple(endings) or image_endings() + VIDEO_ENDINGS
     for path in [paths] if is_path(paths) else paths:
         if not os.fsdecode(path):
             raise UserError("the path of an image is empty. Give a file or a folder.")

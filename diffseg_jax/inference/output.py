@@ -31,8 +31,8 @@ class OutputKind:
     text        (maps of each image, names of classes) -> what they show, for people
     exported    maps -> {name: array} that an exported model returns
     meanings    calibrated -> {name: what it is}
-    of_files    (segmenter, paths, folder, options) -> summary; writes the predictions of files that
-                are no images, in place of `batch.predict_files`; None for images
+    of_files    writes the predictions of files that are no images, as `rig_batch.predict_rig_files`
+                does, in place of `batch.predict_files`; None for images
     refusal     segmenter -> UserError for images, where the network reads something else
     call, inputs  lines of Python that predict with a `segmenter`, and a folder of what it reads
     """

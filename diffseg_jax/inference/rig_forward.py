@@ -1,6 +1,6 @@
 """Runs a compiled function of a network and rigs of images on a mesh, with results on the host."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -9,6 +9,11 @@ from diffseg_jax.data.bev_transforms import RigView, network_input
 from diffseg_jax.devices.mesh import batch_sharding, place_tree, process_mesh, state_shardings
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.inference.forward import on_host
+
+
+def view_of(meta: Mapping) -> RigView:
+    """What a network sees of photographs, by its `Task.meta`."""
+    return RigView(tuple(meta["size"]), meta["resize"])
 
 
 @own_settings()
@@ -20,9 +25,9 @@ def make_rig_forward(
     function  (network, {"images", "cameras"}, valid) -> a tree of maps, jitted
     view      what the network sees of photographs
 
-    An example has photographs and their calibration. Fewer than `batch_size` are padded with
-    copies. In one process the batch is split over the mesh; each of several processes works through
-    its own examples.
+    An example has photographs and their calibration; all of a call have as many. Fewer than
+    `batch_size` are padded with copies. In one process the batch is split over the mesh; each of
+    several processes works through its own examples.
     """
     if jax.process_count() > 1:
         network = jax.tree.map(on_host, network)

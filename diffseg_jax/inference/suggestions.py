@@ -20,14 +20,14 @@ from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import UserError, counted, visible
 from diffseg_jax.figures.sheets import png_of, save_png, suggestion_sheet
-from diffseg_jax.inference.batch import fingerprint_of, require_apart
+from diffseg_jax.inference.batch import require_apart
 from diffseg_jax.inference.frames import Frame, frames_note, read_each
 from diffseg_jax.inference.image_descriptors import open_describer
 from diffseg_jax.inference.images import find_images, matching
 from diffseg_jax.inference.options import PredictOptions, require_integer
 from diffseg_jax.inference.outputs import require_segmentation
 from diffseg_jax.inference.segmenter import Segmenter
-from diffseg_jax.inference.summary import Summary
+from diffseg_jax.inference.summary import Summary, fingerprint_of
 from diffseg_jax.metrics.choice import choose_images, uncertain_boxes
 from diffseg_jax.metrics.familiarity import KnownImages
 from diffseg_jax.metrics.uncertainty import image_uncertainty

@@ -1,19 +1,25 @@
 """summary.json: how files were written for images, which are finished, and what was found."""
 
+import dataclasses
+import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+import diffseg_jax
 from diffseg_jax.config.schema import differing_lines
 from diffseg_jax.data.labels import IGNORE, Labels
 from diffseg_jax.errors import UserError
+from diffseg_jax.figures.sheets import save_png
 from diffseg_jax.inference.frames import Frame, container_of
+from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.saved import FILES, SaveOptions, path_of
 from diffseg_jax.inference.views import Maps
+from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.metrics.review import expected_accuracy, pixels_to_review
 from diffseg_jax.metrics.uncertainty import image_uncertainty
 from diffseg_jax.storage.paths import in_bucket, open_path, write_json
@@ -96,6 +102,57 @@ class Summary:
         self.content |= self.overview(self.content["pictures"])
         write_json(self.file, self.content)
         self.saved = time.monotonic()
+
+
+def metadata_of(
+    segmenter, labels: Labels, options: PredictOptions, saved: SaveOptions
+) -> dict:
+    """The entries of the summary about the network and the options; JSON values."""
+    return {
+        "version": diffseg_jax.__version__,
+        "checkpoint": str(segmenter.directory),
+        "step": segmenter.step,
+        "weights": segmenter.fingerprint,
+        "calibrator": segmenter.calibrator and fingerprint_of(segmenter.calibrator),
+        "system": segmenter.system,
+        "dtype": segmenter.config.dtype,
+        "classes": described_classes(labels),
+        "options": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in (dataclasses.asdict(options) | saved.changed()).items()
+        },
+    }
+
+
+def fingerprint_of(calibrator: Calibrator) -> str:
+    """Twelve hexadecimal digits of a hash of its numbers."""
+    return hashlib.sha256(json.dumps(calibrator.to_json()).encode()).hexdigest()[:12]
+
+
+def add_all(
+    summary: Summary, written: Iterable[tuple[str, Mapping]], sources: Mapping[str, str | Frame],
+    advance: Callable[[], None], legend: Callable[[], np.ndarray],
+):  # fmt: skip
+    """Notes every finished image, and saves the summary and legend.png whatever happens.
+
+    written  (name, entry), as the files of an image are written;  sources  where each came from
+    legend   () -> the image that explains the colours
+    """
+    try:
+        for name, entry in written:
+            summary.add(name, sources[name], entry)
+            advance()
+    finally:
+        if summary.content["pictures"]:  # else other options may follow in the same folder
+            summary.save()
+            save_png(summary.folder / "legend.png", legend())
+
+
+def require_one_read(summary: Summary, found: Collection, what: str):
+    """Raises UserError if nothing of what was found could be read; what: the plural of it."""
+    if not summary.content["pictures"] and summary.content["unreadable"]:
+        first = next(iter(summary.content["unreadable"].values()))
+        raise UserError(f"none of {len(found)} {what} can be read. The first: {first}")
 
 
 def stamp(source: str | Frame) -> list[int]:

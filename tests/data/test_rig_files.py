@@ -34,7 +34,7 @@ def test_what_is_written_is_read_again(tmp_path):
     (lambda c: c["cameras"][0].pop("image"), "camera 0 of .*has no image"),
     (lambda c: c["cameras"][0].update(camera_to_world=[[1, 2]]), "shape .*not .4, 4."),
     (lambda c: c["cameras"][0].update(intrinsics="no"), "intrinsics has shape"),
-    (lambda c: c["cameras"][0].update(image="no.png"), "cannot be read as a photograph"),
+    (lambda c: c["cameras"][0].update(image="no.png"), "no.png"),
     (lambda c: c.update(cameras=[]), "holds no list of cameras"),
     (lambda c: c["cameras"][0].update(image="small.png"), "have sizes 4x3, 8x6"),
 ], ids=range(7))  # fmt: skip

@@ -1,6 +1,7 @@
 """A run of maps seen from above on a small folder of nuScenes: trained, measured, predicted."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,8 +17,11 @@ from diffseg_jax.data.rig_files import write_rig
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.plan import check_config
+from diffseg_jax.inference.batch import predict_files
 from diffseg_jax.inference.bev_output import predict_rigs
 from diffseg_jax.inference.exported import export
+from diffseg_jax.inference.options import PredictOptions
+from diffseg_jax.inference.saved import SaveOptions
 from nuscenes_tree import make_tree
 
 CONFIG = "configs/ddp_nuscenes.py:tiny"
@@ -34,6 +38,11 @@ def run(command, tmp_path_factory):
     return SimpleNamespace(folder=folder, tree=tree, workdir=folder / "run", results=results)
 
 
+@pytest.fixture(scope="module")
+def segmenter(run):
+    return diffseg_jax.load(run.workdir)
+
+
 def test_a_run_trains_measures_and_draws(run):
     result = run.results["stages"]["train"] if "stages" in run.results else run.results["train"]
     assert result["step"] == 2 and result["images"] == 2
@@ -44,18 +53,28 @@ def test_a_run_trains_measures_and_draws(run):
     assert sheet.shape[0] > 200 and sheet.std() > 10
 
 
-def test_predictions_are_files_and_arrays(run):
+def test_predictions_are_files_and_arrays(run, segmenter):
+    """Other JSON in a folder is skipped, bad rigs are listed, and finished ones stay."""
     source = open_source("nuscenes", "val", path=run.tree, output=(-50.0, 50.0, 5.0))
     rigs = [source[0], source[1]]
     for rig in rigs:
         write_rig(rig, run.folder / "rigs")
+    (run.folder / "rigs/coco.json").write_text('{"annotations": []}')
+    (run.folder / "rigs/bad.json").write_text('{"cameras": [{"image": "none.png"}]}')
     arguments = [
-        f"--checkpoint={run.workdir}", f"--images={run.folder / 'rigs'}",
-        f"--output={run.folder / 'maps'}", "--compilation_cache=",
+        f"--checkpoint={run.workdir}", f"--images={run.folder / 'rig*'}",
+        f"--output={run.folder / 'maps'}", "--compilation_cache=", "--palette=readable",
     ]  # fmt: skip
     done = called(predict.main, arguments)
     assert done.code == 0, done.err
-    segmenter = diffseg_jax.load(run.workdir)
+    assert "1 JSON file without cameras skipped" in done.out and "not read: " in done.out
+    before = (run.folder / "maps" / f"{rigs[0]['name']}_probs.npy").stat().st_mtime_ns
+    (run.folder / "maps" / f"{rigs[1]['name']}_map.png").unlink()
+    again = called(predict.main, arguments)
+    assert "1 of 3 rigs are done already" in again.out, again
+    assert (run.folder / "maps" / f"{rigs[0]['name']}_probs.npy").stat().st_mtime_ns == before
+    other = called(predict.main, [*arguments, "--steps=1"])
+    assert other.code and "of another command" in other.err
     prediction = predict_rigs(segmenter, rigs, batch_size=1)
     assert prediction.probs.shape == (2, 6, 20, 20) and prediction.classes == tuple(MAP_LAYERS)
     assert (prediction.uncertainty >= 0).all() and (prediction.uncertainty <= 1).all()
@@ -66,15 +85,71 @@ def test_predictions_are_files_and_arrays(run):
         assert drawn.size == (20, 20)
     summary = json.loads((run.folder / "maps/summary.json").read_text())
     assert set(summary["pictures"]) == {rig["name"] for rig in rigs}
+    assert [Path(file).name for file in summary["unreadable"]] == ["bad.json"]
 
 
-def test_photographs_without_calibration_are_refused(run, tmp_path):
+def with_cameras(rig, number):
+    """A rig of the first cameras of another one."""
+    return {key: rig[key][:number] for key in ("images", "intrinsics", "camera_to_world")} | {
+        "name": f"of{number}"
+    }
+
+
+def test_one_program_serves_all_rigs_with_as_many_cameras(run, segmenter):
+    """And maps come in the order of the rigs, whatever the batches."""
+    source = open_source("nuscenes", "val", path=run.tree, output=(-50.0, 50.0, 5.0))
+    whole = [source[0], source[1], source[0] | {"name": "again"}]
+    rigs = [whole[0], with_cameras(whole[0], 2), *whole[1:], with_cameras(whole[1], 2)]
+    together = predict_rigs(segmenter, rigs, batch_size=2)
+    assert together.names[0] == whole[0]["name"] and together.names[1] == "of2"
+    np.testing.assert_array_equal(together.probs[0], together.probs[3])
+    program, _ = segmenter.compiled()
+    count = program._cache_size()
+    for each in (whole, whole[:2]):
+        alone = predict_rigs(segmenter, each, batch_size=2)
+        np.testing.assert_allclose(alone.probs[1], together.probs[2], atol=1e-5)
+    assert program._cache_size() == count
+
+
+@pytest.mark.parametrize(("rigs", "options", "sentence"), [
+    ([], {}, "no rig was given"),
+    ([{"name": "empty"}], {}, "rig empty has no images"),
+    ([{"images": np.zeros((1, 8, 8, 3), np.uint8)}], dict(batch_size=0), "batch_size is 0"),
+    ([{"images": np.zeros((1, 8, 8, 3), np.uint8), "lidar_bev": np.zeros((1, 1, 1))}], {},
+     "reads cameras alone"),
+])  # fmt: skip
+def test_rigs_and_options_that_cannot_be_predicted_are_named(segmenter, rigs, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        predict_rigs(segmenter, rigs, **options)
+
+
+@pytest.mark.parametrize("option", [
+    "--save=probs", "--contours=coco", "--review=0.2", "--reject=0.1", "--overlay=contours",
+    "--video=True", "--every=2", "--keep_masks=True", "--tile=64", "--flip=True", "--round_to=8",
+])  # fmt: skip
+def test_options_of_images_are_refused_for_rigs(segmenter, option, tmp_path):
+    name, value = option.removeprefix("--").split("=")
+    as_values = {"keep_masks": True, "video": True, "every": 2}
+    of_files = {"save": dict(extra="probs"), "contours": dict(contours="coco")}
+    saved = of_files.get(name, {name: 0.2 if name in ("review", "reject") else value})
+    keywords = {}
+    options = PredictOptions()
+    if name in as_values:
+        keywords[name] = as_values[name]
+    elif name in PredictOptions.__annotations__:
+        options = PredictOptions(**{name: value})
+    else:
+        keywords["saved"] = SaveOptions(**saved)
+    with pytest.raises(UserError, match=f"^{name} is .*maps seen from above"):
+        predict_files(segmenter, [str(tmp_path)], str(tmp_path / "out"), options, **keywords)
+
+
+def test_photographs_without_calibration_are_refused(run, segmenter, tmp_path):
     photo = tmp_path / "photo.png"
     Image.fromarray(np.zeros((32, 48, 3), np.uint8)).save(photo)
     arguments = [f"--checkpoint={run.workdir}", f"--images={photo}", f"--output={tmp_path / 'out'}"]
     done = called(predict.main, arguments)
     assert done.code and "predicts maps seen from above" in done.err and "NAME.json" in done.err
-    segmenter = diffseg_jax.load(run.workdir)
     with pytest.raises(UserError, match="from the images of several cameras"):
         segmenter.predict(np.zeros((32, 48, 3), np.uint8))
     with pytest.raises(UserError, match="from the images of several cameras"):
