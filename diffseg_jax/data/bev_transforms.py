@@ -30,6 +30,18 @@ class RigView:
         """f64[4, 4], from pixels (u, v) of a photograph to those of its view."""
         return _image_matrix(self.resize, *self._corner(height, width, self.resize, 0.5))
 
+    def require(self, height: int, width: int, name: str):
+        """Raises UserError for photographs that are too small to fill the view; name: of a rig."""
+        small, (rows, columns) = (int(height * self.resize), int(width * self.resize)), self.size
+        if small[0] < rows or small[1] < columns:
+            needed = math.ceil(columns / self.resize), math.ceil(rows / self.resize)
+            raise UserError(
+                f"{name} has photographs of {width}x{height} pixels, but the network sees "
+                f"{columns}x{rows} of them after making them {self.resize:g} times as large, which "
+                f"takes {needed[0]}x{needed[1]} pixels or more. Give photographs of the size "
+                "of the training ones, and intrinsics for that size."
+            )
+
     def _corner(self, height, width, factor, across):
         """(left, top) of the part in the smaller photograph; `across` 0.5 is its middle."""
         left = int(across * max(0, int(width * factor) - self.size[1]))
@@ -82,9 +94,11 @@ def _image_matrix(factor, left, top):
 def network_input(example: dict, view: RigView) -> dict:
     """{"images" u8[N,h,w,3], "cameras" f32[N,2,3,4]} of an example, without a random change.
 
-    Its "lidar_bev", if there is one, is passed on.
+    Its "lidar_bev", if there is one, is passed on. Raises UserError for photographs that do not
+    fill the view.
     """
     images = example["images"]
+    view.require(*images.shape[1:3], example.get("name", "the images"))
     matrices = np.stack([view.matrix(*image.shape[:2]) for image in images])
     cameras = cameras_of(example, matrices, np.eye(4))
     found = {"images": view_images(images, matrices, view), "cameras": cameras}
@@ -157,6 +171,8 @@ class RigChange:
     world_rotate  degrees, the largest rotation of the world;  world_scale (lower, upper)
     world_shift   metres, standard deviation along every axis
     world_flip    whether the world is mirrored along x and y, half of the times each
+
+    Raises UserError for ranges whose ends are not in order.
     """
 
     view: RigView
@@ -167,6 +183,16 @@ class RigChange:
     world_scale: tuple[float, float] = (1.0, 1.0)
     world_shift: float = 0.0
     world_flip: bool = False
+
+    def __post_init__(self):
+        for name, (lower, upper) in (("resize", self.resize), ("world_scale", self.world_scale)):
+            if not 0 < lower <= upper:
+                raise UserError(
+                    f"augment.{name} is ({lower}, {upper}), but must be the lower and the upper "
+                    f"end of a range above 0. Try ({upper}, {lower})."
+                    if upper > 0
+                    else f"augment.{name} is ({lower}, {upper}), but both must be above 0."
+                )
 
     def __call__(self, example: dict, rng: np.random.Generator) -> dict:
         images = example["images"]

@@ -77,8 +77,6 @@ def read_city(file: str) -> dict:
     Raises UserError without the library shapely, and for a file that lacks a table.
     """
     require_shapely()
-    import shapely
-
     try:
         tables = json.loads(Path(file).read_text())
     except (OSError, ValueError) as error:
@@ -93,6 +91,19 @@ def read_city(file: str) -> dict:
             f"{file} has no map layer {missing[0]}, but maps seen from above are learned from "
             f"{', '.join(MAP_LAYERS)}. Give the map expansion of nuScenes, version 1.3."
         )
+    try:
+        return _layers_of(tables)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{file} is no whole map of nuScenes: an entry is missing or of another kind "
+            f"({error!r}). Extract the map expansion again, version 1.3."
+        ) from error
+
+
+def _layers_of(tables):
+    """Class -> (search tree, shapes, whether they are lines) of the tables of a city."""
+    import shapely
+
     nodes = {node["token"]: (node["x"], node["y"]) for node in tables["node"]}
     of = lambda tokens: [nodes[token] for token in tokens]
     lines = {line["token"]: of(line["node_tokens"]) for line in tables["line"]}

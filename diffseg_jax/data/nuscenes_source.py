@@ -7,12 +7,13 @@
 """
 
 import dataclasses
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from diffseg_jax.data.bev_source import check_map_bound
+from diffseg_jax.data.images import read_image
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.npy import read_npy
 from diffseg_jax.data.nuscenes_maps import MAP_COLOURS, MAP_LAYERS, MapGround, require_shapely
@@ -62,8 +63,14 @@ class NuScenesSource:
         sample = self.samples[index]
         file = str(Path(self.path) / "maps/expansion" / f"{sample.city}.json")
         ground = MapGround(file, sample.pose, self.output)
+        images = [read_image(Path(self.path) / name, as_stored=True) for name in sample.images]
+        if len({image.shape for image in images}) > 1:
+            listed = ", ".join(sorted({f"{image.shape[1]}x{image.shape[0]}" for image in images}))
+            raise UserError(
+                f"the photographs of sample {sample.token} have sizes {listed}; they must have one."
+            )
         example = {
-            "images": np.stack([_photograph(Path(self.path) / name) for name in sample.images]),
+            "images": np.stack(images),
             "intrinsics": sample.intrinsics.astype(np.float32),
             "camera_to_world": sample.camera_to_world.astype(np.float32),
             "bev": ground.raster(np.eye(4)),
@@ -116,9 +123,13 @@ def _read_infos(file):
     except Exception as error:  # whatever wrong bytes lead to
         raise UserError(f"{file} is damaged: {error}. {PREPARE}") from error
     infos = read.get("infos") if isinstance(read, dict) else None
-    if not isinstance(infos, list) or not infos or not isinstance(infos[0], dict):
+    is_list = isinstance(infos, list) and infos
+    if not is_list or not all(isinstance(info, dict) for info in infos):
         raise UserError(f"{file} holds no list of samples under infos. {PREPARE}")
-    return sorted(infos, key=lambda info: info.get("timestamp", 0))
+    times = [info.get("timestamp", 0) for info in infos]
+    if wrong := [time for time in times if not isinstance(time, Real)]:
+        raise UserError(f"{file} has the timestamp {wrong[0]!r}, which is no number. {PREPARE}")
+    return [infos[n] for n in sorted(range(len(infos)), key=times.__getitem__)]
 
 
 def _sample(info, number, file):
@@ -155,9 +166,15 @@ def _entry(info, key, what):
 
 
 def _matrix(info, key, what, shape):
-    array = np.asarray(_entry(info, key, what), np.float64)
+    entry = _entry(info, key, what)
+    try:
+        array = np.asarray(entry, np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"{what}: {key} is no array of numbers {shape}. {PREPARE}") from None
     if array.shape != shape:
         raise UserError(f"{what}: {key} has shape {array.shape}, not {shape}. {PREPARE}")
+    if not np.isfinite(array).all() or key.endswith("2ego_rotation") and not array.any():
+        raise UserError(f"{what}: {key} is {array.tolist()}, which places nothing. {PREPARE}")
     return array
 
 
@@ -182,14 +199,6 @@ def _below_samples(path):
     parts = Path(str(path)).parts
     start = parts.index("samples") if "samples" in parts else -1
     return str(Path(*parts[start:]))
-
-
-def _photograph(path):
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read as a photograph: {error}.") from error
 
 
 def _lidar_features(path, token):

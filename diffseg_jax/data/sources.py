@@ -41,6 +41,7 @@ SOURCES = {  # name -> (split, *, options that it reads) -> source
     **{name: partial(open_few_label_set, name) for name in FEW_LABEL_SETS},
 }
 TFDS = "tfds:"
+RIGS = ("bev_scenes", "nuscenes")  # whose examples are several images with calibration and a map
 
 
 def open_source(name, split, *, path="", square=0, **options):
@@ -75,6 +76,8 @@ def open_source(name, split, *, path="", square=0, **options):
         opener = partial(open_tfds, folder)
     else:
         opener = choose(SOURCES, name, "data set")
+    if square:
+        require_images(name, "square")
     reads = set(inspect.signature(opener).parameters) - {"split"}
     for key, value in options.items():
         if key not in reads:
@@ -84,6 +87,16 @@ def open_source(name, split, *, path="", square=0, **options):
             )
     source = opener(split, **options, **({"seed": seed} if "seed" in reads else {}))
     return CroppedSquares(source, square) if square else source
+
+
+def require_images(name: str, what: str):
+    """Raises UserError for a data set of rigs of cameras, where `what` needs single images."""
+    if name in RIGS:
+        raise UserError(
+            f"{what} needs single images, but data set {name} holds rigs of several cameras with "
+            "maps seen from above, which only a run with task=bev reads, from where they are. "
+            f"Leave {what} out, or give another data set."
+        )
 
 
 class CroppedSquares:

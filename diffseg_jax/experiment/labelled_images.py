@@ -20,7 +20,7 @@ from diffseg_jax.config.schema import lacking
 from diffseg_jax.data.folder_source import lacks_validation
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.pipeline import Cached
-from diffseg_jax.data.sources import open_source
+from diffseg_jax.data.sources import open_source, require_images
 from diffseg_jax.data.subsets import describe_subset, folds_of, subset
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.target import Target
@@ -325,6 +325,8 @@ def open_data(config: ConfigDict, part: str, split: str) -> Sequence:
     """The source that a config's part "data" or "unlabelled" names."""
     data = config[part]
     try:
+        if part == "unlabelled":
+            require_images(data.source, part)
         with advised(labels_path(config) if part == "data" else ""):
             source = open_source(data.source, split, path=data.path, **data.options.to_dict())
     except UserError as error:

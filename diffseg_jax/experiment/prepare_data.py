@@ -34,6 +34,7 @@ from diffseg_jax.data.names import digest_of
 from diffseg_jax.data.orientation import stored_orientation
 from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.data.prepared import NAMES_FILE, NO_SPLIT, PREPARED_FILE, non_empty
+from diffseg_jax.data.sources import require_images
 from diffseg_jax.data.tfds import TfdsSource, encode_depth
 from diffseg_jax.devices import processes
 from diffseg_jax.display.console import Display
@@ -98,6 +99,7 @@ def judge_labels(sources: dict[str, Sequence], display: Display):
 
 def open_splits(config: ConfigDict, part: str, splits: Sequence[str]) -> dict[str, Sequence]:
     """{name of the split in the prepared folder: source}."""
+    require_images(config[part].source, "--mode=prepare")
     opened = {}
     for split in splits:
         name = split or NO_SPLIT

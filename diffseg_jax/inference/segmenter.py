@@ -365,7 +365,10 @@ class Segmenter:
 
     def _require_features(self):
         if self.task.features is None:
-            raise UserError("these classifiers read colours, so there is no network with features.")
+            raise UserError(
+                f"{self.directory} has no network that computes features of single images: it is "
+                "of classifiers that read colours, or reads several images at once."
+            )
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -113,7 +113,7 @@ class BEVSettings:
         return self._problem_of_bounds()
 
     def _problem_of_bounds(self):
-        named = {"x": self.x, "y": self.y, "depth": self.depth, "output": self.output}
+        named = dict(x=self.x, y=self.y, z=self.z, depth=self.depth, output=self.output)
         for name, (lower, upper, size) in named.items():
             if size <= 0 or upper <= lower or abs(count_cells((lower, upper, size)) * size
                                                   - (upper - lower)) > 1e-3 * size:
@@ -122,6 +122,11 @@ class BEVSettings:
                     "range. Give (lower end, upper end, size) in metres, such as (-51.2, 51.2, "
                     "0.4)."
                 )
+        if count_cells(self.z) != 1:
+            return (
+                f"z is {self.z}, which makes {count_cells(self.z)} layers, but features are summed "
+                "into one. Give the whole height as the size, such as (-10.0, 10.0, 20.0)."
+            )
         for name in ("x", "y"):
             if count_cells(named[name]) % 8:
                 return (

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from diffseg_jax.errors import UserError
 from diffseg_jax.sources.feature_source import FeatureSource, scale_up, scaled_source
 
 STRIDES = {"ddp": 32, "ddep": 16}  # of the coarsest maps of their encoders
@@ -23,8 +24,13 @@ def run_source(
     dtype             in which the maps are stored
 
     The network's tree is {"params": {system}, "stats": {system}}. Raises UserError for an unknown
-    tap.
+    tap, and for a network without features of single images, whose `features` is None.
     """
+    if features is None:
+        raise UserError(
+            f"this network of {system} reads several images with their calibration, and has no "
+            "features of single ones. Give a run that reads single images."
+        )
     stride = STRIDES[system]
     known = _known_taps(random, features, stride)
 

@@ -340,10 +340,14 @@ def check(config):
             )
         crop = tuple(stage.augment.crop)
         if min(crop) < MIN_SIDE:
+            larger = ""
+            if "short" in stage.augment:
+                flags = enlarging(name, stage.augment, 64)
+                larger = f", and for images smaller than that also {flags}"
             raise UserError(
                 f"stages.{name}.augment.crop is {crop}, but both sides must be {MIN_SIDE} or more, "
-                f'the stride of the backbones. Try --config.stages.{name}.augment.crop="(64, 64)", '
-                f"and for images smaller than that also {enlarging(name, stage.augment, 64)}."
+                f'the stride of the backbones. Try --config.stages.{name}.augment.crop="(64, 64)"'
+                f"{larger}."
             )
 
 

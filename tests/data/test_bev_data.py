@@ -196,6 +196,26 @@ def test_affine_maps_of_known_matrices():
     np.testing.assert_allclose(place(maps, 0, 4, 6, 3.0), (6, 9, 3))
 
 
+@pytest.mark.parametrize("options", [
+    dict(resize=(2.0, 0.5)), dict(resize=(0.0, 0.0)), dict(world_scale=(1.1, 0.9)),
+])  # fmt: skip
+def test_ranges_whose_ends_are_not_in_order_are_named(options):
+    name = next(iter(options))
+    with pytest.raises(UserError, match=f"augment.{name} is"):
+        RigChange(RigView((24, 36), 1.0), **{"resize": (1.0, 1.0), **options})
+
+
+def test_photographs_that_do_not_fill_the_view_are_refused(example):
+    """The published view of a photograph of half the size would be black in its upper part."""
+    with pytest.raises(UserError, match="takes 40x27 pixels or more"):
+        network_input(example, RigView((24, 36), 0.9))
+
+
+def test_what_needs_single_images_refuses_rigs():
+    with pytest.raises(UserError, match="square needs single images"):
+        open_source("bev_scenes", "train", **OPTIONS, square=32)
+
+
 @pytest.mark.parametrize(("options", "sentence"), [
     (dict(images=0), "images is 0"),
     (dict(size=(4, 4)), r"size is \(4, 4\)"),

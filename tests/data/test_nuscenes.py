@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bev_case import rig
 from diffseg_jax.data import nuscenes_maps
@@ -116,6 +117,17 @@ def without_table(tree, info):
     (tree / "maps/expansion" / f"{CITY}.json").write_text(json.dumps(tables))
 
 
+def smaller_photograph(tree, info):
+    Image.fromarray(np.zeros((9, 16, 3), np.uint8)).save(next(tree.glob("samples/*/0_*.jpg")))
+
+
+def without_node(tree, info):
+    file = tree / "maps/expansion" / f"{CITY}.json"
+    tables = json.loads(file.read_text())
+    tables["node"].pop(0)
+    file.write_text(json.dumps(tables))
+
+
 @pytest.mark.parametrize(("change", "sentence"), [
     (lambda tree, info: info.pop("cams"), "has no entry cams"),
     (lambda tree, info: info["cams"].pop("CAM_BACK"), "has no camera CAM_BACK"),
@@ -124,8 +136,14 @@ def without_table(tree, info):
     (lambda tree, info: info.pop("location"), "has no entry location"),
     (lambda tree, info: info.update(location="paris"), "samples in paris, but there is no"),
     (without_table, "has no map layer walkway"),
-    (lambda tree, info: next(tree.glob("samples/*/0_*.jpg")).write_text("?"), "photograph"),
-], ids=range(8))  # fmt: skip
+    (lambda tree, info: next(tree.glob("samples/*/0_*.jpg")).write_text("?"), "cannot read"),
+    (lambda tree, info: info.update(timestamp="now"), "timestamp 'now'"),
+    (lambda tree, info: info.update(lidar2ego_translation=["a", 0, 0]), "no array of numbers"),
+    (lambda tree, info: info.update(ego2global_translation=[np.nan, 0, 0]), "places nothing"),
+    (lambda tree, info: info.update(ego2global_rotation=[0, 0, 0, 0]), "places nothing"),
+    (smaller_photograph, "sizes 16x9, 32x18; they must have one"),
+    (without_node, "is no whole map of nuScenes"),
+], ids=range(14))  # fmt: skip
 def test_what_is_missing_is_named(tmp_path, change, sentence):
     nuscenes_maps.read_city.cache_clear()
     with pytest.raises(UserError, match=sentence):
@@ -141,9 +159,10 @@ def test_files_that_are_no_list_are_named(tmp_path):
     (tmp_path / "nuscenes_infos_val.pkl").write_bytes(b"\x80\x02.")
     with pytest.raises(UserError, match="is damaged"):
         open_source("nuscenes", "val", path=tmp_path)
-    (tmp_path / "nuscenes_infos_val.pkl").write_bytes(pickle.dumps([1]))
-    with pytest.raises(UserError, match="no list of samples under infos"):
-        open_source("nuscenes", "val", path=tmp_path)
+    for content in ([1], {"infos": [{}, 1]}):
+        (tmp_path / "nuscenes_infos_val.pkl").write_bytes(pickle.dumps(content))
+        with pytest.raises(UserError, match="no list of samples under infos"):
+            open_source("nuscenes", "val", path=tmp_path)
     with pytest.raises(UserError, match="no split test"):
         open_source("nuscenes", "test", path=tmp_path)
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import diffseg_jax
 from conftest import called
-from diffseg_jax import predict
+from diffseg_jax import features, predict
 from diffseg_jax.config.files import read_config
 from diffseg_jax.data.nuscenes_maps import MAP_LAYERS
 from diffseg_jax.data.rig_files import write_rig
@@ -22,6 +22,8 @@ from diffseg_jax.inference.bev_output import predict_rigs
 from diffseg_jax.inference.exported import export
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.saved import SaveOptions
+from diffseg_jax.systems.feature_sources import chosen_sources, source_entries
+from diffseg_jax.systems.source_files import source_sizes
 from nuscenes_tree import make_tree
 
 CONFIG = "configs/ddp_nuscenes.py:tiny"
@@ -164,6 +166,33 @@ def test_a_map_of_another_size_is_named_before_anything_is_written(command, run,
     done = command(tmp_path / "run", *flags, config=CONFIG)
     assert done.code and "config.bev.output makes (6, 20, 20)" in done.err
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_network_of_rigs_has_no_features_of_images(run, segmenter, tmp_path):
+    """Neither for the command, nor for Python, nor as a source of a pixel classifier."""
+    with pytest.raises(UserError, match="reads several images at once"):
+        segmenter.taps  # noqa: B018
+    flags = [f"--checkpoint={run.workdir}", f"--images={tmp_path}", f"--output={tmp_path / 'out'}"]
+    done = called(features.main, flags)
+    assert done.code and "has no features of single ones" in done.err, done.err
+    few = read_config("configs/ddpm_seg_scenes.py", [])
+    few.features.sources = (f"ddp={run.workdir}/checkpoints/train",)
+    few.features.networks = {"ddp": source_sizes(source_entries(few.features)[0])}
+    with pytest.raises(UserError, match="has no features of single ones"):
+        chosen_sources(few, (64, 64))
+
+
+@pytest.mark.parametrize(("config", "flags", "sentence"), [
+    (CONFIG, ["--mode=prepare"], "--mode=prepare needs single images"),
+    (CONFIG, ["--config.stages.train.augment.crop=(16, 16)"], "both sides must be 32 or more"),
+    (CONFIG, ["--config.stages.train.augment.resize=(2.0, 0.5)"], "augment.resize is (2.0, 0.5)"),
+    ("configs/ddep_scenes.py", ["--config.unlabelled.source=bev_scenes"],
+     "unlabelled needs single images"),
+])  # fmt: skip
+def test_what_cannot_be_is_said_in_a_sentence(command, run, tmp_path, config, flags, sentence):
+    path = [f"--config.data.path={run.tree}"] if config == CONFIG else []
+    done = command(tmp_path / "run", *path, *flags, config=config)
+    assert done.code and sentence in done.err, done.err
 
 
 def test_check_counts_the_cells_of_every_class(command, run, tmp_path):

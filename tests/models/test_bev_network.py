@@ -177,6 +177,8 @@ def test_a_pixel_becomes_a_block_by_its_own_products():
     (dict(x=(-12.8, 12.8, 1.7)), "x is (-12.8, 12.8, 1.7), but the size of a cell"),
     (dict(y=(-12.0, 12.0, 2.0)), "multiple of 8"),
     (dict(output=(5.0, -5.0, 1.0)), "output is (5.0, -5.0, 1.0)"),
+    (dict(z=(0.0, 0.0, 0.0)), "z is (0.0, 0.0, 0.0)"),
+    (dict(z=(-10.0, 10.0, 10.0)), "makes 2 layers"),
     (dict(window=0), "window is 0"),
     (dict(lidar=4, features=7), "take an even number of features"),
 ])  # fmt: skip
