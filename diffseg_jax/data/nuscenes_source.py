@@ -173,7 +173,7 @@ def _matrix(info, key, what, shape):
         raise UserError(f"{what}: {key} is no array of numbers {shape}. {PREPARE}") from None
     if array.shape != shape:
         raise UserError(f"{what}: {key} has shape {array.shape}, not {shape}. {PREPARE}")
-    if not np.isfinite(array).all() or key.endswith("2ego_rotation") and not array.any():
+    if not np.isfinite(array).all() or shape == (4,) and not array.any():
         raise UserError(f"{what}: {key} is {array.tolist()}, which places nothing. {PREPARE}")
     return array
 

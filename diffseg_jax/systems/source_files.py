@@ -207,7 +207,7 @@ def _run_of(entry):
 
 RUN_KEYS = (  # options of a run that its network depends on
     "dtype", "remat", "seed", "model", "diffusion", "sampling", "new_head", "noise", "pretrain",
-    "task", "depth",
+    "task", "depth", "bev",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import diffseg_jax
 from conftest import called
-from diffseg_jax import features, predict
+from diffseg_jax import predict
 from diffseg_jax.config.files import read_config
 from diffseg_jax.data.nuscenes_maps import MAP_LAYERS
 from diffseg_jax.data.rig_files import write_rig
@@ -20,10 +20,9 @@ from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.inference.batch import predict_files
 from diffseg_jax.inference.bev_output import predict_rigs
 from diffseg_jax.inference.exported import export
+from diffseg_jax.inference.feature_files import source_of
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.saved import SaveOptions
-from diffseg_jax.systems.feature_sources import chosen_sources, source_entries
-from diffseg_jax.systems.source_files import source_sizes
 from nuscenes_tree import make_tree
 
 CONFIG = "configs/ddp_nuscenes.py:tiny"
@@ -168,18 +167,11 @@ def test_a_map_of_another_size_is_named_before_anything_is_written(command, run,
     assert not (tmp_path / "run/checkpoints").exists()
 
 
-def test_a_network_of_rigs_has_no_features_of_images(run, segmenter, tmp_path):
-    """Neither for the command, nor for Python, nor as a source of a pixel classifier."""
+def test_a_network_of_rigs_has_no_features_of_images(segmenter):
     with pytest.raises(UserError, match="reads several images at once"):
         segmenter.taps  # noqa: B018
-    flags = [f"--checkpoint={run.workdir}", f"--images={tmp_path}", f"--output={tmp_path / 'out'}"]
-    done = called(features.main, flags)
-    assert done.code and "has no features of single ones" in done.err, done.err
-    few = read_config("configs/ddpm_seg_scenes.py", [])
-    few.features.sources = (f"ddp={run.workdir}/checkpoints/train",)
-    few.features.networks = {"ddp": source_sizes(source_entries(few.features)[0])}
     with pytest.raises(UserError, match="has no features of single ones"):
-        chosen_sources(few, (64, 64))
+        source_of(segmenter)
 
 
 @pytest.mark.parametrize(("config", "flags", "sentence"), [
@@ -189,9 +181,10 @@ def test_a_network_of_rigs_has_no_features_of_images(run, segmenter, tmp_path):
     ("configs/ddep_scenes.py", ["--config.unlabelled.source=bev_scenes"],
      "unlabelled needs single images"),
 ])  # fmt: skip
-def test_what_cannot_be_is_said_in_a_sentence(command, run, tmp_path, config, flags, sentence):
-    path = [f"--config.data.path={run.tree}"] if config == CONFIG else []
-    done = command(tmp_path / "run", *path, *flags, config=config)
+def test_what_cannot_be_is_said_in_a_sentence(command, tmp_path, config, flags, sentence):
+    if config == CONFIG:
+        flags = [f"--config.data.path={make_tree(tmp_path / 'set', counts=(1, 1))}", *flags]
+    done = command(tmp_path / "run", *flags, config=config)
     assert done.code and sentence in done.err, done.err
 
 
