@@ -120,8 +120,7 @@ def main(arguments: Sequence[str] | None = None):
         if summary["pictures"]:
             print(look_first(summary, segmenter.output.need))
         if summary["pictures"] and show:
-            folder, shown = open_path(output), segmenter.output.shown
-            print(show_predictions(folder, summary["by_need"], shown))
+            print(show_predictions(open_path(output), summary, segmenter.output))
         foreign = [name for name, e in summary["pictures"].items() if e.get("foreign")]
         if foreign:
             print(warn_of_foreign(foreign, len(summary["pictures"])))

@@ -12,7 +12,10 @@ from PIL import Image, ImageShow
 
 import diffseg_jax
 from diffseg_jax import UserError, features, predict
+from diffseg_jax.inference import show
 from diffseg_jax.inference.batch import clips_in
+from diffseg_jax.inference.depth_output import depth_output
+from diffseg_jax.inference.label_output import LABEL_OUTPUT
 from diffseg_jax.inference.prediction import Prediction
 from diffseg_jax.inference.show import show_predictions
 from diffseg_jax.storage.checkpoints import StageCheckpoints
@@ -100,8 +103,26 @@ def test_a_sheet_of_the_first_predictions_is_shown_or_named(run, tmp_path, monke
     shown = []
     monkeypatch.setattr(ImageShow, "show", lambda image: shown.append(np.asarray(image)) or True)
     monkeypatch.setenv("DISPLAY", ":0")
-    assert show_predictions(tmp_path / "out", ["a", "b"]) == f"opened {sheet}"
+    assert show_predictions(tmp_path / "out", {"by_need": "ab"}, LABEL_OUTPUT) == f"opened {sheet}"
     np.testing.assert_array_equal(shown[0], np.asarray(Image.open(sheet)))
+
+
+def test_a_sheet_of_depth_shows_photograph_depth_and_uncertainty(tmp_path, monkeypatch):
+    monkeypatch.setattr(show, "_has_display", lambda: False)
+    greys = {"photo": 40, "a_color": 90, "a_uncertainty": 150, "legend": 200}
+    for name, grey in greys.items():
+        Image.fromarray(np.full((160, 160, 3), grey, np.uint8)).save(tmp_path / f"{name}.png")
+    summary = {"by_need": ["a"], "pictures": {"a": {"file": str(tmp_path / "photo.png")}}}
+    show.show_predictions(tmp_path, summary, depth_output(0.1, 10.0))
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))[..., 0]
+    places = [np.argwhere(sheet == grey).mean(0) for grey in greys.values()]
+    assert places[0][1] < places[1][1] < places[2][1]
+    assert abs(places[0][0] - places[2][0]) < 5
+    assert places[3][0] > places[0][0]
+    summary["pictures"]["a"]["file"] = "clip.mp4#3"  # the photograph alone is left out
+    show.show_predictions(tmp_path, summary, depth_output(0.1, 10.0))
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))[..., 0]
+    assert (sheet == 90).sum() >= 160**2 > (sheet == 40).sum()
 
 
 def test_foreign_images_are_named_at_the_end():

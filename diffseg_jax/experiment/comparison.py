@@ -26,7 +26,7 @@ from diffseg_jax.experiment.labelled_images import OpenedData, Validation, valid
 from diffseg_jax.experiment.targets import target_of
 from diffseg_jax.experiment.time_budget import read_budget
 from diffseg_jax.storage.networks import first_has_checkpoint
-from diffseg_jax.storage.paths import read_object, write_json
+from diffseg_jax.storage.paths import open_path, read_object, write_json
 from diffseg_jax.storage.workdir import stage_directory
 from diffseg_jax.weights.packaged import packaged_efficientnet
 
@@ -180,7 +180,17 @@ class Images:
 
 
 def usual_folds(data: str, configs: str) -> int:
-    """3, or 1 for labelled images with validation images of their own."""
+    """3, or 1 for labelled images with validation images of their own.
+
+    Raises UserError for a folder with depth maps in place of masks.
+    """
+    folder = open_path(data)
+    if (folder / "depth").exists() and not (folder / "masks").exists():
+        raise UserError(
+            f"{data} holds depth, but compare compares methods for classes. Give images with "
+            "masks, or learn depth: python -m diffseg_jax.main --config=configs/ddp_depth_folder.py"
+            f" --workdir=runs/depth --config.data.path={data}"
+        )
     config = read_config(os.path.join(configs, METHODS["ddp"].config), [("data.path", data)])
     return 1 if validation_split(config) else COMPARED_FOLDS
 

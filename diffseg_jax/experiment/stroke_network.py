@@ -13,7 +13,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.inference.locate import find_stage
 from diffseg_jax.inference.outputs import require_segmentation
 from diffseg_jax.sources.diffusion import LISTED_STEPS, make_settings
-from diffseg_jax.storage.networks import open_network
+from diffseg_jax.storage.networks import open_meta, open_network
 from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.systems.clean_config import unets_in
 from diffseg_jax.systems.feature_sources import (
@@ -76,6 +76,15 @@ def open_features(source: str | os.PathLike = "") -> FeatureNetwork:
             f"{WITHOUT_NETWORK}, or the directory of a checkpoint."
         )
     return _of_source(str(source))
+
+
+def require_labels_of(source: str | os.PathLike):
+    """Raises UserError for a checkpoint that predicts no labels, of which it reads no array.
+
+    source  as of `open_features`; others than checkpoints pass
+    """
+    if (name := str(source).partition("=")[0]) and name not in SOURCE_NAMES:
+        require_segmentation(open_meta(find_stage(source))["config"], "annotate", source)
 
 
 def _of_source(text) -> FeatureNetwork:

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import itertools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -326,5 +327,10 @@ def listing(study: Study, cells: Sequence[StudyCell], done: Callable[[StudyCell]
         f"{head}, {counted(len(seen), 'run')}",
         *([study.about] if study.about else []),
         *lines,
-        f"in all about {total / 3600:.2f} hours on {study.device}",
+        f"in all about {_in_all(total)} on {study.device}",
     ])  # fmt: skip
+
+
+def _in_all(seconds):
+    """Such as 12 min; from two hours on, such as 2.50 hours."""
+    return f"{math.ceil(seconds / 60)} min" if seconds < 7200 else f"{seconds / 3600:.2f} hours"

@@ -146,7 +146,8 @@ class Budget:
     def announce(self):
         """Logs how the time that is left is divided."""
         again = f", of which {duration(self.left)} are left" if self.before else ""
-        self.log.say(f"{self.minutes:g} minutes{again}: {self._division({})}")
+        unit = "minute" if self.minutes == 1 else "minutes"
+        self.log.say(f"{self.minutes:g} {unit}{again}: {self._division({})}")
 
     def _division(self, notes) -> str:
         """Such as "train about 4 min 20 s, evaluation about 1 min"; notes: by name of a stage."""

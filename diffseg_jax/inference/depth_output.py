@@ -42,6 +42,7 @@ def depth_output(low: float, high: float) -> OutputKind:
         statistics=depth_statistics,
         overview=depth_overview,
         shown="color.png",
+        beside=(("depth", "color.png"), ("uncertainty", "uncertainty.png")),
         need="expected error as a share of the depth",
         required=("median_depth",),
         text=text_of_depths,

@@ -26,6 +26,8 @@ class OutputKind:
     statistics  (maps, names of classes, options) -> the entry of an image in summary.json
     overview    (entries, names of classes) -> what summary.json says of all images
     shown       end of the name of the picture that videos and contact sheets show
+    beside      (title, end of the name) of what the sheet of `predict` shows beside a photograph;
+                none: it shows `shown` alone
     need        what the uncertainty of an image is, for people
     required    keys of an entry without which an image is not finished
     text        (maps of each image, names of classes) -> what they show, for people
@@ -55,6 +57,7 @@ class OutputKind:
     text: Callable
     exported: Callable
     meanings: Callable
+    beside: tuple[tuple[str, str], ...] = ()
     of_files: Callable | None = None
     refusal: Callable | None = None
     call: tuple[str, ...] = ('prediction = segmenter.predict("image.png")',)

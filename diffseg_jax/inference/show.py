@@ -1,38 +1,49 @@
 """Opens a sheet of the first predictions in the image viewer of the system."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image, ImageShow
 
 from diffseg_jax.data.images import read_image
-from diffseg_jax.errors import visible
+from diffseg_jax.errors import UserError, visible
 from diffseg_jax.figures import sheets
+from diffseg_jax.inference.output import OutputKind
 from diffseg_jax.inference.saved import path_of
 
 MAX_ON_SHEET = 6  # images
 
 
-def show_predictions(
-    folder: Path, names: Sequence[str], shown: str = "overlay.png"
-) -> str:
-    """Writes sheet.png, the overlays of the first images above the legend, and opens it.
+def show_predictions(folder: Path, summary: Mapping, output: OutputKind) -> str:
+    """Writes sheet.png, the first images to look at above the legend, and opens it.
 
-    names  of images whose predictions the folder holds
-    shown  as of `OutputKind`
+    folder   of predictions;  summary  what its summary.json holds
     Returns a sentence that says where the sheet is, and whether it was opened.
     """
-    names = list(names)[:MAX_ON_SHEET]
-    overlays = [read_image(path_of(folder, name, shown)) for name in names]
-    titles, file = [visible(name) for name in names], folder / "sheet.png"
-    legend = read_image(folder / "legend.png")
-    sheet = sheets.rows([sheets.contact_sheet(overlays, None, None, titles), legend])
+    names, file = list(summary["by_need"])[:MAX_ON_SHEET], folder / "sheet.png"
+    if output.beside:
+        body = [_row(folder, name, summary["pictures"][name]["file"], output) for name in names]
+    else:
+        overlays = [read_image(path_of(folder, name, output.shown)) for name in names]
+        body = [sheets.contact_sheet(overlays, None, None, [visible(name) for name in names])]
+    sheet = sheets.rows([*body, read_image(folder / "legend.png")])
     sheets.save_png(file, sheet)
     if _has_display() and ImageShow.show(Image.fromarray(sheet)):
         return f"opened {file}"
     return f"no window can be opened here: look at {file}"
+
+
+def _row(folder, name, photograph, output):
+    """Photograph and predictions side by side; without a frame of a video, which has no file."""
+    cells = []
+    with contextlib.suppress(UserError):  # a frame, or a file that is gone
+        cells.append(("", read_image(photograph)))
+    cells += [(title, read_image(path_of(folder, name, end))) for title, end in output.beside]
+    first = ": ".join(filter(None, (visible(name), cells[0][0])))
+    return sheets.panel([(first, cells[0][1]), *cells[1:]])
 
 
 def _has_display() -> bool:

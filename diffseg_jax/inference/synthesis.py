@@ -30,6 +30,7 @@ from diffseg_jax.errors import UserError, counted
 from diffseg_jax.figures import sheets
 from diffseg_jax.inference.description import data_of
 from diffseg_jax.inference.forward import make_forward
+from diffseg_jax.inference.outputs import require_segmentation
 from diffseg_jax.inference.sampling import read_task
 from diffseg_jax.inference.saved import label_image
 from diffseg_jax.inference.segmenter import Segmenter
@@ -129,6 +130,7 @@ def synthesise(
     diffusion model, for a folder of other options, and where the filter would leave nothing.
     """
     require_one("synthesise")
+    _require_ensemble(segmenter)
     if count < 1 or batch_size < 1:
         raise UserError(f"count is {count} and batch_size {batch_size}; both must be 1 or more.")
     kept_by_uncertainty(np.zeros(count), portion, certain, flag=FLAG)  # before hours of sampling
@@ -164,7 +166,6 @@ def open_generator(
     segmenter: Segmenter, diffusion: str, ema: str | None, options: SampleOptions
 ) -> Generator:  # fmt: skip
     """The diffusion model of a fit, or the one in another directory."""
-    _require_ensemble(segmenter)
     params, task, name = _diffusion_model(segmenter, diffusion, ema)
     settings, trained = make_settings(task["model"]), task["diffusion"]
     size = tuple(options.size or segmenter.meta["task"]["size"])
@@ -188,6 +189,7 @@ def open_generator(
 
 def _require_ensemble(segmenter):
     """Raises UserError for a checkpoint without classifiers of features of images."""
+    require_segmentation(segmenter.config, "synthesise", segmenter.directory)
     if segmenter.task.fit is None or not segmenter.names:
         raise UserError(
             f"{segmenter.directory} holds no pixel classifiers, whose disagreement the filter "

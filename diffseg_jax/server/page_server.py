@@ -13,6 +13,7 @@ from diffseg_jax.data.files import BUCKET
 from diffseg_jax.data.scenes import NAMES
 from diffseg_jax.errors import UserError, counted, visible
 from diffseg_jax.experiment.stroke_fit import StrokeFit
+from diffseg_jax.experiment.stroke_network import require_labels_of
 from diffseg_jax.inference.batch import require_apart
 from diffseg_jax.inference.images import matching
 from diffseg_jax.server.drawn_scenes import SCENES, draw_scenes
@@ -62,6 +63,7 @@ class PageServer:
             self._exits = self._exits.pop_all()
 
     def _open(self, images, classes, output, source, host, port, every, in_path):
+        require_labels_of(source)
         if are_scenes := list(images) == [SCENES]:
             draw_scenes(SCENES)
         images = matching(images)

@@ -233,3 +233,9 @@ def test_a_forest_without_labels_is_one_sentence():
     empty = {"image": np.zeros((8, 8, 3), np.uint8), "mask": np.full((8, 8), 255, np.int32)}
     with pytest.raises(UserError, match="no pixel"):
         forest.fit_forest([empty], [0])
+
+
+def test_a_folder_of_depth_is_no_set_of_classes(tmp_path):
+    (tmp_path / "depth").mkdir()
+    with pytest.raises(UserError, match="holds depth, but compare compares methods for classes"):
+        comparison.usual_folds(str(tmp_path), str(CONFIGS))

@@ -12,7 +12,7 @@ from configs import tiny_ddep, tiny_ddp, tiny_ddpm_seg
 from diffseg_jax.config.schema import as_tuples
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment import stroke_features
+from diffseg_jax.experiment import stroke_features, stroke_network
 from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.experiment.stroke_features import FeatureCache, pixels_digest
 from diffseg_jax.experiment.stroke_fit import Cancelled, StrokeFit
@@ -22,6 +22,7 @@ from diffseg_jax.experiment.stroke_scores import expected_signals, fold_numbers,
 from diffseg_jax.inference.converted import save_values
 from diffseg_jax.metrics.divergence import entropy
 from diffseg_jax.models.taps import PixelFeatures
+from diffseg_jax.server.page_server import PageServer
 from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.systems.methods import SYSTEMS
 
@@ -391,6 +392,15 @@ def test_without_the_package_colours_are_taken_and_a_note_says_so(monkeypatch):
 def test_sources_of_no_features_are_refused(source):
     with pytest.raises(UserError, match="gives no features of new images|does not exist"):
         open_features(source)
+
+
+@pytest.mark.parametrize("task", ["depth", "bev"])
+def test_the_page_refuses_networks_without_classes_before_all_else(task, monkeypatch):
+    monkeypatch.setattr(stroke_network, "find_stage", lambda path: path)
+    monkeypatch.setattr(stroke_network, "open_meta", lambda path: {"config": {"task": task}})
+    sentence = f"annotate is for segmentation, but runs/a is a network for {task}"
+    with pytest.raises(UserError, match=sentence):
+        PageServer(["nowhere"], source="runs/a")
 
 
 @pytest.mark.parametrize(

@@ -60,12 +60,14 @@ def test_a_network_is_measured_with_every_point_of_an_evaluated_axis(write):
     assert len(runs_of(cells)) == 4 and {cell.mode for cell in cells} == {"eval"}
 
 
-def test_the_list_has_every_cell_and_the_hours_of_all(write, tmp_path, capsys):
-    seconds = dict(start=100, pretrain=1000, finetune=10, scratch=20, image=1, images=50)
+@pytest.mark.parametrize(("step", "in_all"), [(1000, "2.86 hours"), (100, "52 min")])
+def test_the_list_has_every_cell_and_the_time_of_all(step, in_all, write, tmp_path, capsys):
+    seconds = dict(start=100, pretrain=step, finetune=10, scratch=20, image=1, images=50)
     study.main([f"--config={write(seconds=seconds)}", f"--workdir={tmp_path / 'w'}", "--dry-run"])
     text = capsys.readouterr().out
-    total = (150 + 8 * 1000) + 4 * (150 + 8 * 10) + 4 * (150 + 8 * 20)
-    assert f"in all about {total / 3600:.2f} hours" in text and text.count("seed1\n") == 4
+    total = (150 + 8 * step) + 4 * (150 + 8 * 10) + 4 * (150 + 8 * 20)
+    assert in_all in (f"{total / 3600:.2f} hours", f"{total / 60:.0f} min")
+    assert f"in all about {in_all} on " in text and text.count("seed1\n") == 4
     assert not (tmp_path / "w").exists()
 
 

@@ -185,6 +185,12 @@ def test_the_last_evaluation_takes_as_many_images_as_the_time_allows(tmp_path, e
     assert any("of 400 images" in line for line in machine.lines) == (images < 400)
 
 
+def test_one_minute_is_no_plural(tmp_path):
+    machine = Machine(tmp_path, 1, [planned("train", images=101)])
+    machine.budget.announce()
+    assert machine.lines[0].startswith("1 minute: train about ")
+
+
 def test_the_log_says_what_to_expect_and_how_much_of_the_recipe_that_is(tmp_path):
     plans = [planned("pretrain"), planned("finetune", images=101)]
     machine = Machine(tmp_path, 3, plans)

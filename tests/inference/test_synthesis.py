@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -236,6 +237,14 @@ def test_what_cannot_be_synthesised_is_refused(
     with pytest.raises(UserError, match=sentence):
         made(segmenter, tmp_path / "set", **options)
     assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("task", ["depth", "bev"])
+def test_a_network_without_classes_is_refused_before_the_options(task, tmp_path):
+    other = SimpleNamespace(config={"task": task}, directory="runs/a")
+    sentence = f"synthesise is for segmentation, but runs/a is a network for {task}"
+    with pytest.raises(UserError, match=sentence):
+        synthesise(other, tmp_path / "set", count=4, options=QUICK, certain=30)
 
 
 def network_of(tiny_network, system, changes):
