@@ -58,7 +58,7 @@ from diffseg_jax.sources.feature_source import FeatureSource
 from diffseg_jax.sources.from_files import files_source
 from diffseg_jax.sources.frozen import frozen_source
 from diffseg_jax.sources.own_run import run_source
-from diffseg_jax.systems import ddep, ddp
+from diffseg_jax.systems import ddep, ddp_config
 
 OLD_NAMES = {"network": "adm"}  # of `features.source` in version 0.1.0
 
@@ -112,7 +112,7 @@ FROZEN = {
         HybridSettings(), HybridMaps, hybrid_taps, hybrid_default_taps, (127.5,) * 3, (127.5,) * 3
     ),
 }  # fmt: skip
-RUNS = {"ddp": ddp.make_task, "ddep": ddep.make_task}  # systems whose encoders can be read
+RUNS = {"ddp": ddp_config.make_task, "ddep": ddep.make_task}  # systems whose encoders can be read
 FROM_FILES = ("files", *RUNS, *FROZEN)  # each entry names a file or a directory
 FROM_STAGES = ("adm", "clean")  # their networks come from the start of the stage
 TRAINED = ("pretrain", "clean")  # kinds of stages that train such networks

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.experiment import corruption_study, stages, steps_study, tap_study
@@ -96,4 +97,4 @@ def test_what_trains_and_measures_has_the_settings_of_the_package(function, tmp_
         if function is ddpm_sampling.sample_images:
             function(None, None, None, seed=0, indices=range(1), size=(8, 8))
         else:
-            function(None, tmp_path)
+            function(ConfigDict(), tmp_path)

@@ -91,7 +91,7 @@ def test_sizes_share_a_program_if_padding_changes_nothing(opened):
         image = RNG.integers(0, 256, (*size, 3), np.uint8)
         found, wanted = segmenter.predict(image), evaluated(segmenter, image)
         np.testing.assert_allclose(found.probs, wanted.probs, atol=1e-5)
-    program, _ = segmenter._program(None, None)
+    program, _ = segmenter.compiled()
     before = program._cache_size()
     segmenter.predict(RNG.integers(0, 256, (35, 45, 3), np.uint8))
     assert program._cache_size() == before
@@ -100,7 +100,7 @@ def test_sizes_share_a_program_if_padding_changes_nothing(opened):
 def test_warm_calls_do_not_compile_again(opened):
     segmenter = opened("ddp")
     segmenter.predict(IMAGE, steps=1, seed=1)
-    program, _ = segmenter._program(1, None)
+    program, _ = segmenter.compiled(1)
     before = program._cache_size()
     segmenter.predict(255 - IMAGE, steps=1, seed=2)
     assert program._cache_size() == before == 1

@@ -28,6 +28,7 @@ class Network:
     def __init__(self, directory):
         self.directory, self.step, self.fingerprint = directory, 3, "f00"
         self.calibrator, self.known, self.seen = None, None, []
+        self.config = {}
 
     def predict_named(self, named, options):
         return (self.predicted(name, image) for name, image in named)

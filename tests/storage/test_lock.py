@@ -8,6 +8,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from ml_collections import ConfigDict
 
 from conftest import called
 from diffseg_jax import features, predict, sample
@@ -20,6 +21,7 @@ from diffseg_jax.experiment import (
     tap_study,
 )
 from diffseg_jax.inference import batch, feature_files
+from diffseg_jax.inference.label_output import LABEL_OUTPUT
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.storage import lock
 from diffseg_jax.storage.lock import locked, require_free
@@ -133,6 +135,7 @@ def segmenter():
     task = SimpleNamespace(palette=[[0, 0, 0]], names=["a"])
     task.predict_named = lambda *_, **__: iter(())
     task.meta, task.system, task.network = {"task": {"kind": "fit"}}, "ddpm_seg", {}
+    task.output = LABEL_OUTPUT
     return task
 
 
@@ -168,7 +171,7 @@ def studies_corruptions(folder, monkeypatch):
     evaluation = SimpleNamespace(stage="a", task=SimpleNamespace(files=None), workdir=folder)
     monkeypatch.setattr(corruption_study, "best_stage", lambda *_: "a")
     monkeypatch.setattr(corruption_study, "evaluations_of_run", lambda *_: [evaluation])
-    config = SimpleNamespace(evaluate={}, seed=0)
+    config = ConfigDict({"evaluate": {}, "seed": 0})
     corruption_study.measure_corruptions(config, folder)
 
 
@@ -217,7 +220,7 @@ LOOKS = {  # task -> a command that says that its folder is in use, before it do
     "prepare": lambda folder: prepare_data.prepare(None, folder),
     "steps": lambda folder: steps_study.choose_steps(None, folder),
     "taps": lambda folder: tap_study.choose_taps(None, folder),
-    "corruptions": lambda folder: corruption_study.measure_corruptions(None, folder),
+    "corruptions": lambda folder: corruption_study.measure_corruptions({}, folder),
     "predict": lambda folder: refused_by(predict, folder),
     "features": lambda folder: refused_by(features, folder),
 }
