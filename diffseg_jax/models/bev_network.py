@@ -18,6 +18,7 @@ from diffseg_jax.models import swin
 from diffseg_jax.models.bev_decoder import BEVDecoder, FusedDecoder
 from diffseg_jax.models.camera_encoder import CameraEncoder
 from diffseg_jax.models.ddp_network import ClassEmbedding
+from diffseg_jax.models.dense_network import DenseNetwork, combination
 from diffseg_jax.models.map_decoder import XAVIER, MapDecoder
 
 MAX_LAYERS = 10  # each of 2^K combinations has a row in a table
@@ -136,7 +137,7 @@ class BEVSettings:
         return ""
 
 
-class BEVNetwork(nnx.Module):
+class BEVNetwork(DenseNetwork):
     """Encoder and map decoder, as methods that a loss and a sampler combine."""
 
     def __init__(
@@ -157,10 +158,7 @@ class BEVNetwork(nnx.Module):
             )
         else:
             self.bev = BEVDecoder(s.lifted, s.stages, s.features, rngs=rngs)
-        self.transform = nnx.Linear(
-            s.features + width, width, rngs=rngs,
-            kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        )  # fmt: skip
+        self.transform = combination(settings, s.features, rngs=rngs)
         self.embedding = ClassEmbedding(s.num_classes + 1, width, rngs=rngs)
         self.time = TimeEmbedding(4 * width, rngs=rngs)
         self.decoder = MapDecoder(
@@ -193,16 +191,6 @@ class BEVNetwork(nnx.Module):
         """What the decoder's layers know of the predicted map's cells, whatever the features x."""
         return self.decoder.constants((self.settings.side, self.settings.side))
 
-    def project_features(self, x: jax.Array) -> jax.Array:
-        """The features' part of the decoder's input, f[B,h,w,C] -> f32[B,h,w,E]."""
-        kernel, bias = self.transform.kernel[...], self.transform.bias[...]
-        product = jnp.einsum("...i,io->...o", x, kernel[: x.shape[-1]].astype(x.dtype))
-        return product.astype(jnp.float32) + bias
-
-    def project_codes(self, codes: jax.Array) -> jax.Array:
-        """The part of codes or noisy maps, f32[..., n] -> f32[..., E]; linear."""
-        return jnp.einsum("...i,io->...o", codes, self.transform.kernel[self.settings.features :])
-
     def regrid(self, x: jax.Array) -> jax.Array:
         """Maps on the features' grid read at the centres of the output's cells, f[B,h,w,E].
 
@@ -214,10 +202,6 @@ class BEVNetwork(nnx.Module):
             for bound, n in zip((s.x, s.y), s.noisy)
         )
         return jnp.einsum("yh,bhwc,xw->byxc", rows, x, columns, precision="highest")
-
-    def modulations(self, level: jax.Array) -> jax.Array:
-        """Scale and shift of every layer for noise levels, log-SNRs f32[B]: f32[B, layers, 2E]."""
-        return self.decoder.modulations(self.time(level))
 
     def decode(self, mixed: jax.Array, constants: jax.Array, modulations: jax.Array) -> jax.Array:
         """Logits f32[B,side,side,K] of the sum of projected features and codes f32[B,h,w,E]."""

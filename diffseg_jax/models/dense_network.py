@@ -17,7 +17,7 @@ MIN_SIDE = 32  # pixels; the backbones' last map of a smaller image would be emp
 class DenseNetwork(nnx.Module):
     """The methods that a loss and a sampler combine; `decode` is of the task.
 
-    A subclass sets `settings`, `dtype`, `backbone`, `neck`, `transform`, `time` and `decoder`.
+    A subclass sets `settings`, `dtype`, `transform`, `time`, `decoder`, and what `encode` runs.
     """
 
     def encode(self, image: jax.Array, keys=None) -> tuple[jax.Array, dict]:
@@ -38,7 +38,7 @@ class DenseNetwork(nnx.Module):
 
     def project_codes(self, codes: jax.Array) -> jax.Array:
         """The part of codes or noisy maps, f32[..., n] -> f32[..., E]; linear."""
-        kernel = self.transform.kernel[self.settings.width :]
+        kernel = self.transform.kernel[-self.settings.code_width :]
         return jnp.einsum("...i,io->...o", codes, kernel)
 
     def constants(self, x: jax.Array) -> jax.Array:
@@ -50,10 +50,10 @@ class DenseNetwork(nnx.Module):
         return self.decoder.modulations(self.time(level))
 
 
-def combination(settings, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """The 1x1 convolution of features beside noisy maps, as `DenseNetwork.transform`."""
+def combination(settings, features: int | None = None, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """The 1x1 convolution of features (as many as E by default) beside noisy maps."""
     return nnx.Linear(
-        settings.width + settings.code_width, settings.width, rngs=rngs,
+        (features or settings.width) + settings.code_width, settings.width, rngs=rngs,
         kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
     )  # fmt: skip
 

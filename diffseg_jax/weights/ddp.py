@@ -26,6 +26,17 @@ from diffseg_jax.weights.torch_rows import conv, linear_rows, norm, statistics
 
 POINTS = 4  # points per head and cell; a file only tells heads times points
 
+DECODER_LAYER = (  # rows of one layer of the map decoder
+    *linear_rows(r"attentions\.0\.sampling_offsets", "attention.offsets"),
+    *linear_rows(r"attentions\.0\.attention_weights", "attention.weights"),
+    *linear_rows(r"attentions\.0\.value_proj", "attention.value"),
+    *linear_rows(r"attentions\.0\.output_proj", "attention.out"),
+    *norm(r"norms\.0", "norm1"),
+    *linear_rows(r"ffns\.0\.layers\.0\.0", "mlp.fc1"),
+    *linear_rows(r"ffns\.0\.layers\.1", "mlp.fc2"),
+    *norm(r"norms\.1", "norm2"),
+    *linear_rows(r"time_mlp\.1", "time"),
+)
 DDP_TABLE = (
     *within(r"backbone\.", "params.backbone.", (*SWIN, *CONVNEXT)),
     *within("", "params.", (
@@ -44,17 +55,9 @@ DDP_TABLE = (
         *conv(r"down\.conv", "transform"),  # these two for depth
         *conv(r"decode_head\.conv_depth", "head"),
     )),
-    *within(r"decode_head\.encoder\.layers\.(\d+)\.", "params.decoder.layer{0}.", (
-        *linear_rows(r"attentions\.0\.sampling_offsets", "attention.offsets"),
-        *linear_rows(r"attentions\.0\.attention_weights", "attention.weights"),
-        *linear_rows(r"attentions\.0\.value_proj", "attention.value"),
-        *linear_rows(r"attentions\.0\.output_proj", "attention.out"),
-        *norm(r"norms\.0", "norm1"),
-        *linear_rows(r"ffns\.0\.layers\.0\.0", "mlp.fc1"),
-        *linear_rows(r"ffns\.0\.layers\.1", "mlp.fc2"),
-        *norm(r"norms\.1", "norm2"),
-        *linear_rows(r"time_mlp\.1", "time"),
-    )),
+    *within(
+        r"decode_head\.encoder\.layers\.(\d+)\.", "params.decoder.layer{0}.", DECODER_LAYER
+    ),
     *within(r"auxiliary_head\.", "", (
         *conv(r"convs\.0\.conv", "params.auxiliary.conv"),
         *norm(r"convs\.0\.bn", "params.auxiliary.norm"),
@@ -164,11 +167,21 @@ def sizes_of_backbone(arrays, source, advice):
     if BACKBONES["swin"] not in arrays:
         depths = tuple(count(f"backbone.stages.{i}.") for i in range(4))
         return dict(backbone="convnext", channels=channels, depths=depths, heads=(), window=0)
-    depths = tuple(count(f"backbone.stages.{i}.blocks.") for i in range(4))
-    table = "backbone.stages.{}.blocks.0.attn.w_msa.relative_position_bias_table".format
-    heads = tuple(size(table(i), 1) for i in range(4))
+    sizes = swin_sizes(arrays, source, advice, "backbone.", channels.__getitem__)
+    return dict(backbone="swin", **sizes)
+
+
+def swin_sizes(arrays, source, advice, prefix, channels) -> dict:
+    """The settings of a Swin whose entries begin so, as keyword arguments.
+
+    channels  number of a stage -> its channels, which files tell in different ways
+    """
+    table = (prefix + "stages.{}.blocks.0.attn.w_msa.relative_position_bias_table").format
+    depths = [count_in(arrays, source, f"{prefix}stages.{i}.blocks.", advice) for i in range(4)]
+    heads = tuple(size_in(arrays, source, table(i), 1, advice) for i in range(4))
     window = table_window(arrays[table(0)], f"{source}: {table(0)}")
-    return dict(backbone="swin", channels=channels, depths=depths, heads=heads, window=window)
+    widths = tuple(map(channels, range(4)))
+    return dict(channels=widths, depths=tuple(depths), heads=heads, window=window)
 
 
 def size_in(arrays, source, name, axis, advice):

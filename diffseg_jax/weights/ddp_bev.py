@@ -1,7 +1,6 @@
 """Published DDP checkpoints for maps seen from above: their networks and their parameters."""
 
 import functools
-import re
 from collections.abc import Mapping
 
 import jax
@@ -11,12 +10,20 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.layers.bev_pooling import depth_bins, frustum
 from diffseg_jax.models.bev_network import BEVNetwork, BEVSettings
 from diffseg_jax.models.network import Network
-from diffseg_jax.weights.backbones import INDEX, SWIN, check_indices, table_window
-from diffseg_jax.weights.ddp import other_task
+from diffseg_jax.weights.backbones import SWIN, check_indices
+from diffseg_jax.weights.ddp import (
+    DECODER_LAYER,
+    POINTS,
+    UNUSED,
+    count_in,
+    other_task,
+    size_in,
+    swin_sizes,
+    task_of,
+)
 from diffseg_jax.weights.tables import convert, within
 from diffseg_jax.weights.torch_rows import conv, linear_rows, norm, statistics
 
-POINTS_PER_HEAD = 4  # a file only tells heads times points
 STAGE_STRIDES = (2, 2, 1)  # of the residual stages, which no shape tells
 CAMERA = "encoders.camera."
 DECODER_LAYERS = "heads.map.encoder.layers."
@@ -66,28 +73,13 @@ BEV_TABLE = (
         *linear_rows(r"time_mlp\.3", "time.fc2"),
         *conv(r"heads\.map\.conv_seg", "head"),
     )),
-    *within(r"heads\.map\.encoder\.layers\.(\d+)\.", "params.decoder.layer{0}.", (
-        *linear_rows(r"attentions\.0\.sampling_offsets", "attention.offsets"),
-        *linear_rows(r"attentions\.0\.attention_weights", "attention.weights"),
-        *linear_rows(r"attentions\.0\.value_proj", "attention.value"),
-        *linear_rows(r"attentions\.0\.output_proj", "attention.out"),
-        *norm(r"norms\.0", "norm1"),
-        *linear_rows(r"ffns\.0\.layers\.0\.0", "mlp.fc1"),
-        *linear_rows(r"ffns\.0\.layers\.1", "mlp.fc2"),
-        *norm(r"norms\.1", "norm2"),
-        *linear_rows(r"time_mlp\.1", "time"),
-    )),
+    *within(r"heads\.map\.encoder\.layers\.(\d+)\.", "params.decoder.layer{0}.", DECODER_LAYER),
 )  # fmt: skip
-BEV_UNUSED = (INDEX, r".*\.num_batches_tracked", r".*\.vtransform\.(dx|bx|nx|frustum)")
+BEV_UNUSED = (*UNUSED, r".*\.vtransform\.(dx|bx|nx|frustum)")
 BEV_ADVICE = (
     "Give a checkpoint of DDP for maps seen from above, such as "
     "ddp-camera-bev256d2-lss-scale001-d5-lr5e-5.pth."
 )
-
-
-def is_bev(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether a state dict belongs to a DDP network for maps seen from above."""
-    return any(name.startswith(("encoders.", "heads.map.")) for name in arrays)
 
 
 def bev_settings_of(arrays: Mapping[str, np.ndarray], source: str = "the file") -> BEVSettings:
@@ -98,20 +90,23 @@ def bev_settings_of(arrays: Mapping[str, np.ndarray], source: str = "the file") 
 
     Raises UserError for anything but a BEV checkpoint of DDP that reads cameras alone.
     """
-    if not is_bev(arrays):
+    if task_of(arrays) != "bev":
         raise UserError(f"{source} is {other_task(arrays, 'bev', ())}. {BEV_ADVICE}")
-    size = functools.partial(_length, arrays, source)
+    size = functools.partial(size_in, arrays, source, advice=BEV_ADVICE)
     if any(name.startswith("encoders.lidar.") for name in arrays):
         raise UserError(
             f"{source} is a checkpoint of DDP for cameras and LiDAR, whose sparse encoder this "
             f"program does not have. {BEV_ADVICE}"
         )
+    channels = size(f"{CAMERA}backbone.patch_embed.norm.weight", 0)
     lifted = size(f"{CAMERA}vtransform.downsample.0.weight", 0)
     heads_points = size(f"{DECODER_LAYERS}0.attentions.0.attention_weights.weight", 0)
     x, y, z = _bounds(arrays, source)
     settings = BEVSettings(
         num_classes=size("heads.map.conv_seg.weight", 0),
-        **_swin(arrays, source),
+        **swin_sizes(
+            arrays, source, BEV_ADVICE, f"{CAMERA}backbone.", lambda i: channels * 2**i
+        ),
         neck=size(f"{CAMERA}neck.lateral_convs.0.conv.weight", 0),
         lifted=lifted,
         x=x, y=y, z=z,
@@ -119,9 +114,9 @@ def bev_settings_of(arrays: Mapping[str, np.ndarray], source: str = "the file") 
         stages=_stages(arrays, source),
         features=size("decoder.neck.upsample.1.weight", 0),
         width=size("transform.conv.weight", 0),
-        layers=_numbers(arrays, source, DECODER_LAYERS),
-        decoder_heads=max(heads_points // POINTS_PER_HEAD, 1),
-        points=POINTS_PER_HEAD,
+        layers=count_in(arrays, source, DECODER_LAYERS, BEV_ADVICE),
+        decoder_heads=max(heads_points // POINTS, 1),
+        points=POINTS,
         mlp=size(f"{DECODER_LAYERS}0.ffns.0.layers.0.0.weight", 0),
         timed=f"{DECODER_LAYERS}0.time_mlp.1.weight" in arrays,
     )  # fmt: skip
@@ -130,25 +125,13 @@ def bev_settings_of(arrays: Mapping[str, np.ndarray], source: str = "the file") 
     return settings
 
 
-def _swin(arrays, source):
-    """The backbone's settings as keyword arguments."""
-    first = _length(arrays, source, f"{CAMERA}backbone.patch_embed.norm.weight", 0)
-    stage = f"{CAMERA}backbone.stages."
-    table = (stage + "{}.blocks.0.attn.w_msa.relative_position_bias_table").format
-    return dict(
-        channels=tuple(first * 2**i for i in range(4)),
-        depths=tuple(_numbers(arrays, source, f"{stage}{i}.blocks.") for i in range(4)),
-        heads=tuple(_length(arrays, source, table(i), 1) for i in range(4)),
-        window=table_window(arrays[table(0)], f"{source}: {table(0)}"),
-    )
-
-
 def _stages(arrays, source):
     """(blocks, channels, stride) of the residual stages."""
     found = []
     for i, stride in enumerate(STAGE_STRIDES):
-        blocks = _numbers(arrays, source, f"decoder.backbone.{i}.")
-        channels = _length(arrays, source, f"decoder.backbone.{i}.0.conv1.weight", 0)
+        blocks = count_in(arrays, source, f"decoder.backbone.{i}.", BEV_ADVICE)
+        name = f"decoder.backbone.{i}.0.conv1.weight"
+        channels = size_in(arrays, source, name, 0, BEV_ADVICE)
         found.append((blocks, channels, stride))
     return tuple(found)
 
@@ -191,24 +174,6 @@ def _entry(arrays, source, name, axes):
         found = "no such entry" if array is None else f"it of shape {array.shape}"
         raise UserError(f"{source} should hold {name}, but has {found}. {BEV_ADVICE}")
     return array
-
-
-def _length(arrays, source, name, axis):
-    """The length of one axis of an entry."""
-    array = arrays.get(name)
-    if array is None or array.ndim <= axis:
-        found = "no such entry" if array is None else f"it of shape {array.shape}"
-        raise UserError(f"{source} should hold {name}, but has {found}. {BEV_ADVICE}")
-    return array.shape[axis]
-
-
-def _numbers(arrays, source, prefix):
-    """The number of different indices that follow the prefix in names."""
-    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-    numbers = {match[1] for name in arrays if (match := pattern.match(name))}
-    if not numbers:
-        raise UserError(f"{source} should hold {prefix}0, but has no such entry. {BEV_ADVICE}")
-    return len(numbers)
 
 
 @functools.cache

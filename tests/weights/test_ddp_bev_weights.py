@@ -13,17 +13,18 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.inference.converted_bev import convert_ddp_bev
 from diffseg_jax.layers.bev_pooling import count_cells, depth_bins, frustum
 from diffseg_jax.models.bev_network import BEVSettings
-from diffseg_jax.weights.ddp import settings_of
+from diffseg_jax.weights.ddp import settings_of, task_of
 from diffseg_jax.weights.ddp_bev import (
     BEV_TABLE,
     CAMERA,
     abstract_bev,
     bev_settings_of,
-    is_bev,
     load_bev,
 )
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import differences
+
+PUBLISHED = "keys_ddp-camera-bev256d2-lss-scale001-d5-lr5e-5"  # its sizes are the defaults
 
 
 def listed(path):
@@ -32,14 +33,16 @@ def listed(path):
     arrays = {
         name: np.broadcast_to(np.float32(0), shape) for name, (shape, *_) in tensors.items()
     }
-    s = BEVSettings(num_classes=6)
+    s = BEVSettings(num_classes=6)  # no list holds the values of grids: they are the published ones
     grids = np.array([s.x, s.y, s.z])
     lower, upper, size = grids.T
     arrays[f"{CAMERA}vtransform.dx"] = np.float32(size)
     arrays[f"{CAMERA}vtransform.bx"] = np.float32(lower + size / 2)
     arrays[f"{CAMERA}vtransform.nx"] = np.array([count_cells(bound) for bound in grids])
     shape = tensors[f"{CAMERA}vtransform.frustum"][0]
-    arrays[f"{CAMERA}vtransform.frustum"] = frustum((256, 704), shape[1:3], depth_bins(s.depth))
+    image, (lower, _, size) = tuple(8 * side for side in shape[1:3]), s.depth
+    depths = depth_bins((lower, lower + size * shape[0], size))
+    arrays[f"{CAMERA}vtransform.frustum"] = frustum(image, shape[1:3], depths)
     return tensors, arrays
 
 
@@ -47,10 +50,17 @@ def listed(path):
 def test_every_entry_of_a_published_network_has_its_place(golden):
     for path in golden("ddp/keys_*bev*.json"):
         tensors, arrays = listed(path)
-        assert is_bev(arrays)
+        assert task_of(arrays) == "bev"
+        if any(name.startswith("encoders.lidar.") for name in tensors):
+            with pytest.raises(UserError, match="cameras and LiDAR"):
+                bev_settings_of(arrays, path.name)
+            continue
         settings = bev_settings_of(arrays, path.name)
         layer_time = any(".layers.0.time_mlp." in name for name in tensors)
-        assert settings == BEVSettings(num_classes=6, timed=layer_time), path.name
+        assert settings.timed == layer_time
+        assert settings.num_classes == tensors["heads.map.conv_seg.weight"][0][0]
+        if path.stem == PUBLISHED:
+            assert settings == BEVSettings(num_classes=6, timed=layer_time)
         abstract = abstract_bev(settings)
         shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), abstract)
         unused = [n for n in arrays if n.endswith(("_index", "_tracked"))]
@@ -107,9 +117,9 @@ def test_files_that_do_not_fit_are_refused_in_a_sentence(golden):
 def test_a_released_file_becomes_a_directory_that_load_opens(golden, tmp_path, capsys):
     path = golden("ddp/bev_ddp_*.json")[0]
     count = convert_ddp_bev(path.with_suffix(".pth"), tmp_path / "out", steps=2)
-    assert "cameras to maps of 6 classes" in capsys.readouterr().out
-    segmenter = diffseg_jax.load(tmp_path / "out")
     told = json.loads(path.read_text())["config"]
+    assert f"cameras to maps of {len(told['classes'])} classes" in capsys.readouterr().out
+    segmenter = diffseg_jax.load(tmp_path / "out")
     assert segmenter.names == tuple(told["classes"]) and "bev" in repr(segmenter)
     assert segmenter.meta["task"]["sampling"]["steps"] == 2
     assert segmenter.crop == tuple(told["image"])
