@@ -98,7 +98,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(command, tmp_path):
         ("--process", ["--process: expected one argument."]),
         ("--memory_fraction=2", ["--memory_fraction is 2", "a number from 0 to 1."]),
         ("surplus", ['"surplus" is not a flag']),
-        ("--mode=trian", ["Known: check, corruptions, eval, prepare, ", "Did you mean"]),
+        ("--mode=trian", ["Known: check, clusters, corruptions, eval, ", "Did you mean"]),
         ("--config=", ["no config was given. Try --config=configs/"]),
         ("--workdir=", ["no workdir was given. Try --workdir=runs/a."]),
         ("--workdri=x", ["no flag --workdri", 'Did you mean "--workdir"?']),
@@ -397,7 +397,7 @@ def test_evaluation_without_a_checkpoint_is_refused(tiny_config, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         stages.evaluate_only(tiny_config, tmp_path / "run")
     claim_workdir(tiny_config, tmp_path / "run")
-    with pytest.raises(UserError, match="holds no checkpoint that can segment"):
+    with pytest.raises(UserError, match="holds no checkpoint that can predict"):
         stages.evaluate_only(tiny_config, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
 

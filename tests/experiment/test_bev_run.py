@@ -155,7 +155,7 @@ def test_photographs_without_calibration_are_refused(run, segmenter, tmp_path):
         segmenter.predict(np.zeros((32, 48, 3), np.uint8))
     with pytest.raises(UserError, match="from the images of several cameras"):
         export(segmenter, tmp_path / "model", size=(32, 48))
-    rig = {"images": np.zeros((2, 32, 48, 3), np.uint8), "name": "bare"}
+    rig = {"images": np.zeros((2, 80, 120, 3), np.uint8), "name": "bare"}
     with pytest.raises(UserError, match="bare comes without intrinsics"):
         predict_rigs(segmenter, [rig])
 
