@@ -25,6 +25,8 @@ from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.saved import SaveOptions
 from nuscenes_tree import make_tree
 
+pytestmark = pytest.mark.slow  # whole runs, minutes together
+
 CONFIG = "configs/ddp_nuscenes.py:tiny"
 
 

@@ -19,6 +19,8 @@ from diffseg_jax.experiment.labelled_images import OpenedData
 from diffseg_jax.experiment.plan import make_plan
 from diffseg_jax.storage.networks import open_network
 
+pytestmark = pytest.mark.slow  # whole runs, minutes together
+
 
 def config_of(**changes):
     config = tiny_deeplab.get_config()
