@@ -26,11 +26,7 @@ def make_forward(
     the mesh. Each of several processes puts the network on its own devices and works through its
     own images, so that no process waits for another.
     """
-    if jax.process_count() > 1:
-        network = jax.tree.map(on_host, network)
-        mesh = process_mesh(mesh)
-    if any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(network)):
-        network = place_tree(network, state_shardings(network, mesh))
+    network, mesh = on_own_devices(network, mesh)
 
     @own_settings()
     def forward(images, valid, names=()):
@@ -53,3 +49,13 @@ def on_host(array):
     if isinstance(array, np.ndarray) or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
+
+
+def on_own_devices(network: dict, mesh: jax.sharding.Mesh) -> tuple[dict, jax.sharding.Mesh]:
+    """The network on the devices of a mesh; of several processes, on those of this one."""
+    if jax.process_count() > 1:
+        network = jax.tree.map(on_host, network)
+        mesh = process_mesh(mesh)
+    if any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(network)):
+        network = place_tree(network, state_shardings(network, mesh))
+    return network, mesh

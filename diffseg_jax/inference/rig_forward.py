@@ -6,9 +6,9 @@ import jax
 import numpy as np
 
 from diffseg_jax.data.bev_transforms import RigView, network_input
-from diffseg_jax.devices.mesh import batch_sharding, place_tree, process_mesh, state_shardings
+from diffseg_jax.devices.mesh import batch_sharding
 from diffseg_jax.devices.settings import own_settings
-from diffseg_jax.inference.forward import on_host
+from diffseg_jax.inference.forward import on_own_devices
 
 
 def view_of(meta: Mapping) -> RigView:
@@ -29,11 +29,7 @@ def make_rig_forward(
     `batch_size` are padded with copies. In one process the batch is split over the mesh; each of
     several processes works through its own examples.
     """
-    if jax.process_count() > 1:
-        network = jax.tree.map(on_host, network)
-        mesh = process_mesh(mesh)
-    if any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(network)):
-        network = place_tree(network, state_shardings(network, mesh))
+    network, mesh = on_own_devices(network, mesh)
 
     @own_settings()
     def forward(examples):
