@@ -21,7 +21,7 @@ from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import UserError
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import layout
 from diffseg_jax.inference.sampling import (
     generate,
     open_diffusion,  # noqa: F401  documented here in 0.1.0
@@ -92,10 +92,10 @@ def write_images(output: Path, options: dict):
         for batch in generate(**options, progress=move):
             shown.extend(batch[: MAX_GRID_IMAGES - len(shown)])
             for image in batch:
-                sheets.save_png(output / f"{count:06d}.png", image)
+                layout.save_png(output / f"{count:06d}.png", image)
                 count += 1
     grid = output / "grid.png"
-    sheets.save_png(grid, sheets.grid(np.stack(shown)))
+    layout.save_png(grid, layout.grid(np.stack(shown)))
     print(f"{count} images in {output}, the first {len(shown)} in {grid}")
 
 

@@ -11,7 +11,7 @@ from configs.tiny_ddpm import get_config
 from diffseg_jax import sample as command_line
 from diffseg_jax.diffusion.process import make_process
 from diffseg_jax.errors import UserError
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import layout
 from diffseg_jax.inference import sampling
 from diffseg_jax.sources.diffusion import make_network, make_settings
 from diffseg_jax.storage.checkpoints import StageCheckpoints
@@ -153,7 +153,7 @@ def test_the_command_writes_single_files_and_a_grid(checkpoint, whole, tmp_path,
     assert {path.name for path in output.iterdir()} == {*names, "grid.png"}
     images = np.stack([np.asarray(Image.open(output / name)) for name in names])
     assert far(images, whole[:5]) <= 1
-    np.testing.assert_array_equal(Image.open(output / "grid.png"), sheets.grid(images))
+    np.testing.assert_array_equal(Image.open(output / "grid.png"), layout.grid(images))
     printed = capsys.readouterr()
     assert printed.err == "" and f"5 images in {output}" in printed.out
 

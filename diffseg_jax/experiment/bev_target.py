@@ -10,7 +10,7 @@ from diffseg_jax.experiment.planned import Evaluation, StagePlan
 from diffseg_jax.experiment.results import progress_of, save_sheet
 from diffseg_jax.experiment.target import Target
 from diffseg_jax.figures.bev import bev_contact_sheet, bev_sheet
-from diffseg_jax.figures.sheets import steps_plot
+from diffseg_jax.figures.study_plots import steps_plot
 from diffseg_jax.inference.bev_maps import maps_from
 from diffseg_jax.inference.bev_output import BEV_OUTPUT
 from diffseg_jax.inference.rig_forward import make_rig_forward, view_of

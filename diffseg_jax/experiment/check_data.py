@@ -36,7 +36,7 @@ from diffseg_jax.experiment.plan import check_config, labelled_stages
 from diffseg_jax.experiment.stages import require_startable
 from diffseg_jax.experiment.target import Target
 from diffseg_jax.experiment.targets import target_of
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import layout, sheets
 from diffseg_jax.storage.workdir import make_workdir
 from diffseg_jax.systems.methods import SYSTEMS
 
@@ -82,7 +82,7 @@ def check_data(config: ConfigDict, workdir: Path, display: Display | None = None
         problems += bad
         file = workdir / f"check_{name}.png"
         if len(bad) < len(source):
-            sheets.save_png(file, source_sheet(source, shown))
+            layout.save_png(file, source_sheet(source, shown))
             print(f"  contact sheet: {file}")
         if part == "data":
             try:
@@ -241,7 +241,7 @@ def draw_changes(config: ConfigDict, sources: dict[str, Sequence], workdir: Path
             continue
         file = workdir / f"check_{part}_changed.png"
         target = target_of(config) if part == "train" else None
-        sheets.save_png(file, changed_sheet(sources[part], options, target, config.seed))
+        layout.save_png(file, changed_sheet(sources[part], options, target, config.seed))
         print(f"{part}, as stage {names[0]} changes its images: {file}")
 
 

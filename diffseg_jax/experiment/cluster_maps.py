@@ -23,7 +23,7 @@ from diffseg_jax.experiment.ensemble_stage import open_backbone
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.kept_features import plan_features
 from diffseg_jax.experiment.plan import StagePlan
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import layout
 from diffseg_jax.figures.cluster_plot import cluster_plot
 from diffseg_jax.metrics.clusters import DRAWN_VECTORS, enlarged_labels, kmeans, matched
 from diffseg_jax.sources.diffusion import maps_of_diffusion
@@ -65,7 +65,7 @@ def draw_clusters(config: ConfigDict, workdir: Path, display: Display | None = N
         names = maps_of_diffusion(plan.task.meta["features"])
         labels = cluster_maps({name: features[name] for name in names}, how, plan.seed)
         picture = workdir / "pictures" / "clusters.png"
-        sheets.save_png(picture, cluster_plot(images, labels, how.k))
+        layout.save_png(picture, cluster_plot(images, labels, how.k))
         write_json(workdir / "clusters.json", {
             **dataclasses.asdict(how), "seed": plan.seed, "scaling": "none", "start": plan.start,
             "vectors": f"centres from {DRAWN_VECTORS} at most, drawn; all get the nearest",

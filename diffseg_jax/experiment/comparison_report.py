@@ -23,7 +23,7 @@ from diffseg_jax.experiment.comparison import (
     record_of,
     run_cells,
 )
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import layout, sheets
 from diffseg_jax.inference.segmenter import load
 from diffseg_jax.storage.paths import write_atomically, write_json
 from diffseg_jax.storage.workdir import make_workdir
@@ -159,4 +159,4 @@ def draw_sheet(comparison: Comparison, cells: Sequence[Cell], images: Images):
             ]
     columns = ([example[key] for example in examples] for key in ("image", "mask"))
     sheet = sheets.comparison_sheet(*columns, predicted, labels)
-    sheets.save_png(comparison.workdir / "sheet.png", sheet)
+    layout.save_png(comparison.workdir / "sheet.png", sheet)

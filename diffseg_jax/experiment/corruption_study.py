@@ -45,7 +45,7 @@ from diffseg_jax.experiment.fold_files import folds_measured, held_out_in, netwo
 from diffseg_jax.experiment.planned import Evaluation
 from diffseg_jax.experiment.results import scores_of
 from diffseg_jax.experiment.stages import evaluations_of_run
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import layout
 from diffseg_jax.figures.robustness import robustness_plot
 from diffseg_jax.inference.calibrators import identity_of, read_calibrator
 from diffseg_jax.inference.forward import make_forward
@@ -327,9 +327,9 @@ def report(study: CorruptionStudy, rows: Sequence[dict]):
         write_atomically(workdir / "corruptions.csv", to_csv(rows).encode())
         write_atomically(workdir / "corruptions.md", table.encode())
         plot = robustness_plot(*robustness_curves(rows))
-        sheets.save_png(pictures / "corruptions.png", plot)
+        layout.save_png(pictures / "corruptions.png", plot)
         if evaluation.examples:
-            sheets.save_png(pictures / "corruptions_images.png", examples_of(study))
+            layout.save_png(pictures / "corruptions_images.png", examples_of(study))
         evaluation.log.say(table)
     evaluation.log.say(f"finished; numbers in {workdir / 'corruptions.csv'}, a plot in {pictures}")
     evaluation.log.close()
@@ -346,6 +346,6 @@ def examples_of(study: CorruptionStudy) -> np.ndarray:
     factor = max(1, round(min(titled[0][1].shape[:2]) / EXAMPLE_SIDE))
     shown = [(title, np.asarray(Image.fromarray(image).reduce(factor))) for title, image in titled]
     wide = 2 * len({severity for _, severity in study.cells[1:]})
-    return sheets.rows(
-        [sheets.panel(shown[start : start + wide]) for start in range(0, len(shown), wide)]
+    return layout.rows(
+        [layout.panel(shown[start : start + wide]) for start in range(0, len(shown), wide)]
     )

@@ -28,7 +28,7 @@ from diffseg_jax.experiment.results import (
     scores_of,
 )
 from diffseg_jax.experiment.target import Target
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import sheets, study_plots
 from diffseg_jax.inference.views import LABELS
 from diffseg_jax.metrics import segmentation
 
@@ -166,6 +166,6 @@ LABEL_TARGET = Target(
     row=row_of_study,
     titles=TITLES,
     line=line_of_study,
-    steps_plot=sheets.steps_plot,
+    steps_plot=study_plots.steps_plot,
     table=table_of_results,
 )

@@ -10,7 +10,7 @@ from diffseg_jax.experiment.augmentation import augmentation
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.planned import StagePlan
 from diffseg_jax.experiment.results import save_sheet, trace_steps
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import layout, sheets
 from diffseg_jax.training.state import network_of
 
 
@@ -29,7 +29,7 @@ def _sampling_monitor(plan):
         with plan.log.progress(f"{plan.name}: draws samples", first=COMPILES):
             images = plan.task.sample(network, plan.seed)
         file = f"{plan.name}_{step:06d}"
-        save_sheet(plan, sheets.grid(images), file, step)
+        save_sheet(plan, layout.grid(images), file, step)
         plan.log.say(f"{plan.name} {step}: samples in {plan.workdir / 'pictures' / file}.png")
         return {}
 

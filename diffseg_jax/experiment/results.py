@@ -31,7 +31,7 @@ from diffseg_jax.experiment.fold_files import (
     scores_line,
 )
 from diffseg_jax.experiment.planned import Evaluation, StagePlan
-from diffseg_jax.figures import sheets, trust
+from diffseg_jax.figures import layout, sheets, trust
 from diffseg_jax.figures.confusion import confusion_plot
 from diffseg_jax.inference.calibrators import file_of, write_calibrator
 from diffseg_jax.inference.forward import make_forward
@@ -350,5 +350,5 @@ def save_sheet(plan: StagePlan | Evaluation, sheet: np.ndarray, file: str, step:
     if processes.is_first():
         folder = plan.workdir / "pictures"
         folder.mkdir(exist_ok=True)
-        sheets.save_png(folder / f"{file}.png", sheet)
+        layout.save_png(folder / f"{file}.png", sheet)
         plan.log.image(step, file.rsplit("_", 1)[0], sheet)

@@ -23,7 +23,7 @@ from diffseg_jax.experiment.plan import (
 from diffseg_jax.experiment.planned import Evaluation
 from diffseg_jax.experiment.stages import require_measurable, require_same_training
 from diffseg_jax.experiment.start_step import step_to_start_from
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import layout
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.views import predict
 from diffseg_jax.storage.checkpoints import StageCheckpoints
@@ -75,7 +75,7 @@ def _measure_all(plan, workdir):
     log = plan[0].settings[0][1].log
     image = workdir / "pictures" / "steps.png"
     if processes.is_first():
-        sheets.save_png(image, plan[0].settings[0][1].target.steps_plot(rows))
+        layout.save_png(image, plan[0].settings[0][1].target.steps_plot(rows))
     log.say(f"finished; numbers in {workdir / 'steps.json'}, a plot in {image}")
     log.close()
 

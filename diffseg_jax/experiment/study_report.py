@@ -20,7 +20,7 @@ from diffseg_jax.experiment.study_scores import (
     has_counts,
     resampled_scores,
 )
-from diffseg_jax.figures import sheets, study_plots
+from diffseg_jax.figures import layout, study_plots
 from diffseg_jax.metrics.image_counts import ImageCounts, read_image_counts, resampled
 from diffseg_jax.storage.paths import read_object, write_atomically
 
@@ -98,7 +98,7 @@ def draw_study(study: Study, cells: Sequence[StudyCell], workdir: Path):
             title = study.title(path) + (" (%)" if is_ratio(path) else "")
             image = study_plots.DRAWN[study.plot](values, titles, labels, title)
             end = "" if path == study.collect[0] else f"_{path.replace('.', '_')}"
-            sheets.save_png(workdir / f"plot{end}.png", image)
+            layout.save_png(workdir / f"plot{end}.png", image)
 
 
 def study_csv(study: Study, cells: Sequence[StudyCell], workdir: Path) -> str:

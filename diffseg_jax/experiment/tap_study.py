@@ -23,7 +23,7 @@ from diffseg_jax.experiment.linear_probe import FOLDS, draw_pixels, folds_of_pix
 from diffseg_jax.experiment.plan import make_plan
 from diffseg_jax.experiment.planned import StagePlan
 from diffseg_jax.experiment.stages import read_some
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import layout, sheets
 from diffseg_jax.storage.lock import locked, require_free
 from diffseg_jax.storage.paths import write_json
 from diffseg_jax.storage.workdir import make_workdir
@@ -64,7 +64,7 @@ def _rank(plan, taps):
     scored = {"steps": steps, "blocks": list(range(count)), "mIoU": grid.tolist()}
     write_json(workdir / "taps.json", {**scored, "chosen": chosen})
     image = workdir / "pictures" / "taps.png"
-    sheets.save_png(image, sheets.score_grid(100 * grid, "step", steps, "block"))
+    layout.save_png(image, sheets.score_grid(100 * grid, "step", steps, "block"))
     plan.log.say(
         f"mIoU (%) of linear probes, by step (rows) and output block\n{score_table(grid, steps)}"
     )

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffseg_jax.figures import sheets
-from diffseg_jax.figures.sheets import INK, MAX_STEPS_SHOWN
+from diffseg_jax.figures import label_images, layout, sheets
+from diffseg_jax.figures.layout import INK
+from diffseg_jax.figures.sheets import MAX_STEPS_SHOWN
 
 GROUND = (238, 236, 232)  # of cells without a class
 SHOWN_FROM = 0.5  # the probability from which a class is drawn
@@ -43,7 +44,7 @@ def _with_car(drawn):
 def layer_errors(truth: np.ndarray, probs: np.ndarray) -> np.ndarray:
     """Share of the classes that are wrong in each cell, in the colours of `heat`, upright."""
     wrong = (np.asarray(truth) > 0) != (np.asarray(probs) > SHOWN_FROM)
-    return sheets.heat(upright(wrong.mean(0)))
+    return label_images.heat(upright(wrong.mean(0)))
 
 
 def layer_uncertainty(probs: np.ndarray) -> np.ndarray:
@@ -84,11 +85,11 @@ def bev_sheet(images, truths, probs, labels, steps=None) -> np.ndarray:
         for step in sorted(set(chosen.tolist())):
             columns[f"step {step + 1}"] = coloured([each[step] for each in steps])
     columns["prediction"] = coloured(probs)
-    columns["uncertainty"] = [sheets.heat(upright(layer_uncertainty(each))) for each in probs]
-    drawn = sheets.aligned(list(columns), list(zip(*columns.values(), strict=True)))
+    columns["uncertainty"] = [label_images.heat(upright(layer_uncertainty(each))) for each in probs]
+    drawn = layout.aligned(list(columns), list(zip(*columns.values(), strict=True)))
     width = max(part.shape[1] for part in drawn)
-    return sheets.rows([
-        *drawn, sheets.legend(labels.names, labels.palette, min(width, 960)),
+    return layout.rows([
+        *drawn, layout.legend(labels.names, labels.palette, min(width, 960)),
         sheets.heat_scale("mean entropy of the classes"),
     ])  # fmt: skip
 
@@ -96,6 +97,6 @@ def bev_sheet(images, truths, probs, labels, steps=None) -> np.ndarray:
 def bev_contact_sheet(images, truths, labels, titles: Sequence[str]) -> np.ndarray:
     """Cameras beside their true map, one row per example under its title."""
     maps = [colour_layers(each, labels.palette) for each in truths]
-    pairs = [sheets.panel([(title, camera_grid(cameras)), ("", drawn)])
+    pairs = [layout.panel([(title, camera_grid(cameras)), ("", drawn)])
              for title, cameras, drawn in zip(titles, images, maps, strict=True)]  # fmt: skip
-    return sheets.rows([*pairs, sheets.legend(labels.names, labels.palette, pairs[0].shape[1])])
+    return layout.rows([*pairs, layout.legend(labels.names, labels.palette, pairs[0].shape[1])])

@@ -1,8 +1,11 @@
-"""How far apart colours are, for every type of colour vision."""
+"""Colours for every type of colour vision: how far apart two are, and those of lines."""
 
 from collections.abc import Sequence
 
 import numpy as np
+
+# Line colours that differ on white in every kind of colour vision (Okabe and Ito 2008).
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 # What dichromats see, as matrices of linear RGB: severity 1 of Machado, Oliveira and Fernandes,
 # "A Physiologically-based Model for Simulation of Color Vision Deficiency" (2009).

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from diffseg_jax.errors import UserError
+from diffseg_jax.figures.colour_vision import LINES
 from diffseg_jax.figures.curve_data import Curve
-from diffseg_jax.figures.sheets import LINES
 from diffseg_jax.storage.paths import open_path, reachable, write_atomically
 
 FIGURE_FORMATS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from diffseg_jax.figures import sheets
-from diffseg_jax.figures.sheets import BAR, INK, LINES, MAX_STEPS_SHOWN, SWATCH, TITLE, WHITE
+from diffseg_jax.figures import label_images, layout, sheets
+from diffseg_jax.figures.colour_vision import LINES
+from diffseg_jax.figures.layout import INK, SWATCH, TITLE, WHITE
+from diffseg_jax.figures.sheets import BAR, MAX_STEPS_SHOWN
 from diffseg_jax.figures.trust import pixels_of
 
 DEPTH_COLOURS = "viridis"  # of matplotlib, perceptually even; read from its end
@@ -52,7 +54,7 @@ def colour_depth(depth: np.ndarray, low: float, high: float, measured=None) -> n
     """
     measured = np.asarray(depth) > 0 if measured is None else measured
     level = np.log(np.clip(np.where(measured, depth, low), low, high) / low) / np.log(high / low)
-    return sheets.striped(_depth_table()[np.rint(255 * level).astype(np.uint8)], ~measured)
+    return label_images.striped(_depth_table()[np.rint(255 * level).astype(np.uint8)], ~measured)
 
 
 @functools.cache
@@ -82,14 +84,14 @@ def depth_scale(low: float, high: float) -> np.ndarray:
             last = x + half
     draw.text((BAR + 15, SWATCH + 8), "m", fill=INK, font=font(SMALL), anchor="lt")
     draw.text((BAR + right, SWATCH // 2), name, fill=INK, font=font(SMALL + 4), anchor="lm")
-    return sheets.bordered(np.asarray(scale))
+    return layout.bordered(np.asarray(scale))
 
 
 def depth_error(truth: np.ndarray, depth: np.ndarray) -> np.ndarray:
     """|depth - truth| / truth in the colours of `heat`, uint8[H, W, 3]; not measured: striped."""
     measured = truth > 0
     relative = np.abs(depth - truth) / np.where(measured, truth, 1)
-    return sheets.striped(sheets.heat(relative), ~measured)
+    return label_images.striped(label_images.heat(relative), ~measured)
 
 
 # ---- sheets --------------------------------------------------------------------------------------
@@ -121,15 +123,15 @@ def depth_sheet(
             columns[f"step {step + 1}"] = coloured(maps[step] for maps in steps)
         columns["prediction"] = prediction
     if uncertainties is not None:
-        columns["uncertainty"] = [sheets.heat(values) for values in uncertainties]
+        columns["uncertainty"] = [label_images.heat(values) for values in uncertainties]
     if truths is not None:
         columns["error"] = [depth_error(*pair) for pair in zip(truths, depths, strict=True)]
-    body = sheets.aligned(list(columns), list(zip(*columns.values(), strict=True)))
+    body = layout.aligned(list(columns), list(zip(*columns.values(), strict=True)))
     scales = [depth_scale(low, high)]
     relative = [name for name in ("uncertainty", "error") if name in columns]
     if relative:
         scales.append(sheets.heat_scale(f"{' and '.join(relative)}, relative to the depth"))
-    return sheets.rows([*body, *scales])
+    return layout.rows([*body, *scales])
 
 
 def depth_contact_sheet(images, depths, titles: Sequence[str]) -> np.ndarray:
@@ -139,10 +141,10 @@ def depth_contact_sheet(images, depths, titles: Sequence[str]) -> np.ndarray:
     """
     low, high = shown_range(*depths)
     cells = [
-        [sheets.legible(image), sheets.legible(colour_depth(depth, low, high))]
+        [layout.legible(image), layout.legible(colour_depth(depth, low, high))]
         for image, depth in zip(images, depths, strict=True)
     ]
-    return sheets.rows([*sheets.contact_rows(cells, titles), depth_scale(low, high)])
+    return layout.rows([*layout.contact_rows(cells, titles), depth_scale(low, high)])
 
 
 def depth_steps_plot(rows: Sequence[dict]) -> np.ndarray:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from diffseg_jax.figures.sheets import LINES
+from diffseg_jax.figures.colour_vision import LINES
 from diffseg_jax.figures.trust import pixels_of
 
 ROW, HEAD, WIDTH = 0.3, 1.5, 9.0  # inches: of a type, of titles and legend, of the whole plot

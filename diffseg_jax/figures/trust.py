@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from diffseg_jax.figures.sheets import LINES
+from diffseg_jax.figures.colour_vision import LINES
 from diffseg_jax.metrics.calibration import chance_scores, reliability, risk_coverage
 
 SIZE, DPI = (4.8, 3.8), 100  # inches; pixels per inch

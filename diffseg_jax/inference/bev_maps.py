@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from diffseg_jax.data.labels import Labels
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import layout
 from diffseg_jax.figures.bev import bev_sheet, colour_layers, layer_uncertainty
 from diffseg_jax.storage.paths import make_folder, open_path, write_atomically
 
@@ -84,7 +84,7 @@ class BEVPrediction:
             sheet = bev_sheet([self.images[row]], None, [probs], labels)
             make_folder((folder / name).parent)
             for end, image in (("map", drawn), ("sheet", sheet)):
-                sheets.save_png(folder / f"{name}_{end}.png", image)
+                layout.save_png(folder / f"{name}_{end}.png", image)
             content = io.BytesIO()
             np.save(content, probs)
             write_atomically(folder / f"{name}_probs.npy", content.getvalue())

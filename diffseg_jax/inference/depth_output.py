@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from diffseg_jax.errors import UserError
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import label_images, layout, sheets
 from diffseg_jax.figures.depth import colour_depth, depth_scale, depth_sheet
 from diffseg_jax.inference.depth_maps import DEPTHS, DepthMaps
 from diffseg_jax.inference.output import OutputKind
@@ -70,7 +70,7 @@ def _sheet(shown, images, maps, labels):
 
 def depth_legend(shown, labels, calibrated: bool, options: SaveOptions) -> np.ndarray:
     """The scale of the depths in metres, and that of the uncertainty."""
-    return sheets.rows([
+    return layout.rows([
         depth_scale(*shown), sheets.heat_scale("uncertainty, relative to the depth"),
     ])  # fmt: skip
 
@@ -126,8 +126,8 @@ def depth_contents(shown, scale, name, image, maps, labels, options, place):
     if place is not None:
         for values, ending in ((maps.uncertainty, "uncertainty.tif"), (maps.depth, "depth.tif")):
             yield ending, place.write_tiff(Image.fromarray(values.astype(np.float32)))
-    yield "color.png", sheets.png_of(Image.fromarray(colour_depth(maps.depth, *shown)))
-    yield "uncertainty.png", sheets.png_of(Image.fromarray(sheets.heat(maps.uncertainty)))
+    yield "color.png", layout.png_of(Image.fromarray(colour_depth(maps.depth, *shown)))
+    yield "uncertainty.png", layout.png_of(Image.fromarray(label_images.heat(maps.uncertainty)))
     levels = np.clip(np.rint(scale * maps.depth.astype(np.float64)), 1, PNG_LEVELS)
     content = io.BytesIO()
     Image.fromarray(levels.astype(np.uint16)).save(content, format="PNG")

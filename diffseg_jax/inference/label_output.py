@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import label_images, sheets
 from diffseg_jax.inference.output import OutputKind
 from diffseg_jax.inference.saved import SaveOptions, label_contents, label_legend
 from diffseg_jax.inference.summary import overview_of, statistics_of
@@ -14,7 +14,8 @@ MAX_NAMED = 6  # classes in the text of a prediction
 
 
 def _overlay(image, maps, labels, alpha, contours):
-    paint = sheets.outlined if contours else functools.partial(sheets.overlay, alpha=alpha)
+    overlay = functools.partial(label_images.overlay, alpha=alpha)
+    paint = label_images.outlined if contours else overlay
     return paint(image, maps.labels, labels.palette)
 
 
@@ -45,7 +46,7 @@ def text_of_labels(maps, classes) -> str:
 LABEL_OUTPUT = OutputKind(
     name="segmentation",
     decision=LABELS,
-    colour=lambda maps, labels: sheets.colour_labels(maps.labels, labels.palette),
+    colour=lambda maps, labels: label_images.colour_labels(maps.labels, labels.palette),
     overlay=_overlay,
     sheet=_sheet,
     check=lambda options: None,

@@ -10,7 +10,7 @@ from PIL import Image
 import diffseg_jax
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.errors import UserError, counted
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import layout
 from diffseg_jax.inference.georeference import Georeference
 from diffseg_jax.inference.label_output import LABEL_OUTPUT, shares_of_classes
 from diffseg_jax.inference.output import OutputKind
@@ -203,7 +203,7 @@ class Prediction:
         entries = entries_in(folder, metadata) | self.write(folder, options)
         output = self._output
         legend = output.legend(self._labels, self.calibrated, options)
-        sheets.save_png(folder / "legend.png", legend)
+        layout.save_png(folder / "legend.png", legend)
         described = output.described(options)
         content = {"version": diffseg_jax.__version__, **metadata, "files": described}
         found = {"pictures": entries} | output.overview(entries, self.classes)
@@ -244,7 +244,7 @@ class Prediction:
         )
 
     def _repr_png_(self):
-        return sheets.png_of(Image.fromarray(self[:MAX_SHOWN].sheet()))
+        return layout.png_of(Image.fromarray(self[:MAX_SHOWN].sheet()))
 
 
 def concatenate(predictions: Sequence[Prediction]) -> Prediction:

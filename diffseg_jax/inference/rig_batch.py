@@ -15,7 +15,7 @@ from diffseg_jax.data.rig_files import RIG_EXAMPLE, count_cameras, read_rig
 from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import UserError, counted, visible
-from diffseg_jax.figures.sheets import legend
+from diffseg_jax.figures.layout import legend
 from diffseg_jax.inference.bev_maps import BEVMaps, BEVPrediction, maps_from
 from diffseg_jax.inference.images import matching, named_files
 from diffseg_jax.inference.options import PredictOptions, require_integer

@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffseg_jax.data.labels import IGNORE, Labels
 from diffseg_jax.errors import UserError, require_known
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import label_images, layout, sheets
 from diffseg_jax.inference import contours
 from diffseg_jax.inference.georeference import Georeference
 from diffseg_jax.inference.views import Maps
@@ -27,8 +27,8 @@ ENDINGS = {"png16": "16.png", "npy": ".npy", "npz": ".npz"}  # of an extra map, 
 CONTOUR_ENDINGS = {"geojson": "contours.geojson", "coco": "contours.json"}
 COCO = "coco.json"  # the contours of all images
 OVERLAYS = {  # how classes are painted over the image, and the text about it
-    "fill": (sheets.overlay, "the colours over the image"),
-    "contours": (sheets.outlined, "lines along the borders of the classes, over the image"),
+    "fill": (label_images.overlay, "the colours over the image"),
+    "contours": (label_images.outlined, "lines along the borders of the classes, over the image"),
 }
 REVIEW, REJECT = 0.2, 0.05  # values of these options, for advice
 TOP = 65535  # that a 16-bit PNG holds for 1
@@ -163,7 +163,7 @@ def label_contents(name, image, maps, labels, options, place):
         yield CONTOUR_ENDINGS[options.contours], json.dumps(content).encode()
     if options.review is not None:
         chosen = pixels_to_review(maps.uncertainty, options.review)
-        yield "review.png", sheets.png_of(Image.fromarray(255 * chosen.astype(np.uint8)))
+        yield "review.png", layout.png_of(Image.fromarray(255 * chosen.astype(np.uint8)))
     if place is not None:
         uncertainty = Image.fromarray(maps.uncertainty.astype(np.float32))
         yield "uncertainty.tif", place.write_tiff(uncertainty)
@@ -171,13 +171,13 @@ def label_contents(name, image, maps, labels, options, place):
     paint, _ = OVERLAYS[options.overlay]
     painted = paint(image, maps.labels, labels.palette)
     drawn = {
-        "color.png": sheets.colour_labels(maps.labels, labels.palette),
-        "overlay.png": sheets.with_numbers(painted, maps.labels, labels.palette),
-        "uncertainty.png": sheets.heat(maps.uncertainty),
+        "color.png": label_images.colour_labels(maps.labels, labels.palette),
+        "overlay.png": label_images.with_numbers(painted, maps.labels, labels.palette),
+        "uncertainty.png": label_images.heat(maps.uncertainty),
     }
     for ending, colours in drawn.items():
-        yield ending, sheets.png_of(Image.fromarray(colours))
-    yield "labels.png", sheets.png_of(label_image(maps.labels, labels.palette))
+        yield ending, layout.png_of(Image.fromarray(colours))
+    yield "labels.png", layout.png_of(label_image(maps.labels, labels.palette))
 
 
 def label_legend(labels: Labels, calibrated: bool, options: SaveOptions) -> np.ndarray:
@@ -234,5 +234,5 @@ def write_map_file(name: str, values: np.ndarray, options: SaveOptions) -> bytes
         np.save(content, values)
     else:
         levels = np.rint(TOP * values.astype(np.float64)).astype(np.uint16)
-        return sheets.png_of(Image.fromarray(levels))
+        return layout.png_of(Image.fromarray(levels))
     return content.getvalue()

@@ -10,7 +10,7 @@ from PIL import Image, ImageShow
 
 from diffseg_jax.data.images import read_image
 from diffseg_jax.errors import UserError, visible
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import layout, sheets
 from diffseg_jax.inference.output import OutputKind
 from diffseg_jax.inference.saved import path_of
 
@@ -29,8 +29,8 @@ def show_predictions(folder: Path, summary: Mapping, output: OutputKind) -> str:
     else:
         overlays = [read_image(path_of(folder, name, output.shown)) for name in names]
         body = [sheets.contact_sheet(overlays, None, None, [visible(name) for name in names])]
-    sheet = sheets.rows([*body, read_image(folder / "legend.png")])
-    sheets.save_png(file, sheet)
+    sheet = layout.rows([*body, read_image(folder / "legend.png")])
+    layout.save_png(file, sheet)
     if _has_display() and ImageShow.show(Image.fromarray(sheet)):
         return f"opened {file}"
     return f"no window can be opened here: look at {file}"
@@ -43,7 +43,7 @@ def _row(folder, name, photograph, output):
         cells.append(("", read_image(photograph)))
     cells += [(title, read_image(path_of(folder, name, end))) for title, end in output.beside]
     first = ": ".join(filter(None, (visible(name), cells[0][0])))
-    return sheets.panel([(first, cells[0][1]), *cells[1:]])
+    return layout.panel([(first, cells[0][1]), *cells[1:]])
 
 
 def _has_display() -> bool:

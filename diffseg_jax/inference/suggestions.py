@@ -19,7 +19,8 @@ import diffseg_jax
 from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import UserError, counted, visible
-from diffseg_jax.figures.sheets import png_of, save_png, suggestion_sheet
+from diffseg_jax.figures.layout import png_of, save_png
+from diffseg_jax.figures.sheets import suggestion_sheet
 from diffseg_jax.inference.batch import require_apart
 from diffseg_jax.inference.frames import Frame, frames_note, read_each
 from diffseg_jax.inference.image_descriptors import open_describer

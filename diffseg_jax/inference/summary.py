@@ -14,7 +14,7 @@ import diffseg_jax
 from diffseg_jax.config.schema import differing_lines
 from diffseg_jax.data.labels import IGNORE, Labels
 from diffseg_jax.errors import UserError
-from diffseg_jax.figures.sheets import save_png
+from diffseg_jax.figures.layout import save_png
 from diffseg_jax.inference.frames import Frame, container_of
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.saved import FILES, SaveOptions, path_of

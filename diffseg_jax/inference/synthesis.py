@@ -27,7 +27,7 @@ from diffseg_jax.devices.processes import require_one
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.diffusion.process import make_process
 from diffseg_jax.errors import UserError, counted
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import layout, sheets
 from diffseg_jax.inference.description import data_of
 from diffseg_jax.inference.forward import make_forward
 from diffseg_jax.inference.outputs import require_segmentation
@@ -277,8 +277,8 @@ def _is_done(folder, content, index):
 
 def _write_pair(folder, name, image, labels, palette):
     image_path, mask_path = _paths(folder, name, False)
-    write_atomically(image_path, sheets.png_of(Image.fromarray(image)))
-    write_atomically(mask_path, sheets.png_of(label_image(labels, palette)))
+    write_atomically(image_path, layout.png_of(Image.fromarray(image)))
+    write_atomically(mask_path, layout.png_of(label_image(labels, palette)))
 
 
 def _described(segmenter, generator) -> dict:
@@ -372,7 +372,7 @@ def _draw_sheet(folder, order, scores, labels):
     images = [read_image(image) for image, _ in paths]
     masks = [read_ids(mask).astype(np.int32) for _, mask in paths]
     titles = [f"{name}: {scores[name]:.3f} nats" for name in chosen]
-    sheets.save_png(folder / "sheet.png", sheets.contact_sheet(images, masks, labels, titles))
+    layout.save_png(folder / "sheet.png", sheets.contact_sheet(images, masks, labels, titles))
 
 
 def summary_line(content: dict) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from diffseg_jax.data.scenes import draw_scene
-from diffseg_jax.figures.sheets import png_of
+from diffseg_jax.figures.layout import png_of
 from diffseg_jax.storage.paths import write_atomically
 
 SCENES = "scenes"  # what to give as --images

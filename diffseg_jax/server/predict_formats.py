@@ -7,7 +7,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import layout
 from diffseg_jax.inference.prediction import Prediction
 
 CONTENT_TYPES = {"png": "image/png", "json": "application/json", "probs": "application/x-npz"}
@@ -42,7 +42,7 @@ def encoded(
 
 def png_of_ids(prediction: Prediction) -> bytes:
     """A grey PNG of the class ids; of 16 bits if there are more than 256 classes."""
-    return sheets.png_of(Image.fromarray(compact(prediction.labels[0], prediction)))
+    return layout.png_of(Image.fromarray(compact(prediction.labels[0], prediction)))
 
 
 def npz_of(prediction: Prediction) -> bytes:
@@ -81,7 +81,7 @@ def json_of(prediction: Prediction, with_uncertainty: bool = False) -> bytes:
     }
     if with_uncertainty:
         values = np.rint(255 * uncertainty).astype(np.uint8)
-        described["png"] = base64.b64encode(sheets.png_of(Image.fromarray(values))).decode()
+        described["png"] = base64.b64encode(layout.png_of(Image.fromarray(values))).decode()
     content = {
         "size": list(labels.shape), "classes": classes, "labels": class_run_lengths(labels),
         "uncertainty": described,

@@ -5,16 +5,15 @@ import pytest
 
 from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.data.scene_street import PALETTE as SCENES
-from diffseg_jax.figures.colour_vision import VISIONS, as_seen, ciede2000, smallest_difference
-from diffseg_jax.figures.sheets import (
-    BLACK,
+from diffseg_jax.figures.colour_vision import (
     LINES,
-    MAX_COLOURS,
-    MIN_DISTANCE,
-    STRIPES,
-    WHITE,
-    WRONG,
+    VISIONS,
+    as_seen,
+    ciede2000,
+    smallest_difference,
 )
+from diffseg_jax.figures.label_images import MAX_COLOURS, MIN_DISTANCE, STRIPES, WRONG
+from diffseg_jax.figures.layout import BLACK, WHITE
 
 pytestmark = pytest.mark.quick
 

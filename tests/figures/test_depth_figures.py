@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import label_images, layout, sheets
 from diffseg_jax.figures.depth import (
     colour_depth,
     depth_contact_sheet,
@@ -45,10 +45,10 @@ def test_near_is_brighter_than_far_and_equal_ratios_are_equal_steps():
 def test_pixels_without_a_measurement_are_striped_and_others_are_not(maps):
     _, (truth, _), (depth, _) = maps
     for drawn in (colour_depth(truth, 1, 100), depth_error(truth, depth)):
-        grey = (drawn == drawn[..., :1]).all(-1) & np.isin(drawn[..., 0], sheets.STRIPES)
+        grey = (drawn == drawn[..., :1]).all(-1) & np.isin(drawn[..., 0], label_images.STRIPES)
         np.testing.assert_array_equal(grey, truth == 0)
     given = colour_depth(depth, 1, 100, measured=truth > 0)
-    assert np.isin(given[:3], sheets.STRIPES).all()
+    assert np.isin(given[:3], label_images.STRIPES).all()
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_sheet_has_a_column_for_each_kind_of_map(maps):
     wide = depth_sheet(images, truths, depths, depths / 100, np.stack([depths, depths], 1))
     assert wide.dtype == np.uint8 and wide.shape[2] == 3
     narrow = depth_sheet(images, None, depths, None)
-    column = 12 * 2 + images.shape[2] * (-(-sheets.MIN_HEIGHT // 12))  # a cell with its border
+    column = 12 * 2 + images.shape[2] * (-(-layout.MIN_HEIGHT // 12))  # a cell with its border
     assert wide.shape[1] - column * 7 == pytest.approx(narrow.shape[1] - column * 2, abs=2 * column)
     assert wide.shape[0] > narrow.shape[0]  # the scale of relative errors
 
@@ -94,7 +94,7 @@ def test_a_contact_sheet_shows_depth_beside_each_image(maps):
 
 def test_the_scale_is_the_colours_of_its_depths():
     scale = depth_scale(1, 100)
-    row = scale[sheets.BORDER + 2, sheets.BORDER : sheets.BORDER + sheets.BAR]
+    row = scale[layout.BORDER + 2, layout.BORDER : layout.BORDER + sheets.BAR]
     np.testing.assert_array_equal(
         row, colour_depth(np.geomspace(1, 100, sheets.BAR)[None], 1, 100)[0]
     )

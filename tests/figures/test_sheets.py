@@ -5,14 +5,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from diffseg_jax.data.named_sets import ADE20K, CAMVID
 from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.data.scene_street import PALETTE as SCENES
 from diffseg_jax.errors import UserError
-from diffseg_jax.figures import sheets
-from diffseg_jax.figures.sheets import BORDER, CHANCES, IGNORED, STRIPES, TITLE, WRONG
+from diffseg_jax.figures import label_images, layout, sheets, study_plots
+from diffseg_jax.figures.label_images import IGNORED, STRIPES, WRONG
+from diffseg_jax.figures.layout import BORDER, TITLE
+from diffseg_jax.figures.sheets import CHANCES
 
 pytestmark = pytest.mark.quick
 
@@ -52,7 +54,7 @@ def contains(sheet, drawn):
 
 def test_classes_come_back_from_their_colours(scene):
     _, truth, _ = scene
-    drawn = sheets.colour_labels(truth, PALETTE)
+    drawn = label_images.colour_labels(truth, PALETTE)
     assert drawn.dtype == np.uint8 and drawn.shape == (*truth.shape, 3)
     back = np.full(truth.shape, 255)
     for k, colour in enumerate(PALETTE):
@@ -63,7 +65,7 @@ def test_classes_come_back_from_their_colours(scene):
 
 @pytest.mark.parametrize("size", [(12, 16), (192, 256), (360, 480), (1024, 2048), (4000, 90)])
 def test_ignored_pixels_have_stripes_that_stay_visible(size):
-    shown = sheets.legible(sheets.colour_labels(np.full(size, 255), PALETTE))
+    shown = layout.legible(label_images.colour_labels(np.full(size, 255), PALETTE))
     assert shown.min() < 100 and shown.max() > 180  # averaging leaves both greys
     changes = np.diff(shown[:, 0, 0] > np.mean(STRIPES))
     assert 3 <= changes.size / changes.sum() < 16  # pixels from stripe to stripe
@@ -73,7 +75,7 @@ def test_ignored_pixels_have_stripes_that_stay_visible(size):
 def test_no_class_looks_like_ignored_pixels(colour):
     mask = np.zeros((200, 300), int)
     mask[50:100, 50:100] = 255
-    drawn = sheets.colour_labels(mask, [colour])
+    drawn = label_images.colour_labels(mask, [colour])
     assert set(np.unique(drawn[50:100, 50:100])) == set(STRIPES)
     assert np.unique(drawn[mask == 0]).tolist() == [colour[0]]
 
@@ -81,15 +83,15 @@ def test_no_class_looks_like_ignored_pixels(colour):
 @pytest.mark.parametrize("wrong", [K, 254, 256, -1])
 def test_a_class_without_colour_is_refused(wrong):
     with pytest.raises(UserError, match=f"class {wrong} .* 0..{K - 1}"):
-        sheets.colour_labels(np.array([[0, wrong]]), PALETTE)
+        label_images.colour_labels(np.array([[0, wrong]]), PALETTE)
 
 
 def test_overlay_goes_from_the_image_to_the_colours(scene):
     image, truth, _ = scene
-    colours = sheets.colour_labels(truth, PALETTE)
-    np.testing.assert_array_equal(sheets.overlay(image, truth, PALETTE, alpha=0), image)
-    np.testing.assert_array_equal(sheets.overlay(image, truth, PALETTE, alpha=1), colours)
-    half = sheets.overlay(image, truth, PALETTE).astype(float)
+    colours = label_images.colour_labels(truth, PALETTE)
+    np.testing.assert_array_equal(label_images.overlay(image, truth, PALETTE, alpha=0), image)
+    np.testing.assert_array_equal(label_images.overlay(image, truth, PALETTE, alpha=1), colours)
+    half = label_images.overlay(image, truth, PALETTE).astype(float)
     assert np.abs(half - (image / 2 + colours / 2)).max() <= 0.5
 
 
@@ -97,7 +99,7 @@ def test_outlines_paint_both_sides_of_every_border_and_nothing_else():
     image = np.random.default_rng(0).integers(0, 256, (200, 300, 3)).astype(np.uint8)
     mask = np.zeros((200, 300), int)
     mask[60:140, 100:200], mask[:, 250:], mask[20, 30] = 1, 2, 3
-    drawn = sheets.outlined(image, mask, PALETTE)
+    drawn = label_images.outlined(image, mask, PALETTE)
     painted = np.zeros(mask.shape, bool)
     for box, within in ((np.s_[58:142, 98:202], np.s_[62:138, 102:198]), (np.s_[:, 248:252], ())):
         painted[box] = True
@@ -106,25 +108,26 @@ def test_outlines_paint_both_sides_of_every_border_and_nothing_else():
     painted[58:60, 98:100] = painted[140:142, 98:100] = False  # beyond a corner
     painted[58:60, 200:202] = painted[140:142, 200:202] = False
     painted[18:23, 30] = painted[20, 28:33] = True
-    colours = sheets.colour_labels(mask, PALETTE)
+    colours = label_images.colour_labels(mask, PALETTE)
     np.testing.assert_array_equal(drawn, np.where(painted[..., None], colours, image))
-    np.testing.assert_array_equal(sheets.outlined(image, np.full_like(mask, 2), PALETTE), image)
+    outlined = label_images.outlined(image, np.full_like(mask, 2), PALETTE)
+    np.testing.assert_array_equal(outlined, image)
 
 
 def test_heat_grows_brighter_in_even_steps_of_the_root_of_the_chance():
-    colours = sheets.heat(np.linspace(0, 1, 256)[None] ** 2)[0]
+    colours = label_images.heat(np.linspace(0, 1, 256)[None] ** 2)[0]
     lightness = np.cbrt((colours / 255.0) ** 2.2 @ [0.2126, 0.7152, 0.0722])  # about perceived
     assert np.all(np.diff(lightness) > 0)
     steps = np.diff(lightness[::16])
     assert 0.5 * steps.mean() < steps.min() and steps.max() < 2 * steps.mean()
-    clipped = sheets.heat(np.array([[-3.0, 7.0]]))[0]
+    clipped = label_images.heat(np.array([[-3.0, 7.0]]))[0]
     np.testing.assert_array_equal(clipped, colours[[0, -1]])
 
 
 @pytest.mark.parametrize("with_image", [False, True])
 def test_only_errors_are_marked(scene, with_image):
     image, truth, prediction = scene
-    drawn = sheets.errors(truth, prediction, image if with_image else None)
+    drawn = label_images.errors(truth, prediction, image if with_image else None)
     ignored, wrong = truth == 255, (truth != prediction) & (truth != 255)
     assert wrong.any() and ignored.any()
     np.testing.assert_array_equal(where(drawn, WRONG), wrong)
@@ -139,7 +142,7 @@ def test_only_errors_are_marked(scene, with_image):
 )
 def test_small_images_are_enlarged_by_whole_pixels(height, factor):
     small = np.random.default_rng(height).integers(0, 256, (height, 4, 3)).astype(np.uint8)
-    large = sheets.legible(small)
+    large = layout.legible(small)
     assert large.shape == (factor * height, factor * 4, 3)
     for dy in {0, factor - 1}:
         np.testing.assert_array_equal(large[dy::factor, factor - 1 :: factor], small)
@@ -150,24 +153,24 @@ def test_small_images_are_enlarged_by_whole_pixels(height, factor):
                      ((2, 400), (6, 1200))],
 )  # fmt: skip
 def test_wide_images_fit_on_a_screen(shape, shown):
-    assert sheets.legible(np.zeros((*shape, 3), np.uint8)).shape[:2] == shown
+    assert layout.legible(np.zeros((*shape, 3), np.uint8)).shape[:2] == shown
 
 
 def test_large_images_are_averaged_by_whole_pixels():
     large = np.random.default_rng(0).integers(0, 256, (1024, 8, 3)).astype(np.uint8)
     blocks = large.reshape(512, 2, 4, 2, 3).mean(axis=(1, 3))
-    assert np.abs(sheets.legible(large) - blocks).max() <= 1
+    assert np.abs(layout.legible(large) - blocks).max() <= 1
 
 
 def test_panel_and_rows_have_the_size_of_their_parts():
     a, b = np.zeros((200, 50, 3), np.uint8), np.full((300, 70, 3), 9, np.uint8)
-    bare, titled = sheets.panel([("", a), ("", b)]), sheets.panel([("left", a), ("", b)])
+    bare, titled = layout.panel([("", a), ("", b)]), layout.panel([("left", a), ("", b)])
     assert bare.shape == (300 + 2 * BORDER, 50 + 70 + 4 * BORDER, 3)
     assert titled.shape == (bare.shape[0] + TITLE, bare.shape[1], 3)
     np.testing.assert_array_equal(titled[BORDER + TITLE :], bare[BORDER:])
     assert titled[: BORDER + TITLE].min() < 100  # the title is written
     np.testing.assert_array_equal(bare[BORDER : BORDER + 200, BORDER : BORDER + 50], a)
-    stacked = sheets.rows([bare, titled[:, :100]])
+    stacked = layout.rows([bare, titled[:, :100]])
     assert stacked.shape[:2] == (bare.shape[0] + titled.shape[0] + 2 * BORDER, 120 + 6 * BORDER)
 
 
@@ -175,7 +178,7 @@ def test_panel_and_rows_have_the_size_of_their_parts():
 @pytest.mark.parametrize("num_classes", [1, 40])
 def test_legend_holds_every_colour_within_its_width(width, num_classes):
     palette = distinct_colours(num_classes)
-    drawn = sheets.legend([f"class number {k}" for k in range(num_classes)], palette, width)
+    drawn = layout.legend([f"class number {k}" for k in range(num_classes)], palette, width)
     assert drawn.shape[1] == width
     colours, pixels = np.unique(drawn.reshape(-1, 3), axis=0, return_counts=True)
     found = dict(zip(map(tuple, colours.tolist()), pixels, strict=True))
@@ -184,7 +187,7 @@ def test_legend_holds_every_colour_within_its_width(width, num_classes):
 
 def test_long_text_is_shortened_to_its_cell():
     text = "aachen_000000_000019_leftImg8bit.png"
-    narrow, wide = sheets._line(text, 100), sheets._line(text, 600)
+    narrow, wide = layout.text_line(text, 100), layout.text_line(text, 600)
     assert narrow.shape == (TITLE, 100, 3)
     assert narrow[:, -2:].min() > 200  # nothing is cut in the middle of a letter
     np.testing.assert_array_equal(narrow[:, :30], wide[:, :30])
@@ -206,21 +209,21 @@ def test_prediction_sheet_shows_every_image(scene, with_truth):
     for n in range(2):
         expected = {
             "image": (images[n], True),
-            "truth": (sheets.colour_labels(truths[n], PALETTE), with_truth),
-            "prediction": (sheets.colour_labels(predictions[n], PALETTE), True),
-            "uncertainty": (sheets.heat(uncertainties[n]), True),
-            "error": (sheets.errors(truths[n], predictions[n], images[n]), with_truth),
+            "truth": (label_images.colour_labels(truths[n], PALETTE), with_truth),
+            "prediction": (label_images.colour_labels(predictions[n], PALETTE), True),
+            "uncertainty": (label_images.heat(uncertainties[n]), True),
+            "error": (label_images.errors(truths[n], predictions[n], images[n]), with_truth),
         }
-        found = {name: contains(sheet, sheets.legible(p)) for name, (p, _) in expected.items()}
+        found = {name: contains(sheet, layout.legible(p)) for name, (p, _) in expected.items()}
         assert found == {name: shown for name, (_, shown) in expected.items()}
 
 
 def find_titles(monkeypatch):
     """The list of texts that are drawn from now on, in order."""
     written = []
-    line = sheets._line
+    line = layout.text_line
     monkeypatch.setattr(
-        sheets, "_line", lambda text, width: (written.append(text), line(text, width))[1]
+        layout, "text_line", lambda text, width: (written.append(text), line(text, width))[1]
     )
     return written
 
@@ -277,13 +280,13 @@ def numbers_in(monkeypatch):
     """The list of (text, position) that are written into areas from now on, in order."""
     written = []
 
-    class Draw(sheets.ImageDraw.ImageDraw):
+    class Draw(ImageDraw.ImageDraw):
         def text(self, position, text, **options):
             if options.get("stroke_width"):
                 written.append((text, position))
             super().text(position, text, **options)
 
-    monkeypatch.setattr(sheets.ImageDraw, "Draw", Draw)
+    monkeypatch.setattr(ImageDraw, "Draw", Draw)
     return written
 
 
@@ -314,8 +317,8 @@ def test_numbers_are_written_at_any_scale_and_only_where_they_fit(monkeypatch):
     written = numbers_in(monkeypatch)
     mask = np.zeros((48, 64), int)
     mask[4:24, 10:40], mask[40, 5] = 17, 3  # 3 is too small
-    small = sheets.legible(sheets.colour_labels(mask, distinct_colours(20)))
-    drawn = sheets.write_numbers(small, mask)
+    small = layout.legible(label_images.colour_labels(mask, distinct_colours(20)))
+    drawn = label_images.write_numbers(small, mask)
     assert {text for text, _ in written} == {"0", "17"}
     for text, (x, y) in written:
         assert mask[y // 4, x // 4] == int(text)
@@ -342,18 +345,18 @@ def test_the_scale_of_uncertainty_is_the_same_in_all_sheets(scene, maximum):
     image, truth, prediction = scene
     uncertainty = np.linspace(0, maximum, truth.size).reshape(truth.shape)
     sheet = sheets.prediction_sheet([image], [truth], [prediction], [uncertainty], LABELS)
-    assert contains(sheet, sheets.legible(sheets.heat(uncertainty)))
+    assert contains(sheet, layout.legible(label_images.heat(uncertainty)))
 
 
 def test_the_scale_shows_the_colour_above_each_number():
     legend = sheets.prediction_legend(LABELS, calibrated=True)
-    assert contains(legend, sheets._chance_scale(True)) and not contains(legend, IGNORED)
+    assert contains(legend, sheets.chance_scale(True)) and not contains(legend, IGNORED)
     rejected = sheets.prediction_legend(LABELS, calibrated=False, ignored=True)
-    assert contains(rejected, sheets._chance_scale(False)) and contains(rejected, IGNORED)
-    scale = sheets._chance_scale(True)[BORDER:-BORDER, BORDER:-BORDER]
-    ticks = np.flatnonzero((scale[sheets.SWATCH + 2] == sheets.INK).all(-1))
+    assert contains(rejected, sheets.chance_scale(False)) and contains(rejected, IGNORED)
+    scale = sheets.chance_scale(True)[BORDER:-BORDER, BORDER:-BORDER]
+    ticks = np.flatnonzero((scale[layout.SWATCH + 2] == layout.INK).all(-1))
     assert len(ticks) == len(CHANCES) == 7
-    colours = sheets.heat(np.array([CHANCES]) / 100)[0]
+    colours = label_images.heat(np.array([CHANCES]) / 100)[0]
     assert np.abs(scale[0, ticks].astype(int) - colours).max() <= 6
 
 
@@ -366,18 +369,19 @@ def test_ignored_pixels_are_explained_by_their_pattern(scene):
 
 
 def test_denoising_sheet_shows_the_removed_noise(scene):
-    clean = sheets.from_range(scene[0] / 255.0, 0, 1) / 127.5 - 1
+    clean = label_images.from_range(scene[0] / 255.0, 0, 1) / 127.5 - 1
     noise = np.random.default_rng(1).normal(0, 0.2, clean.shape)
     sheet = sheets.denoising_sheet([clean], [clean + noise], [clean])
-    assert contains(sheet, sheets.legible(scene[0]))
+    assert contains(sheet, layout.legible(scene[0]))
     spread = 3 * noise.std()
-    assert contains(sheet, sheets.legible(sheets.from_range(noise, -spread, spread)))
+    assert contains(sheet, layout.legible(label_images.from_range(noise, -spread, spread)))
     assert np.isfinite(sheets.denoising_sheet([clean], [clean], [clean])).all()
 
 
 def test_ranges_reach_the_last_byte():
-    np.testing.assert_array_equal(sheets.from_range(np.array([-1, 0, 1, 9])), [0, 128, 255, 255])
-    np.testing.assert_array_equal(sheets.from_range(np.array([0, 1]), 0, 1), [0, 255])
+    drawn = label_images.from_range(np.array([-1, 0, 1, 9]))
+    np.testing.assert_array_equal(drawn, [0, 128, 255, 255])
+    np.testing.assert_array_equal(label_images.from_range(np.array([0, 1]), 0, 1), [0, 255])
 
 
 @pytest.mark.parametrize("labelled", [False, True])
@@ -389,8 +393,8 @@ def test_contact_sheet_shows_every_image(scene, labelled):
         images, masks if labelled else None, LABELS if labelled else None, titles
     )
     for image, mask in zip(images, masks, strict=True):
-        assert contains(sheet, sheets.legible(image))
-        painted = sheets.legible(sheets.overlay(image, mask, PALETTE))
+        assert contains(sheet, layout.legible(image))
+        painted = layout.legible(label_images.overlay(image, mask, PALETTE))
         assert contains(sheet, painted) == labelled
 
 
@@ -399,7 +403,7 @@ def test_contact_sheet_shows_every_image(scene, labelled):
 ])  # fmt: skip
 def test_grid_is_about_square_and_holds_every_image_in_order(count, lines, columns):
     images = np.random.default_rng(0).integers(0, 256, (count, 200, 170, 3)).astype(np.uint8)
-    sheet, height, width = sheets.grid(images), 200 + 2 * BORDER, 170 + 2 * BORDER
+    sheet, height, width = layout.grid(images), 200 + 2 * BORDER, 170 + 2 * BORDER
     assert sheet.shape == (lines * height, columns * width, 3)
     for index in range(lines * columns):
         top, left = index // columns * height + BORDER, index % columns * width + BORDER
@@ -410,7 +414,7 @@ def test_grid_is_about_square_and_holds_every_image_in_order(count, lines, colum
 
 def test_small_images_of_a_grid_are_enlarged():
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3)).astype(np.uint8)
-    sheet = sheets.grid(images)
+    sheet = layout.grid(images)
     assert sheet.shape == (160 + 2 * BORDER, 2 * (240 + 2 * BORDER), 3)
     np.testing.assert_array_equal(
         sheet[BORDER + 5 : -BORDER : 10, BORDER + 5 : 240 : 10],
@@ -421,7 +425,7 @@ def test_small_images_of_a_grid_are_enlarged():
 def test_a_saved_image_replaces_the_older_one(scene, tmp_path):
     path = tmp_path / "images" / "00000012.png"
     for drawn in (scene[0], scene[0][::-1]):
-        sheets.save_png(path, drawn)
+        layout.save_png(path, drawn)
         np.testing.assert_array_equal(np.asarray(Image.open(path)), drawn)
     assert list(path.parent.iterdir()) == [path]
 
@@ -431,11 +435,11 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_older_file(scene, tmp_path,
         raise OSError("no space left on device")
 
     older = tmp_path / "older.png"
-    sheets.save_png(older, scene[0])
+    layout.save_png(older, scene[0])
     monkeypatch.setattr(os, "fsync", full_disk)
     for path in (older, tmp_path / "new.png"):
         with pytest.raises(OSError, match="no space"):
-            sheets.save_png(path, scene[0][::-1])
+            layout.save_png(path, scene[0][::-1])
     assert list(tmp_path.iterdir()) == [older]
     np.testing.assert_array_equal(np.asarray(Image.open(older)), scene[0])
 
@@ -447,21 +451,22 @@ def test_a_plot_of_steps_has_a_line_for_every_stage_and_number_of_draws():
         for steps in (1, 3)
     ]
     plain = dict(stage="plain", steps=0, draws=1, mIoU=0.2, ms=5.0)
-    with_plain, without = (sheets.steps_plot(part) for part in ([*rows, plain], rows))
+    with_plain, without = (study_plots.steps_plot(part) for part in ([*rows, plain], rows))
     assert with_plain.dtype == np.uint8 and with_plain.shape == without.shape
     assert with_plain.shape[2] == 3 and np.any(with_plain != without)
 
 
 def test_boxes_are_outlined_and_nothing_else_changes():
     image = np.random.default_rng(0).integers(0, 256, (200, 300, 3)).astype(np.uint8)
-    before, drawn = image.copy(), sheets.with_boxes(image, [[50, 40, 100, 80], [0, 150, 40, 50]])
+    before = image.copy()
+    drawn = label_images.with_boxes(image, [[50, 40, 100, 80], [0, 150, 40, 50]])
     changed = (drawn != before).any(-1)
     assert changed[40, 50:150].all() and changed[119, 50:150].all() and changed[150:200, 39].all()
     changed[40:120, 50:150] = changed[150:200, 0:40] = False
     assert not changed.any() and (image == before).all()
     one, two = np.zeros((160, 160, 3), np.uint8), np.full((80, 200, 3), 255, np.uint8)
     sheet = sheets.suggestion_sheet([one, two], ["1", "2"], [[], []], [np.ones((8, 8))] * 2)
-    brightest = sheets.heat(np.ones((1, 1)))[0, 0]
+    brightest = label_images.heat(np.ones((1, 1)))[0, 0]
     assert (sheet == brightest).all(-1).sum() > one.shape[0] * one.shape[1]
     alone = sheets.suggestion_sheet([one, two], ["1", "2"], [[], []])
     assert alone.shape[1] < sheet.shape[1] and not (alone == brightest).all(-1).any()

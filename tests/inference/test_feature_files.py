@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffseg_jax.errors import UserError
-from diffseg_jax.figures.sheets import save_png
+from diffseg_jax.figures.layout import save_png
 from diffseg_jax.inference import feature_files, frames
 from diffseg_jax.models.taps import PixelFeatures
 

@@ -12,7 +12,7 @@ from diffseg_jax import suggest
 from diffseg_jax.data.fingerprint import _digest_of_file
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.errors import UserError
-from diffseg_jax.figures.sheets import save_png
+from diffseg_jax.figures.layout import save_png
 from diffseg_jax.inference import image_descriptors, suggestions
 from diffseg_jax.inference.prediction import Prediction
 from diffseg_jax.inference.suggestions import suggest_images

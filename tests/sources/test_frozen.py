@@ -12,7 +12,7 @@ import pytest
 from configs import tiny_ddpm_seg
 from diffseg_jax import features, load
 from diffseg_jax.errors import UserError
-from diffseg_jax.figures.sheets import save_png
+from diffseg_jax.figures.layout import save_png
 from diffseg_jax.inference.converted import save_converted
 from diffseg_jax.models.efficientnet_lite import EfficientNetLite, EfficientNetSettings
 from diffseg_jax.models.network import Network

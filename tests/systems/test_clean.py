@@ -14,7 +14,7 @@ from diffseg_jax.diffusion.process import Process
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import ensemble_stage
 from diffseg_jax.experiment.plan import check_config, make_plan
-from diffseg_jax.figures.sheets import save_png
+from diffseg_jax.figures.layout import save_png
 from diffseg_jax.inference.converted import save_converted
 from diffseg_jax.inference.feature_files import source_of, write_features
 from diffseg_jax.storage.workdir import as_json

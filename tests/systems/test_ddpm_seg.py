@@ -21,7 +21,7 @@ from diffseg_jax.config.schema import check_options
 from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.process import TARGETS, make_process
 from diffseg_jax.errors import UserError
-from diffseg_jax.figures import sheets
+from diffseg_jax.figures import layout
 from diffseg_jax.sources.diffusion import make_network, make_settings
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.systems import ddpm_sampling, ddpm_seg, ddpm_seg_config
@@ -483,7 +483,7 @@ def test_the_sheet_shows_samples_of_the_first_moving_average(run):
         images = ddpm_sampling.sample_images(
             step, process, values["params"], seed=config.seed, indices=range(3), size=(16, 16)
         )
-        apart[rate] = np.abs(sheets.grid(images).astype(int) - shown).max()
+        apart[rate] = np.abs(layout.grid(images).astype(int) - shown).max()
     assert apart[0.5] <= 1 and apart[0.9] > 1 and apart["off"] > 1
 
 
