@@ -19,8 +19,8 @@ from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import counted
-from diffseg_jax.experiment.ensemble_stage import open_backbone
 from diffseg_jax.experiment.evaluate import spread
+from diffseg_jax.experiment.fit_network import open_backbone
 from diffseg_jax.experiment.kept_features import plan_features
 from diffseg_jax.experiment.plan import StagePlan
 from diffseg_jax.figures import layout

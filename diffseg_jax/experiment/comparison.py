@@ -19,8 +19,8 @@ from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.child_run import MAXRSS_UNIT, run_watched
-from diffseg_jax.experiment.ensemble_stage import largest_sides, sizes_before_crop
 from diffseg_jax.experiment.evaluate import spread
+from diffseg_jax.experiment.fit_images import largest_sides, sizes_before_crop
 from diffseg_jax.experiment.forest import FOREST_EXTRA, forest_result, has_forest_libraries
 from diffseg_jax.experiment.labelled_images import OpenedData, Validation, validation_split
 from diffseg_jax.experiment.targets import target_of

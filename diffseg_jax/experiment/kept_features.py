@@ -17,7 +17,8 @@ from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import UserError, choose, counted
-from diffseg_jax.experiment.ensemble_stage import examples, open_backbone
+from diffseg_jax.experiment.fit_images import examples
+from diffseg_jax.experiment.fit_network import open_backbone
 from diffseg_jax.experiment.plan import StagePlan, make_plan
 from diffseg_jax.sources.diffusion import maps_of_diffusion
 from diffseg_jax.sources.from_files import DESCRIPTION_FILE

@@ -17,8 +17,10 @@ from diffseg_jax.devices import processes
 from diffseg_jax.devices.mesh import place_tree, state_shardings
 from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import counted
-from diffseg_jax.experiment.ensemble_stage import collect, completed, extractor, read_masks
 from diffseg_jax.experiment.evaluate import spread
+from diffseg_jax.experiment.fit_features import collect, extractor
+from diffseg_jax.experiment.fit_images import read_masks
+from diffseg_jax.experiment.fit_network import completed
 from diffseg_jax.experiment.linear_probe import draw_pixels, folds_of_pixels, probe
 from diffseg_jax.experiment.plan import probe_option
 from diffseg_jax.experiment.planned import StagePlan

@@ -28,7 +28,7 @@ from diffseg_jax.devices.compiled import BoundedPrograms
 from diffseg_jax.devices.mesh import local_mesh, place_tree, state_shardings
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, counted
-from diffseg_jax.experiment.ensemble_stage import completed
+from diffseg_jax.experiment.fit_network import completed
 from diffseg_jax.experiment.label_strokes import (
     Strokes,
     chances,

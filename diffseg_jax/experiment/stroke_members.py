@@ -16,7 +16,7 @@ import optax
 
 from diffseg_jax.devices.compiled import BoundedPrograms
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment.ensemble_stage import MIN_DEVIATION
+from diffseg_jax.experiment.labelled_pixels import MIN_DEVIATION
 from diffseg_jax.experiment.stroke_network import STAGE
 from diffseg_jax.experiment.stroke_scores import MAX_FOLDS, expected_signals
 from diffseg_jax.models.pixel_mlp import PixelHead

@@ -18,7 +18,8 @@ from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import UserError, choose, counted
-from diffseg_jax.experiment.ensemble_stage import examples, open_backbone, read_masks
+from diffseg_jax.experiment.fit_images import examples, read_masks
+from diffseg_jax.experiment.fit_network import open_backbone
 from diffseg_jax.experiment.linear_probe import FOLDS, draw_pixels, folds_of_pixels, probe
 from diffseg_jax.experiment.plan import make_plan
 from diffseg_jax.experiment.planned import StagePlan

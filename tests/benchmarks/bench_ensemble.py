@@ -195,16 +195,16 @@ def follow_network(args):
     import jax
     import numpy as np
 
-    from diffseg_jax.experiment import ensemble_stage
+    from diffseg_jax.experiment import fit_features, fit_network
     from diffseg_jax.experiment.plan import make_plan
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         (plan,) = make_plan(make_config(Path(folder), args), Path(folder) / "run").stages
         start = timeit.default_timer()
-        network = jax.block_until_ready(ensemble_stage.open_backbone(plan))
+        network = jax.block_until_ready(fit_network.open_backbone(plan))
         phases = [phase("network", start)]
         task = plan.task
-        ensemble_stage.collect(plan, network, plan.indices[:1])
+        fit_features.collect(plan, network, plan.indices[:1])
         phases.append(phase("one image", start))
         members = jax.jit(jax.vmap(task.fit.member.init))(jax.random.split(jax.random.key(0), 10))
         for part in network:

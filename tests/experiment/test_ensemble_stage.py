@@ -12,7 +12,9 @@ from PIL import Image
 from configs.tiny_ddpm_seg import get_config
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import (
-    ensemble_stage,
+    fit_features,
+    fit_images,
+    fit_network,
     kept_features,
     linear_probe,
     stages,
@@ -25,6 +27,7 @@ from diffseg_jax.metrics.image_counts import mean_iou, read_image_counts
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.systems import ddpm_seg_config
 from diffseg_jax.systems.recipes import RECIPES
+from diffseg_jax.training import fit_loop
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,11 +101,11 @@ def test_copies_of_a_labelled_image_have_fresh_noise_and_predictions_another(seg
     result = json.loads((tmp_path / "results.json").read_text())["fit"]
     assert result["features"] == {"noise": "fresh", "copies": 3}
     plan = make_plan(seg_config, tmp_path).stages[0]
-    network = ensemble_stage.open_backbone(plan)
+    network = fit_network.open_backbone(plan)
     shown = np.array([[plan.indices[0], copy] for copy in range(3)])
-    maps = ensemble_stage.collect(plan, network, shown).maps[0]
+    maps = fit_features.collect(plan, network, shown).maps[0]
     assert not np.array_equal(maps[0], maps[1]) and not np.array_equal(maps[1], maps[2])
-    seeds = ensemble_stage.seeds_of_copies(0, shown, 3)
+    seeds = fit_features.seeds_of_copies(0, shown, 3)
     assert len({*seeds.tolist(), seg_config.seed}) == 4
 
 
@@ -149,7 +152,7 @@ def test_colours_need_no_network_and_have_a_linear_probe(seg_config, tmp_path, c
     assert result["mIoU"] > 0.2  # sky is above and roads are below
     assert 0.15 < result["linear_probe"]["mIoU"] != result["mIoU"]
     assert "fit (from random)  fit, linear probe" in capsys.readouterr().out
-    resumed = ensemble_stage.open_backbone(make_plan(seg_config, tmp_path).stages[0])["stats"]
+    resumed = fit_network.open_backbone(make_plan(seg_config, tmp_path).stages[0])["stats"]
     np.testing.assert_array_equal(resumed["probe"]["kernel"], network["stats"]["probe"]["kernel"])
 
 
@@ -170,7 +173,7 @@ def test_pixels_may_be_drawn_evenly_by_class_or_stroke(seg_config, tmp_path, bal
     def captured(fit, *_):
         raise Captured(fit)
 
-    monkeypatch.setattr(ensemble_stage.fit_loop, "train_members", captured)
+    monkeypatch.setattr(fit_loop, "train_members", captured)
     seg_config.features.sources, seg_config.stages.fit.start = ("colour",), "random"
     seg_config.run, seg_config.ensemble.probe = ("fit",), False
     seg_config.ensemble.recipe, seg_config.ensemble.widths = "regularised", ()
@@ -239,7 +242,7 @@ def test_no_labelled_pixel_left_names_the_image_and_the_rule(seg_config, tmp_pat
 
 
 def test_the_error_for_too_many_features_names_their_memory(seg_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(ensemble_stage, "free_bytes", lambda on_host: 1000)
+    monkeypatch.setattr(fit_features, "free_bytes", lambda on_host: 1000)
     refused(seg_config, tmp_path, r"needs .* GB for 3 images of 128 features a pixel, but 0.0 GB")
 
 
@@ -268,7 +271,7 @@ def test_images_fill_the_crop_where_files_hold_their_maps(seg_config, tmp_path):
     seg_config.stages.fit.augment.crop = (48, 48)
     refused(seg_config, tmp_path / "run", r"must fill it. .*augment.crop=\"\(32, 48\)\"")
     seg_config.stages.fit.augment.crop = (32, 48)
-    ensemble_stage.check_sizes(make_plan(seg_config, tmp_path / "run").stages[0])
+    fit_images.check_sizes(make_plan(seg_config, tmp_path / "run").stages[0])
 
 
 def test_maps_of_several_sizes_are_refused_with_the_name_of_the_image(seg_config, tmp_path):
@@ -276,7 +279,7 @@ def test_maps_of_several_sizes_are_refused_with_the_name_of_the_image(seg_config
     plan = make_plan(seg_config, tmp_path / "run").stages[0]
     shown = np.array([[index, 0] for index in range(2)])
     with pytest.raises(UserError, match=r"several sizes .*\(8, 12\).*\(4, 6\).* of train_000001"):
-        ensemble_stage.collect(plan, {"params": {}, "stats": {}}, shown)
+        fit_features.collect(plan, {"params": {}, "stats": {}}, shown)
 
 
 def test_missing_classifiers_and_noise_are_refused(seg_config, tmp_path):
@@ -410,5 +413,5 @@ def test_taps_of_ddep_are_refused(tiny_config, tmp_path):
 
 
 def test_the_backbone_is_read_from_the_checkpoint_once_there_is_one(seg_config, fitted):
-    network = ensemble_stage.open_backbone(make_plan(seg_config, fitted).stages[-1])
+    network = fit_network.open_backbone(make_plan(seg_config, fitted).stages[-1])
     assert set(network["params"]) == {"unet"} and set(network["stats"]) == {"noise"}

@@ -12,7 +12,7 @@ from PIL import Image
 from configs.tiny_ddpm_seg import get_config
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment import ensemble_stage, more_labels, stages
+from diffseg_jax.experiment import ensemble_stage, labelled_pixels, more_labels, stages
 from diffseg_jax.experiment.fold_files import (
     describe_scores,
     folds_in_turn,
@@ -155,7 +155,7 @@ def test_classifiers_never_measure_an_image_that_they_learned_from(folder, cross
 
 def test_a_fold_that_leaves_no_labels_to_learn_from_is_refused(folder, tmp_path):
     plan = make_plan(config_of(folder, count=3), tmp_path).stages[0]
-    fits = ensemble_stage.LabelledPixels(plan, None, None, np.arange(9), np.zeros(9, np.uint8))
+    fits = labelled_pixels.LabelledPixels(plan, None, None, np.arange(9), np.zeros(9, np.uint8))
     with pytest.raises(UserError, match="held out as fold 0, no labelled pixel .*data.val=train"):
         ensemble_stage.fit_folds(fits, np.zeros(9, int), plan.meta)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from diffseg_jax.data.labels import IGNORE
-from diffseg_jax.experiment.ensemble_stage import _member_init, _moments, examples, read_masks
+from diffseg_jax.experiment.fit_images import examples, read_masks
+from diffseg_jax.experiment.labelled_pixels import feature_moments, member_init
 from diffseg_jax.experiment.plan import make_plan
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.systems.pixel_ensemble import ensemble_maps, linear_probs, make_member
@@ -103,8 +104,8 @@ def test_members_start_with_the_moments_of_the_features():
     values = draw.normal(3, 2, (4, 8, 8, D)).astype(np.float32)
     features = PixelFeatures((jnp.asarray(values),), (8, 8))
     fit = PixelFit(None, head(), 2, RECIPE, small_objects=0, on_host=False)
-    moments = functools.partial(_moments, features, np.arange(256), 0)
-    stats = _member_init(fit, moments)(jax.random.key(0))["stats"]
+    moments = functools.partial(feature_moments, features, np.arange(256), 0)
+    stats = member_init(fit, moments)(jax.random.key(0))["stats"]
     flat = values.reshape(-1, D)
     np.testing.assert_allclose(stats["mean"], flat.mean(0), atol=1e-5)
     np.testing.assert_allclose(stats["deviation"], flat.std(0) + 1e-3, atol=1e-5)

@@ -12,7 +12,7 @@ from configs import tiny_ddpm_seg
 from diffseg_jax import load
 from diffseg_jax.diffusion.process import Process
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment import ensemble_stage
+from diffseg_jax.experiment import fit_network
 from diffseg_jax.experiment.plan import check_config, make_plan
 from diffseg_jax.figures.layout import save_png
 from diffseg_jax.inference.converted import save_converted
@@ -198,7 +198,7 @@ def saved(folder, kind, network):
 def test_a_fit_reads_the_student(tmp_path):
     config = saved(tmp_path / "clean", "clean", learning())
     (plan,) = make_plan(config, tmp_path / "run").stages
-    found = ensemble_stage.open_backbone(plan)
+    found = fit_network.open_backbone(plan)
     assert set(found["params"]) == {"clean"} and found["stats"] == {}
     student = learning()["params"]["student"]
     jax.tree.map(np.testing.assert_array_equal, found["params"]["clean"], student)

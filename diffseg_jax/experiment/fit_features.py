@@ -1,0 +1,142 @@
+"""Features of the labelled images of a fit, on the devices or in the host's memory."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from diffseg_jax.devices.mesh import local_rows, to_devices
+from diffseg_jax.display.progress import COMPILES, Progress
+from diffseg_jax.errors import UserError
+from diffseg_jax.experiment.fit_images import examples
+from diffseg_jax.experiment.planned import StagePlan
+from diffseg_jax.models.taps import PixelFeatures
+
+GB = 2**30
+
+
+def require_memory(plan: StagePlan, frozen: dict, masks: np.ndarray) -> int:
+    """Bytes of the features; UserError when they and the fit exceed the memory that is free."""
+    fit = plan.task.fit
+    read = tuple(plan.source.names[int(index)] for index in plan.indices[:1])
+    maps = fit.files.read(read) if fit.files else ()
+    shape = jax.eval_shape(fit.extract, frozen, *_one_image(masks.shape[1:]), *maps)
+    features = shape.nbytes * len(masks)
+    member = sum(leaf.size * 4 for leaf in jax.tree.leaves(fit.member.abstract["params"]))
+    orders = 2 * (fit.members if fit.recipe.own_order else 1)  # of two passes
+    training = 4 * fit.members * member + masks.size * (1 + 4 + 4 * orders)
+    need = features + training
+    free = free_bytes(fit.on_host)
+    if free and need > free:
+        advice = ""
+        if shape.maps[0].dtype == jnp.float32:
+            advice += ", or --config.features.dtype=float16"
+        if not fit.on_host and jax.default_backend() != "cpu":
+            advice += ", or --config.features.place=host"
+        allowed = max(int((free - training) / shape.nbytes), 0)
+        raise UserError(
+            f"stage {plan.name} needs {need / GB:.1f} GB for {len(masks)} images of {shape.width} "
+            f"features a pixel, but {free / GB:.1f} GB are free, enough for {allowed}. Lower "
+            f"--config.data.count, or the limit, crop or variants of --config.stages.{plan.name}."
+            "augment, or take fewer taps, scales, steps or blocks in --config.features"
+            f"{advice}."
+        )
+    return features
+
+
+def _one_image(size):
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
+    return image, jax.ShapeDtypeStruct((1, 2), jnp.int32)
+
+
+def free_bytes(on_host: bool) -> int:
+    """Memory that is free on the device, or in the host; 0 where it is unknown."""
+    device = jax.local_devices()[0]
+    if not on_host and device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        return stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
+    file = Path("/proc/meminfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else 0
+
+
+def extractor(plan) -> Callable:
+    """`PixelFit.extract`, compiled; what it returns is replicated on every device."""
+    return jax.jit(plan.task.fit.extract, out_shardings=NamedSharding(plan.mesh, PartitionSpec()))
+
+
+def collect(
+    plan: StagePlan, network: dict, shown: np.ndarray, extract: Callable | None = None,
+    progress: Progress | None = None,
+) -> PixelFeatures:  # fmt: skip
+    """Features of training images, pairs as of `examples`, replicated on every device.
+
+    Each device works on one image at a time, and each process reads those of its devices.
+    extract, progress  for several calls, a compiled function, and what counts the images
+    """
+    fit, mesh = plan.task.fit, plan.mesh
+    extract = extract or extractor(plan)
+    progress = progress or features_shown(plan, shown)  # else it is counted, not shown
+    write = jax.jit(_write, donate_argnums=0)
+    groups = [shown[start : start + mesh.size] for start in range(0, len(shown), mesh.size)]
+    filled = [np.resize(group, (mesh.size, 2)) for group in groups]
+    mine = [pairs[local_rows(mesh, mesh.size)] for pairs in filled]
+    changed, buffers, done = examples(plan, np.concatenate(mine)), [], 0
+    for group, rows in zip(groups, mine, strict=True):
+        read = [next(changed) for _ in rows]
+        batch = {key: np.stack([e[key] for e in read]) for key in ("image", "valid")}
+        if fit.files:
+            maps = fit.files.read([example["name"] for example in read])
+            batch |= {f"map_{i:02}": values for i, values in enumerate(maps)}
+        batch = to_devices(batch, mesh, mesh.size)
+        own = seeds_of_copies(plan.seed, group, mesh.size)
+        own = {"other_seed": own} if fit.own_seeds else {}
+        one = extract(network, *batch.values(), **own)
+        maps = [values[: len(group)] for values in one.maps]
+        _require_alike(plan, read[0]["name"], maps, buffers or maps)
+        if not buffers:
+            make = np.zeros if fit.on_host else jnp.zeros
+            buffers = [make((len(shown), *m.shape[1:]), m.dtype) for m in maps]
+        if fit.on_host:
+            for buffer, values in zip(buffers, maps, strict=True):
+                buffer[done : done + len(group)] = np.asarray(values)
+        else:
+            buffers = jax.block_until_ready(write(buffers, maps, done))
+        done += len(group)
+        progress.add(len(group))
+    return PixelFeatures(tuple(buffers), one.size, one.covered)
+
+
+def features_shown(plan, shown) -> Progress:
+    what = f"{plan.name}: features"
+    return plan.log.progress(what, len(shown), unit="images", first=COMPILES)
+
+
+def seeds_of_copies(seed: int, group: np.ndarray, size: int) -> np.ndarray:
+    """Seeds i32[size] of the noise of some images, pairs as of `examples`: one for each copy.
+
+    That of predictions, `seed` itself, is none of them.
+    """
+    copies = np.resize(group, (size, 2))[:, 1]
+    return ((seed + 1 + copies) % np.iinfo(np.int32).max).astype(np.int32)
+
+
+def _require_alike(plan, name, maps, first):
+    """Raises UserError for maps of another size than those of the first image."""
+    sizes, expected = ([values.shape[1:3] for values in each] for each in (maps, first))
+    if sizes != expected:
+        folder = plan.task.fit.files.folder if plan.task.fit.files else "the features"
+        raise UserError(
+            f"stage {plan.name}: maps in {folder} are of several sizes (height, width): {expected} "
+            f"of the first image, but {sizes} of {name}. Compute them again from images of one "
+            "size."
+        )
+
+
+def _write(buffers, maps, start):
+    update = jax.lax.dynamic_update_slice_in_dim
+    return [update(buffer, values, start, 0) for buffer, values in zip(buffers, maps, strict=True)]
