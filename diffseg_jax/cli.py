@@ -19,6 +19,11 @@ from collections.abc import Callable, Sequence
 # this when it is loaded; TF_CPP_MIN_LOG_LEVEL=0 shows its log.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from diffseg_jax.display import loading
+
+if loading.is_command():  # the other imports take seconds
+    loading.begin()
+
 import jax
 from PIL import Image
 
@@ -34,11 +39,12 @@ from diffseg_jax.config.flags import (  # noqa: F401  commands take them from he
 )
 from diffseg_jax.devices.compiled import CACHE, keep_compiled
 from diffseg_jax.devices.processes import ProcessesLost, barrier, exit_process
+from diffseg_jax.display.interrupts import INTERRUPTED, INTERRUPTS
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage.checkpoints import NotWritten
 from diffseg_jax.training.signals import Stopped
 
-MISTAKE, STOPPED, INTERRUPTED, LOST = 2, 75, 130, 134  # exit codes; 134 is also that of SIGABRT
+MISTAKE, STOPPED, LOST = 2, 75, 134  # exit codes; the last is also that of SIGABRT
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
 LOSS = ("UNAVAILABLE", "Gloo", "NCCL", "arrier", "heartbeat", "oordination")  # parts of messages
 
@@ -87,10 +93,11 @@ def user_errors(stopped: str = "stopped"):
     stopped  the sentence after Ctrl-C, where nothing was saved
     """
     os.environ.pop("MPLBACKEND", None)  # no window opens; a notebook's backend may be missing
+    loading.end()
     out, err = Output(sys.stdout), Output(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            with _exits(stopped):
+            with _exits(stopped), INTERRUPTS.raised(stopped):
                 yield
         finally:
             out.flush()
@@ -158,6 +165,8 @@ def _exits(stopped):
         barrier("stopped")  # an exit would end the processes that are still saving
         sys.exit(STOPPED if notice.number == signal.SIGTERM else INTERRUPTED)
     except KeyboardInterrupt:
+        if INTERRUPTS.is_watched:  # compiled code may go on in threads, which an exit waits for
+            INTERRUPTS.leave()
         print(stopped, file=sys.stderr)
         exit_process(INTERRUPTED)
     except Exception as error:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from diffseg_jax.annotations.coco import (
     categories_of,
@@ -91,6 +90,8 @@ def _segments(annotation, categories, where):
 
 def _regions_in(file, segments, size, where) -> Iterator[LabelledRegion]:
     """The segments in a PNG."""
+    from scipy import ndimage  # a slow import
+
     image = decode(file)
     if image.mode not in ("RGB", "RGBA") or image.size[::-1] != size:
         raise UserError(

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from diffseg_jax.inference.contours import Region, regions_of
 
@@ -101,6 +100,8 @@ def joined_ring(rings: Sequence[np.ndarray]) -> np.ndarray:
     Each hole is entered and left at its corner that is nearest to the outer border. By the rule of
     `fill_rings` the two ways along a bridge cancel.
     """
+    from scipy.spatial import cKDTree  # a slow import
+
     outer, *holes = rings
     if not holes:
         return outer

@@ -25,6 +25,8 @@ FIRST_AFTER = 3.0  # seconds of a command after which it says a line: imports to
 FREE_COLUMNS = 4  # columns; the terminal writes ^C there, which must not begin another row
 MOST_ROWS = 4  # that are drawn at once
 
+_drawn: set["Display"] = set()  # those that show rows
+
 
 class Display:
     """The lines of one command, and its activities; made once, and handed down.
@@ -120,6 +122,7 @@ class Display:
             if self.live:
                 self.live.stop()
                 self.live = None
+                _drawn.discard(self)
 
     def _run(self, ended, every):
         while not ended.wait(every):
@@ -148,6 +151,7 @@ class Display:
                 redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),
             )  # fmt: skip
             self.live.start()
+            _drawn.add(self)
             self.console.show_cursor(True)  # a killed program could not show it again
         self.live.update(Group(*(self._row(each) for each in rows[-MOST_ROWS:])), refresh=True)
 
@@ -163,3 +167,10 @@ class Display:
         if self.console.encoding.lower().startswith("utf"):
             return text
         return text.replace("━", "#").replace("─", "-").replace("…", "...")
+
+
+def end_rows():
+    """Erases all rows for good, before the process ends; in any thread."""
+    for display in list(_drawn):
+        if display.lock.acquire(timeout=1):  # for good: its thread draws no more
+            display.live.stop()

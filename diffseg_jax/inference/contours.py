@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from contourpy import contour_generator
-from scipy import ndimage
 
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.inference.georeference import Georeference, on_map
@@ -55,6 +54,8 @@ def regions_of(labels: np.ndarray, uncertainty: np.ndarray) -> Iterator[Region]:
 
     labels  int[H,W], 255 = ignored;  uncertainty  float[H,W]
     """
+    from scipy import ndimage  # a slow import
+
     for label in np.unique(labels):
         if label == IGNORE:
             continue

@@ -4,11 +4,14 @@ import contextlib
 import itertools
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
+
+from diffseg_jax.display.interrupts import INTERRUPTS
 
 _polls = itertools.count()  # the same in all processes, as they make the same steps
 
@@ -48,13 +51,20 @@ def watched() -> Iterator[Callable[[], int]]:
     def handle(number, _):
         received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-        text = f"stops after this step and saves{again}\n"
-        os.write(2, text.encode())  # The signal may have interrupted print.
+        if not INTERRUPTS.is_watched:  # else its thread says so, even while the step runs
+            os.write(2, f"{_notice(number)}\n".encode())  # The signal may have interrupted print.
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: received[0] if received else 0
+        say = lambda number: print(_notice(number), file=sys.stderr, flush=True)
+        with INTERRUPTS.deferred(say):
+            yield lambda: received[0] if received else 0
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _notice(number):
+    """The sentence that answers a signal."""
+    again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+    return f"stops after this step and saves{again}"
