@@ -6,7 +6,6 @@ and memory of the process, which belong to the program that imports the package.
 
 import contextlib
 import errno
-import io
 import logging
 import os
 import signal
@@ -40,6 +39,7 @@ from diffseg_jax.config.flags import (  # noqa: F401  commands take them from he
 from diffseg_jax.devices.compiled import CACHE, keep_compiled
 from diffseg_jax.devices.processes import ProcessesLost, barrier, exit_process
 from diffseg_jax.display.interrupts import INTERRUPTED, INTERRUPTS
+from diffseg_jax.display.output import Output
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage.checkpoints import NotWritten
 from diffseg_jax.training.signals import Stopped
@@ -102,40 +102,6 @@ def user_errors(stopped: str = "stopped"):
         finally:
             out.flush()
             err.flush()
-
-
-class Output:
-    """A standard stream that takes any text, and drops it once nobody reads the pipe any more.
-
-    Names of files that are not valid text are printed with escapes.
-    """
-
-    def __init__(self, stream):
-        """stream: None where the process has no such stream."""
-        self.stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
-        if isinstance(self.stream, io.TextIOWrapper):
-            self.stream.reconfigure(errors="backslashreplace")
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)  # for all but `write` and `flush`
-
-    def write(self, text: str) -> int:
-        with self._dropped():
-            self.stream.write(text)
-        return len(text)
-
-    def flush(self):
-        with self._dropped():
-            self.stream.flush()
-
-    @contextlib.contextmanager
-    def _dropped(self):
-        try:
-            yield
-        except BrokenPipeError:  # what is still buffered would raise again
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())
-            os.close(nowhere)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from diffseg_jax import cli, main, plot, predict, sample, study
+from diffseg_jax.display.output import Output
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import stages
 from diffseg_jax.experiment.label_target import LABEL_TARGET
@@ -66,7 +67,7 @@ def test_a_closed_pipe_stops_nothing(capfd):
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as stream:
-        output = cli.Output(stream)
+        output = Output(stream)
         for _ in range(3):
             print("x" * 100_000, file=output, flush=True)
 
@@ -78,7 +79,7 @@ def test_names_that_are_no_text_are_printed(capfd):
 
 
 def test_a_process_without_streams_works():
-    output = cli.Output(None)
+    output = Output(None)
     print("x", file=output, flush=True)
 
 
