@@ -54,17 +54,13 @@ class Interrupts:
         finally:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to be stopped
 
-    @contextlib.contextmanager
-    def deferred(self, say: Callable[[int], None]) -> Iterator[None]:
-        """Within it, another handler responds to the first signal, and Ctrl-C after it ends all.
+    def defer(self, say: Callable[[int], None] | None):
+        """From now on another handler responds to the first signal, and Ctrl-C after it ends all.
 
-        say  called with the number of the first signal as soon as it comes, by a thread
+        say  called with the number of the first signal as soon as it comes, by a thread; None: as
+             before
         """
         self.say, self.came = say, 0
-        try:
-            yield
-        finally:
-            self.say = None
 
     def leave(self):
         """Ends the process: files are either whole or not there, as they are renamed when whole."""

@@ -35,8 +35,8 @@ def watched() -> Iterator[Callable[[], int]]:
     """`with watched() as asked`: asked() is the number of the signal that came, or 0.
 
     It must be called once after every step, in all processes: any of them may receive SIGTERM, and
-    all stop at the same step. The second Ctrl-C stops at once. A single process watches signals
-    only in its main thread.
+    all stop at the same step. The second Ctrl-C stops at once, as does one before the first call,
+    when there is nothing to save. A single process watches signals only in its main thread.
     """
     if jax.process_count() > 1:
         # jax.distributed handles SIGTERM and notifies the other processes.
@@ -46,20 +46,27 @@ def watched() -> Iterator[Callable[[], int]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
-    received = []
+    received, begun = [], []
 
     def handle(number, _):
         received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if not INTERRUPTS.is_watched:  # else its thread says so, even while the step runs
+        if not (INTERRUPTS.is_watched and begun):  # else its thread says so, while the step runs
             os.write(2, f"{_notice(number)}\n".encode())  # The signal may have interrupted print.
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    def asked():
+        if not begun:
+            begun.append(True)
+            signal.signal(signal.SIGINT, handle)
+            INTERRUPTS.defer(lambda number: print(_notice(number), file=sys.stderr, flush=True))
+        return received[0] if received else 0
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, handle)
     try:
-        say = lambda number: print(_notice(number), file=sys.stderr, flush=True)
-        with INTERRUPTS.deferred(say):
-            yield lambda: received[0] if received else 0
+        yield asked
     finally:
+        INTERRUPTS.defer(None)
         for number, handler in previous.items():
             signal.signal(number, handler)
 

@@ -118,8 +118,17 @@ def test_signals_are_the_callers_own_again_afterwards():
 
 
 def test_the_second_ctrl_c_stops_at_once():
-    with pytest.raises(KeyboardInterrupt), watched():
+    with pytest.raises(KeyboardInterrupt), watched() as asked:
+        assert asked() == 0
         os.kill(os.getpid(), signal.SIGINT)
+        assert asked() == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("continues")
+
+
+def test_before_the_first_step_is_made_ctrl_c_stops_at_once():
+    """It may compile for a minute, and there is nothing to save."""
+    with pytest.raises(KeyboardInterrupt), watched():
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("continues")
 
