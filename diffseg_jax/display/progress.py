@@ -14,13 +14,14 @@ GAP = "  "
 class Progress:
     """Counts what is done of one activity; a `Display` shows it between `with` and its end.
 
-    what   what is done, such as "fit: features"
-    total  the number of parts; None: unknown, only its time is shown
-    unit   of the rate, such as "images"; "" shows none
-    each   units of one part, such as the images of a batch
-    first  what the first part does besides, such as COMPILES, which is said until it is done
-    done   parts that were done before
-    clock  seconds
+    what     what is done, such as "fit: features"
+    total    the number of parts; None: unknown, only its time is shown
+    unit     of the rate, such as "images"; "" shows none
+    each     units of one part, such as the images of a batch
+    first    what the first part does besides, such as COMPILES, which is said until it is done
+    done     parts that were done before
+    at_most  whether it may end before all parts are done
+    clock    seconds
 
     The time of the first part, and of those that `begins` names, is not counted in the rate, as it
     may include compilation.
@@ -28,15 +29,17 @@ class Progress:
 
     def __init__(
         self, what: str, total: int | None = None, *, unit: str = "", each: float = 1,
-        first: str = "", done: int = 0, clock: Callable[[], float] = time.monotonic,
+        first: str = "", done: int = 0, at_most: bool = False,
+        clock: Callable[[], float] = time.monotonic,
         opened: Callable[["Progress"], None] = lambda progress: None,
         closed: Callable[["Progress"], None] = lambda progress: None,
     ):  # fmt: skip
         self.what, self.total, self.unit, self.each = what, total, unit, each
+        self.bound = "at most " if at_most else ""
         self.note, self.clock, self.opened, self.closed = first, clock, opened, closed
         self.start = self.warm_done = self.done = done
         self.begun = self.noted = self.warm = self.now = clock()
-        self.rested = 0.0
+        self.rested = self.resting = 0.0  # seconds: up to `now`, after it
         self.values: dict[str, str] = {}
         self.lock = threading.Lock()
 
@@ -56,6 +59,7 @@ class Progress:
         """So many are done."""
         with self.lock:
             more, self.done, self.now = done - self.done, done, self.clock()
+            self.rested, self.resting = self.rested + self.resting, 0.0
             if self.warm_done == self.start:
                 self.warm_done, self.warm, self.rested = done, self.now, 0.0
             elif self.note:
@@ -70,7 +74,7 @@ class Progress:
     def rest(self, seconds: float):
         """So long something else was done, such as an evaluation, which is not in the rate."""
         with self.lock:
-            self.rested += seconds
+            self.resting += seconds
 
     def show(self, **values: str):
         """Sets the last values, such as loss="0.1234"."""
@@ -119,7 +123,7 @@ class Progress:
             if self.values:
                 found["values"] = values_text(self.values)
             if (left := self.seconds_left) is not None:
-                found["left"] = f"{duration(left)} left"
+                found["left"] = f"{self.bound}{duration(left)} left"
             if self.note:
                 found["note"] = f"{self.note}, {duration(self.clock() - self.noted)} so far"
             elif self.done == self.start:

@@ -128,7 +128,8 @@ def train_members(
     inputs = _inputs(fit, orders, step, length)
 
     # ---- steps
-    steps = log.progress(fit.name, total, unit="steps", first=COMPILES, done=step)
+    options = dict(unit="steps", first=COMPILES, done=step, at_most=True)
+    steps = log.progress(fit.name, total, **options)
     with life.running() as asked, steps as shown:
         while step < total:
             learned, losses = call(learned, data, *inputs)

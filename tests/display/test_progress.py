@@ -69,6 +69,13 @@ def test_rests_are_in_the_time_left_but_not_in_the_rate():
     progress.add(5)
     assert progress.texts()["rate"] == "16.0 images/s"  # 80 images in 10 s less 5
     assert progress.seconds_left == 9
+    progress.rest(60)  # as a checkpoint, before the next part is done
+    assert progress.texts()["rate"] == "16.0 images/s"
+
+
+def test_what_may_end_early_promises_no_more_than_a_bound():
+    progress, _ = run(2.0, 10, until=4, at_most=True)
+    assert progress.line() == "fit: features 4/10   at most 12 s left"
 
 
 def test_what_compiles_is_said_until_the_first_part_is_done():
