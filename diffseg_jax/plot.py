@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from diffseg_jax.cli import Flags, user_errors
 from diffseg_jax.data.files import expanded
+from diffseg_jax.display.console import Display
 from diffseg_jax.figures.curve_data import read_curves
 from diffseg_jax.figures.curves import check_output, draw_curves, last_numbers, save_figure
 
@@ -28,7 +29,8 @@ def main(arguments: Sequence[str] | None = None):
         given = make_flags().parse_args(arguments)
         check_output(given.output)
         curves = read_curves([path for workdir in given.workdir for path in expanded(workdir)])
-        save_figure(draw_curves(curves), given.output)
+        with Display().progress("draws curves"):
+            save_figure(draw_curves(curves), given.output)
         print(last_numbers(curves))
         print(f"curves in {given.output}")
 

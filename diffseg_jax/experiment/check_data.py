@@ -82,7 +82,8 @@ def check_data(config: ConfigDict, workdir: Path, display: Display | None = None
         problems += bad
         file = workdir / f"check_{name}.png"
         if len(bad) < len(source):
-            layout.save_png(file, source_sheet(source, shown))
+            with display.progress("  draws a contact sheet"):
+                layout.save_png(file, source_sheet(source, shown))
             print(f"  contact sheet: {file}")
         if part == "data":
             try:
@@ -104,7 +105,7 @@ def check_data(config: ConfigDict, workdir: Path, display: Display | None = None
     try:
         notes, warnings = require_startable(config, workdir, display)
         if not wrong:
-            draw_changes(config, sources, workdir)
+            draw_changes(config, sources, workdir, display)
         for sentence in notes:
             print(f"note: {sentence}")
         for sentence in [] if seen else warnings:  # of labels: said above, of all of them
@@ -226,7 +227,9 @@ def _measure(source, index, target):
     return image.shape[:2], target.count(example) if target else {}
 
 
-def draw_changes(config: ConfigDict, sources: dict[str, Sequence], workdir: Path):
+def draw_changes(
+    config: ConfigDict, sources: dict[str, Sequence], workdir: Path, display: Display
+):  # fmt: skip
     """Writes check_*_changed.png: training images as the first stage that reads them changes them.
 
     sources  by part: "train" or "unlabelled"; others are not drawn
@@ -241,7 +244,8 @@ def draw_changes(config: ConfigDict, sources: dict[str, Sequence], workdir: Path
             continue
         file = workdir / f"check_{part}_changed.png"
         target = target_of(config) if part == "train" else None
-        layout.save_png(file, changed_sheet(sources[part], options, target, config.seed))
+        with display.progress(f"{part}: draws images as stage {names[0]} changes them"):
+            layout.save_png(file, changed_sheet(sources[part], options, target, config.seed))
         print(f"{part}, as stage {names[0]} changes its images: {file}")
 
 

@@ -5,7 +5,7 @@ k-means of features at several blocks and steps.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -63,9 +63,12 @@ def draw_clusters(config: ConfigDict, workdir: Path, display: Display | None = N
     with locked(workdir, "clusters", "--workdir"):
         images, features = _features(plan, how)
         names = maps_of_diffusion(plan.task.meta["features"])
-        labels = cluster_maps({name: features[name] for name in names}, how, plan.seed)
+        with plan.log.progress(f"{plan.name}: clusters of maps", len(names)) as shown:
+            given = {name: features[name] for name in names}
+            labels = cluster_maps(given, how, plan.seed, done=shown.add)
         picture = workdir / "pictures" / "clusters.png"
-        layout.save_png(picture, cluster_plot(images, labels, how.k))
+        with plan.log.progress(f"{plan.name}: draws"):
+            layout.save_png(picture, cluster_plot(images, labels, how.k))
         write_json(workdir / "clusters.json", {
             **dataclasses.asdict(how), "seed": plan.seed, "scaling": "none", "start": plan.start,
             "vectors": f"centres from {DRAWN_VECTORS} at most, drawn; all get the nearest",
@@ -94,17 +97,20 @@ def _features(plan: StagePlan, how) -> tuple[list[np.ndarray], dict[str, list[np
 
 
 def cluster_maps(
-    features: Mapping[str, list[np.ndarray]], how: Clustering, seed: int
+    features: Mapping[str, list[np.ndarray]], how: Clustering, seed: int,
+    done: Callable[[], None] = lambda: None,
 ) -> dict[str, list[np.ndarray]]:  # fmt: skip
     """The clusters i32[h,w] of every image and map, named alike in all maps.
 
     features  name of a map -> f32[h,w,C] of each image, at its native size and not scaled
+    done      called after each map
     """
     found = {}
     for name, maps in features.items():
         groups = [[values] for values in maps] if how.per_image else [list(maps)]
         labels = [each for group in groups for each in _clusters_of(group, how, seed)]
         found[name] = labels if not found else _named_alike(labels, next(iter(found.values())), how)
+        done()
     return found
 
 

@@ -74,7 +74,8 @@ def _batches(plan, start, steps):
 
 def announce(plan: StagePlan, stage: loop.Stage):
     """Logs the start, the data, the steps and the devices of a stage before it is trained."""
-    abstract = loop.abstract_state(stage)
+    with plan.log.progress(f"{stage.name}: prepares its network"):  # it is traced
+        abstract = loop.abstract_state(stage)
     kind = "labelled image" if plan.evaluation else "unlabelled image"
     steps = "steps" if stage.pace else counted(stage.steps, "step")
     plan.log.say(
