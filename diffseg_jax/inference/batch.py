@@ -79,7 +79,7 @@ def predict_files(
     remaining = {name: path for name, path in found if not summary.is_done(name, path)}
     progress = display.progress("images", len(remaining), unit="images")
     named = readable(remaining, summary, progress.add)
-    named = announce_sizes(named, progress, display, options.round_to)
+    named = announce_sizes(named, progress, None if options.round_to else display.say)
     predictions = segmenter.predict_named(named, options, keep=saved.extra)
     make_folder(folder)
     with locked(folder, "predict", "--output"):
@@ -165,18 +165,21 @@ def _holds(video, count):
 
 
 def announce_sizes(
-    named: Iterator[tuple[str, np.ndarray]], progress: Progress, display: Display,
-    round_to: int | None,
+    named: Iterator[tuple[str, np.ndarray]], progress: Progress,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:  # fmt: skip
-    """The images with names; says that new sizes compile, and gives a hint after MANY_SIZES."""
+    """The images with names; shows that new sizes compile.
+
+    say  takes a hint after MANY_SIZES; None: there is none
+    """
     sizes = set()
     for name, image in named:
         height, width = size = image.shape[:2]
         if size not in sizes:
             sizes.add(size)
             progress.begins(f"{height} x {width}, {COMPILES}")
-            if len(sizes) == MANY_SIZES and not round_to:
-                display.say(
+            if len(sizes) == MANY_SIZES and say:
+                say(
                     f"{MANY_SIZES} sizes so far, each of which may compile for some seconds; "
                     "--round_to=64 lets many share programs, by resizing them a little"
                 )

@@ -10,9 +10,8 @@ import numpy as np
 
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.display.console import Display
-from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import UserError, visible
-from diffseg_jax.inference.batch import require_apart
+from diffseg_jax.inference.batch import announce_sizes, require_apart
 from diffseg_jax.inference.frames import frames_note, read_each
 from diffseg_jax.inference.images import find_images, matching
 from diffseg_jax.inference.segmenter import Segmenter
@@ -97,12 +96,9 @@ def write_features(
         remaining = [(name, path) for name, path in found if not summary.is_done(name, path)]
         if remaining:
             network = jax.device_put(network, segmenter.mesh.devices.flat[0])
-        shown = display.progress("images", len(remaining), unit="images", first=COMPILES)
-        with shown as progress:
+        with display.progress("images", len(remaining), unit="images") as progress:
             try:
-                for name, source, image in read_each(remaining):
-                    if isinstance(image, UserError):
-                        raise image
+                for (name, source), image in announce_sizes(_readable(remaining), progress):
                     made = _npz(_features(extract, network, image))
                     write_atomically(folder / f"{name}.npz", made)
                     summary.add(name, source, {})
@@ -110,6 +106,14 @@ def write_features(
             finally:
                 summary.save()
     return len(found)
+
+
+def _readable(remaining):
+    """((name, source), image) of each; raises UserError for the first one that cannot be read."""
+    for name, source, image in read_each(remaining):
+        if isinstance(image, UserError):
+            raise image
+        yield (name, source), image
 
 
 def _features(extract, network, image) -> PixelFeatures:
