@@ -5,24 +5,23 @@ lines follow at growing intervals, so that logs stay short and nobody waits in s
 """
 
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.text import Text
 
 from diffseg_jax.display.progress import Progress, fitted
+from diffseg_jax.display.rows import Rows
 
 REDRAWN_EVERY = 0.5  # seconds, in a terminal
 SHOWN_AFTER = 0.5  # seconds; what takes less is not shown
 NOTE_AFTER = 2.0  # seconds of a part after which a plain line says what it does besides
 SILENCES = (8.0, 15.0, 30.0)  # seconds without any line before the first, second, later ones
 FIRST_AFTER = 3.0  # seconds of a command after which it says a line: imports took some before
-FREE_COLUMNS = 4  # columns; the terminal writes ^C there, which must not begin another row
+FREE_COLUMNS = 1  # columns; some terminals begin another row after the last one
 MOST_ROWS = 4  # that are drawn at once
 
 _drawn: set["Display"] = set()  # those that show rows
@@ -49,7 +48,7 @@ class Display:
         self.quiet, self.clock, self.ticking = quiet, clock, ticking and not quiet
         self.open: list[Progress] = []
         self.lock = threading.RLock()
-        self.live: Live | None = None
+        self.rows: Rows | None = None
         self.ended = threading.Event()
         self.spoken, self.silences, self.named = clock() - SILENCES[0] + FIRST_AFTER, 0, ""
         self.noted: tuple[Progress, str] | None = None
@@ -119,9 +118,9 @@ class Display:
             if self.open:
                 return
             self.ended.set()
-            if self.live:
-                self.live.stop()
-                self.live = None
+            if self.rows:
+                self.rows.end()
+                self.rows = None
                 _drawn.discard(self)
 
     def _run(self, ended, every):
@@ -143,20 +142,15 @@ class Display:
 
     def _draw(self):
         rows = [each for each in self.open if self.clock() - each.begun >= SHOWN_AFTER]
-        if not rows and not self.live:
+        if not rows and not self.rows:
             return
-        if not self.live:
-            self.live = Live(
-                console=self.console, auto_refresh=False, transient=True,
-                redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),
-            )  # fmt: skip
-            self.live.start()
+        if not self.rows:
+            self.rows = Rows(self.console)
             _drawn.add(self)
-            self.console.show_cursor(True)  # a killed program could not show it again
-        self.live.update(Group(*(self._row(each) for each in rows[-MOST_ROWS:])), refresh=True)
+        self.rows.show([self._row(each) for each in rows[-MOST_ROWS:]])
 
     def _row(self, progress):
-        row = Text(no_wrap=True, overflow="ellipsis")
+        row = Text(no_wrap=True, overflow="ellipsis", end="")
         for text, style in fitted(progress, self.console.width - FREE_COLUMNS):
             row.append(self._plain(text), style)
         row.truncate(self.console.width - FREE_COLUMNS, overflow="ellipsis")
@@ -173,4 +167,4 @@ def end_rows():
     """Erases all rows for good, before the process ends; in any thread."""
     for display in list(_drawn):
         if display.lock.acquire(timeout=1):  # for good: its thread draws no more
-            display.live.stop()
+            display.rows.end()

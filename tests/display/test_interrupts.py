@@ -89,7 +89,7 @@ with INTERRUPTS.raised("stopped; it resumes"), Display().progress("compiles"):
     command.until("compiles")
     command.press()
     assert command.end() == 130
-    assert command.text.endswith("\x1b[2Kstopped; it resumes\r\n")  # the row is erased
+    assert command.text.endswith("\r\x1b[Jstopped; it resumes\r\n")  # the row is erased
 
 
 def test_python_code_is_ended_in_order(started):
