@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from diffseg_jax.display.progress import Progress, fitted
-from diffseg_jax.display.rows import Rows
+from diffseg_jax.display.rows import DrawnRows
 
 REDRAWN_EVERY = 0.5  # seconds, in a terminal
 SHOWN_AFTER = 0.5  # seconds; what takes less is not shown
@@ -48,7 +48,7 @@ class Display:
         self.quiet, self.clock, self.ticking = quiet, clock, ticking and not quiet
         self.open: list[Progress] = []
         self.lock = threading.RLock()
-        self.rows: Rows | None = None
+        self.rows: DrawnRows | None = None
         self.ended = threading.Event()
         self.spoken, self.silences, self.named = clock() - SILENCES[0] + FIRST_AFTER, 0, ""
         self.noted: tuple[Progress, str] | None = None
@@ -145,7 +145,7 @@ class Display:
         if not rows and not self.rows:
             return
         if not self.rows:
-            self.rows = Rows(self.console)
+            self.rows = DrawnRows(self.console)
             _drawn.add(self)
         self.rows.show([self._row(each) for each in rows[-MOST_ROWS:]])
 

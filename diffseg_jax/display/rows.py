@@ -12,7 +12,7 @@ from rich.text import Text
 ERASE = "\r\x1b[J"  # the row of the cursor and all below
 
 
-class Rows(RenderHook):
+class DrawnRows(RenderHook):
     """The rows of a console, from the first `show` to `end`.
 
     The cursor rests at the beginning of the first row. So erasing what is below it is right also
