@@ -31,6 +31,7 @@ from diffseg_jax.weights import adm
 from diffseg_jax.weights.adm import load_adm
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.transunet import load_port
+from transunet_file import TINY, encoder_shapes, official_file, random_leaves
 
 FLAGS = {  # of the network of the tiny config, for two classes
     "image_size": 16, "num_channels": 32, "channel_mult": "1,1", "num_res_blocks": 1,
@@ -288,7 +289,7 @@ def outputs_of(segmenter, size):
     return maps if isinstance(maps, dict) else {"probs": maps}
 
 
-def test_a_transunet_segments_and_an_encoder_gives_features(monkeypatch, capsys):
+def test_a_transunet_segments_and_an_encoder_gives_features(monkeypatch, capsys, tmp_path):
     file = RECORDED / "ddep/transunet_ddep_state.pt"
     config = json.loads((RECORDED / "ddep/transunet_ddep.json").read_text())["config"]
     segmenter = opened(monkeypatch, "transunet", file, heads=config["num_heads"])
@@ -305,12 +306,11 @@ def test_a_transunet_segments_and_an_encoder_gives_features(monkeypatch, capsys)
     sentence = refused(capsys, file, "out", "transunet", grid="3,5")
     assert "form no grid of 3x5" in sentence and "For convert it is --grid=4,4." in sentence
 
-    file = RECORDED / "ddep/flax_hybrid_params.npz"
-    record = json.loads((RECORDED / "ddep/flax_hybrid.json").read_text())
-    grid = ",".join(str(-(-side // 16)) for side in record["image"])
-    segmenter = opened(monkeypatch, "transunet", file, grid=grid)
+    file = tmp_path / "released.npz"
+    np.savez(file, **official_file(random_leaves(encoder_shapes(TINY))))
+    segmenter = opened(monkeypatch, "transunet", file)
     assert shapes_match(segmenter) and "the decoder is random" in capsys.readouterr().out
-    assert segmenter.config.model.heads == record["config"]["num_heads"]  # the file tells
+    assert segmenter.config.model.heads == TINY["num_heads"]  # the file tells
     assert "encoded" in segmenter.taps and segmenter.config.model.arithmetic == "official"
     with pytest.raises(UserError, match="knows no classes, so it cannot segment"):
         segmenter.predict(np.zeros((32, 32, 3), np.uint8))

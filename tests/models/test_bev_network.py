@@ -90,7 +90,8 @@ def test_recorded_loss_and_gradients(golden):
     for path in golden("ddp/bev_ddp_*.json"):
         told, arrays, *_ = recorded_case(path)
         found, gradients = recorded_run(path)
-        assert difference(found["noisy"], nhwc(arrays["train/noised"])) < NOISY
+        if "train/noised" in arrays:
+            assert difference(found["noisy"], nhwc(arrays["train/noised"])) < NOISY
         for name, loss in zip(told["config"]["classes"], found["losses"], strict=True):
             expected = told["losses"][f"loss/map/{name}/focal"]
             assert abs(float(loss) - expected) < LOSSES * expected, (path.name, name)

