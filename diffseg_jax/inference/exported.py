@@ -101,7 +101,7 @@ def export(
     output, size, platforms = check_request(output, size, platforms, format)
     check_protocol(segmenter.protocol, size)
     task, kind = segmenter.task_for(steps, samples), EXPORT_FORMATS[format]
-    require_classes(segmenter, task)
+    segmenter.require_predictions()
     if task.files:
         raise UserError(
             f"this model reads features from {task.files.folder}, so it cannot be exported alone. "
@@ -343,17 +343,6 @@ def check_protocol(protocol: Protocol, size: tuple[int, int]):
             f"evaluation of this checkpoint averages over {' and '.join(views)}; the exported "
             f"model takes images of {height} x {width} as they are, so its predictions differ",
             stacklevel=3,
-        )
-
-
-def require_classes(segmenter: Segmenter, task: Task):
-    """Raises UserError for a stage that does not segment."""
-    if segmenter.output.refusal:
-        raise segmenter.output.refusal(segmenter)
-    if task.predict is None:
-        raise UserError(
-            f"{segmenter.directory} was trained without labels, so it cannot segment and there is "
-            "no prediction to export. Give the stage that was trained with labels."
         )
 
 

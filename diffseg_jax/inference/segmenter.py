@@ -222,6 +222,16 @@ class Segmenter:
             require_known(name, PredictOptions.__annotations__, "option of a prediction")
         return self.predict_named(named_images(images), PredictOptions(**options))
 
+    def require_predictions(self):
+        """Raises UserError for a stage that predicts nothing of single images."""
+        if self.task.predict is None:
+            raise UserError(
+                f"stage {self.meta['stage']} of {self.directory} knows no classes, so it cannot "
+                "segment. Give the stage that was trained with labels. Its features can be read."
+            )
+        if self.output.refusal:
+            raise self.output.refusal(self)
+
     @own_settings()
     def predict_named(
         self, named: Iterator[tuple[str, np.ndarray]], options: PredictOptions,
@@ -233,13 +243,7 @@ class Segmenter:
 
         Raises UserError for wrong options when it is called, not with the first prediction.
         """
-        if self.task.predict is None:
-            raise UserError(
-                f"stage {self.meta['stage']} of {self.directory} knows no classes, so it cannot "
-                "segment. Give the stage that was trained with labels. Its features can be read."
-            )
-        if self.output.refusal:
-            raise self.output.refusal(self)
+        self.require_predictions()
         protocol_of_size = functools.partial(self._protocol_of_size, options)
         protocol_of_size((1, 1))  # raises for wrong options
         batch_size = self.batch_size if options.batch_size is None else options.batch_size

@@ -3,6 +3,8 @@
 Ji et al., "DDP: Diffusion Model for Dense Visual Prediction" (ICCV 2023), section 4.4.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -16,7 +18,7 @@ from diffseg_jax.models.bev_network import (
 )
 from diffseg_jax.models.inputs import IMAGENET_MEAN, IMAGENET_STD, keys_of_images
 from diffseg_jax.models.network import Network
-from diffseg_jax.systems.dense_task import DenseTask
+from diffseg_jax.systems.dense_task import DenseTask, settings_of_meta
 from diffseg_jax.training.layer_loss import layer_focal_losses
 
 GROUND_OPTIONS = ("x", "y", "z", "depth", "output", "timed")  # of config.bev
@@ -28,16 +30,7 @@ def make_bev_settings(config, num_classes: int) -> BEVSettings:
     """The settings of a config's parts model, bev and diffusion."""
     ground = {key: config.bev[key] for key in GROUND_OPTIONS}
     values = {**config.model, **ground, "code_scale": config.diffusion["code_scale"]}
-    return bev_settings_of_meta({"model": {**values, "num_classes": num_classes}})
-
-
-def bev_settings_of_meta(meta: dict) -> BEVSettings:
-    """The settings in the metadata of a checkpoint."""
-    return BEVSettings(**{key: _as_tuple(value) for key, value in meta["model"].items()})
-
-
-def _as_tuple(value):
-    return tuple(map(_as_tuple, value)) if isinstance(value, (list, tuple)) else value
+    return settings_of_meta(BEVSettings, {"model": {**values, "num_classes": num_classes}})
 
 
 def make_bev_network(settings: BEVSettings, kind: str, dtype: str, remat: bool) -> Network:
@@ -155,7 +148,7 @@ BEV = DenseTask(
     described="a decoder that denoises a map seen from above, conditioned on the images of "
     "several cameras (DDP)",
     settings=make_bev_settings,
-    settings_of=bev_settings_of_meta,
+    settings_of=functools.partial(settings_of_meta, BEVSettings),
     network=make_bev_network,
     meta=lambda config, kind, settings, crop: {
         "task": "bev", "size": list(crop), "resize": config.bev.resize,

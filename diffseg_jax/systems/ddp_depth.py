@@ -18,7 +18,7 @@ from diffseg_jax.systems.dense_images import (
     noise_keys,
     pad_image,
 )
-from diffseg_jax.systems.dense_task import DenseTask
+from diffseg_jax.systems.dense_task import DenseTask, settings_of_meta
 from diffseg_jax.training.depth_loss import ScaleInvariantLoss
 
 DEPTH_SCHEDULES = {"cosine": cosine_gamma}  # the signal's share of the power at a time
@@ -29,15 +29,8 @@ def make_depth_settings(config, num_classes: int = 0) -> DepthSettings:
     """The settings of a config's parts model, depth and diffusion."""
     depth = {key: config.depth[key] for key in NETWORK_OPTIONS}
     scale = config.diffusion["code_scale"]
-    return depth_settings_of_meta({"model": {**config.model, **depth, "code_scale": scale}})
-
-
-def depth_settings_of_meta(meta: dict) -> DepthSettings:
-    """The settings in the metadata of a checkpoint."""
-    values = dict(meta["model"])
-    for name in ("channels", "depths", "heads"):
-        values[name] = tuple(values[name])
-    return DepthSettings(**values)
+    model = {**config.model, **depth, "code_scale": scale}
+    return settings_of_meta(DepthSettings, {"model": model})
 
 
 def make_depth_network(settings: DepthSettings, kind: str, dtype: str, remat: bool) -> Network:
@@ -159,7 +152,7 @@ DEPTH = DenseTask(
     name="depth",
     described="a decoder that denoises a depth map, conditioned on the image (DDP)",
     settings=make_depth_settings,
-    settings_of=depth_settings_of_meta,
+    settings_of=functools.partial(settings_of_meta, DepthSettings),
     network=make_depth_network,
     meta=lambda config, kind, settings, crop: {"task": "depth"},
     options={"code_scale": "diffusion.code_scale", **{n: f"depth.{n}" for n in NETWORK_OPTIONS}},

@@ -21,7 +21,7 @@ from diffseg_jax.systems.dense_images import (
     pad_image,
     repeated,
 )
-from diffseg_jax.systems.dense_task import DenseTask
+from diffseg_jax.systems.dense_task import DenseTask, settings_of_meta
 from diffseg_jax.systems.task import Task
 from diffseg_jax.training.losses import losses_by_options, masked_cross_entropy
 
@@ -31,15 +31,8 @@ from diffseg_jax.training.losses import losses_by_options, masked_cross_entropy
 def make_settings(config, num_classes: int) -> DDPSettings:
     """The settings of a config's parts model and diffusion."""
     code = {key: config.diffusion[key] for key in ("code", "code_scale")}
-    return settings_of_meta({"model": {**config.model, **code, "num_classes": num_classes}})
-
-
-def settings_of_meta(meta: dict) -> DDPSettings:
-    """The settings in the metadata of a checkpoint."""
-    values = dict(meta["model"])
-    for name in ("channels", "depths", "heads"):
-        values[name] = tuple(values[name])
-    return DDPSettings(**values)
+    model = {**config.model, **code, "num_classes": num_classes}
+    return settings_of_meta(DDPSettings, {"model": model})
 
 
 def make_network(settings: DDPSettings, kind: str, dtype: str, remat: bool) -> Network:
@@ -219,7 +212,7 @@ SEGMENTATION = DenseTask(
     name="segmentation",
     described="a decoder that denoises a label map, conditioned on the image (DDP)",
     settings=make_settings,
-    settings_of=settings_of_meta,
+    settings_of=functools.partial(settings_of_meta, DDPSettings),
     network=make_network,
     meta=describe_task,
     options={"code": "diffusion.code", "code_scale": "diffusion.code_scale"},

@@ -85,3 +85,9 @@ class DenseTask:
     adjustable: tuple[str, ...] = ()
     plain: Callable | None = None
     named: bool = True
+
+
+def settings_of_meta(kind: type, meta: dict):
+    """The settings of a network, a dataclass of that kind, in the metadata of a checkpoint."""
+    as_tuple = lambda x: tuple(map(as_tuple, x)) if isinstance(x, list | tuple) else x  # of JSON
+    return kind(**{name: as_tuple(value) for name, value in meta["model"].items()})

@@ -1,5 +1,6 @@
 """An exported model predicts as the segmenter does, without this package."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -184,8 +185,8 @@ def test_too_large_a_network_is_a_sentence():
 
 def test_a_stage_without_classes_has_nothing_to_export(tmp_path, segmenter_of):
     segmenter = segmenter_of("ddep")
-    segmenter.meta = {**segmenter.meta, "task": {**segmenter.meta["task"], "kind": "pretrain"}}
-    with pytest.raises(UserError, match="trained without labels"):
+    segmenter.task = dataclasses.replace(segmenter.task, predict=None)
+    with pytest.raises(UserError, match="knows no classes"):
         export(segmenter, tmp_path / "out", size=SIZE)
 
 

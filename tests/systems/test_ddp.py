@@ -28,7 +28,6 @@ from diffseg_jax.systems.ddp_segmentation import (
     make_network,
     make_settings,
     pixel_loss,
-    settings_of_meta,
 )
 from diffseg_jax.weights.ddp import load_ddp
 from diffseg_jax.weights.formats import read_arrays
@@ -576,4 +575,4 @@ def test_a_crop_below_the_stride_is_refused():
 def test_settings_survive_the_checkpoint():
     settings = make_settings(tiny(), 5)
     meta = json.loads(json.dumps({"model": dataclasses.asdict(settings)}))
-    assert settings_of_meta(meta) == settings
+    assert SEGMENTATION.settings_of(meta) == settings
