@@ -94,28 +94,29 @@ class Merge(nn.Module):
     def forward(self, x):
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         parts = [x[:, a::2, b::2] for a in (0, 1) for b in (0, 1)]
-        return self.reduction(self.norm(torch.cat(parts, -1)))
+        return self.reduction(self.norm(torch.stack(parts, -1).flatten(-2)))
 
 
 class Swin(nn.Module):
-    """f32[B, 3, H, W] -> maps of the last three stages, strides 8, 16 and 32."""
+    """f32[B, 3, H, W] -> normalised maps of the stages from `first` on, of strides 4, 8, 16, 32."""
 
-    def __init__(self):
+    def __init__(self, first):
         super().__init__()
+        self.first = first
         self.embed, self.norm = nn.Conv2d(3, CHANNELS[0], 4, 4), nn.LayerNorm(CHANNELS[0])
         self.stages = nn.ModuleList(
             nn.Sequential(*[Block(c, heads, WINDOW // 2 * (j % 2)) for j in range(depth)])
             for c, heads, depth in zip(CHANNELS, HEADS, DEPTHS)
         )
         self.merges = nn.ModuleList(map(Merge, CHANNELS[:3]))
-        self.norms = nn.ModuleList(map(nn.LayerNorm, CHANNELS[1:]))
+        self.norms = nn.ModuleList(map(nn.LayerNorm, CHANNELS[first:]))
 
     def forward(self, image):
         x, maps = self.norm(self.embed(image).permute(0, 2, 3, 1)), []
         for i, stage in enumerate(self.stages):
             x = stage(x)
-            if i:
-                maps.append(self.norms[i - 1](x).permute(0, 3, 1, 2))
+            if i >= self.first:
+                maps.append(self.norms[i - self.first](x).permute(0, 3, 1, 2))
             if i < 3:
                 x = self.merges[i](x)
         return maps
@@ -142,7 +143,7 @@ class Encoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.swin = Swin()
+        self.swin = Swin(first=1)
         self.lateral1 = conv_norm(CHANNELS[3] + CHANNELS[2], NECK, 1)
         self.lateral0 = conv_norm(NECK + CHANNELS[1], NECK, 1)
         self.out1, self.out0 = conv_norm(NECK, NECK, 3), conv_norm(NECK, NECK, 3)

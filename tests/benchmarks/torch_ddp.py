@@ -168,6 +168,31 @@ def log_snr(t):
     return -torch.log((angle.cos() ** -2 - 1).clamp(min=1e-5))
 
 
+class MapDecoder(nn.Module):
+    """Layers over a map whose noise level is announced, one number per image."""
+
+    def __init__(self):
+        super().__init__()
+        self.frequencies = nn.Parameter(torch.randn(8))
+        self.time = nn.Sequential(
+            nn.Linear(17, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, 4 * WIDTH)
+        )  # fmt: skip
+        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
+
+    def embed_time(self, level):
+        phases = level[:, None] * self.frequencies * 2 * math.pi
+        return self.time(torch.cat([level[:, None], phases.sin(), phases.cos()], dim=1))
+
+    def forward(self, feature, level):
+        """f32[1, E, h, w] and f32[1] -> f32[1, E, h, w]."""
+        h, w = feature.shape[2:]
+        query, time = feature.flatten(2).transpose(1, 2), self.embed_time(level)
+        positions, reference = sine_positions(h, w), cell_centres(h, w)
+        for layer in self.layers:
+            query = layer(query, time, positions, reference, (h, w))
+        return query.transpose(1, 2).unflatten(2, (h, w))
+
+
 class DDP(nn.Module):
     """Diffusion over label maps, for one image at a time."""
 
@@ -175,26 +200,9 @@ class DDP(nn.Module):
         super().__init__()
         self.backbone, self.neck = ConvNeXt(), Neck()
         self.transform = nn.Conv2d(2 * WIDTH, WIDTH, 1)
-        self.frequencies = nn.Parameter(torch.randn(8))
-        self.time = nn.Sequential(
-            nn.Linear(17, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, 4 * WIDTH)
-        )  # fmt: skip
         self.embedding = nn.Embedding(CLASSES + 1, WIDTH)
-        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
+        self.decoder = MapDecoder()
         self.head = nn.Conv2d(WIDTH, CLASSES, 1)
-
-    def embed_time(self, level):
-        phases = level[:, None] * self.frequencies * 2 * math.pi
-        return self.time(torch.cat([level[:, None], phases.sin(), phases.cos()], dim=1))
-
-    def decode(self, feature, time):
-        """f32[1, E, h, w] -> class logits f32[1, K, h, w]."""
-        h, w = feature.shape[2:]
-        query = feature.flatten(2).transpose(1, 2)
-        positions, reference = sine_positions(h, w), cell_centres(h, w)
-        for layer in self.layers:
-            query = layer(query, time, positions, reference, (h, w))
-        return self.head(query.transpose(1, 2).unflatten(2, (h, w)))
 
     def forward(self, image, steps):
         """f32[1, 3, H, W] -> class logits f32[1, K, H, W], by DDIM with time difference 1."""
@@ -203,9 +211,8 @@ class DDP(nn.Module):
         for i in range(steps):
             now, after = 1 - i / steps, max(1 - (i + 2) / steps, 0.0)
             now, after = log_snr(torch.tensor([now, after])).split(1)
-            logits = self.decode(
-                self.transform(torch.cat([feature, state], dim=1)), self.embed_time(now)
-            )
+            mixed = self.transform(torch.cat([feature, state], dim=1))
+            logits = self.head(self.decoder(mixed, now))
             table = (2 * self.embedding.weight.sigmoid() - 1) * CODE_SCALE
             code = F.embedding(logits.argmax(1), table).permute(0, 3, 1, 2)
             noise = (state - now.sigmoid().sqrt() * code) / (-now).sigmoid().sqrt().clamp(min=1e-8)
