@@ -25,6 +25,7 @@ GUIDE = (ROOT / ".docs" / "exporting.md").read_text()
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 WEB = os.environ.get("ONNXRUNTIME_WEB", "")  # node_modules/onnxruntime-web/dist
 CDN = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist"
+CPP = os.environ.get("ONNXRUNTIME_CPP", "")  # with the folders include and lib of a release
 WITHOUT = "import sys\nfor name in ('diffseg_jax', 'jax', 'onnx'): sys.modules[name] = None\n"
 
 
@@ -106,6 +107,37 @@ def test_the_page_of_the_guide_paints_the_labels(site, expected):
         server.server_close()
     palette = np.array(json.loads((folder / "model.json").read_text())["palette"])
     assert (shown == palette[expected.labels[0]]).all(-1).mean() > 0.999
+
+
+CPP_PROGRAM = """
+#include <cstdio>
+#include <vector>
+{0}
+int main() {{
+  const int64_t height = {1}, width = {2};
+  std::vector<uint8_t> rgb(3 * height * width);
+  if (std::fread(rgb.data(), 1, rgb.size(), stdin) != rgb.size()) return 1;
+{3}
+  std::fwrite(labels, sizeof(int32_t), height * width, stdout);
+}}
+"""
+
+
+@pytest.mark.skipif(not (shutil.which("g++") and CPP), reason="needs g++, and ONNXRUNTIME_CPP")
+def test_the_cpp_of_the_guide_finds_the_labels(site, expected):
+    folder = site / "web" / "scenes"
+    include, _, lines = block("cpp").partition("\n")
+    image = np.asarray(Image.open(site / "photo.png"))
+    source = CPP_PROGRAM.format(include, *image.shape[:2], lines)
+    (folder / "predict.cpp").write_text(source)
+    command = next(line for line in GUIDE.splitlines() if line.startswith("g++"))
+    command = command.replace("$ONNXRUNTIME_CPP", str(Path(CPP).resolve()))
+    subprocess.run(command.split(), cwd=folder, check=True, timeout=100)
+    done = subprocess.run([folder / "predict"], input=image.tobytes(), cwd=folder,
+                          capture_output=True, timeout=100)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    labels = np.frombuffer(done.stdout, np.int32).reshape(image.shape[:2])
+    assert (labels == expected.labels[0]).mean() > 0.999
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
