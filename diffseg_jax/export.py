@@ -8,6 +8,8 @@ model.stablehlo  the network with its weights, as jax.export writes it, for any 
 model.onnx       the same in ONNX (--format=onnx), for images of any size, which it resizes;
                  runtimes in Python, C++, C#, Java and JavaScript load it
 model.json       classes, colours, inputs and outputs, and the lines of Python that load it
+
+Networks for maps seen from above take the images of all cameras with their calibration.
 """
 
 from collections.abc import Sequence

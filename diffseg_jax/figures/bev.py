@@ -47,10 +47,13 @@ def layer_errors(truth: np.ndarray, probs: np.ndarray) -> np.ndarray:
     return label_images.heat(upright(wrong.mean(0)))
 
 
-def layer_uncertainty(probs: np.ndarray) -> np.ndarray:
-    """float[..., X, Y] in [0, 1] of probabilities [..., K, X, Y]: mean entropy of classes, bits."""
-    p = np.clip(np.asarray(probs, np.float32), 1e-7, 1 - 1e-7)
-    return (-(p * np.log2(p) + (1 - p) * np.log2(1 - p))).mean(-3)
+def layer_uncertainty(probs, xp=np):
+    """float[..., X, Y] in [0, 1] of probabilities [..., K, X, Y]: mean entropy of classes, bits.
+
+    xp  the module of the arrays, numpy or jax.numpy
+    """
+    p = xp.clip(xp.asarray(probs, xp.float32), 1e-7, 1 - 1e-7)
+    return (-(p * xp.log2(p) + (1 - p) * xp.log2(1 - p))).mean(-3)
 
 
 def camera_grid(images: np.ndarray) -> np.ndarray:

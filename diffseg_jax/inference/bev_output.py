@@ -7,6 +7,7 @@ from diffseg_jax.data.bev_transforms import network_input
 from diffseg_jax.data.rig_files import read_rig
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference.bev_maps import BEVPrediction
+from diffseg_jax.inference.exported_rigs import RIG_FORM, exported_layers
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.output import OutputKind
 from diffseg_jax.inference.rig_batch import needs_rigs, predict_rig_files, rig_maps
@@ -78,8 +79,12 @@ BEV_OUTPUT = OutputKind(
     need="mean entropy of the classes",
     required=(),
     text=_of_images,
-    exported=_of_images,
-    meanings=_of_images,
+    exported=exported_layers,
+    meanings=lambda calibrated: {
+        "probs": "of every class; a cell may have several",
+        "uncertainty": "the mean entropy of the classes in bits",
+    },
+    form=RIG_FORM,
     of_files=predict_rig_files,
     refusal=needs_rigs,
     call=(

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -17,6 +17,7 @@ from jax import export as stablehlo
 import diffseg_jax
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, choose, require_known
+from diffseg_jax.inference.exported_rigs import rig_function
 from diffseg_jax.inference.label_output import LABEL_OUTPUT
 from diffseg_jax.inference.output import OutputKind
 from diffseg_jax.inference.segmenter import Segmenter
@@ -51,10 +52,10 @@ class ExportFormat:
     file       its name
     package    with which it is written;  extra  of this package, which installs that
     needs      what a program that loads it installs
-    load       lines of Python that load and call it, with places for height and width
-    shape      of the images that it takes: names of sizes that may differ, None for a fixed one
+    load       lines of Python that load and call it, with places for inputs and outputs
+    sizes      letters of `FileForm` -> names of sizes that may differ; the others are fixed
     platforms  among which one may choose
-    dtypes     of the computation;  tasks  of the networks
+    dtypes     of the computation
     write      Exportable -> {name of a file: its bytes}
     """
 
@@ -63,10 +64,9 @@ class ExportFormat:
     extra: str
     needs: str
     load: tuple[str, ...]
-    shape: tuple[str | None, ...]
+    sizes: Mapping[str, str]
     platforms: tuple[str, ...]
     dtypes: tuple[str, ...]
-    tasks: tuple[str, ...]
     write: Callable[[Exportable], dict[str, bytes]]
 
 
@@ -91,17 +91,21 @@ def export(
     "probs" float32[b,H,W,K], "uncertainty" float32[b,H,W]}, or "depth" float32[b,H,W] in place of
     the first two for a depth network: what `predict` returns for whole images that are not
     resized, up to rounding (1e-5 in float32, some thousandths in bfloat16). A model in ONNX takes
-    images of other sizes too: it resizes them to `size`, and its maps back.
+    images of other sizes too: it resizes them to `size`, and its maps back. Networks that read
+    rigs take images uint8[b,n,height,width,3] of n cameras, and "intrinsics" float32[b,n,3,3] and
+    "camera_to_world" float32[b,n,4,4] for any n; they return {"probs" float32[b,K,X,Y],
+    "uncertainty" float32[b,X,Y]} as `predict_rigs` does.
 
     Warns if the evaluation averages over windows, scales or mirror images, which the model does
     not. Raises UserError for a size that the evaluation would change first, unknown formats and
-    platforms, an output that exists, a network that does not segment, one of over 2 GB in
+    platforms, an output that exists, a network without predictions, one of over 2 GB in
     StableHLO, and one that computes in bfloat16 or has operations that are not known in ONNX.
     """
     output, size, platforms = check_request(output, size, platforms, format)
-    check_protocol(segmenter.protocol, size)
+    check_size(segmenter, size)
     task, kind = segmenter.task_for(steps, samples), EXPORT_FORMATS[format]
-    segmenter.require_predictions()
+    if not segmenter.output.of_files:
+        segmenter.require_predictions()
     if task.files:
         raise UserError(
             f"this model reads features from {task.files.folder}, so it cannot be exported alone. "
@@ -111,11 +115,6 @@ def export(
         raise UserError(
             f"this network computes in {dtype}, which {format} files of this package do not. "
             f"Try --dtype={kind.dtypes[0]}."
-        )
-    if segmenter.output.name not in kind.tasks:
-        raise UserError(
-            f"{format} files are written for {' and '.join(kind.tasks)}, but this network is for "
-            f"{segmenter.output.name}. Leave the format out."
         )
     log(f"{segmenter.directory}: traces step {segmenter.step} as {format}")
     seed = int(segmenter.seed_for(seed))
@@ -133,12 +132,14 @@ def usable_calibrator(
     segmenter: Segmenter, task: Task, size: tuple[int, int]
 ) -> Calibrator | None:
     """The calibrator of a network; None where predictions of the task lack one of its signals."""
+    if not segmenter.calibrator:
+        return None
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
     valid = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     found = jax.eval_shape(task.predict, segmenter.network, image, valid)
     given = {*OF_PROBABILITIES, *(found if isinstance(found, dict) else ())}
     calibrator = segmenter.calibrator
-    return calibrator if calibrator and given >= set(calibrator.signals) else None
+    return calibrator if given >= set(calibrator.signals) else None
 
 
 def prediction_function(
@@ -173,14 +174,20 @@ def dtype_of(name: str) -> str:
 
 def stablehlo_files(given: Exportable) -> dict[str, bytes]:
     """The bytes of model.stablehlo by its name; UserError for a network of over 2 GB."""
-    function = prediction_function(
+    takes = given.output.form.takes(given.task.meta)
+    make = rig_function if len(takes) > 1 else prediction_function
+    function = make(
         given.task, given.network, given.size, given.seed, given.calibrator, given.output
     )  # fmt: skip
-    (b,) = stablehlo.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((b, *given.size, 3), jnp.uint8)
+    b, n = stablehlo.symbolic_shape("b, n")
+    sizes = {"b": b, "n": n, **fixed_sizes(given.size)}
+    inputs = [
+        jax.ShapeDtypeStruct([sizes.get(side, side) for side in shape], dtype)
+        for dtype, shape, _ in takes.values()
+    ]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "A large amount of constants")  # the weights
-        exported = stablehlo.export(jax.jit(function), platforms=given.platforms)(images)
+        exported = stablehlo.export(jax.jit(function), platforms=given.platforms)(*inputs)
     return {MODEL: serialized(exported)}
 
 
@@ -207,7 +214,7 @@ def onnx_files(given: Exportable) -> dict[str, bytes]:
     }
     return onnx_model(
         given.task, given.network, given.size, given.seed, given.calibrator, texts, ONNX.file,
-        given.output,
+        ONNX.sizes, given.output,
     )  # fmt: skip
 
 
@@ -216,10 +223,9 @@ STABLEHLO = ExportFormat(
     load=(
         "from jax import export, jit",
         f'model = jit(export.deserialize(bytearray(open("{MODEL}", "rb").read())).call)',
-        "outputs = model(images)  # uint8[b, {0}, {1}, 3] -> {2}",
+        "outputs = model({inputs})  # {shapes} -> {outputs}",
     ),
-    shape=("b", None, None), platforms=PLATFORMS, dtypes=("float32", "bfloat16"),
-    tasks=("segmentation", "depth"),
+    sizes={"b": "b", "n": "n"}, platforms=PLATFORMS, dtypes=("float32", "bfloat16"),
     write=stablehlo_files,
 )  # fmt: skip
 ONNX = ExportFormat(
@@ -227,12 +233,27 @@ ONNX = ExportFormat(
     load=(
         "import onnxruntime",
         'model = onnxruntime.InferenceSession("model.onnx")',
-        '{2} = model.run(None, {{"images": images}})  # uint8[b, h, w, 3]',
+        "{outputs} = model.run(None, {feed})  # {shapes}",
     ),
-    shape=("batch", "height", "width"), platforms=(), dtypes=("float32",),
-    tasks=("segmentation", "depth"), write=onnx_files,
+    sizes={"b": "batch", "n": "cameras", "h": "height", "w": "width"}, platforms=(),
+    dtypes=("float32",), write=onnx_files,
 )  # fmt: skip
 EXPORT_FORMATS = {"stablehlo": STABLEHLO, "onnx": ONNX}
+
+
+def fixed_sizes(size: tuple[int, int]) -> dict[str, int]:
+    """The letters of `FileForm` for the (height, width) that a network sees."""
+    return dict(zip("hw", size))
+
+
+def seen_as(meta: dict, size: tuple[int, int], inside: bool) -> str:
+    """What becomes of images before a network sees them, in the file or before; for people."""
+    factor, place = meta.get("resize"), "inside" if inside else "before"
+    if factor is None:
+        return "; resized to {} x {} inside".format(*size) if inside else ""
+    return "; made {:g} times as large and cut to {} x {} {}, the middle of their bottom".format(
+        factor, *size, place
+    )
 
 
 def normalisation(meta: dict) -> str:
@@ -246,9 +267,20 @@ def model_json(
     calibrated: bool, platforms: tuple[str, ...],
 ) -> dict:  # fmt: skip
     """The content of model.json; calibrated: whether the uncertainty is."""
-    shape = [name or side for name, side in zip(kind.shape, ("b", *size))]
-    meanings = segmenter.output.meanings(calibrated)
-    resized = "" if None in kind.shape else "; resized to {} x {} inside".format(*size)
+    form, meanings = segmenter.output.form, segmenter.output.meanings(calibrated)
+    names = {**fixed_sizes(size), **kind.sizes}
+    named = lambda shape: [names.get(side, side) for side in shape]
+    takes = {
+        name: {"dtype": dtype, "shape": named(shape), "meaning": meaning}
+        for name, (dtype, shape, meaning) in form.takes(task.meta).items()
+    }
+    shapes = (f"{each['dtype']}[{', '.join(map(str, each['shape']))}]" for each in takes.values())
+    places = {
+        "inputs": ", ".join(takes), "outputs": ", ".join(meanings), "shapes": ", ".join(shapes),
+        "feed": "{" + ", ".join(f'"{name}": {name}' for name in takes) + "}",
+    }  # fmt: skip
+    images = takes.pop("images")
+    images["meaning"] += seen_as(task.meta, size, inside="h" in kind.sizes)
     sampling = task.meta.get("sampling", {})
     return {
         "library": f"diffseg_jax {diffseg_jax.__version__}",
@@ -259,27 +291,23 @@ def model_json(
         "classes": list(segmenter.names),
         "palette": [[int(part) for part in colour] for colour in segmenter.palette],
         "normalisation": normalisation(task.meta),
-        "input": {
-            "dtype": "uint8",
-            "shape": [*shape, 3],
-            "size": list(size),
-            "range": [0, 255],
-            "meaning": f"b images, red green blue, as in an image file{resized}",
-        },
+        "input": {**images, "size": list(size), "range": [0, 255]},
+        **({"calibration": takes} if takes else {}),
         "outputs": {
             name: {
                 "dtype": dtype_of(name),
-                "shape": shape + [len(segmenter.names)] * (name == "probs"),
+                "shape": named(form.returns(name, task.meta, len(segmenter.names))),
                 "meaning": meaning,
             }
             for name, meaning in meanings.items()
         },
+        **form.added(task.meta),
         "options": {
             "steps": sampling.get("steps"), "samples": sampling.get("draws"), "seed": seed,
         },
         "platforms": list(platforms),
         "needs": kind.needs,
-        "load": [line.format(*size, ", ".join(meanings)) for line in kind.load],
+        "load": [line.format(**places) for line in kind.load],
     }  # fmt: skip
 
 
@@ -316,6 +344,18 @@ def check_request(
     if os.path.lexists(output):
         raise UserError(f"{output} exists already. Give another --output.")
     return Path(os.path.abspath(output)), tuple(map(int, size)), platforms
+
+
+def check_size(segmenter: Segmenter, size: tuple[int, int]):
+    """Raises UserError for a size that a network does not see; warns as `check_protocol`."""
+    if not segmenter.output.of_files:
+        return check_protocol(segmenter.protocol, size)
+    seen = tuple(segmenter.meta["task"]["size"])
+    if size != seen:
+        raise UserError(
+            "this network sees {} x {} of every photograph, but size is {} x {}. "
+            "Try --size={},{}.".format(*seen, *size, *seen)
+        )
 
 
 def check_protocol(protocol: Protocol, size: tuple[int, int]):

@@ -1,6 +1,7 @@
 """A trained model as an ONNX file, which onnxruntime and others run in many languages."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,35 +10,42 @@ import numpy as np
 import diffseg_jax
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference.bands import DESCRIPTOR, named_maps
-from diffseg_jax.inference.label_output import LABEL_OUTPUT
+from diffseg_jax.inference.exported_rigs import intrinsics_of_views, rig_function
 from diffseg_jax.inference.output import OutputKind
 from diffseg_jax.inference.views import predict_whole
 from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.onnx_writer.convert import add_function
 from diffseg_jax.onnx_writer.graph import Graph, UnsupportedError, Value, symbolic_input
 from diffseg_jax.onnx_writer.model_files import model_files
-from diffseg_jax.onnx_writer.resizing import resized, resized_images
+from diffseg_jax.onnx_writer.resizing import resized, resized_images, views_of_photographs
 from diffseg_jax.systems.task import Task
 
 
 def onnx_model(
     task: Task, network: dict, size: tuple[int, int], seed: int, calibrator: Calibrator | None,
-    description: Mapping[str, str], name: str, output: OutputKind = LABEL_OUTPUT,
+    description: Mapping[str, str], name: str, sizes: Mapping[str, str], output: OutputKind,
 ) -> dict[str, bytes]:  # fmt: skip
-    """The files of a model of images u8[b,h,w,3]: {name: bytes}; UserError if it has no such form.
+    """The files of a model of the arrays of `OutputKind.form`: {name: bytes}.
 
     size         (height, width) at which the network sees images, which the file resizes, and
                  whose maps it resizes back, both as `inference.views.predict` does
     seed         of the noise, which the file draws for each image as jax does
     description  texts that the file holds
-    output       whose `exported` maps are the outputs, i32 or f32[b,h,w,...]
+    sizes        letters of `FileForm` -> names of sizes that are known when the file runs
+    output       whose `exported` maps are the outputs
+
+    Raises UserError for a network that has no such form.
     """
     try:
         graph = Graph()
-        images = symbolic_input(graph, "images", "uint8", ("batch", "height", "width", 3))
-        outputs = written(graph, images, task, network, size, seed, calibrator, output)
+        inputs = [
+            symbolic_input(graph, given, dtype, tuple(sizes.get(side, side) for side in shape))
+            for given, (dtype, shape, _) in output.form.takes(task.meta).items()
+        ]
+        write = written_rigs if len(inputs) > 1 else written
+        outputs = write(graph, inputs, task, network, size, seed, calibrator, output)
         return model_files(
-            graph, [images], outputs, description, ("diffseg_jax", diffseg_jax.__version__), name
+            graph, inputs, outputs, description, ("diffseg_jax", diffseg_jax.__version__), name
         )
     except UnsupportedError as error:
         raise UserError(
@@ -47,10 +55,11 @@ def onnx_model(
 
 
 def written(
-    graph: Graph, images: Value, task: Task, network: dict, size: tuple[int, int], seed: int,
-    calibrator: Calibrator | None, output: OutputKind,
+    graph: Graph, inputs: Sequence[Value], task: Task, network: dict, size: tuple[int, int],
+    seed: int, calibrator: Calibrator | None, output: OutputKind,
 ) -> dict[str, Value]:  # fmt: skip
     """The outputs for images of any size, as nodes of a graph."""
+    (images,) = inputs
     batch, *sides, _ = images.shape
     shown = resized_images(graph, images, size)
     maps = add_function(graph, maps_function(task, network, size, seed), shown)
@@ -61,6 +70,20 @@ def written(
         return dict(output.exported(found))
 
     return add_function(graph, decide, *maps.values())
+
+
+def written_rigs(
+    graph: Graph, inputs: Sequence[Value], task: Task, network: dict, size: tuple[int, int],
+    seed: int, *_,
+) -> dict[str, Value]:  # fmt: skip
+    """The outputs for rigs with photographs of any size, as nodes of a graph."""
+    photographs, intrinsics, *others = inputs
+    factor = task.meta["resize"]
+    views, corner = views_of_photographs(graph, photographs, size, factor)
+    moved = functools.partial(intrinsics_of_views, factor=factor)
+    intrinsics = add_function(graph, moved, intrinsics, corner)
+    function = rig_function(task, network, size, seed)
+    return add_function(graph, function, views, intrinsics, *others)
 
 
 def maps_function(

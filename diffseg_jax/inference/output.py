@@ -5,6 +5,26 @@ from collections.abc import Callable
 
 from diffseg_jax.inference.views import Decision
 
+IMAGES = "b images, red green blue, as in an image file"
+
+
+@dataclasses.dataclass(frozen=True)
+class FileForm:
+    """The arrays of an exported model: by default those of single images and their maps.
+
+    Sizes in a shape are numbers, or letters: b images or rigs of n cameras, h rows, w columns.
+
+    takes    `Task.meta` -> {name of an input: (dtype, shape, what it is)}
+    returns  (name of an output, `Task.meta`, number of classes) -> shape
+    added    `Task.meta` -> further entries of model.json
+    """
+
+    takes: Callable = lambda meta: {"images": ("uint8", ("b", "h", "w", 3), IMAGES)}
+    returns: Callable = lambda name, meta, num_classes: (
+        ("b", "h", "w", num_classes) if name == "probs" else ("b", "h", "w")
+    )
+    added: Callable = lambda meta: {}
+
 
 @dataclasses.dataclass(frozen=True)
 class OutputKind:
@@ -33,6 +53,7 @@ class OutputKind:
     text        (maps of each image, names of classes) -> what they show, for people
     exported    maps -> {name: array} that an exported model returns
     meanings    calibrated -> {name: what it is}
+    form        the arrays that such a model takes and returns
     of_files    writes the predictions of files that are no images, as `rig_batch.predict_rig_files`
                 does, in place of `batch.predict_files`; None for images
     refusal     segmenter -> UserError for images, where the network reads something else
@@ -62,3 +83,4 @@ class OutputKind:
     refusal: Callable | None = None
     call: tuple[str, ...] = ('prediction = segmenter.predict("image.png")',)
     inputs: str = "photos"
+    form: FileForm = FileForm()

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Bound = tuple[float, float, float]  # lower and upper end, and size of a cell, in metres
+BORDER = 1e-3  # cells; more than what float32 loses in the place of a point
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +75,13 @@ def cells_of_points(points: jax.Array, grid: Grid) -> jax.Array:
     """i32[...]: the index x * Y + y of the cell that holds each point f32[..., 3].
 
     X * Y for points outside. A quotient is rounded towards zero, as in the original, so that what
-    is up to one cell below the lower end counts for the first cell.
+    is up to one cell below the lower end counts for the first cell. Points on a border, such as
+    those straight ahead, are of the cell above it, however a platform rounds.
     """
     inside, cells = True, []
     for axis, bound in enumerate((grid.x, grid.y, grid.z)):
         lower, _, size = bound
-        cell = jnp.trunc((points[..., axis] - lower) / size)
+        cell = jnp.trunc((points[..., axis] - lower) / size + BORDER)
         inside &= (cell >= 0) & (cell < count_cells(bound))
         cells.append(cell)
     x, y, _ = grid.cells
@@ -94,14 +96,15 @@ def pool(depth: jax.Array, features: jax.Array, cells: jax.Array, size: int) -> 
     features  f[B, N, h, w, C]
     cells     i32[B, N, D, h, w], see `cells_of_points`; `size` stands for no cell
 
-    The products f32[B, N, D, h, w, C] are 640 MB for an image set of the published size. On a CPU
-    only those of one depth exist at a time (1/118), in the backward pass too. Elsewhere the points
-    are sorted by cell, and their sums are sums of neighbours.
+    The products f32[B, N, D, h, w, C] are 640 MB for an image set of the published size. Only those
+    of one depth exist at a time (1/118), in the backward pass too. On accelerators the points are
+    sorted by cell, and their sums are sums of neighbours.
     """
     inputs = depth.astype(jnp.float32), features.astype(jnp.float32), cells
     by_depth = lambda *inputs: _pool_by_depth(*inputs, size)
     by_sort = lambda *inputs: _pool_sorted(*inputs, size)
-    return jax.lax.platform_dependent(*inputs, cpu=by_depth, default=by_sort)
+    accelerators = dict.fromkeys(("cuda", "rocm", "tpu"), by_sort)
+    return jax.lax.platform_dependent(*inputs, **accelerators, default=by_depth)
 
 
 def _pool_by_depth(depth, features, cells, size):
@@ -119,8 +122,8 @@ def _pool_by_depth(depth, features, cells, size):
 
 def _pool_sorted(depth, features, cells, size):
     shape = depth.shape[1:]  # [N, D, h, w]
-    pixel = np.arange(shape[0] * shape[2] * shape[3]).reshape(shape[0], 1, *shape[2:])
-    pixel = jnp.asarray(np.broadcast_to(pixel, shape).reshape(-1), jnp.int32)
+    pixel = jnp.arange(shape[0] * shape[2] * shape[3]).reshape(shape[0], 1, *shape[2:])
+    pixel = jnp.broadcast_to(pixel, shape).reshape(-1)
 
     def of_one(depth, features, cells):
         cells, order = jax.lax.sort_key_val(cells.reshape(-1), jnp.arange(pixel.size))

@@ -5,6 +5,7 @@ package use at prediction are known; another one is an `UnsupportedError`.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from diffseg_jax.onnx_writer.graph import (
     as_graph,
     constant_of,
     elements,
+    same,
     tensor_info,
 )
 from diffseg_jax.onnx_writer.products import PRODUCTS
@@ -100,7 +102,7 @@ def _plain_outputs(graph, equation, inputs):
 def _folded(equation, inputs):
     """The constants that an equation makes of constants; None if there are others."""
     name, avals = equation.primitive.name, [each.aval for each in equation.outvars]
-    if not all(value.constant for value in inputs) or name == "broadcast_in_dim":
+    if not all(value.constant for value in inputs) or name in UNFOLDED:
         return None
     if name in ELEMENTWISE:
         arrays_in = np.broadcast_arrays(*(value.array for value in inputs))
@@ -185,6 +187,42 @@ def _one_step(graph, p, given, carry, rows, equation):
     return [graph.reshape(x, aval.shape) for x, aval in zip(found, avals)]
 
 
+def _scatter_add(graph, equation, inputs):
+    """x with rows added at indices, which may repeat; those out of range are dropped."""
+    x, _, updates = inputs
+    p = equation.params
+    numbers = p["dimension_numbers"]
+    batch, indexed = numbers.operand_batching_dims, numbers.scatter_dims_to_operand_dims
+    rest = [axis for axis in range(len(x.shape)) if axis not in (*batch, *indexed)]
+    sizes = [x.shape[axis] for axis in (*batch, *indexed)]
+    width = math.prod(x.shape[axis] for axis in rest)
+    windows = [int(axis) for axis in numbers.update_window_dims]
+    taken = [updates.shape[axis] for axis in windows]
+    if p["mode"] == jax.lax.GatherScatterMode.CLIP or not same(taken, [x.shape[a] for a in rest]):
+        raise UnsupportedError("an addition of windows")
+
+    def rows(indices, updates):
+        of_batch = numbers.scatter_indices_batching_dims
+        at = [jax.lax.broadcasted_iota(jnp.int32, indices.shape[:-1], axis) for axis in of_batch]
+        at += [indices[..., i] for i in range(len(indexed))]
+        row, inside = 0, True
+        for each, size in zip(at, sizes, strict=True):
+            inside &= (each >= 0) & (each < size)
+            row = row * size + each
+        ends = range(updates.ndim - len(windows), updates.ndim)
+        updates = jnp.moveaxis(updates, windows, ends).reshape(-1, width)
+        inside = inside.reshape(-1, 1)
+        return jnp.where(inside, row.reshape(-1, 1), 0), jnp.where(inside, updates, 0)
+
+    index, added = add_function(graph, rows, *inputs[1:])
+    moved = graph.transpose(x, [*batch, *indexed, *rest])
+    table = graph.reshape(moved, (math.prod(sizes), width))
+    names = [graph.whole(table), graph.whole(graph.cast(index, "int64")), graph.whole(added)]
+    found = graph.make("ScatterND", names, table.shape, x.dtype, reduction="add")
+    found = graph.reshape(found, moved.shape)
+    return [graph.transpose(found, np.argsort([*batch, *indexed, *rest]))]
+
+
 # ---- random numbers ----------------------------------------------------------------------------
 
 
@@ -237,10 +275,11 @@ NUMPY: dict[str, Callable] = {
     "select_n": lambda which, *cases: np.choose(which, cases), "sqrt": np.sqrt,
     "square": np.square, "sub": np.subtract, "xor": np.bitwise_xor,
 }  # fmt: skip
+UNFOLDED = {"broadcast_in_dim", "dim_as_value"}
 RESHAPING = {"reshape", "squeeze", "expand_dims"}
 CONTROL: dict[str, Callable] = {
     "cond": _cond, "erf_inv": _inverse_erf, "platform_index": _platform, "random_bits": _bits,
     "random_fold_in": _fold_in, "random_seed": _seed, "random_unwrap": _unwrap,
-    "random_wrap": _wrap, "scan": _scan,
+    "random_wrap": _wrap, "scan": _scan, "scatter-add": _scatter_add,
 }  # fmt: skip
 RULES: dict[str, Callable] = {**ELEMENTWISE, **MOVES, **PRODUCTS}

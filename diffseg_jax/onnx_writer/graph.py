@@ -68,6 +68,7 @@ class Graph:
         self.root = outer.root if outer else self
         if not outer:
             self.initializers, self.symbols, self._count = {}, {}, 0
+            self.scope = export.SymbolicScope()
 
     def fresh(self) -> str:
         """A name that nothing else has."""
@@ -200,7 +201,7 @@ class Graph:
 def symbolic_input(graph: Graph, name: str, dtype: str, shape: Sequence) -> Value:
     """An input whose dimensions with names are known when the network runs."""
     symbols = [size for size in shape if isinstance(size, str)]
-    known = dict(zip(symbols, export.symbolic_shape(", ".join(symbols))))
+    known = dict(zip(symbols, export.symbolic_shape(", ".join(symbols), scope=graph.scope)))
     held = graph.add("Shape", [name])
     for axis, size in enumerate(shape):
         if isinstance(size, str):

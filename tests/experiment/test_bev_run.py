@@ -19,7 +19,6 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.inference.batch import predict_files
 from diffseg_jax.inference.bev_output import predict_rigs
-from diffseg_jax.inference.exported import export
 from diffseg_jax.inference.feature_files import source_of
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.saved import SaveOptions
@@ -155,8 +154,6 @@ def test_photographs_without_calibration_are_refused(run, segmenter, tmp_path):
     assert done.code and "predicts maps seen from above" in done.err and "NAME.json" in done.err
     with pytest.raises(UserError, match="from the images of several cameras"):
         segmenter.predict(np.zeros((32, 48, 3), np.uint8))
-    with pytest.raises(UserError, match="from the images of several cameras"):
-        export(segmenter, tmp_path / "model", size=(32, 48))
     rig = {"images": np.zeros((2, 80, 120, 3), np.uint8), "name": "bare"}
     with pytest.raises(UserError, match="bare comes without intrinsics"):
         predict_rigs(segmenter, [rig])

@@ -62,6 +62,12 @@ def test_cells_round_towards_zero():
     assert int(cells_of_points(jnp.asarray([0.0, 0.0, 1.5]), GRID)) == 64
 
 
+def test_points_on_a_border_have_one_cell_however_they_are_rounded():
+    steps = jnp.asarray([-1e-5, 0.0, 1e-5])
+    points = jnp.stack([2 + steps, 0.5 - steps, 0 * steps], -1)
+    np.testing.assert_array_equal(cells_of_points(points, GRID), [6 * 8 + 5] * 3)
+
+
 def inputs(seed=0):
     generator = np.random.default_rng(seed)
     depth = generator.random((2, 3, 5, 4, 6), np.float32)

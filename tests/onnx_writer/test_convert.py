@@ -60,6 +60,7 @@ POINTS = RNG.uniform(-0.2, 1.2, (1, 7, 2, 1, 3, 2)).astype(np.float32)
 WEIGHTS = RNG.uniform(0, 1, (1, 7, 2, 1, 3)).astype(np.float32)
 ENLARGED = Network(lambda rngs: Conv(4, 8, 3, rngs=rngs))
 ENLARGED_VALUES = jax.tree.map(np.asarray, ENLARGED.init(jax.random.key(0)))
+ROWS, COLUMNS = RNG.integers(-1, 3, (3, 20)), RNG.integers(-1, 7, (3, 20))  # some out of range
 PROGRAMS = {
     "a product": lambda x: x @ SQUARE,
     "a product of batches": lambda x: jnp.einsum("bhwc,bhvc->bhwv", x, x),
@@ -94,6 +95,8 @@ PROGRAMS = {
         jnp.asarray(SQUARE).at[(3 * x[..., 0]).astype(jnp.int32)].get(mode="fill"), nan=7.0),
     "values of another map": lambda x: jnp.take_along_axis(
         x, jnp.argsort(SQUARE[:, :1].T)[None, None], -1),
+    "rows added up": each(lambda x: jnp.ones((2, 5, 4)).at[ROWS, COLUMNS].add(
+        x.reshape(3, 20, 4), mode="drop")),
     "choices": lambda x: jnp.where(x > 0.5, x, jnp.where((x < 0) | ~(x < -1), 0.0, 2.0)),
     "choices between truths": lambda x: jnp.where(x > 0, x > 1, x < -1),
     "clipped numbers": lambda x: jnp.clip(x, -0.5, 0.25),
