@@ -233,7 +233,7 @@ def defined_in(file):
     ("starts", "most"),
     [
         (("systems.ddep", "training.step"), 2160),
-        (("systems.ddp_segmentation", "training.step"), 4000),
+        (("systems.ddp_segmentation", "training.step"), 4020),
         (("systems.ddp_depth", "training.step"), 3000),
         (("systems.ddpm_seg", "training.step"), 3600),
         (("training.loop",), 2430),  # with 540 of the display

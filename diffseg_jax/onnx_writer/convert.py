@@ -33,7 +33,7 @@ from diffseg_jax.onnx_writer.random_numbers import fold_in, inverse_erf, random_
 INLINED = {  # primitives that call a program, and the name of the program among their parameters
     "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "checkpoint": "jaxpr",
-    "remat2": "jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "remat2": "jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr", "custom_vmap_call": "call",
 }  # fmt: skip
 
 
@@ -78,6 +78,8 @@ def _as_constant(array):
 
 def _outputs(graph, equation, inputs):
     name = equation.primitive.name
+    if (named := equation.params.get("name")) in NAMED:
+        return NAMED[named](graph, equation, inputs)
     if name in INLINED:
         return inline(graph, equation.params[INLINED[name]], inputs)
     if name in CONTROL:
@@ -223,6 +225,29 @@ def _scatter_add(graph, equation, inputs):
     return [graph.transpose(found, np.argsort([*batch, *indexed, *rest]))]
 
 
+def _bilinear_sums(graph, equation, inputs):
+    """GridSample of the maps of every head, and sums over its points."""
+    maps, locations, weights = inputs
+    batch, height, width, heads, channels = maps.shape
+    queries, points = locations.shape[1], locations.shape[3]
+
+    def by_head(maps, locations):
+        maps = maps.transpose(0, 3, 4, 1, 2).reshape(-1, channels, height, width)
+        return maps, 2 * locations.swapaxes(1, 2).reshape(-1, queries, points, 2) - 1
+
+    def summed(samples, weights):
+        shares = weights.swapaxes(1, 2).reshape(-1, 1, queries, points)
+        sums = jnp.sum(samples * shares, -1).reshape(-1, heads, channels, queries)
+        return sums.transpose(0, 3, 1, 2)
+
+    names = [graph.whole(each) for each in add_function(graph, by_head, maps, locations)]
+    samples = graph.make(
+        "GridSample", names, (batch * heads, channels, queries, points), maps.dtype,
+        mode="bilinear", padding_mode="zeros", align_corners=0,
+    )  # fmt: skip
+    return [add_function(graph, summed, samples, weights)]
+
+
 # ---- random numbers ----------------------------------------------------------------------------
 
 
@@ -277,6 +302,7 @@ NUMPY: dict[str, Callable] = {
 }  # fmt: skip
 UNFOLDED = {"broadcast_in_dim", "dim_as_value"}
 RESHAPING = {"reshape", "squeeze", "expand_dims"}
+NAMED: dict[str, Callable] = {"bilinear_sums": _bilinear_sums}  # functions under jax.jit
 CONTROL: dict[str, Callable] = {
     "cond": _cond, "erf_inv": _inverse_erf, "platform_index": _platform, "random_bits": _bits,
     "random_fold_in": _fold_in, "random_seed": _seed, "random_unwrap": _unwrap,

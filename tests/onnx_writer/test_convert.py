@@ -125,6 +125,14 @@ def test_a_program_computes_the_same_in_onnxruntime(name):
         both(PROGRAMS[name], MAPS)
 
 
+def test_samples_of_all_points_are_one_operator_that_runtimes_have_fast():
+    graph = Graph()
+    given = symbolic_input(graph, "x", "float32", ("rows", 6, 10, 4))
+    add_function(graph, PROGRAMS["samples at points"], given)
+    operators = [node.op_type for node in graph.nodes]
+    assert operators.count("GridSample") == 1 and "GatherND" not in operators
+
+
 SIZES = np.float32(10) ** np.arange(-30, 1.6, 0.1, np.float32)  # to 35
 BOTH_SIGNS = np.concatenate([-SIZES[::-1], [0], SIZES]).astype(np.float32)[:, None]
 
