@@ -17,6 +17,7 @@ from diffseg_jax.display.console import end_rows
 
 INTERRUPTED = 130  # exit code
 RESPONDS_IN = 1.0  # seconds; Python code responds in less
+AGAIN_AFTER = 0.1  # seconds
 
 
 class Interrupts:
@@ -36,7 +37,7 @@ class Interrupts:
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         threading.Thread(target=self._read, args=(reader,), daemon=True).start()
-        self.is_watched = True
+        self.is_watched, sys.unraisablehook = True, self._ignored
 
     @contextlib.contextmanager
     def raised(self, stopped: str) -> Iterator[None]:
@@ -77,6 +78,16 @@ class Interrupts:
     def _raise(self, *_):
         self.responded.set()
         raise KeyboardInterrupt
+
+    def _ignored(self, error):
+        """Sends Ctrl-C again where it was raised in a callback that may not raise, as one of jax's.
+
+        error  as for `sys.unraisablehook`
+        """
+        if error.exc_type and issubclass(error.exc_type, KeyboardInterrupt):
+            threading.Timer(AGAIN_AFTER, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            sys.__unraisablehook__(error)
 
     def _read(self, reader):
         while numbers := os.read(reader, 64):

@@ -109,6 +109,29 @@ with INTERRUPTS.raised("never said"):
     assert "saved" in command.text and "never" not in command.text
 
 
+def test_ctrl_c_in_a_callback_that_may_not_raise_is_not_lost(started):
+    """Such as those of jax, which Python calls when it collects garbage."""
+    command = started("-c", BEGIN + """
+class Collected:
+    def __del__(self):
+        print("begun", flush=True)
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            time.sleep(0.01)
+with INTERRUPTS.raised("never said"):
+    Collected()
+    try:
+        while True:
+            time.sleep(0.01)
+    except KeyboardInterrupt:
+        print("heard")
+""")  # fmt: skip
+    command.until("begun")
+    command.press()
+    assert command.end() == 0
+    assert command.text.endswith("heard\r\n") and "Exception" not in command.text
+
+
 def test_a_step_is_answered_while_it_runs_and_ended_by_the_second_ctrl_c(started):
     command = started("-c", BEGIN + """
 from diffseg_jax.training.signals import watched
