@@ -6,12 +6,14 @@ It reads the metadata beside the arrays, and no arrays.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 
 from diffseg_jax.cli import Flags, add_checkpoint_flags, use_cache, user_errors
 from diffseg_jax.devices.mesh import find_devices
+from diffseg_jax.display.console import Display
 from diffseg_jax.inference.description import describe_checkpoint
 from diffseg_jax.inference.description_text import show
 
@@ -30,7 +32,9 @@ def main(arguments: Sequence[str] | None = None):
         given = make_flags().parse_args(arguments)
         use_cache("")
         find_devices()
-        description = describe_checkpoint(given.checkpoint, given.stage)
+        display = Display(quiet=not sys.stdout.isatty())  # files hold the description alone
+        with display.progress(f"reads {given.checkpoint}"):
+            description = describe_checkpoint(given.checkpoint, given.stage)
         if given.json:
             print(json.dumps(description, indent=2))
         else:
