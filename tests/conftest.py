@@ -66,14 +66,22 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
 
 
+gc.disable()  # imports and the collection of tests leave little: the search took a quarter
+
+
 def pytest_collection_finish():
     """Searches for garbage more rarely, and not in what was imported, which stays.
 
     Traces are made of so many objects that the search took a tenth of the CPU time.
     """
-    gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(20_000, 20, 20)
+
+
+def pytest_sessionfinish():
+    """Python and pytest search for garbage several times before they end: there is none to find."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

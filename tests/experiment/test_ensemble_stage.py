@@ -91,22 +91,34 @@ def test_a_finished_fit_is_not_repeated_and_eval_agrees(fitted, seg_config, caps
     assert again == json.loads(before)["fit"]
 
 
-def test_copies_of_a_labelled_image_have_fresh_noise_and_predictions_another(seg_config, tmp_path):
+@pytest.fixture
+def fresh_config(seg_config, fitted):
+    """Of a linear fit to an image and two copies, whose noise differs."""
     seg_config.features.noise = "fresh"
     seg_config.stages.fit.augment.variants = 2
     seg_config.ensemble.recipe, seg_config.ensemble.probe = "linear", False
-    seg_config.ensemble.widths, seg_config.stages.fit.start = (), "random"
-    seg_config.run = ("fit",)
-    stages.train(seg_config, tmp_path)
+    seg_config.ensemble.widths, seg_config.run = (), ("fit",)
+    seg_config.stages.fit.start = str(fitted / "checkpoints" / "pretrain")
+    return seg_config
+
+
+@pytest.mark.slow  # compiles programs of its own; the copies themselves are compared below
+def test_a_fit_to_copies_with_fresh_noise_says_so(fresh_config, tmp_path):
+    stages.train(fresh_config, tmp_path)
     result = json.loads((tmp_path / "results.json").read_text())["fit"]
     assert result["features"] == {"noise": "fresh", "copies": 3}
-    plan = make_plan(seg_config, tmp_path).stages[0]
+
+
+def test_copies_of_a_labelled_image_have_fresh_noise_and_predictions_another(
+    fresh_config, tmp_path
+):
+    plan = make_plan(fresh_config, tmp_path).stages[0]
     network = fit_network.open_backbone(plan)
     shown = np.array([[plan.indices[0], copy] for copy in range(3)])
     maps = fit_features.collect(plan, network, shown).maps[0]
     assert not np.array_equal(maps[0], maps[1]) and not np.array_equal(maps[1], maps[2])
     seeds = fit_features.seeds_of_copies(0, shown, 3)
-    assert len({*seeds.tolist(), seg_config.seed}) == 4
+    assert len({*seeds.tolist(), fresh_config.seed}) == 4
 
 
 def test_a_fit_to_kept_features_has_the_same_results_and_they_are_computed_once(
@@ -196,8 +208,9 @@ def test_pixels_may_be_drawn_evenly_by_class_or_stroke(seg_config, tmp_path, bal
 def test_random_weights_make_a_network_as_deep_as_trained_ones(seg_config):
     """Fresh residual branches end in zeros, which would leave a linear filter of the image."""
     task = ddpm_seg_config.make_task(seg_config, "fit", (32, 48), 9)
-    params = jax.jit(task.init)(jax.random.key(0))["params"]["unet"]
-    assert np.std(params["output_2"]["residual"]["conv2"]["kernel"]) > 1e-3
+    one = lambda params: params["output_2"]["residual"]["conv2"]["kernel"]  # alone soon compiled
+    kernel = jax.jit(lambda key: one(task.init(key)["params"]["unet"]))(jax.random.key(0))
+    assert np.std(kernel) > 1e-3
 
 
 # ---- what is refused, before anything is trained -------------------------------------------------

@@ -23,7 +23,7 @@ from diffseg_jax.training.log import Log
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny_ddep.py"
 FIT = TINY.with_name("tiny_ddpm_seg.py")
-SMALLER = [  # the network of devices/test_two_processes.py, which eight processes here train
+SMALLER = [  # the network of devices/test_two_processes.py, which six processes here train
     "--config.model.channel_mult=(1,)", "--config.features.blocks=(0, 1)",
     "--config.stages.pretrain.optim.epsilon=1e-3",
 ]  # fmt: skip
@@ -61,7 +61,7 @@ def test_a_fit_that_is_killed_and_stopped_ends_with_the_same_bits(command, fitte
     killed = tmp_path / "killed"
     start = lambda: command.start(killed, *SMALLER, config=FIT)
     total = fault_run.count_records(fitted)
-    met = fault_run.run_with_kills(start, killed, 2, 3, total, stops=2)
+    met = fault_run.run_with_kills(start, killed, 1, 3, total, stops=2)
     assert any(moment.startswith("stopped and saved") for moment in met), met
     assert fault_run.differences(killed, fitted) == []
     assert (killed / "results.json").read_bytes() == (fitted / "results.json").read_bytes()

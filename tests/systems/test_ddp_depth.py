@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict as flatten
 import diffseg_jax
 from configs.tiny_ddp import get_config as labels_config
 from configs.tiny_ddp_depth import get_config
+from conftest import filled
 from diffseg_jax.diffusion.samplers import ddim_between
 from diffseg_jax.diffusion.schedules import time_pairs
 from diffseg_jax.errors import UserError
@@ -189,7 +190,8 @@ def test_recorded_training_of_depth(golden, monkeypatch):
         arrays = np.load(path.with_suffix(".npz"))
         image, depth = nhwc(arrays["img"]), arrays["train/gt"][:, 0]
         model, size = network.bind_eval(**values), arrays["train/noise"].shape[2:]
-        code = code_of_measured(model, {"depth": jnp.asarray(depth)}, size)
+        code = quick(lambda depth, model=model, size=size: code_of_measured(
+            model, {"depth": depth}, size))(depth)  # fmt: skip
         assert difference(code, nhwc(arrays["train/gt_normalised"])) < MAPS
         returned = iter([nhwc(arrays["train/noise"]), arrays["train/times"]])
         monkeypatch.setattr(ddp, "draw_per_row", lambda *_, left=returned: jnp.array(next(left)))
@@ -250,8 +252,8 @@ def made(config, kind="train", classes=0):
 
 
 def test_the_released_form_ignores_the_time():
-    task, _ = made(tiny(depth__timed=False))
-    values = quick(task.init)(KEY)
+    _, abstract = made(tiny(depth__timed=False))
+    values = filled(abstract)
     assert not [path for path in flatten(values["params"]) if "decoder" in path and "time" in path]
     model = make_depth_network(
         DEPTH.settings(tiny(depth__timed=False), 0), "train", "float32", False
