@@ -127,9 +127,12 @@ def _exits(stopped):
         print(f"error: {error}", file=sys.stderr)
         exit_process(LOST)
     except Stopped as notice:
+        code = STOPPED if notice.number == signal.SIGTERM else INTERRUPTED
+        if INTERRUPTS.is_watched and jax.process_count() == 1:
+            INTERRUPTS.leave(str(notice), code)
         print(notice, file=sys.stderr)
         barrier("stopped")  # an exit would end the processes that are still saving
-        sys.exit(STOPPED if notice.number == signal.SIGTERM else INTERRUPTED)
+        sys.exit(code)
     except KeyboardInterrupt:
         if INTERRUPTS.is_watched:  # compiled code may go on in threads, which an exit waits for
             INTERRUPTS.leave()

@@ -63,17 +63,20 @@ class Interrupts:
         """
         self.say, self.came = say, 0
 
-    def leave(self):
-        """Ends the process: files are either whole or not there, as they are renamed when whole."""
+    def leave(self, sentence: str = "", code: int = INTERRUPTED):
+        """Ends the process with a sentence, `stopped` by default, and without waiting for threads.
+
+        Files are either whole or not there, as they are renamed when whole.
+        """
         self.leaving.acquire()  # for good: the first of two threads ends the process
         try:
             end_rows()
-            print(self.stopped, file=sys.stderr, flush=True)
+            print(sentence or self.stopped, file=sys.stderr, flush=True)
             sys.stdout.flush()
             for child in multiprocessing.active_children():  # those that read data
                 child.terminate()
         finally:
-            os._exit(INTERRUPTED)
+            os._exit(code)
 
     def _raise(self, *_):
         self.responded.set()
