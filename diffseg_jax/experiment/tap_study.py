@@ -119,18 +119,19 @@ def score_taps(plan: StagePlan, taps: TapGrid) -> np.ndarray:
         return features.gather(jnp.zeros_like(y), y, x)
 
     grid = []
-    for step in taps.steps:
-        vectors, shown = [], f"{plan.name}: step {step}: features"
-        each = zip(examples(plan, indices), drawn, strict=True)
-        with plan.log.progress(shown, len(indices), unit="images", first=COMPILES) as progress:
-            for e, (y, x) in progress.each_of(each):
-                found = read(network, e["image"], np.asarray(e["valid"]), y, x, jnp.int32(step))
-                vectors.append(np.asarray(found))
-        blocks = np.split(np.concatenate(vectors), np.cumsum(taps.widths)[:-1], axis=1)
-        with plan.log.progress(f"{plan.name}: step {step}: probes", len(blocks)) as progress:
-            each = progress.each_of(blocks)
-            grid.append([probe(block, labels, folds, classes) for block in each])
-        plan.log.say(f"step {step}: best block {int(np.argmax(grid[-1]))}")
+    with plan.log.progress(f"{plan.name}: noise steps", len(taps.steps)) as done:
+        for step in done.each_of(taps.steps):
+            vectors, shown = [], f"{plan.name}: step {step}: features"
+            each, first = zip(examples(plan, indices), drawn, strict=True), "" if grid else COMPILES
+            with plan.log.progress(shown, len(indices), unit="images", first=first) as progress:
+                for e, (y, x) in progress.each_of(each):
+                    found = read(network, e["image"], np.asarray(e["valid"]), y, x, jnp.int32(step))
+                    vectors.append(np.asarray(found))
+            blocks = np.split(np.concatenate(vectors), np.cumsum(taps.widths)[:-1], axis=1)
+            with plan.log.progress(f"{plan.name}: step {step}: probes", len(blocks)) as progress:
+                each = progress.each_of(blocks)
+                grid.append([probe(block, labels, folds, classes) for block in each])
+            plan.log.say(f"step {step}: best block {int(np.argmax(grid[-1]))}")
     return np.array(grid)
 
 
