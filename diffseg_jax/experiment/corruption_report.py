@@ -26,9 +26,9 @@ def cell_line(row: Mapping, clean: Mapping | None) -> str:
     """A line for the log about one cell."""
     name = row["type"] if row["type"] == CLEAN else f"{row['type']} {row['severity']}"
     drop = f" ({_drop(row, clean)})" if clean and row is not clean else ""
-    foreign = "" if row["foreign"] is None else f"   foreign {100 * row['foreign']:.0f} %"
-    return (
-        f"{name:>20}   mIoU {_percent(row['mIoU'])} %{drop}   AUROC {_three(row['AUROC'])}   wrong "
+    foreign = "" if row["foreign"] is None else f"  foreign {100 * row['foreign']:.0f} %"
+    return (  # 80 columns, but for the last
+        f"{name:>18}  mIoU {_percent(row['mIoU'])} %{drop}  AUROC {_three(row['AUROC'])}  wrong "
         f"{_percent(row['wrong'])} %, expected {_percent(row['expected'])} %{foreign}"
     )
 
