@@ -1,31 +1,26 @@
-"""Deformable attention here and on PyTorch's grid_sample, in turn, each in its own process.
+"""Deformable attention here and on PyTorch's grid_sample, timed.
 
-python tests/benchmarks/bench_deformable.py [--torch-python PATH] [--rounds 3]
+python tests/benchmarks/bench_deformable.py [torch] --what=core_forward|core_both|attention_...
 
-One map of 128x256 (an image of 512x1024), 256 channels, 8 heads, 4 points, float32, two threads.
-Points lie around their query, 2.5 cells away on average in each direction (normal).
+One map of 128x256 (an image of 512x1024), 256 channels, 8 heads, 4 points, float32. Points lie
+around their query, 2.5 cells away on average in each direction (normal).
 
 core        only the sampling, from locations and weights to weighted sums
 attention   with the projections of values, offsets, weights and output, from a query
-
-`forward` and `both` (forward and backward, all gradients) in ms, the best of all rounds; `ratio` is
-torch / ours (above 1 = we are faster).
+forward, both    without gradients, and with all of them
 
 Measured 2026-11-21 with PyTorch 2.13.0 and jax 0.10.2 on 2 cores (Intel Xeon of family 6, model
 207, with AVX-512), nothing else running, two rounds, ms of ours and torch: core forward 75 and 178,
 core both 274 and 582, attention forward 150 and 267, attention both 535 and 712.
 """
 
-import argparse
-import json
-import subprocess
 import sys
-import timeit
+
+from timing import compiled, jax_program, torch_program
 
 H, W, HEADS, D, POINTS = 128, 256, 8, 32, 4
 SPREAD = 2.5  # cells
-REPEATS = 5
-WHATS = ("core forward", "core both", "attention forward", "attention both")
+WHATS = ("core_forward", "core_both", "attention_forward", "attention_both")
 
 
 def draw():
@@ -52,8 +47,8 @@ def draw():
 # --- ours -----------------------------------------------------------------------------------------
 
 
-def our_calls():
-    """Functions of no arguments by name, each running one pass to its end."""
+def our_call(args):
+    """A function of no arguments that runs one pass."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -82,32 +77,33 @@ def our_calls():
 
         return run
 
-    def call(function, *inputs):
-        compiled = jax.jit(function)
-        return lambda: jax.block_until_ready(compiled(*inputs))
-
-    sampled, attended = (a["values"], a["locations"], a["weights"]), (state, a["query"], constants)
-    return dict(zip(WHATS, (
-        call(core, *sampled), call(both(core), a["dy"], *sampled),
-        call(attention, *attended), call(both(attention), a["dy"], *attended),
-    )))  # fmt: skip
+    what, passes = args.what.split("_")
+    function, inputs = (core, (a["values"], a["locations"], a["weights"]))
+    if what == "attention":
+        function, inputs = attention, (state, a["query"], constants)
+    if passes == "forward":
+        run = jax.jit(function)
+        return lambda: run(*inputs)
+    run = jax.jit(both(function))
+    return lambda: run(a["dy"], *inputs)
 
 
 # --- PyTorch --------------------------------------------------------------------------------------
 
 
-def torch_calls(threads=2):
+def torch_call(args):
     """The same of a plain PyTorch program: one grid_sample over all heads as images."""
     import torch
     import torch.nn.functional as F
     from torch import nn
 
-    torch.set_num_threads(threads)
-    a = {name: torch.from_numpy(array) for name, array in draw().items()}
+    device = torch.get_default_device()
+    a = {name: torch.from_numpy(array).to(device) for name, array in draw().items()}
     dim = HEADS * D
     value, out = nn.Linear(dim, dim), nn.Linear(dim, dim)
     offsets, weights = nn.Linear(dim, HEADS * POINTS * 2), nn.Linear(dim, HEADS * POINTS)
-    offsets.weight.data, weights.weight.data = a["kernel_offsets"].T, a["kernel_weights"].T
+    offsets.weight.data = a["kernel_offsets"].T.contiguous()
+    weights.weight.data = a["kernel_weights"].T.contiguous()
     parameters = [p for layer in (value, out, offsets, weights) for p in layer.parameters()]
 
     def core(values, locations, weights):
@@ -124,55 +120,19 @@ def torch_calls(threads=2):
         points = a["reference"][:, None, None, None] + moves
         return out(core(value(query).view(1, -1, HEADS, D), points, shares))
 
-    def both(function, inputs, others=()):
-        leaves = [x.requires_grad_() for x in (*inputs, *others)]
-        return lambda: torch.autograd.grad(function(*inputs), leaves, a["dy"])
-
-    sampled = a["values"], a["locations"], a["weights"]
-    forward = torch.no_grad()
-    return dict(zip(WHATS, (
-        forward(lambda: core(*sampled)), both(core, sampled),
-        forward(lambda: attention(a["query"])), both(attention, (a["query"],), parameters),
-    )))  # fmt: skip
-
-
-# --- both sides -----------------------------------------------------------------------------------
-
-
-def time_calls(calls):
-    """Prints one JSON line: the seconds of every call, by name."""
-    line = {}
-    for what, call in calls.items():
-        call()  # compile, warm up
-        line[what] = timeit.repeat(call, number=1, repeat=REPEATS)
-    print(json.dumps(line))
-
-
-def measure(python, side):
-    """The seconds that one side prints, run by `python`."""
-    command = [python, __file__, f"--side={side}"]
-    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(printed.splitlines()[-1])
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--side", choices=("ours", "torch"), help="time one side in this process")
-    args = parser.parse_args()
-    if args.side:
-        return time_calls(our_calls() if args.side == "ours" else torch_calls())
-    best = {side: dict.fromkeys(WHATS, float("inf")) for side in ("ours", "torch")}
-    for _ in range(args.rounds):
-        for side, python in (("ours", sys.executable), ("torch", args.torch_python)):
-            for what, seconds in measure(python, side).items():
-                best[side][what] = min(best[side][what], *seconds)
-    print("                   ours ms  torch ms  ratio")
-    for what in WHATS:
-        ours, theirs = best["ours"][what], best["torch"][what]
-        print(f"{what:18} {1e3 * ours:8.0f} {1e3 * theirs:9.0f} {theirs / ours:6.2f}")
+    function, inputs, others = core, [a["values"], a["locations"], a["weights"]], []
+    if args.what.startswith("attention"):
+        function, inputs, others = attention, [a["query"]], parameters
+    run = compiled(args, function)
+    if args.what.endswith("forward"):
+        return torch.no_grad()(lambda: run(*inputs))
+    leaves = [x.requires_grad_() for x in (*inputs, *others)]
+    return lambda: torch.autograd.grad(run(*inputs), leaves, a["dy"])
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["torch"]:
+        del sys.argv[1]
+        torch_program(__doc__, WHATS, torch_call)
+    else:
+        jax_program(__doc__, WHATS, our_call)

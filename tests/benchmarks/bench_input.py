@@ -1,26 +1,39 @@
-"""The input pipeline against a PyTorch DataLoader with the same transforms, images per second.
+"""The input pipeline of training, timed; torch_input.py is a PyTorch DataLoader of the same.
 
-python tests/benchmarks/bench_input.py --data=camvid [--torch-python=PATH] [--rounds=3]
+python tests/benchmarks/bench_input.py --data=camvid
 
-Both decode 360 x 480 JPEG and PNG pairs, jitter the scale by 0.5 to 2, crop 256 x 256 so that no
-class fills more than 75 %, flip, distort the colours and make batches of 8; ours end as arrays in
-[-1, 1] on the device, PyTorch's as CHW tensors. The two run in turn, and medians are compared.
+Decodes pairs of JPEG and PNG, jitters the scale by 0.5 to 2, crops 256 x 256 so that no class fills
+more than 75 %, flips, distorts the colours and makes batches of 8, which end as arrays in [-1, 1]
+on the device; seconds are those of an image. `--data` is CamVid as the package reads it, and is
+made of drawn scenes of 360 x 480 where nothing is there.
 """
 
-import argparse
 import functools
-import json
-import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-BATCH, CROP, WARM_UP, BATCHES = 8, (256, 256), 6, 60
+from timing import jax_program
+
+BATCH, BATCHES, CROP, IMAGES = 8, 10, (256, 256), 64
 
 
-def ours(data: str, threads: int) -> float:
-    """Images per second of `training_batches`, moved to the device and scaled there."""
+def draw_set(folder):
+    """Scenes as the training files of CamVid."""
+    import numpy as np
+    from PIL import Image
+
+    from diffseg_jax.data.scenes import draw_scene
+
+    for part in ("images", "masks"):
+        (folder / part / "train").mkdir(parents=True)
+    for index in range(IMAGES):
+        scene = draw_scene(0, index, 360, 480)
+        Image.fromarray(scene["image"]).save(folder / f"images/train/{index:03}.jpg", quality=95)
+        mask = scene["mask"].astype(np.uint8)
+        Image.fromarray(mask).save(folder / f"masks/train/{index:03}.png")
+
+
+def make_step(args):
+    """A call that makes BATCHES batches and scales them on the device."""
     import jax
     import numpy as np
 
@@ -29,55 +42,25 @@ def ours(data: str, threads: int) -> float:
     from diffseg_jax.data.transforms import augment
     from diffseg_jax.models.inputs import scale_images
 
-    source = open_source("camvid", "train", path=data)
+    if not Path(args.data).exists():
+        draw_set(Path(args.data))
+    source = open_source("camvid", "train", path=args.data)
     change = functools.partial(augment, scale=(0.5, 2.0), crop=CROP, photometric=True)
-    batches = training_batches(
-        source, np.arange(len(source)), change, seed=0, batch_size=BATCH, start=0,
-        steps=WARM_UP + BATCHES, threads=threads,
-    )  # fmt: skip
+    stream = iter(training_batches(
+        source, np.arange(len(source)), change, seed=0, batch_size=BATCH, start=0, steps=10**6,
+        threads=args.workers,
+    ))  # fmt: skip
     scale = jax.jit(scale_images)
-    for step, batch in enumerate(batches):
-        jax.block_until_ready(scale(batch["image"], batch["valid"]))
-        if step == WARM_UP - 1:
-            start = time.perf_counter()
-    return BATCHES * BATCH / (time.perf_counter() - start)
 
+    def batches():
+        for _ in range(BATCHES):
+            batch = next(stream)
+            out = jax.block_until_ready(scale(batch["image"], batch["valid"]))
+        return out
 
-def measured(command: list[str]) -> dict:
-    """The JSON line that a subprocess prints last."""
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def main():
-    """Prints a table: each program's images per second, and the ratio of the best of each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--torch-python", default=sys.executable)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, help="measure ours once and print it as JSON")
-    flags = parser.parse_args()
-    if flags.threads:
-        print(json.dumps({"images_per_second": ours(flags.data, flags.threads)}))
-        return
-    torch_program = str(Path(__file__).with_name("torch_input.py"))
-    torch = [flags.torch_python, torch_program, f"--data={flags.data}", f"--batches={BATCHES}"]
-    here = [sys.executable, __file__, f"--data={flags.data}"]
-    programs = {
-        "diffseg_jax, 2 threads": [*here, "--threads=2"],
-        "PyTorch, 0 workers": [*torch, "--workers=0"],
-        "PyTorch, 2 workers": [*torch, "--workers=2"],
-    }
-    rates = {name: [] for name in programs}
-    for _ in range(flags.rounds):
-        for name, command in programs.items():
-            rates[name].append(measured(command)["images_per_second"])
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    for name, values in rates.items():
-        print(f"{name:<24} {medians[name]:7.0f} images/s   {[round(v) for v in values]}")
-    best = max(value for name, value in medians.items() if name.startswith("PyTorch"))
-    print(f"ratio to the best PyTorch loader: {medians['diffseg_jax, 2 threads'] / best:.2f}")
+    batches()
+    return batches, 1 / (BATCHES * BATCH)
 
 
 if __name__ == "__main__":
-    main()
+    jax_program(__doc__, ("input",), make_step, data="camvid", workers=2)

@@ -1,29 +1,26 @@
 """A plain PyTorch ADM UNet, timed: the alternative of a user, against which our speed is measured.
 
-python torch_adm.py --what=forward|taps|train [--size=256] [--batch=1] [--channels-last]
+python torch_adm.py --what=forward|taps|train|train_lsun [--size=256] [--batch=1]
 
-prints one JSON line with "what", "seconds", "peak_rss_mb" and "parameters". Seconds alone say
-little: the benchmarks run this file and our program in the same minutes and report the quotient. It
-needs torch and nothing of this package, and is PyTorch as one writes it by hand: eager, float32,
-the attention and norms of torch.nn.functional. State names are those of the published ADM
+Seconds alone say little: the benchmark runs this file and our program in the same minutes and
+reports the quotient. It needs torch and nothing of this package, and is PyTorch as one writes it by
+hand: the attention and norms of torch.nn.functional. State names are those of the published ADM
 checkpoints, which load strictly, so both programs can be held to the same outputs. Initial values
 are the framework's, so no layer starts at zero and nothing is skipped.
 
-forward   the LSUN network, 256x256, without gradients
-taps      the same up to output block 12, all that DDPM-Seg reads, without gradients
-train     a smaller network on 64x64 images: forward, loss, backward and AdamW
+forward     the LSUN network, 256x256, without gradients
+taps        the same up to output block 12, all that DDPM-Seg reads, without gradients
+train       a smaller network on 64x64 images: forward, loss, backward and AdamW
+train_lsun  the same of the LSUN network
 """
 
-import argparse
-import json
 import math
-import resource
-import timeit
 from functools import partial
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from timing import autocast, compiled, torch_program
 from torch import nn
 
 TAPS = (5, 6, 7, 8, 12)  # output blocks that DDPM-Seg reads
@@ -46,7 +43,7 @@ SMALLER = LSUN | dict(
     channels=128, channel_mult=(1, 2, 3, 4), attention_factors=(4, 8), dropout=0.0
 )
 WHATS = dict(  # network, image size, batch
-    forward=(LSUN, 256, 1), taps=(LSUN, 256, 1), train=(SMALLER, 64, 8)
+    forward=(LSUN, 256, 1), taps=(LSUN, 256, 1), train=(SMALLER, 64, 8), train_lsun=(LSUN, 256, 2)
 )  # fmt: skip
 GroupNorm = partial(nn.GroupNorm, 32, eps=1e-5)
 conv_3x3 = partial(nn.Conv2d, kernel_size=3, padding=1)
@@ -229,16 +226,22 @@ def training_loss(model, image, t, noise):
     return F.mse_loss(guess, noise) + 1e-3 * variance.square().mean()
 
 
-def make_step(what, model, image, t):
-    """A function of no arguments; one call of it is what gets timed."""
-    if what != "train":
-        run = model.eval().taps if what == "taps" else model.eval()
-        return torch.no_grad()(partial(run, image, t))
+def make_step(args):
+    """The forward pass, taps or train step."""
+    sizes, size, batch = WHATS[args.what]
+    size, batch = args.size or size, args.batch or batch
+    model, image = ADMUNet(**sizes), torch.rand(batch, 3, size, size) * 2 - 1
+    t = torch.randint(1000, (batch,))
+    if not args.what.startswith("train"):
+        model.eval()
+        run = compiled(args, model.taps if args.what == "taps" else model)
+        return torch.no_grad()(autocast(args)(partial(run, image, t)))
     noise = torch.randn_like(image)
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4, weight_decay=0.0)
+    loss_of = autocast(args)(compiled(args, partial(training_loss, model)))
 
     def step():
-        loss = training_loss(model, image, t, noise)
+        loss = loss_of(image, t, noise)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -246,30 +249,5 @@ def make_step(what, model, image, t):
     return step
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--what", choices=WHATS, required=True)
-    parser.add_argument("--size", type=int, help="height and width of the image")
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--channels-last", action="store_true", help="NHWC in memory")
-    parser.add_argument("--model", type=json.loads, default={}, help="JSON over the sizes")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    sizes, size, batch = WHATS[args.what]
-    size, batch = args.size or size, args.batch or batch
-    form = torch.channels_last if args.channels_last else torch.contiguous_format
-    model = ADMUNet(**{**sizes, **args.model}).to(memory_format=form)
-    image = (torch.rand(batch, 3, size, size) * 2 - 1).to(memory_format=form)
-    step = make_step(args.what, model, image, torch.randint(1000, (batch,)))
-    step()  # warm-up
-    line = dict(what=args.what, seconds=timeit.repeat(step, number=1, repeat=args.repeats))
-    line["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # from KiB
-    line["parameters"] = sum(p.numel() for p in model.parameters())
-    print(json.dumps(line))
-
-
 if __name__ == "__main__":
-    main()
+    torch_program(__doc__, WHATS, make_step, batch=0, size=0)

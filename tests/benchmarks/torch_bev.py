@@ -1,20 +1,19 @@
 """The camera encoder of DDP's BEV network in plain PyTorch, timed: the alternative of a user.
 
-python torch_bev.py [--what encoder] [--repeats 3] [--threads 2]
+python torch_bev.py --what=encoder|pool --cells=cells.npy
 
-prints one JSON line with "seconds" of every repetition and "peak_rss_mb". One set of six images of
-256x704, float32, random weights. It needs torch and nothing of this package, and is PyTorch as one
-writes it by hand: eager, Swin-T in windows of 7, features times depths as one volume
+One set of six images of 256x704, float32, random weights; the file holds i32[6, 118, 32, 88], the
+cells of all points. It needs torch and nothing of this package, and is PyTorch as one writes it by
+hand: Swin-T in windows of 7, features times depths as one volume
 [6, 118, 32, 88, 80] that `index_add_` sums into 256x256 cells.
 """
 
-import argparse
-import json
-import resource
-import timeit
+from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from timing import compiled, torch_program
 from torch import nn
 
 CHANNELS, DEPTHS, HEADS, WINDOW = (96, 192, 384, 768), (2, 2, 6, 2), (3, 6, 12, 24), 7
@@ -183,28 +182,14 @@ class Encoder(nn.Module):
         return sums[:-1].reshape(1, CELLS, CELLS, LIFTED).permute(0, 3, 1, 2).contiguous()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", required=True, help="a .npy of i32[6, 118, 32, 88]")
-    parser.add_argument("--what", choices=("encoder", "pool"), default="encoder")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    import numpy as np
-
-    torch.manual_seed(0)
-    torch.set_num_threads(args.threads)
-    model, images = Encoder().eval(), torch.randn(CAMERAS, 3, *SIZE)
-    cells = torch.from_numpy(np.load(args.cells)).long()
-    lifted = torch.randn(CAMERAS, BINS + LIFTED, 32, 88)
-    run = {"encoder": lambda: model(images, cells), "pool": lambda: model.pool(lifted, cells)}
-    with torch.inference_mode():
-        run[args.what]()
-        seconds = timeit.repeat(run[args.what], number=1, repeat=args.repeats)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # from KiB
-    count = sum(p.numel() for p in model.parameters())
-    print(json.dumps(dict(seconds=seconds, peak_rss_mb=peak, parameters=count)))
+def make_step(args):
+    """The encoder of a set of images, or the pooling alone."""
+    images, lifted = torch.randn(CAMERAS, 3, *SIZE), torch.randn(CAMERAS, BINS + LIFTED, 32, 88)
+    cells = torch.from_numpy(np.load(args.cells)).long().to(images.device)
+    model, pools = Encoder().eval(), args.what == "pool"
+    run = compiled(args, model.pool if pools else model)
+    return torch.inference_mode()(partial(run, lifted if pools else images, cells))
 
 
 if __name__ == "__main__":
-    main()
+    torch_program(__doc__, ("encoder", "pool"), make_step, cells="cells.npy")

@@ -1,11 +1,9 @@
 """DDP's segmentation with ConvNeXt-T in plain PyTorch, timed: the alternative of a user.
 
-python torch_ddp.py [--steps 1 3] [--rounds 3] [--threads 2]
+python torch_ddp.py --what=steps_1|steps_3|train [--backbone=convnext_l]
 
-prints one JSON line per number of steps with "steps", "seconds" of every round, "peak_rss_mb" (of
-the process so far, so give steps in rising order) and "parameters". One image of 512x1024, 19
-classes, float32, random weights (time does not depend on them). It needs torch and nothing of this
-package, and is PyTorch as one writes it by hand: eager, the sampling of the attention by
+Images of 512x1024, 19 classes, random weights (time does not depend on them). It needs torch and
+nothing of this package, and is PyTorch as one writes it by hand: the sampling of the attention by
 `grid_sample`, the noisy map concatenated with the image's and projected in every step, as the
 published program does.
 
@@ -13,21 +11,21 @@ Measured 2026-11-21 with PyTorch 2.13.0 on 2 cores (Intel Xeon of family 6, mode
 AVX-512), nothing else running: 4.5 s for 1 step, 11.1 s for 3, 1.1 GB.
 """
 
-import argparse
-import json
 import math
-import resource
-import timeit
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from timing import autocast, compiled, torch_program
 from torch import nn
 
-CHANNELS, DEPTHS = (96, 192, 384, 768), (3, 3, 9, 3)  # ConvNeXt-T
+BACKBONES = dict(  # channels, depths
+    convnext_t=((96, 192, 384, 768), (3, 3, 9, 3)),
+    convnext_l=((192, 384, 768, 1536), (3, 3, 27, 3)),
+)
+DROP_PATH = 0.4  # rate of the last block in training
 WIDTH, LAYERS, HEADS, POINTS, HIDDEN = 256, 6, 8, 4, 1024
 GROUPS, CLASSES, CODE_SCALE = 32, 19, 0.01
-SIZE = (512, 1024)
 bilinear = partial(F.interpolate, mode="bilinear", align_corners=False)
 
 
@@ -37,10 +35,11 @@ def as_channels_last(norm, x):
 
 
 class Block(nn.Module):
-    """ConvNeXt's residual block."""
+    """ConvNeXt's residual block, skipped for some images in training."""
 
-    def __init__(self, c):
+    def __init__(self, c, rate):
         super().__init__()
+        self.rate = rate
         self.depthwise = nn.Conv2d(c, c, 7, padding=3, groups=c)
         self.norm = nn.LayerNorm(c, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(c, 4 * c), nn.GELU(), nn.Linear(4 * c, c))
@@ -48,27 +47,33 @@ class Block(nn.Module):
 
     def forward(self, x):
         y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
-        return x + (self.gamma * self.mlp(y)).permute(0, 3, 1, 2)
+        y = (self.gamma * self.mlp(y)).permute(0, 3, 1, 2)
+        if self.training and self.rate:
+            kept = torch.rand(len(x), 1, 1, 1) >= self.rate
+            y = y * kept / (1 - self.rate)
+        return x + y
 
 
 class ConvNeXt(nn.Module):
     """f32[B, 3, H, W] -> four normalised maps, strides 4, 8, 16 and 32."""
 
-    def __init__(self):
+    def __init__(self, channels, depths):
         super().__init__()
-        sources, patches = (3, *CHANNELS), (4, 2, 2, 2)
+        sources, patches = (3, *channels), (4, 2, 2, 2)
+        rates = iter(torch.linspace(0, DROP_PATH, sum(depths), device="cpu").tolist())
         self.down = nn.ModuleList(
-            nn.Conv2d(sources[i], c, patches[i], patches[i]) for i, c in enumerate(CHANNELS)
+            nn.Conv2d(sources[i], c, patches[i], patches[i]) for i, c in enumerate(channels)
         )
         # after the stem, but before every later convolution
         self.down_norms = nn.ModuleList(
             nn.LayerNorm(c, eps=eps)
-            for c, eps in zip((CHANNELS[0], *CHANNELS[:3]), (1e-6, *[1e-5] * 3))
+            for c, eps in zip((channels[0], *channels[:3]), (1e-6, *[1e-5] * 3))
         )
         self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(c) for _ in range(depth))) for c, depth in zip(CHANNELS, DEPTHS)
+            nn.Sequential(*(Block(c, next(rates)) for _ in range(depth)))
+            for c, depth in zip(channels, depths)
         )
-        self.norms = nn.ModuleList(nn.LayerNorm(c, eps=1e-6) for c in CHANNELS)
+        self.norms = nn.ModuleList(nn.LayerNorm(c, eps=1e-6) for c in channels)
 
     def forward(self, x):
         maps = []
@@ -87,10 +92,10 @@ def conv_norm(c_in, c_out, size):
 class Neck(nn.Module):
     """Four maps -> one of the finest size: a feature pyramid, and its levels side by side."""
 
-    def __init__(self):
+    def __init__(self, channels):
         super().__init__()
-        self.lateral = nn.ModuleList(conv_norm(c, WIDTH, 1) for c in CHANNELS)
-        self.out = nn.ModuleList(conv_norm(WIDTH, WIDTH, 3) for _ in CHANNELS)
+        self.lateral = nn.ModuleList(conv_norm(c, WIDTH, 1) for c in channels)
+        self.out = nn.ModuleList(conv_norm(WIDTH, WIDTH, 3) for _ in channels)
         self.merge = conv_norm(4 * WIDTH, WIDTH, 1)
 
     def forward(self, maps):
@@ -196,13 +201,18 @@ class MapDecoder(nn.Module):
 class DDP(nn.Module):
     """Diffusion over label maps, for one image at a time."""
 
-    def __init__(self):
+    def __init__(self, channels, depths):
         super().__init__()
-        self.backbone, self.neck = ConvNeXt(), Neck()
+        self.backbone, self.neck = ConvNeXt(channels, depths), Neck(channels)
         self.transform = nn.Conv2d(2 * WIDTH, WIDTH, 1)
         self.embedding = nn.Embedding(CLASSES + 1, WIDTH)
         self.decoder = MapDecoder()
         self.head = nn.Conv2d(WIDTH, CLASSES, 1)
+
+    def codes(self, labels):
+        """i64[B, h, w] -> f32[B, E, h, w]."""
+        table = (2 * self.embedding.weight.sigmoid() - 1) * CODE_SCALE
+        return F.embedding(labels, table).permute(0, 3, 1, 2)
 
     def forward(self, image, steps):
         """f32[1, 3, H, W] -> class logits f32[1, K, H, W], by DDIM with time difference 1."""
@@ -213,32 +223,63 @@ class DDP(nn.Module):
             now, after = log_snr(torch.tensor([now, after])).split(1)
             mixed = self.transform(torch.cat([feature, state], dim=1))
             logits = self.head(self.decoder(mixed, now))
-            table = (2 * self.embedding.weight.sigmoid() - 1) * CODE_SCALE
-            code = F.embedding(logits.argmax(1), table).permute(0, 3, 1, 2)
+            code = self.codes(logits.argmax(1))
             noise = (state - now.sigmoid().sqrt() * code) / (-now).sigmoid().sqrt().clamp(min=1e-8)
             state = after.sigmoid().sqrt() * code + (-after).sigmoid().sqrt() * noise
         return bilinear(logits, image.shape[2:])
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 3])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--size", type=int, nargs=2, default=SIZE, help="height and width")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    model, image = DDP().eval(), torch.randn(1, 3, *args.size)
-    with torch.no_grad():
-        model(image, 1)  # warm-up
-        for steps in args.steps:
-            run = partial(model, image, steps)
-            line = dict(steps=steps, seconds=timeit.repeat(run, number=1, repeat=args.rounds))
-            line["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            line["parameters"] = sum(p.numel() for p in model.parameters())
-            print(json.dumps(line), flush=True)
+class Training(nn.Module):
+    """DDP's loss: of labels that were noised, and 0.4 times that of a head without noise."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.auxiliary = nn.Sequential(
+            nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU(),
+            nn.Dropout2d(0.1), nn.Conv2d(WIDTH, CLASSES, 1),
+        )  # fmt: skip
+
+    def forward(self, image, labels):
+        """f32[B, 3, H, W] and i64[B, H, W] -> f32[]."""
+        model = self.network
+        feature = model.neck(model.backbone(image))
+        small = F.interpolate(labels[:, None].float(), size=feature.shape[2:])[:, 0].long()
+        code = model.codes(small)
+        level = log_snr(0.999 * torch.rand(len(image)))
+        alpha, sigma = (sign.sigmoid().sqrt()[:, None, None, None] for sign in (level, -level))
+        noisy = alpha * code + sigma * torch.randn_like(code)
+        mixed = model.transform(torch.cat([feature, noisy], dim=1))
+        maps = model.head(model.decoder(mixed, level)), self.auxiliary(feature)
+        noised, plain = (
+            F.cross_entropy(bilinear(each, labels.shape[1:]), labels, ignore_index=255)
+            for each in maps
+        )
+        return noised + 0.4 * plain
+
+
+def make_step(args):
+    """The prediction or train step."""
+    height, width = args.size, 2 * args.size
+    network = DDP(*BACKBONES[args.backbone])
+    if args.what != "train":
+        steps, image = int(args.what.removeprefix("steps_")), torch.randn(1, 3, height, width)
+        run = compiled(args, network.eval())
+        return torch.no_grad()(autocast(args)(partial(run, image, steps)))
+    model, image = Training(network), torch.randn(args.batch, 3, height, width)
+    labels = torch.randint(CLASSES, (args.batch, height, width))
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4, weight_decay=0.0)
+    loss_of = autocast(args)(compiled(args, model))
+
+    def step():
+        loss = loss_of(image, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
 
 
 if __name__ == "__main__":
-    main()
+    whats = ("steps_1", "steps_3", "train")
+    torch_program(__doc__, whats, make_step, backbone="convnext_t", batch=2, size=512)

@@ -1,29 +1,26 @@
 """DDP's depth with Swin-T in plain PyTorch, timed: the alternative of a user.
 
-python torch_depth.py [--steps 3] [--rounds 3] [--threads 2] [--save case.npz]
+python torch_depth.py [--save=case.npz]
 
-prints one JSON line with "seconds" of every round and "peak_rss_mb". One image of 352x1216 pixels,
-the part of a photograph of KITTI that is measured, float32, random weights, one draw of noise, no
-mirrored view. It needs torch and the networks of torch_ddp.py and torch_bev.py beside it, and is
-PyTorch as one writes it by hand, see there. `--save` writes the weights under their published
-names, with image, noise and depth, so that another program can be compared.
+One image of 352x1216 pixels, the part of a photograph of KITTI that is measured, random weights,
+three steps, one draw of noise, no mirrored view. It needs torch and the networks of torch_ddp.py
+and torch_bev.py beside it, and is PyTorch as one writes it by hand, see there. `--save` writes the
+weights under their published names, with image, noise and depth, so that another program can be
+compared.
 """
 
-import argparse
-import json
 import math
 import re
-import resource
-import timeit
 from functools import partial
 
 import torch
+from timing import autocast, compiled, torch_program
 from torch import nn
-from torch_bev import Swin
+from torch_bev import CHANNELS, Swin
 from torch_ddp import WIDTH, MapDecoder, Neck, bilinear
 
 LOW, HIGH, CODE_SCALE = 0.001, 80.0, 0.1  # metres; of normalised depth
-SIZE = (352, 1216)
+SIZE, STEPS = (352, 1216), 3
 BLOCK, PUBLISHED_BLOCK = r"backbone\.stages\.(\d)\.(\d+)\.", r"backbone.stages.\1.blocks.\2."
 LAYER, PUBLISHED_LAYER = r"decoder\.layers\.(\d+)\.", r"decode_head.encoder.layers.\1."
 PUBLISHED = (  # how a name begins here, and in the published checkpoints
@@ -65,7 +62,7 @@ class Depth(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.backbone, self.neck, self.decoder = Swin(first=0), Neck(), MapDecoder()
+        self.backbone, self.neck, self.decoder = Swin(first=0), Neck(CHANNELS), MapDecoder()
         self.down = nn.Conv2d(WIDTH + 1, WIDTH, 1)
         self.head = nn.Conv2d(WIDTH, 1, 3, padding=1)
         nn.init.normal_(self.head.weight, std=0.1)  # depths of 20 metres, give or take 5
@@ -102,29 +99,16 @@ def save(path, model, image, noise, depth):
     np.savez(path, **state, image=image.numpy(), noise=noise.numpy(), depth=depth.numpy())
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--size", type=int, nargs=2, default=SIZE, help="height and width")
-    parser.add_argument("--save", help="a .npz for weights and one run; nothing is timed")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    height, width = args.size
-    model, image = Depth().eval(), torch.randn(1, 3, height, width)
-    noise = torch.randn(1, 1, -(-height // 4), -(-width // 4))
-    with torch.inference_mode():
-        depth = model(image, noise, args.steps)  # warm-up
-        if args.save:
-            return save(args.save, model, image, noise, depth)
-        run = partial(model, image, noise, args.steps)
-        line = dict(steps=args.steps, seconds=timeit.repeat(run, number=1, repeat=args.rounds))
-    line["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # from KiB
-    line["parameters"] = sum(p.numel() for p in model.parameters())
-    print(json.dumps(line))
+def make_step(args):
+    """The depths of an image, in three steps; with --save, what they come from is written."""
+    model, image = Depth().eval(), torch.randn(1, 3, *SIZE)
+    noise = torch.randn(1, 1, *(side // 4 for side in SIZE))
+    if args.save:
+        with torch.inference_mode():
+            save(args.save, model, image, noise, model(image, noise, STEPS))
+    run = compiled(args, model)
+    return torch.inference_mode()(autocast(args)(partial(run, image, noise, STEPS)))
 
 
 if __name__ == "__main__":
-    main()
+    torch_program(__doc__, ("steps_3",), make_step, save="")

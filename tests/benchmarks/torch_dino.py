@@ -1,25 +1,22 @@
 """A plain PyTorch DINOv2 ViT-S/14, timed: the alternative of a user to our extraction of features.
 
-python torch_dino.py --what=one|eight|large [--repeats=5] [--threads=2]
+python torch_dino.py --what=one|eight|large
 
-prints one JSON line with "what", "seconds", "peak_rss_mb" and "parameters". The benchmarks run this
-file and our program in the same minutes and report the quotient. It needs torch and nothing of this
-package, and is PyTorch as one writes it by hand: eager, float32, without gradients, the attention
-of torch.nn.functional. State names are those of the published checkpoints. Random weights.
+The benchmark runs this file and our program in the same minutes and reports the quotient. It needs
+torch and nothing of this package, and is PyTorch as one writes it by hand: without gradients, the
+attention of torch.nn.functional. State names are those of the published checkpoints. Random
+weights.
 
 one     an image of 224x224
 eight   eight of them in one batch
 large   an image of 518x518, for which the table of positions was made
 """
 
-import argparse
-import json
-import resource
-import timeit
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from timing import autocast, compiled, torch_program
 from torch import nn
 
 WIDTH, DEPTH, HEADS, PATCH, GRID = 384, 12, 6, 14, 37
@@ -99,23 +96,12 @@ class DinoV2(nn.Module):
         return maps
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--what", choices=WHATS, required=True)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+def make_step(args):
+    """The features of a batch."""
     batch, size = WHATS[args.what]
-    model, images = DinoV2().eval(), torch.randn(batch, 3, size, size)
-    step = torch.inference_mode()(partial(model, images))
-    step()  # warm-up
-    line = dict(what=args.what, seconds=timeit.repeat(step, number=1, repeat=args.repeats))
-    line["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # from KiB
-    line["parameters"] = sum(p.numel() for p in model.parameters())
-    print(json.dumps(line))
+    run = compiled(args, DinoV2().eval())
+    return torch.inference_mode()(autocast(args)(partial(run, torch.randn(batch, 3, size, size))))
 
 
 if __name__ == "__main__":
-    main()
+    torch_program(__doc__, WHATS, make_step)

@@ -1,17 +1,15 @@
 """A plain PyTorch EfficientNet-Lite0, timed: the alternative of a user for its features.
 
-python torch_features.py --network=efficientnet_lite0 --weights=FILE [--channels-last]
+python torch_features.py [--channels-last]
 
-prints one JSON line with "seconds"; with --output, it writes its features as .npz. Names of
-states are those of the file, which loads strictly. It needs torch and nothing of this package.
+Random weights; names of states are those of the published file. --channels-last is NHWC in memory.
+It needs torch and nothing of this package.
 """
 
-import argparse
-import json
-import timeit
+from functools import partial
 
-import numpy as np
 import torch
+from timing import compiled, torch_program
 from torch import nn
 
 HEIGHT, WIDTH = 360, 480
@@ -64,7 +62,7 @@ class EfficientNetLite0(nn.Module):
                 channels_in = channels
         self._blocks = nn.ModuleList(blocks)
         self._conv_head, self._bn1 = nn.Conv2d(320, 1280, 1, bias=False), batch_norm(1280)
-        self._fc = nn.Linear(1280, 1000)  # head and classifier are in the file, and not used
+        self._fc = nn.Linear(1280, 1000)
 
     def forward(self, x):
         x = nn.functional.relu6(self._bn0(self._conv_stem(padded(x, 3, 2))))
@@ -76,32 +74,13 @@ class EfficientNetLite0(nn.Module):
         return maps
 
 
-NETWORKS = {"efficientnet_lite0": EfficientNetLite0}
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", choices=NETWORKS, required=True)
-    parser.add_argument("--weights", required=True, help="a PyTorch file")
-    parser.add_argument("--output", help="an .npz file for the features")
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--channels-last", action="store_true", help="NHWC in memory")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+def make_step(args):
+    """The maps of an image."""
     form = torch.channels_last if args.channels_last else torch.contiguous_format
-    network = NETWORKS[args.network]().eval().to(memory_format=form)
-    network.load_state_dict(torch.load(args.weights, weights_only=True))
-    draw = np.random.default_rng(0).uniform(-1, 1, (1, HEIGHT, WIDTH, 3)).astype(np.float32)
-    image = torch.from_numpy(draw).permute(0, 3, 1, 2).contiguous(memory_format=form)
-    with torch.inference_mode():
-        maps = network(image)
-        seconds = timeit.repeat(lambda: network(image), number=1, repeat=args.repeats)
-    if args.output:
-        maps = [values.permute(0, 2, 3, 1).numpy() for values in maps]
-        np.savez(args.output, **{f"map_{i:02d}": values for i, values in enumerate(maps)})
-    print(json.dumps(dict(network=args.network, seconds=seconds)))
+    network = compiled(args, EfficientNetLite0().eval().to(memory_format=form))
+    image = (2 * torch.rand(1, 3, HEIGHT, WIDTH) - 1).contiguous(memory_format=form)
+    return torch.inference_mode()(partial(network, image))
 
 
 if __name__ == "__main__":
-    main()
+    torch_program(__doc__, ("maps",), make_step, channels_last=False)

@@ -1,32 +1,30 @@
 """Plain PyTorch input for CamVid, timed: the Dataset and DataLoader a user would otherwise write.
 
-python torch_input.py --data=camvid --batches=40 --batch=8 --workers=2 [--no-photometric]
+python torch_input.py --data=camvid [--workers=2]
 
-prints one JSON line with "images_per_second" and what was run. `--data` holds `images/train/*.jpg`
-and `masks/train/*.png`. The benchmarks run this and our pipeline in the same minutes, over the same
-files and with the same transforms, and report the quotient of the two rates. It needs torch, numpy
-and Pillow, nothing of this package; each step takes the quickest of them that a user would think of
-(Pillow resizes and converts colours, numpy does arithmetic), so that the comparison is fair.
+`--data` holds `images/train/*.jpg` and `masks/train/*.png`; seconds are those of an image. The
+benchmark runs this and our pipeline in the same minutes, over the same files and with the same
+transforms, and reports the quotient of the two. It needs torch, numpy and Pillow, nothing of this
+package; each step takes the quickest of them that a user would think of (Pillow resizes and
+converts colours, numpy does arithmetic), so that the comparison is fair.
 
 Per image: decode, scale by U[0.5, 2), crop 256 x 256 such that no class fills 75 % of it, flip,
 photometric distortion, pad, normalise to [-1, 1].
 """
 
-import argparse
-import json
 import random
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from timing import torch_program
 from torch.utils.data import DataLoader, Dataset
 
 CROP = 256  # height and width
 IGNORED = 255  # label of pixels that belong to no class
 MOST = 0.75  # share of a crop that one class may fill
-WARM_UP = 6  # batches; workers start and fill their queues
+BATCH, BATCHES = 8, 10  # images; batches of one call
 
 
 def resize(image, mask, scale):
@@ -101,10 +99,9 @@ def to_tensors(image, mask):
 class CamVid(Dataset):
     """Training images of a CamVid folder with their label maps, changed anew at every access."""
 
-    def __init__(self, folder, distort):
+    def __init__(self, folder):
         self.images = sorted(Path(folder, "images", "train").glob("*.jpg"))
         self.masks = [Path(folder, "masks", "train", f"{path.stem}.png") for path in self.images]
-        self.distort = distort
 
     def __len__(self):
         return len(self.images)
@@ -115,9 +112,7 @@ class CamVid(Dataset):
         image, mask = random_crop(image, mask)
         if coin():
             image, mask = image[:, ::-1], mask[:, ::-1]
-        if self.distort:
-            image = photometric(image)
-        return to_tensors(image, mask)
+        return to_tensors(photometric(image), mask)
 
 
 def endless(loader):
@@ -126,41 +121,23 @@ def endless(loader):
         yield from loader
 
 
-def images_per_second(loader, batches):
-    """Rate over `batches` batches, after WARM_UP batches that are not counted."""
-    stream = endless(loader)
-    for _ in range(WARM_UP):
-        next(stream)
-    start = time.perf_counter()
-    for _ in range(batches):
-        next(stream)
-    return batches * loader.batch_size / (time.perf_counter() - start)
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="folder with images/train and masks/train")
-    for name, default in dict(batches=40, batch=8, workers=2).items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--photometric", action=argparse.BooleanOptionalAction, default=True)
-    args = parser.parse_args()
-    dataset = CamVid(args.data, args.photometric)
-    if len(dataset) < args.batch:
-        found = f"{len(dataset)} images in {args.data}/images/train"
-        parser.error(f"found {found}, but a batch needs {args.batch}. Check --data or --batch.")
-    torch.manual_seed(0)
+def make_step(args):
+    """A call that makes BATCHES batches, whose seconds are given by image; waits for the start."""
     random.seed(0)
+    workers = args.workers
     loader = DataLoader(
-        dataset,
-        batch_size=args.batch,
-        shuffle=True,
-        drop_last=True,
-        num_workers=args.workers,
-        persistent_workers=args.workers > 0,
-    )
-    rate = images_per_second(loader, args.batches)
-    print(json.dumps(dict(what="input", images_per_second=rate, **vars(args))))
+        CamVid(args.data), batch_size=BATCH, shuffle=True, drop_last=True, num_workers=workers,
+        persistent_workers=workers > 0,
+    )  # fmt: skip
+    stream = endless(loader)
+
+    def batches():
+        for _ in range(BATCHES):
+            next(stream)
+
+    batches()
+    return batches, 1 / (BATCHES * BATCH)
 
 
 if __name__ == "__main__":
-    main()
+    torch_program(__doc__, ("input",), make_step, data="camvid", workers=2)

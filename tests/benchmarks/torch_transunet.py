@@ -1,30 +1,25 @@
 """A plain PyTorch TransUNet, timed: the alternative of a user, against which our speed is measured.
 
-python torch_transunet.py --what=forward|train|ddep --batch=4 --size=224 --repeats=5 --threads=2
+python torch_transunet.py --what=forward|train|ddep --batch=4 --size=224
 
-prints one JSON line with "what", "seconds", "median" and "peak_rss_mb". Seconds alone say little:
-the benchmarks run this file and our program in the same minutes and report the quotient. It needs
-torch and nothing of this package, and is PyTorch as one writes it by hand: eager, NCHW, float32,
-attention spelled out, kernels standardised at every call. Arithmetic (`port`) and state names are
-those of the public PyTorch TransUNet: its checkpoints load strictly, and both programs can be held
-to the same outputs. Initial values are the framework's.
+Seconds alone say little: the benchmark runs this file and our program in the same minutes and
+reports the quotient. It needs torch and nothing of this package, and is PyTorch as one writes it by
+hand: NCHW, attention spelled out, kernels standardised at every call. Arithmetic (`port`) and state
+names are those of the public PyTorch TransUNet: its checkpoints load strictly, and both programs
+can be held to the same outputs. Initial values are the framework's.
 
 forward   evaluation mode, no gradients
 train     train mode: forward, cross-entropy, backward and Adam for the entire network
 ddep      the decoder learns the noise in the image; the encoder is frozen, without backward pass
 """
 
-import argparse
-import json
-import resource
-import statistics
-import timeit
 from collections import OrderedDict
 from functools import partial
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from timing import autocast, compiled, torch_program
 from torch import nn
 
 SIGMA = 0.22  # noise of `ddep`, for images in [-1, 1]
@@ -205,18 +200,22 @@ def denoising_loss(model, image):
     return F.mse_loss(model.segmentation_head(model.decoder(*encoded)), noise)
 
 
-def make_step(what, model, image):
-    """A function of no arguments; one call of it is what gets timed."""
-    if what == "forward":
-        return torch.no_grad()(partial(model.eval(), image))
-    frozen = what == "ddep"
+def make_step(args):
+    """The forward pass or train step."""
+    frozen = args.what == "ddep"
+    model = TransUNet(size=args.size, outputs=3 if frozen else PUBLISHED["outputs"])
+    image = torch.rand(args.batch, 3, args.size, args.size) * 2 - 1
+    if args.what == "forward":
+        return torch.no_grad()(autocast(args)(partial(compiled(args, model.eval()), image)))
     model.train().transformer.train(not frozen).requires_grad_(not frozen)
     labels = torch.randint(model.segmentation_head[0].out_channels, image[:, 0].shape)
-    segmentation_loss = nn.CrossEntropyLoss(ignore_index=255)
+    segmentation_loss = lambda model, image: F.cross_entropy(model(image), labels, ignore_index=255)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    loss_of = partial(denoising_loss if frozen else segmentation_loss, model)
+    loss_of = autocast(args)(compiled(args, loss_of))
 
     def step():
-        loss = denoising_loss(model, image) if frozen else segmentation_loss(model(image), labels)
+        loss = loss_of(image)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -224,26 +223,5 @@ def make_step(what, model, image):
     return step
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--what", choices=("forward", "train", "ddep"), required=True)
-    for name, default in dict(batch=4, size=224, repeats=5, threads=2).items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--model", type=json.loads, default={}, help="JSON over PUBLISHED")
-    args = parser.parse_args()
-    if args.size % 16:
-        parser.error(f"--size is {args.size}, but must be a multiple of 16. Try --size=224.")
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    outputs = 3 if args.what == "ddep" else PUBLISHED["outputs"]
-    model = TransUNet(**{"size": args.size, "outputs": outputs, **args.model})
-    step = make_step(args.what, model, torch.rand(args.batch, 3, args.size, args.size) * 2 - 1)
-    step()  # warm-up
-    seconds = timeit.repeat(step, number=1, repeat=args.repeats)
-    line = dict(what=args.what, seconds=seconds, median=statistics.median(seconds))
-    line["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # from KiB
-    print(json.dumps(line))
-
-
 if __name__ == "__main__":
-    main()
+    torch_program(__doc__, ("forward", "train", "ddep"), make_step, batch=4, size=224)

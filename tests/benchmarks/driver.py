@@ -1,0 +1,306 @@
+"""Runs the rows of the benchmark: ours, PyTorch and torch.compile in turn, each in its own process.
+
+Round after round goes through all rows, most important first, until the rounds are made or the
+minutes are over. A row that is not expected to fit is left out; a program that fails or takes too
+long is named, and the others go on. benchmark.json and benchmark.md are written after every row.
+Nothing is downloaded: weights are random, and compiled programs are kept for the run alone, so the
+first call of the first round compiles from nothing, and those of later rounds read them.
+
+median (min-max)  of all calls after the first, of all rounds
+PyTorch / here    a program's median by ours (above 1 = we are faster)
+first             seconds of the first call, mostly compilation; in brackets from compiled programs
+host, device      peaks of memory; the first is resident memory with compilation, "+" its rise above
+                  the inputs
+FLOP/s            of the row's operations, see `rows.Row`, as a share of the fastest product of two
+                  large matrices of the same dtype in this run
+GB/s              of the bytes that must move, as a share of the fastest copy in this run
+"""
+
+import argparse
+import contextlib
+import datetime
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rows import PEAKS, ROWS
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+OURS = "here"
+CACHES = dict(JAX_COMPILATION_CACHE_DIR="jax", TORCHINDUCTOR_CACHE_DIR="torch")  # of a run
+PATIENCE = 5  # times its expected seconds; a program that takes longer is stopped
+COLUMNS = "row|program|median (min-max)|PyTorch / here|first|host|device|FLOP/s|GB/s"
+
+
+def main(rows=ROWS, peaks=PEAKS):
+    """The command line."""
+    flags = parsed(rows)
+    folder, end = Path(flags.output), time.monotonic() + 60 * flags.minutes
+    folder.mkdir(parents=True, exist_ok=True)
+    report = dict(machine=machine(flags), rows={}, skipped={})
+    chosen = with_peaks(rows_of(rows, flags), peaks, flags.device)
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in range(flags.rounds):
+            for row in chosen:
+                run_row(row, number, flags, scratch, end, report)
+                write(report, chosen, folder)
+    print(markdown(report, chosen))
+    print(f"\nwritten to {folder / 'benchmark.json'} and {folder / 'benchmark.md'}")
+
+
+def parsed(rows):
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--only", default="", help="rows by name or its start: adm,ddp_t_steps")
+    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True,
+                        help="torch.compile as a third program")  # fmt: skip
+    parser.add_argument("--output", default="runs/benchmark", help="a folder")
+    parser.add_argument("--data", default="", help="CamVid, for the row input; else drawn scenes")
+    parser.add_argument("--torch-python", default=sys.executable, help="a Python that has torch")
+    flags = parser.parse_args()
+    names = [row.name for row in rows if flags.device in row.seconds]
+    for start in filter(None, flags.only.split(",")):
+        if not any(name.startswith(start) for name in names):
+            parser.error(f"--only={start} starts no row of {flags.device}: {', '.join(names)}.")
+    return flags
+
+
+def rows_of(rows, flags):
+    """The rows of the device that --only names."""
+    starts = tuple(filter(None, flags.only.split(","))) or ("",)
+    return [row for row in rows if flags.device in row.seconds and row.name.startswith(starts)]
+
+
+def with_peaks(rows, peaks, device):
+    """The rows, after the peaks that their shares are taken of."""
+    dtypes, copies = {row.dtype for row in rows if row.flop}, any(row.bytes for row in rows)
+    needed = lambda peak: peak.dtype in dtypes if peak.flop else copies
+    return [*(peak for peak in peaks if device in peak.seconds and needed(peak)), *rows]
+
+
+def machine(flags):
+    """What the numbers depend on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    named = [line for line in lines if "model name" in line]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    return dict(
+        started=datetime.datetime.now().isoformat(timespec="seconds"),
+        command=" ".join(["python -m tests.benchmarks", *sys.argv[1:]]),
+        processor=named[0].split(": ")[1] if named else platform.processor(),
+        cores=len(os.sched_getaffinity(0)),
+        commit=commit.stdout.strip(),
+        flags={
+            name: value for name, value in os.environ.items()
+            if name.startswith(("XLA_", "JAX_", "NVIDIA_TF32", "OMP_", "MKL_", "TORCH", "CUDA_"))
+            and name not in CACHES
+        },
+        versions={}, devices=[], loads=[],
+    )  # fmt: skip
+
+
+# ---- programs ----------------------------------------------------------------------------------
+
+
+def programs_of(row, flags, scratch):
+    """Name -> command, or why there is none."""
+    data = flags.data or f"{scratch}/data"
+    fill = lambda words: [word.format(folder=scratch, data=data) for word in words]
+    command = lambda python, words: [
+        python, str(HERE / words[0]), *fill(words[1:]), f"--device={flags.device}"
+    ]  # fmt: skip
+    programs = {OURS: command(sys.executable, row.here)}
+    if not row.torch:
+        return programs
+    torch = command(flags.torch_python, row.torch)
+    if flags.torch_python == sys.executable and not importlib.util.find_spec("torch"):
+        return programs | {"PyTorch": "torch is not installed: pip install -e .[bench]"}
+    programs["PyTorch"] = torch
+    programs |= {name: [*torch, option] for option, name in row.variants.items()}
+    if flags.compile and not row.name.startswith("input"):
+        compilers = filter(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))
+        missing = "no compiler is installed: g++ or clang++"
+        programs["torch.compile"] = [*torch, "--compile"] if any(compilers) else missing
+    return programs
+
+
+def run_row(row, number, flags, scratch, end, report):
+    """Adds a round of a row to the report: lines of programs, failures, or why it is skipped."""
+    left, programs = end - time.monotonic(), programs_of(row, flags, scratch)
+    found = report["rows"].get(row.name)
+    expected = found["took"] if found else row.seconds[flags.device] * len(programs)
+    if expected > left or (number and not found):
+        if not number:
+            report["skipped"][row.name] = (
+                f"expected to take {expected:.0f} s, when {max(left, 0):.0f} s were left"
+            )
+        return
+    found = found or dict(lines={name: [] for name in programs}, failed={})
+    report["rows"][row.name], start = found, time.monotonic()
+    for name, command in programs.items():
+        if name in found["failed"]:
+            continue
+        if isinstance(command, str):
+            found["failed"][name] = command
+            continue
+        limit = min(end - time.monotonic(), max(30, PATIENCE * row.seconds[flags.device]))
+        line = call(command, limit, scratch)
+        shown = line.get("failed") or f"{in_words(statistics.median(line['seconds']))}"
+        print(f"{row.name}, {name}: {shown}", flush=True)
+        if "failed" in line:
+            found["failed"][name] = line["failed"]
+            continue
+        found["lines"][name].append(line)
+        report["machine"]["versions"].update(line.pop("versions", {}))
+        report["machine"]["loads"].append(line["load"])
+        if line.get("device") not in report["machine"]["devices"]:
+            report["machine"]["devices"].append(line.get("device"))
+    found["took"] = time.monotonic() - start
+
+
+def call(command, limit, scratch):
+    """The JSON that a program prints last, or {"failed": why}; it is stopped after the limit."""
+    environment = os.environ | dict(
+        PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+        **{name: f"{scratch}/{folder}" for name, folder in CACHES.items()},
+    )
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command, stdout=printed, stderr=errors, env=environment, cwd=ROOT,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            process.wait(max(limit, 0))
+        except subprocess.TimeoutExpired:
+            return dict(failed=f"stopped after {limit:.0f} s, its limit or the end of --minutes")
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # compilers that it started, too
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        lines = [(file.seek(0), file.read().split("\n"))[1] for file in (printed, errors)]
+    said = [list(filter(str.strip, each)) for each in lines]
+    if process.returncode or not said[0]:
+        why = said[1][-1].strip()[:300] if said[1] else "it printed nothing"
+        return dict(failed=f"exit code {process.returncode}: {why}")
+    return json.loads(said[0][-1]) | dict(load=load)
+
+
+# ---- the report --------------------------------------------------------------------------------
+
+
+def write(report, chosen, folder):
+    """Both files, of what is measured so far."""
+    report["summary"] = summaries(report, chosen)
+    for name, text in (("json", json.dumps(report, indent=1)), ("md", markdown(report, chosen))):
+        part = folder / f"benchmark.{name}.part"
+        part.write_text(text + "\n")
+        part.replace(folder / f"benchmark.{name}")
+
+
+def summaries(report, chosen):
+    """Row -> program -> numbers of all its rounds."""
+    table = {}
+    for row in chosen:
+        lines = report["rows"].get(row.name, {}).get("lines", {})
+        table[row.name] = {name: summary(row, each) for name, each in lines.items() if each}
+    peaks = [row for row in chosen if row.name.startswith(("product", "copy"))]
+    for unit in ("flop", "bytes"):
+        for row in chosen:
+            best = max((
+                getattr(peak, unit) / found["min"]
+                for peak in peaks if peak.dtype == row.dtype or unit == "bytes"
+                for found in table[peak.name].values()
+            ), default=0)  # fmt: skip
+            for found in table[row.name].values():
+                if best and found[unit]:
+                    found[f"{unit}_share"] = found[unit] / best
+    for programs in table.values():
+        for found in programs.values():
+            if OURS in programs:
+                found["ratio"] = found["median"] / programs[OURS]["median"]
+    return table
+
+
+def summary(row, lines):
+    seconds = [second for line in lines for second in line["seconds"]]
+    most = lambda key: max((line.get(key) or 0 for line in lines), default=0)
+    median = statistics.median(seconds)
+    return dict(
+        rounds=len(lines), calls=len(seconds), median=median, min=min(seconds), max=max(seconds),
+        first=lines[0]["first"], first_again=min((line["first"] for line in lines[1:]), default=0),
+        host_mb=most("peak_rss_mb"), rise_mb=most("rise_mb"), device_mb=most("device_mb"),
+        flop=row.flop / median, bytes=row.bytes / median,
+    )  # fmt: skip
+
+
+def markdown(report, chosen):
+    """The report as a page: the machine, the table, and what is not in it."""
+    facts, table = report["machine"], summaries(report, chosen)
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    loads = facts["loads"] or [os.getloadavg()[0]]
+    text = [
+        "# Benchmark", "",
+        f"`{facts['command']}`, {facts['started']}, commit {facts['commit'] or 'unknown'}.",
+        f"{facts['processor']}, {facts['cores']} cores; {', '.join(facts['devices']) or 'cpu'}; "
+        f"load average {min(loads):.1f} to {max(loads):.1f}; {versions}.",
+        f"Flags: {' '.join(f'{k}={v}' for k, v in facts['flags'].items()) or 'none'}.", "",
+        f"| {COLUMNS.replace('|', ' | ')} |", "|---" * (COLUMNS.count("|") + 1) + "|",
+    ]  # fmt: skip
+    for row in chosen:
+        for name, found in table[row.name].items():
+            text.append("| " + " | ".join((row.name, name, *cells(found))) + " |")
+    text += ["", *(f"- `{row.name}`: {row.what}, {row.dtype}" for row in chosen if table[row.name])]
+    failed = [
+        f"- `{name}`, {program}: {why}"
+        for name, found in report["rows"].items() for program, why in found["failed"].items()
+    ]  # fmt: skip
+    skipped = [f"- `{name}`: {why}" for name, why in report["skipped"].items()]
+    for title, lines in (("Failed", failed), ("Skipped", skipped)):
+        text += ["", f"{title}:", "", *lines] if lines else []
+    return "\n".join(text)
+
+
+def cells(found):
+    """The columns of one program."""
+    again = f" ({in_words(found['first_again'])})" if found["first_again"] else ""
+    rate = lambda unit, scale: " ".join(filter(None, (
+        f"{found[unit] / scale:.3g}" if found[unit] else "",
+        f"({found[f'{unit}_share']:.0%})" if f"{unit}_share" in found else "",
+    )))  # fmt: skip
+    gflops = rate("flop", 1e9)
+    return (
+        f"{in_words(found['median'])} ({in_words(found['min'])}-{in_words(found['max'])})",
+        f"{found['ratio']:.2f}" if found.get("ratio", 1) != 1 else "",
+        in_words(found["first"]) + again,
+        f"{found['host_mb'] / 1024:.2f} GB, +{found['rise_mb'] / 1024:.2f}",
+        f"{found['device_mb'] / 1024:.2f} GB" if found["device_mb"] else "",
+        gflops.replace(" (", " G (") if " (" in gflops else gflops + " G" * bool(gflops),
+        rate("bytes", 1e9),
+    )
+
+
+def in_words(seconds):
+    """3 min 5 s, 4.25 s, 43.1 ms or 12 us."""
+    if seconds >= 120:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    for scale, unit in ((1, "s"), (1e-3, "ms")):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
