@@ -84,9 +84,10 @@ def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -
     """
     # ---- where the last run stopped
     life = Lifecycle(stage.name, stage.steps, checkpoints, log)
-    with log.progress(f"{stage.name}: makes or reads its parameters"):
+    with log.progress(f"{stage.name}: makes or reads its parameters") as shown:
         state, start = life.resume(abstract_state(stage), mesh)
         if state is None:
+            shown.begins(COMPILES)
             state = fresh(stage, mesh)
     unreported = {}
     if start:
