@@ -326,10 +326,11 @@ def report(study: CorruptionStudy, rows: Sequence[dict]):
         table = markdown(rows, study.of)
         write_atomically(workdir / "corruptions.csv", to_csv(rows).encode())
         write_atomically(workdir / "corruptions.md", table.encode())
-        plot = robustness_plot(*robustness_curves(rows))
-        layout.save_png(pictures / "corruptions.png", plot)
-        if evaluation.examples:
-            layout.save_png(pictures / "corruptions_images.png", examples_of(study))
+        with evaluation.log.progress("draws"):
+            plot = robustness_plot(*robustness_curves(rows))
+            layout.save_png(pictures / "corruptions.png", plot)
+            if evaluation.examples:
+                layout.save_png(pictures / "corruptions_images.png", examples_of(study))
         evaluation.log.say(table)
     evaluation.log.say(f"finished; numbers in {workdir / 'corruptions.csv'}, a plot in {pictures}")
     evaluation.log.close()

@@ -75,7 +75,8 @@ def _measure_all(plan, workdir):
     log = plan[0].settings[0][1].log
     image = workdir / "pictures" / "steps.png"
     if processes.is_first():
-        layout.save_png(image, plan[0].settings[0][1].target.steps_plot(rows))
+        with log.progress("draws"):
+            layout.save_png(image, plan[0].settings[0][1].target.steps_plot(rows))
     log.say(f"finished; numbers in {workdir / 'steps.json'}, a plot in {image}")
     log.close()
 
