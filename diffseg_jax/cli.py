@@ -1,7 +1,7 @@
 """The parts that all commands share: flags, exit codes, and settings of the process.
 
-Only a command may call `user_errors`, `use_cache` and `use_memory`: they change warnings, loggers
-and memory of the process, which belong to the program that imports the package.
+Only a command may call `user_errors` and `use_cache`: they change warnings and loggers of the
+process, which belong to the program that imports the package.
 """
 
 import contextlib
@@ -177,11 +177,3 @@ def use_cache(path: str):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if path:
         keep_compiled(path)
-
-
-def use_memory(fraction: float | None):
-    """Sets the share of a GPU's memory taken at the start; 0: none, None: the default of jax."""
-    if fraction is not None:
-        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true" if fraction else "false"
-    if fraction:
-        os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(fraction)

@@ -16,6 +16,7 @@ modes:
   eval         evaluate the checkpoints again with other options, write results_eval.json
   corruptions  measure a finished run on images with noise, blur, fog and other corruptions
   check        read all data, report and draw them
+  cost         compute memory, communication and times on other devices; needs no data
   steps        measure numbers of reverse steps (DDP)
   features     keep the features of a fit in files, for fits of fewer of them (DDPM-Seg)
   taps         measure which features of the diffusion model to take (DDPM-Seg)
@@ -46,19 +47,20 @@ from diffseg_jax.cli import (
     names,
     number,
     use_cache,
-    use_memory,
     user_errors,
 )
 from diffseg_jax.config.files import read_config
 from diffseg_jax.config.flags import split_overrides
 from diffseg_jax.devices import joining, processes
 from diffseg_jax.devices.mesh import find_devices
+from diffseg_jax.devices.starting import use_memory
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.experiment import (
     check_data,
     cluster_maps,
     corruption_study,
+    cost,
     kept_features,
     more_labels,
     prepare_data,
@@ -74,6 +76,7 @@ MODES = {
     "train": stages.train,
     "eval": stages.evaluate_only,
     "check": check_data.check_data,
+    "cost": cost.show_cost,
     "clusters": cluster_maps.draw_clusters,
     "features": kept_features.keep_features,
     "taps": tap_study.choose_taps,
@@ -99,6 +102,8 @@ def make_flags() -> Flags:
     services = f"services that get the numbers and images too: {', '.join(TRACKERS)}"
     add("--track", type=names, default=(), metavar="NAME,...", help=services)
     add_cache_flag(add)
+    add("--devices", type=number(int, 1, 4096), help="of --mode=cost: how many; default: 1")
+    add("--accelerators", type=names, default=(), metavar="h100,...", help="of --mode=cost: which")
     share = "share of a GPU's memory taken at the start; 0: as needed; default of jax: 0.75"
     add("--memory_fraction", type=number(float, 0, 1), metavar="X", help=share)
     add = flags.add_argument_group("several processes, one run").add_argument
@@ -149,18 +154,21 @@ def run(arguments: Sequence[str], begun: float | None = None):
         mode, options = more_labels.continue_run, of_training
     elif given.mode == "train":
         options = {"changed_data": changed_data, **of_training}
-    elif given.minutes is not None:
-        raise UserError(
-            f"--minutes is the time of --mode=train, but the mode is {given.mode}. Leave out "
-            "--minutes or --mode."
-        )
+    for flag, its_mode in {"minutes": "train", "devices": "cost", "accelerators": "cost"}.items():
+        if getattr(given, flag) and given.mode != its_mode:
+            raise UserError(
+                f"--{flag} is for --mode={its_mode}, but the mode is {given.mode}. Leave out "
+                f"--{flag} or --mode."
+            )
     if not given.config:
         raise UserError("no config was given. Try --config=configs/ddep_scenes.py.")
     config = read_config(given.config, overrides)
-    if not given.workdir:
+    if not given.workdir and given.mode != "cost":
         raise UserError("no workdir was given. Try --workdir=runs/a.")
     use_cache(given.compilation_cache)
-    workdir = open_workdir(given.workdir)
+    workdir = open_workdir(given.workdir) if given.workdir else None
+    if given.mode == "cost":
+        return mode(config, workdir, given.devices or 1, given.accelerators)
     use_memory(given.memory_fraction)
     joining.join(
         given.coordinator, given.processes, given.process, given.join_within, given.lost_after

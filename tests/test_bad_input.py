@@ -98,7 +98,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(command, tmp_path):
         ("--process", ["--process: expected one argument."]),
         ("--memory_fraction=2", ["--memory_fraction is 2", "a number from 0 to 1."]),
         ("surplus", ['"surplus" is not a flag']),
-        ("--mode=trian", ["Known: check, clusters, corruptions, eval, ", "Did you mean"]),
+        ("--mode=trian", ["Known: check, clusters, corruptions, cost, eval, ", "Did you mean"]),
         ("--config=", ["no config was given. Try --config=configs/"]),
         ("--workdir=", ["no workdir was given. Try --workdir=runs/a."]),
         ("--workdri=x", ["no flag --workdri", 'Did you mean "--workdir"?']),

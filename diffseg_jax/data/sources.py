@@ -1,6 +1,7 @@
 """SOURCES: every data set by name; open_source opens one split of a data set."""
 
 import inspect
+from collections.abc import Mapping
 from functools import partial
 
 from diffseg_jax.config.options import SOURCE_OPTIONS
@@ -11,14 +12,20 @@ from diffseg_jax.data.few_label_sets import FEW_LABEL_SETS, open_few_label_set
 from diffseg_jax.data.folder_source import open_folder, open_unlabelled
 from diffseg_jax.data.generated_sets import open_generated
 from diffseg_jax.data.named_sets import (
+    ADE20K,
+    CAMVID,
+    CITYSCAPES,
     open_ade20k,
     open_camvid,
     open_cityscapes,
     open_pascal_context,
 )
+from diffseg_jax.data.nuscenes_maps import MAP_LAYERS
 from diffseg_jax.data.nuscenes_source import open_nuscenes
 from diffseg_jax.data.prepared import non_empty, without_applied
+from diffseg_jax.data.scene_rig import LAYERS_ABOVE
 from diffseg_jax.data.scene_source import open_scenes
+from diffseg_jax.data.scenes import NAMES as SCENE_NAMES
 from diffseg_jax.data.tfds import open_tfds
 from diffseg_jax.data.transforms import center_square
 from diffseg_jax.errors import UserError, choose, require_known
@@ -41,6 +48,16 @@ SOURCES = {  # name -> (split, *, options that it reads) -> source
     **{name: partial(open_few_label_set, name) for name in FEW_LABEL_SETS},
 }
 TFDS = "tfds:"
+NUM_CLASSES = {  # name -> classes of the labels, where they are known without reading; 0: none
+    "scenes": len(SCENE_NAMES),
+    "bev_scenes": len(LAYERS_ABOVE),
+    "nuscenes": len(MAP_LAYERS),
+    "camvid": len(CAMVID.names),
+    "cityscapes": len(CITYSCAPES.names),
+    "ade20k": len(ADE20K.split(", ")),
+    **dict.fromkeys(("unlabelled", "depth_scenes", "depth_folder", "kitti", "nyu"), 0),
+    **{name: len(published.names.split(", ")) for name, published in FEW_LABEL_SETS.items()},
+}
 RIGS = ("bev_scenes", "nuscenes")  # whose examples are several images with calibration and a map
 
 
@@ -87,6 +104,23 @@ def open_source(name, split, *, path="", square=0, **options):
             )
     source = opener(split, **options, **({"seed": seed} if "seed" in reads else {}))
     return CroppedSquares(source, square) if square else source
+
+
+def known_classes(name: str, options: Mapping) -> int:
+    """The number of classes of a data set, without reading it; 0 where it has none.
+
+    options  those of config.data.options
+    Raises UserError where only its files say.
+    """
+    if not name.startswith(TFDS):
+        require_known(name, SOURCES, "data set")
+    given = options.get("num_classes", 0) or NUM_CLASSES.get(name)
+    if given is None:
+        raise UserError(
+            f"the number of classes of data set {name} stands in its files, which are not read "
+            "here. Try --config.data.options.num_classes=19, with their number."
+        )
+    return given
 
 
 def require_images(name: str, what: str):

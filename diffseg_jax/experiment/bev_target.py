@@ -1,8 +1,11 @@
 """Maps seen from above as what a stage learns and is measured by."""
 
+import math
+
 import jax
 import numpy as np
 
+from diffseg_jax.data.bev_source import open_bev_scenes
 from diffseg_jax.data.bev_transforms import RigChange, RigView, cameras_of, network_input
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.evaluate import share_sums, spread, work_through
@@ -43,6 +46,19 @@ def rig_change(options) -> RigChange:
     resize = tuple(options["resize"])
     view = RigView(tuple(options["crop"]), sum(resize) / 2)
     return RigChange(view, resize, **values)
+
+
+def blank_rig(config, options) -> dict:
+    """A drawn rig with black photographs, and LiDAR features of zeros if the network reads some."""
+    output = tuple(config.bev.output)
+    rig = open_bev_scenes("train", images=1, output=output)[0]
+    needed = [math.ceil(side / options.augment.resize[0]) + 1 for side in options.augment.crop]
+    rig["images"] = np.zeros((len(rig["images"]), *needed, 3), np.uint8)
+    if channels := config.model.get("lidar", 0):
+        sides = config.bev.x, config.bev.y
+        cells = [round((high - low) / size) // 2 for low, high, size in sides]
+        rig["lidar_bev"] = np.zeros((*cells, channels), np.float32)
+    return rig
 
 
 def contact_of_rigs(rows, labels, titles) -> np.ndarray:
@@ -236,6 +252,7 @@ BEV_TARGET = Target(
     labels=lambda source: source.labels,
     parts=whole_example,
     change=rig_change,
+    blank=blank_rig,
     contact=contact_of_rigs,
     count=count_layers,
     summary=summary_of_layers,

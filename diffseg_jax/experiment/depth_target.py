@@ -8,6 +8,7 @@ import numpy as np
 from diffseg_jax.data.depth_transforms import augment_depth
 from diffseg_jax.data.interpolation import half_pixel_neighbours
 from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.augmentation import blank_image, blank_map
 from diffseg_jax.experiment.depth_checks import count_depth, outside_range, summary_of_depth
 from diffseg_jax.experiment.evaluate import share_sums, spread, work_through
 from diffseg_jax.experiment.planned import Evaluation, StagePlan
@@ -214,6 +215,7 @@ DEPTH_TARGET = Target(
     labels=lambda source: None,
     parts=image_and_depth,
     change=lambda options: partial(augment_depth, **options),
+    blank=lambda config, options: blank_image(options) | {"depth": blank_map(options, np.float32)},
     contact=contact_of_depths,
     count=count_depth,
     summary=summary_of_depth,

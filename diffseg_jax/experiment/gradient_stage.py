@@ -1,18 +1,22 @@
 """Trains a planned stage by gradient descent."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 
 from diffseg_jax.data.pipeline import image_alone, training_batches
 from diffseg_jax.devices.mesh import describe_devices, local_rows, state_shardings
 from diffseg_jax.errors import counted
 from diffseg_jax.experiment.augmentation import augmentation
 from diffseg_jax.experiment.monitor import make_monitor
-from diffseg_jax.experiment.plan import stage_schedule
+from diffseg_jax.experiment.plan import stage_optimizer, stage_schedule
 from diffseg_jax.experiment.planned import StagePlan
 from diffseg_jax.experiment.pretraining_probe import probed
+from diffseg_jax.experiment.target import Target
 from diffseg_jax.experiment.time_budget import FIRST_STEPS, MOST_STEPS, Budget
 from diffseg_jax.storage.checkpoints import StageCheckpoints
-from diffseg_jax.training import loop, resources
+from diffseg_jax.systems.task import Task
+from diffseg_jax.training import loop
+from diffseg_jax.training.state_sizes import of_state
 
 
 def train_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | None = None):
@@ -46,30 +50,44 @@ def _paced(stage, plan, start, budget):
 
 def make_stage(plan: StagePlan, steps: int | None = None) -> loop.Stage:
     """Data, loss, optimizer and monitoring of a planned stage; steps: others than its recipe's."""
-    options, task = plan.options, plan.task
+    stage = unread_stage(plan.name, plan.options, plan.task, plan.seed, steps)
+    return dataclasses.replace(
+        stage, batches=lambda start: _batches(plan, start, stage.steps), loaded=plan.loaded,
+        optimizer=plan.optimizer, meta=plan.meta, evaluate=make_monitor(plan),
+    )  # fmt: skip
+
+
+def unread_stage(
+    name: str, options: Mapping, task: Task, seed: int, steps: int | None = None
+) -> loop.Stage:
+    """A stage by its options, without data to learn from, metadata and monitoring."""
     steps = options.steps if steps is None else steps
     return loop.Stage(
-        name=plan.name, steps=steps, batch_size=options.batch_size,
-        batches=lambda start: _batches(plan, start, steps),
-        init=task.init, loaded=plan.loaded, trainable=task.trainable, loss=task.loss,
-        optimizer=plan.optimizer, schedule=stage_schedule(options, steps),
-        every=options.every.to_dict(), meta=plan.meta, accumulate=options.accumulate,
-        ema=options.ema, evaluate=make_monitor(plan), seed=plan.seed,
+        name=name, steps=steps, batch_size=options.batch_size, batches=lambda start: iter(()),
+        init=task.init, trainable=task.trainable, loss=task.loss,
+        optimizer=stage_optimizer(options)[0], schedule=stage_schedule(options, steps),
+        every=options.every.to_dict(), meta={}, accumulate=options.accumulate, ema=options.ema,
+        seed=seed,
     )  # fmt: skip
 
 
 def _batches(plan, start, steps):
     """Batches of the steps from `start` on, up to `steps`."""
     options = plan.options
-    change, parts = augmentation(options.augment, labelled=False), image_alone
-    if plan.evaluation:
-        change, parts = plan.target.change(options.augment), plan.target.parts
+    change, parts = reading_of(options, plan.target if plan.evaluation else None)
     return training_batches(
         plan.source, plan.indices, change, parts=parts, seed=plan.seed,
         batch_size=options.batch_size, start=start, steps=steps - start,
         rows=local_rows(plan.mesh, options.batch_size), threads=plan.threads,
         workers=plan.workers,
     )  # fmt: skip
+
+
+def reading_of(options: Mapping, target: Target | None) -> tuple[Callable, Callable]:
+    """The `augment` and `parts` of `training_batches`; target: of a labelled stage, else None."""
+    if target:
+        return target.change(options.augment), target.parts
+    return augmentation(options.augment, labelled=False), image_alone
 
 
 def announce(plan: StagePlan, stage: loop.Stage):
@@ -82,7 +100,7 @@ def announce(plan: StagePlan, stage: loop.Stage):
         f"{stage.name}: from {plan.start}; {counted(len(plan.indices), kind)}; "
         f"{steps} of {stage.batch_size}; {describe_devices(plan.mesh)}"
     )
-    plan.log.say(resources.of_state(abstract, state_shardings(abstract, plan.mesh)))
+    plan.log.say(of_state(abstract, state_shardings(abstract, plan.mesh)))
     if plan.evaluation:
         plan.log.say(f"{stage.name}: {evaluations_of(plan, paced=stage.pace is not None)}")
     if plan.note:

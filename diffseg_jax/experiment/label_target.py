@@ -16,7 +16,7 @@ from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.pipeline import image_and_mask
 from diffseg_jax.data.transforms import resize_mask
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment.augmentation import augmentation
+from diffseg_jax.experiment.augmentation import augmentation, blank_image, blank_map
 from diffseg_jax.experiment.evaluate import Counts, spread
 from diffseg_jax.experiment.planned import Evaluation, StagePlan
 from diffseg_jax.experiment.results import (
@@ -152,6 +152,7 @@ LABEL_TARGET = Target(
     labels=lambda source: source.labels,
     parts=image_and_mask,
     change=lambda options: augmentation(options, labelled=True),
+    blank=lambda config, options: blank_image(options) | {"mask": blank_map(options, np.int32)},
     contact=contact_of_labels,
     count=pixels_of_labels,
     summary=shares_of_labels,

@@ -83,8 +83,7 @@ def _plan_of(config, workdir, log) -> Plan:
     data, before, stages, skipped = _opened(config, workdir), [], [], []
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     for name in config.run:
-        options, system = config.stages[name], SYSTEMS[config.system]
-        if system.skips(config, options.kind) or (options.kind != FIT and not options.steps):
+        if not learns(config, name):
             skipped.append(name)
             continue
         stages.append(_plan_stage(config, name, data, before, workdir, mesh, log))
@@ -92,6 +91,12 @@ def _plan_of(config, workdir, log) -> Plan:
     stages = [with_reader(config, stage, stages) for stage in stages]
     target = target_of(config)
     return Plan(target, tuple(stages), tuple(skipped), tuple(config.run), workdir, mesh, log)
+
+
+def learns(config: ConfigDict, name: str) -> bool:
+    """Whether a stage of a run does something: it is a fit or has steps, and is not skipped."""
+    options, system = config.stages[name], SYSTEMS[config.system]
+    return not system.skips(config, options.kind) and (options.kind == FIT or options.steps > 0)
 
 
 def _complete(config, workdir):

@@ -17,6 +17,7 @@ class Target:
     labels       source -> `Labels` of the classes, or None where the truth has no classes
     parts        example -> the arguments of `change` before the generator
     change       options of config.stages.*.augment -> (parts of an example, rng) -> row of a batch
+    blank        (config, options of a stage) -> an example of zeros, for the shapes of a batch
     contact      (rows or examples, `Labels` or None, titles) -> contact sheet of images and truths
     count        example -> what --mode=check adds up of its truth, {key: number}; {} without one
     summary      (source, {index: those}) -> lines of text that it prints
@@ -42,6 +43,7 @@ class Target:
     labels: Callable
     parts: Callable
     change: Callable
+    blank: Callable
     contact: Callable
     count: Callable
     summary: Callable

@@ -196,12 +196,20 @@ def _await(in_flight, shown):
 
 def compile_steps(fit: Fit, mesh) -> tuple:
     """`shared_steps`, its data on the devices, and the number of steps of a call."""
-    replicated = NamedSharding(mesh, PartitionSpec())
     data = (fit.features, fit.pixels, fit.labels)
-    data = () if fit.on_host else jax.device_put(data, replicated)
+    data = () if fit.on_host else jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
+    return jitted_steps(fit, mesh), data, steps_per_call(fit)
+
+
+def jitted_steps(fit: Fit, mesh) -> Callable:
+    """`shared_steps` of a fit under `jit`; it reuses the memory of the state."""
     steps = functools.partial(shared_steps, fit, mesh)
-    call = jax.jit(steps, donate_argnums=0, out_shardings=replicated)
-    return call, data, min(STEPS_PER_HOST_CALL if fit.on_host else STEPS_PER_CALL, fit.steps)
+    return jax.jit(steps, donate_argnums=0, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def steps_per_call(fit: Fit) -> int:
+    """The number of steps of a compiled call."""
+    return min(STEPS_PER_HOST_CALL if fit.on_host else STEPS_PER_CALL, fit.steps)
 
 
 def initial_state(fit: Fit) -> dict:

@@ -76,6 +76,13 @@ def abstract_state(stage: Stage) -> dict:
     return jax.eval_shape(functools.partial(_start, stage), network)
 
 
+def jitted_step(stage: Stage, mesh) -> Callable:
+    """(state, batch, key, rate) -> the new state in place of the old one, metrics; under `jit`."""
+    step = functools.partial(train_step, stage.loss, stage.optimizer, stage.accumulate, stage.ema)
+    placed = state_shardings(abstract_state(stage), mesh), NamedSharding(mesh, PartitionSpec())
+    return jax.jit(step, donate_argnums=0, out_shardings=placed)
+
+
 def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -> dict:
     """Trains from the latest checkpoint, or the start, to the last step; returns the final state.
 
@@ -100,11 +107,7 @@ def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -
         return state
 
     # ---- one compiled step
-    key = _key(stage, "noise")
-    fixed = (stage.loss, stage.optimizer, stage.accumulate, stage.ema)
-    placed = state_shardings(abstract_state(stage), mesh), NamedSharding(mesh, PartitionSpec())
-    step_fn = functools.partial(train_step, *fixed)
-    step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=placed)
+    key, step_fn = _key(stage, "noise"), jitted_step(stage, mesh)
     batches = stage.batches(start)
     in_flight = collections.deque()
     limit = 1 if jax.default_backend() == "cpu" else MAX_STEPS_IN_FLIGHT

@@ -21,8 +21,9 @@ from diffseg_jax.errors import size
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.integrity import fingerprints
 from diffseg_jax.systems import ddpm_seg_config
-from diffseg_jax.training import loop, resources
+from diffseg_jax.training import loop
 from diffseg_jax.training.optimizer import make_optimizer
+from diffseg_jax.training.state_sizes import of_state
 
 CONFIG = Path(__file__).parents[2] / "configs" / "ddpm_published.py"
 
@@ -57,7 +58,7 @@ def main():
     mesh = make_mesh(1, jax.device_count())
     abstract = loop.abstract_state(stage)
     print(f"{jax.device_count()} devices, fsdp={mesh.shape['fsdp']}")
-    print(resources.of_state(abstract, state_shardings(abstract, mesh)))
+    print(of_state(abstract, state_shardings(abstract, mesh)))
     begun = report("before", time.perf_counter())
     state = jax.block_until_ready(loop.fresh(stage, mesh))
     begun = report("made in parts", begun)

@@ -302,7 +302,7 @@ def test_a_damaged_file_of_the_time_is_as_none(tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "sentence"), [
-    (["--mode=eval", "--minutes=3"], "--minutes is the time of --mode=train, but the mode is eval"),
+    (["--mode=eval", "--minutes=3"], "--minutes is for --mode=train, but the mode is eval"),
     (["--minutes=0"], "--minutes is 0, but it must be a number from 0.1"),
     (["--minutes=soon"], "--minutes is soon, but it must be a number"),
 ])  # fmt: skip

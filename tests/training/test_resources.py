@@ -7,6 +7,7 @@ import pytest
 from diffseg_jax.devices.mesh import make_mesh, state_shardings
 from diffseg_jax.errors import size
 from diffseg_jax.training import resources
+from diffseg_jax.training.state_sizes import STATE_PARTS, of_state
 
 pytestmark = pytest.mark.quick
 
@@ -18,7 +19,7 @@ def test_the_table_adds_up_the_parts_of_the_state():
         "params": {"w": leaf}, "frozen": {}, "stats": {"s": half}, "ema": {},
         "opt": {"mu": leaf, "nu": leaf},
     }  # fmt: skip
-    lines = resources.of_state(state, state_shardings(state, make_mesh())).splitlines()
+    lines = of_state(state, state_shardings(state, make_mesh())).splitlines()
     assert [line.split()[-6:] for line in lines if "trained" in line] == [
         ["parameters", "500,000", "2", "MB", "2", "MB"]
     ]
@@ -30,9 +31,9 @@ def test_a_device_holds_its_part_of_what_is_split():
     mesh = jax.sharding.AbstractMesh((1, 4), ("data", "fsdp"))
     where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "fsdp"))
     leaf = jax.ShapeDtypeStruct((1000, 500), jnp.float32)
-    state = {part: {} for part in resources.STATE_PARTS} | {"params": {"w": leaf}}
-    shardings = {part: {} for part in resources.STATE_PARTS} | {"params": {"w": where}}
-    last = resources.of_state(state, shardings)
+    state = {part: {} for part in STATE_PARTS} | {"params": {"w": leaf}}
+    shardings = {part: {} for part in STATE_PARTS} | {"params": {"w": where}}
+    last = of_state(state, shardings)
     assert last.splitlines()[-1].split() == ["total", "500,000", "2", "MB", "500", "kB"]
 
 
