@@ -104,7 +104,7 @@ def _with_frame(x, kernel):
 
 def _cpu_form(x, kernel):
     """The fastest algorithm on a CPU for these shapes."""
-    pixels = x.shape[0] * x.shape[1] * x.shape[2]
+    pixels = _least(x.shape[:3])
     if _few_pixels(x):
         return _patch_product
     large = pixels >= MIN_FILTERED[0] and min(kernel.shape[2:]) >= MIN_FILTERED[1]
@@ -162,7 +162,12 @@ def _combine(matrix, arrays):
 
 def _few_pixels(x):
     """Whether reading the kernel takes longer than multiplying by it."""
-    return x.shape[0] * x.shape[1] * x.shape[2] < x.shape[3]
+    return _least(x.shape[:3]) < x.shape[3]
+
+
+def _least(sizes):
+    """Their product; one that is known only when an exported program runs counts as 1."""
+    return math.prod(n for n in sizes if isinstance(n, int))
 
 
 def _patch_product(x, kernel, frame=1):
@@ -248,7 +253,7 @@ def convolve_enlarged(x: jax.Array, conv: Conv) -> jax.Array:
     instead of 324 ms; 1x8x8, 1024 channels: 151 instead of 42 ms).
     """
     batch, height, width, channels_in = x.shape
-    if batch * height * width < MIN_FOLDED_RATIO * channels_in:
+    if _least((batch, height, width)) < MIN_FOLDED_RATIO * channels_in:
         return conv(enlarge(x))
     first = jnp.array([[1, 0, 0], [0, 1, 1]], jnp.float32)  # which of 3 taps fall on a pixel
     second = jnp.array([[1, 1, 0], [0, 0, 1]], jnp.float32)

@@ -70,10 +70,8 @@ def _by_batch(maps, locations, weights):
 
 @_by_batch.def_vmap
 def _by_batches(count, mapped, *inputs):
-    repeated = [
-        x if is_mapped else jnp.broadcast_to(x, (count, *x.shape))
-        for x, is_mapped in zip(inputs, mapped)
-    ]
+    fill = lambda x, is_mapped: x if is_mapped else jnp.broadcast_to(x, (count, *x.shape))
+    repeated = list(map(fill, inputs, mapped))
     out = _by_batch(*(x.reshape(-1, *x.shape[2:]) for x in repeated))
     return out.reshape(*repeated[0].shape[:2], *out.shape[1:]), True
 

@@ -271,3 +271,12 @@ def test_enlarged_convolution_keeps_the_dtype():
     half = convolve_enlarged(x.astype(jnp.bfloat16), conv)
     assert half.dtype == jnp.bfloat16
     close(half.astype(jnp.float32), convolve_enlarged(x, conv), 3e-2)
+
+
+def test_any_number_of_images_has_one_implementation():
+    """Also a number that is known only when an exported program runs."""
+    (count,) = jax.export.symbolic_shape("n")
+    for side, channels in ((8, 1024), (64, 128)):
+        x = jax.ShapeDtypeStruct((count, side, side, channels), jnp.float32)
+        kernel = jax.ShapeDtypeStruct((3, 3, channels, channels), jnp.float32)
+        assert jax.eval_shape(convolve, x, kernel).shape == x.shape
