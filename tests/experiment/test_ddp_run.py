@@ -17,7 +17,6 @@ from diffseg_jax import main
 from diffseg_jax.config.files import run_config
 from diffseg_jax.data.scenes import NAMES
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment import steps_study
 from diffseg_jax.experiment.plan import check_config, plan_evaluations
 from diffseg_jax.experiment.results import keep_calibrator, result_of
 from diffseg_jax.inference import calibrators
@@ -47,9 +46,9 @@ CALIBRATOR = fit_calibrator(
 
 
 def called(workdir, mode="train", **changes):
-    """A mode of the command with the tiny config and these options."""
+    """A mode of the command with two stages of the tiny config, and with these options."""
     config = tiny_ddp.get_config()
-    config.update_from_flattened_dict(changes)
+    config.update_from_flattened_dict({"run": ("train", "plain"), **changes})
     main.MODES[mode](config, workdir)
 
 
@@ -63,18 +62,26 @@ def run(tmp_path_factory):
 
 def test_a_run_leaves_results_and_images_of_every_step(run):
     results = json.loads((run / "results.json").read_text())
-    assert list(results) == ["train", "align", "plain"]
+    assert list(results) == ["train", "plain"]
     assert set(results["train"]["AUROC_of"]) == {"changes", *OF_ALL}
     assert set(results["plain"]["AUROC_of"]) == OF_ALL
     widths = {name: Image.open(run / "pictures" / f"{name}_result.png").width for name in results}
-    assert widths["train"] == widths["align"] > widths["plain"]  # three more columns, for its steps
-    network, meta = open_network(run / "checkpoints/align")
-    assert meta["start"] == "train" and meta["task"]["model"]["code"] == "embedding"
-    before, _ = open_network(run / "checkpoints/train")
-    assert flatten(network).keys() == flatten(before).keys()
+    assert widths["train"] > widths["plain"]  # three more columns, for its steps
     assert set(open_network(run / "checkpoints/plain")[0]["params"]) == {
         "backbone", "neck", "auxiliary"
     }  # fmt: skip
+
+
+@pytest.mark.slow  # test_ddp checks quickly what this stage learns, and from what it starts
+def test_the_stage_of_alignment_goes_on_with_the_network_of_the_first(run, tmp_path):
+    called(tmp_path / "run", run=("train", "align"))
+    network, meta = open_network(tmp_path / "run/checkpoints/align")
+    assert meta["start"] == "train" and meta["task"]["model"]["code"] == "embedding"
+    before, _ = open_network(tmp_path / "run/checkpoints/train")
+    assert flatten(network).keys() == flatten(before).keys()
+    pictures = (folder / "pictures/train_result.png" for folder in (run, tmp_path / "run"))
+    aligned = tmp_path / "run/pictures/align_result.png"
+    assert len({Image.open(picture).width for picture in (*pictures, aligned)}) == 1
 
 
 def test_a_run_leaves_the_calibrator_of_a_checkpoint(run, tmp_path):
@@ -165,21 +172,14 @@ def test_a_finished_run_is_evaluated_with_other_sampling(run):
     assert all(file.read_text() == text for file, text in kept.items())
 
 
-def test_mode_steps_measures_every_setting_of_every_stage(run, capsys, monkeypatch):
-    """All are planned; train, whose programs are those of align, is not measured."""
+def test_mode_steps_measures_every_setting_of_every_stage(run, capsys):
     settings = [(1, 1), (2, 1), (1, 2), (2, 2)]
-    swept = {"train": settings, "align": settings, "plain": [(0, 1)]}
-    planned = steps_study.plan_sweep(tiny_ddp.get_config(), run)
-    assert swept == {
-        part.stage: [(setting.steps, setting.draws) for setting, _ in part.settings]
-        for part in planned
-    }
-    monkeypatch.setattr(steps_study, "plan_sweep", lambda *_: planned[1:])
+    swept = {"train": settings, "plain": [(0, 1)]}
     called(run, "steps")
     out = capsys.readouterr().out
     rows = json.loads((run / "steps.json").read_text())
     found = [(row["stage"], row["steps"], row["draws"]) for row in rows]
-    assert found == [(stage, *pair) for stage in ("align", "plain") for pair in swept[stage]]
+    assert found == [(stage, *pair) for stage in swept for pair in swept[stage]]
     for row in rows:
         assert 0 < row["mIoU"] < 1 and row["ms"] > 0
         kinds = set(OF_ALL)
@@ -191,7 +191,7 @@ def test_mode_steps_measures_every_setting_of_every_stage(run, capsys, monkeypat
 
 
 def test_mode_steps_reads_a_directory_that_a_stage_starts_from(run, tmp_path):
-    start = {"run": ("align",), "stages.align.start": f"{run}/checkpoints/align"}
+    start = {"run": ("align",), "stages.align.start": f"{run}/checkpoints/train"}
     called(tmp_path / "steps", "steps", **start, **{"sweep.steps": (2,), "sweep.draws": (1,)})
     (row,) = json.loads((tmp_path / "steps/steps.json").read_text())
     assert (row["steps"], row["draws"]) == (2, 1)
