@@ -3,12 +3,18 @@
 import os
 import signal
 import sys
+import threading
+import time
 
 from diffseg_jax.display.interrupts import INTERRUPTS
+from diffseg_jax.display.progress import duration
 
 LOADING = "loading, a few seconds"
 ERASED = "\r\x1b[2K"
 PLAIN = ("", "dumb", "unknown")  # kinds of terminals that cannot erase a row
+REDRAWN_AFTER = 1.0  # seconds
+
+_drawing, _ended = threading.RLock(), threading.Event()
 
 
 def is_command() -> bool:
@@ -23,12 +29,25 @@ def begin():
     signal.signal(signal.SIGINT, _leave)
     if _is_terminal():
         print(LOADING, end="", flush=True)
+        threading.Thread(target=_redraw, args=(time.monotonic(),), daemon=True).start()
 
 
 def end():
     """Erases the row."""
-    if INTERRUPTS.is_watched and _is_terminal():
-        print(ERASED, end="", flush=True)
+    with _drawing:
+        is_drawn = INTERRUPTS.is_watched and not _ended.is_set() and _is_terminal()
+        _ended.set()
+        if is_drawn:
+            print(ERASED, end="", flush=True)
+
+
+def _redraw(begun):
+    """Shows the time, which a busy machine makes longer than a few seconds."""
+    while not _ended.wait(REDRAWN_AFTER):
+        with _drawing:
+            if not _ended.is_set():
+                so_far = duration(time.monotonic() - begun)
+                print(f"\r{LOADING}, {so_far} so far", end="", flush=True)
 
 
 def _leave(*_):
