@@ -136,7 +136,8 @@ def get_depth():
         ),
         align=dict(
             kind="align", start="train", steps=40, batch_size=8, accumulate=1, ema=(),
-            augment=dict(augment), optim=dict(adamw, peak_lr=1e-4), every=dict(every),
+            # 1e-4 undoes the end of train, also with true depth: see .docs/ddp.md
+            augment=dict(augment), optim=dict(adamw, peak_lr=1e-5), every=dict(every),
         ),
     )
     c.evaluate = dict(
