@@ -114,7 +114,8 @@ def known_classes(name: str, options: Mapping) -> int:
     """
     if not name.startswith(TFDS):
         require_known(name, SOURCES, "data set")
-    given = options.get("num_classes", 0) or NUM_CLASSES.get(name)
+    named = options.get("classes") if name == "generated" else ""  # a set whose classes it has
+    given = options.get("num_classes", 0) or NUM_CLASSES.get(named or name)
     if given is None:
         raise UserError(
             f"the number of classes of data set {name} stands in its files, which are not read "

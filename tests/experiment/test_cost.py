@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
+from diffseg_jax.data.sources import known_classes
 from diffseg_jax.devices.mesh import AXES, SMALLEST_SPLIT, make_mesh
 from diffseg_jax.errors import UserError, scaled
 from diffseg_jax.experiment import unread
@@ -112,6 +113,11 @@ def test_the_command_needs_no_data_and_no_workdir_but_writes_into_one(command, t
 def test_mistakes_are_explained(command, flags, sentence):
     done = command(None, "--mode=cost", "--config.run=('finetune',)", *flags)
     assert done.code == 2 and sentence in done.err
+
+
+def test_generated_sets_have_the_classes_of_the_published_one():
+    assert known_classes("generated", {"classes": "ffhq_34"}) == 34
+    assert known_classes("generated", {"classes": "", "num_classes": 5}) == 5
 
 
 def test_devices_cannot_change_once_jax_is_used():
