@@ -127,11 +127,11 @@ def get_depth():
         rotate=0.0, rotate_share=0.5,
         colour_share=0.5, gamma=(0.9, 1.1), brightness=(0.9, 1.1), channels=(0.9, 1.1),
     )
-    every = dict(log=20, checkpoint=325, evaluate=325)                    # steps
+    every = dict(log=20, checkpoint=400, evaluate=400)                    # steps
     c.run = ("train",)                    # align may follow: ("train", "align")
     c.stages = dict(
         train=dict(
-            kind="train", start="weights", steps=650, batch_size=8, accumulate=1, ema=(),
+            kind="train", start="weights", steps=800, batch_size=8, accumulate=1, ema=(),
             augment=dict(augment), optim=dict(adamw), every=dict(every),
         ),
         align=dict(
