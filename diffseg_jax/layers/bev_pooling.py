@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Bound = tuple[float, float, float]  # lower and upper end, and size of a cell, in metres
-BORDER = 1e-3  # cells; more than what float32 loses in the place of a point
+BORDER = 1e-3  # cells; more than what float32 loses in the coordinates of a point
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +75,17 @@ def cells_of_points(points: jax.Array, grid: Grid) -> jax.Array:
     """i32[...]: the index x * Y + y of the cell that holds each point f32[..., 3].
 
     X * Y for points outside. A quotient is rounded towards zero, as in the original, so that what
-    is up to one cell below the lower end counts for the first cell. Points on a border, such as
-    those straight ahead, are of the cell above it, however a platform rounds.
+    is up to one cell below the lower end counts for the first cell. One thing differs: along x and
+    y, a point up to `BORDER` below the border of two cells is of the upper one. Points straight
+    ahead lie on such borders, and so have one cell however a platform rounds. Which points are
+    outside is as in the original.
     """
     inside, cells = True, []
     for axis, bound in enumerate((grid.x, grid.y, grid.z)):
-        lower, _, size = bound
-        cell = jnp.trunc((points[..., axis] - lower) / size + BORDER)
-        inside &= (cell >= 0) & (cell < count_cells(bound))
-        cells.append(cell)
+        (lower, _, size), count = bound, count_cells(bound)
+        quotient = (points[..., axis] - lower) / size
+        inside &= (quotient > -1) & (quotient < count)
+        cells.append(jnp.clip(jnp.trunc(quotient + BORDER), 0, count - 1))
     x, y, _ = grid.cells
     index = jnp.where(inside, cells[0] * y + cells[1], x * y)
     return index.astype(jnp.int32)
@@ -96,9 +98,9 @@ def pool(depth: jax.Array, features: jax.Array, cells: jax.Array, size: int) -> 
     features  f[B, N, h, w, C]
     cells     i32[B, N, D, h, w], see `cells_of_points`; `size` stands for no cell
 
-    The products f32[B, N, D, h, w, C] are 640 MB for an image set of the published size. Only those
-    of one depth exist at a time (1/118), in the backward pass too. On accelerators the points are
-    sorted by cell, and their sums are sums of neighbours.
+    The products f32[B, N, D, h, w, C] are 640 MB for an image set of the published size. On CPUs
+    and in files of ONNX only those of one depth exist at a time (1/118), in the backward pass too.
+    On accelerators all of them exist, sorted by cell, and their sums are sums of neighbours.
     """
     inputs = depth.astype(jnp.float32), features.astype(jnp.float32), cells
     by_depth = lambda *inputs: _pool_by_depth(*inputs, size)

@@ -62,6 +62,21 @@ def test_cells_round_towards_zero():
     assert int(cells_of_points(jnp.asarray([0.0, 0.0, 1.5]), GRID)) == 64
 
 
+def test_the_ends_of_a_map_are_where_the_original_has_them():
+    """A tenth of `BORDER` inside counts, along z too, and a tenth of it outside does not."""
+    published = Grid((-51.2, 51.2, 0.4), (-51.2, 51.2, 0.4), (-10.0, 10.0, 20.0))
+    point = lambda **changes: jnp.stack([*({"x": 0.1, "y": 0.1, "z": 0.0} | changes).values()])
+    cell = lambda **changes: int(cells_of_points(point(**changes), published))
+    middle, outside = 128 * 256 + 128, 256 * 256
+    assert cell() == middle
+    assert [cell(x=51.1998), cell(y=51.1998)] == [255 * 256 + 128, 128 * 256 + 255]
+    assert [cell(x=51.2002), cell(y=51.2002)] == [outside] * 2
+    assert [cell(x=-51.5998), cell(y=-51.5998)] == [128, 128 * 256]
+    assert [cell(x=-51.6002), cell(y=-51.6002)] == [outside] * 2
+    assert [cell(z=9.99), cell(z=-29.99)] == [middle] * 2
+    assert [cell(z=10.01), cell(z=-30.01)] == [outside] * 2
+
+
 def test_points_on_a_border_have_one_cell_however_they_are_rounded():
     steps = jnp.asarray([-1e-5, 0.0, 1e-5])
     points = jnp.stack([2 + steps, 0.5 - steps, 0 * steps], -1)
