@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from configs import tiny_ddp
 from diffseg_jax.devices.mesh import batch_sharding, make_mesh
 from diffseg_jax.devices.starting import use_fake_devices
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import stage_cost, unread
 from diffseg_jax.experiment.cost import show_cost
 from diffseg_jax.training import loop
-from tests.configs import tiny_ddp
 
 WIDTH, BATCH = 256, 8
 
