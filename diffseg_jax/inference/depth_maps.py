@@ -15,8 +15,9 @@ class DepthMaps:
     """The maps predicted for a batch of images of one size, or without B for one image.
 
     depth        f32[B, H, W] in metres
-    uncertainty  f32[B, H, W] in [0, 1], an expected error as a share of the depth: the root of the
-                 sum of the squares of the signals; uncalibrated, and 0 where there are none
+    uncertainty  f32[B, H, W] in [0, 1], how far the depth moves between steps and draws, as a share
+                 of it: the root of the sum of the squares of the signals; 0 where there are none.
+                 It orders pixels by their error, whose size it does not tell
     signals      name -> f32[B, H, W] in [0, 1], those of DEPTH_SIGNALS that the network returns
     descriptor, familiarity, foreign  as of `views.Maps`
     """

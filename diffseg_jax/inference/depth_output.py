@@ -43,13 +43,13 @@ def depth_output(low: float, high: float) -> OutputKind:
         overview=depth_overview,
         shown="color.png",
         beside=(("depth", "color.png"), ("uncertainty", "uncertainty.png")),
-        need="expected error as a share of the depth",
+        need="how far the depth moves between steps, a share of it, not the size of its error",
         required=("median_depth",),
         text=text_of_depths,
         exported=lambda maps: {"depth": maps.depth, "uncertainty": maps.uncertainty},
         meanings=lambda calibrated: {
             "depth": "metres along the viewing direction",
-            "uncertainty": "an expected error as a share of the depth, uncalibrated; 0: unknown",
+            "uncertainty": "how far the depth moves between steps and draws, as a share of it",
         },
     )
 
@@ -108,7 +108,8 @@ def describe_depth_files(scale, options: SaveOptions, georeferenced: bool = Fals
     texts = {
         "depth.png": f"metres times {scale:g}, 16 bits; 0 occurs nowhere",
         "color.png": "the depth in the colours of legend.png",
-        "uncertainty.png": "an expected error as a share of the depth, on the scale of legend.png",
+        "uncertainty.png": "how far the depth moves between steps and draws, as a share of it; its "
+        "scale is in legend.png",
     }
     for name in options.extra:
         texts[options.extra_ending(name)] = f"{name}, float32"

@@ -39,8 +39,8 @@ class Prediction:
     labels         i32[B, H, W], 0..K-1
     probs          f32[B, H, W, K], sums to 1
     depth          f32[B, H, W] in metres; of networks for depth, which have no labels and probs
-    uncertainty    f32[B, H, W] in [0, 1], the estimated chance that the label is wrong, or the
-                   expected error of the depth as a share of it
+    uncertainty    f32[B, H, W] in [0, 1], the estimated chance that the label is wrong, or how
+                   far the depth moves between steps and draws, as a share of it
     calibrated     whether it was fitted to labelled pixels; else it is 1 - the highest probability
     signals        dict of such: "least_confidence", "entropy", and of some systems "divergence",
                    "changes", "spread"
