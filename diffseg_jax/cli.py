@@ -30,6 +30,7 @@ from diffseg_jax.config.flags import (  # noqa: F401  commands take them from he
     Flags,
     at_home,
     factors,
+    height_and_width,
     names,
     number,
     numbers,

@@ -19,7 +19,7 @@ from diffseg_jax.cli import (
     CHECKPOINT_FLAGS,
     Flags,
     add_checkpoint_flags,
-    sides,
+    height_and_width,
     use_cache,
     user_errors,
 )
@@ -41,8 +41,11 @@ def make_flags() -> Flags:
     add_checkpoint_flags(add)
     text = f"a new folder for the model and {DESCRIPTION}"
     add("--output", required=True, metavar="DIR", help=text)
-    size = "height and width of the images that the network sees"
-    add("--size", type=sides, required=True, metavar="H,W", help=size)
+    size = (
+        "height and width of the images that the network sees, as 96,128 or 96x128; default: as "
+        "the evaluation of the run saw its images"
+    )
+    add("--size", type=height_and_width, metavar="H,W", help=size)
     text = f"{' or '.join(EXPORT_FORMATS)}; default: stablehlo"
     add("--format", default="stablehlo", metavar="NAME", help=text)
     add("--steps", type=int, metavar="N", help="reverse steps (ddp); default: as evaluated")

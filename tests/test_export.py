@@ -153,6 +153,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         (["--format=onxn"], 'unknown format "onxn". Known: onnx, stablehlo. Did you mean "onnx"?'),
         (["--format=onnx", "--platforms=cpu"], "platforms is cpu, but a file of the format onnx"),
         (["--format=onnx", "--size=0,4"], "size"),
+        (["--size=96"], "--size is 96, but it must be height,width, such as 96,128 or 96x128"),
         (["--format=onnx", "--output=."], ". exists already. Give another --output."),
     ],
 )

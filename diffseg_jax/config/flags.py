@@ -124,6 +124,17 @@ def sides(text: str) -> tuple[int, int]:
     return given * 2 if len(given) == 1 else given
 
 
+def height_and_width(text: str) -> tuple[int, int]:
+    """A flag such as 256,512, or 256x512."""
+    try:
+        height, width = map(int, text.replace("x", ",").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"is {text}, but it must be height,width, such as 96,128 or 96x128"
+        ) from None
+    return height, width
+
+
 def factors(text: str) -> tuple[float, ...]:
     """A flag such as 0.75,1,1.25."""
     try:

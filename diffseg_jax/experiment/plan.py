@@ -159,7 +159,7 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
         workers=reading.workers,
         task=task, start=start,
         loaded=loaded,
-        meta=_meta(config, start, task, classes, labels, chosen),
+        meta=_meta(config, start, task, classes, labels, chosen) | _seen(example, target, labelled),
         note=system.note(config, options.kind, given), subset=chosen,
         evaluation=(
             _plan_evaluation(
@@ -222,6 +222,12 @@ def _meta(config, start, task, classes, labels, chosen) -> dict:
     elif classes:
         meta["picture_classes"] = list(classes)
     return meta
+
+
+def _seen(example, target, labelled) -> dict:
+    """The size of the first labelled image, for `export`; {} where a task has no single images."""
+    known = labelled and target.size_of
+    return {"image_size": list(map(int, target.size_of(example)))} if known else {}
 
 
 # ---- where a stage starts ----------------------------------------------------------------------

@@ -20,7 +20,7 @@ from diffseg_jax.errors import UserError, choose, require_known
 from diffseg_jax.inference.exported_rigs import rig_function
 from diffseg_jax.inference.label_output import LABEL_OUTPUT
 from diffseg_jax.inference.output import OutputKind
-from diffseg_jax.inference.segmenter import Segmenter
+from diffseg_jax.inference.segmenter import TRACED_SIZE, Segmenter
 from diffseg_jax.inference.views import Protocol, View, predict_whole
 from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.metrics.uncertainty import OF_PROBABILITIES
@@ -72,7 +72,7 @@ class ExportFormat:
 
 @own_settings()
 def export(
-    segmenter: Segmenter, output: str | os.PathLike, *, size: tuple[int, int],
+    segmenter: Segmenter, output: str | os.PathLike, *, size: tuple[int, int] | None = None,
     format: str = "stablehlo", steps: int | None = None, samples: int | None = None,
     seed: int | None = None, platforms: Sequence[str] | None = None,
     log: Callable[[str], None] = lambda line: None,
@@ -81,7 +81,7 @@ def export(
 
     segmenter  what `diffseg_jax.load` returned
     output     a new folder; it is complete, or not there at all
-    size       (height, width) of the images that the network will see
+    size       (height, width) of the images that the network will see; None: as `usual_size`
     format     "stablehlo", which jax loads, or "onnx", which onnxruntime and others load
     steps, samples, seed  as of `Segmenter.predict`
     platforms  where it will run: some of "cpu", "cuda", "tpu"; None: all. ONNX has no such choice
@@ -102,6 +102,7 @@ def export(
     StableHLO, and one that computes in bfloat16 or has operations that are not known in ONNX.
     """
     output, size, platforms = check_request(output, size, platforms, format)
+    size = size or usual_size(segmenter)
     check_size(segmenter, size)
     task, kind = segmenter.task_for(steps, samples), EXPORT_FORMATS[format]
     if not segmenter.output.of_files:
@@ -126,6 +127,29 @@ def export(
     content = (json.dumps(description, indent=2) + "\n").encode()
     write_folder(output, {**kind.write(whole), DESCRIPTION: content})
     return description
+
+
+def usual_size(segmenter: Segmenter) -> tuple[int, int]:
+    """The (height, width) at which the evaluation of a checkpoint sees images of its run.
+
+    Of older and converted checkpoints, that of its windows, or of the images it was trained on;
+    UserError where that is not known, or would be resized first.
+    """
+    meta, protocol = segmenter.meta, dataclasses.replace(segmenter.protocol, scales=(1.0,))
+    if segmenter.output.of_files:
+        return tuple(meta["task"]["size"])
+    if size := meta.get("image_size"):
+        return tuple(map(int, protocol.sizes(tuple(size))[0]))
+    if protocol.view is View.SLIDE:
+        return protocol.window
+    crop = segmenter.crop  # of a fit a frame, which images need not fill
+    is_frame = segmenter.task.fit and not segmenter.task.short
+    if is_frame or crop == TRACED_SIZE or protocol.sizes(crop)[0] != crop:
+        raise UserError(
+            f"{segmenter.directory} does not say of which size its images are. Give the height and "
+            "the width at which they are evaluated, such as --size=360,480."
+        )
+    return crop
 
 
 def usable_calibrator(
@@ -316,7 +340,7 @@ def model_json(
 
 def check_request(
     output, size, platforms=None, format: str = "stablehlo"
-) -> tuple[Path, tuple[int, int], tuple[str, ...]]:
+) -> tuple[Path, tuple[int, int] | None, tuple[str, ...]]:
     """The output, size and platforms; UserError if no checkpoint can be exported with them."""
     kind = choose(EXPORT_FORMATS, format, "format")
     if importlib.util.find_spec(kind.package) is None:
@@ -324,7 +348,7 @@ def check_request(
             f"{kind.file} is written with {kind.package}, which is not installed: "
             f'pip install "diffseg_jax[{kind.extra}]".'
         )
-    if len(size) != 2 or any(side != int(side) or side < 1 for side in size):
+    if size is not None and (len(size) != 2 or any(side != int(side) or side < 1 for side in size)):
         raise UserError(
             f"size is {','.join(map(str, size)) or 'empty'}, but it is a height and a width in "
             "pixels. Try --size=96,128."
@@ -343,7 +367,7 @@ def check_request(
         raise UserError(f"{output} is an address. Give an --output on this machine.")
     if os.path.lexists(output):
         raise UserError(f"{output} exists already. Give another --output.")
-    return Path(os.path.abspath(output)), tuple(map(int, size)), platforms
+    return Path(os.path.abspath(output)), size and tuple(map(int, size)), platforms
 
 
 def check_size(segmenter: Segmenter, size: tuple[int, int]):
@@ -367,7 +391,7 @@ def check_protocol(protocol: Protocol, size: tuple[int, int]):
         raise UserError(
             f"evaluation of this checkpoint first resizes images of {height} x {width} to "
             f"{resized[0]} x {resized[1]}, which an exported model does not. Try --size={wanted}, "
-            "and give it images of that size."
+            "and give it images of that size; without --size it is that of the run's images."
         )
     views = []
     if protocol.view is View.SLIDE and protocol.window != size:

@@ -45,11 +45,14 @@ def test_the_stages_follow_the_run_and_cannot_be_changed(config, tmp_path):
     plan = make_plan(config, tmp_path)
     assert tuple(stage.name for stage in plan.stages) == plan.order == tuple(config.run)
     for stage in plan.stages:
-        assert (stage.evaluation is not None) == (stage.name in labelled_stages(config))
+        labelled = stage.name in labelled_stages(config)
+        assert (stage.evaluation is not None) == labelled
+        assert ("image_size" in stage.meta) == labelled
         with pytest.raises(dataclasses.FrozenInstanceError):
             stage.start = "random"
         with pytest.raises(AttributeError):
             stage.options.steps = 0
+    assert stage.meta["image_size"] == list(stage.source[0]["image"].shape[:2])
 
 
 @pytest.mark.parametrize(("method", "name"), [(tiny_ddep, "finetune"), (tiny_ddpm_seg, "fit")])

@@ -14,7 +14,7 @@ from flatbuffers.builder import BuilderSizeError
 
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference import exported as module
-from diffseg_jax.inference.exported import check_protocol, export, usable_calibrator
+from diffseg_jax.inference.exported import check_protocol, export, usable_calibrator, usual_size
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.views import Protocol, View
 from diffseg_jax.metrics.calibrator import fit_calibrator
@@ -190,6 +190,25 @@ def test_a_stage_without_classes_has_nothing_to_export(tmp_path, segmenter_of):
     segmenter.task = dataclasses.replace(segmenter.task, predict=None)
     with pytest.raises(UserError, match="knows no classes"):
         export(segmenter, tmp_path / "out", size=SIZE)
+
+
+def test_without_a_size_it_is_that_of_the_images_as_the_evaluation_saw_them(segmenter_of):
+    segmenter = segmenter_of("ddpm_seg")
+    segmenter.protocol = Protocol(limit=(480, 360), scales=(0.5, 1.0))
+    segmenter.meta = {**segmenter.meta, "image_size": [720, 960]}
+    assert usual_size(segmenter) == (360, 480)
+    segmenter.protocol = Protocol(View.SLIDE, (32, 32), (16, 16))
+    assert usual_size(segmenter) == (720, 960)
+
+
+def test_without_a_size_older_checkpoints_take_that_of_the_training(segmenter_of):
+    segmenter = segmenter_of("ddp")
+    assert usual_size(segmenter) == segmenter.crop
+    segmenter.protocol = Protocol(View.SLIDE, (32, 40), (16, 16))
+    assert usual_size(segmenter) == (32, 40)
+    segmenter.protocol = Protocol(limit=(17, 16))  # squares would be resized
+    with pytest.raises(UserError, match="does not say of which size.*such as --size=360,480"):
+        usual_size(segmenter)
 
 
 def test_evaluation_that_would_resize_images_is_refused_with_the_size():
