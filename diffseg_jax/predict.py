@@ -59,7 +59,7 @@ def make_flags() -> Flags:
     add("--show", type=truth, default=False, metavar="True|False", help=window)
     palette = "own (default): the colours of the training data; readable: for any colour vision"
     add("--palette", choices=PALETTES, default="own", help=palette)
-    maps = f"more maps to write, some of {','.join(EXTRA)}"
+    maps = f"more maps to write, those of {','.join(EXTRA)} that the network has"
     paint = "fill (default): colours over the image; contours: lines along the borders of classes"
     add("--overlay", choices=OVERLAYS, default="fill", help=paint)
     add("--save", type=names, default=(), metavar="MAP,...", help=maps)

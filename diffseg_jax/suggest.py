@@ -52,8 +52,7 @@ def make_flags() -> Flags:
     frames = "take one in N frames of videos, and pages of TIFFs; default: 1"
     add("--every", type=number(int, 1), default=1, metavar="N", help=frames)
     copies = "also copy the images to OUTPUT/images, where no file is replaced"
-    add("--copy", type=truth, nargs="?", const=True, default=False, metavar="True|False",
-        help=copies)  # fmt: skip
+    add("--copy", type=truth, default=False, metavar="True|False", help=copies)
     keep = "True: also suggest files in folders that look like masks"
     add("--keep_masks", type=truth, default=False, metavar="True|False", help=keep)
     add_cache_flag(add)

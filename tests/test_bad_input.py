@@ -437,7 +437,7 @@ def test_a_missing_flag_is_reported_in_one_sentence(capsys):
         (["--scales=1,y"], "--scales is 1,y, but it must be numbers, such as 0.75,1,1.25."),
         (["--tile", "3z"], "--tile is 3z, but it must be a side, such as 512, or height,width."),
         (["--flip=perhaps"], "--flip is perhaps, but it must be True or False."),
-        (["--palette=x"], "--palette: invalid choice: 'x' (choose from "),
+        (["--palette=x"], "--palette is x, but known are own, readable. All flags"),
     ],
 )
 def test_an_invalid_value_of_a_flag_is_reported_in_one_sentence(flags, sentence, capsys):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from diffseg_jax import cli, main, plot, predict, sample, study
+from diffseg_jax import annotate, cli, features, labels, main, plot, predict, sample, study, suggest
 from diffseg_jax.display.output import Output
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import stages
@@ -33,6 +33,24 @@ def test_several_images_follow_one_flag(given):
     flags = predict.make_flags()
     assert flags.parse_args([*given, "--checkpoint=c", "--output=o"]).images == ["a", "b"]
     assert "--images a.jpg more" in " ".join(flags.format_help().split())
+
+
+@pytest.mark.parametrize("module", [annotate, features, predict, suggest])
+def test_a_flag_that_is_true_or_false_may_stand_alone(module):
+    flags = module.make_flags()
+    actions = [action for action in flags._actions if action.type is cli.truth]
+    required = [f"{a.option_strings[0]}=x" for a in flags._actions if a.required]
+    alone = [action.option_strings[0] for action in actions]
+    assert alone
+    for given, expected in ((alone, True), ([f"{name}=False" for name in alone], False)):
+        values = vars(flags.parse_args([*given, *required]))
+        assert {values[action.dest] for action in actions} == {expected}
+
+
+def test_a_wrong_choice_is_refused_with_the_nearest():
+    sentence = r'--from is coko, but known are .*Did you mean "coco"\? All flags'
+    with pytest.raises(UserError, match=sentence):
+        labels.make_flags().parse_args(["--from=coko", "--input=a", "--output=b"])
 
 
 def test_several_runs_are_drawn_from_one_flag():

@@ -91,6 +91,11 @@ def convert_labels(
     path, folder = _local(input, "input"), _local(output, "output")
     if not path.exists():
         raise UserError(f"there is no {input}. Give the labels by --input.{similar_path(path)}")
+    if path.is_dir() and folder.resolve().is_relative_to(path.resolve()):
+        raise UserError(
+            f"--output={output} lies in --input={input}, so the next command would take what this "
+            "one writes for labels. Give another folder."
+        )
     source = source or recognised(path)
     read = choose(LABEL_FORMATS, source, "format").read
     into = choose(LABEL_FORMATS, target, "format")

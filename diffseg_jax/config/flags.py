@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from diffseg_jax.errors import UserError, hint
+from diffseg_jax.errors import UserError, hint, nearest
 
 OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 
@@ -15,8 +15,9 @@ OVERRIDE = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
 class Flags(argparse.ArgumentParser):
     """The flags of a command, as --flag=value or --flag value; --flag=a b where it takes several.
 
-    No flag may be abbreviated; in its name - and _ are the same. --help prints all flags and exits
-    with 0. A mistake raises UserError, so `parse_args` belongs inside `user_errors`.
+    No flag may be abbreviated; in its name - and _ are the same. A flag that is True or False may
+    stand alone, for True. --help prints all flags and exits with 0. A mistake raises UserError, so
+    `parse_args` belongs inside `user_errors`.
     """
 
     def __init__(self, command: str, description: str):
@@ -31,6 +32,9 @@ class Flags(argparse.ArgumentParser):
     def parse_args(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
         """The values of the flags; None parses sys.argv."""
         arguments = sys.argv[1:] if arguments is None else map(str, arguments)
+        for action in self._actions:
+            if action.type is truth:
+                action.nargs, action.const = "?", True
         usage = self.format_usage()
         known = {"--help", *re.findall(r"--[\w-]+", usage)}
         several = set(re.findall(r"(--\w+) \w+ \[\w+ \.\.\.\]", usage))
@@ -41,11 +45,18 @@ class Flags(argparse.ArgumentParser):
             self.error(f'"{rest[0]}" is not a flag; flags begin with --')
         return given
 
+    def _check_value(self, action, value):
+        if action.choices is not None and value not in action.choices:
+            known = ", ".join(map(str, action.choices))
+            near = nearest(value, action.choices)
+            raise argparse.ArgumentError(action, f"is {value}, but known are {known}.{near}")
+
     def error(self, message: str):
         """Raises UserError with argparse's sentence."""
         message = re.sub(r"^argument (\S+): (?=is )", r"\1 ", message)  # "--a is 3, but ..."
         message = message.removeprefix("argument ")
-        raise UserError(f"{message}. All flags: {self.prog} --help")
+        end = "" if message.endswith(("?", ".")) else "."
+        raise UserError(f"{message}{end} All flags: {self.prog} --help")
 
 
 def _checked(argument, known):

@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffseg_jax.data.images import read_image
@@ -16,10 +18,11 @@ from diffseg_jax.inference.frames import Frame, container_of, frames_note, is_vi
 from diffseg_jax.inference.georeference import georeference_of
 from diffseg_jax.inference.images import find_images, matching
 from diffseg_jax.inference.options import PredictOptions
-from diffseg_jax.inference.saved import SaveOptions, path_of, write_coco
+from diffseg_jax.inference.saved import EXTRA, SaveOptions, named_maps_of, path_of, write_coco
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.summary import Summary, add_all, metadata_of, require_one_read
 from diffseg_jax.inference.videos import count_frames, frame_rate, write_video
+from diffseg_jax.inference.views import predict_whole
 from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.paths import in_bucket, make_folder, open_path
 
@@ -62,6 +65,7 @@ def predict_files(
     places = {name: place for name, place in places.items() if place}
     output_kind = segmenter.output
     output_kind.check(saved)
+    require_maps(segmenter, options, saved)
     colours = segmenter.palette
     if palette == "readable" and segmenter.names:
         colours = distinct_colours(len(segmenter.names))
@@ -102,6 +106,23 @@ def predict_files(
         )  # fmt: skip
     require_one_read(summary, found, "images")
     return summary.content
+
+
+def require_maps(segmenter: Segmenter, options: PredictOptions, saved: SaveOptions):
+    """Raises UserError for a map to save that the network does not have; it is traced only."""
+    if set(saved.extra) <= {"uncertainty"} or segmenter.task.files:
+        return
+    segmenter.require_predictions()
+    _, task = segmenter.compiled(options.steps, options.samples)
+
+    def maps_of(*given):
+        maps = predict_whole(task.predict(*given), jnp, decision=segmenter.output.decision)
+        return {name: values for name, values in {**vars(maps), **maps.signals}.items()
+                if name in EXTRA}  # fmt: skip
+
+    image = jax.ShapeDtypeStruct((1, *segmenter.crop, 3), jnp.uint8)
+    valid = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    named_maps_of(jax.eval_shape(maps_of, segmenter.network, image, valid), saved)
 
 
 def readable(

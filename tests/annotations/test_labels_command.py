@@ -64,3 +64,21 @@ def test_what_is_in_the_output_stays_when_a_conversion_fails(tmp_path, instances
         labels.main([f"--input={instances}", f"--output={tmp_path / 'mine'}"])
     assert "is there already" in capsys.readouterr().err
     assert maps_of(tmp_path / "mine") == {"a.png": ids.tolist()}
+
+
+@pytest.mark.parametrize("flags", [["--ignore=rode"], ["--classes=x,y"]])
+def test_a_refused_command_leaves_no_empty_folder(tmp_path, instances, capsys, flags):
+    with pytest.raises(SystemExit):
+        labels.main([f"--input={instances}", f"--output={tmp_path / 'new' / 'mine'}", *flags])
+    assert capsys.readouterr().err.startswith("error: ") and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "masks/more"])
+def test_labels_are_not_written_into_those_that_are_read(tmp_path, capsys, inside):
+    write_maps(tmp_path / "mine", {"a.png": np.zeros((4, 6), np.uint8)})
+    before = sorted(tmp_path.rglob("*"))
+    output = tmp_path / "mine" / inside
+    with pytest.raises(SystemExit):
+        labels.main(["--to=labelme", f"--input={tmp_path / 'mine'}", f"--output={output}"])
+    assert f"--output={output} lies in --input" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
