@@ -39,13 +39,12 @@ from diffseg_jax.config.flags import (  # noqa: F401  commands take them from he
 )
 from diffseg_jax.devices.compiled import CACHE, keep_compiled
 from diffseg_jax.devices.processes import ProcessesLost, barrier, exit_process
-from diffseg_jax.display.interrupts import INTERRUPTED, INTERRUPTS
+from diffseg_jax.display.interrupts import INTERRUPTS
 from diffseg_jax.display.output import Output
-from diffseg_jax.errors import UserError
+from diffseg_jax.errors import INTERRUPTED, LOST, MISTAKE, STOPPED, UserError
 from diffseg_jax.storage.checkpoints import NotWritten
 from diffseg_jax.training.signals import Stopped
 
-MISTAKE, STOPPED, LOST = 2, 75, 134  # exit codes; the last is also that of SIGABRT
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
 LOSS = ("UNAVAILABLE", "Gloo", "NCCL", "arrier", "heartbeat", "oordination")  # parts of messages
 

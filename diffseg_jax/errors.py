@@ -16,6 +16,7 @@ class UserError(ValueError):
         super().__init__(shortened("\n  ".join(lines), LONGEST_SENTENCE))
 
 
+MISTAKE, STOPPED, INTERRUPTED, LOST = 2, 75, 130, 134  # exit codes; the last is that of SIGABRT
 LONGEST_SENTENCE = 10_000  # characters
 LONGEST_VALUE = 200  # characters of a value within a sentence
 LONGEST_TEXT = 4096  # bytes of an option; the limit of Linux for a path

@@ -19,6 +19,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffseg_jax.display import loading
+
+if loading.is_command():
+    loading.begin()
+
 from diffseg_jax.config.flags import Flags, split_overrides
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.study_cells import cells_of_study, listing
@@ -39,6 +44,7 @@ def make_flags() -> Flags:
 
 def main(arguments: Sequence[str] | None = None):
     """The command line; --dry-run does without the slow imports of a run."""
+    loading.end()
     try:
         given, study, workdir = _opened(sys.argv[1:] if arguments is None else arguments)
         if given.dry_run:

@@ -171,14 +171,17 @@ def test_the_package_offers_the_function_of_notebooks():
     assert diffseg_jax.annotate is annotate and "annotate" in diffseg_jax.__all__
 
 
-def test_a_stop_ends_the_command_with_a_sentence(tmp_path):
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_stop_ends_the_command_with_a_sentence(tmp_path, loop):
     """With features of colours, which compile fast, and an event stream that is open."""
     write_images(tmp_path / "photos", [(12, 16)])
+    if loop == "asyncio":  # uvicorn takes it where uvloop is missing
+        (tmp_path / "uvloop.py").write_text("raise ImportError")
     process = subprocess.Popen(
         [sys.executable, "-m", "diffseg_jax.annotate", "--images=photos", "--classes=sky,road",
          "--features=colour", "--open=False"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     lines = [process.stdout.readline() for _ in range(2)]
     assert lines[1].startswith("open http://127.0.0.1:") and "?token=" in lines[1], lines

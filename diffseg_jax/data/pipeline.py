@@ -8,6 +8,10 @@ of threads, workers or processes, and small data sets fill large batches.
 
 import dataclasses
 import functools
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import grain
@@ -85,6 +89,14 @@ def _order(seed, epoch, count):
     return np.random.default_rng([seed, 0, epoch]).permutation(count)
 
 
+def live_as_long_as_the_run(*_):
+    """Lets a worker read on after Ctrl-C, or a SIGTERM to the group: the run ends it when saved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    run = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (run.join(), os._exit(1)), daemon=True).start()
+
+
 def training_batches(
     source: Sequence, indices: np.ndarray, augment: Callable, *, seed: int, batch_size: int,
     start: int, steps: int, rows: np.ndarray | None = None, threads: int = 2, workers: int = 0,
@@ -102,7 +114,8 @@ def training_batches(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCHED)
     batches = batches.to_iter_dataset(options)
     if workers:
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        batches = batches.mp_prefetch(options, worker_init_fn=live_as_long_as_the_run)
     iterator = iter(batches)
     try:
         yield from iterator

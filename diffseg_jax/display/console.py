@@ -166,5 +166,6 @@ class Display:
 def end_rows():
     """Erases all rows for good, before the process ends; in any thread."""
     for display in list(_drawn):
-        if display.lock.acquire(timeout=1):  # for good: its thread draws no more
+        # for good: its thread draws no more
+        if display.lock.acquire(timeout=1) and display.rows:
             display.rows.end()

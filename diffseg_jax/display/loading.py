@@ -1,7 +1,7 @@
 """The first row of a command, which a terminal shows while Python imports what it needs."""
 
 import os
-import signal
+import re
 import sys
 import threading
 import time
@@ -9,26 +9,36 @@ import time
 from diffseg_jax.display.interrupts import INTERRUPTS
 from diffseg_jax.display.progress import duration
 
-LOADING = "loading, a few seconds"
+LOADING = "loading"
+SOON = ", a few seconds"
 ERASED = "\r\x1b[2K"
 PLAIN = ("", "dumb", "unknown")  # kinds of terminals that cannot erase a row
 REDRAWN_AFTER = 1.0  # seconds
+PYTHON_FLAGS = r"(-[WX]\n?.+\n|-[a-zA-Z]+\n)*-[a-zA-Z]*m\n?"  # up to the name of a module
 
 _drawing, _ended = threading.RLock(), threading.Event()
 
 
-def is_command() -> bool:
-    """Whether this process was started as `python -m diffseg_jax.NAME`."""
+def is_command():
+    """Whether this process was started as `python -m diffseg_jax.NAME`.
+
+    A program or a notebook may run the same module, whose name is that of the main module then.
+    """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec is not None and spec.name.startswith("diffseg_jax.")
+    if spec is None or not spec.name.startswith("diffseg_jax."):
+        return False
+    typed = "\n".join(sys.orig_argv[1:]) + "\n"
+    return re.match(PYTHON_FLAGS + re.escape(spec.name) + "\n", typed) is not None
 
 
 def begin():
-    """Shows the row; Ctrl-C ends the process from now on, in `end` or not."""
-    INTERRUPTS.watch()
-    signal.signal(signal.SIGINT, _leave)
+    """Shows the row. From now on Ctrl-C ends the process, whether or not the row was erased."""
+    if INTERRUPTS.is_watched:  # another module of the command began
+        return
+    INTERRUPTS.watch(_leave)
     if _is_terminal():
-        print(LOADING, end="", flush=True)
+        sys.excepthook = _fail
+        print(LOADING + SOON, end="", flush=True)
         threading.Thread(target=_redraw, args=(time.monotonic(),), daemon=True).start()
 
 
@@ -47,7 +57,13 @@ def _redraw(begun):
         with _drawing:
             if not _ended.is_set():
                 so_far = duration(time.monotonic() - begun)
-                print(f"\r{LOADING}, {so_far} so far", end="", flush=True)
+                print(f"{ERASED}{LOADING}, {so_far} so far", end="", flush=True)
+
+
+def _fail(*error):
+    """Erases the row before the traceback of an import."""
+    end()
+    sys.__excepthook__(*error)
 
 
 def _leave(*_):

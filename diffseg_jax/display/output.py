@@ -1,4 +1,4 @@
-"""The standard streams of a command, which go on where nobody reads them any more."""
+"""The standard streams of a command, which ignore a closed pipe."""
 
 import contextlib
 import io

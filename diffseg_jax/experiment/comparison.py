@@ -6,6 +6,7 @@ was. What a method learns without labels is trained once for all folds.
 """
 
 import dataclasses
+import io
 import json
 import os
 import time
@@ -26,7 +27,7 @@ from diffseg_jax.experiment.labelled_images import OpenedData, Validation, valid
 from diffseg_jax.experiment.targets import target_of
 from diffseg_jax.experiment.time_budget import read_budget
 from diffseg_jax.storage.networks import first_has_checkpoint
-from diffseg_jax.storage.paths import open_path, read_object, write_json
+from diffseg_jax.storage.paths import open_path, read_object, write_atomically, write_json
 from diffseg_jax.storage.workdir import stage_directory
 from diffseg_jax.weights.packaged import packaged_efficientnet
 
@@ -382,7 +383,9 @@ def _run_forest(comparison, cell):
     result, labels = forest_result(images.source, images.indices, measured.source, measured.indices)
     if cell.fold == 0:
         shown = {f"{index}": labels[index] for index in images_of_sheet(images)}
-        np.savez_compressed(comparison.workdir / f"{FOREST}_labels.npz", **shown)
+        content = io.BytesIO()
+        np.savez_compressed(content, **shown)
+        write_atomically(comparison.workdir / f"{FOREST}_labels.npz", content.getvalue())
     comparison.display.say(f"  mIoU {100 * result['mIoU']:.1f} %")
     return {
         "seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu,

@@ -53,7 +53,7 @@ def stripes(height: int, width: int, stripe: int = STRIPE) -> np.ndarray:
     return np.repeat(np.array(STRIPES, np.uint8)[across % 2][..., None], 3, axis=-1)
 
 
-IGNORED = stripes(SWATCH - 2, SWATCH - 2)  # in a legend  # in a legend
+IGNORED = stripes(SWATCH - 2, SWATCH - 2)  # in a legend
 
 
 def striped(drawn: np.ndarray, ignored: np.ndarray) -> np.ndarray:

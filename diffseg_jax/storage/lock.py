@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffseg_jax.devices.first import first_does
+from diffseg_jax.display.interrupts import INTERRUPTS
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage.paths import in_bucket, reachable, write_json
 
@@ -49,14 +50,20 @@ def locked(folder: Path, task: str, flag: str) -> Iterator[None]:
     ended = threading.Event()
     beats = threading.Thread(target=_beat, args=(file, mine, ended), daemon=True)
     beats.start()
-    try:
-        yield
-    finally:
+
+    def release():
         ended.set()
         beats.join(BEAT)
         with _forgiving():
             if _holds(file, mine):
                 file.unlink(missing_ok=True)
+
+    INTERRUPTS.releases.append(release)
+    try:
+        yield
+    finally:
+        release()
+        INTERRUPTS.releases.remove(release)
 
 
 @contextlib.contextmanager

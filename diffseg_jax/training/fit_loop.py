@@ -116,9 +116,10 @@ def train_members(
         if learned is None:
             learned = jax.jit(begin, out_shardings=replicated)()
         learned = jax.device_put(learned, replicated)
+    at_most = "at most " if fit.stops else ""
     log.say(
         f"{fit.name}: {origin(step)}; {fit.members} classifiers of {fit.features.width:,} "
-        f"features, {len(fit.pixels):,} pixels, at most {total:,} steps of {fit.batch_size}"
+        f"features, {len(fit.pixels):,} pixels, {at_most}{total:,} steps of {fit.batch_size}"
     )
 
     # ---- one compiled call of many steps
@@ -128,7 +129,7 @@ def train_members(
     inputs = _inputs(fit, orders, step, length)
 
     # ---- steps
-    options = dict(unit="steps", first=COMPILES, done=step, at_most=True)
+    options = dict(unit="steps", first=COMPILES, done=step, at_most=bool(fit.stops))
     steps = log.progress(fit.name, total, **options)
     with life.running() as asked, steps as shown:
         while step < total:

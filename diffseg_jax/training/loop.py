@@ -1,6 +1,7 @@
 """The gradient loop: it is handed a stage and knows no system."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -126,7 +127,7 @@ def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -
     sums = _Sums(**unreported)
     total = None if stage.pace else stage.steps  # `pace` will say
     steps = log.progress(stage.name, total, unit="images", each=stage.batch_size, done=start)
-    with life.running() as asked, steps as shown:
+    with life.running() as asked, steps as shown, contextlib.closing(batches):
         for step in itertools.count(start + 1):
             state, metrics = step_fn(state, batch, key, rate(step - 1))
             in_flight.append((step, metrics))
@@ -156,11 +157,15 @@ def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -
                 sums = _Sums()
             pause = time.perf_counter()
             due = stage.evaluate and (last or step % stage.every["evaluate"] == 0)
-            numbers = _evaluate(stage, life, state, step) if due and not stop else None
+            stop = stop or (asked() if due else 0)  # the step has run meanwhile
+            missed, numbers = due and stop, None
+            if due and not stop:
+                numbers = _evaluate(stage, life, state, step)
+                stop = asked()
             shown.show(**_in_short(numbers or {}))
             if last or stop or step % stage.every["checkpoint"] == 0:
                 _require_finite(stage, life, step, state)
-                meta = _meta(stage, step, sums, evaluated=not (due and stop))
+                meta = _meta(stage, step, sums, evaluated=not missed)
                 life.save(step, state, meta, numbers, stop)
             _pause(sums, shown, pause)
             if last:

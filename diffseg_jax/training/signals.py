@@ -6,12 +6,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
 
-from diffseg_jax.display.interrupts import INTERRUPTS
+from diffseg_jax.display.interrupts import AGAIN_AFTER, INTERRUPTS
 
 _polls = itertools.count()  # the same in all processes, as they make the same steps
 
@@ -34,9 +35,10 @@ class Stopped(Exception):
 def watched() -> Iterator[Callable[[], int]]:
     """`with watched() as asked`: asked() is the number of the signal that came, or 0.
 
-    It must be called once after every step, in all processes: any of them may receive SIGTERM, and
-    all stop at the same step. The second Ctrl-C stops at once, as does one before the first call,
-    when there is nothing to save. A single process watches signals only in its main thread.
+    It must be called after every step, equally often in all processes: any of them may receive
+    SIGTERM, and all stop at the same step. Ctrl-C again, AGAIN_AFTER seconds later, stops at once,
+    as does one before the first call, when there is nothing to save. A single process watches
+    signals only in its main thread.
     """
     if jax.process_count() > 1:
         # jax.distributed handles SIGTERM and notifies the other processes.
@@ -49,17 +51,19 @@ def watched() -> Iterator[Callable[[], int]]:
     received, begun = [], []
 
     def handle(number, _):
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if not (INTERRUPTS.is_watched and begun):  # else its thread says so, while the step runs
-            os.write(2, f"{_notice(number)}\n".encode())  # The signal may have interrupted print.
+        received.append((number, time.monotonic()))
+        if len(received) == 1:
+            if not (INTERRUPTS.is_watched and begun):  # else its thread says so, as the step runs
+                os.write(2, f"{_notice(number)}\n".encode())  # It may have interrupted print.
+        elif number == signal.SIGINT and time.monotonic() >= received[0][1] + AGAIN_AFTER:
+            INTERRUPTS.interrupt()
 
     def asked():
-        if not begun:
+        if not begun and not received:
             begun.append(True)
             signal.signal(signal.SIGINT, handle)
             INTERRUPTS.defer(lambda number: print(_notice(number), file=sys.stderr, flush=True))
-        return received[0] if received else 0
+        return received[0][0] if received else 0
 
     previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     signal.signal(signal.SIGTERM, handle)

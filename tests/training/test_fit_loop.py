@@ -146,6 +146,12 @@ def assert_same(one, other, **tolerance):
     jax.tree.map(functools.partial(check, **tolerance), one, other)
 
 
+def test_a_fit_whose_members_never_stop_takes_all_of_its_steps(tmp_path, monkeypatch, capsys):
+    for stops in (False, True):
+        run(fit_of(stops=stops), tmp_path / f"{stops}", monkeypatch)
+        assert ("at most" in capsys.readouterr().out) == stops
+
+
 # --- when a member stops --------------------------------------------------------------------------
 
 

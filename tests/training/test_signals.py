@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 from diffseg_jax.devices.mesh import make_mesh
 from diffseg_jax.storage.checkpoints import StageCheckpoints, flatten
-from diffseg_jax.training import lifecycle, loop
+from diffseg_jax.training import lifecycle, loop, signals
 from diffseg_jax.training.log import Log
 from diffseg_jax.training.signals import Stopped, watched
 
@@ -75,18 +76,22 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_with_the_same_bits(tmp_pa
     assert records(tmp_path / "parted") == records(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("at", [3, 6, 9])
-def test_an_evaluation_that_a_stop_prevented_is_made_up_for(tmp_path, monkeypatch, at):
-    """Its step may be the best one, or the last."""
+@pytest.mark.parametrize(("at", "before"), [(3, True), (6, True), (6, False), (9, True)])
+def test_an_evaluation_that_a_stop_prevented_is_made_up_for(tmp_path, monkeypatch, at, before):
+    """Its step may be the best one, or the last.
+
+    before  whether the signal comes before the step is handed over, or while the step runs
+    """
     scores = {3: 0.9, 6: 0.95 if at == 6 else 0.2, 9: 0.1}
     seen = []
     watch = lambda state, step: seen.append(step) or {"mIoU": scores[step]}
     trained(tmp_path / "whole", evaluate=watch, every=3)
     seen.clear()
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        polls = itertools.count(1)
-        asked = contextlib.nullcontext(lambda: signal.SIGTERM if next(polls) == at else 0)
-        patch.setattr(lifecycle, "watched", lambda: asked)
+        polls = itertools.count()  # one after each step, two more at each evaluation
+        number = at if before else at + 1
+        asked = lambda: signal.SIGTERM if next(polls) == number + 2 * (at // 3 - 1) - 1 else 0
+        patch.setattr(lifecycle, "watched", lambda: contextlib.nullcontext(asked))
         trained(tmp_path / "parted", evaluate=watch, every=3)
     assert at not in seen
     trained(tmp_path / "parted", evaluate=watch, every=3)
@@ -95,6 +100,18 @@ def test_an_evaluation_that_a_stop_prevented_is_made_up_for(tmp_path, monkeypatc
     for workdir in ("whole", "parted"):
         with StageCheckpoints(tmp_path / workdir / "line", read_only=True) as saved:
             assert saved.best() == max(scores, key=scores.get) and saved.meta(9)["evaluated"]
+
+
+def test_a_signal_in_an_evaluation_stops_after_it(tmp_path):
+    def watch(state, step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    with pytest.raises(Stopped, match="after step 3"):
+        trained(tmp_path, evaluate=watch, every=3)
+    with StageCheckpoints(tmp_path / "line", read_only=True) as saved:
+        assert saved.meta(3)["evaluated"]
 
 
 def test_a_signal_after_the_last_step_is_heeded(tmp_path):
@@ -117,11 +134,14 @@ def test_signals_are_the_callers_own_again_afterwards():
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def test_the_second_ctrl_c_stops_at_once():
+def test_the_second_ctrl_c_stops_at_once_but_not_one_that_a_key_repeats(monkeypatch):
     with pytest.raises(KeyboardInterrupt), watched() as asked:
         assert asked() == 0
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
         assert asked() == signal.SIGINT
+        later = time.monotonic() + signals.AGAIN_AFTER
+        monkeypatch.setattr(time, "monotonic", lambda: later)
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("continues")
 
