@@ -1,11 +1,16 @@
 """The benchmark runs programs in turn, survives failures, and its rows name programs there are."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
+
+from diffseg_jax.errors import UserError
 
 FOLDER = Path(__file__).parent / "benchmarks"
 LINE = """
@@ -16,6 +21,7 @@ seconds = 0.25 if "--compile" in sys.argv else {seconds}
 print(json.dumps(dict(first=3.0, seconds=[seconds, 2 * seconds, 3 * seconds], peak_rss_mb=2048,
                       rise_mb=1024, device="cpu", versions=dict(jax="9.9"))))
 """
+LINE_GIVEN = json.dumps(dict(first=3.0, seconds=[1.0], peak_rss_mb=2048, rise_mb=1, device="cpu"))
 
 
 @pytest.fixture
@@ -92,14 +98,57 @@ def test_what_fails_is_named_and_the_rest_goes_on(run, stand_in):
     assert "- `silent`, here: exit code 0: it printed nothing" in page
 
 
-def test_rows_that_do_not_fit_are_skipped_and_said(run, stand_in):
-    short = stand_in("short", LINE.format(seconds=1.0))
-    long = stand_in("long", LINE.format(seconds=1.0), seconds=10_000.0)
-    hangs = stand_in("hangs", "import time; time.sleep(60)", seconds=0.1)
-    found, page = run([long, short, hangs], "--rounds=1", "--minutes=0.05")
-    assert "expected to take 10000 s" in found["skipped"]["long"] and "- `long`: exp" in page
-    assert found["summary"]["short"]
-    assert found["rows"]["hangs"]["failed"]["here"].startswith("stopped after")
+@pytest.fixture
+def each_takes(modules, monkeypatch):
+    """each_takes(seconds): programs give a line at once, and a clock that only they move moves."""
+    driver, now = modules[0], [0.0]
+
+    def each_takes(seconds):
+        def call(command, limit, scratch):
+            now[0] += seconds
+            return json.loads(LINE_GIVEN) | dict(load=0.0)
+
+        monkeypatch.setattr(driver, "call", call)
+        monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    return each_takes
+
+
+def test_rows_that_do_not_fit_are_skipped_and_said(run, stand_in, each_takes):
+    each_takes(40)
+    short, long = stand_in("short", "pass"), stand_in("long", "pass", seconds=10_000.0)
+    found, page = run([long, short], "--rounds=1", "--minutes=1")
+    assert found["skipped"] == {"long": "expected to take 10000 s, when 60 s were left"}
+    assert "- `long`: expected" in page and found["summary"]["short"] and found["fewer"] == {}
+
+
+def test_rounds_that_do_not_fit_are_said(run, stand_in, each_takes):
+    each_takes(40)
+    rows = [stand_in("first", "pass"), stand_in("second", "pass")]
+    found, page = run(rows, "--rounds=3", "--minutes=2.5")  # both, and the first once more
+    rounds = {name: each["here"]["rounds"] for name, each in found["summary"].items()}
+    assert rounds == {"first": 2, "second": 1} and found["skipped"] == {}
+    why = "1 of 3 rounds; the next was expected to take 40 s, when 30 s were left"
+    assert found["fewer"]["second"] == why and f"- `second`: {why}" in page
+    assert found["fewer"]["first"].startswith("2 of 3 rounds")
+    assert "| first | here | 2 |" in page and "| second | here | 1 |" in page
+
+
+def test_a_program_that_hangs_is_stopped(modules, tmp_path):
+    found = modules[0].call([sys.executable, "-c", "import time; time.sleep(600)"], 0.2, tmp_path)
+    assert found["failed"].startswith("stopped after 0 s")
+
+
+def test_data_that_is_not_there_is_neither_drawn_nor_measured(run, stand_in, modules, tmp_path):
+    with pytest.raises(SystemExit):
+        run([stand_in("one", "pass")], f"--data={tmp_path}/camvld")
+    import bench_input
+
+    for scratch in ("", str(tmp_path / "other")):
+        args = SimpleNamespace(data=str(tmp_path / "camvld"), scratch=scratch, workers=1)
+        with pytest.raises(UserError, match="camvld"):
+            bench_input.make_step(args)
+    assert not (tmp_path / "camvld").exists()
 
 
 def test_only_names_rows_by_their_start(run, stand_in, capsys):
@@ -134,23 +183,33 @@ def test_the_rows_have_programs_that_take_their_options(modules, monkeypatch):
 
     monkeypatch.setattr(timing, "jax_program", parse)
     monkeypatch.setattr(timing, "torch_program", parse)
+    without_torch(monkeypatch)
     commands = {command for row in (*rows.PEAKS, *rows.ROWS) for command in (row.here, row.torch)}
-    commands = [command for command in commands if command and usable(command)]
+    commands = [command for command in commands if command]
     for file, *options in commands:
         monkeypatch.setattr(sys, "argv", [file, *options, "--device=gpu", "--compile"])
         runpy.run_path(str(FOLDER / file), run_name="__main__")
     assert taken == [file for file, *_ in commands]
     assert len({row.name for row in rows.ROWS}) == len(rows.ROWS)
-    pages = {row.guide for row in rows.ROWS}
-    assert all((FOLDER.parents[1] / ".docs" / f"{page}.md").exists() for page in pages)
 
 
-def usable(command):
-    """Whether its modules are installed: PyTorch is not, but for benchmarks."""
-    if not command[0].startswith("torch_"):
-        return True
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        return False
-    return True
+def test_the_guide_of_a_row_names_its_command(modules):
+    for row in (row for row in modules[1].ROWS if "cpu" in row.seconds):
+        page = (FOLDER.parents[1] / ".docs" / f"{row.guide}.md").read_text()
+        only = re.findall(r"python tests/benchmarks --only=([\w,]+)", page)
+        starts = tuple(start for each in only for start in each.split(","))
+        assert row.name.startswith(starts), f"{row.guide}.md names no --only=... of {row.name}"
+
+
+def without_torch(monkeypatch):
+    """A stand-in of PyTorch, which need not be installed: enough to define what programs define."""
+
+    class Torch(ModuleType):
+        def __getattr__(self, name):
+            return type(name, (), {}) if name[0].isupper() else MagicMock()
+
+    for name in ("torch", "torch.nn", "torch.nn.functional", "torch.utils", "torch.utils.data"):
+        parent, _, last = name.rpartition(".")
+        monkeypatch.setitem(sys.modules, name, module := Torch(name))
+        if parent:
+            setattr(sys.modules[parent], last, module)

@@ -3,13 +3,14 @@
 python tests/benchmarks/bench_bev.py --what=encoder|pool [--cells=cells.npy]
 
 encoder  six images of 256x704 to features of 128x128 cells, at the published sizes, float32
-pool     the sum over 6 x 118 x 32 x 88 points of 80 features into 256x256 cells alone
+pool     the softmax over 118 depths, and the sum over 6 x 118 x 32 x 88 points of 80 features into
+         256x256 cells
 
 Random weights; both programs pool into the same cells, which ours writes to the file --cells.
 
 Measured 2026-11-29 with PyTorch 2.14.1 and jax 0.10.2 on 2 cores (Intel Xeon), one round with many
-other programs running beside both, seconds of ours and torch: encoder 17.3 and 25.1, pool 0.53 and
-6.8; MB 1310 and 2284, 423 and 2044.
+other programs running beside both, seconds of ours and torch: encoder 17.3 and 25.1; MB 1310
+and 2284.
 """
 
 import sys
@@ -36,6 +37,7 @@ def cameras():
 def make_step(args):
     """The encoder of a set of images, or the pooling alone."""
     import jax
+    import jax.numpy as jnp
     import numpy as np
 
     from diffseg_jax.layers.bev_pooling import (
@@ -57,10 +59,15 @@ def make_step(args):
     if args.cells:
         np.save(args.cells, np.asarray(cells)[0])
     if args.what == "pool":
-        depth = draw.random(cells.shape, np.float32)
-        lifted = draw.standard_normal((1, 6, 32, 88, settings.lifted)).astype(np.float32)
-        given = jax.device_put((depth, lifted, np.asarray(cells)))
-        run = jax.jit(lambda *given: pool(*given, 256 * 256))
+        bins = cells.shape[2]
+        given = draw.standard_normal((1, 6, 32, 88, bins + settings.lifted)).astype(np.float32)
+        given = jax.device_put((given, np.asarray(cells)))
+
+        @jax.jit
+        def run(y, cells):
+            depth = jnp.moveaxis(jax.nn.softmax(y[..., :bins]), -1, 2)
+            return pool(depth, y[..., bins:], cells, 256 * 256)
+
         return lambda: run(*given)
     network = Network(lambda rngs: BEVNetwork(settings, rngs=rngs))
     values = random_values(network)

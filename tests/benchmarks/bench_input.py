@@ -1,11 +1,11 @@
 """The input pipeline of training, timed; torch_input.py is a PyTorch DataLoader of the same.
 
-python tests/benchmarks/bench_input.py --data=camvid
+python tests/benchmarks/bench_input.py --data=camvid [--scratch=FOLDER]
 
 Decodes pairs of JPEG and PNG, jitters the scale by 0.5 to 2, crops 256 x 256 so that no class fills
 more than 75 %, flips, distorts the colours and makes batches of 8, which end as arrays in [-1, 1]
-on the device; seconds are those of an image. `--data` is CamVid as the package reads it, and is
-made of drawn scenes of 360 x 480 where nothing is there.
+on the device; seconds are those of an image. `--data` is CamVid as the package reads it; below the
+folder --scratch, it is made of drawn scenes of 360 x 480 where nothing is there.
 """
 
 import functools
@@ -42,8 +42,9 @@ def make_step(args):
     from diffseg_jax.data.transforms import augment
     from diffseg_jax.models.inputs import scale_images
 
-    if not Path(args.data).exists():
-        draw_set(Path(args.data))
+    folder = Path(args.data)
+    if args.scratch and folder.is_relative_to(args.scratch) and not folder.exists():
+        draw_set(folder)
     source = open_source("camvid", "train", path=args.data)
     change = functools.partial(augment, scale=(0.5, 2.0), crop=CROP, photometric=True)
     stream = iter(training_batches(
@@ -63,4 +64,4 @@ def make_step(args):
 
 
 if __name__ == "__main__":
-    jax_program(__doc__, ("input",), make_step, data="camvid", workers=2)
+    jax_program(__doc__, ("input",), make_step, data="camvid", scratch="", workers=2)

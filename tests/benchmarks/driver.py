@@ -1,11 +1,13 @@
 """Runs the rows of the benchmark: ours, PyTorch and torch.compile in turn, each in its own process.
 
 Round after round goes through all rows, most important first, until the rounds are made or the
-minutes are over. A row that is not expected to fit is left out; a program that fails or takes too
-long is named, and the others go on. benchmark.json and benchmark.md are written after every row.
-Nothing is downloaded: weights are random, and compiled programs are kept for the run alone, so the
-first call of the first round compiles from nothing, and those of later rounds read them.
+minutes are over. A row that is not expected to fit is skipped; one that fits no further time, and a
+program that fails or takes too long, are named, and the others go on. benchmark.json and
+benchmark.md are written after every row. Nothing is downloaded: weights are random, and compiled
+programs are kept for the run alone, so the first call of the first round compiles from nothing, and
+those of later rounds read them.
 
+rounds            that were made; a later one is skipped where it is not expected to fit
 median (min-max)  of all calls after the first, of all rounds
 PyTorch / here    a program's median by ours (above 1 = we are faster)
 first             seconds of the first call, mostly compilation; in brackets from compiled programs
@@ -39,7 +41,7 @@ ROOT = HERE.parents[1]
 OURS = "here"
 CACHES = dict(JAX_COMPILATION_CACHE_DIR="jax", TORCHINDUCTOR_CACHE_DIR="torch")  # of a run
 PATIENCE = 5  # times its expected seconds; a program that takes longer is stopped
-COLUMNS = "row|program|median (min-max)|PyTorch / here|first|host|device|FLOP/s|GB/s"
+COLUMNS = "row|program|rounds|median (min-max)|PyTorch / here|first|host|device|FLOP/s|GB/s"
 
 
 def main(rows=ROWS, peaks=PEAKS):
@@ -47,7 +49,7 @@ def main(rows=ROWS, peaks=PEAKS):
     flags = parsed(rows)
     folder, end = Path(flags.output), time.monotonic() + 60 * flags.minutes
     folder.mkdir(parents=True, exist_ok=True)
-    report = dict(machine=machine(flags), rows={}, skipped={})
+    report = dict(machine=machine(flags), rows={}, skipped={}, fewer={})
     chosen = with_peaks(rows_of(rows, flags), peaks, flags.device)
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(flags.rounds):
@@ -60,7 +62,7 @@ def main(rows=ROWS, peaks=PEAKS):
 
 def parsed(rows):
     parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks", description=__doc__,
+        prog="python tests/benchmarks", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
@@ -77,6 +79,8 @@ def parsed(rows):
     for start in filter(None, flags.only.split(",")):
         if not any(name.startswith(start) for name in names):
             parser.error(f"--only={start} starts no row of {flags.device}: {', '.join(names)}.")
+    if flags.data and not Path(flags.data).is_dir():
+        parser.error(f"--data={flags.data} is no folder.")
     return flags
 
 
@@ -102,7 +106,7 @@ def machine(flags):
     )
     return dict(
         started=datetime.datetime.now().isoformat(timespec="seconds"),
-        command=" ".join(["python -m tests.benchmarks", *sys.argv[1:]]),
+        command=" ".join(["python tests/benchmarks", *sys.argv[1:]]),
         processor=named[0].split(": ")[1] if named else platform.processor(),
         cores=len(os.sched_getaffinity(0)),
         commit=commit.stdout.strip(),
@@ -120,10 +124,10 @@ def machine(flags):
 
 def programs_of(row, flags, scratch):
     """Name -> command, or why there is none."""
-    data = flags.data or f"{scratch}/data"
-    fill = lambda words: [word.format(folder=scratch, data=data) for word in words]
-    command = lambda python, words: [
-        python, str(HERE / words[0]), *fill(words[1:]), f"--device={flags.device}"
+    data = Path(flags.data).resolve() if flags.data else f"{scratch}/data"
+    fill = lambda options: [option.format(folder=scratch, data=data) for option in options]
+    command = lambda python, program: [
+        python, str(HERE / program[0]), *fill(program[1:]), f"--device={flags.device}"
     ]  # fmt: skip
     programs = {OURS: command(sys.executable, row.here)}
     if not row.torch:
@@ -146,10 +150,11 @@ def run_row(row, number, flags, scratch, end, report):
     found = report["rows"].get(row.name)
     expected = found["took"] if found else row.seconds[flags.device] * len(programs)
     if expected > left or (number and not found):
+        why = f"expected to take {expected:.0f} s, when {max(left, 0):.0f} s were left"
         if not number:
-            report["skipped"][row.name] = (
-                f"expected to take {expected:.0f} s, when {max(left, 0):.0f} s were left"
-            )
+            report["skipped"][row.name] = why
+        elif found and row.name not in report["fewer"]:
+            report["fewer"][row.name] = f"{number} of {flags.rounds} rounds; the next was {why}"
         return
     found = found or dict(lines={name: [] for name in programs}, failed={})
     report["rows"][row.name], start = found, time.monotonic()
@@ -252,15 +257,15 @@ def summary(row, lines):
 
 def markdown(report, chosen):
     """The report as a page: the machine, the table, and what is not in it."""
-    facts, table = report["machine"], summaries(report, chosen)
-    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    loads = facts["loads"] or [os.getloadavg()[0]]
+    about, table = report["machine"], summaries(report, chosen)
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    loads = about["loads"] or [os.getloadavg()[0]]
     text = [
         "# Benchmark", "",
-        f"`{facts['command']}`, {facts['started']}, commit {facts['commit'] or 'unknown'}.",
-        f"{facts['processor']}, {facts['cores']} cores; {', '.join(facts['devices']) or 'cpu'}; "
+        f"`{about['command']}`, {about['started']}, commit {about['commit'] or 'unknown'}.",
+        f"{about['processor']}, {about['cores']} cores; {', '.join(about['devices']) or 'cpu'}; "
         f"load average {min(loads):.1f} to {max(loads):.1f}; {versions}.",
-        f"Flags: {' '.join(f'{k}={v}' for k, v in facts['flags'].items()) or 'none'}.", "",
+        f"Flags: {' '.join(f'{k}={v}' for k, v in about['flags'].items()) or 'none'}.", "",
         f"| {COLUMNS.replace('|', ' | ')} |", "|---" * (COLUMNS.count("|") + 1) + "|",
     ]  # fmt: skip
     for row in chosen:
@@ -272,7 +277,8 @@ def markdown(report, chosen):
         for name, found in report["rows"].items() for program, why in found["failed"].items()
     ]  # fmt: skip
     skipped = [f"- `{name}`: {why}" for name, why in report["skipped"].items()]
-    for title, lines in (("Failed", failed), ("Skipped", skipped)):
+    fewer = [f"- `{name}`: {why}" for name, why in report["fewer"].items()]
+    for title, lines in (("Failed", failed), ("Skipped", skipped), ("Fewer rounds", fewer)):
         text += ["", f"{title}:", "", *lines] if lines else []
     return "\n".join(text)
 
@@ -286,6 +292,7 @@ def cells(found):
     )))  # fmt: skip
     gflops = rate("flop", 1e9)
     return (
+        str(found["rounds"]),
         f"{in_words(found['median'])} ({in_words(found['min'])}-{in_words(found['max'])})",
         f"{found['ratio']:.2f}" if found.get("ratio", 1) != 1 else "",
         in_words(found["first"]) + again,

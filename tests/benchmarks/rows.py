@@ -1,4 +1,4 @@
-"""The rows of the benchmark: what the guides' tables of speed hold, most important first."""
+"""The rows of the benchmark, most important first: those of the guides and of GPUs."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ class Row:
     """One measurement, by a program of ours and a plain PyTorch one of the same arithmetic.
 
     what      what is measured, in a line
-    guide     the page whose table holds it
+    guide     the page that tells of it and names the command
     here      file in this folder and options of our program; {folder} is one that all share
     torch     those of PyTorch's; () where there is none
     seconds   device -> expected seconds of one process on a quiet machine, of two cores or one GPU;
@@ -130,9 +130,9 @@ ROWS = (
           variants={"--channels-last": "PyTorch, channels last"}),
     twins("bev_encoder", "camera encoder, six 256x704", "bev", "bev", "--what=encoder", CELLS,
           seconds=dict(cpu=60, gpu=40), flop=3.344e11),
-    twins("bev_pool", "two million points of 80 features into 256x256 cells", "bev", "bev",
-          "--what=pool", CELLS, seconds=dict(cpu=20, gpu=20), bytes=4.3e7),
-    deformable("core_forward", bytes=7.9e7),
+    twins("bev_pool", "softmax, two million points of 80 features into 256x256 cells", "bev",
+          "bev", "--what=pool", CELLS, seconds=dict(cpu=20, gpu=20), bytes=4.23e7),
+    deformable("core_forward", bytes=7.97e7),
     deformable("core_both"),
     deformable("attention_forward", flop=1.02e10),
     deformable("attention_both", flop=3.06e10),
@@ -153,7 +153,7 @@ ROWS = (
     twins("dino_large", "DINOv2 ViT-S/14, one 518x518", "features", "dino", "--what=large",
           seconds=dict(cpu=20, gpu=20), flop=9.339e10),
     twins("input", "input pipeline, an image of 360x480", "denoising_pretraining", "input",
-          "--data={data}", "--workers=2", seconds=dict(cpu=25),
+          "--data={data}", "--workers=2", here=("--scratch={folder}",), seconds=dict(cpu=25),
           variants={"--workers=0": "PyTorch, no workers"}),
     Row("ensemble_gather", "gathering of the step of ten classifiers", "ddpm_seg",
         ("bench_ensemble.py", "--what=gather", "--images=20"), (), dict(cpu=30, gpu=30),

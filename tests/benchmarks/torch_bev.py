@@ -138,7 +138,7 @@ class Residual(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images f32[6, 3, 256, 704], cells i64[6, 118, 32, 88] -> features f32[1, 256, 128, 128]."""
+    """Images f32[6, 3, 256, 704], cells i32[6, 118, 32, 88] -> features f32[1, 256, 128, 128]."""
 
     def __init__(self):
         super().__init__()
@@ -185,7 +185,7 @@ class Encoder(nn.Module):
 def make_step(args):
     """The encoder of a set of images, or the pooling alone."""
     images, lifted = torch.randn(CAMERAS, 3, *SIZE), torch.randn(CAMERAS, BINS + LIFTED, 32, 88)
-    cells = torch.from_numpy(np.load(args.cells)).long().to(images.device)
+    cells = torch.from_numpy(np.load(args.cells)).to(images.device)
     model, pools = Encoder().eval(), args.what == "pool"
     run = compiled(args, model.pool if pools else model)
     return torch.inference_mode()(partial(run, lifted if pools else images, cells))
