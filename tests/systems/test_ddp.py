@@ -66,8 +66,11 @@ def recorded(path):
     return record, arrays, settings, network, load_ddp(arrays, settings, path.name)
 
 
-def cases(golden):
-    return [(path, *recorded(path)) for path in golden("ddp/ddp_seg_*.json")]
+def cases(golden, part="sampling"):
+    """Networks with that part; of a cut one the arrays begin at the features of an image."""
+    files = golden(f"ddp/ddp_seg_*_{part}.npz")
+    paths = [file.with_name(file.name.replace(f"_{part}.npz", ".json")) for file in files]
+    return [(path, *recorded(path)) for path in paths]
 
 
 def arrays_of(path, part):
@@ -88,17 +91,20 @@ def sampling_of(run, schedule):
 @pytest.mark.golden
 def test_recorded_features_and_levels(golden):
     for path, _, _, _, network, values in cases(golden):
-        arrays = arrays_of(path, "sampling")
-        run = quick(functools.partial(features_and_levels, network))
-        merged, tau = run(values, nhwc(arrays["img"]), arrays["time_in_log_snr"])
-        assert difference(merged, nhwc(arrays["feature"])) < FEATURES
+        arrays, levels = arrays_of(path, "sampling"), functools.partial(levels_of, network)
+        tau = quick(levels)(values, arrays["time_in_log_snr"])
         assert difference(tau, arrays["time_embedding"]) < FEATURES
+        if "img" in arrays:
+            merged = quick(functools.partial(merged_of, network))(values, nhwc(arrays["img"]))
+            assert difference(merged, nhwc(arrays["feature"])) < FEATURES
 
 
-def features_and_levels(network, values, image, levels):
-    model = network.bind_eval(**values)
-    _, features = model.encode(image)
-    return features["merged"], model.time(levels)
+def levels_of(network, values, levels):
+    return network.bind_eval(**values).time(levels)
+
+
+def merged_of(network, values, image):
+    return network.bind_eval(**values).encode(image)[1]["merged"]
 
 
 @pytest.mark.golden
@@ -126,7 +132,7 @@ def check_run(run, record, arrays, network, values):
     limit = MIXED if sampling["accumulate"] else FIRST if sampling["steps"] == 1 else LOGITS
     expected = nhwc(arrays[key("out_low")])
     assert difference(found["scores"], expected) < limit, name
-    image = resize_bilinear(found["scores"], arrays["img"].shape[2:])
+    image = resize_bilinear(found["scores"], arrays[key("label")].shape[1:])
     assert np.array_equal(np.argmax(image, -1), arrays[key("label")]), name
     for step in range(sampling["steps"]):
         assert np.array_equal(found["shown"][0, step], arrays[key(f"step{step}_pred")][0]), name
@@ -180,7 +186,7 @@ def logits_and_codes(network, values, features, noisy, level):
 @pytest.mark.parametrize("kind", ["train", "selfaligned"])
 def test_recorded_losses_and_gradients(golden, monkeypatch, kind, mode):
     """The mode is that of the auxiliary head's batch norm."""
-    for path, record, state, settings, network, values in cases(golden):
+    for path, record, state, settings, network, values in cases(golden, "train"):
         arrays = arrays_of(path, "train")
         if mode == "eval":
             network = SimpleNamespace(bind=network.bind_eval)
@@ -273,7 +279,7 @@ def check_gradients(arrays, kind, state, settings, gradients):
 @pytest.mark.parametrize("mode", ["whole", "flip", "slide"])
 def test_recorded_inference(golden, monkeypatch, mode):
     """The maps of `views.predict`: enlarged logits, windows, views, the second soft-max."""
-    for path, record, _, _, network, values in cases(golden):
+    for path, record, _, _, network, values in cases(golden, "inference"):
         arrays, recorded = arrays_of(path, "inference"), record["inference"]
         image = nhwc(arrays_of(path, "sampling")["img"])
         c = record["config"]

@@ -15,21 +15,23 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.layers.conv import Arithmetic
 from diffseg_jax.models.convnext import ConvNeXt
 from diffseg_jax.models.ddp_network import DDPSettings
+from diffseg_jax.models.deeplab import DeepLab
 from diffseg_jax.models.network import Network
 from diffseg_jax.models.swin import Swin
 from diffseg_jax.models.transunet import Encoder
 from diffseg_jax.systems import ddep_config, ddp_config, ddpm_seg_config
 from diffseg_jax.weights.backbones import load_backbone
+from diffseg_jax.weights.deeplab import deeplab_settings, load_deeplab
 from diffseg_jax.weights.transunet import load_official
 
 # In float32, of the largest recorded value. To the deviation of a kernel, by which it is divided,
 # the code that trained the hybrid adds 1e-5; timm and transformers leave that out.
-LIMITS = {"swin": 2e-5, "convnext": 2e-5, "hybrid": 1e-4}
+LIMITS = {"swin": 2e-5, "convnext": 2e-5, "hybrid": 1e-4, "deeplab": 2e-5}
 RECORDED = Path(__file__).parents[1] / "recorded" / "libraries"  # not made by papers' programs
 _spec = importlib.util.spec_from_file_location("record", RECORDED / "record.py")
 record = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(record)
-CASES = sorted(path.stem for path in RECORDED.glob("*.json"))
+CASES = sorted(path.stem for path in RECORDED.glob("*.json") if "deeplab" not in path.stem)
 SMALL = dict(width=32, layers=1, decoder_heads=4, mlp=32, num_classes=3)
 SWIN = DDPSettings(backbone="swin", **record.SWIN, **SMALL)
 CONVNEXT = DDPSettings(backbone="convnext", heads=(), window=0, **record.CONVNEXT, **SMALL)
@@ -101,6 +103,23 @@ def test_recorded_outputs_of_other_libraries(case, loaded):
         array = np.asarray(found[name]).reshape(expected[name].shape)
         error = np.abs(array - expected[name]).max() / np.abs(expected[name]).max()
         assert error < LIMITS[family], (name, error)
+
+
+def test_recorded_outputs_of_a_deeplab():
+    arrays, expected = file_of("torchvision_deeplab"), np.load(RECORDED / "torchvision_deeplab.npz")
+    settings = deeplab_settings(arrays, "recorded")
+    c = record.DEEPLAB
+    assert (settings.num_classes, settings.width, settings.depths) == (
+        c["classes"], c["width"], c["depths"])  # fmt: skip
+    values = load_deeplab(arrays, settings, "recorded")
+    network = Network(lambda rngs: DeepLab(settings, rngs=rngs))
+    enlarged, found = jax.jit(lambda values, image: network.bind_eval(**values)(image))(
+        values, record.image(expected["enlarged"].shape[1])
+    )
+    for name in ("layer4", "logits", "enlarged"):
+        array = enlarged if name == "enlarged" else found[name]
+        error = np.abs(array - expected[name]).max() / np.abs(expected[name]).max()
+        assert error < LIMITS["deeplab"], (name, error)
 
 
 def in_memory(name):

@@ -1,4 +1,4 @@
-"""Records what backbones of timm, torchvision and transformers compute with random weights.
+"""Records what networks of timm, torchvision and transformers compute with random weights.
 
 python record.py FOLDER [NAME ...]
 
@@ -19,11 +19,14 @@ import numpy as np
 SWIN = dict(channels=(4, 8, 16, 32), depths=(2, 1, 1, 1), heads=(1, 2, 2, 4), window=3)
 CONVNEXT = dict(channels=(8, 12, 16, 20), depths=(1, 2, 1, 1))
 HYBRID = dict(width=32, units=(2, 1, 1), hidden=32, layers=2, heads=4, mlp=48, grid=(4, 4))
+DEEPLAB = dict(width=4, depths=(2, 1, 2, 1), classes=3)
 
 
 def draw(name: str, shape) -> np.ndarray:
     """The weights f32 of an entry: kernels by their width, scales near 1, the rest small."""
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
+    if name.endswith("running_var"):
+        return np.exp(noise)
     if not name.endswith("weight"):
         return 0.3 * noise
     return noise / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else 1 + 0.3 * noise
@@ -71,6 +74,28 @@ def torchvision_convnext():
     blocks = [CNBlockConfig(*c) for c in zip(channels, channels[1:], CONVNEXT["depths"])]
     model = ConvNeXt(blocks, num_classes=3)
     return model, 64, {f"stage{i}": model.features[2 * i + 1] for i in range(4)}
+
+
+def torchvision_deeplab():
+    from torch import nn
+    from torchvision.models._utils import IntermediateLayerGetter
+    from torchvision.models.resnet import Bottleneck, ResNet
+    from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
+
+    width = DEEPLAB["width"]
+
+    class Narrow(ResNet):
+        def _make_layer(self, block, planes, *arguments, **options):
+            self.inplanes = width if planes == 64 else self.inplanes
+            return super()._make_layer(block, planes * width // 64, *arguments, **options)
+
+    resnet = Narrow(
+        Bottleneck, list(DEEPLAB["depths"]), replace_stride_with_dilation=[False, True, True]
+    )
+    resnet.conv1, resnet.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width)
+    backbone = IntermediateLayerGetter(resnet, {"layer4": "out"})
+    model = DeepLabV3(backbone, DeepLabHead(32 * width, DEEPLAB["classes"]))
+    return model, 56, {"layer4": backbone.layer4, "logits": model.classifier, "enlarged": model}
 
 
 def hugging_swin():
@@ -171,7 +196,7 @@ MODELS = {
     make.__name__: make
     for make in (
         timm_swin, timm_convnext, timm_hybrid, torchvision_swin, torchvision_convnext,
-        hugging_swin, hugging_convnext, hugging_hybrid,
+        torchvision_deeplab, hugging_swin, hugging_convnext, hugging_hybrid,
     )
 }  # fmt: skip
 
@@ -234,6 +259,7 @@ def load_saved(model, drawn, found):
 
 
 def keep(outputs, key, module, inputs, output):
+    output = output["out"] if isinstance(output, dict) else output
     outputs[key] = output[0] if isinstance(output, tuple) else output
 
 
