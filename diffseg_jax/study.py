@@ -26,7 +26,7 @@ if loading.is_command():
 
 from diffseg_jax.config.flags import Flags, split_overrides
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment.study_cells import cells_of_study, listing
+from diffseg_jax.experiment.study_cells import cells_of_study, listing, require_data
 from diffseg_jax.experiment.study_file import Study, read_study
 from diffseg_jax.storage.paths import open_path, read_object
 
@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None):
         given, study, workdir = _opened(sys.argv[1:] if arguments is None else arguments)
         if given.dry_run:
             print(listed(study, workdir))
+            require_data(study, cells_of_study(study))
             return
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

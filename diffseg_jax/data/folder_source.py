@@ -143,7 +143,10 @@ def open_folder(split, *, path="", num_classes=0, ignore=()):
             if all(folder.is_dir() for folder in folders):
                 raise
             advice = _layout_advice(root, split)
-        layout = f"images/{split} holds images, masks/{split} a mask of the same name for each"
+        layout = (
+            f"images/{split} holds images, masks/{split} a mask of the same name for each; without "
+            "splits, images and masks hold all of them"
+        )
         raise UserError(f"{error} In data set folder, {layout}.{advice}") from None
     mask_root = f"{root}/masks"  # advice looks at all splits, since they share the file
     labels, rules = read_classes(
@@ -187,6 +190,8 @@ def _layout_advice(root, split):
 
     For images and masks in folders of other names, without splits, or below those of the splits.
     """
+    if above := _set_around(root):
+        return f' Did you mean "{above}"?'
     images, masks = _images_and_masks(root)
     if not images or not masks:
         images, masks = _images_and_masks(root / split)
@@ -215,6 +220,15 @@ def _layout_advice(root, split):
         f"{renamed} Try --config.data.{option}={splits[0]}, or move some of its files to "
         f"images/{split} and masks/{split}."
     )
+
+
+def _set_around(root):
+    """The folder with images and masks of which root is a part, such as its images; or None."""
+    for above in root.parents[:2]:
+        parts = above / "images", above / "masks"
+        if all(part.is_dir() for part in parts) and any(map(root.is_relative_to, parts)):
+            return above
+    return None
 
 
 def _images_and_masks(root):

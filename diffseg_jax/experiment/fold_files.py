@@ -90,7 +90,8 @@ def scores_line(found: dict) -> str:
     """A line for the log about what `describe_scores` returns."""
     shown = " ".join("-" if score is None else f"{100 * score:.1f}" for score in found["mIoU"])
     spread = "" if found["deviation"] is None else (
-        f"; mean {100 * found['mean']:.1f}, standard deviation {100 * found['deviation']:.1f}"
+        f"; mean {100 * found['mean']:.1f}, standard deviation {100 * found['deviation']:.1f} "
+        "(the result counts the pixels of all folds together)"
     )  # fmt: skip
     return f"mIoU (%) of {counted(found['count'], 'fold')}, each held out in turn: {shown}{spread}"
 

@@ -113,7 +113,8 @@ def evaluations_of(plan: StagePlan, paced: bool = False) -> str:
     paced  whether the time decides how often
     """
     evaluation, every = plan.evaluation, plan.options.every.evaluate
-    often = "" if paced else f" every {counted(every, 'step')}"
+    often = f" every {counted(every, 'step')}" if every < plan.options.steps else " at the end"
+    often = "" if paced else often
     chosen = "best checkpoint by these" if evaluation.keep_best else "last checkpoint"
     return (
         f"evaluated quickly{often} on "

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from diffseg_jax.config.files import find, read_config
+from diffseg_jax.data.sources import open_source
 from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError, counted, require_known
 from diffseg_jax.experiment.study_file import Study
@@ -104,6 +105,28 @@ def cells_of_study(study: Study) -> list[StudyCell]:
             cells.append(StudyCell(labels, seed, run, measured))
     _require_own_names(cells)
     return cells
+
+
+def require_data(study: Study, cells: Sequence[StudyCell]):
+    """Raises UserError where images of the cells cannot be opened; every data set is opened once.
+
+    Unlabelled images are opened where a stage learns from them, or their path is given.
+    """
+    opened = []
+    for cell in cells:
+        config = config_of(study, {**cell.run.options, **cell.measured})
+        kinds = {config.stages[stage].kind for run in cell.run.chain for stage in run.stages}
+        for part, split in (("data", "train"), ("unlabelled", "split")):
+            data = config.get(part)
+            if data is None or (part != "data" and "pretrain" not in kinds and not data.path):
+                continue
+            given = data.source, data[split], data.path, data.options.to_dict()
+            if given not in opened:
+                opened.append(given)
+                try:
+                    open_source(*given[:2], path=data.path, **given[-1])
+                except UserError as error:
+                    raise UserError(f"--config.{part}: {error}") from None
 
 
 def _require_known_stages(study, base):

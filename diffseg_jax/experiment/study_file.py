@@ -146,6 +146,11 @@ def _run(given):
     file, _, preset = present(given).partition(":")
     try:
         content = runpy.run_path(file)
+        if "get_study" not in content:
+            raise UserError(
+                f"{file} has no function get_study(), so it is no study. Studies are in "
+                f"configs/studies/; python -m diffseg_jax.main --config={given} trains a config."
+            )
         if preset and "PRESETS" in content:
             require_known(preset, content["PRESETS"], f"preset of {file}")
         values = content["get_study"](*([preset] if preset else []))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, counted
-from diffseg_jax.experiment.study_cells import cells_of_study, listing
+from diffseg_jax.experiment.study_cells import cells_of_study, listing, require_data
 from diffseg_jax.experiment.study_file import Study
 from diffseg_jax.experiment.study_report import draw_study, report_study
 from diffseg_jax.experiment.study_runs import (
@@ -31,6 +31,7 @@ def run_study(study: Study, workdir: Path, display: Display):
     cells = cells_of_study(study)
     with display.progress("checks the configs of the cells"):
         check_cells(study, cells)
+        require_data(study, cells)
     require_free(workdir, "study", "--workdir")
     make_workdir(workdir)
     with locked(workdir, "study", "--workdir"):

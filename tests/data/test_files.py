@@ -64,6 +64,16 @@ def test_advice_about_the_layout_of_a_folder_works(tmp_path, layout):
     assert [_refusal(tmp_path, split) for split in splits.values()] == [None, None]
 
 
+@pytest.mark.parametrize("part", ["images", "masks", "images/train"])
+def test_a_part_of_a_set_is_refused_with_the_folder_of_the_set(tmp_path, part):
+    split = "train" if part == "images/train" else ""
+    labelled_folder(tmp_path, {name: random_ids() for name in "ab"}, split=split)
+    for asked in ("train", "val"):
+        with pytest.raises(UserError, match="without splits, images and masks hold all") as error:
+            open_source("folder", asked, path=str(tmp_path / part), num_classes=3)
+        assert str(error.value).endswith(f'Did you mean "{tmp_path}"?')
+
+
 def test_images_without_splits_are_the_split_train(tmp_path):
     labelled_folder(tmp_path, {name: random_ids() for name in "ab"}, split="")
     assert open_source("folder", "train", path=str(tmp_path), num_classes=3).names == ("a", "b")

@@ -163,7 +163,10 @@ def test_a_fold_that_leaves_no_labels_to_learn_from_is_refused(folder, tmp_path)
 def test_scores_of_folds_may_be_unknown():
     found = describe_scores([0.5, None, 0.7])
     assert np.allclose([found["mean"], found["deviation"]], [0.6, 0.1 * 2**0.5])
-    assert scores_line(found).endswith("50.0 - 70.0; mean 60.0, standard deviation 14.1")
+    assert scores_line(found).endswith(
+        "50.0 - 70.0; mean 60.0, standard deviation 14.1 "
+        "(the result counts the pixels of all folds together)"
+    )
     assert describe_scores([None])["deviation"] is None
 
 

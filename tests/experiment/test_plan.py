@@ -144,6 +144,13 @@ def test_the_log_names_both_evaluations_and_the_one_by_which_the_best_is_chosen(
     )
 
 
+def test_the_log_names_no_interval_that_is_longer_than_the_training(config, tmp_path):
+    stage = make_plan(config, tmp_path).stages[1]
+    config.stages[stage.name].every.evaluate = stage.options.steps + 1
+    said = evaluations_of(make_plan(config, tmp_path).stages[1])
+    assert said.startswith("evaluated quickly at the end on ")
+
+
 def followed(config, advice):
     """The config with the flags that a sentence names, as the command line reads them."""
     for option, value in re.findall(r"--config\.([\w.]+)=(\"[^\"]*\"|\w+)", advice):

@@ -15,7 +15,7 @@ from diffseg_jax.experiment.study_cells import (
 )
 from diffseg_jax.experiment.study_file import read_study
 from diffseg_jax.systems.recipes import RECIPES
-from study_case import ROOT
+from study_case import ROOT, Runs
 
 STUDIES = sorted((ROOT / "configs" / "studies").glob("*.py"))
 
@@ -133,6 +133,31 @@ def test_another_choice_of_images_replaces_that_of_the_file(write):
 def test_an_option_that_the_study_varies_is_not_changed_for_all_cells(write, option, axis):
     with pytest.raises(UserError, match=f"--config.{option} is given.* along {axis}"):
         read_study(write(), [(option, "3")])
+
+
+@pytest.mark.parametrize("options", [{}, {"data.path": "nowhere"}])
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_data_that_no_cell_can_open_are_an_error_before_the_first(
+    write, options, flags, tmp_path, monkeypatch, capsys
+):
+    runs = Runs()
+    monkeypatch.setattr(study_runs, "run_watched", runs)
+    file = write(base=str(ROOT / "configs/ddpm_seg_folder.py"), options=options,
+                 axes={"data.count": (2, 4)}, shared={})  # fmt: skip
+    with pytest.raises(SystemExit) as stopped:
+        study.main([f"--config={file}", f"--workdir={tmp_path / 'studied'}", *flags])
+    said = capsys.readouterr()
+    path = "path nowhere is not a folder" if options else "path is empty"
+    assert stopped.value.code == 2 and said.err.count(f"error: --config.data: {path}") == 1
+    assert not runs.commands and not (tmp_path / "studied").exists()
+    assert ("in all about" in said.out) == bool(flags)
+
+
+def test_a_config_is_no_study_and_is_answered_with_the_command_that_trains_it():
+    sentence = "no function get_study.*diffseg_jax.main --config="
+    with pytest.raises(UserError, match=sentence) as error:
+        read_study(str(ROOT / "configs/ddp_scenes.py"))
+    assert "KeyError" not in str(error.value)
 
 
 def test_a_study_in_a_bucket_is_refused(write, capsys):
