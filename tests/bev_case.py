@@ -4,13 +4,19 @@ import dataclasses
 import functools
 import json
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
 
+from conftest import ROOT, filled
+from diffseg_jax.config.files import read_config
 from diffseg_jax.data.bev_transforms import affine_maps
+from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.models.bev_network import BEVNetwork, BEVSettings
 from diffseg_jax.models.network import Network
+from diffseg_jax.storage.workdir import as_json
+from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.weights.ddp_bev import bev_settings_of, load_bev
 from diffseg_jax.weights.formats import read_arrays
 
@@ -20,6 +26,7 @@ TINY = BEVSettings(
     stages=((1, 8, 2), (1, 8, 2), (1, 12, 1)), features=8, output=(-12.0, 12.0, 2.0),
     width=8, layers=1, decoder_heads=2, points=2, mlp=16,
 )  # fmt: skip
+CLASSES = tuple(f"class {number}" for number in range(6))
 MATRICES = ("camera_intrinsics", "camera2lidar", "img_aug_matrix", "lidar_aug_matrix")
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -44,6 +51,21 @@ def recorded_case(path):
     return told, arrays, settings, bev_network(settings), values, cameras
 
 
+def bev_segmenter(preset, **changes):
+    """A Segmenter of random parameters, for maps of six classes."""
+    config = read_config(str(ROOT / f"configs/ddp_nuscenes.py:{preset}"))
+    with config.unlocked():
+        config.model.update(changes)
+    stage = config.stages.train
+    task = SYSTEMS["ddp"].make_task(config, "train", tuple(stage.augment.crop), len(CLASSES))
+    network = filled(jax.eval_shape(task.init, jax.random.key(0)))
+    meta = {
+        "version": "0.1.0", "config": as_json(config.to_dict()), "task": as_json(task.meta),
+        "stage": "train", "step": 7, "start": "random", "ema": [], "classes": list(CLASSES),
+    }  # fmt: skip
+    return Segmenter(Path("runs/a/checkpoints/x"), network, meta)
+
+
 def rig(number=3, image=(32, 48)):
     """Matrices of cameras at 0.4 m that look outwards at even angles: those of `affine_maps`."""
     focal, (height, width) = 0.8 * image[1], image
@@ -57,6 +79,14 @@ def rig(number=3, image=(32, 48)):
         to_world.append(matrix)
     image = np.stack([np.eye(4)] * number)
     return np.stack([intrinsics] * number), np.stack(to_world), image, np.eye(4)
+
+
+def street(name, cameras, shape):
+    """A rig whose photographs have one colour each, as resizing rounds others differently."""
+    colours = np.random.default_rng(cameras).integers(0, 256, (cameras, 1, 1, 3), np.uint8)
+    intrinsics, to_world, *_ = rig(cameras, shape)
+    images = np.broadcast_to(colours, (cameras, *shape, 3))
+    return dict(name=name, images=images, intrinsics=intrinsics, camera_to_world=to_world)
 
 
 def difference(actual, expected):

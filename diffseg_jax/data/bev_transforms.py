@@ -5,6 +5,7 @@ matrix that undoing the projection needs; a change of the world moves the map an
 """
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -30,15 +31,22 @@ class RigView:
         """f64[4, 4], from pixels (u, v) of a photograph to those of its view."""
         return _image_matrix(self.resize, *self._corner(height, width, self.resize, 0.5))
 
+    @property
+    def smallest(self) -> tuple[int, int]:
+        """The (height, width) of the smallest photographs that fill the view."""
+        least = lambda side: (n for n in itertools.count(int(side / self.resize))
+                              if int(n * self.resize) >= side)  # fmt: skip
+        return next(least(self.size[0])), next(least(self.size[1]))
+
     def require(self, height: int, width: int, name: str):
         """Raises UserError for photographs that are too small to fill the view; name: of a rig."""
         small, (rows, columns) = (int(height * self.resize), int(width * self.resize)), self.size
         if small[0] < rows or small[1] < columns:
-            needed = math.ceil(columns / self.resize), math.ceil(rows / self.resize)
+            least = self.smallest
             raise UserError(
                 f"{name} has photographs of {width}x{height} pixels, but the network sees "
                 f"{columns}x{rows} of them after making them {self.resize:g} times as large, which "
-                f"takes {needed[0]}x{needed[1]} pixels or more. Give photographs of the size "
+                f"takes {least[1]}x{least[0]} pixels or more. Give photographs of the size "
                 "of the training ones, and intrinsics for that size."
             )
 

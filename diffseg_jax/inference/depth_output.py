@@ -11,6 +11,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.figures import label_images, layout, sheets
 from diffseg_jax.figures.depth import colour_depth, depth_scale, depth_sheet
 from diffseg_jax.inference.depth_maps import DEPTHS, DepthMaps
+from diffseg_jax.inference.exported_images import IMAGE_FORM
 from diffseg_jax.inference.output import OutputKind
 from diffseg_jax.inference.saved import SaveOptions, named_maps_of, write_map_file
 
@@ -51,6 +52,7 @@ def depth_output(low: float, high: float) -> OutputKind:
             "depth": "metres along the viewing direction",
             "uncertainty": "how far the depth moves between steps and draws, as a share of it",
         },
+        form=IMAGE_FORM,
     )
 
 

@@ -11,17 +11,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import export as stablehlo
 
 import diffseg_jax
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, choose, require_known
-from diffseg_jax.inference.exported_rigs import rig_function
-from diffseg_jax.inference.label_output import LABEL_OUTPUT
-from diffseg_jax.inference.output import OutputKind
+from diffseg_jax.inference.exported_images import dtype_of
+from diffseg_jax.inference.output import Exportable
 from diffseg_jax.inference.segmenter import TRACED_SIZE, Segmenter
-from diffseg_jax.inference.views import Protocol, View, predict_whole
+from diffseg_jax.inference.views import View
 from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.metrics.uncertainty import OF_PROBABILITIES
 from diffseg_jax.storage.paths import make_folder, write_atomically
@@ -29,20 +27,6 @@ from diffseg_jax.systems.task import Task
 
 MODEL, DESCRIPTION = "model.stablehlo", "model.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
-
-
-@dataclasses.dataclass(frozen=True)
-class Exportable:
-    """What a file is made of: `network` is that of `task`, and images are seen at `size`."""
-
-    task: Task
-    output: OutputKind
-    network: dict
-    size: tuple[int, int]
-    seed: int
-    calibrator: Calibrator | None
-    platforms: tuple[str, ...]
-    description: dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +87,8 @@ def export(
     """
     output, size, platforms = check_request(output, size, platforms, format)
     size = size or usual_size(segmenter)
-    check_size(segmenter, size)
+    segmenter.output.form.check(segmenter, size)
     task, kind = segmenter.task_for(steps, samples), EXPORT_FORMATS[format]
-    if not segmenter.output.of_files:
-        segmenter.require_predictions()
     if task.files:
         raise UserError(
             f"this model reads features from {task.files.folder}, so it cannot be exported alone. "
@@ -136,8 +118,8 @@ def usual_size(segmenter: Segmenter) -> tuple[int, int]:
     UserError where that is not known, or would be resized first.
     """
     meta, protocol = segmenter.meta, dataclasses.replace(segmenter.protocol, scales=(1.0,))
-    if segmenter.output.of_files:
-        return tuple(meta["task"]["size"])
+    if size := segmenter.output.form.only_size(meta["task"]):
+        return size
     if size := meta.get("image_size"):
         return tuple(map(int, protocol.sizes(tuple(size))[0]))
     if protocol.view is View.SLIDE:
@@ -152,10 +134,11 @@ def usual_size(segmenter: Segmenter) -> tuple[int, int]:
     return crop
 
 
-def usable_calibrator(
-    segmenter: Segmenter, task: Task, size: tuple[int, int]
-) -> Calibrator | None:
-    """The calibrator of a network; None where predictions of the task lack one of its signals."""
+def usable_calibrator(segmenter: Segmenter, task: Task, size: tuple[int, int]) -> Calibrator | None:
+    """The calibrator of a network of images.
+
+    None where there is none, and where predictions of the task lack one of its signals.
+    """
     if not segmenter.calibrator:
         return None
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
@@ -166,52 +149,19 @@ def usable_calibrator(
     return calibrator if given >= set(calibrator.signals) else None
 
 
-def prediction_function(
-    task: Task, network: dict, size: tuple[int, int], seed: int,
-    calibrator: Calibrator | None = None, output: OutputKind = LABEL_OUTPUT,
-) -> Callable[[jax.Array], dict]:  # fmt: skip
-    """u8[b,H,W,3] -> `OutputKind.exported` of whole images, b being symbolic.
-
-    Each image is predicted as a batch of one, all of them at the same time; but one after another
-    with an ensemble, whose features take much memory.
-    """
-    network = jax.tree.map(np.asarray, network)
-    valid = np.array([size], np.int32)
-
-    def predict_one(image):
-        values = jax.tree.map(jnp.asarray, network)
-        found = task.predict(values, image[None], valid, seed=seed)
-        maps = predict_whole(found, jnp, calibrator, output.decision)[0]
-        return {
-            name: values.astype(dtype_of(name)) for name, values in output.exported(maps).items()
-        }
-
-    if task.fit:
-        return lambda images: jax.lax.map(predict_one, images)
-    return jax.vmap(predict_one)
-
-
-def dtype_of(name: str) -> str:
-    """The dtype of an output of an exported model."""
-    return "int32" if name == "labels" else "float32"
-
-
 def stablehlo_files(given: Exportable) -> dict[str, bytes]:
     """The bytes of model.stablehlo by its name; UserError for a network of over 2 GB."""
-    takes = given.output.form.takes(given.task.meta)
-    make = rig_function if len(takes) > 1 else prediction_function
-    function = make(
-        given.task, given.network, given.size, given.seed, given.calibrator, given.output
-    )  # fmt: skip
+    form = given.output.form
     b, n = stablehlo.symbolic_shape("b, n")
     sizes = {"b": b, "n": n, **fixed_sizes(given.size)}
     inputs = [
         jax.ShapeDtypeStruct([sizes.get(side, side) for side in shape], dtype)
-        for dtype, shape, _ in takes.values()
+        for dtype, shape, _ in form.takes(given.task.meta).values()
     ]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "A large amount of constants")  # the weights
-        exported = stablehlo.export(jax.jit(function), platforms=given.platforms)(*inputs)
+        function = jax.jit(form.function(given))
+        exported = stablehlo.export(function, platforms=given.platforms)(*inputs)
     return {MODEL: serialized(exported)}
 
 
@@ -236,10 +186,7 @@ def onnx_files(given: Exportable) -> dict[str, bytes]:
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in given.description.items()
     }
-    return onnx_model(
-        given.task, given.network, given.size, given.seed, given.calibrator, texts, ONNX.file,
-        ONNX.sizes, given.output,
-    )  # fmt: skip
+    return onnx_model(given, texts, ONNX.file, ONNX.sizes)
 
 
 STABLEHLO = ExportFormat(
@@ -270,16 +217,6 @@ def fixed_sizes(size: tuple[int, int]) -> dict[str, int]:
     return dict(zip("hw", size))
 
 
-def seen_as(meta: dict, size: tuple[int, int], inside: bool) -> str:
-    """What becomes of images before a network sees them, in the file or before; for people."""
-    factor, place = meta.get("resize"), "inside" if inside else "before"
-    if factor is None:
-        return "; resized to {} x {} inside".format(*size) if inside else ""
-    return "; made {:g} times as large and cut to {} x {} {}, the middle of their bottom".format(
-        factor, *size, place
-    )
-
-
 def normalisation(meta: dict) -> str:
     """How the model scales pixels in 0..255 itself, for people."""
     numbers = [f"{name} {meta[name]}" for name in ("mean", "std") if name in meta]
@@ -304,7 +241,7 @@ def model_json(
         "feed": "{" + ", ".join(f'"{name}": {name}' for name in takes) + "}",
     }  # fmt: skip
     images = takes.pop("images")
-    images["meaning"] += seen_as(task.meta, size, inside="h" in kind.sizes)
+    images["meaning"] += form.seen(task.meta, size, "h" in kind.sizes)
     sampling = task.meta.get("sampling", {})
     return {
         "library": f"diffseg_jax {diffseg_jax.__version__}",
@@ -368,46 +305,6 @@ def check_request(
     if os.path.lexists(output):
         raise UserError(f"{output} exists already. Give another --output.")
     return Path(os.path.abspath(output)), size and tuple(map(int, size)), platforms
-
-
-def check_size(segmenter: Segmenter, size: tuple[int, int]):
-    """Raises UserError for a size that a network does not see; warns as `check_protocol`."""
-    if not segmenter.output.of_files:
-        return check_protocol(segmenter.protocol, size)
-    seen = tuple(segmenter.meta["task"]["size"])
-    if size != seen:
-        raise UserError(
-            "this network sees {} x {} of every photograph, but size is {} x {}. "
-            "Try --size={},{}.".format(*seen, *size, *seen)
-        )
-
-
-def check_protocol(protocol: Protocol, size: tuple[int, int]):
-    """Raises UserError if evaluation would resize such images, warns if it averages over views."""
-    height, width = size
-    resized = dataclasses.replace(protocol, scales=(1.0,)).sizes(size)[0]
-    if resized != size:
-        wanted = "{},{}".format(*resized)
-        raise UserError(
-            f"evaluation of this checkpoint first resizes images of {height} x {width} to "
-            f"{resized[0]} x {resized[1]}, which an exported model does not. Try --size={wanted}, "
-            "and give it images of that size; without --size it is that of the run's images."
-        )
-    views = []
-    if protocol.view is View.SLIDE and protocol.window != size:
-        views.append("windows of {} x {}".format(*protocol.window))
-    if protocol.view is View.HALVES:
-        views.append("a left and a right half")
-    if protocol.scales != (1.0,):
-        views.append(f"the scales {', '.join(map(str, protocol.scales))}")
-    if protocol.flip:
-        views.append("the mirror image")
-    if views:
-        warnings.warn(
-            f"evaluation of this checkpoint averages over {' and '.join(views)}; the exported "
-            f"model takes images of {height} x {width} as they are, so its predictions differ",
-            stacklevel=3,
-        )
 
 
 def write_folder(output: Path, files: dict[str, bytes]):

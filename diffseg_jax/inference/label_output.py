@@ -5,6 +5,7 @@ import functools
 import numpy as np
 
 from diffseg_jax.figures import label_images, sheets
+from diffseg_jax.inference.exported_images import IMAGE_FORM
 from diffseg_jax.inference.output import OutputKind
 from diffseg_jax.inference.saved import SaveOptions, label_contents, label_legend
 from diffseg_jax.inference.summary import overview_of, statistics_of
@@ -69,4 +70,5 @@ LABEL_OUTPUT = OutputKind(
         "uncertainty": "the estimated chance that the label is wrong"
         + ("" if calibrated else ", uncalibrated: 1 - the highest probability"),
     },
+    form=IMAGE_FORM,
 )  # fmt: skip

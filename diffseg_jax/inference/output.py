@@ -4,26 +4,38 @@ import dataclasses
 from collections.abc import Callable
 
 from diffseg_jax.inference.views import Decision
-
-IMAGES = "b images, red green blue, as in an image file"
+from diffseg_jax.metrics.calibrator import Calibrator
+from diffseg_jax.systems.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
 class FileForm:
-    """The arrays of an exported model: by default those of single images and their maps.
+    """What an exported model takes and returns, such as images, or rigs; and how it is made.
 
     Sizes in a shape are numbers, or letters: b images or rigs of n cameras, h rows, w columns.
 
-    takes    `Task.meta` -> {name of an input: (dtype, shape, what it is)}
-    returns  (name of an output, `Task.meta`, number of classes) -> shape
-    added    `Task.meta` -> further entries of model.json
+    takes      `Task.meta` -> {name of an input: (dtype, shape, what it is)}
+    returns    (name of an output, `Task.meta`, number of classes) -> shape
+    added      `Task.meta` -> further entries of model.json
+    only_size  `Task.meta` -> the one (height, width) that the network sees; None: any
+    seen       (`Task.meta`, size, inside) -> what becomes of images before the network sees them,
+               inside the file or before; for people
+    check      (segmenter, size) -> None; UserError for a network that predicts nothing, or sees
+               images of another size, and for a calibrator that a file does not hold
+    function   `Exportable` -> a function of the arrays that it takes, as the network sees them, to
+               {name of an output: array}; b and n may be symbolic
+    written    (graph, values that it takes, `Exportable`) -> {name of an output: value}, as nodes
+               of a graph of `onnx_writer`, for images of any size; imports that package when called
     """
 
-    takes: Callable = lambda meta: {"images": ("uint8", ("b", "h", "w", 3), IMAGES)}
-    returns: Callable = lambda name, meta, num_classes: (
-        ("b", "h", "w", num_classes) if name == "probs" else ("b", "h", "w")
-    )
-    added: Callable = lambda meta: {}
+    takes: Callable
+    returns: Callable
+    added: Callable
+    only_size: Callable
+    seen: Callable
+    check: Callable
+    function: Callable
+    written: Callable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +65,7 @@ class OutputKind:
     text        (maps of each image, names of classes) -> what they show, for people
     exported    maps -> {name: array} that an exported model returns
     meanings    calibrated -> {name: what it is}
-    form        the arrays that such a model takes and returns
+    form        of such a model
     of_files    writes the predictions of files that are no images, as `rig_batch.predict_rig_files`
                 does, in place of `batch.predict_files`; None for images
     refusal     segmenter -> UserError for images, where the network reads something else
@@ -78,9 +90,28 @@ class OutputKind:
     text: Callable
     exported: Callable
     meanings: Callable
+    form: FileForm
     beside: tuple[tuple[str, str], ...] = ()
     of_files: Callable | None = None
     refusal: Callable | None = None
     call: tuple[str, ...] = ('prediction = segmenter.predict("image.png")',)
     inputs: str = "photos"
-    form: FileForm = FileForm()
+
+
+@dataclasses.dataclass(frozen=True)
+class Exportable:
+    """What a file is made of: `network` is that of `task`, and images are seen at `size`.
+
+    seed         of the noise
+    platforms    where it will run
+    description  the content of model.json
+    """
+
+    task: Task
+    output: OutputKind
+    network: dict
+    size: tuple[int, int]
+    seed: int
+    calibrator: Calibrator | None = None
+    platforms: tuple[str, ...] = ()
+    description: dict = dataclasses.field(default_factory=dict)

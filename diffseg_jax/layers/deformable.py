@@ -64,7 +64,7 @@ _sample.defvjp(lambda *inputs: (_sample(*inputs), inputs), _sample_backward)
 
 @jax.custom_batching.custom_vmap
 def _by_batch(maps, locations, weights):
-    """`bilinear_sums`, with one axis of images also under vmap: ONNX has an operator for that."""
+    """`bilinear_sums`; merges the axis of vmap into the batch, so that ONNX has one GridSample."""
     return bilinear_sums(maps, locations, weights)
 
 

@@ -192,7 +192,7 @@ def _gather(graph, equation, x, indices):
     indexed = [numbers.start_index_map[i] for i in used]
     rest = [axis for axis in entire if axis not in batch]
     if len(batch) + len(indexed) + len(rest) < len(x.shape) or any(sizes[a] != 1 for a in indexed):
-        raise UnsupportedError("a gather of windows")
+        raise UnsupportedError("a gather of slices")
     indices = graph.cast(indices, "int32") if indices.dtype == "uint32" else indices
     indices = _components(graph, indices, used)
     limits = np.array([x.shape[axis] - 1 for axis in indexed], indices.dtype)

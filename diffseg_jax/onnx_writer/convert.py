@@ -201,7 +201,7 @@ def _scatter_add(graph, equation, inputs):
     windows = [int(axis) for axis in numbers.update_window_dims]
     taken = [updates.shape[axis] for axis in windows]
     if p["mode"] == jax.lax.GatherScatterMode.CLIP or not same(taken, [x.shape[a] for a in rest]):
-        raise UnsupportedError("an addition of windows")
+        raise UnsupportedError("a scatter-add of slices")
 
     def rows(indices, updates):
         of_batch = numbers.scatter_indices_batching_dims

@@ -22,7 +22,8 @@ from diffseg_jax.experiment.depth_target import (
 from diffseg_jax.experiment.evaluate import share_sums
 from diffseg_jax.experiment.plan import check_config, make_plan
 from diffseg_jax.inference.contours import CONTOURS
-from diffseg_jax.inference.exported import prediction_function
+from diffseg_jax.inference.exported_images import prediction_function
+from diffseg_jax.inference.output import Exportable
 from diffseg_jax.inference.outputs import require_segmentation
 from diffseg_jax.metrics.depth import DEPTH_METRICS, NO_DEPTH
 from diffseg_jax.storage.networks import open_meta
@@ -101,10 +102,8 @@ def test_saved_depth_is_read_back_in_metres(segmenter, tmp_path):
 def test_an_exported_model_returns_the_same_depth(segmenter):
     images = np.random.default_rng(1).integers(0, 256, (2, 32, 48, 3), np.uint8)
     seed = int(segmenter.seed_for())
-    function = prediction_function(
-        segmenter.task, segmenter.network, (32, 48), seed, None, segmenter.output
-    )
-    found = jax.jit(function)(images)
+    given = Exportable(segmenter.task, segmenter.output, segmenter.network, (32, 48), seed)
+    found = jax.jit(prediction_function(given))(images)
     expected = segmenter.predict(images, flip=False)
     np.testing.assert_allclose(found["depth"], expected.depth, rtol=1e-4)
     assert found.keys() == {"depth", "uncertainty"}

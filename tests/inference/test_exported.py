@@ -14,7 +14,8 @@ from flatbuffers.builder import BuilderSizeError
 
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference import exported as module
-from diffseg_jax.inference.exported import check_protocol, export, usable_calibrator, usual_size
+from diffseg_jax.inference.exported import export, usable_calibrator, usual_size
+from diffseg_jax.inference.exported_images import check_protocol
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.inference.views import Protocol, View
 from diffseg_jax.metrics.calibrator import fit_calibrator

@@ -17,11 +17,11 @@ from conftest import filled
 from diffseg_jax.data.transforms import resize_image
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference import exported as module
-from diffseg_jax.inference import exported_onnx
 from diffseg_jax.inference.bands import resize_columns
 from diffseg_jax.inference.exported import export
 from diffseg_jax.inference.segmenter import Segmenter
 from diffseg_jax.metrics.calibrator import fit_calibrator
+from diffseg_jax.onnx_writer import convert
 from diffseg_jax.onnx_writer.graph import UnsupportedError
 from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.systems.methods import SYSTEMS
@@ -201,7 +201,7 @@ def test_an_operation_that_is_not_known_is_a_sentence(segmenter_of, tmp_path, mo
     def unknown(*arguments):
         raise UnsupportedError("the operation sort of jax")
 
-    monkeypatch.setattr(exported_onnx, "add_function", unknown)
+    monkeypatch.setattr(convert, "add_function", unknown)
     with pytest.raises(UserError, match="the operation sort of jax.*--format=stablehlo"):
         export(segmenter_of("ddep"), tmp_path / "out", size=SIZE, format="onnx")
     assert not list(tmp_path.iterdir())

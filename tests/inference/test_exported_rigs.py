@@ -3,30 +3,23 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import jax
 import numpy as np
 import onnxruntime
 import pytest
 
-from bev_case import rig
-from conftest import ROOT, filled
-from diffseg_jax.config.files import read_config
+from bev_case import bev_segmenter, rig, street
 from diffseg_jax.data.bev_transforms import RigView, affine_maps, network_input
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference.bev_output import predict_rigs
-from diffseg_jax.inference.exported import export
+from diffseg_jax.inference.exported import export, usual_size
 from diffseg_jax.inference.exported_rigs import cameras_of_views, intrinsics_of_views
-from diffseg_jax.inference.segmenter import Segmenter
+from diffseg_jax.metrics.calibrator import fit_calibrator
 from diffseg_jax.onnx_writer.graph import Graph, symbolic_input
 from diffseg_jax.onnx_writer.model_files import model_files
 from diffseg_jax.onnx_writer.resizing import views_of_photographs
-from diffseg_jax.storage.workdir import as_json
-from diffseg_jax.systems.methods import SYSTEMS
 
 RNG = np.random.default_rng(0)
-NAMES = tuple(f"class {number}" for number in range(6))
 INPUTS = ("images", "intrinsics", "camera_to_world")
 PROGRAM = """
 import sys
@@ -42,32 +35,9 @@ np.savez("found.npz", probs=outputs["probs"], uncertainty=outputs["uncertainty"]
 """
 
 
-def made(preset, **changes):
-    """A Segmenter of random parameters, for maps of six classes."""
-    config = read_config(str(ROOT / f"configs/ddp_nuscenes.py:{preset}"))
-    with config.unlocked():
-        config.model.update(changes)
-    stage = config.stages.train
-    task = SYSTEMS["ddp"].make_task(config, "train", tuple(stage.augment.crop), len(NAMES))
-    network = filled(jax.eval_shape(task.init, jax.random.key(0)))
-    meta = {
-        "version": "0.1.0", "config": as_json(config.to_dict()), "task": as_json(task.meta),
-        "stage": "train", "step": 7, "start": "random", "ema": [], "classes": list(NAMES),
-    }  # fmt: skip
-    return Segmenter(Path("runs/a/checkpoints/x"), network, meta)
-
-
 @pytest.fixture(scope="module")
 def segmenter():
-    return made("tiny")
-
-
-def street(name, cameras, shape):
-    """A rig whose photographs have one colour each, as resizing rounds others differently."""
-    colours = RNG.integers(0, 256, (cameras, 1, 1, 3), np.uint8)
-    intrinsics, to_world, *_ = rig(cameras, shape)
-    images = np.broadcast_to(colours, (cameras, *shape, 3))
-    return dict(name=name, images=images, intrinsics=intrinsics, camera_to_world=to_world)
+    return bev_segmenter("tiny")
 
 
 def stacked(rigs):
@@ -122,7 +92,7 @@ def test_the_lines_in_the_description_run_without_the_package(segmenter, tmp_pat
 
 @pytest.mark.slow
 def test_features_of_a_lidar_are_an_input(tmp_path):
-    segmenter = made("tiny", lidar=5)
+    segmenter = bev_segmenter("tiny", lidar=5)
     content = export(segmenter, tmp_path / "out", size=(32, 48), format="onnx")
     assert content["calibration"]["lidar_bev"]["shape"] == ["batch", 8, 8, 5]
     given = street("a", 6, (96, 144))
@@ -170,7 +140,46 @@ def test_calibration_is_inverted_as_in_float64():
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
+def test_the_description_says_how_large_photographs_are_at_least(segmenter, tmp_path):
+    """Those run and are predicted; a pixel less is refused by both, in Python with the size."""
+    content = export(segmenter, tmp_path / "out", size=(32, 48), format="onnx")
+    height, width = content["photographs"]["smallest"]
+    assert (height, width) == (80, 120)  # 32 and 48 at 0.4
+    words = "scaled by 0.4, then cropped to 32 x 48 (bottom, horizontally centred), by the file"
+    assert content["input"]["meaning"].endswith(words)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    least = street("a", 2, (height, width))
+    (probs, _), expected = session.run(None, stacked([least])), predict_rigs(segmenter, [least])
+    np.testing.assert_allclose(probs, expected.probs, atol=1e-4)
+    for shape in ((height - 1, width), (height, width - 1)):
+        small = street("a", 2, shape)
+        with pytest.raises(UserError, match=f"takes {width}x{height} pixels or more"):
+            predict_rigs(segmenter, [small])
+        with pytest.raises(Exception, match="Reshape"):
+            session.run(None, stacked([small]))
+
+
+@pytest.mark.parametrize("resize", [0.29, 0.38, 0.44, 0.48, 0.55, 0.57, 1])
+def test_the_smallest_photographs_fill_the_view_and_smaller_ones_do_not(resize):
+    for side in (32, 29, 57, 256, 704):
+        view = RigView((side, side + 1), resize)
+        height, width = view.smallest
+        view.require(height, width, "a")
+        for shape in ((height - 1, width), (height, width - 1)):
+            with pytest.raises(UserError, match=f"takes {width}x{height} pixels"):
+                view.require(*shape, "a")
+
+
+def test_a_calibrator_is_refused(segmenter, tmp_path, monkeypatch):
+    calibrator = fit_calibrator({"entropy": np.zeros(4)}, [0] * 4, [False] * 4, 6, {})
+    monkeypatch.setattr(segmenter, "calibrator", calibrator)
+    with pytest.raises(UserError, match="a file for rigs holds none.*Remove calibrator.json"):
+        export(segmenter, tmp_path / "out", size=(32, 48), format="onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_size_is_refused_with_what_to_type(segmenter, tmp_path):
+    assert usual_size(segmenter) == (32, 48)
     with pytest.raises(UserError, match="sees 32 x 48 of every photograph.*Try --size=32,48"):
         export(segmenter, tmp_path / "out", size=(96, 144), format="onnx")
     assert not list(tmp_path.iterdir())
