@@ -17,9 +17,12 @@ import pytest
 from PIL import Image
 
 import diffseg_jax
+from bev_case import bev_segmenter, street
 from conftest import ROOT, called
 from diffseg_jax import export
+from diffseg_jax.data.rig_files import write_rig
 from diffseg_jax.data.scenes import draw_scene
+from diffseg_jax.inference.bev_output import predict_rigs
 
 GUIDE = (ROOT / ".docs" / "exporting.md").read_text()
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -29,18 +32,34 @@ CPP = os.environ.get("ONNXRUNTIME_CPP", "")  # with the folders include and lib 
 WITHOUT = "import sys\nfor name in ('diffseg_jax', 'jax', 'onnx'): sys.modules[name] = None\n"
 
 
-def block(language):
-    """The first block of the guide in a language."""
-    return re.search(rf"(?s)^```{language}\n(.*?)^```", GUIDE, re.MULTILINE)[1]
+def blocks(language):
+    """The blocks of the guide in a language."""
+    return re.findall(rf"(?s)^```{language}\n(.*?)^```", GUIDE, re.MULTILINE)
+
+
+def command_for(checkpoint, folder):
+    """The flags of the command of the guide that exports a checkpoint, into a folder."""
+    lines = "".join(blocks("bash")).splitlines()
+    command = next(line for line in lines if f"export --checkpoint={checkpoint} " in line)
+    return [flag.replace("=web/", f"={folder}/web/") for flag in command.split()[3:]]
+
+
+def printed(program, folder):
+    """What a Python program of the guide prints where neither jax nor this package is found."""
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT + program], cwd=folder, env=environment,
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """A folder in which the command of the guide was run, and a photograph."""
     folder = tmp_path_factory.mktemp("site")
-    command = next(line for line in block("bash").splitlines() if "diffseg_jax.export" in line)
-    flags = [flag.replace("=web/", f"={folder}/web/") for flag in command.split()[3:]]
-    done = called(export.main, flags)
+    done = called(export.main, command_for("scenes", folder))
     assert done.code == 0, done.err
     assert "onnxruntime.InferenceSession" in done.out and "pip install onnxruntime" in done.out
     image = draw_scene(3, 0, 96, 128)["image"]
@@ -67,16 +86,28 @@ def test_the_packaged_model_predicts_the_same_in_onnx(site, expected):
 
 
 def test_the_python_of_the_guide_runs_without_the_package(site, expected):
-    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT + block("python")], cwd=site, env=environment,
-        capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    shares = dict(line.rsplit(maxsplit=1) for line in done.stdout.splitlines())
+    of_labels, _ = blocks("python")  # the other is of rigs
+    shares = dict(line.rsplit(maxsplit=1) for line in printed(of_labels, site).splitlines())
     assert list(shares) == list(expected.classes)
     for index, share in enumerate(shares.values()):
         assert abs(float(share.strip("%")) / 100 - (expected.labels == index).mean()) < 0.01
+
+
+def test_the_python_of_the_guide_for_rigs_runs_without_the_package(tmp_path, monkeypatch):
+    """On a small network and the rig of a command `predict`, exported as the guide has it."""
+    segmenter = bev_segmenter("tiny")
+    *_, size, form = flags = command_for("runs/ddp_bev", tmp_path)
+    assert len(flags) == 4 and (size, form) == ("--size=48,72", "--format=onnx")
+    monkeypatch.setattr(export, "load", lambda *_, **__: segmenter)
+    flags[2] = "--size=32,48"  # what the small network sees
+    assert called(export.main, flags).code == 0
+    file = write_rig(street("street", 3, (96, 144)), tmp_path / "rigs")
+    _, of_rigs = blocks("python")
+    printed(of_rigs + "np.savez('found.npz', probs=probs, uncertainty=uncertainty)", tmp_path)
+    found, expected = np.load(tmp_path / "found.npz"), predict_rigs(segmenter, str(file))
+    assert found["probs"].shape == (1, 6, 20, 20)
+    np.testing.assert_allclose(found["probs"], expected.probs, atol=1e-4)
+    np.testing.assert_allclose(found["uncertainty"], expected.uncertainty, atol=1e-4)
 
 
 @pytest.mark.skipif(not (BROWSER and WEB), reason="needs Chromium, and ONNXRUNTIME_WEB")
@@ -84,7 +115,7 @@ def test_the_page_of_the_guide_paints_the_labels(site, expected):
     from playwright.sync_api import sync_playwright
 
     folder = site / "web" / "scenes"
-    page = block("html").replace(CDN, "./ort")
+    page = blocks("html")[0].replace(CDN, "./ort")
     page = page.replace("</script>", "window.finished = true;\n</script>")
     (folder / "index.html").write_text("<!doctype html>\n" + page)
     shutil.copy(site / "photo.png", folder)
@@ -126,7 +157,7 @@ int main() {{
 @pytest.mark.skipif(not (shutil.which("g++") and CPP), reason="needs g++, and ONNXRUNTIME_CPP")
 def test_the_cpp_of_the_guide_finds_the_labels(site, expected):
     folder = site / "web" / "scenes"
-    include, _, lines = block("cpp").partition("\n")
+    include, _, lines = blocks("cpp")[0].partition("\n")
     image = np.asarray(Image.open(site / "photo.png"))
     source = CPP_PROGRAM.format(include, *image.shape[:2], lines)
     (folder / "predict.cpp").write_text(source)
