@@ -41,14 +41,7 @@ from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from diffseg_jax.cli import (
-    Flags,
-    add_cache_flag,
-    names,
-    number,
-    use_cache,
-    user_errors,
-)
+from diffseg_jax.cli import Flags, add_cache_flag, names, number, use_cache, user_errors
 from diffseg_jax.config.files import read_config
 from diffseg_jax.config.flags import split_overrides
 from diffseg_jax.devices import joining, processes
@@ -72,6 +65,10 @@ from diffseg_jax.inference.sharing import keep_card
 from diffseg_jax.storage.workdir import open_workdir
 from diffseg_jax.training.trackers import TRACKERS, require_trackers
 
+NOT_OF_COST = (  # flags of modes that run something
+    "track", "memory_fraction", "changed_data", "coordinator", "processes", "process",
+    "join_within", "lost_after",
+)  # fmt: skip
 MODES = {
     "train": stages.train,
     "eval": stages.evaluate_only,
@@ -104,6 +101,8 @@ def make_flags() -> Flags:
     add_cache_flag(add)
     add("--devices", type=number(int, 1, 4096), help="of --mode=cost: how many; default: 1")
     add("--accelerators", type=names, default=(), metavar="h100,...", help="of --mode=cost: which")
+    traced = "of --mode=cost: compile nothing, which leaves communication and memory unknown"
+    add("--traced", action="store_true", help=traced)
     share = "share of a GPU's memory taken at the start; 0: as needed; default of jax: 0.75"
     add("--memory_fraction", type=number(float, 0, 1), metavar="X", help=share)
     add = flags.add_argument_group("several processes, one run").add_argument
@@ -134,7 +133,8 @@ def run(arguments: Sequence[str], begun: float | None = None):
     """Runs the command; errors are raised. begun: as of `stages.train`."""
     typed = arguments
     arguments, overrides = split_overrides(arguments)
-    given = make_flags().parse_args(arguments)
+    flags = make_flags()
+    given = flags.parse_args(arguments)
     mode = choose(MODES, given.mode, "mode")
     options = {}
     if given.go_on and given.mode != "train":
@@ -147,6 +147,9 @@ def run(arguments: Sequence[str], begun: float | None = None):
             "--continue learns from changed data, which --changed_data=refuse forbids. Leave out "
             "one of them."
         )
+    for flag in NOT_OF_COST if given.mode == "cost" else ():
+        if getattr(given, flag) != flags.get_default(flag):
+            raise UserError(f"--{flag} does nothing with --mode=cost, which runs nothing. Omit it.")
     changed_data = given.changed_data or "refuse"
     of_training = {"minutes": given.minutes, "begun": begun, "track": given.track}
     require_trackers(given.track)
@@ -154,7 +157,8 @@ def run(arguments: Sequence[str], begun: float | None = None):
         mode, options = more_labels.continue_run, of_training
     elif given.mode == "train":
         options = {"changed_data": changed_data, **of_training}
-    for flag, its_mode in {"minutes": "train", "devices": "cost", "accelerators": "cost"}.items():
+    of_modes = {"minutes": "train", **dict.fromkeys(("devices", "accelerators", "traced"), "cost")}
+    for flag, its_mode in of_modes.items():
         if getattr(given, flag) and given.mode != its_mode:
             raise UserError(
                 f"--{flag} is for --mode={its_mode}, but the mode is {given.mode}. Leave out "
@@ -168,7 +172,8 @@ def run(arguments: Sequence[str], begun: float | None = None):
     use_cache(given.compilation_cache)
     workdir = open_workdir(given.workdir) if given.workdir else None
     if given.mode == "cost":
-        return mode(config, workdir, given.devices or 1, given.accelerators)
+        options = {"accelerators": given.accelerators, "compiled": not given.traced}
+        return mode(config, workdir, given.devices or 1, **options)
     use_memory(given.memory_fraction)
     joining.join(
         given.coordinator, given.processes, given.process, given.join_within, given.lost_after

@@ -14,11 +14,14 @@ from configs import tiny_ddp
 from diffseg_jax.devices.mesh import batch_sharding, make_mesh
 from diffseg_jax.devices.starting import use_fake_devices
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment import stage_cost, unread
+from diffseg_jax.experiment import blank, stage_cost
 from diffseg_jax.experiment.cost import show_cost
+from diffseg_jax.models.map_decoder import MapDecoder
+from diffseg_jax.models.network import Network
 from diffseg_jax.training import loop
 
 WIDTH, BATCH = 256, 8
+CELLS, EMBEDDING, LAYERS, HEADS, POINTS = (8, 12), 16, 2, 2, 3  # of a decoder of maps
 
 
 def loss(params, stats, batch, key):
@@ -27,21 +30,41 @@ def loss(params, stats, batch, key):
     return jnp.sum(each), (jnp.float32(len(each)), stats, {})
 
 
-def make_stage():
-    kernel = jnp.zeros((WIDTH, WIDTH))
+def make_stage(init, loss):
     return loop.Stage(
-        name="toy", steps=1, batch_size=BATCH, batches=lambda start: iter(()),
-        init=lambda key: {"params": {"first": kernel, "last": kernel}, "stats": {}},
+        name="toy", steps=1, batch_size=BATCH, batches=lambda start: iter(()), init=init,
         trainable=lambda path: True, loss=loss, optimizer=optax.adam(1e-3),
         schedule=lambda step: 1e-3, every={}, meta={},
     )  # fmt: skip
 
 
-def program(mesh):
-    stage = make_stage()
-    row = {"x": jnp.zeros(WIDTH)}
+def two_layers(mesh):
+    kernel = jnp.zeros((WIDTH, WIDTH))
+    init = lambda key: {"params": {"first": kernel, "last": kernel}, "stats": {}}
+    return program(make_stage(init, loss), {"x": jnp.zeros(WIDTH)}, mesh)
+
+
+def map_decoder(mesh):
+    """The decoder of DDP, whose constants depend on no image."""
+    shape = dict(layers=LAYERS, heads=HEADS, points=POINTS, mlp=32)
+    network = Network(lambda rngs: MapDecoder(EMBEDDING, **shape, rngs=rngs))
+
+    def loss(params, stats, batch, key):
+        decoder = network.bind(params, stats)
+        inputs = decoder.constants(CELLS), decoder.modulations(batch["tau"])
+        out, _ = decoder(batch["x"], *inputs)
+        return jnp.sum(out**2), (jnp.float32(len(out)), stats, {})
+
+    row = {"x": jnp.zeros((*CELLS, EMBEDDING)), "tau": jnp.zeros(4 * EMBEDDING)}
+    found = program(make_stage(network.init, loss), row, mesh)
+    sizes = jax.tree.map(lambda leaf: leaf.size, network.abstract["params"])
+    cells = CELLS[0] * CELLS[1] * 3 * HEADS * POINTS * LAYERS
+    return found | {"gradients": 4 * sum(jax.tree.leaves(sizes)), "constants": 4 * cells}
+
+
+def program(stage, row, mesh):
     found = stage_cost.program_of(
-        loop.jitted_step(stage, mesh), unread.inputs_of(stage, row, mesh), mesh
+        loop.jitted_step(stage, mesh), blank.inputs_of(stage, row, mesh), mesh
     )
     sums = {each.kind: [each.group, each.bytes] for each in found.collectives}
     return {"collectives": sums, "between": found.between}
@@ -63,7 +86,8 @@ def main():
     config.stages.train.batch_size = 6
     json.dump(
         {
-            "data": program(make_mesh(4, 1)), "fsdp": program(make_mesh(1, 4)),
+            "data": two_layers(make_mesh(4, 1)), "fsdp": two_layers(make_mesh(1, 4)),
+            "decoder": map_decoder(make_mesh(4, 1)),
             "uneven": refused(stages=config.stages), "mesh": refused(mesh=dict(data=3, fsdp=1)),
             "rows": batch_sharding(make_mesh()).shard_shape((BATCH,))[0],
         },

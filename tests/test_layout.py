@@ -132,7 +132,7 @@ ORDER = (  # a module may import those above it, never those below
     "experiment.stroke_fit",
     "experiment.stages", "experiment.more_labels", "experiment",
     "experiment.check_data",
-    "experiment.unread", "experiment.stage_cost", "experiment.cost",
+    "experiment.blank", "experiment.stage_cost", "experiment.cost",
     "experiment.prepare_data", "experiment.kept_features", "experiment.cluster_maps",
     "experiment.tap_study", "experiment.steps_study",
     "experiment.corruption_report", "experiment.corruption_study",

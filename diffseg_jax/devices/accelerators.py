@@ -1,8 +1,8 @@
-"""What some accelerators can do at most, as their makers publish it, and the time that this takes.
+"""The published peaks of some accelerators, and the time of matrix products at them.
 
-Sources, read in November 2026. NVIDIA: data sheets of A100 80GB SXM, H100 SXM and H200 SXM, dense
+Sources: NVIDIA: data sheets of A100 80GB SXM, H100 SXM and H200 SXM, dense
 rates, NVLink in one direction, which is half of what is printed there. TPU v4, v5e, v5p and v6e:
-cloud.google.com/tpu/docs, a page for each, interconnect of a chip as on those pages. TPU v3:
+cloud.google.com/tpu/docs, a page for each, interconnect of a chip in one direction. TPU v3:
 Jouppi et al., "A Domain-Specific Supercomputer for Training Deep Neural Networks" (CACM 2020), of
 one of the two cores of a chip. How float32 is multiplied: docs.jax.dev, "Matmul precision".
 """
@@ -10,7 +10,7 @@ one of the two cores of a chip. How float32 is multiplied: docs.jax.dev, "Matmul
 import dataclasses
 from collections.abc import Mapping
 
-EXACT_FLOAT32 = "float32, exact"  # products whose precision is "highest"
+EXACT_FLOAT32 = "exact float32"  # products whose precision is "highest"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Accelerator:
         return sum(flop / peaks.get(dtype, self.float32) for dtype, flop in operations.items())
 
 
-ACCELERATORS = {  # name -> FLOP/s of three kinds, bytes, bytes/s, bytes/s
+ACCELERATORS = {  # name -> the fields of Accelerator in their order
     "a100": Accelerator(312e12, 156e12, 19.5e12, 80e9, 2039e9, 300e9),
     "h100": Accelerator(989e12, 494e12, 67e12, 80e9, 3350e9, 450e9),
     "h200": Accelerator(989e12, 494e12, 67e12, 141e9, 4800e9, 450e9),
@@ -46,5 +46,5 @@ ACCELERATORS = {  # name -> FLOP/s of three kinds, bytes, bytes/s, bytes/s
     "tpu_v4": Accelerator(275e12, 275e12, 275e12 / 6, 32e9, 1200e9, 300e9),
     "tpu_v5e": Accelerator(197e12, 197e12, 197e12 / 6, 16e9, 819e9, 200e9),
     "tpu_v5p": Accelerator(459e12, 459e12, 459e12 / 6, 95e9, 2765e9, 600e9),
-    "tpu_v6e": Accelerator(918e12, 918e12, 918e12 / 6, 32e9, 1640e9, 448e9),
+    "tpu_v6e": Accelerator(918e12, 918e12, 918e12 / 6, 32e9, 1638e9, 400e9),
 }

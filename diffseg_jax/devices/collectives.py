@@ -24,14 +24,14 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 class Collective:
     """A kind of communication of a program among groups of as many devices.
 
-    count  how often it happens in a run of the program
+    count  how often it happens in a run of the program, or on average in one of its steps
     bytes  of its results on one device, over all of them
     """
 
     kind: str
     group: int
-    count: int
-    bytes: int
+    count: float
+    bytes: float
 
     @property
     def sent(self) -> float:

@@ -21,28 +21,30 @@ from diffseg_jax.storage.workdir import make_workdir
 from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.training.state_sizes import table_of_sizes
 
+TRACED_NOTE = "activations and products are those of the traced program for accelerators"
 COMPILED_NOTE = (
-    "collectives, accesses and memory are those of the program for accelerators, but by the "
-    "compiler for CPUs: others fuse more, so that less is accessed, compute bfloat16 in less "
-    "memory, and make reduce-scatter of some all-reduce; what happens in its loops is accessed "
-    "once in these numbers. Activations and products are those of the traced program"
+    "collectives, memory and accesses are those of the same program, compiled for CPUs. A compiler "
+    "for accelerators fuses more and accesses less, needs less memory for bfloat16, and turns some "
+    "all-reduces into reduce-scatters. What a loop accesses is counted once"
 )
 ROOFLINE_NOTE = (
-    "times follow from published peaks and are not measured: the first if only matrix products "
-    "and the update use the memory, the second with all accesses of the compiled program. In the "
-    "first, so many images are needed from the input pipeline"
+    "times are computed from published peaks, not measured. A step takes the longest of its "
+    "matrix products, the memory that each of them and the update read and write, and the links. "
+    "Links are NVLink or those between TPUs; the network between hosts of GPUs is slower"
 )
+INPUT_NOTE = "the input pipeline must deliver the images/s for a step to take that time"
 
 
 @own_settings()
 def show_cost(
     config: ConfigDict, workdir: Path | None = None, devices: int = 1,
-    accelerators: Sequence[str] = (), display: Display | None = None,
+    accelerators: Sequence[str] = (), display: Display | None = None, compiled: bool = True,
 ):  # fmt: skip
     """Prints the cost of every stage of a run that learns, and writes <workdir>/cost.json.
 
     devices       how many; jax must not have been used before, or with as many
     accelerators  names in ACCELERATORS; () = all
+    compiled      whether steps are compiled, for their collectives, memory and accesses
     Raises UserError for a config that cannot run on them, and one without such a stage.
     """
     for name in accelerators:
@@ -58,94 +60,129 @@ def show_cost(
             f"no stage in config.run, {tuple(config.run)}, learns anything: they are skipped or "
             f"have no steps. Try --config.stages.{config.run[0]}.steps=1000."
         )
-    chosen, found = tuple(accelerators) or tuple(ACCELERATORS), {}
-    for name in names:
-        if config.stages[name].kind == FIT and config.ensemble.classifiers:
-            display.say(f"{name}: takes published classifiers, so that nothing is compiled")
-            continue
-        with display.progress(f"{name}: compiles"):
-            cost = stage_cost_of(config, name, mesh)
-        display.say(text_of(cost, chosen))
-        found[name] = values_of(cost, chosen)
-    display.say(f"note: {COMPILED_NOTE}\nnote: {ROOFLINE_NOTE}")
     if workdir is not None:
         make_workdir(workdir)
-        notes = [COMPILED_NOTE, ROOFLINE_NOTE]
+    chosen, found = tuple(accelerators) or tuple(ACCELERATORS), {}
+    notes = [TRACED_NOTE, *[COMPILED_NOTE] * compiled, ROOFLINE_NOTE]
+    for name in names:
+        if config.stages[name].kind == FIT and config.ensemble.classifiers:
+            display.say(f"{name}: takes published classifiers, so that nothing is learned")
+            continue
+        with display.progress(f"{name}: {'compiles' if compiled else 'traces'}"):
+            cost = stage_cost_of(config, name, mesh, compiled)
+        display.say(text_of(cost, chosen))
+        found[name] = values_of(cost, chosen)
+        if not cost.fit and INPUT_NOTE not in notes:
+            notes.append(INPUT_NOTE)
+    display.say("\n".join(f"note: {note}" for note in notes))
+    if workdir is not None:
         write_json(workdir / "cost.json", {"notes": notes, "stages": found})
         display.say(f"numbers in {workdir / 'cost.json'}")
 
 
 def text_of(cost: StageCost, accelerators: Sequence[str]) -> str:
     """Some lines about a stage."""
-    lines = [f"{cost.name}: steps of {cost.count} {cost.each}; {describe_devices(cost.mesh)}"]
+    lines = [f"{cost.name}: {_reads(cost)}; {describe_devices(cost.mesh)}"]
     lines.append(table_of_sizes(cost.state))
-    own = {"gradient": cost.gradient, "activations": cost.kept, "features": cost.data}
+    features = cost.fit.feature_bytes if cost.fit else 0
+    own = {"gradient": cost.gradient, "activations": cost.activations, "features": features}
     lines += [f"  {name:<47}{size(count):>12}" for name, count in own.items() if count]
-    lines.append(f"  {'needed at least':<47}{size(cost.needed):>12}")
-    kinds = cost.products.operations.items()
-    kinds = ", ".join(f"{scaled(count, 'FLOP')} of {dtype}" for dtype, count in kinds)
-    lines.append(f"  products on each device: {kinds}; {size(cost.moved)} moved at least")
-    if cost.features:
-        lines.append(f"  features of an image, once: {scaled(cost.features, 'FLOP')}")
-    seconds = duration(cost.checkpoint / CHECKPOINT_RATE)
+    lines.append(f"  {'needed at least by a step':<47}{size(cost.needed):>12}")
+    products = cost.products.operations.items()
+    products = ", ".join(f"{scaled(count, 'FLOP')} of {dtype}" for dtype, count in products)
+    moved = f"{size(cost.moved)} moved if each reads and writes memory"
+    lines.append(f"  products on each device: {products}; {moved}")
+    if cost.fit:
+        features = scaled(cost.fit.feature_operations, "FLOP")
+        lines.append(f"  features, once: {features} for each image")
+    seconds = short_time(cost.checkpoint / CHECKPOINT_RATE)
     rate = f"{size(CHECKPOINT_RATE)}/s (assumed)"
     lines.append(f"  checkpoint: {size(cost.checkpoint)}, {seconds} at {rate}")
-    return "\n".join([*lines, *_of_program(cost.program), *_table(cost, accelerators)])
+    program = _of_program(cost.program) if cost.program else []
+    return "\n".join([*lines, *program, *_table(cost, accelerators)])
+
+
+def _reads(cost):
+    if not cost.fit:
+        return f"steps of {counted(cost.count, 'image')}"
+    fit, each = cost.fit, "for each" if cost.fit.own_order else "shared by all"
+    assumed = ", assumed: try --config.data.count=N" if fit.assumed else ""
+    return (
+        f"steps of {counted(cost.count, 'pixel')} {each} of "
+        f"{counted(fit.members, 'classifier')}; {counted(fit.images, 'image')}{assumed}"
+    )
 
 
 def _of_program(program):
     lines = [
         f"  compiled in {duration(program.seconds)}: {size(program.memory)} of memory, "
         f"{size(program.between)} of it between steps; {size(program.accessed)} accessed; on this "
-        f"platform {scaled(program.logged, 'FLOP')} per device and step"
+        f"platform {scaled(program.platform_flop, 'FLOP')} per device and step"
     ]
     return lines + [
         f"  {each.kind} among {counted(each.group, 'device')}: {size(each.bytes)} in a step, "
-        f"{each.count:.3g} of them"
+        + (counted(int(each.count), "time") if each.count % 1 == 0 else "on average")
         for each in program.collectives
     ]
 
 
 def _table(cost, accelerators):
-    heading = f"  {'':<9}{'step':>20}{'utilisation':>14}{'limited by':>12}{cost.each + '/s':>12}"
-    lines = [f"{heading}  memory"]
+    columns = ("step", 11), ("all accesses", 14), ("utilisation", 13), ("limited by", 12)
+    columns = *columns, *[("images/s", 11)] * (not cost.fit)
+    lines = [f"  {'':<9}{''.join(f'{name:>{width}}' for name, width in columns)}  memory"]
     for name in accelerators:
-        found, device = cost.on(name), ACCELERATORS[name]
-        times = [f"{1e3 * found[key]:.3g}" for key in ("seconds", "seconds_at_most")]
-        used = [f"{found[key]:.0%}" for key in ("utilisation_at_least", "utilisation")]
-        fits = "enough" if found["fits"] else "too little"
-        lines.append(
-            f"  {name:<9}{_range(*times) + ' ms':>20}{_range(*used):>14}{found['limited_by']:>12}"
-            f"{found['per_second']:>12,.4g}  {size(device.memory)}, {fits}"
-        )
+        found = cost.on(name)
+        accesses = found["seconds_with_all_accesses"]
+        texts = [short_time(found["seconds"]), short_time(accesses) if accesses else "unknown"]
+        texts += [f"{found['utilisation']:.0%}", found["limited_by"]]
+        if not cost.fit:
+            rate = found["images_per_second"]
+            texts.append(f"{float(f'{rate:.3g}'):,.0f}")
+        row = "".join(f"{text:>{width}}" for text, (_, width) in zip(texts, columns))
+        memory = size(ACCELERATORS[name].memory)
+        lines.append(f"  {name:<9}{row}  {memory}, {found['memory']}")
     return lines
 
 
-def _range(low, high):
-    return low if low == high else f"{low} to {high}"
+def short_time(seconds: float) -> str:
+    """Seconds of three digits: 21.4 ms, 0.31 µs; from a minute on as `duration`."""
+    if seconds >= 60:
+        return duration(seconds)
+    factor, unit = next(
+        (factor, unit) for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "µs"))
+        if seconds * factor >= 1 or unit == "µs"
+    )  # fmt: skip
+    return f"{seconds * factor:.3g} {unit}"
 
 
 def values_of(cost: StageCost, accelerators: Sequence[str]) -> dict:
-    """The same as JSON values; bytes and FLOP of each device."""
-    kinds = ("numbers", "bytes", "bytes_per_device")
-    program = dataclasses.asdict(cost.program)
-    collectives = zip(program.pop("collectives"), cost.program.collectives)
+    """The same as JSON values; bytes and FLOP of each device, but for totals, which say so."""
+    names = ("numbers", "total_bytes", "bytes_per_device")
     return {
         "devices": dict(cost.mesh.shape),
-        cost.each: cost.count,
-        "state": {part: dict(zip(kinds, row)) for part, row in cost.state.items()},
+        "pixels" if cost.fit else "images": cost.count,
+        "fit": dataclasses.asdict(cost.fit) if cost.fit else None,
+        "state": {part: dict(zip(names, row)) for part, row in cost.state.items()},
         "gradient_bytes": cost.gradient,
-        "activation_bytes": cost.kept,
-        "data_bytes": cost.data,
+        "activation_bytes": cost.activations,
         "needed_bytes": cost.needed,
         "product_operations": dict(cost.products.operations),
         "moved_bytes": cost.moved,
-        "feature_operations": cost.features,
-        "compiled": program,
-        "collectives": [{**values, "sent": each.sent} for values, each in collectives],
+        **_values_of_program(cost.program),
         "checkpoint": {
-            "bytes": cost.checkpoint, "bytes_per_second": CHECKPOINT_RATE,
+            "total_bytes": cost.checkpoint, "bytes_per_second": CHECKPOINT_RATE,
             "seconds": cost.checkpoint / CHECKPOINT_RATE,
         },
         "accelerators": {name: cost.on(name) for name in accelerators},
     }  # fmt: skip
+
+
+def _values_of_program(program):
+    if program is None:
+        return {"compiled": None, "collectives": None}
+    values = dataclasses.asdict(program)
+    collectives = zip(values.pop("collectives"), program.collectives)
+    return {
+        "compiled": values,
+        "collectives": [{**each, "sent": own.sent} for each, own in collectives],
+    }

@@ -50,14 +50,14 @@ def _paced(stage, plan, start, budget):
 
 def make_stage(plan: StagePlan, steps: int | None = None) -> loop.Stage:
     """Data, loss, optimizer and monitoring of a planned stage; steps: others than its recipe's."""
-    stage = unread_stage(plan.name, plan.options, plan.task, plan.seed, steps)
+    stage = blank_stage(plan.name, plan.options, plan.task, plan.seed, steps)
     return dataclasses.replace(
         stage, batches=lambda start: _batches(plan, start, stage.steps), loaded=plan.loaded,
         optimizer=plan.optimizer, meta=plan.meta, evaluate=make_monitor(plan),
     )  # fmt: skip
 
 
-def unread_stage(
+def blank_stage(
     name: str, options: Mapping, task: Task, seed: int, steps: int | None = None
 ) -> loop.Stage:
     """A stage by its options, without data to learn from, metadata and monitoring."""

@@ -1,7 +1,8 @@
-"""Matrix products of a traced program, and what its gradient keeps, on any device.
+"""Matrix products of a traced program, and what its gradient keeps, on accelerators.
 
-Both are read from the jaxpr, before a compiler for some device has changed it. Where a layer has a
-program of its own for CPUs, the one for other devices counts. Loops count as often as they run.
+Both are read from the jaxpr, before a compiler for some device has changed it. Where a layer has
+several programs, the one for TPUs counts, else the one for GPUs, else the one for all other
+devices. Loops count as often as they run.
 """
 
 import collections
@@ -14,6 +15,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from diffseg_jax.devices.accelerators import EXACT_FLOAT32
 
+COUNTED_PLATFORMS = "tpu", "cuda"  # the first for which a layer has a program; else its default
+
 
 @dataclasses.dataclass
 class Products:
@@ -22,7 +25,8 @@ class Products:
     operations  dtype, or EXACT_FLOAT32 for float32 of the highest precision -> FLOP, 2 for a
                 product and its sum; those with padding count, those with zeros between values do
                 not
-    bytes       that they read and write, if nothing else does
+    bytes       that they read and write if each does so in memory; a compiler that fuses two of
+                them, as in attention, moves less
     """
 
     operations: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -59,7 +63,7 @@ def products_of(jaxpr: Jaxpr) -> Products:
     return found
 
 
-def kept_for_gradient(loss: Callable, params: dict, *others) -> int:
+def activation_bytes(loss: Callable, params: dict, *others) -> int:
     """Bytes that stay in memory from the forward to the backward half of a gradient.
 
     loss    (params, *others) -> loss, other results; the gradient is that of the parameters
@@ -72,9 +76,54 @@ def kept_for_gradient(loss: Callable, params: dict, *others) -> int:
         return jax.vjp(lambda params: loss(params, *others), params, has_aux=True)[1]
 
     jaxpr = jax.make_jaxpr(backward)(params, *others).jaxpr
-    given = {*jaxpr.invars, *jaxpr.constvars}
-    kept = {var for var in jaxpr.outvars if not isinstance(var, Literal)}
+    given = {*jaxpr.invars, *jaxpr.constvars, None}
+    origins = _origins(jaxpr)
+    kept = {origins.get(var, var) for var in jaxpr.outvars if not isinstance(var, Literal)}
     return sum(map(_bytes, kept - given))
+
+
+def _origins(jaxpr) -> dict:
+    """Variable -> the one that holds its value first, or None if it has no content.
+
+    A gradient keeps the values of all programs of a layer: each hands on what it was given, and
+    leaves empty what only the others keep.
+    """
+    origins = {}
+    for equation in jaxpr.eqns:
+        for out, source in zip(equation.outvars, _sources(equation, origins)):
+            origins[out] = origins.get(source, source)
+    return origins
+
+
+def _sources(equation, origins):
+    """For each output of an equation itself, an input or output of the same value, or None."""
+    name, params, outs = equation.primitive.name, equation.params, equation.outvars
+    inputs = equation.invars
+    if name in ("empty2", "platform_index"):
+        return [None]
+    if name == "broadcast_in_dim" and not isinstance(inputs[0], Literal):
+        return [None] if origins.get(inputs[0], inputs[0]) is None else outs
+    if params.get("branches_platforms"):
+        (inner,), inputs = _branches(params), inputs[1:]
+    elif name in ("jit", "scan"):
+        inner = params["jaxpr"]
+    else:
+        return outs
+    summed = params["num_carry"] if name == "scan" else 0  # outputs of a loop that are not stacked
+    single = params["num_consts"] + summed if name == "scan" else 0  # inputs of it
+    inside, known = _origins(inner.jaxpr), {None: None}
+    for index, (value, given) in enumerate(zip(inner.jaxpr.invars, inputs)):
+        if isinstance(given, Literal):
+            continue
+        if origins.get(given, given) is None:
+            known[value] = None
+        elif index >= single:
+            known[value] = given
+    values = zip(outs[summed:], inner.jaxpr.outvars[summed:])
+    return outs[:summed] + [
+        out if isinstance(value, Literal) else known.setdefault(inside.get(value, value), out)
+        for out, value in values
+    ]
 
 
 def _bytes(var):
@@ -100,11 +149,15 @@ def _operations(equation) -> float:
 
 
 def _branches(params):
-    """The branches of a choice; of one between kinds of devices, that of no kind in particular."""
+    """The branches of a choice; of one between platforms, the one that counts."""
     branches, platforms = params["branches"], params.get("branches_platforms")
     if platforms is None:
         return branches
-    return [branch for branch, given in zip(branches, platforms) if given is None] or branches
+    for wanted in COUNTED_PLATFORMS:
+        for branch, given in zip(branches, platforms):
+            if given is not None and wanted in given:
+                return [branch]
+    return [branches[platforms.index(None)]] if None in platforms else branches[:1]
 
 
 def _inner(values) -> Iterator[Jaxpr]:

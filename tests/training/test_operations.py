@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffseg_jax.devices.accelerators import EXACT_FLOAT32
-from diffseg_jax.training.operations import kept_for_gradient, products_of
+from diffseg_jax.training.operations import activation_bytes, products_of
 
 pytestmark = pytest.mark.quick
 
@@ -53,6 +53,18 @@ def test_the_program_for_accelerators_counts_where_cpus_have_their_own():
     assert products(choose, ROW, SQUARE).total == PRODUCT
 
 
+@pytest.mark.parametrize("platforms", [("cuda", "tpu"), ("tpu", "cuda"), ("cuda",), ("tpu",)])
+def test_the_programs_for_tpus_then_for_gpus_count_before_the_one_for_the_rest(platforms):
+    programs = {"tpu": lambda x, w: x @ w, "cuda": lambda x, w: (x @ w) @ w}
+    chosen = {name: programs[name] for name in platforms}
+
+    def choose(x, w):
+        return jax.lax.platform_dependent(x, w, **chosen, default=lambda x, w: ((x @ w) @ w) @ w)
+
+    count = 1 if "tpu" in platforms else 2
+    assert products(choose, ROW, SQUARE).total == count * PRODUCT
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_convolution_and_both_of_its_gradients_take_the_same(stride):
     """Without padding; zeros between the values of a strided gradient do not count."""
@@ -76,15 +88,35 @@ def test_kept_are_the_values_that_the_backward_half_reads():
         return jnp.sum((hidden @ params["last"]) ** 2), hidden  # and hidden, and twice the result
 
     params = {"first": SQUARE, "last": SQUARE}
-    assert kept_for_gradient(loss, params, ROW) == 3 * 4 * 40
-    remat = kept_for_gradient(jax.checkpoint(loss), params, ROW)
+    assert activation_bytes(loss, params, ROW) == 3 * 4 * 40
+    remat = activation_bytes(jax.checkpoint(loss), params, ROW)
     assert remat == 0  # all is computed again from what is given
+
+
+def repeated(layer):
+    """A loss of three such layers in a loop, then one."""
+
+    def loss(params, x):
+        x, _ = jax.lax.scan(lambda x, w: (layer(x, w), None), x, jnp.stack([params] * 3))
+        return jnp.sum(jax.jit(layer)(x, params)), None
+
+    return loss
+
+
+def test_what_only_other_platforms_keep_does_not_count():
+    ours = lambda x, w: jnp.sin(x @ w)
+    other = lambda x, w: jnp.cos(jnp.sin(x @ w) @ (w @ w))
+    both = lambda x, w: jax.lax.platform_dependent(x, w, tpu=ours, default=other)
+    linear = lambda x, w: jax.lax.platform_dependent(x, w, tpu=jnp.matmul, default=other)
+    kept, needed = (activation_bytes(repeated(layer), SQUARE, ROW) for layer in (both, ours))
+    assert kept == needed > 0
+    assert activation_bytes(lambda w, x: (jnp.sum(linear(x, w)), None), SQUARE, ROW) == 0
 
 
 def test_kept_grows_with_the_batch():
     loss = lambda params, x: (jnp.sum(jnp.tanh(x @ params)), None)
     sizes = [
-        kept_for_gradient(loss, SQUARE, jax.ShapeDtypeStruct((rows, 8), jnp.float32))
+        activation_bytes(loss, SQUARE, jax.ShapeDtypeStruct((rows, 8), jnp.float32))
         for rows in (3, 6, 9)
     ]
     assert np.diff(sizes).tolist() == [sizes[0]] * 2

@@ -17,10 +17,10 @@ from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.systems.task import Task
 from diffseg_jax.training import fit_loop, loop
 
-FEW_IMAGES = 40  # of a fit, where config.data.count is 0: how many there are stands in files
+ASSUMED_IMAGES = 40  # of a fit, where config.data.count is 0: only files say how many there are
 
 
-def unread_task(config: ConfigDict, name: str) -> Task:
+def blank_task(config: ConfigDict, name: str) -> Task:
     """The task of a stage. Raises UserError where only files say how many classes there are."""
     system, options = SYSTEMS[config.system], config.stages[name]
     if system.stages[options.kind] == "labelled":
@@ -31,7 +31,11 @@ def unread_task(config: ConfigDict, name: str) -> Task:
 
 
 def blank_row(config: ConfigDict, name: str) -> dict:
-    """A row of a batch of a stage, made of a blank image as rows are made of others."""
+    """A row of a batch of a stage, made of a blank image as rows are made of others.
+
+    Key -> array without the axis of the batch: image u8[H, W, 3] of the size of the crop, valid
+    i32[2], the target, such as mask i32[H, W], and class i32[] where the network is given one.
+    """
     options = config.stages[name]
     labelled = SYSTEMS[config.system].stages[options.kind] == "labelled"
     target = target_of(config) if labelled else None
@@ -43,7 +47,10 @@ def blank_row(config: ConfigDict, name: str) -> dict:
 
 
 def inputs_of(stage: loop.Stage, row: dict, mesh: Mesh) -> tuple:
-    """Shapes of the inputs of `loop.jitted_step`, on the devices of the mesh."""
+    """Shapes of the inputs of `loop.jitted_step`, on the devices of the mesh.
+
+    The state, a batch of `stage.batch_size` such rows, a key, and the rate f32[].
+    """
     state = loop.abstract_state(stage)
     batch = batch_of(row, stage.batch_size, batch_sharding(mesh))
     return placed(state, state_shardings(state, mesh)), batch, *key_and_rate()
@@ -75,7 +82,8 @@ def placed(tree, shardings):
 def fit_of(config: ConfigDict, name: str, task: Task) -> tuple[fit_loop.Fit, dict, tuple]:
     """A fit without its data, its frozen network, and shapes of an image for `extract`.
 
-    It has the images of config.data.count, or FEW_IMAGES, and all of their pixels are labelled.
+    It learns from config.data.count images, or ASSUMED_IMAGES, and their variants; all of their
+    pixels are labelled. The image is u8[1, H, W, 3], i32[1, 2] and what files of features add.
     """
     options, fit = config.stages[name], task.fit
     size, recipe = tuple(options.augment.crop), task.fit.recipe
@@ -83,7 +91,7 @@ def fit_of(config: ConfigDict, name: str, task: Task) -> tuple[fit_loop.Fit, dic
     image = {"image": np.zeros((*size, 3), np.uint8), "valid": np.zeros(2, np.int32)}
     image = *batch_of(image, 1).values(), *(fit.files.example if fit.files else ())
     one = jax.eval_shape(fit.extract, network, *image)
-    images = (config.data.count or FEW_IMAGES) * (1 + options.augment.get("variants", 0))
+    images = (config.data.count or ASSUMED_IMAGES) * (1 + options.augment.get("variants", 0))
     shapes = [jax.ShapeDtypeStruct((images, *m.shape[1:]), m.dtype) for m in one.maps]
     if fit.on_host:
         shapes = [np.broadcast_to(np.zeros((), m.dtype), m.shape) for m in shapes]
