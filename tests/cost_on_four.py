@@ -58,7 +58,7 @@ def map_decoder(mesh):
     row = {"x": jnp.zeros((*CELLS, EMBEDDING)), "tau": jnp.zeros(4 * EMBEDDING)}
     found = program(make_stage(network.init, loss), row, mesh)
     sizes = jax.tree.map(lambda leaf: leaf.size, network.abstract["params"])
-    cells = CELLS[0] * CELLS[1] * 3 * HEADS * POINTS * LAYERS
+    cells = (CELLS[0] * CELLS[1] - 1) * 3 * HEADS * POINTS * LAYERS  # -1: they hold the biases'
     return found | {"gradients": 4 * sum(jax.tree.leaves(sizes)), "constants": 4 * cells}
 
 

@@ -3,8 +3,8 @@
 python tests/benchmarks/input_recipes.py
 
 Drawn street scenes with noise, of the sizes and formats of the data sets, are written to a
-temporary folder, read, and changed as the recipe says. CPU seconds of one thread count, so that
-other programs on the machine matter little. Real photographs compress differently.
+temporary folder, read, and changed as the recipe says. The time is the CPU time of this process,
+which other programs on the machine change little. Real photographs compress differently.
 """
 
 import tempfile
