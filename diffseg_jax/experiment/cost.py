@@ -106,10 +106,12 @@ def _reads(cost):
     if not cost.fit:
         return f"steps of {counted(cost.count, 'image')}"
     fit, each = cost.fit, "for each" if cost.fit.own_order else "shared by all"
-    assumed = ", assumed: try --config.data.count=N" if fit.assumed else ""
+    images = counted(fit.images, "image")
+    images += f" in {fit.variants} variants" if fit.variants > 1 else ""
+    images += ", assumed: try --config.data.count=N" if fit.assumed else ""
     return (
         f"steps of {counted(cost.count, 'pixel')} {each} of "
-        f"{counted(fit.members, 'classifier')}; {counted(fit.images, 'image')}{assumed}"
+        f"{counted(fit.members, 'classifier')}; {images}"
     )
 
 

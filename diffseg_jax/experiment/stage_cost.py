@@ -57,7 +57,8 @@ class FitSize:
     """What a fit of classifiers learns from, on every device.
 
     own_order           whether each member draws its own pixels
-    images              with their variants;  assumed  whether the config does not say how many
+    images              without their variants;  assumed  whether the config does not say how many
+    variants            of each image, itself among them
     feature_bytes       of the features on a device; 0 where the host keeps them
     feature_operations  FLOP of the features of an image, which are computed once
     """
@@ -65,6 +66,7 @@ class FitSize:
     members: int
     own_order: bool
     images: int
+    variants: int
     assumed: bool
     feature_bytes: int
     feature_operations: float
@@ -222,6 +224,7 @@ def _cost_of_fit(config, name, task: Task, mesh, compiled) -> StageCost:
     fit, network, image = blank.fit_of(config, name, task)
     call, inputs = fit_loop.jitted_steps(fit, mesh), blank.inputs_of_fit(fit, mesh)
     learned, steps = inputs[0], fit_loop.steps_per_call(fit)
+    variants = 1 + config.stages[name].augment.get("variants", 0)
     parts = {"frozen": {}, "ema": {}, **{part: learned[part] for part in ("params", "opt")}}
     of_network = {"frozen": network["params"], "stats": (network["stats"], learned["stats"])}
     products = Products()
@@ -235,8 +238,8 @@ def _cost_of_fit(config, name, task: Task, mesh, compiled) -> StageCost:
         moved=products.bytes + 2 * (sum(share) + share[0]),
         program=program_of(call, inputs, mesh, steps) if compiled else None,
         fit=FitSize(
-            members=fit.members, own_order=fit.own_order, images=fit.features.count,
-            assumed=not config.data.count,
+            members=fit.members, own_order=fit.own_order,
+            images=fit.features.count // variants, variants=variants, assumed=not config.data.count,
             feature_bytes=0 if fit.on_host else fit.features.nbytes,
             feature_operations=products_of(
                 jax.make_jaxpr(task.fit.extract)(network, *image).jaxpr

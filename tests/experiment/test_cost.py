@@ -122,14 +122,14 @@ def zeros(shape):
 
 
 @pytest.mark.parametrize(
-    ("own_order", "assumed", "said"),
+    ("own_order", "variants", "assumed", "said"),
     [
-        (True, True, "16 pixels for each of 3 classifiers; 40 images, assumed: try --config.data"),
-        (False, False, "steps of 16 pixels shared by all of 3 classifiers; 40 images; 4 devices"),
+        (True, 1, True, "16 pixels for each of 3 classifiers; 40 images, assumed: try --"),
+        (False, 4, False, "shared by all of 3 classifiers; 40 images in 4 variants; 4 devices"),
     ],
 )
-def test_a_fit_says_what_it_learns_from(own_order, assumed, said):
-    fit = FitSize(3, own_order, 40, assumed, feature_bytes=5000, feature_operations=2e9)
+def test_a_fit_says_what_it_learns_from(own_order, variants, assumed, said):
+    fit = FitSize(3, own_order, 40, variants, assumed, feature_bytes=5000, feature_operations=2e9)
     text = text_of(dataclasses.replace(TOY, fit=fit), ["a100"])
     assert said in text and "2 GFLOP for each image" in text and "images/s" not in text
 
