@@ -278,7 +278,7 @@ def own_config(folder, tmp_path_factory):
     return path
 
 
-@pytest.mark.slow  # test_ddep and test_transunet_weights check its parts
+@pytest.mark.slow  # test_ddep reads recorded official weights, and keeps an encoder bit for bit
 def test_ddep_keeps_the_loaded_encoder_bit_for_bit(command, own_config, weights, tmp_path):
     """Images of a user, official weights, a frozen encoder, then fine-tuning of all parameters."""
     flags = ["--config.pretrain=ddep", f"--config.weights={weights}", "--config.data.count=0"]

@@ -150,9 +150,8 @@ def process_of(workdir, number):
     raise AssertionError(f"process {number} of {workdir} does not run")
 
 
-@pytest.mark.slow  # test_resume kills one process, and test_launch those of the launcher
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 1])  # each: a minute
 def test_a_run_resumes_bit_exactly_after_a_lost_process(pair, cache, tmp_path, number):
     process = start_two(cache, tmp_path, pair.name)
     half = fault_run.count_records(pair.workdir) // 2
