@@ -145,7 +145,7 @@ def test_a_run_that_becomes_infinite_keeps_the_last_good_checkpoint(tmp_path, wh
     rates = {"loss": 0.5, "parameters": lambda step: jnp.where(step < 3, 0.1, 3e38)}
     optimizer = optax.sgd(rates[what])
     stage = loop.Stage(
-        name="toy", steps=9, batch_size=2, batches=lambda start: iter(lambda: TOY_BATCH, None),
+        name="toy", steps=9, batch_size=2, batches=lambda start: (TOY_BATCH for _ in range(9)),
         init=lambda key: {"params": {"w": jnp.ones(3)}, "stats": {"m": jnp.zeros(3)}},
         trainable=lambda path: True, loss=loss, optimizer=optimizer,
         schedule=lambda step: 0.5, every=dict(log=1, checkpoint=1, evaluate=9), meta={},
