@@ -416,7 +416,7 @@ def test_a_program_that_imports_or_runs_a_command_keeps_its_signals():
     """As `%run -m diffseg_jax.plot` of a notebook, where the command is the main module."""
     program = """
 import runpy, signal, sys
-import diffseg_jax, diffseg_jax.cli
+import diffseg_jax
 sys.argv = ["plot", "--help"]
 try:
     runpy.run_module("diffseg_jax.plot", run_name="__main__", alter_sys=True)
