@@ -6,7 +6,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffseg_jax.config.options import FIT
 from diffseg_jax.devices.accelerators import ACCELERATORS
 from diffseg_jax.devices.mesh import describe_devices, make_mesh
 from diffseg_jax.devices.settings import own_settings
@@ -65,11 +64,11 @@ def show_cost(
     chosen, found = tuple(accelerators) or tuple(ACCELERATORS), {}
     notes = [TRACED_NOTE, *[COMPILED_NOTE] * compiled, ROOFLINE_NOTE]
     for name in names:
-        if config.stages[name].kind == FIT and config.ensemble.classifiers:
-            display.say(f"{name}: takes published classifiers, so that nothing is learned")
-            continue
         with display.progress(f"{name}: {'compiles' if compiled else 'traces'}"):
             cost = stage_cost_of(config, name, mesh, compiled)
+        if cost is None:
+            display.say(f"{name}: takes published classifiers, so that nothing is learned")
+            continue
         display.say(text_of(cost, chosen))
         found[name] = values_of(cost, chosen)
         if not cost.fit and INPUT_NOTE not in notes:

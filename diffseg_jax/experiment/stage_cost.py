@@ -149,14 +149,20 @@ class StageCost:
         return "not excluded"
 
 
-def stage_cost_of(config: ConfigDict, name: str, mesh: Mesh, compiled: bool = True) -> StageCost:
+def stage_cost_of(
+    config: ConfigDict, name: str, mesh: Mesh, compiled: bool = True
+) -> StageCost | None:
     """The cost of a stage of a checked config, on as many devices as the mesh has.
+
+    None for a stage that takes published classifiers, so that nothing is learned.
 
     compiled  whether a program is compiled, which takes minutes for large networks; without it
               neither collectives nor accesses are known
     """
     task = blank.blank_task(config, name)
     if task.fit:
+        if task.fit.classifiers:
+            return None
         return _cost_of_fit(config, name, task, mesh, compiled)
     stage = blank_stage(name, config.stages[name], task, config.seed)
     row = blank.blank_row(config, name)

@@ -96,6 +96,12 @@ def test_memory_is_too_little_or_not_excluded(activations, memory, said):
     assert text_of(stage, ["a100"]).endswith(f"80 GB, {said}")
 
 
+def test_published_classifiers_learn_nothing():
+    config = tiny_ddpm_seg.get_config()
+    config.ensemble.classifiers = "published"
+    assert stage_cost_of(config, "fit", AbstractMesh((1, 1), AXES), compiled=False) is None
+
+
 def test_a_fit_takes_its_classifiers_and_features_but_not_the_frozen_network():
     config = tiny_ddpm_seg.get_config()
     mesh = AbstractMesh((1, 1), AXES)
