@@ -64,12 +64,12 @@ def test_masks_that_find_images_by_their_names_only_are_counted(tmp_path):
 def test_pages_without_an_image_file_are_counted(tmp_path):
     """`predict` names them scan.tif#0."""
     write_maps(tmp_path / "in", {"a.png": np.zeros((4, 6), np.uint8)}, photos=False)
-    (tmp_path / "in" / "masks" / "a.png").rename(tmp_path / "scan#0_labels.png")
+    (tmp_path / "in" / "masks" / "a.png").rename(tmp_path / "in" / "scan#0_labels.png")
     content = {
         "checkpoint": "", "classes": [{"name": "sky"}],
         "pictures": {"scan#0": {"file": f"{tmp_path}/scan.tif#0"}},
     }  # fmt: skip
-    (tmp_path / "summary.json").write_text(json.dumps(content))
-    done = converted(tmp_path, tmp_path / "out", "predictions")
+    (tmp_path / "in" / "summary.json").write_text(json.dumps(content))
+    done = converted(tmp_path / "in", tmp_path / "out", "predictions")
     assert (done.images, done.photos) == (1, 0)
     assert done.notes[0].startswith("without image: 1 label map that is not there as a file")

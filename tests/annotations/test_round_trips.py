@@ -135,13 +135,14 @@ def test_labels_of_a_turned_photograph_lie_on_it(tmp_path, name, drawn, row, col
 
 
 def test_labels_of_an_image_of_another_size_are_refused(tmp_path):
-    (tmp_path / "annotations.xml").write_text(
+    folder = tmp_path / "in"
+    turned_photo(folder / "images" / "a.jpg")
+    (folder / "annotations.xml").write_text(
         '<annotations><image name="a.jpg" width="9" height="9">'
         '<box label="car" xtl="0" ytl="0" xbr="1" ybr="1"/></image></annotations>'
     )
-    turned_photo(tmp_path / "images" / "a.jpg")
     with pytest.raises(UserError, match="is 4x6, but its labels are of an image of 9x9"):
-        convert_labels(tmp_path, tmp_path / "out", source="cvat")
+        convert_labels(folder, tmp_path / "out", source="cvat")
 
 
 @pytest.mark.parametrize("photo_tag", [1, 6])
@@ -152,12 +153,13 @@ def test_a_mask_of_a_turned_photograph_lies_on_it(tmp_path, mask_size, tag, phot
     if (mask_size, tag, photo_tag) == ((4, 6), 1, 1):
         return  # it does not fit
     size = (4, 6) if photo_tag == 6 else (6, 4)
-    write_photo(tmp_path / "images" / "a.jpg", size, orientation=photo_tag)
+    folder = tmp_path / "in"
+    write_photo(folder / "images" / "a.jpg", size, orientation=photo_tag)
     mask, exif = np.zeros(mask_size, np.uint8), Image.Exif()
     mask[0, 0], exif[0x0112] = 255, tag
-    (tmp_path / "labels").mkdir()
-    Image.fromarray(mask).save(tmp_path / "labels" / "a.png", exif=exif)
-    convert_labels(tmp_path, tmp_path / "out", source="binary")
+    (folder / "labels").mkdir()
+    Image.fromarray(mask).save(folder / "labels" / "a.png", exif=exif)
+    convert_labels(folder, tmp_path / "out", source="binary")
     ids = ids_in(tmp_path / "out" / "masks" / "a.png")
     at = [0, 0] if mask_size == (6, 4) else [0, 3]
     assert np.argwhere(ids == 1).tolist() == [at]
