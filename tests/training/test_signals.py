@@ -102,27 +102,17 @@ def test_an_evaluation_that_a_stop_prevented_is_made_up_for(tmp_path, monkeypatc
             assert saved.best() == max(scores, key=scores.get) and saved.meta(9)["evaluated"]
 
 
-def test_a_signal_in_an_evaluation_stops_after_it(tmp_path):
+@pytest.mark.parametrize("evaluated", [3, 9], ids=["in_between", "at_the_end"])
+def test_a_signal_in_an_evaluation_stops_after_it(tmp_path, evaluated):
     def watch(state, step):
-        if step == 3:
+        if step == evaluated:
             os.kill(os.getpid(), signal.SIGTERM)
         return {}
 
-    with pytest.raises(Stopped, match="after step 3"):
-        trained(tmp_path, evaluate=watch, every=3)
+    with pytest.raises(Stopped, match=f"after step {evaluated}"):
+        trained(tmp_path, evaluate=watch, every=evaluated)
     with StageCheckpoints(tmp_path / "line", read_only=True) as saved:
-        assert saved.meta(3)["evaluated"]
-
-
-def test_a_signal_after_the_last_step_is_heeded(tmp_path):
-    def watch(state, step):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return {}
-
-    with pytest.raises(Stopped, match="after step 9"):
-        trained(tmp_path, evaluate=watch, every=9)
-    with StageCheckpoints(tmp_path / "line", read_only=True) as saved:
-        assert saved.meta(9)["evaluated"]
+        assert saved.meta(evaluated)["evaluated"]
 
 
 def test_signals_are_the_callers_own_again_afterwards():
