@@ -21,14 +21,15 @@ from diffseg_jax.annotations.conversion import (
     Converted,
     ConvertOptions,
     convert_labels,
-)
+)  # fmt: skip
 from diffseg_jax.annotations.label_formats import LABEL_FORMATS
 from diffseg_jax.annotations.painting import CROWDS, NOTHING, PaintOptions
 from diffseg_jax.annotations.regions import OVERLAPS, WriteOptions
 from diffseg_jax.cli import Flags, names, use_cache, user_errors
 from diffseg_jax.errors import counted, visible
 from diffseg_jax.storage.lock import locked
-from diffseg_jax.storage.paths import made_folder, open_path
+from diffseg_jax.storage.outputs import made_folder
+from diffseg_jax.storage.paths import open_path
 
 MAX_SHARES = 20  # whose shares are printed
 
@@ -96,8 +97,7 @@ def main(arguments: Sequence[str] | None = None):
             painting, given.pop("image_files"), given.pop("empty"),
             WriteOptions(given.pop("polygons"), given.pop("split")),
         )  # fmt: skip
-        folder = open_path(given["output"])
-        with made_folder(folder), locked(folder, "labels", "--output"):
+        with made_folder(open_path(given["output"])) as made, locked(made, "labels", "--output"):
             done = convert_labels(**given, options=options)
         for line in lines_of(done, given["output"]):
             print(visible(line))

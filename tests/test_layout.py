@@ -18,7 +18,8 @@ ORDER = (  # a module may import those above it, never those below
     "devices.settings", "devices.compiled", "devices.processes", "devices.first",
     "devices.joining", "devices.mesh", "devices.starting", "devices.accelerators",
     "devices.collectives",
-    "storage.paths", "storage.similar", "storage.lock", "storage.hub", "storage.integrity",
+    "storage.paths", "storage.outputs",
+    "storage.similar", "storage.lock", "storage.hub", "storage.integrity",
     "storage.quiet", "storage.checkpoints", "storage.networks",
     "storage.workdir",
     "weights.pickles", "weights.array_pickles",  # no other room's; sources read lists with them

@@ -23,6 +23,7 @@ from diffseg_jax.annotations.regions import LabelledImage, LabelMap, Notes, Writ
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, choose, require_known
+from diffseg_jax.storage.outputs import require_outside
 from diffseg_jax.storage.paths import in_bucket, make_folder, open_path
 from diffseg_jax.storage.similar import similar_path
 
@@ -91,11 +92,8 @@ def convert_labels(
     path, folder = _local(input, "input"), _local(output, "output")
     if not path.exists():
         raise UserError(f"there is no {input}. Give the labels by --input.{similar_path(path)}")
-    if path.is_dir() and folder.resolve().is_relative_to(path.resolve()):
-        raise UserError(
-            f"--output={output} lies in --input={input}, so the next command would take what this "
-            "one writes for labels. Give another folder."
-        )
+    if path.is_dir():
+        require_outside(folder, path, "input", "what this one writes for labels")
     source = source or recognised(path)
     read = choose(LABEL_FORMATS, source, "format").read
     into = choose(LABEL_FORMATS, target, "format")

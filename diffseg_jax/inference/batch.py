@@ -24,6 +24,7 @@ from diffseg_jax.inference.summary import Summary, add_all, metadata_of, require
 from diffseg_jax.inference.videos import count_frames, frame_rate, write_video
 from diffseg_jax.inference.views import predict_whole
 from diffseg_jax.storage.lock import locked
+from diffseg_jax.storage.outputs import require_outside
 from diffseg_jax.storage.paths import in_bucket, make_folder, open_path
 
 MANY_SIZES = 5  # image sizes, each of which compiles, after which a hint is printed
@@ -211,8 +212,4 @@ def require_apart(images: Sequence[str], output: str):
     """Raises UserError if predictions would be written into a folder of images."""
     folders = [Path(path) for path in images if not in_bucket(path) and os.path.isdir(path)]
     for folder in [] if in_bucket(output) else folders:
-        if Path(output).resolve().is_relative_to(folder.resolve()):
-            raise UserError(
-                f"--output={output} lies in --images={folder}, so the next command would take "
-                "predictions for images. Give another folder."
-            )
+        require_outside(Path(output), folder, "images", "predictions for images")

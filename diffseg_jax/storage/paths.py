@@ -6,8 +6,7 @@
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from diffseg_jax.errors import UserError
@@ -113,16 +112,3 @@ def make_folder(path: Path):
         raise UserError(
             f"{path} cannot be created ({error.strerror or error}). Give another --output."
         ) from None
-
-
-@contextmanager
-def made_folder(folder: Path) -> Iterator[None]:
-    """Makes a folder, and removes it and its parents again where nothing was written into them."""
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
-    make_folder(folder)
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # it is not empty
-            for each in made:
-                each.rmdir()
