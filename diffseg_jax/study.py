@@ -17,7 +17,6 @@ exit codes: 0 finished, 2 a mistake or a failed cell, 130 stopped; the same comm
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from diffseg_jax.display import loading
 
@@ -26,9 +25,9 @@ if loading.is_command():
 
 from diffseg_jax.config.flags import Flags, split_overrides
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment.study_cells import cells_of_study, listing, require_data
-from diffseg_jax.experiment.study_file import Study, read_study
-from diffseg_jax.storage.paths import open_path, read_object
+from diffseg_jax.experiment.study_cells import cells_of_study, listed, require_data
+from diffseg_jax.experiment.study_file import read_study
+from diffseg_jax.storage.paths import open_path
 
 
 def make_flags() -> Flags:
@@ -39,14 +38,17 @@ def make_flags() -> Flags:
     add("--workdir", required=True, metavar="DIR", help="folder of the study")
     only = "list the cells and the time that they will take, and run nothing"
     add("--dry-run", action="store_true", help=only)
+    costs = "measure what a prediction takes in finished cells; a study does so at its end"
+    add("--costs", action="store_true", help=costs)
     return flags
 
 
 def main(arguments: Sequence[str] | None = None):
     """The command line; --dry-run does without the slow imports of a run."""
     loading.end()
+    typed = sys.argv[1:] if arguments is None else arguments
     try:
-        given, study, workdir = _opened(sys.argv[1:] if arguments is None else arguments)
+        given, study, workdir = _opened(typed)
         if given.dry_run:
             print(listed(study, workdir))
             require_data(study, cells_of_study(study))
@@ -54,19 +56,17 @@ def main(arguments: Sequence[str] | None = None):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    from diffseg_jax.cli import user_errors
+    from diffseg_jax.cli import CACHE, use_cache, user_errors
     from diffseg_jax.display.console import Display
+    from diffseg_jax.experiment.study_costs import keep_costs
     from diffseg_jax.experiment.study_run import run_study
 
     with user_errors("stopped; the same command resumes"):
-        run_study(study, workdir, display=Display())
-
-
-def listed(study: Study, workdir: Path) -> str:
-    """The list of the cells."""
-    numbers = lambda cell: read_object(workdir / "cells" / f"{cell.name}.json").get("numbers", {})
-    measured = lambda cell: set(study.collect) <= set(numbers(cell))
-    return listing(study, cells_of_study(study), measured)
+        if given.costs:
+            use_cache(CACHE)
+            keep_costs(study, workdir, Display())
+        else:
+            run_study(study, workdir, Display(), typed)
 
 
 def _opened(arguments):

@@ -7,6 +7,7 @@ layers of the map decoder; diffusion: the same decoder without it, with a learne
 the noisy map, and a convolutional head; each with _camvid (--config.data.path=camvid) and
 _cityscapes (--config.data.path=cityscapes --config.weights=convnext_tiny_1k_224.pth) at the end of
 its name.
+table.md also has what a prediction takes: parameters, operations, milliseconds, images per second.
 Published for comparison: Ji et al. (2023), section 4.4. Reverse steps are studied by
 configs/studies/steps.py.
 """
@@ -41,7 +42,7 @@ def get_study(preset="code"):
         axes=AXES[axis],
         seeds={"seed": (0,) if axis == "code" else (0, 1)},
         options={"run": ("train",), "evaluate.pictures": 0},
-        plot="bars",
+        plot="bars", costs=True,
         titles={
             "diffusion.code": "code", "diffusion.code_scale": "scale", "model.layers": "layers",
             "diffusion.schedule": "schedule",

@@ -47,6 +47,7 @@ def get_study(preset="scenes"):
         seconds=dict(start=20, pretrain=0.12, finetune=0.12, image=0.02, images=100),
         device="two CPU cores",
     )
+    study["costs"] = axes is WIDTHS                    # other points are the same network
     if axes is not WIDTHS:
         study["options"]["run"] = ("pretrain", "finetune")
     if preset.endswith("camvid"):

@@ -22,7 +22,7 @@ def get_study(preset="scenes"):
         options={"evaluate.pictures": 0},
         shared={"train": ("evaluate", "sampling")},   # align continues from it
         evaluated=("sampling.steps",),                # nothing is trained again
-        collect=("mIoU", "calibration.ECE"),
+        collect=("mIoU", "calibration.ECE"), costs=True,
         titles={"sampling.steps": "reverse steps", "calibration.ECE": "ECE", "stage": "after"},
         seconds=dict(start=25, train=0.3, align=0.5, image=0.1, images=100),
         device="two CPU cores",

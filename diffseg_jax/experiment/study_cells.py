@@ -15,9 +15,11 @@ from diffseg_jax.data.sources import open_source
 from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError, counted, require_known
 from diffseg_jax.experiment.study_file import Study
+from diffseg_jax.storage.paths import read_object
 
 OF_CORRUPTIONS = "evaluate.corruptions."  # options of --mode=corruptions
 ASSUMED_START, ASSUMED_STEP = 20.0, 0.5  # seconds, of a study that states none
+ASSUMED_COST = 10.0  # seconds, of the costs at a point, most of it compilation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,11 @@ class StudyCell:
         """Of the command that measures it: train, eval or corruptions."""
         corrupted = any(key.startswith(OF_CORRUPTIONS) for key in self.measured)
         return "corruptions" if corrupted else "eval" if self.measured else "train"
+
+
+def name_of_point(labels: Sequence[str]) -> str:
+    """Of the point of all axes with these labels, for files."""
+    return _slug(labels)
 
 
 def _slug(labels):
@@ -265,8 +272,13 @@ def command_of_cell(study: Study, cell: StudyCell, workdir: Path) -> list[str]:
     return _command(study, cell.run, workdir, options, mode)
 
 
+def started_options(study: Study, run: Run, workdir: Path, options: Mapping) -> dict:
+    """Options of a run with those that say where its stages start."""
+    return {**options, **_starts(study, run, workdir)}
+
+
 def _command(study, run, workdir, options, mode=()):
-    options, folder = {**options, **_starts(study, run, workdir)}, folder_of_run(workdir, run)
+    options, folder = started_options(study, run, workdir, options), folder_of_run(workdir, run)
     return [
         "-m", "diffseg_jax.main", f"--config={study.base}", f"--workdir={folder}", *mode,
         *(_flag(key, as_typed(value)) for key, value in options.items()),
@@ -343,6 +355,10 @@ def listing(study: Study, cells: Sequence[StudyCell], done: Callable[[StudyCell]
         total += (seconds := seconds_of_cell(study, cell))
         more = f", --mode={cell.mode}, about {duration(seconds)}" if seconds else ""
         lines.append(f"{number:>4} {cell.name}{more}{', is measured' if done(cell) else ''}")
+    if study.costs:
+        points = len({cell.labels for cell in cells})
+        total += (seconds := study.seconds.get("start", ASSUMED_START) + points * ASSUMED_COST)
+        lines.append(f"     costs of a prediction, about {duration(seconds)}")
     sizes = [f"{len(axis.points)} of {study.title(axis.name)}" for axis in study.axes]
     sizes.append(counted(len(study.seeds.points), "seed"))
     head = f"{study.name}: {counted(len(cells), 'cell')} ({', '.join(sizes)})"
@@ -352,6 +368,13 @@ def listing(study: Study, cells: Sequence[StudyCell], done: Callable[[StudyCell]
         *lines,
         f"in all about {_in_all(total)} on {study.device}",
     ])  # fmt: skip
+
+
+def listed(study: Study, workdir: Path) -> str:
+    """The `listing` of a study in its workdir."""
+    numbers = lambda cell: read_object(workdir / "cells" / f"{cell.name}.json").get("numbers", {})
+    measured = lambda cell: set(study.collect) <= set(numbers(cell))
+    return listing(study, cells_of_study(study), measured)
 
 
 def _in_all(seconds):

@@ -50,6 +50,7 @@ class Study:
     seconds    on `device`: of a "start" of the program, of a step of each stage (of a whole fit),
                of all kept "features", and of an evaluated "image", of which there are "images"
     device     which `seconds` are those of
+    costs      whether a prediction is measured at every point: parameters, operations, time
     about      a sentence about what the study shows
     """
 
@@ -67,6 +68,7 @@ class Study:
     titles: Mapping[str, str]
     seconds: Mapping[str, float]
     device: str
+    costs: bool
     about: str
 
     def title(self, name: str) -> str:
@@ -78,12 +80,12 @@ FIELD_TYPES = {  # of the fields in a file, and their defaults; () is required
     "base": str, "axes": Mapping, "options": Mapping, "seeds": Mapping, "shared": Mapping,
     "features": Mapping,
     "evaluated": tuple, "collect": tuple, "stage": str, "plot": str, "titles": Mapping,
-    "seconds": Mapping, "device": str, "about": str,
+    "seconds": Mapping, "device": str, "costs": bool, "about": str,
 }  # fmt: skip
 DEFAULTS = {
     "options": {}, "seeds": {"seed": (0, 1, 2)}, "shared": {}, "features": {}, "evaluated": (),
     "collect": ("mIoU",), "stage": "", "plot": "lines", "titles": {}, "seconds": {},
-    "device": "this machine", "about": "",
+    "device": "this machine", "costs": False, "about": "",
 }  # fmt: skip
 
 
@@ -99,7 +101,8 @@ def read_study(given: str, overrides: Iterable[tuple[str, str | bool]] = ()) -> 
         if name not in FIELD_TYPES:
             raise UserError(f'{given} has an unknown field "{name}".{hint(name, FIELD_TYPES)}')
         if not isinstance(value, FIELD_TYPES[name]):
-            noun = {Mapping: "a dict", tuple: "a tuple"}.get(FIELD_TYPES[name], "text")
+            nouns = {Mapping: "a dict", tuple: "a tuple", bool: "True or False"}
+            noun = nouns.get(FIELD_TYPES[name], "text")
             raise UserError(f"{name} of {given} is {shown(value)}, but it must be {noun}.")
     for name in ("base", "axes"):
         if not values.get(name):

@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from diffseg_jax.errors import counted
-from diffseg_jax.experiment.study_cells import StudyCell, folder_of_run, runs_of
+from diffseg_jax.experiment.steps_study import TIMED
+from diffseg_jax.experiment.study_cells import (
+    StudyCell,
+    folder_of_run,
+    name_of_point,
+    runs_of,
+)
+from diffseg_jax.experiment.study_costs import costs_of_study
 from diffseg_jax.experiment.study_file import Study
 from diffseg_jax.experiment.study_runs import record_of_cell
 from diffseg_jax.experiment.study_scores import (
@@ -27,6 +34,7 @@ from diffseg_jax.storage.paths import read_object, write_atomically
 DRAWS = 2000  # resamples of an interval
 COVERED = 95  # percent of them that it holds
 IN_PERCENT = ("mIoU", "mAcc", "aAcc")  # numbers that are shown in percent
+COST_COLUMNS = "parameters", "GFLOP", "ms", "images/s"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +145,7 @@ def study_markdown(
         parts += [heading, _table(study, shown)]
     if len(study.axes[0].points) > 1:
         parts += _differences(study, by_labels, workdir, known)
+    parts += cost_section(study, by_labels, workdir)
     parts += [*described_sizes(workdir), *kept_features_of(cells, workdir)]
     failed = [(cell, record_of_cell(workdir, cell)) for cell in cells]
     lines = [f"- {cell.name}: {each['failed']}" for cell, each in failed if "failed" in each]
@@ -164,6 +173,52 @@ def kept_features_of(cells: Sequence[StudyCell], workdir: Path) -> list[str]:
     return lines
 
 
+def cost_section(study: Study, groups: Mapping, workdir: Path) -> list[str]:
+    """The section on what a prediction takes, as paragraphs; [] without costs.
+
+    groups  labels -> `Group`
+    """
+    known = costs_of_study(workdir) if study.costs else {}
+    costs = [(group, known.get(name_of_point(labels))) for labels, group in groups.items()]
+    measured = [cost for _, cost in costs if cost]
+    if not measured:
+        return []
+    path = study.collect[0]
+    titles = [study.title(axis.name) for axis in study.axes]
+    unit = ", %" if is_ratio(path) else ""
+    lines = [[*titles, f"{study.title(path)}{unit}", *COST_COLUMNS]]
+    lines += [[*group.labels, _mean(group, path), *_shown_cost(cost)] for group, cost in costs]
+    return ["## Cost of a prediction", _cost_note(measured), _markdown(lines)]
+
+
+def _shown_cost(cost):
+    if not cost:
+        return ["-"] * len(COST_COLUMNS)
+    gflop = sum(cost["operations"].values()) / 1e9
+    numbers = gflop, cost["ms"], cost["images_per_second"]
+    return [f"{cost['parameters']:,}", *(f"{float(f'{number:.3g}'):,g}" for number in numbers)]
+
+
+def _cost_note(measured):
+    """What the columns are; the costs may be of other machines than this one."""
+    devices = dict.fromkeys(cost["device"] for cost in measured)
+    sizes = dict.fromkeys(tuple(cost["image"] or ()) for cost in measured)
+    batches = dict.fromkeys(str(cost["batch"]) for cost in measured)
+    images = " or ".join("×".join(map(str, size)) for size in sizes if size)
+    return (
+        f"Of one image{f' of {images}' * bool(images)}, as the evaluation shows it. GFLOP: matrix "
+        "products and convolutions, two operations for a product and its sum. ms: an image alone; "
+        f"images/s: in batches of {', '.join(batches)}; the fastest of {TIMED} after compilation, "
+        f"on {', '.join(devices)}. Points of the same architecture share one measurement."
+    )
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table, whose first line is its head."""
+    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _table(study, shown: Mapping, skip: int = 0) -> str:
     """Rows are the points of all axes but the first, columns those of the first without `skip`.
 
@@ -172,10 +227,10 @@ def _table(study, shown: Mapping, skip: int = 0) -> str:
     columns = list(study.axes[0].points)[skip:]
     heads = [study.title(axis.name) for axis in study.axes[1:]] or [""]
     head = [*heads, *(f"{study.title(study.axes[0].name)}: {label}" for label in columns)]
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for row in itertools.product(*(axis.points for axis in study.axes[1:])):
         lines.append([*(row or ("",)), *(shown[(column, *row)] for column in columns)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown(lines)
 
 
 def _mean(group, path):

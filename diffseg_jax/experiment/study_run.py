@@ -1,11 +1,13 @@
 """A study from its file to its table."""
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.study_cells import cells_of_study, listing, require_data
+from diffseg_jax.experiment.study_costs import run_costs
 from diffseg_jax.experiment.study_file import Study
 from diffseg_jax.experiment.study_report import draw_study, report_study
 from diffseg_jax.experiment.study_runs import (
@@ -21,8 +23,10 @@ from diffseg_jax.storage.lock import locked, require_free
 from diffseg_jax.storage.workdir import make_workdir
 
 
-def run_study(study: Study, workdir: Path, display: Display):
+def run_study(study: Study, workdir: Path, display: Display, typed: Sequence[str]):
     """Runs what is missing, and leaves table.md, table.csv, plot.png and commands.sh.
+
+    typed  the arguments of the command
 
     Raises UserError for a config that cannot run, before anything runs, and at the end if a cell
     failed.
@@ -37,12 +41,14 @@ def run_study(study: Study, workdir: Path, display: Display):
     with locked(workdir, "study", "--workdir"):
         claim_study(study, workdir)
         keep_class_sizes(study, workdir)
-        write_commands(study, cells, workdir)
+        costs = ["-m", "diffseg_jax.study", *typed, "--costs"]
+        write_commands(study, cells, workdir, costs)
         done = lambda cell: has_all_numbers(study, record_of_cell(workdir, cell))
         display.say(listing(study, cells, done))
         known = {}
         measured = lambda: report_study(study, cells, workdir, known)
         run_cells_of_study(study, cells, workdir, display, measured)
+        reason = run_costs(study, cells, workdir, costs, display.say)
         display.say("\n" + report_study(study, cells, workdir, known))
         draw_study(study, cells, workdir)
     failed = [cell.name for cell in cells if not done(cell)]
@@ -52,4 +58,6 @@ def run_study(study: Study, workdir: Path, display: Display):
             f"{workdir}/table.md says why, their output is in {workdir}/logs. The same command "
             "runs them again."
         )
+    if reason:
+        raise UserError(f"all cells are measured, but not the costs of a prediction: {reason}")
     display.say(f"table in {workdir}/table.md and table.csv, plot in {workdir}/plot.png")

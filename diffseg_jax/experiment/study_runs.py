@@ -102,14 +102,18 @@ def check_cells(study: Study, cells: Sequence[StudyCell]):
         checked.append(options)
 
 
-def write_commands(study: Study, cells: Sequence[StudyCell], workdir: Path):
-    """commands.sh: the command of every run and cell, in their order."""
+def write_commands(
+    study: Study, cells: Sequence[StudyCell], workdir: Path, costs: Sequence[str]
+):  # fmt: skip
+    """commands.sh: the command of every run and cell, in their order, and that of the costs."""
     lines = []
     for run in runs_of(cells):
         lines += [f"# {run.name}", _typed(command_of_run(study, run, workdir))]
     for cell in cells:
         if cell.mode != "train":
             lines += [f"# {cell.name}", _typed(command_of_cell(study, cell, workdir))]
+    if study.costs:
+        lines += ["# costs of a prediction", _typed(costs)]
     write_atomically(workdir / "commands.sh", ("\n".join(lines) + "\n").encode())
 
 

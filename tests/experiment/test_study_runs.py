@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from diffseg_jax import UserError
-from diffseg_jax.experiment import study_report, study_runs, study_scores
+from diffseg_jax.display.console import Display
+from diffseg_jax.experiment import study_costs, study_report, study_runs, study_scores
 from diffseg_jax.experiment.study_cells import cells_of_study, runs_of
 from diffseg_jax.experiment.study_file import read_study
 from diffseg_jax.metrics.image_counts import ImageCounts
@@ -299,3 +300,53 @@ def test_class_sizes_are_those_of_the_labelled_images_of_the_base(write, tmp_pat
     areas = found["areas"]
     largest = max(areas[name] for name in found["small"])
     assert all(areas[name] >= largest for name in found["large"])
+
+
+COST = {
+    "parameters": 1234567, "operations": {"float32": 1.5e9, "bfloat16": 1e8}, "ms": 41.25,
+    "images_per_second": 1234.4, "image": [96, 128], "batch": 4, "device": "2 CPU cores",
+}  # fmt: skip
+
+
+@pytest.fixture
+def costs(write, tmp_path, monkeypatch):
+    """Cells whose costs were asked for, by a stand-in that knows them of all points but one."""
+    asked = []
+
+    def cost(study, cell, *_):
+        asked.append(cell.name)
+        return {} if cell.labels == ("none", "4") else COST
+
+    def run(command, log, say):
+        assert command[:2] == ["-m", "diffseg_jax.study"] and command[-1] == "--costs"
+        study_costs.keep_costs(read_study(str(tmp_path / "one.py")), log.parents[1], Display())
+        return 0, None, ""
+
+    monkeypatch.setattr(study_costs, "_cost_of_cell", cost)
+    monkeypatch.setattr(study_costs, "run_watched", run)
+    return asked
+
+
+def test_costs_are_measured_once_for_each_point_and_not_again(studied, costs):
+    _, workdir, _, stopped = studied(costs=True)
+    assert not stopped
+    assert costs == ["none-2-seed0", "DeP-2-seed0", "none-4-seed0", "DeP-4-seed0"]
+    table = (workdir / "table.md").read_text()
+    rows = [line for line in table.splitlines() if "1,234,567" in line]
+    assert len(rows) == 3
+    assert all(row.endswith("| 1,234,567 | 1.6 | 41.2 | 1,230 |") for row in rows)
+    assert "| none | 4 |" in table and "| - | - | - | - |" in table
+    assert "Of one image of 96×128" in table and "in batches of 4" in table
+    assert "--costs" in (workdir / "commands.sh").read_text().splitlines()[-1]
+    studied(costs=True)
+    assert len(costs) == 4
+    _, workdir, _, _ = studied(workdir="other")
+    assert len(costs) == 4 and "Cost of" not in (workdir / "table.md").read_text()
+
+
+def test_costs_that_fail_leave_the_table_and_an_exit_code(studied, monkeypatch):
+    failing = lambda command, log, say: (2, None, "error: no device")
+    monkeypatch.setattr(study_costs, "run_watched", failing)
+    lines, workdir, _, stopped = studied(**ONE, costs=True)
+    assert stopped == 2 and "not the costs of a prediction: no device" in lines
+    assert "## mIoU" in (workdir / "table.md").read_text()
