@@ -1,5 +1,11 @@
 """Image segmentation with diffusion models, for many images and few labels."""
 
+import signal
+import sys
+
+if sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith(f"{__name__}."):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback until `display.loading` begins
+
 from diffseg_jax.errors import UserError
 
 __all__ = ["UserError", "annotate", "load"]

@@ -71,10 +71,9 @@ def main(arguments: Sequence[str] | None = None):
         with display.progress("opens and exports the network"):
             network = load(opened.pop("checkpoint"), **opened)
             description = export(network, **given, log=display.say)
-        file = EXPORT_FORMATS[given["format"]].file
-        model = Path(given["output"]) / file
+        model = Path(given["output"]) / EXPORT_FORMATS[given["format"]].file
         print(f"{model}: {model.stat().st_size / 1e6:,.1f} MB; {DESCRIPTION} says:")
-        lines = [line.replace(file, str(model)) for line in description["load"]]
+        lines = [line.replace(model.name, str(model)) for line in description["load"]]
         print(f"  # {description['needs']}", *lines, sep="\n  ")
 
 

@@ -122,7 +122,7 @@ def make_flags() -> Flags:
 
 def main(arguments: Sequence[str] | None = None):
     """The command line: reads the config once, then runs the mode."""
-    stopped = "stopped; the same command resumes from the last checkpoint, if one was saved"
+    stopped = "stopped; the same command goes on from what was saved, if anything was"
     absl_flags.FLAGS.mark_as_parsed()  # grain hands its own flags to its worker processes
     imports = time.process_time() if arguments is None else 0.0  # so far, nothing else was done
     with user_errors(stopped):
@@ -138,10 +138,7 @@ def run(arguments: Sequence[str], begun: float | None = None):
     mode = choose(MODES, given.mode, "mode")
     options = {}
     if given.go_on and given.mode != "train":
-        raise UserError(
-            f"--continue trains further, but the mode is {given.mode}. Leave out --continue or "
-            "--mode."
-        )
+        raise UserError(f"--continue trains, but the mode is {given.mode}. Leave out one of them.")
     if given.go_on and given.changed_data == "refuse":
         raise UserError(
             "--continue learns from changed data, which --changed_data=refuse forbids. Leave out "

@@ -31,8 +31,7 @@ def main(arguments: Sequence[str] | None = None):
         curves = read_curves([path for workdir in given.workdir for path in expanded(workdir)])
         with Display().progress("draws curves"):
             save_figure(draw_curves(curves), given.output)
-        print(last_numbers(curves))
-        print(f"curves in {given.output}")
+        print(last_numbers(curves), f"curves in {given.output}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -72,9 +72,7 @@ def make_flags() -> Flags:
     unsure = "255 in place of labels whose chance of an error is above it, such as 0.05"
     add("--reject", type=float, metavar="X", help=unsure)
     add_cache_flag(add)
-    add = flags.add_argument_group(
-        "options of the prediction; defaults: those of the evaluation of the run"
-    ).add_argument
+    add = flags.add_argument_group("prediction; defaults: as the run was evaluated").add_argument
     add("--steps", type=int, metavar="N", help="reverse steps (ddp)")
     add("--samples", type=int, metavar="N", help="draws of the initial noise, averaged (ddp)")
     add("--tile", type=sides, metavar="N[,N]", help="side of the windows of large images; 0: none")

@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None):
             print(*files, sep="\n")
             print(f"\n{(folder / CARD).read_text()}")
         else:
-            print(copy_to(given.to, folder, given.public))
+            with display.progress(f"copies to {given.to}"):
+                print(copy_to(given.to, folder, given.public))
         if not given.licence:
             print("note: the card states no licence; --licence=apache-2.0, for example, adds one")
         what = f"{counted(len(files), 'file')}, {size(sum(files.values()))}"

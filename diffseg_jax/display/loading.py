@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -35,6 +36,7 @@ def begin():
     """Shows the row. From now on Ctrl-C ends the process, whether or not the row was erased."""
     if INTERRUPTS.is_watched:  # another module of the command began
         return
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as before the package's own
     INTERRUPTS.watch(_leave)
     if _is_terminal():
         sys.excepthook = _fail

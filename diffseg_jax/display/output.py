@@ -1,14 +1,23 @@
-"""The standard streams of a command, which ignore a closed pipe."""
+"""The standard streams of a command: they ignore a closed pipe, and wrap lines in a terminal."""
 
 import contextlib
 import io
 import os
+import re
+
+from rich.cells import cell_len
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")  # of colours, and of moves of the cursor
+TYPED = r"python -m diffseg_jax\.\w+(?: --\S+)*"  # is copied, so no line ends within it
+WORDS = re.compile(rf"(\s*)({TYPED}\S*|\S+)")
+HANGING = 4  # columns
 
 
 class Output:
     """A standard stream that takes any text, and drops it once nobody reads the pipe any more.
 
-    Names of files that are not valid text are printed with escapes.
+    Names of files that are not valid text are printed with escapes. In a terminal, lines end
+    between words; anywhere else they stay whole, for programs that search in them.
     """
 
     def __init__(self, stream):
@@ -22,12 +31,21 @@ class Output:
 
     def write(self, text: str) -> int:
         with self._dropped():
-            self.stream.write(text)
+            width = self._width()
+            lines = (wrapped(line, width) for line in text.split("\n")) if width else [text]
+            self.stream.write("\n".join(lines))
         return len(text)
 
     def flush(self):
         with self._dropped():
             self.stream.flush()
+
+    def _width(self):
+        """Columns of the terminal; 0 if it is none."""
+        try:
+            return os.get_terminal_size(self.stream.fileno()).columns
+        except (OSError, ValueError, AttributeError):  # a file, closed, or no stream of the system
+            return 0
 
     @contextlib.contextmanager
     def _dropped(self):
@@ -37,3 +55,22 @@ class Output:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.stream.fileno())
             os.close(nowhere)
+
+
+def wrapped(line: str, width: int) -> str:
+    """A line as lines of at most `width` columns, unless a word or a command is longer.
+
+    Those after the first are indented. Escapes before the line stay; JSON is not changed.
+    """
+    if cell_len(ESCAPES.sub("", line)) <= width or line.lstrip().startswith(('"', "{", "[")):
+        return line
+    start = re.match(f"(?:{ESCAPES.pattern})*", line).end()
+    escapes, text = line[:start], line[start:]
+    indent = " " * (len(text) - len(text.lstrip()) + HANGING)
+    lines = [""]
+    for space, word in WORDS.findall(text):
+        if lines[-1].strip() and cell_len(lines[-1] + space + word) > width:
+            lines.append(indent + word)
+        else:
+            lines[-1] += space + word
+    return escapes + "\n".join(lines)

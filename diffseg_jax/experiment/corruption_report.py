@@ -26,11 +26,29 @@ def cell_line(row: Mapping, clean: Mapping | None) -> str:
     """A line for the log about one cell."""
     name = row["type"] if row["type"] == CLEAN else f"{row['type']} {row['severity']}"
     drop = f" ({_drop(row, clean)})" if clean and row is not clean else ""
-    foreign = "" if row["foreign"] is None else f"  foreign {100 * row['foreign']:.0f} %"
-    return (  # 80 columns, but for the last
-        f"{name:>18}  mIoU {_percent(row['mIoU'])} %{drop}  AUROC {_three(row['AUROC'])}  wrong "
-        f"{_percent(row['wrong'])} %, expected {_percent(row['expected'])} %{foreign}"
+    return (  # 80 columns
+        f"{name:>19}  mIoU {_percent(row['mIoU'])}{drop}  AUROC {_three(row['AUROC'])}  wrong "
+        f"{_percent(row['wrong'])}, expected {_percent(row['expected'])} %"
     )
+
+
+def short_table(rows: Sequence[Mapping]) -> str:
+    """mIoU and AUROC by type and severity, in 78 columns at most."""
+    clean, by_type, severities = _arranged(rows)
+    area = lambda row: "-" if row["AUROC"] is None else f"{row['AUROC']:.2f}"
+
+    def line(name, scores, areas):
+        cells = (f"{cell:>6}" for cell in (*scores, *areas))
+        return f"{name:>18}" + "".join(cells)
+
+    lines = [
+        f"{'':18}{'mIoU, %':>{6 * len(severities)}}{'AUROC':>{6 * len(severities)}}",
+        line("severity", severities, severities),
+    ]
+    for name, cells in {CLEAN: [clean] * len(severities), **by_type}.items():
+        scores, areas = zip(*((_percent(row["mIoU"]), area(row)) for row in cells), strict=True)
+        lines.append(line(name, scores, areas))
+    return "\n".join(lines)
 
 
 def to_csv(rows: Sequence[Mapping]) -> str:

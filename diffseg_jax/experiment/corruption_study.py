@@ -31,6 +31,7 @@ from diffseg_jax.experiment.corruption_report import (
     cell_line,
     markdown,
     robustness_curves,
+    short_table,
     to_csv,
 )
 from diffseg_jax.experiment.evaluate import (
@@ -331,8 +332,10 @@ def report(study: CorruptionStudy, rows: Sequence[dict]):
             layout.save_png(pictures / "corruptions.png", plot)
             if evaluation.examples:
                 layout.save_png(pictures / "corruptions_images.png", examples_of(study))
-        evaluation.log.say(table)
-    evaluation.log.say(f"finished; numbers in {workdir / 'corruptions.csv'}, a plot in {pictures}")
+        evaluation.log.say(short_table(rows))
+    evaluation.log.say(
+        f"finished; numbers in {workdir / 'corruptions.csv'} and .md, a plot in {pictures}"
+    )
     evaluation.log.close()
 
 

@@ -63,8 +63,9 @@ def show_cost(
         make_workdir(workdir)
     chosen, found = tuple(accelerators) or tuple(ACCELERATORS), {}
     notes = [TRACED_NOTE, *[COMPILED_NOTE] * compiled, ROOFLINE_NOTE]
-    for name in names:
-        with display.progress(f"{name}: {'compiles' if compiled else 'traces'}"):
+    for number, name in enumerate(names, 1):
+        does = "compiles" if compiled else "traces"
+        with display.progress(f"{name}, stage {number} of {len(names)}: {does}"):
             cost = stage_cost_of(config, name, mesh, compiled)
         if cost is None:
             display.say(f"{name}: takes published classifiers, so that nothing is learned")

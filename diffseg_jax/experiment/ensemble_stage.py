@@ -70,7 +70,8 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | N
         masks, kept = masks[kept[:, 1] <= copies], kept[kept[:, 1] <= copies]
     if copies != _copies(plan):
         plan = dataclasses.replace(plan, meta={**plan.meta, "copies": copies})
-    need = require_memory(plan, frozen, masks)
+    with plan.log.progress(f"{plan.name}: counts its features"):  # it is traced
+        need = require_memory(plan, frozen, masks)
     originals = len({index for index, _ in kept})
     copies = f" and {len(kept) - originals} changed copies" if len(kept) > originals else ""
     plan.log.say(

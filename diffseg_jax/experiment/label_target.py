@@ -34,7 +34,14 @@ from diffseg_jax.metrics import segmentation
 
 COUNTED_AS = "counted as published"  # part of the title of a column
 READ_FIRST = 32  # examples per split that are read before anything is written
-TITLES = f"{'stage':>10} steps draws  mIoU (%)   ms/image  AUROC"
+STUDIED = {  # signals of uncertainty and the titles of their columns
+    "least_confidence": "conf.", "entropy": "entropy", "divergence": "diverg.",
+    "changes": "changes", "spread": "spread",
+}  # fmt: skip
+TITLES = (  # 79 columns
+    f"{'':39}   AUROC of the uncertainty by\n"
+    f"{'stage':>10} steps draws   mIoU  ms/image" + "".join(f"{t:>8}" for t in STUDIED.values())
+)
 
 
 def require_classes_of(source, name: str):
@@ -112,11 +119,11 @@ def row_of_study(evaluation: Evaluation, counts: Counts) -> dict:
 
 def line_of_study(row: dict) -> str:
     """A setting's numbers, below TITLES."""
-    areas = "  ".join(f"{name} {_three_digits(value)}" for name, value in row["AUROC"].items())
+    areas = "".join(f"{_three_digits(row['AUROC'].get(name)):>8}" for name in STUDIED)
     steps = row["steps"] or "-"
     return (
-        f"{row['stage']:>10} {steps:>5} {row['draws']:>5}  {100 * row['mIoU']:8.2f}  "
-        f"{row['ms']:9.3g}  {areas}"
+        f"{row['stage']:>10} {steps:>5} {row['draws']:>5} {100 * row['mIoU']:6.2f} "
+        f"{row['ms']:9.3g}{areas}"
     )
 
 

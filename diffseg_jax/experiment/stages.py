@@ -154,7 +154,8 @@ def run_stages(plan: Plan, go_on: bool, budget: Budget | None = None):
         with StageCheckpoints(stage.directory) as checkpoints:
             while network is None:  # even a finished stage may have been damaged since
                 is_new |= run_stage(stage, checkpoints, go_on, budget)
-                network = read_chosen(stage, checkpoints)
+                with plan.log.progress(f"{name}: reads its checkpoint"):
+                    network = read_chosen(stage, checkpoints)
         if name in measured and not is_new:
             results[name] = measured[name]
         elif stage.evaluation:

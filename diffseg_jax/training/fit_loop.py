@@ -111,7 +111,7 @@ def train_members(
     replicated = NamedSharding(mesh, PartitionSpec())
     begin = functools.partial(initial_state, fit)
     life = Lifecycle(fit.name, total, checkpoints, log)
-    with log.progress(f"{fit.name}: makes or reads its classifiers"):
+    with log.progress(f"{fit.name}: prepares classifiers"):
         learned, step = life.resume(jax.eval_shape(begin), mesh, part=True)
         if learned is None:
             learned = jax.jit(begin, out_shardings=replicated)()
@@ -131,7 +131,7 @@ def train_members(
     # ---- steps
     options = dict(unit="steps", first=COMPILES, done=step, at_most=bool(fit.stops))
     steps = log.progress(fit.name, total, **options)
-    with life.running() as asked, steps as shown:
+    with steps as shown, life.running() as asked:
         while step < total:
             learned, losses = call(learned, data, *inputs)
             before, step = step, min(step + length, total)

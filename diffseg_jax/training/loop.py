@@ -92,7 +92,7 @@ def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -
     """
     # ---- where the last run stopped
     life = Lifecycle(stage.name, stage.steps, checkpoints, log)
-    with log.progress(f"{stage.name}: makes or reads its parameters") as shown:
+    with log.progress(f"{stage.name}: prepares parameters") as shown:
         state, start = life.resume(abstract_state(stage), mesh)
         if state is None:
             shown.begins(COMPILES)
@@ -121,13 +121,14 @@ def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -
         lowered = step_fn.lower(state, batch, key, rate(start))
         step_fn = lowered.compile()
         seconds = time.perf_counter() - begun
-    log.say(f"{stage.name}: {resources.of_step(lowered, step_fn, mesh.size, seconds)}")
+        needs = resources.of_step(lowered, step_fn, mesh.size, seconds)
+    log.say(f"{stage.name}: {needs}")
 
     # ---- steps
     sums = _Sums(**unreported)
     total = None if stage.pace else stage.steps  # `pace` will say
     steps = log.progress(stage.name, total, unit="images", each=stage.batch_size, done=start)
-    with life.running() as asked, steps as shown, contextlib.closing(batches):
+    with steps as shown, life.running() as asked, contextlib.closing(batches):
         for step in itertools.count(start + 1):
             state, metrics = step_fn(state, batch, key, rate(step - 1))
             in_flight.append((step, metrics))

@@ -30,6 +30,14 @@ compiled = lambda: hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # runs no
 """
 
 
+IMPORT = """
+import signal, sys
+sys.orig_argv = sys.argv[1:]
+import diffseg_jax
+print(signal.getsignal(signal.SIGINT) is signal.SIG_DFL)
+"""
+
+
 class Command:
     """A Python program in a terminal of its own."""
 
@@ -447,3 +455,13 @@ def test_a_command_is_what_python_was_asked_to_run(monkeypatch, arguments, is_on
     monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setattr(sys, "orig_argv", ["python", *arguments.split()])
     assert loading.is_command() == is_one
+
+
+@pytest.mark.parametrize("typed, quiet", [
+    (["python", "-m", "diffseg_jax.predict"], True), (["python", "program.py"], False),
+    (["python", "-m", "pytest", "-m", "quick"], False),
+])  # fmt: skip
+def test_a_command_that_starts_is_ended_without_a_traceback(typed, quiet):
+    command = [sys.executable, "-c", IMPORT, *typed]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == str(quiet)

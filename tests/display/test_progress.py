@@ -82,7 +82,7 @@ def test_what_compiles_is_said_until_the_first_part_is_done():
     clock = Clock()
     progress = Progress("images", 4, first=COMPILES, clock=clock)
     clock.now = 12
-    line = "images 0/4   compiling, about a minute the first time, 12 s so far"
+    line = "images 0/4   compiling (the first time only), 12 s so far"
     assert progress.line() == line
     progress.add()
     assert COMPILES not in progress.line()
@@ -137,5 +137,5 @@ def test_a_part_that_compiles_for_another_size_changes_neither_the_rate_nor_the_
 
 def test_a_narrow_terminal_shows_the_beginning_of_a_note():
     progress = Progress("images", 12, first=COMPILES, clock=Clock())
-    assert shown(progress, 50) == "images   0/12  compiling, about a minute the firs…"
+    assert shown(progress, 50) == "images   0/12  compiling (the first time only), 0…"
     assert shown(progress, 20) == "images   0/12"

@@ -15,7 +15,7 @@ from configs.tiny_ddpm_seg import get_config
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import corruption_study, stages
-from diffseg_jax.experiment.corruption_report import NUMBERS, mean_row
+from diffseg_jax.experiment.corruption_report import NUMBERS, cell_line, mean_row, short_table
 from diffseg_jax.experiment.corruption_study import CorruptedImages, measure_corruptions, trust_of
 from diffseg_jax.figures.robustness import robustness_plot
 from diffseg_jax.metrics.calibrator import Calibrator
@@ -44,6 +44,22 @@ def measured(tmp_path_factory):
     stages.train(config_of(), workdir)
     measure_corruptions(config_of(), workdir)
     return workdir
+
+
+def test_lines_and_the_table_of_all_severities_fit_a_terminal_of_80_columns():
+    clean = {"type": "clean", "severity": 0, **dict.fromkeys(NUMBERS, 0.6543), "foreign": None}
+    rows = [clean, *(
+        clean | {"type": name, "severity": severity, "mIoU": 0.1234, "AUROC": 0.512}
+        for name in ("elastic_transform", "fog") for severity in range(1, 6)
+    )]  # fmt: skip
+    lines = [cell_line(row, clean) for row in rows]
+    assert max(map(len, lines)) == 80 and "mIoU 12.3 (-53.1)" in lines[1]
+    table = short_table(rows).splitlines()
+    assert max(map(len, table)) <= 80 and [line.split()[0] for line in table[1:]] == [
+        "severity", "clean", "elastic_transform", "fog"
+    ]  # fmt: skip
+    assert table[3].split()[1:] == ["12.3"] * 5 + ["0.51"] * 5
+    assert table[2].split()[1:] == ["65.4"] * 5 + ["0.65"] * 5
 
 
 def cells_of(workdir):

@@ -1,0 +1,61 @@
+"""Lines of a command: wrapped between words in a terminal, whole anywhere else."""
+
+import io
+import os
+import pty
+import termios
+
+import pytest
+
+from diffseg_jax.display.output import Output, wrapped
+
+pytestmark = pytest.mark.quick
+
+WORDS = " ".join(["words of some length"] * 12)
+COMMAND = "python -m diffseg_jax.main --config=configs/ddpm_seg_folder.py --workdir=runs/few"
+
+
+def lines_of(line, width=80):
+    return wrapped(line, width).split("\n")
+
+
+def test_lines_end_between_words():
+    found = lines_of(f"  fit: {WORDS}")
+    assert len(found) > 2 and all(len(line) <= 80 for line in found)
+    assert all(line.startswith(" " * 6) and line[6] != " " for line in found[1:])
+    assert " ".join(line.strip() for line in found) == f"fit: {WORDS}"
+
+
+def test_lines_that_fit_and_words_that_do_not_stay():
+    for line in ("", "   ", "x" * 80, f"  {'x' * 200}", f'    "key": "{WORDS}"'):
+        assert wrapped(line, 80) == line
+    assert lines_of(f"saved in {'x' * 200}") == ["saved in", " " * 4 + "x" * 200]
+
+
+def test_columns_are_counted_not_characters():
+    assert len(lines_of("図 " * 30, 80)) == 2 and len(lines_of("図 " * 26, 80)) == 1
+
+
+def test_no_line_ends_within_a_command():
+    found = lines_of(f"the same command with more labels goes on: {COMMAND}, if there are any")
+    assert found[1] == f"    {COMMAND}," and found[2] == "    if there are any"
+
+
+def test_escapes_have_no_columns():
+    row = "\x1b[1m" + "x" * 70 + "\x1b[0m\x1b[2m" + "y" * 10 + "\x1b[0m"
+    assert wrapped(row, 80) == row
+    found = lines_of("\r\x1b[J" + WORDS)
+    assert found[0].startswith("\r\x1b[Jwords") and len(found[0]) <= 84
+
+
+def test_a_terminal_gets_lines_of_its_width_and_a_file_whole_ones():
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 60))
+    with open(theirs, "w") as stream:
+        print(WORDS, file=Output(stream), flush=True)
+        found = os.read(ours, 4096).decode().splitlines()
+    os.close(ours)
+    assert len(found) > 3 and max(map(len, found)) <= 60
+    file = io.StringIO()
+    print(WORDS, file=Output(file))
+    assert file.getvalue() == f"{WORDS}\n"
