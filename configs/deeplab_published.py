@@ -19,6 +19,10 @@ real/train counts. Its result on real/test, which the paper reports in its own c
 ("ddpm_seg" in results_eval.json), takes afterwards the same command with --mode=eval
 --config.data.val=test
 
+DatasetGAN's own protocol takes no validation images: --config.data.val=test
+--config.evaluate.step_folds=5 cuts the test images into five, each of which chooses the epoch that
+the others test; "step_folds" in results.json has their mean and standard deviation.
+
 resnet101.pth is torchvision's, trained on ImageNet with labels, which the paper's row uses too.
 Nothing of this was run at full size: 112,500 steps on an accelerator. Not confirmed here.
 """
@@ -79,6 +83,7 @@ def get_config(preset="bedroom28"):
         view="whole", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=False,
         limit=(0, 0), short=0, batch_size=1,
         images=0, quick_images=40, absent="zero", checkpoint="best", pictures=4,
+        step_folds=0,                     # parts of val, each chooses the epoch others test; 0: no
     )
     if preset == "tiny":
         scenes = dict(images=4, size=(64, 96), seed=0)

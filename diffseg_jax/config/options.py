@@ -169,6 +169,7 @@ LABELLED = {  # added if a stage trains with labels
         "checkpoint": Text(("last", "best")),
         "pictures": Number(int, 0, 64),
         "corruptions": CORRUPTIONS,
+        "step_folds": Optional(Number(int, 0)),  # see experiment.step_folds
     },
 }
 DEPTH_CHANGES = {  # stages.*.augment for depth; see data.depth_transforms
@@ -180,8 +181,9 @@ DEPTH_CHANGES = {  # stages.*.augment for depth; see data.depth_transforms
     "brightness": Several(Number(float, 0.01, 100), 2),
     "channels": Several(Number(float, 0.01, 100), 2),
 }
+OF_CLASSES = "absent", "corruptions", "step_folds"  # options that depth does not have
 DEPTH_EVALUATE = {
-    **{k: v for k, v in LABELLED["evaluate"].items() if k not in ("absent", "corruptions")},
+    **{k: v for k, v in LABELLED["evaluate"].items() if k not in OF_CLASSES},
     "crop": Text(("none", "garg", "eigen", "nyu")),  # see metrics.depth.DEPTH_CROPS
 }
 BEV_CHANGES = {  # stages.*.augment for maps seen from above; see data.bev_transforms

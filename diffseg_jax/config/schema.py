@@ -28,6 +28,7 @@ LACKING = {  # option that a config may lack -> what one without it means, if th
     "evaluate.corruptions.stage": "", "evaluate.corruptions.types": (),
     "evaluate.corruptions.severities": (1, 3, 5), "evaluate.corruptions.images": 0,
     "evaluate.corruptions.frost": "", "evaluate.corruptions.constants": "224",
+    "evaluate.step_folds": 0,
     "stages.*.balance": "recipe", "features.noise": "shared", "features.share_noise": True,
 }  # fmt: skip
 LARGEST = {int: 2**31 - 1, float: 3e38}  # the limits of int32 and, rounded, of float32

@@ -9,6 +9,7 @@ from diffseg_jax.experiment.augmentation import augmentation
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.planned import StagePlan
 from diffseg_jax.experiment.results import save_sheet, trace_steps
+from diffseg_jax.experiment.step_folds import keep_step_counts
 from diffseg_jax.figures import layout, sheets
 from diffseg_jax.training.state import network_of
 
@@ -44,6 +45,7 @@ def _measuring_monitor(plan):
     def measure_quickly(state, step):
         network = network_of(state, plan.options.ema)
         counts, examples = target.measure(evaluation, network, indices, protocol)
+        keep_step_counts(evaluation, step)
         trace_steps(evaluation, network, examples, protocol)
         target.draw(evaluation, examples, f"{plan.name}_{step:06d}", step)
         return {**target.quick(evaluation, counts), "images": len(indices)}

@@ -33,7 +33,7 @@ SHORTER = 4  # times fewer steps than the recipe
 GENTLER = 0.5  # of the recipe's peak learning rate
 MOVING = "moving.json"  # in the folder of the new run: it is finished, and where the old one goes
 UNMOVED = ("config.json", MOVING)  # files of the new run that take no place
-PARTED = "checkpoints", "folds", "tensorboard"  # whose parts move, those of each stage
+PARTED = "checkpoints", "folds", "step_counts", "tensorboard"  # parts of stages, which move
 
 
 def continue_run(

@@ -42,6 +42,7 @@ from diffseg_jax.experiment.start_step import (
     open_start,
     step_to_start_from,
 )
+from diffseg_jax.experiment.step_folds import require_foldable
 from diffseg_jax.experiment.targets import target_of
 from diffseg_jax.inference.views import Protocol, protocol_of
 from diffseg_jax.storage.checkpoints import steps_in
@@ -361,18 +362,20 @@ def _plan_evaluation(
     nearest = min(protocol.scales, key=lambda scale: abs(math.log(scale)))
     shown = {key: options[key] for key in PROTOCOL_KEYS if key in options}
     recorded = {"measured_on": images.origin, "protocol": shown, **task.recorded}
-    indices = images.indices
+    indices, folds = images.indices, options.get("step_folds", 0)
+    quick = indices[: options.images or None] if folds else indices[: options.quick_images]
+    require_foldable(folds, len(quick), name, task.fit is None)
     return Evaluation(
         stage=name, target=target_of(config), task=task, source=images.source,
         indices=indices[: options.images or None],
-        quick_indices=indices[: options.quick_images], protocol=protocol,
+        quick_indices=quick, protocol=protocol,
         quick_protocol=dataclasses.replace(protocol, scales=(nearest,), flip=False),
         batch_size=options.batch_size, examples=options.pictures,
         absent=options.get("absent", ""), crop=options.get("crop", "none"),
         convention=SYSTEMS[config.system].convention, keep_best=_keeps_best(config),
         held_out=images.held_out, recorded=as_json(recorded),
         workdir=workdir, mesh=mesh, log=log, learned=learned, folds=images.folds,
-        note=images.note,
+        note=images.note, step_folds=folds,
     )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ class Evaluation:
     folds              index -> the number of the fold in which it is held out, in turn; None for
                        validation images that are always the same
     note               a sentence about the validation images, or ""
+    step_folds         parts of them, each of which chooses a step that the others test; 0: none
     recorded           JSON values that stand beside the results
     timed              protocol -> seconds of an image, as the last `results.measure` found
     image_counts       index of an image -> its counts, as the last `results.measure` found
@@ -64,6 +65,7 @@ class Evaluation:
     learned: tuple[Sequence, np.ndarray] | None = None
     folds: Mapping[int, int] | None = None
     note: str = ""
+    step_folds: int = 0
     crop: str = "none"
     timed: dict[Protocol, float] = dataclasses.field(default_factory=dict)
     image_counts: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)

@@ -31,6 +31,7 @@ from diffseg_jax.experiment.fold_files import (
     scores_line,
 )
 from diffseg_jax.experiment.planned import Evaluation, StagePlan
+from diffseg_jax.experiment.step_folds import counts_of_images, measured_by_folds
 from diffseg_jax.figures import layout, sheets, trust
 from diffseg_jax.figures.confusion import confusion_plot
 from diffseg_jax.inference.calibrators import file_of, write_calibrator
@@ -41,7 +42,6 @@ from diffseg_jax.metrics import segmentation
 from diffseg_jax.metrics.calibration import scores_by_class
 from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.metrics.familiarity import MIN_KNOWN, known_images
-from diffseg_jax.metrics.image_counts import ImageCounts
 from diffseg_jax.metrics.uncertainty import auroc
 from diffseg_jax.storage.paths import write_atomically
 from diffseg_jax.storage.workdir import stage_directory
@@ -140,6 +140,7 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
         "calibrated": found,
         **others,
         **by_fold,
+        **(measured_by_folds(evaluation, meta["step"]) if suffix == "result" else {}),
         **{key: value for key, value in evaluation.recorded.items() if key != "protocol"},
     }
 
@@ -205,13 +206,8 @@ def keep_image_counts(evaluation: Evaluation, suffix: str = "result"):
     """Writes image_counts_<stage>.npz, with the suffix if it is not "result": see `ImageCounts`."""
     if not processes.is_first():
         return
-    source, end = evaluation.source, "" if suffix == "result" else f"_{suffix}"
-    kept = ImageCounts(
-        names=tuple(source.names[index] for index in evaluation.indices),
-        classes=tuple(source.labels.names),
-        counts=np.stack([evaluation.image_counts[int(index)] for index in evaluation.indices]),
-        absent=str(evaluation.absent), unscored=tuple(source.labels.unscored),
-    )  # fmt: skip
+    end = "" if suffix == "result" else f"_{suffix}"
+    kept = counts_of_images(evaluation, evaluation.indices)
     kept.save(evaluation.workdir / f"image_counts_{evaluation.stage}{end}.npz")
 
 

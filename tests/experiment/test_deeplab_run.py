@@ -52,7 +52,10 @@ MADE = {  # training images from a folder, validation images from scenes
 def run(folder, tmp_path_factory):
     """The workdir of a run that no test may change."""
     workdir = tmp_path_factory.mktemp("deeplab") / "run"
-    changes = {"stages.train.steps": 4, "evaluate.quick_images": 2, "evaluate.images": 3}
+    changes = {
+        "stages.train.steps": 4, "stages.train.every.evaluate": 2, "evaluate.images": 3,
+        "evaluate.step_folds": 3,
+    }  # fmt: skip
     main.MODES["train"](config_of(**MADE, **changes, **{"data.path": str(folder)}), workdir)
     return workdir
 
@@ -62,6 +65,13 @@ def test_a_run_learns_from_one_data_set_and_is_measured_on_another(run):
     assert found["images"] == 3 and found["labelled_images"] == 5
     assert 0 <= found["ddpm_seg"]["mIoU"] <= 1 and "AUROC" in found
     assert (run / "pictures" / "train_result.png").exists()
+
+
+def test_parts_of_the_validation_images_choose_among_the_evaluated_steps(run):
+    found = json.loads((run / "results.json").read_text())["train"]["step_folds"]
+    assert found["convention"] == "ddpm_seg" and found["steps_measured"] == 2
+    assert len(found["steps"]) == 3 and set(found["steps"]) <= {2, 4}
+    np.testing.assert_allclose(np.mean(found["scores"]), found["mIoU"])
 
 
 def test_its_checkpoint_predicts_images_of_any_size(run):

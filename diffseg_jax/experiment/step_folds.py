@@ -1,0 +1,122 @@
+"""Folds of the validation images, each of which chooses the step that the others test.
+
+The protocol of Zhang et al., "DatasetGAN" (CVPR 2021), whose program measures the checkpoint of
+every epoch on five consecutive parts of the test images. Here every evaluation during training
+keeps the counts of its images, so that no checkpoint but the last is needed.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffseg_jax.devices import processes
+from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.planned import Evaluation
+from diffseg_jax.metrics import segmentation
+from diffseg_jax.metrics.image_counts import ImageCounts, mean_iou, read_image_counts
+
+FOLDER = "step_counts"  # of the workdir; a folder for each stage
+
+
+def require_foldable(folds: int, images: int, name: str, has_steps: bool):
+    """Raises UserError for numbers of folds that cannot be, for a stage with that name."""
+    if folds == 1 or folds > images:
+        possible = f", or {min(images, 5)}" if images > 1 else ""
+        raise UserError(
+            f"evaluate.step_folds is {folds}, but each of 2 or more parts of the "
+            f"{counted(images, 'validation image')} needs one. Try --config.evaluate.step_folds=0, "
+            f"which makes no parts{possible}."
+        )
+    if folds and not has_steps:
+        raise UserError(
+            f"evaluate.step_folds is {folds}, but the stage {name} fits classifiers, without "
+            "evaluations before its end. Try --config.evaluate.step_folds=0."
+        )
+
+
+def counts_of_images(evaluation: Evaluation, indices: Sequence[int]) -> ImageCounts:
+    """The counts of some images that were measured last."""
+    source = evaluation.source
+    return ImageCounts(
+        names=tuple(source.names[index] for index in indices),
+        classes=tuple(source.labels.names),
+        counts=np.stack([evaluation.image_counts[int(index)] for index in indices]),
+        absent=str(evaluation.absent), unscored=tuple(source.labels.unscored),
+    )  # fmt: skip
+
+
+def keep_step_counts(evaluation: Evaluation, step: int):
+    """Keeps the counts of the quick evaluation of a step, if folds are to choose among steps."""
+    if evaluation.step_folds and processes.is_first():
+        kept = counts_of_images(evaluation, evaluation.quick_indices)
+        kept.save(_folder(evaluation) / f"{step:08d}.npz")
+
+
+def measured_by_folds(evaluation: Evaluation, last: int) -> dict:
+    """{"step_folds": `scores_by_folds`}, JSON values, of steps up to the last one; {} without.
+
+    Of several processes the first one reads the files, as it has written them.
+    """
+    if not evaluation.step_folds or not processes.is_first():
+        return {}
+    files = {int(file.stem): file for file in sorted(_folder(evaluation).glob("*.npz"))}
+    kept = {step: read_image_counts(file) for step, file in files.items() if step <= last}
+    names = tuple(evaluation.source.names[index] for index in evaluation.quick_indices)
+    kept = {step: each for step, each in kept.items() if each.names == names}
+    if not kept:
+        return {}
+    convention = segmentation.CONVENTIONS[evaluation.convention]
+    own = evaluation.convention == "default"
+    absent = str(evaluation.absent) if own else convention.absent.value
+    unscored = evaluation.source.labels.unscored
+    score = lambda sums: float(mean_iou(sums, absent, unscored, convention.ignored_row))
+    counts = np.stack([each.counts for each in kept.values()])
+    chosen = scores_by_folds(counts, evaluation.step_folds, score)
+    scores = [segmentation.to_number(score) for _, score in chosen]
+    known = [score for score in scores if score is not None]
+    found = {
+        "mIoU": float(np.mean(known)) if known else None,
+        "deviation": float(np.std(known)) if known else None,  # of all folds, as published
+        "scores": scores,
+        "steps": [list(kept)[row] for row, _ in chosen],
+        "steps_measured": len(kept),
+        "convention": evaluation.convention,
+    }
+    _say(evaluation, found)
+    return {"step_folds": found}
+
+
+def scores_by_folds(
+    counts: np.ndarray, folds: int, score: Callable[[np.ndarray], float]
+) -> list[tuple[int, float]]:
+    """For each fold the step that is best on it, and the score of that step on all other images.
+
+    counts  i64[S,N,4,K] of N images, in their order, at S steps
+    score   summed counts i64[4,K] -> number; a larger one is better, NaN is none
+
+    Folds are consecutive and of N // folds images, so that the last N % folds images are always
+    among the others. The first of equal steps counts, and the first of all where none has a number.
+    """
+    size, found = counts.shape[1] // folds, []
+    for fold in range(folds):
+        inside = np.zeros(counts.shape[1], bool)
+        inside[fold * size : (fold + 1) * size] = True
+        chosen = [score(each[inside].sum(0)) for each in counts]
+        best = int(np.argmax(np.nan_to_num(chosen, nan=-np.inf)))
+        found.append((best, score(counts[best, ~inside].sum(0))))
+    return found
+
+
+def _folder(evaluation) -> Path:
+    return evaluation.workdir / FOLDER / evaluation.stage
+
+
+def _say(evaluation, found):
+    if found["mIoU"] is not None:
+        steps = ", ".join(map(str, found["steps"]))
+        evaluation.log.say(
+            f"{evaluation.stage}: {100 * found['mIoU']:.1f} ± {100 * found['deviation']:.1f} mIoU "
+            f"(%) over {counted(evaluation.step_folds, 'fold')}, each of which chose one of "
+            f"{counted(found['steps_measured'], 'measured step')} that the others test: {steps}"
+        )
