@@ -100,7 +100,7 @@ def cells_of_study(study: Study) -> list[StudyCell]:
                 for key, value in options.items()
             }
             options = {**study.options, **repeated}
-            for chosen in points:
+            for chosen in (*points, study.combined.get(labels, {})):
                 options |= chosen
             kept = {key: value for key, value in options.items() if key not in measured}
             try:
@@ -223,9 +223,10 @@ def _is_unread(study, key, stages):
 
 
 def _labels_that_set(study, labels, options):
-    """The labels of the points that set one of some options."""
+    """The labels of the points that set one of some options, alone or together."""
     pairs = zip(study.axes, labels, strict=True)
-    return [label for axis, label in pairs if set(axis.points[label]) & set(options)]
+    together = set(study.combined.get(labels, ())) & set(options)
+    return [label for axis, label in pairs if together or set(axis.points[label]) & set(options)]
 
 
 def _seed_that_sets(study, seed, options):

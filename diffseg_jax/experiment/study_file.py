@@ -34,6 +34,8 @@ class Study:
 
     base       the config, as it is typed after --config
     options    {option: value} of all cells that differ from the base
+    combined   {labels of a point of every axis: {option: value}}: options that depend on several
+               axes, such as the file of a network of one kind for one data set
     axes       the first one gives the columns of the table, which are compared; others its rows
     seeds      repetitions, whose columns are compared with each other
     shared     stage -> groups of options that it does not read: cells that differ in nothing else
@@ -58,6 +60,7 @@ class Study:
     base: str
     axes: tuple[Axis, ...]
     options: Mapping[str, object]
+    combined: Mapping[tuple[str, ...], Mapping[str, object]]
     seeds: Axis
     shared: Mapping[str, tuple[str, ...]]
     features: Mapping[str, object]
@@ -77,15 +80,15 @@ class Study:
 
 
 FIELD_TYPES = {  # of the fields in a file, and their defaults; () is required
-    "base": str, "axes": Mapping, "options": Mapping, "seeds": Mapping, "shared": Mapping,
-    "features": Mapping,
+    "base": str, "axes": Mapping, "options": Mapping, "combined": Mapping, "seeds": Mapping,
+    "shared": Mapping, "features": Mapping,
     "evaluated": tuple, "collect": tuple, "stage": str, "plot": str, "titles": Mapping,
     "seconds": Mapping, "device": str, "costs": bool, "about": str,
 }  # fmt: skip
 DEFAULTS = {
-    "options": {}, "seeds": {"seed": (0, 1, 2)}, "shared": {}, "features": {}, "evaluated": (),
-    "collect": ("mIoU",), "stage": "", "plot": "lines", "titles": {}, "seconds": {},
-    "device": "this machine", "costs": False, "about": "",
+    "options": {}, "combined": {}, "seeds": {"seed": (0, 1, 2)}, "shared": {}, "features": {},
+    "evaluated": (), "collect": ("mIoU",), "stage": "", "plot": "lines", "titles": {},
+    "seconds": {}, "device": "this machine", "costs": False, "about": "",
 }  # fmt: skip
 
 
@@ -112,10 +115,11 @@ def read_study(given: str, overrides: Iterable[tuple[str, str | bool]] = ()) -> 
     for name in values["evaluated"]:
         choose({axis.name: axis for axis in axes}, name, "axis")
     overrides, seeds = dict(overrides), _seeds(values["seeds"])
-    _require_own_options((*axes, seeds), overrides)
+    together = Axis("combined", _combined(given, axes, values["combined"]))
+    _require_own_options((*axes, seeds, together), overrides)
     _require_whole(given, values)
     values |= {
-        "name": given, "axes": axes, "seeds": seeds,
+        "name": given, "axes": axes, "seeds": seeds, "combined": together.points,
         "options": _options_with(values["options"], overrides),
     }  # fmt: skip
     return Study(**values)
@@ -183,6 +187,22 @@ def _axis(name, points) -> Axis:
                 f"axis {name} sets {shown(options)} at {label}, but it must be a dict of options."
             )
     return Axis(name, {str(label): dict(options) for label, options in points.items()})
+
+
+def _combined(given, axes, options):
+    """Checked options of points of all axes together."""
+    for labels, chosen in options.items():
+        each = labels if isinstance(labels, tuple) else (labels,)
+        known = len(each) == len(axes) and all(
+            label in axis.points for axis, label in zip(axes, each)
+        )
+        if not known or not isinstance(chosen, Mapping):
+            first = tuple(next(iter(axis.points)) for axis in axes)
+            raise UserError(
+                f"combined of {given} is {shown(chosen)} at {shown(labels)}, but it must be a dict "
+                f"of options at a label of every axis, such as {first}."
+            )
+    return {labels: dict(chosen) for labels, chosen in options.items()}
 
 
 def _label(value):

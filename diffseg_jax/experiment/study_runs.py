@@ -1,6 +1,7 @@
 """Runs the cells of a study that are not finished, and keeps what they measured."""
 
 import itertools
+import json
 import os
 import shlex
 import statistics
@@ -55,6 +56,7 @@ def claim_study(study: Study, workdir: Path):
         )
     mine["seeds"] = {**stored["seeds"], **mine["seeds"]}
     mine["axes"] = {key: {**stored["axes"][key], **now} for key, now in mine["axes"].items()}
+    mine["combined"] = {**stored.get("combined", {}), **mine["combined"]}
     write_json(file, mine)
 
 
@@ -65,13 +67,14 @@ def _claim_of(study) -> dict:
         "options": dict(study.options), "shared": dict(study.shared),
         "features": dict(study.features), "evaluated": study.evaluated, "stage": study.stage,
         "axes": {axis.name: dict(axis.points) for axis in study.axes},
+        "combined": {json.dumps(labels): options for labels, options in study.combined.items()},
         "seeds": dict(study.seeds.points),
     })  # fmt: skip
 
 
 def _changes(stored, mine) -> list[str]:
     """What is not as it was; earlier files may lack some of it."""
-    stored = {"features": {}, "axes": {}, "seeds": {}, **stored}
+    stored = {"features": {}, "axes": {}, "seeds": {}, "combined": {}, **stored}
     whole = ("base", "options", "shared", "features", "evaluated", "stage")
     changed = [key for key in whole if stored.get(key, mine[key]) != mine[key]]
     lines = differing_lines(stored.get("config", mine["config"]), mine["config"])
@@ -82,6 +85,11 @@ def _changes(stored, mine) -> list[str]:
     for before, now in (*pairs, (stored["seeds"], mine["seeds"])):
         other = [label for label in now if before.get(label, now[label]) != now[label]]
         changed += [f"options at {label}" for label in other]
+    for point in {**stored["combined"], **mine["combined"]}:
+        labels, axes = json.loads(point), (stored["axes"], mine["axes"])
+        in_both = all(label in each for own in axes for label, each in zip(labels, own.values()))
+        if in_both and stored["combined"].get(point) != mine["combined"].get(point):
+            changed.append(f"options at {' / '.join(labels)}")
     return changed
 
 

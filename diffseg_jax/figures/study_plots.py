@@ -86,7 +86,9 @@ def bar_plot(values: Values, titles: Sequence[str], labels: Sequence, title: str
     """
     rows = list(itertools.product(*labels[1:]))
     columns = labels[0]
-    figure, panel = _panel((max(5.5, 1.2 + 0.55 * len(rows) * (len(columns) + 1)), 4.2))
+    longest = max(len(", ".join(row)) for row in rows)
+    group = max(0.32 * (len(columns) + 1), 0.08 * longest + 0.2)  # inches, with its label
+    figure, panel = _panel((max(5.5, 1.2 + group * len(rows)), 4.2))
     width = 0.8 / len(columns)
     for number, column in enumerate(columns):
         each = [values[(column, *row)] for row in rows]

@@ -53,6 +53,29 @@ def test_a_command_starts_from_the_shared_run_and_reads_as_typed(write, tmp_path
     assert typed <= set(command)
 
 
+def test_options_of_a_point_of_all_axes_are_those_of_its_cells_alone(write):
+    combined = {("DeP", "4"): {"noise.low": 0.1}, ("none", "2"): {"data.train": "train"}}
+    one = read_study(write(combined=combined))
+    cells = cells_of_study(one)
+    lows = {cell.labels: config_of(one, cell.run.options).noise.low for cell in cells}
+    others = {low for labels, low in lows.items() if labels != ("DeP", "4")}
+    assert lows["DeP", "4"] == 0.1 and others == {0.22}
+    befores = {cell.labels: cell.run.before and cell.run.before.name for cell in cells}
+    assert befores["DeP", "4"] == "pretrain-DeP-4" and befores["DeP", "2"] == "pretrain"
+
+
+def test_the_main_table_gives_every_set_the_networks_of_its_images(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    one = read_study("configs/studies/ddpm_seg_sources.py:published")
+    cells = {cell.labels: cell for cell in cells_of_study(one)}
+    assert len(cells) == 4 * 6
+    horse = config_of(one, cells["MAE", "Horse-21"].run.options)
+    assert horse.data.source == "horse_21"
+    assert horse.features.sources == ("mae=weights/mae_lsun_horse.pth",)
+    faces = config_of(one, cells["DDPM", "CelebA-19"].run.options)
+    assert (faces.data.source, faces.weights) == ("celeba_19", "weights/ffhq.pt")
+
+
 def test_a_network_is_measured_with_every_point_of_an_evaluated_axis(write):
     axes = {"evaluate.flip": (False, True), "data.count": (2, 4)}
     one = read_study(write(axes=axes, options={"run": ("scratch",)}, evaluated=("evaluate.flip",)))
@@ -111,6 +134,10 @@ def test_columns_of_the_study_of_noise_differ_in_noise_and_not_in_steps(preset, 
         (dict(plot="pie"), "unknown plot"),
         (dict(evaluated=("steps",)), "unknown axis"),
         (dict(colect=("mIoU",)), "unknown field"),
+        (dict(combined={("DeP", "3"): {}}), r"at \('DeP', '3'\), but .* \('none', '2'\)"),
+        (dict(combined={"DeP": {}}), "a label of every axis"),
+        (dict(combined={("DeP", "4"): {"data.count": 3}}), "and combined both set data.count"),
+        (dict(combined={("DeP", "4"): {"noise.lwo": 3}}), "cell DeP / 4 / seed 0: .*noise.lwo"),
         (dict(axes={"data.path": ("a/b", "a b")}), "would be called"),
     ],
 )

@@ -94,6 +94,19 @@ def test_a_point_that_left_the_file_does_not_come_back_with_other_options(write,
         study_runs.claim_study(read_study(other), tmp_path)
 
 
+def test_options_of_a_point_of_all_axes_do_not_change_once_it_was_studied(write, tmp_path):
+    kept = {("DeP", "4"): {"noise.low": 0.1}}
+    study_runs.claim_study(read_study(write(combined=kept)), tmp_path)
+    axes = {**FIELDS["axes"], "data.count": (2, 4, 6)}
+    added = {**kept, ("DeP", "6"): {"noise.low": 0.3}}
+    other = {("DeP", "4"): {"noise.low": 0.2}}
+    for changed in (other, {}, {**kept, ("DeP", "2"): {"noise.low": 0.4}}):
+        with pytest.raises(UserError, match=r"other options at DeP / (4|2)\. Take"):
+            study_runs.claim_study(read_study(write(combined=changed)), tmp_path)
+    study_runs.claim_study(read_study(write(axes=axes, combined=added)), tmp_path)
+    assert len(json.loads((tmp_path / "study.json").read_text())["combined"]) == 2
+
+
 def test_another_stage_and_another_content_of_the_base_are_another_study(write, tmp_path):
     base = tmp_path / "base.py"
     base.write_text(Path(FIELDS["base"]).read_text())
