@@ -27,6 +27,8 @@ def get_study(preset="scenes"):
         seconds=dict(start=25, train=0.3, align=0.5, image=0.1, images=100),
         device="two CPU cores",
     )
+    if preset == "scenes":
+        study["axes"]["sampling.steps"] = (1, 3, 10)
     if preset == "camvid":
         study |= dict(
             base="configs/ddp_camvid.py", seeds={"seed": (0,)},

@@ -198,13 +198,19 @@ def _checked(image, name, severity, constants) -> tuple:
             f"an image to corrupt is {image.dtype} of shape {image.shape}, but it must be uint8 of "
             "shape (height, width, 3); np.repeat(grey[..., None], 3, -1) makes one of a grey image."
         )
-    if min(image.shape[:2]) < LEAST_SIDE:
-        height, width = image.shape[:2]
+    require_large_enough(image)
+    return table[name][severity - 1]
+
+
+def require_large_enough(image: np.ndarray, name: str = ""):
+    """Raises UserError for an image, with its name if it has one, that is too small to corrupt."""
+    height, width = image.shape[:2]
+    if min(height, width) < LEAST_SIDE:
+        which = f"image {name}" if name else "an image"
         raise UserError(
-            f"an image of {height} x {width} pixels is too small for corruptions, whose blurs and "
+            f"{which} of {height} x {width} pixels is too small for corruptions, whose blurs and "
             f"blocks need {LEAST_SIDE} x {LEAST_SIDE} or more. Enlarge it, or leave it out."
         )
-    return table[name][severity - 1]
 
 
 # ---- corruptions of single pixels ----------------------------------------------------------------

@@ -18,6 +18,7 @@ from diffseg_jax.data.corruptions import (
     corrupt,
     corrupt_mask,
     default_types,
+    require_large_enough,
 )
 from diffseg_jax.data.fingerprint import digest_of_data, fingerprint
 from diffseg_jax.devices import processes
@@ -94,6 +95,7 @@ class CorruptedImages:
 
     def __getitem__(self, index: int) -> dict:
         example = self.source[index]
+        require_large_enough(example["image"], example["name"])
         how = dict(key=example["name"], seed=self.seed, constants=self.constants)
         what = self.name, self.severity
         image = corrupt(example["image"], *what, **how, frost=self.frost_images)
@@ -170,6 +172,8 @@ def _opened_study(seed, evaluation, cells, given, frost_images) -> CorruptionStu
     network, meta = open_network(directory, step)
     indices = np.asarray(spread(evaluation.indices, given["images"] or len(evaluation.indices)))
     evaluation = dataclasses.replace(evaluation, indices=indices)
+    first = evaluation.source[int(indices[0])]
+    require_large_enough(first["image"], first["name"])  # before all are measured without
     parts = [(indices, network)]
     if evaluation.folds:
         parts = [

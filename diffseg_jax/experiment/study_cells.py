@@ -117,9 +117,10 @@ def cells_of_study(study: Study) -> list[StudyCell]:
 def require_data(study: Study, cells: Sequence[StudyCell]):
     """Raises UserError where images of the cells cannot be opened; every data set is opened once.
 
-    Unlabelled images are opened where a stage learns from them, or their path is given.
+    Unlabelled images are opened where a stage learns from them, or their path is given. Of sets
+    whose images are to be corrupted, the first one is read, as images may be too small for that.
     """
-    opened = []
+    opened, corrupted = [], []
     for cell in cells:
         config = config_of(study, {**cell.run.options, **cell.measured})
         kinds = {config.stages[stage].kind for run in cell.run.chain for stage in run.stages}
@@ -133,7 +134,21 @@ def require_data(study: Study, cells: Sequence[StudyCell]):
                 try:
                     open_source(*given[:2], path=data.path, **given[-1])
                 except UserError as error:
-                    raise UserError(f"--config.{part}: {error}") from None
+                    how = "" if Path(data.path).exists() else study.made.get(data.path, "")
+                    how = f" It is made by: {how}" if how else ""
+                    raise UserError(f"--config.{part}: {error}{how}") from None
+            if cell.mode == "corruptions" and part == "data" and given not in corrupted:
+                corrupted.append(given)
+                _require_corruptible(cell, open_source(*given[:2], path=data.path, **given[-1])[0])
+
+
+def _require_corruptible(cell, example):
+    from diffseg_jax.data.corruptions import require_large_enough  # a slow import
+
+    try:
+        require_large_enough(example["image"], example["name"])
+    except UserError as error:
+        raise UserError(f"cell {cell.name}: {error}") from None
 
 
 def _require_known_stages(study, base):

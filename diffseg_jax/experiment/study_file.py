@@ -52,6 +52,7 @@ class Study:
     seconds    on `device`: of a "start" of the program, of a step of each stage (of a whole fit),
                of all kept "features", and of an evaluated "image", of which there are "images"
     device     which `seconds` are those of
+    made       {folder of a cell: the commands that make it}, for an error where it is missing
     costs      whether a prediction is measured at every point: parameters, operations, time
     about      a sentence about what the study shows
     """
@@ -71,6 +72,7 @@ class Study:
     titles: Mapping[str, str]
     seconds: Mapping[str, float]
     device: str
+    made: Mapping[str, str]
     costs: bool
     about: str
 
@@ -83,12 +85,12 @@ FIELD_TYPES = {  # of the fields in a file, and their defaults; () is required
     "base": str, "axes": Mapping, "options": Mapping, "combined": Mapping, "seeds": Mapping,
     "shared": Mapping, "features": Mapping,
     "evaluated": tuple, "collect": tuple, "stage": str, "plot": str, "titles": Mapping,
-    "seconds": Mapping, "device": str, "costs": bool, "about": str,
+    "seconds": Mapping, "device": str, "made": Mapping, "costs": bool, "about": str,
 }  # fmt: skip
 DEFAULTS = {
     "options": {}, "combined": {}, "seeds": {"seed": (0, 1, 2)}, "shared": {}, "features": {},
     "evaluated": (), "collect": ("mIoU",), "stage": "", "plot": "lines", "titles": {},
-    "seconds": {}, "device": "this machine", "costs": False, "about": "",
+    "seconds": {}, "device": "this machine", "made": {}, "costs": False, "about": "",
 }  # fmt: skip
 
 

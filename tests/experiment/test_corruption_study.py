@@ -46,6 +46,12 @@ def measured(tmp_path_factory):
     return workdir
 
 
+def test_an_image_that_is_too_small_is_named():
+    source = [{"image": np.zeros((8, 40, 3), np.uint8), "name": "val/7", "mask": None}]
+    with pytest.raises(UserError, match="image val/7 of 8 x 40 pixels is too small"):
+        CorruptedImages(source, "fog", 1, 0, "224")[0]
+
+
 def test_lines_and_the_table_of_all_severities_fit_a_terminal_of_80_columns():
     clean = {"type": "clean", "severity": 0, **dict.fromkeys(NUMBERS, 0.6543), "foreign": None}
     rows = [clean, *(

@@ -11,6 +11,7 @@ from diffseg_jax.experiment.study_cells import (
     command_of_run,
     config_of,
     listing,
+    require_data,
     runs_of,
 )
 from diffseg_jax.experiment.study_file import read_study
@@ -178,6 +179,28 @@ def test_data_that_no_cell_can_open_are_an_error_before_the_first(
     assert stopped.value.code == 2 and said.err.count(f"error: --config.data: {path}") == 1
     assert not runs.commands and not (tmp_path / "studied").exists()
     assert ("in all about" in said.out) == bool(flags)
+
+
+def test_images_too_small_for_a_corruption_are_an_error_before_the_first_cell(write):
+    points = {"fog": {"evaluate.corruptions.types": ("fog",)}}
+    size = {"data.options.size": (8, 48), "run": ("scratch",)}
+    fields = dict(axes={"corruption": points}, evaluated=("corruption",), options=size)
+    one = read_study(write(**fields))
+    cells = cells_of_study(one)
+    with pytest.raises(UserError, match="cell fog-seed0: image .* of 8 x 48 pixels is too small"):
+        require_data(one, cells)
+    large = read_study(write(**fields | {"options": {"run": ("scratch",)}}))
+    require_data(large, cells_of_study(large))
+
+
+def test_a_folder_that_is_missing_is_named_with_the_commands_that_make_it(write):
+    folder = {"data.source": "folder", "data.path": "made/of_none", "data.options.images": 0,
+              "data.options.size": ()}  # fmt: skip
+    fields = dict(axes={"images": {"real": {}, "made": folder}}, options={"run": ("scratch",)})
+    one = read_study(write(**fields, made={"made/of_none": "python -m a && b"}))
+    sentence = "path made/of_none is not a folder.* It is made by: python -m a && b$"
+    with pytest.raises(UserError, match=sentence):
+        require_data(one, cells_of_study(one))
 
 
 def test_a_config_is_no_study_and_is_answered_with_the_command_that_trains_it():
