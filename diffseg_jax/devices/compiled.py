@@ -1,19 +1,40 @@
-"""Compiled programs: a folder of them for other processes, and a bound on those in memory."""
+"""Compiled programs: a folder of them for other processes, and bounds on it and on memory."""
 
+import contextlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 
 CACHE = "~/.cache/diffseg_jax"  # of the commands; of `load` with cache=True
+MOST_CACHED = 2**30  # bytes of that folder
 MIN_SECONDS = 0.5  # of compilation; programs that compile faster are not cached
 MOST_SHAPES = 16  # of inputs, whose programs are in memory
 
 
 def keep_compiled(folder: str | os.PathLike = CACHE):
-    """Caches all programs that this process compiles; jax has one such folder per process."""
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+    """Caches all programs that this process compiles; jax has one such folder per process.
+
+    Programs in a local folder that were not used for longest are deleted first, so that it holds
+    MOST_CACHED. (jax_compilation_cache_max_size needs the package filelock, and fails to write to a
+    folder that holds programs from before it was set.)
+    """
+    folder = os.path.expanduser(folder)
+    _delete_oldest(Path(folder), MOST_CACHED)
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
+
+
+def _delete_oldest(folder, most):
+    """Deletes the programs of jax in a folder that were read and written longest ago."""
+    with contextlib.suppress(OSError):  # of another user, or deleted by another process meanwhile
+        found = [(file, file.stat()) for file in folder.glob("*-cache")]
+        found.sort(key=lambda pair: max(pair[1].st_atime, pair[1].st_mtime), reverse=True)
+        for file, stat in found:
+            most -= stat.st_size
+            if most < 0:
+                file.unlink(missing_ok=True)
 
 
 class BoundedPrograms:
