@@ -81,7 +81,7 @@ def _convolve_wide_backward(saved, dy):
     _, gradients = jax.vjp(_with_frame, x, kernel)
 
     def product(dy):
-        dy, form = _unfused(dy), _cpu_form(x, kernel)
+        dy, form = unfused(dy), _cpu_form(x, kernel)
         if form is not _with_frame:
             return jax.vjp(form, x, kernel)[1](dy)
         return _image_gradient(dy, kernel), _kernel_gradient(x, dy, kernel.shape[0])
@@ -91,7 +91,7 @@ def _convolve_wide_backward(saved, dy):
 
 def _convolve_wide_forward(x, kernel):
     # Without this the backward pass would compute x again, in the order of its transpose.
-    x = jax.lax.platform_dependent(x, cpu=_unfused, default=lambda x: x)
+    x = jax.lax.platform_dependent(x, cpu=unfused, default=lambda x: x)
     return _convolve_wide(x, kernel), (x, kernel)
 
 
@@ -144,8 +144,8 @@ def _convolve_row(x, kernel):
 
 
 def _convolve_row_backward(saved, dy):
-    x, kernel = map(_unfused, saved)
-    dy, columns = _unfused(dy), x.shape[2]
+    x, kernel = map(unfused, saved)
+    dy, columns = unfused(dy), x.shape[2]
     padded = jnp.pad(dy, ((0, 0), (0, 0), (1, 1), (0, 0)))
     shifts = [padded[:, :, j : j + columns] for j in (2, 1, 0)]
     dk = jnp.stack([jnp.einsum("bhwi,bhwo->io", x, shift) for shift in shifts])
@@ -202,13 +202,13 @@ def stop_fusion(x: jax.Array) -> jax.Array:
     return x
 
 
-def _unfused(x):
+def unfused(x):
     """x / 1: XLA does not repeat divisions, and drops `optimization_barrier` before it fuses."""
     return x / (1 + 0 * x)
 
 
 def _stop_fusion_backward(_, dy):
-    return (jax.lax.platform_dependent(dy, cpu=_unfused, default=lambda dy: dy),)
+    return (jax.lax.platform_dependent(dy, cpu=unfused, default=lambda dy: dy),)
 
 
 stop_fusion.defvjp(lambda x: (x, None), _stop_fusion_backward)

@@ -94,11 +94,10 @@ def _halved_sum(x, kernel):
 
 
 def _finished(x):
-    """x itself, computed before anything that follows.
+    """x itself, whose last products XLA's CPU backend does not fuse with a following reduction.
 
-    XLA's CPU backend would fuse the last products with the reduction of a following norm and write
-    the others to memory one by one (1x128x256, 96 channels, with a layer norm: 135 instead of 18 ms
-    of processor time).
+    It would write the others to memory one by one (1x128x256, 96 channels, with a layer norm: 135
+    instead of 18 ms of processor time).
     """
     return jnp.where(jnp.isnan(x), jnp.nan, x)
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from diffseg_jax.layers.conv import unfused
+
 ROWS = 1024  # rows per piece
 MIN_ROWS = 4 * ROWS  # fewer rows are processed together
 
@@ -24,10 +26,12 @@ class Piecewise(nnx.Module):
         if use_running_average is not None:
             self.evaluates = use_running_average
 
-    def over_rows(self, function: Callable, *arrays: jax.Array) -> jax.Array:
-        """function(*arrays) for arrays f[N, ...] and a function that maps rows independently."""
-        pieces = lambda *arrays: in_pieces(function, *arrays)
-        return self.by_platform(*arrays, cpu=pieces, default=function)
+    def over_rows(self, function: Callable, rows: jax.Array) -> jax.Array:
+        """function(rows) for an array f[N, ...] and a function that maps rows independently."""
+        # Few rows are computed once, or a norm computes a depthwise convolution in each of its
+        # three passes (CPU, ConvNeXt block of 1x32x64, 384 channels: 73 instead of 57 ms).
+        pieces = lambda rows: in_pieces(function, rows if len(rows) >= MIN_ROWS else unfused(rows))
+        return self.by_platform(rows, cpu=pieces, default=function)
 
     def by_platform(self, *arrays: jax.Array, cpu: Callable, default: Callable) -> jax.Array:
         """cpu(*arrays) in evaluation on CPUs, else default(*arrays)."""
@@ -41,9 +45,7 @@ def in_pieces(function: Callable, *arrays: jax.Array) -> jax.Array:
     count = len(arrays[0])
     if count < MIN_ROWS:
         return function(*arrays)
-    rest = -count % ROWS
-    if rest:
-        arrays = [jnp.pad(x, ((0, rest), *[(0, 0)] * (x.ndim - 1))) for x in arrays]
-    parts = tuple(x.reshape(-1, ROWS, *x.shape[1:]) for x in arrays)
+    padded = (jnp.pad(x, ((0, -count % ROWS), *[(0, 0)] * (x.ndim - 1))) for x in arrays)
+    parts = tuple(x.reshape(-1, ROWS, *x.shape[1:]) for x in padded)
     found = jax.lax.map(lambda part: function(*part), parts)
     return found.reshape(-1, *found.shape[2:])[:count]

@@ -76,9 +76,8 @@ class ConvNeXtBlock(Piecewise):
         self.name = name
 
     def __call__(self, x, keys=None):
-        rows = lambda maps: maps.reshape(-1, maps.shape[-1])
-        y = self.over_rows(self._pointwise, rows(self.depthwise(x))).reshape(x.shape)
-        return stop_fusion(x + drop_path(y, self.rate, keys, self.name))
+        y = self.over_rows(self._pointwise, self.depthwise(x).reshape(-1, x.shape[-1]))
+        return stop_fusion(x + drop_path(y.reshape(x.shape), self.rate, keys, self.name))
 
     def _pointwise(self, y):
         y = self.mlp(in_float32(self.norm, y))

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from diffseg_jax.models.convnext import ConvNeXt
+from diffseg_jax.models.convnext import ConvNeXt, ConvNeXtBlock
 from diffseg_jax.models.network import Network
 from diffseg_jax.weights.formats import read_arrays
 from diffseg_jax.weights.tables import convert
@@ -226,3 +227,12 @@ def test_parameters_have_their_initial_values():
             assert np.max(np.abs(leaf)) < 0.05 and 0.012 < np.std(leaf) < 0.028
         else:
             np.testing.assert_array_equal(leaf, 0.0 if name == "bias" else 1.0)
+
+
+def test_a_block_computes_its_convolution_once_in_evaluation():
+    """XLA's CPU backend would repeat all taps in each of the three passes of the norm."""
+    make = lambda: ConvNeXtBlock(8, rate=0.0, name="", dtype=jnp.float32, rngs=nnx.Rngs(0))
+    block = nnx.view(nnx.eval_shape(make), use_running_average=True)
+    x = jax.ShapeDtypeStruct((1, 8, 8, 8), jnp.float32)
+    compiled = quick(lambda block, x: block(x)).lower(block, x).compile()
+    assert 49 <= compiled.as_text().count(" multiply(") < 2 * 49
