@@ -99,8 +99,7 @@ def main(arguments: Sequence[str] | None = None):
         )  # fmt: skip
         with made_folder(open_path(given["output"])) as made, locked(made, "labels", "--output"):
             done = convert_labels(**given, options=options)
-        for line in lines_of(done, given["output"]):
-            print(visible(line))
+        print(*map(visible, lines_of(done, given["output"])), sep="\n")
 
 
 def lines_of(done: Converted, output: str) -> list[str]:

@@ -131,10 +131,9 @@ def main(arguments: Sequence[str] | None = None):
 
 def run(arguments: Sequence[str], begun: float | None = None):
     """Runs the command; errors are raised. begun: as of `stages.train`."""
-    typed = arguments
-    arguments, overrides = split_overrides(arguments)
+    own, overrides = split_overrides(arguments)
     flags = make_flags()
-    given = flags.parse_args(arguments)
+    given = flags.parse_args(own)
     mode = choose(MODES, given.mode, "mode")
     options = {}
     if given.go_on and given.mode != "train":
@@ -176,9 +175,11 @@ def run(arguments: Sequence[str], begun: float | None = None):
         given.coordinator, given.processes, given.process, given.join_within, given.lost_after
     )
     find_devices()
-    mode(config, workdir, display=Display(quiet=not processes.is_first()), **options)
+    display = Display(quiet=not processes.is_first())
+    mode(config, workdir, display=display, **options)
     if given.mode == "train":
-        keep_card(workdir, shlex.join(["python", "-m", "diffseg_jax.main", *map(str, typed)]))
+        with display.progress("writes the model card"):
+            keep_card(workdir, f"python -m diffseg_jax.main {shlex.join(map(str, arguments))}")
 
 
 if __name__ == "__main__":

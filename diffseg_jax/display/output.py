@@ -10,6 +10,7 @@ from rich.cells import cell_len
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")  # of colours, and of moves of the cursor
 TYPED = r"python -m diffseg_jax\.\w+(?: --\S+)*"  # is copied, so no line ends within it
 WORDS = re.compile(rf"(\s*)({TYPED}\S*|\S+)")
+PARTS_OF_LINE = re.compile(r"(\s*)(\S+(?: \S+)*)")  # such as "3.2 images/s" between two spaces
 HANGING = 4  # columns
 
 
@@ -67,8 +68,10 @@ def wrapped(line: str, width: int) -> str:
     start = re.match(f"(?:{ESCAPES.pattern})*", line).end()
     escapes, text = line[:start], line[start:]
     indent = " " * (len(text) - len(text.lstrip()) + HANGING)
-    lines = [""]
-    for space, word in WORDS.findall(text):
+    lines, found = [""], PARTS_OF_LINE.findall(text)
+    if any(cell_len(indent + part) > width for _, part in found):
+        found = WORDS.findall(text)
+    for space, word in found:
         if lines[-1].strip() and cell_len(lines[-1] + space + word) > width:
             lines.append(indent + word)
         else:

@@ -40,6 +40,7 @@ class Progress:
         self.start = self.warm_done = self.done = done
         self.begun = self.noted = self.warm = self.now = clock()
         self.rested = self.resting = 0.0  # seconds: up to `now`, after it
+        self.stride = 1  # parts done at once, as those of a batch
         self.values: dict[str, str] = {}
         self.lock = threading.Lock()
 
@@ -59,6 +60,7 @@ class Progress:
         """So many are done."""
         with self.lock:
             more, self.done, self.now = done - self.done, done, self.clock()
+            self.stride = max(more, 1)
             self.rested, self.resting = self.rested + self.resting, 0.0
             if self.warm_done == self.start:
                 self.warm_done, self.warm, self.rested = done, self.now, 0.0
@@ -104,7 +106,7 @@ class Progress:
         if not self.is_warm or self.total is None or self.done >= self.total:
             return None
         each, parts = self.seconds_each, self.total - self.done
-        return max(parts * each - (self.clock() - self.now), (parts - 1) * each)
+        return max(parts * each - (self.clock() - self.now), (parts - self.stride) * each, 0)
 
     def texts(self) -> dict[str, str]:
         """The parts of a line: "count", "rate", "values", "left", "note"; only those known."""

@@ -36,9 +36,10 @@ def compare_methods(comparison: Comparison, methods: Sequence[str]) -> list[dict
     and when no method could be trained.
     """
     make_workdir(comparison.workdir)
-    images = comparison.images(0)
-    claim(comparison)
-    methods = available_methods(methods, comparison.display.say)
+    with comparison.display.progress("opens the data"):
+        images = comparison.images(0)
+        claim(comparison)
+        methods = available_methods(methods, comparison.display.say)
     cells = cells_of(methods, comparison.folds, comparison.minutes)
     dropped = [name for name in methods if name not in {cell.method for cell in cells}]
     comparison.display.say(announcement(comparison, images, cells, dropped))
@@ -50,7 +51,7 @@ def compare_methods(comparison: Comparison, methods: Sequence[str]) -> list[dict
     write_json(comparison.workdir / "results.json", {"rows": rows})
     table = table_text(rows)
     write_atomically(comparison.workdir / "table.md", f"{table}\n".encode())
-    comparison.display.say("\n" + table)
+    comparison.display.say("\n" + lines_of_methods(rows))
     draw_sheet(comparison, cells, images)
     return rows
 
@@ -97,20 +98,41 @@ def table_text(rows: Sequence[dict]) -> str:
         if "mIoU" not in row:
             lines.append(f"| {name} | failed: {row['failed']} | | | | | |")
             continue
-        scores = [100 * score for score in row["mIoU_of_folds"]]
-        deviation = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-        before = row["unlabelled_seconds"]
-        seconds = f"{duration(before)} once + " if before else ""
-        columns = [
-            name, f"{100 * row['mIoU']:.1f}{deviation}", f"{min(scores):.1f}",
-            _three_digits(row["AUROC"]), _three_digits(row["ECE"]),
-            f"{seconds}{duration(row['seconds'])}",
-            size(row["peak_bytes"]) if row["peak_bytes"] else "",
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(columns)} |")
+        lines.append(f"| {' | '.join([name, *_numbers(row)])} |")
         if row["linear_probe"] is not None:
             probe = f"{100 * row['linear_probe']:.1f}"
             lines.append(f"| {row['method']}, linear probe, same features | {probe} | | | | | |")
+    return "\n".join(lines)
+
+
+def _numbers(row):
+    """mIoU, the worst fold, AUROC, ECE, time and memory of a method, as text."""
+    scores = [100 * score for score in row["mIoU_of_folds"]]
+    deviation = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+    before = row["unlabelled_seconds"]
+    seconds = f"{duration(before)} once + " if before else ""
+    return [
+        f"{100 * row['mIoU']:.1f}{deviation}", f"{min(scores):.1f}",
+        _three_digits(row["AUROC"]), _three_digits(row["ECE"]),
+        f"{seconds}{duration(row['seconds'])}",
+        size(row["peak_bytes"]) if row["peak_bytes"] else "",
+    ]  # fmt: skip
+
+
+def lines_of_methods(rows: Sequence[dict]) -> str:
+    """The rows in about 80 columns, for a terminal."""
+    line = lambda name, score, worst, area, ece, seconds, peak: (
+        f"{name:<12}{score:>13}{worst:>7}{area:>8}{ece:>7}{peak:>9}  {seconds}"
+    )
+    lines = [line("method", "mIoU, %", "worst", "AUROC", "ECE", "time of a fold", "memory")]
+    for row in rows:
+        failed = "mIoU" not in row
+        lines.append(
+            f"{row['method']:<12}  failed: {row['failed']}" if failed
+            else line(row["method"], *_numbers(row))
+        )  # fmt: skip
+        if not failed and row["linear_probe"] is not None:
+            lines.append(f"{'':12}{100 * row['linear_probe']:>13.1f}  by a linear probe")
     return "\n".join(lines)
 
 

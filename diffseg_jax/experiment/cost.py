@@ -129,9 +129,9 @@ def _of_program(program):
 
 
 def _table(cost, accelerators):
-    columns = ("step", 11), ("all accesses", 14), ("utilisation", 13), ("limited by", 12)
-    columns = *columns, *[("images/s", 11)] * (not cost.fit)
-    lines = [f"  {'':<9}{''.join(f'{name:>{width}}' for name, width in columns)}  memory"]
+    columns = ("step", 8), ("accesses", 10), ("utilisation", 12), ("limited by", 11)
+    columns = *columns, *[("images/s", 9)] * (not cost.fit)  # 80 in all
+    lines = [f"  {'':<14}{''.join(f'{name:>{width}}' for name, width in columns)}  memory"]
     for name in accelerators:
         found = cost.on(name)
         accesses = found["seconds_with_all_accesses"]
@@ -141,8 +141,8 @@ def _table(cost, accelerators):
             rate = found["images_per_second"]
             texts.append(f"{float(f'{rate:.3g}'):,.0f}")
         row = "".join(f"{text:>{width}}" for text, (_, width) in zip(texts, columns))
-        memory = size(ACCELERATORS[name].memory)
-        lines.append(f"  {name:<9}{row}  {memory}, {found['memory']}")
+        named = f"{name}, {size(ACCELERATORS[name].memory)}"
+        lines.append(f"  {named:<14}{row}  {found['memory']}")
     return lines
 
 

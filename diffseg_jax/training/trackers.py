@@ -177,6 +177,7 @@ class Trackers:
         before = read_object(file)
         folder = Path.cwd() if in_bucket(workdir) else workdir.absolute()
         for name in names:
+            self.say(f"opens {name}")  # no row is drawn, as wandb keeps a copy of standard output
             begin = lambda name=name: TRACKERS[name](
                 importlib.import_module(name), workdir.name, config, folder, before.get(name)
             )

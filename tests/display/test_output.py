@@ -32,6 +32,11 @@ def test_lines_that_fit_and_words_that_do_not_stay():
     assert lines_of(f"saved in {'x' * 200}") == ["saved in", " " * 4 + "x" * 200]
 
 
+def test_parts_between_several_spaces_stay_together():
+    line = "fit   608/14200   loss 0.8419   3 of 3 run   148.4 steps/s   at most 1 min 32 s left"
+    assert lines_of(line)[1] == "    at most 1 min 32 s left"
+
+
 def test_columns_are_counted_not_characters():
     assert len(lines_of("図 " * 30, 80)) == 2 and len(lines_of("図 " * 26, 80)) == 1
 

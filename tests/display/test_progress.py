@@ -135,6 +135,19 @@ def test_a_part_that_compiles_for_another_size_changes_neither_the_rate_nor_the_
     assert progress.seconds_each == 2 and progress.seconds_left == 6
 
 
+def test_the_time_left_passes_while_a_batch_of_parts_is_done():
+    clock = Clock()
+    with Progress("images", 120, clock=clock) as progress:
+        for done in (16, 32):
+            clock.now += 64
+            progress.at(done)
+        left = []
+        for _ in range(4):
+            left.append(progress.seconds_left)
+            clock.now += 24
+        assert left == [352, 328, 304, 288]
+
+
 def test_a_narrow_terminal_shows_the_beginning_of_a_note():
     progress = Progress("images", 12, first=COMPILES, clock=Clock())
     assert shown(progress, 50) == "images   0/12  compiling (the first time only), 0…"

@@ -76,7 +76,7 @@ def test_a_step_takes_the_longest_of_its_parts():
     slower = dataclasses.replace(TOY, moved=3 * 2039e9).on("a100")
     assert slower["limited_by"] == "memory" and slower["utilisation"] == pytest.approx(2 / 3)
     text = text_of(TOY, ["a100"])
-    assert re.search(r"a100 +2 s +4 s +100% +products +8  80 GB, not excluded", text)
+    assert re.search(r"a100, 80 GB +2 s +4 s +100% +products +8  not excluded", text)
     assert "all-reduce among 4 devices: 200 GB in a step, 3 times" in text
 
 
