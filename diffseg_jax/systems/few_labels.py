@@ -62,9 +62,10 @@ def fit_task(config, kind: str, crop: tuple[int, int], num_classes: int) -> Task
         linear = make_member(features_per_pixel, num_classes, ())
         probe = dataclasses.replace(fit, member=linear, members=1, recipe=PROBE)
         fit = dataclasses.replace(fit, probe=probe)
-    predict = functools.partial(
-        vote, source.extract, member, votes=recipe.votes, seed=config.seed
-    )  # fmt: skip
+    exact = config.copy_and_resolve_references()
+    exact.features.dtype = "float32"  # a prediction stores no features
+    extract = joined(chosen_sources(exact, crop)).extract
+    predict = functools.partial(vote, extract, member, votes=recipe.votes, seed=config.seed)
     return Task(
         init=source.init,
         fit=fit,
