@@ -33,6 +33,11 @@ WIDTHS = {
     "model.decoder_width": (1.0, 2.0, 3.0),
 }  # fmt: skip
 
+TITLES = {
+    "noise": "strength of the noise", "noise.target": "target", "noise.kind": "formula",
+    "model.decoder_width": "factor of the decoder's widths",
+}  # fmt: skip
+
 
 def get_study(preset="scenes"):
     axes = TARGET if "target" in preset else WIDTHS if "widths" in preset else SIGMA
@@ -43,7 +48,7 @@ def get_study(preset="scenes"):
         seeds={"seed": (0, 1), "data.subset_seed": (0, 1)},
         options={"evaluate.pictures": 0, "data.count": 24},
         shared={"pretrain": ("data", "evaluate", "seed")},
-        plot="bars", titles={"model.decoder_width": "factor of the decoder's widths"},
+        plot="bars", titles=TITLES,
         seconds=dict(start=20, pretrain=0.12, finetune=0.12, image=0.02, images=100),
         device="two CPU cores",
     )

@@ -82,12 +82,13 @@ def _number_of(label):
 def bar_plot(values: Values, titles: Sequence[str], labels: Sequence, title: str) -> np.ndarray:
     """Groups of bars, one for each point of the row axes; in a group a bar for each column.
 
-    Arguments as of `line_plot`.
+    Arguments as of `line_plot`. Bars of a single axis have their names below them.
     """
     rows = list(itertools.product(*labels[1:]))
-    columns = labels[0]
-    longest = max(len(", ".join(row)) for row in rows)
-    group = max(0.32 * (len(columns) + 1), 0.08 * longest + 0.2)  # inches, with its label
+    columns, single = labels[0], len(labels) == 1
+    longest = max(len(", ".join(names)) for names in (zip(columns) if single else rows))
+    below = 0.08 * longest + 0.2  # inches that a label takes
+    group = len(columns) * below if single else max(0.32 * (len(columns) + 1), below)
     figure, panel = _panel((max(5.5, 1.2 + group * len(rows)), 4.2))
     width = 0.8 / len(columns)
     for number, column in enumerate(columns):
@@ -96,14 +97,20 @@ def bar_plot(values: Values, titles: Sequence[str], labels: Sequence, title: str
         mean = [np.mean(v) if len(v) else np.nan for v in each]
         spread = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in each]
         panel.bar(
-            at, mean, 0.92 * width, yerr=spread, capsize=2.5, label=column,
+            at, mean, (0.7 if single else 0.92) * width, yerr=spread, capsize=2.5, label=column,
             color=LINES[number % len(LINES)], error_kw=dict(linewidth=1.0, ecolor="0.25"),
         )  # fmt: skip
         for position, seeds in zip(at, each, strict=True):
             panel.plot([position] * len(seeds), seeds, ".", color="0.15", alpha=0.6, markersize=4)
-    panel.set_xticks(range(len(rows)), [", ".join(row) for row in rows])
-    panel.set_xlabel(", ".join(titles[1:]), fontsize=9)
+    if single:
+        middle = (len(columns) - 1) / 2
+        panel.set_xticks([width * (i - middle) for i in range(len(columns))], columns)
+    else:
+        panel.set_xticks(range(len(rows)), [", ".join(row) for row in rows])
+    panel.set_xlabel(", ".join(titles if single else titles[1:]), fontsize=9)
     panel.set_title(title, fontsize=10, loc="left")
+    if single:
+        return pixels_of(figure)
     figure.legend(
         loc="outside upper left", ncols=min(len(columns), 5), fontsize=9, frameon=False,
         title=titles[0], title_fontsize=9, alignment="left",

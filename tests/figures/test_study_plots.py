@@ -45,6 +45,17 @@ def test_a_missing_cell_has_no_bar(panel):
     np.testing.assert_allclose(heights, [0.04, 0.025, 0.012, np.nan])
 
 
+def test_bars_of_a_single_axis_have_their_names_below_them(monkeypatch):
+    monkeypatch.setattr(study_plots, "pixels_of", lambda figure: figure)
+    columns = ("0.22", "uniform 0.2 to 0.3", "none")
+    figure = study_plots.bar_plot({(c,): [0.5] for c in columns}, ["noise"], [columns], "mIoU")
+    axes = figure.axes[0]
+    assert tuple(text.get_text() for text in axes.get_xticklabels()) == columns
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in axes.patches]
+    np.testing.assert_allclose(axes.get_xticks(), middles)
+    assert axes.get_xlabel() == "noise" and not figure.legends
+
+
 def test_a_grid_of_small_numbers_shows_their_digits(panel):
     numbers = {**NUMBERS, ("b", "0.001"): [0.1]}
     shown = lambda factor: [
