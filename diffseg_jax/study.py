@@ -56,11 +56,12 @@ def main(arguments: Sequence[str] | None = None):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    from diffseg_jax.cli import CACHE, use_cache, user_errors
     from diffseg_jax.display.console import Display
-    from diffseg_jax.experiment.study_costs import keep_costs
-    from diffseg_jax.experiment.study_run import run_study
 
+    with Display().progress("loading"):
+        from diffseg_jax.cli import CACHE, use_cache, user_errors
+        from diffseg_jax.experiment.study_costs import keep_costs
+        from diffseg_jax.experiment.study_run import run_study
     with user_errors("stopped; the same command resumes"):
         if given.costs:
             use_cache(CACHE)

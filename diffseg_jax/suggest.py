@@ -75,8 +75,7 @@ def main(arguments: Sequence[str] | None = None):
         display = Display()
         segmenter = open_segmenter(display, **opened)
         content = suggest_images(images, output, segmenter=segmenter, display=display, **given)
-        for line in lines_about(content):
-            print(line)
+        print(*lines_about(content), sep="\n")
         print(f"{output} holds suggestions.txt, suggestions.json and sheet.png")
 
 
