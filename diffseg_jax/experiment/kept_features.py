@@ -76,7 +76,7 @@ def keep_all(plan: StagePlan, folder: Path):
     Others are those of another network, options or seed, and of images that have changed.
     """
     shown, features = dict(_images_of(plan)), plan.task.meta["features"]
-    names, dtype = maps_of_diffusion(features), np.dtype(features["dtype"])
+    names = maps_of_diffusion(features)
     passes = len(features["steps"]) * features["draws"]
     network, crop = open_backbone(plan), tuple(plan.options.augment.crop)
     described = _described(plan, network, crop, names, shown, folder)
@@ -89,7 +89,7 @@ def keep_all(plan: StagePlan, folder: Path):
         for name in progress.each_of(missing):
             image = shown[name]()
             found = read(network, image[None], np.array([image.shape[:2]], np.int32))
-            write_atomically(folder / f"{name}.npz", _npz(found, names, covered, dtype))
+            write_atomically(folder / f"{name}.npz", _npz(found, names, covered))
     passes *= len(described["images"])
     write_json(folder / DESCRIPTION_FILE, {**described, "passes": passes})
     plan.log.say(
@@ -178,11 +178,9 @@ def fractions_covered(task, size: tuple[int, int]) -> tuple[float, ...]:
     return jax.eval_shape(task.fit.extract, network, image, valid).covered[0]
 
 
-def _npz(found, names, covered, dtype) -> bytes:
-    """A file of the named maps f32[1,h,w,C], stored in the dtype of the fit's features."""
-    largest = float(np.finfo(dtype).max)
-    maps = [np.clip(np.asarray(found[name][0]), -largest, largest).astype(dtype) for name in names]
+def _npz(found, names, covered) -> bytes:
+    """A file of the named maps f32[1,h,w,C]; a fit rounds them to its dtype, a prediction not."""
+    arrays = {f"map_{number:04}": np.asarray(found[name][0]) for number, name in enumerate(names)}
     file = io.BytesIO()
-    arrays = {f"map_{number:04}": values for number, values in enumerate(maps)}
-    np.savez(file, covered=np.array([covered] * len(maps)), **arrays)
+    np.savez(file, covered=np.array([covered] * len(names)), **arrays)
     return file.getvalue()
