@@ -137,7 +137,7 @@ def run(arguments: Sequence[str], begun: float | None = None):
     mode = choose(MODES, given.mode, "mode")
     options = {}
     if given.go_on and given.mode != "train":
-        raise UserError(f"--continue trains, but the mode is {given.mode}. Leave out one of them.")
+        raise UserError(f"--continue trains, but --mode is {given.mode}. Leave out one of them.")
     if given.go_on and given.changed_data == "refuse":
         raise UserError(
             "--continue learns from changed data, which --changed_data=refuse forbids. Leave out "

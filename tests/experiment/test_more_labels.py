@@ -90,7 +90,7 @@ def test_a_bucket_is_refused_before_anything_is_trained():
 
 
 def test_the_flag_is_of_training_alone():
-    with pytest.raises(UserError, match="Leave out --continue or --mode"):
+    with pytest.raises(UserError, match="--mode is eval. Leave out one"):
         main.run(["--continue", "--mode=eval", "--config=a.py", "--workdir=a"])
     with pytest.raises(UserError, match="--changed_data=refuse forbids"):
         main.run(["--continue", "--changed_data=refuse", "--config=a.py", "--workdir=a"])
