@@ -38,9 +38,9 @@ STUDIED = {  # signals of uncertainty and the titles of their columns
     "least_confidence": "conf.", "entropy": "entropy", "divergence": "diverg.",
     "changes": "changes", "spread": "spread",
 }  # fmt: skip
-TITLES = (  # 79 columns
-    f"{'':39}   AUROC of the uncertainty by\n"
-    f"{'stage':>10} steps draws   mIoU  ms/image" + "".join(f"{t:>8}" for t in STUDIED.values())
+TITLES = (  # 80 columns
+    f"{'':40}   AUROC of the uncertainty by\n"
+    f"{'stage':>10} steps draws mIoU (%) ms/image" + "".join(f"{t:>8}" for t in STUDIED.values())
 )
 
 
@@ -122,8 +122,8 @@ def line_of_study(row: dict) -> str:
     areas = "".join(f"{_three_digits(row['AUROC'].get(name)):>8}" for name in STUDIED)
     steps = row["steps"] or "-"
     return (
-        f"{row['stage']:>10} {steps:>5} {row['draws']:>5} {100 * row['mIoU']:6.2f} "
-        f"{row['ms']:9.3g}{areas}"
+        f"{row['stage']:>10} {steps:>5} {row['draws']:>5} {100 * row['mIoU']:8.2f} "
+        f"{row['ms']:8.3g}{areas}"
     )
 
 
