@@ -19,7 +19,7 @@ import json, sys
 print("a note")
 seconds = 0.25 if "--compile" in sys.argv else {seconds}
 print(json.dumps(dict(first=3.0, seconds=[seconds, 2 * seconds, 3 * seconds], peak_rss_mb=2048,
-                      rise_mb=1024, device="cpu", versions=dict(jax="9.9"))))
+                      rise_mb=1024, device="cpu", versions=dict(jax="9.9"), first_cpu=5.5)))
 """
 LINE_GIVEN = json.dumps(dict(first=3.0, seconds=[1.0], peak_rss_mb=2048, rise_mb=1, device="cpu"))
 
@@ -84,6 +84,7 @@ def test_programs_alternate_and_are_compared(run, stand_in, capsys):
     assert here["bytes"] == 3e9
     assert found["machine"]["versions"] == {"jax": "9.9"}
     row_of = lambda name: next(line for line in page.splitlines() if f"| sum | {name} |" in line)
+    assert "| 3 s (3 s) | 5.5 s |" in row_of("here")
     assert "2 s (1 s-3 s)" in row_of("here") and "1 G (25%)" in row_of("here")
     assert "| 2.00 |" in row_of("PyTorch") and "2.00 GB, +1.00" in row_of("PyTorch")
 

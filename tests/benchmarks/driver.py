@@ -11,6 +11,7 @@ rounds            that were made; a later one is skipped where it is not expecte
 median (min-max)  of all calls after the first, of all rounds
 PyTorch / here    a program's median by ours (above 1 = we are faster)
 first             seconds of the first call, mostly compilation; in brackets from compiled programs
+its CPU           the same of all processors together, which other programs lengthen less
 host, device      peaks of memory; the first is resident memory with compilation, "+" its rise above
                   the inputs
 FLOP/s            of the row's operations, see `rows.Row`, as a share of the fastest product of two
@@ -41,7 +42,7 @@ ROOT = HERE.parents[1]
 OURS = "here"
 CACHES = dict(JAX_COMPILATION_CACHE_DIR="jax", TORCHINDUCTOR_CACHE_DIR="torch")  # of a run
 PATIENCE = 5  # times its expected seconds; a program that takes longer is stopped
-COLUMNS = "row|program|rounds|median (min-max)|PyTorch / here|first|host|device|FLOP/s|GB/s"
+COLUMNS = "row|program|rounds|median (min-max)|PyTorch / here|first|its CPU|host|device|FLOP/s|GB/s"
 
 
 def main(rows=ROWS, peaks=PEAKS):
@@ -251,7 +252,7 @@ def summary(row, lines):
         rounds=len(lines), calls=len(seconds), median=median, min=min(seconds), max=max(seconds),
         first=lines[0]["first"], first_again=min((line["first"] for line in lines[1:]), default=0),
         host_mb=most("peak_rss_mb"), rise_mb=most("rise_mb"), device_mb=most("device_mb"),
-        flop=row.flop / median, bytes=row.bytes / median,
+        flop=row.flop / median, bytes=row.bytes / median, first_cpu=lines[0].get("first_cpu", 0),
     )  # fmt: skip
 
 
@@ -296,6 +297,7 @@ def cells(found):
         f"{in_words(found['median'])} ({in_words(found['min'])}-{in_words(found['max'])})",
         f"{found['ratio']:.2f}" if found.get("ratio", 1) != 1 else "",
         in_words(found["first"]) + again,
+        in_words(found["first_cpu"]) if found["first_cpu"] else "",
         f"{found['host_mb'] / 1024:.2f} GB, +{found['rise_mb'] / 1024:.2f}",
         f"{found['device_mb'] / 1024:.2f} GB" if found["device_mb"] else "",
         gflops.replace(" (", " G (") if " (" in gflops else gflops + " G" * bool(gflops),

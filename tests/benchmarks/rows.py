@@ -155,6 +155,8 @@ ROWS = (
     twins("input", "input pipeline, an image of 360x480", "denoising_pretraining", "input",
           "--data={data}", "--workers=2", here=("--scratch={folder}",), seconds=dict(cpu=25),
           variants={"--workers=0": "PyTorch, no workers"}),
+    Row("scenes", "packaged network, an image of 96x128", "using", ("bench_scenes.py",), (),
+        dict(cpu=20, gpu=40)),
     Row("ensemble_gather", "gathering of the step of ten classifiers", "ddpm_seg",
         ("bench_ensemble.py", "--what=gather", "--images=20"), (), dict(cpu=30, gpu=30),
         bytes=4.3e7),

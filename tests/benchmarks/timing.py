@@ -5,7 +5,7 @@ with the other. A program gives `make(args)`, which returns a function of no arg
 one pass and returns its outputs, or that function and what its seconds are multiplied by (a call
 that makes 32 steps is given with 1 / 32). The line holds
 
-first            seconds of the first call, which compiles
+first            seconds of the first call, which compiles; first_cpu, of all processors together
 seconds          of every later one, multiplied; of the first where there is no other
 peak_rss_mb      peak of resident memory; rise_mb, its rise by the calls above what was made before
 device_mb        peak of the accelerator's memory, where there is one
@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import platform
+import time
 import timeit
 from importlib import metadata
 from pathlib import Path
@@ -93,7 +94,9 @@ def _measure(args, make, wait, device_bytes, kind, packages):
     before, made_peak = memory_mb("VmRSS"), memory_mb("VmHWM")
     start_peak()
     call = lambda: wait(step())
+    busy = time.process_time()
     first, seconds = timeit.timeit(call, number=1), []
+    busy = time.process_time() - busy
     start = timeit.default_timer()
     while len(seconds) < args.repeats or (
         len(seconds) < MOST * bool(args.repeats) and timeit.default_timer() - start < args.seconds
@@ -101,7 +104,7 @@ def _measure(args, make, wait, device_bytes, kind, packages):
         seconds.append(share * timeit.timeit(call, number=1))
     peak, on_device = memory_mb("VmHWM"), device_bytes()
     print(json.dumps(dict(
-        what=args.what, first=first, seconds=seconds or [share * first],
+        what=args.what, first=first, first_cpu=busy, seconds=seconds or [share * first],
         peak_rss_mb=max(peak, made_peak), rise_mb=max(0, peak - before),
         device_mb=on_device and on_device / 2**20, device=kind,
         versions=dict(
