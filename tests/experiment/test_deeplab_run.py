@@ -87,7 +87,10 @@ def test_its_checkpoint_predicts_images_of_any_size(run):
 
 def test_a_finished_run_is_measured_on_another_split(run, folder):
     before = json.loads((run / "results.json").read_text())["train"]
-    same = {"stages.train.steps": 4, "evaluate.quick_images": 2, "data.path": str(folder)}
+    same = {
+        "stages.train.steps": 4, "stages.train.every.evaluate": 2, "evaluate.quick_images": 2,
+        "data.path": str(folder),
+    }  # fmt: skip
     main.MODES["eval"](config_of(**MADE, **same, **{"data.val": "train"}), run)
     found = json.loads((run / "results_eval.json").read_text())["train"]
     assert found["step"] == before["step"] == 4 and found["IoU"] != before["IoU"]
