@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from diffseg_jax.layers.attention import SelfAttention
-from diffseg_jax.layers.conv import Arithmetic, StdConv, convolve, stop_fusion
+from diffseg_jax.layers.conv import Arithmetic, StdConv, convolve, stop_fusion, unfused
 from diffseg_jax.layers.dropout import dropout
 from diffseg_jax.layers.embeddings import TimeModulation, sinusoid
 from diffseg_jax.layers.norm import BatchNorm, in_float32
@@ -69,7 +69,21 @@ class Unit(nnx.Module):
         residual = in_float32(self.norm_proj, self.conv_proj(x)) if self.has_projection else x
         y = nnx.relu(in_float32(self.norm1, self.conv1(x)))
         y = nnx.relu(in_float32(self.norm2, self.conv2(y)))
-        return stop_fusion(nnx.relu(residual + in_float32(self.norm3, self.conv3(y))))
+        out = nnx.relu(residual + in_float32(self.norm3, self.conv3(y)))
+        return stop_fusion(_computed_once(out))
+
+
+@jax.custom_vjp
+def _computed_once(x):
+    """x itself: XLA's CPU backend would compute it again, from all units before, for each reader.
+
+    Nine units of 4x14x14 pixels and 1024 channels with gradients: 0.92 instead of 0.95 s of
+    processor time, and 3.2 instead of 3.8 s to compile.
+    """
+    return jax.lax.platform_dependent(x, cpu=unfused, default=lambda x: x)
+
+
+_computed_once.defvjp(lambda x: (_computed_once(x), None), lambda _, dy: (dy,))
 
 
 class ResNetStage(nnx.Module):
