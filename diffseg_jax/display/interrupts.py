@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from diffseg_jax.display.console import end_rows
+from diffseg_jax.display.rows import ERASE, can_erase
 from diffseg_jax.errors import INTERRUPTED
 
 RESPONDS_IN = 1.0  # seconds; Python code responds in less
@@ -79,6 +80,8 @@ class Interrupts:
     def leave(self, sentence: str = "", code: int = INTERRUPTED):
         """Ends the process with a sentence, `stopped` by default, and without waiting for threads.
 
+        In a terminal the sentence takes the place of ^C, which Ctrl-C shows there.
+
         Files are renamed when whole. Those that grow by lines, and compiled programs, which jax
         writes, may end in the middle, and partial files (.NAME.PROCESS) may stay.
         """
@@ -86,7 +89,8 @@ class Interrupts:
         try:
             with contextlib.suppress(Exception):
                 end_rows()
-            print(sentence or self.stopped, file=sys.stderr, flush=True)
+            echo = ERASE if can_erase(sys.stderr) else ""
+            print(f"{echo}{sentence or self.stopped}", file=sys.stderr, flush=True)
             sys.stdout.flush()
             for child in multiprocessing.active_children():  # those that read data
                 child.kill()

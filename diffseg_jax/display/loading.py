@@ -1,6 +1,5 @@
 """The first row of a command, which a terminal shows while Python imports what it needs."""
 
-import os
 import re
 import signal
 import sys
@@ -9,11 +8,10 @@ import time
 
 from diffseg_jax.display.interrupts import INTERRUPTS
 from diffseg_jax.display.progress import duration
+from diffseg_jax.display.rows import ERASE, can_erase
 
 LOADING = "loading"
 SOON = ", a few seconds"
-ERASED = "\r\x1b[2K"
-PLAIN = ("", "dumb", "unknown")  # kinds of terminals that cannot erase a row
 REDRAWN_AFTER = 1.0  # seconds
 PYTHON_FLAGS = r"(-[WX]\n?.+\n|-[a-zA-Z]+\n)*-[a-zA-Z]*m\n?"  # up to the name of a module
 
@@ -38,7 +36,7 @@ def begin():
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as before the package's own
     INTERRUPTS.watch(_leave)
-    if _is_terminal():
+    if can_erase(sys.stdout):
         sys.excepthook = _fail
         print(LOADING + SOON, end="", flush=True)
         threading.Thread(target=_redraw, args=(time.monotonic(),), daemon=True).start()
@@ -47,10 +45,10 @@ def begin():
 def end():
     """Erases the row."""
     with _drawing:
-        is_drawn = INTERRUPTS.is_watched and not _ended.is_set() and _is_terminal()
+        is_drawn = INTERRUPTS.is_watched and not _ended.is_set() and can_erase(sys.stdout)
         _ended.set()
         if is_drawn:
-            print(ERASED, end="", flush=True)
+            print(ERASE, end="", flush=True)
 
 
 def _redraw(begun):
@@ -59,7 +57,7 @@ def _redraw(begun):
         with _drawing:
             if not _ended.is_set():
                 so_far = duration(time.monotonic() - begun)
-                print(f"{ERASED}{LOADING}, {so_far} so far", end="", flush=True)
+                print(f"{ERASE}{LOADING}, {so_far} so far", end="", flush=True)
 
 
 def _fail(*error):
@@ -71,9 +69,3 @@ def _fail(*error):
 def _leave(*_):
     end()
     INTERRUPTS.leave()
-
-
-def _is_terminal():
-    """Whether a row can be drawn and erased."""
-    is_terminal = sys.stdout is not None and sys.stdout.isatty()
-    return is_terminal and os.environ.get("TERM", "") not in PLAIN

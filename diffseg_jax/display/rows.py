@@ -1,7 +1,9 @@
 """Rows below all lines of a terminal, which are drawn again and again."""
 
+import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from rich.console import Console, RenderHook
 from rich.control import Control
@@ -10,6 +12,7 @@ from rich.segment import ControlType, Segment
 from rich.text import Text
 
 ERASE = "\r\x1b[J"  # the row of the cursor and all below
+PLAIN = ("", "dumb", "unknown")  # kinds of terminals that cannot erase a row
 
 
 class DrawnRows(RenderHook):
@@ -61,6 +64,11 @@ class DrawnRows(RenderHook):
             if stream is not None and stream.isatty() and not isinstance(stream, FileProxy):
                 self.streams[name] = stream
                 setattr(sys, name, FileProxy(self.console, stream))
+
+
+def can_erase(stream: TextIO | None) -> bool:
+    """Whether a row of the stream can be drawn and erased; None: there is no such stream."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM", "") not in PLAIN
 
 
 def _moving(code: str) -> Control:

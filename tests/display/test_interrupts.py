@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from diffseg_jax.display import loading
+from diffseg_jax.display.rows import ERASE
 
 pytestmark = pytest.mark.quick
 
@@ -101,7 +102,7 @@ with INTERRUPTS.raised("stopped; it resumes"), Display().progress("compiles"):
     command.until("compiles")
     command.press()
     assert command.end() == 130
-    assert command.text.endswith("\r\x1b[Jstopped; it resumes\r\n")  # the row is erased
+    assert command.text.endswith("\r\x1b[J\r\x1b[Jstopped; it resumes\r\n")  # no row
 
 
 def test_python_code_is_ended_in_order(started):
@@ -316,7 +317,7 @@ with INTERRUPTS.raised("ended"):
     time.sleep(1.1)
     command.press()
     assert command.end() == 130
-    assert command.text.endswith("ended\r\n")
+    assert command.text.endswith("^C\r\x1b[Jended\r\n")  # in place of what the terminal shows
 
 
 @pytest.mark.parametrize("rows", ["None", "object()"], ids=["closed", "that cannot be erased"])
@@ -334,7 +335,7 @@ with display.lock:  # of the main thread, which closes the display
 leaving.join()
 """)  # fmt: skip
     assert command.end() == 130
-    assert command.text == "the sentence\r\n"
+    assert command.text == f"{ERASE}the sentence\r\n"
 
 
 def test_what_a_command_holds_is_released_at_its_end(started, tmp_path):
@@ -378,7 +379,7 @@ for error in (cli.Stopped("a", 3, signal.SIGTERM), cli.Stopped("a", 3, signal.SI
     print("code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """)  # fmt: skip
     assert command.end() == 0
-    lines = command.text.replace(loading.ERASED, "").splitlines()
+    lines = command.text.replace(ERASE, "").splitlines()
     assert lines[1::2] == ["code 75", "code 130", "code 130"] and lines[4] == "the sentence"
     assert lines[0].startswith("stopped by SIGTERM after step 3 of stage a, which is saved;")
 
@@ -392,15 +393,15 @@ def test_a_command_says_first_that_it_loads_and_may_be_stopped_then(started):
     assert command.text.startswith("loading, a few seconds")
     command.press()
     assert command.end() == 130
-    assert command.text.endswith("\r\x1b[2Kstopped\r\n") and "Traceback" not in command.text
+    assert command.text.endswith("\r\x1b[Jstopped\r\n") and "Traceback" not in command.text
 
 
 @pytest.mark.parametrize("name", ["plot", "study"])
 def test_the_row_of_loading_is_gone_before_the_first_line(started, name):
     command = started("-m", f"diffseg_jax.{name}", "--help")
     assert command.end() == 0
-    time_shown = r"(\r\x1b\[2Kloading, \d+ s so far)*"
-    assert re.match(rf"loading, a few seconds{time_shown}\r\x1b\[2Kusage: ", command.text)
+    time_shown = r"(\r\x1b\[Jloading, \d+ s so far)*"
+    assert re.match(rf"loading, a few seconds{time_shown}\r\x1b\[Jusage: ", command.text)
 
 
 def test_the_row_of_loading_is_gone_before_a_traceback(started):
@@ -410,7 +411,7 @@ loading.begin()
 import no_such_module
 """)  # fmt: skip
     assert command.end() == 1
-    assert command.text.startswith("loading, a few seconds\r\x1b[2KTraceback")
+    assert command.text.startswith("loading, a few seconds\r\x1b[JTraceback")
 
 
 def test_what_is_no_terminal_is_not_told_about_loading():
