@@ -220,7 +220,7 @@ def bev_line(row: dict) -> str:
     """A setting's numbers, below BEV_TITLES."""
     return (
         f"{row['stage']:>10} {row['steps']:>5} {row['draws']:>5}  {100 * row['mIoU']:8.2f}  "
-        f"{100 * row['mIoU at 0.5']:10.2f}  {row['ms']:7.3g}"
+        f"{100 * row['mIoU at 0.5']:10.2f}  {row['ms']:7.2f}"
     )
 
 

@@ -185,7 +185,7 @@ def depth_line(row: dict) -> str:
     numbers = [float("nan") if row[k] is None else row[k] for k in ("abs_rel", "rmse", "a1")]
     return (
         f"{row['stage']:>10} {row['steps']:>5} {row['draws']:>5}  {numbers[0]:8.4f}  "
-        f"{numbers[1]:8.3f}  {numbers[2]:6.3f} {ause}  {row['ms']:9.3g}"
+        f"{numbers[1]:8.3f}  {numbers[2]:6.3f} {ause}  {row['ms']:9.2f}"
     )
 
 

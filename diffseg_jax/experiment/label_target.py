@@ -123,7 +123,7 @@ def line_of_study(row: dict) -> str:
     steps = row["steps"] or "-"
     return (
         f"{row['stage']:>10} {steps:>5} {row['draws']:>5} {100 * row['mIoU']:8.2f} "
-        f"{row['ms']:8.3g}{areas}"
+        f"{row['ms']:8.2f}{areas}"
     )
 
 

@@ -17,6 +17,7 @@ from diffseg_jax import main
 from diffseg_jax.config.files import run_config
 from diffseg_jax.data.scenes import NAMES
 from diffseg_jax.errors import UserError
+from diffseg_jax.experiment.label_target import line_of_study
 from diffseg_jax.experiment.plan import check_config, plan_evaluations
 from diffseg_jax.experiment.results import keep_calibrator, result_of
 from diffseg_jax.inference import calibrators
@@ -188,6 +189,12 @@ def test_mode_steps_measures_every_setting_of_every_stage(run, capsys):
         assert set(row["AUROC"]) == kinds
     assert all(line in out for line in ("mIoU (%)", "ms/image", "steps.json"))
     assert Image.open(run / "pictures/steps.png").width > 500
+
+
+def test_milliseconds_have_two_decimals_in_all_rows_of_the_table():
+    row = {"stage": "train", "steps": 3, "draws": 1, "mIoU": 0.5, "AUROC": {}}
+    lines = [line_of_study({**row, "ms": ms}) for ms in (3.0, 1234.5)]
+    assert [line[31:40] for line in lines] == ["     3.00", "  1234.50"]
 
 
 def test_mode_steps_reads_a_directory_that_a_stage_starts_from(run, tmp_path):
