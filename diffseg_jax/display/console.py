@@ -138,6 +138,7 @@ class Display:
             self.say(f"{progress.what}: {progress.note}")
         elif now - self.spoken >= SILENCES[self.silences]:
             self.silences = min(self.silences + 1, len(SILENCES) - 1)
+            self.noted = note  # the line ends with it
             self.say(progress.line())
 
     def _draw(self):

@@ -108,6 +108,18 @@ def test_a_compilation_that_lasts_is_announced_once(terminal):
     assert lines[1:] == [f"train   {COMPILES}, {seconds} s so far" for seconds in (10, 25)]
 
 
+def test_a_compilation_that_a_line_has_named_is_not_announced_again(terminal):
+    display, clock, stream = terminal(stream=io.StringIO())
+    with display.progress("opens data"):
+        run_for(display, clock, 8)
+    with display.progress("train") as progress:
+        run_for(display, clock, 2)
+        progress.begins(COMPILES)
+        run_for(display, clock, 10)
+    said = ["opens data   3 s so far", f"train   {COMPILES}, 1 s so far"]
+    assert stream.getvalue().splitlines() == said
+
+
 def test_nobody_waits_longer_than_the_last_silence_whatever_the_activities_are(terminal):
     display, clock, stream = terminal(stream=io.StringIO())
     said = [0.0]
