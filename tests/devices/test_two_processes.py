@@ -150,8 +150,9 @@ def process_of(workdir, number):
     raise AssertionError(f"process {number} of {workdir} does not run")
 
 
+@pytest.mark.slow  # test_launch kills processes of the launcher, test_resume one that trains alone
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 1])  # each: a minute
+@pytest.mark.parametrize("number", [0, 1])
 def test_a_run_resumes_bit_exactly_after_a_lost_process(pair, cache, tmp_path, number):
     process = start_two(cache, tmp_path, pair.name)
     half = fault_run.count_records(pair.workdir) // 2
