@@ -91,7 +91,7 @@ def _convolve_wide_backward(saved, dy):
 
 def _convolve_wide_forward(x, kernel):
     # Without this the backward pass would compute x again, in the order of its transpose.
-    x = jax.lax.platform_dependent(x, cpu=unfused, default=lambda x: x)
+    x = unfused_on_cpus(x)
     return _convolve_wide(x, kernel), (x, kernel)
 
 
@@ -207,11 +207,11 @@ def unfused(x):
     return x / (1 + 0 * x)
 
 
-def _stop_fusion_backward(_, dy):
-    return (jax.lax.platform_dependent(dy, cpu=unfused, default=lambda dy: dy),)
+def unfused_on_cpus(x):
+    return jax.lax.platform_dependent(x, cpu=unfused, default=lambda x: x)
 
 
-stop_fusion.defvjp(lambda x: (x, None), _stop_fusion_backward)
+stop_fusion.defvjp(lambda x: (x, None), lambda _, dy: (unfused_on_cpus(dy),))
 
 
 class Conv(nnx.Module):

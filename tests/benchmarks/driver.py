@@ -11,7 +11,8 @@ rounds            that were made; a later one is skipped where it is not expecte
 median (min-max)  of all calls after the first, of all rounds
 PyTorch / here    a program's median by ours (above 1 = we are faster)
 first             seconds of the first call, mostly compilation; in brackets from compiled programs
-its CPU           the same of all processors together, which other programs lengthen less
+its CPU           the same of all processors together, which other programs lengthen less; without
+                  compilers in processes that go on, as those of torch.compile
 host, device      peaks of memory; the first is resident memory with compilation, "+" its rise above
                   the inputs
 FLOP/s            of the row's operations, see `rows.Row`, as a share of the fastest product of two
