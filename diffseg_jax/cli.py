@@ -40,7 +40,7 @@ from diffseg_jax.config.flags import (  # noqa: F401  commands take them from he
 from diffseg_jax.devices.compiled import CACHE, keep_compiled
 from diffseg_jax.devices.processes import ProcessesLost, barrier, exit_process
 from diffseg_jax.display.interrupts import INTERRUPTS
-from diffseg_jax.display.output import Output
+from diffseg_jax.display.output import standard_outputs
 from diffseg_jax.errors import INTERRUPTED, LOST, MISTAKE, STOPPED, UserError
 from diffseg_jax.storage.checkpoints import NotWritten
 from diffseg_jax.training.signals import Stopped
@@ -94,14 +94,8 @@ def user_errors(stopped: str = "stopped"):
     """
     os.environ.pop("MPLBACKEND", None)  # no window opens; a notebook's backend may be missing
     loading.end()
-    out, err = Output(sys.stdout), Output(sys.stderr)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            with _exits(stopped), INTERRUPTS.raised(stopped):
-                yield
-        finally:
-            out.flush()
-            err.flush()
+    with standard_outputs(), _exits(stopped), INTERRUPTS.raised(stopped):
+        yield
 
 
 @contextlib.contextmanager

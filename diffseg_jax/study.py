@@ -24,6 +24,7 @@ if loading.is_command():
     loading.begin()
 
 from diffseg_jax.config.flags import Flags, split_overrides
+from diffseg_jax.display.output import standard_outputs
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.study_cells import cells_of_study, listed, require_data
 from diffseg_jax.experiment.study_file import read_study
@@ -47,15 +48,16 @@ def main(arguments: Sequence[str] | None = None):
     """The command line; --dry-run does without the slow imports of a run."""
     loading.end()
     typed = sys.argv[1:] if arguments is None else arguments
-    try:
-        given, study, workdir = _opened(typed)
-        if given.dry_run:
-            print(listed(study, workdir))
-            require_data(study, cells_of_study(study))
-            return
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with standard_outputs():
+        try:
+            given, study, workdir = _opened(typed)
+            if given.dry_run:
+                print(listed(study, workdir))
+                require_data(study, cells_of_study(study))
+                return
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
     from diffseg_jax.display.console import Display
 
     with Display().progress("loading"):

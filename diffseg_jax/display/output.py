@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import sys
 
 from rich.cells import cell_len
 
@@ -56,6 +57,18 @@ class Output:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.stream.fileno())
             os.close(nowhere)
+
+
+@contextlib.contextmanager
+def standard_outputs():
+    """Within it, the standard streams of the process are an `Output` each."""
+    out, err = Output(sys.stdout), Output(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            yield
+        finally:
+            out.flush()
+            err.flush()
 
 
 def wrapped(line: str, width: int) -> str:

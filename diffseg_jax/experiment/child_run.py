@@ -13,10 +13,12 @@ def run_watched(command: Sequence[str], log: Path, say: Callable[[str], None]):
     """(exit code, resource usage, last line) of a run whose lines are shown and kept in a file.
 
     command  as typed after python
+    log      its folder is made
     say      takes each line as it comes, indented
     """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     last = ""
+    log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as kept:
         process = subprocess.Popen(
             [sys.executable, *command], env=environment, stdout=subprocess.PIPE,

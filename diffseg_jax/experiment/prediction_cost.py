@@ -77,8 +77,14 @@ def counting(predict: Callable, products: Products) -> Callable:
 
 
 def name_of_devices(mesh: Mesh) -> str:
-    """Such as "2 CPU cores" or "8 × NVIDIA H100"."""
+    """Such as "2 CPU cores", of those that this process may use, or "8 × NVIDIA H100"."""
     device = mesh.devices.flat[0]
     if device.platform == "cpu":
-        return f"{os.cpu_count()} CPU cores"
+        return f"{_usable_cores()} CPU cores"
     return f"{mesh.size} × {device.device_kind}"
+
+
+def _usable_cores():
+    if hasattr(os, "sched_getaffinity"):  # as a job of a cluster has fewer than its host
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()

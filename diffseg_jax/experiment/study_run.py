@@ -53,10 +53,11 @@ def run_study(study: Study, workdir: Path, display: Display, typed: Sequence[str
         draw_study(study, cells, workdir)
     failed = [cell.name for cell in cells if not done(cell)]
     if failed:
+        lacking = f" The costs of a prediction are missing too: {reason}" if reason else ""
         raise UserError(
             f"{counted(len(failed), 'cell')} of {len(cells)} failed: {', '.join(failed)}. "
             f"{workdir}/table.md says why, their output is in {workdir}/logs. The same command "
-            "runs them again."
+            f"runs them again.{lacking}"
         )
     if reason:
         raise UserError(f"all cells are measured, but not the costs of a prediction: {reason}")

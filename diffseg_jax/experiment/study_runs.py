@@ -206,12 +206,10 @@ def _finish_run(study, run, workdir, say) -> str:
 
 def _watched_record(command, workdir, name, folder, task, say) -> dict:
     """Runs a command: {"seconds", "command", ...}, and why it "failed", if it did."""
-    logs = workdir / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
     while True:
         wait_until_free(folder, task, say)
         begun = time.perf_counter()
-        status, usage, last = run_watched(command, logs / f"{name}.log", say)
+        status, usage, last = run_watched(command, workdir / "logs" / f"{name}.log", say)
         if not status or not _holder_of(folder, task):
             break  # else another run, left by a killed study, took the lock while this one started
     record = {

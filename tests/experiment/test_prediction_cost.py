@@ -77,3 +77,11 @@ def test_equal_networks_share_one_measurement_and_others_have_their_own(
     mirrored = dataclasses.replace(evaluation, protocol=Protocol(flip=True))
     assert cost_of_prediction(mirrored, network, [first])["operations"] != first["operations"]
     assert len(timed) == 4
+
+
+def test_the_cores_of_a_cpu_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3, 5, 7}, raising=False)
+    assert prediction_cost.name_of_devices(local_mesh("cpu")) == "3 CPU cores"
+    monkeypatch.delattr("os.sched_getaffinity")  # as on macOS
+    assert prediction_cost.name_of_devices(local_mesh("cpu")) == "64 CPU cores"

@@ -1,6 +1,10 @@
 """Studies: which runs their cells need, and mistakes in their files."""
 
+import contextlib
+import os
+import pty
 import re
+import termios
 
 import pytest
 
@@ -16,7 +20,7 @@ from diffseg_jax.experiment.study_cells import (
 )
 from diffseg_jax.experiment.study_file import read_study
 from diffseg_jax.systems.recipes import RECIPES
-from study_case import ROOT, Runs
+from study_case import ONE, ROOT, Runs
 
 STUDIES = sorted((ROOT / "configs" / "studies").glob("*.py"))
 
@@ -93,6 +97,24 @@ def test_the_list_has_every_cell_and_the_time_of_all(step, in_all, write, tmp_pa
     assert in_all in (f"{total / 3600:.2f} hours", f"{total / 60:.0f} min")
     assert f"in all about {in_all} on " in text and text.count("seed1\n") == 4
     assert not (tmp_path / "w").exists()
+
+
+def test_the_list_and_an_error_end_their_lines_between_words_in_a_terminal(
+    write, tmp_path, monkeypatch
+):
+    about = " ".join(["some words"] * 12)
+    for flags, said in (([], about), (["--config.seed=1"], "error: --config.seed is given")):
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (24, 60))
+        with open(theirs, "w") as stream, contextlib.suppress(SystemExit):
+            monkeypatch.setattr("sys.stdout", stream)
+            monkeypatch.setattr("sys.stderr", stream)
+            typed = [f"--config={write(about=about, **ONE)}", f"--workdir={tmp_path}", "--dry-run"]
+            study.main([*typed, *flags])
+        lines = os.read(ours, 65536).decode().splitlines()
+        os.close(ours)
+        assert all(len(line) <= 60 for line in lines if " " in line.strip())  # not of a long path
+        assert said in " ".join(line.strip() for line in lines)
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=[file.stem for file in STUDIES])

@@ -9,7 +9,7 @@ import pytest
 
 from diffseg_jax import UserError
 from diffseg_jax.display.console import Display
-from diffseg_jax.experiment import study_costs, study_report, study_runs, study_scores
+from diffseg_jax.experiment import child_run, study_costs, study_report, study_runs, study_scores
 from diffseg_jax.experiment.study_cells import cells_of_study, runs_of
 from diffseg_jax.experiment.study_file import read_study
 from diffseg_jax.metrics.image_counts import ImageCounts
@@ -363,3 +363,13 @@ def test_costs_that_fail_leave_the_table_and_an_exit_code(studied, monkeypatch):
     lines, workdir, _, stopped = studied(**ONE, costs=True)
     assert stopped == 2 and "not the costs of a prediction: no device" in lines
     assert "## mIoU" in (workdir / "table.md").read_text()
+    lines, _, _, stopped = studied(fails=("DeP-2-seed0",), costs=True, workdir="other")
+    assert stopped == 2 and "1 cell of 8 failed: DeP-2-seed0." in lines
+    assert "The costs of a prediction are missing too: no device" in lines
+
+
+def test_the_lines_of_a_run_are_kept_although_the_folder_of_logs_was_removed(tmp_path):
+    log, lines = tmp_path / "logs" / "costs.log", []
+    status, _, last = child_run.run_watched(["-Sc", "print('one\\ntwo')"], log, lines.append)
+    assert (status, last, log.read_text()) == (0, "two", "one\ntwo\n")
+    assert lines == ["  one", "  two"]
