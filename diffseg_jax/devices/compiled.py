@@ -2,13 +2,16 @@
 
 import contextlib
 import os
+import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
 CACHE = "~/.cache/diffseg_jax"  # of the commands; of `load` with cache=True
-MOST_CACHED = 2**30  # bytes of that folder
+MOST_CACHED = 2**30  # bytes in that folder at the start of a command
+PROGRAM = re.compile(r"-[0-9a-f]{64}-cache$")  # the end of a file's name, as jax writes them
 MIN_SECONDS = 0.5  # of compilation; programs that compile faster are not cached
 MOST_SHAPES = 16  # of inputs, whose programs are in memory
 
@@ -16,25 +19,32 @@ MOST_SHAPES = 16  # of inputs, whose programs are in memory
 def keep_compiled(folder: str | os.PathLike = CACHE):
     """Caches all programs that this process compiles; jax has one such folder per process.
 
-    Programs in a local folder that were not used for longest are deleted first, so that it holds
-    MOST_CACHED. (jax_compilation_cache_max_size needs the package filelock, and fails to write to a
-    folder that holds programs from before it was set.)
+    In CACHE, and in no other folder, the programs that were not used for longest are deleted
+    first, until the others take at most MOST_CACHED. (jax_compilation_cache_max_size needs the
+    package filelock, and fails to write to a folder that holds programs from before it was set.)
     """
     folder = os.path.expanduser(folder)
-    _delete_oldest(Path(folder), MOST_CACHED)
+    if folder == os.path.expanduser(CACHE):
+        _delete_oldest(Path(folder), MOST_CACHED)
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
 
 
 def _delete_oldest(folder, most):
     """Deletes the programs of jax in a folder that were read and written longest ago."""
-    with contextlib.suppress(OSError):  # of another user, or deleted by another process meanwhile
-        found = [(file, file.stat()) for file in folder.glob("*-cache")]
-        found.sort(key=lambda pair: max(pair[1].st_atime, pair[1].st_mtime), reverse=True)
-        for file, stat in found:
-            most -= stat.st_size
-            if most < 0:
-                file.unlink(missing_ok=True)
+    files, found = [], []
+    with contextlib.suppress(OSError):  # there is no such folder, or it may not be read
+        files = [file for file in folder.iterdir() if PROGRAM.search(file.name)]
+    for file in files:
+        with contextlib.suppress(OSError):  # deleted by another process meanwhile
+            found.append((file.lstat(), file))
+    found = [(status, file) for status, file in found if stat.S_ISREG(status.st_mode)]
+    found.sort(key=lambda pair: max(pair[0].st_atime, pair[0].st_mtime), reverse=True)
+    for status, file in found:
+        most -= status.st_size
+        if most < 0:
+            with contextlib.suppress(OSError):  # of another user: the next one may be deleted
+                file.unlink()
 
 
 class BoundedPrograms:

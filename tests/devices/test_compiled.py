@@ -1,6 +1,8 @@
 """How many compiled programs stay in memory and in their folder."""
 
+import hashlib
 import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,16 +23,55 @@ def test_a_shape_too_many_drops_all_programs():
     assert counts == [1, 2, 2, 1, 2, 2, 1]
 
 
+def program(name):
+    """The name of a file of jax."""
+    return f"jit_{name}-{hashlib.sha256(name.encode()).hexdigest()}-cache"
+
+
 def test_the_folder_keeps_what_was_used_last_within_its_bound(tmp_path, monkeypatch):
     settings = {}
     monkeypatch.setattr(jax.config, "update", settings.__setitem__)
     monkeypatch.setattr(compiled, "MOST_CACHED", 250)
     for name, read, written in (("a", 1, 4), ("b", 3, 2), ("c", 1, 2), ("d", 5, 1)):
-        file = tmp_path / f"jit_{name}-cache"
+        file = tmp_path / program(name)
         file.write_bytes(bytes(100))
         os.utime(file, (read, written))
-    (tmp_path / "photo.png").write_bytes(bytes(1000))
-    keep_compiled(tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {"jit_a-cache", "jit_d-cache", "photo.png"}
+    others = "photo.png", "map-cache", f"jit_f-{'0' * 64}-cache.txt"
+    for name in others:
+        (tmp_path / name).write_bytes(bytes(1000))
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / program("folder")).mkdir()
+    (tmp_path / program("link")).symlink_to(tmp_path / "photo.png")
+    everything = {file.name for file in tmp_path.iterdir()}
+
+    keep_compiled(tmp_path)  # named by the user
+    assert {file.name for file in tmp_path.iterdir()} == everything
     assert settings["jax_compilation_cache_dir"] == str(tmp_path)
-    keep_compiled(tmp_path / "new")  # jax makes it
+    monkeypatch.setattr(compiled, "CACHE", str(tmp_path))
+    keep_compiled(tmp_path)
+    deleted = everything - {file.name for file in tmp_path.iterdir()}
+    assert deleted == {program("b"), program("c")}
+
+
+def test_a_folder_that_is_not_there_is_made_by_jax(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(compiled, "CACHE", str(tmp_path / "new"))
+    keep_compiled(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_program_that_cannot_be_deleted_keeps_no_other(tmp_path, monkeypatch):
+    for name, used in (("older", 1), ("newer", 2)):
+        file = tmp_path / program(name)
+        file.write_bytes(bytes(100))
+        os.utime(file, (used, used))
+    unlink = Path.unlink
+
+    def refuse(path):
+        if "newer" in path.name:  # it comes first
+            raise PermissionError
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    compiled._delete_oldest(tmp_path, 50)
+    assert [file.name for file in tmp_path.iterdir()] == [program("newer")]
