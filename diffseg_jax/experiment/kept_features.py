@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -103,11 +104,13 @@ def _described(plan, network, crop, names, shown, folder) -> dict:
     """What the features are of, JSON values; UserError if the folder holds those of something else.
 
     The network and the images are known by their content, as files may be moved or replaced.
+    features.dtype is not part of it: a fit rounds to it what it reads from the files.
     """
     arrays = json.dumps(fingerprints(network)).encode()
+    options = {key: value for key, value in plan.task.meta["features"].items() if key != "dtype"}
     description = as_json({
         "source": "adm", "network": hashlib.sha256(arrays).hexdigest()[:16], "maps": names,
-        "options": plan.task.meta["features"], "seed": plan.seed, "crop": crop,
+        "options": options, "stored": "float32", "seed": plan.seed, "crop": crop,
     })  # fmt: skip
     images = {
         name: hashlib.sha256(read().tobytes()).hexdigest()[:16] for name, read in shown.items()
@@ -117,6 +120,11 @@ def _described(plan, network, crop, names, shown, folder) -> dict:
         raise UserError(
             f"{folder} holds features, but no {DESCRIPTION_FILE} that says of what. Remove the "
             "folder, or take another --workdir."
+        )
+    if "dtype" in stored.get("options", ()):
+        raise UserError(
+            f"{folder} holds features of an older version, which were rounded to features.dtype. "
+            f"Remove them with rm -r {shlex.quote(str(folder))}, or take another --workdir."
         )
     if other := [key for key, now in description.items() if stored.get(key, now) != now]:
         raise UserError(

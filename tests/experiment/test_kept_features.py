@@ -12,7 +12,7 @@ from diffseg_jax.experiment import kept_features
 
 pytestmark = pytest.mark.quick
 
-OPTIONS = {"steps": [1, 5], "blocks": [0], "draws": 3, "dtype": "float16"}
+OPTIONS = {"steps": [1, 5], "blocks": [0], "draws": 3}
 
 
 class Shown:
@@ -36,11 +36,12 @@ def kept(tmp_path, monkeypatch):
     """A function that keeps the features of images of two pixels: (folder, what was said, reads).
 
     stops  after which image it stops;  weight  of the network;  values  of the images by name
+    dtype  of the fit
     """
     reads = []
     monkeypatch.setattr(kept_features, "fractions_covered", lambda *_: reads.append(1) or (1, 1))
 
-    def keep(values, weight=1.0, start="a", stops=None):
+    def keep(values, weight=1.0, start="a", stops=None, dtype="float16"):
         reads.clear()
         image = lambda value: lambda: np.full((1, 2, 3), value, np.uint8)
         images = [(name, image(value)) for name, value in values.items()]
@@ -56,7 +57,7 @@ def kept(tmp_path, monkeypatch):
 
         names = kept_features.maps_of_diffusion(OPTIONS)
         task = types.SimpleNamespace(
-            meta={"features": OPTIONS},
+            meta={"features": {**OPTIONS, "dtype": dtype}},
             features=lambda network, images, valid: dict.fromkeys(names, images * 1.0),
         )
         augment = types.SimpleNamespace(crop=(1, 2))
@@ -94,4 +95,16 @@ def test_features_of_an_image_that_changed_and_those_of_nothing_known_are_refuse
         kept({"a": 1, "b": 3})
     (folder / "features.json").unlink()
     with pytest.raises(UserError, match="no features.json that says of what"):
+        kept({"a": 1, "b": 2})
+
+
+def test_files_are_of_one_dtype_whatever_that_of_the_fit_and_older_ones_are_refused(kept):
+    folder, _, _ = kept({"a": 1, "b": 2})
+    said = kept({"a": 1, "b": 2}, dtype="float32")[1]
+    assert "0 images computed now" in said[0]
+    description = json.loads((folder / "features.json").read_text())
+    del description["stored"]  # as before the files were of float32
+    description["options"]["dtype"] = "float16"
+    (folder / "features.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=f"of an older version.* rm -r {folder}, or take another"):
         kept({"a": 1, "b": 2})
