@@ -49,10 +49,12 @@ class Lifecycle:
     def save(self, step: int, state: dict, meta: dict, numbers=None, stop: int = 0):
         """Saves a step; raises Stopped once it is on disk if the signal `stop` asked for that."""
         self.log.flush()  # a step that is saved is not run again to be logged
-        self.checkpoints.save(step, state, {"stage": self.name, "step": step, **meta}, numbers)
-        if stop:
-            self.checkpoints.wait()
-            raise Stopped(self.name, step, stop)
+        saves = f"{self.name}: saves step {step}"
+        with self.log.progress(saves) if stop else contextlib.nullcontext():
+            self.checkpoints.save(step, state, {"stage": self.name, "step": step, **meta}, numbers)
+            if stop:
+                self.checkpoints.wait()
+                raise Stopped(self.name, step, stop)
 
     def report(self, step: int, numbers: dict[str, float], text: str):
         """Logs the numbers of a step, and a line for the reader."""
