@@ -26,8 +26,9 @@ if loading.is_command():
 from diffseg_jax.config.flags import Flags, split_overrides
 from diffseg_jax.display.output import standard_outputs
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment.study_cells import cells_of_study, listed, require_data
+from diffseg_jax.experiment.study_cells import cells_of_study, require_data
 from diffseg_jax.experiment.study_file import read_study
+from diffseg_jax.experiment.study_progress import listing
 from diffseg_jax.storage.paths import open_path
 
 
@@ -52,8 +53,9 @@ def main(arguments: Sequence[str] | None = None):
         try:
             given, study, workdir = _opened(typed)
             if given.dry_run:
-                print(listed(study, workdir))
-                require_data(study, cells_of_study(study))
+                cells = cells_of_study(study)
+                print(listing(study, cells, workdir))
+                require_data(study, cells)
                 return
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -53,6 +53,11 @@ def cost_of_prediction(
     }
 
 
+def gflop_of(cost: Mapping) -> float:
+    """The GFLOP of all dtypes of a `cost_of_prediction`."""
+    return sum(cost["operations"].values()) / 1e9
+
+
 def products_of_batch(evaluation: Evaluation, network: dict) -> Products:
     """The products of a batch of the evaluation, in all of its views; the batch is predicted."""
     products = Products()

@@ -1,25 +1,20 @@
-"""The cells of a study, the runs that they need, their commands, order and expected time."""
+"""The cells of a study, the runs that they need, their commands and their order."""
 
 import contextlib
 import dataclasses
 import functools
 import io
 import itertools
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffseg_jax.config.files import find, read_config
 from diffseg_jax.data.sources import open_source
-from diffseg_jax.display.progress import duration
-from diffseg_jax.errors import UserError, counted, require_known
+from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.experiment.study_file import Study
-from diffseg_jax.storage.paths import read_object
 
 OF_CORRUPTIONS = "evaluate.corruptions."  # options of --mode=corruptions
-ASSUMED_START, ASSUMED_STEP = 20.0, 0.5  # seconds, of a study that states none
-ASSUMED_COST = 10.0  # seconds, of the costs at a point, most of it compilation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +59,7 @@ class StudyCell:
     @property
     def name(self) -> str:
         """Of its files."""
-        return _slug((*self.labels, f"seed{self.seed}"))
+        return name_of_labels((*self.labels, f"seed{self.seed}"))
 
     @property
     def mode(self) -> str:
@@ -73,12 +68,8 @@ class StudyCell:
         return "corruptions" if corrupted else "eval" if self.measured else "train"
 
 
-def name_of_point(labels: Sequence[str]) -> str:
-    """Of the point of all axes with these labels, for files."""
-    return _slug(labels)
-
-
-def _slug(labels):
+def name_of_labels(labels: Sequence[str]) -> str:
+    """Of the point with these labels, or of what else they tell apart, for files."""
     return "-".join(re.sub(r"[^\w.+=]+", "_", label).strip("_") or "_" for label in labels)
 
 
@@ -192,7 +183,8 @@ def _run_of(study, options, stages, labels, seed, runs) -> Run:
     if first:
         kept = {key: v for key, v in options.items() if not _is_unread(study, key, first)}
         where = [*_labels_that_set(study, labels, kept), *_seed_that_sets(study, seed, kept)]
-        before = _known(runs, Run(_slug(("+".join(first), *where)), {**kept, "run": first}))
+        name = name_of_labels(("+".join(first), *where))
+        before = _known(runs, Run(name, {**kept, "run": first}))
     if not rest:
         return before
     if study.features:
@@ -202,7 +194,7 @@ def _run_of(study, options, stages, labels, seed, runs) -> Run:
         for axis, label in zip(study.axes, labels, strict=True)
         if axis.name not in study.evaluated
     ]
-    name = _slug((*trained, f"seed{seed}"))
+    name = name_of_labels((*trained, f"seed{seed}"))
     return _known(runs, Run(name, {**options, "run": rest}, before))
 
 
@@ -216,7 +208,7 @@ def _features_run(study, options, stages, labels, seed, before) -> Run:
     }
     where = [*_labels_that_set(study, labels, kept), *_seed_that_sets(study, seed, kept)]
     options = {**kept, **study.features, "run": stages[-1:]}
-    return Run(_slug(("features", *where)), options, before, "features")
+    return Run(name_of_labels(("features", *where)), options, before, "features")
 
 
 def _is_within(key, group):
@@ -319,80 +311,3 @@ def _starts(study, run, workdir) -> dict[str, str]:
             folder = folder_of_run(workdir, run.before) / "checkpoints" / stage
             starts[f"stages.{name}.start"] = f"{folder}{at}{which}"
     return starts
-
-
-# ---- time --------------------------------------------------------------------------------------
-
-
-def seconds_of_run(study: Study, run: Run) -> float:
-    """About how long a run takes on the study's device."""
-    config, given = config_of(study, run.options), study.seconds
-    total = given.get("start", ASSUMED_START)
-    if run.mode == "features":
-        return total + given.get("features", ASSUMED_START)
-    for name in run.stages:
-        options = config.stages[name]
-        steps = options.get("steps", 1)
-        total += steps * given.get(name, ASSUMED_STEP if "steps" in options else ASSUMED_START)
-    return total + seconds_of_images(study)
-
-
-def seconds_of_images(study: Study) -> float:
-    """About how long the evaluation of all images takes."""
-    return study.seconds.get("image", 0.0) * study.seconds.get("images", 0)
-
-
-def seconds_of_cell(study: Study, cell: StudyCell) -> float:
-    """About how long it takes to measure a cell once more; 0 where its run has measured it."""
-    if cell.mode == "train":
-        return 0.0
-    config = config_of(study, {**cell.run.options, **cell.measured})
-    times = 1
-    if cell.mode == "corruptions":
-        chosen = [find(config, OF_CORRUPTIONS + name) for name in ("types", "severities")]
-        times = 1 + (len(chosen[0]) or 18) * len(chosen[1])
-    return study.seconds.get("start", ASSUMED_START) + times * seconds_of_images(study)
-
-
-def listing(study: Study, cells: Sequence[StudyCell], done: Callable[[StudyCell], bool]) -> str:
-    """The runs and cells of a study with their expected times, and the total.
-
-    done  whether a cell is measured
-    """
-    lines, total, seen = [], 0.0, set()
-    for number, cell in enumerate(cells, 1):
-        for run in cell.run.chain:
-            if id(run) not in seen:
-                seen.add(id(run))
-                total += (seconds := seconds_of_run(study, run))
-                stages = ", ".join(run.stages)
-                stages = stages if run.mode == "train" else f"--mode={run.mode}"
-                lines.append(f"     run {run.name} ({stages}), about {duration(seconds)}")
-        total += (seconds := seconds_of_cell(study, cell))
-        more = f", --mode={cell.mode}, about {duration(seconds)}" if seconds else ""
-        lines.append(f"{number:>4} {cell.name}{more}{', is measured' if done(cell) else ''}")
-    if study.costs:
-        points = len({cell.labels for cell in cells})
-        total += (seconds := study.seconds.get("start", ASSUMED_START) + points * ASSUMED_COST)
-        lines.append(f"     costs of a prediction, about {duration(seconds)}")
-    sizes = [f"{len(axis.points)} of {study.title(axis.name)}" for axis in study.axes]
-    sizes.append(counted(len(study.seeds.points), "seed"))
-    head = f"{study.name}: {counted(len(cells), 'cell')} ({', '.join(sizes)})"
-    return "\n".join([
-        f"{head}, {counted(len(seen), 'run')}",
-        *([study.about] if study.about else []),
-        *lines,
-        f"in all about {_in_all(total)} on {study.device}",
-    ])  # fmt: skip
-
-
-def listed(study: Study, workdir: Path) -> str:
-    """The `listing` of a study in its workdir."""
-    numbers = lambda cell: read_object(workdir / "cells" / f"{cell.name}.json").get("numbers", {})
-    measured = lambda cell: set(study.collect) <= set(numbers(cell))
-    return listing(study, cells_of_study(study), measured)
-
-
-def _in_all(seconds):
-    """Such as 12 min; from two hours on, such as 2.50 hours."""
-    return f"{math.ceil(seconds / 60)} min" if seconds < 7200 else f"{seconds / 3600:.2f} hours"

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from diffseg_jax.errors import counted
+from diffseg_jax.experiment.prediction_cost import gflop_of
 from diffseg_jax.experiment.steps_study import TIMED
 from diffseg_jax.experiment.study_cells import (
     StudyCell,
     folder_of_run,
-    name_of_point,
+    name_of_labels,
     runs_of,
 )
-from diffseg_jax.experiment.study_costs import costs_of_study
 from diffseg_jax.experiment.study_file import Study
-from diffseg_jax.experiment.study_runs import record_of_cell
+from diffseg_jax.experiment.study_progress import costs_of_study, record_of_cell
 from diffseg_jax.experiment.study_scores import (
     class_sizes,
     described_sizes,
@@ -179,7 +179,7 @@ def cost_section(study: Study, groups: Mapping, workdir: Path) -> list[str]:
     groups  labels -> `Group`
     """
     known = costs_of_study(workdir) if study.costs else {}
-    costs = [(group, known.get(name_of_point(labels))) for labels, group in groups.items()]
+    costs = [(group, known.get(name_of_labels(labels))) for labels, group in groups.items()]
     measured = [cost for _, cost in costs if cost]
     if not measured:
         return []
@@ -194,8 +194,7 @@ def cost_section(study: Study, groups: Mapping, workdir: Path) -> list[str]:
 def _shown_cost(cost):
     if not cost:
         return ["-"] * len(COST_COLUMNS)
-    gflop = sum(cost["operations"].values()) / 1e9
-    numbers = gflop, cost["ms"], cost["images_per_second"]
+    numbers = gflop_of(cost), cost["ms"], cost["images_per_second"]
     return [f"{cost['parameters']:,}", *(f"{float(f'{number:.3g}'):,g}" for number in numbers)]
 
 

@@ -6,15 +6,14 @@ from pathlib import Path
 
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, counted
-from diffseg_jax.experiment.study_cells import cells_of_study, listing, require_data
+from diffseg_jax.experiment.study_cells import cells_of_study, require_data
 from diffseg_jax.experiment.study_costs import run_costs
 from diffseg_jax.experiment.study_file import Study
+from diffseg_jax.experiment.study_progress import has_all_numbers, listing, record_of_cell
 from diffseg_jax.experiment.study_report import draw_study, report_study
 from diffseg_jax.experiment.study_runs import (
     check_cells,
     claim_study,
-    has_all_numbers,
-    record_of_cell,
     run_cells_of_study,
     write_commands,
 )
@@ -44,7 +43,7 @@ def run_study(study: Study, workdir: Path, display: Display, typed: Sequence[str
         costs = ["-m", "diffseg_jax.study", *typed, "--costs"]
         write_commands(study, cells, workdir, costs)
         done = lambda cell: has_all_numbers(study, record_of_cell(workdir, cell))
-        display.say(listing(study, cells, done))
+        display.say(listing(study, cells, workdir))
         known = {}
         measured = lambda: report_study(study, cells, workdir, known)
         run_cells_of_study(study, cells, workdir, display, measured)

@@ -25,10 +25,16 @@ from diffseg_jax.experiment.study_cells import (
     config_of,
     folder_of_run,
     runs_of,
-    seconds_of_cell,
-    seconds_of_run,
 )
 from diffseg_jax.experiment.study_file import Study
+from diffseg_jax.experiment.study_progress import (
+    file_of_cell,
+    file_of_run,
+    has_all_numbers,
+    is_measured,
+    record_of_cell,
+    seconds_left,
+)
 from diffseg_jax.experiment.study_scores import SIZES, class_sizes, score_on
 from diffseg_jax.metrics.image_counts import read_image_counts
 from diffseg_jax.metrics.segmentation import to_number
@@ -47,6 +53,18 @@ def claim_study(study: Study, workdir: Path):
     Points of axes and seeds may be added later. Those that were studied once stay in the file, so
     that none comes back with other options under the name of its old numbers.
     """
+    stored, mine = require_same_study(study, workdir)
+    mine["seeds"] = {**stored["seeds"], **mine["seeds"]}
+    mine["axes"] = {key: {**stored["axes"][key], **now} for key, now in mine["axes"].items()}
+    mine["combined"] = {**stored.get("combined", {}), **mine["combined"]}
+    write_json(workdir / STUDY_FILE, mine)
+
+
+def require_same_study(study: Study, workdir: Path) -> tuple[dict, dict]:
+    """What the numbers in the workdir depend on, as stored, and those of this study.
+
+    Raises UserError if the workdir holds another study; one without any is everybody's.
+    """
     file, mine = workdir / STUDY_FILE, _claim_of(study)
     stored = read_json_object(file, ". Restore the file.") if file.exists() else mine
     if changed := _changes(stored, mine):
@@ -54,10 +72,7 @@ def claim_study(study: Study, workdir: Path):
             f"{workdir} holds a study with other {', '.join(changed)}. Take another --workdir, "
             f"such as {workdir}_2."
         )
-    mine["seeds"] = {**stored["seeds"], **mine["seeds"]}
-    mine["axes"] = {key: {**stored["axes"][key], **now} for key, now in mine["axes"].items()}
-    mine["combined"] = {**stored.get("combined", {}), **mine["combined"]}
-    write_json(file, mine)
+    return stored, mine
 
 
 def _claim_of(study) -> dict:
@@ -153,7 +168,7 @@ def run_cells_of_study(
             display.say(f"  failed, and the others go on: {record['failed']}")
         elif cell.mode == "train":  # numbers that are not collected any more stay
             record["numbers"] = before.get("numbers", {}) | record["numbers"]
-        write_json(_cell_file(workdir, cell), record)
+        write_json(file_of_cell(workdir, cell), record)
         measured()
 
 
@@ -186,7 +201,7 @@ def _measure(study, cell, workdir, failed, say) -> dict:
 
 def _finish_run(study, run, workdir, say) -> str:
     """Runs a run to its end, if it has not ended; why it failed, or "" if it did not."""
-    folder, file = folder_of_run(workdir, run), workdir / "runs" / f"{run.name}.json"
+    folder, file = folder_of_run(workdir, run), file_of_run(workdir, run)
     record = read_object(file)
     if is_measured(record):
         return ""
@@ -239,25 +254,6 @@ def _holder_of(folder, task) -> str:
     except InUse as error:
         return str(error)
     return ""
-
-
-def is_measured(record: Mapping) -> bool:
-    """Whether a run or a cell has come to its end; one that failed is run again."""
-    return bool(record) and "failed" not in record
-
-
-def has_all_numbers(study: Study, record: Mapping) -> bool:
-    """Whether a cell is measured with all numbers that the study collects, also those added."""
-    return is_measured(record) and set(study.collect) <= set(record.get("numbers", ()))
-
-
-def _cell_file(workdir, cell):
-    return workdir / "cells" / f"{cell.name}.json"
-
-
-def record_of_cell(workdir: Path, cell: StudyCell) -> dict:
-    """What is known of a cell; {} before it is measured."""
-    return read_object(_cell_file(workdir, cell))
 
 
 # ---- numbers -----------------------------------------------------------------------------------
@@ -339,22 +335,3 @@ def number_at(result: Mapping, path: str) -> float | None:
             raise UserError(f"the results have no number {path}; some that they have: {known}.")
         value = value[key]
     return value
-
-
-# ---- time --------------------------------------------------------------------------------------
-
-
-def seconds_left(study: Study, cells: Sequence[StudyCell], workdir: Path) -> float:
-    """About how long the missing cells take, as far as the finished ones say on this machine."""
-    expected, taken, left = 0.0, 0.0, 0.0
-    for run in runs_of(cells):
-        about = seconds_of_run(study, run)
-        record = read_object(workdir / "runs" / f"{run.name}.json")
-        if is_measured(record):
-            expected, taken = expected + about, taken + record["seconds"]
-        else:
-            left += about
-    for cell in cells:
-        record = record_of_cell(workdir, cell)
-        left += 0.0 if has_all_numbers(study, record) else seconds_of_cell(study, cell)
-    return left * (taken / expected if expected else 1.0)

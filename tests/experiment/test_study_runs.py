@@ -1,6 +1,7 @@
 """Runs of studies: what a stop, a failure and a changed file leave, and which numbers are read."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -9,11 +10,18 @@ import pytest
 
 from diffseg_jax import UserError
 from diffseg_jax.display.console import Display
-from diffseg_jax.experiment import child_run, study_costs, study_report, study_runs, study_scores
+from diffseg_jax.experiment import (
+    child_run,
+    study_costs,
+    study_progress,
+    study_report,
+    study_runs,
+    study_scores,
+)
 from diffseg_jax.experiment.study_cells import cells_of_study, runs_of
 from diffseg_jax.experiment.study_file import read_study
 from diffseg_jax.metrics.image_counts import ImageCounts
-from diffseg_jax.storage.lock import InUse
+from diffseg_jax.storage.lock import InUse, locked
 from study_case import FIELDS, ONE, ROOT, Runs, counts_of
 
 
@@ -355,6 +363,45 @@ def test_costs_are_measured_once_for_each_point_and_not_again(studied, costs):
     assert len(costs) == 4
     _, workdir, _, _ = studied(workdir="other")
     assert len(costs) == 4 and "Cost of" not in (workdir / "table.md").read_text()
+
+
+def test_costs_by_hand_are_measured_again_and_stand_in_the_table(studied, costs, write):
+    _, workdir, _, _ = studied(costs=True)
+    kept = COST | {"ms": 17.5}
+    (workdir / "costs.json").write_text(json.dumps({"none-2": kept, "DeP-2": kept}))
+    study_costs.keep_costs(read_study(write(costs=True)), workdir, Display())
+    assert costs[4:] == ["none-4-seed0", "DeP-4-seed0"]
+    table = (workdir / "table.md").read_text()
+    assert table.count("| 17.5 |") == 2 and table.count("| 41.2 |") == 1
+
+
+def test_costs_are_not_measured_in_the_folder_of_another_study_nor_by_two_processes(
+    studied, costs, write
+):
+    _, workdir, _, _ = studied()
+    other = read_study(write(options={"stages.finetune.steps": 4}))  # of the same cells
+    with pytest.raises(UserError, match="holds a study with other options"):
+        study_costs.keep_costs(other, workdir, Display())
+    one = read_study(write())
+    with locked(workdir, "costs", "--workdir"), pytest.raises(InUse, match="costs, since"):
+        study_costs.keep_costs(one, workdir, Display())
+    assert not costs and not (workdir / "costs.json").exists()
+    with pytest.raises(UserError, match="holds no measured cell"):
+        study_costs.keep_costs(one, workdir / "empty", Display())
+
+
+def test_the_list_counts_the_costs_that_are_missing(studied, costs, write):
+    one = read_study(write(costs=True, seconds={"start": 7}))
+    said = lambda workdir: re.findall("costs of a prediction, (.*)", list_of(one, workdir))
+    _, workdir, _, _ = studied(costs=True)
+    assert said(workdir) == ["is measured"] and said(workdir / "empty") == ["about 47 s"]
+    points = json.loads((workdir / "costs.json").read_text())
+    (workdir / "costs.json").write_text(json.dumps(dict(list(points.items())[:3])))
+    assert said(workdir) == ["about 17 s"]
+
+
+def list_of(study, workdir):
+    return study_progress.listing(study, cells_of_study(study), workdir)
 
 
 def test_costs_that_fail_leave_the_table_and_an_exit_code(studied, monkeypatch):

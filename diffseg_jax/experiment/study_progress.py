@@ -1,0 +1,155 @@
+"""What of a study is measured already, and about how long its runs take."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from diffseg_jax.config.files import find
+from diffseg_jax.display.progress import duration
+from diffseg_jax.errors import counted
+from diffseg_jax.experiment.study_cells import (
+    OF_CORRUPTIONS,
+    Run,
+    StudyCell,
+    config_of,
+    name_of_labels,
+    runs_of,
+)
+from diffseg_jax.experiment.study_file import Study
+from diffseg_jax.storage.paths import read_object
+
+COSTS_FILE = "costs.json"
+ASSUMED_START, ASSUMED_STEP = 20.0, 0.5  # seconds, of a study that states none
+ASSUMED_COST = 10.0  # seconds, of the costs at a point, most of it compilation
+
+
+def is_measured(record: Mapping) -> bool:
+    """Whether a run or a cell has come to its end; one that failed is run again."""
+    return bool(record) and "failed" not in record
+
+
+def has_all_numbers(study: Study, record: Mapping) -> bool:
+    """Whether a cell is measured with all numbers that the study collects, also those added."""
+    return is_measured(record) and set(study.collect) <= set(record.get("numbers", ()))
+
+
+def file_of_run(workdir: Path, run: Run) -> Path:
+    """Of the record of a run."""
+    return workdir / "runs" / f"{run.name}.json"
+
+
+def file_of_cell(workdir: Path, cell: StudyCell) -> Path:
+    """Of the record of a cell."""
+    return workdir / "cells" / f"{cell.name}.json"
+
+
+def record_of_cell(workdir: Path, cell: StudyCell) -> dict:
+    """What is known of a cell; {} before it is measured."""
+    return read_object(file_of_cell(workdir, cell))
+
+
+def costs_of_study(workdir: Path) -> dict[str, Mapping]:
+    """`name_of_labels` of each point -> `cost_of_prediction`, or {} where no network is run."""
+    return read_object(workdir / COSTS_FILE)
+
+
+def points_without_costs(
+    cells: Sequence[StudyCell], workdir: Path
+) -> dict[tuple[str, ...], list[StudyCell]]:
+    """Labels of each point whose costs are missing -> its cells."""
+    known, found = costs_of_study(workdir), {}
+    for cell in cells:
+        if name_of_labels(cell.labels) not in known:
+            found.setdefault(cell.labels, []).append(cell)
+    return found
+
+
+# ---- time --------------------------------------------------------------------------------------
+
+
+def seconds_of_run(study: Study, run: Run) -> float:
+    """About how long a run takes on the study's device."""
+    config, given = config_of(study, run.options), study.seconds
+    total = given.get("start", ASSUMED_START)
+    if run.mode == "features":
+        return total + given.get("features", ASSUMED_START)
+    for name in run.stages:
+        options = config.stages[name]
+        steps = options.get("steps", 1)
+        total += steps * given.get(name, ASSUMED_STEP if "steps" in options else ASSUMED_START)
+    return total + seconds_of_images(study)
+
+
+def seconds_of_images(study: Study) -> float:
+    """About how long the evaluation of all images takes."""
+    return study.seconds.get("image", 0.0) * study.seconds.get("images", 0)
+
+
+def seconds_of_cell(study: Study, cell: StudyCell) -> float:
+    """About how long it takes to measure a cell once more; 0 where its run has measured it."""
+    if cell.mode == "train":
+        return 0.0
+    config = config_of(study, {**cell.run.options, **cell.measured})
+    times = 1
+    if cell.mode == "corruptions":
+        chosen = [find(config, OF_CORRUPTIONS + name) for name in ("types", "severities")]
+        times = 1 + (len(chosen[0]) or 18) * len(chosen[1])
+    return study.seconds.get("start", ASSUMED_START) + times * seconds_of_images(study)
+
+
+def seconds_of_costs(study: Study, cells: Sequence[StudyCell], workdir: Path) -> float:
+    """About how long it takes to measure the costs of a prediction that are missing."""
+    points = len(points_without_costs(cells, workdir))
+    start = study.seconds.get("start", ASSUMED_START)
+    return start + points * ASSUMED_COST if points else 0.0
+
+
+def seconds_left(study: Study, cells: Sequence[StudyCell], workdir: Path) -> float:
+    """About how long the missing cells take, as far as the finished ones say on this machine."""
+    expected, taken, left = 0.0, 0.0, 0.0
+    for run in runs_of(cells):
+        about = seconds_of_run(study, run)
+        record = read_object(file_of_run(workdir, run))
+        if is_measured(record):
+            expected, taken = expected + about, taken + record["seconds"]
+        else:
+            left += about
+    for cell in cells:
+        record = record_of_cell(workdir, cell)
+        left += 0.0 if has_all_numbers(study, record) else seconds_of_cell(study, cell)
+    return left * (taken / expected if expected else 1.0)
+
+
+def listing(study: Study, cells: Sequence[StudyCell], workdir: Path) -> str:
+    """The runs and cells of a study with their expected times, and the total."""
+    lines, total, seen = [], 0.0, set()
+    for number, cell in enumerate(cells, 1):
+        for run in cell.run.chain:
+            if id(run) not in seen:
+                seen.add(id(run))
+                total += (seconds := seconds_of_run(study, run))
+                stages = ", ".join(run.stages)
+                stages = stages if run.mode == "train" else f"--mode={run.mode}"
+                lines.append(f"     run {run.name} ({stages}), about {duration(seconds)}")
+        total += (seconds := seconds_of_cell(study, cell))
+        more = f", --mode={cell.mode}, about {duration(seconds)}" if seconds else ""
+        done = has_all_numbers(study, record_of_cell(workdir, cell))
+        lines.append(f"{number:>4} {cell.name}{more}{', is measured' if done else ''}")
+    if study.costs:
+        total += (seconds := seconds_of_costs(study, cells, workdir))
+        said = f"about {duration(seconds)}" if seconds else "is measured"
+        lines.append(f"     costs of a prediction, {said}")
+    sizes = [f"{len(axis.points)} of {study.title(axis.name)}" for axis in study.axes]
+    sizes.append(counted(len(study.seeds.points), "seed"))
+    head = f"{study.name}: {counted(len(cells), 'cell')} ({', '.join(sizes)})"
+    return "\n".join([
+        f"{head}, {counted(len(seen), 'run')}",
+        *([study.about] if study.about else []),
+        *lines,
+        f"in all about {_in_all(total)} on {study.device}",
+    ])  # fmt: skip
+
+
+def _in_all(seconds):
+    """Such as 12 min; from two hours on, such as 2.50 hours."""
+    return f"{math.ceil(seconds / 60)} min" if seconds < 7200 else f"{seconds / 3600:.2f} hours"
