@@ -364,7 +364,8 @@ def _plan_evaluation(
     recorded = {"measured_on": images.origin, "protocol": shown, **task.recorded}
     indices, folds = images.indices, options.get("step_folds", 0)
     quick = indices[: options.images or None] if folds else indices[: options.quick_images]
-    require_foldable(folds, len(quick), name, task.fit is None)
+    if learned:  # else nothing is trained, and no step is chosen
+        require_foldable(folds, len(quick), name, task.fit is None)
     return Evaluation(
         stage=name, target=target_of(config), task=task, source=images.source,
         indices=indices[: options.images or None],

@@ -31,7 +31,7 @@ from diffseg_jax.experiment.fold_files import (
     scores_line,
 )
 from diffseg_jax.experiment.planned import Evaluation, StagePlan
-from diffseg_jax.experiment.step_folds import counts_of_images, measured_by_folds
+from diffseg_jax.experiment.step_folds import counts_of_images
 from diffseg_jax.figures import layout, sheets, trust
 from diffseg_jax.figures.confusion import confusion_plot
 from diffseg_jax.inference.calibrators import file_of, write_calibrator
@@ -140,7 +140,6 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
         "calibrated": found,
         **others,
         **by_fold,
-        **(measured_by_folds(evaluation, meta["step"]) if suffix == "result" else {}),
         **{key: value for key, value in evaluation.recorded.items() if key != "protocol"},
     }
 

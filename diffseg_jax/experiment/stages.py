@@ -30,6 +30,7 @@ from diffseg_jax.experiment.plan import (
     plan_evaluations,
 )
 from diffseg_jax.experiment.planned import Evaluation, Plan, StagePlan
+from diffseg_jax.experiment.step_folds import measured_by_folds
 from diffseg_jax.experiment.target import Target
 from diffseg_jax.experiment.time_budget import Budget, require_unfinished, slowness_of_machine
 from diffseg_jax.storage.checkpoints import Damaged, StageCheckpoints, has_checkpoint
@@ -156,6 +157,7 @@ def run_stages(plan: Plan, go_on: bool, budget: Budget | None = None):
                 is_new |= run_stage(stage, checkpoints, go_on, budget)
                 with plan.log.progress(f"{name}: reads its checkpoint"):
                     network = read_chosen(stage, checkpoints)
+            last = checkpoints.latest()
         if name in measured and not is_new:
             results[name] = measured[name]
         elif stage.evaluation:
@@ -163,6 +165,7 @@ def run_stages(plan: Plan, go_on: bool, budget: Budget | None = None):
             if budget:
                 evaluation = budget.shortened(evaluation, network[0])
             results[name] = evaluation.target.result_of(evaluation, *network)
+            results[name] |= measured_by_folds(evaluation, last)
             write_results(plan.order, {**measured, **results}, workdir / "results.json")
     closing, file = closing_line(plan), workdir / "results.json"
     report_results(plan.target, plan.order, results, file, plan.log, closing)

@@ -22,11 +22,11 @@ FOLDER = "step_counts"  # of the workdir; a folder for each stage
 def require_foldable(folds: int, images: int, name: str, has_steps: bool):
     """Raises UserError for numbers of folds that cannot be, for a stage with that name."""
     if folds == 1 or folds > images:
-        possible = f", or {min(images, 5)}" if images > 1 else ""
+        others = f" or from 2 to {images}, the number of validation images"
+        others = others if images > 1 else ", as there is only one validation image"
         raise UserError(
-            f"evaluate.step_folds is {folds}, but each of 2 or more parts of the "
-            f"{counted(images, 'validation image')} needs one. Try --config.evaluate.step_folds=0, "
-            f"which makes no parts{possible}."
+            f"evaluate.step_folds is {folds}, but it must be 0 (off){others}. Try "
+            f"--config.evaluate.step_folds={min(images, 5) if images > 1 else 0}."
         )
     if folds and not has_steps:
         raise UserError(
@@ -54,7 +54,9 @@ def keep_step_counts(evaluation: Evaluation, step: int):
 
 
 def measured_by_folds(evaluation: Evaluation, last: int) -> dict:
-    """{"step_folds": `scores_by_folds`}, JSON values, of steps up to the last one; {} without.
+    """{"step_folds": `scores_by_folds`}, JSON values, of all steps up to `last`; {} without.
+
+    last  the step that the stage has trained, not the one whose checkpoint is chosen
 
     Of several processes the first one reads the files, as it has written them.
     """

@@ -17,6 +17,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.label_target import LABEL_TARGET
 from diffseg_jax.experiment.labelled_images import OpenedData
 from diffseg_jax.experiment.plan import make_plan
+from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.networks import open_network
 
 pytestmark = pytest.mark.slow  # whole runs, minutes together
@@ -46,17 +47,17 @@ MADE = {  # training images from a folder, validation images from scenes
     "data.validation.source": "scenes",
     "data.validation.options": {"images": 4, "size": (32, 48), "seed": 1},
 }  # fmt: skip
+FOLDED = {
+    "stages.train.steps": 4, "stages.train.every.evaluate": 2, "evaluate.images": 3,
+    "evaluate.step_folds": 3,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
     """The workdir of a run that no test may change."""
     workdir = tmp_path_factory.mktemp("deeplab") / "run"
-    changes = {
-        "stages.train.steps": 4, "stages.train.every.evaluate": 2, "evaluate.images": 3,
-        "evaluate.step_folds": 3,
-    }  # fmt: skip
-    main.MODES["train"](config_of(**MADE, **changes, **{"data.path": str(folder)}), workdir)
+    main.MODES["train"](config_of(**MADE, **FOLDED, **{"data.path": str(folder)}), workdir)
     return workdir
 
 
@@ -72,6 +73,18 @@ def test_parts_of_the_validation_images_choose_among_the_evaluated_steps(run):
     assert found["convention"] == "ddpm_seg" and found["steps_measured"] == 2
     assert len(found["steps"]) == 3 and set(found["steps"]) <= {2, 4}
     np.testing.assert_allclose(np.mean(found["scores"]), found["mIoU"])
+
+
+def test_a_part_may_choose_a_later_step_than_that_of_the_best_checkpoint(
+    run, folder, tmp_path, monkeypatch
+):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    monkeypatch.setattr(StageCheckpoints, "chosen", lambda self, best: 2)
+    config = config_of(**MADE, **FOLDED, **{"data.path": str(folder)})
+    main.MODES["train"](config, tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["train"]
+    assert found["step"] == 2 and found["step_folds"]["steps_measured"] == 2
 
 
 def test_its_checkpoint_predicts_images_of_any_size(run):

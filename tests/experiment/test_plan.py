@@ -205,6 +205,13 @@ def test_evaluations_are_those_of_the_stages_that_are_named(config, tmp_path):
     assert not evaluation.quick_protocol.flip and len(evaluation.quick_protocol.scales) == 1
 
 
+def test_folds_that_choose_a_step_are_checked_only_where_steps_are_trained(config, tmp_path):
+    config.evaluate.step_folds = 1
+    assert plan_evaluations(config, tmp_path, ["scratch"])
+    with pytest.raises(UserError, match="evaluate.step_folds is 1"):
+        make_plan(config, tmp_path)
+
+
 def test_code_for_all_methods_reads_no_option_of_one():
     own = [
         {*system.options, *itertools.chain(*system.stage_options.values())}

@@ -127,9 +127,9 @@ def test_the_first_of_equal_steps_counts_and_one_without_a_number_does_not():
 @pytest.mark.parametrize(
     ("folds", "images", "sentence"),
     [
-        (1, 20, "step_folds is 1, but each of 2 or more .* or 5"),
-        (5, 3, "step_folds is 5, .* 3 validation images needs one.* or 3\\."),
-        (5, 1, "step_folds is 5, .* 1 validation image needs one.* makes no parts\\."),
+        (1, 20, r"is 1, but it must be 0 \(off\) or from 2 to 20, the number of .*folds=5\.$"),
+        (5, 3, r"is 5, but it must be 0 \(off\) or from 2 to 3, the number of .*folds=3\.$"),
+        (5, 1, r"is 5, but it must be 0 \(off\), as there is only one .*folds=0\.$"),
     ],
 )
 def test_numbers_of_folds_that_cannot_be_are_refused(folds, images, sentence):
