@@ -91,7 +91,7 @@ def _convolve_wide_backward(saved, dy):
 
 def _convolve_wide_forward(x, kernel):
     # Without this the backward pass would compute x again, in the order of its transpose.
-    x = unfused_on_cpus(x)
+    x = _unfused_on_cpus(x)
     return _convolve_wide(x, kernel), (x, kernel)
 
 
@@ -207,11 +207,11 @@ def unfused(x):
     return x / (1 + 0 * x)
 
 
-def unfused_on_cpus(x):
+def _unfused_on_cpus(x):
     return jax.lax.platform_dependent(x, cpu=unfused, default=lambda x: x)
 
 
-stop_fusion.defvjp(lambda x: (x, None), lambda _, dy: (unfused_on_cpus(dy),))
+stop_fusion.defvjp(lambda x: (x, None), lambda _, dy: (_unfused_on_cpus(dy),))
 
 
 class Conv(nnx.Module):

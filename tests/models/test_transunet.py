@@ -484,14 +484,3 @@ def test_condition_adds_only_modulations_and_the_embedding_of_the_level():
     added = paths(with_level) - paths(shapes_of(tiny()[0])["params"])
     assert {path[0] for path in added} == {"level", "decoder"}
     assert len([p for p in added if "modulation" in p]) == 2 * 9
-
-
-def test_each_unit_of_the_resnet_is_computed_once_with_its_gradient():
-    """XLA's CPU backend would compute an output again, from all units before, for each reader."""
-    make = lambda: ResNetStage(
-        128, 32, 4, 1, arithmetic=Arithmetic.OFFICIAL, remat=False, rngs=nnx.Rngs(0)
-    )
-    gradient = quick(jax.grad(lambda stage, x: jnp.sum(stage(x) ** 2), argnums=1))
-    x = jax.ShapeDtypeStruct((1, 8, 8, 128), jnp.float32)
-    compiled = gradient.lower(nnx.eval_shape(make), x).compile()
-    assert compiled.as_text().count(" maximum(") == 4 * 3  # three ReLUs in each unit
