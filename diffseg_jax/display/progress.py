@@ -102,11 +102,12 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the last part is done; None where it is not known."""
+        """Until the last part is done; None where it is not known, as where that one is late."""
         if not self.is_warm or self.total is None or self.done >= self.total:
             return None
         each, parts = self.seconds_each, self.total - self.done
-        return max(parts * each - (self.clock() - self.now), (parts - self.stride) * each, 0)
+        left = max(parts * each - (self.clock() - self.now), (parts - self.stride) * each, 0)
+        return left or None
 
     def texts(self) -> dict[str, str]:
         """The parts of a line: "count", "rate", "values", "left", "note"; only those known."""

@@ -51,6 +51,9 @@ def test_time_left_runs_down_while_a_part_takes_its_time_and_stops_when_it_is_la
     assert progress.seconds_left == 46
     clock.now += 60
     assert progress.seconds_left == 40  # of the four parts after this one
+    progress.at(9)
+    clock.now += 60
+    assert progress.seconds_left is None  # nothing comes after the one that is late
 
 
 def test_a_resumed_activity_counts_only_what_it_does_itself():
