@@ -24,13 +24,15 @@ TRACED_NOTE = "activations and products are those of the traced program for acce
 COMPILED_NOTE = (
     "collectives, memory and accesses are those of the same program, compiled for CPUs. A compiler "
     "for accelerators fuses more and accesses less, needs less memory for bfloat16, and turns some "
-    "all-reduces into reduce-scatters. What a loop accesses is counted once"
+    "all-reduces into reduce-scatters. What a loop accesses is counted once. Memory is doubtful "
+    "where that program takes more"
 )
 ROOFLINE_NOTE = (
     "times are computed from published peaks, not measured. A step takes the longest of its "
     "matrix products, the memory that each of them and the update read and write, and the links. "
     "Links are NVLink or those between TPUs; the network between hosts of GPUs is slower"
 )
+LONGEST_TIME = 8  # characters
 INPUT_NOTE = "the input pipeline must deliver the images/s for a step to take that time"
 
 
@@ -129,32 +131,37 @@ def _of_program(program):
 
 
 def _table(cost, accelerators):
-    columns = ("step", 8), ("accesses", 10), ("utilisation", 12), ("limited by", 11)
-    columns = *columns, *[("images/s", 9)] * (not cost.fit)  # 80 in all
-    lines = [f"  {'':<14}{''.join(f'{name:>{width}}' for name, width in columns)}  memory"]
+    names = ["step", "accesses", "utilisation", "limited by", *["images/s"] * (not cost.fit)]
+    widths = [max(len(name), LONGEST_TIME) for name in names]
+    lines = [_row("", names, widths, "memory")]
     for name in accelerators:
         found = cost.on(name)
         accesses = found["seconds_with_all_accesses"]
         texts = [short_time(found["seconds"]), short_time(accesses) if accesses else "unknown"]
         texts += [f"{found['utilisation']:.0%}", found["limited_by"]]
         if not cost.fit:
-            rate = found["images_per_second"]
-            texts.append(f"{float(f'{rate:.3g}'):,.0f}")
-        row = "".join(f"{text:>{width}}" for text, (_, width) in zip(texts, columns))
+            texts.append(_rate(found["images_per_second"]))
         named = f"{name}, {size(ACCELERATORS[name].memory)}"
-        lines.append(f"  {named:<14}{row}  {found['memory']}")
+        lines.append(_row(named, texts, widths, found["memory"]))
     return lines
 
 
+def _row(name, texts, widths, memory):
+    """At most 80 columns."""
+    cells = " ".join(f"{text:>{width}}" for text, width in zip(texts, widths))
+    return f"  {name:<14} {cells}  {memory}"
+
+
+def _rate(rate):
+    """Three digits: 1,230; from a million on as 1.23 M."""
+    return f"{float(f'{rate:.3g}'):,.0f}" if rate < 999_500 else scaled(rate, "")
+
+
 def short_time(seconds: float) -> str:
-    """Seconds of three digits: 21.4 ms, 0.31 µs; from a minute on as `duration`."""
-    if seconds >= 60:
-        return duration(seconds)
-    factor, unit = next(
-        (factor, unit) for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "µs"))
-        if seconds * factor >= 1 or unit == "µs"
-    )  # fmt: skip
-    return f"{seconds * factor:.3g} {unit}"
+    """Seconds of three digits, and of LONGEST_TIME characters: 21.4 ms, 0.31 µs, 1.53 min, 2.5 h."""
+    units = (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs")
+    each, unit = next((pair for pair in units if float(f"{seconds / pair[0]:.3g}") >= 1), units[-1])
+    return f"{seconds / each:.3g} {unit}"
 
 
 def values_of(cost: StageCost, accelerators: Sequence[str]) -> dict:

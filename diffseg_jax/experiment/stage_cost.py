@@ -120,7 +120,8 @@ class StageCost:
         seconds_with_all_accesses      the same with all that the compiled program accesses, or None
         utilisation_with_all_accesses  at that time
         images_per_second              of all devices, at `seconds`; not of a fit
-        memory   "too little", "too little if compiled as for CPUs" or "not excluded"
+        memory   "too little"; "doubtful", too little for the program as compiled for CPUs; or
+                 "not excluded"
         """
         device, program = ACCELERATORS[name], self.program
         links = sum(each.sent for each in program.collectives) / device.link if program else None
@@ -145,7 +146,7 @@ class StageCost:
         if self.needed > device.memory:
             return "too little"
         if self.program and self.program.memory > device.memory:
-            return "too little if compiled as for CPUs"
+            return "doubtful"
         return "not excluded"
 
 

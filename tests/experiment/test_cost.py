@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import tiny_ddep, tiny_ddp, tiny_ddpm_seg, tiny_deeplab
 from diffseg_jax.data.sources import known_classes
+from diffseg_jax.devices.accelerators import ACCELERATORS
 from diffseg_jax.devices.collectives import Collective
 from diffseg_jax.devices.mesh import AXES, SMALLEST_SPLIT, make_mesh
 from diffseg_jax.errors import UserError, scaled
@@ -84,7 +85,7 @@ def test_a_step_takes_the_longest_of_its_parts():
     ("activations", "memory", "said"),
     [
         (10e9, 20e9, "not excluded"),
-        (10e9, 90e9, "too little if compiled as for CPUs"),
+        (10e9, 90e9, "doubtful"),
         (81e9, 20e9, "too little"),
     ],
 )
@@ -141,8 +142,23 @@ def test_a_fit_says_what_it_learns_from(own_order, variants, assumed, said):
 
 
 def test_times_have_their_unit():
-    seconds = 3.11e-7, 0.00141, 0.0214, 2.5, 200
-    assert [*map(short_time, seconds)] == ["0.311 µs", "1.41 ms", "21.4 ms", "2.5 s", "3 min 20 s"]
+    seconds = 3.11e-7, 0.00141, 0.0214, 0.9997, 2.5, 59.98, 200, 9000
+    found = "0.311 µs", "1.41 ms", "21.4 ms", "1 s", "2.5 s", "1 min", "3.33 min", "2.5 h"
+    assert (*map(short_time, seconds),) == found
+
+
+@pytest.mark.parametrize("memory", [20e9, 200e9])
+@pytest.mark.parametrize("seconds", [3.11e-7, 0.457, 92.3])
+def test_a_row_of_the_table_has_80_columns_and_gaps_between_its_texts(seconds, memory):
+    moved, accessed = seconds * 1e12, 99.9 * 60 * 4800e9
+    program = dataclasses.replace(TOY.program, memory=memory, accessed=accessed)
+    products = Products({"bfloat16": seconds * 989e12})
+    stage = dataclasses.replace(TOY, products=products, moved=moved, program=program, count=256)
+    table = text_of(stage, [*ACCELERATORS]).split("\n")[-len(ACCELERATORS) - 1 :]
+    assert max(map(len, table)) <= 80
+    number, time = r"[\d.,]+( M)?", r"[\d.]+ (µs|ms|s|min|h)"
+    row = rf"  \w+, \d+ GB +{time} +{time} +\d+% +\w+ +{number}  (not excluded|doubtful)"
+    assert all(re.fullmatch(row, line) for line in table[1:]), table
 
 
 def test_the_workdir_is_made_before_minutes_of_compiling(tmp_path, monkeypatch):
