@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None):
 def write_images(output: Path, options: dict):
     """Writes the images of `generate` and their grid, and shows its steps."""
     count, shown, display = 0, [], Display()
-    with display.progress("steps", unit="steps", first=f"loading and {COMPILES}") as progress:
+    with display.progress("steps", unit="steps", first=f"loads, {COMPILES}") as progress:
 
         def move(done, total):
             progress.total = total

@@ -109,7 +109,7 @@ def test_no_step_is_logged_twice(tiny_run):
 
 def test_a_run_prints_its_plan_and_progress(tiny_run):
     assert tiny_run.err == ""
-    waits = re.compile(r"so far$|: compiling")  # of a busy machine
+    waits = re.compile(r"so far$|: compiles")  # of a busy machine
     lines = [line for line in tiny_run.out.splitlines() if not waits.search(line)]
     assert lines[0].startswith("pretrain: from random; ") and lines[0].endswith("; 1 device")
     assert "8 steps of 4" in lines[0] and "10 unlabelled images" in lines[0]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from rich.cells import cell_len, set_cell_size
 
-COMPILES = "compiling (the first time only)"
+COMPILES = "compiles once for each size"  # in a process
 SHORTEST_BAR, LONGEST_BAR, SHORTEST_NOTE = 10, 40, 12  # columns
 GAP = "  "
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.experiment.augmentation import augmentation
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.planned import StagePlan
@@ -12,8 +13,6 @@ from diffseg_jax.experiment.results import save_sheet, trace_steps
 from diffseg_jax.experiment.step_folds import keep_step_counts
 from diffseg_jax.figures import layout, sheets
 from diffseg_jax.training.state import network_of
-
-ONCE = "compiles the first time"  # what is one call, and goes on after that
 
 
 def make_monitor(plan: StagePlan) -> Callable[[dict, int], dict[str, float]]:
@@ -28,7 +27,7 @@ def make_monitor(plan: StagePlan) -> Callable[[dict, int], dict[str, float]]:
 def _sampling_monitor(plan):
     def draw(state, step):
         network = network_of(state, plan.options.ema)
-        with plan.log.progress(f"{plan.name}: draws samples", first=ONCE):
+        with plan.log.progress(f"{plan.name}: draws samples", first=COMPILES):
             images = plan.task.sample(network, plan.seed)
         file = f"{plan.name}_{step:06d}"
         save_sheet(plan, layout.grid(images), file, step)
@@ -60,7 +59,7 @@ def _denoising_monitor(plan):
     def denoise(state, step):
         key = jax.random.key(plan.seed)
         network = network_of(state, plan.options.ema)
-        with plan.log.progress(f"{plan.name}: {what} of some images", first=ONCE):
+        with plan.log.progress(f"{plan.name}: {what} of some images", first=COMPILES):
             found = plan.task.denoise(network, examples["image"], examples["valid"], key)
             *images, error = jax.device_get(found)
         sheet = sheets.denoising_sheet(*map(np.asarray, images))

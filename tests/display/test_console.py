@@ -104,7 +104,7 @@ def test_a_compilation_that_lasts_is_announced_once(terminal):
     with display.progress("train", first=COMPILES):
         run_for(display, clock, 40, 0.5)
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "train: compiling (the first time only)"
+    assert lines[0] == "train: compiles once for each size"
     assert lines[1:] == [f"train   {COMPILES}, {seconds} s so far" for seconds in (10, 25)]
 
 

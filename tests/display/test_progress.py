@@ -85,7 +85,7 @@ def test_what_compiles_is_said_until_the_first_part_is_done():
     clock = Clock()
     progress = Progress("images", 4, first=COMPILES, clock=clock)
     clock.now = 12
-    line = "images 0/4   compiling (the first time only), 12 s so far"
+    line = "images 0/4   compiles once for each size, 12 s so far"
     assert progress.line() == line
     progress.add()
     assert COMPILES not in progress.line()
@@ -153,5 +153,5 @@ def test_the_time_left_passes_while_a_batch_of_parts_is_done():
 
 def test_a_narrow_terminal_shows_the_beginning_of_a_note():
     progress = Progress("images", 12, first=COMPILES, clock=Clock())
-    assert shown(progress, 50) == "images   0/12  compiling (the first time only), 0…"
+    assert shown(progress, 50) == "images   0/12  compiles once for each size, 0 s s…"
     assert shown(progress, 20) == "images   0/12"
