@@ -24,6 +24,7 @@ from diffseg_jax.cli import (
     user_errors,
 )
 from diffseg_jax.display.console import Display
+from diffseg_jax.display.output import print_whole
 from diffseg_jax.inference.exported import (
     DESCRIPTION,
     EXPORT_FORMATS,
@@ -73,8 +74,8 @@ def main(arguments: Sequence[str] | None = None):
             description = export(network, **given, log=display.say)
         model = Path(given["output"]) / EXPORT_FORMATS[given["format"]].file
         print(f"{model}: {model.stat().st_size / 1e6:,.1f} MB; {DESCRIPTION} says:")
-        lines = [line.replace(model.name, str(model)) for line in description["load"]]
-        print(f"  # {description['needs']}", *lines, sep="\n  ")
+        lines = [f"  {line.replace(model.name, str(model))}" for line in description["load"]]
+        print_whole(f"  # {description['needs']}", *lines)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from rich.console import Console
 from diffseg_jax.cli import Flags, add_checkpoint_flags, use_cache, user_errors
 from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.display.console import Display
+from diffseg_jax.display.output import print_whole
 from diffseg_jax.inference.description import describe_checkpoint
 from diffseg_jax.inference.description_text import show
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None):
         with display.progress(f"reads {given.checkpoint}"):
             description = describe_checkpoint(given.checkpoint, given.stage)
         if given.json:
-            print(json.dumps(description, indent=2))
+            print_whole(json.dumps(description, indent=2))
         else:
             show(description, Console())
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from diffseg_jax.cli import Flags, add_checkpoint_flags, use_cache, user_errors
 from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.display.console import Display
+from diffseg_jax.display.output import print_whole
 from diffseg_jax.errors import counted, size
 from diffseg_jax.inference.converted import STORED_DTYPES
 from diffseg_jax.inference.model_card import CARD
@@ -54,8 +55,7 @@ def main(arguments: Sequence[str] | None = None):
             )  # fmt: skip
         files = files_in(folder)
         if given.dry_run:
-            print(*files, sep="\n")
-            print(f"\n{(folder / CARD).read_text()}")
+            print_whole(*files, f"\n{(folder / CARD).read_text()}")
         else:
             with display.progress(f"copies to {given.to}"):
                 print(copy_to(given.to, folder, given.public))

@@ -158,7 +158,7 @@ def _rate(rate):
 
 
 def short_time(seconds: float) -> str:
-    """Seconds of three digits, and of LONGEST_TIME characters: 21.4 ms, 0.31 µs, 1.53 min, 2.5 h."""
+    """Seconds of three digits, at most LONGEST_TIME characters: 21.4 ms, 0.31 µs, 1.53 min."""
     units = (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs")
     each, unit = next((pair for pair in units if float(f"{seconds / pair[0]:.3g}") >= 1), units[-1])
     return f"{seconds / each:.3g} {unit}"

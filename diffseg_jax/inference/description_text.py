@@ -1,10 +1,15 @@
 """Prints the description of a checkpoint on a terminal."""
 
+import contextlib
+
 from rich.console import Console
 from rich.text import Text
 
+from diffseg_jax.display.output import whole_lines
 from diffseg_jax.errors import size
 from diffseg_jax.inference.outputs import REPORTS, predicts
+
+USE = "To use it"  # the heading of lines that are copied
 
 
 def show(description: dict, console: Console):
@@ -20,8 +25,9 @@ def show(description: dict, console: Console):
     print_text(head.append(line, "not bold"))
     for heading, lines in sections(description, bool(console.color_system)):
         print_text(Text(f"\n{heading}", style="bold"))
-        for line in lines:
-            print_text(Text("  ").append(line))
+        with whole_lines() if heading == USE else contextlib.nullcontext():
+            for line in lines:
+                print_text(Text("  ").append(line))
 
 
 def sections(description: dict, colours: bool) -> list[tuple[str, list]]:
@@ -41,7 +47,7 @@ def sections(description: dict, colours: bool) -> list[tuple[str, list]]:
         ("Evaluated on", [report.protocol(evaluation)] if evaluation else []),
         ("Features (taps)", [", ".join(taps)] if taps else []),
         ("Results", report.lines(results) if results else []),
-        ("To use it", [description["use"]["command"], *description["use"]["python"]]),
+        (USE, [description["use"]["command"], *description["use"]["python"]]),
     ]
     return [(heading, lines) for heading, lines in all_sections if lines]
 

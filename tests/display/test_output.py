@@ -1,13 +1,15 @@
 """Lines of a command: wrapped between words in a terminal, whole anywhere else."""
 
+import contextlib
 import io
 import os
 import pty
+import shlex
 import termios
 
 import pytest
 
-from diffseg_jax.display.output import Output, wrapped
+from diffseg_jax.display.output import Output, whole_lines, wrapped
 
 pytestmark = pytest.mark.quick
 
@@ -27,7 +29,7 @@ def test_lines_end_between_words():
 
 
 def test_lines_that_fit_and_words_that_do_not_stay():
-    for line in ("", "   ", "x" * 80, f"  {'x' * 200}", f'    "key": "{WORDS}"'):
+    for line in ("", "   ", "x" * 80, f"  {'x' * 200}", f"| {WORDS} | {WORDS} |"):
         assert wrapped(line, 80) == line
     assert lines_of(f"saved in {'x' * 200}") == ["saved in", " " * 4 + "x" * 200]
 
@@ -46,6 +48,20 @@ def test_no_line_ends_within_a_command():
     assert found[1] == f"    {COMMAND}," and found[2] == "    if there are any"
 
 
+@pytest.mark.parametrize("path", ["my photos/x y", "it's mine/of 'May'", "plain", 'the "old" ones'])
+def test_arguments_that_are_quoted_belong_to_their_command(path):
+    words = "python", "-m", "diffseg_jax.predict", f"--input={path}", "--output=seen"
+    for command in (shlex.join(words), " ".join([*words[:3], f"--input={shlex.quote(path)}"])):
+        found = lines_of(f'{WORDS} "{command}", or not: isn\'t it so', 60)
+        assert any(f'"{command}",' in line for line in found)
+        assert wrapped(f"  {command} {command}", 40) == f"  {command} {command}"
+
+
+def test_a_sentence_that_begins_with_a_quote_or_a_bracket_is_wrapped():
+    for start in '"a name" is', "[1, 2] is", "{0} is":
+        assert len(lines_of(f"{start} {WORDS}")) > 2
+
+
 def test_escapes_have_no_columns():
     row = "\x1b[1m" + "x" * 70 + "\x1b[0m\x1b[2m" + "y" * 10 + "\x1b[0m"
     assert wrapped(row, 80) == row
@@ -57,8 +73,11 @@ def test_a_terminal_gets_lines_of_its_width_and_a_file_whole_ones():
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 60))
     with open(theirs, "w") as stream:
-        print(WORDS, file=Output(stream), flush=True)
+        print(WORDS, file=Output(stream), end="", flush=True)
         found = os.read(ours, 4096).decode().splitlines()
+        with contextlib.redirect_stdout(Output(stream)), whole_lines():
+            print(WORDS, end="", flush=True)
+        assert os.read(ours, 4096).decode() == WORDS
     os.close(ours)
     assert len(found) > 3 and max(map(len, found)) <= 60
     file = io.StringIO()
