@@ -229,13 +229,22 @@ def open_validation(config: ConfigDict) -> Sequence:
     data = config.data
     if not other_validation(config):
         return open_data(config, "data", data.val)
+    part, (source, path, options) = validation_set(config)
+    try:
+        opened = open_source(source, data.val, path=path, **options)
+    except UserError as error:
+        raise UserError(f"--config.{part}: {error}") from None
+    return Cached(opened) if data.cache else opened
+
+
+def validation_set(config: ConfigDict) -> tuple[str, tuple[str, str, dict]]:
+    """Where the config names the set that holds data.val, and its (source, path, options)."""
+    data = config.data
+    if not other_validation(config):
+        return "data", (data.source, data.path, data.options.to_dict())
     given = data.validation.to_dict()
     source, options = given.get("source") or data.source, given.get("options", {})
-    try:
-        opened = open_source(source, data.val, path=given.get("path", ""), **options)
-    except UserError as error:
-        raise UserError(f"--config.data.validation: {error}") from None
-    return Cached(opened) if data.cache else opened
+    return "data.validation", (source, given.get("path", ""), options)
 
 
 def require_classes_of_validation(learned: Labels | None, measured: Labels | None):

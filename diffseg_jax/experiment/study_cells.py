@@ -108,10 +108,11 @@ def cells_of_study(study: Study) -> list[StudyCell]:
 def require_data(study: Study, cells: Sequence[StudyCell]):
     """Raises UserError where images of the cells cannot be opened; every data set is opened once.
 
-    Unlabelled images are opened where a stage learns from them, or their path is given. Of sets
-    whose images are to be corrupted, the first one is read, as images may be too small for that.
+    Those are training images, and unlabelled ones where a stage learns from them or their path is
+    given. Of validation images that are to be corrupted the first one is read, as they may be too
+    small for that.
     """
-    opened, corrupted = [], []
+    opened, read = {}, set()
     for cell in cells:
         config = config_of(study, {**cell.run.options, **cell.measured})
         kinds = {config.stages[stage].kind for run in cell.run.chain for stage in run.stages}
@@ -119,24 +120,41 @@ def require_data(study: Study, cells: Sequence[StudyCell]):
             data = config.get(part)
             if data is None or (part != "data" and "pretrain" not in kinds and not data.path):
                 continue
-            given = data.source, data[split], data.path, data.options.to_dict()
-            if given not in opened:
-                opened.append(given)
-                try:
-                    open_source(*given[:2], path=data.path, **given[-1])
-                except UserError as error:
-                    how = "" if Path(data.path).exists() else study.made.get(data.path, "")
-                    how = f" It is made by: {how}" if how else ""
-                    raise UserError(f"--config.{part}: {error}{how}") from None
-            if cell.mode == "corruptions" and part == "data" and given not in corrupted:
-                corrupted.append(given)
-                _require_corruptible(cell, open_source(*given[:2], path=data.path, **given[-1])[0])
+            given = data.source, data.path, data.options.to_dict()
+            _open_once(study, opened, part, data[split], given)
+        if cell.mode == "corruptions" and repr(config.data) not in read:
+            read.add(repr(config.data))
+            _require_corruptible(study, opened, cell, config)
 
 
-def _require_corruptible(cell, example):
-    from diffseg_jax.data.corruptions import require_large_enough  # a slow import
+def _open_once(study, opened, part, split, given):
+    """A split of a given (source, path, options), one of `opened` if it is among them."""
+    source, path, options = given
+    key = repr((split, given))
+    if key not in opened:
+        try:
+            opened[key] = open_source(source, split, path=path, **options)
+        except UserError as error:
+            how = "" if Path(path).exists() else study.made.get(path, "")
+            how = f" It is made by: {how}" if how else ""
+            raise UserError(f"--config.{part}: {error}{how}") from None
+    return opened[key]
 
+
+def _require_corruptible(study, opened, cell, config):
+    from diffseg_jax.data.corruptions import require_large_enough  # slow imports
+    from diffseg_jax.experiment.label_target import LABEL_TARGET
+    from diffseg_jax.experiment.labelled_images import OpenedData, validation_set, validation_split
+
+    learned, data = config.data, OpenedData(config, {}, LABEL_TARGET)
+    given = learned.source, learned.path, learned.options.to_dict()
+    data.train = _open_once(study, opened, "data", learned.train, given)
     try:
+        if split := validation_split(config):
+            part, given = validation_set(config)
+            data.val = _open_once(study, opened, part, split, given)
+        shown = data.validation(in_turn=False)  # in turn, its images are validated as well
+        example = shown.source[int(shown.indices[0])]
         require_large_enough(example["image"], example["name"])
     except UserError as error:
         raise UserError(f"cell {cell.name}: {error}") from None

@@ -194,15 +194,13 @@ def _axis(name, points) -> Axis:
 def _combined(given, axes, options):
     """Checked options of points of all axes together."""
     for labels, chosen in options.items():
-        each = labels if isinstance(labels, tuple) else (labels,)
-        known = len(each) == len(axes) and all(
-            label in axis.points for axis, label in zip(axes, each)
-        )
+        whole = isinstance(labels, tuple) and len(labels) == len(axes)
+        known = whole and all(label in axis.points for axis, label in zip(axes, labels))
         if not known or not isinstance(chosen, Mapping):
             first = tuple(next(iter(axis.points)) for axis in axes)
             raise UserError(
                 f"combined of {given} is {shown(chosen)} at {shown(labels)}, but it must be a dict "
-                f"of options at a label of every axis, such as {first}."
+                f"of options at a tuple with a label of every axis, such as {first}."
             )
     return {labels: dict(chosen) for labels, chosen in options.items()}
 

@@ -9,7 +9,8 @@ import termios
 import pytest
 
 from diffseg_jax import UserError, study
-from diffseg_jax.experiment import study_runs
+from diffseg_jax.data.sources import open_source
+from diffseg_jax.experiment import labelled_images, study_cells, study_runs
 from diffseg_jax.experiment.study_cells import (
     cells_of_study,
     command_of_run,
@@ -159,6 +160,7 @@ def test_columns_of_the_study_of_noise_differ_in_noise_and_not_in_steps(preset, 
         (dict(colect=("mIoU",)), "unknown field"),
         (dict(combined={("DeP", "3"): {}}), r"at \('DeP', '3'\), but .* \('none', '2'\)"),
         (dict(combined={"DeP": {}}), "a label of every axis"),
+        (dict(axes={"data.count": (2, 4)}, combined={"2": {}}), r"at '2', .* such as \('2',\)"),
         (dict(combined={("DeP", "4"): {"data.count": 3}}), "and combined both set data.count"),
         (dict(combined={("DeP", "4"): {"noise.lwo": 3}}), "cell DeP / 4 / seed 0: .*noise.lwo"),
         (dict(axes={"data.path": ("a/b", "a b")}), "would be called"),
@@ -203,16 +205,39 @@ def test_data_that_no_cell_can_open_are_an_error_before_the_first(
     assert ("in all about" in said.out) == bool(flags)
 
 
-def test_images_too_small_for_a_corruption_are_an_error_before_the_first_cell(write):
-    points = {"fog": {"evaluate.corruptions.types": ("fog",)}}
-    size = {"data.options.size": (8, 48), "run": ("scratch",)}
-    fields = dict(axes={"corruption": points}, evaluated=("corruption",), options=size)
-    one = read_study(write(**fields))
-    cells = cells_of_study(one)
-    with pytest.raises(UserError, match="cell fog-seed0: image .* of 8 x 48 pixels is too small"):
-        require_data(one, cells)
-    large = read_study(write(**fields | {"options": {"run": ("scratch",)}}))
-    require_data(large, cells_of_study(large))
+SMALL = {"data.options.size": (8, 48)}
+SMALL_VALIDATION = {"data.validation.source": "scenes"}
+LARGE_VALIDATION = SMALL_VALIDATION | {"data.validation.options.size": (32, 48)}
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({}, False), (SMALL, True), (SMALL_VALIDATION, True), (SMALL | LARGE_VALIDATION, False),
+        ({"data.folds": 2}, False), (SMALL | {"data.folds": 2}, True),
+    ],
+)  # fmt: skip
+def test_validation_images_too_small_for_a_corruption_are_an_error_before_the_first_cell(
+    write, options, refused, tmp_path, monkeypatch
+):
+    opened = []
+
+    def open_and_note(*given, **options):
+        opened.append(repr((given, options)))
+        return open_source(*given, **options)
+
+    for module in (study_cells, labelled_images):
+        monkeypatch.setattr(module, "open_source", open_and_note)
+    axes = {"corruption": {"fog": {"evaluate.corruptions.types": ("fog",)}}, "data.count": (2, 4)}
+    config = (ROOT / "tests/configs/tiny_deeplab.py").read_text()
+    small = 'validation=dict(source="", path="", options=dict(images=8, size=(8, 48)))'
+    (tmp_path / "base.py").write_text(re.sub("validation=.*(?=,)", small, config))
+    fields = dict(base=str(tmp_path / "base.py"), axes=axes, evaluated=("corruption",), shared={})
+    one = read_study(write(**fields, options=options))
+    sentence = "cell fog-2-seed0: image .* of 8 x 48 pixels is too small"
+    with pytest.raises(UserError, match=sentence) if refused else contextlib.nullcontext():
+        require_data(one, cells_of_study(one))
+    assert opened and len(opened) == len(set(opened))  # every set once
 
 
 def test_a_folder_that_is_missing_is_named_with_the_commands_that_make_it(write):
