@@ -5,8 +5,12 @@ python -m diffseg_jax.study --config=configs/studies/training_images.py:scenes -
 The question of Baranchuk et al. (ICLR 2022), section 4: does a method lose when it learns from
 images that a diffusion model, or another generator, drew? Presets:
 
-  scenes     (default) DeepLabV3 on drawn scenes, and on made/scenes, which the commands in MADE
-             below write
+  scenes     (default) DeepLabV3 on drawn scenes, and on made/scenes, which two commands write in
+             some minutes: 120 images, of which the filter keeps 108
+                 python -m diffseg_jax.main --config=configs/ddpm_seg_scenes.py \
+                     --workdir=runs/ddpm_seg_scenes
+                 python -m diffseg_jax.synthesise --checkpoint=runs/ddpm_seg_scenes --stage=fit \
+                     --output=made/scenes --count=120 --certain=0 --steps=50
   folder     DeepLabV3 on images/real, images/diffusion and images/other, folders of your own
              (.docs/data.md; images/real has a split val), which .docs/synthetic_data.md makes
   published  the paper's classifiers on the annotated sets of FFHQ-34: real/train and ddpm; give
@@ -18,7 +22,7 @@ all, so that its seeds differ in the networks only.
 """
 
 PRESETS = ("scenes", "folder", "published")
-MADE = (  # some minutes; 120 images, of which the filter keeps 108
+MADE = (  # the two commands above, for the error where made/scenes is missing
     "python -m diffseg_jax.main --config=configs/ddpm_seg_scenes.py --workdir=runs/ddpm_seg_scenes "
     "&& python -m diffseg_jax.synthesise --checkpoint=runs/ddpm_seg_scenes --stage=fit "
     "--output=made/scenes --count=120 --certain=0 --steps=50"
