@@ -1,16 +1,13 @@
 """Image segmentation with diffusion models, for many images and few labels."""
 
-import signal
-import sys
-
-if sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith(f"{__name__}."):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback until `display.loading` begins
-
+from diffseg_jax.display.command import end_without_traceback
 from diffseg_jax.errors import UserError
 
 __all__ = ["UserError", "annotate", "load"]
 __version__ = "0.1.0"
 __path__.append(f"{__path__[0]}/old_names")  # documented modules that have moved since 0.1.0
+
+end_without_traceback()  # the one thing that happens at import, and only in a command
 
 
 def __getattr__(name):

@@ -12,8 +12,8 @@ pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).parents[1]
 ORDER = (  # a module may import those above it, never those below
-    "errors", "display.progress", "display.rows", "display.console", "display.interrupts",
-    "display.loading", "display.output",
+    "errors", "display.command", "display.progress", "display.rows", "display.console",
+    "display.interrupts", "display.loading", "display.output",
     "config", "config.schema", "config.options", "config.files", "config.flags",
     "devices.settings", "devices.compiled", "devices.processes", "devices.first",
     "devices.joining", "devices.mesh", "devices.starting", "devices.accelerators",

@@ -1,11 +1,11 @@
 """The first row of a command, which a terminal shows while Python imports what it needs."""
 
-import re
 import signal
 import sys
 import threading
 import time
 
+from diffseg_jax.display.command import typed_module
 from diffseg_jax.display.interrupts import INTERRUPTS
 from diffseg_jax.display.progress import duration
 from diffseg_jax.display.rows import ERASE, can_erase
@@ -13,7 +13,6 @@ from diffseg_jax.display.rows import ERASE, can_erase
 LOADING = "loading"
 SOON = ", a few seconds"
 REDRAWN_AFTER = 1.0  # seconds
-PYTHON_FLAGS = r"(-[WX]\n?.+\n|-[a-zA-Z]+\n)*-[a-zA-Z]*m\n?"  # up to the name of a module
 
 _drawing, _ended = threading.RLock(), threading.Event()
 
@@ -24,17 +23,15 @@ def is_command():
     A program or a notebook may run the same module, whose name is that of the main module then.
     """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is None or not spec.name.startswith("diffseg_jax."):
-        return False
-    typed = "\n".join(sys.orig_argv[1:]) + "\n"
-    return re.match(PYTHON_FLAGS + re.escape(spec.name) + "\n", typed) is not None
+    return spec is not None and spec.name == typed_module()
 
 
 def begin():
     """Shows the row. From now on Ctrl-C ends the process, whether or not the row was erased."""
     if INTERRUPTS.is_watched:  # another module of the command began
         return
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # as before the package's own
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # by `end_without_traceback`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     INTERRUPTS.watch(_leave)
     if can_erase(sys.stdout):
         sys.excepthook = _fail

@@ -33,9 +33,15 @@ compiled = lambda: hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # runs no
 
 IMPORT = """
 import signal, sys
-sys.orig_argv = sys.argv[1:]
+sys.orig_argv = sys.argv[2:]
+own = lambda *_: None
+handlers = {"default": signal.default_int_handler, "own": own, "ignored": signal.SIG_IGN}
+before = handlers[sys.argv[1]]
+signal.signal(signal.SIGINT, before)
 import diffseg_jax
-print(signal.getsignal(signal.SIGINT) is signal.SIG_DFL)
+now = signal.getsignal(signal.SIGINT)
+assert now in (before, signal.SIG_DFL)
+print(now != before)
 """
 
 
@@ -458,11 +464,14 @@ def test_a_command_is_what_python_was_asked_to_run(monkeypatch, arguments, is_on
     assert loading.is_command() == is_one
 
 
-@pytest.mark.parametrize("typed, quiet", [
-    (["python", "-m", "diffseg_jax.predict"], True), (["python", "program.py"], False),
-    (["python", "-m", "pytest", "-m", "quick"], False),
+@pytest.mark.parametrize("handler, typed, quiet", [
+    ("default", "python -X dev -m diffseg_jax.predict", True),
+    ("default", "python program.py", False),
+    ("default", "python -m pytest -m quick", False),
+    ("own", "python -m diffseg_jax.predict", False),
+    ("ignored", "python -m diffseg_jax.predict", False),
 ])  # fmt: skip
-def test_a_command_that_starts_is_ended_without_a_traceback(typed, quiet):
-    command = [sys.executable, "-c", IMPORT, *typed]
+def test_a_command_that_starts_is_ended_without_a_traceback(handler, typed, quiet):
+    command = [sys.executable, "-c", IMPORT, handler, *typed.split()]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == str(quiet)
