@@ -84,38 +84,53 @@ def bar_plot(values: Values, titles: Sequence[str], labels: Sequence, title: str
 
     Arguments as of `line_plot`. Bars of a single axis have their names below them.
     """
-    rows = list(itertools.product(*labels[1:]))
-    columns, single = labels[0], len(labels) == 1
-    longest = max(len(", ".join(names)) for names in (zip(columns) if single else rows))
-    below = 0.08 * longest + 0.2  # inches that a label takes
-    group = len(columns) * below if single else max(0.32 * (len(columns) + 1), below)
+    if len(labels) == 1:
+        return _bars_of_one_axis(values, titles[0], labels[0], title)
+    columns, rows = labels[0], list(itertools.product(*labels[1:]))
+    names = [", ".join(row) for row in rows]
+    group = max(0.32 * (len(columns) + 1), _inches_of(names))
     figure, panel = _panel((max(5.5, 1.2 + group * len(rows)), 4.2))
     width = 0.8 / len(columns)
     for number, column in enumerate(columns):
         each = [values[(column, *row)] for row in rows]
         at = np.arange(len(rows)) + width * (number - (len(columns) - 1) / 2)
-        mean = [np.mean(v) if len(v) else np.nan for v in each]
-        spread = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in each]
-        panel.bar(
-            at, mean, (0.7 if single else 0.92) * width, yerr=spread, capsize=2.5, label=column,
-            color=LINES[number % len(LINES)], error_kw=dict(linewidth=1.0, ecolor="0.25"),
-        )  # fmt: skip
-        for position, seeds in zip(at, each, strict=True):
-            panel.plot([position] * len(seeds), seeds, ".", color="0.15", alpha=0.6, markersize=4)
-    if single:
-        middle = (len(columns) - 1) / 2
-        panel.set_xticks([width * (i - middle) for i in range(len(columns))], columns)
-    else:
-        panel.set_xticks(range(len(rows)), [", ".join(row) for row in rows])
-    panel.set_xlabel(", ".join(titles if single else titles[1:]), fontsize=9)
+        _draw_bars(panel, at, each, 0.92 * width, column, number)
+    panel.set_xticks(range(len(rows)), names)
+    panel.set_xlabel(", ".join(titles[1:]), fontsize=9)
     panel.set_title(title, fontsize=10, loc="left")
-    if single:
-        return pixels_of(figure)
     figure.legend(
         loc="outside upper left", ncols=min(len(columns), 5), fontsize=9, frameon=False,
         title=titles[0], title_fontsize=9, alignment="left",
     )  # fmt: skip
     return pixels_of(figure)
+
+
+def _bars_of_one_axis(values, axis, labels, title):
+    """`bar_plot` of a single axis."""
+    figure, panel = _panel((max(5.5, 1.2 + _inches_of(labels) * len(labels)), 4.2))
+    for number, label in enumerate(labels):
+        _draw_bars(panel, [number], [values[(label,)]], 0.7, label, number)
+    panel.set_xticks(range(len(labels)), labels)
+    panel.set_xlabel(axis, fontsize=9)
+    panel.set_title(title, fontsize=10, loc="left")
+    return pixels_of(figure)
+
+
+def _draw_bars(panel, at, each, width, name, number):
+    """Bars of means with standard deviations, and a dot for each seed."""
+    mean = [np.mean(v) if len(v) else np.nan for v in each]
+    spread = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in each]
+    panel.bar(
+        at, mean, width, yerr=spread, capsize=2.5, label=name,
+        color=LINES[number % len(LINES)], error_kw=dict(linewidth=1.0, ecolor="0.25"),
+    )  # fmt: skip
+    for position, seeds in zip(at, each, strict=True):
+        panel.plot([position] * len(seeds), seeds, ".", color="0.15", alpha=0.6, markersize=4)
+
+
+def _inches_of(labels):
+    """Width that the longest of some labels takes."""
+    return 0.08 * max(map(len, labels)) + 0.2
 
 
 def grid_plot(values: Values, titles: Sequence[str], labels: Sequence, title: str) -> np.ndarray:
