@@ -6,6 +6,7 @@ pixels without a label; only the convention of DDPM-Seg counts those.
 """
 
 import enum
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,9 +18,10 @@ from diffseg_jax.errors import UserError
 MEANS = ("mIoU", "mAcc", "aAcc")
 MORE_ROWS = {  # of the table, where a run has such a number -> its keys
     "mIoU near boundaries": ("boundary", "mIoU"),
-    "ECE": ("calibration", "ECE"),
-    "ECE from half to half": ("calibrated", "ECE"),
+    "ECE (%)": ("calibration", "ECE"),
+    "ECE (%), calibrated": ("calibrated", "ECE"),
 }
+HEADING = 12  # characters of a line of a heading, so that four columns fit into 80
 TRIMAP = 0.01  # radius of the band around boundaries, as a share of the diagonal of the image
 
 
@@ -169,7 +171,8 @@ def _mean(ratios: np.ndarray) -> float:
 def format_table(columns: Mapping[str, dict]) -> str:
     """IoU per class, the means and MORE_ROWS as plain text, in percent; "-" = undefined.
 
-    columns   heading -> what `to_json` returned, one column per run of the same classes
+    columns   heading -> what `to_json` returned, one column per run of the same classes; headings
+              are broken between words into lines of HEADING characters, the last beside "IoU (%)"
     """
     names = next(iter(columns.values()))["IoU"]
     classes = [[name, *(_percent(run["IoU"][name]) for run in columns.values())] for name in names]
@@ -178,14 +181,18 @@ def format_table(columns: Mapping[str, dict]) -> str:
         if any(part in run for run in columns.values()):
             numbers = [run.get(part, {}).get(key) for run in columns.values()]
             means.append([name, *map(_percent, numbers)])
-    table = [["IoU (%)", *columns], *classes, *means]
+    headings = [["IoU (%)"], *(textwrap.wrap(heading, HEADING) for heading in columns)]
+    top = max(map(len, headings))
+    head = zip(*([""] * (top - len(heading)) + heading for heading in headings), strict=True)
+    table = [*head, *classes, *means]
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
     lines = [
         "  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])])
         for name, *numbers in table
     ]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([lines[0], rule, *lines[1 : -len(means)], rule, *lines[-len(means) :]])
+    below = top + len(classes)
+    return "\n".join([*lines[:top], rule, *lines[top:below], rule, *lines[below:]])
 
 
 def _percent(ratio: float | None) -> str:

@@ -148,7 +148,18 @@ def test_table_has_a_column_per_run_and_a_dash_for_undefined():
         ["car", "-", "-"],
         ["mIoU", "100.00", "33.33"],
     ]
-    assert lines[0].split("  ")[-1].strip() == "without"
+    assert [line.split() for line in lines[:2]] == [
+        ["with"],
+        ["IoU", "(%)", "pretraining", "without"],
+    ]
+
+
+def test_a_table_of_a_fit_its_probe_and_a_papers_count_fits_into_80_columns():
+    plain = to_json(scores(np.diag([3, 1]), absent="skip"), ["road", "sky"])
+    more = {**plain, "calibration": {"ECE": 0.01}, "calibrated": {"ECE": 0.01}}
+    headings = "fit (from weights)", "fit, linear probe", "fit, counted as published", "untrained"
+    table = format_table(dict.fromkeys(headings, more))
+    assert max(map(len, table.splitlines())) <= 80
 
 
 def test_the_table_has_more_rows_where_a_run_has_more_numbers():
