@@ -159,7 +159,8 @@ def _rate(rate):
 
 def short_time(seconds: float) -> str:
     """Seconds of three digits, at most LONGEST_TIME characters: 21.4 ms, 0.31 µs, 1.53 min."""
-    units = (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs")
+    longer = (86_400, "d"), (3600, "h"), (60, "min")
+    units = *longer, (1, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")
     each, unit = next((pair for pair in units if float(f"{seconds / pair[0]:.3g}") >= 1), units[-1])
     return f"{seconds / each:.3g} {unit}"
 

@@ -121,7 +121,7 @@ def _described(plan, network, crop, names, shown, folder) -> dict:
             f"{folder} holds features, but no {DESCRIPTION_FILE} that says of what. Remove the "
             "folder, or take another --workdir."
         )
-    if "dtype" in stored.get("options", ()):
+    if stored.get("options", {}).pop("dtype", "float32") != "float32":  # which is not kept now
         raise UserError(
             f"{folder} holds features of an older version, which were rounded to features.dtype. "
             f"Remove them with rm -r {shlex.quote(str(folder))}, or take another --workdir."

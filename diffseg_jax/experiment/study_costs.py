@@ -68,12 +68,14 @@ def keep_costs(study: Study, workdir: Path, display: Display):
     with locked(workdir, "costs", "--workdir"):
         known = costs_of_study(workdir)
         find_devices()
-        for cell in _first_of_points(cells, workdir):
-            name = name_of_labels(cell.labels)
-            known[name] = _cost_of_cell(study, cell, workdir, display, known.values())
-            write_json(workdir / COSTS_FILE, known)
-            display.say(f"{name}: {_said(known[name])}")
-        report_study(study, cells, workdir)
+        try:
+            for cell in _first_of_points(cells, workdir):
+                name = name_of_labels(cell.labels)
+                known[name] = _cost_of_cell(study, cell, workdir, display, known.values())
+                write_json(workdir / COSTS_FILE, known)
+                display.say(f"{name}: {_said(known[name])}")
+        finally:  # also those before one that cannot be measured
+            report_study(study, cells, workdir)
 
 
 def _first_of_points(cells, workdir) -> list[StudyCell]:

@@ -97,9 +97,8 @@ def seconds_of_cell(study: Study, cell: StudyCell) -> float:
     return study.seconds.get("start", ASSUMED_START) + times * seconds_of_images(study)
 
 
-def seconds_of_costs(study: Study, cells: Sequence[StudyCell], workdir: Path) -> float:
-    """About how long it takes to measure the costs of a prediction that are missing."""
-    points = len(points_without_costs(cells, workdir))
+def seconds_of_costs(study: Study, points: int) -> float:
+    """About how long it takes to measure the costs of a prediction at so many points."""
     start = study.seconds.get("start", ASSUMED_START)
     return start + points * ASSUMED_COST if points else 0.0
 
@@ -117,6 +116,8 @@ def seconds_left(study: Study, cells: Sequence[StudyCell], workdir: Path) -> flo
     for cell in cells:
         record = record_of_cell(workdir, cell)
         left += 0.0 if has_all_numbers(study, record) else seconds_of_cell(study, cell)
+    if study.costs:
+        left += seconds_of_costs(study, len(points_without_costs(cells, workdir)))
     return left * (taken / expected if expected else 1.0)
 
 
@@ -136,7 +137,8 @@ def listing(study: Study, cells: Sequence[StudyCell], workdir: Path) -> str:
         done = has_all_numbers(study, record_of_cell(workdir, cell))
         lines.append(f"{number:>4} {cell.name}{more}{', is measured' if done else ''}")
     if study.costs:
-        total += (seconds := seconds_of_costs(study, cells, workdir))
+        total += seconds_of_costs(study, len({cell.labels for cell in cells}))
+        seconds = seconds_of_costs(study, len(points_without_costs(cells, workdir)))
         said = f"about {duration(seconds)}" if seconds else "is measured"
         lines.append(f"     costs of a prediction, {said}")
     sizes = [f"{len(axis.points)} of {study.title(axis.name)}" for axis in study.axes]

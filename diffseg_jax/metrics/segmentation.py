@@ -181,7 +181,8 @@ def format_table(columns: Mapping[str, dict]) -> str:
         if any(part in run for run in columns.values()):
             numbers = [run.get(part, {}).get(key) for run in columns.values()]
             means.append([name, *map(_percent, numbers)])
-    headings = [["IoU (%)"], *(textwrap.wrap(heading, HEADING) for heading in columns)]
+    lines_of = lambda heading: textwrap.wrap(heading, HEADING, break_long_words=False)
+    headings = [["IoU (%)"], *map(lines_of, columns)]
     top = max(map(len, headings))
     head = zip(*([""] * (top - len(heading)) + heading for heading in headings), strict=True)
     table = [*head, *classes, *means]

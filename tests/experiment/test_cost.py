@@ -142,9 +142,10 @@ def test_a_fit_says_what_it_learns_from(own_order, variants, assumed, said):
 
 
 def test_times_have_their_unit():
-    seconds = 3.11e-7, 0.00141, 0.0214, 0.9997, 2.5, 59.98, 200, 9000
-    found = "0.311 µs", "1.41 ms", "21.4 ms", "1 s", "2.5 s", "1 min", "3.33 min", "2.5 h"
-    assert (*map(short_time, seconds),) == found
+    seconds = 2e-9, 3.11e-7, 0.00141, 0.0214, 0.9997, 2.5, 59.98, 200, 9000, 108_000
+    short = "2 ns", "311 ns", "1.41 ms", "21.4 ms", "1 s", "2.5 s"
+    long = "1 min", "3.33 min", "2.5 h", "1.25 d"
+    assert (*map(short_time, seconds),) == (*short, *long)
 
 
 @pytest.mark.parametrize("memory", [20e9, 200e9])
