@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 CACHE = "~/.cache/diffseg_jax"  # of the commands; of `load` with cache=True
-MOST_CACHED = 2**30  # bytes in that folder at the start of a command
+MOST_CACHED = 2**30  # bytes in that folder when `keep_compiled` begins to use it
 PROGRAM = re.compile(r"-[0-9a-f]{64}-cache$")  # the end of a file's name, as jax writes them
 MIN_SECONDS = 0.5  # of compilation; programs that compile faster are not cached
 MOST_SHAPES = 16  # of inputs, whose programs are in memory

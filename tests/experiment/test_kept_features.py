@@ -98,7 +98,7 @@ def test_features_of_an_image_that_changed_and_those_of_nothing_known_are_refuse
         kept({"a": 1, "b": 2})
 
 
-def test_files_are_of_one_dtype_whatever_that_of_the_fit_and_older_ones_are_refused(kept):
+def test_files_are_of_one_dtype_whatever_that_of_the_fit_and_rounded_ones_are_refused(kept):
     folder, _, _ = kept({"a": 1, "b": 2})
     said = kept({"a": 1, "b": 2}, dtype="float32")[1]
     assert "0 images computed now" in said[0]
@@ -108,3 +108,6 @@ def test_files_are_of_one_dtype_whatever_that_of_the_fit_and_older_ones_are_refu
     (folder / "features.json").write_text(json.dumps(description))
     with pytest.raises(UserError, match=f"of an older version.* rm -r {folder}, or take another"):
         kept({"a": 1, "b": 2})
+    description["options"]["dtype"] = "float32"  # which was not rounded then either
+    (folder / "features.json").write_text(json.dumps(description))
+    assert "0 images computed now" in kept({"a": 1, "b": 2})[1][0]
