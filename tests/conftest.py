@@ -187,20 +187,58 @@ def called(main_function, arguments):
 
 
 @pytest.fixture(scope="session")
-def tiny_run(command, shared):
-    """The workdir of a whole run of the tiny config, which no test may change, and what it said.
+def whole_run(command, shared):
+    """whole_run(name, *flags, config, process=False) -> the workdir of a run, and what it said.
 
-    The first process that asks for it makes it, the others wait.
+    No test may change the workdir. The first process that asks for a name makes the run, the others
+    wait.
     """
-    workdir, said = shared / "tiny" / "run", shared / "tiny" / "said.json"
-    workdir.parent.mkdir(exist_ok=True)
-    with open(shared / "tiny" / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not said.exists():
-            done = command.process(workdir)
-            assert done.code == 0, done.err
-            said.write_text(json.dumps({"out": done.out, "err": done.err}))
-    return SimpleNamespace(workdir=workdir, **json.loads(said.read_text()))
+
+    def run(name, *flags, config, process=False):
+        folder = shared / "whole_runs"
+        folder.mkdir(exist_ok=True)
+        workdir, said = folder / name, folder / f"{name}.json"
+        with open(folder / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not said.exists():
+                make = command.process if process else command
+                done = make(workdir, *flags, config=config)
+                assert done.code == 0, done.err
+                said.write_text(json.dumps({"out": done.out, "err": done.err}))
+        return SimpleNamespace(workdir=workdir, **json.loads(said.read_text()))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(whole_run):
+    """The whole run of the tiny config of DDeP."""
+    return whole_run("tiny_ddep", config=TINY, process=True)
+
+
+@pytest.fixture(scope="session")
+def diffusion_run(whole_run):
+    """The whole run of the tiny config that trains a diffusion model alone."""
+    return whole_run("tiny_ddpm", config=TINY.with_name("tiny_ddpm.py"))
+
+
+FITTED_FLAGS = (  # of `fitted_run`, which two processes (devices/test_two_processes.py) make too
+    "--config.run=('pretrain', 'fit')", "--config.evaluate.images=5",
+    "--config.stages.pretrain.optim.epsilon=1e-3", "--config.stages.pretrain.every.log=1",
+    "--config.model.channel_mult=(1,)", "--config.features.blocks=(0, 1)",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def fitted_run(whole_run):
+    """The whole run of the tiny config that fits an ensemble, with a smaller network.
+
+    .flags and .config are those of its command.
+    """
+    config = TINY.with_name("tiny_ddpm_seg.py")
+    run = whole_run("tiny_ddpm_seg_alone", *FITTED_FLAGS, config=config)
+    run.flags, run.config = FITTED_FLAGS, config
+    return run
 
 
 @pytest.fixture

@@ -22,11 +22,6 @@ from diffseg_jax.training import loop
 from diffseg_jax.training.log import Log
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny_ddep.py"
-FIT = TINY.with_name("tiny_ddpm_seg.py")
-SMALLER = [  # the network of devices/test_two_processes.py, which six processes here train
-    "--config.model.channel_mult=(1,)", "--config.features.blocks=(0, 1)",
-    "--config.stages.pretrain.optim.epsilon=1e-3",
-]  # fmt: skip
 SPEC = importlib.util.spec_from_file_location(
     "fault_run", Path(__file__).parents[1] / "benchmarks" / "fault_run.py"
 )
@@ -47,53 +42,44 @@ def test_three_kills_change_no_bit(command, tiny_run, tmp_path):
     assert not fault_run.half_written(workdir)
 
 
-@pytest.fixture(scope="module")
-def fitted(command, tmp_path_factory):
-    """The workdir of a whole run of the tiny config that fits an ensemble."""
-    workdir = tmp_path_factory.mktemp("fitted") / "whole"
-    done = command(workdir, *SMALLER, config=FIT)
-    assert done.code == 0, done.err
-    return workdir
-
-
 @pytest.mark.timeout(600)
-def test_a_fit_that_is_killed_and_stopped_ends_with_the_same_bits(command, fitted, tmp_path):
-    killed = tmp_path / "killed"
-    start = lambda: command.start(killed, *SMALLER, config=FIT)
-    total = fault_run.count_records(fitted)
+def test_a_fit_that_is_killed_and_stopped_ends_with_the_same_bits(command, fitted_run, tmp_path):
+    killed, whole = tmp_path / "killed", fitted_run.workdir
+    start = lambda: command.start(killed, *fitted_run.flags, config=fitted_run.config)
+    total = fault_run.count_records(whole)
     met = fault_run.run_with_kills(start, killed, 1, 3, total, stops=2)
     assert any(moment.startswith("stopped and saved") for moment in met), met
-    assert fault_run.differences(killed, fitted) == []
-    assert (killed / "results.json").read_bytes() == (fitted / "results.json").read_bytes()
+    assert fault_run.differences(killed, whole) == []
+    assert (killed / "results.json").read_bytes() == (whole / "results.json").read_bytes()
     assert not fault_run.half_written(killed)
 
 
 @pytest.mark.timeout(600)
-def test_a_finished_stage_that_was_damaged_is_trained_to_its_end_again(command, fitted, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(fitted, run)
+def test_a_finished_stage_that_was_damaged_is_trained_again(command, fitted_run, tmp_path):
+    run, whole = tmp_path / "run", fitted_run.workdir
+    shutil.copytree(whole, run)
     for file in (run / "checkpoints/pretrain/4/state").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    done = command(run, *SMALLER, config=FIT)
+    done = command(run, *fitted_run.flags, config=fitted_run.config)
     assert done.code == 0, done.err
     assert "pretrain/4 is damaged" in done.out
     assert "it was renamed to damaged_4; continuing from step 2" in done.out
     assert "pretrain: continues after step 2" in done.out and "fit: is finished" in done.out
     shutil.rmtree(run / "checkpoints/pretrain/damaged_4")
-    assert fault_run.differences(run, fitted) in ([], ["metrics.jsonl"])  # in another order
-    assert (run / "results.json").read_bytes() == (fitted / "results.json").read_bytes()
+    assert fault_run.differences(run, whole) in ([], ["metrics.jsonl"])  # in another order
+    assert (run / "results.json").read_bytes() == (whole / "results.json").read_bytes()
 
 
 @pytest.mark.timeout(600)
-def test_a_full_disk_is_one_sentence_and_costs_no_bit(command, fitted, tmp_path):
+def test_a_full_disk_is_one_sentence_and_costs_no_bit(command, fitted_run, tmp_path):
     run = tmp_path / "disk" / "run"
     try:
         with fault_run.small_disk(tmp_path / "disk", 60_000_000):
-            start = lambda: command.start(run, *SMALLER, config=FIT)
+            start = lambda: command.start(run, *fitted_run.flags, config=fitted_run.config)
             met = fault_run.fill_the_disk(start, tmp_path / "disk", 0, times=1)
             assert "No space left on device" in met[0]
-            assert fault_run.differences(run, fitted) == []
+            assert fault_run.differences(run, fitted_run.workdir) == []
     except PermissionError as error:
         pytest.skip(str(error))
 

@@ -211,31 +211,28 @@ def test_local_paths_need_no_package_for_buckets(tmp_path):
 
 
 @pytest.mark.timeout(600)
-def test_a_workdir_in_a_bucket_equals_a_local_one(service, command, tmp_path):
+def test_a_workdir_in_a_bucket_equals_a_local_one(service, command, diffusion_run):
     config = ROOT / "tests/configs/tiny_ddpm.py"
-    remote = epath.Path("gs://bucket/runs/a")
-    for workdir in (tmp_path / "run", remote):
-        done = command(workdir, config=config)
-        assert done.code == 0, done.err
-        assert "caching.py" not in done.err  # the package warns of every read
-        assert "pretrain: starts" in done.out
+    local, remote = diffusion_run.workdir, epath.Path("gs://bucket/runs/a")
+    done = command(remote, config=config)
+    assert done.code == 0, done.err
+    assert "caching.py" not in done.err  # the package warns of every read
+    assert "pretrain: starts" in done.out
     again = command(remote, config=config)
     assert "pretrain: is finished" in again.out
 
     # ---- the same network, numbers and files
     ours, _ = open_network(remote / "checkpoints" / "pretrain")
-    theirs, _ = open_network(tmp_path / "run" / "checkpoints" / "pretrain")
+    theirs, _ = open_network(local / "checkpoints" / "pretrain")
     for path, array in flatten(theirs).items():
         np.testing.assert_array_equal(flatten(ours)[path], array)
     losses = [
         [json.loads(line).get("loss") for line in text.splitlines()]
-        for text in (
-            (workdir / "metrics.jsonl").read_text() for workdir in (remote, tmp_path / "run")
-        )
+        for text in ((workdir / "metrics.jsonl").read_text() for workdir in (remote, local))
     ]
     assert losses[0] == losses[1] != []
     names = {file.name for file in (remote / "pictures").iterdir()}
-    assert names == {file.name for file in (tmp_path / "run" / "pictures").iterdir()}
+    assert names == {file.name for file in (local / "pictures").iterdir()}
     assert any("tfevents" in file.name for file in (remote / "tensorboard/pretrain").iterdir())
 
 

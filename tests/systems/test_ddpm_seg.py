@@ -445,16 +445,13 @@ def test_the_configs_hold_valid_options(file):
 # --- a whole run ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def run(command, tmp_path_factory):
-    """The workdir of a run of the tiny config, and its output; a process, whose stderr is empty."""
-    workdir = tmp_path_factory.mktemp("ddpm") / "run"
-    done = command(workdir, config=TINY)
-    assert done.code == 0 and done.err == "", done.err
-    return SimpleNamespace(workdir=workdir, out=done.out)
+@pytest.fixture
+def run(diffusion_run):
+    return diffusion_run
 
 
 def test_a_run_without_labels_leaves_what_a_reader_needs(run):
+    assert run.err == ""
     config = json.loads((run.workdir / "config.json").read_text())
     assert not {"data", "evaluate"} & config.keys()
     assert not (run.workdir / "results.json").exists()
