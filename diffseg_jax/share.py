@@ -8,6 +8,7 @@ card, which training has written into the workdir: read it before. Then
 `diffseg_jax.load("hf://anna/streets")` opens the copy.
 """
 
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ def make_flags() -> Flags:
     add("--dtype", default="float32", metavar="NAME", help=dtype)
     public = "let all read a new repository of the Hub; without it, only you can"
     add("--public", action="store_true", help=public)
+    pictures = "leave out the pictures, which show images of your data"
+    add("--no-pictures", action="store_true", help=pictures)
     add("--dry-run", action="store_true", help="list the files and print the card; copy nothing")
     return flags
 
@@ -50,10 +53,10 @@ def main(arguments: Sequence[str] | None = None):
         display = Display()
         with display.progress(f"reads {given.checkpoint}"):
             prepare_copy(
-                given.checkpoint, given.to, folder, given.licence, given.stage, step=given.step,
-                ema=given.ema, dtype=given.dtype,
+                given.checkpoint, given.to, folder, given.licence, given.stage,
+                pictures=not given.no_pictures, step=given.step, ema=given.ema, dtype=given.dtype,
             )  # fmt: skip
-        files = files_in(folder)
+        files, in_hub_meant = files_in(folder), _may_mean_the_hub(given.to)
         if given.dry_run:
             print_whole(*files, f"\n{(folder / CARD).read_text()}")
         else:
@@ -61,8 +64,18 @@ def main(arguments: Sequence[str] | None = None):
                 print(copy_to(given.to, folder, given.public))
         if not given.licence:
             print("note: the card states no licence; --licence=apache-2.0, for example, adds one")
+        if shown := sum(name.startswith("pictures/") for name in files):
+            print(f"note: {counted(shown, 'file')} in pictures/ show images of your data; "
+                  "--no-pictures leaves them out")
+        if in_hub_meant:
+            print(f"note: {given.to} is a folder here; --to=hf://{given.to} is a repository")
         what = f"{counted(len(files), 'file')}, {size(sum(files.values()))}"
         print(f"{what}, {'would be copied' if given.dry_run else 'copied'} to {given.to}")
+
+
+def _may_mean_the_hub(target):
+    """Whether an address without hf:// reads like user/repository, in no folder that exists."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", target)) and not Path(target).parent.exists()
 
 
 if __name__ == "__main__":

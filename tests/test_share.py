@@ -85,7 +85,8 @@ def test_a_copy_in_a_folder_is_all_that_load_needs(run_copy, tmp_path, capsys):
     assert "the card states no licence" in said and said.rstrip().endswith(f"copied to {to}")
     card = (to / CARD).read_text()
     assert PLACEHOLDER not in card and f'load("{to.name}")' in card and str(tmp_path) not in card
-    assert {"config.json", "results.json"} <= set(sharing.files_in(to))
+    assert {"config.json", "results.json"} <= (files := set(sharing.files_in(to)))
+    assert any(name.startswith("pictures/") for name in files) and "--no-pictures" in said
     texts = [(to / CARD).read_text(), (to / "config.json").read_text()]
     texts += [file.read_text() for file in to.glob("*/meta/metadata")]
     assert len(texts) == 3 and not [text for text in texts if str(run_copy.parent) + "/str" in text]
@@ -104,6 +105,17 @@ def test_a_card_that_people_wrote_is_kept_and_a_dry_run_copies_nothing(run_copy,
     said = capsys.readouterr().out
     assert "# Our streets" in said and "would be copied" in said
     assert not (tmp_path / "new").exists()
+
+
+def test_pictures_of_data_may_be_left_out(run_copy, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    share.main([f"--checkpoint={run_copy}", "--to=anna/streets", "--no-pictures"])
+    said = capsys.readouterr().out
+    assert "show images of your data" not in said
+    assert "--to=hf://anna/streets is a repository" in said
+    files = sharing.files_in(tmp_path / "anna/streets")
+    assert CARD in files and not [name for name in files if name.startswith("pictures/")]
+    assert "pictures/" not in (tmp_path / "anna/streets" / CARD).read_text()
 
 
 def test_wrong_targets_are_refused_first(tmp_path):

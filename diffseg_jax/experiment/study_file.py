@@ -12,6 +12,7 @@ an option of the base config with its values, or a name with points, each of whi
 import dataclasses
 import runpy
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from diffseg_jax.config.files import SUBSET, present
 from diffseg_jax.errors import UserError, choose, hint, require_known, shown
@@ -121,10 +122,19 @@ def read_study(given: str, overrides: Iterable[tuple[str, str | bool]] = ()) -> 
     _require_own_options((*axes, seeds, together), overrides)
     _require_whole(given, values)
     values |= {
-        "name": given, "axes": axes, "seeds": seeds, "combined": together.points,
+        "base": _found(values["base"], given), "name": given, "axes": axes, "seeds": seeds,
+        "combined": together.points,
         "options": _options_with(values["options"], overrides),
     }  # fmt: skip
     return Study(**values)
+
+
+def _found(base, given):
+    """A base config as it is typed from here: where it is not, from a folder above the study's."""
+    file, colon, preset = base.partition(":")
+    above = [] if Path(file).exists() else Path(given.partition(":")[0]).resolve().parents
+    found = (str(folder / file) for folder in above if (folder / file).is_file())
+    return f"{next(found, file)}{colon}{preset}"
 
 
 def _options_with(options, overrides):

@@ -90,7 +90,7 @@ def _claim_of(study) -> dict:
 def _changes(stored, mine) -> list[str]:
     """What is not as it was; earlier files may lack some of it."""
     stored = {"features": {}, "axes": {}, "seeds": {}, "combined": {}, **stored}
-    whole = ("base", "options", "shared", "features", "evaluated", "stage")
+    whole = ("options", "shared", "features", "evaluated", "stage")
     changed = [key for key in whole if stored.get(key, mine[key]) != mine[key]]
     lines = differing_lines(stored.get("config", mine["config"]), mine["config"])
     changed += [f"{line} in {mine['base']}" for line in lines if not line.startswith("mesh")]

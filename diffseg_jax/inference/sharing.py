@@ -49,15 +49,16 @@ def command_in(card: str) -> str:
 
 def prepare_copy(
     checkpoint: str, target: str, folder: Path, licence: str = "", stage: str | None = None,
-    **options,
+    pictures: bool = True, **options,
 ):  # fmt: skip
     """Writes what is shared of a checkpoint into an empty folder on this machine.
 
     target   from which others load it
     licence  as of `model_card`
+    pictures  whether those of the stage come too, which show images of the data
     stage, options  of `convert_run`: the parameters of one stage are copied, without the optimizer
 
-    Of a run come its config, its results and the pictures of the stage as well. Paths of this
+    Of a run come its config and its results as well. Paths of this
     machine lose their folders. A README.md that people wrote is copied as it is. Raises UserError
     if there is no such checkpoint.
     """
@@ -65,8 +66,8 @@ def prepare_copy(
     convert_run(directory, folder, with_folders=False, **options)
     in_run = directory.parent.name == "checkpoints"
     root = directory.parent.parent if in_run else directory
-    pictures = list((root / "pictures").glob(f"{directory.name}_*.png")) if in_run else []
-    for file in [*(root / name for name in RUN_FILES if in_run), *pictures]:
+    shown = (root / "pictures").glob(f"{directory.name}_*.png") if in_run and pictures else ()
+    for file in [*(root / name for name in RUN_FILES if in_run), *shown]:
         if file.exists():
             write_atomically(folder / file.relative_to(root).as_posix(), file.read_bytes())
     config = saved_config(root) if in_run else {}
@@ -77,7 +78,7 @@ def prepare_copy(
     if not text or MARK in text:
         text = model_card(
             describe_checkpoint(directory), address=address, command=shared_command(text),
-            picture=_sheet_of(root, directory.name), licence=licence,
+            picture=_sheet_of(folder, directory.name), licence=licence,
         )  # fmt: skip
     write_atomically(folder / CARD, text.replace(PLACEHOLDER, address).encode())
 
@@ -139,7 +140,7 @@ def _text_of(file):
     return file.read_text(errors="replace") if file.exists() else ""
 
 
-def _sheet_of(workdir, stage):
-    """The sheet of predictions of a stage, relative to its workdir; "" if there is none."""
+def _sheet_of(folder, stage):
+    """The sheet of predictions of a stage, relative to a workdir or a copy; "" if it has none."""
     picture = f"pictures/{stage}_result.png"
-    return picture if (workdir / picture).exists() else ""
+    return picture if (folder / picture).exists() else ""

@@ -39,6 +39,19 @@ def test_what_cells_have_in_common_is_run_once_and_one_seed_of_all_cells_comes_f
     assert before == {None, "pretrain"}
 
 
+def test_a_study_typed_in_another_folder_finds_its_base_config(tmp_path, monkeypatch):
+    typed = ROOT / "configs/studies/denoising_bars.py"
+    monkeypatch.chdir(ROOT)
+    here = read_study(str(typed))
+    monkeypatch.chdir(tmp_path)
+    elsewhere = read_study(str(typed))
+    assert (here.base, elsewhere.base) == ("configs/ddep_scenes.py:dep", f"{ROOT}/{here.base}")
+    (tmp_path / "study").mkdir()
+    study_runs.claim_study(elsewhere, tmp_path / "study")
+    monkeypatch.chdir(ROOT)
+    study_runs.require_same_study(here, tmp_path / "study")
+
+
 def test_a_stage_is_shared_only_where_it_reads_the_same(write):
     axes = {"noise.low": (0.1, 0.22), "data.count": (2, 4)}
     options = {"run": ("pretrain", "finetune"), "noise.kind": "scaled"}
