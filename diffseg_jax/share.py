@@ -8,7 +8,6 @@ card, which training has written into the workdir: read it before. Then
 `diffseg_jax.load("hf://anna/streets")` opens the copy.
 """
 
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +17,9 @@ from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.display.console import Display
 from diffseg_jax.display.output import print_whole
 from diffseg_jax.errors import counted, size
+from diffseg_jax.inference import sharing
 from diffseg_jax.inference.converted import STORED_DTYPES
 from diffseg_jax.inference.model_card import CARD
-from diffseg_jax.inference.sharing import copy_to, files_in, prepare_copy, require_target
 
 
 def make_flags() -> Flags:
@@ -48,34 +47,25 @@ def main(arguments: Sequence[str] | None = None):
         given = make_flags().parse_args(arguments)
         use_cache("")
         find_devices()
-        require_target(given.to)
+        sharing.require_target(given.to)
         folder = Path(temporary) / "copy"
         display = Display()
         with display.progress(f"reads {given.checkpoint}"):
-            prepare_copy(
+            sharing.prepare_copy(
                 given.checkpoint, given.to, folder, given.licence, given.stage,
                 pictures=not given.no_pictures, step=given.step, ema=given.ema, dtype=given.dtype,
             )  # fmt: skip
-        files, in_hub_meant = files_in(folder), _may_mean_the_hub(given.to)
+        files = sharing.files_in(folder)
+        notes = sharing.notes_on_copy(files, given.to, given.licence)
         if given.dry_run:
             print_whole(*files, f"\n{(folder / CARD).read_text()}")
         else:
             with display.progress(f"copies to {given.to}"):
-                print(copy_to(given.to, folder, given.public))
-        if not given.licence:
-            print("note: the card states no licence; --licence=apache-2.0, for example, adds one")
-        if shown := sum(name.startswith("pictures/") for name in files):
-            print(f"note: {counted(shown, 'file')} in pictures/ show images of your data; "
-                  "--no-pictures leaves them out")
-        if in_hub_meant:
-            print(f"note: {given.to} is a folder here; --to=hf://{given.to} is a repository")
+                print(sharing.copy_to(given.to, folder, given.public))
+        for note in notes:
+            print(note)
         what = f"{counted(len(files), 'file')}, {size(sum(files.values()))}"
         print(f"{what}, {'would be copied' if given.dry_run else 'copied'} to {given.to}")
-
-
-def _may_mean_the_hub(target):
-    """Whether an address without hf:// reads like user/repository, in no folder that exists."""
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", target)) and not Path(target).parent.exists()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ before anything is written. What runs a stage takes its `StagePlan` or `Evaluati
 
 import dataclasses
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -26,7 +25,8 @@ from diffseg_jax.devices import processes
 from diffseg_jax.devices.mesh import check_batch, make_mesh
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, choose, require_known
-from diffseg_jax.experiment.augmentation import STILL, augmentation
+from diffseg_jax.experiment.augmentation import augmentation
+from diffseg_jax.experiment.crops import check_crops
 from diffseg_jax.experiment.labelled_images import (
     CONTINUED,
     OpenedData,
@@ -44,20 +44,19 @@ from diffseg_jax.experiment.start_step import (
 )
 from diffseg_jax.experiment.step_folds import require_foldable
 from diffseg_jax.experiment.targets import target_of
-from diffseg_jax.inference.views import Protocol, protocol_of
+from diffseg_jax.inference.views import protocol_of
 from diffseg_jax.storage.checkpoints import steps_in
 from diffseg_jax.storage.networks import first_has_checkpoint, open_meta, require_checkpoint
 from diffseg_jax.storage.paths import open_path
 from diffseg_jax.storage.workdir import as_json, stage_directory
 from diffseg_jax.systems.methods import SYSTEMS
-from diffseg_jax.systems.system import enlarging, split_start
+from diffseg_jax.systems.system import split_start
 from diffseg_jax.systems.task import Task
 from diffseg_jax.training.log import Log
 from diffseg_jax.training.optimizer import make_optimizer, make_schedule
 
 STARTS = ("random", "weights")  # any other start names a stage or its directory
 MAX_PADDING = 2  # times the image's side; a larger crop is mostly padding and surely a mistake
-COARSEST = 32  # pixels; crops of its multiples suit the networks of all methods
 PROTOCOL_KEYS = (  # options of config.evaluate that are written beside the results
     "view", "window", "stride", "limit", "short", "scales", "flip", "absent", "crop",
 )  # fmt: skip
@@ -419,63 +418,6 @@ def _check_example(example, stages, task, target):
         target.change(change)(*target.parts(example), rng)
     else:
         augmentation(change, labelled=False)(example["image"], None, rng)
-
-
-def check_crops(size: tuple[int, int], stages: Mapping[str, ConfigDict], padding: float):
-    """Raises UserError when the first stage's crop is over `padding` times as large as one image.
-
-    stages  name -> its options; of the first one and of others, whose crops the advice mends too
-    """
-    misfits = {
-        name: largest
-        for name, stage in stages.items()
-        if any(map(operator.gt, stage.augment.crop, largest := _largest_crop(size, stage, padding)))
-    }
-    name = next(iter(stages))
-    if name not in misfits:
-        return
-    height, width = _fitted_size(size, stages[name])
-    crops = {misfit: _smaller_crop(size, stages[misfit]) for misfit in misfits}
-    tries = []
-    if min(map(min, crops.values())):
-        tries.append(" ".join(f'--config.stages.{n}.augment.crop="{c}"' for n, c in crops.items()))
-    if stages[name].kind != FIT:
-        shorts = {n: _enlarged(stages[n], padding) for n in misfits}
-        flags = " ".join(enlarging(n, stages[n].augment, short) for n, short in shorts.items())
-        tries.append(f"{flags}, which enlarges the images")
-    raise UserError(
-        f"stages.{name}.augment.crop is {tuple(stages[name].augment.crop)}, but the images are "
-        f"{height} x {width} before it and at most {misfits[name]} is allowed. "
-        f"Try {', or '.join(tries)}."
-    )
-
-
-def _fitted_size(size, stage):
-    options = stage.augment
-    return Protocol(limit=tuple(options.limit), short=options.short).sizes(size)[0]
-
-
-def _factor(stage, padding):
-    return padding * stage.augment.get("scale", STILL["scale"])[1]
-
-
-def _largest_crop(size, stage, padding):
-    return tuple(int(_factor(stage, padding) * side) for side in _fitted_size(size, stage))
-
-
-def _smaller_crop(size, stage):
-    """A crop within an image of `size` that the network takes; of a fit the image itself."""
-    fitted = _fitted_size(size, stage)
-    if stage.kind == FIT:
-        return fitted
-    sides = zip(stage.augment.crop, fitted)
-    return tuple(side if side <= image else image // COARSEST * COARSEST for side, image in sides)
-
-
-def _enlarged(stage, padding):
-    """A shorter side of images with which the crop is allowed."""
-    side, factor = max(stage.augment.crop), _factor(stage, padding)
-    return side if factor >= 1 else int(side / factor) + 1
 
 
 # ---- the config alone --------------------------------------------------------------------------

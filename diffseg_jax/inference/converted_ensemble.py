@@ -26,7 +26,8 @@ from diffseg_jax.sources.diffusion import make_settings
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.workdir import as_json
 from diffseg_jax.systems.clean_config import unets_in
-from diffseg_jax.systems.ddpm_seg_config import check_taps, read_noise
+from diffseg_jax.systems.ddpm_seg_config import read_noise
+from diffseg_jax.systems.few_labels_config import check_taps
 from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.weights.adm import load_adm
 from diffseg_jax.weights.formats import read_arrays

@@ -1,11 +1,13 @@
 """Copies a trained network to the Hugging Face Hub, a bucket or a folder, with its model card."""
 
+import re
 import shlex
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 from diffseg_jax.devices.processes import barrier, is_first
-from diffseg_jax.errors import UserError
+from diffseg_jax.errors import UserError, counted
 from diffseg_jax.inference.converted import convert_run, without_folders
 from diffseg_jax.inference.description import describe_checkpoint
 from diffseg_jax.inference.locate import find_stage, stages_in
@@ -114,6 +116,19 @@ def files_in(folder: Path) -> dict[str, int]:
     """Path in the folder -> bytes of each file."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
+
+
+def notes_on_copy(files: Iterable[str], target: str, licence: str) -> list[str]:
+    """Sentences on what a sharer may have missed, before the files are copied to the target."""
+    shown, notes = sum(name.startswith("pictures/") for name in files), []
+    if not licence:
+        notes.append("the card states no licence; --licence=apache-2.0, for example, adds one")
+    if shown:
+        what = f"{counted(shown, 'file')} in pictures/ may show images of your data"
+        notes.append(f"{what}; --no-pictures leaves them out")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", target) and not Path(target).parent.exists():
+        notes.append(f"{target} is a folder here; --to=hf://{target} is a repository")
+    return [f"note: {note}" for note in notes]
 
 
 def require_target(target: str):

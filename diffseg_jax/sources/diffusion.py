@@ -113,7 +113,7 @@ def diffusion_features(
 ) -> PixelFeatures:  # fmt: skip
     """The outputs of the chosen blocks at the chosen noise levels, per pixel of the images.
 
-    options  steps, blocks, short, noise or share_noise, draws, dtype: see ddpm_seg_config
+    options  steps, blocks, short, noise or share_noise, draws, dtype: see few_labels_config
     seed     of the noise that is not shared, which is a function of it and of the image's bytes;
              other_seed, i32[] or i32[B], replaces it
     values   {"params": {"unet"}, "stats": {"noise" f32[draws, h, w, 3]}}; with the noise per_step,

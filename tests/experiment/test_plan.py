@@ -14,11 +14,11 @@ from configs import tiny_ddep, tiny_ddp, tiny_ddpm_seg
 from configs.tiny_ddep import get_config
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import stages
+from diffseg_jax.experiment.crops import check_crops
 from diffseg_jax.experiment.gradient_stage import evaluations_of
 from diffseg_jax.experiment.plan import (
     augmentation,
     check_config,
-    check_crops,
     labelled_stages,
     make_plan,
     plan_evaluations,

@@ -8,8 +8,8 @@ import pytest
 from configs import tiny_ddpm_seg
 from diffseg_jax.errors import UserError
 from diffseg_jax.sources.feature_source import joined
-from diffseg_jax.systems.ddpm_seg_config import check_sources
 from diffseg_jax.systems.feature_sources import Entry, chosen_sources, source_entries
+from diffseg_jax.systems.few_labels_config import check_sources
 
 
 @pytest.mark.parametrize(("features", "entries"), [
