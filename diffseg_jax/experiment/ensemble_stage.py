@@ -80,7 +80,8 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | N
     )
     with features_shown(plan, kept) as progress:
         features = collect(plan, frozen, kept, extract, progress)
-    for sentence in describe_grid(features, masks, plan.evaluation.source.labels.names):
+    names = plan.evaluation.source.labels.names
+    for sentence in describe_grid(features, masks, names, plan.task):
         plan.log.say(f"{plan.name}: {sentence}")
     pixels = np.flatnonzero(masks.reshape(-1) != IGNORE).astype(np.int32)
     labels = masks.reshape(-1)[pixels]

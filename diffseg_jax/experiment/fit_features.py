@@ -16,6 +16,8 @@ from diffseg_jax.experiment.planned import StagePlan
 from diffseg_jax.models.taps import PixelFeatures
 
 GB = 2**30
+MOST_PIXELS = 2**31 - 1  # of a fit, whose positions are i32
+CGROUP = Path("/sys/fs/cgroup")  # of a container, where it has bounds of its own
 
 
 def require_memory(plan: StagePlan, frozen: dict, masks: np.ndarray) -> int:
@@ -29,20 +31,29 @@ def require_memory(plan: StagePlan, frozen: dict, masks: np.ndarray) -> int:
     orders = 2 * (fit.members if fit.recipe.own_order else 1)  # of two passes
     training = 4 * fit.members * member + masks.size * (1 + 4 + 4 * orders)
     need = features + training
+    lower = (
+        f"Lower --config.data.count, or the limit, crop or variants of --config.stages.{plan.name}."
+        "augment"
+    )
+    if masks.size > MOST_PIXELS:
+        raise UserError(
+            f"stage {plan.name} has {masks.size:,} pixels of {len(masks)} images and changed "
+            f"copies, but {MOST_PIXELS:,} are counted at most. {lower}."
+        )
     free = free_bytes(fit.on_host)
     if free and need > free:
         advice = ""
-        if shape.maps[0].dtype == jnp.float32:
+        if any(values.dtype == jnp.float32 for values in shape.maps) and (
+            plan.task.meta["features"]["dtype"] != "float16"
+        ):
             advice += ", or --config.features.dtype=float16"
         if not fit.on_host and jax.default_backend() != "cpu":
             advice += ", or --config.features.place=host"
         allowed = max(int((free - training) / shape.nbytes), 0)
         raise UserError(
             f"stage {plan.name} needs {need / GB:.1f} GB for {len(masks)} images of {shape.width} "
-            f"features a pixel, but {free / GB:.1f} GB are free, enough for {allowed}. Lower "
-            f"--config.data.count, or the limit, crop or variants of --config.stages.{plan.name}."
-            "augment, or take fewer taps, scales, steps or blocks in --config.features"
-            f"{advice}."
+            f"features a pixel, but {free / GB:.1f} GB are free, enough for {allowed}. {lower}, or "
+            f"take fewer taps, scales, steps or blocks in --config.features{advice}."
         )
     return features
 
@@ -53,7 +64,7 @@ def _one_image(size):
 
 
 def free_bytes(on_host: bool) -> int:
-    """Memory that is free on the device, or in the host; 0 where it is unknown."""
+    """Memory that is free on the device, or in the host or container; 0 where it is unknown."""
     device = jax.local_devices()[0]
     if not on_host and device.platform != "cpu":
         stats = device.memory_stats() or {}
@@ -61,7 +72,20 @@ def free_bytes(on_host: bool) -> int:
     file = Path("/proc/meminfo")
     lines = file.read_text().splitlines() if file.exists() else []
     found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else 0
+    host = int(found[0]) * 1024 if found else 0
+    return min(host, _free_in_container()) or host
+
+
+def _free_in_container():
+    """Bytes that a container may still take, files in its cache aside; infinity for no bound."""
+    try:
+        bound, used, stat = (
+            (CGROUP / f"memory.{name}").read_text() for name in ("max", "current", "stat")
+        )
+        cached = dict(line.split() for line in stat.splitlines())["inactive_file"]
+        return max(int(bound) - int(used) + int(cached), 1)
+    except (OSError, ValueError, LookupError):  # no such files, or the bound is "max"
+        return float("inf")
 
 
 def extractor(plan) -> Callable:

@@ -6,15 +6,18 @@ import numpy as np
 
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.models.taps import PixelFeatures
+from diffseg_jax.systems.task import Task
 
 LOOKED_AT = 40  # masks
 MOSTLY = 0.5  # share of a class's pixels in thin places, above which it is named
 
 
-def describe_grid(features: PixelFeatures, masks: np.ndarray, names: Sequence[str]) -> list[str]:
+def describe_grid(
+    features: PixelFeatures, masks: np.ndarray, names: Sequence[str], task: Task
+) -> list[str]:
     """Sentences: the grids of the maps, and classes that are mostly thinner than a cell, if any.
 
-    masks  u8[N,H,W] of the images;  names  of the classes
+    masks  u8[N,H,W] of the images;  names  of the classes;  task  of the fit
     """
     grids = sorted({values.shape[1:3] for values in features.maps}, reverse=True)
     shown = ", ".join(f"{height}x{width}" for height, width in grids)
@@ -32,9 +35,18 @@ def describe_grid(features: PixelFeatures, masks: np.ndarray, names: Sequence[st
     if thin and cell > 1:
         sentences.append(
             f"most of {', '.join(thin)} is thinner than the {cell:.3g} pixels between values of "
-            "the finest map. Larger images help: raise features.scales, or the images' limits"
+            f"the finest map. Larger images help: {_how_to_enlarge(task)}"
         )
     return sentences
+
+
+def _how_to_enlarge(task):
+    """What lets the networks of a fit see larger images."""
+    if task.fit.files:
+        return "compute their maps again from larger ones"
+    if task.short:
+        return f"raise features.short, which is {task.short}"
+    return "raise features.scales, or the images' limits"
 
 
 def thin_shares(masks: np.ndarray, cell: float) -> dict[int, float]:

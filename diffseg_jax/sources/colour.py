@@ -11,12 +11,18 @@ from diffseg_jax.sources.feature_source import FeatureSource
 def colour_features(
     values: dict, images: jax.Array, valid: jax.Array, other_seed=None
 ) -> PixelFeatures:  # fmt: skip
-    """Colour and position of every pixel, five numbers in [-1, 1]; needs no network."""
+    """Colour and position of every pixel, five numbers in [-1, 1]; needs no network.
+
+    Positions count in the image, without its padding, in which they are 1.
+    """
     image = scale_images(images, valid)
-    rows, columns = ((2 * jnp.arange(side) + 1) / side - 1 for side in image.shape[1:3])
-    grid = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), -1)
-    maps = jnp.concatenate([image, jnp.broadcast_to(grid, (*image.shape[:3], 2))], -1)
-    return stack([maps], image.shape[1:3])
+    height, width = image.shape[1:3]
+    rows = jnp.minimum((2 * jnp.arange(height) + 1) / valid[:, :1] - 1, 1)
+    columns = jnp.minimum((2 * jnp.arange(width) + 1) / valid[:, 1:] - 1, 1)
+    shape = len(images), height, width, 1
+    rows = jnp.broadcast_to(rows[:, :, None, None], shape)
+    columns = jnp.broadcast_to(columns[:, None, :, None], shape)
+    return stack([jnp.concatenate([image, rows, columns], -1)], (height, width))
 
 
 COLOUR = FeatureSource("colour", lambda key: {"params": {}, "stats": {}}, colour_features, None)

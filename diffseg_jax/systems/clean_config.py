@@ -57,16 +57,21 @@ def require_unet(name: str, found: dict, here: dict, meta: dict):
         )
     if name == "clean":
         trained = meta["clean" if meta["kind"] == "clean" else "features"]["blocks"]
-        _require_trained(here["features"]["blocks"], trained)
+        _require_trained(here["features"], trained)
 
 
-def _require_trained(blocks, trained):
-    """UserError for blocks at which the student did not learn."""
+def _require_trained(features, trained):
+    """UserError for blocks that are read, but at which the student did not learn."""
+    taps = [tap.removeprefix("clean/") for tap in features.get("taps", ())]
+    taps = [tap for tap in taps if "/" not in tap]
+    option = "taps" if taps else "blocks"
+    blocks = [int(tap.rpartition("_")[2]) for tap in taps] if taps else features["blocks"]
     if untrained := sorted(set(blocks) - set(trained)):
+        names = tuple(f"output_{block}" if taps else block for block in sorted(trained))
         raise UserError(
-            f"features.blocks holds {untrained[0]}, but the network for images without noise "
+            f"features.{option} holds {untrained[0]}, but the network for images without noise "
             f"learned at the blocks {', '.join(map(str, sorted(trained)))}. Try "
-            f'--config.features.blocks="{tuple(sorted(trained))}".'
+            f'--config.features.{option}="{names}".'
         )
 
 
@@ -86,7 +91,7 @@ def check_clean_starts(config, names: Sequence[str]):
             _check_start(config, kinds, name, "clean")
             start = split_start(config.stages[name].start)[0]
             if kinds.get(start) == "clean":
-                _require_trained(config.features.blocks, clean_blocks(config))
+                _require_trained(config.features, clean_blocks(config))
 
 
 def _check_start(config, kinds, name, needed):

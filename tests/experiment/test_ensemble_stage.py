@@ -260,6 +260,22 @@ def test_the_error_for_too_many_features_names_their_memory(seg_config, tmp_path
     refused(seg_config, tmp_path, r"needs .* GB for 3 images of 128 features a pixel, but 0.0 GB")
 
 
+def test_more_pixels_than_can_be_counted_are_refused(seg_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit_features, "MOST_PIXELS", 4_000)
+    refused(seg_config, tmp_path, r"4,608 pixels of 3 images .* 4,000 are counted .* --config.data")
+
+
+def test_a_container_bounds_the_memory_that_is_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit_features, "CGROUP", tmp_path)
+    host = fit_features.free_bytes(on_host=True)
+    for name, text in (("current", "700"), ("stat", "anon 600\ninactive_file 100\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert fit_features.free_bytes(on_host=True) > host / 2 > 0
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert fit_features.free_bytes(on_host=True) == 400
+
+
 @pytest.mark.parametrize(
     ("crop", "short", "verb"), [((16, 48), 0, "fit into"), ((40, 48), 16, "fill")]
 )

@@ -1,9 +1,15 @@
 """What a fit says of its maps, and of things thinner than their cells."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from diffseg_jax.experiment.grid_note import describe_grid, thin_shares
 from diffseg_jax.models.taps import PixelFeatures
+
+
+def task(short=0, files=None):
+    return SimpleNamespace(short=short, fit=SimpleNamespace(files=files))
 
 
 def masks():
@@ -24,10 +30,21 @@ def test_pixels_in_runs_shorter_than_a_cell_are_thin():
 
 def test_the_finest_map_decides_and_thin_classes_are_named():
     coarse, fine = np.zeros((1, 4, 4, 3)), np.zeros((1, 8, 8, 2))
-    grid, thin = describe_grid(PixelFeatures((coarse, fine), (32, 32)), masks(), ("a", "b", "c"))
+    names, maps = ("a", "b", "c"), PixelFeatures((coarse, fine), (32, 32))
+    grid, thin = describe_grid(maps, masks(), names, task())
     assert grid == "5 features a pixel, from maps of 8x8, 4x4"
     assert thin.startswith("most of b is thinner than the 4 pixels")
     padded = PixelFeatures((np.zeros((1, 16, 16, 2)),), (32, 32), ((0.5, 1.0),))
-    assert "than the 4 pixels" in describe_grid(padded, masks(), ("a", "b", "c"))[1]
+    assert "than the 4 pixels" in describe_grid(padded, masks(), names, task())[1]
     exact = PixelFeatures((np.zeros((1, 32, 32, 2)),), (32, 32))
-    assert len(describe_grid(exact, masks(), ("a", "b", "c"))) == 1
+    assert len(describe_grid(exact, masks(), names, task())) == 1
+
+
+def test_the_advice_is_an_option_that_the_sources_have():
+    maps = PixelFeatures((np.zeros((1, 8, 8, 2)),), (32, 32))
+    cases = (
+        (task(), "raise features.scales, or"), (task(short=128), "features.short, which is 128"),
+        (task(files=object()), "compute their maps again"),
+    )  # fmt: skip
+    for case, advice in cases:
+        assert advice in describe_grid(maps, masks(), ("a", "b", "c"), case)[1]

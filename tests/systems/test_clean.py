@@ -239,6 +239,7 @@ def test_features_of_a_stage_are_written_to_files(kind, taps, tmp_path):
     ({"clean.steps": (5, 20)}, "highest noise level", {"clean.steps": (0, 19)}),
     ({"clean.steps": (5, 4)}, "highest noise level", {"clean.steps": (0, 19)}),
     ({"clean.blocks": (1,)}, "learned at the blocks 1", {"features.blocks": (1,)}),
+    ({"features.taps": ("output_1",)}, "taps holds 1, but", {"features.taps": ("output_0",)}),
     ({"clean.blocks": (0, 2)}, "clean.blocks holds 2, but", {"clean.blocks": (0, 1)}),
     ({"clean.blocks": (0, 0)}, "clean.blocks holds 0 twice", {"clean.blocks": (0,)}),
     ({"features.blocks": (2,)}, "blocks 0 to 1", {"features.blocks": (1,)}),

@@ -472,3 +472,7 @@ def test_colour_and_position_lie_between_minus_one_and_one():
     rows = np.broadcast_to(np.array([-0.8, -0.4, 0, 0.4, 0.8])[:, None], (2, 5, 4))
     columns = np.broadcast_to([-0.75, -0.25, 0.25, 0.75], (2, 5, 4))
     np.testing.assert_allclose(found[..., 3:], np.stack([rows, columns], -1), atol=1e-6)
+    padded = np.pad(images, ((0, 0), (0, 3), (0, 1), (0, 0)))
+    inside = colour_features({}, jnp.asarray(padded), jnp.asarray([[5, 4]] * 2)).dense()
+    np.testing.assert_array_equal(inside[:, :5, :4], found)
+    assert inside.max() <= 1

@@ -197,10 +197,13 @@ def test_the_papers_recipe_is_a_hundred_passes_of_whole_batches(pixels, steps):
     assert recipe.length(pixels) == steps and recipe.stops and recipe.own_order
 
 
-@pytest.mark.parametrize("pixels", [1, 10_000_000])
-def test_the_fast_recipe_has_a_number_of_steps(pixels):
-    recipe = RECIPES["fast"]
-    assert recipe.length(pixels) == recipe.steps > 0
+@pytest.mark.parametrize("name, steps, batch_size", [
+    ("fast", 1000, 1024), ("regularised", 500, 512), ("linear", 500, 512), ("strokes", 160, 256),
+])  # fmt: skip
+def test_recipes_of_a_number_of_steps_have_those_of_the_guide(name, steps, batch_size):
+    recipe = RECIPES[name]
+    assert recipe.length(1) == recipe.length(10_000_000) == steps
+    assert recipe.batch_size == batch_size and not recipe.stops
 
 
 def test_the_papers_rate_is_constant():
