@@ -57,7 +57,7 @@ def sample_info(number, yaw=0.0, size=(90, 160)):
             "sensor2lidar_rotation": to_world[n, :3, :3],
             "sensor2lidar_translation": to_world[n, :3, 3],
             "sensor2ego_translation": [0.0, 0.0, 1.5], "sensor2ego_rotation": quaternion(0.0),
-            "cam_intrinsic": intrinsics[n],
+            "camera_intrinsics": intrinsics[n],
         }
         for n, (camera, name) in enumerate(zip(CAMERAS, names))
     }  # fmt: skip

@@ -140,6 +140,26 @@ def cameras_of(example: dict, matrices: np.ndarray, world: np.ndarray) -> np.nda
     return affine_maps(example["intrinsics"], example["camera_to_world"], matrices, world)
 
 
+def require_lidar(example: dict, shape: tuple[int, int, int], give: str, omit: str):
+    """Raises UserError unless "lidar_bev" has the shape (X, Y, C); for C 0 unless it is missing.
+
+    give, omit  advice where features are needed, and where they are not
+    """
+    name, found = example.get("name", "a rig"), example.get("lidar_bev")
+    if found is None and shape[2]:
+        raise UserError(
+            f"{name} comes without lidar_bev, but the network reads features of a LiDAR beside "
+            f"images, [X, Y, C] of shape {shape}. {give}"
+        )
+    if found is not None and not shape[2]:
+        raise UserError(f"{name} comes with lidar_bev, but the network reads cameras alone. {omit}")
+    if found is not None and np.shape(found) != shape:
+        raise UserError(
+            f"{name} has lidar_bev of shape {np.shape(found)}, but the network reads [X, Y, C] of "
+            f"shape {shape}. {give}"
+        )
+
+
 def affine_maps(
     intrinsics: np.ndarray, camera_to_world: np.ndarray, image: np.ndarray, world: np.ndarray
 ) -> np.ndarray:

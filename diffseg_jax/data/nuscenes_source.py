@@ -25,6 +25,7 @@ CAMERAS = (  # which turn to the left one by one; their order changes no map
     "CAM_FRONT", "CAM_FRONT_LEFT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT",
     "CAM_FRONT_RIGHT",
 )  # fmt: skip
+INTRINSICS = ("camera_intrinsics", "cam_intrinsic")  # BEVFusion's name, and that of DDP's own tool
 PREPARE = "Prepare the files with BEVFusion's tools/create_data.py nuscenes."
 
 
@@ -152,11 +153,16 @@ def _sample(info, number, file):
     return Sample(
         token=str(_entry(info, "token", what)),
         images=tuple(_below_samples(_entry(cam, "data_path", what)) for cam in seen),
-        intrinsics=np.stack([matrix(cam, "cam_intrinsic", 3, 3) for cam in seen]),
+        intrinsics=np.stack([matrix(cam, _intrinsics_of(cam), 3, 3) for cam in seen]),
         camera_to_world=np.stack([_rigid(*each) for each in zip(turns, places)]),
         pose=tuple(map(tuple, pose.tolist())),
         city=str(_entry(info, "location", what)),
     )
+
+
+def _intrinsics_of(cam):
+    """The key of a camera's intrinsics; the first of INTRINSICS where there is none."""
+    return next((key for key in INTRINSICS if isinstance(cam, dict) and key in cam), INTRINSICS[0])
 
 
 def _entry(info, key, what):

@@ -6,7 +6,13 @@ import jax
 import numpy as np
 
 from diffseg_jax.data.bev_source import open_bev_scenes
-from diffseg_jax.data.bev_transforms import RigChange, RigView, cameras_of, network_input
+from diffseg_jax.data.bev_transforms import (
+    RigChange,
+    RigView,
+    cameras_of,
+    network_input,
+    require_lidar,
+)
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.evaluate import share_sums, spread, work_through
 from diffseg_jax.experiment.planned import Evaluation, StagePlan
@@ -19,6 +25,7 @@ from diffseg_jax.inference.bev_output import BEV_OUTPUT
 from diffseg_jax.inference.rig_forward import make_rig_forward, view_of
 from diffseg_jax.inference.views import Protocol
 from diffseg_jax.metrics.bev import THRESHOLDS, constant_ious, layer_counts, layer_scores
+from diffseg_jax.systems.ddp_bev import BEV
 
 READ_RIGS = 4  # examples per split that are read before anything is written
 BEV_TITLES = f"{'stage':>10} steps draws  mIoU (%)  at 0.5 (%)   ms/rig"
@@ -95,19 +102,24 @@ def summary_of_layers(source, counts) -> list[str]:
 
 
 def check_rigs(train: StagePlan, val: Evaluation) -> list[str]:
-    """UserError for maps that the network does not predict; a warning where a class is missing."""
-    model, sentences = train.task.meta["model"], []
-    lower, upper, size = model["output"]
-    side = round((upper - lower) / size)
+    """A warning where a class is missing.
+
+    Raises UserError for maps that the network does not predict, and for features of a LiDAR that
+    it does not read.
+    """
+    settings, sentences = BEV.settings_of(train.task.meta), []
+    side = settings.side
     for split, each in (("train", train), ("val", val)):
         names = each.source.labels.names
         some = [each.source[int(i)] for i in spread(each.indices, READ_RIGS)]
+        for example in some:
+            _require_features(example, settings)
         shapes = {example["bev"].shape for example in some}
         if shapes != {(len(names), side, side)}:
             raise UserError(
                 f"{split}: maps have shape {shapes.pop()}, but config.bev.output makes "
                 f"{(len(names), side, side)}. Give both the same range, such as "
-                f'--config.data.options.output="{tuple(model["output"])}".'
+                f'--config.data.options.output="{tuple(settings.output)}".'
             )
         found = np.mean([example["bev"].mean((1, 2)) for example in some], 0)
         if not found.any():
@@ -118,6 +130,16 @@ def check_rigs(train: StagePlan, val: Evaluation) -> list[str]:
         if missing := [name for name, share in zip(names, found) if not share]:
             sentences.append(f"{split}: {counted(len(some), 'map')} show no {', '.join(missing)}.")
     return sentences
+
+
+def _require_features(example, settings):
+    (x, y), channels = settings.noisy, settings.lidar
+    require_lidar(
+        example, (x, y, channels),
+        f"Save f32[C, X, Y] of shape {(channels, x, y)} in lidar_bev/, and set "
+        "--config.data.options.lidar=True.",
+        "Set --config.data.options.lidar=False, or --config.model.lidar to their channels.",
+    )  # fmt: skip
 
 
 def measure_bev(

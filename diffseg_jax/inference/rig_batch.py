@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from diffseg_jax.data.bev_transforms import network_input
+from diffseg_jax.data.bev_transforms import network_input, require_lidar
 from diffseg_jax.data.files import split_files
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.palette import distinct_colours
@@ -24,6 +24,7 @@ from diffseg_jax.inference.saved import SaveOptions, path_of
 from diffseg_jax.inference.summary import Summary, add_all, metadata_of, require_one_read
 from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.paths import make_folder, open_path
+from diffseg_jax.systems.ddp_bev import BEV
 
 FOR_RIGS = ("steps", "samples", "seed", "batch_size")  # of the options of a prediction
 RIG_ENDINGS = (".json",)
@@ -55,31 +56,18 @@ def rig_maps(segmenter, rigs: Iterable[Mapping], options: PredictOptions) -> Ite
     require_integer("batch_size", size, 1, 2**16)
     program, task = segmenter.compiled(options.steps, options.samples)
     program = functools.partial(program, seed=segmenter.seed_for(options.seed))
-    view, lidar = view_of(task.meta), task.meta["model"]["lidar"]
+    view, settings = view_of(task.meta), BEV.settings_of(task.meta)
+    features = *settings.noisy, settings.lidar
     for _, group in itertools.groupby(rigs, key=lambda rig: len(rig["images"])):
         first = True
         while batch := list(itertools.islice(group, size)):
             rows = 1 if first and len(batch) == 1 else size
             first = False
             for rig in batch:
-                _require_lidar(rig, lidar)
+                require_lidar(rig, features, "Give it in Python, to predict_rigs.", "Leave it out.")
             forward = make_rig_forward(program, segmenter.placed, segmenter.mesh, rows, view)
             maps = maps_from(forward(batch))
             yield from (maps[row] for row in range(len(batch)))
-
-
-def _require_lidar(rig, channels):
-    """Raises UserError where features of a LiDAR are missing, or given though none are read."""
-    name, given = rig.get("name", "a rig"), "lidar_bev" in rig
-    if channels and not given:
-        raise UserError(
-            f"{name} comes without lidar_bev, but this network reads features of a LiDAR beside "
-            f"images, f32[X, Y, {channels}]. Give them in Python, to predict_rigs."
-        )
-    if given and not channels:
-        raise UserError(
-            f"{name} comes with lidar_bev, but this network reads cameras alone. Leave it out."
-        )
 
 
 # ---- files -------------------------------------------------------------------------------------

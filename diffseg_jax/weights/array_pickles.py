@@ -12,6 +12,7 @@ from diffseg_jax.weights.pickles import Refused, _Machine, _Name
 
 MAX_LIST_STEPS = 2**28  # instructions; a sample of nuScenes takes about 1,500
 KINDS = "biufU"  # of numpy's dtypes: whole numbers, floats and text
+BYTES = ("__builtin__.bytes", "builtins.bytes")  # called without arguments by protocol 2: b""
 CORES = ("numpy.core", "numpy._core")
 RECONSTRUCT = tuple(f"{core}.multiarray._reconstruct" for core in CORES)
 FROM_BUFFER = tuple(f"{core}.numeric._frombuffer" for core in CORES)
@@ -65,6 +66,8 @@ def _made(name, arguments):
         if encoding not in ("latin1", "latin-1"):
             raise Refused(f"text encoded as {encoding}")
         return text.encode("latin1")
+    if name in BYTES and not arguments:
+        return b""
     if name == "numpy.dtype":
         return _Given(_dtype(arguments[0]))
     if name in RECONSTRUCT:

@@ -12,6 +12,7 @@ from diffseg_jax.data.bev_transforms import (
     affine_maps,
     cameras_of,
     network_input,
+    require_lidar,
     view_images,
 )
 from diffseg_jax.data.scene_rays import trace
@@ -225,3 +226,20 @@ def test_what_needs_single_images_refuses_rigs():
 def test_options_that_draw_nothing_are_named(options, sentence):
     with pytest.raises(UserError, match=sentence):
         open_source("bev_scenes", "train", **OPTIONS | options)
+
+
+@pytest.mark.parametrize(("found", "shape", "sentence"), [
+    ((4, 5, 2), (4, 5, 2), ""),
+    (None, (4, 5, 0), ""),
+    (None, (4, 5, 2), r"here comes without lidar_bev.* \(4, 5, 2\)\. Give"),
+    ((2, 4, 5), (4, 5, 2), r"here has .* \(2, 4, 5\), .*\[X, Y, C\] of shape \(4, 5, 2\)\. Give"),
+    ((4, 5, 3), (4, 5, 2), r"of shape \(4, 5, 3\)"),
+    ((4, 5, 2), (4, 5, 0), r"reads cameras alone\. Omit"),
+])  # fmt: skip
+def test_features_of_a_lidar_have_the_shape_that_the_network_reads(found, shape, sentence):
+    example = {"name": "here"} | ({} if found is None else {"lidar_bev": np.zeros(found)})
+    if not sentence:
+        require_lidar(example, shape, "Give.", "Omit.")
+        return
+    with pytest.raises(UserError, match=sentence):
+        require_lidar(example, shape, "Give.", "Omit.")

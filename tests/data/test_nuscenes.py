@@ -76,6 +76,7 @@ def test_a_map_turns_with_the_car_and_with_the_world(source):
 def test_lists_are_read_as_numpy_wrote_them():
     value = {
         "infos": [sample_info(0)], "more": (np.float32(2.5), np.arange(6).reshape(2, 3).T, "text"),
+        "none": np.zeros((0, 7)),  # boxes of a sample without any
     }  # fmt: skip
     shared = np.ones(3)
     value["same"] = [shared, {"again": shared}]
@@ -86,9 +87,10 @@ def test_lists_are_read_as_numpy_wrote_them():
         assert (number, text) == (2.5, "text")
         np.testing.assert_array_equal(array, value["more"][1])
         cam = read["infos"][0]["cams"]["CAM_BACK"]
-        expected = value["infos"][0]["cams"]["CAM_BACK"]["cam_intrinsic"]
-        np.testing.assert_array_equal(cam["cam_intrinsic"], expected)
+        expected = value["infos"][0]["cams"]["CAM_BACK"]["camera_intrinsics"]
+        np.testing.assert_array_equal(cam["camera_intrinsics"], expected)
         assert list(read["infos"][0]["gt_names"]) == ["car", "truck"]
+        assert read["none"].shape == (0, 7) and read["none"].dtype == np.float64
         np.testing.assert_array_equal(read["same"][1]["again"], shared)
 
 
@@ -128,11 +130,25 @@ def without_node(tree, info):
     file.write_text(json.dumps(tables))
 
 
+def renamed_intrinsics(tree, info):
+    for cam in info["cams"].values():
+        cam["cam_intrinsic"] = cam.pop("camera_intrinsics")
+
+
+def test_intrinsics_have_the_name_of_either_program(tmp_path):
+    trees = changed_tree(tmp_path, lambda *_: None), tmp_path / "other"
+    trees[1].mkdir()
+    found = [open_source("nuscenes", "train", path=path) for path in (
+        trees[0], changed_tree(trees[1], renamed_intrinsics))]  # fmt: skip
+    (sample,), (other,) = (source.samples for source in found)
+    np.testing.assert_array_equal(sample.intrinsics, other.intrinsics)
+
+
 @pytest.mark.parametrize(("change", "sentence"), [
     (lambda tree, info: info.pop("cams"), "has no entry cams"),
     (lambda tree, info: info["cams"].pop("CAM_BACK"), "has no camera CAM_BACK"),
-    (lambda tree, info: info["cams"]["CAM_BACK"].pop("cam_intrinsic"), "no entry cam_intrinsic"),
-    (lambda tree, info: info["cams"]["CAM_BACK"].update(cam_intrinsic=np.ones(3)), "shape"),
+    (lambda tree, info: info["cams"]["CAM_BACK"].pop("camera_intrinsics"), "no entry camera_intr"),
+    (lambda tree, info: info["cams"]["CAM_BACK"].update(camera_intrinsics=np.ones(3)), "shape"),
     (lambda tree, info: info.pop("location"), "has no entry location"),
     (lambda tree, info: info.update(location="paris"), "samples in paris, but there is no"),
     (without_table, "has no map layer walkway"),
