@@ -5,10 +5,10 @@ python -m diffseg_jax.main --config=configs/ddp_nyu.py:swin_t \
     --config.weights=swin_tiny_patch4_window7_224.pth
 
 Presets: swin_t (default), swin_s, swin_b, swin_l. Weights are the ImageNet files of Swin's authors
-or the safetensors of the Hugging Face hub: 1k of 224 pixels with windows of 7, for Swin-L 22k of
-384 pixels with windows of 12. The layout of the data is in .docs/data.md. tiny is swin_t for a
-laptop: a narrow network, a few steps on the built-in scenes, no data or weights needed, about a
-minute.
+or the safetensors of the Hugging Face hub: 1k of 224 pixels with windows of 7, for Swin-B 22k of
+224 with windows of 7, for Swin-L 22k of 384 with windows of 12. The layout of the data is in
+.docs/data.md. tiny is swin_t for a laptop: a narrow network, a few steps on the built-in scenes, no
+data or weights needed, about a minute.
 
 Time, estimated at 100 TFLOP/s per device, not measured: 38,400 steps of 16 crops through Swin-T,
 forward and backward, are 3.9e17 operations, a bit more than one device-hour.

@@ -138,6 +138,7 @@ ORIGINAL_CONVNEXT = (
         *linear_rows(r"pwconv([12])", "mlp.fc{2}"),
         (r"gamma", "gamma", "c->c"),
     )),
+    *norm("norm", "norm3"),  # the norm before the classifier, as in OpenMMLab's files
 )  # fmt: skip
 TIMM_CONVNEXT = (  # stem_0, stages_0 in a network of features only
     *conv(r"stem[._]0", "stem.conv"),
@@ -151,6 +152,7 @@ TIMM_CONVNEXT = (  # stem_0, stages_0 in a network of features only
         (r"mlp\.fc([12])\.bias", "mlp.fc{2}.bias", "c->c"),
         (r"gamma", "gamma", "c->c"),
     )),
+    *norm(r"head\.norm", "norm3"),
 )  # fmt: skip
 TORCHVISION_CONVNEXT = (
     *conv(r"features\.0\.0", "stem.conv"),
@@ -167,6 +169,7 @@ TORCHVISION_CONVNEXT = (
             *linear_rows(r"block\.5", "mlp.fc2"),
             (r"layer_scale", "gamma", AS_IS),
         ))),
+    *norm(r"classifier\.0", "norm3"),
 )  # fmt: skip
 HUGGING_CONVNEXT = (
     *conv(r"embeddings\.patch_embeddings", "stem.conv"),
@@ -179,6 +182,7 @@ HUGGING_CONVNEXT = (
         *linear_rows(r"pwconv([12])", "mlp.fc{2}"),
         (r"layer_scale_parameter", "gamma", "c->c"),
     )),
+    *norm("layernorm", "norm3"),
     *HUGGING_NORMS,
 )  # fmt: skip
 
@@ -190,7 +194,8 @@ class Format:
     author  whose scheme it is, as in error messages before the family
     family  a key of FAMILIES
     mark    pattern, after any prefix, of a name that every such file and none further down has
-    unused  patterns of names that only classification needs, with or without that prefix
+    unused  patterns of names that only classification needs, with or without that prefix; of
+            those with a row too, only where the network lacks the target
     """
 
     author: str

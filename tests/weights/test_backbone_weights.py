@@ -26,7 +26,7 @@ CONVNEXT = DDPSettings(
     backbone="convnext", channels=(8, 12, 20, 24), depths=(1, 2, 2, 1), heads=(), window=0, **SMALL
 )
 SETTINGS = {"swin": SWIN, "convnext": CONVNEXT}
-LAST = "norm3"  # which is, in OpenMMLab's ConvNeXt files, the norm before the classifier
+LAST = "norm3"  # the norm before the classifier of a ConvNeXt
 
 
 @functools.cache
@@ -82,7 +82,7 @@ NAMES = {  # ours and theirs, in turn
         (r"^down(\d)\.norm", r"downsample_layers.\1.0"),
         (r"^down(\d)\.conv", r"downsample_layers.\1.1"),
         (r"^stage(\d)\.block(\d)", r"stages.\1.\2"),
-        (r"depthwise", "dwconv"), (r"mlp\.fc", "pwconv"),
+        (r"depthwise", "dwconv"), (r"mlp\.fc", "pwconv"), (r"^norm3", "norm"),
     ),
     ("Hugging Face's", "convnext"): (
         (r"^stem\.conv", "embeddings.patch_embeddings"), (r"^stem\.norm", "embeddings.layernorm"),
@@ -90,11 +90,12 @@ NAMES = {  # ours and theirs, in turn
         (r"^down(\d)\.conv", r"encoder.stages.\1.downsampling_layer.1"),
         (r"^stage(\d)\.block(\d)", r"encoder.stages.\1.layers.\2"),
         (r"\.norm\.", ".layernorm."), (r"depthwise", "dwconv"), (r"mlp\.fc", "pwconv"),
-        (r"gamma", "layer_scale_parameter"),
+        (r"gamma", "layer_scale_parameter"), (r"^norm3", "layernorm"),
     ),
 }  # fmt: skip
 NAMES["OpenMMLab's", "convnext"] = (
-    *NAMES["the original", "convnext"], (r"dwconv", "depthwise_conv"), (r"pwconv", "pointwise_conv")
+    *NAMES["the original", "convnext"][:-1],
+    (r"dwconv", "depthwise_conv"), (r"pwconv", "pointwise_conv"),
 )  # fmt: skip
 PREFIX = {
     ("OpenMMLab's", "swin"): "backbone.", ("OpenMMLab's", "convnext"): "backbone.",
@@ -134,7 +135,7 @@ def file_of(kind, prefixed=True):
     prefix = PREFIX.get(kind, "") if prefixed else ""
     arrays = {}
     for path, array in leaves(family).items():
-        if re.match(r"norm\d", path) and not (kind == ALL[-1] and path.startswith(LAST)):
+        if re.match(r"norm\d", path) and not (family == "convnext" and path.startswith(LAST)):
             continue
         name, array = entry(kind, path, array)
         if "self.qkv" in name:
@@ -147,7 +148,7 @@ def file_of(kind, prefixed=True):
             arrays[prefix + index] = relative_index(SWIN.window).astype(np.int64)
     for name in CLASSIFIER[author]:
         inner = prefix if name.startswith("layernorm") else ""
-        arrays[inner + name] = np.ones((7, 5), np.float32)
+        arrays.setdefault(inner + name, np.ones((7, 5), np.float32))
     if kind == ("the original", "swin"):
         arrays["layers.0.blocks.1.attn_mask"] = np.zeros((4, 9, 9), np.float32)
     return arrays
@@ -165,8 +166,7 @@ def loaded(folder, arrays, settings):
 
 def kept(kind):
     """The leaves that a file of that kind gives."""
-    ours = leaves(kind[1]).items()
-    last = kind == ("OpenMMLab's", "convnext")
+    ours, last = leaves(kind[1]).items(), kind[1] == "convnext"
     return {p: a for p, a in ours if not p.startswith("norm") or (last and p.startswith(LAST))}
 
 

@@ -105,6 +105,17 @@ def test_recorded_outputs_of_other_libraries(case, loaded):
         assert error < LIMITS[family], (name, error)
 
 
+@pytest.mark.parametrize(("case", "name"), [
+    ("timm_convnext", "head.norm"), ("torchvision_convnext", "classifier.0"),
+    ("hugging_convnext", "convnext.layernorm"),
+])  # fmt: skip
+def test_the_norm_before_the_classifier_is_that_of_the_last_map(case, name, loaded):
+    found, arrays = loaded(case), file_of(case)
+    np.testing.assert_array_equal(found["norm3"]["scale"], arrays[f"{name}.weight"])
+    np.testing.assert_array_equal(found["norm3"]["bias"], arrays[f"{name}.bias"])
+    assert "norm2" not in found
+
+
 def test_recorded_outputs_of_a_deeplab():
     arrays, expected = file_of("torchvision_deeplab"), np.load(RECORDED / "torchvision_deeplab.npz")
     settings = deeplab_settings(arrays, "recorded")
