@@ -173,6 +173,15 @@ def rotated_part(image, mask, size, box, degrees):
     return image, turned(mask, Image.Resampling.NEAREST)
 
 
+def _turned_part(image, mask, size, box, degrees):
+    """`rotated_part`, but not turned where that would remove every labelled pixel."""
+    turned = rotated_part(image, mask, size, box, degrees)
+    if mask is None or (turned[1] != IGNORE).any():
+        return turned
+    plain = resize(image, mask, size, box)
+    return plain if (plain[1] != IGNORE).any() else turned
+
+
 def blurred(image, sigma):
     """The image blurred by Pillow's approximation of a Gaussian, sigma in pixels."""
     return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
@@ -289,7 +298,7 @@ def augment(
     short   length of the shorter side, keeping the aspect ratio, in place of limit; 0 for none
     scale   (low, high): the size is multiplied by r ~ U[low, high)
     crop    (h, w); smaller images are padded; max_class_share as in `random_box`
-    rotate  degrees: turned by an angle ~ U[-rotate, rotate)
+    rotate  degrees: turned by an angle ~ U[-rotate, rotate), unless no labelled pixel would remain
     flip    whether half of them are mirrored left to right; flip_vertical: upside down
     grey    share of the images that lose their colours
     blur    pixels: blurred by sigma ~ U[0, blur)
@@ -307,7 +316,7 @@ def augment(
     labels_in = None if mask is None else partial(resize_mask, mask, size)
     box = random_box(size, crop, rng, labels_in, max_class_share)
     if rotate:
-        image, mask = rotated_part(image, mask, size, box, rng.uniform(-rotate, rotate))
+        image, mask = _turned_part(image, mask, size, box, rng.uniform(-rotate, rotate))
     else:
         image, mask = resize(image, mask, size, box)
     if flip:

@@ -135,6 +135,9 @@ def test_nyu_is_cut_within_its_border_for_training_only(nyu):
     expected = depth_map(0, (480, 640), 0.7, 9.0)[45:472, 43:608]
     np.testing.assert_allclose(train[0]["depth"], expected, atol=0.001)
     assert train.names[0] == "kitchen_0000/rgb_00000"
+    for split, size in (("nyu_train", (427, 565)), ("nyu_test", (480, 640)),
+                        ("nyu_test.txt", (480, 640))):  # fmt: skip
+        assert is_example(open_source("nyu", split, path=nyu)[0], size)
 
 
 @pytest.mark.parametrize("folder", ["splits", "split", "elsewhere"])

@@ -429,6 +429,21 @@ def test_turned_image_and_mask_are_read_at_the_same_points(size, crop, degrees, 
         assert np.all(np.abs(found[..., colour] - 6 * places)[inside] < 1.1)
 
 
+def test_a_turned_crop_keeps_a_labelled_pixel():
+    """Where it would lose all of them it is not turned; the numbers drawn after it are the same."""
+    image, mask = noise((24, 30)), np.full((24, 30), 255)
+    mask[0, 0] = 1  # in a corner, which most angles turn out of the image
+    following = set()
+    for labels in (mask, np.ones_like(mask)):
+        rng = np.random.default_rng(2)
+        found = transforms.augment(image, labels, rng, crop=(24, 30), rotate=20.0, flip=False)
+        assert (found["mask"] == 1).any()
+        following.add(rng.uniform())
+    assert len(following) == 1
+    lost = transforms.rotated_part(image, mask, (24, 30), (0, 0, 24, 30), 10.0)[1]
+    assert (lost == 255).all()
+
+
 def augmented(seed=0, **changes):
     """An example, and the random numbers that follow those of its changes."""
     rng = np.random.default_rng(seed)
