@@ -32,15 +32,34 @@ def check_fit(plan: StagePlan):
     """Checks a fit stage before anything runs.
 
     Raises UserError for classifiers of other features or classes, when no labelled pixel is left,
-    and when the features do not fit in memory.
+    when the features do not fit in memory, and for images whose maps should be in files that are
+    missing, also those of the evaluation.
     """
     if first_has_checkpoint(plan.directory):
         return
     if plan.task.fit.classifiers:
         read_classifiers(plan)
+        _require_files(plan)
         return
     masks, _ = read_masks(plan, plan.task.fit.small_objects, copies=_copies(plan))
+    _require_files(plan)
     require_memory(plan, jax.eval_shape(plan.task.init, jax.random.key(0)), masks)
+
+
+def _require_files(plan):
+    """Raises UserError for images of the fit and its evaluation whose maps files lack."""
+    files, evaluation = plan.task.fit.files, plan.evaluation
+    if not files:
+        return
+    read = ((plan.source, plan.indices), (evaluation.source, evaluation.indices))
+    names = {source.names[int(i)]: None for source, indices in read for i in indices}
+    if lacking := files.lacking(list(names)):
+        raise UserError(
+            f"stage {plan.name}: there are no features in {files.folder} of "
+            f"{counted(len(lacking), 'image')} of {len(names)} to learn from and to measure with, "
+            f"such as {lacking[0]}. Compute them, with python -m diffseg_jax.features or the "
+            "program that made the others."
+        )
 
 
 def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | None = None):

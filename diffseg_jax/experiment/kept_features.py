@@ -21,7 +21,7 @@ from diffseg_jax.errors import UserError, choose, counted
 from diffseg_jax.experiment.fit_images import examples
 from diffseg_jax.experiment.fit_network import open_backbone
 from diffseg_jax.experiment.plan import StagePlan, make_plan
-from diffseg_jax.sources.diffusion import maps_of_diffusion
+from diffseg_jax.sources.diffusion import maps_of_diffusion, options_of_maps
 from diffseg_jax.sources.from_files import DESCRIPTION_FILE
 from diffseg_jax.storage.integrity import fingerprints
 from diffseg_jax.storage.lock import locked, require_free
@@ -104,10 +104,11 @@ def _described(plan, network, crop, names, shown, folder) -> dict:
     """What the features are of, JSON values; UserError if the folder holds those of something else.
 
     The network and the images are known by their content, as files may be moved or replaced.
-    features.dtype is not part of it: a fit rounds to it what it reads from the files.
+    Options that change no file, such as features.dtype, to which a fit rounds what it reads, are no
+    part of it; those of older folders are not compared.
     """
     arrays = json.dumps(fingerprints(network)).encode()
-    options = {key: value for key, value in plan.task.meta["features"].items() if key != "dtype"}
+    options = _decisive(plan.task.meta["features"])
     description = as_json({
         "source": "adm", "network": hashlib.sha256(arrays).hexdigest()[:16], "maps": names,
         "options": options, "stored": "float32", "seed": plan.seed, "crop": crop,
@@ -126,6 +127,8 @@ def _described(plan, network, crop, names, shown, folder) -> dict:
             f"{folder} holds features of an older version, which were rounded to features.dtype. "
             f"Remove them with rm -r {shlex.quote(str(folder))}, or take another --workdir."
         )
+    if stored:
+        stored = {**stored, "options": _decisive(stored.get("options", {}))}
     if other := [key for key, now in description.items() if stored.get(key, now) != now]:
         raise UserError(
             f"{folder} holds other features ({', '.join(other)}). Take another --workdir."
@@ -137,6 +140,12 @@ def _described(plan, network, crop, names, shown, folder) -> dict:
             f"({len(changed)} in all). Remove the folder, or take another --workdir."
         )
     return {**description, "start": plan.start, "images": {**before, **images}}
+
+
+def _decisive(features) -> dict:
+    """The options that kept features depend on, of config.features or of a description."""
+    chosen = {key: features[key] for key in ("steps", "blocks") if key in features}
+    return {**chosen, **options_of_maps(features)}
 
 
 def _images_of(plan) -> Iterator[tuple[str, Callable]]:

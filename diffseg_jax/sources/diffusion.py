@@ -78,6 +78,12 @@ def maps_of_diffusion(features: Mapping) -> list[str]:
     return [_tap(block, step) for step in features["steps"] for block in blocks]
 
 
+def options_of_maps(features: Mapping) -> dict:
+    """What such maps depend on beside the network, the seed, and the steps and blocks chosen."""
+    given = {key: features[key] for key in ("short", "draws") if key in features}
+    return {**given, "noise": noise_setting(features)}
+
+
 def noise_setting(options: Mapping) -> str:
     """Which noise images get, one of NOISES.
 

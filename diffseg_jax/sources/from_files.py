@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,78 @@ import numpy as np
 from diffseg_jax.data.npy import arrays_in_npz
 from diffseg_jax.errors import UserError, shortened
 from diffseg_jax.models.taps import PixelFeatures, stack
+from diffseg_jax.sources.diffusion import options_of_maps
 from diffseg_jax.sources.feature_source import FeatureSource
 from diffseg_jax.sources.map_files import MapFiles
 from diffseg_jax.storage.paths import absolute, open_path, read_bytes, read_object
 
 DESCRIPTION_FILE = "features.json"  # in a folder of features; `maps` names those of --mode=features
 SPLIT_FOLDERS = {"train", "training", "val", "validation", "valid", "test"}
+
+
+class FolderOfMaps:
+    """The files of a folder, which is listed once, and again where an image has none in the list.
+
+    An image's file lies below the folder by its name, or else is the only one that ends with it.
+    """
+
+    def __init__(self, folder: str):
+        self.folder = folder
+        self.listed: dict[str, list[tuple[str, ...]]] = {}  # file name -> parts of such files
+
+    def file_of(self, name: str) -> Path:
+        """The file of an image; UserError for none, and for several.
+
+        One in a folder of a split is not of an image whose name lacks the split, as another split
+        may have an image of that name.
+        """
+        exact, found = open_path(f"{self.folder}/{name}.npz"), self._ending_with(name)
+        if _parts_of(name) in found or exact.is_file():
+            return exact
+        if not found:
+            self._list()
+            found = self._ending_with(name)
+        if not found:
+            raise UserError(
+                f"there are no features of {name}: no file {exact}. Compute them, with "
+                "python -m diffseg_jax.features or the program that made the others."
+            )
+        file, *others = (open_path(self.folder).joinpath(*parts) for parts in found)
+        if others:
+            raise UserError(
+                f"{self.folder} holds several features of {name}: {file} and {others[0]}. Give "
+                "images names of their own."
+            )
+        outer = found[0][: -len(_parts_of(name))]
+        if SPLIT_FOLDERS & {part.lower() for part in outer}:
+            raise UserError(
+                f"{file} may be of an image {name} of another split. Give images of all splits "
+                "names of their own, and put their files beside each other, this one as "
+                f"{exact}, as python -m diffseg_jax.features --images images/train images/val does."
+            )
+        return file
+
+    def lacking(self, names: Sequence[str]) -> list[str]:
+        """Those of the images that have no file now; UserError where that of one is not clear."""
+        self._list()
+        lacking = [name for name in names if not self._ending_with(name)]
+        for name in set(names) - set(lacking):
+            self.file_of(name)
+        return lacking
+
+    def _list(self):
+        folder, self.listed = open_path(self.folder), {}
+        for file in sorted(folder.rglob("*.npz")):
+            parts = file.relative_to(folder).parts
+            self.listed.setdefault(parts[-1], []).append(parts)
+
+    def _ending_with(self, name):
+        own = _parts_of(name)
+        return [parts for parts in self.listed.get(own[-1], ()) if parts[-len(own) :] == own]
+
+
+def _parts_of(name):
+    return PurePosixPath(f"{name}.npz").parts
 
 
 def files_source(sizes: Mapping, dtype: str, chosen: Sequence[int] | None = None) -> FeatureSource:
@@ -39,37 +105,40 @@ def files_source(sizes: Mapping, dtype: str, chosen: Sequence[int] | None = None
         return PixelFeatures(kept, tuple(images.shape[1:3]), covered)
 
     example = tuple(jax.ShapeDtypeStruct((1, 2, 2, c), jnp.float32) for c in channels)
-    read = functools.partial(read_batch, folder, channels, covered, chosen=chosen)
+    listed = FolderOfMaps(folder)
+    read = functools.partial(read_batch, listed, channels, covered, chosen=chosen)
     nothing = {"params": {}, "stats": {}}
-    files = MapFiles(folder, example, read)
+    files = MapFiles(folder, example, read, listed.lacking)
     return FeatureSource("files", lambda key: nothing, extract, None, files=files)
 
 
 def read_batch(
-    folder: str, channels, covered, names: Sequence[str], chosen: Sequence[int] | None = None
+    listed: FolderOfMaps, channels, covered, names: Sequence[str],
+    chosen: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, ...]:  # fmt: skip
     """The maps of images of one size, f32[B, h, w, C] each.
 
     channels, covered  those of every file, as of `folder_sizes`;  chosen  as of `files_source`
     Raises UserError where a file is missing or holds other maps.
     """
-    found = [_maps_of(folder, channels, covered, name, chosen) for name in names]
+    found = [_maps_of(listed, channels, covered, name, chosen) for name in names]
     shapes = sorted({tuple(values.shape for values in maps) for maps in found})
     if len(shapes) > 1:
         raise UserError(
-            f"maps in {folder} are of {len(shapes)} shapes for images of one size, such as "
+            f"maps in {listed.folder} are of {len(shapes)} shapes for images of one size, such as "
             f"{shapes[0][0]} and {shapes[1][0]}. Compute them again."
         )
     return tuple(np.stack(each) for each in zip(*found, strict=True))
 
 
-def _maps_of(folder, channels, covered, name, chosen):
+def _maps_of(listed, channels, covered, name, chosen):
+    folder = listed.folder
     if not name:
         raise UserError(
             f"features in {folder} go by the names of images, but this image has none. Give a file "
             "or a folder."
         )
-    maps, own = read_maps(folder, name, chosen)
+    maps, own = read_maps(listed.file_of(name), chosen)
     if (found := tuple(values.shape[-1] for values in maps)) != channels:
         raise UserError(
             f"{folder}/{name}.npz holds maps of {list(found)} channels, where others hold "
@@ -83,14 +152,12 @@ def _maps_of(folder, channels, covered, name, chosen):
 
 
 def read_maps(
-    folder: str, name: str, chosen: Sequence[int] | None = None
+    file: Path, chosen: Sequence[int] | None = None
 ) -> tuple[list[np.ndarray], tuple[tuple[float, float], ...]]:  # fmt: skip
     """The maps f32[h,w,C] of an image, and the fractions that it covers; UserError for none.
 
-    name    of the image: the path below its folder, without ending, as of `_file_of`
     chosen  as of `files_source`
     """
-    file = _file_of(folder, name)
     try:
         arrays = arrays_in_npz(read_bytes(file))
     except Exception as error:  # numpy and zipfile raise many types on damaged files
@@ -101,6 +168,10 @@ def read_maps(
     if not maps or any(values.ndim != 3 or values.dtype.kind not in "fiu" for values in maps):
         raise UserError(f"{file} must hold maps [height, width, channels] as map_00, map_01, ....")
     count = len(maps)
+    if chosen and max(chosen) >= count:
+        raise UserError(
+            f"{file} holds {count} maps, but {DESCRIPTION_FILE} names more. Compute it again."
+        )
     maps = [maps[number] for number in (range(count) if chosen is None else chosen)]
     maps = [values.astype(np.float32) for values in maps]
     if not all(np.isfinite(values).all() for values in maps):
@@ -116,43 +187,11 @@ def read_maps(
     return maps, tuple(map(tuple, covered.tolist()))
 
 
-def _file_of(folder, name) -> Path:
-    """The file of an image: below the folder by its name, or else the only one that ends with it.
-
-    One in a folder of a split is not of an image whose name lacks the split, as another split may
-    have an image of that name.
-    """
-    exact = open_path(f"{folder}/{name}.npz")
-    if exact.is_file():
-        return exact
-    own = exact.relative_to(open_path(folder)).parts
-    named = {}
-    for file in sorted(open_path(folder).rglob(f"*{exact.suffix}")):
-        parts = file.relative_to(open_path(folder)).parts
-        if parts[-len(own) :] == own:
-            named[file] = parts[: -len(own)]
-    if not named:
-        raise UserError(
-            f"there are no features of {name}: no file {exact}. Compute them, with "
-            "python -m diffseg_jax.features or the program that made the others."
-        )
-    file, *others = named
-    if others:
-        raise UserError(
-            f"{folder} holds several features of {name}: {file} and {others[0]}. Give images "
-            "names of their own."
-        )
-    if SPLIT_FOLDERS & {part.lower() for part in named[file]}:
-        raise UserError(
-            f"{file} may be of an image {name} of another split. Give images of all splits names "
-            "of their own, and put their files beside each other, this one as "
-            f"{exact}, as python -m diffseg_jax.features --images images/train images/val does."
-        )
-    return file
-
-
 def folder_sizes(folder: str) -> dict:
-    """Channels and covered fractions of the maps in a folder, and their names if it has some."""
+    """Channels and covered fractions of the maps in a folder.
+
+    Also, of those of --mode=features, the names of the maps, and options as of `options_of_maps`.
+    """
     path = open_path(folder)
     first = next(iter(sorted(path.rglob("*.npz"))), None) if path.is_dir() else None
     if first is None:
@@ -161,8 +200,16 @@ def folder_sizes(folder: str) -> dict:
             f"the folder {folder} of feature source files {problem}. Give the --output of "
             "python -m diffseg_jax.features, or a folder with a .npz of maps for every image."
         )
-    maps, covered = read_maps(folder, Path(first).relative_to(path).with_suffix("").as_posix())
+    maps, covered = read_maps(first)
     folder = str(absolute(path))
     sizes = {"folder": folder, "channels": [m.shape[-1] for m in maps], "covered": covered}
-    kept = read_object(path / DESCRIPTION_FILE).get("maps")
-    return {**sizes, "maps": kept} if kept else sizes
+    described = read_object(path / DESCRIPTION_FILE)
+    if not (kept := described.get("maps")):
+        return sizes
+    if len(kept) != len(maps):
+        raise UserError(
+            f"{first} holds {len(maps)} maps, but {DESCRIPTION_FILE} names {len(kept)}. Compute it "
+            "again."
+        )
+    options = options_of_maps(described["options"]) if "options" in described else {}
+    return {**sizes, "maps": kept, "options": options}

@@ -8,12 +8,12 @@ from collections.abc import Callable
 class MapFiles:
     """The maps of images, found by the names of the images.
 
-    folder   that holds them
-    example  abstract maps f32[1, h, w, C] of one image
-    read     names of B images -> f32[B, h, w, C] each; raises UserError where a file is missing or
-             holds other maps
+    folder   that holds them;  example  abstract maps f32[1, h, w, C] of one image
+    read     names of B images -> f32[B, h, w, C] each; UserError for missing and other maps
+    lacking  names of images -> those without a file; UserError where one may have several
     """
 
     folder: str
     example: tuple
     read: Callable
+    lacking: Callable

@@ -53,6 +53,7 @@ from diffseg_jax.sources.diffusion import (
     block_and_step,
     make_settings,
     maps_of_diffusion,
+    options_of_maps,
 )
 from diffseg_jax.sources.feature_source import FeatureSource
 from diffseg_jax.sources.from_files import files_source
@@ -213,14 +214,16 @@ def _require_taken(taps, names, option):
 
 def _own_taps(taps, name, count):
     """Those of the taps that belong to a source: all of a lone one, else those named after it."""
-    own = [tap.removeprefix(f"{name}/") for tap in taps if tap.startswith(f"{name}/")]
-    return tuple(own) if own or count > 1 else tuple(tap for tap in taps if "/" not in tap)
+    prefix = f"{name}/"
+    own = [tap for tap in taps if tap.startswith(prefix) or count == 1 and "/" not in tap]
+    return tuple(tap.removeprefix(prefix) for tap in own)
 
 
 def kept_maps(sizes: Mapping, features: Mapping) -> list[int] | None:
     """The numbers of the maps of `steps` and `blocks` in files of --mode=features; None: all.
 
-    sizes  as of `folder_sizes`. Raises UserError for steps and blocks that the files lack.
+    sizes  as of `folder_sizes`. Raises UserError for steps and blocks that the files lack, and for
+           other options than those with which they were computed.
     """
     names = list(sizes.get("maps", ()))
     if not names or "steps" not in features or "blocks" not in features:
@@ -232,6 +235,15 @@ def kept_maps(sizes: Mapping, features: Mapping) -> list[int] | None:
             "Choose others with --config.features.steps and --config.features.blocks, or compute "
             "more with --mode=features in another workdir."
         )
+    options = options_of_maps(features)
+    for key, stored in sizes.get("options", {}).items():
+        if options.get(key, stored) != stored:
+            own = "" if features.get("share_noise", True) else " --config.features.share_noise=True"
+            raise UserError(
+                f"features in {sizes['folder']} were computed with features.{key}={stored}, but "
+                f"the config says {options[key]}. Try --config.features.{key}={stored}{own}, or "
+                "compute others with --mode=features in another workdir."
+            )
     return [names.index(name) for name in wanted]
 
 

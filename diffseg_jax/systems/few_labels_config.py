@@ -59,6 +59,7 @@ def check_features(config, settings: ADMSettings | None):
     """
     features, ensemble = config.features, config.ensemble
     names, layers = check_sources(features), RECIPES[ensemble.recipe].layers
+    check_once(features, names)
     fits = [name for name in config.run if config.stages[name].kind == FIT]
     expected = "weights" if set(names) & set(FROM_FILES) else "random"
     others = [name for name in fits if config.stages[name].start != expected]
@@ -170,6 +171,21 @@ def check_sources(features) -> list[str]:
                 "config, as configs/ddpm_seg_camvid.py does."
             )
     return names
+
+
+def check_once(features, names: list[str]):
+    """Raises UserError for scales and taps that are given twice, whose channels would be double."""
+    scales, taps = (list(features.get(key, ())) for key in ("scales", "taps"))
+    whole = [tap if "/" in tap else f"{names[0]}/{tap}" for tap in taps]
+    twice = {"scales": [scale for scale in scales if scales.count(scale) > 1]}
+    twice["taps"] = [
+        tap
+        for tap, full in zip(taps, whole, strict=True)
+        if whole.count(full) > 1 or "@" in full and full.partition("@")[0] in whole
+    ]
+    for key, values in twice.items():
+        if values:
+            raise UserError(f"features.{key} holds {values[-1]} twice. Give each once.")
 
 
 def check_taps(features, settings: ADMSettings, steps: int):

@@ -12,6 +12,7 @@ from diffseg_jax.models.encoder_maps import ConvNeXtSettings, SwinSettings
 from diffseg_jax.models.mae import MAESettings, encoder_alone
 from diffseg_jax.models.resnet import ResNetSettings
 from diffseg_jax.sources.from_files import folder_sizes
+from diffseg_jax.storage.checkpoints import has_checkpoint
 from diffseg_jax.storage.networks import open_meta, open_network
 from diffseg_jax.storage.paths import open_path
 from diffseg_jax.systems.feature_sources import FROZEN, RUNS, Entry
@@ -43,14 +44,21 @@ class NetworkReader:
     options: tuple[str, ...] = ()
 
 
+TRAINED_ON = {  # what names of DINOv3's files say -> the sources that take it, and of which images
+    "sat493m": (("dinov3_satellite",), ", by its name of satellite images"),
+    "lvd1689m": (("dinov3",), ", by its name of photographs"),
+}
+
+
 def _dino(name, arrays, source, heads=None) -> DinoSettings:
     """The sizes of a DINO; UserError where the source of another name fits the file."""
     settings = dino_settings(arrays, source, heads)
-    right = "dinov3" if settings.rotary else "dinov2"
-    if settings.rotary and "sat493m" in str(source).lower():
-        right = "dinov3_satellite"  # only the name of the file tells
-    if right != name:
-        raise UserError(f"{source} is {described_dino(settings)}. {_take(right, source)}")
+    fits, images = ("dinov3", "dinov3_satellite") if settings.rotary else ("dinov2",), ""
+    for mark, trained in TRAINED_ON.items():  # arrays do not tell; names of files may say nothing
+        if settings.rotary and mark in Path(source).name.lower():
+            fits, images = trained
+    if name not in fits:
+        raise UserError(f"{source} is {described_dino(settings)}{images}. {_take(fits[0], source)}")
     return settings
 
 
@@ -137,7 +145,7 @@ def source_sizes(entry: Entry, part: str = "", **options) -> dict:
     if entry.file == RANDOM:
         return dataclasses.asdict(FROZEN[entry.name].published)
     file = _file_of(entry)
-    if open_path(file).is_dir():
+    if _was_written_here(file):
         return _directory(entry)[0]
     arrays = read_arrays(open_path(file), part)
     settings = READERS[entry.name].settings(arrays, str(file), **options)
@@ -178,7 +186,7 @@ def load_source(entry: Entry, sizes: dict, part: str = "") -> dict:
     if entry.file == RANDOM:
         return {}
     file = _file_of(entry)
-    if open_path(file).is_dir():
+    if _was_written_here(file):
         return _directory(entry)[1]()
     settings = FROZEN[entry.name].settings(sizes)
     found = READERS[entry.name].load(read_arrays(open_path(file), part), settings, str(file))
@@ -191,10 +199,13 @@ def _run_of(entry):
     meta = open_meta(directory)
     config, stage = meta["config"], meta["stage"]
     if config["system"] != entry.name:
-        raise UserError(
-            f"{directory} is of system {config['system']}, not {entry.name}. "
-            f'Try --config.features.sources="{config["system"]}={entry.file}".'
-        )
+        advice = f'Try --config.features.sources="{config["system"]}={entry.file}".'
+        if config["system"] not in RUNS:
+            advice = (
+                f"Give a run of {' or '.join(RUNS)}; a converted network goes by the name of its "
+                f"own source, such as dinov2={entry.file}."
+            )
+        raise UserError(f"{directory} is of system {config['system']}, not {entry.name}. {advice}")
     options = config.get("stages", {}).get(stage, {}).get("augment", {})
     sizes = {
         "config": {key: config[key] for key in RUN_KEYS if key in config},
@@ -209,6 +220,12 @@ RUN_KEYS = (  # options of a run that its network depends on
     "dtype", "remat", "seed", "model", "diffusion", "sampling", "new_head", "noise", "pretrain",
     "task", "depth", "bev",
 )  # fmt: skip
+
+
+def _was_written_here(file):
+    """Whether it is the directory of a stage or a run, and no file or folder of other programs."""
+    path = open_path(file)
+    return path.is_dir() and (has_checkpoint(path) or (path / "checkpoints").is_dir())
 
 
 def _directory(entry):

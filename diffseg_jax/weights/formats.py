@@ -84,7 +84,10 @@ def read_arrays(path, part: str = "") -> dict[str, np.ndarray]:
 
 def naming(part: str) -> str:
     """What to type to name the part of a file."""
-    return f'name it: --part={part}, or in a config file c.weights_part = "{part}"'
+    return (
+        f"name it: --part={part} of python -m diffseg_jax.convert, also for a feature source, or "
+        f'beside c.weights in a config file c.weights_part = "{part}"'
+    )
 
 
 def _read_file(path: Path, part: str) -> dict:

@@ -68,6 +68,11 @@ ENCODER_POSITIONS = r"pos_embed|(?:vit\.)?embeddings\.position_embeddings"
 DECODER_POSITIONS = IN_DECODER + r"decoder_pos_embed"
 DECODER_ONLY = IN_DECODER + r"(?:mask_token|decoder_.*)"
 
+MAE_HEADS = {768: 12, 1024: 16, 1280: 16}  # of the published networks, by width
+HEADS_ADVICE = (
+    "Convert the file, python -m diffseg_jax.convert --source=mae --heads=N, with the N that the "
+    "network was trained with, usually one for every 64 channels."
+)
 MAE_FILES = (
     "Give a file of MAE's pretraining: mae_pretrain_vit_large.pth and its like, or a ViTMAE of "
     "Hugging Face."
@@ -80,17 +85,24 @@ def mae_settings(
 ) -> MAESettings:  # fmt: skip
     """The sizes of the network in a file, with a decoder if the file has one.
 
-    heads, decoder_heads  of the attention, which no shape tells; None = one for every 64 channels
-                          (16 for 1280 channels, as in ViT-H), in the decoder for every 32
+    heads, decoder_heads  of the attention, which no shape tells; None = those of the published
+                          network of this width, in the decoder one for every 32 channels
 
-    Raises UserError for arrays of another network, and for heads that do not divide the width.
+    Raises UserError for arrays of another network, for heads that do not divide the width, and
+    where their number is unknown.
     """
     sizes = _sizes(arrays, source)
     width, decoder = sizes["width"], sizes["decoder_width"]
-    usual = 16 if width == 1280 else max(width // 64, 1)
-    heads = _dividing(heads or usual, width, source)
+    heads = heads or MAE_HEADS.get(width, 0)
+    if not heads:
+        raise UserError(
+            f"{source} is MAE of {width} channels, which no published network has, so its number "
+            f"of heads is unknown. {HEADS_ADVICE}"
+        )
+    _require_dividing(heads, width, source)
     if decoder:
-        decoder_heads = _dividing(decoder_heads or max(decoder // 32, 1), decoder, source)
+        decoder_heads = decoder_heads or max(decoder // 32, 1)
+        _require_dividing(decoder_heads, decoder, source)
     return MAESettings(**sizes, heads=heads, decoder_heads=decoder_heads if decoder else 0)
 
 
@@ -117,15 +129,13 @@ def _blocks(found, part):
     return len({m[1] for name in found if (m := re.match(rf"{part}block(\d+)\.", name))})
 
 
-def _dividing(heads, width, source):
-    """The heads; UserError where they do not divide the width."""
+def _require_dividing(heads, width, source):
+    """Raises UserError for heads that do not divide the width."""
     if width % heads:
         raise UserError(
             f"an attention of {heads} heads cannot share the {width} channels of {source} evenly. "
-            "Convert the file, python -m diffseg_jax.convert --source=mae --heads=N, with the N "
-            "that the network was trained with, usually one for every 64 channels."
+            f"{HEADS_ADVICE}"
         )
-    return heads
 
 
 def mae_grid(arrays: Mapping[str, np.ndarray], source: str) -> tuple[int, int]:

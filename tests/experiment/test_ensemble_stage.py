@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from configs.tiny_ddpm_seg import get_config
-from diffseg_jax.errors import UserError
+from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment import (
+    ensemble_stage,
     fit_features,
     fit_images,
     fit_network,
@@ -302,6 +303,19 @@ def test_images_fill_the_crop_where_files_hold_their_maps(seg_config, tmp_path):
     refused(seg_config, tmp_path / "run", r"must fill it. .*augment.crop=\"\(32, 48\)\"")
     seg_config.stages.fit.augment.crop = (32, 48)
     fit_images.check_sizes(make_plan(seg_config, tmp_path / "run").stages[0])
+
+
+def test_images_whose_maps_are_missing_are_named_before_the_fit(seg_config, tmp_path):
+    maps_of(seg_config, tmp_path, [(8, 12)])
+    plan = make_plan(seg_config, tmp_path / "run").stages[0]
+    validation = [plan.evaluation.source.names[index] for index in plan.evaluation.indices]
+    count = len(validation) + len(plan.indices)
+    sentence = f"{counted(len(validation), 'image')} of {count} .*, such as {validation[0]}"
+    with pytest.raises(UserError, match=sentence):
+        ensemble_stage.check_fit(plan)
+    for name in validation:
+        np.savez(tmp_path / "maps" / f"{name}.npz", map_00=np.ones((8, 12, 2), np.float32))
+    ensemble_stage.check_fit(plan)
 
 
 def test_maps_of_several_sizes_are_refused_with_the_name_of_the_image(seg_config, tmp_path):

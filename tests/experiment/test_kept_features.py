@@ -36,12 +36,12 @@ def kept(tmp_path, monkeypatch):
     """A function that keeps the features of images of two pixels: (folder, what was said, reads).
 
     stops  after which image it stops;  weight  of the network;  values  of the images by name
-    dtype  of the fit
+    options  of the fit, further ones
     """
     reads = []
     monkeypatch.setattr(kept_features, "fractions_covered", lambda *_: reads.append(1) or (1, 1))
 
-    def keep(values, weight=1.0, start="a", stops=None, dtype="float16"):
+    def keep(values, weight=1.0, start="a", stops=None, **options):
         reads.clear()
         image = lambda value: lambda: np.full((1, 2, 3), value, np.uint8)
         images = [(name, image(value)) for name, value in values.items()]
@@ -57,7 +57,7 @@ def kept(tmp_path, monkeypatch):
 
         names = kept_features.maps_of_diffusion(OPTIONS)
         task = types.SimpleNamespace(
-            meta={"features": {**OPTIONS, "dtype": dtype}},
+            meta={"features": {**OPTIONS, "dtype": "float16", **options}},
             features=lambda network, images, valid: dict.fromkeys(names, images * 1.0),
         )
         augment = types.SimpleNamespace(crop=(1, 2))
@@ -111,3 +111,17 @@ def test_files_are_of_one_dtype_whatever_that_of_the_fit_and_rounded_ones_are_re
     description["options"]["dtype"] = "float32"  # which was not rounded then either
     (folder / "features.json").write_text(json.dumps(description))
     assert "0 images computed now" in kept({"a": 1, "b": 2})[1][0]
+
+
+def test_options_that_change_no_file_may_differ_and_others_may_not(kept):
+    folder, _, _ = kept({"a": 1}, place="device", share_noise=True)
+    same = dict(place="host", noise="shared", noise_file="", scales=(2.0,), taps=("x",))
+    assert "0 images computed now" in kept({"a": 1}, **same)[1][0]
+    description = json.loads((folder / "features.json").read_text())
+    assert description["options"] == {**OPTIONS, "noise": "shared"}
+    description["options"] = {**OPTIONS, "place": "device", "share_noise": True, "scales": [1.0]}
+    (folder / "features.json").write_text(json.dumps(description))  # as in earlier versions
+    assert "0 images computed now" in kept({"a": 1}, **same)[1][0]
+    for other in (dict(draws=4), dict(noise="per_image"), dict(short=64)):
+        with pytest.raises(UserError, match="holds other features .options"):
+            kept({"a": 1}, **other)

@@ -1,5 +1,8 @@
 """Maps of features that files hold."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,7 @@ from diffseg_jax.data import npy
 from diffseg_jax.errors import UserError
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.sources.from_files import files_source, folder_sizes
+from diffseg_jax.systems.feature_sources import kept_maps
 
 
 def write(folder, name, seed=0, channels=(3, 2), size=(4, 5), **more):
@@ -18,6 +22,11 @@ def write(folder, name, seed=0, channels=(3, 2), size=(4, 5), **more):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     np.savez(folder / f"{name}.npz", **{**maps, **more})
     return maps
+
+
+def described(folder, maps, **options):
+    content = {"maps": maps, "options": {"steps": [1], "blocks": [0, 1], "draws": 1, **options}}
+    (folder / "features.json").write_text(json.dumps(content))
 
 
 def source_in(folder):
@@ -69,6 +78,52 @@ def test_files_with_other_maps_are_refused(tmp_path, monkeypatch, make, names, p
 def test_a_folder_without_features_is_refused(tmp_path, folder, part):
     with pytest.raises(UserError, match=part):
         folder_sizes(str(tmp_path / folder))
+
+
+def test_a_file_with_fewer_maps_than_the_description_is_refused(tmp_path):
+    names = ["output_0@1", "output_1@1"]
+    write(tmp_path, "a")
+    described(tmp_path, names)
+    source = files_source(as_tuples(folder_sizes(str(tmp_path))), "float32", [1])
+    write(tmp_path, "b", channels=(3,))
+    with pytest.raises(UserError, match="b.npz holds 1 maps, but features.json names more"):
+        source.files.read(["b"])
+    described(tmp_path, [*names, "output_2@1"])
+    with pytest.raises(UserError, match="a.npz holds 2 maps, but features.json names 3"):
+        folder_sizes(str(tmp_path))
+
+
+def test_maps_that_were_computed_with_other_options_are_refused(tmp_path):
+    write(tmp_path, "a")
+    described(tmp_path, ["output_0@1", "output_1@1"], short=64, share_noise=False, place="host")
+    sizes = folder_sizes(str(tmp_path))
+    given = {"steps": (1,), "blocks": (1,), "draws": 1, "short": 64, "noise": "per_image"}
+    assert kept_maps(sizes, given) == [1]
+    with pytest.raises(UserError, match="features.draws=1, but the config says 4. Try --config"):
+        kept_maps(sizes, {**given, "draws": 4})
+    with pytest.raises(UserError, match="features.noise=per_image, but the config says shared"):
+        kept_maps(sizes, {**given, "noise": "shared", "share_noise": True})
+    del sizes["options"]  # as a fit of an earlier version kept them
+    assert kept_maps(sizes, {**given, "draws": 4}) == [1]
+
+
+def test_the_folder_is_listed_once_for_many_images(tmp_path, monkeypatch):
+    for name in "abc":
+        write(tmp_path, f"x/{name}")
+    source, walks, rglob = source_in(tmp_path), [], Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda *given: walks.append(1) or rglob(*given))
+    for name in "abc":
+        source.files.read([name])
+    assert len(walks) == 1
+
+
+def test_images_without_a_file_are_found_at_once(tmp_path):
+    write(tmp_path, "a")
+    write(tmp_path, "train/b")
+    lacking = source_in(tmp_path).files.lacking
+    assert lacking(["a", "c", "train/b", "val/a"]) == ["c", "val/a"]
+    with pytest.raises(UserError, match="may be of an image b of another split"):
+        lacking(["a", "b"])
 
 
 def test_files_that_come_later_are_found_and_the_folder_does_not_depend_on_the_place(

@@ -136,7 +136,7 @@ def test_recorded_files_have_the_sizes_of_their_networks(golden):
     """The official layout, with settings of the training program beside the network."""
     for path in golden("baselines/mae_*.pth"):
         arrays = read_arrays(path)
-        settings = mae_settings(arrays, str(path))
+        settings = mae_settings(arrays, str(path), heads=1)  # which no shape shows
         rows, columns = mae_grid(arrays, str(path))
         shapes = {name: array.shape for name, array in arrays.items()}
         assert shapes == official_shapes(settings, rows * columns)
@@ -187,6 +187,8 @@ def test_another_network_is_named():
     refused(resnet, "is no MAE: it is a ResNet")
     with pytest.raises(UserError, match="5 heads cannot share the 16 channels"):
         mae_settings(official_file(), "file", heads=5)
+    with pytest.raises(UserError, match="16 channels, which no published .* --heads=N, with"):
+        mae_settings(official_file(), "file")
 
 
 def test_the_advice_for_another_size_works():
