@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffseg_jax.config.files import find, read_config
+from diffseg_jax.config.schema import lacking
+from diffseg_jax.data.corruptions import default_types, require_large_enough
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.experiment.study_file import Study
@@ -142,8 +144,7 @@ def _open_once(study, opened, part, split, given):
 
 
 def _require_corruptible(study, opened, cell, config):
-    from diffseg_jax.data.corruptions import require_large_enough  # slow imports
-    from diffseg_jax.experiment.label_target import LABEL_TARGET
+    from diffseg_jax.experiment.label_target import LABEL_TARGET  # slow imports
     from diffseg_jax.experiment.labelled_images import OpenedData, validation_set, validation_split
 
     learned, data = config.data, OpenedData(config, {}, LABEL_TARGET)
@@ -175,6 +176,16 @@ def _in_order(study):
             yield (column, *rows)
 
 
+def corruptions_of(study: Study, cell: StudyCell) -> list[tuple[str, int]]:
+    """The types and severities that the command of a cell of corruptions measures."""
+    config = config_of(study, {**cell.run.options, **cell.measured})
+    types, severities, frost = (
+        find(config, OF_CORRUPTIONS + name) for name in ("types", "severities", "frost")
+    )
+    severities = severities or lacking(OF_CORRUPTIONS)["severities"]
+    return list(itertools.product(types or default_types(bool(frost)), severities))
+
+
 def config_of(study: Study, options: Mapping):
     """The base config with these options; nobody may change it."""
     return _config(study.base, tuple((key, as_typed(value)) for key, value in options.items()))
@@ -199,7 +210,12 @@ def _run_of(study, options, stages, labels, seed, runs) -> Run:
     first, rest = stages[:count], stages[count:]
     before = None
     if first:
-        kept = {key: v for key, v in options.items() if not _is_unread(study, key, first)}
+        constant = _constant_options(study)  # these also reach a cell that is measured by this run
+        kept = {
+            key: value
+            for key, value in options.items()
+            if key in constant or not _is_unread(study, key, first)
+        }
         where = [*_labels_that_set(study, labels, kept), *_seed_that_sets(study, seed, kept)]
         name = name_of_labels(("+".join(first), *where))
         before = _known(runs, Run(name, {**kept, "run": first}))
@@ -214,6 +230,14 @@ def _run_of(study, options, stages, labels, seed, runs) -> Run:
     ]
     name = name_of_labels((*trained, f"seed{seed}"))
     return _known(runs, Run(name, {**options, "run": rest}, before))
+
+
+def _constant_options(study) -> set[str]:
+    """Options of the study with one value in all cells, but for those of stages."""
+    points = (*(each for axis in (*study.axes, study.seeds) for each in axis.points.values()),
+              *study.combined.values())  # fmt: skip
+    varied = {key for options in points for key in options}
+    return {key for key in study.options if key not in varied and not key.startswith("stages.")}
 
 
 def _features_run(study, options, stages, labels, seed, before) -> Run:

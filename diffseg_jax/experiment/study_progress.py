@@ -4,14 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from diffseg_jax.config.files import find
 from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import counted
 from diffseg_jax.experiment.study_cells import (
-    OF_CORRUPTIONS,
     Run,
     StudyCell,
     config_of,
+    corruptions_of,
     name_of_labels,
     runs_of,
 )
@@ -89,11 +88,9 @@ def seconds_of_cell(study: Study, cell: StudyCell) -> float:
     """About how long it takes to measure a cell once more; 0 where its run has measured it."""
     if cell.mode == "train":
         return 0.0
-    config = config_of(study, {**cell.run.options, **cell.measured})
-    times = 1
+    times = 1  # of all images
     if cell.mode == "corruptions":
-        chosen = [find(config, OF_CORRUPTIONS + name) for name in ("types", "severities")]
-        times = 1 + (len(chosen[0]) or 18) * len(chosen[1])
+        times += len(corruptions_of(study, cell))
     return study.seconds.get("start", ASSUMED_START) + times * seconds_of_images(study)
 
 

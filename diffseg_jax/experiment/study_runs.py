@@ -1,6 +1,5 @@
 """Runs the cells of a study that are not finished, and keeps what they measured."""
 
-import itertools
 import json
 import os
 import shlex
@@ -9,20 +8,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from diffseg_jax.config.files import find, read_config
-from diffseg_jax.config.schema import differing_lines, lacking
-from diffseg_jax.data.corruptions import default_types
+from diffseg_jax.config.files import read_config
+from diffseg_jax.config.schema import differing_lines
+from diffseg_jax.data.corruptions import DRAWN_FROST
 from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import duration
-from diffseg_jax.errors import UserError
+from diffseg_jax.errors import UserError, shown
 from diffseg_jax.experiment.child_run import MAXRSS_UNIT, run_watched
 from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.experiment.study_cells import (
-    OF_CORRUPTIONS,
     StudyCell,
     command_of_cell,
     command_of_run,
     config_of,
+    corruptions_of,
     folder_of_run,
     runs_of,
 )
@@ -166,6 +165,7 @@ def run_cells_of_study(
             record = _measured(study, cell, workdir, failed, display.say)
         if "failed" in record:
             display.say(f"  failed, and the others go on: {record['failed']}")
+            record = {**before, **record}  # with the numbers that were measured before
         elif cell.mode == "train":  # numbers that are not collected any more stay
             record["numbers"] = before.get("numbers", {}) | record["numbers"]
         write_json(file_of_cell(workdir, cell), record)
@@ -300,18 +300,11 @@ def _present(file: Path) -> Path:
     return file
 
 
-def corruptions_of(study: Study, cell: StudyCell) -> list[tuple[str, int]]:
-    """The types and severities over which a cell averages."""
-    config = config_of(study, {**cell.run.options, **cell.measured})
-    types, severities, frost = (
-        find(config, OF_CORRUPTIONS + name) for name in ("types", "severities", "frost")
-    )
-    severities = severities or lacking(OF_CORRUPTIONS)["severities"]
-    return list(itertools.product(types or default_types(bool(frost)), severities))
-
-
 def _of_corruptions(study, cell, folder):
-    """The mean of each number over the types and severities of the cell."""
+    """The mean of each number over the types and severities of the cell.
+
+    As in corruptions.md, frost that is drawn does not count, unless it is the only type.
+    """
     content = read_json_object(_present(folder / "corruptions.json"), AGAIN)
     rows = {(row["type"], row["severity"]): row for row in content["cells"]}
     wanted = corruptions_of(study, cell)
@@ -319,7 +312,8 @@ def _of_corruptions(study, cell, folder):
         f"{name} {severity}" for name, severity in wanted if (name, severity) not in rows
     ]:
         raise UserError(f"corruptions.json of {folder} holds no {', '.join(missing)}.")
-    values = {path: [number_at(rows[each], path) for each in wanted] for path in study.collect}
+    counted = [each for each in wanted if each[0] != DRAWN_FROST] or wanted
+    values = {path: [number_at(rows[each], path) for each in counted] for path in study.collect}
     return {
         path: statistics.mean(found) if None not in found else None
         for path, found in values.items()
@@ -334,4 +328,11 @@ def number_at(result: Mapping, path: str) -> float | None:
             known = ", ".join(key for key, each in result.items() if isinstance(each, (int, float)))
             raise UserError(f"the results have no number {path}; some that they have: {known}.")
         value = value[key]
+    if value is not None and not isinstance(value, (int, float)):
+        below = next(iter(value), "") if isinstance(value, Mapping) else ""
+        advice = f"{path}.{below}" if below else "mIoU"
+        raise UserError(
+            f"{path} of the results is {shown(value)}, but a study collects numbers, such as "
+            f"{advice}."
+        )
     return value

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.labelled_images import OpenedData
 from diffseg_jax.experiment.study_cells import config_of
 from diffseg_jax.experiment.study_file import PAPERS, Study
@@ -27,15 +28,24 @@ def has_counts(path: str) -> bool:
 def score_on(path: str, counts: ImageCounts, sums: np.ndarray, sizes: Mapping) -> np.ndarray:
     """The number at a path f64[...] of summed counts [..., 4, K]; `has_counts` says of which.
 
-    sizes  {"small", "large"}: names of classes, for SIZES
+    sizes  {"small", "large"}: names of classes, for SIZES; UserError for one that is not counted
     """
     group = path.rpartition(".")[0]
     absent, ignored, chosen = counts.absent, False, None
     if group in PAPERS:
         absent, ignored = segmentation.CONVENTIONS[group]
     elif path in SIZES:
-        chosen = [counts.classes.index(name) for name in sizes[group]]
+        chosen = [_index_of(name, counts.classes, path) for name in sizes[group]]
     return mean_iou(sums, absent, counts.unscored, ignored, chosen)
+
+
+def _index_of(name, classes, path):
+    if name not in classes:
+        raise UserError(
+            f"{path} needs the same classes in all cells, but class {name} of {SIZES_FILE} is not "
+            f"among those of this cell: {', '.join(classes)}. Collect other numbers, such as mIoU."
+        )
+    return classes.index(name)
 
 
 def keep_class_sizes(study: Study, workdir: Path):

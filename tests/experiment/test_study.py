@@ -52,6 +52,24 @@ def test_a_study_typed_in_another_folder_finds_its_base_config(tmp_path, monkeyp
     study_runs.require_same_study(here, tmp_path / "study")
 
 
+def test_options_of_all_cells_reach_those_whose_stages_are_all_shared(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    file = "configs/studies/steps.py:scenes"
+    typed = {"evaluate.images": "20", "evaluate.flip": True, "sampling.draws": "4"}
+    cells = cells_of_study(read_study(file, typed.items()))
+    assert {cell.labels[0] for cell in cells} == {"train", "align"}
+    assert all(typed.items() <= cell.run.options.items() for cell in cells)
+    names = lambda cells: [run.name for run in runs_of(cells)]
+    assert names(cells) == names(cells_of_study(read_study(file)))
+
+
+def test_an_option_that_an_axis_varies_does_not_reach_a_shared_stage_that_does_not_read_it(write):
+    options = {"data.count": 6, "data.fraction": 1.0}
+    cells = cells_of_study(read_study(write(options=options)))
+    (shared,) = {run.name: run.options for run in runs_of(cells) if run.name == "pretrain"}.values()
+    assert "data.count" not in shared and shared["data.fraction"] == 1.0
+
+
 def test_a_stage_is_shared_only_where_it_reads_the_same(write):
     axes = {"noise.low": (0.1, 0.22), "data.count": (2, 4)}
     options = {"run": ("pretrain", "finetune"), "noise.kind": "scaled"}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffseg_jax import UserError
+from diffseg_jax.data.corruptions import DRAWN_FROST, default_types
 from diffseg_jax.display.console import Display
 from diffseg_jax.experiment import (
     child_run,
@@ -145,6 +146,28 @@ def test_a_number_that_is_added_is_collected_from_runs_that_ended(studied):
     assert (workdir / "table.csv").read_text().splitlines()[1].endswith(",0.1,")
 
 
+def test_a_number_that_cannot_be_collected_takes_none_of_those_that_were_measured(studied):
+    studied(**ONE)
+    _, workdir, _, stopped = studied(**ONE, collect=("mIoU", "calibration.ECC"))
+    table = (workdir / "table.md").read_text()
+    assert stopped == 2 and "no number calibration.ECC" in table
+    assert re.search(r"mIoU, %\n\n.*\n.*\n.* \(1\) \|", table)
+    _, _, commands, stopped = studied(**ONE, collect=("mIoU", "calibration.ECE"))
+    assert not stopped and not commands
+    assert "failed" not in json.loads((workdir / "cells/scratch-seed0.json").read_text())
+
+
+def test_what_is_no_number_is_not_collected():
+    result = {"mIoU": None, "IoU": {"sky": 0.5}, "confusion": [1, 2], "ECE": 0}
+    assert [study_runs.number_at(result, path) for path in ("mIoU", "IoU.sky", "ECE")] == [
+        None, 0.5, 0
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"IoU of .* is {'sky': 0.5}, .*, such as IoU.sky\.$"):
+        study_runs.number_at(result, "IoU")
+    with pytest.raises(UserError, match=r"confusion of .* is \[1, 2\]"):
+        study_runs.number_at(result, "confusion")
+
+
 def test_evaluations_run_again_for_a_number_that_is_added_and_networks_do_not(studied):
     axes = {"evaluate.scales": ((1.0,), (1.0, 1.5))}
     how = dict(axes=axes, options={"run": ("scratch",)}, evaluated=("evaluate.scales",))
@@ -244,6 +267,28 @@ def test_a_cell_of_corruptions_averages_over_its_own_rows_and_not_over_those_of_
     np.testing.assert_allclose(float(found["both"]), (0.5 + 0.7) * (1 + 1 / 5) / 4)
 
 
+def test_drawn_frost_counts_in_the_time_of_a_cell_and_not_in_its_number(write, tmp_path):
+    group = "evaluate.corruptions."
+    points = {
+        "all": {f"{group}severities": ()},  # as without the option: 1, 3, 5
+        "frost": {f"{group}types": (DRAWN_FROST,), f"{group}severities": (3,)},
+    }
+    fields = dict(axes={"corruption": points}, evaluated=("corruption",), seeds={"seed": (0,)})
+    one = read_study(write(**fields, options={"run": ("scratch",)}, seconds={
+        "start": 0, "image": 1, "images": 1}))  # fmt: skip
+    whole, frost = cells_of_study(one)
+    times = [study_progress.seconds_of_cell(one, cell) for cell in (whole, frost)]
+    assert times == [1 + 18 * 3, 1 + 1]
+    rows = [
+        {"type": name, "severity": severity, "mIoU": 9.0 if name == DRAWN_FROST else 0.5}
+        for name in default_types(False)
+        for severity in (1, 3, 5)
+    ]
+    (tmp_path / "corruptions.json").write_text(json.dumps({"cells": rows}))
+    found = [study_runs._found(one, cell, tmp_path, tmp_path) for cell in (whole, frost)]
+    assert [each["numbers"]["mIoU"] for each in found] == [0.5, 9.0]
+
+
 BLOCKS = dict(
     base=str(ROOT / "tests/configs/tiny_ddpm_seg.py"),
     axes={"features.blocks": ((0,), (1,)), "features.steps": ((1,), (3,), (5,))},
@@ -311,6 +356,15 @@ def test_classes_of_both_sizes_are_found_and_scored_in_one_study(studied):
     assert not stopped
     numbers = (workdir / "table.csv").read_text().splitlines()[1].split(",")[2:4]
     np.testing.assert_allclose([float(each) for each in numbers], 5 / 15)
+
+
+def test_a_cell_with_other_classes_fails_in_a_sentence(studied, tmp_path):
+    sizes = {"small": ["a"], "large": ["kerb"], "rule": "R.", "areas": {}}
+    (tmp_path / "studied").mkdir()
+    (tmp_path / "studied" / "class_sizes.json").write_text(json.dumps(sizes))
+    _, workdir, _, stopped = studied(**ONE, collect=("large.mIoU",))
+    said = "large.mIoU needs the same classes in all cells, but class kerb of class_sizes.json is"
+    assert stopped == 2 and said in (workdir / "table.md").read_text()
 
 
 def test_class_sizes_are_those_of_the_labelled_images_of_the_base(write, tmp_path):
