@@ -1,5 +1,6 @@
 """The benchmark runs programs in turn, survives failures, and its rows name programs there are."""
 
+import importlib
 import json
 import re
 import runpy
@@ -201,6 +202,48 @@ def test_the_guide_of_a_row_names_its_command(modules):
         only = re.findall(r"python tests/benchmarks --only=([\w,]+)", page)
         starts = tuple(start for each in only for start in each.split(","))
         assert row.name.startswith(starts), f"{row.guide}.md names no --only=... of {row.name}"
+
+
+def test_the_memory_of_a_command_is_taken_after_functions_that_there_are():
+    source = (FOLDER / "bench_ensemble.py").read_text()
+    watched = re.findall(r"watch\((\w+), \"(\w+)\"", source)
+    rooms = {"fit_loop": "training"}
+    assert len(watched) == 5
+    for module, name in watched:
+        full = f"diffseg_jax.{rooms.get(module, 'experiment')}.{module}"
+        assert callable(getattr(importlib.import_module(full), name))
+
+
+def test_strokes_shows_the_pairs_of_its_seeds(modules, tmp_path, monkeypatch, capsys):
+    import strokes
+
+    monkeypatch.setattr(strokes, "draw_plot", lambda rows, file: None)
+    flags = ["strokes.py", "--data=none", f"--output={tmp_path}", "--show"]
+    for seed, way in ((2, "uncertain"), (2, "random"), (10, "uncertain"), (3, "random")):
+        row = dict(mIoU=seed + 0.5, strokes=9, pixels=900, held_out=1.0, ECE=0.1, AUROC=0.9)
+        strokes.file_of(tmp_path, seed, way).write_text(json.dumps([row] * 6))
+    for seeds, means in (("2,3,10", ["2.5 ± 0.0"] * 2), ("10", [])):
+        monkeypatch.setattr(sys, "argv", [*flags, f"--seeds={seeds}"])
+        strokes.main()
+        said = capsys.readouterr().out
+        assert re.findall(r"[\d.]+ ± [\d.]+", said) == means * 6
+    assert "holds no finished fits of these seeds" in said
+
+
+def test_forests_of_other_data_or_versions_are_not_shown_as_these(modules, tmp_path, monkeypatch):
+    for name in ("skimage", "sklearn"):
+        monkeypatch.setitem(sys.modules, name, stand_in := ModuleType(name))
+        stand_in.__version__ = "1.0"
+    import bench_forest
+
+    output, made, rows = tmp_path / "forest.json", bench_forest.made_from("camvid"), [{"draw": 0}]
+    assert bench_forest.read_rows(output, made) == []
+    bench_forest.write_rows(output, rows, made)
+    assert bench_forest.read_rows(output, made) == rows
+    other = made | {"forest": {"n_estimators": 9}}
+    for changed, said in ((bench_forest.made_from("mine"), "data"), (other, "forest")):
+        with pytest.raises(SystemExit, match=f"holds forests of other {said}. Take another"):
+            bench_forest.read_rows(output, changed)
 
 
 def without_torch(monkeypatch):

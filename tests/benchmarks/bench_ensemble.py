@@ -240,7 +240,7 @@ def follow_stage(args):
     watch(ensemble_stage, "collect", "features")
     watch(fit_loop, "train_members", "fit")
     watch(stages, "open_network", "opening")
-    watch(stages, "result_of", "prediction")
+    watch(stages, "measured_by_folds", "prediction")  # is called right after the prediction
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         stages.train(make_config(Path(folder), args), Path(folder) / "run")
     return dict(phases=phases)

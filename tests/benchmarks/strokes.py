@@ -17,7 +17,8 @@ fit itself says of its strokes; ECE and AUROC are those of its uncertainty. Mean
 standard deviations (n - 1).
 
 Features of all images are computed once, and finished fits stand in OUTPUT: the same command goes
-on where it stopped; --show runs nothing. Three CPU minutes a seed. Needs the extra `pretrained`.
+on where it stopped; --show runs nothing, and shows those of --seeds. Three CPU minutes a seed.
+Needs the extra `pretrained`.
 """
 
 import argparse
@@ -175,18 +176,27 @@ def run(bench, seed, way):
     return found
 
 
-def show(output):
-    """Prints the table, and draws the plot."""
+def file_of(output, seed, way):
+    return output / f"{way}_{seed}.json"
+
+
+def show(output, seeds):
+    """Prints the table of the seeds that are finished, and draws the plot."""
+    has = lambda seed, *ways: all(file_of(output, seed, way).exists() for way in ways)
+    paired = [seed for seed in seeds if has(seed, *WAYS[:2])]
+    if not paired:
+        return print(f"{output} holds no finished fits of these seeds.")
+    chosen = {way: paired for way in WAYS[:2]} | {"whole": [s for s in seeds if has(s, "whole")]}
     rows = {
-        way: [json.loads(file.read_text()) for file in sorted(output.glob(f"{way}_*.json"))]
-        for way in WAYS
+        way: [json.loads(file_of(output, seed, way).read_text()) for seed in each]
+        for way, each in chosen.items()
     }
-    text = lambda values: f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+    deviation = lambda values: statistics.stdev(values) if len(values) > 1 else 0.0
+    text = lambda values: f"{statistics.mean(values):.1f} ± {deviation(values):.1f}"
     print("| strokes | pixels, % | where uncertain | at random | held out | ECE | AUROC |")
     print("|---|---|---|---|---|---|---|")
-    seeds = min(len(rows["uncertain"]), len(rows["random"]))
     for number in range(ROUNDS + 1):
-        first, second = ([run[number] for run in rows[way][:seeds]] for way in WAYS[:2])
+        first, second = ([run[number] for run in rows[way]] for way in WAYS[:2])
         mean = {key: statistics.mean(each[key] for each in first) for key in first[0]}
         print(
             f"| {mean['strokes']:.0f} | {100 * mean['pixels'] / IMAGES / IMAGE_PIXELS:.2f} "
@@ -194,7 +204,7 @@ def show(output):
             f"| {mean['held_out']:.1f} | {mean['ECE']:.3f} | {mean['AUROC']:.3f} |"
         )
     whole = [run[0] for run in rows["whole"]]
-    if len(whole) > 1:
+    if whole:
         print(f"whole masks: {text([each['mIoU'] for each in whole])}")
     draw_plot(rows, output / "strokes.png")
 
@@ -227,14 +237,15 @@ def main():
     parser.add_argument("--show", action="store_true")
     flags = parser.parse_args()
     flags.output.mkdir(parents=True, exist_ok=True)
-    cells = [(int(seed), way) for seed in flags.seeds.split(",") for way in WAYS]
-    file_of = lambda seed, way: flags.output / f"{way}_{seed}.json"
-    missing = [cell for cell in cells if not file_of(*cell).exists()]
+    seeds = [int(seed) for seed in flags.seeds.split(",")]
+    cells = [(seed, way) for seed in seeds for way in WAYS]
+    missing = [cell for cell in cells if not file_of(flags.output, *cell).exists()]
     if missing and not flags.show:
         bench = Bench(flags.data, flags.output)
         for seed, way in missing:
-            file_of(seed, way).write_text(json.dumps(run(bench, seed, way), indent=1))
-    show(flags.output)
+            found = json.dumps(run(bench, seed, way), indent=1)
+            file_of(flags.output, seed, way).write_text(found)
+    show(flags.output, seeds)
 
 
 if __name__ == "__main__":
