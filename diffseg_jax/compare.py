@@ -26,6 +26,7 @@ from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.experiment.comparison import METHODS, Comparison, usual_folds
 from diffseg_jax.experiment.comparison_report import compare_methods, next_step
 from diffseg_jax.storage.lock import locked, require_free
+from diffseg_jax.storage.outputs import open_local
 
 CONFIGS = Path(__file__).parents[1] / "configs"  # of the repository
 
@@ -58,7 +59,8 @@ def main(arguments: Sequence[str] | None = None):
             require_known(name, METHODS, "method")
         if not given.methods:
             raise UserError(f"no method is named. Known: {', '.join(METHODS)}.")
-        workdir, configs = Path(given.workdir), given.configs or _configs()
+        workdir = open_local(given.workdir, "--workdir", "runs/compare")
+        configs = given.configs or _configs()
         require_free(workdir, "compare", "--workdir")
         comparison = Comparison(
             data=given.data, unlabelled=given.unlabelled or given.data, minutes=given.minutes,
@@ -67,7 +69,8 @@ def main(arguments: Sequence[str] | None = None):
         )  # fmt: skip
         workdir.mkdir(parents=True, exist_ok=True)
         with locked(workdir, "compare", "--workdir"):
-            rows = compare_methods(comparison, given.methods)
+            methods = [name for name in METHODS if name in given.methods]  # dropped from the end
+            rows = compare_methods(comparison, methods)
         print(f"table in {workdir}/table.md, predictions in {workdir}/sheet.png")
         print(next_step(comparison, rows))
 

@@ -27,6 +27,7 @@ from diffseg_jax.inference.sampling import (
     open_diffusion,  # noqa: F401  documented here in 0.1.0
 )
 from diffseg_jax.storage.lock import locked
+from diffseg_jax.storage.outputs import open_local
 from diffseg_jax.storage.paths import make_folder
 from diffseg_jax.systems.ddpm_sampling import SAMPLERS
 
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None):
     """The command line."""
     with user_errors():
         given = vars(make_flags().parse_args(arguments))
-        output = Path(given.pop("output"))
+        output = open_local(given.pop("output"), "--output", "samples")
         use_cache(given.pop("compilation_cache"))
         find_devices()
         make_folder(output)

@@ -29,7 +29,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.study_cells import cells_of_study, require_data
 from diffseg_jax.experiment.study_file import read_study
 from diffseg_jax.experiment.study_progress import listing
-from diffseg_jax.storage.paths import open_path
+from diffseg_jax.storage.outputs import open_local
 
 
 def make_flags() -> Flags:
@@ -78,12 +78,8 @@ def _opened(arguments):
     """The flags, the study and its workdir."""
     arguments, overrides = split_overrides(arguments)
     given = make_flags().parse_args(arguments)
-    if "://" in given.workdir:
-        raise UserError(
-            f"--workdir is {given.workdir}, but a study is kept in a folder of this machine. Give "
-            "one, such as runs/study."
-        )
-    return given, read_study(given.config, overrides), open_path(given.workdir)
+    workdir = open_local(given.workdir, "--workdir", "runs/study")
+    return given, read_study(given.config, overrides), workdir
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ it keeps all finished images.
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from diffseg_jax.cli import (
     Flags,
@@ -26,6 +25,7 @@ from diffseg_jax.inference.segmenter import load
 from diffseg_jax.inference.synthesis import SampleOptions, summary_line, synthesise
 from diffseg_jax.sample import add_sampling_flags
 from diffseg_jax.storage.lock import locked
+from diffseg_jax.storage.outputs import open_local
 from diffseg_jax.storage.paths import make_folder
 
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None):
     with user_errors("stopped; the same command goes on with the next image"):
         given = vars(make_flags().parse_args(arguments))
         use_cache(given.pop("compilation_cache"))
-        output = Path(given.pop("output")).expanduser()
+        output = open_local(given.pop("output"), "--output", "runs/made")
         names = ("stage", "step", "dtype", "device")
         display = Display()
         with display.progress("opens the network"):

@@ -9,7 +9,19 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from diffseg_jax import annotate, cli, features, labels, main, plot, predict, sample, study, suggest
+from diffseg_jax import (
+    annotate,
+    cli,
+    features,
+    labels,
+    main,
+    plot,
+    predict,
+    sample,
+    study,
+    suggest,
+    synthesise,
+)
 from diffseg_jax.display.output import Output
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import stages
@@ -79,6 +91,14 @@ def test_dashes_and_underscores_in_the_name_of_a_flag_are_the_same(spelt):
     assert study.make_flags().parse_args(["--config=c", "--workdir=w", spelt]).dry_run
     given = main.make_flags().parse_args(["--memory-fraction=0.5"])
     assert given.memory_fraction == 0.5
+
+
+@pytest.mark.parametrize("module", [sample, synthesise])
+def test_commands_that_write_to_disks_refuse_a_bucket(module, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        module.main(["--checkpoint=nowhere", "--output=gs://b/x", "--compilation_cache="])
+    assert stopped.value.code == 2
+    assert "--output is gs://b/x, but this command writes to a folder" in capsys.readouterr().err
 
 
 def test_a_closed_pipe_stops_nothing(capfd):

@@ -1,11 +1,24 @@
-"""Folders that commands write: made when something is written, and apart from what they read."""
+"""Folders that commands write: on which machine, made when needed, and apart from what is read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffseg_jax.errors import UserError
-from diffseg_jax.storage.paths import make_folder
+from diffseg_jax.storage.paths import make_folder, open_path
+
+
+def open_local(path: str, flag: str, example: str) -> Path:
+    """A path on this machine; UserError for an address, where a command writes to disks only.
+
+    flag, example  the flag of the command, and a value that is allowed
+    """
+    if "://" in path:
+        raise UserError(
+            f"{flag} is {path}, but this command writes to a folder of this machine. Give one, "
+            f"such as {flag}={example}."
+        )
+    return open_path(path)
 
 
 @contextmanager

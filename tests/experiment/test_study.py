@@ -291,7 +291,7 @@ def test_a_config_is_no_study_and_is_answered_with_the_command_that_trains_it():
 def test_a_study_in_a_bucket_is_refused(write, capsys):
     with pytest.raises(SystemExit):
         study.main([f"--config={write()}", "--workdir=gs://bucket/study", "--dry-run"])
-    assert "--workdir is gs://bucket/study, but a study is kept" in capsys.readouterr().err
+    assert "--workdir is gs://bucket/study, but this command writes" in capsys.readouterr().err
 
 
 def test_a_value_that_the_check_of_the_config_refuses_is_named_before_anything_runs(studied):
