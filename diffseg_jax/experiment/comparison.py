@@ -2,7 +2,8 @@
 
 Each cell of the comparison is one run of `diffseg_jax.main` in a folder of its own, so that a
 method that fails or fills the memory stops no other one, and a stopped comparison goes on where it
-was. What a method learns without labels is trained once for all folds.
+was. The forest alone is fitted in this process. What a method learns without labels is trained once
+for all folds.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from diffseg_jax.config.files import read_config
 from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError, counted
-from diffseg_jax.experiment.child_run import MAXRSS_UNIT, run_watched
+from diffseg_jax.experiment.child_run import record_of_command
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.fit_images import largest_sides, sizes_before_crop
 from diffseg_jax.experiment.forest import FOREST_EXTRA, forest_result, has_forest_libraries
@@ -32,6 +33,7 @@ from diffseg_jax.storage.workdir import stage_directory
 from diffseg_jax.weights.packaged import packaged_efficientnet
 
 SHORTEST = 1.5  # minutes of a run that trains a network; most of less is compilation
+LEFT = 1.0  # minutes that must be left for it when it begins, as others may need more
 TABLE_SHARE = 0.05  # of the minutes, for the sheet of predictions
 DRAWN_OF_FOLD = 4  # images on the sheet
 FOREST = "forest"
@@ -201,14 +203,13 @@ def claim(comparison: Comparison):
     file = comparison.workdir / "comparison.json"
     mine = {
         "data": comparison.data, "unlabelled": comparison.unlabelled, "folds": comparison.folds,
-        "seed": comparison.seed,
+        "seed": comparison.seed, "minutes": comparison.minutes,
     }  # fmt: skip
-    stored = read_object(file) if file.exists() else mine
-    if stored != mine:
-        changed = ", ".join(key for key in mine if stored.get(key) != mine[key])
+    stored = {**mine, **read_object(file)}
+    if changed := [f"{key} ({stored[key]})" for key in mine if stored[key] != mine[key]]:
         raise UserError(
-            f"{comparison.workdir} holds a comparison with other {changed}. Take another "
-            f"--workdir, such as {comparison.workdir}_2."
+            f"{comparison.workdir} holds a comparison with other {', '.join(changed)}. Take "
+            f"another --workdir, such as {comparison.workdir}_2."
         )
     write_json(file, mine)
 
@@ -248,7 +249,8 @@ def announcement(
         folds_of = sum(cell.method == name and cell.fold is not None for cell in cells)
         lines.append(f"  {name}: {METHODS[name].title}, {counted(folds_of, 'fold')}")
     for name in dropped:
-        lines.append(f"  {name}: skipped, as the minutes are too few; give more --minutes")
+        lines.append(f"  {name}: skipped, as the minutes are too few; give more --minutes, "
+                     "in another --workdir")  # fmt: skip
     return "\n".join(lines)
 
 
@@ -256,25 +258,49 @@ def announcement(
 
 
 def run_cells(comparison: Comparison, cells: Sequence[Cell]):
-    """Runs what is missing; each run gets its share of the time that is left."""
-    records = {cell: record_of(comparison, cell) for cell in cells}
+    """Runs what is missing; each run gets its share of the time that is left.
+
+    The last networks are skipped where LEFT minutes are not left for each. A run that has begun
+    keeps its minutes, also if it failed, and goes on.
+    """
+    records, skipped = {cell: record_of(comparison, cell) for cell in cells}, []
     for index, cell in enumerate(cells):
         if is_done(records[cell]):
             continue
+        what = f"{index + 1} of {len(cells)}: {_title(comparison, cell)}"
         used = sum(_seconds_of(comparison, *pair) for pair in records.items())
-        left = max(comparison.minutes * 60 * (1 - TABLE_SHARE) - used, 60.0)
-        to_come = sum(each.weight for each in cells[index:] if not records[each]) or cell.weight
-        minutes = records[cell].get("minutes", left / 60 * cell.weight / to_come)
+        left = comparison.minutes * 60 * (1 - TABLE_SHARE) - used
+        waiting = [
+            each for each in cells[index:]
+            if not records[each] and Cell(each.method, None) not in skipped
+        ]  # fmt: skip
+        to_come = _fitting(waiting, left / 60, always=cells[0].method)
+        if not records[cell] and cell not in to_come:
+            comparison.display.say(f"\n{what}, is skipped, as the minutes are used up")
+            skipped.append(cell)
+            continue
+        left, weights = max(left, 60.0), sum(each.weight for each in to_come)
+        minutes = records[cell].get("minutes") or left / 60 * cell.weight / weights
         comparison.display.say(
-            f"\n{index + 1} of {len(cells)}: {_title(comparison, cell)}, about "
-            f"{duration(60 * minutes)}; {duration(left)} left in all"
+            f"\n{what}, about {duration(60 * minutes)}; {duration(left)} left in all"
         )
         write_json(_record_file(comparison, cell), {"minutes": minutes})  # a stopped run keeps it
-        what = f"{index + 1} of {len(cells)}: {_title(comparison, cell)}"
         with comparison.display.progress(what) as shown:
             shown.show(**{"of about": duration(60 * minutes)})
             records[cell] = {"minutes": minutes, **_run(comparison, cell, minutes)}
         write_json(_record_file(comparison, cell), records[cell])
+
+
+def _fitting(cells, minutes, always):
+    """The cells that can be run in the minutes, in their order; a method is kept in any case."""
+    while True:
+        one = minutes / max(sum(cell.weight for cell in cells), 1.0)
+        networks = [cell for cell in cells if cell.fills_its_time]
+        may_go = [cell for cell in networks if cell.method != always or cell.fold]
+        if not may_go or min(cell.weight for cell in networks) * one >= LEFT:
+            return cells
+        gone = [may_go[-1]] if may_go[-1].fold else [Cell(may_go[-1].method, n) for n in (None, 0)]
+        cells = [cell for cell in cells if cell not in gone]
 
 
 def _seconds_of(comparison, cell, record):
@@ -306,7 +332,7 @@ def is_done(record: dict) -> bool:
 
 def _run(comparison, cell, minutes):
     """Runs a cell to its end: {"seconds", "cpu_seconds", ...}, and numbers or why it "failed"."""
-    begun, method = time.perf_counter(), METHODS[cell.method]
+    method, folder = METHODS[cell.method], comparison.workdir / cell.name
     if cell.method == FOREST:
         return _run_forest(comparison, cell)
     starts_elsewhere = method.unlabelled and cell.fold is not None
@@ -314,15 +340,11 @@ def _run(comparison, cell, minutes):
         return {"failed": "its stage without labels failed"}
     command = command_of(comparison, cell, minutes)
     log = comparison.workdir / f"{cell.name}.log"
-    status, usage, last = run_watched(command, log, comparison.display.say)
-    seconds = _seconds_of(comparison, cell, {"seconds": time.perf_counter() - begun})
-    record = {
-        "seconds": seconds, "command": command,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * MAXRSS_UNIT,
-    }  # fmt: skip
-    if status:
+    record = record_of_command(command, log, folder, "train", comparison.display.say)
+    record["seconds"] = _seconds_of(comparison, cell, record)
+    if "failed" in record:
         comparison.display.say(f"  failed, and the others go on; log in {cell.name}.log")
-        return {**record, "failed": last.removeprefix("error: ")}
+        return record
     return {**record, **_numbers(comparison, cell)}
 
 
@@ -376,21 +398,32 @@ def _chosen_numbers(result):
 
 
 def _run_forest(comparison, cell):
-    """Fits a forest in this process."""
+    """`_run` of a forest, which is fitted in this process."""
     begun, cpu = time.perf_counter(), time.process_time()
+    try:
+        numbers = _numbers_of_forest(comparison, cell)
+        score = "-" if numbers["mIoU"] is None else f"{100 * numbers['mIoU']:.1f} %"
+        comparison.display.say(f"  mIoU {score}")
+    except UserError as error:
+        comparison.display.say(f"  failed, and the others go on: {error}")
+        numbers = {"failed": str(error)}
+    seconds = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}
+    return seconds | numbers
+
+
+def _numbers_of_forest(comparison, cell):
+    """The measured numbers of a fold; leaves the labels of the sheet in the workdir."""
     images = comparison.images(cell.fold)
     measured = images.validation
-    result, labels = forest_result(images.source, images.indices, measured.source, measured.indices)
+    result, labels = forest_result(
+        images.source, images.indices, measured.source, measured.indices, comparison.seed
+    )
     if cell.fold == 0:
         shown = {f"{index}": labels[index] for index in images_of_sheet(images)}
         content = io.BytesIO()
         np.savez_compressed(content, **shown)
         write_atomically(comparison.workdir / f"{FOREST}_labels.npz", content.getvalue())
-    comparison.display.say(f"  mIoU {100 * result['mIoU']:.1f} %")
-    return {
-        "seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu,
-        **_chosen_numbers(result),
-    }  # fmt: skip
+    return _chosen_numbers(result)
 
 
 def images_of_sheet(images: Images) -> list[int]:

@@ -70,7 +70,9 @@ def _row(comparison, name, cells):
     row = {"method": name, "title": METHODS[name].title, "folds": len(done)}
     if not done:
         why = (each["failed"] for each in (*before, *records) if "failed" in each)
-        return {**row, "failed": next(why, "no held-out pixel is labelled")}
+        measured = any("mIoU" in record for record in records)
+        other = "no held-out pixel is labelled" if measured else "the minutes were too few"
+        return {**row, "failed": next(why, other)}
     peaks = [record["peak_bytes"] for record in (*before, *done) if "peak_bytes" in record]
     keys = ("mIoU", "AUROC", "ECE", "linear_probe", "seconds")
     numbers = {key: _mean_of(key, done) for key in keys}
@@ -90,49 +92,53 @@ def _mean_of(key, records):
 def table_text(rows: Sequence[dict]) -> str:
     """The rows as a table in Markdown; times are those of one fold, evaluation included."""
     lines = [
-        "| method | mIoU, % | worst fold | AUROC of errors | ECE | time of a fold | peak memory |",
-        "|---|---|---|---|---|---|---|",
+        "| method | mIoU, % | folds | worst fold | AUROC of errors | ECE | time of a fold "
+        "| peak memory |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         name = f"{row['method']}: {row['title']}"
         if "mIoU" not in row:
-            lines.append(f"| {name} | failed: {row['failed']} | | | | | |")
+            lines.append(f"| {name} | failed: {row['failed']} | | | | | | |")
             continue
-        lines.append(f"| {' | '.join([name, *_numbers(row)])} |")
+        *numbers, seconds, peak = _numbers(row)
+        before = row["unlabelled_seconds"]
+        seconds = f"{duration(before)} once + {seconds}" if before else seconds
+        lines.append(f"| {' | '.join([name, *numbers, seconds, peak])} |")
         if row["linear_probe"] is not None:
             probe = f"{100 * row['linear_probe']:.1f}"
-            lines.append(f"| {row['method']}, linear probe, same features | {probe} | | | | | |")
+            lines.append(f"| {row['method']}, linear probe, same features | {probe} | | | | | | |")
     return "\n".join(lines)
 
 
 def _numbers(row):
-    """mIoU, the worst fold, AUROC, ECE, time and memory of a method, as text."""
+    """mIoU, folds, the worst of them, AUROC, ECE, time of a fold, and memory, as text."""
     scores = [100 * score for score in row["mIoU_of_folds"]]
     deviation = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-    before = row["unlabelled_seconds"]
-    seconds = f"{duration(before)} once + " if before else ""
     return [
-        f"{100 * row['mIoU']:.1f}{deviation}", f"{min(scores):.1f}",
-        _three_digits(row["AUROC"]), _three_digits(row["ECE"]),
-        f"{seconds}{duration(row['seconds'])}",
+        f"{100 * row['mIoU']:.1f}{deviation}", str(row["folds"]), f"{min(scores):.1f}",
+        _three_digits(row["AUROC"]), _three_digits(row["ECE"]), duration(row["seconds"]),
         size(row["peak_bytes"]) if row["peak_bytes"] else "",
     ]  # fmt: skip
 
 
 def lines_of_methods(rows: Sequence[dict]) -> str:
-    """The rows in about 80 columns, for a terminal."""
-    line = lambda name, score, worst, area, ece, seconds, peak: (
-        f"{name:<12}{score:>13}{worst:>7}{area:>8}{ece:>7}{peak:>9}  {seconds}"
+    """The rows in 80 columns, for a terminal."""
+    line = lambda name, score, folds, worst, area, ece, seconds, peak: (
+        f"{name:<10}{score:>13}{folds:>6}{worst:>7}{area:>7}{ece:>7}{peak:>9}  {seconds}"
     )
-    lines = [line("method", "mIoU, %", "worst", "AUROC", "ECE", "time of a fold", "memory")]
+    titles = ("method", "mIoU, %", "folds", "worst", "AUROC", "ECE", "time of a fold", "memory")
+    lines = [line(*titles)]
     for row in rows:
-        failed = "mIoU" not in row
-        lines.append(
-            f"{row['method']:<12}  failed: {row['failed']}" if failed
-            else line(row["method"], *_numbers(row))
-        )  # fmt: skip
-        if not failed and row["linear_probe"] is not None:
-            lines.append(f"{'':12}{100 * row['linear_probe']:>13.1f}  by a linear probe")
+        if "mIoU" not in row:
+            lines.append(f"{row['method']:<12}  failed: {row['failed']}")
+            continue
+        lines.append(line(row["method"], *_numbers(row)))
+        if row["linear_probe"] is not None:
+            lines.append(f"{'':10}{100 * row['linear_probe']:>13.1f}  by a linear probe")
+        if row["unlabelled_seconds"]:
+            before = duration(row["unlabelled_seconds"])
+            lines.append(f"{'':25}after {before} without labels, once for all folds")
     return "\n".join(lines)
 
 
@@ -146,7 +152,7 @@ def next_step(comparison: Comparison, rows: Sequence[dict]) -> str:
     if best == FOREST:
         return (
             "the random forest is the best so far, a baseline that cannot be saved: give more "
-            "--minutes, or more labelled images"
+            "--minutes, or more labelled images, in another --workdir"
         )
     options = {key: value for key, value in comparison.overrides(best, 0).items()
                if key in ("data.path", "unlabelled.path")}  # fmt: skip

@@ -90,13 +90,14 @@ def count_forest(forest, source: Sequence, indices: Sequence[int]) -> tuple[Coun
 
 
 def forest_result(
-    source: Sequence, indices: Sequence[int], held_out: Sequence, held_out_indices: Sequence[int]
-) -> tuple[dict, dict[int, np.ndarray]]:
+    source: Sequence, indices: Sequence[int], held_out: Sequence, held_out_indices: Sequence[int],
+    seed: int = 0,
+) -> tuple[dict, dict[int, np.ndarray]]:  # fmt: skip
     """(numbers of a forest on held-out images, its labels of them).
 
     The numbers have the keys that a stage's results have.
     """
-    forest = fit_forest(source, indices)
+    forest = fit_forest(source, indices, seed=seed)
     counts, labels = count_forest(forest, held_out, held_out_indices)
     trust = scores_by_class(counts.chance, ())
     result = {

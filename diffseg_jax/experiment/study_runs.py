@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from diffseg_jax.data.corruptions import DRAWN_FROST
 from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError, shown
-from diffseg_jax.experiment.child_run import MAXRSS_UNIT, run_watched
+from diffseg_jax.experiment.child_run import record_of_command, shell_line
 from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.experiment.study_cells import (
     StudyCell,
@@ -37,11 +36,9 @@ from diffseg_jax.experiment.study_progress import (
 from diffseg_jax.experiment.study_scores import SIZES, class_sizes, score_on
 from diffseg_jax.metrics.image_counts import read_image_counts
 from diffseg_jax.metrics.segmentation import to_number
-from diffseg_jax.storage.lock import InUse, require_free
 from diffseg_jax.storage.paths import read_object, write_atomically, write_json
 from diffseg_jax.storage.workdir import as_json, read_json_object
 
-POLL = 2.0  # seconds between two looks at a run that an earlier study has left
 STUDY_FILE = "study.json"
 AGAIN = ". Remove the run's folder and its record, and run the study again."
 
@@ -130,17 +127,13 @@ def write_commands(
     """commands.sh: the command of every run and cell, in their order, and that of the costs."""
     lines = []
     for run in runs_of(cells):
-        lines += [f"# {run.name}", _typed(command_of_run(study, run, workdir))]
+        lines += [f"# {run.name}", shell_line(command_of_run(study, run, workdir))]
     for cell in cells:
         if cell.mode != "train":
-            lines += [f"# {cell.name}", _typed(command_of_cell(study, cell, workdir))]
+            lines += [f"# {cell.name}", shell_line(command_of_cell(study, cell, workdir))]
     if study.costs:
-        lines += ["# costs of a prediction", _typed(costs)]
+        lines += ["# costs of a prediction", shell_line(costs)]
     write_atomically(workdir / "commands.sh", ("\n".join(lines) + "\n").encode())
-
-
-def _typed(command):
-    return shlex.join(["python", *command])
 
 
 # ---- running -----------------------------------------------------------------------------------
@@ -193,7 +186,8 @@ def _measure(study, cell, workdir, failed, say) -> dict:
     folder, record = folder_of_run(workdir, cell.run), {}
     if cell.mode != "train":
         command = command_of_cell(study, cell, workdir)
-        record = _watched_record(command, workdir, cell.name, folder, cell.mode, say)
+        log = workdir / "logs" / f"{cell.name}.log"
+        record = record_of_command(command, log, folder, cell.mode, say)
         if "failed" in record:
             return record
     return {**record, **_found(study, cell, folder, workdir)}
@@ -209,7 +203,8 @@ def _finish_run(study, run, workdir, say) -> str:
     command, begun = command_of_run(study, run, workdir), time.perf_counter()
     earlier = record.get("seconds", 0.0)  # of starts that did not come to the end
     try:
-        record = _watched_record(command, workdir, run.name, folder, run.mode, say)
+        log = workdir / "logs" / f"{run.name}.log"
+        record = record_of_command(command, log, folder, run.mode, say)
     except BaseException:
         seconds = earlier + time.perf_counter() - begun
         write_json(file, {"failed": "was stopped", "seconds": seconds})
@@ -217,43 +212,6 @@ def _finish_run(study, run, workdir, say) -> str:
     record["seconds"] += earlier
     write_json(file, record)
     return record.get("failed", "")
-
-
-def _watched_record(command, workdir, name, folder, task, say) -> dict:
-    """Runs a command: {"seconds", "command", ...}, and why it "failed", if it did."""
-    while True:
-        wait_until_free(folder, task, say)
-        begun = time.perf_counter()
-        status, usage, last = run_watched(command, workdir / "logs" / f"{name}.log", say)
-        if not status or not _holder_of(folder, task):
-            break  # else another run, left by a killed study, took the lock while this one started
-    record = {
-        "seconds": time.perf_counter() - begun, "command": _typed(command),
-        "cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * MAXRSS_UNIT,
-    }  # fmt: skip
-    if status:
-        return {**record, "failed": last.removeprefix("error: ") or f"exit code {status}"}
-    return record
-
-
-def wait_until_free(folder: Path, task: str, say: Callable):
-    """Returns once no run writes in a folder: one may outlive a study that was killed.
-
-    Raises UserError for a folder that cannot be reached.
-    """
-    if holder := _holder_of(folder, task):
-        say(f"  waits for a run that goes on: {holder}")
-    while _holder_of(folder, task):
-        time.sleep(POLL)
-
-
-def _holder_of(folder, task) -> str:
-    """The sentence that names the run which writes in a folder now; "" if none does."""
-    try:
-        require_free(folder, task, "--workdir")
-    except InUse as error:
-        return str(error)
-    return ""
 
 
 # ---- numbers -----------------------------------------------------------------------------------

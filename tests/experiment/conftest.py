@@ -3,7 +3,7 @@
 import pytest
 
 from diffseg_jax import study
-from diffseg_jax.experiment import study_runs
+from diffseg_jax.experiment import child_run
 from study_case import FIELDS, Runs
 
 
@@ -26,7 +26,7 @@ def studied(write, tmp_path, monkeypatch, capsys):
     def run(fails=(), stops_at=None, workdir="studied", runs=Runs, **changed):
         runs = runs(fails, stops_at)
         capsys.readouterr()
-        monkeypatch.setattr(study_runs, "run_watched", runs)
+        monkeypatch.setattr(child_run, "run_watched", runs)
         stopped = None
         try:
             study.main([f"--config={write(**changed)}", f"--workdir={tmp_path / workdir}"])

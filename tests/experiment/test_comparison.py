@@ -13,9 +13,10 @@ from diffseg_jax import UserError, compare
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.scenes import draw_scene
 from diffseg_jax.display.console import Display
-from diffseg_jax.experiment import comparison, comparison_report, forest
+from diffseg_jax.experiment import child_run, comparison, comparison_report, forest
 from diffseg_jax.experiment.comparison import METHODS, SHORTEST, Cell, cells_of
 from diffseg_jax.figures.sheets import comparison_sheet
+from diffseg_jax.storage.lock import InUse
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = list(METHODS)
@@ -96,7 +97,7 @@ def compared(mine, tmp_path, monkeypatch):
 
     def run(*arguments, fails=(), methods="ddp,ddep"):
         runs, lines = Runs(fails), []
-        monkeypatch.setattr(comparison, "run_watched", runs)
+        monkeypatch.setattr(child_run, "run_watched", runs)
         monkeypatch.setattr(comparison, "first_has_checkpoint", Path.exists)
         monkeypatch.setattr(comparison_report, "draw_sheet", lambda *_: None)
         monkeypatch.setattr("builtins.print", lambda text="", **_: lines.append(text))
@@ -113,16 +114,13 @@ def compared(mine, tmp_path, monkeypatch):
 def test_the_table_has_the_mean_over_folds_and_the_command_goes_on(compared, mine):
     lines, workdir, commands = compared("--minutes=40")
     assert len(commands) == 7  # three folds of both, and the pretraining once
-    assert "| ddp: DDP | 41.0 ± 1.0 | 40.0 |" in (workdir / "table.md").read_text()
+    assert "| ddp: DDP | 41.0 ± 1.0 | 3 | 40.0 |" in (workdir / "table.md").read_text()
     assert f"--config.data.path={mine}" in lines and "--minutes=40" in lines
     assert all("--minutes=" in command[-1] for command in commands)
 
 
 def test_labelled_images_fill_the_crop_of_the_config_that_reads_them(mine, tmp_path):
-    compared = comparison.Comparison(
-        data=str(mine), unlabelled=str(mine), minutes=1, folds=3, seed=0, configs=str(CONFIGS),
-        workdir=tmp_path, display=Display(),
-    )  # fmt: skip
+    compared = comparing(mine, tmp_path, minutes=1)
     command = comparison.command_of(compared, Cell("adm", 0), 1)
     assert "--config.stages.fit.augment.crop=(180, 240)" in command  # 48 x 64 within 180 x 240
     assert not any("features.short" in word for word in command)
@@ -132,6 +130,7 @@ def test_labelled_images_fill_the_crop_of_the_config_that_reads_them(mine, tmp_p
 def test_the_same_command_runs_nothing_twice_and_a_failed_run_again(compared):
     _, workdir, commands = compared("--minutes=40", fails=("ddp_1",))
     assert (workdir / "ddp_2.json").exists()  # the others went on
+    assert "| ddp: DDP | 41.0 ± 1.4 | 2 | 40.0 |" in (workdir / "table.md").read_text()
     lines, _, again = compared("--minutes=40")
     assert [command[3] for command in again] == [f"--workdir={workdir / 'ddp_1'}"]
     minutes = {command[3]: command[-1] for command in commands}
@@ -149,12 +148,108 @@ def test_a_fold_without_a_number_does_not_break_the_table(compared, monkeypatch)
         compared("--minutes=40", methods="ddp")
 
 
-def test_the_time_of_a_stopped_run_counts(mine, tmp_path, monkeypatch, capsys):
-    compared = comparison.Comparison(
-        data=str(mine), unlabelled=str(mine), minutes=60, folds=3, seed=0, configs=str(CONFIGS),
-        workdir=tmp_path, display=Display(),
+def test_methods_keep_their_order_and_run_once_however_they_are_typed(compared):
+    _, _, commands = compared("--minutes=40", methods="ddep,ddp,ddp,ddep")
+    assert len(commands) == 7 and commands[0][3].endswith("ddp_0")
+
+
+def comparing(data, workdir, minutes=40, seed=0):
+    return comparison.Comparison(
+        data=str(data), unlabelled=str(data), minutes=minutes, folds=3, seed=seed,
+        configs=str(CONFIGS), workdir=workdir, display=Display(),
     )  # fmt: skip
-    monkeypatch.setattr(comparison, "run_watched", Runs())
+
+
+@pytest.mark.parametrize(
+    "used, given",
+    [
+        (32, {"ddp_0": 6 * 3 / 8.5, "ddep_unlabelled": 6 * 3 / 8.5, "ddep_0": 6 * 2.5 / 8.5}),
+        (35, {"ddp_0": 3}),  # of ddep, a fold would get 0.9 minutes
+        (37.5, {}),
+    ],
+)
+def test_the_last_networks_are_skipped_when_the_minutes_are_used_up(
+    mine, tmp_path, monkeypatch, capsys, used, given
+):
+    methods, compared = ("few_labels", "ddp", "ddep"), comparing(mine, tmp_path)
+    (tmp_path / "few_labels_0.json").write_text(json.dumps({"seconds": 60 * used, "mIoU": 0.5}))
+    monkeypatch.setattr(  # each takes the minutes that it gets
+        comparison, "_run", lambda _, cell, minutes: {"seconds": 60 * minutes, "mIoU": 0.5}
+    )
+    cells = comparison._cells(methods, 1, 1)
+    comparison.run_cells(compared, cells)
+    minutes = {cell.name: comparison.record_of(compared, cell).get("minutes") for cell in cells[1:]}
+    found = {name: each for name, each in minutes.items() if each}
+    assert found == pytest.approx(given)
+    said = capsys.readouterr().out
+    assert said.count("skipped, as the minutes are used up") == 3 - len(given)
+    rows = {row["method"]: row for row in comparison_report.table_rows(compared, cells)}
+    assert (rows["ddep"].get("failed") == "the minutes were too few") == ("ddep_0" not in given)
+
+
+def test_a_network_alone_is_trained_however_few_the_minutes_are(mine, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "_run", lambda *_: {"seconds": 90.0, "mIoU": 0.5})
+    compared = comparing(mine, tmp_path, minutes=1)
+    comparison.run_cells(compared, cells_of(["ddep"], 3, 1))
+    assert comparison.record_of(compared, Cell("ddep", 0))["minutes"] > 0.4
+
+
+def test_a_run_that_a_killed_comparison_left_is_waited_for(compared, monkeypatch, capsys):
+    looks = iter((1, 1, 0))
+
+    def require_free(folder, task, flag):
+        if next(looks, 0):
+            raise InUse(f"{folder} is in use")
+
+    monkeypatch.setattr(child_run, "require_free", require_free)
+    monkeypatch.setattr(child_run, "POLL", 0)
+    _, _, commands = compared("--minutes=40", methods="ddp")
+    assert "waits for a run that goes on" in capsys.readouterr().out and len(commands) == 3
+
+
+def test_a_run_that_a_signal_ended_says_so(tmp_path):
+    program = "import os; print('step 3'); os.kill(os.getpid(), 9)"
+    lines, command = [], ["-Sc", program]
+    record = child_run.record_of_command(command, tmp_path / "log", tmp_path, "train", lines.append)
+    assert lines == ["  step 3"] and record["command"].startswith("python -Sc ")
+    assert record["failed"] == "was ended by signal 9 (Killed); perhaps the memory was full"
+    record = child_run.record_of_command(
+        ["-Sc", "raise SystemExit(3)"], tmp_path / "log", tmp_path, "train", lines.append
+    )
+    assert record["failed"] == "exit code 3"
+
+
+def test_the_table_fits_a_terminal():
+    row = {
+        "method": "few_labels", "title": "", "folds": 2, "mIoU": 0.99, "mIoU_of_folds": [1.0, 0.98],
+        "AUROC": 0.9, "ECE": 0.1, "linear_probe": 0.5, "seconds": 3000.0, "peak_bytes": 999e9,
+        "unlabelled_seconds": 36000.0,
+    }  # fmt: skip
+    lines = comparison_report.lines_of_methods([row]).splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) == 4
+
+
+def test_the_forest_takes_the_seed_and_stops_no_other_method(mine, tmp_path, monkeypatch, capsys):
+    compared, seeds = comparing(mine, tmp_path, seed=7), []
+
+    def result(source, indices, held_out, held_out_indices, seed):
+        seeds.append(seed)
+        if len(seeds) > 1:
+            raise UserError("no pixel of the labelled images is labelled.")
+        labels = {int(index): np.zeros((48, 64), np.int32) for index in held_out_indices}
+        return {"mIoU": None, "AUROC": None, "calibration": {"ECE": None}}, labels
+
+    monkeypatch.setattr(comparison, "forest_result", result)
+    cells = [Cell("forest", 0), Cell("forest", 1)]
+    comparison.run_cells(compared, cells)
+    first, second = (comparison.record_of(compared, cell) for cell in cells)
+    assert seeds == [7, 7] and first["mIoU"] is None and "mIoU -" in capsys.readouterr().out
+    assert "no pixel" in second["failed"] and second["seconds"] > 0
+
+
+def test_the_time_of_a_stopped_run_counts(mine, tmp_path, monkeypatch, capsys):
+    compared = comparing(mine, tmp_path, minutes=60)
+    monkeypatch.setattr(child_run, "run_watched", Runs())
     (tmp_path / "ddp_0").mkdir()
     (tmp_path / "ddp_0" / "time_budget.json").write_text('{"minutes": 30, "used": 600}')
     (tmp_path / "ddp_0.json").write_text('{"minutes": 30}')
@@ -190,6 +285,7 @@ def test_a_method_that_fails_is_a_row_that_says_why(compared):
         (["--configs=nowhere"], "nowhere"),
         (["--methods=,"], "no method is named"),
         (["--folds=1"], "Try --folds=3"),
+        (["--workdir=gs://b/x"], "--workdir is gs://b/x, but this command writes to a folder"),
     ],
 )
 def test_mistakes_are_one_sentence(mine, tmp_path, arguments, sentence, capsys):
@@ -202,8 +298,9 @@ def test_mistakes_are_one_sentence(mine, tmp_path, arguments, sentence, capsys):
 
 def test_another_comparison_is_not_mixed_in(compared):
     compared("--minutes=40", methods="ddp")
-    with pytest.raises(SystemExit):
-        compared("--minutes=40", "--seed=1", methods="ddp")
+    for other in ("--minutes=40", "--seed=1"), ("--minutes=50",):
+        with pytest.raises(SystemExit):
+            compared(*other, methods="ddp")
 
 
 class Halves(list):
@@ -226,6 +323,15 @@ def test_a_forest_learns_what_filters_show():
     assert result["AUROC"] is None or 0 <= result["AUROC"] <= 1  # not NaN, which JSON lacks
     assert result["mIoU"] > 0.9
     assert (labels[2] == Halves()[2]["mask"]).mean() > 0.95
+
+
+def test_trees_and_their_pixels_are_drawn_by_the_seed(monkeypatch):
+    def fit_forest(source, indices, seed):
+        raise UserError(f"drawn by {seed}")
+
+    monkeypatch.setattr(forest, "fit_forest", fit_forest)
+    with pytest.raises(UserError, match="drawn by 7"):
+        forest.forest_result(Halves(), [0], Halves(), [2], seed=7)
 
 
 def test_a_forest_without_labels_is_one_sentence():

@@ -10,7 +10,7 @@ import pytest
 
 from diffseg_jax import UserError, study
 from diffseg_jax.data.sources import open_source
-from diffseg_jax.experiment import labelled_images, study_cells, study_runs
+from diffseg_jax.experiment import child_run, labelled_images, study_cells, study_runs
 from diffseg_jax.experiment.study_cells import (
     cells_of_study,
     command_of_run,
@@ -224,7 +224,7 @@ def test_data_that_no_cell_can_open_are_an_error_before_the_first(
     write, options, flags, tmp_path, monkeypatch, capsys
 ):
     runs = Runs()
-    monkeypatch.setattr(study_runs, "run_watched", runs)
+    monkeypatch.setattr(child_run, "run_watched", runs)
     file = write(base=str(ROOT / "configs/ddpm_seg_folder.py"), options=options,
                  axes={"data.count": (2, 4)}, shared={})  # fmt: skip
     with pytest.raises(SystemExit) as stopped:

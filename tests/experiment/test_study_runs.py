@@ -63,8 +63,8 @@ def test_a_run_that_a_killed_study_left_is_waited_for(studied, monkeypatch):
             self.fails = ("pretrain",) if looks.count("pretrain") == 2 else ()
             return super().__call__(command, log, say)
 
-    monkeypatch.setattr(study_runs, "require_free", require_free)
-    monkeypatch.setattr(study_runs, "POLL", 0)
+    monkeypatch.setattr(child_run, "require_free", require_free)
+    monkeypatch.setattr(child_run, "POLL", 0)
     lines, _, commands, stopped = studied(runs=Left)
     assert not stopped and len(commands) == 10 and "waits for a run that goes on" in lines
 
@@ -232,7 +232,7 @@ def test_a_folder_out_of_reach_fails_and_is_not_waited_for(studied, monkeypatch)
     def require_free(folder, task, flag):
         raise UserError(f"{folder} cannot be reached")
 
-    monkeypatch.setattr(study_runs, "require_free", require_free)
+    monkeypatch.setattr(child_run, "require_free", require_free)
     _, workdir, _, stopped = studied(**ONE)
     assert stopped == 2 and "cannot be reached" in (workdir / "table.md").read_text()
 
