@@ -33,6 +33,10 @@ SHORTER = 4  # times fewer steps than the recipe
 GENTLER = 0.5  # of the recipe's peak learning rate
 MOVING = "moving.json"  # in the folder of the new run: it is finished, and where the old one goes
 UNMOVED = ("config.json", MOVING)  # files of the new run that take no place
+MEASURED_LATER = (  # of the old checkpoints, by other modes than training
+    "results_eval.json", "image_counts_*_eval.npz", "confusion_*_eval.csv",
+    "corruptions.json", "corruptions.csv", "corruptions.md", "steps.json",
+)  # fmt: skip
 PARTED = "checkpoints", "folds", "step_counts", "tensorboard"  # parts of stages, which move
 
 
@@ -217,9 +221,9 @@ def _move(workdir):
         for folder in PARTED if (new / folder).is_dir()
         for entry in (new / folder).iterdir()
     ]  # fmt: skip
-    if (workdir / "results_eval.json").exists():  # it is of the old checkpoints
+    for file in [file for pattern in MEASURED_LATER for file in workdir.glob(pattern)]:
         make_workdir(before)
-        (workdir / "results_eval.json").rename(before / "results_eval.json")
+        file.rename(before / file.name)
     for name in [*parts, *whole]:
         place, aside = workdir / name, before / name
         if place.exists():
