@@ -1,5 +1,6 @@
 """Runs the stages of a plan one after another, and reports their results."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +78,8 @@ def train(
             plan.log.say(f"warning: {sentence}")
         write_subset(plan)
         budget = minutes and open_budget(plan, minutes, begun)
-        with tracking(plan.log, track, config, workdir):
+        kept = budget.kept() if budget else contextlib.nullcontext()
+        with tracking(plan.log, track, config, workdir), kept:
             run_stages(plan, changed_data == "continue", budget)
 
 

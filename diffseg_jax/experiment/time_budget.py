@@ -4,16 +4,18 @@ Seconds are those of the run. If it was stopped and started again, those of all 
 up: `time_budget.json` in the workdir keeps them.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from diffseg_jax.devices import processes
+from diffseg_jax.display.interrupts import INTERRUPTS
 from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.evaluate import spread
@@ -142,6 +144,21 @@ class Budget:
         used = {"minutes": self.minutes, "used": self.total - self.left}
         if processes.is_first():
             write_json(self.file, {**used, "spent": self.spent, "image": image})
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Saves at its end what is used, also of fits and evaluations that were stopped."""
+        INTERRUPTS.releases.append(self.save)
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error says more
+                self.save()
+            raise
+        else:
+            self.save()
+        finally:
+            INTERRUPTS.releases.remove(self.save)
 
     def announce(self):
         """Logs how the time that is left is divided."""

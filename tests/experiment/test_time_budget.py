@@ -1,5 +1,6 @@
 """How minutes are divided, and the steps of stages on machines that a clock imitates."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -248,6 +249,38 @@ def test_a_busy_machine_keeps_more_time_for_what_is_not_measured(
 def test_a_fast_machine_makes_more_steps_than_the_recipe(tmp_path):
     machine = Machine(tmp_path, 10, [plan := planned("pretrain")])
     assert machine.train(plan, BUSY["quiet"]) > 1500
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, None])
+def test_the_time_of_a_stopped_evaluation_counts(tmp_path, error):
+    machine = Machine(tmp_path, 10, [planned("fit", fit=True, images=101)])
+    with pytest.raises(error) if error else contextlib.nullcontext(), machine.budget.kept():
+        machine.clock.now += 200
+        if error:
+            raise error
+    assert read_budget(tmp_path)["used"] == 200
+    machine.budget.file = tmp_path / "time_budget.json" / "no_folder"  # as if the disk were full
+    with pytest.raises(ValueError, match="the first"), machine.budget.kept():
+        raise ValueError("the first")
+
+
+def test_training_saves_the_time_wherever_it_stops(tmp_path, monkeypatch):
+    clock, log = Clock(), SimpleNamespace(say=print)
+    plan = SimpleNamespace(workdir=tmp_path, log=log)
+
+    def stops(*_):
+        clock.now += 50
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "checked_plan", lambda *_: (plan, []))
+    monkeypatch.setattr(stages, "open_budget", lambda *_: Budget(1, [], tmp_path, log, 0.0, clock))
+    monkeypatch.setattr(stages, "tracking", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(stages, "run_stages", stops)
+    for name in ("claim_workdir", "say_notes", "write_subset"):
+        monkeypatch.setattr(stages, name, lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        stages.train(None, tmp_path, minutes=1)
+    assert read_budget(tmp_path)["used"] == 50
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_time_that_is_left(tmp_path):
