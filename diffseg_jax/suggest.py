@@ -3,8 +3,8 @@
   python -m diffseg_jax.suggest --checkpoint=runs/few --images=photos --count=5 --output=next
 
 With a checkpoint it chooses images near which the network expects the most errors and that are
-unlike labelled ones; without one, images that stand for all others. Images from which the network
-has learned, and those in --labelled, are not suggested. It writes suggestions.txt (paths, the best
+unlike labelled ones; without one, images that stand for all others. Images in --labelled, and those
+that the run lists as learned from, are not suggested. It writes suggestions.txt (paths, the best
 first), suggestions.json (with scores, uncertainty and boxes [x, y, width, height] around uncertain
 regions) and sheet.png. After a stop the same command resumes; another --count takes no time.
 """

@@ -85,6 +85,11 @@ def suggest_images(
             "--count, or more images."
         )
     known = find_images(labelled)[0] if labelled else []
+    if not known and lists_parts(segmenter):
+        display.say(
+            "note: the run lists its training images by parts of their content or by files of many "
+            "images, so some are not recognised and may be suggested; give them as --labelled"
+        )
     look, identity = open_look(segmenter, features, display)
     folder = open_path(output)
     make_folder(folder)
@@ -184,9 +189,7 @@ class Pool:
 
 def learned_from(segmenter: Segmenter | None) -> set[str]:
     """Digests of the labelled images with which the run of a network learned, as it lists them."""
-    if segmenter is None:
-        return set()
-    listed = read_object(segmenter.directory.parent.parent / LISTED_IN)
+    listed = _listed_by_run(segmenter)
     try:
         return {
             digests[:DIGITS] for found in listed.values() if found["whole"]
@@ -194,6 +197,28 @@ def learned_from(segmenter: Segmenter | None) -> set[str]:
         }  # fmt: skip
     except (LookupError, TypeError, AttributeError):
         return set()
+
+
+def lists_parts(segmenter: Segmenter | None) -> bool:
+    """Whether labelled images of the run of a network are missing in `learned_from`.
+
+    Of large sets and in buckets it did not read whole files, and TFDS keeps many images in one.
+    """
+    listed = _listed_by_run(segmenter)
+    try:
+        return any(
+            not found["whole"] or any(len(digests) <= DIGITS for digests in found["files"].values())
+            for found in listed.values() if found["ids"] and found["files"]  # has masks, and files
+        )  # fmt: skip
+    except (LookupError, TypeError, AttributeError):
+        return False
+
+
+def _listed_by_run(segmenter):
+    """The fingerprints of the data of a run; {} without a run."""
+    if segmenter is None:
+        return {}
+    return read_object(segmenter.directory.parent.parent / LISTED_IN)
 
 
 # ---- writing -------------------------------------------------------------------------------------

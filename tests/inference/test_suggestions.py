@@ -118,6 +118,30 @@ def test_a_damaged_list_of_training_images_excludes_none(network, content):
     assert suggestions.learned_from(network) == set()
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"fit": {"whole": False, "ids": ["c"], "files": {"0": 2 * "0123456789abcdef"}}},
+        {"fit": {"whole": True, "ids": ["c"], "files": {"t.array_record": "0123456789abcdef"}}},
+    ],
+    ids=["large", "tfds"],
+)
+def test_training_images_that_are_not_recognised_are_said(network, photos, tmp_path, capsys, parts):
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "trained_on.json"
+    file.write_text(json.dumps(parts))
+    note = "note: the run lists its training images by parts"
+    suggest_images([photos], tmp_path / "out", 1, network)
+    assert note in capsys.readouterr().out
+    suggest_images([photos], tmp_path / "out", 1, network, [str(photos / "0.png")])
+    assert note not in capsys.readouterr().out
+    known = {"fit": {"whole": True, "ids": ["c"], "files": {"0": 2 * "0123456789abcdef"}}}
+    unlabelled = {"whole": False, "ids": [], "files": {"0": "0123456789abcdef"}}
+    file.write_text(json.dumps({**known, "pretrain": unlabelled}))
+    suggest_images([photos], tmp_path / "out", 1, network)
+    assert note not in capsys.readouterr().out
+
+
 def test_names_of_files_do_not_change_the_choice(network, photos, tmp_path):
     (tmp_path / "renamed").mkdir()
     for number in range(8):
