@@ -509,6 +509,19 @@ def test_other_files_and_flags_are_refused(name, published, file, tmp_path, caps
     assert printed.out == "" and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [("gs://bucket/x", "is an address. Give an --output on"), ("full", "full is not empty. Give")],
+)
+def test_an_output_that_cannot_be_new_is_refused(tmp_path, monkeypatch, output, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full/checkpoints").mkdir(parents=True)
+    (tmp_path / "stopped/0.orbax-checkpoint-tmp").mkdir(parents=True)
+    converting.require_unused("stopped")
+    with pytest.raises(UserError, match=sentence):
+        converting.require_unused(output)
+
+
 def test_an_output_that_exists_is_refused(file, converted, capsys):
     before = sorted(path.name for path in converted.iterdir())
     with pytest.raises(SystemExit):

@@ -11,6 +11,7 @@ import yaml
 from diffseg_jax import load, share
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference import model_card, sharing
+from diffseg_jax.inference.converted import without_folders
 from diffseg_jax.inference.description import describe_checkpoint
 from diffseg_jax.inference.model_card import CARD, MARK, PLACEHOLDER
 
@@ -116,6 +117,22 @@ def test_pictures_of_data_may_be_left_out(run_copy, tmp_path, monkeypatch, capsy
     files = sharing.files_in(tmp_path / "anna/streets")
     assert CARD in files and not [name for name in files if name.startswith("pictures/")]
     assert "pictures/" not in (tmp_path / "anna/streets" / CARD).read_text()
+
+
+def test_parameters_that_were_not_evaluated_are_shared_without_results(run_copy, tmp_path):
+    sharing.prepare_copy(run_copy, "hf://anna/streets", tmp_path / "new", ema="off")
+    card, files = (tmp_path / "new" / CARD).read_text(), sharing.files_in(tmp_path / "new")
+    assert "model-index" not in card and "## Results" not in card and "pictures/" not in card
+    assert not [name for name in files if name.startswith(("pictures/", "results"))]
+
+
+@pytest.mark.parametrize(("given", "shared"), [
+    ("/home/anna/photos", "photos"), ("~/photos", "photos"), ("../anna/photos", "photos"),
+    ("dinov2=/home/anna/dinov2.pth", "dinov2=dinov2.pth"), ("a=b=../anna/c", "a=b=c"),
+    ("/home/anna/a=b/c", "c"), ("gs://bucket/a", "gs://bucket/a"), ("runs/a", "runs/a"), (3, 3),
+])  # fmt: skip
+def test_paths_lose_their_folders(given, shared):
+    assert without_folders({"sources": (given,)}) == {"sources": (shared,)}
 
 
 def test_wrong_targets_are_refused_first(tmp_path):

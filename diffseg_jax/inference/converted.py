@@ -36,6 +36,7 @@ WHOLE_IMAGES = {  # how images are shown, as in the part `evaluate` of a config
     "view": "whole", "window": (0, 0), "stride": (0, 0), "scales": (1.0,), "flip": False,
     "limit": (0, 0), "short": 0,
 }  # fmt: skip
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the names that a conversion leaves which was stopped
 DDP_STEPS = {"aligned": 10, "trained": 3}  # of the published tests, for weights of each stage
 DDP_LIMITS = {19: (2048, 1024), 150: (2048, 512)}  # into which images fit, by number of classes
 
@@ -193,13 +194,20 @@ def convert_run(path: str | os.PathLike, output: str | os.PathLike, stage=None, 
 
 
 def without_folders(values):
-    """Nested dicts and sequences in which absolute paths have lost all but their last part."""
+    """Nested dicts and sequences in which paths of this machine have lost all but their last part.
+
+    Those are absolute paths, and paths that begin with "../"; also after "=", as in "mae=/a/b.pth".
+    """
     if isinstance(values, dict):
         return {key: without_folders(value) for key, value in values.items()}
     if isinstance(values, (list, tuple)):
         return type(values)(map(without_folders, values))
-    is_path = isinstance(values, str) and values.startswith(("/", "~/"))
-    return Path(values).name if is_path else values
+    if not isinstance(values, str):
+        return values
+    if values.startswith(("/", "~/", "../")):
+        return Path(values).name
+    name, equals, path = values.partition("=")
+    return name + equals + without_folders(path) if equals else values
 
 
 def classes_meta(num_classes: int) -> dict:
@@ -213,11 +221,15 @@ def classes_meta(num_classes: int) -> dict:
 
 
 def require_unused(output: str | os.PathLike):
-    """Makes the parent folder of an output; UserError if the output exists."""
+    """Makes the parent folder of an output; UserError for an address, and if it holds anything."""
+    if "://" in str(output):
+        raise UserError(f"{output} is an address. Give an --output on this machine.")
     if has_checkpoint(Path(output)):
         raise UserError(f"{output} holds a checkpoint already. Give another --output.")
     if os.path.isfile(output):
         raise UserError(f"{output} is a file. Give another --output.")
+    if os.path.isdir(output) and any(UNFINISHED not in name for name in os.listdir(output)):
+        raise UserError(f"{output} is not empty. Give another --output, a new directory.")
     make_folder(Path(output).absolute().parent)
 
 

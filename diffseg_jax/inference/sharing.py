@@ -15,7 +15,7 @@ from diffseg_jax.inference.model_card import CARD, MARK, PLACEHOLDER, model_card
 from diffseg_jax.storage.hub import in_hub, split_address, upload
 from diffseg_jax.storage.networks import open_meta
 from diffseg_jax.storage.paths import open_path, write_atomically, write_json
-from diffseg_jax.storage.workdir import saved_config
+from diffseg_jax.storage.workdir import read_results, saved_config
 
 RUN_FILES = ("config.json", "results.json")  # of a workdir, where they are
 
@@ -60,16 +60,18 @@ def prepare_copy(
     pictures  whether those of the stage come too, which show images of the data
     stage, options  of `convert_run`: the parameters of one stage are copied, without the optimizer
 
-    Of a run come its config and its results as well. Paths of this
-    machine lose their folders. A README.md that people wrote is copied as it is. Raises UserError
-    if there is no such checkpoint.
+    Of a run come its config and its results as well; without results and pictures if they are of
+    another step or average than the copied one. Paths of this machine lose their folders. A
+    README.md that people wrote is copied as it is. Raises UserError if there is no such checkpoint.
     """
     directory = find_stage(checkpoint, stage)
     convert_run(directory, folder, with_folders=False, **options)
     in_run = directory.parent.name == "checkpoints"
     root = directory.parent.parent if in_run else directory
-    shown = (root / "pictures").glob(f"{directory.name}_*.png") if in_run and pictures else ()
-    for file in [*(root / name for name in RUN_FILES if in_run), *shown]:
+    results = open_meta(folder).get("results")
+    measured = in_run and bool(results) == bool(read_results(root).get(directory.name))
+    pictures = (root / "pictures").glob(f"{directory.name}_*.png") if measured and pictures else ()
+    for file in [*(root / name for name in RUN_FILES if measured), *pictures]:
         if file.exists():
             write_atomically(folder / file.relative_to(root).as_posix(), file.read_bytes())
     config = saved_config(root) if in_run else {}
@@ -79,8 +81,9 @@ def prepare_copy(
     text = _text_of(root / CARD)
     if not text or MARK in text:
         text = model_card(
-            describe_checkpoint(directory), address=address, command=shared_command(text),
-            picture=_sheet_of(folder, directory.name), licence=licence,
+            describe_checkpoint(directory) | {"results": results}, address=address,
+            command=shared_command(text), picture=_sheet_of(folder, directory.name),
+            licence=licence,
         )  # fmt: skip
     write_atomically(folder / CARD, text.replace(PLACEHOLDER, address).encode())
 
@@ -147,8 +150,7 @@ def require_target(target: str):
 def shared_command(card: str) -> str:
     """`command_in` a card, in which paths of this machine have lost their folders."""
     lines = [shlex.split(line) for line in command_in(card).splitlines()]
-    shorten = lambda word: "=".join(map(without_folders, word.split("=")))
-    return "\n".join(shlex.join(map(shorten, words)) for words in lines)
+    return "\n".join(shlex.join(map(without_folders, words)) for words in lines)
 
 
 def _text_of(file):
