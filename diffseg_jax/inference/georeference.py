@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from diffseg_jax.data.files import ends_with
-from diffseg_jax.data.formats import FORMATS
-from diffseg_jax.storage.paths import in_bucket, open_path
+from diffseg_jax.data.formats import FORMATS, image_formats
+from diffseg_jax.data.orientation import orientation_of, stored_orientation
+from diffseg_jax.storage.paths import in_bucket, open_path, read_bytes
 
 SCALE, TIEPOINTS, TRANSFORMATION, KEYS, DOUBLES, TEXTS = 33550, 33922, 34264, 34735, 34736, 34737
 TAG_TYPES = {  # of the tags above
@@ -27,7 +28,6 @@ TAG_TYPES = {  # of the tags above
 }
 PIXEL_IS_POINT, PROJECTED, GEOGRAPHIC = 1025, 3072, 2048  # keys in the tag KEYS
 MAX_EPSG = 32766  # larger values of a key are no codes
-ORIENTATION = 274
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,18 +81,31 @@ class Georeference:
 
 
 def georeference_of(path: str) -> Georeference | None:
-    """That of an image file, from its tags or a world file beside it; None where there is none."""
+    """That of an image file, from its tags or a world file beside it; None where there is none.
+
+    None too for an image whose orientation turns it: both are of the stored pixels, and predictions
+    are upright.
+    """
     tags = _tags(path) if ends_with(path, FORMATS["TIFF"]) else {}
     if not tags.keys() & {TIEPOINTS, TRANSFORMATION}:
         tags = {} if in_bucket(path) else _of_world_file(Path(path))
-    return Georeference(tags) if tags else None
+    return Georeference(tags) if tags and _orientation(path) == 1 else None
+
+
+def _orientation(path):
+    """As of `orientation_of`; of a TIFF, which may be large, only the header is read."""
+    if not ends_with(path, FORMATS["TIFF"]):
+        return stored_orientation(read_bytes(path))
+    try:
+        with open_path(path).open("rb") as file, Image.open(file, formats=image_formats()) as image:
+            return orientation_of(image)
+    except Exception:  # reading the image says what is wrong
+        return 1
 
 
 def _tags(path):
     try:
         with open_path(path).open("rb") as file, Image.open(file, formats=["TIFF"]) as image:
-            if image.tag_v2.get(ORIENTATION, 1) != 1:
-                return {}  # the prediction is upright, and the tags are of the stored pixels
             return {tag: image.tag_v2[tag] for tag in TAG_TYPES if tag in image.tag_v2}
     except Exception:  # reading the image says what is wrong
         return {}

@@ -46,7 +46,7 @@ CASES = {  # tags, the map coordinates of (0, 0), the code
 def save_tiff(path, tags, image=None, **options):
     directory = TiffImagePlugin.ImageFileDirectory_v2()
     for tag, value in tags.items():
-        directory.tagtype[tag] = TAG_TYPES[tag]
+        directory.tagtype[tag] = TAG_TYPES.get(tag, TiffImagePlugin.TiffTags.SHORT)
         directory[tag] = value
     image = Image.new("RGB", (6, 5)) if image is None else image
     image.save(path, tiffinfo=directory, **options)
@@ -86,6 +86,18 @@ def test_a_world_file_says_it_too(tmp_path, names):
     assert place.matrix.tolist() == [[0.5, 0, 10], [0, -0.25, 20]] and place.epsg is None
     (tmp_path / "b.tif").write_bytes(place.write_tiff(Image.new("L", (6, 5))))
     assert georeference_of(str(tmp_path / "b.tif")) == place
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+def test_an_image_that_its_orientation_turns_has_no_place(tmp_path, name):
+    for orientation in (1, 6):
+        turned = Image.Exif()
+        turned[274] = orientation
+        Image.new("RGB", (6, 5)).save(tmp_path / name, exif=turned)
+        (tmp_path / "a.wld").write_text("0.5 0 0 -0.25 10.25 19.875")
+        assert (georeference_of(str(tmp_path / name)) is None) == (orientation == 6)
+        place = georeference_of(save_tiff(tmp_path / "b.tif", {**SIZES, 274: orientation}))
+        assert (place is None) == (orientation == 6)
 
 
 @pytest.mark.parametrize("case", CASES)
