@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None):
         use_cache(given.pop("compilation_cache"))
         opened = {name: given.pop(name) for name in CHECKPOINT_FLAGS}
         images, output, keep = (given[name] for name in ("images", "output", "keep_masks"))
-        require_apart(matching(images), output)
+        require_apart(matching(images, output=output), output)
         require_free(open_path(output), "features", "--output")
         display = Display()
         with display.progress("opens the network"):

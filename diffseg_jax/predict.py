@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None):
         every, video, show = (given.pop(name) for name in ("every", "video", "show"))
         chosen = ("format", "contours", "review", "reject", "overlay")
         saved = SaveOptions(extra, **{name: given.pop(name) for name in chosen})
-        require_apart(matching(images), output)
+        require_apart(matching(images, output=output), output)
         require_free(open_path(output), "predict", "--output")
         display = Display()
         with display.progress("opens the network"):

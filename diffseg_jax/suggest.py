@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None):
         use_cache(given.pop("compilation_cache"))
         opened = {name: given.pop(name) for name in CHECKPOINT_FLAGS}
         images, output = (given.pop(name) for name in ("images", "output"))
-        require_apart([*matching(images), *matching(given["labelled"])], output)
+        require_apart(matching([*images, *given["labelled"]], output=output), output)
         require_free(open_path(output), "suggest", "--output")
         display = Display()
         segmenter = open_segmenter(display, **opened)

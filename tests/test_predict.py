@@ -220,6 +220,9 @@ def test_changed_images_are_predicted_again(run, photos, tmp_path):
     other = tmp_path / "others" / "a.png"
     other.parent.mkdir()
     Image.fromarray(RNG.integers(0, 256, (21, 30, 3), np.uint8)).save(other)
+    code, _, err = run(images=other.parent)
+    assert code == 2 and f"of {photos}/a.png as a, which those of {other} would replace" in err
+    (photos / "a.png").unlink()
     run(images=other.parent)
     assert summary(tmp_path)["pictures"]["a"]["file"] == str(other)
     assert summary(tmp_path)["pictures"]["a"]["size"] == [21, 30]

@@ -45,8 +45,10 @@ def require_folder(path, name, layout):
     return root
 
 
-def expanded(path: str | os.PathLike) -> list[str]:
+def expanded(path: str | os.PathLike, output: str = "") -> list[str]:
     """The path; or what it matches, sorted, if it does not exist but holds *, ? or [.
+
+    output  a folder in which nothing is matched, unless the whole pattern is searched there
 
     Hidden files are not matched. Raises UserError where nothing is.
     """
@@ -58,10 +60,21 @@ def expanded(path: str | os.PathLike) -> list[str]:
         if not rest:
             return [path]
         found = sorted(str(match) for match in root.glob("/".join(rest)) if match.name[0] != ".")
+    if output and is_below(output, root) and not is_below(root, output):
+        found = [match for match in found if not is_below(match, output)]
     if not found:
         near = similar_path(root)
         raise UserError(f"there is no file or folder like {path}. Check the pattern.{near}")
     return found
+
+
+def is_below(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
+    """Whether a path is a folder or lies in it; links are followed."""
+    path, folder = (
+        str(each if in_bucket(each) else open_path(each).resolve()).rstrip("/") + "/"
+        for each in (path, folder)
+    )
+    return path.startswith(folder)
 
 
 def list_files(folder, endings):

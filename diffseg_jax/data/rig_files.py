@@ -68,6 +68,17 @@ def count_cameras(file) -> int | None:
     return None if cameras is None else len(cameras)
 
 
+def photographs_of(file) -> list[Path]:
+    """The paths of the photographs that a JSON file lists; [] if it cannot be read."""
+    file = open_path(file)
+    try:
+        cameras = _cameras_in(file) or []
+    except (OSError, ValueError, RecursionError):
+        return []
+    listed = [each for each in cameras if isinstance(each, dict) and "image" in each]
+    return [file.parent / str(camera["image"]) for camera in listed]
+
+
 def _cameras_in(file):
     """The list under "cameras" in a JSON file, or None."""
     content = json.loads(file.read_text())

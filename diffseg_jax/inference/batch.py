@@ -55,7 +55,7 @@ def predict_files(
         return segmenter.output.of_files(
             segmenter, images, output, options, saved, others, palette, display
         )
-    images = matching(images)
+    images = matching(images, output=output)
     require_apart(images, output)
     folder = open_path(output)
     found, notes = find_images(images, keep_masks, every)
@@ -153,7 +153,8 @@ def clips_in(
     clips = {}
     for name, source in found:
         if is_video(container_of(source)):
-            clips.setdefault(name.rpartition("_")[0], {})[name] = source
+            clip = name.rpartition(f"_{source.number:06d}")[0]  # a number may follow
+            clips.setdefault(clip, {})[name] = source
     if not clips:
         raise UserError("--video=True, but there is no video among the images. Leave it out.")
     return clips

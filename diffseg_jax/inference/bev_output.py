@@ -8,6 +8,7 @@ from diffseg_jax.data.rig_files import read_rig
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference.bev_maps import BEVPrediction
 from diffseg_jax.inference.exported_rigs import RIG_FORM, exported_layers
+from diffseg_jax.inference.images import unique_name
 from diffseg_jax.inference.options import PredictOptions
 from diffseg_jax.inference.output import OutputKind
 from diffseg_jax.inference.rig_batch import needs_rigs, predict_rig_files, rig_maps
@@ -24,7 +25,7 @@ def predict_rigs(
     segmenter  what `diffseg_jax.load` returns
     rigs       dicts of "images" u8[N,H,W,3], "intrinsics" f[N,3,3], "camera_to_world" f[N,4,4] and
                "name", as sources of such data have them, or paths of NAME.json, see `read_rig`; one
-               of those may stand alone. Numbers of cameras may differ.
+               of those may stand alone. Numbers of cameras may differ; equal names get a number.
     steps, samples, seed, batch_size  as of `Segmenter.predict`
 
     Raises UserError for a network of another task, for no rig, and for rigs without calibration.
@@ -38,7 +39,8 @@ def predict_rigs(
     rigs = [dict(rig) if isinstance(rig, Mapping) else read_rig(rig) for rig in rigs]
     if not rigs:
         raise UserError("no rig was given. Give a list of rigs, or of paths of NAME.json files.")
-    names = tuple(str(rig.get("name", number)) for number, rig in enumerate(rigs))
+    taken = set()
+    names = tuple(unique_name(str(rig.get("name", n)), taken) for n, rig in enumerate(rigs))
     for name, rig in zip(names, rigs, strict=True):
         if not len(rig.get("images", ())):
             raise UserError(

@@ -72,7 +72,7 @@ def write_features(
     describes all, and holds the size and time of every finished image. Raises UserError if there is
     no image, and for a folder with other features.
     """
-    images, display = matching(images), display or Display()
+    images, display = matching(images, output=output), display or Display()
     require_apart(images, output)
     folder, source = open_path(output), source_of(segmenter, taps)
     found, notes = find_images(images, keep_masks, every)

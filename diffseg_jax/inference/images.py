@@ -42,7 +42,7 @@ def named_images(images) -> Iterator[tuple[str, np.ndarray]]:
     """
     count, taken = 0, set()
     for name, image in _images_in(images):
-        yield _unique(name or f"{count:06d}", taken), image
+        yield unique_name(name or f"{count:06d}", taken), image
         count += 1
     if not count:
         raise UserError(f"no image was given. Give {ACCEPTED}.")
@@ -128,7 +128,7 @@ def named_files(found: Sequence[tuple[PurePath, str]]) -> list[tuple[str, str]]:
     for file, path in found:
         stem = str(file.with_suffix(""))
         with_ending = str(file.with_name(file.name.replace(".", "_")))
-        names.append((stem if stems[stem] == 1 else _unique(with_ending, taken), path))
+        names.append((stem if stems[stem] == 1 else unique_name(with_ending, taken), path))
     return names
 
 
@@ -138,25 +138,27 @@ def _with_frames(named, every):
     for name, path in named:
         for source in frames_in(path, every):
             is_frame = isinstance(source, Frame)
-            frame = _unique(f"{name}_{source.number:06d}", taken) if is_frame else name
+            frame = unique_name(f"{name}_{source.number:06d}", taken) if is_frame else name
             found.append((frame, source))
     return found
 
 
 def matching(
-    paths: str | os.PathLike | Sequence[str | os.PathLike], endings: Sequence[str] = ()
-) -> list[str]:
+    paths: str | os.PathLike | Sequence[str | os.PathLike], endings: Sequence[str] = (),
+    output: str = "",
+) -> list[str]:  # fmt: skip
     """The paths, patterns replaced by what they match.
 
     Of a pattern's files only those with these endings are taken, () being those of images and
     videos, unless it matches nothing else. Of its folders, which are searched with their
-    subfolders, none lies in another one.
+    subfolders, none lies in another one. Patterns match nothing in the folder `output`, "" being
+    none, where earlier results are.
     """
     found, endings = [], tuple(endings) or image_endings() + VIDEO_ENDINGS
     for path in [paths] if is_path(paths) else paths:
         if not os.fsdecode(path):
             raise UserError("the path of an image is empty. Give a file or a folder.")
-        matches = expanded(path)
+        matches = expanded(path, output)
         folders = {each for each in matches if open_path(each).is_dir()}
         images = [each for each in matches if ends_with(each, endings) or each in folders]
         found += [each for each in images or matches if not _is_inside(each, folders)]
@@ -168,7 +170,7 @@ def _is_inside(path, folders):
     return any(str(above) in folders for above in open_path(path).parents)
 
 
-def _unique(name: str, taken: set[str]) -> str:
+def unique_name(name: str, taken: set[str]) -> str:
     """The name, with a number after it if it is taken; adds it to `taken`."""
     numbered = (f"{name}_{number}" for number in itertools.count(2))
     unique = next(each for each in itertools.chain([name], numbered) if each not in taken)

@@ -7,11 +7,11 @@ from pathlib import PurePath
 
 import numpy as np
 
-from diffseg_jax.data.bev_transforms import network_input, require_lidar
+from diffseg_jax.data.bev_transforms import RigView, network_input, require_lidar
 from diffseg_jax.data.files import split_files
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.palette import distinct_colours
-from diffseg_jax.data.rig_files import RIG_EXAMPLE, count_cameras, read_rig
+from diffseg_jax.data.rig_files import RIG_EXAMPLE, count_cameras, photographs_of, read_rig
 from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import COMPILES
 from diffseg_jax.errors import UserError, counted, visible
@@ -21,7 +21,13 @@ from diffseg_jax.inference.images import matching, named_files
 from diffseg_jax.inference.options import PredictOptions, require_integer
 from diffseg_jax.inference.rig_forward import make_rig_forward, view_of
 from diffseg_jax.inference.saved import SaveOptions, path_of
-from diffseg_jax.inference.summary import Summary, add_all, metadata_of, require_one_read
+from diffseg_jax.inference.summary import (
+    Summary,
+    add_all,
+    metadata_of,
+    require_one_read,
+    stamp,
+)
 from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.paths import make_folder, open_path
 from diffseg_jax.systems.ddp_bev import BEV
@@ -86,7 +92,7 @@ def predict_rig_files(
     images have, where there is no rig or none can be read, and as `Summary`.
     """
     require_options_of_rigs({**vars(options), **saved.changed(), **others})
-    found, notes = find_rigs(segmenter, images)
+    found, notes = find_rigs(segmenter, images, output)
     for note in notes:
         display.say(f"note: {visible(note)}")
     folder = open_path(output)
@@ -97,6 +103,7 @@ def predict_rig_files(
         folder, metadata_of(segmenter, labels, options, saved) | {"output": list(bound)},
         outputs=lambda name: [path_of(folder, name, end) for end in RIG_FILES],
         required=("shares", "uncertainty"), overview=overview_of_rigs, added=("calibrator",),
+        stamped=stamp_of_rig,
     )  # fmt: skip
     summary.content["files"] = RIG_FILES
     remaining = {name: path for name, path in found if not summary.is_done(name, path)}
@@ -106,7 +113,8 @@ def predict_rig_files(
             display.say(f"{len(found) - len(remaining)} of {len(found)} rigs are done already")
         progress = display.progress("rigs", len(remaining), unit="rigs", first=COMPILES)
         with progress:
-            rigs = readable_rigs(remaining, summary, progress.add)
+            view = view_of(segmenter.meta["task"])
+            rigs = readable_rigs(remaining, view, summary, progress.add)
             written = write_rigs(segmenter, rigs, options, folder, labels, bound)
             add_all(
                 summary, written, remaining, progress.add,
@@ -128,14 +136,16 @@ def require_options_of_rigs(given: Mapping):
 
 
 def find_rigs(
-    segmenter, paths: Sequence[str]
+    segmenter, paths: Sequence[str], output: str = ""
 ) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
     """(name, path) of every NAME.json, and sentences about other JSON files in folders.
+
+    output  as of `matching`
 
     Rigs with the same number of cameras stand together. Raises UserError for other files.
     """
     found, others = [], []
-    for path in matching(paths, RIG_ENDINGS):
+    for path in matching(paths, RIG_ENDINGS, output):
         opened = open_path(path)
         if not opened.is_dir():
             if opened.suffix.lower() not in RIG_ENDINGS:
@@ -157,14 +167,27 @@ def find_rigs(
     return named, notes if others else ()
 
 
-def readable_rigs(remaining: Mapping[str, str], summary: Summary, advance) -> Iterator[dict]:
-    """Every rig that can be read, by its name; the others go into the summary."""
+def stamp_of_rig(path: str) -> list:
+    """The stamps of a NAME.json and of the photographs that it lists; None for a missing one."""
+    found = [stamp(path)]
+    for photograph in photographs_of(path):
+        found.append(stamp(str(photograph)) if photograph.exists() else None)
+    return found
+
+
+def readable_rigs(
+    remaining: Mapping[str, str], view: RigView, summary: Summary, advance
+) -> Iterator[dict]:
+    """Every rig that can be read and fills the view, by its name; others go into the summary."""
     for name, path in remaining.items():
         try:
-            yield read_rig(path) | {"name": name}
+            rig = read_rig(path) | {"name": name}
+            view.require(*rig["images"].shape[1:3], name)
         except UserError as error:
             summary.content["unreadable"][path] = str(error)
             advance()
+        else:
+            yield rig
 
 
 def write_rigs(

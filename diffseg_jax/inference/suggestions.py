@@ -73,7 +73,8 @@ def suggest_images(
     """
     if segmenter:
         require_segmentation(segmenter.config, "suggest", segmenter.directory)
-    images, labelled, display = matching(images), matching(labelled), display or Display()
+    images, labelled = (matching(paths, output=output) for paths in (images, labelled))
+    display = display or Display()
     require_apart([*images, *labelled], output)
     require_integer("count", count, 1, 10**6)
     found, notes = find_images(images, keep_masks, every)

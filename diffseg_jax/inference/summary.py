@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -39,6 +40,7 @@ class Summary:
     required  keys of the entry of an image, without which it is not finished
     overview  entries of all images -> more entries of the file
     added     keys of `metadata` that files of earlier versions may lack
+    stamped   source of an image -> numbers that differ if its content does
     Raises UserError if the folder holds those of another network or with other options.
     """
 
@@ -46,11 +48,12 @@ class Summary:
         self, folder: Path, metadata: dict, file: str = SUMMARY, what: str = "predictions",
         outputs: Callable[[str], list] | None = None, required: Collection[str] = (),
         overview: Callable[[dict], dict] = lambda entries: {}, added: Collection[str] = (),
+        stamped: Callable[[str | Frame], list] | None = None,
     ):  # fmt: skip
         self.folder, self.file, self.what = folder, folder / file, what
         self.outputs = outputs or (lambda name: [path_of(folder, name, each) for each in FILES])
         self.required = {"file", "stamp", *required}
-        self.overview = overview
+        self.overview, self.stamped = overview, stamped or stamp
         self.content = {**metadata, "pictures": {}, "unreadable": {}}
         self.saved = 0.0
         if self.file.exists():
@@ -83,15 +86,28 @@ class Summary:
             )
 
     def is_done(self, name: str, source: str | Frame) -> bool:
-        """Whether all files of an image are there, and the image has not changed since."""
+        """Whether all files of an image are there, and the image has not changed since.
+
+        Raises UserError where the files of another image that exists would be replaced.
+        """
         entry = self.content["pictures"].get(name)
-        if entry is None or entry["file"] != str(source) or entry["stamp"] != stamp(source):
+        if entry is None:
+            return False
+        before = str(entry["file"])
+        if not is_same_file(before, str(source)):
+            if not is_there(before):
+                return False
+            raise UserError(
+                f"{self.folder} holds {self.what} of {before} as {name}, which those of {source} "
+                f"would replace. Give another --output, such as --output={self.folder}_2."
+            )
+        if entry["stamp"] != self.stamped(source):
             return False
         return all(open_path(path).exists() for path in self.outputs(name))
 
     def add(self, name: str, source: str | Frame, described: Mapping):
         """Notes that an image is finished, and writes the file if it is SAVE_EVERY old."""
-        where = {"file": str(source), "stamp": stamp(source)}
+        where = {"file": str(source), "stamp": self.stamped(source)}
         self.content["pictures"][name] = where | described
         if time.monotonic() - self.saved > SAVE_EVERY:
             self.save()
@@ -162,6 +178,18 @@ def stamp(source: str | Frame) -> list[int]:
     if in_bucket(path):
         return [int(status.length), int(status.mtime)]
     return [status.st_size, status.st_mtime_ns]
+
+
+def is_same_file(one: str, other: str) -> bool:
+    """Whether two paths, or names of frames, lead to the same file; links are followed."""
+    if one == other or in_bucket(one) or in_bucket(other):
+        return one == other
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def is_there(source: str) -> bool:
+    """Whether the file of an image exists; source: its path, or what names a frame."""
+    return any(open_path(path).exists() for path in {source, source.rpartition("#")[0] or source})
 
 
 def entries_in(folder: Path, metadata: Mapping) -> dict[str, dict]:

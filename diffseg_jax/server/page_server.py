@@ -66,13 +66,13 @@ class PageServer:
         require_labels_of(source)
         if are_scenes := list(images) == [SCENES]:
             draw_scenes(SCENES)
-        images = matching(images)
-        self.folder = open_path(output) if output else beside(images)
+        self.folder = open_path(output) if output else beside(matching(images))
         if in_bucket(self.folder):
             raise UserError(
                 f"strokes are written to this machine only, but --output is {self.folder}. Give a "
                 "folder, such as --output=annotated."
             )
+        images = matching(images, output=str(self.folder))
         require_apart(images, str(self.folder))
         known = read_project(self.folder)["images"]
         if are_scenes and not classes and not (self.folder / CLASSES_FILE).exists():

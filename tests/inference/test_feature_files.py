@@ -1,5 +1,6 @@
 """Which images get files of features, and which folders are refused."""
 
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -48,7 +49,10 @@ def test_only_images_that_changed_are_computed_again(write, tmp_path):
     save_png(tmp_path / "photos" / "a.png", np.full((4, 6, 3), 9, np.uint8))
     (tmp_path / "maps" / "b.npz").unlink()
     assert write() == ["a.png", "b.png"] and write() == []
-    assert write("others") == ["a.png", "b.png"]  # other images of these names
+    with pytest.raises(UserError, match="holds features of .*photos/a.png as a, which those of"):
+        write("others")  # other images of these names
+    shutil.rmtree(tmp_path / "photos")
+    assert write("others") == ["a.png", "b.png"]
     assert np.load(tmp_path / "maps" / "a.npz")["map_00"].max() == 2
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from diffseg_jax.data.formats import VIDEO_ENDINGS
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference import frames, videos
+from diffseg_jax.inference.batch import clips_in
 from diffseg_jax.inference.frames import Frame, frames_in, read_each
 from diffseg_jax.inference.images import find_images, matching, named_images
 from image_files import COUNT, STEP, write_clip
@@ -128,6 +129,15 @@ def test_a_pattern_gives_every_image_once(tmp_path, pattern):
         random_image().save(tmp_path / folder / "a.png")
     found, _ = find_images(f"{tmp_path}/{pattern}")
     assert len({path for _, path in found}) == len(found) == 3
+
+
+def test_a_video_beside_an_image_with_the_name_of_a_frame_is_one_clip(tmp_path):
+    random_image().save(tmp_path / "clip_000000.png")
+    write_clip(tmp_path / "clip.mp4", count=3)
+    found, _ = find_images(tmp_path)
+    clips = clips_in(found, tmp_path)
+    assert list(clips) == ["clip"]
+    assert [frame.number for frame in clips["clip"].values()] == [0, 1, 2]
 
 
 def test_a_pattern_takes_videos(tmp_path):

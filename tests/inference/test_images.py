@@ -205,5 +205,10 @@ def test_patterns_are_expanded(tmp_path, monkeypatch):
     }.items():
         assert matching(pattern) == files
     assert [name for name, _ in find_images("?")[0]] == ["1_png", "2", "1_png_2"]
+    assert matching("**/1.png", output="b") == matching("**/1.png", output="b/") == ["a/1.png"]
+    assert matching("[ab]", output=f"{tmp_path}/b") == ["a"] and matching("b", output="b") == ["b"]
+    assert matching("b/*", output="b") == matching("b/*", output=".") == ["b/1.png"]
+    with pytest.raises(UserError, match="no file or folder like b"):
+        matching("b*", output="b")
     with pytest.raises(UserError, match="no file or folder like c/"):
         find_images("c/*.png")
