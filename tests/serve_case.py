@@ -29,7 +29,7 @@ class ColourSegmenter:
     begun    set when a batch begins, which then waits for `go`
     """
 
-    system, step, crop, calibrator = "ddp", 7, (8, 8), None
+    system, step, crop, calibrator, trained_size = "ddp", 7, (8, 8), None, None
     names, palette = LABELS.names, LABELS.palette
     meta, batch_size = {"stage": "train"}, 4
     task = SimpleNamespace(files=None, stride=4)
@@ -41,6 +41,9 @@ class ColourSegmenter:
 
     def protocol_for(self, options):
         return Protocol(scales=options.scales or (1.0,))
+
+    def protocol_of_size(self, options, size):
+        return self.protocol_for(options)
 
     def forget_programs(self):
         self.forgotten += 1

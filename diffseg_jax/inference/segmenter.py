@@ -14,7 +14,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -143,10 +143,16 @@ class Segmenter:
         )
 
     @property
-    def crop(self) -> tuple[int, int]:
-        """(height, width) of the images that the network was trained on; TRACED_SIZE: not known."""
+    def trained_size(self) -> tuple[int, int] | None:
+        """(height, width) of the images that the network was trained on; None: not known."""
         stage = self.config.get("stages", {}).get(self.meta["stage"])
-        return tuple(stage.augment.crop if stage else self.meta["task"].get("size", TRACED_SIZE))
+        size = stage.augment.crop if stage else self.meta["task"].get("size")
+        return size and tuple(size)
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """`trained_size`, or TRACED_SIZE where that is not known."""
+        return self.trained_size or TRACED_SIZE
 
     @property
     def batch_size(self) -> int:
@@ -244,7 +250,7 @@ class Segmenter:
         Raises UserError for wrong options when it is called, not with the first prediction.
         """
         self.require_predictions()
-        protocol_of_size = functools.partial(self._protocol_of_size, options)
+        protocol_of_size = functools.partial(self.protocol_of_size, options, warn=_warn)
         protocol_of_size((1, 1))  # raises for wrong options
         batch_size = self.batch_size if options.batch_size is None else options.batch_size
         require_integer("batch_size", batch_size, 1, 2**16)
@@ -300,8 +306,13 @@ class Segmenter:
             )
         return protocol
 
-    def _protocol_of_size(self, options, size):
-        """How images of a size are shown with these options; warns of tiles that nobody asked for.
+    def protocol_of_size(
+        self, options: PredictOptions, size: tuple[int, int],
+        warn: Callable[[str], None] = lambda sentence: None,
+    ) -> Protocol:  # fmt: skip
+        """How images of a size (height, width) are shown with these options.
+
+        warn  is called with a sentence where they are shown as nobody asked for
 
         Only sizes are changed that the evaluation does not bound, and only far above the trained
         one, where whole images would be strange to the network, and might not fit in memory.
@@ -315,17 +326,18 @@ class Segmenter:
         name = f"images of {size[0]} x {size[1]}"
         if self.task.short:
             short = 4 * self.task.short
-            warnings.warn(
+            warn(
                 f"{name} are resized to a shorter side of {short}, since the network resizes "
-                f"images to {self.task.short}; tile=0 leaves it to that",
-                stacklevel=2,
+                f"images to {self.task.short}; tile=0 leaves it to that"
             )
             return dataclasses.replace(protocol, short=short)
         tile = tuple(max(side, DEFAULT_SIDE) for side in self.crop)
-        warnings.warn(
-            f"{name} are predicted by tiles of {tile[0]} x {tile[1]}, since the network was "
-            f"trained on {self.crop[0]} x {self.crop[1]}; tile=0 shows them whole",
-            stacklevel=2,
+        since = "since the size on which the network was trained is not known"
+        if self.trained_size:
+            since = f"since the network was trained on {self.crop[0]} x {self.crop[1]}"
+        warn(
+            f"{name} are predicted by tiles of {tile[0]} x {tile[1]}, {since}; tile=0 shows them "
+            "whole"
         )
         return dataclasses.replace(options, tile=tile).change(self.protocol)
 
@@ -399,6 +411,10 @@ class Segmenter:
             program = entry[0] if isinstance(entry, tuple) else entry
             program.clear_cache()
         self._programs.clear()
+
+
+def _warn(sentence):
+    warnings.warn(sentence, stacklevel=3)
 
 
 def _as_float32(array):

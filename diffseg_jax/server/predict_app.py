@@ -115,7 +115,7 @@ class PredictApp:
                 {"id": number, "name": name, "colour": list(colour)}
                 for number, (name, colour) in enumerate(classes)
             ],
-            "trained_size": list(segmenter.crop), "calibrated": segmenter.calibrator is not None,
+            "trained_size": segmenter.trained_size, "calibrated": segmenter.calibrator is not None,
             "formats": list(CONTENT_TYPES), "options": [*QUERY_OPTIONS, "uncertainty"],
             "batch_size": network.batch_size, "round_to": network.round_to or 1,
             "limits": {

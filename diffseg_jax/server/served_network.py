@@ -10,6 +10,7 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.inference.options import PredictOptions, require_integer
 from diffseg_jax.inference.prediction import Prediction
 from diffseg_jax.inference.segmenter import Segmenter
+from diffseg_jax.inference.views import View
 
 MIN_SCALE, MAX_SCALE = 0.25, 4.0
 MAX_PASSES = 200  # of a network for one request: steps x samples x scales x mirror images
@@ -32,7 +33,8 @@ class ServedNetwork:
 
     batch_size  images of one size that share a batch; None: the default of the segmenter
     round_to    sides are resized to its multiples; None: predictions are those of the evaluation
-    most_sizes  sizes of images whose compiled programs are kept in memory: one more drops them all
+    most_sizes  sizes of images or windows whose compiled programs are kept in memory: one more
+                drops them all
     """
 
     def __init__(
@@ -75,7 +77,8 @@ class ServedNetwork:
 
     def require_size(self, kind: Kind, most: int):
         """UserError if an image would be shown to the network with more than `most` pixels."""
-        shown = max(map(math.prod, self._sizes(kind)))
+        sizes = self.segmenter.protocol_for(kind.options).sizes(kind.size)
+        shown = max(map(math.prod, sizes))
         if shown > most:
             raise UserError(
                 f"at these scales the image has {shown:,} pixels, but this server takes {most:,}. "
@@ -93,8 +96,11 @@ class ServedNetwork:
         return list(self.segmenter.predict_named(named, options, kind.keep))
 
     def _sizes(self, kind):
-        """The sizes at which an image is shown to the network."""
-        return self.segmenter.protocol_for(kind.options).sizes(kind.size)
+        """The sizes of what the network reads: whole images, or windows."""
+        protocol = self.segmenter.protocol_of_size(kind.options, kind.size)
+        if protocol.view is View.SLIDE:
+            return [protocol.window]
+        return protocol.sizes(kind.size)
 
     def _make_room(self, programs):
         """Drops all compiled programs if with these there were too many; they compile again."""

@@ -131,22 +131,26 @@ def test_large_images_are_tiled_unless_their_size_is_bounded(opened, monkeypatch
     wanted = segmenter.predict(image, tile=tiled)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # 70 x 90 is not large
-        assert segmenter._protocol_of_size(none, image.shape[:2]) == segmenter.protocol
+        assert segmenter.protocol_of_size(none, image.shape[:2]) == segmenter.protocol
     monkeypatch.setattr("diffseg_jax.inference.segmenter.MIN_LARGE", 1)
     monkeypatch.setattr("diffseg_jax.inference.segmenter.LARGE", 1)
     with pytest.warns(UserWarning, match="70 x 90 are predicted by tiles.* tile=0 shows them"):
         found = segmenter.predict(image)
     np.testing.assert_array_equal(found.probs, wanted.probs)
     for options in (PredictOptions(tile=0), PredictOptions(tile=64)):
-        whole = segmenter._protocol_of_size(options, (4000, 4000))
+        whole = segmenter.protocol_of_size(options, (4000, 4000))
         assert whole == segmenter.protocol_for(options)
     monkeypatch.setattr(segmenter, "protocol", Protocol(short=16))
-    assert segmenter._protocol_of_size(none, (4000, 4000)) == Protocol(short=16)
+    assert segmenter.protocol_of_size(none, (4000, 4000)) == Protocol(short=16)
     monkeypatch.undo()
     resizing = copy.copy(segmenter)
     resizing.task = dataclasses.replace(segmenter.task, short=40)
     with pytest.warns(UserWarning, match="since the network resizes images to 40"):
-        assert resizing._protocol_of_size(none, (4000, 4000)).short == 160
+        assert resizing.protocol_of_size(none, (4000, 4000), warnings.warn).short == 160
+    said = []
+    monkeypatch.setattr(Segmenter, "trained_size", None)
+    assert segmenter.protocol_of_size(none, (4000, 4000), said.append).window == (512, 512)
+    assert "since the size on which the network was trained is not known; tile=0" in said[0]
 
 
 def test_tiles_agree_with_the_whole_image_away_from_their_edges(opened):

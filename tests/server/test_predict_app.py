@@ -17,12 +17,13 @@ import pytest
 from PIL import Image
 
 from diffseg_jax.errors import UserError
+from diffseg_jax.inference.views import Protocol, View
 from diffseg_jax.server.listening import bound_socket, make_server
 from diffseg_jax.server.predict_app import Limits, PredictApp
 from diffseg_jax.server.predict_formats import class_run_lengths, compact
 from diffseg_jax.server.predict_server import require_token
 from diffseg_jax.server.security import Access, Guarded
-from diffseg_jax.server.served_network import MAX_PASSES, ServedNetwork
+from diffseg_jax.server.served_network import MAX_PASSES, Kind, ServedNetwork
 from mutate import damaged
 from serve_case import LABELS, ColourSegmenter, array_of, colour_maps, file_of, serving
 
@@ -145,6 +146,15 @@ def test_one_size_too_many_drops_all_programs():
             assert segmenter.forgotten == forgotten, height
 
 
+def test_windows_share_a_program_whatever_the_size_of_the_image(monkeypatch):
+    segmenter, windows = ColourSegmenter(), Protocol(View.SLIDE, (8, 8), (8, 8))
+    monkeypatch.setattr(segmenter, "protocol_of_size", lambda options, size: windows, False)
+    network = ServedNetwork(segmenter, most_sizes=1)
+    for height in (16, 20, 24):
+        network.predict(Kind((height, 8), network.options()), [])
+    assert segmenter.forgotten == 0
+
+
 # --- about the server -----------------------------------------------------------------------------
 
 
@@ -153,7 +163,7 @@ def test_the_server_says_what_it_is(client):
     assert [each["name"] for each in content["classes"]] == list(LABELS.names)
     assert content["classes"][1]["colour"] == [128, 64, 128]
     assert content["system"] == "ddp" and content["step"] == 7
-    assert content["limits"]["pixels"] == 2**24
+    assert content["limits"]["pixels"] == 2**24 and content["trained_size"] is None
     assert client.get("/health").json() == {"status": "ok", "ready": True, "waiting": 0}
     usage = client.get("/")
     assert "http://127.0.0.1:8000/predict" in usage.text
