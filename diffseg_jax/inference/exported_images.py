@@ -121,7 +121,7 @@ def written_images(graph, inputs: Sequence, given: Exportable) -> dict:
 
 IMAGE_FORM = FileForm(
     takes=lambda meta: {
-        "images": ("uint8", ("b", "h", "w", 3), "images, red green blue, as in image files"),
+        "images": ("uint8", ("b", "h", "w", 3), "images, upright, red green blue"),
     },
     returns=image_shape, added=lambda meta: {}, only_size=lambda meta: None,
     seen=resized_inside, check=require_whole_images, function=prediction_function,
