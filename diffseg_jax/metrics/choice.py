@@ -54,7 +54,7 @@ def choose_images(
     every = -(-len(points) ** 2 // MAX_PAIRS)  # images that stand for all are spread over them
     asked = slice(None, None, every)
     between = _distances(points, points[asked])
-    near_known = _distances(points, known).min(1) if len(known) else None
+    near_known = _nearest(points, known) if len(known) else None
     far = between.max(initial=0) + 1  # than which nothing is farther
     nearest = near_known.copy() if len(known) else np.full(len(points), far, np.float32)
     weights = weights[asked] / max(float(weights[asked] @ nearest[asked]), 1e-30)
@@ -76,6 +76,12 @@ def _standardised(descriptors, covered):
     points = (points - points.mean(0)) / (points.std(0) + 1e-6 * np.abs(points).max(0) + 1e-30)
     points = (points / np.sqrt(points.shape[1])).astype(np.float32)
     return points[: len(descriptors)], points[len(descriptors) :]
+
+
+def _nearest(points, others):
+    """f32[n], the smallest of the `_distances` of each point; they are never all in memory."""
+    starts = range(0, len(points), AT_A_TIME)
+    return np.concatenate([_distances(points[i : i + AT_A_TIME], others).min(1) for i in starts])
 
 
 def _distances(points, others):

@@ -47,6 +47,20 @@ def test_no_image_is_chosen_twice(clusters):
     assert chosen(points[:1], 1) == [0] and chosen(points, 0) == []
 
 
+def test_distances_to_many_labelled_images_are_not_all_in_memory(monkeypatch):
+    points, covered = np.split(np.random.default_rng(0).normal(size=(340, 6)), [40])
+    whole, sizes, distances = chosen(points, 5, covered=covered), [], choice._distances
+
+    def noted(points, others):
+        sizes.append(len(points) * len(others))
+        return distances(points, others)
+
+    monkeypatch.setattr(choice, "_distances", noted)
+    monkeypatch.setattr(choice, "AT_A_TIME", 4)
+    assert chosen(points, 5, covered=covered) == whole
+    assert max(sizes) == len(points) ** 2 > 4 * len(covered)
+
+
 def test_copies_come_last(clusters):
     points, of = clusters
     copies = np.concatenate([points, points[:5], points[:5]])
