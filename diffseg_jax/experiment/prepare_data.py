@@ -28,6 +28,7 @@ from PIL import Image
 
 from diffseg_jax.config.schema import differing_lines
 from diffseg_jax.data.depth_source import DepthSource
+from diffseg_jax.data.fingerprint import digest_of_data, fingerprint
 from diffseg_jax.data.folder_source import FolderSource
 from diffseg_jax.data.label_checks import read_labels, require_sensible
 from diffseg_jax.data.names import digest_of
@@ -56,6 +57,7 @@ SHARD_BYTES = 128 * 2**20  # approximate size of a shard: the unit of uploads an
 MIN_SHARDS = 8  # of a split, if it has as many examples; also at least two for each process
 SAMPLED = 16  # examples from which the size of a split is estimated
 SHARD_FILE = "{part}-{split}.array_record-{index:05d}-of-{count:05d}"
+CONTENT = "content"  # in the manifest: split -> digests of the files that shards are written from
 ONE_PER_GROUP = "group_size:1"  # of array_record: reading an example does not read its neighbours
 STORED_FORMATS = ("JPEG", "PNG")  # image files in these formats are stored unchanged
 
@@ -123,14 +125,17 @@ def prepare_part(
     for source in sources.values():
         for note in notes_of(source, range(len(source))):
             display.say(f"note: {note}")
-    if processes.is_first() and not (folder / PREPARED_FILE).exists():
-        with scratch(folder) as drafts, display.progress(f"{part}: plans its files"):
-            shards = {split: count_shards(source) for split, source in sources.items()}
-            content = manifest | {"shards": shards}
-            publish_json(content, drafts / PREPARED_FILE, folder / PREPARED_FILE)
-    processes.barrier(f"{part} planned")
+    problem = None
+    if processes.is_first():
+        try:
+            with display.progress(f"{part}: reads and plans its files"):
+                plan_shards(part, manifest, sources, folder)
+        except UserError as error:
+            problem = error
+    if not processes.true_in_all(problem is None):
+        raise problem or UserError(f"process 0 could not plan {folder}; see its log.")
     manifest = add_shards(manifest, folder)
-    written, problem = 0, None
+    written = 0
     try:
         for split, source in sources.items():
             count = manifest["shards"][split]
@@ -182,11 +187,58 @@ def _labels(source):
     return {**labels, "classes": source.classes}
 
 
+def plan_shards(part: str, manifest: dict, sources: dict[str, Sequence], folder: Path):
+    """Writes the manifest with the number of shards and a digest of the files behind each of them.
+
+    Digests may change where shards are missing, as after the repair of a file. Raises UserError for
+    a folder of other data, and for shards that were written from files that have changed since.
+    """
+    file = folder / PREPARED_FILE
+    old = add_shards(manifest, folder) if file.exists() else {}
+    if old and CONTENT not in old:  # of an older version: its shards are of unknown files
+        return
+    shards = old.get("shards") or {split: count_shards(each) for split, each in sources.items()}
+    content = {split: digests_of_files(each, shards[split]) for split, each in sources.items()}
+    planned = manifest | {"shards": shards, CONTENT: content}
+    if planned == old:
+        return
+    for split, source in sources.items() if old else ():
+        require_unchanged(part, split, source, folder, old[CONTENT][split], content[split])
+    with scratch(folder) as drafts:
+        publish_json(planned, drafts / PREPARED_FILE, file)
+
+
+def digests_of_files(source: Sequence, count: int) -> list[str]:
+    """One for each shard: of the files of its examples, or of all where a file holds several."""
+    files = fingerprint(source, np.arange(len(source)))["files"]
+    everything = digest_of_data(files).hex()
+    each = [files.get(name, everything) for name in source.names]
+    ranges = shard_ranges(len(source), count)
+    return [digest_of_data({"files": each[rows.start : rows.stop]}).hex()[:16] for rows in ranges]
+
+
+def require_unchanged(part, split, source, folder, before: list[str], now: list[str]):
+    """UserError where a shard exists whose files have another digest than before."""
+    for index, rows in enumerate(shard_ranges(len(source), len(now))):
+        name = SHARD_FILE.format(part=part, split=split, index=index, count=len(now))
+        if before[index] != now[index] and (folder / name).exists():
+            first, last = source.names[rows[0]], source.names[rows[-1]]
+            raise UserError(
+                f"{folder} holds other data: of the images {first} to {last} of split {split}, or "
+                f"of their labels, some have changed since {name} was written. Remove the folder, "
+                "or give another --workdir."
+            )
+
+
 def add_shards(manifest: dict, folder: Path) -> dict:
-    """The manifest with the shards of the one in the folder; UserError if the rest differs."""
+    """The manifest with the shards of the one in the folder; UserError if the rest differs.
+
+    With the digests of their files too, which folders of older versions lack.
+    """
     try:
         stored = json.loads((folder / PREPARED_FILE).read_text())
-        shards = stored.pop("shards")
+        shards = {"shards": stored.pop("shards")}
+        shards |= {CONTENT: stored.pop(CONTENT)} if CONTENT in stored else {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"cannot read {folder / PREPARED_FILE} ({error!r}), so what {folder} holds is unknown. "
@@ -197,7 +249,7 @@ def add_shards(manifest: dict, folder: Path) -> dict:
             f"{folder} holds other data. Remove it, give another --workdir, or undo:\n  "
             + "\n  ".join(lines)
         )
-    return manifest | {"shards": shards}
+    return manifest | shards
 
 
 def count_shards(source: Sequence) -> int:

@@ -1,5 +1,6 @@
 """--mode=prepare: its folders are read back bit for bit, also after interruptions."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -348,6 +349,45 @@ def test_a_bad_example_is_named_and_can_be_repaired(config, tmp_path):
     prepare_data.prepare(config, tmp_path / "run")
     for one, other in opened(config, "data", tmp_path / "run"):
         assert_same(one, other)
+
+
+def test_images_and_masks_that_change_behind_a_shard_are_noticed(tmp_path):
+    labelled(tmp_path / "mine", splits=("train",))
+    source = open_source("folder", "train", path=str(tmp_path / "mine"))
+    plan = lambda: prepare_data.plan_shards("data", manifest, {"train": source}, folder)
+    manifest, folder = {"source": "folder"}, tmp_path / "data"
+    folder.mkdir()
+    plan()
+    file = folder / "prepared.json"
+    shard = folder / "data-train.array_record-00003-of-00005"
+    shard.touch()  # written, the others not yet
+    planned, inode = file.read_text(), file.stat().st_ino
+    plan()
+    assert file.stat().st_ino == inode
+    save(tmp_path / "mine/masks/train/town/p02.png", np.zeros((14, 14), np.uint8))
+    plan()  # repaired, and read anew
+    before, after = (json.loads(text)["content"]["train"] for text in (planned, file.read_text()))
+    assert [old == new for old, new in zip(before, after, strict=True)] == [1, 1, 0, 1, 1]
+    for changed in ("masks", "images"):
+        (file_of_shard,) = (tmp_path / f"mine/{changed}/train/town").glob("p03*")
+        refused = pytest.raises(UserError, match="town/p03 to town/p03 of split train.*00003-of")
+        with changing(file_of_shard), refused:
+            plan()
+    older = json.loads(planned)
+    del older["content"]
+    file.write_text(json.dumps(older))
+    with changing(file_of_shard):
+        plan()  # its shards are of unknown files
+    assert json.loads(file.read_text()) == older
+
+
+@contextlib.contextmanager
+def changing(file):
+    """Within it, one byte of a file is another one."""
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    yield
+    file.write_bytes(content)
 
 
 def test_options_that_the_folder_was_not_prepared_with_are_refused(tiny_config, tmp_path):
