@@ -39,6 +39,8 @@ class Evaluation:
                        validation images that are always the same
     note               a sentence about the validation images, or ""
     step_folds         parts of them, each of which chooses a step that the others test; 0: none
+    own_images         whether the images are those by which its run is measured: else they
+                       calibrate nothing
     recorded           JSON values that stand beside the results
     timed              protocol -> seconds of an image, as the last `results.measure` found
     image_counts       index of an image -> its counts, as the last `results.measure` found
@@ -67,6 +69,7 @@ class Evaluation:
     note: str = ""
     step_folds: int = 0
     crop: str = "none"
+    own_images: bool = True
     timed: dict[Protocol, float] = dataclasses.field(default_factory=dict)
     image_counts: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 

@@ -111,8 +111,7 @@ def result_of(evaluation: Evaluation, network: dict, meta: dict, suffix: str = "
     evaluation.log.say(f"{stage}: {describe_calibration(calibrated, evaluation.held_out)}")
     found = calibrated.numbers(names) if calibrated else {}
     calibrator = calibrated.calibrator if calibrated and calibrated.helps else None
-    if calibrator:
-        keep_calibrator(evaluation, calibrator, meta, replace=suffix == "result")
+    keep_calibrator(evaluation, calibrator, meta, replace=suffix == "result")
     after = calibrated.after if calibrator else None
     with evaluation.log.progress(f"{stage}: draws"):
         trace_steps(evaluation, network, examples, protocol)
@@ -183,21 +182,30 @@ def predicts_by_default(evaluation: Evaluation, config: dict) -> bool:
     )  # fmt: skip
 
 
-def keep_calibrator(evaluation: Evaluation, calibrator: Calibrator, meta: dict, replace: bool):
+def keep_calibrator(
+    evaluation: Evaluation, calibrator: Calibrator | None, meta: dict, replace: bool
+):  # fmt: skip
     """Writes a calibrator beside the arrays of its checkpoint, in the first process only.
 
-    replace  whether it takes the place of an older one
+    replace  whether it takes the place of an older one, which is removed where there is none now
 
-    None is written where the options are not those with which the checkpoint predicts by default.
+    None is written where the options are not those with which the checkpoint predicts by default,
+    or the images are not those by which its run is measured.
     """
-    if not predicts_by_default(evaluation, meta["config"]):
-        evaluation.log.say(
-            f"{evaluation.stage}: the checkpoint keeps no calibrator of these options, as "
-            "predictions use those of its config by default"
-        )
-        return
     directory, step = stage_directory(evaluation.workdir, evaluation.stage), meta["step"]
-    if processes.is_first() and (replace or not file_of(directory, step).exists()):
+    file = file_of(directory, step)
+    if calibrator is None:
+        if replace and processes.is_first():
+            file.unlink(missing_ok=True)
+        return
+    own_options = predicts_by_default(evaluation, meta["config"])
+    if not own_options or not evaluation.own_images:
+        of = "images, as its run is measured on those of its config" if own_options else (
+            "options, as predictions use those of its config by default"
+        )  # fmt: skip
+        evaluation.log.say(f"{evaluation.stage}: the checkpoint keeps no calibrator of these {of}")
+        return
+    if processes.is_first() and (replace or not file.exists()):
         write_calibrator(directory, step, meta, calibrator)
 
 

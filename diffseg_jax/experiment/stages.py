@@ -1,6 +1,7 @@
 """Runs the stages of a plan one after another, and reports their results."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from diffseg_jax.annotations.advice import advised
+from diffseg_jax.data.prepared import non_empty
 from diffseg_jax.devices import processes
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.display.console import Display
@@ -23,7 +25,11 @@ from diffseg_jax.experiment.data_notes import notes_of
 from diffseg_jax.experiment.ensemble_stage import all_are_fitted, check_fit, fit_stage
 from diffseg_jax.experiment.fold_files import lacking_folds
 from diffseg_jax.experiment.gradient_stage import planned_steps, train_stage
-from diffseg_jax.experiment.labelled_images import LABELLED_FILE, labels_path
+from diffseg_jax.experiment.labelled_images import (
+    LABELLED_FILE,
+    labels_path,
+    validation_set,
+)
 from diffseg_jax.experiment.plan import (
     check_config,
     labelled_stages,
@@ -39,6 +45,7 @@ from diffseg_jax.storage.lock import locked_in_all, require_free
 from diffseg_jax.storage.networks import first_has_checkpoint, open_network
 from diffseg_jax.storage.paths import write_json
 from diffseg_jax.storage.workdir import (
+    as_json,
     check_same,
     claim_workdir,
     holds_run_of,
@@ -309,11 +316,19 @@ def _evaluate_again(config, workdir, evaluations):
         directory = stage_directory(workdir, evaluation.stage)
         with StageCheckpoints(directory, read_only=True) as checkpoints:
             step = checkpoints.chosen(evaluation.keep_best)
-        network = open_network(directory, step)
-        results[evaluation.stage] = evaluation.target.result_of(evaluation, *network, "eval")
+        network, meta = open_network(directory, step)
+        own = _measured_images(ConfigDict(meta["config"])) == _measured_images(config)
+        evaluation = dataclasses.replace(evaluation, own_images=own)
+        results[evaluation.stage] = evaluation.target.result_of(evaluation, network, meta, "eval")
     file = workdir / "results_eval.json"
     target, log = evaluations[0].target, evaluations[0].log
     report_results(target, tuple(config.run), results, file, log)
+
+
+def _measured_images(config):
+    """The split and the data set that the final numbers are of, as JSON values."""
+    _, (source, path, options) = validation_set(config)
+    return as_json([config.data.val, source, str(path), non_empty(options)])
 
 
 def write_results(order: tuple[str, ...], results: dict, file: Path):

@@ -1,0 +1,84 @@
+"""Which calibrators come beside a checkpoint: those of the images by which its run is measured."""
+
+import dataclasses
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from diffseg_jax.experiment import stages
+from diffseg_jax.experiment.planned import Evaluation
+from diffseg_jax.experiment.results import keep_calibrator
+from diffseg_jax.metrics.calibrator import Calibrator
+from diffseg_jax.storage.workdir import as_json
+
+pytestmark = pytest.mark.quick
+
+POINTS = np.array([0.0, 1.0])
+CALIBRATOR = Calibrator(("entropy",), np.ones(1), np.zeros(2), POINTS, POINTS, {"images": 2})
+META = {"step": 3, "config": {"evaluate": {}}, "arrays": {}, "ema": []}
+
+
+class Log:
+    """What was said last."""
+
+    def say(self, line):
+        self.last = line
+
+    def close(self):
+        pass
+
+
+def evaluation_of(workdir, **changes):
+    nothing = dict.fromkeys(field.name for field in dataclasses.fields(Evaluation))
+    own = dict(stage="train", workdir=workdir, log=Log(), recorded={}, own_images=True)
+    return Evaluation(**(nothing | own | changes))
+
+
+def test_other_images_write_no_calibrator(tmp_path):
+    evaluation = evaluation_of(tmp_path, own_images=False)
+    keep_calibrator(evaluation, CALIBRATOR, META, replace=False)
+    assert not list(tmp_path.iterdir()) and "no calibrator of these images" in evaluation.log.last
+    keep_calibrator(evaluation_of(tmp_path), CALIBRATOR, META, replace=False)
+    assert [*tmp_path.glob("checkpoints/train/3/calibrator.json")]
+
+
+def test_only_the_final_result_removes_a_calibrator(tmp_path):
+    evaluation = evaluation_of(tmp_path)
+    keep_calibrator(evaluation, CALIBRATOR, META, replace=True)
+    for replace, left in ((False, 1), (True, 0), (True, 0)):
+        keep_calibrator(evaluation, None, META, replace)
+        assert len([*tmp_path.glob("checkpoints/train/3/calibrator.json")]) == left
+
+
+@pytest.mark.parametrize(
+    ("changes", "own"),
+    [
+        ({}, True),
+        ({"evaluate.images": 1}, True),
+        ({"data.val": "train"}, False),
+        ({"data.validation": {"source": "scenes", "options": {"images": 3}}}, False),
+        ({"data.validation": {"source": "", "path": "", "options": {}}}, True),
+    ],
+    ids=str,
+)
+def test_an_evaluation_knows_whether_its_images_are_those_of_the_run(
+    tiny_config, tmp_path, monkeypatch, changes, own
+):
+    meta = {**META, "config": as_json(tiny_config.to_dict())}
+    with tiny_config.unlocked():
+        for option, value in changes.items():
+            group, _, name = option.partition(".")
+            tiny_config[group][name] = value
+    found = []
+    target = SimpleNamespace(
+        result_of=lambda evaluation, *_: found.append(evaluation.own_images) or {}, table=str
+    )
+    evaluation = evaluation_of(tmp_path, target=target)
+    monkeypatch.setattr(stages, "evaluations_of_run", lambda *_: [evaluation])
+    monkeypatch.setattr(stages, "open_network", lambda *_: ({}, meta))
+    checkpoints = SimpleNamespace(chosen=lambda best: 3)
+    monkeypatch.setattr(stages, "StageCheckpoints", lambda *_, **__: nullcontext(checkpoints))
+    stages.evaluate_only(tiny_config, tmp_path)
+    assert found == [own]
