@@ -176,11 +176,13 @@ def work_through(
 
 
 def share_counts(by_image: dict[int, np.ndarray], indices: Sequence[int], num_classes: int):
-    """Fills in the counts of images that other processes have; each has those of its own."""
-    nothing = np.zeros((4, num_classes), np.int64)
-    own = [by_image.get(int(index), nothing) for index in indices]
-    if own:
-        summed = multihost_utils.process_allgather(np.stack(own).astype(np.int32)).sum(axis=0)
+    """Fills in the counts of images that other processes have; each has those of `work_through`."""
+    mine = range(len(indices))[jax.process_index() :: jax.process_count()]
+    own = np.zeros((len(indices), 4, num_classes), np.int64)
+    for row in mine:  # those of others may be there from an earlier evaluation
+        own[row] = by_image[int(indices[row])]
+    if len(own):
+        summed = np.sum(_from_all(own), axis=0)
         by_image |= {int(i): values for i, values in zip(indices, summed, strict=True)}
 
 

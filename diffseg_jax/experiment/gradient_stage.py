@@ -11,6 +11,7 @@ from diffseg_jax.experiment.monitor import make_monitor
 from diffseg_jax.experiment.plan import stage_optimizer, stage_schedule
 from diffseg_jax.experiment.planned import StagePlan
 from diffseg_jax.experiment.pretraining_probe import probed
+from diffseg_jax.experiment.step_folds import forget_later_counts
 from diffseg_jax.experiment.target import Target
 from diffseg_jax.experiment.time_budget import FIRST_STEPS, MOST_STEPS, Budget
 from diffseg_jax.storage.checkpoints import StageCheckpoints
@@ -25,6 +26,8 @@ def train_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget |
     start = checkpoints.latest() or 0
     if budget and start < stage.steps:  # else only its last evaluation is missing
         stage = _paced(stage, plan, start, budget)
+    if plan.evaluation:
+        forget_later_counts(plan.evaluation, start)
     announce(plan, stage)
     loop.train_network(stage, checkpoints, plan.mesh, plan.log)
 

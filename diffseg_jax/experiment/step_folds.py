@@ -53,6 +53,18 @@ def keep_step_counts(evaluation: Evaluation, step: int):
         kept.save(_folder(evaluation) / f"{step:08d}.npz")
 
 
+def forget_later_counts(evaluation: Evaluation, step: int):
+    """Removes the kept counts of steps after `step`, from which the stage goes on.
+
+    They are of another training: its config changed before its first checkpoint, its checkpoints
+    were damaged, or it was measured at other steps.
+    """
+    if evaluation.step_folds and processes.is_first():
+        for file in _folder(evaluation).glob("*.npz"):
+            if int(file.stem) > step:
+                file.unlink()
+
+
 def measured_by_folds(evaluation: Evaluation, last: int) -> dict:
     """{"step_folds": `scores_by_folds`}, JSON values, of all steps up to `last`; {} without.
 
@@ -62,10 +74,11 @@ def measured_by_folds(evaluation: Evaluation, last: int) -> dict:
     """
     if not evaluation.step_folds or not processes.is_first():
         return {}
-    files = {int(file.stem): file for file in sorted(_folder(evaluation).glob("*.npz"))}
-    kept = {step: read_image_counts(file) for step, file in files.items() if step <= last}
     names = tuple(evaluation.source.names[index] for index in evaluation.quick_indices)
-    kept = {step: each for step, each in kept.items() if each.names == names}
+    kept = {}
+    for file in sorted(_folder(evaluation).glob("*.npz")):
+        if int(file.stem) <= last and (each := read_image_counts(file)).names == names:
+            kept[int(file.stem)] = sums_by_folds(each.counts, evaluation.step_folds)
     if not kept:
         return {}
     convention = segmentation.CONVENTIONS[evaluation.convention]
@@ -73,8 +86,7 @@ def measured_by_folds(evaluation: Evaluation, last: int) -> dict:
     absent = str(evaluation.absent) if own else convention.absent.value
     unscored = evaluation.source.labels.unscored
     score = lambda sums: float(mean_iou(sums, absent, unscored, convention.ignored_row))
-    counts = np.stack([each.counts for each in kept.values()])
-    chosen = scores_by_folds(counts, evaluation.step_folds, score)
+    chosen = scores_by_folds(np.stack([*kept.values()]), score)
     scores = [segmentation.to_number(score) for _, score in chosen]
     known = [score for score in scores if score is not None]
     found = {
@@ -89,24 +101,31 @@ def measured_by_folds(evaluation: Evaluation, last: int) -> dict:
     return {"step_folds": found}
 
 
+def sums_by_folds(counts: np.ndarray, folds: int) -> np.ndarray:
+    """The sums i64[folds+1,4,K] of the counts i64[N,4,K] of images, in their order, in each fold.
+
+    Folds are consecutive and of N // folds images; the last row is that of the N % folds others.
+    """
+    size = len(counts) // folds
+    parts = [counts[fold * size : (fold + 1) * size] for fold in range(folds)]
+    return np.stack([part.sum(0) for part in (*parts, counts[folds * size :])])
+
+
 def scores_by_folds(
-    counts: np.ndarray, folds: int, score: Callable[[np.ndarray], float]
-) -> list[tuple[int, float]]:
+    sums: np.ndarray, score: Callable[[np.ndarray], float]
+) -> list[tuple[int, float]]:  # fmt: skip
     """For each fold the step that is best on it, and the score of that step on all other images.
 
-    counts  i64[S,N,4,K] of N images, in their order, at S steps
-    score   summed counts i64[4,K] -> number; a larger one is better, NaN is none
+    sums   i64[S,folds+1,4,K] at S steps, as of `sums_by_folds`: images in no fold are always others
+    score  summed counts i64[4,K] -> number; a larger one is better, NaN is none
 
-    Folds are consecutive and of N // folds images, so that the last N % folds images are always
-    among the others. The first of equal steps counts, and the first of all where none has a number.
+    The first of equal steps counts, and the first of all where none has a number.
     """
-    size, found = counts.shape[1] // folds, []
-    for fold in range(folds):
-        inside = np.zeros(counts.shape[1], bool)
-        inside[fold * size : (fold + 1) * size] = True
-        chosen = [score(each[inside].sum(0)) for each in counts]
+    found = []
+    for fold in range(sums.shape[1] - 1):
+        chosen = [score(each[fold]) for each in sums]
         best = int(np.argmax(np.nan_to_num(chosen, nan=-np.inf)))
-        found.append((best, score(counts[best, ~inside].sum(0))))
+        found.append((best, score(sums[best].sum(0) - sums[best, fold])))
     return found
 
 

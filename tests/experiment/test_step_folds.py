@@ -1,18 +1,23 @@
 """Parts of the validation images that choose the step which the others test."""
 
 import dataclasses
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from diffseg_jax import UserError
 from diffseg_jax.data.labels import Labels
+from diffseg_jax.experiment import evaluate, gradient_stage
 from diffseg_jax.experiment.planned import Evaluation
 from diffseg_jax.experiment.step_folds import (
+    forget_later_counts,
     keep_step_counts,
     measured_by_folds,
     require_foldable,
     scores_by_folds,
+    sums_by_folds,
 )
 from diffseg_jax.metrics.image_counts import counts_of_image
 from diffseg_jax.metrics.segmentation import confusion
@@ -120,8 +125,78 @@ def test_without_folds_nothing_is_kept(counts, tmp_path):
 
 def test_the_first_of_equal_steps_counts_and_one_without_a_number_does_not():
     values = iter([np.nan, 0.5, 0.5, 0.25])  # of three steps on a fold, and of the chosen one
-    found = scores_by_folds(np.zeros((3, 4, 4, K), int), 1, lambda sums: next(values))
+    found = scores_by_folds(np.zeros((3, 2, 4, K), int), lambda sums: next(values))
     assert found == [(1, 0.25)]
+
+
+def test_sums_by_folds_hold_every_image_once(counts):
+    for folds in (2, FOLDS, IMAGES):
+        sums = sums_by_folds(counts[0], folds)
+        assert sums.shape == (folds + 1, 4, K)
+        np.testing.assert_array_equal(sums.sum(0), counts[0].sum(0))
+    np.testing.assert_array_equal(sums[:-1], counts[0])
+    assert not sums[-1].any()
+
+
+def test_a_stage_that_goes_on_forgets_the_steps_after_its_checkpoint(counts, tmp_path):
+    evaluation = evaluation_of(tmp_path)
+    measure(evaluation, counts)
+    forget_later_counts(evaluation, 40)
+    assert measured_by_folds(evaluation, 10 * STEPS)["step_folds"]["steps_measured"] == 4
+    forget_later_counts(evaluation, 0)  # it begins anew
+    assert measured_by_folds(evaluation, 10 * STEPS) == {}
+
+
+def test_a_stage_forgets_them_before_it_is_trained(counts, tmp_path, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def trained(*_):
+        raise Reached([file.stem for file in tmp_path.glob("step_counts/train/*")])
+
+    evaluation = evaluation_of(tmp_path)
+    measure(evaluation, counts)
+    for name in ("planned_steps", "make_stage", "announce"):
+        monkeypatch.setattr(gradient_stage, name, lambda *_: None)
+    monkeypatch.setattr(gradient_stage, "probed", lambda *_: None)
+    monkeypatch.setattr(gradient_stage.loop, "train_network", trained)
+    plan = SimpleNamespace(evaluation=evaluation, mesh=None, log=None)
+    for latest, kept in ((20, ["00000010", "00000020"]), (None, [])):
+        with pytest.raises(Reached) as reached:
+            checkpoints = SimpleNamespace(latest=lambda step=latest: step)
+            gradient_stage.train_stage(plan, checkpoints)
+        assert sorted(reached.value.args[0]) == kept
+
+
+def test_counts_in_several_processes_are_those_of_the_last_evaluation(counts, monkeypatch):
+    """Two threads stand in for two processes, whose numbers meet at a barrier."""
+    mine, barrier, given = threading.local(), threading.Barrier(2), {}
+
+    def gathered(values):
+        given[mine.index] = values
+        barrier.wait(20)
+        found = np.stack([given[0], given[1]])
+        barrier.wait(20)
+        return found
+
+    monkeypatch.setattr(evaluate.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(evaluate.jax, "process_index", lambda: mine.index)
+    monkeypatch.setattr(evaluate.multihost_utils, "process_allgather", gathered)
+    indices, found = np.arange(20, 20 + IMAGES), ({}, {})
+
+    def work(process):
+        mine.index = process
+        for step in counts + 2**33:
+            own = list(zip(indices, step, strict=True))[process::2]
+            found[process].update((int(index), values) for index, values in own)
+            evaluate.share_counts(found[process], indices, K)
+
+    threads = [threading.Thread(target=work, args=(process,)) for process in (0, 1)]
+    [thread.start() for thread in threads]
+    [thread.join(60) for thread in threads]
+    for by_image in found:
+        each = np.stack([by_image[int(index)] for index in indices])
+        np.testing.assert_array_equal(each, counts[-1] + 2**33)
 
 
 @pytest.mark.parametrize(
