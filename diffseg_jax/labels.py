@@ -4,13 +4,12 @@
   python -m diffseg_jax.labels --input=labelme_files --output=mine --unlabelled=background
   python -m diffseg_jax.labels --to=labelme --input=mine --output=to_correct
 
-The first folder is ready for training: --config.data.path=mine. Without --from the format is
+The first folder is for training: --config.data.path=mine. Without --from the format is
 recognised. Every conversion goes by way of label maps, one class per pixel: a pixel belongs to a
 polygon if its centre is inside, and is written so that reading gives the same label map again.
 """
 
 import argparse
-import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +20,7 @@ from diffseg_jax.annotations.conversion import (
     Converted,
     ConvertOptions,
     convert_labels,
+    next_steps,
 )  # fmt: skip
 from diffseg_jax.annotations.label_formats import LABEL_FORMATS
 from diffseg_jax.annotations.painting import CROWDS, NOTHING, PaintOptions
@@ -113,15 +113,7 @@ def lines_of(done: Converted, output: str) -> list[str]:
         lines.append(f"  {done.pixels[index] / total:7.2%}  {index:3}  {done.labels.names[index]}")
     if done.pixels[255]:
         lines.append(f"  {done.pixels[255] / total:7.2%}  255  ignored")
-    if done.target == "masks" and done.photos:
-        lines.append(
-            "check them: python -m diffseg_jax.main --mode=check "
-            "--config=configs/ddpm_seg_folder.py --workdir=runs/few "
-            f"--config.data.path={shlex.quote(output)}"
-        )
-    elif done.target == "masks":
-        lines.append("to train on them, give the image files by --images as well")
-    return lines
+    return [*lines, *next_steps(done, output)]
 
 
 if __name__ == "__main__":

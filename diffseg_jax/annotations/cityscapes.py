@@ -56,12 +56,12 @@ def _read(path: Path, photos: Photos) -> LabelledSet:
     images = path / "leftImg8bit" if root != path else path.parent / "leftImg8bit"
     masks = mask_files(path, photos, suffix, IMAGE_SUFFIX, folder=root, images=images)
     classes = _classes_of_colours() if suffix == COLOUR_SUFFIX else _classes_of_ids(suffix)
-    labelled = (mask.labelled(_with_ignored(classes(mask.path))) for mask in masks)
+    labelled = (mask.labelled(classes(mask.path)) for mask in masks)
     return LabelledSet(CITYSCAPES.names, labelled, CITYSCAPES.palette, count=len(masks))
 
 
 def _classes_of_colours():
-    known = dict.fromkeys(VOID_COLOURS, IGNORE)
+    known = dict.fromkeys(VOID_COLOURS, IGNORED)
     known |= {rgb: index for index, rgb in enumerate(CITYSCAPES.palette)}
     return ColourIds(known, "the colours of Cityscapes").read
 
@@ -69,7 +69,7 @@ def _classes_of_colours():
 def _classes_of_ids(suffix):
     table = cityscapes_table() if suffix == LABEL_IDS else id_table(len(CITYSCAPES.names))
     rules = MaskRules(table, HINT)
-    return lambda path: rules.to_classes(ids_of_indices(path), path)
+    return lambda path: _with_ignored(rules.to_classes(ids_of_indices(path), path))
 
 
 def _with_ignored(ids):

@@ -281,5 +281,5 @@ def described_region(region: Region, size, as_polygon: bool) -> dict:
 
 COCO_INSTANCES = LabelFormat(
     "a .json file of COCO with polygons or run lengths, or a folder with one",
-    is_coco, read_coco, write_coco_instances, overlap="smallest",
+    is_coco, read_coco, write_coco_instances, overlap="smallest", lists_images=True,
 )  # fmt: skip

@@ -149,5 +149,5 @@ def _segment(inside, index):
 
 COCO_PANOPTIC = LabelFormat(
     "a panoptic .json file of COCO, beside the folder of its PNGs, or their folder",
-    is_panoptic, read_panoptic, write_panoptic,
+    is_panoptic, read_panoptic, write_panoptic, lists_images=True,
 )  # fmt: skip

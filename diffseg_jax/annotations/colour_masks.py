@@ -11,6 +11,7 @@ from diffseg_jax.data.npy import is_array
 from diffseg_jax.errors import UserError, counted
 
 MAX_COLOURS = 8  # colours in an error
+NO_COLOUR = -3  # in ColourIds.look_up, where UNLABELLED and IGNORED are negative too
 INDICES = MaskRules(id_table(1), reading="ids")
 
 
@@ -18,29 +19,31 @@ class ColourIds:
     """The ids of colours, each of which must be one of a table, exactly."""
 
     def __init__(self, colours: Mapping[tuple[int, int, int], int], table: str):
-        """colours: {(r, g, b): id in 0..255};  table: where they come from, for errors"""
+        """colours: {(r, g, b): index or IGNORED};  table: where they come from, for errors"""
         self.colours, self.table = colours, table
-        self.look_up = np.full(1 << 24, -1, np.int16)
+        self.look_up = np.full(1 << 24, NO_COLOUR, np.int16)
         self.look_up[[red << 16 | green << 8 | blue for red, green, blue in colours]] = [
             *colours.values()
         ]
 
     def read(self, path) -> np.ndarray:
-        """The ids uint8[H,W] of a mask in colours.
+        """The indices of classes int16[H,W] of a mask in colours, with IGNORED.
+
+        A table may have more classes than a label map, of which some are chosen.
 
         Raises UserError that names the colours which are not in the table, with their pixels.
         """
         red, green, blue = np.moveaxis(read_colours(path).astype(np.int32), -1, 0)
         packed = red << 16 | green << 8 | blue
         ids = self.look_up[packed]
-        if (ids < 0).any():
-            found = np.unique(packed[ids < 0], return_counts=True)
+        if (ids == NO_COLOUR).any():
+            found = np.unique(packed[ids == NO_COLOUR], return_counts=True)
             unknown = {
                 (value >> 16, value >> 8 & 255, value & 255): count
                 for value, count in zip(*(part.tolist() for part in found))
             }
             raise UserError(f"mask {path} {_unknown(unknown, self.colours, self.table)}")
-        return ids.astype(np.uint8)
+        return ids
 
 
 def holds_colours(path) -> bool:

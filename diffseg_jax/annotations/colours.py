@@ -15,14 +15,19 @@ from diffseg_jax.annotations.class_tables import (
 )
 from diffseg_jax.annotations.colour_masks import ColourIds
 from diffseg_jax.annotations.mask_pairs import (
-    indices_or_ignored,
     mask_files,
     require_folder_of_masks,
     save_masks,
     some_masks,
 )
 from diffseg_jax.annotations.photos import Photos
-from diffseg_jax.annotations.regions import LabelFormat, LabelledSet, LabelMap, WriteOptions
+from diffseg_jax.annotations.regions import (
+    IGNORED,
+    LabelFormat,
+    LabelledSet,
+    LabelMap,
+    WriteOptions,
+)
 from diffseg_jax.data.classes_json import read_classes
 from diffseg_jax.data.labels import IGNORE, Labels
 from diffseg_jax.data.mask_files import COLOUR, content_of
@@ -53,11 +58,9 @@ def _read(path: Path, photos: Photos) -> LabelledSet:
     if not is_plain:  # which says itself what is ignored
         rules = read_classes(table, 0)[1]
         ids_of = {rgb: rules.class_of(stored) for rgb, stored in rules.colours.items()}
-    known, count = ColourIds(ids_of, str(table)), len(labels.names)
-    images = (
-        mask.labelled(indices_or_ignored(known.read(mask.path), count, IGNORE, mask.path))
-        for mask in masks
-    )
+        ids_of = {rgb: IGNORED if index == IGNORE else index for rgb, index in ids_of.items()}
+    known = ColourIds(ids_of, str(table))
+    images = (mask.labelled(known.read(mask.path)) for mask in masks)
     ignored = tuple(filter(means_nothing, labels.names)) if is_plain else ()
     return LabelledSet(labels.names, images, labels.palette, ignored=ignored, count=len(masks))
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ from diffseg_jax.annotations.painting import (
     class_table,
     painted_map,
 )
-from diffseg_jax.annotations.photos import Photo, Photos, stem_of
+from diffseg_jax.annotations.photos import Photo, Photos, is_text, stem_of
 from diffseg_jax.annotations.regions import LabelledImage, LabelMap, Notes, WriteOptions
+from diffseg_jax.data.folder_source import SPLITS
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, choose, require_known
@@ -29,6 +31,8 @@ from diffseg_jax.storage.similar import similar_path
 
 PHOTO_FILES = ("copy", "link", "none")  # what becomes of the image files
 EMPTY = ("skip", "keep")  # what becomes of images without any label
+IMAGES = "images"  # the folder of all images in a folder of masks
+MAX_PLACES = 4  # folders that a sentence names
 PARTIAL = ".labels.partial"  # folder in the output, from which finished files are moved
 
 
@@ -60,6 +64,7 @@ class Converted:
 
     source, target  the names of the formats
     labels  classes of the label maps;  images, photos  their number, and that of image files
+    folders  the first folder in the name of each image, "" for none
     pixels  int64[256] of each id;  notes  sentences for the user
     """
 
@@ -68,6 +73,7 @@ class Converted:
     labels: Labels
     images: int = 0
     photos: int = 0
+    folders: set[str] = field(default_factory=set)
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     notes: Sequence[str] = ()
 
@@ -189,7 +195,16 @@ class _Maps:
         return photo.upright(ids) if turns else ids
 
     def _name(self, name):
-        """The name of an image in the output; UserError if another one has the same stem."""
+        """The name of an image in the output, without a folder images/, in which all will be.
+
+        Raises UserError if another one has the same stem, and for what the format cannot hold.
+        """
+        if LABEL_FORMATS[self.done.target].lists_images and not is_text(name):
+            raise UserError(
+                f"image {name} has a name that {self.done.target} cannot hold, which lists names "
+                "as lines of UTF-8. Rename it, in the labels too."
+            )
+        name = name.removeprefix(f"{IMAGES}/")
         stem = stem_of(name)
         if stem in self.stems:
             raise UserError(
@@ -198,7 +213,9 @@ class _Maps:
             )
         self.stems[stem] = name
         split = self.options.write.split
-        return f"{split}/{name}" if split else name
+        name = f"{split}/{name}" if split else name
+        self.done.folders.add(name.partition("/")[0] if "/" in name else "")
+        return name
 
     def sentences(self) -> Iterator[str]:
         """What a user should know about the label maps."""
@@ -263,3 +280,31 @@ def deliver(partial: Path, folder: Path):
 
 def _same_content(one, other):
     return one.is_file() and one.read_bytes() == other.read_bytes()
+
+
+def next_steps(done: Converted, output: str) -> list[str]:
+    """Lines that say how to train on label maps; [] for labels of another format."""
+    if done.target != "masks":
+        return []
+    if not done.photos:
+        return ["to train on them, give the image files by --images as well"]
+    lines, others = [], sorted(done.folders - set(SPLITS))
+    is_flat = "" in others and not done.folders.intersection(sum(SPLITS.values(), ()))
+    if others and not is_flat:
+        places = ", ".join(f"{IMAGES}/{each}".rstrip("/") for each in others[:MAX_PLACES])
+        places += ", ..." if len(others) > MAX_PLACES else ""
+        if "train" not in done.folders:
+            one = f", or give --config.data.train={shlex.quote(others[-1])}" if others[-1] else ""
+            return [
+                f"training reads {IMAGES}/train, but there are images in {places}: convert them "
+                f"with --split=train and another --output{one}"
+            ]
+        lines.append(
+            f"note: training reads {IMAGES}/train, but not the images in {places}: move them, and "
+            "their masks, into folders train or val"
+        )
+    command = (
+        "python -m diffseg_jax.main --mode=check --config=configs/ddpm_seg_folder.py "
+        f"--workdir=runs/few --config.data.path={shlex.quote(output)}"
+    )
+    return [*lines, f"check them: {command}"]

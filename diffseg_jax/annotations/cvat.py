@@ -257,5 +257,6 @@ def _as_mask(region):
 
 
 CVAT = LabelFormat(
-    "annotations.xml of CVAT (CVAT for images 1.1), or its folder", _recognise, _read, _write
-)
+    "annotations.xml of CVAT (CVAT for images 1.1), or its folder",
+    _recognise, _read, _write, lists_images=True,
+)  # fmt: skip

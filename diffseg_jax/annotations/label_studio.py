@@ -372,5 +372,5 @@ def _config(labels, polygons):
 
 LABEL_STUDIO = LabelFormat(
     "the JSON export of Label Studio: brush, bitmasks, polygons, rectangles, ellipses",
-    _recognise, _read, _write,
+    _recognise, _read, _write, lists_images=True,
 )  # fmt: skip

@@ -230,5 +230,5 @@ def write_labelme(folder, labels, maps, options):
 
 LABELME = LabelFormat(
     "a .json file of labelme, or a folder of them",
-    is_labelme, read_labelme, write_labelme, image_folder="",
+    is_labelme, read_labelme, write_labelme, image_folder="", lists_images=True,
 )  # fmt: skip

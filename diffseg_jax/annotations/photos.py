@@ -2,6 +2,7 @@
 
 import io
 import re
+import unicodedata
 from collections import defaultdict
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,7 @@ from diffseg_jax.data.orientation import stored_orientation, stored_size, turned
 from diffseg_jax.errors import UserError, shown
 
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 1024  # of a file or folder, and of a path, on most systems
+NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # control characters, bytes that are not UTF-8, ends of lines
 DRIVE = re.compile("[A-Za-z]:")
 
 
@@ -39,9 +41,17 @@ def safe_name(name, file) -> tuple[str, bool]:
     lengths = [len(part.encode(errors="replace")) + 1 for part in kept]
     if max(lengths) > MAX_NAME_BYTES - len(".json") or sum(lengths) > MAX_PATH_BYTES:
         raise UserError(f"{file} names an image {shown(name)}, which is too long for a file.")
-    if not name.isprintable():
+    if not is_text(name):
         raise UserError(f"{file} names an image {shown(name)}, which holds control characters.")
     return "/".join(kept), not is_outside
+
+
+def is_text(name: str) -> bool:
+    """Whether a name is one line that UTF-8 can hold, without control characters.
+
+    All spaces may be in it, such as those in the names of screenshots, and parts of emoji.
+    """
+    return not any(unicodedata.category(each) in NO_TEXT for each in name)
 
 
 def stem_of(name: str) -> str:

@@ -147,6 +147,7 @@ class LabelFormat:
     overlap     one of OVERLAPS: which region the format itself draws on top
     image_folder  where image files belong below the folder that is written; "" is the folder
                 itself, None: the writer saves them
+    lists_images  whether a file that is written holds the names of images, which must be text then
     """
 
     about: str
@@ -155,3 +156,4 @@ class LabelFormat:
     write: Callable[[Path, Labels, Iterable[LabelMap], WriteOptions], None] | None = None
     overlap: str = "last"
     image_folder: str | None = "images"
+    lists_images: bool = False

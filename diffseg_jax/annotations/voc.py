@@ -25,6 +25,7 @@ from diffseg_jax.annotations.mask_pairs import (
 )
 from diffseg_jax.annotations.photos import Photos, stem_of
 from diffseg_jax.annotations.regions import (
+    IGNORED,
     LabelFormat,
     LabelledSet,
     LabelMap,
@@ -50,15 +51,18 @@ def _read(path: Path, photos: Photos) -> LabelledSet:
     folders = path / MASKS_OF_VOC, path / IMAGES_OF_VOC
     masks = mask_files(path, photos, folder=folders[0], images=folders[1])
     known = {rgb: index for index, rgb in enumerate(labels.palette)}
-    known.setdefault(VOC_BORDER, IGNORE)
+    known.setdefault(VOC_BORDER, IGNORED)
     lines = str(table) if has_table else f"{table}, with a line for each class"
     count, by_colour = len(labels.names), ColourIds(known, lines)
 
     def each():
         for mask in masks:
-            in_colours = has_table or holds_colours(mask.path)
-            ids = by_colour.read(mask.path) if in_colours else ids_of_indices(mask.path)
-            yield mask.labelled(indices_or_ignored(ids, count, IGNORE, mask.path))
+            if has_table or holds_colours(mask.path):
+                ids = by_colour.read(mask.path)
+            else:
+                ids = ids_of_indices(mask.path)
+                ids = indices_or_ignored(ids, count, IGNORE, mask.path)
+            yield mask.labelled(ids)
 
     return LabelledSet(labels.names, each(), labels.palette, notes=notes, count=len(masks))
 
@@ -95,5 +99,5 @@ def _indexed(ids):
 
 VOC = LabelFormat(
     "the folders of Pascal VOC: SegmentationClass (palette PNG, 255 = border) and JPEGImages",
-    _recognise, _read, _write, image_folder=IMAGES_OF_VOC,
+    _recognise, _read, _write, image_folder=IMAGES_OF_VOC, lists_images=True,
 )  # fmt: skip

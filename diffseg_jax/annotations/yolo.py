@@ -255,6 +255,11 @@ def write_yolo(folder, labels, maps, options):
             "Give --split=test, or another of them."
         )
     for each in maps:
+        if wrong := {LABEL_FOLDER, IMAGE_FOLDER}.intersection(each.name.split("/")[:-1]):
+            raise UserError(
+                f"image {each.name} lies in a folder {wrong.pop()}, by which YOLO finds the labels "
+                "of an image. Rename that folder, in the labels too."
+            )
         scale = np.array(each.ids.shape[::-1], float)
         lines = []
         for region in traced(each.ids):

@@ -61,6 +61,26 @@ def test_masks_that_find_images_by_their_names_only_are_counted(tmp_path):
     assert [note for note in notes if note.endswith("a.png for x/a")]
 
 
+@pytest.mark.parametrize("name", [
+    "Screenshot 9.41\u202fAM.png", "a\u00a0b.png", "a\u3000b.png", "\U0001f469\u200d\U0001f33e.png",
+])  # fmt: skip
+def test_names_may_hold_all_spaces_and_emoji(tmp_path, name):
+    write_photo(tmp_path / "photos" / name)
+    file = coco(tmp_path / "a.json", [name])
+    done = converted(file, tmp_path / "out", images=tmp_path / "photos")
+    assert done.photos == 1 and (tmp_path / "out" / "images" / name).exists()
+
+
+@pytest.mark.parametrize("name", ["b\udce4r.png", "a\nb.png", "a\u2028b.png"])
+def test_names_that_are_no_line_of_text_are_refused_where_they_are_listed(tmp_path, name):
+    """As of a file that an old program named in Latin-1; label maps keep such names."""
+    write_maps(tmp_path / "in", {name: np.zeros((4, 6), np.uint8)})
+    assert converted(tmp_path / "in", tmp_path / "same").photos == 1
+    for target in ("coco", "coco_panoptic", "labelme", "cvat", "label_studio", "voc"):
+        with pytest.raises(UserError, match=f"has a name that {target} cannot hold"):
+            converted(tmp_path / "in", tmp_path / "out", target=target)
+
+
 def test_pages_without_an_image_file_are_counted(tmp_path):
     """`predict` names them scan.tif#0."""
     write_maps(tmp_path / "in", {"a.png": np.zeros((4, 6), np.uint8)}, photos=False)

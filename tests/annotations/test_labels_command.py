@@ -3,6 +3,7 @@ import pytest
 
 from diffseg_jax import labels
 from diffseg_jax.data.folder_source import open_folder
+from diffseg_jax.errors import UserError
 from label_cases import maps_of, write_maps, write_object, write_photo
 
 BOX = [0, 0, 3, 0, 3, 4, 0, 4]
@@ -29,6 +30,42 @@ def test_the_output_is_ready_for_training(tmp_path, instances, capsys):
     source = open_folder("train", path=str(tmp_path / "mine"))
     assert source.labels.names == ("background", "road")
     np.testing.assert_array_equal(source[0]["mask"], [[1, 1, 1, 0, 0, 0]] * 4)
+
+
+def steps(tmp_path, capsys, maps, *flags):
+    """What the command says at the end about label maps of images of these names."""
+    folder, output = tmp_path / "in", str(tmp_path / "mine")
+    write_maps(folder, dict.fromkeys(maps, np.zeros((4, 6), np.uint8)))
+    labels.main([f"--input={folder}", f"--output={output}", *flags])
+    lines = capsys.readouterr().out.splitlines()
+    wanted = ("training reads", "note: training", "check them")
+    return [line for line in lines if line.startswith(wanted)], output
+
+
+def test_folders_that_training_takes_for_splits_are_told(tmp_path, capsys):
+    (line,), output = steps(tmp_path, capsys, ["batch1/a.png", "batch2/b.png"])
+    assert "images in images/batch1, images/batch2:" in line
+    assert "--split=train" in line and line.endswith("--config.data.train=batch2")
+    assert len(open_folder("batch2", path=output)) == 1
+    with pytest.raises(UserError):
+        open_folder("train", path=output)
+
+
+@pytest.mark.parametrize(
+    "maps, flags, unread",
+    [
+        (["a.png", "batch/b.png"], [], 0),
+        (["train/a.png", "val/b.png"], [], 0),
+        (["batch1/a.png", "b.png"], ["--split=train"], 0),
+        (["train/a.png", "train/b.png", "c.png"], [], 1),
+    ],
+)
+def test_images_that_training_would_not_read_are_told(tmp_path, capsys, maps, flags, unread):
+    lines, output = steps(tmp_path, capsys, maps, *flags)
+    assert "--mode=check" in lines[-1] and len(lines) == 1 + unread
+    assert not unread or "but not the images in images: move them" in lines[0]
+    is_val = [name.startswith("val/") for name in maps]
+    assert len(open_folder("train", path=output)) == len(maps) - unread - sum(is_val)
 
 
 def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path, instances, capsys):

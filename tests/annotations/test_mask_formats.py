@@ -121,6 +121,18 @@ def test_a_class_that_is_called_void_is_ignored(tmp_path):
     assert kept["a.png"].tolist() == [[0, 1]]  # unless it is asked for
 
 
+def test_of_more_classes_than_a_label_map_holds_some_are_chosen(tmp_path):
+    """The 256th class of a table is not the ignored one, and the next is not the first."""
+    colours = [(index // 20, index % 20, 7) for index in range(300)]
+    rows = [f"{','.join(map(str, rgb))},c{index}\n" for index, rgb in enumerate(colours)]
+    (tmp_path / "colors.txt").write_text("".join(rows))
+    save(tmp_path / "a.png", [[colours[index] for index in (255, 256, 0, 299)]])
+    with pytest.raises(UserError, match="there are 300 classes, .* Choose some with --classes"):
+        label_maps("colours", tmp_path)
+    maps, names, _ = label_maps("colours", tmp_path, classes=("c0", "c255", "c299"))
+    assert maps["a.png"].tolist() == [[1, 255, 0, 2]]
+
+
 def test_unknown_colours_are_named_with_their_pixels(tmp_path):
     (tmp_path / "colors.txt").write_text(TABLE)
     save(tmp_path / "a.png", [[SKY, (255, 0, 0), (255, 0, 0), (0, 255, 0)]])

@@ -59,6 +59,18 @@ def test_large_images_come_back_too(tmp_path):
     np.testing.assert_array_equal(again, ids)
 
 
+def test_names_with_folders_of_yolo_are_shortened_or_refused(tmp_path):
+    """COCO of other tools names images images/a.png."""
+    ids = np.array([[0, 1, 255]], np.uint8)
+    write_maps(tmp_path / "mine", {"images/a.png": ids})
+    converted(tmp_path / "mine", tmp_path / "there", target="yolo")
+    assert (tmp_path / "there" / "images" / "a.png").exists()
+    assert as_maps(tmp_path / "there", tmp_path / "back") == {"a.png": ids.tolist()}
+    write_maps(tmp_path / "other", {"batch/labels/a.png": ids})
+    with pytest.raises(UserError, match="image batch/labels/a.png lies in a folder labels"):
+        converted(tmp_path / "other", tmp_path / "nowhere", target="yolo")
+
+
 def test_coordinates_are_shares_of_the_image(tmp_path):
     assert (map_of(tmp_path) == [0, 0, 0, 255, 255, 255]).all()
 
