@@ -179,7 +179,7 @@ class StrokeFit:
         and images without features.
         """
         begun = time.perf_counter()
-        keys, images, strokes = self._strokes(labels)
+        keys, images, strokes = self._strokes(labels, cancelled)
         table = self._table(keys, images, strokes, progress, cancelled)
         self.ensemble, probs, signals = self.learner.fit(table, progress, cancelled)
         progress("scores", 0, 1)
@@ -200,10 +200,12 @@ class StrokeFit:
         )  # fmt: skip
         return self.result
 
-    def _strokes(self, labels) -> tuple[list[str], np.ndarray, Strokes]:
+    def _strokes(self, labels, cancelled) -> tuple[list[str], np.ndarray, Strokes]:
         """The images with strokes, the image of every painted pixel, and the strokes of all."""
         found, names = {}, self.labels.names
         for key, ids in labels.items():
+            if cancelled():
+                raise Cancelled
             if (ids == IGNORE).all():
                 continue
             if key not in self.shown:

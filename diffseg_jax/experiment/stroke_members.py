@@ -113,7 +113,8 @@ class StrokeMembers:
             state, losses = self.steps(state, (), batch, numbers + 1, never, numbers < fit.steps)
             if not np.isfinite(np.asarray(losses)).all():
                 raise UserError(
-                    "the fit to the strokes fails: its loss is not finite. Give another --source."
+                    "the fit to the strokes fails: its loss is not finite. Give another --features "
+                    "or --checkpoint."
                 )
         progress("fit", fit.steps, fit.steps)
         return state

@@ -268,6 +268,20 @@ def test_a_fit_that_is_cancelled_leaves_the_one_before(engine, scenes):
     np.testing.assert_array_equal(engine.predict("b"), before)
 
 
+def test_a_fit_can_be_cancelled_while_strokes_are_read(engine, scenes):
+    """Of many large images that takes seconds."""
+    read, asked = [], iter([False])
+    strokes = {key: scenes[1]["a"] for key in ("a", "b", "c")}
+
+    class Slow(dict):
+        def items(self):
+            return ((key, read.append(key) or ids) for key, ids in super().items())
+
+    with pytest.raises(Cancelled):
+        engine.fit(Slow(strokes), cancelled=lambda: next(asked, True))
+    assert read == ["a", "b"]
+
+
 def wrong_ids(ids, key, value):
     return {**ids, key: np.where(ids[key] == SKY, value, ids[key]).astype(np.uint8)}
 
