@@ -159,7 +159,10 @@ def test_a_notebook_shows_the_page_in_a_frame(photos):
             assert client.get("/api/project").status_code == 403
     finally:
         page.stop()
-    open_in_notebook("photos").stop()  # the folder is free again
+    again = open_in_notebook("photos")  # the folder is free again
+    again.stop()
+    assert again.server.access.token != token  # that of before is among the outputs of the notebook
+    assert not (Path(again.folder) / "address.json").exists()
     with pytest.raises(UserError, match="must be paths"):
         open_in_notebook(np.zeros((2, 2, 3), np.uint8))
 

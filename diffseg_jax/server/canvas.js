@@ -222,6 +222,7 @@ export class Canvas {
   }
 
   pan(dx, dy) {
+    if (!this.doc) return;
     this.origin.x += dx * this.ratio;
     this.origin.y += dy * this.ratio;
     this.keepVisible();

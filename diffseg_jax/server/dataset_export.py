@@ -22,6 +22,7 @@ from diffseg_jax.server.security import storing
 from diffseg_jax.storage.paths import read_bytes, write_json
 
 DATASET = "dataset"  # the folder in that of the project
+EXPORTED = ("images", "masks")  # folders in it
 
 
 def export_dataset(store: LabelStore) -> dict:
@@ -30,9 +31,15 @@ def export_dataset(store: LabelStore) -> dict:
     An accepted image has a mask of its prediction with the strokes over it; another one with
     strokes has a sparse mask, in which all other pixels are ignored. Images whose files cannot be
     read, or have changed, are skipped: `skipped` holds a sentence for each. The folder is replaced
-    as a whole. Raises UserError if nothing can be exported, and NotStored.
+    as a whole. Raises UserError if nothing can be exported, and where the folder holds what no
+    export writes, and NotStored.
     """
     folder, parts, skipped = store.folder / DATASET, {"masks": 0, "sparse": 0}, []
+    if others := _others(folder):
+        raise UserError(
+            f"an export replaces {visible(str(folder))}, which holds {visible(others[0])}, written "
+            "by no export. Move it out of that folder first."
+        )
     with storing(folder), _replaced(folder) as new:
         taken = set()
         for index, image in enumerate(store.images):
@@ -64,6 +71,18 @@ def export_dataset(store: LabelStore) -> dict:
     return {"folder": str(folder), **parts, "skipped": skipped, "command": command}
 
 
+def _others(folder) -> list[str]:
+    """What no export writes into its folder, such as folders of splits; hidden files are none."""
+    found = []
+    for place in (folder, *(folder / part for part in EXPORTED)):
+        for entry in sorted(place.iterdir()) if place.is_dir() else ():
+            name = entry.relative_to(folder).as_posix()
+            is_own = name in (CLASSES_FILE, *EXPORTED) or place != folder and entry.is_file()
+            if not is_own and entry.name[0] != ".":
+                found.append(name)
+    return found
+
+
 def mask_of(store: LabelStore, index: int) -> tuple[np.ndarray | None, str]:
     """(mask u8[H,W], "masks" or "sparse") of an image; (None, "") if there is none to export."""
     entry, ids = store.described(index), store.labels(index)[0]
@@ -81,7 +100,7 @@ def _replaced(folder: Path) -> Iterator[Path]:
     for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     try:
-        for part in ("images", "masks"):
+        for part in EXPORTED:
             (new / part).mkdir(parents=True)
         yield new
         if folder.exists():

@@ -27,6 +27,7 @@ from diffseg_jax.storage.paths import read_object, write_json
 MODEL = "model"  # the folder of the checkpoint in that of the project
 FIT_FILE = "fit.json"  # in that folder: the number of its fit; missing while it is written
 SAYS_EVERY = 0.2  # seconds between two events of progress
+SECONDS_TO_NEXT = 30  # until predictions that could not be written are tried again
 
 
 class StrokeEngine(Protocol):
@@ -131,6 +132,11 @@ class FitWorker:
                 self._step(number, asked)
             except Cancelled:
                 pass  # the newer fit is next
+            except NotStored as error:
+                self._fail(str(error), number)
+                with self._changed:  # predictions are tried again after a while
+                    seconds = SECONDS_TO_NEXT if self._waiting else 0
+                    self._changed.wait_for(self._is_asked, seconds)
             except UserError as error:
                 self._fail(str(error), number)
             except Exception as error:
@@ -151,9 +157,7 @@ class FitWorker:
         elif asked:
             self._add_waiting(asked)
         elif self._waiting:
-            waiting, self._waiting = self._waiting, []  # given up if it fails
-            self._predict_next(waiting)
-            self._waiting = waiting
+            self._predict_next(self._waiting)
         elif self._unprepared:
             self._prepare(self._shown if self._shown in self._unprepared else self._unprepared[0])
             self._warm_up()
@@ -267,6 +271,7 @@ class FitWorker:
             ids, uncertainty = engine.predict(image.name, pixels)
             self.store.add_prediction(index, self._fitted, ids, uncertainty)
         except NotStored:
+            waiting.append(index)
             raise  # that of others fails as well
         except UserError as error:  # a file that cannot be read; others can
             self.events.publish("error", {"error": str(error)})

@@ -25,7 +25,8 @@ const UNCERTAIN = lookupTable(
  *
  * project  {images}: IMAGE of the server by index
  * hooks    say(sentence, kind); shown(doc, rect): the pixels of the current image have changed, all
- *          of them without rect; update(IMAGE); connection(): the queue has changed; busy()
+ *          of them without rect; update(IMAGE); connection(): the queue has changed; busy();
+ *          leave(): the current image is about to be another one, so a stroke on it ends
  */
 export class OpenImages {
   constructor(project, hooks) {
@@ -61,6 +62,7 @@ export class OpenImages {
     const known = this.docs.get(index);
     const doc = known ?? (await this.load(index));
     if (number !== this.opening) return null;
+    if (this.current && this.current !== doc) this.hooks.leave();
     this.docs.delete(index);
     this.docs.set(index, doc);
     this.current = doc;
@@ -128,7 +130,9 @@ export class OpenImages {
       }
       if (this.queue.of(doc).length) lost.add(doc.name);
       this.queue.waiting = this.queue.waiting.filter((entry) => entry.doc !== doc);
-      if (doc === this.current) this.current = null;
+      if (doc !== this.current) continue;
+      this.hooks.leave();
+      this.current = null;
     }
     return [...lost];
   }

@@ -93,7 +93,6 @@ function shown(doc, rect) {
 /** Opens an image; the list does not scroll to a row that was clicked, since a click may follow. */
 async function open(index, clicked = false) {
   if (!project.images[index]) return;
-  if (images.current?.index !== index) tools.cancel();
   list.current = index;
   list.later();
   location.replace(`#${index}`);
@@ -363,6 +362,7 @@ async function exportAll() {
   const { folder, masks, sparse, skipped, command } = await postJson("api/export");
   const whole = `${masks} accepted ${masks === 1 ? "image" : "images"} with whole masks`;
   const parts = [`${folder} holds ${whole}, and ${sparse} with strokes only.`];
+  parts.push("The next export replaces this folder: keep your own changes of it elsewhere.");
   parts.push(...skipped.slice(0, MAX_SKIPPED));
   if (skipped.length > MAX_SKIPPED) parts.push(`${skipped.length} images are skipped in all.`);
   $("exported-text").replaceChildren(...parts.map((text) => make("p", {}, text)));
@@ -402,6 +402,7 @@ async function refresh() {
     if (lost) say(`The strokes on ${lost} could not be saved: there is no such image any more.`);
     list.elements.clear();
     if (images.current) list.current = images.current.index;
+    else canvas.doc = null; // nothing can be painted until another image is open
   }
   totals = [];
   Object.assign(project, { fits, state, images: [] });
@@ -495,6 +496,7 @@ const canvas = new Canvas($("canvas"), $("marks"), () => ({
 }));
 const images = new OpenImages(project, {
   say, shown, update, connection: () => showConnection(), busy: () => tools.busy, again: refresh,
+  leave: () => tools.cancel(),
 });
 const tools = new Tools(canvas, painting);
 const list = new ImageList($("list"), $("rows"), open);

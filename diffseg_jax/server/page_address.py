@@ -4,6 +4,7 @@ So a tab that stayed open goes on, perhaps with strokes that the server did not 
 folder that came from somebody else, whose token that person knows, gets a new one.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -25,19 +26,18 @@ def bound_as_before(folder: Path, host: str, port: int) -> tuple[socket.socket, 
 
     port  0: that of the last start, or any free one if that is taken
 
-    Raises UserError as `bound_socket` does.
+    On another port there is a new token: a tab that stayed open goes on asking at the old port, and
+    tells the old token to whoever listens there now. Raises UserError as `bound_socket` does.
     """
     last = _last_address(folder)
-    token = last.get("token")
+    before, token = last.get("port"), last.get("token")
+    is_port = type(before) is int and 1024 <= before < 2**16
     if not (isinstance(token, str) and re.fullmatch(r"[\w-]{32,64}", token, re.ASCII)):
         token = new_token()
-    before = last.get("port")
-    if not port and type(before) is int and 1024 <= before < 2**16:
-        try:
+    if is_port and port in (0, before):
+        with contextlib.suppress(UserError):  # somebody else has it now
             return bound_socket(host, before), token
-        except UserError:  # somebody else has it now
-            pass
-    return bound_socket(host, port), token
+    return bound_socket(host, port), new_token()
 
 
 def _last_address(folder):

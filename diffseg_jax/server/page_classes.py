@@ -44,8 +44,11 @@ def read_project_classes(folder: Path, given: Sequence[str] | str | None) -> Lab
             "--classes out, add names after those of the file, or give another --output."
         )
     require_names(names)
-    unused = [colour for colour in distinct_colours(IGNORE) if colour not in old.palette]
-    return Labels(names, (*old.palette, *unused)[: len(names)])
+    palette, wanted = [*old.palette], new.palette if new else [None] * len(names)
+    free = (rgb for rgb in distinct_colours(IGNORE) if rgb not in (*palette, *wanted))
+    for colour in wanted[len(palette) :]:
+        palette.append(next(free) if colour is None or colour in palette else colour)
+    return Labels(names, tuple(palette))
 
 
 def require_names(names: Sequence[str]) -> tuple[str, ...]:

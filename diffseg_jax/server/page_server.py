@@ -19,13 +19,13 @@ from diffseg_jax.inference.images import matching
 from diffseg_jax.server.drawn_scenes import SCENES, draw_scenes
 from diffseg_jax.server.fit_worker import MODEL, FitWorker
 from diffseg_jax.server.label_store import LabelStore, read_project
-from diffseg_jax.server.listening import make_server, serve_until_stopped
+from diffseg_jax.server.listening import bound_socket, make_server, serve_until_stopped
 from diffseg_jax.server.page_address import bound_as_before, keep_address, write_for_owner
 from diffseg_jax.server.page_app import page_routes
 from diffseg_jax.server.page_classes import CLASSES_FILE, read_project_classes
 from diffseg_jax.server.page_events import PageEvents
 from diffseg_jax.server.page_images import list_images
-from diffseg_jax.server.security import LOOPBACK, Access, Guarded
+from diffseg_jax.server.security import LOOPBACK, Access, Guarded, new_token
 from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.paths import in_bucket, make_folder, open_path
 
@@ -78,7 +78,10 @@ class PageServer:
         if are_scenes and not classes and not (self.folder / CLASSES_FILE).exists():
             classes = NAMES
         labels = read_project_classes(self.folder, classes)
-        bound, token = bound_as_before(self.folder, host, port)
+        if in_path:  # a notebook keeps the address among its outputs, for all who get its file
+            bound, token = bound_socket(host, port), new_token()
+        else:
+            bound, token = bound_as_before(self.folder, host, port)
         self._exits.enter_context(bound)
         make_folder(self.folder)
         self._exits.enter_context(locked(self.folder, TASK, "--output"))
@@ -90,7 +93,8 @@ class PageServer:
         self._exits.callback(self.worker.stop, SECONDS_TO_STOP)
         self.worker.start()
         self.access = Access(token, host, bound.getsockname()[1], in_path)
-        keep_address(self.folder, self.access.port, token)
+        if not in_path:
+            keep_address(self.folder, self.access.port, token)
         self.bound, self.url = bound, self.access.url
         routes = page_routes(self.store, self.worker, self.events)
         self.server = make_server(Guarded(routes, self.access), SECONDS_TO_STOP)

@@ -5,7 +5,8 @@ soon as there is an a.png. What belongs to an image that is gone from its name i
 
     replaced/strokes/<name>.<first digits of SHA-256>.png;  predictions/ and uncertainty/ alike
 
-and is put under the new name of that image, now or whenever it is among the images again.
+and is put under the new name of that image, now or whenever it is among the images again. Its
+record is kept as replaced/<name>.<first digits of SHA-256>, so that it is still accepted then.
 """
 
 import os
@@ -42,10 +43,12 @@ def settle_images(
     if misplaced:
         lost = [name for name in misplaced if _set_aside(folder, parts, name, records[name])]
         others = {name: record for name, record in records.items() if name not in misplaced}
+        gone = [name for name in misplaced if name not in moved]
+        others |= {f"{REPLACED}/{_aside(name, records[name])}": records[name] for name in gone}
         new = {name: records[old] for name, old in old_names.items()}
         records = others | new
         save(records)
-        notes = _notes(folder, [name for name in lost if name not in moved])
+        notes = _notes(folder, [name for name in gone if name in lost])
     _put_back(folder, parts, images)
     return records, notes
 
@@ -73,13 +76,18 @@ def _old_names(images, records):
     return old_names
 
 
+def _aside(name, record) -> str:
+    """The name of what is set aside, which tells the images of one name apart."""
+    return f"{name}.{key_of(record['sha256'])}"
+
+
 def _set_aside(folder, parts, name, record) -> bool:
     """Moves the files of a name that has another image now; whether they were made by hand."""
     moved = []
     for part in parts:
         file = folder / part / f"{name}.png"
         if file.exists():
-            target = folder / REPLACED / part / f"{name}.{key_of(record['sha256'])}.png"
+            target = folder / REPLACED / part / f"{_aside(name, record)}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, target)
             moved.append(part)

@@ -274,3 +274,20 @@ def test_a_full_disk_ends_the_predictions_with_one_sentence(page, monkeypatch):
     (error,) = events_of(page, "error")
     assert "predictions/photo_0.png cannot be written (No space left on device)" in error
     assert fits_of(page) == [0, 0, 0] and page.worker.state["message"]
+
+
+def test_predictions_that_could_not_be_written_are_tried_again(page, monkeypatch):
+    monkeypatch.setattr("diffseg_jax.server.fit_worker.SECONDS_TO_NEXT", 0.05)
+    with monkeypatch.context() as patched:
+        full_disk(patched, "photo_0.png")
+        fitted(page)
+    wait_for(lambda: fits_of(page) == [1, 1, 1] and is_idle(page))
+    assert "cannot be written" in events_of(page, "error")[0]
+
+
+def test_an_image_on_which_the_engine_fails_takes_no_prediction_from_others(page, capsys):
+    engine, predict = page.engines[0], page.engines[0].predict
+    engine.predict = lambda key, *image: predict(key, *image) if key != "photo_0" else 1 // 0
+    fitted(page)
+    wait_for(lambda: fits_of(page) == [0, 1, 1] and is_idle(page))
+    assert len(events_of(page, "error")) == 1 and "ZeroDivision" in capsys.readouterr().err

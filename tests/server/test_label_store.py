@@ -1,6 +1,7 @@
 """Labels on disk: whatever was painted is there, also after a kill."""
 
 import io
+import json
 import random
 import subprocess
 import sys
@@ -177,6 +178,17 @@ def test_classes_are_those_of_the_folder_and_may_grow(photos, tmp_path):
     for wrong in ("", " a", "a\n", "x" * 201, "sky"):
         with pytest.raises(UserError):
             open_store(photos, tmp_path).add_class(wrong)
+
+
+def test_classes_that_are_added_from_a_file_have_its_colours(photos, tmp_path):
+    """Unless a class has that colour; those that there are keep theirs."""
+    open_store(photos, tmp_path)
+    given = [(9, 9, 9), *LABELS.palette[1:], (1, 2, 3), LABELS.palette[0], (7, 7, 7)]
+    content = {"names": [*NAMES, "house", "dog", "cat"], "palette": given}
+    (tmp_path / "given.json").write_text(json.dumps(content))
+    palette = read_project_classes(tmp_path, str(tmp_path / "given.json")).palette
+    assert palette[:4] == (*LABELS.palette, (1, 2, 3)) and palette[5] == (7, 7, 7)
+    assert len(set(palette)) == 6
 
 
 def test_a_stored_class_has_a_colour_of_its_own(photos, tmp_path):

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from diffseg_jax.server.listening import bound_socket
 from diffseg_jax.server.page_address import (
     ADDRESS_FILE,
     bound_as_before,
@@ -16,14 +17,18 @@ from diffseg_jax.server.page_address import (
 def test_a_second_start_has_the_port_and_the_token_of_the_first(tmp_path):
     bound, token = bound_as_before(tmp_path, "127.0.0.1", 0)
     with contextlib.closing(bound):
+        bound.listen()
         port = bound.getsockname()[1]
         keep_address(tmp_path, port, token)
-        other, same_token = bound_as_before(tmp_path, "127.0.0.1", 0)  # while the port is taken
+        other, other_token = bound_as_before(tmp_path, "127.0.0.1", 0)  # while the port is taken
         other.close()
-        assert other is not bound and same_token == token
+        assert other is not bound and other_token != token  # a tab tells it to who has the port
     again, same_token = bound_as_before(tmp_path, "127.0.0.1", 0)
     with contextlib.closing(again):
         assert again.getsockname()[1] == port and same_token == token
+    named, same_token = bound_as_before(tmp_path, "127.0.0.1", port)
+    named.close()
+    assert same_token == token
     assert (tmp_path / ADDRESS_FILE).stat().st_mode & 0o077 == 0
 
 
@@ -49,7 +54,8 @@ def test_a_token_that_others_may_know_is_not_used_again(tmp_path, how):
     """A copy of the folder has the token of the one who made it."""
     folder, token = tmp_path / "annotated", "t" * 32
     folder.mkdir()
-    keep_address(folder, 8123, token)
+    with contextlib.closing(bound_socket("127.0.0.1", 0)) as free:
+        keep_address(folder, free.getsockname()[1], token)
     assert token_in(folder) == token
     if how == "readable":
         (folder / ADDRESS_FILE).chmod(0o644)

@@ -252,6 +252,20 @@ def test_images_that_are_gone_or_changed_are_skipped_by_an_export(page, tmp_path
     assert len(list(open_source("folder", "train", path=done["folder"]))) == 2  # that of before
 
 
+@pytest.mark.parametrize("file", ["notes.txt", "images/val/a.png"])
+def test_an_export_replaces_only_what_exports_write(page, file):
+    page.patch(0, 0, 0, np.zeros((2, 2), np.uint8), 0)
+    folder = Path(page.client.post("/api/export").json()["folder"])
+    (folder / ".DS_Store").write_bytes(b"of a file manager")
+    assert page.client.post("/api/export").status_code == 200
+    own = folder / file
+    own.parent.mkdir(exist_ok=True)
+    own.write_bytes(b"mine")
+    response = page.client.post("/api/export")
+    assert response.status_code == 422 and "Move it out" in response.json()["error"]
+    assert own.read_bytes() == b"mine" and (folder / "masks" / "photo_0.png").exists()
+
+
 def test_an_export_on_a_full_disk_leaves_the_one_before(page, monkeypatch):
     page.patch(0, 0, 0, np.zeros((2, 2), np.uint8), 0)
     folder = Path(page.client.post("/api/export").json()["folder"])

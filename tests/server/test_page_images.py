@@ -80,7 +80,9 @@ def test_another_image_of_the_same_name_and_size_has_no_labels(photos, tmp_path)
     paint(store, 0, 2)
     (photos / "photo_0.png").write_bytes(before)  # what was painted on it comes back
     store = open_store(photos, store.folder)
-    assert labels_in(store)["photo_0"] == (1, 2, False)
+    assert labels_in(store)["photo_0"] == (1, 2, True)  # and it is still accepted
+    store.add_prediction(0, 9, np.zeros((12, 16), np.uint8), np.zeros((12, 16), np.float32))
+    assert labels_in(open_store(photos, store.folder))["photo_0"] == (1, 2, True)
 
 
 def test_a_kill_while_files_get_new_names_loses_none(photos, tmp_path, monkeypatch):
