@@ -242,7 +242,7 @@ def defined_in(file):
         (("systems.ddp_segmentation", "training.step"), 4020),
         (("systems.ddp_depth", "training.step"), 3000),
         (("systems.ddpm_seg", "training.step"), 3600),
-        (("training.loop",), 2470),  # with 580 of the display
+        (("training.loop",), 2530),  # with 580 of the display
     ],
     ids=["ddep", "ddp", "ddp_depth", "ddpm_seg", "loop"],
 )

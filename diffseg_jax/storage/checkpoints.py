@@ -21,6 +21,7 @@ from flax.traverse_util import unflatten_dict as unflatten
 from orbax.checkpoint import checkpoint_managers as policies
 
 from diffseg_jax.devices import processes
+from diffseg_jax.devices.first import first_does
 from diffseg_jax.devices.mesh import state_shardings
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage.integrity import (
@@ -35,7 +36,7 @@ from diffseg_jax.storage.integrity import (
     require_fingerprints,
     with_digest,
 )
-from diffseg_jax.storage.paths import absolute, in_bucket
+from diffseg_jax.storage.paths import absolute, in_bucket, write_json
 from diffseg_jax.storage.quiet import quiet_orbax, reading
 
 FILE_BYTES = 64 * 2**20  # target size of an array file (orbax: 2 GB); each is assembled in memory
@@ -47,6 +48,10 @@ def score_of(numbers: Mapping[str, float]) -> float:
     """What an evaluation is worth, the higher the better; NaN without a metric of BEST."""
     name = next((name for name in BEST if name in numbers), None)
     return BEST[name] * numbers[name] if name else math.nan
+
+
+def _is_scored(numbers):
+    return numbers is not None and math.isfinite(score_of(numbers))
 
 
 class NotWritten(UserError):
@@ -77,7 +82,7 @@ class StageCheckpoints:
     """
 
     def __init__(self, directory: Path, keep: int = 2, read_only: bool = False):
-        self.directory = absolute(directory)
+        self.directory, self.keep = absolute(directory), keep
         self.exits = contextlib.ExitStack()
         if not read_only:
             _set_broken_aside(self.directory)
@@ -128,12 +133,27 @@ class StageCheckpoints:
             return
         self._save(step, with_string_keys(state), meta, numbers)
 
-    def replace(self, step: int, state: dict, meta: dict, numbers: Mapping[str, float]):
-        """Saves a step again, now with metrics, and waits for it; NotWritten when that fails."""
+    def add_evaluation(self, step: int, meta: dict, numbers: Mapping[str, float]):
+        """Gives a saved step metrics and, last, this metadata; NotWritten when that fails.
+
+        Its arrays stay where they are: at any time the step is complete, with or without metrics.
+        Steps that are kept no longer are removed, as after a save.
+        """
         self.wait()
-        self.manager.delete(step)
-        self._save(step, with_string_keys(state), meta, numbers)
-        self.wait()
+        folder = self.directory / str(step)
+
+        def write():
+            if _is_scored(numbers):
+                write_json(folder / "metrics" / "metrics", dict(numbers))
+            write_json(folder / "meta" / "metadata", with_digest(meta))
+            self.manager.reload()
+            for old in self.manager.all_steps()[: -self.keep]:
+                if old != self.manager.best_step():
+                    epath.Path(self.directory / str(old)).rmtree()
+
+        with self._writing():
+            first_does(write, f"{folder} cannot be written, as process 0 says.")
+            self.manager.reload()
 
     def _save(self, step, state, meta, numbers):
         meta = with_digest({**meta, "format": FORMAT, "arrays": fingerprints(state)})
@@ -141,9 +161,9 @@ class StageCheckpoints:
             state=ocp.args.PyTreeSave(state, ocdbt_target_data_file_size=FILE_BYTES),
             meta=ocp.args.JsonSave(meta),
         )
-        scored = numbers is not None and math.isfinite(score_of(numbers))
+        metrics = dict(numbers) if _is_scored(numbers) else None
         with self._writing():
-            self.manager.save(step, args=items, metrics=dict(numbers) if scored else None)
+            self.manager.save(step, args=items, metrics=metrics)
 
     def wait(self):
         """Returns when everything saved so far is on disk; NotWritten when that fails."""
@@ -300,7 +320,8 @@ def _set_broken_aside(directory):
 def _rename_broken(directory):
     """Damaged of the newest checkpoint if all are damaged, else None.
 
-    Those older than a complete one are removed instead: orbax was killed while removing them.
+    Those without metadata that are older than a complete one are removed instead: orbax was killed
+    while removing them.
     """
     problems, steps = {}, sorted(steps_in(directory))
     for step in steps:
@@ -311,7 +332,7 @@ def _rename_broken(directory):
             problems[step] = error
     newest = max(set(steps) - problems.keys(), default=-1)
     for step, error in problems.items():
-        if step < newest:
+        if step < newest and not (directory / str(step) / "meta" / "metadata").exists():
             epath.Path(directory / str(step)).rmtree(missing_ok=True)
             continue
         _rename_aside(directory, step)

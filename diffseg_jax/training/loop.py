@@ -260,11 +260,10 @@ def _report(stage, life, step, numbers, rate, shown: Progress):
 
 
 def _evaluate_late(stage, life, state, step, meta):
-    """Evaluates a step that was saved because of a stop, and saves it again with its numbers."""
-    kept = {key: value for key, value in meta.items() if key != "arrays"}
+    """Evaluates a step that was saved because of a stop, and adds the numbers to its checkpoint."""
     numbers = stage.evaluate(state, step)
-    kept |= {"steps": step} if step == stage.steps else {}
-    life.checkpoints.replace(step, state, {**kept, "evaluated": True}, numbers)
+    ended = {"steps": step} if step == stage.steps else {}
+    life.checkpoints.add_evaluation(step, {**meta, **ended, "evaluated": True}, numbers)
     _report_evaluation(life, step, numbers)
 
 

@@ -191,6 +191,40 @@ def test_files_of_an_interrupted_removal_are_removed(stage):
     assert [path.name for path in stage.iterdir()] == ["6"]
 
 
+def test_an_older_checkpoint_with_changed_json_is_kept_and_reported(stage):
+    """It may be the best one, of which a user wants to know."""
+    (stage / "3" / "meta" / "metadata").write_text("{")
+    state, step, messages = resumed(stage)
+    assert step == 6 and len(messages) == 1 and "renamed to damaged_3" in messages[0]
+    assert sorted(path.name for path in stage.iterdir()) == ["6", "damaged_3"]
+
+
+def test_an_evaluation_is_added_to_a_saved_step(stage):
+    arrays = {file: file.read_bytes() for file in files_of(stage / "6", "state")}
+    with StageCheckpoints(stage, keep=1) as stored:
+        stored.add_evaluation(6, {**stored.meta(6), "evaluated": True}, {"mIoU": 0.5})
+        assert stored.best_evaluated() == 6 and stored.meta(6)["evaluated"]
+    assert steps_in(stage) == [6]  # as after a save
+    assert arrays == {file: file.read_bytes() for file in files_of(stage / "6", "state")}
+    assert check_both(stage, "nothing") == 6
+    with StageCheckpoints(stage, read_only=True) as stored:
+        assert stored.best_evaluated() == 6
+
+
+@pytest.mark.parametrize("fails", ["metrics", "metadata"])
+def test_an_evaluation_that_cannot_be_added_costs_no_step(stage, monkeypatch, fails):
+    def write(path, content, real=checkpoints.write_json):
+        if path.name == fails:
+            raise OSError(28, "No space left on device")
+        real(path, content)
+
+    monkeypatch.setattr(checkpoints, "write_json", write)
+    with StageCheckpoints(stage) as stored, pytest.raises(UserError, match="step 6 is kept"):
+        stored.add_evaluation(6, {**stored.meta(6), "evaluated": True}, {"mIoU": 0.5})
+    assert check_both(stage, "nothing") == 6
+    assert "evaluated" not in open_meta(stage)
+
+
 FAILURES = {  # errors that do not depend on the files: name -> (function that raises it, error)
     "a disk that is temporarily unreadable": ("digest", OSError(5, "Input/output error")),
     "an expired token": ("digest", ValueError("UNAUTHENTICATED: no token")),
