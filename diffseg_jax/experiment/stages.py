@@ -166,6 +166,9 @@ def run_stages(plan: Plan, go_on: bool, budget: Budget | None = None):
                 is_new |= run_stage(stage, checkpoints, go_on, budget)
                 with plan.log.progress(f"{name}: reads its checkpoint"):
                     network = read_chosen(stage, checkpoints)
+                if network is None:  # another checkpoint takes the place of the measured one
+                    is_new = True
+                    drop_results(stage)
             last = checkpoints.latest()
         if name in measured and not is_new:
             results[name] = measured[name]
@@ -241,6 +244,7 @@ def run_stage(
     stage = with_class_weights(with_data(stage, checkpoints, go_on), checkpoints)
     if stage.subset and processes.is_first():
         write_json(stage.workdir / LABELLED_FILE, stage.subset)
+    drop_results(stage)
     (fit_stage if stage.task.fit else train_stage)(stage, checkpoints, budget)
     if budget:
         budget.end(stage)
@@ -335,6 +339,15 @@ def write_results(order: tuple[str, ...], results: dict, file: Path):
     """Writes the results of the stages so far, in the order of the run."""
     if processes.is_first():
         write_json(file, {name: results[name] for name in order if name in results})
+
+
+def drop_results(stage: StagePlan):
+    """Removes the results of a stage, which are of a network that it will not have any more."""
+    if not processes.is_first():
+        return
+    results = read_results(stage.workdir)
+    if results.pop(stage.name, None) is not None:
+        write_json(stage.workdir / "results.json", results)
 
 
 def report_results(

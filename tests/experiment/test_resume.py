@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from diffseg_jax.data.pipeline import training_batches
 from diffseg_jax.devices.mesh import make_mesh
 from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.process import make_process
+from diffseg_jax.experiment import stages
 from diffseg_jax.storage.checkpoints import StageCheckpoints, flatten, with_string_keys
 from diffseg_jax.systems.ddpm_seg import diffusion_loss
 from diffseg_jax.training import loop
@@ -82,6 +84,49 @@ def test_a_full_disk_is_one_sentence_and_costs_no_bit(command, fitted_run, tmp_p
             assert fault_run.differences(run, fitted_run.workdir) == []
     except PermissionError as error:
         pytest.skip(str(error))
+
+
+# ---- results ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """A plan of a stage "a" whose evaluation is killed; it and "b" have results."""
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "results.json").write_text('{"a": {"mIoU": 0.9}, "b": {"mIoU": 0.1}}')
+    evaluation = SimpleNamespace(target=SimpleNamespace(result_of=kill))
+    stage = SimpleNamespace(
+        name="a", workdir=tmp_path, directory=tmp_path / "checkpoints/a", evaluation=evaluation,
+        subset=None, task=SimpleNamespace(fit=None), log=Log(tmp_path),
+    )  # fmt: skip
+    return SimpleNamespace(
+        stages=[stage], order=("a",), skipped=(), workdir=tmp_path, log=stage.log
+    )
+
+
+def results_after_a_kill(plan):
+    with pytest.raises(KeyboardInterrupt):
+        stages.run_stages(plan, go_on=False)
+    return json.loads((plan.workdir / "results.json").read_text())
+
+
+def test_a_stage_that_is_trained_again_has_no_results_of_its_old_network(measured, monkeypatch):
+    monkeypatch.setattr(stages, "is_finished", lambda *_: False)
+    monkeypatch.setattr(stages, "with_data", lambda stage, *_: stage)
+    monkeypatch.setattr(stages, "with_class_weights", lambda stage, *_: stage)
+    monkeypatch.setattr(stages, "train_stage", lambda *_: None)
+    monkeypatch.setattr(stages, "read_chosen", lambda *_: ({}, {}))
+    assert results_after_a_kill(measured) == {"b": {"mIoU": 0.1}}
+
+
+def test_results_of_a_damaged_checkpoint_are_not_those_of_another(measured, monkeypatch):
+    networks = iter([None, ({}, {})])  # the best checkpoint is damaged, and the last one whole
+    monkeypatch.setattr(stages, "run_stage", lambda *_: False)
+    monkeypatch.setattr(stages, "read_chosen", lambda *_: next(networks))
+    assert results_after_a_kill(measured) == {"b": {"mIoU": 0.1}}
 
 
 # ---- the order of the data -----------------------------------------------------------------------
