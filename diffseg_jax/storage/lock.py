@@ -25,6 +25,7 @@ from diffseg_jax.storage.paths import in_bucket, reachable, write_json
 
 BEAT = 10  # seconds between two writes of a holder
 EXPIRES = 60  # seconds without a write after which a lock counts as abandoned
+ABANDONED = {}  # lock -> its content when it had not been written for EXPIRES seconds
 SETTLES = 0.5  # seconds; of several processes that take over a lock, the last to write it has it
 KEYS = {
     "host": str, "process": int, "started": str, "machine": list, "since": (int, float),
@@ -115,8 +116,12 @@ def _create(file, mine) -> bool:
 
             fsspec.filesystem("gs").pipe_file(str(file), content, mode="create")
             return True
-        with open(file, "xb") as stream:
-            stream.write(content)
+        file.touch(exist_ok=False)
+        try:
+            file.write_bytes(content)
+        except BaseException:  # on a full disk an empty lock would be left, for which others wait
+            file.unlink(missing_ok=True)
+            raise
         return True
     except FileExistsError:
         return False
@@ -141,6 +146,8 @@ def _living(file) -> dict | None:
         return None
     if holder.get("machine") == _machine() and (runs := _runs(holder)) is not None:
         return holder if runs else None
+    if holder and holder == ABANDONED.get(file):
+        return None
     print(
         f"{file.parent} is in use or was left by {_named(holder)}; waits up to {EXPIRES} s for a "
         "sign of it",
@@ -152,6 +159,7 @@ def _living(file) -> dict | None:
         now = _holder(file)
         if now != holder:
             return now
+    ABANDONED[file] = holder
     return None
 
 

@@ -101,11 +101,28 @@ def test_a_lock_of_another_machine_expires_unless_it_is_written(tmp_path, short,
     left_by(tmp_path, host="far", machine=["far", "", ""])
     take(tmp_path)
     assert "process" in capsys.readouterr().err
-    left_by(tmp_path, host="far", machine=["far", "", ""])
-    beat = lambda: left_by(tmp_path, host="far", machine=["far", "", ""], beat=1)
+    left_by(tmp_path, host="far", machine=["far", "", ""], token="new")
+    beat = lambda: left_by(tmp_path, host="far", machine=["far", "", ""], token="new", beat=1)
     threading.Timer(0.2, beat).start()
     with pytest.raises(UserError, match=r"on far writes .* on far, or give another --workdir"):
         take(tmp_path)
+
+
+def test_a_lock_of_another_machine_is_waited_for_once(tmp_path, short, monkeypatch):
+    left_by(tmp_path, host="far", machine=["far", "", ""])
+    require_free(tmp_path, "train", "--workdir")
+    monkeypatch.setattr(lock, "EXPIRES", 1000)
+    take(tmp_path)
+
+
+def test_a_full_disk_leaves_no_empty_lock(tmp_path, monkeypatch):
+    def write(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", write)
+    with pytest.raises(OSError, match="No space left"):
+        take(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"process": "x"}'])
