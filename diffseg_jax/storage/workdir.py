@@ -1,5 +1,6 @@
 """A run's directory: which config it belongs to, and the results in it."""
 
+import contextlib
 import json
 import re
 import uuid
@@ -11,7 +12,8 @@ from ml_collections import ConfigDict
 from diffseg_jax.config.schema import differing_lines
 from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError
-from diffseg_jax.storage.checkpoints import has_checkpoint
+from diffseg_jax.storage.checkpoints import has_checkpoint, steps_in
+from diffseg_jax.storage.integrity import Damaged, read_meta
 from diffseg_jax.storage.paths import BUCKET, open_path, reachable, write_json
 
 LISTED_IN = "trained_on.json"  # stage -> fingerprint of the data with which it learned
@@ -39,14 +41,15 @@ def claim_workdir(config: ConfigDict, workdir: Path):
     options = as_json(config.to_dict())
     processes.require_same_everywhere("config", options)
     make_workdir(workdir)
-    if not holds_run_of(config, workdir) and processes.is_first():
-        write_json(workdir / "config.json", options)
+    file, is_held = workdir / "config.json", holds_run_of(config, workdir)
+    if processes.is_first() and not (is_held and file.exists()):
+        write_json(file, options)
     require_shared(workdir)
 
 
 def holds_run_of(config: ConfigDict, workdir: Path) -> bool:
     """Whether the workdir holds checkpoints of this config; UserError for those of another."""
-    if not has_checkpoints(workdir) or not (workdir / "config.json").exists():
+    if not has_checkpoints(workdir):
         return False
     check_same(config, workdir, may_differ=("mesh",))
     return True
@@ -95,20 +98,37 @@ def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
 
     may_differ  options, or groups of them, that may differ
     """
-    unknown = f"it is unknown which config the checkpoints in {workdir} belong to"
-    old = read_json_object(
-        workdir / "config.json", f", so {unknown}. Take another --workdir, or restore the file."
-    )
-    lines = [
-        line for line in differing_lines(old, as_json(config.to_dict()))
-        if not line.startswith((*(f"{key}{end}" for key in may_differ for end in ".:"), *REMOVED))
-        and not re.match(PROBED, line)
+    new, starts = as_json(config.to_dict()), (f"{key}{end}" for key in may_differ for end in ".:")
+    ignored = (*starts, *REMOVED)
+    differing = [
+        [
+            line for line in differing_lines(old, new)
+            if not line.startswith(ignored) and not re.match(PROBED, line)
+        ]
+        for old in _configs_of(workdir)
     ]  # fmt: skip
-    if lines:
+    if lines := min(differing, key=len):
         raise UserError(
             f"workdir {workdir} holds a run of another config; take another --workdir, or undo:\n  "
             + "\n  ".join(lines)
         )
+
+
+def _configs_of(workdir):
+    """The config of a run; if its file is missing, those with which stages saved a checkpoint."""
+    file = workdir / "config.json"
+    unknown = f"it is unknown which config the checkpoints in {workdir} belong to"
+    advice = f", so {unknown}. Take another --workdir, or restore the file."
+    if file.exists():
+        return [read_json_object(file, advice)]
+    found = []
+    for directory in workdir.glob("checkpoints/*"):
+        for step in steps_in(directory):
+            with contextlib.suppress(Damaged, LookupError):
+                found.append(read_meta(directory, step)["config"])
+    if not found:
+        raise UserError(f"{file} is missing{advice}")
+    return found
 
 
 def saved_config(workdir: Path) -> dict:

@@ -9,8 +9,8 @@ from diffseg_jax.experiment.changed_data import LISTED_IN, listed_in
 from diffseg_jax.experiment.prepare_data import PREPARED_FILE, add_shards
 from diffseg_jax.inference.summary import Summary
 from diffseg_jax.storage.checkpoints import StageCheckpoints
-from diffseg_jax.storage.integrity import Damaged
-from diffseg_jax.storage.workdir import read_results, saved_config
+from diffseg_jax.storage.integrity import Damaged, with_digest
+from diffseg_jax.storage.workdir import as_json, claim_workdir, read_results, saved_config
 from diffseg_jax.training.log import Log
 
 pytestmark = pytest.mark.quick
@@ -55,6 +55,24 @@ def test_a_summary_drops_entries_that_are_none(tmp_path):
     entries = {"a": {"file": "a.png", "stamp": [1, 2]}, "b": {"file": "b.png"}}
     (tmp_path / "summary.json").write_text(json.dumps({"version": "1", "pictures": entries}))
     assert list(Summary(tmp_path, {"version": "1"}).content["pictures"]) == ["a"]
+
+
+def test_checkpoints_without_config_json_tell_their_config(tiny_config, tmp_path):
+    folder, file = tmp_path / "checkpoints/pretrain/3/meta", tmp_path / "config.json"
+    folder.mkdir(parents=True)
+    meta = with_digest({"arrays": {}, "config": as_json(tiny_config.to_dict())})
+    (folder / "metadata").write_text(json.dumps(meta))
+    tiny_config.mesh.fsdp = 2  # the devices may change
+    claim_workdir(tiny_config, tmp_path)
+    assert json.loads(file.read_text())["mesh"]["fsdp"] == 2
+    file.unlink()
+    tiny_config.seed += 1
+    with pytest.raises(UserError, match="holds a run of another config; .*\n  seed: "):
+        claim_workdir(tiny_config, tmp_path)
+    (folder / "metadata").write_text("{")
+    with pytest.raises(UserError, match="config.json is missing, so it is unknown which"):
+        claim_workdir(tiny_config, tmp_path)
+    assert not file.exists()
 
 
 def test_a_resumed_log_drops_damaged_lines(tmp_path):
