@@ -10,6 +10,7 @@ from diffseg_jax.display.progress import Progress
 from diffseg_jax.storage.paths import in_bucket, write_atomically
 
 COPY_EVERY = 30  # seconds
+EVENT_BYTES = 8 * 10**6  # after which events go on in another file, as a file is copied as a whole
 
 
 class Log:
@@ -17,7 +18,7 @@ class Log:
 
     A resumed run rewinds the log to its checkpoint, so that no step appears twice. The files of a
     workdir in a bucket, whose objects cannot be appended to, are written to a temporary folder and
-    copied at most every COPY_EVERY seconds.
+    copied at most every COPY_EVERY seconds, if they have changed.
     """
 
     def __init__(self, workdir: Path, primary: bool = True, display: Display | None = None):
@@ -27,8 +28,8 @@ class Log:
         self.bucket = workdir if in_bucket(workdir) else None
         self.folder = Path(tempfile.mkdtemp() if self.bucket and primary else workdir)
         self.path, self.events = self.folder / "metrics.jsonl", self.folder / "tensorboard"
-        self.copied = 0.0
-        self.writer = None
+        self.copied, self.copies = 0.0, {}  # when, and file -> its size and time at its last copy
+        self.writer, self.prefix, self.part, self.event_bytes = None, "", 0, 0
         self.trackers = None  # `tracking` sets them
 
     def say(self, text: str):
@@ -43,8 +44,6 @@ class Log:
         """Drops the records of `stage` after `step`, and lines that are none."""
         if not self.primary:
             return
-        from tensorboardX.event_file_writer import EventsWriter  # a slow import
-
         if self.bucket and not self.path.exists() and (self.bucket / self.path.name).exists():
             self.path.write_bytes((self.bucket / self.path.name).read_bytes())
         kept = []
@@ -59,7 +58,8 @@ class Log:
         write_atomically(self.path, b"".join(kept))
         self.close()
         (self.events / stage).mkdir(parents=True, exist_ok=True)
-        self.writer = EventsWriter(str(self.events / stage / "events"))
+        self.prefix = str(self.events / stage / "events")
+        self._begin_events(0)
         # Readers drop earlier events from this step on.
         self._event(step + 1, session_log={"status": "START"})
 
@@ -93,7 +93,19 @@ class Log:
         """Writes synchronously: on a full disk a writer thread would end and block the caller."""
         from tensorboardX.proto import event_pb2
 
-        self.writer.write_event(event_pb2.Event(step=step, wall_time=time.time(), **content))
+        event = event_pb2.Event(step=step, wall_time=time.time(), **content)
+        self.writer.write_event(event)
+        self.event_bytes += event.ByteSize()
+        if self.bucket and self.event_bytes > EVENT_BYTES:
+            self.writer.close()
+            self._begin_events(self.part + 1)
+
+    def _begin_events(self, part):
+        from tensorboardX.event_file_writer import EventsWriter  # a slow import
+
+        self.part, self.event_bytes = part, 0
+        suffix = f".{part}" if part else ""  # the name holds a second, in which several may begin
+        self.writer = EventsWriter(self.prefix, suffix)
 
     def close(self):
         """Flushes the events."""
@@ -105,8 +117,10 @@ class Log:
     def flush(self):
         """Copies the files to the bucket, if the workdir is in one."""
         self.copied = time.monotonic()
-        for file in self.folder.rglob("*") if self.bucket else ():
-            if file.is_file():
+        for file in filter(Path.is_file, self.folder.rglob("*")) if self.bucket else ():
+            state = file.stat().st_size, file.stat().st_mtime_ns
+            if self.copies.get(file) != state:
                 target = self.bucket / file.relative_to(self.folder).as_posix()
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(file.read_bytes())
+                self.copies[file] = state

@@ -1,6 +1,7 @@
 """What a damaged file of a workdir leads to: a sentence that names it, or its good lines."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from diffseg_jax.inference.summary import Summary
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.integrity import Damaged, with_digest
 from diffseg_jax.storage.workdir import as_json, claim_workdir, read_results, saved_config
+from diffseg_jax.training import log as training_log
 from diffseg_jax.training.log import Log
 
 pytestmark = pytest.mark.quick
@@ -73,6 +75,30 @@ def test_checkpoints_without_config_json_tell_their_config(tiny_config, tmp_path
     with pytest.raises(UserError, match="config.json is missing, so it is unknown which"):
         claim_workdir(tiny_config, tmp_path)
     assert not file.exists()
+
+
+def test_a_log_in_a_bucket_copies_what_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_log, "EVENT_BYTES", 100)
+    log, copied = Log(tmp_path / "here"), []
+    log.bucket = tmp_path / "bucket"
+    log.rewind("train", 0)
+
+    def write(path, content, real=Path.write_bytes):
+        copied.append(path.name)
+        return real(path, content)
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", write)
+    for step in range(8):
+        log.write("train", step, {"loss": 1.0})
+        log.flush()
+        log.flush()
+    log.close()
+    assert copied.count("metrics.jsonl") == 8
+    events = [name for name in copied if "tfevents" in name]
+    assert len(set(events)) >= 3 and len(events) < 8 + len(set(events))  # a full one once more
+    for name in events:
+        here, there = (f / "tensorboard/train" / name for f in (tmp_path / "here", log.bucket))
+        assert here.read_bytes() == there.read_bytes()
 
 
 def test_a_resumed_log_drops_damaged_lines(tmp_path):
