@@ -186,9 +186,10 @@ def test_a_stop_ends_the_command_with_a_sentence(tmp_path, loop):
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
-    lines = [process.stdout.readline() for _ in range(2)]
-    assert lines[1].startswith("open http://127.0.0.1:") and "?token=" in lines[1], lines
-    host, _, rest = lines[1].split()[1].removeprefix("http://").partition("/?token=")
+    lines = iter(process.stdout.readline, "")  # those of progress too, on a busy machine
+    address = next((line for line in lines if line.startswith("open http://127.0.0.1:")), "")
+    host, _, rest = address.split()[1].removeprefix("http://").partition("/?token=")
+    assert rest, address
     listen_to_events(host, rest)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
