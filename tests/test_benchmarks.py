@@ -241,7 +241,9 @@ def test_forests_of_other_data_or_versions_are_not_shown_as_these(modules, tmp_p
     bench_forest.write_rows(output, rows, made)
     assert bench_forest.read_rows(output, made) == rows
     other = made | {"forest": {"n_estimators": 9}}
-    for changed, said in ((bench_forest.made_from("mine"), "data"), (other, "forest")):
+    newer = made | {"versions": {}}
+    cases = (bench_forest.made_from("mine"), "data"), (other, "forest"), (newer, "versions")
+    for changed, said in cases:
         with pytest.raises(SystemExit, match=f"holds forests of other {said}. Take another"):
             bench_forest.read_rows(output, changed)
 

@@ -33,7 +33,7 @@ from diffseg_jax.storage.workdir import stage_directory
 from diffseg_jax.weights.packaged import packaged_efficientnet
 
 SHORTEST = 1.5  # minutes of a run that trains a network; most of less is compilation
-LEFT = 1.0  # minutes that must be left for it when it begins, as others may need more
+LEAST_LEFT = 1.0  # minutes; a network is skipped if less is left for it when its turn comes
 TABLE_SHARE = 0.05  # of the minutes, for the sheet of predictions
 DRAWN_OF_FOLD = 4  # images on the sheet
 FOREST = "forest"
@@ -260,8 +260,8 @@ def announcement(
 def run_cells(comparison: Comparison, cells: Sequence[Cell]):
     """Runs what is missing; each run gets its share of the time that is left.
 
-    The last networks are skipped where LEFT minutes are not left for each. A run that has begun
-    keeps its minutes, also if it failed, and goes on.
+    The last networks are skipped where LEAST_LEFT minutes are not left for each. A run that has
+    begun keeps its minutes, also if it failed, and goes on.
     """
     records, skipped = {cell: record_of(comparison, cell) for cell in cells}, []
     for index, cell in enumerate(cells):
@@ -297,7 +297,7 @@ def _fitting(cells, minutes, always):
         one = minutes / max(sum(cell.weight for cell in cells), 1.0)
         networks = [cell for cell in cells if cell.fills_its_time]
         may_go = [cell for cell in networks if cell.method != always or cell.fold]
-        if not may_go or min(cell.weight for cell in networks) * one >= LEFT:
+        if not may_go or min(cell.weight for cell in networks) * one >= LEAST_LEFT:
             return cells
         gone = [may_go[-1]] if may_go[-1].fold else [Cell(may_go[-1].method, n) for n in (None, 0)]
         cells = [cell for cell in cells if cell not in gone]
@@ -404,7 +404,7 @@ def _run_forest(comparison, cell):
         numbers = _numbers_of_forest(comparison, cell)
         score = "-" if numbers["mIoU"] is None else f"{100 * numbers['mIoU']:.1f} %"
         comparison.display.say(f"  mIoU {score}")
-    except UserError as error:
+    except (UserError, MemoryError, ValueError) as error:
         comparison.display.say(f"  failed, and the others go on: {error}")
         numbers = {"failed": str(error)}
     seconds = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - cpu}

@@ -210,11 +210,15 @@ def plan_shards(part: str, manifest: dict, sources: dict[str, Sequence], folder:
 
 def digests_of_files(source: Sequence, count: int) -> list[str]:
     """One for each shard: of the files of its examples, or of all where a file holds several."""
-    files = fingerprint(source, np.arange(len(source)))["files"]
+    found = fingerprint(source, np.arange(len(source)))
+    files, rules = found["files"], found["ids"][:1]  # by which what is stored becomes labels
     everything = digest_of_data(files).hex()
     each = [files.get(name, everything) for name in source.names]
-    ranges = shard_ranges(len(source), count)
-    return [digest_of_data({"files": each[rows.start : rows.stop]}).hex()[:16] for rows in ranges]
+    parts = [
+        {"files": each[rows.start : rows.stop], "ids": rules}
+        for rows in shard_ranges(len(source), count)
+    ]
+    return [digest_of_data(part).hex()[:16] for part in parts]
 
 
 def require_unchanged(part, split, source, folder, before: list[str], now: list[str]):

@@ -158,9 +158,10 @@ def run_cells_of_study(
             record = _measured(study, cell, workdir, failed, display.say)
         if "failed" in record:
             display.say(f"  failed, and the others go on: {record['failed']}")
-            record = {**before, **record}  # with the numbers that were measured before
-        elif cell.mode == "train":  # numbers that are not collected any more stay
-            record["numbers"] = before.get("numbers", {}) | record["numbers"]
+            record = {**before, **record}  # with what was measured before
+        if cell.mode == "train" or "failed" in record:  # numbers that are not collected now stay
+            numbers = before.get("numbers", {}) | record.get("numbers", {})
+            record |= {"numbers": numbers} if numbers else {}
         write_json(file_of_cell(workdir, cell), record)
         measured()
 
@@ -220,8 +221,8 @@ def _finish_run(study, run, workdir, say) -> str:
 def _found(study, cell, folder, workdir) -> dict:
     """The numbers of a cell, and the file of the counts of its images below the study's folder.
 
-    There is none of runs of other outputs than labels. Raises UserError for results that are
-    missing.
+    There is none of runs of other outputs than labels. "failed" says why one number could not be
+    collected; the others are there. Raises UserError for results that are missing.
     """
     if cell.mode == "corruptions":
         return {"numbers": _of_corruptions(study, cell, folder)}
@@ -233,19 +234,24 @@ def _found(study, cell, folder, workdir) -> dict:
         raise UserError(f"the run has no results of the stage {name}. Stages with some: {known}.")
     counts = folder / f"image_counts_{name}{suffix}.npz"
     of_results = [path for path in study.collect if path not in SIZES]
-    numbers = {path: number_at(results[name], path) for path in of_results}
+    numbers, failed = {}, {}
+    for path in of_results:
+        try:
+            numbers[path] = number_at(results[name], path)
+        except UserError as error:
+            failed.setdefault("failed", str(error))
     if len(of_results) < len(study.collect):
         of_images, sizes = read_image_counts(_present(counts)), class_sizes(workdir)
         sums = of_images.counts.sum(0)
         scores = {path: score_on(path, of_images, sums, sizes) for path in SIZES}
         numbers |= {path: to_number(scores[path]) for path in SIZES if path in study.collect}
     if not counts.exists():
-        return {"numbers": numbers}
+        return {"numbers": numbers, **failed}
     if suffix:  # the next evaluation of the same run writes the same file
         kept = workdir / "cells" / f"{cell.name}.npz"
         write_atomically(kept, counts.read_bytes())
         counts = kept
-    return {"numbers": numbers, "image_counts": os.fspath(counts.relative_to(workdir))}
+    return {"numbers": numbers, "image_counts": os.fspath(counts.relative_to(workdir)), **failed}
 
 
 def _present(file: Path) -> Path:

@@ -65,7 +65,8 @@ class FolderOfMaps:
     def lacking(self, names: Sequence[str]) -> list[str]:
         """Those of the images that have no file now; UserError where that of one is not clear."""
         self._list()
-        lacking = [name for name in names if not self._ending_with(name)]
+        exact = lambda name: open_path(f"{self.folder}/{name}.npz").is_file()  # behind links, too
+        lacking = [name for name in names if not (self._ending_with(name) or exact(name))]
         for name in set(names) - set(lacking):
             self.file_of(name)
         return lacking

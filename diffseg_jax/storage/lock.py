@@ -25,12 +25,12 @@ from diffseg_jax.storage.paths import in_bucket, reachable, write_json
 
 BEAT = 10  # seconds between two writes of a holder
 EXPIRES = 60  # seconds without a write after which a lock counts as abandoned
-ABANDONED = {}  # lock -> its content when it had not been written for EXPIRES seconds
 SETTLES = 0.5  # seconds; of several processes that take over a lock, the last to write it has it
 KEYS = {
     "host": str, "process": int, "started": str, "machine": list, "since": (int, float),
     "token": str,
 }  # fmt: skip
+_abandoned = {}  # lock -> the content with which it was waited for in vain, by this process
 
 
 class InUse(UserError):
@@ -146,7 +146,7 @@ def _living(file) -> dict | None:
         return None
     if holder.get("machine") == _machine() and (runs := _runs(holder)) is not None:
         return holder if runs else None
-    if holder and holder == ABANDONED.get(file):
+    if holder and holder == _abandoned.get(file):
         return None
     print(
         f"{file.parent} is in use or was left by {_named(holder)}; waits up to {EXPIRES} s for a "
@@ -159,7 +159,7 @@ def _living(file) -> dict | None:
         now = _holder(file)
         if now != holder:
             return now
-    ABANDONED[file] = holder
+    _abandoned[file] = holder
     return None
 
 

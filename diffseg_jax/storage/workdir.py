@@ -107,7 +107,7 @@ def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
         ]
         for old in _configs_of(workdir)
     ]  # fmt: skip
-    if lines := min(differing, key=len):
+    if lines := max(differing, key=len):
         raise UserError(
             f"workdir {workdir} holds a run of another config; take another --workdir, or undo:\n  "
             + "\n  ".join(lines)

@@ -62,17 +62,22 @@ def require_unet(name: str, found: dict, here: dict, meta: dict):
 
 def _require_trained(features, trained):
     """UserError for blocks that are read, but at which the student did not learn."""
-    taps = [tap.removeprefix("clean/") for tap in features.get("taps", ())]
-    taps = [tap for tap in taps if "/" not in tap]
-    option = "taps" if taps else "blocks"
-    blocks = [int(tap.rpartition("_")[2]) for tap in taps] if taps else features["blocks"]
-    if untrained := sorted(set(blocks) - set(trained)):
-        names = tuple(f"output_{block}" if taps else block for block in sorted(trained))
-        raise UserError(
-            f"features.{option} holds {untrained[0]}, but the network for images without noise "
-            f"learned at the blocks {', '.join(map(str, sorted(trained)))}. Try "
-            f'--config.features.{option}="{names}".'
-        )
+    taps, known = features.get("taps", ()), tuple(sorted(trained))
+    mine = [tap for tap in taps if "/" not in tap or tap.startswith("clean/")]
+    names = {f"output_{block}" for block in known}
+    if other := [tap for tap in mine if tap.removeprefix("clean/") not in names]:
+        prefix = "clean/" if other[0].startswith("clean/") else ""
+        others = [tap for tap in taps if tap not in mine]
+        fitting = "taps", other[0], (*(f"{prefix}output_{block}" for block in known), *others)
+    elif not mine and (other := sorted(set(features["blocks"]) - set(known))):
+        fitting = "blocks", other[0], known
+    else:
+        return
+    option, given, advised = fitting
+    raise UserError(
+        f"features.{option} holds {given}, but the network for images without noise learned at the "
+        f'blocks {", ".join(map(str, known))}. Try --config.features.{option}="{advised}".'
+    )
 
 
 # ---- checks ------------------------------------------------------------------------------------

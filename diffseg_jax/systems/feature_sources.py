@@ -238,7 +238,8 @@ def kept_maps(sizes: Mapping, features: Mapping) -> list[int] | None:
     options = options_of_maps(features)
     for key, stored in sizes.get("options", {}).items():
         if options.get(key, stored) != stored:
-            own = "" if features.get("share_noise", True) else " --config.features.share_noise=True"
+            old = key == "noise" and not features.get("share_noise", True)
+            own = " --config.features.share_noise=True" if old else ""
             raise UserError(
                 f"features in {sizes['folder']} were computed with features.{key}={stored}, but "
                 f"the config says {options[key]}. Try --config.features.{key}={stored}{own}, or "

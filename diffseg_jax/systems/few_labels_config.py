@@ -185,7 +185,11 @@ def check_once(features, names: list[str]):
     ]
     for key, values in twice.items():
         if values:
-            raise UserError(f"features.{key} holds {values[-1]} twice. Give each once.")
+            given = f"features.{key} holds {values[-1]}"
+            if "@" in str(values[-1]) and taps.count(values[-1]) == 1:
+                tap = values[-1].partition("@")[0]
+                raise UserError(f"{given} and {tap}, which is read at every scale. Leave one out.")
+            raise UserError(f"{given} twice. Give each once.")
 
 
 def check_taps(features, settings: ADMSettings, steps: int):

@@ -44,6 +44,7 @@ class NetworkReader:
     options: tuple[str, ...] = ()
 
 
+GENERIC = ("model", "pytorch_model")  # names of files of Hugging Face, whatever they hold
 TRAINED_ON = {  # what names of DINOv3's files say -> the sources that take it, and of which images
     "sat493m": (("dinov3_satellite",), ", by its name of satellite images"),
     "lvd1689m": (("dinov3",), ", by its name of photographs"),
@@ -55,11 +56,17 @@ def _dino(name, arrays, source, heads=None) -> DinoSettings:
     settings = dino_settings(arrays, source, heads)
     fits, images = ("dinov3", "dinov3_satellite") if settings.rotary else ("dinov2",), ""
     for mark, trained in TRAINED_ON.items():  # arrays do not tell; names of files may say nothing
-        if settings.rotary and mark in Path(source).name.lower():
+        if settings.rotary and mark in _own_name(source).lower():
             fits, images = trained
     if name not in fits:
         raise UserError(f"{source} is {described_dino(settings)}{images}. {_take(fits[0], source)}")
     return settings
+
+
+def _own_name(source):
+    """The name of a file, and of its folder where all files of a library have the same name."""
+    path = Path(source)
+    return f"{path.parent.name}/{path.name}" if path.stem in GENERIC else path.name
 
 
 def _swav(name, arrays, source) -> ResNetSettings:
