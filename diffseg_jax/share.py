@@ -56,14 +56,13 @@ def main(arguments: Sequence[str] | None = None):
                 pictures=not given.no_pictures, step=given.step, ema=given.ema, dtype=given.dtype,
             )  # fmt: skip
         files = sharing.files_in(folder)
-        notes = sharing.notes_on_copy(files, given.to, given.licence)
+        for note in sharing.notes_on_copy(files, given.to, given.licence):
+            print(note, flush=True)  # before others can see the copy
         if given.dry_run:
             print_whole(*files, f"\n{(folder / CARD).read_text()}")
         else:
             with display.progress(f"copies to {given.to}"):
                 print(sharing.copy_to(given.to, folder, given.public))
-        for note in notes:
-            print(note)
         what = f"{counted(len(files), 'file')}, {size(sum(files.values()))}"
         print(f"{what}, {'would be copied' if given.dry_run else 'copied'} to {given.to}")
 

@@ -5,13 +5,14 @@ import json
 import shutil
 
 import chex
+import numpy as np
 import pytest
 import yaml
 
 from diffseg_jax import load, share
 from diffseg_jax.errors import UserError
 from diffseg_jax.inference import model_card, sharing
-from diffseg_jax.inference.converted import without_folders
+from diffseg_jax.inference.converted import save_values, without_folders
 from diffseg_jax.inference.description import describe_checkpoint
 from diffseg_jax.inference.model_card import CARD, MARK, PLACEHOLDER
 
@@ -108,6 +109,13 @@ def test_a_card_that_people_wrote_is_kept_and_a_dry_run_copies_nothing(run_copy,
     assert not (tmp_path / "new").exists()
 
 
+def test_notes_are_printed_before_others_can_see_the_copy(monkeypatch, capsys):
+    monkeypatch.setattr(sharing, "prepare_copy", lambda *_, **options: None)
+    monkeypatch.setattr(sharing, "copy_to", lambda *_: "it is online")
+    share.main(["--checkpoint=any", "--to=hf://anna/streets", "--public"])
+    assert "no licence" in capsys.readouterr().out.partition("it is online")[0]
+
+
 def test_pictures_of_data_may_be_left_out(run_copy, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     share.main([f"--checkpoint={run_copy}", "--to=anna/streets", "--no-pictures"])
@@ -126,13 +134,39 @@ def test_parameters_that_were_not_evaluated_are_shared_without_results(run_copy,
     assert not [name for name in files if name.startswith(("pictures/", "results"))]
 
 
+def test_pictures_of_a_stage_that_is_not_measured_are_those_of_its_last_step(tmp_path):
+    run, shown = tmp_path / "run", "pictures/pretrain_000002.png"
+    meta = {"stage": "pretrain", "config": {"system": "ddpm_seg"}, "task": {"kind": "pretrain"}}
+    for step in (1, 2):
+        values = {"params": {"w": np.float32([step])}, "stats": {}}
+        save_values(run / "checkpoints/pretrain", values, {**meta, "step": step})
+    others = '{"fit": {"step": 9}}'
+    for file, content in {shown: "", CARD: "# Ours", "results.json": others}.items():
+        (run / file).parent.mkdir(exist_ok=True)
+        (run / file).write_text(content)
+    for step, files in ((None, {shown}), (2, {shown}), (1, set())):
+        copy = tmp_path / f"copy {step}"
+        sharing.prepare_copy(run, "hf://anna/streets", copy, stage="pretrain", step=step)
+        found = {name for name in sharing.files_in(copy) if not name[0].isdecimal()}
+        assert found == {CARD, "config.json", *files}
+    assert not sharing._shows_last(run / "checkpoints/pretrain", ema="off")
+
+
 @pytest.mark.parametrize(("given", "shared"), [
     ("/home/anna/photos", "photos"), ("~/photos", "photos"), ("../anna/photos", "photos"),
     ("dinov2=/home/anna/dinov2.pth", "dinov2=dinov2.pth"), ("a=b=../anna/c", "a=b=c"),
+    ("mae=/a/mae.pth,swav=~/b/swav.pth", "mae=mae.pth,swav=swav.pth"),
     ("/home/anna/a=b/c", "c"), ("gs://bucket/a", "gs://bucket/a"), ("runs/a", "runs/a"), (3, 3),
 ])  # fmt: skip
 def test_paths_lose_their_folders(given, shared):
     assert without_folders({"sources": (given,)}) == {"sources": (shared,)}
+
+
+def test_the_shared_command_keeps_all_its_feature_sources():
+    flag = "--config.features.sources=mae={}mae.pth,swav={}swav.pth"
+    card = "## Training\n```bash\npython -m diffseg_jax.main {}\n```\n"
+    written = card.format(flag.format("/home/a/", "../b/"))
+    assert sharing.shared_command(written) == sharing.command_in(card.format(flag.format("", "")))
 
 
 def test_wrong_targets_are_refused_first(tmp_path):

@@ -196,7 +196,8 @@ def convert_run(path: str | os.PathLike, output: str | os.PathLike, stage=None, 
 def without_folders(values):
     """Nested dicts and sequences in which paths of this machine have lost all but their last part.
 
-    Those are absolute paths, and paths that begin with "../"; also after "=", as in "mae=/a/b.pth".
+    Those are absolute paths, and paths that begin with "../"; also after every "=", as in
+    "mae=/a/b.pth,swav=/a/c.pth".
     """
     if isinstance(values, dict):
         return {key: without_folders(value) for key, value in values.items()}
@@ -206,8 +207,8 @@ def without_folders(values):
         return values
     if values.startswith(("/", "~/", "../")):
         return Path(values).name
-    name, equals, path = values.partition("=")
-    return name + equals + without_folders(path) if equals else values
+    name, *paths = values.split("=")
+    return "=".join([name, *map(without_folders, paths)])
 
 
 def classes_meta(num_classes: int) -> dict:

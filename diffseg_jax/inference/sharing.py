@@ -69,11 +69,11 @@ def prepare_copy(
     in_run = directory.parent.name == "checkpoints"
     root = directory.parent.parent if in_run else directory
     results = open_meta(folder).get("results")
-    measured = in_run and bool(results) == bool(read_results(root).get(directory.name))
-    pictures = (root / "pictures").glob(f"{directory.name}_*.png") if measured and pictures else ()
-    for file in [*(root / name for name in RUN_FILES if measured), *pictures]:
-        if file.exists():
-            write_atomically(folder / file.relative_to(root).as_posix(), file.read_bytes())
+    measured = in_run and bool(results)
+    shown = measured or in_run and _shows_last(directory, **options)
+    pictures = (root / "pictures").glob(f"{directory.name}_*.png") if shown and pictures else ()
+    for file in [*([root / "results.json"] if measured else ()), *pictures]:
+        write_atomically(folder / file.relative_to(root).as_posix(), file.read_bytes())
     config = saved_config(root) if in_run else {}
     config = config or open_meta(directory)["config"]
     write_json(folder / "config.json", without_folders(config))
@@ -151,6 +151,12 @@ def shared_command(card: str) -> str:
     """`command_in` a card, in which paths of this machine have lost their folders."""
     lines = [shlex.split(line) for line in command_in(card).splitlines()]
     return "\n".join(shlex.join(map(without_folders, words)) for words in lines)
+
+
+def _shows_last(directory, step=None, ema=None, **_):
+    """Whether pictures of a stage that is never measured are of the parameters to copy."""
+    is_measured = read_results(directory.parent.parent).get(directory.name)
+    return not is_measured and ema is None and step in (None, open_meta(directory)["step"])
 
 
 def _text_of(file):
