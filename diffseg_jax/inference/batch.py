@@ -81,7 +81,7 @@ def predict_files(
         added=("calibrator",),
     )  # fmt: skip
     summary.content["files"] = output_kind.described(saved, bool(places))
-    remaining = {name: path for name, path in found if not summary.is_done(name, path)}
+    remaining = dict(summary.remaining(found))
     progress = display.progress("images", len(remaining), unit="images")
     named = readable(remaining, summary, progress.add)
     named = announce_sizes(named, progress, None if options.round_to else display.say)

@@ -93,7 +93,7 @@ def write_features(
             folder, _description(segmenter, source, taps), DESCRIPTION_FILE, "features",
             lambda name: [folder / f"{name}.npz"],
         )  # fmt: skip
-        remaining = [(name, path) for name, path in found if not summary.is_done(name, path)]
+        remaining = summary.remaining(found)
         if remaining:
             network = jax.device_put(network, segmenter.mesh.devices.flat[0])
         with display.progress("images", len(remaining), unit="images") as progress:

@@ -106,7 +106,7 @@ def predict_rig_files(
         stamped=stamp_of_rig,
     )  # fmt: skip
     summary.content["files"] = RIG_FILES
-    remaining = {name: path for name, path in found if not summary.is_done(name, path)}
+    remaining = dict(summary.remaining(found))
     make_folder(folder)
     with locked(folder, "predict", "--output"):
         if len(remaining) < len(found):

@@ -85,17 +85,33 @@ class Summary:
                 "undo:\n  " + "\n  ".join(lines)
             )
 
-    def is_done(self, name: str, source: str | Frame) -> bool:
+    def remaining(
+        self, found: Iterable[tuple[str, str | Frame]]
+    ) -> list[tuple[str, str | Frame]]:  # fmt: skip
+        """Those of all images of a command, each a name and a source, that are not finished.
+
+        Raises UserError as `is_done`.
+        """
+        found = list(found)
+        sources = {real_path(str(source)) for _, source in found}
+        return [(name, source) for name, source in found if not self.is_done(name, source, sources)]
+
+    def is_done(
+        self, name: str, source: str | Frame, sources: Collection[str] = ()
+    ) -> bool:  # fmt: skip
         """Whether all files of an image are there, and the image has not changed since.
 
-        Raises UserError where the files of another image that exists would be replaced.
+        sources  `real_path` of all that the same command reads
+
+        Raises UserError where the files of another image would be replaced that exists and, as it
+        is not among the sources, gets no files under another name.
         """
         entry = self.content["pictures"].get(name)
         if entry is None:
             return False
         before = str(entry["file"])
-        if not is_same_file(before, str(source)):
-            if not is_there(before):
+        if before != str(source) and (real := real_path(before)) != real_path(str(source)):
+            if real in sources or not is_there(before):
                 return False
             raise UserError(
                 f"{self.folder} holds {self.what} of {before} as {name}, which those of {source} "
@@ -180,11 +196,9 @@ def stamp(source: str | Frame) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def is_same_file(one: str, other: str) -> bool:
-    """Whether two paths, or names of frames, lead to the same file; links are followed."""
-    if one == other or in_bucket(one) or in_bucket(other):
-        return one == other
-    return os.path.realpath(one) == os.path.realpath(other)
+def real_path(source: str) -> str:
+    """A path, or what names a frame, without links; two that lead to the same file are equal."""
+    return source if in_bucket(source) else os.path.realpath(open_path(source))
 
 
 def is_there(source: str) -> bool:

@@ -19,10 +19,12 @@ def test_files_of_another_image_are_not_replaced(tmp_path, monkeypatch, number):
         (tmp_path / day / "a.gif").write_bytes(b"an image")
     (tmp_path / "link").symlink_to("day1")
     summary.add("a", source("day1/a.gif"), {})
-    for same in ("day1/a.gif", "link/a.gif", tmp_path / "day1/a.gif"):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for same in ("day1/a.gif", "link/a.gif", "~/day1/a.gif", tmp_path / "day1/a.gif"):
         assert summary.is_done("a", source(same))
     with pytest.raises(UserError, match=r"of day1/a.gif\S* as a, which those of day2.*out_2\.$"):
         summary.is_done("a", source("day2/a.gif"))
-    assert not summary.is_done("b", source("day2/a.gif"))
+    both = [("a", source("day2/a.gif")), ("b", source("link/a.gif"))]  # new names, nothing is lost
+    assert summary.remaining(both) == both and not summary.remaining([("a", source("link/a.gif"))])
     (tmp_path / "day1/a.gif").unlink()
     assert not summary.is_done("a", source("day2/a.gif"))
