@@ -4,6 +4,8 @@ A line of a split file is "image depth focal-length", with paths relative to the
 length is not read. These are the lists of Lee et al. (2019: BTS) and of later work.
 """
 
+import re
+
 import numpy as np
 
 from diffseg_jax.data.depth_files import DepthRules
@@ -16,7 +18,7 @@ from diffseg_jax.storage.paths import open_path, reachable
 KITTI_LISTS = {"train": "kitti_eigen_train.txt", "val": "kitti_eigen_test.txt"}
 NYU_LISTS = {"train": "nyu_train.txt", "val": "nyu_test.txt"}
 KITTI_PART = 352, 1216  # rows from the bottom, columns from the centre
-NYU_TESTS = "val", "test", "nyu_test"  # splits of whole images, which are measured in a crop
+NYU_TESTS = "val", "test"  # last part of the names of lists whose images stay whole
 NYU_PART = 45, 472, 43, 608  # first and end of rows and of columns within the white border
 CHECKED = 100  # listed files, spread over the list, that must exist when it is opened
 
@@ -39,13 +41,14 @@ def open_kitti(split, *, path="", splits=""):
 def open_nyu(split, *, path="", splits=""):
     """NYU Depth V2: <scene>/rgb_*.jpg, <scene>/sync_depth_*.png, and the split files.
 
-    Images are cut to the part within their white border, those of NYU_TESTS excepted.
+    Images are cut to the part within their white border, except in lists that NYU_TESTS ends, such
+    as nyu_test and my_val: networks are measured in a crop of whole images.
 
     splits  as of `open_kitti`
     """
     root = require_folder(path, "nyu", "folders of scenes and the split files")
     file = _list_file(root, splits, NYU_LISTS, split, "nyu")
-    is_test = split.removesuffix(".txt") in NYU_TESTS
+    is_test = re.split(r"[\W_]", split.removesuffix(".txt"))[-1] in NYU_TESTS
     rules, part = DepthRules(scale=0.001), None if is_test else nyu_part
     return _listed_source(file, _lines_of(file), (root, root), rules, part)
 

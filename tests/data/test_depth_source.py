@@ -1,6 +1,7 @@
 """Sets of depth: folders, drawn scenes, KITTI and NYU as published, and what is wrong with them."""
 
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -135,8 +136,12 @@ def test_nyu_is_cut_within_its_border_for_training_only(nyu):
     expected = depth_map(0, (480, 640), 0.7, 9.0)[45:472, 43:608]
     np.testing.assert_allclose(train[0]["depth"], expected, atol=0.001)
     assert train.names[0] == "kitchen_0000/rgb_00000"
-    for split, size in (("nyu_train", (427, 565)), ("nyu_test", (480, 640)),
-                        ("nyu_test.txt", (480, 640))):  # fmt: skip
+    (nyu / "mine").mkdir(exist_ok=True)
+    for name in ("my_val", "mine/test", "interval"):
+        shutil.copy(nyu / "nyu_test.txt", nyu / f"{name}.txt")
+    for split, size in (("nyu_train", (427, 565)), ("interval", (427, 565)),
+                        ("nyu_test", (480, 640)), ("nyu_test.txt", (480, 640)),
+                        ("my_val", (480, 640)), ("mine/test", (480, 640))):  # fmt: skip
         assert is_example(open_source("nyu", split, path=nyu)[0], size)
 
 
