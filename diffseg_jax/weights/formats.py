@@ -85,8 +85,8 @@ def read_arrays(path, part: str = "") -> dict[str, np.ndarray]:
 def naming(part: str) -> str:
     """What to type to name the part of a file."""
     return (
-        f"name it: --part={part} of python -m diffseg_jax.convert, also for a feature source, or "
-        f'beside c.weights in a config file c.weights_part = "{part}"'
+        f"name it: python -m diffseg_jax.convert --part={part} writes it for any use; where the "
+        f"file is config.weights, --config.weights_part={part} reads it"
     )
 
 

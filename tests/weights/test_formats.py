@@ -193,7 +193,7 @@ def test_networks_are_found_in_what_programs_save(tmp_path, case):
 def test_the_first_of_several_networks_is_taken_and_the_others_named(tmp_path):
     tree = {"state_dict": {"w": WEIGHTS}, "state_dict_ema": {"w": OTHERS}}
     path = write_zip(tmp_path / "a.pt", tree, STORED)
-    said = r"state_dict is taken.*--part=\w+ of .*convert, also for a feature .*c.weights_part"
+    said = r"state_dict is taken.*convert --part=\w+ writes .*--config.weights_part=\w+ reads it"
     with pytest.warns(match=said) as caught:
         np.testing.assert_array_equal(read_arrays(path)["w"], WEIGHT)
     (part,) = re.findall(r"--part=(\w+)", str(caught[0].message))
