@@ -61,7 +61,8 @@ def expanded(path: str | os.PathLike, output: str = "") -> list[str]:
             return [path]
         found = sorted(str(match) for match in root.glob("/".join(rest)) if match.name[0] != ".")
     if output and is_below(output, root) and not is_below(root, output):
-        found = [match for match in found if not is_below(match, output)]
+        inside = _resolved(output)
+        found = [match for match in found if not _resolved(match).startswith(inside)]
     if not found:
         near = similar_path(root)
         raise UserError(f"there is no file or folder like {path}. Check the pattern.{near}")
@@ -70,11 +71,12 @@ def expanded(path: str | os.PathLike, output: str = "") -> list[str]:
 
 def is_below(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
     """Whether a path is a folder or lies in it; links are followed."""
-    path, folder = (
-        str(each if in_bucket(each) else open_path(each).resolve()).rstrip("/") + "/"
-        for each in (path, folder)
-    )
-    return path.startswith(folder)
+    return _resolved(path).startswith(_resolved(folder))
+
+
+def _resolved(path):
+    """The path without links, as text with "/" at its end."""
+    return str(path if in_bucket(path) else open_path(path).resolve()).rstrip("/") + "/"
 
 
 def list_files(folder, endings):
