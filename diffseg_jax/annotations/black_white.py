@@ -26,7 +26,7 @@ from diffseg_jax.annotations.regions import (
     WriteOptions,
 )
 from diffseg_jax.data.classes_json import read_classes
-from diffseg_jax.data.folder_source import SPLITS
+from diffseg_jax.data.folder_source import SPLIT_NAMES
 from diffseg_jax.data.labels import IGNORE, Labels
 from diffseg_jax.data.mask_files import BLANK, GREY, content_of, is_image_folder, is_mask_folder
 from diffseg_jax.data.masks import values_in
@@ -93,7 +93,7 @@ def _folders(path, folder):
                 "name there, or move it away."
             )
         return of_classes
-    if set(parts) <= {name for names in SPLITS.values() for name in names}:
+    if set(parts) <= {*SPLIT_NAMES}:
         return {}
     return {class_name(part, str(folder)): part for part in parts}
 

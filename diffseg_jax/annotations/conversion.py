@@ -21,7 +21,7 @@ from diffseg_jax.annotations.painting import (
 )
 from diffseg_jax.annotations.photos import Photo, Photos, is_text, stem_of
 from diffseg_jax.annotations.regions import LabelledImage, LabelMap, Notes, WriteOptions
-from diffseg_jax.data.folder_source import SPLITS
+from diffseg_jax.data.folder_source import SPLITS, has_no_splits, split_like
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, choose, require_known
@@ -204,14 +204,14 @@ class _Maps:
                 f"image {name} has a name that {self.done.target} cannot hold, which lists names "
                 "as lines of UTF-8. Rename it, in the labels too."
             )
-        name = name.removeprefix(f"{IMAGES}/")
+        written, name = name, name.removeprefix(f"{IMAGES}/")
         stem = stem_of(name)
         if stem in self.stems:
             raise UserError(
-                f"images {self.stems[stem]} and {name} have the same name but for the ending or "
+                f"images {self.stems[stem]} and {written} have the same name but for the ending or "
                 "the folder, so their label maps would be one file. Rename one, in the labels too."
             )
-        self.stems[stem] = name
+        self.stems[stem] = written
         split = self.options.write.split
         name = f"{split}/{name}" if split else name
         self.done.folders.add(name.partition("/")[0] if "/" in name else "")
@@ -288,23 +288,31 @@ def next_steps(done: Converted, output: str) -> list[str]:
         return []
     if not done.photos:
         return ["to train on them, give the image files by --images as well"]
-    lines, others = [], sorted(done.folders - set(SPLITS))
-    is_flat = "" in others and not done.folders.intersection(sum(SPLITS.values(), ()))
-    if others and not is_flat:
-        places = ", ".join(f"{IMAGES}/{each}".rstrip("/") for each in others[:MAX_PLACES])
-        places += ", ..." if len(others) > MAX_PLACES else ""
-        if "train" not in done.folders:
-            one = f", or give --config.data.train={shlex.quote(others[-1])}" if others[-1] else ""
-            return [
-                f"training reads {IMAGES}/train, but there are images in {places}: convert them "
-                f"with --split=train and another --output{one}"
-            ]
+    images = open_path(output) / IMAGES
+    others = [] if has_no_splits(images.parent) else sorted(done.folders - set(SPLITS))
+    val = "" if (images / "val").is_dir() else split_like("val", others)
+    option = f" --config.data.val={shlex.quote(val)}" if val else ""
+    unread = [each for each in others if not val or each != val]
+    if others and not (images / "train").is_dir():
+        train = split_like("train", unread) or ("", *unread)[-1]
+        given = f", or give --config.data.train={shlex.quote(train)}{option}" if train else ""
+        return [
+            f"training reads {IMAGES}/train, but there are images in {_places(others)}: convert "
+            f"them with --split=train and another --output{given}"
+        ]
+    lines = []
+    if unread:
         lines.append(
-            f"note: training reads {IMAGES}/train, but not the images in {places}: move them, and "
-            "their masks, into folders train or val"
+            f"note: training reads {IMAGES}/train, but not the images in {_places(unread)}: move "
+            "them, and their masks, into folders train or val"
         )
     command = (
         "python -m diffseg_jax.main --mode=check --config=configs/ddpm_seg_folder.py "
-        f"--workdir=runs/few --config.data.path={shlex.quote(output)}"
+        f"--workdir=runs/few --config.data.path={shlex.quote(output)}{option}"
     )
     return [*lines, f"check them: {command}"]
+
+
+def _places(folders):
+    places = ", ".join(f"{IMAGES}/{each}".rstrip("/") for each in folders[:MAX_PLACES])
+    return f"{places}, ..." if len(folders) > MAX_PLACES else places

@@ -134,7 +134,7 @@ def open_folder(split, *, path="", num_classes=0, ignore=()):
     require_settled(root)
     folders = root / "images" / split, root / "masks" / split
     with reachable(root):
-        if split in SPLITS["train"] and _has_no_splits(root):
+        if split in SPLITS["train"] and has_no_splits(root):
             folders = root / "images", root / "masks"
     try:
         pairs = open_pairs(*folders, None, None)
@@ -165,11 +165,10 @@ def require_settled(root):
         )
 
 
-def _has_no_splits(root):
+def has_no_splits(root):
     """Whether images/ and masks/ hold files themselves, and no folder of a split."""
     images, masks = root / "images", root / "masks"
-    names = [name for names in SPLITS.values() for name in names]
-    if any((folder / name).is_dir() for folder in (images, masks) for name in names):
+    if any((folder / name).is_dir() for folder in (images, masks) for name in SPLIT_NAMES):
         return False
     return images.is_dir() and masks.is_dir() and any(
         ends_with(entry.name, image_endings()) and entry.is_file() for entry in images.iterdir()
@@ -214,10 +213,11 @@ def _layout_advice(root, split):
             f"in {masks} to {root}/masks/train and {root}/masks/val."
         )
     option = "train" if split in SPLITS["train"] else "val"
-    if split not in sum(SPLITS.values(), ()):  # a misspelt name of either
+    other = split_like(option, splits) or splits[0]
+    if split not in SPLIT_NAMES:  # a misspelt name of either
         return f"{renamed} Splits there: {', '.join(splits)}."
     return (
-        f"{renamed} Try --config.data.{option}={splits[0]}, or move some of its files to "
+        f"{renamed} Try --config.data.{option}={other}, or move some of its files to "
         f"images/{split} and masks/{split}."
     )
 
@@ -301,6 +301,12 @@ def open_unlabelled(split, *, path="", classes="", keep_masks=False):
 
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test",)}
+SPLIT_NAMES = sum(SPLITS.values(), ())
+
+
+def split_like(split, names):
+    """The first of the names that looks like a split, such as train2017; "" if none does."""
+    return next((name for name in names if name.startswith(split)), "")
 
 
 def _images_of_split(root, split, keep_masks):
@@ -351,8 +357,7 @@ def _images_beside_masks(root, split):
 
 def _other_splits(root, split):
     """A sentence if the folder has other splits, all of which are read."""
-    known = [name for names in SPLITS.values() for name in names]
-    others = sorted(name for name in known if (root / name).is_dir())
+    others = sorted(name for name in SPLIT_NAMES if (root / name).is_dir())
     if not others:
         return ()
     return (

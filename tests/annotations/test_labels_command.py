@@ -51,6 +51,24 @@ def test_folders_that_training_takes_for_splits_are_told(tmp_path, capsys):
         open_folder("train", path=output)
 
 
+@pytest.mark.parametrize("train, val", [("train2017", "val2017"), ("train", "valid")])
+def test_folders_that_are_called_like_splits_are_named_as_those(tmp_path, capsys, train, val):
+    (line,), output = steps(tmp_path, capsys, [f"{train}/a.png", f"{val}/b.png"])
+    options = [] if train == "train" else [f"--config.data.train={train}"]
+    given = [word for word in line.split() if word.partition("=")[0].endswith((".train", ".val"))]
+    assert given == [*options, f"--config.data.val={val}"]
+    assert ("--mode=check" in line) == (train == "train")
+    with pytest.raises(UserError, match=f"Try --config.data.val={val}, or move"):
+        open_folder("val", path=output)
+
+
+def test_images_of_one_name_are_told_as_the_labels_write_them(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        steps(tmp_path, capsys, ["a.png", "images/a.png"])
+    error = capsys.readouterr().err
+    assert "images a.png and images/a.png" in error or "images images/a.png and a.png" in error
+
+
 @pytest.mark.parametrize(
     "maps, flags, unread",
     [
