@@ -159,6 +159,7 @@ def test_a_notebook_shows_the_page_in_a_frame(photos):
             assert client.get("/api/project").status_code == 403
     finally:
         page.stop()
+    (Path(page.folder) / "address.json").write_text("{}")  # as notebooks once wrote it
     again = open_in_notebook("photos")  # the folder is free again
     again.stop()
     assert again.server.access.token != token  # that of before is among the outputs of the notebook

@@ -142,7 +142,7 @@ export class Canvas {
     const old = this.panes[0];
     const middle = old && this.imagePoint(old, old.x + old.width / 2, old.y + old.height / 2);
     this.panes = this.sides ? this.fourPanes() : [this.pane("", 0, 0, 1, 1, this.shown)];
-    if (this.fitted || !middle) this.fit();
+    if (this.fitted || !middle || !this.doc) this.fit();
     else this.centre(middle);
   }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from diffseg_jax.data.files import FILES_OF_SYSTEMS, FOLDERS_OF_SYSTEMS, ends_with
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.data.orientation import stored_orientation
 from diffseg_jax.errors import UserError, counted, visible
@@ -31,8 +32,8 @@ def export_dataset(store: LabelStore) -> dict:
     An accepted image has a mask of its prediction with the strokes over it; another one with
     strokes has a sparse mask, in which all other pixels are ignored. Images whose files cannot be
     read, or have changed, are skipped: `skipped` holds a sentence for each. The folder is replaced
-    as a whole. Raises UserError if nothing can be exported, and where the folder holds what no
-    export writes, and NotStored.
+    as a whole. Raises UserError if nothing can be exported, and where the folder holds files beside
+    classes.json or folders in images/ and masks/, and NotStored.
     """
     folder, parts, skipped = store.folder / DATASET, {"masks": 0, "sparse": 0}, []
     if others := _others(folder):
@@ -72,15 +73,24 @@ def export_dataset(store: LabelStore) -> dict:
 
 
 def _others(folder) -> list[str]:
-    """What no export writes into its folder, such as folders of splits; hidden files are none."""
+    """Entries beside EXPORTED and classes.json, and folders in EXPORTED; none of a system.
+
+    Files in EXPORTED are taken for those of the last export, which an export replaces.
+    """
     found = []
     for place in (folder, *(folder / part for part in EXPORTED)):
         for entry in sorted(place.iterdir()) if place.is_dir() else ():
             name = entry.relative_to(folder).as_posix()
             is_own = name in (CLASSES_FILE, *EXPORTED) or place != folder and entry.is_file()
-            if not is_own and entry.name[0] != ".":
+            if not is_own and not _is_of_system(entry.name):
                 found.append(name)
     return found
+
+
+def _is_of_system(name):
+    """Whether file managers and systems write a file or folder of this name by themselves."""
+    files = (*FILES_OF_SYSTEMS, ".ds_store")
+    return name.startswith("._") or ends_with(name, files) or name.lower() in FOLDERS_OF_SYSTEMS
 
 
 def mask_of(store: LabelStore, index: int) -> tuple[np.ndarray | None, str]:

@@ -402,7 +402,10 @@ async function refresh() {
     if (lost) say(`The strokes on ${lost} could not be saved: there is no such image any more.`);
     list.elements.clear();
     if (images.current) list.current = images.current.index;
-    else canvas.doc = null; // nothing can be painted until another image is open
+    else {
+      canvas.doc = null; // nothing can be painted until another image is open
+      canvas.redraw();
+    }
   }
   totals = [];
   Object.assign(project, { fits, state, images: [] });

@@ -1,7 +1,8 @@
-"""The port and the token of a page, which stay the same when its command is started again.
+"""The port and the token of a page: a command that starts again has both, if the port is free.
 
-So a tab that stayed open goes on, perhaps with strokes that the server did not get any more. A
-folder that came from somebody else, whose token that person knows, gets a new one.
+So a tab that stayed open goes on, perhaps with strokes that the server did not get any more. On
+another port there is a new token, and so there is in a folder that came from somebody else, who
+knows the old one.
 """
 
 import contextlib
@@ -32,9 +33,8 @@ def bound_as_before(folder: Path, host: str, port: int) -> tuple[socket.socket, 
     last = _last_address(folder)
     before, token = last.get("port"), last.get("token")
     is_port = type(before) is int and 1024 <= before < 2**16
-    if not (isinstance(token, str) and re.fullmatch(r"[\w-]{32,64}", token, re.ASCII)):
-        token = new_token()
-    if is_port and port in (0, before):
+    is_token = isinstance(token, str) and re.fullmatch(r"[\w-]{32,64}", token, re.ASCII)
+    if is_port and is_token and port in (0, before):
         with contextlib.suppress(UserError):  # somebody else has it now
             return bound_socket(host, before), token
     return bound_socket(host, port), new_token()

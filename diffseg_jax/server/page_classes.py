@@ -45,9 +45,11 @@ def read_project_classes(folder: Path, given: Sequence[str] | str | None) -> Lab
         )
     require_names(names)
     palette, wanted = [*old.palette], new.palette if new else [None] * len(names)
-    free = (rgb for rgb in distinct_colours(IGNORE) if rgb not in (*palette, *wanted))
     for colour in wanted[len(palette) :]:
-        palette.append(next(free) if colour is None or colour in palette else colour)
+        if colour is None or colour in palette:
+            taken = {*palette, *wanted[len(palette) :]}  # at most 253 of 255
+            colour = next(rgb for rgb in distinct_colours(IGNORE) if rgb not in taken)
+        palette.append(colour)
     return Labels(names, tuple(palette))
 
 

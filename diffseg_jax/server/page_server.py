@@ -20,7 +20,12 @@ from diffseg_jax.server.drawn_scenes import SCENES, draw_scenes
 from diffseg_jax.server.fit_worker import MODEL, FitWorker
 from diffseg_jax.server.label_store import LabelStore, read_project
 from diffseg_jax.server.listening import bound_socket, make_server, serve_until_stopped
-from diffseg_jax.server.page_address import bound_as_before, keep_address, write_for_owner
+from diffseg_jax.server.page_address import (
+    ADDRESS_FILE,
+    bound_as_before,
+    keep_address,
+    write_for_owner,
+)
 from diffseg_jax.server.page_app import page_routes
 from diffseg_jax.server.page_classes import CLASSES_FILE, read_project_classes
 from diffseg_jax.server.page_events import PageEvents
@@ -93,7 +98,9 @@ class PageServer:
         self._exits.callback(self.worker.stop, SECONDS_TO_STOP)
         self.worker.start()
         self.access = Access(token, host, bound.getsockname()[1], in_path)
-        if not in_path:
+        if in_path:  # an older version kept the token of a notebook
+            (self.folder / ADDRESS_FILE).unlink(missing_ok=True)
+        else:
             keep_address(self.folder, self.access.port, token)
         self.bound, self.url = bound, self.access.url
         routes = page_routes(self.store, self.worker, self.events)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from diffseg_jax.data.images import decode
 from diffseg_jax.data.labels import Labels
+from diffseg_jax.data.palette import distinct_colours
 from diffseg_jax.errors import UserError
 from diffseg_jax.server.label_store import KEEP, Outdated
 from diffseg_jax.server.map_png import BandedPng
@@ -189,6 +190,17 @@ def test_classes_that_are_added_from_a_file_have_its_colours(photos, tmp_path):
     palette = read_project_classes(tmp_path, str(tmp_path / "given.json")).palette
     assert palette[:4] == (*LABELS.palette, (1, 2, 3)) and palette[5] == (7, 7, 7)
     assert len(set(palette)) == 6
+
+
+def test_the_colours_of_253_classes_differ(photos, tmp_path):
+    """Also where two generated colours are in neither list of colours, and three are wanted."""
+    colours = distinct_colours(255)
+    open_store(photos, tmp_path, Labels(NAMES, colours[:3]))
+    names = [*NAMES, *map(str, range(250))]
+    given = {"names": names, "palette": [*colours[250:253], *colours[:250]]}
+    (tmp_path / "given.json").write_text(json.dumps(given))
+    palette = read_project_classes(tmp_path, str(tmp_path / "given.json")).palette
+    assert len(set(palette)) == 253 and palette[6:] == colours[3:250]
 
 
 def test_a_stored_class_has_a_colour_of_its_own(photos, tmp_path):

@@ -252,7 +252,7 @@ def test_images_that_are_gone_or_changed_are_skipped_by_an_export(page, tmp_path
     assert len(list(open_source("folder", "train", path=done["folder"]))) == 2  # that of before
 
 
-@pytest.mark.parametrize("file", ["notes.txt", "images/val/a.png"])
+@pytest.mark.parametrize("file", ["notes.txt", "images/val/a.png", ".git/config"])
 def test_an_export_replaces_only_what_exports_write(page, file):
     page.patch(0, 0, 0, np.zeros((2, 2), np.uint8), 0)
     folder = Path(page.client.post("/api/export").json()["folder"])

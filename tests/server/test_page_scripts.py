@@ -55,13 +55,53 @@ console.log(JSON.stringify({ painted, sent }));
 """
 
 
+RESIZES_WITHOUT_AN_IMAGE = """
+import { Canvas } from "./canvas.js";
+
+const calls = { clearRect: [], fillRect: [] };
+const context = new Proxy({}, {
+  get: (_, name) => (...sides) => (calls[name] ??= []).push(sides),
+  set: () => true,
+});
+const element = (width) => ({
+  getContext: () => context, getBoundingClientRect: () => ({ width, height: 50 }),
+});
+globalThis.window = {};
+globalThis.ResizeObserver = class { observe() {} };
+globalThis.requestAnimationFrame = (draw) => draw();
+
+const canvas = new Canvas(element(100), element(100), () => ({ surround: "black" }));
+canvas.doc = { width: 10, height: 10, levels: [], layers: {} };
+canvas.resize();
+canvas.zoom(4, 10, 10);
+canvas.doc = null;
+calls.fillRect = [];
+for (canvas.sides of [false, true]) canvas.resize();
+canvas.redraw();
+console.log(JSON.stringify(calls.fillRect));
+"""
+
+
+def said_by(case, folder, *words):
+    """The object that a script prints which lies beside those of the page."""
+    for script in Path(diffseg_jax.server.__file__).parent.glob("*.js"):
+        shutil.copy(script, folder)
+    (folder / "package.json").write_text('{"type": "module"}')
+    (folder / "case.js").write_text(case)
+    command = [NODE, "case.js", *words]
+    done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE)
+    return json.loads(done.stdout)
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize("tool", ["brush", "polygon"])
 def test_a_stroke_ends_where_its_image_does(tmp_path, tool):
     """While the next image loads, the one before can be painted; then its stroke is taken back."""
-    for script in Path(diffseg_jax.server.__file__).parent.glob("*.js"):
-        shutil.copy(script, tmp_path)
-    (tmp_path / "package.json").write_text('{"type": "module"}')
-    (tmp_path / "case.js").write_text(PAINTS_WHILE_ANOTHER_IMAGE_LOADS)
-    said = subprocess.run([NODE, "case.js", tool], cwd=tmp_path, check=True, stdout=subprocess.PIPE)
-    assert json.loads(said.stdout) == {"painted": [0, 0], "sent": []}
+    said = said_by(PAINTS_WHILE_ANOTHER_IMAGE_LOADS, tmp_path, tool)
+    assert said == {"painted": [0, 0], "sent": []}
+
+
+@pytest.mark.quick
+def test_a_zoomed_canvas_without_an_image_is_cleared(tmp_path):
+    """The image may be gone when the command is started again; then the window is resized."""
+    assert said_by(RESIZES_WITHOUT_AN_IMAGE, tmp_path) == [[0, 0, 100, 50]]
