@@ -103,7 +103,7 @@ def lines_about(content: dict) -> list[str]:
     uncalibrated = "" if content["calibrator"] else ", uncalibrated"
     shares = f", with the expected share of wrong pixels{uncalibrated}"
     with_shares = content["checkpoint"] is not None
-    lines.append(f"label next, best first{shares if with_shares else ''}:")
+    lines.append(f"label next, best first and unlike each other{shares if with_shares else ''}:")
     for each in chosen[:MAX_LINES]:
         share = f"   {100 * each['uncertainty']:.1f} %" if with_shares else ""
         lines.append(f"  {visible(each['path'])}{share}")

@@ -150,9 +150,9 @@ def fit_folds(fits: LabelledPixels, of: np.ndarray, meta: dict):
     every, lacking = folds_in_turn(evaluation), lacking_folds(evaluation, meta)
     shown = plan.log.progress(f"{plan.name}: folds", len(every), done=len(every) - len(lacking))
     with shown as progress:
-        for number, fold in enumerate(every, 1):
+        for fold in every:
             if fold not in lacking:
-                plan.log.say(f"{plan.name}: fold {number} of {len(every)} is fitted")
+                plan.log.say(f"{plan.name}: fold {fold} of {len(every)} is fitted")
                 continue
             learned = [name for name, each in zip(names, folds, strict=True) if each != fold]
             among = np.flatnonzero(of != fold)
@@ -164,12 +164,12 @@ def fit_folds(fits: LabelledPixels, of: np.ndarray, meta: dict):
                     "--config.data.val=train --config.data.folds=0."
                 )
             plan.log.say(
-                f"{plan.name}: fold {number} of {len(every)}: "
+                f"{plan.name}: fold {fold} of {len(every)}: "
                 f"{counted(len(names) - len(learned), 'image')} held out, "
                 f"{len(learned)} to learn from"
             )
             single = fits.make(fit, among, steps)
-            what = f"{plan.name}: fold {number} of {len(every)}"
+            what = f"{plan.name}: fold {fold} of {len(every)}"
             fitted = fits.fitted(single, fit, what)
             arrays = {part: {"ensemble": fitted[part]["ensemble"]} for part in ("params", "stats")}
             if fit.probe:

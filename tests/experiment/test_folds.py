@@ -104,7 +104,7 @@ def test_a_killed_run_keeps_its_folds(folder, crossed, tmp_path, capsys):
         file.write_bytes(content) if content else file.unlink()
     stages.train(config_of(folder), workdir)
     said = capsys.readouterr().out
-    assert "fold 1 of 3 is fitted" in said and "fold 2 of 3: 1 image held out, 3 to learn" in said
+    assert "fold 0 of 3 is fitted" in said and "fold 1 of 3: 1 image held out, 3 to learn" in said
     assert (workdir / "results.json").read_bytes() == (crossed / "results.json").read_bytes()
     files = [run / "folds/fit/2.npz" for run in (workdir, crossed)]
     assert files[0].read_bytes() == files[1].read_bytes()
