@@ -143,7 +143,7 @@ def _described(plan, network, crop, names, shown, folder) -> dict:
 
 
 def _decisive(features) -> dict:
-    """The options that kept features depend on, of config.features or of a description."""
+    """The options that kept features depend on, of a config or of a description."""
     chosen = {key: features[key] for key in ("steps", "blocks") if key in features}
     return {**chosen, **options_of_maps(features)}
 
