@@ -141,8 +141,28 @@ def test_a_run_without_images_names_none(monkeypatch, tmp_path):
     results = {"a": {"start": "random", "mIoU": 0.5}}
     for images in ("", f", images in {tmp_path / 'pictures'}"):
         stages.report_results(LABEL_TARGET, ("a",), results, tmp_path / "results.json", log)
-        assert said[-1] == f"finished; numbers in {tmp_path / 'results.json'}{images}"
+        file = tmp_path / "results.json"
+        assert said[-1] == f"finished: mIoU 50.0 %; numbers in {file}{images}"
         (tmp_path / "pictures").mkdir(exist_ok=True)
+
+
+def test_a_run_ends_with_its_main_number_and_the_next_command(tmp_path):
+    numbers = {"a": {"mIoU": 0.5}, "b": {"abs_rel": 0.2656, "rmse": 1.0}}
+    assert stages.main_number(numbers) == ": abs_rel 0.266"
+    assert stages.main_number({**numbers, "c": {"mIoU": None}}) == ""
+    stage = SimpleNamespace(
+        evaluation=True, directory=tmp_path / "my run", task=SimpleNamespace(sample=None)
+    )
+    plan = SimpleNamespace(stages=(stage,), workdir=Path("my run"))
+    assert stages.next_command(plan) == (
+        "to predict: python -m diffseg_jax.predict '--checkpoint=my run' --images=photos "
+        "--output=predicted"
+    )
+    stage.evaluation = None
+    assert "nothing to measure" in stages.next_command(plan)
+    stage.task.sample = True
+    expected = f"diffseg_jax.sample '--checkpoint={stage.directory}' --output=samples"
+    assert stages.next_command(plan) == f"to draw images: python -m {expected}"
 
 
 @pytest.mark.parametrize("given, used", [(None, "3"), ("0", "0")])

@@ -121,7 +121,8 @@ def test_a_run_prints_its_plan_and_progress(tiny_run):
     assert compiled.startswith("pretrain: compiled in ") and "FLOP per device and step" in compiled
     assert any(line.startswith("finetune 4/8   loss ") and "images/s" in line for line in lines)
     assert any(line.startswith("mIoU ") for line in lines)
-    assert lines[-1].startswith("finished; numbers in ")
+    assert re.match(r"finished: mIoU \d+\.\d %; numbers in ", lines[-2])
+    assert lines[-1].startswith("to predict: python -m diffseg_jax.predict ")
 
 
 def test_a_checkpoint_has_metadata_of_its_stage(tiny_run):
@@ -139,7 +140,7 @@ def test_repeating_the_command_of_a_finished_run_trains_nothing(command, tiny_ru
     }
     out = succeeded(command(tiny_run.workdir))
     assert all(f"{stage}: is finished" in out for stage in STAGES)
-    assert out.splitlines()[-1].startswith("finished; ") and "starts" not in out
+    assert out.splitlines()[-2].startswith("finished") and "starts" not in out
     for name, content in before.items():
         assert (tiny_run.workdir / name).read_bytes() == content
 
@@ -343,7 +344,7 @@ PAPERS = ("ddep_cityscapes", "ddp_cityscapes", "ddpm_published", "ddpm_seg_publi
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_tiny_preset_runs_to_its_end_without_data(name, command, tmp_path):
     out = succeeded(command(tmp_path, config=f"configs/{name}.py:tiny"))
-    assert out.splitlines()[-1].startswith("finished; ")
+    assert out.splitlines()[-2].startswith("finished")
     if name != "ddpm_published":
         for result in read(tmp_path / "results.json").values():
             assert result["images"] == 4 and np.isfinite(result["mIoU"])

@@ -99,7 +99,8 @@ def check_data(config: ConfigDict, workdir: Path, display: Display | None = None
             print(f"warning: {sentence}")
     if problems:
         examples = counted(len(problems), "example")
-        wrong.append(f"{examples} cannot be used. The lines above say why, and what to do.")
+        more = " The lines above name the others." if len(problems) > 1 else ""
+        wrong.append(f"{examples} cannot be used: {problems[0]}{more}")
     advice = conversion_advice(labels_path(config)) if wrong else ""
     wrong = [_without(advice, sentence) for sentence in wrong]
     try:

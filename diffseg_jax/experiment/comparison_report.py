@@ -33,7 +33,7 @@ def compare_methods(comparison: Comparison, methods: Sequence[str]) -> list[dict
     """Runs the cells that are missing; leaves table.md, results.json and sheet.png in the workdir.
 
     Returns the rows of the table, the best first. Raises UserError for data that cannot be read,
-    and when no method could be trained.
+    and when no method has a result.
     """
     make_workdir(comparison.workdir)
     with comparison.display.progress("opens the data"):
@@ -46,8 +46,8 @@ def compare_methods(comparison: Comparison, methods: Sequence[str]) -> list[dict
     run_cells(comparison, cells)
     rows = table_rows(comparison, cells)
     if not any("mIoU" in row for row in rows):
-        failed = next((row["failed"] for row in rows), "nothing was run")
-        raise UserError(f"no method could be trained: {failed}")
+        failed = next((row["without_numbers"] for row in rows), "nothing was run")
+        raise UserError(f"no method has a result ({failed})")
     write_json(comparison.workdir / "results.json", {"rows": rows})
     table = table_text(rows)
     write_atomically(comparison.workdir / "table.md", f"{table}\n".encode())
@@ -69,10 +69,11 @@ def _row(comparison, name, cells):
     done = [record for record in records if record.get("mIoU") is not None]
     row = {"method": name, "title": METHODS[name].title, "folds": len(done)}
     if not done:
-        why = (each["failed"] for each in (*before, *records) if "failed" in each)
+        why = (f"failed: {each['failed']}" for each in (*before, *records) if "failed" in each)
         measured = any("mIoU" in record for record in records)
-        other = "no held-out pixel is labelled" if measured else "the minutes were too few"
-        return {**row, "failed": next(why, other)}
+        unmeasured = "not measured: no held-out pixel is labelled"
+        other = unmeasured if measured else "skipped: the minutes were too few"
+        return {**row, "without_numbers": next(why, other)}
     peaks = [record["peak_bytes"] for record in (*before, *done) if "peak_bytes" in record]
     keys = ("mIoU", "AUROC", "ECE", "linear_probe", "seconds")
     numbers = {key: _mean_of(key, done) for key in keys}
@@ -99,7 +100,7 @@ def table_text(rows: Sequence[dict]) -> str:
     for row in rows:
         name = f"{row['method']}: {row['title']}"
         if "mIoU" not in row:
-            lines.append(f"| {name} | failed: {row['failed']} | | | | | | |")
+            lines.append(f"| {name} | {row['without_numbers']} | | | | | | |")
             continue
         *numbers, seconds, peak = _numbers(row)
         before = row["unlabelled_seconds"]
@@ -131,7 +132,7 @@ def lines_of_methods(rows: Sequence[dict]) -> str:
     lines = [line(*titles)]
     for row in rows:
         if "mIoU" not in row:
-            lines.append(f"{row['method']:<12}  failed: {row['failed']}")
+            lines.append(f"{row['method']:<12}  {row['without_numbers']}")
             continue
         lines.append(line(row["method"], *_numbers(row)))
         if row["linear_probe"] is not None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ from diffseg_jax.experiment.planned import Evaluation, Plan, StagePlan
 from diffseg_jax.experiment.step_folds import measured_by_folds
 from diffseg_jax.experiment.target import Target
 from diffseg_jax.experiment.time_budget import Budget, require_unfinished, slowness_of_machine
-from diffseg_jax.storage.checkpoints import Damaged, StageCheckpoints, has_checkpoint
+from diffseg_jax.storage.checkpoints import BEST, Damaged, StageCheckpoints, has_checkpoint
 from diffseg_jax.storage.lock import locked_in_all, require_free
 from diffseg_jax.storage.networks import first_has_checkpoint, open_network
 from diffseg_jax.storage.paths import write_json
@@ -179,8 +180,8 @@ def run_stages(plan: Plan, go_on: bool, budget: Budget | None = None):
             results[name] = evaluation.target.result_of(evaluation, *network)
             results[name] |= measured_by_folds(evaluation, last)
             write_results(plan.order, {**measured, **results}, workdir / "results.json")
-    closing, file = closing_line(plan), workdir / "results.json"
-    report_results(plan.target, plan.order, results, file, plan.log, closing)
+    file = workdir / "results.json"
+    report_results(plan.target, plan.order, results, file, plan.log, next_command(plan))
 
 
 def read_some(plan: Plan) -> list[str]:
@@ -351,28 +352,41 @@ def drop_results(stage: StagePlan):
 
 
 def report_results(
-    target: Target, order: tuple[str, ...], results: dict, file: Path, log: Log,
-    without_results: str = "",
+    target: Target, order: tuple[str, ...], results: dict, file: Path, log: Log, advice: str = ""
 ):  # fmt: skip
-    """Writes the results and shows them as a table.
+    """Writes the results, shows them as a table, and closes the log.
 
-    without_results  the line to log where no stage of the run segments
+    advice  its last line, such as `next_command` returns
     """
+    ending = "finished"
     if results:
         write_results(order, results, file)
         log.say(target.table(results))
         pictures = file.parent / "pictures"
         images = f", images in {pictures}" if pictures.is_dir() else ""
-        log.say(f"finished; numbers in {file}{images}")
-    else:
-        log.say(f"finished; {without_results}")
+        ending += f"{main_number(results)}; numbers in {file}{images}"
+    log.say(ending)
+    if advice:
+        log.say(advice)
     log.close()
 
 
-def closing_line(plan: Plan) -> str:
-    """The last line of the log of a run without labelled stages."""
+def main_number(results: dict) -> str:
+    """Such as ": mIoU 55.9 %", of the last stage: that by which checkpoints are compared."""
+    last = list(results.values())[-1]
+    name = next((name for name in BEST if last.get(name) is not None), None)
+    if name is None:
+        return ""
+    return f": {name} {100 * last[name]:.1f} %" if name == "mIoU" else f": {name} {last[name]:.3f}"
+
+
+def next_command(plan: Plan) -> str:
+    """The line of the log that says what can be done with the networks of a run."""
     last = plan.stages[-1] if plan.stages else None
+    if any(stage.evaluation for stage in plan.stages):
+        flags = ["predict", f"--checkpoint={plan.workdir}", "--images=photos", "--output=predicted"]
+        return f"to predict: python -m diffseg_jax.{shlex.join(flags)}"
     if last and last.task.sample:
-        command = f"python -m diffseg_jax.sample --checkpoint={last.directory} --output=samples"
-        return f"images: {command}"
+        flags = ["sample", f"--checkpoint={last.directory}", "--output=samples"]
+        return f"to draw images: python -m diffseg_jax.{shlex.join(flags)}"
     return "no stage of this run segments, so there is nothing to measure"
