@@ -46,7 +46,7 @@ from diffseg_jax.config.files import read_config
 from diffseg_jax.config.flags import split_overrides
 from diffseg_jax.devices import joining, processes
 from diffseg_jax.devices.mesh import find_devices
-from diffseg_jax.devices.starting import use_memory
+from diffseg_jax.devices.starting import seconds_of_process, use_memory
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.experiment import (
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None):
     """The command line: reads the config once, then runs the mode."""
     stopped = "stopped; the same command goes on from what was saved, if anything was"
     absl_flags.FLAGS.mark_as_parsed()  # grain hands its own flags to its worker processes
-    imports = time.process_time() if arguments is None else 0.0  # so far, nothing else was done
+    imports = seconds_of_process() if arguments is None else 0.0  # so far, nothing else was done
     with user_errors(stopped):
         run(sys.argv[1:] if arguments is None else arguments, time.monotonic() - imports)
 

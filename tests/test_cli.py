@@ -3,6 +3,7 @@
 import builtins
 import os
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from diffseg_jax import (
     suggest,
     synthesise,
 )
+from diffseg_jax.devices import starting
 from diffseg_jax.display.output import Output
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import stages
@@ -163,6 +165,13 @@ def test_a_run_ends_with_its_main_number_and_the_next_command(tmp_path):
     stage.task.sample = True
     expected = f"diffseg_jax.sample '--checkpoint={stage.directory}' --output=samples"
     assert stages.next_command(plan) == f"to draw images: python -m {expected}"
+
+
+def test_a_command_knows_when_its_process_was_started(monkeypatch):
+    passed = starting.seconds_of_process()
+    assert time.process_time() - 0.1 <= passed <= starting.LONGEST_START
+    monkeypatch.setattr(starting, "LONGEST_START", 0.0)  # as if the clock were wrong
+    assert starting.seconds_of_process() < time.process_time()
 
 
 @pytest.mark.parametrize("given, used", [(None, "3"), ("0", "0")])

@@ -1,13 +1,18 @@
-"""Settings of jax before its first use: the memory of GPUs, and devices that do not exist.
+"""A command's process: when it was started, and settings of jax before its first use.
 
-Only a command may call these, as they are those of the process.
+Only a command may call these, as they are those of the process: the memory of GPUs, and devices
+that do not exist.
 """
 
 import os
+import time
+from pathlib import Path
 
 import jax
 
 from diffseg_jax.errors import UserError
+
+LONGEST_START = 600.0  # seconds of imports; more is an error of the clock
 
 
 def use_fake_devices(count: int):
@@ -33,3 +38,15 @@ def use_memory(fraction: float | None):
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true" if fraction else "false"
     if fraction:
         os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(fraction)
+
+
+def seconds_of_process() -> float:
+    """Seconds since this process was started; where no system tells, those of its CPU time."""
+    computed = time.process_time()
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        passed = time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    except (OSError, AttributeError, LookupError, ValueError):
+        return computed
+    return passed if computed <= passed <= LONGEST_START else computed

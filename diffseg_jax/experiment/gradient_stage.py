@@ -40,12 +40,12 @@ def planned_steps(plan: StagePlan, checkpoints: StageCheckpoints) -> int:
 
 
 def _paced(stage, plan, start, budget):
-    """The stage with as many steps as fit into its time; how many is known after the first few."""
+    """The stage with as many steps as fit into its time; how many is known after one or a few."""
     steps = max(stage.steps, start + 2 * FIRST_STEPS)
     never = {"checkpoint": MOST_STEPS, "evaluate": MOST_STEPS}
     return dataclasses.replace(
         stage, steps=steps, schedule=stage_schedule(plan.options, steps),
-        every={**stage.every, "log": FIRST_STEPS, **never},
+        every={**stage.every, "log": 1, **never},
         evaluate=budget.watch(plan, stage.evaluate), pace=budget.paced(plan, start),
         batches=lambda start: _batches(plan, start, start + MOST_STEPS),
     )  # fmt: skip

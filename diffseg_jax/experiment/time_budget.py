@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -27,8 +28,9 @@ from diffseg_jax.storage.paths import read_object, write_json
 from diffseg_jax.training.log import Log
 
 KEPT_IN = "time_budget.json"
-FIRST_STEPS = 5  # after which the speed of a stage is first known
+FIRST_STEPS = 5  # after which the speed of a stage is first known, unless they are slow
 LINES, CHECKPOINTS = 10.0, 60.0  # seconds between log lines, and at most between checkpoints
+SAVED_EVERY = 10.0  # seconds; a process that is killed loses count of no more
 FINAL, WATCHED = 0.15, 0.1  # shares of the time: final evaluations, and those of a stage, at most
 CLOSING = 6.0  # seconds of a final evaluation for calibration, sheets and plots
 COMPILATION, FIT = 30.0, 0.25  # until they are known: seconds, and a share of the time
@@ -132,6 +134,7 @@ class Budget:
         self.watched, self.optional = {}, optional
         self.labelled = max(sum(plan.evaluation is not None for plan in plans), 1)
         self.expected = dict(saved.get("image", {}))  # stage -> seconds of an image
+        self.saving = threading.RLock()
 
     @property
     def left(self) -> float:
@@ -143,14 +146,16 @@ class Budget:
         image = {p.name: each for p in self.waiting if (each := self.image_seconds(p.evaluation))}
         used = {"minutes": self.minutes, "used": self.total - self.left}
         if processes.is_first():
-            write_json(self.file, {**used, "spent": self.spent, "image": image})
+            with self.saving:
+                write_json(self.file, {**used, "spent": dict(self.spent), "image": image})
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Saves at its end what is used, also of fits and evaluations that were stopped."""
+        """Saves what is used every few seconds and at its end, whatever runs or is stopped."""
         INTERRUPTS.releases.append(self.save)
         try:
-            yield
+            with self._saved_meanwhile():
+                yield
         except BaseException:
             with contextlib.suppress(Exception):  # the first error says more
                 self.save()
@@ -159,6 +164,24 @@ class Budget:
             self.save()
         finally:
             INTERRUPTS.releases.remove(self.save)
+
+    @contextlib.contextmanager
+    def _saved_meanwhile(self):
+        """Saves from a thread; a file that could not be written is tried again the next time."""
+        ended = threading.Event()
+
+        def save():
+            while not ended.wait(SAVED_EVERY):
+                with contextlib.suppress(Exception):
+                    self.save()
+
+        saver = threading.Thread(target=save, daemon=True)
+        saver.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            saver.join()
 
     def announce(self):
         """Logs how the time that is left is divided."""
@@ -264,6 +287,8 @@ class Budget:
 
         def pace(stage, step, seconds):
             first = not speed.seconds
+            if first and step - start < FIRST_STEPS and FIRST_STEPS * seconds < LINES:
+                return dataclasses.replace(stage, every={**stage.every, "log": FIRST_STEPS})
             speed.add(seconds)
             if first:
                 prepared = max(self.clock() - began - (step - start) * seconds, 0.0)

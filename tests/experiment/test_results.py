@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from diffseg_jax.display.progress import Progress
 from diffseg_jax.experiment import stages
 from diffseg_jax.experiment.planned import Evaluation
-from diffseg_jax.experiment.results import keep_calibrator
+from diffseg_jax.experiment.results import keep_calibrator, progress_of
+from diffseg_jax.inference.views import Protocol
 from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.storage.workdir import as_json
 
@@ -82,3 +84,21 @@ def test_an_evaluation_knows_whether_its_images_are_those_of_the_run(
     monkeypatch.setattr(stages, "StageCheckpoints", lambda *_, **__: nullcontext(checkpoints))
     stages.evaluate_only(tiny_config, tmp_path)
     assert found == [own]
+
+
+def test_the_time_of_an_image_leaves_out_what_the_only_batch_compiled():
+    clock = SimpleNamespace(now=0.0)
+    evaluation = evaluation_of(None, timed={})
+    evaluation.log.progress = lambda what, total, **named: Progress(
+        what, total, clock=lambda: clock.now
+    )
+    for seconds, expected in ((12.0, 3.0), (2.0, 0.5), (9.0, 0.5)):
+        with progress_of(evaluation, np.arange(4), Protocol()) as progress:
+            clock.now += seconds
+            progress.at(4)
+        assert evaluation.timed == {Protocol(): expected}
+    with progress_of(evaluation, np.arange(8), Protocol()) as progress:
+        for seconds in (2.0, 4.0):  # of several batches, the last ones tell
+            clock.now += seconds
+            progress.add(4)
+    assert evaluation.timed == {Protocol(): 1.0}

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 
 from diffseg_jax import main
+from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment import stages
+from diffseg_jax.experiment import stages, time_budget
 from diffseg_jax.experiment.gradient_stage import planned_steps
 from diffseg_jax.experiment.time_budget import (
     CLOSING,
@@ -134,7 +136,7 @@ class Machine:
         pace = self.budget.paced(plan, start)
         self.clock.now += compiles
         never = {"checkpoint": MOST_STEPS, "evaluate": MOST_STEPS}
-        stage, step, since = Paced(600, {"log": FIRST_STEPS, **never}), start, []
+        stage, step, since = Paced(600, {"log": 1, **never}), start, []
         while step < min(stage.steps, stops):
             step += 1
             since.append(seconds(self.clock.now))
@@ -173,6 +175,15 @@ def test_two_stages_end_in_the_time_that_was_given(tmp_path, seconds, minutes):
     assert machine.close(plans[1]) > 50  # of 101: the last evaluation makes up for a late slowdown
     assert min(made) >= FIRST_STEPS
     assert 54 * minutes <= machine.clock.now <= 66 * minutes
+
+
+@pytest.mark.parametrize(("seconds", "after"), [(0.25, FIRST_STEPS), (40.0, 1)])
+def test_slow_steps_are_paced_from_the_first_one_on(tmp_path, seconds, after):
+    machine = Machine(tmp_path, 3, [plan := planned("pretrain")])
+    steps = machine.train(plan, lambda now: seconds)
+    assert machine.clock.now <= 180 + 20
+    assert machine.lines[0].startswith(f"{duration(160 - after * seconds)} left: ")
+    assert steps >= after
 
 
 @pytest.mark.parametrize("each", [0.01, 0.5, 5.0])
@@ -262,6 +273,18 @@ def test_the_time_of_a_stopped_evaluation_counts(tmp_path, error):
     machine.budget.file = tmp_path / "time_budget.json" / "no_folder"  # as if the disk were full
     with pytest.raises(ValueError, match="the first"), machine.budget.kept():
         raise ValueError("the first")
+
+
+def test_the_time_is_saved_while_a_stage_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(time_budget, "SAVED_EVERY", 0.01)
+    machine = Machine(tmp_path, 10, [planned("fit", fit=True, images=101)])
+    machine.clock.now = 100
+    with machine.budget.kept():
+        for _ in range(200):
+            if read_budget(tmp_path):
+                break
+            time.sleep(0.01)
+        assert read_budget(tmp_path)["used"] == 100  # what a process that is killed now has left
 
 
 def test_training_saves_the_time_wherever_it_stops(tmp_path, monkeypatch):
