@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from diffseg_jax.storage.workdir import stage_directory
 from diffseg_jax.weights.packaged import packaged_efficientnet
 
 SHORTEST = 1.5  # minutes of a run that trains a network; most of less is compilation
-LEAST_LEFT = 1.0  # minutes; a network is skipped if less is left for it when its turn comes
+LEAST_LEFT = 1.0  # minutes; runs are skipped until each network that is left has as much
 TABLE_SHARE = 0.05  # of the minutes, for the sheet of predictions
 DRAWN_OF_FOLD = 4  # images on the sheet
 FOREST = "forest"
@@ -49,7 +50,7 @@ class Method:
     unlabelled  the stage that learns without labels, once for all folds; "" if there is none
     run       the stages that each fold runs; the last one is measured
     weight    shares of the time: of the stage without labels, and of one fold; a fold of 1 or less
-              takes what its recipe needs
+              is cheap: it takes what its recipe needs, if there is as much
     filled    the stage whose crop the labelled images must fill; "" if there is none
     """
 
@@ -104,7 +105,8 @@ def cells_of(methods: Sequence[str], folds: int, minutes: float) -> list[Cell]:
     """The cells that fit into the minutes: first fold 0 of every method, then fold 1, ...
 
     Networks are trained on fewer folds, and then methods are dropped from the end, until every run
-    of a network has SHORTEST minutes. The cheap methods, which always stay, run on all folds.
+    of a network has SHORTEST minutes. The cheap methods always stay, on all folds: what they take
+    is known only once they have run (`run_cells`).
     """
     for number in range(len(methods), 0, -1):
         for trained in range(folds, 0, -1):
@@ -192,7 +194,7 @@ def usual_folds(data: str, configs: str) -> int:
         raise UserError(
             f"{data} holds depth, but compare compares methods for classes. Give images with "
             "masks, or learn depth: python -m diffseg_jax.main --config=configs/ddp_depth_folder.py"
-            f" --workdir=runs/depth --config.data.path={data}"
+            f" --workdir=runs/depth {shlex.quote(f'--config.data.path={data}')}"
         )
     config = read_config(os.path.join(configs, METHODS["ddp"].config), [("data.path", data)])
     return 1 if validation_split(config) else COMPARED_FOLDS
@@ -243,8 +245,13 @@ def announcement(
     each = f", in each of {comparison.folds} folds" if comparison.folds > 1 else ""
     lines = [
         f"{counted(learned, 'labelled image')} to learn from and {held_out} to measure on{each}; "
-        f"{counted(len(cells), 'run')} in about {comparison.minutes:g} minutes"
+        f"at most {counted(len(cells), 'run')} in about {comparison.minutes:g} minutes; those that "
+        "do not fit are skipped"
     ]
+    needed = SHORTEST * sum(not cell.fold for cell in cells)  # once each method
+    if (1 - TABLE_SHARE) * comparison.minutes < needed:
+        lines.append(f"  note: a run can take more than {duration(60 * SHORTEST)} on a busy "
+                     "machine, so these minutes may be exceeded")  # fmt: skip
     for name in dict.fromkeys(cell.method for cell in cells):
         folds_of = sum(cell.method == name and cell.fold is not None for cell in cells)
         lines.append(f"  {name}: {METHODS[name].title}, {counted(folds_of, 'fold')}")
@@ -260,8 +267,8 @@ def announcement(
 def run_cells(comparison: Comparison, cells: Sequence[Cell]):
     """Runs what is missing; each run gets its share of the time that is left.
 
-    The last networks are skipped where LEAST_LEFT minutes are not left for each. A run that has
-    begun keeps its minutes, also if it failed, and goes on.
+    The last runs are skipped where the minutes are too few for all. A run that has begun keeps its
+    minutes, also if it failed, and goes on.
     """
     records, skipped = {cell: record_of(comparison, cell) for cell in cells}, []
     for index, cell in enumerate(cells):
@@ -274,33 +281,60 @@ def run_cells(comparison: Comparison, cells: Sequence[Cell]):
             each for each in cells[index:]
             if not records[each] and Cell(each.method, None) not in skipped
         ]  # fmt: skip
-        to_come = _fitting(waiting, left / 60, always=cells[0].method)
+        known = {
+            each.method: records[each]["seconds"] / 60 for each in cells
+            if is_done(records[each]) and not each.fills_its_time
+        }  # fmt: skip
+        to_come = _fitting(waiting, left / 60, known, always=cells[0].method)
         if not records[cell] and cell not in to_come:
             comparison.display.say(f"\n{what}, is skipped, as the minutes are used up")
             skipped.append(cell)
             continue
-        left, weights = max(left, 60.0), sum(each.weight for each in to_come)
-        minutes = records[cell].get("minutes") or left / 60 * cell.weight / weights
-        comparison.display.say(
-            f"\n{what}, about {duration(60 * minutes)}; {duration(left)} left in all"
-        )
+        free = max(left / 60, 1.0)
+        minutes = records[cell].get("minutes") or _minutes_of(cell, to_come, free, known)
+        bound = "about" if cell.fills_its_time or cell.method in known else "at most"
+        length = duration(60 * known.get(cell.method, minutes))
+        comparison.display.say(f"\n{what}, {bound} {length}; {duration(max(left, 0))} left in all")
         write_json(_record_file(comparison, cell), {"minutes": minutes})  # a stopped run keeps it
         with comparison.display.progress(what) as shown:
-            shown.show(**{"of about": duration(60 * minutes)})
+            shown.show(**{f"of {bound}": length})
             records[cell] = {"minutes": minutes, **_run(comparison, cell, minutes)}
         write_json(_record_file(comparison, cell), records[cell])
 
 
-def _fitting(cells, minutes, always):
-    """The cells that can be run in the minutes, in their order; a method is kept in any case."""
+def _fitting(cells, minutes, known, always):
+    """The cells that can be run in the minutes, in their order; a method is kept in any case.
+
+    Folds after the first go before methods, and networks before cheap runs, each from the end.
+
+    known  method -> minutes that a cheap fold took
+    """
     while True:
-        one = minutes / max(sum(cell.weight for cell in cells), 1.0)
+        one = _minutes_of_one(cells, minutes, known)
         networks = [cell for cell in cells if cell.fills_its_time]
-        may_go = [cell for cell in networks if cell.method != always or cell.fold]
-        if not may_go or min(cell.weight for cell in networks) * one >= LEAST_LEFT:
+        may_go = [cell for cell in cells if cell.method != always or cell.fold]
+        if not may_go or one >= max((LEAST_LEFT / cell.weight for cell in networks), default=0):
             return cells
-        gone = [may_go[-1]] if may_go[-1].fold else [Cell(may_go[-1].method, n) for n in (None, 0)]
-        cells = [cell for cell in cells if cell not in gone]
+        gone = sorted(may_go, key=lambda cell: (bool(cell.fold), cell.fills_its_time))[-1]
+        without = [gone] if gone.fold else [Cell(gone.method, None), gone]
+        cells = [cell for cell in cells if cell not in without]
+
+
+def _minutes_of_one(cells, minutes, known):
+    """The share of a cell of weight 1 in what the known runs leave."""
+    rest = minutes - sum(known.get(cell.method, 0.0) for cell in cells)
+    return rest / max(sum(cell.weight for cell in cells if cell.method not in known), 1.0)
+
+
+def _minutes_of(cell, cells, minutes, known):
+    """Of the next of some cells: a network has its share, a cheap run at most that of its fold.
+
+    As what it needs is not known, networks of the same fold count no more than it does.
+    """
+    if cell.fills_its_time:
+        return cell.weight * _minutes_of_one(cells, minutes, known)
+    weights = (min(each.weight, 1.0) for each in cells if (each.fold or 0) == cell.fold)
+    return minutes * cell.weight / sum(weights)
 
 
 def _seconds_of(comparison, cell, record):
@@ -334,7 +368,7 @@ def _run(comparison, cell, minutes):
     """Runs a cell to its end: {"seconds", "cpu_seconds", ...}, and numbers or why it "failed"."""
     method, folder = METHODS[cell.method], comparison.workdir / cell.name
     if cell.method == FOREST:
-        return _run_forest(comparison, cell)
+        return _run_forest(comparison, cell, minutes)
     starts_elsewhere = method.unlabelled and cell.fold is not None
     if starts_elsewhere and not first_has_checkpoint(_unlabelled_stage(comparison, cell.method)):
         return {"failed": "its stage without labels failed"}
@@ -362,21 +396,23 @@ def command_of(comparison: Comparison, cell: Cell, minutes: float) -> list[str]:
     options["run"] = f"({', '.join(repr(stage) for stage in run)},)"
     if method.unlabelled and cell.fold is not None:
         options[f"stages.{run[0]}.start"] = str(_unlabelled_stage(comparison, cell.method))
-    if method.filled:
-        options |= _sizes_that_fill(comparison, cell)
+    options |= sizes_that_fill(comparison, cell.method)
     return [
         "-m", "diffseg_jax.main", f"--config={comparison.config_file(cell.method)}",
         f"--workdir={comparison.workdir / cell.name}",
         *(f"--config.{key}={value}" for key, value in options.items()),
-        *([f"--minutes={minutes:.2f}"] if cell.fills_its_time else ()),
+        f"--minutes={minutes:.2f}",
     ]  # fmt: skip
 
 
-def _sizes_that_fill(comparison, cell):
-    """The crop that the labelled images fill, or options that let them differ in shape."""
-    images, stage = comparison.images(cell.fold or 0), METHODS[cell.method].filled
-    augment = read_config(comparison.config_file(cell.method)).stages[stage].augment
-    sizes = sizes_before_crop(images.source, images.indices, augment)
+def sizes_that_fill(comparison: Comparison, method: str) -> dict[str, str]:
+    """The crop that the images of all folds fill, or options that let them differ in shape."""
+    if not (stage := METHODS[method].filled):
+        return {}
+    images = comparison.images(0)
+    held_out = images.validation.indices if comparison.folds > 1 else ()
+    augment = read_config(comparison.config_file(method)).stages[stage].augment
+    sizes = sizes_before_crop(images.source, [*images.indices, *held_out], augment)
     options = {f"stages.{stage}.augment.crop": str(largest_sides(sizes))}
     return options if len(sizes) == 1 else {**options, "features.short": "0"}
 
@@ -397,11 +433,11 @@ def _chosen_numbers(result):
     return numbers
 
 
-def _run_forest(comparison, cell):
+def _run_forest(comparison, cell, minutes):
     """`_run` of a forest, which is fitted in this process."""
     begun, cpu = time.perf_counter(), time.process_time()
     try:
-        numbers = _numbers_of_forest(comparison, cell)
+        numbers = _numbers_of_forest(comparison, cell, minutes)
         score = "-" if numbers["mIoU"] is None else f"{100 * numbers['mIoU']:.1f} %"
         comparison.display.say(f"  mIoU {score}")
     except (UserError, MemoryError, ValueError) as error:
@@ -411,13 +447,14 @@ def _run_forest(comparison, cell):
     return seconds | numbers
 
 
-def _numbers_of_forest(comparison, cell):
+def _numbers_of_forest(comparison, cell, minutes):
     """The measured numbers of a fold; leaves the labels of the sheet in the workdir."""
     images = comparison.images(cell.fold)
     measured = images.validation
     result, labels = forest_result(
-        images.source, images.indices, measured.source, measured.indices, comparison.seed
-    )
+        images.source, images.indices, measured.source, measured.indices, comparison.seed,
+        comparison.display, seconds=60 * minutes,
+    )  # fmt: skip
     if cell.fold == 0:
         shown = {f"{index}": labels[index] for index in images_of_sheet(images)}
         content = io.BytesIO()

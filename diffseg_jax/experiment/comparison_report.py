@@ -22,6 +22,7 @@ from diffseg_jax.experiment.comparison import (
     is_done,
     record_of,
     run_cells,
+    sizes_that_fill,
 )
 from diffseg_jax.figures import layout, sheets
 from diffseg_jax.inference.segmenter import load
@@ -157,6 +158,7 @@ def next_step(comparison: Comparison, rows: Sequence[dict]) -> str:
         )
     options = {key: value for key, value in comparison.overrides(best, 0).items()
                if key in ("data.path", "unlabelled.path")}  # fmt: skip
+    options |= sizes_that_fill(comparison, best)
     words = [
         "python", "-m", "diffseg_jax.main", f"--config={comparison.config_file(best)}",
         f"--workdir={comparison.workdir}_{best}",

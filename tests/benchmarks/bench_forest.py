@@ -45,6 +45,7 @@ import sklearn
 
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.data.subsets import describe_subset, subset
+from diffseg_jax.display.console import Display
 from diffseg_jax.experiment.evaluate import no_counts
 from diffseg_jax.experiment.forest import (
     FILTERS,
@@ -68,7 +69,7 @@ def fit(source, labels, draw, *, pixels, depth):
     start = time.process_time()
     indices = subset(source.names, count=labels, seed=draw)
     forest = fit_forest(
-        source, indices, seed=draw, pixels=pixels, max_depth=depth or None, threads=1
+        source, indices, Display(), seed=draw, pixels=pixels, max_depth=depth or None, threads=1
     )
     images = describe_subset(source.names, indices, seed=draw)["sha256"]
     seconds = time.process_time() - start

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import types
 from pathlib import Path
 
@@ -59,15 +60,19 @@ def test_what_is_learned_without_labels_is_learned_once_and_first():
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mine")
+    write_images(folder, [(48, 64)] * 6)
+    return folder
+
+
+def write_images(folder, shapes):
     for part in ("images/train", "masks/train"):
         (folder / part).mkdir(parents=True)
-    for index in range(6):
-        scene = draw_scene(3, index, 48, 64)
+    for index, shape in enumerate(shapes):
+        scene = draw_scene(3, index, *shape)
         Image.fromarray(scene["image"]).save(folder / f"images/train/{index}.png")
         Image.fromarray(scene["mask"].astype(np.uint8)).save(folder / f"masks/train/{index}.png")
     names = [f"class {k}" for k in range(CLASSES)]
     (folder / "classes.json").write_text(json.dumps({"names": names}))
-    return folder
 
 
 class Runs:
@@ -125,6 +130,27 @@ def test_labelled_images_fill_the_crop_of_the_config_that_reads_them(mine, tmp_p
     assert "--config.stages.fit.augment.crop=(180, 240)" in command  # 48 x 64 within 180 x 240
     assert not any("features.short" in word for word in command)
     assert not any("augment" in w for w in comparison.command_of(compared, Cell("ddp", 0), 1))
+
+
+@pytest.mark.parametrize(
+    "shapes, options",
+    [
+        (((40, 60),), ["stages.fit.augment.crop=(160, 240)"]),
+        (((40, 60), (60, 40)), ["stages.fit.augment.crop=(240, 240)", "features.short=0"]),
+    ],
+    ids=["one", "two"],
+)
+def test_the_closing_command_has_the_sizes_of_all_images(tmp_path, shapes, options):
+    data = tmp_path / "my photos"
+    write_images(data, [shapes[index == 5 and -1] for index in range(6)])
+    compared = comparing(data, tmp_path / "runs")
+    line = comparison_report.next_step(compared, [{"method": "adm"}]).splitlines()[-1]
+    words = shlex.split(line)
+    assert f"--config.data.path={data}" in words
+    assert {f"--config.{option}" for option in options} <= set(words)
+    for fold in range(3):  # wherever the image that differs is held out
+        command = comparison.command_of(compared, Cell("adm", fold), 1)
+        assert {f"--config.{option}" for option in options} <= set(command)
 
 
 def test_the_same_command_runs_nothing_twice_and_a_failed_run_again(compared):
@@ -187,6 +213,56 @@ def test_the_last_networks_are_skipped_when_the_minutes_are_used_up(
     assert ("skipped" in rows["ddep"].get("without_numbers", "")) == ("ddep_0" not in given)
 
 
+def taking(seconds, monkeypatch):
+    """Runs that take what their method needs, or less where `--minutes` ends them."""
+
+    def run(compared, cell, minutes):
+        bound = np.inf if cell.method == "forest" else 60 * minutes
+        return {"seconds": min(seconds.get(cell.method, bound), bound), "mIoU": 0.5}
+
+    monkeypatch.setattr(comparison, "_run", run)
+
+
+@pytest.mark.parametrize(
+    "minutes, folds",
+    [
+        (1, {"few_labels": 1, "forest": 1}),
+        (3, {"few_labels": 1, "forest": 2}),
+        (6, {"few_labels": 2, "forest": 1, "ddp": 1}),
+        (30, {"few_labels": 3, "forest": 3, "ddp": 2, "ddep": 2, "adm": 2}),
+    ],
+)
+def test_all_runs_together_end_in_the_minutes(mine, tmp_path, monkeypatch, minutes, folds):
+    taking({"few_labels": 123.0, "forest": 26.0}, monkeypatch)  # as measured, .docs/choosing.md
+    compared = comparing(mine, tmp_path, minutes=minutes)
+    cells = cells_of(NAMES, 3, minutes)
+    comparison.run_cells(compared, cells)
+    records = {cell: comparison.record_of(compared, cell) for cell in cells}
+    used = sum(record.get("seconds", 0) for record in records.values())
+    assert used <= 60 * max(minutes, 1.1)  # the forest alone cannot be shortened
+    done = [cell.method for cell in cells if cell.fold is not None and records[cell]]
+    assert {name: done.count(name) for name in done} == folds
+
+
+def test_a_cheap_fit_leaves_time_for_the_other_methods(mine, tmp_path, monkeypatch):
+    taking({"few_labels": 3000.0, "forest": 300.0}, monkeypatch)  # on a busy machine
+    compared = comparing(mine, tmp_path, minutes=30)
+    cells = cells_of(NAMES, 3, 30)
+    comparison.run_cells(compared, cells)
+    assert all(comparison.record_of(compared, cell) for cell in cells if not cell.fold)
+    command = comparison.command_of(compared, Cell("few_labels", 0), 4.4)
+    assert "--minutes=4.40" in command
+
+
+@pytest.mark.parametrize("minutes, noted", [(1, True), (3, True), (30, False)])
+def test_the_announcement_says_where_the_minutes_may_be_too_few(mine, tmp_path, minutes, noted):
+    compared = comparing(mine, tmp_path, minutes=minutes)
+    cells = cells_of(NAMES, 3, minutes)
+    said = comparison.announcement(compared, compared.images(0), cells, ())
+    assert f"at most {len(cells)} runs in about {minutes} minutes; those that do not fit" in said
+    assert ("may be exceeded" in said) == noted
+
+
 def test_a_network_alone_is_trained_however_few_the_minutes_are(mine, tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "_run", lambda *_: {"seconds": 90.0, "mIoU": 0.5})
     compared = comparing(mine, tmp_path, minutes=1)
@@ -232,7 +308,7 @@ def test_the_table_fits_a_terminal():
 def test_the_forest_takes_the_seed_and_stops_no_other_method(mine, tmp_path, monkeypatch, capsys):
     compared, seeds = comparing(mine, tmp_path, seed=7), []
 
-    def result(source, indices, held_out, held_out_indices, seed):
+    def result(source, indices, held_out, held_out_indices, seed, display, seconds):
         seeds.append(seed)
         if len(seeds) > 1:
             raise UserError("no pixel of the labelled images is labelled.")
@@ -319,29 +395,73 @@ class Halves(list):
 
 def test_a_forest_learns_what_filters_show():
     pytest.importorskip("sklearn", reason='needs the extra "compare"')
-    result, labels = forest.forest_result(Halves(), [0, 1], Halves(), [2])
+    display = Recorder(quiet=True)
+    result, labels = forest.forest_result(Halves(), [0, 1], Halves(), [2], 0, display)
     assert result["AUROC"] is None or 0 <= result["AUROC"] <= 1  # not NaN, which JSON lacks
     assert result["mIoU"] > 0.9
     assert (labels[2] == Halves()[2]["mask"]).mean() > 0.95
+    assert [(shown.what, shown.done, shown.total) for shown in display.shown] == [
+        ("forest: reads images", 2, 2),
+        ("forest: grows trees", 50, 50),
+        ("forest: measures images", 1, 1),
+    ]
+
+
+def test_trees_grown_in_parts_are_those_grown_at_once(monkeypatch):
+    pytest.importorskip("sklearn", reason='needs the extra "compare"')
+    made = []
+    for at_once in (10, 50):
+        monkeypatch.setattr(forest, "GROWN_AT_ONCE", at_once)
+        made.append(forest.fit_forest(Halves(), [0, 1], Display(quiet=True), seed=3))
+    responses = forest.filter_responses(Halves()[2]["image"])
+    probs = [forest.forest_probabilities(each, responses, 2) for each in made]
+    assert np.array_equal(*probs)
+
+
+def test_a_forest_that_cannot_end_in_time_says_so_early(monkeypatch):
+    pytest.importorskip("sklearn", reason='needs the extra "compare"')
+    clock, read = iter(range(0, 10**6, 40)), []
+    images = Halves() * 10
+    monkeypatch.setattr(
+        forest, "_labelled_pixels", lambda *_: (read.append(1), np.zeros(1, np.int32))
+    )
+    display = Display(quiet=True, clock=lambda: next(clock))
+    with pytest.raises(UserError, match="has 3 min 00 s. Give more --minutes"):
+        forest.fit_forest(images, range(30), display, seconds=180.0)
+    assert len(read) < 5
+
+
+class Recorder(Display):
+    """Keeps the activities that it shows."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.shown = []
+
+    def progress(self, *arguments, **options):
+        self.shown.append(super().progress(*arguments, **options))
+        return self.shown[-1]
 
 
 def test_trees_and_their_pixels_are_drawn_by_the_seed(monkeypatch):
-    def fit_forest(source, indices, seed):
+    def fit_forest(source, indices, display, seed, seconds):
         raise UserError(f"drawn by {seed}")
 
     monkeypatch.setattr(forest, "fit_forest", fit_forest)
     with pytest.raises(UserError, match="drawn by 7"):
-        forest.forest_result(Halves(), [0], Halves(), [2], seed=7)
+        forest.forest_result(Halves(), [0], Halves(), [2], 7, Display(quiet=True))
 
 
 def test_a_forest_without_labels_is_one_sentence():
     pytest.importorskip("sklearn", reason='needs the extra "compare"')
     empty = {"image": np.zeros((8, 8, 3), np.uint8), "mask": np.full((8, 8), 255, np.int32)}
     with pytest.raises(UserError, match="no pixel"):
-        forest.fit_forest([empty], [0])
+        forest.fit_forest([empty], [0], Display(quiet=True))
 
 
 def test_a_folder_of_depth_is_no_set_of_classes(tmp_path):
-    (tmp_path / "depth").mkdir()
-    with pytest.raises(UserError, match="holds depth, but compare compares methods for classes"):
-        comparison.usual_folds(str(tmp_path), str(CONFIGS))
+    folder = tmp_path / "my photos"
+    (folder / "depth").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds depth, but compare compares methods for cl") as said:
+        comparison.usual_folds(str(folder), str(CONFIGS))
+    assert f"'--config.data.path={folder}'" in str(said.value)  # can be typed as it stands
