@@ -9,12 +9,14 @@ results.json are written to the workdir. All numbers here are ours, not the pape
 
 Presets: adm (default): the features are those of noised images, as above; clean: a copy of the
 model first learns, without labels, to have such features for images without noise ("clean"), and
-the classifiers read them in one pass instead of one for each noise level.
+the classifiers read them in one pass instead of one for each noise level; whole: the model learns
+scenes of 32x48 pixels in place of squares, so that python -m diffseg_jax.synthesise can draw such
+ones (studies/training_images.py).
 """
 
 from ml_collections import config_dict
 
-PRESETS = ("adm", "clean")
+PRESETS = ("adm", "clean", "whole")
 
 
 def get_config(preset="adm"):
@@ -102,6 +104,11 @@ def get_config(preset="adm"):
         )
         c.stages.fit.start = "clean"
         c.run = ("pretrain", "clean", "fit")
+    if preset == "whole":
+        small = dict(scenes, size=(32, 48))
+        c.data.options, c.unlabelled.options = dict(small), dict(small)
+        c.stages.pretrain.augment.crop = c.stages.fit.augment.crop = small["size"]
+        c.run = ("pretrain", "fit")
     c.evaluate = dict(
         view="whole", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=False,
         limit=(0, 0), short=0, batch_size=4,

@@ -1,21 +1,21 @@
 """What the parts of DDP bring: label codes and their scale, schedule, depth of the decoder.
 
-python -m diffseg_jax.study --config=configs/studies/ddp_parts.py:code --workdir=runs/code
+python -m diffseg_jax.study --config=configs/studies/ddp_parts.py:scenes --workdir=runs/parts
 
-Presets: code: how labels are encoded, and the scale of the code; schedule: of the noise; depth:
-layers of the map decoder; diffusion: the same decoder without it, with a learned vector in place of
-the noisy map, and a convolutional head; each with _camvid (--config.data.path=camvid) and
-_cityscapes (--config.data.path=cityscapes --config.weights=convnext_tiny_1k_224.pth) at the end of
-its name.
-table.md also has what a prediction takes: parameters, operations, milliseconds, images per second.
+Presets: scenes (default), camvid (--config.data.path=camvid) and cityscapes
+(--config.data.path=cityscapes --config.weights=convnext_tiny_1k_224.pth): the same decoder without
+diffusion, with a learned vector in place of the noisy map, and a convolutional head. With code_ in
+front: how labels are encoded, and the scale of the code; schedule_: of the noise; depth_: layers of
+the map decoder. Where points are different networks, table.md also has what a prediction takes:
+parameters, operations, milliseconds, images per second.
 Published for comparison: Ji et al. (2023), section 4.4. Reverse steps are studied by
 configs/studies/steps.py.
 """
 
 PRESETS = (
-    "code", "code_camvid", "code_cityscapes", "schedule", "schedule_camvid", "schedule_cityscapes",
-    "depth", "depth_camvid", "depth_cityscapes",
-    "diffusion", "diffusion_camvid", "diffusion_cityscapes",
+    "scenes", "camvid", "cityscapes", "code_scenes", "code_camvid", "code_cityscapes",
+    "schedule_scenes", "schedule_camvid", "schedule_cityscapes",
+    "depth_scenes", "depth_camvid", "depth_cityscapes",
 )  # fmt: skip
 AXES = {
     "code": {
@@ -34,25 +34,28 @@ AXES = {
 }
 
 
-def get_study(preset="code"):
-    axis, _, data = preset.partition("_")
+def get_study(preset="scenes"):
+    axis, _, data = preset.rpartition("_")
     study = dict(
         about="Parts of DDP, each compared with the published choice in the first column.",
         base="configs/ddp_scenes.py",
-        axes=AXES[axis],
+        axes=AXES[axis or "diffusion"],
         seeds={"seed": (0,) if axis == "code" else (0, 1)},
         options={"run": ("train",), "evaluate.pictures": 0},
-        plot="bars", costs=True,
+        plot="bars", costs=axis != "schedule",        # another schedule is the same network
         titles={
             "diffusion.code": "code", "diffusion.code_scale": "scale", "model.layers": "layers",
             "diffusion.schedule": "schedule",
         },
-        seconds=dict(start=20, train=0.3, image=0.05, images=100), device="two CPU cores",
+        seconds=dict(start=25, train=0.34, image=0.05, images=100), device="one CPU core",
     )  # fmt: skip
+    if preset == "code_scenes":
+        study["options"]["stages.train.steps"] = 150   # of 200, as there are nine cells
     if data == "camvid":
         study["base"] = "configs/ddp_camvid.py"
-        study["options"] |= {"stages.train.steps": 400}
-        study["seconds"] = dict(start=30, train=0.9, image=0.4, images=101)
+        study["seconds"] = dict(start=30, train=0.56, image=0.3, images=101)
+    if preset == "code_camvid":
+        study["options"]["stages.train.steps"] = 400   # of 1,200
     if data == "cityscapes":
         study |= dict(
             base="configs/ddp_cityscapes.py:convnext_t", seeds={"seed": (0, 1, 2)},

@@ -5,7 +5,7 @@ python -m diffseg_jax.study --config=configs/studies/ddpm_seg_blocks.py:scenes -
 One MLP for each output block at each step, all images with the same noise, mean IoU of all classes
 and of small and large ones apart (Baranchuk et al., 2022, section 3). Features are computed once,
 by --mode=features. Presets: scenes (default), camvid (--config.data.path=camvid
---config.unlabelled.path=camvid): a small diffusion model that is trained first, for two CPU cores;
+--config.unlabelled.path=camvid): a small diffusion model that is trained first, for a laptop;
 folder: your own images, with the same options and --config.data.val=val or folds; ffhq34, horse21:
 20 images to learn from and 20 others, blocks and steps of the published networks
 (--config.data.path=datasets; weights/ffhq.pt or --config.weights=FILE). The steps of the paper's
@@ -23,8 +23,10 @@ TITLES = {
 
 def get_study(preset="scenes"):
     published = preset in WEIGHTS
-    blocks = tuple(range(18 if published else 6))
+    blocks = tuple(range({"scenes": 6, "camvid": 8, "folder": 8}.get(preset, 18)))   # all of them
     steps = tuple(range(50, 1000, 100)) if published else (0, 100, 300, 600)
+    if preset == "scenes":
+        steps = (0, 100, 400)
     study = dict(
         about="Mean IoU of one MLP on the features of one block at one step.",
         axes={
@@ -43,15 +45,15 @@ def get_study(preset="scenes"):
         },
         collect=("mIoU", "small.mIoU", "large.mIoU"), plot="grid", titles=TITLES,
         base="configs/ddpm_seg_scenes.py",
-        seconds=dict(start=15, pretrain=0.25, fit=10, features=20, image=0.1, images=20),
-        device="two CPU cores",
+        seconds=dict(start=20, pretrain=0.3, fit=10, features=20, image=0.1, images=20),
+        device="one CPU core",
     )  # fmt: skip
     if preset in ("camvid", "folder"):
         study["base"] = {
             "camvid": "configs/ddpm_seg_camvid.py:adm", "folder": "configs/ddpm_seg_folder.py:adm",
         }[preset]  # fmt: skip
         study["options"] |= {"stages.pretrain.steps": 1_500}
-        study["seconds"] |= dict(pretrain=0.5, fit=40, features=120, image=0.5)
+        study["seconds"] |= dict(pretrain=0.9, fit=40, features=120, image=0.5)
     if preset == "folder":
         study["options"] |= {
             "data.count": 0, "evaluate.images": 0, "stages.pretrain.probe.every": 0,

@@ -35,13 +35,13 @@ def get_study(preset="scenes"):
         },
         shared={"pretrain": ("data", "evaluate", "features", "ensemble", "seed")},
         plot="bars",
-        seconds=dict(start=15, pretrain=0.25, fit=35, image=0.25, images=40),
-        device="two CPU cores",
+        seconds=dict(start=20, pretrain=0.3, fit=30, image=0.2, images=40),
+        device="one CPU core",
     )  # fmt: skip
     if preset == "camvid":
         study["base"] = "configs/ddpm_seg_camvid.py:adm"
         study["options"] |= {"stages.pretrain.steps": 1_500}
-        study["seconds"] |= dict(pretrain=0.5, fit=150, image=0.8)
+        study["seconds"] |= dict(pretrain=0.9, fit=150, image=1.2)
     if published:
         study |= dict(
             base=f"configs/ddpm_seg_published.py:{preset}",

@@ -3,12 +3,16 @@
 python -m diffseg_jax.study --config=configs/studies/denoising_noise.py:scenes --workdir=runs/sigma
 
 Presets: scenes (default), camvid (--config.data.path=camvid --config.unlabelled.path=camvid),
-cityscapes: the strength sigma, fixed or drawn from [0.2, 0.3]; target, target_camvid: what the
-network predicts, and how noise and image are mixed; widths, widths_camvid: factors of the decoder's
-widths, with and without pretraining (Brempong et al., 2022).
+cityscapes: the strength sigma, fixed or drawn from [0.2, 0.3]; target_scenes, target_camvid: what
+the network predicts, and how noise and image are mixed; widths_scenes, widths_camvid: factors of
+the decoder's widths, with and without pretraining (Brempong et al., 2022). Those of scenes have
+fewer points and steps.
 """
 
-PRESETS = ("scenes", "camvid", "cityscapes", "target", "target_camvid", "widths", "widths_camvid")
+PRESETS = (
+    "scenes", "camvid", "cityscapes", "target_scenes", "target_camvid", "widths_scenes",
+    "widths_camvid",
+)  # fmt: skip
 
 
 def level(low, high=None):
@@ -49,20 +53,29 @@ def get_study(preset="scenes"):
         options={"evaluate.pictures": 0, "data.count": 24},
         shared={"pretrain": ("data", "evaluate", "seed")},
         plot="bars", titles=TITLES,
-        seconds=dict(start=20, pretrain=0.12, finetune=0.12, image=0.02, images=100),
-        device="two CPU cores",
+        costs=axes is WIDTHS,                          # other points are the same network
+        seconds=dict(start=25, pretrain=0.29, finetune=0.29, image=0.03, images=100),
+        device="one CPU core",
     )
-    study["costs"] = axes is WIDTHS                    # other points are the same network
     if axes is not WIDTHS:
         study["options"]["run"] = ("pretrain", "finetune")
+    if preset.endswith("scenes"):                      # fewer steps and points, for 15 minutes
+        study["options"] |= {"stages.pretrain.steps": 100, "stages.finetune.steps": 100}
+    if preset == "scenes":
+        study["axes"] = {"noise": {k: v for k, v in SIGMA["noise"].items() if k != "0.05"}}
+    if preset == "widths_scenes":
+        study["axes"] = {**WIDTHS, "model.decoder_width": (1.0, 2.0)}
     if preset.endswith("camvid"):
         study |= dict(
             base="configs/ddep_camvid.py:dep",
-            seconds=dict(start=30, pretrain=0.45, finetune=0.45, image=0.1, images=101),
+            seconds=dict(start=30, pretrain=0.29, finetune=0.29, image=0.1, images=101),
         )
-        study["options"] |= {
-            "data.count": 46, "stages.pretrain.steps": 300, "stages.finetune.steps": 300,
-        }  # fmt: skip
+        study["options"]["data.count"] = 46
+    if preset == "widths_camvid":
+        study["options"] |= {"stages.pretrain.steps": 300, "stages.finetune.steps": 300}
+    if axes is WIDTHS:                                 # by operations: 1, 2.8, 5.5 at 1, 2, 3
+        step = 0.29 * (1.9 if preset == "widths_scenes" else 3.1)
+        study["seconds"] |= dict(pretrain=step, finetune=step)
     if preset == "cityscapes":
         study |= dict(
             base="configs/ddep_cityscapes.py:ddep",

@@ -2,7 +2,7 @@
 
 python -m diffseg_jax.study --config=configs/studies/label_fractions.py:scenes --workdir=runs/study
 
-Presets: scenes (default), camvid: small networks, for two CPU cores; folder: classifiers on
+Presets: scenes (default), camvid: small networks, for a laptop; folder: classifiers on
 features of a network from ImageNet, for your own images, with --config.data.path=mine.
 The paper's figure is configs/studies/denoising_bars.py:cityscapes.
 """
@@ -29,7 +29,7 @@ def get_study(preset="scenes"):
             seeds={"seed": (0, 1, 2), "data.subset_seed": (0, 1, 2)},   # nested subsets per seed
             options={"evaluate.pictures": 0},
             collect=("mIoU", "calibration.ECE"), titles=TITLES,
-            seconds=dict(start=25, fit=60, image=1.0, images=50), device="two CPU cores",
+            seconds=dict(start=25, fit=60, image=1.0, images=50), device="one CPU core",
         )
     small = dict(
         about="What denoising pretraining of the same network brings, by the number of labels.",
@@ -38,13 +38,13 @@ def get_study(preset="scenes"):
         seeds={"seed": (0, 1), "data.subset_seed": (0, 1)},
         options={"evaluate.pictures": 0},
         shared=UNREAD, collect=("mIoU", "calibration.ECE"), titles=TITLES,
-        seconds=dict(start=25, pretrain=0.28, finetune=0.28, image=0.05, images=100),
-        device="two CPU cores",
+        seconds=dict(start=25, pretrain=0.29, finetune=0.29, image=0.03, images=100),
+        device="one CPU core",
     )
     if preset == "camvid":
         small |= dict(
             base="configs/ddep_camvid.py",
             axes={"pretraining": PRETRAINING, "data.count": (20, 80)},
-            seconds=dict(start=30, pretrain=0.45, finetune=0.45, image=0.1, images=101),
+            seconds=dict(start=30, pretrain=0.29, finetune=0.29, image=0.1, images=101),
         )
     return small

@@ -11,6 +11,7 @@ import pytest
 from diffseg_jax import UserError, study
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.experiment import child_run, labelled_images, study_cells, study_runs
+from diffseg_jax.experiment.corruption_report import NUMBERS
 from diffseg_jax.experiment.study_cells import (
     cells_of_study,
     command_of_run,
@@ -57,7 +58,7 @@ def test_options_of_all_cells_reach_those_whose_stages_are_all_shared(monkeypatc
     file = "configs/studies/steps.py:scenes"
     typed = {"evaluate.images": "20", "evaluate.flip": True, "sampling.draws": "4"}
     cells = cells_of_study(read_study(file, typed.items()))
-    assert {cell.labels[0] for cell in cells} == {"train", "align"}
+    assert {cell.labels[0] for cell in cells} == {"train", "align", "longer"}
     assert all(typed.items() <= cell.run.options.items() for cell in cells)
     names = lambda cells: [run.name for run in runs_of(cells)]
     assert names(cells) == names(cells_of_study(read_study(file)))
@@ -149,15 +150,68 @@ def test_the_list_and_an_error_end_their_lines_between_words_in_a_terminal(
         assert said in " ".join(line.strip() for line in lines)
 
 
+def in_minutes(time):
+    """Of all that is named in a study's estimate, also of what is made by other commands."""
+    return sum(int(each) for each in re.findall(r"(\d+) min", time)) + 10**6 * ("hours" in time)
+
+
 @pytest.mark.parametrize("file", STUDIES, ids=[file.stem for file in STUDIES])
 def test_every_study_has_cells_whose_configs_are_right(file, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     presets = re.search(r"PRESETS = \((.*?)\)", file.read_text(), re.DOTALL)[1]
-    for preset in re.findall(r"\w+", presets):
+    presets = re.findall(r"\w+", presets)
+    for preset in presets:
         one = read_study(f"configs/studies/{file.name}:{preset}")
         cells = cells_of_study(one)
         study_runs.check_cells(one, cells[:: 1 + len(cells) // 8])
-        assert "in all about" in listing(one, cells, tmp_path)
+        time = listing(one, cells, tmp_path).split("in all about ")[1]
+        most = {"scenes": 15, "camvid": 90}.get(preset.rpartition("_")[2])
+        assert most is None or "one CPU core" in time and in_minutes(time) <= most, preset
+    assert "scenes" in presets
+
+
+def test_a_study_of_corruptions_collects_what_clean_and_corrupted_images_have(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    one = read_study("configs/studies/robustness.py:horse21")
+    modes = {cell.labels[1]: cell.mode for cell in cells_of_study(one)}
+    assert modes == {"clean": "train"} | dict.fromkeys(("weak", "medium", "strong"), "corruptions")
+    assert set(one.collect) <= set(NUMBERS)
+
+
+@pytest.mark.parametrize("preset", ["scenes", "camvid", "folder", "ffhq34"])
+def test_the_grid_of_blocks_has_all_that_the_network_has(preset, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    one = read_study(f"configs/studies/ddpm_seg_blocks.py:{preset}")
+    model = config_of(one, one.options).model
+    assert len(one.axes[0].points) == len(model.channel_mult) * (model.res_blocks + 1)
+
+
+def test_aligning_and_training_longer_continue_the_network_that_is_measured(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    one = read_study("configs/studies/steps.py:camvid_full")
+    runs = {run.name: run for run in runs_of(cells_of_study(one))}
+    assert config_of(one, {}).evaluate.checkpoint == "last"
+    for name in ("align-seed0", "longer-seed0"):
+        before = f"{tmp_path}/runs/train-seed0/checkpoints/train@last"
+        command = command_of_run(one, runs[name], tmp_path)
+        assert f"--config.stages.align.start={before}" in command
+
+
+def test_features_are_kept_of_the_images_that_the_subsets_hold(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    one = read_study("configs/studies/ddpm_seg_labels.py:camvid")
+    kept = [run for run in runs_of(cells_of_study(one)) if run.mode == "features"]
+    data = [config_of(one, run.options).data for run in kept]
+    assert [(each.count, each.subset_seed) for each in data] == [(40, 0), (40, 1), (40, 2)]
+
+
+def test_no_two_bars_without_weights_are_the_same(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for preset in ("scenes", "camvid", "camvid_full"):
+        points = read_study(f"configs/studies/denoising_bars.py:{preset}").axes[0].points
+        started = [{**each, "pretrain": "none"} if each["run"] == ("finetune",) else each
+                   for each in points.values()]  # fmt: skip
+        assert all(started.count(each) == 1 for each in started)
 
 
 @pytest.mark.parametrize("preset", ["scenes", "camvid", "bedroom28", "ffhq34"])
