@@ -2,6 +2,8 @@
 
 import io
 import zipfile
+from collections.abc import Iterable
+from typing import BinaryIO
 
 import numpy as np
 
@@ -9,7 +11,7 @@ from diffseg_jax.errors import UserError, shortened
 from diffseg_jax.storage.paths import read_bytes
 
 ARRAY_ENDINGS = (".npy", ".npz")
-MAX_UNPACKED = 2**31  # bytes of the arrays in a .npz
+MAX_UNPACKED = 2**31  # bytes of the arrays that are read from a .npz
 HEADER_READERS = {  # by version of the format
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -48,17 +50,41 @@ def _unpacked(content: bytes) -> bytes:
         return archive.read(arrays[0])
 
 
-def arrays_in_npz(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays in the bytes of a .npz, by name; read-only.
+def names_in_npz(file: BinaryIO) -> list[str]:
+    """The names of the arrays in a .npz; raises exceptions of various types for other files."""
+    with zipfile.ZipFile(file) as archive:
+        return list(_parts_by_name(archive))
 
-    Raises exceptions of various types for other bytes, and for more than MAX_UNPACKED of them.
+
+def arrays_in_npz(file: BinaryIO, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays in a .npz, by name; read-only.
+
+    names  of those that are read, and no others are unpacked; None: all
+
+    Raises exceptions of various types for other files, and for more than MAX_UNPACKED bytes of
+    arrays that are read.
     """
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        parts = archive.infolist()
-        if (size := sum(part.file_size for part in parts)) > MAX_UNPACKED:
+    with zipfile.ZipFile(file) as archive:
+        parts = _parts_by_name(archive)
+        parts = parts if names is None else {name: parts[name] for name in names}
+        if (size := sum(part.file_size for part in parts.values())) > MAX_UNPACKED:
             raise ValueError(f"it unpacks to {size} bytes, but {MAX_UNPACKED} are allowed")
-        names = (part.filename.removesuffix(".npy") for part in parts)
-        return {name: _array_from(archive.read(part)) for name, part in zip(names, parts)}
+        return {name: _array_from(archive.read(part)) for name, part in parts.items()}
+
+
+def shapes_in_npz(file: BinaryIO, names: Iterable[str]) -> list[tuple[tuple[int, ...], np.dtype]]:
+    """The shapes and dtypes of some arrays in a .npz, whose values are not read."""
+    with zipfile.ZipFile(file) as archive:
+        parts, found = _parts_by_name(archive), []
+        for name in names:
+            with archive.open(parts[name]) as part:
+                shape, _, dtype = _header(part)
+                found.append((shape, dtype))
+        return found
+
+
+def _parts_by_name(archive):
+    return {part.filename.removesuffix(".npy"): part for part in archive.infolist()}
 
 
 def _array_from(content: bytes) -> np.ndarray:
@@ -68,11 +94,16 @@ def _array_from(content: bytes) -> np.ndarray:
     bytes does not match the header.
     """
     file = io.BytesIO(content)
-    version = np.lib.format.read_magic(file)
-    if version not in HEADER_READERS:
-        raise ValueError(f"version {version} of the format holds no plain array")
-    shape, fortran, dtype = HEADER_READERS[version](file)
+    shape, fortran, dtype = _header(file)
     data = memoryview(content)[file.tell() :]
     if dtype.hasobject or min(shape, default=1) < 1:
         raise ValueError(f"{len(data)} bytes are not an array of {dtype} {list(shape)}")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _header(file):
+    """(shape, whether its order is Fortran's, dtype) of the .npy that a file begins with."""
+    version = np.lib.format.read_magic(file)
+    if version not in HEADER_READERS:
+        raise ValueError(f"version {version} of the format holds no plain array")
+    return HEADER_READERS[version](file)

@@ -87,7 +87,7 @@ class FeatureCache:
     def _from_file(self, digest) -> PixelFeatures | None:
         file = self.file_of(digest)
         try:
-            arrays = arrays_in_npz(read_bytes(file))
+            arrays = arrays_in_npz(io.BytesIO(read_bytes(file)))
             maps = tuple(arrays[name] for name in sorted(arrays) if name.startswith("map_"))
             size = tuple(arrays["size"].tolist())
             covered = tuple(map(tuple, arrays["covered"].tolist()))

@@ -59,7 +59,8 @@ class ImageCounts:
 
 def read_image_counts(file: Path) -> ImageCounts:
     """What `ImageCounts.save` wrote."""
-    stored = arrays_in_npz(file.read_bytes())
+    with open(file, "rb") as content:
+        stored = arrays_in_npz(content)
     return ImageCounts(
         names=tuple(stored["names"].tolist()), classes=tuple(stored["classes"].tolist()),
         counts=stored["counts"].astype(np.int64), absent=str(stored["absent"]),

@@ -1,5 +1,6 @@
 """The feature source whose maps other programs computed: one .npz of maps per image."""
 
+import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -8,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffseg_jax.data.npy import arrays_in_npz
+from diffseg_jax.data.npy import arrays_in_npz, names_in_npz, shapes_in_npz
 from diffseg_jax.errors import UserError, shortened
 from diffseg_jax.models.taps import PixelFeatures, stack
 from diffseg_jax.sources.diffusion import options_of_maps
 from diffseg_jax.sources.feature_source import FeatureSource
 from diffseg_jax.sources.map_files import MapFiles
-from diffseg_jax.storage.paths import absolute, open_path, read_bytes, read_object
+from diffseg_jax.storage.paths import absolute, open_path, read_object
 
 DESCRIPTION_FILE = "features.json"  # in a folder of features; `maps` names those of --mode=features
 SPLIT_FOLDERS = {"train", "training", "val", "validation", "valid", "test"}
@@ -155,28 +156,56 @@ def _maps_of(listed, channels, covered, name, chosen):
 def read_maps(
     file: Path, chosen: Sequence[int] | None = None
 ) -> tuple[list[np.ndarray], tuple[tuple[float, float], ...]]:  # fmt: skip
-    """The maps f32[h,w,C] of an image, and the fractions that it covers; UserError for none.
+    """The maps f32[h,w,C] of an image, and the fractions that they cover; UserError for none.
 
-    chosen  as of `files_source`
+    chosen  as of `files_source`; others are not read
     """
-    try:
-        arrays = arrays_in_npz(read_bytes(file))
-    except Exception as error:  # numpy and zipfile raise many types on damaged files
-        raise UserError(
-            f"{file} is no .npz file of arrays: {shortened(str(error), 200)}. Compute it again."
-        ) from None
-    maps = [arrays[key] for key in sorted(arrays) if key.startswith("map_")]
-    if not maps or any(values.ndim != 3 or values.dtype.kind not in "fiu" for values in maps):
-        raise UserError(f"{file} must hold maps [height, width, channels] as map_00, map_01, ....")
-    count = len(maps)
-    if chosen and max(chosen) >= count:
+    with _opened(file) as content:
+        names, more = _names_of_maps(content)
+        count = len(names)
+        numbers = range(count) if chosen is None else chosen
+        read = [names[number] for number in numbers if number < count]
+        arrays = arrays_in_npz(content, {*read, *more})
+    if names and len(read) < len(numbers):
         raise UserError(
             f"{file} holds {count} maps, but {DESCRIPTION_FILE} names more. Compute it again."
         )
-    maps = [maps[number] for number in (range(count) if chosen is None else chosen)]
+    maps = [arrays[name] for name in read]
+    _require_maps(file, [(values.shape, values.dtype) for values in maps])
     maps = [values.astype(np.float32) for values in maps]
     if not all(np.isfinite(values).all() for values in maps):
         raise UserError(f"{file} holds NaN or infinity. Compute it again.")
+    covered = _fractions(file, arrays, count)
+    return maps, tuple(covered[number] for number in numbers)
+
+
+@contextlib.contextmanager
+def _opened(file):
+    """An open file; within it, an error of numpy and zipfile becomes a UserError."""
+    try:
+        with open_path(file).open("rb") as content:
+            yield content
+    except Exception as error:  # both raise many types on damaged files
+        raise UserError(
+            f"{file} is no .npz file of arrays: {shortened(str(error), 200)}. Compute it again."
+        ) from None
+
+
+def _names_of_maps(content) -> tuple[list[str], set[str]]:
+    """The names of the maps in a file, in their order, and of what else is read."""
+    names = names_in_npz(content)
+    maps = sorted(name for name in names if name.startswith("map_"))
+    return maps, {"covered"} & set(names)
+
+
+def _require_maps(file, shapes):
+    """UserError unless arrays of these shapes and dtypes are maps."""
+    if not shapes or any(len(shape) != 3 or dtype.kind not in "fiu" for shape, dtype in shapes):
+        raise UserError(f"{file} must hold maps [height, width, channels] as map_00, map_01, ....")
+
+
+def _fractions(file, arrays, count) -> tuple[tuple[float, float], ...]:
+    """The fractions that the maps of a file cover."""
     covered = arrays.get("covered", np.ones((count, 2)))
     numbers = covered.shape == (count, 2) and covered.dtype.kind in "fiu"
     if not numbers or not ((covered > 0) & (covered <= 1)).all():
@@ -184,8 +213,7 @@ def read_maps(
             f"{file} must hold a height and a width above 0 and up to 1 for each of its "
             f"{count} maps as covered. Compute it again."
         )
-    covered = covered if chosen is None else covered[list(chosen)]
-    return maps, tuple(map(tuple, covered.tolist()))
+    return tuple(map(tuple, covered.tolist()))
 
 
 def folder_sizes(folder: str) -> dict:
@@ -201,16 +229,20 @@ def folder_sizes(folder: str) -> dict:
             f"the folder {folder} of feature source files {problem}. Give the --output of "
             "python -m diffseg_jax.features, or a folder with a .npz of maps for every image."
         )
-    maps, covered = read_maps(first)
+    with _opened(first) as content:  # the maps may be larger than the memory
+        names, more = _names_of_maps(content)
+        shapes, arrays = shapes_in_npz(content, names), arrays_in_npz(content, more)
+    _require_maps(first, shapes)
+    covered = _fractions(first, arrays, len(names))
     folder = str(absolute(path))
-    sizes = {"folder": folder, "channels": [m.shape[-1] for m in maps], "covered": covered}
+    sizes = {"folder": folder, "channels": [shape[-1] for shape, _ in shapes], "covered": covered}
     described = read_object(path / DESCRIPTION_FILE)
     if not (kept := described.get("maps")):
         return sizes
-    if len(kept) != len(maps):
+    if len(kept) != len(names):
         raise UserError(
-            f"{first} holds {len(maps)} maps, but {DESCRIPTION_FILE} names {len(kept)}. Compute it "
-            "again."
+            f"{first} holds {len(names)} maps, but {DESCRIPTION_FILE} names {len(kept)}. Compute "
+            "it again."
         )
     options = options_of_maps(described["options"]) if "options" in described else {}
     return {**sizes, "maps": kept, "options": options}

@@ -1,6 +1,7 @@
 """Maps of features that files hold."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import jax
@@ -138,3 +139,20 @@ def test_files_that_come_later_are_found_and_the_folder_does_not_depend_on_the_p
         source.files.read(["b"])
     expected = write(tmp_path, "maps/x/train/b")
     np.testing.assert_allclose(source.files.read(["train/b"])[0][0], expected["map_00"], 1e-6)
+
+
+def test_a_file_larger_than_the_memory_is_read_map_by_map(tmp_path, monkeypatch):
+    expected = write(tmp_path, "a", size=(40, 5))
+    described(tmp_path, ["output_0@1", "output_1@1"])
+    monkeypatch.setattr(npy, "MAX_UNPACKED", 5_000)  # the first map has 4800 bytes
+    sizes, read = as_tuples(folder_sizes(str(tmp_path))), zipfile.ZipFile.read
+    names = []
+    monkeypatch.setattr(
+        zipfile.ZipFile, "read", lambda self, part: names.append(part.filename) or read(self, part)
+    )
+    assert sizes["channels"] == (3, 2)
+    (found,) = files_source(sizes, "float32", [0]).files.read(["a"])
+    np.testing.assert_allclose(found[0], expected["map_00"], 1e-6)
+    assert names == ["map_00.npy"]
+    with pytest.raises(UserError, match="unpacks to .* 5000 are allowed"):
+        files_source(sizes, "float32", [0, 1]).files.read(["a"])
