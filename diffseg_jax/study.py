@@ -28,7 +28,7 @@ from diffseg_jax.display.output import standard_outputs
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.study_cells import cells_of_study, require_data
 from diffseg_jax.experiment.study_file import read_study
-from diffseg_jax.experiment.study_progress import listing
+from diffseg_jax.experiment.study_progress import listing, space_of_features
 from diffseg_jax.storage.outputs import open_local
 
 
@@ -46,7 +46,7 @@ def make_flags() -> Flags:
 
 
 def main(arguments: Sequence[str] | None = None):
-    """The command line; --dry-run does without the slow imports of a run."""
+    """The command line; --dry-run lists the cells before the slow imports of a run."""
     loading.end()
     typed = sys.argv[1:] if arguments is None else arguments
     with standard_outputs():
@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None):
             if given.dry_run:
                 cells = cells_of_study(study)
                 print(listing(study, cells, workdir))
+                for line in space_of_features(study, cells):
+                    print(line)
                 require_data(study, cells)
                 return
         except UserError as error:

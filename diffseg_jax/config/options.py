@@ -163,7 +163,7 @@ LABELLED = {  # added if a stage trains with labels
         "scales": Several(Number(float, 0.01, 100), minimum=1, maximum=64),
         "flip": Flag(),
         "batch_size": Number(int, 1, 2**16),
-        "images": Number(int, 0),
+        "images": Number(int, 0),  # the first ones; 0: all
         "quick_images": Number(int, 1),
         "absent": Text(("skip", "zero")),
         "checkpoint": Text(("last", "best")),

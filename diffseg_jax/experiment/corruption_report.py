@@ -2,13 +2,15 @@
 
 A row is a dict of JSON values, one for each cell: "type", "severity", the scores "mIoU", "mAcc",
 "aAcc" and "IoU" by class, "wrong" and "expected" (shares of pixels), "AUROC", "ECE", "Brier",
-"calibrated", "image_uncertainty" and "foreign" (share of images, None where none are judged). The
-row of the clean images has the type CLEAN and severity 0.
+"calibrated", "calibration" (these three before calibration), "image_uncertainty" and "foreign"
+(share of images, None where none are judged). The row of the clean images has the type CLEAN and
+severity 0. The counts of the images of a row are in `counts_file`.
 """
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +22,11 @@ NUMBERS = (
     "mIoU", "mAcc", "aAcc", "wrong", "expected", "AUROC", "ECE", "Brier", "image_uncertainty",
     "foreign",
 )  # fmt: skip
+
+
+def counts_file(workdir: Path, name: str, severity: int) -> Path:
+    """Of the `ImageCounts` of a type and severity, below the workdir of its run."""
+    return workdir / "corruption_counts" / f"{name}_{severity}.npz"
 
 
 def cell_line(row: Mapping, clean: Mapping | None) -> str:

@@ -30,6 +30,7 @@ from diffseg_jax.errors import UserError, choose, counted, require_known
 from diffseg_jax.experiment.corruption_report import (
     CLEAN,
     cell_line,
+    counts_file,
     markdown,
     robustness_curves,
     short_table,
@@ -47,6 +48,7 @@ from diffseg_jax.experiment.fold_files import folds_measured, held_out_in, netwo
 from diffseg_jax.experiment.planned import Evaluation
 from diffseg_jax.experiment.results import scores_of
 from diffseg_jax.experiment.stages import evaluations_of_run
+from diffseg_jax.experiment.step_folds import counts_of_images
 from diffseg_jax.figures import layout
 from diffseg_jax.figures.robustness import robustness_plot
 from diffseg_jax.inference.calibrators import identity_of, read_calibrator
@@ -265,7 +267,7 @@ def measure_cell(study: CorruptionStudy, name: str, severity: int, progress: Pro
         how = study.seed, study.constants, study.frost_images
         source = CorruptedImages(source, name, severity, *how)
     names = evaluation.source.labels.names
-    drawn, parts, described = draw_none(study.indices), [], {}
+    drawn, parts, described, by_image = draw_none(study.indices), [], {}, {}
     for indices, forward in study.networks:
         own = set(map(int, indices))
         rows = {index: row for index, row in drawn.rows.items() if index in own}
@@ -273,13 +275,17 @@ def measure_cell(study: CorruptionStudy, name: str, severity: int, progress: Pro
         descriptors = dict.fromkeys(own) if study.known else {}
         counts, _ = evaluate(
             forward, source, indices, len(names), evaluation.protocol, evaluation.batch_size,
-            pixels=pixels, descriptors=descriptors, progress=progress,
+            pixels=pixels, descriptors=descriptors, progress=progress, by_image=by_image,
         )  # fmt: skip
         drawn.table += pixels.table
         described |= descriptors
         parts.append(counts)
     counts = sum_of_counts(parts)
     scores = segmentation.to_json(scores_of(evaluation, counts), names)
+    if processes.is_first():
+        of_images = dataclasses.replace(evaluation, image_counts=by_image)
+        file = counts_file(evaluation.workdir, name, severity)
+        counts_of_images(of_images, study.indices).save(file)
     return {
         "type": name,
         "severity": severity,
@@ -294,20 +300,24 @@ def trust_of(table: np.ndarray, calibrator: Calibrator | None, num_classes: int)
     """How the uncertainty does on drawn pixels f32[images, pixels, 3 + signals].
 
     wrong, expected    the share of wrong pixels, and the mean of their estimated chance
-    AUROC, ECE, Brier  see `chance_scores`
+    AUROC, ECE, Brier  see `chance_scores`;  calibration  the same three before calibration
     """
     pixels = table[table[:, :, 0] > 0]
     labels, wrong = pixels[:, 1].astype(np.int32), pixels[:, 2] > 0
     signals = dict(zip(SIGNALS, pixels[:, 3:].T, strict=True))
     chance = calibrator.chance(signals, labels) if calibrator else signals["least_confidence"]
     truth = np.where(wrong, (labels + 1) % num_classes, labels)
-    scores = scores_by_class(chance_counts(chance, truth, labels, num_classes), ())
-    kept = {key: scores[key] for key in ("AUROC", "ECE", "Brier")}
+
+    def scores(chance):
+        found = scores_by_class(chance_counts(chance, truth, labels, num_classes), ())
+        return {key: found[key] for key in ("AUROC", "ECE", "Brier")}
+
     return {
         "wrong": segmentation.to_number(wrong.mean()),
         "expected": segmentation.to_number(chance.mean(dtype=np.float64)),
         "calibrated": calibrator is not None,
-        **kept,
+        **scores(chance),
+        "calibration": scores(signals["least_confidence"]),
     }
 
 

@@ -35,7 +35,8 @@ MOVING = "moving.json"  # in the folder of the new run: it is finished, and wher
 UNMOVED = ("config.json", MOVING)  # files of the new run that take no place
 MEASURED_LATER = (  # of the old checkpoints, by other modes than training
     "results_eval.json", "image_counts_*_eval.npz", "confusion_*_eval.csv",
-    "corruptions.json", "corruptions.csv", "corruptions.md", "steps.json",
+    "corruptions.json", "corruptions.csv", "corruptions.md", "corruption_counts",
+    "steps.json",
 )  # fmt: skip
 PARTED = "checkpoints", "folds", "step_counts", "tensorboard"  # parts of stages, which move
 

@@ -14,7 +14,10 @@ from diffseg_jax.config.schema import lacking
 from diffseg_jax.data.corruptions import default_types, require_large_enough
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError, require_known
+from diffseg_jax.experiment.corruption_report import CLEAN
 from diffseg_jax.experiment.study_file import Study
+from diffseg_jax.storage.paths import open_path
+from diffseg_jax.storage.similar import similar_path
 
 OF_CORRUPTIONS = "evaluate.corruptions."  # options of --mode=corruptions
 
@@ -51,12 +54,14 @@ class StudyCell:
 
     labels    of the points, in the order of the axes
     measured  options with which the network of the run is measured once more; {}: as it was
+    is_clean  whether its numbers are those of the clean images of --mode=corruptions
     """
 
     labels: tuple[str, ...]
     seed: str
     run: Run
     measured: Mapping[str, object]
+    is_clean: bool = False
 
     @property
     def name(self) -> str:
@@ -66,8 +71,11 @@ class StudyCell:
     @property
     def mode(self) -> str:
         """Of the command that measures it: train, eval or corruptions."""
-        corrupted = any(key.startswith(OF_CORRUPTIONS) for key in self.measured)
-        return "corruptions" if corrupted else "eval" if self.measured else "train"
+        return "corruptions" if _corrupts(self.measured) else "eval" if self.measured else "train"
+
+
+def _corrupts(options):
+    return any(key.startswith(OF_CORRUPTIONS) for key in options)
 
 
 def name_of_labels(labels: Sequence[str]) -> str:
@@ -82,6 +90,7 @@ def cells_of_study(study: Study) -> list[StudyCell]:
     that names the cell for an option that the config does not have.
     """
     base, cells, runs = read_config(study.base), [], {}
+    corrupting = _corrupting_options(study)
     _require_known_stages(study, base)
     for seed, repeated in study.seeds.points.items():
         for labels in _in_order(study):
@@ -92,6 +101,8 @@ def cells_of_study(study: Study) -> list[StudyCell]:
                 if axis.name in study.evaluated
                 for key, value in options.items()
             }
+            is_clean = bool(corrupting) and not _corrupts(measured)
+            measured |= corrupting if is_clean else {}  # the same images, and the same calibrator
             options = {**study.options, **repeated}
             for chosen in (*points, study.combined.get(labels, {})):
                 options |= chosen
@@ -102,9 +113,29 @@ def cells_of_study(study: Study) -> list[StudyCell]:
             except UserError as error:
                 raise UserError(f"cell {' / '.join((*labels, f'seed {seed}'))}: {error}") from None
             run = _run_of(study, kept, stages, labels, seed, runs)
-            cells.append(StudyCell(labels, seed, run, measured))
+            if _are_those_of(study, run, measured):
+                measured = {}
+            cells.append(StudyCell(labels, seed, run, measured, is_clean))
     _require_own_names(cells)
     return cells
+
+
+def _corrupting_options(study) -> dict:
+    """The options of `evaluate.corruptions` of the first point that has some, of every axis."""
+    found = {}
+    for axis in study.axes:
+        points = axis.points.values() if axis.name in study.evaluated else ()
+        first = next(filter(_corrupts, points), {})
+        found |= {key: value for key, value in first.items() if key.startswith(OF_CORRUPTIONS)}
+    return found
+
+
+def _are_those_of(study, run, measured):
+    """Whether a run measures its network with these options as it ends."""
+    if _corrupts(measured):
+        return False
+    configs = [config_of(study, {**run.options, **more}).to_dict() for more in ({}, measured)]
+    return configs[0] == configs[1]
 
 
 def require_data(study: Study, cells: Sequence[StudyCell]):
@@ -112,7 +143,7 @@ def require_data(study: Study, cells: Sequence[StudyCell]):
 
     Those are training images, and unlabelled ones where a stage learns from them or their path is
     given. Of validation images that are to be corrupted the first one is read, as they may be too
-    small for that.
+    small for that. Files of weights and of feature sources are looked for last.
     """
     opened, read = {}, set()
     for cell in cells:
@@ -127,6 +158,38 @@ def require_data(study: Study, cells: Sequence[StudyCell]):
         if cell.mode == "corruptions" and repr(config.data) not in read:
             read.add(repr(config.data))
             _require_corruptible(study, opened, cell, config)
+    _require_networks(study, cells)
+
+
+def _require_networks(study, cells):
+    """UserError that names the cell for a missing file, or package, of weights or a feature source.
+
+    Loads what knows the methods only for studies that may read such files.
+    """
+    found = set()
+    for cell in cells:
+        for run in cell.run.chain:
+            config = config_of(study, run.options)
+            if not config.get("weights") and "features" not in config:
+                continue
+            try:
+                for file in _files_read(config, run):
+                    if file not in found and not (path := open_path(file)).exists():
+                        raise UserError(f"there is no {path}, which it reads.{similar_path(path)}")
+                    found.add(file)
+            except UserError as error:
+                raise UserError(f"cell {cell.name}: {error}") from None
+
+
+def _files_read(config, run):
+    from diffseg_jax.systems.methods import SYSTEMS  # slow imports
+
+    system = SYSTEMS[config.system]
+    for name in run.stages:
+        kind = config.stages[name].kind
+        if not system.skips(config, kind):
+            start = system.start_of(config, kind, config.stages[name].start)
+            yield from map(str, system.files(config, kind, start))
 
 
 def _open_once(study, opened, part, split, given):
@@ -177,7 +240,9 @@ def _in_order(study):
 
 
 def corruptions_of(study: Study, cell: StudyCell) -> list[tuple[str, int]]:
-    """The types and severities that the command of a cell of corruptions measures."""
+    """The types and severities of whose rows a cell of corruptions has the means."""
+    if cell.is_clean:
+        return [(CLEAN, 0)]
     config = config_of(study, {**cell.run.options, **cell.measured})
     types, severities, frost = (
         find(config, OF_CORRUPTIONS + name) for name in ("types", "severities", "frost")

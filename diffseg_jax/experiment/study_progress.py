@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffseg_jax.display.progress import duration
-from diffseg_jax.errors import counted
+from diffseg_jax.errors import counted, size
 from diffseg_jax.experiment.study_cells import (
     Run,
     StudyCell,
@@ -89,7 +89,7 @@ def seconds_of_cell(study: Study, cell: StudyCell) -> float:
     if cell.mode == "train":
         return 0.0
     times = 1  # of all images
-    if cell.mode == "corruptions":
+    if cell.mode == "corruptions" and not cell.is_clean:  # with the types of other cells
         times += len(corruptions_of(study, cell))
     return study.seconds.get("start", ASSUMED_START) + times * seconds_of_images(study)
 
@@ -152,3 +152,34 @@ def listing(study: Study, cells: Sequence[StudyCell], workdir: Path) -> str:
 def _in_all(seconds):
     """Such as 12 min; from two hours on, such as 2.50 hours."""
     return f"{math.ceil(seconds / 60)} min" if seconds < 7200 else f"{seconds / 3600:.2f} hours"
+
+
+# ---- space -------------------------------------------------------------------------------------
+
+
+def space_of_features(study: Study, cells: Sequence[StudyCell]) -> list[str]:
+    """A line for each run that keeps features in files: what those of an image take.
+
+    Raises UserError for a config whose method refuses it.
+    """
+    lines = []
+    for run in runs_of(cells):
+        if run.mode == "features":
+            taken = _bytes_of_image(config_of(study, run.options), run.stages[-1])
+            lines.append(f"run {run.name} keeps {size(taken)} of features for each image")
+    return lines
+
+
+def _bytes_of_image(config, stage):
+    import jax  # slow imports
+
+    from diffseg_jax.systems.methods import SYSTEMS
+
+    SYSTEMS[config.system].check(config)
+    kind, crop = config.stages[stage].kind, tuple(config.stages[stage].augment.crop)
+    task = SYSTEMS[config.system].make_task(config, kind, crop, num_classes=2)
+    network = jax.eval_shape(task.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, *crop, 3), "uint8")
+    valid = jax.ShapeDtypeStruct((1, 2), "int32")
+    found = jax.eval_shape(task.fit.extract, network, image, valid)
+    return sum(4 * each.size for each in found.maps)  # float32

@@ -139,6 +139,7 @@ def study_markdown(
         f"Base: `{study.base}`. Mean ± standard deviation over seeds (number of seeds). "
         "The commands are in commands.sh, the numbers of all cells in table.csv."
     )
+    parts += _once_for_all_seeds(cells)
     for path in study.collect:
         heading = f"## {study.title(path)}{', %' if is_ratio(path) else ''}"
         shown = {labels: _mean(group, path) for labels, group in by_labels.items()}
@@ -155,6 +156,22 @@ def study_markdown(
     if missing:
         parts.append(f"{counted(missing, 'cell')} of {len(cells)} not measured yet.")
     return "\n\n".join(parts) + "\n"
+
+
+def _once_for_all_seeds(cells) -> list[str]:
+    """A sentence that names what seeds share; [] where they share nothing."""
+    seeds = {}
+    for cell in cells:
+        for run in cell.run.chain:
+            what = run.stages if run.mode == "train" else (run.mode,)
+            seeds.setdefault((run.name, what), set()).add(cell.seed)
+    shared = dict.fromkeys(each for (_, what), of in seeds.items() if len(of) > 1 for each in what)
+    if not shared:
+        return []
+    return [
+        "Run once for all seeds, so that its own chance is in no deviation and no interval below: "
+        f"{', '.join(shared)}."
+    ]
 
 
 def kept_features_of(cells: Sequence[StudyCell], workdir: Path) -> list[str]:
@@ -262,16 +279,22 @@ def _differences(study, by_labels, workdir, known):
         key = labels, path, repr([each.records for each in pair])
         if labels[0] != first and key not in known:
             known[key] = difference(*pair, path, workdir, cache)
-        shown[labels] = _signed(path, known.get(key))
+        shown[labels] = known.get(key)
     heading = f"## Difference from {study.title(study.axes[0].name)}: {first}"
+    of_images = any(found and found.images for found in shown.values())
+    numbers = ", whose numbers are in parentheses"
+    resampled_of = f"seeds and of validation images{numbers}" if of_images else (
+        f"seeds alone{numbers}; not of validation images, as their counts are not kept for this "
+        "number or they are not the same in both columns"
+    )  # fmt: skip
     note = (
         f"Mean over seeds of the paired differences in {study.title(path)} and, in brackets, "
-        f"their {COVERED} % interval: {DRAWS} bootstrap resamples of seeds and of validation "
-        "images, whose numbers are in parentheses. An interval without 0 is a difference that is "
-        "larger than chance among these seeds and images; with one seed it says nothing about "
-        "other seeds."
+        f"their {COVERED} % interval: {DRAWS} bootstrap resamples of {resampled_of}. An interval "
+        "without 0 is a difference that is larger than chance among these seeds"
+        f"{' and images' * of_images}; with one seed it says nothing about other seeds."
     )
-    return [heading, note, _table(study, shown, skip=1)]
+    signed = {labels: _signed(path, found) for labels, found in shown.items()}
+    return [heading, note, _table(study, signed, skip=1)]
 
 
 def _signed(path, found: "Difference | None") -> str:
@@ -312,7 +335,7 @@ def difference(
         drawn = np.repeat([[ours[seed] - theirs[seed] for seed in seeds]], DRAWS, 0)
         times = resampled(1, len(seeds), DRAWS, rng)[1]
     else:
-        weights, times = resampled(len(counts[0][0].names), len(counts), DRAWS, rng)
+        weights, times = resampled(len(counts[0][0][0].names), len(counts), DRAWS, rng)
         sizes = class_sizes(workdir)
         here, there = (
             resampled_scores(path, each, weights, sizes) for each in zip(*counts, strict=True)
@@ -320,23 +343,29 @@ def difference(
         drawn = here - there
     ends = (100 - COVERED) / 2, (100 + COVERED) / 2
     resamples = (drawn * times).sum(1) / len(seeds)
-    images = len(counts[0][0].names) if counts else 0
+    images = len(counts[0][0][0].names) if counts else 0
     if np.isnan(resamples).all():
         return Difference(mean, None, None, len(seeds), images)
     low, high = map(float, np.nanpercentile(resamples, ends))
     return Difference(mean, low, high, len(seeds), images)
 
 
-def _counts_of(pairs, path, workdir, cache) -> list[tuple[ImageCounts, ImageCounts]] | None:
+def _counts_of(pairs, path, workdir, cache) -> list[tuple[list[ImageCounts], ...]] | None:
     """The counts of the images of every seed; None unless all were measured on the same images."""
     if not has_counts(path):
         return None
-    files = [each.get("image_counts") for pair in pairs for each in pair]
-    if not all(file and (workdir / file).exists() for file in files):
+    files = [tuple(_files_of(each) for each in pair) for pair in pairs]
+    used = [file for pair in files for each in pair for file in each or ("",)]
+    if not all(file and (workdir / file).exists() for file in used):
         return None
-    for file in files:
+    for file in used:
         if file not in cache:
             cache[file] = read_image_counts(workdir / file)
-    found = [tuple(cache[each["image_counts"]] for each in pair) for pair in pairs]
-    same = all(each.names == found[0][0].names for pair in found for each in pair)
-    return found if same else None
+    same = all(cache[file].names == cache[used[0]].names for file in used)
+    return [tuple([cache[f] for f in each] for each in pair) for pair in files] if same else None
+
+
+def _files_of(record) -> list[str]:
+    """Those of the counts of a cell's images; several where its number is a mean."""
+    files = record.get("image_counts", [])
+    return [files] if isinstance(files, str) else files

@@ -9,7 +9,12 @@ from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.study_cells import cells_of_study, require_data
 from diffseg_jax.experiment.study_costs import run_costs
 from diffseg_jax.experiment.study_file import Study
-from diffseg_jax.experiment.study_progress import has_all_numbers, listing, record_of_cell
+from diffseg_jax.experiment.study_progress import (
+    has_all_numbers,
+    listing,
+    record_of_cell,
+    space_of_features,
+)
 from diffseg_jax.experiment.study_report import draw_study, report_study
 from diffseg_jax.experiment.study_runs import (
     check_cells,
@@ -43,7 +48,7 @@ def run_study(study: Study, workdir: Path, display: Display, typed: Sequence[str
         costs = ["-m", "diffseg_jax.study", *typed, "--costs"]
         write_commands(study, cells, workdir, costs)
         done = lambda cell: has_all_numbers(study, record_of_cell(workdir, cell))
-        display.say(listing(study, cells, workdir))
+        display.say("\n".join([listing(study, cells, workdir), *space_of_features(study, cells)]))
         known = {}
         measured = lambda: report_study(study, cells, workdir, known)
         run_cells_of_study(study, cells, workdir, display, measured)

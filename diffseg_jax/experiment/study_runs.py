@@ -14,6 +14,7 @@ from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError, shown
 from diffseg_jax.experiment.child_run import record_of_command, shell_line
+from diffseg_jax.experiment.corruption_report import counts_file
 from diffseg_jax.experiment.plan import check_config
 from diffseg_jax.experiment.study_cells import (
     StudyCell,
@@ -221,11 +222,12 @@ def _finish_run(study, run, workdir, say) -> str:
 def _found(study, cell, folder, workdir) -> dict:
     """The numbers of a cell, and the file of the counts of its images below the study's folder.
 
-    There is none of runs of other outputs than labels. "failed" says why one number could not be
-    collected; the others are there. Raises UserError for results that are missing.
+    There is none of runs of other outputs than labels; for corruptions, there is one of each type
+    and severity. "failed" says why one number could not be collected; the others are there. Raises
+    UserError for results that are missing.
     """
     if cell.mode == "corruptions":
-        return {"numbers": _of_corruptions(study, cell, folder)}
+        return _of_corruptions(study, cell, folder, workdir)
     suffix = "" if cell.mode == "train" else "_eval"
     results = read_json_object(_present(folder / f"results{suffix}.json"), AGAIN)
     name = study.stage or next(reversed(results), "")
@@ -234,12 +236,7 @@ def _found(study, cell, folder, workdir) -> dict:
         raise UserError(f"the run has no results of the stage {name}. Stages with some: {known}.")
     counts = folder / f"image_counts_{name}{suffix}.npz"
     of_results = [path for path in study.collect if path not in SIZES]
-    numbers, failed = {}, {}
-    for path in of_results:
-        try:
-            numbers[path] = number_at(results[name], path)
-        except UserError as error:
-            failed.setdefault("failed", str(error))
+    numbers, failed = _numbers_at([results[name]], of_results)
     if len(of_results) < len(study.collect):
         of_images, sizes = read_image_counts(_present(counts)), class_sizes(workdir)
         sums = of_images.counts.sum(0)
@@ -264,8 +261,23 @@ def _present(file: Path) -> Path:
     return file
 
 
-def _of_corruptions(study, cell, folder):
-    """The mean of each number over the types and severities of the cell.
+def _numbers_at(results, paths) -> tuple[dict, dict]:
+    """The numbers at these paths, means over several results, and {"failed": why one is not there}.
+
+    A mean is None where one of its numbers is.
+    """
+    numbers, failed = {}, {}
+    for path in paths:
+        try:
+            found = [number_at(result, path) for result in results]
+            numbers[path] = statistics.mean(found) if None not in found else None
+        except UserError as error:
+            failed.setdefault("failed", str(error))
+    return numbers, failed
+
+
+def _of_corruptions(study, cell, folder, workdir) -> dict:
+    """`_found` of a cell of corruptions: means over its types and severities.
 
     As in corruptions.md, frost that is drawn does not count, unless it is the only type.
     """
@@ -277,11 +289,23 @@ def _of_corruptions(study, cell, folder):
     ]:
         raise UserError(f"corruptions.json of {folder} holds no {', '.join(missing)}.")
     counted = [each for each in wanted if each[0] != DRAWN_FROST] or wanted
-    values = {path: [number_at(rows[each], path) for each in counted] for path in study.collect}
-    return {
-        path: statistics.mean(found) if None not in found else None
-        for path, found in values.items()
-    }
+    numbers, failed = _numbers_at([_as_result(rows[each]) for each in counted], study.collect)
+    files = [counts_file(folder, *each) for each in counted]
+    if not all(file.exists() for file in files):  # of an earlier version
+        return {"numbers": numbers, **failed}
+    kept = [workdir / "cells" / cell.name / file.name for file in files]
+    for file, copy in zip(files, kept, strict=True):  # the next cell may measure other images
+        write_atomically(copy, file.read_bytes())
+    names = [os.fspath(copy.relative_to(workdir)) for copy in kept]
+    return {"numbers": numbers, "image_counts": names, **failed}
+
+
+def _as_result(row):
+    """A row of corruptions.json with the scores of the uncertainty where results.json has them."""
+    scores = {key: row[key] for key in ("AUROC", "ECE", "Brier") if key in row}
+    if row.get("calibrated"):
+        return {**row, "calibrated": scores}
+    return {**row, "calibrated": {}, "calibration": scores}
 
 
 def number_at(result: Mapping, path: str) -> float | None:

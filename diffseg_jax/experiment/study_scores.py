@@ -84,10 +84,11 @@ def described_sizes(workdir: Path) -> list[str]:
 
 
 def resampled_scores(
-    path: str, counts: Sequence[ImageCounts], weights: np.ndarray, sizes: Mapping
+    path: str, counts: Sequence[Sequence[ImageCounts]], weights: np.ndarray, sizes: Mapping
 ) -> np.ndarray:  # fmt: skip
-    """The number at a path f64[draws, N] of N evaluations, on resamples of their images.
+    """The number at a path f64[draws, N] of N cells, on resamples of their images.
 
+    counts   of the evaluations of each cell, whose mean its number is
     weights  f64[draws, images], how often each image is in a resample
     """
 
@@ -95,4 +96,4 @@ def resampled_scores(
         sums = weights @ each.counts.reshape(len(each.counts), -1).astype(np.float64)
         return score_on(path, each, sums.reshape(-1, *each.counts.shape[1:]), sizes)
 
-    return np.stack([scores(each) for each in counts], 1)
+    return np.stack([np.mean([scores(each) for each in parts], 0) for parts in counts], 1)

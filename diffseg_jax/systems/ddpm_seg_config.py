@@ -44,8 +44,20 @@ from diffseg_jax.systems.mae_config import (
     mae_weights,
     start_sizes,
 )
-from diffseg_jax.systems.source_files import load_source, source_sizes, table_note
-from diffseg_jax.systems.system import System, TapGrid, enlarging, require_same_network
+from diffseg_jax.systems.source_files import (
+    RANDOM,
+    file_of_source,
+    load_source,
+    source_sizes,
+    table_note,
+)
+from diffseg_jax.systems.system import (
+    System,
+    TapGrid,
+    enlarging,
+    require_same_network,
+    weights_of,
+)
 from diffseg_jax.systems.task import Task
 from diffseg_jax.weights.adm import ORDERS, load_adm
 from diffseg_jax.weights.formats import read_arrays
@@ -93,6 +105,16 @@ def complete(config, kept):
     with completed.unlocked():
         completed.features.networks = networks
     return completed
+
+
+def files(config, kind: str, start: str) -> list:
+    """As of `System.files`: of a stage's network and, of a fit, of its feature sources."""
+    if kind != FIT:
+        return weights_of(config, start)
+    entries = source_entries(config.features)
+    given = [entry for entry in entries if entry.name in FROM_FILES and not from_start(entry)]
+    found = [file_of_source(entry) for entry in given if entry.file != RANDOM]
+    return found + (weights_of(config, start) if any(map(from_start, entries)) else [])
 
 
 def given_arrays(config, kind: str, abstract: dict) -> dict:
@@ -383,6 +405,7 @@ DDPM_SEG = System(
     adopt=adopt,
     load_weights=load_weights,
     given_arrays=given_arrays,
+    files=files,
     options=OPTIONS,
     origin=(
         "an ensemble of small classifiers of pixels on frozen features (DDPM-Seg)",

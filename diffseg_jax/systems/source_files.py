@@ -117,7 +117,8 @@ READERS = {
 }
 
 
-def _file_of(entry) -> str | Path:
+def file_of_source(entry: Entry) -> str | Path:
+    """What an entry names, or the file in its package; UserError where there is neither."""
     if entry.file:
         return entry.file
     if entry.name == "files":
@@ -146,12 +147,12 @@ def source_sizes(entry: Entry, part: str = "", **options) -> dict:
     options  of its `NetworkReader`; those that are missing are as such files usually have them
     """
     if entry.name == "files":
-        return folder_sizes(_file_of(entry))
+        return folder_sizes(file_of_source(entry))
     if entry.name in RUNS:
         return _run_of(entry)[0]
     if entry.file == RANDOM:
         return dataclasses.asdict(FROZEN[entry.name].published)
-    file = _file_of(entry)
+    file = file_of_source(entry)
     if _was_written_here(file):
         return _directory(entry)[0]
     arrays = read_arrays(open_path(file), part)
@@ -192,7 +193,7 @@ def load_source(entry: Entry, sizes: dict, part: str = "") -> dict:
         return {kind: {entry.name: found[kind]} for kind in found}
     if entry.file == RANDOM:
         return {}
-    file = _file_of(entry)
+    file = file_of_source(entry)
     if _was_written_here(file):
         return _directory(entry)[1]()
     settings = FROZEN[entry.name].settings(sizes)
@@ -202,7 +203,7 @@ def load_source(entry: Entry, sizes: dict, part: str = "") -> dict:
 
 def _run_of(entry):
     """(sizes, () -> network) of a stage of "ddp" or "ddep"."""
-    directory = open_path(_file_of(entry))
+    directory = open_path(file_of_source(entry))
     meta = open_meta(directory)
     config, stage = meta["config"], meta["stage"]
     if config["system"] != entry.name:

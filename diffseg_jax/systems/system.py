@@ -64,6 +64,8 @@ class System:
     check          raises UserError for option values that do not go together
     complete       (config, kept) -> the config with what its files say, such as sizes of networks;
                    kept: stage -> `Task.meta` of its checkpoint, {} without one
+    files          (config, kind, start) -> paths of the files, of weights and others, that a fresh
+                   stage with that `start_of` reads; UserError for a package that holds one
     start_of       (config, kind, start) -> "random", "weights", a stage's name or a directory
     skips          (config, kind) -> whether the config skips stages of this kind
     note           (config, kind, start) -> a sentence for the user before the stage runs, or ""
@@ -91,6 +93,7 @@ class System:
     stage_options: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     check: Callable = lambda config: None
     complete: Callable[..., Mapping] = lambda config, kept: config
+    files: Callable[..., Sequence] = lambda config, kind, start: weights_of(config, start)
     start_of: Callable[..., str] = lambda config, kind, start: start
     skips: Callable[..., bool] = lambda config, kind: False
     note: Callable[..., str] = lambda config, kind, start: ""
@@ -100,6 +103,11 @@ class System:
     further: Callable[..., Mapping] = lambda config: config
     prediction: tuple[str, ...] = ()
     convention: str = "default"
+
+
+def weights_of(config, start: str) -> list[str]:
+    """The path config.weights, if a stage with that `System.start_of` reads it."""
+    return [config.weights] if start == "weights" and config.get("weights") else []
 
 
 def split_start(start: str) -> tuple[str, str]:

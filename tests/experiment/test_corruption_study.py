@@ -15,10 +15,17 @@ from configs.tiny_ddpm_seg import get_config
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import corruption_study, stages
-from diffseg_jax.experiment.corruption_report import NUMBERS, cell_line, mean_row, short_table
+from diffseg_jax.experiment.corruption_report import (
+    NUMBERS,
+    cell_line,
+    counts_file,
+    mean_row,
+    short_table,
+)
 from diffseg_jax.experiment.corruption_study import CorruptedImages, measure_corruptions, trust_of
 from diffseg_jax.figures.robustness import robustness_plot
 from diffseg_jax.metrics.calibrator import Calibrator
+from diffseg_jax.metrics.image_counts import mean_iou, read_image_counts
 from diffseg_jax.metrics.uncertainty import SIGNALS
 
 GIVEN = {"types": ("fog", "elastic_transform"), "severities": (1, 5)}
@@ -80,7 +87,16 @@ def test_a_cell_for_each_type_and_severity_after_the_clean_images(measured):
     result = json.loads((measured / "results.json").read_text())["fit"]
     for key in ("mIoU", "aAcc", "IoU", "image_uncertainty"):
         assert cells[0][key] == result[key]  # by the classifiers of the same folds
+    for key in ("AUROC", "ECE", "Brier"):  # of all pixels, as the images are small
+        assert cells[0]["calibration"][key] == pytest.approx(result["calibration"][key])
     assert len({row["mIoU"] for row in cells}) == 5
+
+
+def test_the_counts_of_the_images_of_a_cell_give_its_score(measured):
+    for row in cells_of(measured):
+        kept = read_image_counts(counts_file(measured, row["type"], row["severity"]))
+        found = mean_iou(kept.counts.sum(0), kept.absent, kept.unscored)
+        assert len(kept.names) == 4 and found == pytest.approx(row["mIoU"])
 
 
 def test_the_files_of_a_study(measured):

@@ -45,11 +45,13 @@ OLD = {
     "checkpoints/train/8": "old", "checkpoints/pretrain/9": "old", "results.json": "old",
     "config.json": "old", "folds/fit/0.npz": "old", "results_eval.json": "old",
     "corruptions.csv": "old", "image_counts_train_eval.npz": "old", "image_counts_train.npz": "old",
+    "corruption_counts/fog_1.npz": "old",
 }  # fmt: skip
 NEW = {"checkpoints/train/2": "new", "results.json": "new", "folds/fit/0.npz": "new"}
 AFTER = {
     "checkpoints/train/2": "new", "checkpoints/pretrain/9": "old", "results.json": "new",
     "config.json": "old", "folds/fit/0.npz": "new", "before_1/results_eval.json": "old",
+    "before_1/corruption_counts/fog_1.npz": "old",
     "before_1/corruptions.csv": "old", "before_1/image_counts_train_eval.npz": "old",
     "image_counts_train.npz": "old",
     "before_1/checkpoints/train/8": "old", "before_1/results.json": "old",
@@ -57,7 +59,7 @@ AFTER = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("killed_at", range(11))
+@pytest.mark.parametrize("killed_at", range(12))
 def test_a_new_run_takes_the_place_of_the_old_one_wherever_it_is_killed(
     tmp_path, monkeypatch, killed_at
 ):  # fmt: skip

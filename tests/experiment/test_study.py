@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import termios
+from importlib import metadata
 
 import pytest
 
@@ -118,7 +119,9 @@ def test_a_network_is_measured_with_every_point_of_an_evaluated_axis(write):
     axes = {"evaluate.flip": (False, True), "data.count": (2, 4)}
     one = read_study(write(axes=axes, options={"run": ("scratch",)}, evaluated=("evaluate.flip",)))
     cells = cells_of_study(one)
-    assert len(runs_of(cells)) == 4 and {cell.mode for cell in cells} == {"eval"}
+    modes = {(cell.labels[0], cell.mode) for cell in cells}
+    assert len(runs_of(cells)) == 4  # each of which measures the point of its config itself
+    assert modes == {("False", "train"), ("True", "eval")}
 
 
 @pytest.mark.parametrize(("step", "in_all"), [(1000, "2.86 hours"), (100, "52 min")])
@@ -332,6 +335,37 @@ def test_a_folder_that_is_missing_is_named_with_the_commands_that_make_it(write)
     one = read_study(write(**fields, made={"made/of_none": "python -m a && b"}))
     sentence = "path made/of_none is not a folder.* It is made by: python -m a && b$"
     with pytest.raises(UserError, match=sentence):
+        require_data(one, cells_of_study(one))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"weights": "unet.pt", "stages.fit.start": "weights"}, "there is no unet.pt, which"),
+        ({"weights": "unet.pt"}, ""),  # a stage that starts at random does not read it
+        (
+            {"features.sources": ("adm", "mae=mae.pth"), "run": ("pretrain", "fit")},
+            "there is no mae.pth, which",
+        ),
+        (
+            {"features.sources": ("efficientnet_lite0",), "stages.fit.start": "weights"},
+            "in a package that is not installed",
+        ),
+    ],
+)
+def test_networks_that_are_missing_are_an_error_before_the_first_cell(
+    write, options, sentence, tmp_path, monkeypatch
+):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(metadata, "distribution", missing)
+    base = str(ROOT / "tests/configs/tiny_ddpm_seg.py")
+    options = {"run": ("fit",), "stages.fit.start": "random", **options}
+    one = read_study(write(base=base, axes={"data.count": (2, 3)}, shared={}, options=options))
+    refused = pytest.raises(UserError, match=f"^cell 2-seed0: .*{sentence}")
+    with refused if sentence else contextlib.nullcontext():
         require_data(one, cells_of_study(one))
 
 

@@ -1,5 +1,6 @@
 """Runs of studies: what a stop, a failure and a changed file leave, and which numbers are read."""
 
+import csv
 import json
 import re
 import time
@@ -11,6 +12,7 @@ import pytest
 from diffseg_jax import UserError
 from diffseg_jax.data.corruptions import DRAWN_FROST, default_types
 from diffseg_jax.display.console import Display
+from diffseg_jax.errors import size
 from diffseg_jax.experiment import (
     child_run,
     study_costs,
@@ -19,9 +21,10 @@ from diffseg_jax.experiment import (
     study_runs,
     study_scores,
 )
+from diffseg_jax.experiment.corruption_report import counts_file
 from diffseg_jax.experiment.study_cells import cells_of_study, runs_of
 from diffseg_jax.experiment.study_file import read_study
-from diffseg_jax.metrics.image_counts import ImageCounts
+from diffseg_jax.metrics.image_counts import ImageCounts, mean_iou
 from diffseg_jax.storage.lock import InUse, locked
 from study_case import FIELDS, ONE, ROOT, Runs, counts_of
 
@@ -69,6 +72,16 @@ def test_a_run_that_a_killed_study_left_is_waited_for(studied, monkeypatch):
     assert not stopped and len(commands) == 10 and "waits for a run that goes on" in lines
 
 
+@pytest.mark.parametrize("shared", [("data", "evaluate", "seed"), ("data", "evaluate")])
+def test_the_table_names_what_is_run_once_for_all_seeds(write, tmp_path, shared):
+    one = read_study(write(shared={"pretrain": shared}))
+    cells = cells_of_study(one)
+    groups = study_report.study_groups(cells, tmp_path)
+    table = study_report.study_markdown(one, groups, cells, tmp_path, {})
+    assert "Run once for all seeds" in table or "seed" not in shared
+    assert ("in no deviation and no interval below: pretrain.\n" in table) == ("seed" in shared)
+
+
 def test_cells_without_the_stage_they_start_from_fail_and_others_go_on(studied):
     _, workdir, commands, _ = studied(fails=("pretrain",))
     assert (workdir / "table.md").read_text().count("- DeP-") == 4
@@ -80,7 +93,7 @@ def test_evaluations_of_one_run_keep_their_own_numbers(studied):
     axes = {"evaluate.scales": ((1.0,), (1.0, 1.5)), "data.count": (2, 4)}
     how = dict(evaluated=("evaluate.scales",), seeds={"seed": (0,)})
     _, workdir, commands, stopped = studied(axes=axes, options={"run": ("scratch",)}, **how)
-    assert not stopped and sum("--mode=eval" in command for command in commands) == 4
+    assert not stopped and sum("--mode=eval" in command for command in commands) == 2
     scores = [line.split(",")[3] for line in (workdir / "table.csv").read_text().splitlines()[1:]]
     assert len(set(scores)) == 4
 
@@ -174,8 +187,7 @@ def test_evaluations_run_again_for_a_number_that_is_added_and_networks_do_not(st
     one = {"seed": (0,)}
     studied(**how, seeds=one)
     _, _, commands, stopped = studied(**how, seeds=one, collect=("mIoU", "calibration.ECE"))
-    assert not stopped and len(commands) == 2
-    assert all("--mode=eval" in command for command in commands)
+    assert not stopped and len(commands) == 1 and "--mode=eval" in commands[0]
 
 
 def test_a_run_that_ended_without_a_record_is_the_only_one_that_starts_again(studied):
@@ -289,6 +301,57 @@ def test_drawn_frost_counts_in_the_time_of_a_cell_and_not_in_its_number(write, t
     assert [each["numbers"]["mIoU"] for each in found] == [0.5, 9.0]
 
 
+class Corrupted(Runs):
+    """Measures weak and strong fog and the clean images, all of which --mode=corruptions leaves."""
+
+    def __call__(self, command, log, say):
+        answer = super().__call__(command, log, say)
+        if "--mode=corruptions" in command:
+            folder, rows = Path(command[3].partition("=")[2]), []
+            for name, severity, right in (("clean", 0, 0.9), ("fog", 1, 0.7), ("fog", 5, 0.4)):
+                counts = counts_of(right, 0)
+                counts.save(counts_file(folder, name, severity))
+                score = float(mean_iou(counts.counts.sum(0), "skip"))
+                rows.append({
+                    "type": name, "severity": severity, "mIoU": score, "calibrated": True,
+                    "ECE": 0.01, "calibration": {"ECE": 0.2},
+                })  # fmt: skip
+            (folder / "corruptions.json").write_text(json.dumps({"cells": rows}))
+        return answer
+
+
+FOG = {"evaluate.corruptions.types": ("fog",), "evaluate.corruptions.images": 4}
+CORRUPTED = dict(
+    axes={"corruption": {
+        "clean": {},
+        "weak": {**FOG, "evaluate.corruptions.severities": (1,)},
+        "both": {**FOG, "evaluate.corruptions.severities": (1, 5)},
+    }},
+    evaluated=("corruption",), seeds={"seed": (0,)}, options={"run": ("scratch",)}, runs=Corrupted,
+)  # fmt: skip
+
+
+def test_clean_images_are_those_that_are_corrupted_and_differences_have_intervals(studied):
+    _, workdir, commands, stopped = studied(**CORRUPTED)
+    assert not stopped and sum("--mode=corruptions" in command for command in commands) == 3
+    lines = csv.DictReader((workdir / "table.csv").read_text().splitlines())
+    found = {line["corruption"]: float(line["mIoU"]) for line in lines}
+    clean, weak, strong = (
+        float(mean_iou(counts_of(right, 0).counts.sum(0), "skip")) for right in (0.9, 0.7, 0.4)
+    )
+    assert found == {"clean": clean, "weak": weak, "both": pytest.approx((weak + strong) / 2)}
+    table = (workdir / "table.md").read_text()
+    assert len(re.findall(r"-\d+\.\d \[-\d+\.\d, -\d+\.\d\] \(1, 40\)", table)) == 2
+
+
+def test_the_uncertainty_of_corrupted_images_has_the_names_of_other_results(studied):
+    names = ("mIoU", "calibration.ECE", "calibrated.ECE", "ECE", "boundary.mIoU")
+    _, workdir, _, stopped = studied(**CORRUPTED, collect=names)
+    for line in csv.DictReader((workdir / "table.csv").read_text().splitlines()):
+        assert [line[name] for name in names[1:]] == ["0.2", "0.01", "0.01", ""] and line["mIoU"]
+        assert "no number boundary.mIoU" in line["failed"]
+
+
 BLOCKS = dict(
     base=str(ROOT / "tests/configs/tiny_ddpm_seg.py"),
     axes={"features.blocks": ((0,), (1,)), "features.steps": ((1,), (3,), (5,))},
@@ -309,6 +372,13 @@ def test_features_are_kept_once_and_read_by_every_cell(studied):
         assert "--config.stages.fit.start=weights" in command
     table = (workdir / "table.md").read_text()
     assert "27 passes of the network, 3 for each image, are read by 6 runs" in table
+
+
+def test_the_space_of_kept_features_is_known_before(write):
+    one = read_study(write(**BLOCKS))
+    (line,) = study_progress.space_of_features(one, cells_of_study(one))
+    maps = 3 * 32 * (8 * 12 + 16 * 24)  # steps, channels, sides of the maps of two blocks
+    assert line == f"run features keeps {size(4 * maps)} of features for each image"
 
 
 def test_what_features_depend_on_has_features_of_its_own(write):
