@@ -22,8 +22,10 @@ from diffseg_jax.training.state_sizes import of_state
 
 def train_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | None = None):
     """Trains a stage from where it stopped to its last step, or as long as the time allows."""
-    stage = probed(make_stage(plan, planned_steps(plan, checkpoints)), plan, checkpoints)
     start = checkpoints.latest() or 0
+    planned = planned_steps(plan, checkpoints)
+    steps = planned if budget else steps_without_budget(plan, start, planned)
+    stage = probed(make_stage(plan, steps), plan, checkpoints)
     if budget and start < stage.steps:  # else only its last evaluation is missing
         stage = _paced(stage, plan, start, budget)
     if plan.evaluation:
@@ -37,6 +39,21 @@ def planned_steps(plan: StagePlan, checkpoints: StageCheckpoints) -> int:
     step = checkpoints.latest()
     saved = {} if step is None else checkpoints.meta(step)
     return saved.get("steps", plan.options.steps)
+
+
+def steps_without_budget(plan: StagePlan, start: int, planned: int) -> int:
+    """Steps of a stage that is resumed without a given time: its recipe's, if it has made fewer.
+
+    start, planned  steps made, and those that fitted into the time with which it was begun
+    """
+    recipe = plan.options.steps
+    if planned == recipe or start >= min(planned, recipe):  # nothing to change, or too late for it
+        return planned
+    plan.log.say(
+        f"{plan.name}: with --minutes it was to end after {counted(planned, 'step')}, of which "
+        f"{start:,} are made; without, it makes all {recipe:,} of its recipe"
+    )
+    return recipe
 
 
 def _paced(stage, plan, start, budget):

@@ -17,7 +17,7 @@ from diffseg_jax.data.pipeline import training_batches
 from diffseg_jax.devices.mesh import make_mesh
 from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.process import make_process
-from diffseg_jax.experiment import stages
+from diffseg_jax.experiment import gradient_stage, stages
 from diffseg_jax.storage.checkpoints import StageCheckpoints, flatten, with_string_keys
 from diffseg_jax.systems.ddpm_seg import diffusion_loss
 from diffseg_jax.training import loop
@@ -29,6 +29,37 @@ SPEC = importlib.util.spec_from_file_location(
 )
 fault_run = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(fault_run)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("made", "planned", "budget", "steps"),
+    [
+        (40, 90, None, 1200), (40, 90, "minutes", 90), (90, 90, None, 90), (40, 1200, None, 1200),
+        (40, 2000, None, 1200), (1200, 2000, None, 2000),
+    ],
+)  # fmt: skip
+def test_a_stage_that_stopped_in_a_given_time_goes_on_by_its_recipe_without_one(
+    monkeypatch, made, planned, budget, steps
+):  # fmt: skip
+    trained, said = [], []
+    checkpoints = SimpleNamespace(latest=lambda: made, meta=lambda step: {"steps": planned})
+    log = SimpleNamespace(say=said.append)
+    plan = SimpleNamespace(
+        name="train", options=SimpleNamespace(steps=1200), evaluation=None, mesh=None, log=log
+    )
+    for name, stub in {
+        "make_stage": lambda plan, steps: SimpleNamespace(steps=steps),
+        "probed": lambda stage, *_: stage, "_paced": lambda stage, *_: stage,
+        "announce": lambda *_: None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(gradient_stage, name, stub)
+    monkeypatch.setattr(loop, "train_network", lambda stage, *_: trained.append(stage.steps))
+    gradient_stage.train_stage(plan, checkpoints, budget)
+    assert trained == [steps]
+    changed = [f"train: with --minutes it was to end after {planned} steps, of which {made} are "
+               "made; without, it makes all 1,200 of its recipe"]  # fmt: skip
+    assert [line.replace("2,000", "2000") for line in said] == (changed * (steps != planned))
 
 
 @pytest.mark.slow  # the fit below is killed and stopped instead
