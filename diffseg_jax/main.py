@@ -90,7 +90,10 @@ def make_flags() -> Flags:
     add("--config", metavar="FILE[:PRESET]", help="the experiment, a file in configs/")
     add("--workdir", metavar="DIR", help="folder of checkpoints, numbers and images; also gs://")
     add("--mode", default="train", metavar="MODE", help=f"{', '.join(MODES)}; default: train")
-    given = "minutes in which training ends, whatever the machine; default: as the recipe needs"
+    given = (
+        "minutes that training takes, whatever the machine, or fewer where it only fits "
+        "classifiers; default: as the recipe needs"
+    )
     add("--minutes", type=number(float, 0.1, 1e6), metavar="X", help=given)
     changed = "what a stage does whose data changed since it stopped; default: refuse"
     add("--changed_data", choices=stages.CHANGED_DATA, help=changed)

@@ -148,10 +148,17 @@ def test_a_run_without_images_names_none(monkeypatch, tmp_path):
         (tmp_path / "pictures").mkdir(exist_ok=True)
 
 
+def test_the_help_of_minutes_does_not_promise_that_a_fit_fills_them():
+    text = " ".join(main.make_flags().format_help().split())
+    assert "or fewer where it only fits classifiers" in text
+
+
 def test_a_run_ends_with_its_main_number_and_the_next_command(tmp_path):
     numbers = {"a": {"mIoU": 0.5}, "b": {"abs_rel": 0.2656, "rmse": 1.0}}
     assert stages.main_number(numbers) == ": abs_rel 0.266"
     assert stages.main_number({**numbers, "c": {"mIoU": None}}) == ""
+    learned = {"mIoU": 0.99, "measured_on": {"held_out": False}}
+    assert stages.main_number({"a": learned}) == ": mIoU 99.0 % of images that it learned from"
     stage = SimpleNamespace(
         evaluation=True, directory=tmp_path / "my run", task=SimpleNamespace(sample=None)
     )

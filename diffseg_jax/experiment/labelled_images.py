@@ -166,10 +166,11 @@ class OpenedData:
         fold = max(fold_option(self.config, "fold"), 0)
         names = ", ".join(self.train.names[index] for index in held[:SHOWN_NAMES])
         more = f" and {len(held) - SHOWN_NAMES} others" if len(held) > SHOWN_NAMES else ""
-        are = "is" if len(held) == 1 else "are"
+        are, split = "is" if len(held) == 1 else "are", self.config.data.train
+        advice = "" if given else f"; at last, --config.data.val={split} learns from all of them"
         return (
             f"{why}: {len(held)} of {images} {are} held out, to measure on "
-            f"(fold {fold} of {count}: {names}{more})"
+            f"(fold {fold} of {count}: {names}{more}){advice}"
         )
 
 

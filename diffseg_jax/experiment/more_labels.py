@@ -18,13 +18,20 @@ from diffseg_jax.devices.processes import require_one
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.changed_data import LISTED_IN, VALIDATION, changes_since, listed_in
-from diffseg_jax.experiment.labelled_images import CONTINUED
+from diffseg_jax.experiment.labelled_images import CONTINUED, validation_split
 from diffseg_jax.experiment.plan import make_plan
 from diffseg_jax.experiment.stages import is_finished, train
+from diffseg_jax.inference.task_report import is_of_learned
 from diffseg_jax.storage.checkpoints import StageCheckpoints, has_checkpoint
 from diffseg_jax.storage.lock import locked, require_free
 from diffseg_jax.storage.paths import in_bucket, write_atomically, write_json
-from diffseg_jax.storage.workdir import holds_run_of, make_workdir, read_results, stage_directory
+from diffseg_jax.storage.workdir import (
+    as_json,
+    holds_run_of,
+    make_workdir,
+    read_results,
+    stage_directory,
+)
 from diffseg_jax.systems.methods import SYSTEMS
 from diffseg_jax.systems.system import split_start
 from diffseg_jax.training.log import Log
@@ -52,6 +59,8 @@ def continue_run(
     Classifiers are fitted again to all labels. Networks go on from their checkpoint with a new
     schedule of a SHORTER length and a GENTLER learning rate; of the arrays that depend on the
     classes they keep the rows of classes that the data still have, by their names.
+
+    data.val may differ from that of the finished run: train holds out no image any more.
     """
     require_one("--continue")
     if in_bucket(workdir):
@@ -65,7 +74,7 @@ def continue_run(
             _move(workdir)
     plan = make_plan(config, workdir, display)
     stages = [stage for stage in plan.stages if stage.evaluation]
-    if not (holds_run_of(config, workdir) and stages and all(map(_ended, plan.stages))):
+    if not (_holds_run_before(config, workdir) and stages and all(map(_ended, plan.stages))):
         train(config, workdir, "continue", minutes, begun, track, plan.log.display)
         return
     changes = {stage.name: changes_since(stage) for stage in stages}
@@ -73,18 +82,24 @@ def continue_run(
         plan.log.say("--continue: the labelled images are those that the run has learned from")
         train(config, workdir, "continue", minutes, begun, track, plan.log.display)
         return
-    _explain(plan.log, stages, changes)
+    _explain(plan.log, stages, changes, minutes)
     make_workdir(workdir / CONTINUED)
     with locked(workdir, "train", "--workdir"):
         further = continued_config(config, workdir, [stage.name for stage in stages])
         train(further, workdir / CONTINUED, "continue", minutes, begun, track, plan.log.display)
         sentences = list(_compared(workdir, stages))
-        before = _announce_move(workdir)
+        before = _announce_move(config, workdir)
         _move(workdir)
     plan.log.say(f"numbers in {workdir / 'results.json'}; what was there before is in {before}")
     for sentence in sentences:
         plan.log.say(sentence)
     plan.log.close()
+
+
+def _holds_run_before(config, workdir):
+    """Whether the workdir holds the run, which may have been measured on other images."""
+    cut = ("data.folds", "data.fold") if validation_split(config) else ()  # nothing is cut now
+    return holds_run_of(config, workdir, may_differ=("mesh", "data.val", *cut))
 
 
 def _ended(stage):
@@ -94,9 +109,12 @@ def _ended(stage):
         return is_finished(stage, checkpoints)
 
 
-def _explain(log: Log, stages, changes):
-    """Logs what has changed since the run finished, and what each stage does."""
-    log.say("--continue: the labelled images have changed since the run finished")
+def _explain(log: Log, stages, changes, minutes):
+    """Logs what has changed since the run finished, and what each stage does.
+
+    minutes  that are given for all; None: each makes the steps that are said
+    """
+    log.say("--continue: the labelled images to learn from have changed since the run finished")
     shown = dict.fromkeys(line for lines in changes.values() for line in lines)
     for line in shown:
         log.say(f"  {line}")
@@ -105,10 +123,17 @@ def _explain(log: Log, stages, changes):
         if stage.task.fit:
             does = "fits its classifiers again"
         elif split_start(stage.start)[0] in {other.name for other in stages}:
-            does = f"starts from {stage.start} again, {counted(stage.options.steps, 'step')}"
+            does = f"starts from {stage.start} again, {_length(stage.options.steps, minutes)}"
         else:
-            does = f"goes on from its checkpoint, {counted(_fewer_steps(stage.options), 'step')}"
+            fewer = _fewer_steps(stage.options)
+            does = f"goes on from its checkpoint, {_length(fewer, minutes)}"
         log.say(f"  {stage.name}: {does}, on {images}")
+
+
+def _length(steps, minutes):
+    """How long a stage is trained, for a sentence."""
+    made = counted(steps, "step")
+    return f"as long as the minutes allow (recipe: {made})" if minutes else made
 
 
 def _fewer_steps(options) -> int:
@@ -144,6 +169,11 @@ def _compared(workdir, stages):
     listed = listed_in(workdir), listed_in(workdir / CONTINUED)
     for stage in stages:
         old, new = before.get(stage.name), after.get(stage.name)
+        if new and is_of_learned(new):
+            yield (
+                f"{stage.name}: no image was held out, so the new numbers are of images that it "
+                "has learned from, and do not say how it does on others"
+            )
         if old and new and "abs_rel" in new:
             yield f"{stage.name}: abs_rel {old['abs_rel']:.4f} -> {new['abs_rel']:.4f}"
         elif old and new and None not in (old["mIoU"], new["mIoU"]):
@@ -174,8 +204,10 @@ def _common_classes(name, old, new):
 # ---- the new run takes the place of the old one ------------------------------------------------
 
 
-def _announce_move(workdir):
+def _announce_move(config, workdir):
     """Completes the files of the new run, and writes that it may take its place.
+
+    config  with which the run is known from then on
 
     Returns the folder to which the old one moves.
     """
@@ -184,7 +216,7 @@ def _announce_move(workdir):
     _merge_metrics(workdir, new)
     folders = (workdir / f"before_{number}" for number in numbers)
     before = next(folder for folder in folders if not folder.exists())
-    write_json(new / MOVING, {"before": before.name})
+    write_json(new / MOVING, {"before": before.name, "config": as_json(config.to_dict())})
     return before
 
 
@@ -214,7 +246,8 @@ def _move(workdir):
     new = workdir / CONTINUED
     if not (new / MOVING).exists():
         return
-    before = workdir / json.loads((new / MOVING).read_bytes())["before"]
+    moving = json.loads((new / MOVING).read_bytes())
+    before = workdir / moving["before"]
     names = [entry.name for entry in new.iterdir() if entry.name[0] != "."]
     whole = [name for name in names if name not in (*UNMOVED, *PARTED)]
     parts = [
@@ -232,5 +265,7 @@ def _move(workdir):
             place.rename(aside)
         place.parent.mkdir(parents=True, exist_ok=True)
         (new / name).rename(place)
+    if "config" in moving:  # which earlier versions did not write
+        write_json(workdir / "config.json", moving["config"])
     (new / MOVING).unlink()
     shutil.rmtree(new)

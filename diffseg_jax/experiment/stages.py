@@ -41,6 +41,7 @@ from diffseg_jax.experiment.planned import Evaluation, Plan, StagePlan
 from diffseg_jax.experiment.step_folds import measured_by_folds
 from diffseg_jax.experiment.target import Target
 from diffseg_jax.experiment.time_budget import Budget, require_unfinished, slowness_of_machine
+from diffseg_jax.inference.task_report import is_of_learned
 from diffseg_jax.storage.checkpoints import BEST, Damaged, StageCheckpoints, has_checkpoint
 from diffseg_jax.storage.lock import locked_in_all, require_free
 from diffseg_jax.storage.networks import first_has_checkpoint, open_network
@@ -372,12 +373,16 @@ def report_results(
 
 
 def main_number(results: dict) -> str:
-    """Such as ": mIoU 55.9 %", of the last stage: that by which checkpoints are compared."""
+    """Such as ": mIoU 55.9 %", of the last stage: that by which checkpoints are compared.
+
+    It says so where that is of the images of the training.
+    """
     last = list(results.values())[-1]
     name = next((name for name in BEST if last.get(name) is not None), None)
     if name is None:
         return ""
-    return f": {name} {100 * last[name]:.1f} %" if name == "mIoU" else f": {name} {last[name]:.3f}"
+    number = f"{100 * last[name]:.1f} %" if name == "mIoU" else f"{last[name]:.3f}"
+    return f": {name} {number}{' of images that it learned from' if is_of_learned(last) else ''}"
 
 
 def next_command(plan: Plan) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from diffseg_jax.inference.task_report import TaskReport
+from diffseg_jax.inference.task_report import TaskReport, on_images
 from diffseg_jax.metrics.depth import DEPTH_METRICS
 
 IN_THE_HUB = ("abs_rel", "rmse", "a1")
@@ -11,7 +11,7 @@ IN_THE_HUB = ("abs_rel", "rmse", "a1")
 def depth_lines(results: Mapping) -> list[str]:
     """The errors of depth maps, and the number of images."""
     numbers = [f"{name} {results[name]:.4f}" for name in DEPTH_METRICS if results[name] is not None]
-    return [", ".join(numbers), f"on {results['images']:,} images"]
+    return [", ".join(numbers), on_images(results)]
 
 
 def measured_depth(results: Mapping, names, shown: str) -> list[str]:

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 
-from diffseg_jax.inference.task_report import TaskReport, class_rows_of
+from diffseg_jax.inference.task_report import TaskReport, class_rows_of, on_images
 from diffseg_jax.metrics.segmentation import format_table
 
 
 def result_lines(results: Mapping) -> list[str]:
     """The table of IoU, the number of images, and how right the chance of an error is."""
     table = format_table({f"step {results['step']:,}": results}).splitlines()
-    images = f"on {results['images']:,} images"
+    images = on_images(results)
     if results.get("AUROC") is not None:
         images += f"; uncertainty predicts errors with an AUROC of {results['AUROC']:.3f}"
     lines = [*table, images]
@@ -25,7 +25,7 @@ def measured_labels(results: Mapping, names, shown: str) -> list[str]:
     """The table of classes, the number of images, and how right the uncertainty is."""
     if not names or results.get("mIoU") is None:
         return []
-    said = [f"Measured on {results['images']:,} images, {shown}."]
+    said = [f"Measured {on_images(results)}, {shown}."]
     scores = results.get("calibrated") or results.get("calibration") or {}
     if None not in (scores.get("AUROC"), scores.get("ECE")):  # there is none without an error
         said.append(

@@ -4,6 +4,8 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 
+from diffseg_jax.errors import counted
+
 VIEWS = {
     "whole": "whole images",
     "slide": "windows of {window[0]} x {window[1]} every {stride[0]} x {stride[1]}",
@@ -75,6 +77,17 @@ def class_rows_of(
     ]  # fmt: skip
     rows.append(f"| **mean** | **{percent(results['mIoU'])}** | **{percent(results[mean])}** |")
     return "\n".join(rows)
+
+
+def is_of_learned(results: Mapping) -> bool:
+    """Whether the numbers are of images from which the network learned."""
+    return results.get("measured_on", {}).get("held_out") is False
+
+
+def on_images(results: Mapping) -> str:
+    """Such as "on 20 images", and whether the network learned from them."""
+    learned = ", from which it learned" if is_of_learned(results) else ""
+    return f"on {counted(results['images'], 'image')}{learned}"
 
 
 def plain_text(name: str) -> str:

@@ -47,11 +47,16 @@ def claim_workdir(config: ConfigDict, workdir: Path):
     require_shared(workdir)
 
 
-def holds_run_of(config: ConfigDict, workdir: Path) -> bool:
-    """Whether the workdir holds checkpoints of this config; UserError for those of another."""
+def holds_run_of(
+    config: ConfigDict, workdir: Path, may_differ: tuple[str, ...] = ("mesh",)
+) -> bool:  # fmt: skip
+    """Whether the workdir holds checkpoints of this config; UserError for those of another.
+
+    may_differ  as of `check_same`
+    """
     if not has_checkpoints(workdir):
         return False
-    check_same(config, workdir, may_differ=("mesh",))
+    check_same(config, workdir, may_differ)
     return True
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from etils import epath
@@ -10,6 +11,8 @@ from configs import tiny_ddep, tiny_ddp, tiny_ddpm_seg
 from diffseg_jax import main
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import more_labels
+from diffseg_jax.storage import workdir
+from diffseg_jax.storage.workdir import as_json
 
 pytestmark = pytest.mark.quick
 
@@ -50,7 +53,7 @@ OLD = {
 NEW = {"checkpoints/train/2": "new", "results.json": "new", "folds/fit/0.npz": "new"}
 AFTER = {
     "checkpoints/train/2": "new", "checkpoints/pretrain/9": "old", "results.json": "new",
-    "config.json": "old", "folds/fit/0.npz": "new", "before_1/results_eval.json": "old",
+    "folds/fit/0.npz": "new", "before_1/results_eval.json": "old",
     "before_1/corruption_counts/fog_1.npz": "old",
     "before_1/corruptions.csv": "old", "before_1/image_counts_train_eval.npz": "old",
     "image_counts_train.npz": "old",
@@ -67,7 +70,8 @@ def test_a_new_run_takes_the_place_of_the_old_one_wherever_it_is_killed(
     new = {"config.json": "new", "metrics.jsonl": json.dumps({"stage": "train"}), **NEW}
     write(tmp_path / "continued", **new)
     write(tmp_path, **{"metrics.jsonl": json.dumps({"stage": "pretrain"}) + "\n"})
-    assert more_labels._announce_move(tmp_path) == tmp_path / "before_1"
+    config = tiny_ddp.get_config()
+    assert more_labels._announce_move(config, tmp_path) == tmp_path / "before_1"
     rename, left = Path.rename, [killed_at]
 
     def killed(path, target):
@@ -83,10 +87,76 @@ def test_a_new_run_takes_the_place_of_the_old_one_wherever_it_is_killed(
     more_labels._move(tmp_path)
     found = files_in(tmp_path)
     assert AFTER.items() <= found.items()
+    assert json.loads(found["config.json"]) == as_json(config.to_dict())
     stages = [json.loads(line)["stage"] for line in found["metrics.jsonl"].splitlines()]
     assert stages == ["pretrain", "train"] and not (tmp_path / "continued").exists()
     more_labels._move(tmp_path)
     assert files_in(tmp_path) == found
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """(workdir, run): of a run that held out a fold; run(minutes, **options of data) goes on.
+
+    Its stage is not trained: run returns the config of that, and what is said.
+    """
+    config, said, further = tiny_ddp.get_config(), [], []
+    with config.unlocked():
+        config.data.update(val="", folds=5)
+    write(tmp_path, **{"config.json": json.dumps(as_json(config.to_dict()))})
+    write(tmp_path, **{"results.json": json.dumps({"train": RESULT}), "checkpoints__train__8": ""})
+    stage = SimpleNamespace(
+        name="train", evaluation=True, start="weights", options=config.stages.train,
+        indices=range(20), task=SimpleNamespace(fit=None),
+    )  # fmt: skip
+    log = SimpleNamespace(say=said.append, close=lambda: None, display=None)
+
+    def train(config, workdir, *_):
+        further.append(config)
+        of = {**RESULT, "mIoU": 0.9, "images": 20, "measured_on": {"held_out": False}}
+        write(workdir, **{"results.json": json.dumps({"train": of}), "checkpoints__train__2": ""})
+
+    monkeypatch.setattr(workdir, "has_checkpoints", lambda folder: True)
+    for name, stub in {
+        "make_plan": lambda *_: SimpleNamespace(stages=(stage,), log=log), "train": train,
+        "_ended": lambda stage: True, "changes_since": lambda stage: ["4 files added"],
+    }.items():  # fmt: skip
+        monkeypatch.setattr(more_labels, name, stub)
+
+    def run(minutes=None, **options):
+        with config.unlocked():
+            config.data.update(options)
+        more_labels.continue_run(config, tmp_path, minutes)
+        return further[-1], "\n".join(said)
+
+    return tmp_path, run
+
+
+RESULT = {"mIoU": 0.5, "images": 4, "IoU": {"a": 0.5}, "measured_on": {"held_out": True}}
+
+
+def test_a_network_learns_at_last_from_the_images_that_were_held_out(finished):
+    folder, run = finished
+    further, said = run(val="train", folds=0)
+    assert (further.data.val, further.stages.train.steps) == ("train", 2)
+    assert "train: mIoU 50.00 -> 90.00 (of 4 and 20 images" in said
+    assert "no image was held out, so the new numbers are of images that it has learned" in said
+    assert json.loads((folder / "before_1/results.json").read_text()) == {"train": RESULT}
+    assert json.loads((folder / "config.json").read_text())["data"]["val"] == "train"
+    assert run(val="")[0].data.val == ""  # once there are more labels
+
+
+def test_images_that_were_learned_from_are_not_held_out_by_another_fold(finished):
+    _, run = finished
+    with pytest.raises(UserError, match=r"data.fold: \(absent\) -> 2"):
+        run(fold=2, val="train")
+
+
+def test_steps_are_announced_only_if_they_will_be_made(finished):
+    _, run = finished
+    images = "on 20 labelled images"
+    assert f"train: goes on from its checkpoint, 2 steps, {images}" in run()[1]
+    assert f"checkpoint, as long as the minutes allow (recipe: 2 steps), {images}" in run(10)[1]
 
 
 def test_a_bucket_is_refused_before_anything_is_trained():

@@ -81,6 +81,14 @@ def test_a_description_names_what_was_learned_from_and_measured(task):
     assert any("on 4" in line for line in lines["Results"]) and lines["Evaluated on"]
 
 
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
+def test_a_card_says_that_the_network_learned_from_the_measured_images(task):
+    for held_out, count in ((True, 0), (False, 1)):
+        results = {**results_of(task), "measured_on": {"held_out": held_out}}
+        said = "easured on 4 images, from which it learned, whole images"
+        assert model_card(described(task, results)).count(said) == count
+
+
 def test_a_network_without_labels_predicts_nothing():
     """But depth is predicted without classes."""
     pretrained = described("segmentation", classes=[])
