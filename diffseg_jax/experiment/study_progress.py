@@ -85,11 +85,11 @@ def seconds_of_images(study: Study) -> float:
 
 
 def seconds_of_cell(study: Study, cell: StudyCell) -> float:
-    """About how long it takes to measure a cell once more; 0 where its run has measured it."""
-    if cell.mode == "train":
+    """About how long it takes to measure a cell once more; 0 where another command measures it."""
+    if cell.mode == "train" or cell.is_clean:
         return 0.0
     times = 1  # of all images
-    if cell.mode == "corruptions" and not cell.is_clean:  # with the types of other cells
+    if cell.mode == "corruptions":
         times += len(corruptions_of(study, cell))
     return study.seconds.get("start", ASSUMED_START) + times * seconds_of_images(study)
 

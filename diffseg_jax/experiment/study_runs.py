@@ -147,7 +147,7 @@ def run_cells_of_study(
 
     measured  is called after each new cell
     """
-    failed = {}
+    failed, ran = {}, {}
     for index, cell in enumerate(cells):
         before = record_of_cell(workdir, cell)
         if has_all_numbers(study, before):
@@ -156,7 +156,7 @@ def run_cells_of_study(
         what = f"{index + 1} of {len(cells)}: {cell.name}"
         display.say(f"\n{what}; about {duration(left)} left in all")
         with display.progress(what):
-            record = _measured(study, cell, workdir, failed, display.say)
+            record = _measured(study, cell, workdir, failed, ran, display.say)
         if "failed" in record:
             display.say(f"  failed, and the others go on: {record['failed']}")
             record = {**before, **record}  # with what was measured before
@@ -167,18 +167,20 @@ def run_cells_of_study(
         measured()
 
 
-def _measured(study, cell, workdir, failed, say) -> dict:
+def _measured(study, cell, workdir, failed, ran, say) -> dict:
     """The record of a cell: its numbers and the file of its images' counts, or why it failed."""
     try:
-        return _measure(study, cell, workdir, failed, say)
+        return _measure(study, cell, workdir, failed, ran, say)
     except UserError as error:
         return {"failed": str(error)}
 
 
-def _measure(study, cell, workdir, failed, say) -> dict:
+def _measure(study, cell, workdir, failed, ran, say) -> dict:
     """`_measured`; raises UserError for a folder out of reach and for numbers that are missing.
 
     failed  name of a run -> why it failed since the start of the study; those are not tried again
+    ran     folder -> the command that measured there last, and its record; that of the next cell is
+            the same if one of both is of clean images
     """
     for run in cell.run.chain:
         reason = failed.get(run.name) or _finish_run(study, run, workdir, say)
@@ -189,7 +191,9 @@ def _measure(study, cell, workdir, failed, say) -> dict:
     if cell.mode != "train":
         command = command_of_cell(study, cell, workdir)
         log = workdir / "logs" / f"{cell.name}.log"
-        record = record_of_command(command, log, folder, cell.mode, say)
+        if folder not in ran or ran[folder][0] != command:
+            ran[folder] = command, record_of_command(command, log, folder, cell.mode, say)
+        record = ran[folder][1]
         if "failed" in record:
             return record
     return {**record, **_found(study, cell, folder, workdir)}
