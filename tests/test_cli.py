@@ -28,6 +28,7 @@ from diffseg_jax.display.output import Output
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import stages
 from diffseg_jax.experiment.label_target import LABEL_TARGET
+from diffseg_jax.experiment.labelled_images import CONTINUED
 from diffseg_jax.inference.segmenter import load
 from diffseg_jax.metrics import segmentation
 
@@ -162,11 +163,12 @@ def test_a_run_ends_with_its_main_number_and_the_next_command(tmp_path):
     stage = SimpleNamespace(
         evaluation=True, directory=tmp_path / "my run", task=SimpleNamespace(sample=None)
     )
-    plan = SimpleNamespace(stages=(stage,), workdir=Path("my run"))
-    assert stages.next_command(plan) == (
-        "to predict: python -m diffseg_jax.predict '--checkpoint=my run' --images=photos "
-        "--output=predicted"
-    )
+    for workdir in (Path("my run"), Path("my run") / CONTINUED):  # which takes its place
+        plan = SimpleNamespace(stages=(stage,), workdir=workdir)
+        assert stages.next_command(plan) == (
+            "to predict: python -m diffseg_jax.predict '--checkpoint=my run' --images=photos "
+            "--output=predicted"
+        )
     stage.evaluation = None
     assert "nothing to measure" in stages.next_command(plan)
     stage.task.sample = True
