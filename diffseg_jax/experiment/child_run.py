@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from diffseg_jax.storage.lock import InUse, require_free
+from diffseg_jax.storage.workdir import FIT_FEATURES
 
 MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes per unit of ru_maxrss
 POLL = 2.0  # seconds between two looks at a run that an earlier command has left
@@ -20,7 +22,8 @@ def record_of_command(
 ) -> dict:  # fmt: skip
     """Runs a command: {"seconds", "command", ...}, and why it "failed", if it did.
 
-    folder, task  of the lock that it takes: a run that goes on there is waited for
+    folder, task  of the lock that it takes: a run that goes on there is waited for. The features
+                  that its fits have kept are removed at its end, as there may be many runs
     others        as of `run_watched`
     """
     while True:
@@ -35,6 +38,7 @@ def record_of_command(
     }  # fmt: skip
     if status:
         return {**record, "failed": last.removeprefix("error: ") or f"exit code {status}"}
+    shutil.rmtree(folder / FIT_FEATURES, ignore_errors=True)
     return record
 
 

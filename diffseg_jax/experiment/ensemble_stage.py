@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from diffseg_jax.data.labels import IGNORE
+from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.fit_features import (
     GB,
@@ -19,6 +20,7 @@ from diffseg_jax.experiment.fit_images import read_masks
 from diffseg_jax.experiment.fit_network import open_backbone, read_classifiers
 from diffseg_jax.experiment.fold_files import folds_in_turn, lacking_folds, write_fold
 from diffseg_jax.experiment.grid_note import describe_grid
+from diffseg_jax.experiment.kept_features import maps_of_fit
 from diffseg_jax.experiment.label_strokes import groups_of
 from diffseg_jax.experiment.labelled_pixels import LabelledPixels
 from diffseg_jax.experiment.planned import StagePlan
@@ -41,9 +43,11 @@ def check_fit(plan: StagePlan):
         read_classifiers(plan)
         _require_files(plan)
         return
-    masks, _ = read_masks(plan, plan.task.fit.small_objects, copies=_copies(plan))
+    read = read_masks(plan, plan.task.fit.small_objects, _copies(plan))
     _require_files(plan)
-    require_memory(plan, jax.eval_shape(plan.task.init, jax.random.key(0)), masks)
+    require_memory(plan, jax.eval_shape(plan.task.init, jax.random.key(0)), read.masks)
+    if isinstance(plan.source, Cached):  # whose images in memory cannot change until the fit
+        plan.read_before[_copies(plan)] = read
 
 
 def _require_files(plan):
@@ -82,23 +86,33 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | N
     saved = {} if step is None else checkpoints.meta(step)
     extract = extractor(plan)
     copies = saved.get("copies", _copies(plan))
-    masks, kept = read_masks(plan, fit.small_objects, plan.log, copies)
+    read = plan.read_before.pop(copies, None) or read_masks(plan, fit.small_objects, copies)
+    if read.empty:
+        plan.log.say(read.empty)
+    with plan.log.progress(f"{plan.name}: looks for its features in files"):
+        files = maps_of_fit(plan, frozen, extract, read)
     if budget and step is None:
         plan.log.say(f"{plan.name}: measures the features of an image")
-        copies = _copies_in_time(plan, budget, frozen, kept, extract)
-        masks, kept = masks[kept[:, 1] <= copies], kept[kept[:, 1] <= copies]
+        copies = _copies_in_time(plan, budget, frozen, read.shown, extract, files)
+        rows = np.flatnonzero(read.shown[:, 1] <= copies)
+        read, files = read.of(rows), files and files.of(rows)
     if copies != _copies(plan):
         plan = dataclasses.replace(plan, meta={**plan.meta, "copies": copies})
+    masks, kept = read.masks, read.shown
     with plan.log.progress(f"{plan.name}: counts its features"):  # it is traced
         need = require_memory(plan, frozen, masks)
     originals = len({index for index, _ in kept})
     copies = f" and {len(kept) - originals} changed copies" if len(kept) > originals else ""
+    lacking = files.lacking() if files else len(kept)
+    found = f"; those of {len(kept) - lacking} are in files" if lacking < len(kept) else ""
     plan.log.say(
         f"{plan.name}: from {plan.start}; reads features of {counted(originals, 'image')}{copies}, "
-        f"{need / GB:.2g} GB"
+        f"{need / GB:.2g} GB{found}"
     )
     with features_shown(plan, kept) as progress:
-        features = collect(plan, frozen, kept, extract, progress)
+        features = collect(plan, frozen, kept, extract, progress, files)
+    if files:
+        files.finish(lacking)
     names = plan.evaluation.source.labels.names
     for sentence in describe_grid(features, masks, names, plan.task):
         plan.log.say(f"{plan.name}: {sentence}")
@@ -182,12 +196,16 @@ def _copies(plan):
     return plan.options.augment.get("variants", 0)
 
 
-def _copies_in_time(plan, budget, frozen, kept, extract) -> int:
-    """Changed copies of each image whose features can be read in time; pairs as of `examples`."""
+def _copies_in_time(plan, budget, frozen, kept, extract, files) -> int:
+    """Changed copies of each image whose features can be read in time; pairs as of `examples`.
+
+    files  of features, whose reading takes no time; None for none
+    """
     few = kept[: 2 * plan.mesh.size]
     with features_shown(plan, few) as progress:
         collect(plan, frozen, few, extract, progress)
-    images = len({index for index, _ in kept})
+    computed = files.lacking() / len(kept) if files else 1
+    images = max(round(len({index for index, _ in kept}) * computed), 1)
     return budget.copies(plan, images, _copies(plan), progress.seconds_each)
 
 

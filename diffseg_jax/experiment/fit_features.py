@@ -1,5 +1,6 @@
 """Features of the labelled images of a fit, on the devices or in the host's memory."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,21 +96,32 @@ def extractor(plan) -> Callable:
 
 def collect(
     plan: StagePlan, network: dict, shown: np.ndarray, extract: Callable | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, kept=None,
 ) -> PixelFeatures:  # fmt: skip
     """Features of training images, pairs as of `examples`, replicated on every device.
 
     Each device works on one image at a time, and each process reads those of its devices.
     extract, progress  for several calls, a compiled function, and what counts the images
+    kept               their `kept_features.KeptMaps`: maps in files are read, others are written
     """
     fit, mesh = plan.task.fit, plan.mesh
     extract = extract or extractor(plan)
     progress = progress or features_shown(plan, shown)  # else it is counted, not shown
-    write = jax.jit(_write, donate_argnums=0)
-    groups = [shown[start : start + mesh.size] for start in range(0, len(shown), mesh.size)]
-    filled = [np.resize(group, (mesh.size, 2)) for group in groups]
+    put = functools.partial(_put, fit.on_host, jax.jit(_write, donate_argnums=0), len(shown))
+    buffers, lacking, one = [], [], kept and kept.like
+    for row in range(len(shown)):
+        maps = kept.read(row) if kept else None
+        if maps is None:
+            lacking.append(row)
+            continue
+        if not fit.on_host:
+            maps = jax.device_put(maps, NamedSharding(mesh, PartitionSpec()))
+        buffers = put(buffers, maps, 0, row)
+        progress.add()
+    groups = [lacking[start : start + mesh.size] for start in range(0, len(lacking), mesh.size)]
+    filled = [np.resize(shown[group], (mesh.size, 2)) for group in groups]
     mine = [pairs[local_rows(mesh, mesh.size)] for pairs in filled]
-    changed, buffers, done = examples(plan, np.concatenate(mine)), [], 0
+    changed = examples(plan, [pair for pairs in mine for pair in pairs])
     for group, rows in zip(groups, mine, strict=True):
         read = [next(changed) for _ in rows]
         batch = {key: np.stack([e[key] for e in read]) for key in ("image", "valid")}
@@ -117,20 +129,14 @@ def collect(
             maps = fit.files.read([example["name"] for example in read])
             batch |= {f"map_{i:02}": values for i, values in enumerate(maps)}
         batch = to_devices(batch, mesh, mesh.size)
-        own = seeds_of_copies(plan.seed, group, mesh.size)
+        own = seeds_of_copies(plan.seed, shown[group], mesh.size)
         own = {"other_seed": own} if fit.own_seeds else {}
         one = extract(network, *batch.values(), **own)
-        maps = [values[: len(group)] for values in one.maps]
-        _require_alike(plan, read[0]["name"], maps, buffers or maps)
-        if not buffers:
-            make = np.zeros if fit.on_host else jnp.zeros
-            buffers = [make((len(shown), *m.shape[1:]), m.dtype) for m in maps]
-        if fit.on_host:
-            for buffer, values in zip(buffers, maps, strict=True):
-                buffer[done : done + len(group)] = np.asarray(values)
-        else:
-            buffers = jax.block_until_ready(write(buffers, maps, done))
-        done += len(group)
+        _require_alike(plan, read[0]["name"], one.maps, buffers or one.maps)
+        for number, row in enumerate(group):
+            buffers = put(buffers, one.maps, number, row)
+            if kept:
+                kept.write(row, [np.asarray(values[number]) for values in one.maps])
         progress.add(len(group))
     return PixelFeatures(tuple(buffers), one.size, one.covered)
 
@@ -161,6 +167,19 @@ def _require_alike(plan, name, maps, first):
         )
 
 
-def _write(buffers, maps, start):
-    update = jax.lax.dynamic_update_slice_in_dim
-    return [update(buffer, values, start, 0) for buffer, values in zip(buffers, maps, strict=True)]
+def _put(on_host, write, count, buffers, maps, number, row):
+    """The buffers of so many images, [] at first, with maps[number] as their maps[row]."""
+    if not buffers:
+        make = np.zeros if on_host else jnp.zeros
+        buffers = [make((count, *values.shape[1:]), values.dtype) for values in maps]
+    if not on_host:
+        return jax.block_until_ready(write(buffers, maps, number, row))
+    for buffer, values in zip(buffers, maps, strict=True):
+        buffer[row] = np.asarray(values[number])
+    return buffers
+
+
+def _write(buffers, maps, number, row):
+    cut, update = jax.lax.dynamic_slice_in_dim, jax.lax.dynamic_update_slice_in_dim
+    each = zip(buffers, maps, strict=True)
+    return [update(buffer, cut(values, number, 1), row, 0) for buffer, values in each]

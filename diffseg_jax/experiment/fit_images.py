@@ -1,5 +1,7 @@
 """The labelled images of a fit: at the stage's size, with changed copies, and their masks."""
 
+import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -10,7 +12,27 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.augmentation import augmentation
 from diffseg_jax.experiment.planned import StagePlan
 from diffseg_jax.inference.views import Protocol
-from diffseg_jax.training.log import Log
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledMasks:
+    """The images of a fit that have a label, with their changed copies.
+
+    masks    u8[N,H,W] after the rules
+    shown    i64[N,2], pairs as of `examples`
+    digests  of the N images as they are shown
+    empty    a sentence that names images without a label, or ""
+    """
+
+    masks: np.ndarray
+    shown: np.ndarray
+    digests: tuple[bytes, ...]
+    empty: str = ""
+
+    def of(self, rows: np.ndarray) -> "LabelledMasks":
+        """Some of them."""
+        digests = tuple(self.digests[row] for row in rows)
+        return LabelledMasks(self.masks[rows], self.shown[rows], digests, self.empty)
 
 
 def examples(plan: StagePlan, shown) -> Iterator[dict]:
@@ -24,7 +46,8 @@ def examples(plan: StagePlan, shown) -> Iterator[dict]:
     still, change = (augmentation(each, labelled=True) for each in (alike, options))
     for index, copy in shown:
         example = plan.source[int(index)]
-        rng = np.random.default_rng([plan.seed, int(index), int(copy)])
+        number = plan.numbers.get(int(index), int(index))
+        rng = np.random.default_rng([plan.seed, number, int(copy)])
         made = (change if copy else still)(example["image"], example["mask"], rng)
         yield {**made, "name": example["name"]}
 
@@ -77,20 +100,16 @@ def check_sizes(plan: StagePlan):
     )
 
 
-def read_masks(
-    plan: StagePlan, small_objects: int, log: Log | None = None, copies: int = 0
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Masks u8[N,H,W] after the rules, and what is shown of the N that still have a label.
+def read_masks(plan: StagePlan, small_objects: int, copies: int = 0) -> LabelledMasks:
+    """The masks of a stage, of the images that still have a label.
 
     small_objects  pixels; a class that covers less of an image is ignored there; 0 = off
     copies         changed copies of every image
-    out            i64[N,2], pairs as of `examples`
-    log            gets a line that names the images without a label, if there are any
 
     Raises UserError when no image has one.
     """
     check_sizes(plan)
-    masks, kept, empty = [], [], []
+    masks, kept, digests, empty = [], [], [], []
     shown = [(index, copy) for index in plan.indices for copy in range(copies + 1)]
     with plan.log.progress(f"{plan.name}: reads masks", len(shown), unit="images") as progress:
         read = zip(shown, examples(plan, shown), strict=True)
@@ -99,6 +118,7 @@ def read_masks(
             if (mask != IGNORE).any():
                 masks.append(mask.astype(np.uint8))
                 kept.append(pair)
+                digests.append(_digest(example))
             elif not pair[1]:
                 small = (example["mask"] != IGNORE).any()
                 less = f"no class covers {small_objects} pixels"
@@ -109,6 +129,10 @@ def read_masks(
             f"stage {plan.name}: no labelled pixel is left in {len(empty)} images, such as "
             f"{empty[0]}. Look at them with --mode=check, or lower --config.ensemble.small_objects."
         )
-    if empty and log:
-        log.say(f"{plan.name}: no labelled pixel is left in {', '.join(empty)}")
-    return np.stack(masks), np.asarray(kept)
+    empty = f"{plan.name}: no labelled pixel is left in {', '.join(empty)}" if empty else ""
+    return LabelledMasks(np.stack(masks), np.asarray(kept), tuple(digests), empty)
+
+
+def _digest(example) -> bytes:
+    shape, valid = (np.asarray(v, np.int64) for v in (example["image"].shape, example["valid"]))
+    return hashlib.sha256(b"".join(v.tobytes() for v in (shape, valid, example["image"]))).digest()

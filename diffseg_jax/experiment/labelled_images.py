@@ -9,6 +9,7 @@ from.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -60,11 +61,16 @@ class OpenedData:
 
     kept     folds in which images stay, as of `kept_folds`
     target   what the stages learn from labels
+    numbers  by which copies of images stay drawn, as of `kept_numbers`
     in_turn  in its methods, whether a stage holds out every fold in turn if the config lets it
     """
 
-    def __init__(self, config: ConfigDict, kept: Mapping[str, int], target: Target):
+    def __init__(
+        self, config: ConfigDict, kept: Mapping[str, int], target: Target,
+        numbers: Mapping[str, int] | None = None,
+    ):  # fmt: skip
         self.config, self.kept, self.target = config, kept, target
+        self.kept_numbers = numbers or {}
 
     @functools.cached_property
     def unlabelled(self) -> Sequence:
@@ -130,6 +136,21 @@ class OpenedData:
             self.train.names, indices, seed=data.subset_seed, list_path=data.list_path
         )
         return indices, {**record, **folds}
+
+    def numbers(self) -> dict[int, int]:
+        """Index in `train` of each labelled image -> the number by which its copies are drawn.
+
+        That is its index, or what it was before other images were added: features of copies that
+        stay as they were need not be computed again.
+        """
+        kept, names = self.kept_numbers, self.train.names
+        taken = set(kept.values())
+        others = itertools.count(max([len(names) - 1, *taken]) + 1)
+        own = lambda index: next(others) if index in taken else index
+        return {
+            index: kept[names[index]] if names[index] in kept else own(index)
+            for index in map(int, self._chosen)
+        }
 
     @functools.cached_property
     def _chosen(self):
@@ -324,6 +345,19 @@ def kept_folds(workdir: Path) -> dict[str, int]:
         return {**learned, **listed.get("folds", {}).get("of", {})}
     except (ValueError, LookupError, TypeError, AttributeError):
         return {}
+
+
+def kept_numbers(workdir: Path) -> dict[str, int]:
+    """{name: number} by which the copies of images in the workdir's list are drawn."""
+    found = read_object(workdir / LABELLED_FILE).get("numbers")
+    found = found if isinstance(found, dict) else {}
+    return {name: n for name, n in found.items() if isinstance(n, int) and n >= 0}
+
+
+def run_before(workdir: Path) -> Path | None:
+    """The run that goes on in a folder CONTINUED of its workdir; None for other workdirs."""
+    before = workdir.parent
+    return before if workdir.name == CONTINUED and (before / "config.json").exists() else None
 
 
 def labels_path(config: ConfigDict) -> str:

@@ -28,11 +28,12 @@ from diffseg_jax.errors import UserError, choose, require_known
 from diffseg_jax.experiment.augmentation import augmentation
 from diffseg_jax.experiment.crops import check_crops
 from diffseg_jax.experiment.labelled_images import (
-    CONTINUED,
     OpenedData,
     check_folds,
     kept_folds,
+    kept_numbers,
     labels_path,
+    run_before,
 )
 from diffseg_jax.experiment.planned import Evaluation, Plan, Reader, StagePlan
 from diffseg_jax.experiment.start_step import (
@@ -111,10 +112,11 @@ def _complete(config, workdir):
 
 def _opened(config, workdir):
     """The data of a config; images that labelled stages have learned from stay on their side."""
-    workdir = _run_before(workdir) or workdir
+    workdir = run_before(workdir) or workdir
     stages = [stage_directory(workdir, name) for name in labelled_stages(config)]
     begun = any([first_has_checkpoint(directory) for directory in stages])
-    return OpenedData(config, kept_folds(workdir) if begun else {}, target_of(config))
+    kept = (kept_folds(workdir), kept_numbers(workdir)) if begun else ({}, {})
+    return OpenedData(config, kept[0], target_of(config), kept[1])
 
 
 def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
@@ -129,6 +131,10 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
     task = make_compiled_task(config, name, len(classes), mesh)
     in_turn = holds_out_in_turn(task)
     indices, chosen = data.learned(in_turn) if labelled else (np.arange(len(source)), None)
+    numbers = data.numbers() if task.fit and options.augment.get("variants", 0) else {}
+    if numbers:
+        named = {source.names[index]: number for index, number in numbers.items()}
+        chosen = {**chosen, "numbers": named}
     optimizer, schedule = (None, None) if task.fit else stage_optimizer(options)
     later = {each: config.stages[each] for each in config.run[config.run.index(name) :]}
     alike = {
@@ -169,7 +175,7 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
         ),
         examples=config.evaluate.pictures if "evaluate" in config else 0,
         optimizer=optimizer, schedule=schedule, keep_best=_keeps_best(config),
-        workdir=workdir, mesh=mesh, log=log,
+        workdir=workdir, mesh=mesh, log=log, numbers=numbers,
     )  # fmt: skip
 
 
@@ -273,14 +279,8 @@ def _arrays_to_load(
 
 def _goes_on(start, name, workdir):
     """Whether a stage is trained further, from its own checkpoint in the run before."""
-    before = _run_before(workdir)
+    before = run_before(workdir)
     return before is not None and start == str(stage_directory(before, name))
-
-
-def _run_before(workdir):
-    """The run that goes on in a folder CONTINUED of its workdir; None for other workdirs."""
-    before = workdir.parent
-    return before if workdir.name == CONTINUED and (before / "config.json").exists() else None
 
 
 def _check_earlier_stage(config, name, start, which, before, workdir):

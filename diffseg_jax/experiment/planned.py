@@ -91,6 +91,9 @@ class StagePlan:
     examples     number of images on a sheet of an unlabelled stage
     optimizer    and the learning-rate schedule inside it; None for a fit, which has its own
     reader       the fit that starts from this stage, which learns without labels; None for none
+    numbers      index -> the number by which changed copies of that image are drawn for a fit,
+                 where that is not the index
+    read_before  changed copies -> what `fit_images.read_masks` found in the check of a fit
     keep_best    whether later stages and the results take its best checkpoint, not the last
     """
 
@@ -118,6 +121,8 @@ class StagePlan:
     mesh: Mesh
     log: Log
     reader: "Reader | None" = None
+    numbers: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    read_before: dict[int, object] = dataclasses.field(default_factory=dict)
 
     @property
     def directory(self) -> Path:

@@ -139,7 +139,8 @@ def make_scorer(plan: StagePlan) -> tuple[Callable[[dict], float] | None, str]:
         return None, "is not probed, as no stage of this run fits classifiers to its features"
     given = plan.reader.fit
     fit = dataclasses.replace(given, indices=spread(given.indices, MOST_IMAGES))
-    masks, shown = read_masks(fit, small_objects=0)
+    read = read_masks(fit, small_objects=0)
+    masks, shown = read.masks, read.shown
     if len(shown) < 2:
         return None, "is not probed, which needs two labelled images"
     count = max(PROBE_PIXELS // len(shown), FEWEST_PIXELS)

@@ -99,7 +99,8 @@ def plan_taps(
 
 def score_taps(plan: StagePlan, taps: TapGrid) -> np.ndarray:
     """Mean IoU f64[steps, blocks] of a linear probe on each tap, by k-fold over images."""
-    masks, indices = read_masks(plan, small_objects=0)
+    read = read_masks(plan, small_objects=0)
+    masks, indices = read.masks, read.shown
     if len(indices) < 2:
         raise UserError(
             "--mode=taps needs two labelled images or more for cross-validation, but there is 1. "

@@ -70,10 +70,12 @@ def reachable(path: Path):
         ) from None
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, sync: bool = True) -> None:
     """Writes a file so that at any time either the old or the new content is there completely.
 
     Creates the folder if it is missing.
+
+    sync  whether that holds also when the machine fails, for which it waits until the disk is done
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if in_bucket(path):  # the storage replaces an object atomically
@@ -84,7 +86,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         with open(partial, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from diffseg_jax.storage.integrity import Damaged, read_meta
 from diffseg_jax.storage.paths import BUCKET, open_path, reachable, write_json
 
 LISTED_IN = "trained_on.json"  # stage -> fingerprint of the data with which it learned
+FIT_FEATURES = "fit_features"  # folder of maps that fits have read, which may be deleted
 PROBED = r"stages\.[^.]+\.probe\."  # when a stage ends, not what it learns
 REMOVED = ("sampling.uncertainty:",)  # options of version 0.1.0 that have no effect any more
 

@@ -1,7 +1,10 @@
 """A stage that fits an ensemble: from the command to the results, and what is refused before."""
 
+import contextlib
 import dataclasses
 import json
+import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -170,10 +173,12 @@ def test_colours_need_no_network_and_have_a_linear_probe(seg_config, tmp_path, c
     np.testing.assert_array_equal(resumed["probe"]["kernel"], network["stats"]["probe"]["kernel"])
 
 
-def test_features_in_the_hosts_memory_give_the_same_fit(seg_config, fitted, tmp_path):
+def test_features_in_the_hosts_memory_give_the_same_fit(seg_config, fitted, tmp_path, capsys):
     seg_config.features.place, seg_config.run = "host", ("fit",)
     seg_config.stages.fit.start = str(fitted / "checkpoints" / "pretrain")
+    shutil.copytree(fitted / "fit_features", tmp_path / "fit_features")
     stages.train(seg_config, tmp_path)
+    assert "those of 3 are in files" in " ".join(capsys.readouterr().out.split())
     here, there = (json.loads((d / "results.json").read_text())["fit"] for d in (tmp_path, fitted))
     assert abs(here["mIoU"] - there["mIoU"]) < 0.02
 
@@ -205,6 +210,38 @@ def test_pixels_may_be_drawn_evenly_by_class_or_stroke(seg_config, tmp_path, bal
     of_sky = fit.chances[fit.labels == np.bincount(fit.labels).argmax()]
     assert (np.ptp(of_sky) > 1e-9) == (balance == "stroke")
     assert fit.meta["config"]["stages"]["fit"]["balance"] == balance
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_masks_of_the_check_serve_the_fit_unless_images_may_change(
+    seg_config, tmp_path, monkeypatch, cache
+):  # fmt: skip
+    def captured(*_, **__):
+        raise Captured
+
+    read, real = [], ensemble_stage.read_masks
+    monkeypatch.setattr(ensemble_stage, "read_masks", lambda *a: read.append(1) or real(*a))
+    monkeypatch.setattr(ensemble_stage, "collect", captured)
+    seg_config.features.sources, seg_config.stages.fit.start = ("colour",), "random"
+    seg_config.run, seg_config.data.cache = ("fit",), cache
+    with pytest.raises(Captured):
+        stages.train(seg_config, tmp_path)
+    assert len(read) == (1 if cache else 2)
+
+
+@pytest.mark.parametrize(("lacking", "counted"), [(None, 3), (6, 3), (2, 1), (0, 1)])
+def test_time_is_reserved_for_features_that_are_not_in_files(monkeypatch, lacking, counted):
+    augment = types.SimpleNamespace(get=lambda *_: 1)
+    plan = types.SimpleNamespace(
+        mesh=types.SimpleNamespace(size=1), options=types.SimpleNamespace(augment=augment)
+    )
+    shown = types.SimpleNamespace(seconds_each=0.5)
+    monkeypatch.setattr(ensemble_stage, "features_shown", lambda *_: contextlib.nullcontext(shown))
+    monkeypatch.setattr(ensemble_stage, "collect", lambda *_: None)
+    budget = types.SimpleNamespace(copies=lambda plan, images, copies, each: images)
+    files = lacking is not None and types.SimpleNamespace(lacking=lambda: lacking)
+    kept = np.array([[index, copy] for index in range(3) for copy in range(2)])
+    assert ensemble_stage._copies_in_time(plan, budget, None, kept, None, files) == counted
 
 
 def test_random_weights_make_a_network_as_deep_as_trained_ones(seg_config):

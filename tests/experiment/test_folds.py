@@ -13,6 +13,7 @@ from configs.tiny_ddpm_seg import get_config
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import ensemble_stage, labelled_pixels, more_labels, stages
+from diffseg_jax.experiment.fit_images import examples
 from diffseg_jax.experiment.fold_files import (
     describe_scores,
     folds_in_turn,
@@ -140,6 +141,26 @@ def test_a_workdir_may_be_called_as_that_of_a_continued_run(folder, crossed, tmp
     (workdir / "labelled.json").write_text(json.dumps(listed))
     kept = make_plan(config_of(folder), workdir).stages[0].subset["folds"]["of"]
     assert kept == listed["folds"]["of"] != of
+
+
+def test_copies_of_images_stay_as_they_were_when_others_are_labelled(folder, crossed, tmp_path):
+    workdir, more = (shutil.copytree(each, tmp_path / each.name) for each in (crossed, folder))
+
+    def copies(path, workdir):
+        config = config_of(path)
+        with config.unlocked():
+            config.stages.fit.augment.update(variants=1, scale=(0.5, 1.5), photometric=True)
+        plan = make_plan(config, workdir).stages[0]
+        shown = examples(plan, [(index, 1) for index in plan.indices])
+        return {each["name"]: each["image"].tobytes() for each in shown}, plan.subset
+
+    before, subset = copies(folder, tmp_path / "first")
+    (workdir / "labelled.json").write_text(json.dumps(subset))
+    for part in ("images", "masks"):  # sorts behind 0
+        shutil.copy(more / part / "3.png", more / part / "00.png")
+    after = copies(more, workdir)[0]
+    assert before.items() <= after.items() and after["00"] != after["3"]
+    assert len(before.items() & copies(more, tmp_path / "other")[0].items()) == 1
 
 
 def test_classifiers_never_measure_an_image_that_they_learned_from(folder, crossed):

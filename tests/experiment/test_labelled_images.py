@@ -13,6 +13,7 @@ from diffseg_jax.experiment.labelled_images import (
     OpenedData,
     check_folds,
     kept_folds,
+    kept_numbers,
     validation_split,
 )
 
@@ -127,6 +128,21 @@ def test_images_keep_their_side_when_more_are_labelled(folder, tmp_path):
     after = sides(opened(folder, kept=kept_folds(tmp_path)))
     assert learned < after[0] and held < after[1]
     assert sides(opened(folder))[1] & learned  # without the record they would change
+
+
+def test_copies_of_images_keep_their_numbers_and_no_two_share_one(folder, tmp_path):
+    before = opened(folder, list_path=str(tmp_path / "list"))
+    (tmp_path / "list").write_text("05\n19\n")
+    assert before.numbers() == {5: 5, 19: 19}
+    (tmp_path / "labelled.json").write_text(json.dumps({"numbers": {"05": 5, "19": 19, "a": -1}}))
+    add(folder, "00a", "03a")
+    after = opened(folder)
+    after.kept_numbers = kept_numbers(tmp_path)
+    numbers = {after.train.names[index]: number for index, number in after.numbers().items()}
+    assert (numbers["05"], numbers["19"], numbers["00"]) == (5, 19, 0)
+    assert len(set(numbers.values())) == len(numbers) == 22
+    (tmp_path / "labelled.json").write_text(json.dumps({"numbers": [5]}))
+    assert kept_numbers(tmp_path) == {}
 
 
 def test_images_of_a_run_with_a_split_are_not_held_out_later(folder, tmp_path):

@@ -124,9 +124,10 @@ def plan(tmp_path_factory):
 
 
 def test_changed_copies_are_shown_after_each_image(plan):
-    masks, shown = read_masks(plan, 0, copies=2)
+    read = read_masks(plan, 0, copies=2)
+    masks, shown = read.masks, read.shown
     assert shown.tolist() == [[i, copy] for i in plan.indices for copy in range(3)]
-    plain, _ = read_masks(plan, 0)
+    plain = read_masks(plan, 0).masks
     np.testing.assert_array_equal(masks[::3], plain)
     differ = [(masks[copy::3] != plain).mean((1, 2)) > 0.05 for copy in (1, 2)]
     assert np.mean(differ) > 0.5 and (masks[1::3] != masks[2::3]).mean() > 0.05
