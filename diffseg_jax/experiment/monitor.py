@@ -27,8 +27,13 @@ def make_monitor(plan: StagePlan) -> Callable[[dict, int], dict[str, float]]:
 def _sampling_monitor(plan):
     def draw(state, step):
         network = network_of(state, plan.options.ema)
-        with plan.log.progress(f"{plan.name}: draws samples", first=COMPILES):
-            images = plan.task.sample(network, plan.seed)
+        with plan.log.progress(f"{plan.name}: draws samples", first=COMPILES) as progress:
+
+            def each_of(steps):
+                progress.total = len(steps)
+                return progress.each_of(steps)
+
+            images = plan.task.sample(network, plan.seed, progress=each_of)
         file = f"{plan.name}_{step:06d}"
         save_sheet(plan, layout.grid(images), file, step)
         plan.log.say(f"{plan.name} {step}: samples in {plan.workdir / 'pictures' / file}.png")

@@ -35,6 +35,7 @@ FINAL, WATCHED = 0.15, 0.1  # shares of the time: final evaluations, and those o
 CLOSING = 6.0  # seconds of a final evaluation for calibration, sheets and plots
 COMPILATION, FIT = 30.0, 0.25  # until they are known: seconds, and a share of the time
 UNWATCHED = 10.0  # seconds of an evaluation during training, which compiles at first, until known
+STEP_PASSES = 3  # forward passes that take as long as one with its gradient
 TRIED = 4  # images, or two batches, on which a final evaluation is tried if no other one was
 LEAST = 0.3  # share of the time left that trains, and of a fit's steps, however long all takes
 FEWEST = 8  # images of a final evaluation
@@ -131,7 +132,7 @@ class Budget:
         self.file, self.log, self.begun, self.clock = workdir / KEPT_IN, log, begun, clock
         self.before, self.spent = saved.get("used", 0.0), dict(saved.get("spent", {}))
         self.slowness, self.compilation = slowness, slowness * COMPILATION
-        self.watched, self.optional = {}, optional
+        self.watched, self.step_seconds, self.optional = {}, {}, optional
         self.labelled = max(sum(plan.evaluation is not None for plan in plans), 1)
         self.expected = dict(saved.get("image", {}))  # stage -> seconds of an image
         self.saving = threading.RLock()
@@ -259,6 +260,9 @@ class Budget:
         """Seconds of one evaluation, or sheet of images, during training."""
         long = plan.task.sample or plan.evaluation
         unknown = self.slowness * (2 * UNWATCHED if long else UNWATCHED / 2)
+        if plan.task.sample and plan.name in self.step_seconds:
+            steps = plan.task.passes / (STEP_PASSES * plan.options.batch_size)
+            unknown += steps * self.step_seconds[plan.name]
         return self.watched.get(plan.name, unknown)
 
     def _watches(self, plan):
@@ -293,6 +297,7 @@ class Budget:
             if first:
                 prepared = max(self.clock() - began - (step - start) * seconds, 0.0)
                 self.compilation = speed.prepared = prepared
+            self.step_seconds[plan.name] = speed.seconds
             spent = earlier + self.clock() - began - speed.prepared
             self.spent[plan.name] = spent
             planned = divide(self.left + spent, self._shares())[plan.name]

@@ -108,9 +108,10 @@ def make_step(network, process: Process, options: dict, sampler: str, eta: float
     return placed
 
 
-def first_images(step, process, size, num_classes, count, values, seed):
-    """The first `count` images of a seed, of each class in turn."""
+def first_images(step, process, size, num_classes, count, values, seed, progress=iter):
+    """The first `count` images of a seed, of each class in turn; progress: as `sample_floats`."""
     classes = np.arange(count) % num_classes if num_classes else None
     return sample_images(
-        step, process, values["params"], seed=seed, indices=range(count), size=size, classes=classes
-    )
+        step, process, values["params"], seed=seed, indices=range(count), size=size,
+        classes=classes, progress=progress,
+    )  # fmt: skip

@@ -44,16 +44,15 @@ def pretrain_task(config, kind: str, crop: tuple[int, int], num_classes: int) ->
         diffusion.schedule, diffusion.steps, samples.steps, diffusion.rescale_timesteps
     )
     step = make_step(network, sampled, options, samples.sampler, samples.eta)
+    images = samples.get("images", 0)  # absent from what `diffseg_jax.convert` writes
     return Task(
         init=lambda key: {
             **network.init(key),
             "stats": timesteps.start(diffusion.timesteps, diffusion.steps),
         },
         loss=functools.partial(diffusion_loss, network, process, options),
-        sample=functools.partial(
-            first_images, step, sampled, crop, settings.num_classes,
-            samples.get("images", 0),  # absent from what `diffseg_jax.convert` writes
-        ),
+        sample=functools.partial(first_images, step, sampled, crop, settings.num_classes, images),
+        passes=images * sampled.steps,
         features=functools.partial(
             named_features, network, process, {"share_noise": False, "short": 0, "draws": 1}, (),
             seed=0,

@@ -27,14 +27,13 @@ class Task:
     predict    (network, images u8[B,h,w,3], valid i32[B,2], seed=) -> class probabilities
                f32[B,h,w,K], or a dict of maps, see `inference.views.predict`; seed i32[] is that of
                the noise, if there is any, by default the config's
-    measured   as `predict`, for the final numbers: with the further maps that only they read, such
-               as "baseline"; None where `predict` has all
+    measured   as `predict`, with further maps for the final numbers, as "baseline"; None: the same
     trace      (network, images, valid) -> labels after every reverse step, i32[B,T,h,w]; None where
                a prediction has no reverse steps
     denoise    (network, images, valid, key) -> clean, noisy, denoised f32[B,h,w,3] in [-1, 1],
                mean squared error f32[]
-    sample     (network, seed) -> generated images u8[n,h,w,3], as many as the config says; not
-               jit-able
+    sample     (network, seed, progress=) -> generated images u8[n,h,w,3]; not jit-able; `progress`
+               wraps the iterable of its reverse steps; passes: images that it shows the network
     features   (network, images, valid, taps, seed=) -> {name: f32[B,h,w,C]} of those taps, of all
                taps for None; padding is not cropped
 
@@ -55,6 +54,7 @@ class Task:
     trace: Callable | None = None
     denoise: Callable | None = None
     sample: Callable | None = None
+    passes: int = 0
     features: Callable | None = None
     stride: int = 1
     short: int = 0

@@ -119,7 +119,7 @@ class Machine:
     """Runs stages as the loop does, in seconds that only the clock knows."""
 
     def __init__(self, folder, minutes, plans, optional=()):
-        self.clock, self.lines = Clock(), []
+        self.clock, self.lines, self.watched = Clock(), [], []
         log = SimpleNamespace(say=self.lines.append)
         self.budget = Budget(minutes, plans, folder, log, 0.0, self.clock, optional)
 
@@ -127,6 +127,7 @@ class Machine:
         """Steps made; `seconds` of a step at a time, and `each` of an evaluated image."""
 
         def evaluate(state, step):
+            self.watched.append(step)
             self.clock.now += 24 * each if plan.evaluation else 1.0
             if plan.evaluation:
                 plan.evaluation.timed[Protocol()] = each
@@ -184,6 +185,15 @@ def test_slow_steps_are_paced_from_the_first_one_on(tmp_path, seconds, after):
     assert machine.clock.now <= 180 + 20
     assert machine.lines[0].startswith(f"{duration(160 - after * seconds)} left: ")
     assert steps >= after
+
+
+@pytest.mark.parametrize(("seconds", "drawn"), [(0.25, True), (0.95, False)])
+def test_samples_that_would_take_a_large_part_of_the_time_are_not_drawn(tmp_path, seconds, drawn):
+    plan = planned("pretrain")
+    plan.task.sample, plan.task.passes = True, 1600  # as long as 67 steps of 8 images
+    machine = Machine(tmp_path, 10, [plan])
+    machine.train(plan, lambda now: seconds)
+    assert bool(machine.watched) == drawn
 
 
 @pytest.mark.parametrize("each", [0.01, 0.5, 5.0])
