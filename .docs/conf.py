@@ -23,6 +23,7 @@ myst_heading_anchors = 3  # links to headings, as on GitHub
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True  # default values as written, not as evaluated
+autodoc_use_type_comments = False  # there are none
 highlight_language = "none"  # tables of shapes are not code; fences name their language
 html_theme = "alabaster"
 html_theme_options = {

@@ -12,10 +12,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OLD_NAMES = sorted((ROOT / "diffseg_jax" / "old_names").glob("*.py"))
 BUILD = """
-import gc, sys
+import functools, gc, inspect, os, sys
+from sphinx.builders.html import StandaloneHTMLBuilder
 from sphinx.cmd.build import main
+from sphinx.domains.python import PythonDomain
 gc.disable()  # a fifth of the time would go into searching trees of pages for garbage
-sys.exit(main(sys.argv[1:]))
+inspect.getsource = functools.cache(inspect.getsource)  # autodoc reads a function three times
+PythonDomain.find_obj = functools.cache(PythonDomain.find_obj)  # it goes through all objects
+StandaloneHTMLBuilder.search = False
+code = main(sys.argv[1:])
+sys.stderr.flush()
+os._exit(code)  # a tenth would go into giving memory back
 """
 PAGES = [ROOT / "README.md", *sorted((ROOT / ".docs").glob("*.md"))]
 FILES = {  # pattern of a name on a page -> the file that must exist then
