@@ -598,7 +598,6 @@ if len(list(home.glob("was*"))) < 2:
     "codes, retries, ended, changed",
     [
         ((134, 2), 3, 2, ["create", "scp"]),
-        ((134, 137), 0, 134, ["create", "scp"]),
         ((134, 137), 1, 134, ["create", "scp", "scp"]),  # it can be reused
         ((75, 134), 1, 75, ["create", "scp", "delete", "create", "scp"]),  # it is being preempted
     ],

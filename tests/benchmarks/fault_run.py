@@ -36,12 +36,13 @@ LIMIT = 300  # seconds for one start; a run that hangs fails
 STOPPED = 75  # exit code after SIGTERM
 
 
-def run_with_kills(start, workdir, kills, seed, total, stops=0):
+def run_with_kills(start, workdir, kills, seed, total, stops=0, last=None):
     """Starts and stops `kills` + `stops` times, then lets it end; returns what each stop met.
 
     start  () -> Popen of the training command for `workdir`, with pipes
     stops  how many of them are SIGTERM, which saves; the others are SIGKILL
     total  records that an unbroken run logs; a start is left to log up to twice its share of them
+    last   () -> .code and .err of the start that ends; None: as the others
     """
     rng, met = random.Random(seed), []
     ways = [signal.SIGKILL] * kills + [signal.SIGTERM] * stops
@@ -63,11 +64,19 @@ def run_with_kills(start, workdir, kills, seed, total, stops=0):
             met.append(_after_stop(process.returncode, err, workdir))
         else:
             met.append(f"{'in a save after' if saving() else 'after'} {last_record(workdir)}")
-    process = start()
-    err = process.communicate(timeout=LIMIT)[1]
-    if process.returncode:
-        raise RuntimeError(f"the last start failed: {err[-800:]}")
+    _end(start, last)
     return met
+
+
+def _end(start, last):
+    """The start that nothing stops, by `last` if it is given; RuntimeError if it fails."""
+    if last:
+        code, err = (done := last()).code, done.err
+    else:
+        err = (process := start()).communicate(timeout=LIMIT)[1]
+        code = process.returncode
+    if code:
+        raise RuntimeError(f"the last start failed: {err[-800:]}")
 
 
 def _after_stop(code, err, workdir):
@@ -175,19 +184,23 @@ def small_disk(folder, size):
         subprocess.run(["umount", str(folder)], check=True)
 
 
+def fill(disk, leaving):
+    """Writes the file `filler`, so that so many bytes are free."""
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    (Path(disk) / "filler").write_bytes(bytes(free - leaving))
+
+
 def fill_the_disk(start, disk, seed, times=3):
     """Runs `times` times on a nearly full disk, then with free space; returns the error messages.
 
     start  () -> Popen of a run whose workdir is on the disk
     """
-    rng, met, filler = random.Random(seed), [], Path(disk) / "filler"
+    rng, met = random.Random(seed), []
     for _ in range(times):
-        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-        with open(filler, "wb") as file:  # leaves space for at most one checkpoint
-            file.write(bytes(free - rng.randrange(0, 3_000_000)))
+        fill(disk, rng.randrange(0, 3_000_000))  # leaves space for at most one checkpoint
         process = start()
         err = process.communicate(timeout=LIMIT)[1]
-        filler.unlink()
+        (Path(disk) / "filler").unlink()
         lines = err.strip().splitlines()
         if process.returncode != 2 or len(lines) != 1 or not lines[0].startswith("error: "):
             raise RuntimeError(f"a full disk ended with {process.returncode}: {err[-1500:]}")

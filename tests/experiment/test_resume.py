@@ -13,10 +13,12 @@ import optax
 import pytest
 from absl import flags
 
+import line_run
 from diffseg_jax.data.pipeline import training_batches
 from diffseg_jax.devices.mesh import make_mesh
 from diffseg_jax.diffusion import timesteps
 from diffseg_jax.diffusion.process import make_process
+from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import gradient_stage, stages
 from diffseg_jax.storage.checkpoints import StageCheckpoints, flatten, with_string_keys
 from diffseg_jax.systems.ddpm_seg import diffusion_loss
@@ -79,8 +81,9 @@ def test_three_kills_change_no_bit(command, tiny_run, tmp_path):
 def test_a_fit_that_is_killed_and_stopped_ends_with_the_same_bits(command, fitted_run, tmp_path):
     killed, whole = tmp_path / "killed", fitted_run.workdir
     start = lambda: command.start(killed, *fitted_run.flags, config=fitted_run.config)
+    last = lambda: command(killed, *fitted_run.flags, config=fitted_run.config)
     total = fault_run.count_records(whole)
-    met = fault_run.run_with_kills(start, killed, 1, 3, total, stops=2)
+    met = fault_run.run_with_kills(start, killed, 1, 3, total, stops=1, last=last)
     assert any(moment.startswith("stopped and saved") for moment in met), met
     assert fault_run.differences(killed, whole) == []
     assert (killed / "results.json").read_bytes() == (whole / "results.json").read_bytes()
@@ -104,8 +107,27 @@ def test_a_finished_stage_that_was_damaged_is_trained_again(command, fitted_run,
     assert (run / "results.json").read_bytes() == (whole / "results.json").read_bytes()
 
 
+def test_a_stage_on_a_full_disk_is_refused_and_goes_on_once_there_is_space(tmp_path):
+    whole = line_run.trained(tmp_path / "whole")
+    try:
+        with fault_run.small_disk(disk := tmp_path / "disk", 4_000_000):
+            line_run.trained(disk / "run", steps=3)
+            fault_run.fill(disk, leaving=20_000)
+            with pytest.raises(UserError, match="No space left on device.* free some space"):
+                line_run.trained(disk / "run")
+            (disk / "filler").unlink()
+            parted = line_run.trained(disk / "run")
+    except PermissionError as error:
+        pytest.skip(str(error))
+    for part in ("params", "ema", "stats"):
+        for path, leaf in flatten(whole[part]).items():
+            np.testing.assert_array_equal(leaf, flatten(parted[part])[path])
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_full_disk_is_one_sentence_and_costs_no_bit(command, fitted_run, tmp_path):
+    """The test above checks a stage quickly."""
     run = tmp_path / "disk" / "run"
     try:
         with fault_run.small_disk(tmp_path / "disk", 60_000_000):

@@ -33,7 +33,7 @@ for folder in map(pathlib.Path, sys.argv[1:]):
     names = {}
     exec("\\n".join(load), names)
     images = np.load(folder.with_suffix(".npy"))
-    for count in (1, 3):
+    for count in (1, 3) if folder.name == "ddp" else (3,):  # each is compiled
         exec(call, names, found := {"images": images[:count]})
         np.savez(folder.with_suffix(f".{count}.npz"), **found["outputs"])
 """
@@ -90,7 +90,7 @@ def test_an_exported_model_predicts_as_the_segmenter(exported, system):
     segmenter, images, folder = exported[system]
     options = {name: value for name, value in OPTIONS[system].items() if name != "platforms"}
     expected = segmenter.predict(images, **options)
-    for count in (1, 3):
+    for count in (1, 3) if system == "ddp" else (3,):
         found = np.load(folder.with_suffix(f".{count}.npz"))
         assert set(found) == {"labels", "probs", "uncertainty"}
         probs = expected.probs[:count]

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax.traverse_util import flatten_dict as flatten
 
@@ -13,56 +12,10 @@ from diffseg_jax.storage import checkpoints
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.training import loop
-from diffseg_jax.training.log import Log
 from diffseg_jax.training.state import network_of
+from line_run import RATES, line_stage, trained
 
 pytestmark = pytest.mark.quick
-
-RATES = (0.9999, 0.5)
-
-
-def line_loss(params, stats, batch, key):
-    """Squared error of a line; its statistics are a count and a number in bfloat16."""
-    noise = jax.random.normal(key, batch["y"].shape)
-    error = batch["x"] @ params["head"]["w"] + params["base"]["b"] + 0.1 * noise - batch["y"]
-    stats = {
-        "seen": stats["seen"] + len(error),
-        "low": (stats["low"].astype(jnp.float32) + 1 / 3).astype(jnp.bfloat16),
-    }
-    return jnp.sum(error**2), (jnp.asarray(4.0), stats, {})
-
-
-def start(key):
-    return {
-        "params": {"head": {"w": jax.random.normal(key, (3,))}, "base": {"b": jnp.ones(())}},
-        "stats": {"seen": jnp.zeros((2,), jnp.int32), "low": jnp.zeros((3,), jnp.bfloat16)},
-    }
-
-
-def batches(first):
-    step = first
-    while True:
-        rng = np.random.default_rng(step)
-        yield {
-            "x": rng.standard_normal((4, 3), np.float32),
-            "y": rng.standard_normal(4, np.float32),
-        }
-        step += 1
-
-
-def line_stage(steps=6, ema=RATES):
-    optimizer = optax.adam(0.1)
-    return loop.Stage(
-        name="line", steps=steps, batch_size=4, batches=batches, init=start,
-        trainable=lambda path: path[0] == "head", loss=line_loss, optimizer=optimizer,
-        schedule=lambda step: 0.1, every=dict(log=9, checkpoint=3, evaluate=9), meta={}, ema=ema,
-    )  # fmt: skip
-
-
-def trained(workdir, **options):
-    """The state after a run in `workdir`/line, which resumes from a checkpoint if there is one."""
-    with StageCheckpoints(workdir / "line") as saved:
-        return loop.train_network(line_stage(**options), saved, make_mesh(), Log(workdir))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import fsspec
 import numpy as np
 import pytest
 from etils import epath
-from flax.traverse_util import flatten_dict as flatten
 from PIL import Image
 
 import fake_gcs
@@ -21,6 +20,8 @@ from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import prepare_data
 from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.networks import open_network
+from diffseg_jax.training.state import flatten
+from line_run import trained
 
 ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
@@ -210,8 +211,25 @@ def test_local_paths_need_no_package_for_buckets(tmp_path):
     assert found == ["train/town/p0.png", "val/town/p0.png"]
 
 
+def test_a_stage_in_a_bucket_is_that_of_a_local_run_also_if_it_resumes(bucket, tmp_path):
+    trained(bucket, steps=3)
+    remote, local = trained(bucket), trained(tmp_path)
+    for part in ("params", "ema", "stats"):
+        for path, array in flatten(local[part]).items():
+            np.testing.assert_array_equal(flatten(remote[part])[path], array)
+    ours, theirs = (
+        [(record["step"], record["loss"]) for record in map(json.loads, text.splitlines())]
+        for text in ((workdir / "metrics.jsonl").read_text() for workdir in (bucket, tmp_path))
+    )
+    assert ours == theirs and [step for step, _ in ours] == [3, 6]
+    assert sorted(path.name for path in (bucket / "line").iterdir()) == ["3", "6"]
+    assert len([*(bucket / "tensorboard/line").iterdir()]) == 2  # one of each start
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_workdir_in_a_bucket_equals_a_local_one(service, command, diffusion_run):
+    """The test above checks a stage in a bucket quickly."""
     config = ROOT / "tests/configs/tiny_ddpm.py"
     local, remote = diffusion_run.workdir, epath.Path("gs://bucket/runs/a")
     done = command(remote, config=config)
