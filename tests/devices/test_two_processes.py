@@ -1,6 +1,7 @@
 """Two processes, started by launch/local.sh, are one run: the same losses, counts and final bits.
 
-The processes connect through a port of this machine and reduce over gloo.
+The processes connect through a port of this machine and reduce over gloo. Quickly tested is a stage
+of milliseconds; whole runs of all methods, through the launcher, are slow tests.
 """
 
 import importlib.util
@@ -8,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,8 +19,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import line_run
 from conftest import FITTED_FLAGS
 from diffseg_jax.storage.checkpoints import steps_in
+from diffseg_jax.storage.networks import open_network
+from diffseg_jax.training.state import flatten
 
 ROOT = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location("fault_run", ROOT / "tests/benchmarks/fault_run.py")
@@ -33,10 +38,8 @@ SYSTEMS = {  # config -> stages of the training loop
     "tiny_ddep": ("pretrain", "finetune"),
     "tiny_ddp": ("train", "align"),
 }
-PARAMETERS = [
-    pytest.param(name, marks=[] if name == "tiny_ddpm_seg" else pytest.mark.slow)
-    for name in SYSTEMS
-]
+# Quick: test_a_stage_and_counts_of_two_processes_are_those_of_one.
+PARAMETERS = [pytest.param(name, marks=pytest.mark.slow) for name in SYSTEMS]
 ENDS_WITHIN = 90  # seconds after the loss of a process
 
 
@@ -72,6 +75,34 @@ def ended(process, seconds=280):
         process.terminate()
         pytest.fail(f"two processes were not done after {seconds} s: {process.communicate()[0]}")
     return SimpleNamespace(code=process.returncode, out=out)
+
+
+def test_a_stage_and_counts_of_two_processes_are_those_of_one(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "tests/line_run.py", tmp_path / "two", address, str(number)], cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for number in (0, 1)
+    ]  # fmt: skip
+    first, second = map(ended, processes)
+    assert (first.code, second.code) == (0, 0), first.out + second.out
+    counts = line_run.main(tmp_path / "one")
+    assert counts["images"] == 5
+    assert counts == json.loads(first.out.splitlines()[-1])
+    assert counts == json.loads(second.out.splitlines()[-1])
+    ours, theirs = (losses(tmp_path / name, ("line",)) for name in ("two", "one"))
+    assert ours.keys() == theirs.keys() == {("line", 3), ("line", 6)}
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-5)
+    ours, theirs = (flatten(open_network(tmp_path / name / "line")[0]) for name in ("two", "one"))
+    assert ours.keys() == theirs.keys()
+    for path, array in theirs.items():
+        np.testing.assert_allclose(ours[path], array, rtol=1e-5, err_msg=str(path))
+    assert "line 3/6" in first.out and "line 3/6" not in second.out
+    assert len((tmp_path / "two/metrics.jsonl").read_text().splitlines()) == 2  # of one alone
 
 
 @pytest.fixture(scope="module")

@@ -127,7 +127,7 @@ def test_a_stage_on_a_full_disk_is_refused_and_goes_on_once_there_is_space(tmp_p
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_full_disk_is_one_sentence_and_costs_no_bit(command, fitted_run, tmp_path):
-    """The test above checks a stage quickly."""
+    """Quick: test_a_stage_on_a_full_disk_is_refused_and_goes_on_once_there_is_space."""
     run = tmp_path / "disk" / "run"
     try:
         with fault_run.small_disk(tmp_path / "disk", 60_000_000):

@@ -229,7 +229,7 @@ def test_a_stage_in_a_bucket_is_that_of_a_local_run_also_if_it_resumes(bucket, t
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_workdir_in_a_bucket_equals_a_local_one(service, command, diffusion_run):
-    """The test above checks a stage in a bucket quickly."""
+    """Quick: test_a_stage_in_a_bucket_is_that_of_a_local_run_also_if_it_resumes."""
     config = ROOT / "tests/configs/tiny_ddpm.py"
     local, remote = diffusion_run.workdir, epath.Path("gs://bucket/runs/a")
     done = command(remote, config=config)
