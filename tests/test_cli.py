@@ -1,6 +1,7 @@
 """What all commands share: flags with several values, and streams that lose their reader."""
 
 import builtins
+import math
 import os
 import re
 import time
@@ -31,6 +32,7 @@ from diffseg_jax.experiment.label_target import LABEL_TARGET
 from diffseg_jax.experiment.labelled_images import CONTINUED
 from diffseg_jax.inference.segmenter import load
 from diffseg_jax.metrics import segmentation
+from diffseg_jax.storage.paths import write_json
 
 pytestmark = pytest.mark.quick
 
@@ -163,12 +165,14 @@ def test_a_run_ends_with_its_main_number_and_the_next_command(tmp_path):
     stage = SimpleNamespace(
         evaluation=True, directory=tmp_path / "my run", task=SimpleNamespace(sample=None)
     )
-    for workdir in (Path("my run"), Path("my run") / CONTINUED):  # which takes its place
+    run, photos = tmp_path / "my run", "--images=photos --output=predicted"
+    command = f"to predict: python -m diffseg_jax.predict '--checkpoint={run}' {photos}"
+    write_json(run / "config.json", {})
+    for workdir in (run, run / CONTINUED):  # which takes its place
         plan = SimpleNamespace(stages=(stage,), workdir=workdir)
-        assert stages.next_command(plan) == (
-            "to predict: python -m diffseg_jax.predict '--checkpoint=my run' --images=photos "
-            "--output=predicted"
-        )
+        assert stages.next_command(plan) == command
+    plan.workdir = tmp_path / CONTINUED  # a run that is called so
+    assert f"--checkpoint={plan.workdir}" in stages.next_command(plan)
     stage.evaluation = None
     assert "nothing to measure" in stages.next_command(plan)
     stage.task.sample = True
@@ -177,8 +181,12 @@ def test_a_run_ends_with_its_main_number_and_the_next_command(tmp_path):
 
 
 def test_a_command_knows_when_its_process_was_started(monkeypatch):
+    monkeypatch.setattr(starting, "LONGEST_START", math.inf)  # these tests may have taken longer
+    begun = time.monotonic()
     passed = starting.seconds_of_process()
-    assert time.process_time() - 0.1 <= passed <= starting.LONGEST_START
+    assert passed >= time.process_time() - 0.1
+    time.sleep(0.05)
+    assert 0.03 < starting.seconds_of_process() - passed <= time.monotonic() - begun + 0.01
     monkeypatch.setattr(starting, "LONGEST_START", 0.0)  # as if the clock were wrong
     assert starting.seconds_of_process() < time.process_time()
 

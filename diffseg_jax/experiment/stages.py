@@ -27,9 +27,9 @@ from diffseg_jax.experiment.ensemble_stage import all_are_fitted, check_fit, fit
 from diffseg_jax.experiment.fold_files import lacking_folds
 from diffseg_jax.experiment.gradient_stage import planned_steps, train_stage
 from diffseg_jax.experiment.labelled_images import (
-    CONTINUED,
     LABELLED_FILE,
     labels_path,
+    run_before,
     validation_set,
 )
 from diffseg_jax.experiment.plan import (
@@ -390,7 +390,7 @@ def next_command(plan: Plan) -> str:
     """The line of the log that says what can be done with the networks of a run."""
     last = plan.stages[-1] if plan.stages else None
     if any(stage.evaluation for stage in plan.stages):
-        run = plan.workdir.parent if plan.workdir.name == CONTINUED else plan.workdir  # it moves
+        run = run_before(plan.workdir) or plan.workdir  # whose place it takes
         flags = ["predict", f"--checkpoint={run}", "--images=photos", "--output=predicted"]
         return f"to predict: python -m diffseg_jax.{shlex.join(flags)}"
     if last and last.task.sample:

@@ -182,7 +182,7 @@ class Budget:
             yield
         finally:
             ended.set()
-            saver.join()
+            saver.join(SAVED_EVERY)  # a bucket may be out of reach
 
     def announce(self):
         """Logs how the time that is left is divided."""
@@ -291,8 +291,10 @@ class Budget:
 
         def pace(stage, step, seconds):
             first = not speed.seconds
-            if first and step - start < FIRST_STEPS and FIRST_STEPS * seconds < LINES:
-                return dataclasses.replace(stage, every={**stage.every, "log": FIRST_STEPS})
+            if first and step - start < FIRST_STEPS:
+                quick = FIRST_STEPS * seconds < LINES
+                if processes.broadcast_from_first(int(quick)):
+                    return dataclasses.replace(stage, every={**stage.every, "log": FIRST_STEPS})
             speed.add(seconds)
             if first:
                 prepared = max(self.clock() - began - (step - start) * seconds, 0.0)

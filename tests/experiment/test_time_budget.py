@@ -187,6 +187,16 @@ def test_slow_steps_are_paced_from_the_first_one_on(tmp_path, seconds, after):
     assert steps >= after
 
 
+def test_process_0_decides_whether_the_first_step_is_slow(tmp_path, monkeypatch):
+    machine = Machine(tmp_path, 3, [plan := planned("pretrain")])
+    of_first = iter([0])  # there it is slow
+    broadcast = lambda mine: next(of_first, mine)
+    monkeypatch.setattr(time_budget.processes, "broadcast_from_first", broadcast)
+    machine.clock.now = 20.0
+    stage = Paced(600, {"log": 1, "checkpoint": MOST_STEPS, "evaluate": MOST_STEPS})
+    assert machine.budget.paced(plan, 0)(stage, 1, 1.0).steps < 200
+
+
 @pytest.mark.parametrize(("seconds", "drawn"), [(0.25, True), (0.95, False)])
 def test_samples_that_would_take_a_large_part_of_the_time_are_not_drawn(tmp_path, seconds, drawn):
     plan = planned("pretrain")
