@@ -59,7 +59,7 @@ class ImageCounts:
 
 def read_image_counts(file: Path) -> ImageCounts:
     """What `ImageCounts.save` wrote."""
-    with open(file, "rb") as content:
+    with file.open("rb") as content:
         stored = arrays_in_npz(content)
     return ImageCounts(
         names=tuple(stored["names"].tolist()), classes=tuple(stored["classes"].tolist()),

@@ -156,7 +156,7 @@ def test_a_stage_forgets_them_before_it_is_trained(counts, tmp_path, monkeypatch
 
     evaluation = evaluation_of(tmp_path)
     measure(evaluation, counts)
-    for name in ("planned_steps", "make_stage", "announce"):
+    for name in ("planned_steps", "steps_without_budget", "make_stage", "announce"):
         monkeypatch.setattr(gradient_stage, name, lambda *_: None)
     monkeypatch.setattr(gradient_stage, "probed", lambda *_: None)
     monkeypatch.setattr(gradient_stage.loop, "train_network", trained)

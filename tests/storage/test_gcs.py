@@ -18,6 +18,7 @@ from diffseg_jax.data import files, fingerprint
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment import prepare_data
+from diffseg_jax.metrics.image_counts import ImageCounts, read_image_counts
 from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.training.state import flatten
@@ -101,6 +102,12 @@ def test_requests_to_an_overloaded_service_are_repeated(service, bucket):
     (bucket / "a").write_text("hello")
     service.failing(2)
     assert (bucket / "a").read_text() == "hello" and service.refused == 0
+
+
+def test_counts_of_images_return_from_a_bucket(bucket):
+    counts = RNG.integers(0, 9, (3, 4, 2))
+    ImageCounts(tuple("abc"), ("x", "y"), counts, "skip").save(bucket / "00000010.npz")
+    np.testing.assert_array_equal(read_image_counts(bucket / "00000010.npz").counts, counts)
 
 
 def test_checkpoints_are_saved_and_restored(bucket):
