@@ -34,6 +34,7 @@ from diffseg_jax.storage.workdir import stage_directory
 from diffseg_jax.weights.packaged import packaged_efficientnet
 
 SHORTEST = 1.5  # minutes of a run that trains a network; most of less is compilation
+SLOWER = 1.25  # times what a cheap fold took, which another may take
 LEAST_LEFT = 1.0  # minutes; runs are skipped until each network that is left has as much
 TABLE_SHARE = 0.05  # of the minutes, for the sheet of predictions
 DRAWN_OF_FOLD = 4  # images on the sheet
@@ -267,19 +268,27 @@ def announcement(
 def run_cells(comparison: Comparison, cells: Sequence[Cell]):
     """Runs what is missing; each run gets its share of the time that is left.
 
-    The last runs are skipped where the minutes are too few for all. A run that has begun keeps its
-    minutes, also if it failed, and goes on.
+    The last runs are skipped where the minutes are too few for all, and those of a cheap method
+    whose first fold failed. A run that has begun keeps its minutes, also if it failed, and goes on.
     """
     records, skipped = {cell: record_of(comparison, cell) for cell in cells}, []
     for index, cell in enumerate(cells):
         if is_done(records[cell]):
             continue
         what = f"{index + 1} of {len(cells)}: {_title(comparison, cell)}"
+        failed = {
+            each.method for each in cells[:index]
+            if not each.fold and not each.fills_its_time and "failed" in records[each]
+        }  # fmt: skip
+        if cell.method in failed:
+            comparison.display.say(f"\n{what}, is skipped, as the first fold failed")
+            continue
         used = sum(_seconds_of(comparison, *pair) for pair in records.items())
         left = comparison.minutes * 60 * (1 - TABLE_SHARE) - used
         waiting = [
             each for each in cells[index:]
-            if not records[each] and Cell(each.method, None) not in skipped
+            if not records[each] and each.method not in failed
+            and Cell(each.method, None) not in skipped
         ]  # fmt: skip
         known = {
             each.method: records[each]["seconds"] / 60 for each in cells
@@ -291,7 +300,7 @@ def run_cells(comparison: Comparison, cells: Sequence[Cell]):
             skipped.append(cell)
             continue
         free = max(left / 60, 1.0)
-        minutes = records[cell].get("minutes") or _minutes_of(cell, to_come, free, known)
+        minutes = records[cell].get("minutes") or _minutes_of(cell, to_come, free, known, records)
         bound = "about" if cell.fills_its_time or cell.method in known else "at most"
         length = duration(60 * known.get(cell.method, minutes))
         comparison.display.say(f"\n{what}, {bound} {length}; {duration(max(left, 0))} left in all")
@@ -326,13 +335,18 @@ def _minutes_of_one(cells, minutes, known):
     return rest / max(sum(cell.weight for cell in cells if cell.method not in known), 1.0)
 
 
-def _minutes_of(cell, cells, minutes, known):
+def _minutes_of(cell, cells, minutes, known, records):
     """Of the next of some cells: a network has its share, a cheap run at most that of its fold.
 
-    As what it needs is not known, networks of the same fold count no more than it does.
+    As what its first fold needs is not known, networks count no more than it does. Later folds have
+    its minutes, by which the number of changed copies is chosen, but not more than are left.
     """
     if cell.fills_its_time:
         return cell.weight * _minutes_of_one(cells, minutes, known)
+    if cell.method in known:
+        first = next(each for each in records if each.method == cell.method)
+        least = SLOWER * known[cell.method]
+        return min(records[first].get("minutes", least), max(minutes, least))
     weights = (min(each.weight, 1.0) for each in cells if (each.fold or 0) == cell.fold)
     return minutes * cell.weight / sum(weights)
 

@@ -63,7 +63,8 @@ def fit_forest(
             if progress.is_warm and needed > seconds:
                 raise UserError(
                     f"a forest needs {duration(needed)} to read the images, but has "
-                    f"{duration(seconds)}. Give more --minutes, or smaller images."
+                    f"{duration(seconds)}. Give more --minutes, in another --workdir, or smaller "
+                    "images."
                 )
     responses, classes = map(np.concatenate, zip(*parts, strict=True))
     if not len(classes):

@@ -254,6 +254,46 @@ def test_a_cheap_fit_leaves_time_for_the_other_methods(mine, tmp_path, monkeypat
     assert "--minutes=4.40" in command
 
 
+@pytest.mark.parametrize(
+    "minutes, took, given",
+    [
+        (10, 2.0, 3.0),  # changed copies are chosen by the minutes, so that both have as many
+        (10, 3.0, 3.0),  # of a fold that the minutes ended
+        (5, 2.0, 2.75),  # all that are left
+        (4.3, 2.0, 2.5),  # a quarter more than the first one took
+    ],
+)
+def test_later_folds_of_a_cheap_method_have_the_minutes_of_its_first_one(
+    mine, tmp_path, monkeypatch, minutes, took, given
+):
+    taking({"few_labels": 60 * took}, monkeypatch)
+    compared = comparing(mine, tmp_path, minutes=minutes)
+    first = {"minutes": 3.0, "seconds": 60 * took, "mIoU": 0.5}
+    (tmp_path / "few_labels_0.json").write_text(json.dumps(first))
+    cells = [Cell("few_labels", 0), Cell("few_labels", 1), Cell("forest", 1)]
+    comparison.run_cells(compared, cells)
+    assert comparison.record_of(compared, cells[1])["minutes"] == pytest.approx(given)
+
+
+def test_a_cheap_method_whose_first_fold_failed_takes_no_more_time(
+    mine, tmp_path, monkeypatch, capsys
+):
+    ran = []
+
+    def run(compared, cell, minutes):
+        ran.append(cell.name)
+        return {"seconds": 60.0, **({"failed": "slow"} if cell.method == "forest" else {})}
+
+    monkeypatch.setattr(comparison, "_run", run)
+    compared = comparing(mine, tmp_path)
+    cells = comparison._cells(("few_labels", "forest", "ddp"), 3, 2)
+    for _ in range(2):
+        comparison.run_cells(compared, cells)
+    folds = ["few_labels_1", "ddp_1", "few_labels_2"]
+    assert ran == ["few_labels_0", "forest_0", "ddp_0", *folds, "forest_0"]
+    assert capsys.readouterr().out.count("is skipped, as the first fold failed") == 4
+
+
 @pytest.mark.parametrize("minutes, noted", [(1, True), (3, True), (30, False)])
 def test_the_announcement_says_where_the_minutes_may_be_too_few(mine, tmp_path, minutes, noted):
     compared = comparing(mine, tmp_path, minutes=minutes)
@@ -426,7 +466,7 @@ def test_a_forest_that_cannot_end_in_time_says_so_early(monkeypatch):
         forest, "_labelled_pixels", lambda *_: (read.append(1), np.zeros(1, np.int32))
     )
     display = Display(quiet=True, clock=lambda: next(clock))
-    with pytest.raises(UserError, match="has 3 min 00 s. Give more --minutes"):
+    with pytest.raises(UserError, match="has 3 min 00 s. Give more --minutes, in another --wo"):
         forest.fit_forest(images, range(30), display, seconds=180.0)
     assert len(read) < 5
 
