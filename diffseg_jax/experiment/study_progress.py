@@ -43,8 +43,14 @@ def file_of_cell(workdir: Path, cell: StudyCell) -> Path:
 
 
 def record_of_cell(workdir: Path, cell: StudyCell) -> dict:
-    """What is known of a cell; {} before it is measured."""
-    return read_object(file_of_cell(workdir, cell))
+    """What is known of a cell; {} before it is measured as it is now.
+
+    Records of earlier versions lack the mode. Their numbers of a cell of corruptions do not count:
+    those of clean images were of the run itself, and others of drawn frost too.
+    """
+    record = read_object(file_of_cell(workdir, cell))
+    unknown = "" if cell.mode == "corruptions" else cell.mode
+    return record if record.get("mode", unknown) == cell.mode else {}
 
 
 def costs_of_study(workdir: Path) -> dict[str, Mapping]:

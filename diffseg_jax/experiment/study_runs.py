@@ -125,13 +125,19 @@ def check_cells(study: Study, cells: Sequence[StudyCell]):
 def write_commands(
     study: Study, cells: Sequence[StudyCell], workdir: Path, costs: Sequence[str]
 ):  # fmt: skip
-    """commands.sh: the command of every run and cell, in their order, and that of the costs."""
-    lines = []
+    """commands.sh: the command of every run and cell, in their order, and that of the costs.
+
+    One that measures several cells stands there once, with their names.
+    """
+    lines, measuring = [], {}
     for run in runs_of(cells):
         lines += [f"# {run.name}", shell_line(command_of_run(study, run, workdir))]
     for cell in cells:
         if cell.mode != "train":
-            lines += [f"# {cell.name}", shell_line(command_of_cell(study, cell, workdir))]
+            line = shell_line(command_of_cell(study, cell, workdir))
+            measuring.setdefault(line, []).append(cell.name)
+    for line, names in measuring.items():
+        lines += [f"# {', '.join(names)}", line]
     if study.costs:
         lines += ["# costs of a prediction", shell_line(costs)]
     write_atomically(workdir / "commands.sh", ("\n".join(lines) + "\n").encode())
@@ -163,7 +169,7 @@ def run_cells_of_study(
         if cell.mode == "train" or "failed" in record:  # numbers that are not collected now stay
             numbers = before.get("numbers", {}) | record.get("numbers", {})
             record |= {"numbers": numbers} if numbers else {}
-        write_json(file_of_cell(workdir, cell), record)
+        write_json(file_of_cell(workdir, cell), {**record, "mode": cell.mode})
         measured()
 
 
@@ -179,8 +185,8 @@ def _measure(study, cell, workdir, failed, ran, say) -> dict:
     """`_measured`; raises UserError for a folder out of reach and for numbers that are missing.
 
     failed  name of a run -> why it failed since the start of the study; those are not tried again
-    ran     folder -> the command that measured there last, and its record; that of the next cell is
-            the same if one of both is of clean images
+    ran     folder -> the command that measured there last, the name of its cell, and its record;
+            that of the next cell is the same if one of both is of clean images
     """
     for run in cell.run.chain:
         reason = failed.get(run.name) or _finish_run(study, run, workdir, say)
@@ -192,8 +198,12 @@ def _measure(study, cell, workdir, failed, ran, say) -> dict:
         command = command_of_cell(study, cell, workdir)
         log = workdir / "logs" / f"{cell.name}.log"
         if folder not in ran or ran[folder][0] != command:
-            ran[folder] = command, record_of_command(command, log, folder, cell.mode, say)
-        record = ran[folder][1]
+            record = record_of_command(command, log, folder, cell.mode, say)
+            ran[folder] = command, cell.name, record
+        _, measured_by, record = ran[folder]
+        if measured_by != cell.name:  # which has the seconds and the log
+            why = {"failed": record["failed"]} if "failed" in record else {}
+            record = {"measured_by": measured_by, **why}
         if "failed" in record:
             return record
     return {**record, **_found(study, cell, folder, workdir)}

@@ -344,6 +344,29 @@ def test_clean_images_are_those_that_are_corrupted_and_differences_have_interval
     assert len(re.findall(r"-\d+\.\d \[-\d+\.\d, -\d+\.\d\] \(1, 40\)", table)) == 2
 
 
+def test_a_command_that_measures_two_cells_is_listed_and_timed_once(studied):
+    _, workdir, commands, _ = studied(**CORRUPTED)
+    read = lambda name: json.loads((workdir / f"cells/{name}-seed0.json").read_text())
+    clean, weak, both = map(read, ("clean", "weak", "both"))
+    assert "seconds" in clean and "seconds" in both and "measured_by" not in clean
+    assert weak["measured_by"] == "clean-seed0"
+    assert not {"seconds", "cpu_seconds", "peak_bytes", "command"} & set(weak)
+    listed = (workdir / "commands.sh").read_text().splitlines()
+    assert len(listed) == 2 * len(commands) and "# clean-seed0, weak-seed0" in listed
+
+
+def test_cells_of_corruptions_that_were_measured_otherwise_are_measured_again(studied):
+    _, workdir, _, _ = studied(**CORRUPTED)
+    table = (workdir / "table.csv").read_bytes()
+    for name, mode in (("clean", {"mode": "train"}), ("both", {})):  # earlier ones wrote no mode
+        other = {"seconds": 1.0, "numbers": {"mIoU": 0.25}, **mode}
+        (workdir / f"cells/{name}-seed0.json").write_text(json.dumps(other))
+    _, _, commands, stopped = studied(**CORRUPTED)
+    assert not stopped and len(commands) == 2
+    assert all("--mode=corruptions" in command for command in commands)
+    assert (workdir / "table.csv").read_bytes() == table
+
+
 def test_the_uncertainty_of_corrupted_images_has_the_names_of_other_results(studied):
     names = ("mIoU", "calibration.ECE", "calibrated.ECE", "ECE", "boundary.mIoU")
     _, workdir, _, stopped = studied(**CORRUPTED, collect=names)
