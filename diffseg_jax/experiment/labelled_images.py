@@ -184,14 +184,15 @@ class OpenedData:
             return f"{why}: the {images} is learned from and measured on; {SEEN}"
         if folds:
             return f"{why}: the {images} are cut into {count} folds, each held out in turn"
-        fold = max(fold_option(self.config, "fold"), 0)
+        fold = fold_option(self.config, "fold")
         names = ", ".join(self.train.names[index] for index in held[:SHOWN_NAMES])
         more = f" and {len(held) - SHOWN_NAMES} others" if len(held) > SHOWN_NAMES else ""
         are, split = "is" if len(held) == 1 else "are", self.config.data.train
-        advice = "" if given else f"; at last, --config.data.val={split} learns from all of them"
+        how = f"--config.data.val={split} with --continue, or in another --workdir,"
+        advice = "" if given or fold != IN_TURN else f"; at last, {how} learns from all of them"
         return (
             f"{why}: {len(held)} of {images} {are} held out, to measure on "
-            f"(fold {fold} of {count}: {names}{more}){advice}"
+            f"(fold {max(fold, 0)} of {count}: {names}{more}){advice}"
         )
 
 

@@ -18,7 +18,7 @@ from diffseg_jax.devices.processes import require_one
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.changed_data import LISTED_IN, VALIDATION, changes_since, listed_in
-from diffseg_jax.experiment.labelled_images import CONTINUED, validation_split
+from diffseg_jax.experiment.labelled_images import CONTINUED, other_validation, validation_split
 from diffseg_jax.experiment.plan import make_plan
 from diffseg_jax.experiment.stages import is_finished, train
 from diffseg_jax.inference.task_report import is_of_learned
@@ -30,6 +30,7 @@ from diffseg_jax.storage.workdir import (
     holds_run_of,
     make_workdir,
     read_results,
+    saved_config,
     stage_directory,
 )
 from diffseg_jax.systems.methods import SYSTEMS
@@ -79,6 +80,13 @@ def continue_run(
         return
     changes = {stage.name: changes_since(stage) for stage in stages}
     if not any(changes.values()):
+        if _holds_out_no_more(config, workdir):
+            plan.log.say(
+                "--continue: the run has learned from all labelled images already; its numbers are "
+                f"in {workdir / 'results.json'}"
+            )
+            plan.log.close()
+            return
         plan.log.say("--continue: the labelled images are those that the run has learned from")
         train(config, workdir, "continue", minutes, begun, track, plan.log.display)
         return
@@ -100,6 +108,12 @@ def _holds_run_before(config, workdir):
     """Whether the workdir holds the run, which may have been measured on other images."""
     cut = ("data.folds", "data.fold") if validation_split(config) else ()  # nothing is cut now
     return holds_run_of(config, workdir, may_differ=("mesh", "data.val", *cut))
+
+
+def _holds_out_no_more(config, workdir):
+    """Whether images are measured that are learned from, and the run measured others."""
+    data, before = config.data, saved_config(workdir).get("data", {})
+    return data.val == data.train != before.get("val") and not other_validation(config)
 
 
 def _ended(stage):
@@ -266,6 +280,9 @@ def _move(workdir):
         place.parent.mkdir(parents=True, exist_ok=True)
         (new / name).rename(place)
     if "config" in moving:  # which earlier versions did not write
-        write_json(workdir / "config.json", moving["config"])
+        config, aside = workdir / "config.json", before / "config.json"
+        if config.exists() and not aside.exists():  # else it was killed after it had written one
+            write_atomically(aside, config.read_bytes())
+        write_json(config, moving["config"])
     (new / MOVING).unlink()
     shutil.rmtree(new)

@@ -64,7 +64,9 @@ def test_without_validation_images_a_fifth_is_held_out_and_recorded(folder):
     assert validation.origin == {"source": "folder", "split": "train", "held_out": True}
     sentence = "no validation images: 4 of 20 labelled images are held out, to measure on (fold 0"
     assert validation.note.startswith(sentence)
-    assert validation.note.endswith("--config.data.val=train learns from all of them")
+    typed = "--config.data.val=train with --continue, or in another --workdir, learns from all"
+    assert f"; at last, {typed} of them" in validation.note
+    assert "at last" not in opened(folder, fold=1).validation(False).note  # refuses data.val=train
     everything = opened(folder, val="train")
     assert sides(everything)[0] == learned | held and not everything.validation(False).held_out
     assert set(record["names"]) == learned and set(record["folds"]["held_out"]) == held

@@ -58,7 +58,7 @@ AFTER = {
     "before_1/corruptions.csv": "old", "before_1/image_counts_train_eval.npz": "old",
     "image_counts_train.npz": "old",
     "before_1/checkpoints/train/8": "old", "before_1/results.json": "old",
-    "before_1/folds/fit/0.npz": "old",
+    "before_1/folds/fit/0.npz": "old", "before_1/config.json": "old",
 }  # fmt: skip
 
 
@@ -94,6 +94,24 @@ def test_a_new_run_takes_the_place_of_the_old_one_wherever_it_is_killed(
     assert files_in(tmp_path) == found
 
 
+def test_the_config_of_the_old_run_outlives_a_kill_after_the_new_one_is_written(
+    tmp_path, monkeypatch
+):
+    write(tmp_path, **{"config.json": "old", "continued__results.json": "new"})
+    more_labels._announce_move(tiny_ddp.get_config(), tmp_path)
+
+    def written(*arguments):
+        workdir.write_json(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(more_labels, "write_json", written)
+    with pytest.raises(KeyboardInterrupt):
+        more_labels._move(tmp_path)
+    monkeypatch.undo()
+    more_labels._move(tmp_path)
+    assert (tmp_path / "before_1/config.json").read_text() == "old"
+
+
 @pytest.fixture
 def finished(tmp_path, monkeypatch):
     """(workdir, run): of a run that held out a fold; run(minutes, **options of data) goes on.
@@ -127,7 +145,7 @@ def finished(tmp_path, monkeypatch):
         with config.unlocked():
             config.data.update(options)
         more_labels.continue_run(config, tmp_path, minutes)
-        return further[-1], "\n".join(said)
+        return (further or [None])[-1], "\n".join(said)
 
     return tmp_path, run
 
@@ -144,6 +162,17 @@ def test_a_network_learns_at_last_from_the_images_that_were_held_out(finished):
     assert json.loads((folder / "before_1/results.json").read_text()) == {"train": RESULT}
     assert json.loads((folder / "config.json").read_text())["data"]["val"] == "train"
     assert run(val="")[0].data.val == ""  # once there are more labels
+
+
+def test_a_run_that_has_learned_from_all_labels_says_so_and_ends(finished, monkeypatch):
+    folder, run = finished
+    monkeypatch.setattr(more_labels, "changes_since", lambda stage: [])
+    before = files_in(folder)
+    assert run(val="train", folds=0) == (
+        None, "--continue: the run has learned from all labelled images already; its numbers are "
+        f"in {folder / 'results.json'}",
+    )  # fmt: skip
+    assert files_in(folder) == before
 
 
 def test_images_that_were_learned_from_are_not_held_out_by_another_fold(finished):
