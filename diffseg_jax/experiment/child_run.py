@@ -23,7 +23,8 @@ def record_of_command(
     """Runs a command: {"seconds", "command", ...}, and why it "failed", if it did.
 
     folder, task  of the lock that it takes: a run that goes on there is waited for. The features
-                  that its fits have kept are removed at its end, as there may be many runs
+                  that its fits have kept are removed once it has ended or failed, as there may be
+                  many runs
     others        as of `run_watched`
     """
     while True:
@@ -36,9 +37,9 @@ def record_of_command(
         "seconds": time.perf_counter() - begun, "command": shell_line(command),
         "cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_bytes": usage.ru_maxrss * MAXRSS_UNIT,
     }  # fmt: skip
+    shutil.rmtree(folder / FIT_FEATURES, ignore_errors=True)
     if status:
         return {**record, "failed": last.removeprefix("error: ") or f"exit code {status}"}
-    shutil.rmtree(folder / FIT_FEATURES, ignore_errors=True)
     return record
 
 

@@ -7,10 +7,9 @@ import jax
 import numpy as np
 
 from diffseg_jax.data.labels import IGNORE
-from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.errors import UserError, counted
+from diffseg_jax.experiment.fit_feature_files import GB, maps_of_fit
 from diffseg_jax.experiment.fit_features import (
-    GB,
     collect,
     extractor,
     features_shown,
@@ -20,7 +19,6 @@ from diffseg_jax.experiment.fit_images import read_masks
 from diffseg_jax.experiment.fit_network import open_backbone, read_classifiers
 from diffseg_jax.experiment.fold_files import folds_in_turn, lacking_folds, write_fold
 from diffseg_jax.experiment.grid_note import describe_grid
-from diffseg_jax.experiment.kept_features import maps_of_fit
 from diffseg_jax.experiment.label_strokes import groups_of
 from diffseg_jax.experiment.labelled_pixels import LabelledPixels
 from diffseg_jax.experiment.planned import StagePlan
@@ -43,11 +41,9 @@ def check_fit(plan: StagePlan):
         read_classifiers(plan)
         _require_files(plan)
         return
-    read = read_masks(plan, plan.task.fit.small_objects, _copies(plan))
+    masks = read_masks(plan, plan.task.fit.small_objects, _copies(plan)).masks
     _require_files(plan)
-    require_memory(plan, jax.eval_shape(plan.task.init, jax.random.key(0)), read.masks)
-    if isinstance(plan.source, Cached):  # whose images in memory cannot change until the fit
-        plan.read_before[_copies(plan)] = read
+    require_memory(plan, jax.eval_shape(plan.task.init, jax.random.key(0)), masks)
 
 
 def _require_files(plan):
@@ -86,13 +82,12 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | N
     saved = {} if step is None else checkpoints.meta(step)
     extract = extractor(plan)
     copies = saved.get("copies", _copies(plan))
-    read = plan.read_before.pop(copies, None) or read_masks(plan, fit.small_objects, copies)
+    read = read_masks(plan, fit.small_objects, copies)
     if read.empty:
         plan.log.say(read.empty)
     with plan.log.progress(f"{plan.name}: looks for its features in files"):
         files = maps_of_fit(plan, frozen, extract, read)
     if budget and step is None:
-        plan.log.say(f"{plan.name}: measures the features of an image")
         copies = _copies_in_time(plan, budget, frozen, read.shown, extract, files)
         rows = np.flatnonzero(read.shown[:, 1] <= copies)
         read, files = read.of(rows), files and files.of(rows)
@@ -103,7 +98,7 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | N
         need = require_memory(plan, frozen, masks)
     originals = len({index for index, _ in kept})
     copies = f" and {len(kept) - originals} changed copies" if len(kept) > originals else ""
-    lacking = files.lacking() if files else len(kept)
+    lacking = len(files.lacking()) if files else len(kept)
     found = f"; those of {len(kept) - lacking} are in files" if lacking < len(kept) else ""
     plan.log.say(
         f"{plan.name}: from {plan.start}; reads features of {counted(originals, 'image')}{copies}, "
@@ -111,8 +106,6 @@ def fit_stage(plan: StagePlan, checkpoints: StageCheckpoints, budget: Budget | N
     )
     with features_shown(plan, kept) as progress:
         features = collect(plan, frozen, kept, extract, progress, files)
-    if files:
-        files.finish(lacking)
     names = plan.evaluation.source.labels.names
     for sentence in describe_grid(features, masks, names, plan.task):
         plan.log.say(f"{plan.name}: {sentence}")
@@ -201,12 +194,15 @@ def _copies_in_time(plan, budget, frozen, kept, extract, files) -> int:
 
     files  of features, whose reading takes no time; None for none
     """
-    few = kept[: 2 * plan.mesh.size]
+    lacking = files.lacking() if files else range(len(kept))
+    if not lacking:
+        return _copies(plan)
+    plan.log.say(f"{plan.name}: measures the features of an image")
+    few = np.resize(lacking[: 2 * plan.mesh.size], 2 * plan.mesh.size)  # the first ones compile
     with features_shown(plan, few) as progress:
-        collect(plan, frozen, few, extract, progress)
-    computed = files.lacking() / len(kept) if files else 1
-    images = max(round(len({index for index, _ in kept}) * computed), 1)
-    return budget.copies(plan, images, _copies(plan), progress.seconds_each)
+        collect(plan, frozen, kept[few], extract, progress, files and files.of(few))
+    images = len({index for index, _ in kept}) * len(lacking) / len(kept)
+    return budget.copies(plan, max(round(images), 1), _copies(plan), progress.seconds_each)
 
 
 def _shorter(plan, members, recipe, budget, seconds) -> fit_loop.Fit | None:

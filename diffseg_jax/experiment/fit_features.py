@@ -12,11 +12,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from diffseg_jax.devices.mesh import local_rows, to_devices
 from diffseg_jax.display.progress import COMPILES, Progress
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment.fit_images import examples
+from diffseg_jax.experiment.fit_feature_files import GB, KeptMaps
+from diffseg_jax.experiment.fit_images import examples, seeds_of_copies
 from diffseg_jax.experiment.planned import StagePlan
 from diffseg_jax.models.taps import PixelFeatures
 
-GB = 2**30
 MOST_PIXELS = 2**31 - 1  # of a fit, whose positions are i32
 CGROUP = Path("/sys/fs/cgroup")  # of a container, where it has bounds of its own
 
@@ -96,13 +96,13 @@ def extractor(plan) -> Callable:
 
 def collect(
     plan: StagePlan, network: dict, shown: np.ndarray, extract: Callable | None = None,
-    progress: Progress | None = None, kept=None,
+    progress: Progress | None = None, kept: KeptMaps | None = None,
 ) -> PixelFeatures:  # fmt: skip
     """Features of training images, pairs as of `examples`, replicated on every device.
 
     Each device works on one image at a time, and each process reads those of its devices.
     extract, progress  for several calls, a compiled function, and what counts the images
-    kept               their `kept_features.KeptMaps`: maps in files are read, others are written
+    kept               files of their maps: those that are there are read, others are written
     """
     fit, mesh = plan.task.fit, plan.mesh
     extract = extract or extractor(plan)
@@ -136,7 +136,7 @@ def collect(
         for number, row in enumerate(group):
             buffers = put(buffers, one.maps, number, row)
             if kept:
-                kept.write(row, [np.asarray(values[number]) for values in one.maps])
+                kept.write(row, read[number], [values[number] for values in one.maps])
         progress.add(len(group))
     return PixelFeatures(tuple(buffers), one.size, one.covered)
 
@@ -144,15 +144,6 @@ def collect(
 def features_shown(plan, shown) -> Progress:
     what = f"{plan.name}: features"
     return plan.log.progress(what, len(shown), unit="images", first=COMPILES)
-
-
-def seeds_of_copies(seed: int, group: np.ndarray, size: int) -> np.ndarray:
-    """Seeds i32[size] of the noise of some images, pairs as of `examples`: one for each copy.
-
-    That of predictions, `seed` itself, is none of them.
-    """
-    copies = np.resize(group, (size, 2))[:, 1]
-    return ((seed + 1 + copies) % np.iinfo(np.int32).max).astype(np.int32)
 
 
 def _require_alike(plan, name, maps, first):

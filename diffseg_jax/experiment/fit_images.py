@@ -118,7 +118,7 @@ def read_masks(plan: StagePlan, small_objects: int, copies: int = 0) -> Labelled
             if (mask != IGNORE).any():
                 masks.append(mask.astype(np.uint8))
                 kept.append(pair)
-                digests.append(_digest(example))
+                digests.append(digest_of_image(example))
             elif not pair[1]:
                 small = (example["mask"] != IGNORE).any()
                 less = f"no class covers {small_objects} pixels"
@@ -133,6 +133,16 @@ def read_masks(plan: StagePlan, small_objects: int, copies: int = 0) -> Labelled
     return LabelledMasks(np.stack(masks), np.asarray(kept), tuple(digests), empty)
 
 
-def _digest(example) -> bytes:
+def digest_of_image(example: dict) -> bytes:
+    """Of the image of an example as of `examples`, and of the part of it that is no padding."""
     shape, valid = (np.asarray(v, np.int64) for v in (example["image"].shape, example["valid"]))
     return hashlib.sha256(b"".join(v.tobytes() for v in (shape, valid, example["image"]))).digest()
+
+
+def seeds_of_copies(seed: int, group: np.ndarray, size: int) -> np.ndarray:
+    """Seeds i32[size] of the noise of some images, pairs as of `examples`: one for each copy.
+
+    That of predictions, `seed` itself, is none of them.
+    """
+    copies = np.resize(group, (size, 2))[:, 1]
+    return ((seed + 1 + copies) % np.iinfo(np.int32).max).astype(np.int32)

@@ -175,7 +175,8 @@ def _plan_stage(config, name, data, before, workdir, mesh, log) -> StagePlan:
         ),
         examples=config.evaluate.pictures if "evaluate" in config else 0,
         optimizer=optimizer, schedule=schedule, keep_best=_keeps_best(config),
-        workdir=workdir, mesh=mesh, log=log, numbers=numbers,
+        workdir=workdir, mesh=mesh, log=log,
+        numbers={index: number for index, number in numbers.items() if number != index},
     )  # fmt: skip
 
 

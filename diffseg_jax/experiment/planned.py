@@ -93,7 +93,6 @@ class StagePlan:
     reader       the fit that starts from this stage, which learns without labels; None for none
     numbers      index -> the number by which changed copies of that image are drawn for a fit,
                  where that is not the index
-    read_before  changed copies -> what `fit_images.read_masks` found in the check of a fit
     keep_best    whether later stages and the results take its best checkpoint, not the last
     """
 
@@ -122,7 +121,6 @@ class StagePlan:
     log: Log
     reader: "Reader | None" = None
     numbers: Mapping[int, int] = dataclasses.field(default_factory=dict)
-    read_before: dict[int, object] = dataclasses.field(default_factory=dict)
 
     @property
     def directory(self) -> Path:

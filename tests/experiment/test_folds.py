@@ -152,10 +152,11 @@ def test_copies_of_images_stay_as_they_were_when_others_are_labelled(folder, cro
             config.stages.fit.augment.update(variants=1, scale=(0.5, 1.5), photometric=True)
         plan = make_plan(config, workdir).stages[0]
         shown = examples(plan, [(index, 1) for index in plan.indices])
-        return {each["name"]: each["image"].tobytes() for each in shown}, plan.subset
+        return {each["name"]: each["image"].tobytes() for each in shown}, plan
 
-    before, subset = copies(folder, tmp_path / "first")
-    (workdir / "labelled.json").write_text(json.dumps(subset))
+    before, plan = copies(folder, tmp_path / "first")
+    assert plan.numbers == {} and len(plan.subset["numbers"]) == len(plan.indices)
+    (workdir / "labelled.json").write_text(json.dumps(plan.subset))
     for part in ("images", "masks"):  # sorts behind 0
         shutil.copy(more / part / "3.png", more / part / "00.png")
     after = copies(more, workdir)[0]
