@@ -164,7 +164,7 @@ def run(arguments: Sequence[str], begun: float | None = None):
                 f"--{flag} or --mode."
             )
     if not given.config:
-        raise UserError("no config was given. Try --config=configs/ddep_scenes.py.")
+        raise UserError("no config was given. Try --config=configs/ddpm_seg_folder.py.")
     config = read_config(given.config, overrides)
     if not given.workdir and given.mode != "cost":
         raise UserError("no workdir was given. Try --workdir=runs/a.")

@@ -25,7 +25,12 @@ from diffseg_jax.experiment.child_run import record_of_command
 from diffseg_jax.experiment.evaluate import spread
 from diffseg_jax.experiment.fit_images import largest_sides, sizes_before_crop
 from diffseg_jax.experiment.forest import FOREST_EXTRA, forest_result, has_forest_libraries
-from diffseg_jax.experiment.labelled_images import OpenedData, Validation, validation_split
+from diffseg_jax.experiment.labelled_images import (
+    OpenedData,
+    Validation,
+    open_data,
+    validation_split,
+)
 from diffseg_jax.experiment.targets import target_of
 from diffseg_jax.experiment.time_budget import read_budget
 from diffseg_jax.storage.networks import first_has_checkpoint
@@ -174,6 +179,14 @@ class Comparison:
         config = read_config(self.config_file("ddp"), options)
         data = OpenedData(config, {}, target_of(config))
         return Images(data.train, data.learned(False)[0], data.validation(False))
+
+    def require_unlabelled(self, methods: Sequence[str]):
+        """UserError for unlabelled images that a method learns from and that cannot be opened."""
+        for method in methods:
+            if METHODS[method].unlabelled:
+                options = list(self.overrides(method, 0).items())
+                config = read_config(self.config_file(method), options)
+                open_data(config, "unlabelled", config.unlabelled.split)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -360,7 +373,7 @@ def _seconds_of(comparison, cell, record):
 def _title(comparison, cell):
     if cell.fold is None:
         return f"{cell.method}, learns from unlabelled images"
-    fold = f", fold {cell.fold + 1} of {comparison.folds}" if comparison.folds > 1 else ""
+    fold = f", fold {cell.fold} of {comparison.folds}" if comparison.folds > 1 else ""
     return f"{cell.method}{fold}"
 
 

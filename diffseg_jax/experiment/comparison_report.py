@@ -29,6 +29,8 @@ from diffseg_jax.inference.segmenter import load
 from diffseg_jax.storage.paths import write_atomically, write_json
 from diffseg_jax.storage.workdir import make_workdir
 
+FAIR = 240.0  # minutes from which on networks from scratch can be compared, on two cores
+
 
 def compare_methods(comparison: Comparison, methods: Sequence[str]) -> list[dict]:
     """Runs the cells that are missing; leaves table.md, results.json and sheet.png in the workdir.
@@ -39,6 +41,7 @@ def compare_methods(comparison: Comparison, methods: Sequence[str]) -> list[dict
     make_workdir(comparison.workdir)
     with comparison.display.progress("opens the data"):
         images = comparison.images(0)
+        comparison.require_unlabelled(methods)
         claim(comparison)
         methods = available_methods(methods, comparison.display.say)
     cells = cells_of(methods, comparison.folds, comparison.minutes)
@@ -50,9 +53,10 @@ def compare_methods(comparison: Comparison, methods: Sequence[str]) -> list[dict
         failed = next((row["without_numbers"] for row in rows), "nothing was run")
         raise UserError(f"no method has a result ({failed})")
     write_json(comparison.workdir / "results.json", {"rows": rows})
-    table = table_text(rows)
-    write_atomically(comparison.workdir / "table.md", f"{table}\n".encode())
-    comparison.display.say("\n" + lines_of_methods(rows))
+    table, note = table_text(rows), note_of_networks(comparison.minutes, rows)
+    text = "\n\n".join(filter(None, (table, note)))
+    write_atomically(comparison.workdir / "table.md", f"{text}\n".encode())
+    comparison.display.say("\n" + "\n".join(filter(None, (lines_of_methods(rows), note))))
     draw_sheet(comparison, cells, images)
     return rows
 
@@ -142,6 +146,19 @@ def lines_of_methods(rows: Sequence[dict]) -> str:
             before = duration(row["unlabelled_seconds"])
             lines.append(f"{'':25}after {before} without labels, once for all folds")
     return "\n".join(lines)
+
+
+def note_of_networks(minutes: float, rows: Sequence[dict]) -> str:
+    """A sentence about networks that had little time, or ""."""
+    trained = [
+        row["method"] for row in rows if "mIoU" in row and max(METHODS[row["method"]].weight) > 1
+    ]
+    if not trained or minutes >= FAIR:
+        return ""
+    return (
+        f"{', '.join(trained)}: trained in the minutes that were left, which are a small part of "
+        f"what their recipes take; --minutes={FAIR:g} in another --workdir compares them fairly."
+    )
 
 
 def _three_digits(value):

@@ -364,9 +364,9 @@ def report_results(
     if results:
         write_results(order, results, file)
         log.say(target.table(results))
-        pictures = file.parent / "pictures"
-        images = f", images in {pictures}" if pictures.is_dir() else ""
-        ending += f"{main_number(results)}; numbers in {file}{images}"
+        place = run_before(file.parent) or file.parent  # of a run that goes on, once it has ended
+        images = f", images in {place / 'pictures'}" if (file.parent / "pictures").is_dir() else ""
+        ending += f"{main_number(results)}; numbers in {place / file.name}{images}"
     log.say(ending)
     if advice:
         log.say(advice)

@@ -119,9 +119,27 @@ def compared(mine, tmp_path, monkeypatch):
 def test_the_table_has_the_mean_over_folds_and_the_command_goes_on(compared, mine):
     lines, workdir, commands = compared("--minutes=40")
     assert len(commands) == 7  # three folds of both, and the pretraining once
-    assert "| ddp: DDP | 41.0 ± 1.0 | 3 | 40.0 |" in (workdir / "table.md").read_text()
+    table = (workdir / "table.md").read_text()
+    assert "| ddp: DDP | 41.0 ± 1.0 | 3 | 40.0 |" in table
+    note = "ddp, ddep: trained in the minutes that were left, which are a small part"
+    assert note in table
     assert f"--config.data.path={mine}" in lines and "--minutes=40" in lines
     assert all("--minutes=" in command[-1] for command in commands)
+
+
+def test_unlabelled_images_are_opened_before_anything_runs(mine, tmp_path, monkeypatch):
+    compared = comparing(mine, tmp_path, unlabelled=str(tmp_path / "nowhere"))
+    monkeypatch.setattr(comparison_report, "run_cells", lambda *_: pytest.fail("it runs"))
+    with pytest.raises(UserError, match="nowhere"):
+        comparison_report.compare_methods(compared, ["few_labels", "adm"])
+    compared.require_unlabelled(["few_labels", "ddp"])  # which do not read them
+
+
+def test_the_note_of_networks_is_of_those_that_had_little_time():
+    rows = [{"method": name, "mIoU": 0.5} for name in ("few_labels", "ddp")] + [{"method": "adm"}]
+    assert comparison_report.note_of_networks(30.0, rows).startswith("ddp: trained ")
+    assert not comparison_report.note_of_networks(240.0, rows)
+    assert not comparison_report.note_of_networks(30.0, rows[:1])
 
 
 def test_labelled_images_fill_the_crop_of_the_config_that_reads_them(mine, tmp_path):
@@ -179,9 +197,9 @@ def test_methods_keep_their_order_and_run_once_however_they_are_typed(compared):
     assert len(commands) == 7 and commands[0][3].endswith("ddp_0")
 
 
-def comparing(data, workdir, minutes=40, seed=0):
+def comparing(data, workdir, minutes=40, seed=0, unlabelled=""):
     return comparison.Comparison(
-        data=str(data), unlabelled=str(data), minutes=minutes, folds=3, seed=seed,
+        data=str(data), unlabelled=unlabelled or str(data), minutes=minutes, folds=3, seed=seed,
         configs=str(CONFIGS), workdir=workdir, display=Display(),
     )  # fmt: skip
 
