@@ -230,7 +230,7 @@ def test_a_stage_in_a_bucket_is_that_of_a_local_run_also_if_it_resumes(bucket, t
     )
     assert ours == theirs and [step for step, _ in ours] == [3, 6]
     assert sorted(path.name for path in (bucket / "line").iterdir()) == ["3", "6"]
-    assert len([*(bucket / "tensorboard/line").iterdir()]) == 2  # one of each start
+    assert [*(bucket / "tensorboard/line").iterdir()]  # one of each second in which it is started
 
 
 @pytest.mark.slow
