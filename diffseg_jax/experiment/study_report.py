@@ -241,11 +241,11 @@ def _table(study, shown: Mapping, skip: int = 0) -> str:
     shown  labels -> text
     """
     columns = list(study.axes[0].points)[skip:]
-    heads = [study.title(axis.name) for axis in study.axes[1:]] or [""]
+    heads = [study.title(axis.name) for axis in study.axes[1:]]
     head = [*heads, *(f"{study.title(study.axes[0].name)}: {label}" for label in columns)]
     lines = [head]
     for row in itertools.product(*(axis.points for axis in study.axes[1:])):
-        lines.append([*(row or ("",)), *(shown[(column, *row)] for column in columns)])
+        lines.append([*row, *(shown[(column, *row)] for column in columns)])
     return _markdown(lines)
 
 

@@ -163,6 +163,7 @@ def test_a_number_that_cannot_be_collected_takes_none_of_those_that_were_measure
     studied(**ONE)
     _, workdir, _, stopped = studied(**ONE, collect=("mIoU", "calibration.ECC"))
     table = (workdir / "table.md").read_text()
+    assert "\n| run: scratch |\n" in table  # no column for axes that it has not
     assert stopped == 2 and "no number calibration.ECC" in table
     assert re.search(r"mIoU, %\n\n.*\n.*\n.* \(1\) \|", table)
     _, _, commands, stopped = studied(**ONE, collect=("mIoU", "calibration.ECE"))
