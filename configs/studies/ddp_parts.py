@@ -5,9 +5,10 @@ python -m diffseg_jax.study --config=configs/studies/ddp_parts.py:scenes --workd
 Presets: scenes (default), camvid (--config.data.path=camvid) and cityscapes
 (--config.data.path=cityscapes --config.weights=convnext_tiny_1k_224.pth): the same decoder without
 diffusion, with a learned vector in place of the noisy map, and a convolutional head. With code_ in
-front: how labels are encoded, and the scale of the code; schedule_: of the noise; depth_: layers of
-the map decoder. Where points are different networks, table.md also has what a prediction takes:
-parameters, operations, milliseconds, images per second.
+front: how labels are encoded, and the scale of the code, with one seed and a part of the steps but
+on cityscapes; schedule_: of the noise; depth_: layers of the map decoder. Where points are
+different networks, table.md also has what a prediction takes: parameters, operations,
+milliseconds, images per second.
 Published for comparison: Ji et al. (2023), section 4.4. Reverse steps are studied by
 configs/studies/steps.py.
 """
@@ -37,7 +38,7 @@ AXES = {
 def get_study(preset="scenes"):
     axis, _, data = preset.rpartition("_")
     study = dict(
-        about="Parts of DDP, each compared with the published choice in the first column.",
+        about="Parts of DDP; the published choice is first.",
         base="configs/ddp_scenes.py",
         axes=AXES[axis or "diffusion"],
         seeds={"seed": (0,) if axis == "code" else (0, 1)},

@@ -2,8 +2,9 @@
 
 python -m diffseg_jax.study --config=configs/studies/ddpm_seg_blocks.py:scenes --workdir=runs/blocks
 
-One MLP for each output block at each step, all images with the same noise, mean IoU of all classes
-and of small and large ones apart (Baranchuk et al., 2022, section 3). Features are computed once,
+One MLP for each output block at each step, one seed, all images with the same noise, mean IoU of
+all classes and of small and large ones apart, over those that occur (Baranchuk et al., 2022,
+section 3). Features are computed once,
 by --mode=features. Presets: scenes (default), camvid (--config.data.path=camvid
 --config.unlabelled.path=camvid): a small diffusion model that is trained first, for a laptop;
 folder: your own images, with the same options and --config.data.val=val or folds; ffhq34, horse21:
@@ -52,12 +53,10 @@ def get_study(preset="scenes"):
         study["base"] = {
             "camvid": "configs/ddpm_seg_camvid.py:adm", "folder": "configs/ddpm_seg_folder.py:adm",
         }[preset]  # fmt: skip
-        study["options"] |= {"stages.pretrain.steps": 1_500}
-        study["seconds"] |= dict(pretrain=0.9, fit=40, features=120, image=0.5)
+        study["options"] |= {"stages.pretrain.steps": 1_500, "evaluate.images": 0}
+        study["seconds"] |= dict(pretrain=0.9, fit=20, features=120, image=0.5, images=101)
     if preset == "folder":
-        study["options"] |= {
-            "data.count": 0, "evaluate.images": 0, "stages.pretrain.probe.every": 0,
-        }  # fmt: skip
+        study["options"] |= {"data.count": 0, "stages.pretrain.probe.every": 0}
     if published:
         del study["shared"]["pretrain"]
         study["base"] = f"configs/ddpm_seg_published.py:{preset}"

@@ -7,6 +7,10 @@ cityscapes: the strength sigma, fixed or drawn from [0.2, 0.3]; target_scenes, t
 the network predicts, and how noise and image are mixed; widths_scenes, widths_camvid: factors of
 the decoder's widths, with and without pretraining (Brempong et al., 2022). Those of scenes have
 fewer points and steps.
+
+Each point is pretrained once for all seeds. The two formulas differ by a factor of the input, to
+which the first layers of this network are invariant, so at equal strength they learn the same
+function, and a difference between their rows is rounding.
 """
 
 PRESETS = (

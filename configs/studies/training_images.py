@@ -19,13 +19,16 @@ images that a diffusion model, or another generator, drew? Presets:
                  python -m diffseg_jax.synthesise --checkpoint=runs/ddpm_seg_64 --size=64,64 \
                      --output=made/camvid --count=120 --certain=0 --steps=100
   folder     DeepLabV3 on images/real, images/diffusion and images/other, folders of your own
-             (.docs/data.md; images/real has a split val), which .docs/synthetic_data.md makes
+             (.docs/data.md; images/real has a split val); .docs/synthetic_data.md says how the
+             second one is made
   published  the paper's classifiers on the annotated sets of FFHQ-34: real/train and ddpm; give
              --config.data.path=datasets, with weights/ffhq.pt. Images of a GAN with labels of
              people are not published
 
-Images are drawn at the size at which the diffusion model learned: larger ones would measure that it
-never saw any. Every column has the same number of images: 100 of each, which every seed draws anew;
+For scenes and camvid, images are drawn at the size at which the diffusion model learned: larger
+ones would measure that it never saw any; those of your folders should have one size. Every column
+has the same number of images: 100 of each, which every seed draws anew, of 400 or more real ones
+but of some 108 that are made, so that the deviation of these is nearly that of the network alone;
 of published all, so that its seeds differ in the networks only.
 """
 
