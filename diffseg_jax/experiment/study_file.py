@@ -37,7 +37,8 @@ class Study:
     options    {option: value} of all cells that differ from the base
     combined   {labels of a point of every axis: {option: value}}: options that depend on several
                axes, such as the file of a network of one kind for one data set
-    axes       the first one gives the columns of the table, which are compared; others its rows
+    axes       the first one gives the columns of the table, others its rows; along each of them
+               the points are compared with the first one
     seeds      repetitions, whose columns are compared with each other
     shared     stage -> groups of options that it does not read: cells that differ in nothing else
                share one run of it. "seed" is such a group for a stage that is trained once for all

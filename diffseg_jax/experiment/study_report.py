@@ -1,4 +1,4 @@
-"""The table of a study: means over seeds, and differences from the first column with intervals."""
+"""The table of a study: means over seeds, and differences along its axes with intervals."""
 
 import csv
 import dataclasses
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.special import stdtrit
 
 from diffseg_jax.errors import counted
 from diffseg_jax.experiment.prediction_cost import gflop_of
@@ -28,11 +29,11 @@ from diffseg_jax.experiment.study_scores import (
     resampled_scores,
 )
 from diffseg_jax.figures import layout, study_plots
-from diffseg_jax.metrics.image_counts import ImageCounts, read_image_counts, resampled
+from diffseg_jax.metrics.image_counts import read_image_counts
 from diffseg_jax.storage.paths import read_object, write_atomically
 
-DRAWS = 2000  # resamples of an interval
-COVERED = 95  # percent of them that it holds
+DRAWS = 2000  # resamples of the images, for an interval
+COVERED = 95  # percent that an interval is to hold
 IN_PERCENT = ("mIoU", "mAcc", "aAcc")  # numbers that are shown in percent
 COST_COLUMNS = "parameters", "GFLOP", "ms", "images/s"
 
@@ -56,11 +57,11 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How much higher a number is than in the first column.
+    """How much higher a number is than at the first point of an axis.
 
     mean       over the seeds that both have
-    low, high  ends of its interval; None where nothing can be resampled
-    seeds, images  that were resampled; images 0: seeds alone were
+    low, high  ends of its interval; None for one seed whose images cannot be resampled
+    seeds, images  whose chance is in the interval; images 0: that of seeds alone
     """
 
     mean: float
@@ -129,7 +130,7 @@ def study_csv(study: Study, cells: Sequence[StudyCell], workdir: Path) -> str:
 def study_markdown(
     study: Study, groups: Sequence[Group], cells: Sequence[StudyCell], workdir: Path, known: dict
 ) -> str:
-    """The table of every number, the differences of the first, and what is missing.
+    """The table of every number, the differences in the first one, and what is missing.
 
     known  as of `report_study`
     """
@@ -144,8 +145,7 @@ def study_markdown(
         heading = f"## {study.title(path)}{', %' if is_ratio(path) else ''}"
         shown = {labels: _mean(group, path) for labels, group in by_labels.items()}
         parts += [heading, _table(study, shown)]
-    if len(study.axes[0].points) > 1:
-        parts += _differences(study, by_labels, workdir, known)
+    parts += _differences(study, by_labels, workdir, known)
     parts += cost_section(study, by_labels, workdir)
     parts += [*described_sizes(workdir), *kept_features_of(cells, workdir)]
     failed = [(cell, record_of_cell(workdir, cell)) for cell in cells]
@@ -235,16 +235,16 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _table(study, shown: Mapping, skip: int = 0) -> str:
-    """Rows are the points of all axes but the first, columns those of the first without `skip`.
+def _table(study, shown: Mapping, skip: int | None = None) -> str:
+    """Rows are the points of all axes but the first, columns those of the first.
 
     shown  labels -> text
+    skip   index of an axis whose first point is omitted
     """
-    columns = list(study.axes[0].points)[skip:]
+    columns, *rows = (list(axis.points)[index == skip :] for index, axis in enumerate(study.axes))
     heads = [study.title(axis.name) for axis in study.axes[1:]]
-    head = [*heads, *(f"{study.title(study.axes[0].name)}: {label}" for label in columns)]
-    lines = [head]
-    for row in itertools.product(*(axis.points for axis in study.axes[1:])):
+    lines = [[*heads, *(f"{study.title(study.axes[0].name)}: {label}" for label in columns)]]
+    for row in itertools.product(*rows):
         lines.append([*row, *(shown[(column, *row)] for column in columns)])
     return _markdown(lines)
 
@@ -271,30 +271,55 @@ def _rounded(path, value):
 
 
 def _differences(study, by_labels, workdir, known):
-    """The section on differences, a list of paragraphs; those of the same records are `known`."""
-    path, first, cache = study.collect[0], next(iter(study.axes[0].points)), {}
-    shown = {}
-    for labels, group in by_labels.items():
-        pair = group, by_labels[(first, *labels[1:])]
-        key = labels, path, repr([each.records for each in pair])
-        if labels[0] != first and key not in known:
-            known[key] = difference(*pair, path, workdir, cache)
-        shown[labels] = known.get(key)
-    heading = f"## Difference from {study.title(study.axes[0].name)}: {first}"
-    of_images = any(found and found.images for found in shown.values())
-    numbers = ", whose numbers are in parentheses"
-    resampled_of = f"seeds and of validation images{numbers}" if of_images else (
-        f"seeds alone{numbers}; not of validation images, as their counts are not kept for this "
-        "number or they are not the same in both columns"
-    )  # fmt: skip
-    note = (
-        f"Mean over seeds of the paired differences in {study.title(path)} and, in brackets, "
-        f"their {COVERED} % interval: {DRAWS} bootstrap resamples of {resampled_of}. An interval "
-        "without 0 is a difference that is larger than chance among these seeds"
+    """A section for each axis of several points, as paragraphs; `known` as of `report_study`."""
+    path, cache, sections, found = study.collect[0], {}, [], []
+    for index, axis in enumerate(study.axes):
+        first, shown = next(iter(axis.points)), {}
+        for labels, group in by_labels.items():
+            pair = group, by_labels[(*labels[:index], first, *labels[index + 1 :])]
+            if labels[index] == first:
+                continue
+            key = *(each.labels for each in pair), path, repr([each.records for each in pair])
+            if key not in known:
+                known[key] = difference(*pair, path, workdir, cache)
+            shown[labels] = _signed(path, known[key])
+            found += [known[key]] if known[key] else []
+        if shown:
+            heading = f"## Difference from {study.title(axis.name)}: {first}"
+            sections += [heading, _table(study, shown, skip=index)]
+    note = [_note(study.title(path), found)] if found else []
+    return [*sections[:1], *note, *sections[1:]]
+
+
+def _note(title, found):
+    """What the differences and their intervals are; found: every `Difference` of the table."""
+    of_images = any(each.images for each in found)
+    why = (
+        "counts of images are not kept for this number, or the images are not the same for all "
+        "seeds and both cells."
+    )
+    of_seeds = "Student's t over the paired differences"
+    parts = [
+        f"Mean over seeds of the paired differences in {title} and, in brackets, their {COVERED} % "
+        f"interval; in parentheses are the numbers of seeds{' and of images' * of_images}."
+    ]
+    if of_images:
+        parts.append(
+            "The interval joins, as root of the sum of squares, the chance of the validation "
+            f"images ({DRAWS:,} bootstrap resamples, the same for all seeds and both cells) and "
+            f"that of the seeds, if there are several ({of_seeds})."
+        )
+        if not all(each.images for each in found):
+            parts.append(f"Where one number is in parentheses, it is of seeds alone: {why}")
+    else:
+        parts.append(f"The interval is of seeds alone ({of_seeds}), so one seed has none: {why}")
+    parts.append(
+        "An interval without 0 is a difference that is larger than chance among these seeds"
         f"{' and images' * of_images}; with one seed it says nothing about other seeds."
     )
-    signed = {labels: _signed(path, found) for labels, found in shown.items()}
-    return [heading, note, _table(study, signed, skip=1)]
+    if of_images:
+        parts.append("Frames of one video are no independent images: for them it is too narrow.")
+    return " ".join(parts)
 
 
 def _signed(path, found: "Difference | None") -> str:
@@ -320,49 +345,52 @@ def difference(
     """The paired difference of two groups; None where no seed is in both.
 
     cache  of files of counts, for several calls
+
+    The interval joins, as root of the sum of squares, how far two others reach: the percentiles of
+    the mean over the seeds on resamples of the images, and Student's t over the seeds, if there are
+    several: resamples of two or three seeds would all lie close together.
     """
     ours, theirs = group.values(path), first.values(path)
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
         return None
-    mean = statistics.mean(ours[seed] - theirs[seed] for seed in seeds)
+    each = [ours[seed] - theirs[seed] for seed in seeds]
+    mean, count = statistics.mean(each), len(seeds)
     pairs = [(group.records[seed], first.records[seed]) for seed in seeds]
-    counts = _counts_of(pairs, path, workdir, {} if cache is None else cache)
-    rng = np.random.default_rng(0)
-    if counts is None and len(seeds) < 2:
-        return Difference(mean, None, None, len(seeds), 0)
-    if counts is None:
-        drawn = np.repeat([[ours[seed] - theirs[seed] for seed in seeds]], DRAWS, 0)
-        times = resampled(1, len(seeds), DRAWS, rng)[1]
-    else:
-        weights, times = resampled(len(counts[0][0][0].names), len(counts), DRAWS, rng)
-        sizes = class_sizes(workdir)
-        here, there = (
-            resampled_scores(path, each, weights, sizes) for each in zip(*counts, strict=True)
-        )
-        drawn = here - there
-    ends = (100 - COVERED) / 2, (100 + COVERED) / 2
-    resamples = (drawn * times).sum(1) / len(seeds)
-    images = len(counts[0][0][0].names) if counts else 0
-    if np.isnan(resamples).all():
-        return Difference(mean, None, None, len(seeds), images)
-    low, high = map(float, np.nanpercentile(resamples, ends))
-    return Difference(mean, low, high, len(seeds), images)
+    images, drawn = _on_resamples(pairs, path, workdir, {} if cache is None else cache)
+    if not len(drawn) and (images or count < 2):
+        return Difference(mean, None, None, count, images)
+    reach, outside = np.zeros(2), (1 - COVERED / 100) / 2
+    if images:
+        low, high = np.quantile(drawn, (outside, 1 - outside))
+        reach = np.maximum((mean - low, high - mean), 0)
+    if count > 1:
+        of_seeds = stdtrit(count - 1, 1 - outside) * statistics.stdev(each) / count**0.5
+        reach = np.hypot(reach, of_seeds)
+    return Difference(mean, float(mean - reach[0]), float(mean + reach[1]), count, images)
 
 
-def _counts_of(pairs, path, workdir, cache) -> list[tuple[list[ImageCounts], ...]] | None:
-    """The counts of the images of every seed; None unless all were measured on the same images."""
-    if not has_counts(path):
-        return None
+def _on_resamples(pairs, path, workdir, cache) -> tuple[int, np.ndarray]:
+    """The number of images, and the mean difference on those resamples of them that define it.
+
+    (0, []) unless the counts of all pairs are of the same images.
+    """
     files = [tuple(_files_of(each) for each in pair) for pair in pairs]
     used = [file for pair in files for each in pair for file in each or ("",)]
-    if not all(file and (workdir / file).exists() for file in used):
-        return None
+    if not has_counts(path):
+        return 0, np.zeros(0)
     for file in used:
-        if file not in cache:
-            cache[file] = read_image_counts(workdir / file)
-    same = all(cache[file].names == cache[used[0]].names for file in used)
-    return [tuple([cache[f] for f in each] for each in pair) for pair in files] if same else None
+        if (path, file) not in cache:
+            if not file or not (workdir / file).exists():
+                return 0, np.zeros(0)
+            counts, sizes = read_image_counts(workdir / file), class_sizes(workdir)
+            cache[path, file] = counts.names, resampled_scores(path, counts, DRAWS, sizes)
+    names = cache[path, used[0]][0]
+    if not all(cache[path, file][0] == names for file in used):
+        return 0, np.zeros(0)
+    score = lambda each: np.mean([cache[path, file][1] for file in each], 0)
+    drawn = np.mean([score(ours) - score(theirs) for ours, theirs in files], 0)
+    return len(names), drawn[~np.isnan(drawn)]
 
 
 def _files_of(record) -> list[str]:

@@ -1,6 +1,7 @@
 """Mean IoU of the cells of a study on given images, of all classes, or of small or large ones."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from diffseg_jax.experiment.study_file import PAPERS, Study
 from diffseg_jax.experiment.targets import target_of
 from diffseg_jax.metrics import segmentation
 from diffseg_jax.metrics.class_sizes import SIZE_RULE, class_areas, split_by_area
-from diffseg_jax.metrics.image_counts import ImageCounts, mean_iou
+from diffseg_jax.metrics.image_counts import ImageCounts, mean_iou, resampled
 from diffseg_jax.storage.paths import read_object, write_json
 
 SIZES = ("small.mIoU", "large.mIoU")  # numbers that a study can collect beside those of results
@@ -83,17 +84,15 @@ def described_sizes(workdir: Path) -> list[str]:
     return ["## Small and large classes", found["rule"], "\n".join(lines)]
 
 
-def resampled_scores(
-    path: str, counts: Sequence[Sequence[ImageCounts]], weights: np.ndarray, sizes: Mapping
-) -> np.ndarray:  # fmt: skip
-    """The number at a path f64[draws, N] of N cells, on resamples of their images.
+def resampled_scores(path: str, counts: ImageCounts, draws: int, sizes: Mapping) -> np.ndarray:
+    """The number at a path f64[draws] on resamples of the images.
 
-    counts   of the evaluations of each cell, whose mean its number is
-    weights  f64[draws, images], how often each image is in a resample
+    They are the same resamples for all counts of as many images.
     """
+    sums = _weights(len(counts.counts), draws) @ counts.counts.reshape(len(counts.counts), -1)
+    return score_on(path, counts, sums.reshape(-1, *counts.counts.shape[1:]), sizes)
 
-    def scores(each):
-        sums = weights @ each.counts.reshape(len(each.counts), -1).astype(np.float64)
-        return score_on(path, each, sums.reshape(-1, *each.counts.shape[1:]), sizes)
 
-    return np.stack([np.mean([scores(each) for each in parts], 0) for parts in counts], 1)
+@functools.lru_cache(maxsize=1)
+def _weights(images, draws):
+    return resampled(images, draws, np.random.default_rng(0))

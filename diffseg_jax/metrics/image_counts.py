@@ -96,10 +96,7 @@ def mean_iou(
     return np.divide(total, number, out=np.full(np.shape(total), np.nan), where=number > 0)
 
 
-def resampled(images: int, seeds: int, draws: int, rng) -> tuple[np.ndarray, np.ndarray]:
-    """How often each image and each seed is in a resample: f64[draws,images], f64[draws,seeds]."""
-
-    def times(count):
-        return rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
-
-    return times(images), times(seeds)
+def resampled(images: int, draws: int, rng) -> np.ndarray:
+    """How often each image is in a resample: f64[draws, images]."""
+    times = rng.multinomial(images, np.full(images, 1 / images), size=draws)
+    return times.astype(np.float64)
