@@ -110,6 +110,7 @@ def cells_of_study(study: Study) -> list[StudyCell]:
             try:
                 config_of(study, {**kept, **measured})
                 stages = tuple(config_of(study, kept).run) if "run" in kept else tuple(base.run)
+                _require_stages(base, stages)
             except UserError as error:
                 raise UserError(f"cell {' / '.join((*labels, f'seed {seed}'))}: {error}") from None
             run = _run_of(study, kept, stages, labels, seed, runs)
@@ -118,6 +119,14 @@ def cells_of_study(study: Study) -> list[StudyCell]:
             cells.append(StudyCell(labels, seed, run, measured, is_clean))
     _require_own_names(cells)
     return cells
+
+
+def _require_stages(base, stages):
+    """UserError for a run without a stage, and for one that the config does not have."""
+    if not stages:
+        raise UserError(f"run is (), so nothing is trained. Stages: {', '.join(base.stages)}.")
+    for name in stages:
+        require_known(name, base.stages, "stage in run")
 
 
 def _corrupting_options(study) -> dict:

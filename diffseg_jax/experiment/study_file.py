@@ -10,6 +10,7 @@ an option of the base config with its values, or a name with points, each of whi
 """
 
 import dataclasses
+import math
 import runpy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -114,6 +115,7 @@ def read_study(given: str, overrides: Iterable[tuple[str, str | bool]] = ()) -> 
     for name in ("base", "axes"):
         if not values.get(name):
             raise UserError(f'{given} has no "{name}". Compare configs/studies/label_fractions.py.')
+    _require_elements(given, values)
     require_known(values["plot"], PLOTS, "plot")
     axes = tuple(_axis(name, points) for name, points in values["axes"].items())
     for name in values["evaluated"]:
@@ -144,12 +146,34 @@ def _options_with(options, overrides):
     return {key: v for key, v in options.items() if key not in replaced} | overrides
 
 
+def _require_elements(given, values):
+    """UserError for a key that is no text, and for an element of another type than its field's."""
+    fields = [name for name, kind in FIELD_TYPES.items() if kind in (Mapping, tuple)]
+    held = [(name, values[name]) for name in fields if name != "combined"]
+    held += [(name, values[name].values()) for name in ("titles", "made")]
+    for name, elements in held:
+        for each in elements:
+            if not isinstance(each, str):
+                raise UserError(f"{name} of {given} holds {shown(each)}, but it must hold text.")
+    for name, value in values["seconds"].items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 <= value < math.inf:
+            raise UserError(
+                f"seconds of {given} are {shown(value)} at {name}, but they must be a number, 0 or "
+                "more."
+            )
+
+
+def _is_options(value):
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
 def _require_whole(given, values):
     """UserError for fields that lack what others need."""
     if not values["collect"]:
         raise UserError(f'collect of {given} is empty. Name one number or more, as ("mIoU",).')
     for name, groups in values["shared"].items():
-        if not isinstance(groups, (tuple, list)):
+        if not isinstance(groups, (tuple, list)) or not all(isinstance(g, str) for g in groups):
             raise UserError(
                 f"shared of {given} is {shown(groups)} at {name}, but it must be a tuple of groups "
                 'of options, such as ("data", "seed").'
@@ -188,18 +212,27 @@ def _run(given):
 
 def _axis(name, points) -> Axis:
     if isinstance(points, (tuple, list)):
-        points = {_label(value): {name: value} for value in points}
-    if not isinstance(points, Mapping) or not points:
+        pairs = [(_label(value), {name: value}) for value in points]
+    else:
+        pairs = list(points.items()) if isinstance(points, Mapping) else []
+    if not pairs:
         raise UserError(
             f"axis {name} is {shown(points)}, but it must be a tuple of values of that option, or "
             "a dict of names with the options that each sets."
         )
-    for label, options in points.items():
-        if not isinstance(options, Mapping):
+    found = {}
+    for label, options in pairs:
+        if not _is_options(options):
             raise UserError(
                 f"axis {name} sets {shown(options)} at {label}, but it must be a dict of options."
             )
-    return Axis(name, {str(label): dict(options) for label, options in points.items()})
+        if str(label) in found:
+            raise UserError(
+                f"axis {name} has two points that are called {label}. Give points names that "
+                "differ, in a dict of names with the options that each sets."
+            )
+        found[str(label)] = dict(options)
+    return Axis(name, found)
 
 
 def _combined(given, axes, options):
@@ -207,7 +240,7 @@ def _combined(given, axes, options):
     for labels, chosen in options.items():
         whole = isinstance(labels, tuple) and len(labels) == len(axes)
         known = whole and all(label in axis.points for axis, label in zip(axes, labels))
-        if not known or not isinstance(chosen, Mapping):
+        if not known or not _is_options(chosen):
             first = tuple(next(iter(axis.points)) for axis in axes)
             raise UserError(
                 f"combined of {given} is {shown(chosen)} at {shown(labels)}, but it must be a dict "
@@ -223,7 +256,10 @@ def _label(value):
 
 
 def _seeds(values) -> Axis:
-    """Repetition i takes the i-th value of every option."""
+    """Repetition i takes the i-th value of every option.
+
+    Its label is its value of the first option whose values all differ.
+    """
     lengths = {len(each) for each in values.values() if isinstance(each, (tuple, list))}
     if len(lengths) != 1 or not all(isinstance(v, (tuple, list)) for v in values.values()):
         raise UserError(
@@ -231,13 +267,15 @@ def _seeds(values) -> Axis:
             'as {"seed": (0, 1, 2)}.'
         )
     number = lengths.pop()
-    points = {}
-    for index in range(number):
-        options = {key: each[index] for key, each in values.items()}
-        points[_label(next(iter(options.values())))] = options
-    if len(points) < max(number, 1):
-        raise UserError(f"seeds are {shown(values)}, but they must be one or more, all different.")
-    return Axis("seeds", points)
+    labelled = [tuple(map(_label, each)) for each in values.values()]
+    labels = next((each for each in labelled if len(set(each)) == number), ())
+    if not labels:
+        raise UserError(
+            f"seeds are {shown(values)}, but they must be one or more, and the values of one "
+            "option must all differ."
+        )
+    options = [dict(zip(values, each)) for each in zip(*values.values(), strict=True)]
+    return Axis("seeds", dict(zip(labels, options, strict=True)))
 
 
 def _require_own_options(axes, overrides):
