@@ -80,7 +80,7 @@ def _opened(arguments):
     """The flags, the study and its workdir."""
     arguments, overrides = split_overrides(arguments)
     given = make_flags().parse_args(arguments)
-    workdir = open_local(given.workdir, "--workdir", "runs/study")
+    workdir = open_local(given.workdir, "--workdir", "runs/study").resolve()  # runs keep its name
     return given, read_study(given.config, overrides), workdir
 
 

@@ -16,7 +16,7 @@ from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError, require_known
 from diffseg_jax.experiment.corruption_report import CLEAN
 from diffseg_jax.experiment.study_file import Study
-from diffseg_jax.storage.paths import open_path
+from diffseg_jax.storage.paths import open_path, read_object
 from diffseg_jax.storage.similar import similar_path
 
 OF_CORRUPTIONS = "evaluate.corruptions."  # options of --mode=corruptions
@@ -108,13 +108,16 @@ def cells_of_study(study: Study) -> list[StudyCell]:
                 options |= chosen
             kept = {key: value for key, value in options.items() if key not in measured}
             try:
-                config_of(study, {**kept, **measured})
+                config = config_of(study, {**kept, **measured})
                 stages = tuple(config_of(study, kept).run) if "run" in kept else tuple(base.run)
                 _require_stages(base, stages)
             except UserError as error:
                 raise UserError(f"cell {' / '.join((*labels, f'seed {seed}'))}: {error}") from None
             run = _run_of(study, kept, stages, labels, seed, runs)
-            if _are_those_of(study, run, measured):
+            if _corrupts(measured):  # without a stage, the best of the run would be measured
+                stage = find(config, f"{OF_CORRUPTIONS}stage") or study.stage or run.stages[-1]
+                measured |= {f"{OF_CORRUPTIONS}stage": stage}
+            elif _are_those_of(study, run, measured):
                 measured = {}
             cells.append(StudyCell(labels, seed, run, measured, is_clean))
     _require_own_names(cells)
@@ -141,8 +144,6 @@ def _corrupting_options(study) -> dict:
 
 def _are_those_of(study, run, measured):
     """Whether a run measures its network with these options as it ends."""
-    if _corrupts(measured):
-        return False
     configs = [config_of(study, {**run.options, **more}).to_dict() for more in ({}, measured)]
     return configs[0] == configs[1]
 
@@ -397,8 +398,23 @@ def command_of_cell(study: Study, cell: StudyCell, workdir: Path) -> list[str]:
 
 
 def started_options(study: Study, run: Run, workdir: Path, options: Mapping) -> dict:
-    """Options of a run with those that say where its stages start."""
-    return {**options, **_starts(study, run, workdir)}
+    """Options of a run with those that say where its stages start.
+
+    A run that has begun keeps them as they were: earlier versions did not resolve the workdir.
+    """
+    starts = _starts(study, run, workdir)
+    begun = read_object(folder_of_run(workdir, run) / "config.json")
+    for key, now in starts.items():
+        before = functools.reduce(lambda group, name: group.get(name, {}), key.split("."), begun)
+        starts[key] = before if before and _resolved(before) == _resolved(now) else now
+    return {**options, **starts}
+
+
+def _resolved(start):
+    """A start, or feature sources in files, with absolute paths."""
+    if isinstance(start, (tuple, list)):
+        return [_resolved(each) for each in start]
+    return Path(start.removeprefix("files=")).resolve()
 
 
 def _command(study, run, workdir, options, mode=()):
@@ -418,7 +434,9 @@ def _starts(study, run, workdir) -> dict[str, str]:
     if not run.before:
         return {}
     if run.before.mode == "features":
-        kept = folder_of_run(workdir, run.before) / "features"
+        from diffseg_jax.experiment.kept_features import KEPT  # slow imports
+
+        kept = folder_of_run(workdir, run.before) / KEPT
         return {"features.sources": (f"files={kept}",), f"stages.{run.stages[-1]}.start": "weights"}
     config, starts = config_of(study, run.options), {}
     for name in run.stages:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
+
 from diffseg_jax.devices.mesh import find_devices
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.display.console import Display
@@ -27,7 +29,7 @@ from diffseg_jax.experiment.study_progress import (
     record_of_cell,
 )
 from diffseg_jax.experiment.study_report import report_study
-from diffseg_jax.experiment.study_runs import require_same_study
+from diffseg_jax.experiment.study_runs import measured_stage, require_same_study
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.networks import open_network
@@ -55,9 +57,12 @@ def run_costs(
 def keep_costs(study: Study, workdir: Path, display: Display):
     """Measures the costs that are missing, keeps them in costs.json, and reports the study again.
 
-    Raises UserError for the workdir of another study, for one without a measured cell, and while
-    another process measures costs in it.
+    Raises UserError for a study without costs, for the workdir of another study, for one without a
+    measured cell, while another process measures costs in it, and at the end for points that could
+    not be measured.
     """
+    if not study.costs:
+        raise UserError(f"{study.name} shows no costs. Set costs=True in a copy of the file.")
     require_same_study(study, workdir)
     cells = cells_of_study(study)
     if not any(is_measured(record_of_cell(workdir, cell)) for cell in cells):
@@ -68,14 +73,22 @@ def keep_costs(study: Study, workdir: Path, display: Display):
     with locked(workdir, "costs", "--workdir"):
         known = costs_of_study(workdir)
         find_devices()
+        failed = []
         try:
             for cell in _first_of_points(cells, workdir):
                 name = name_of_labels(cell.labels)
-                known[name] = _cost_of_cell(study, cell, workdir, display, known.values())
+                try:
+                    known[name] = _cost_of_cell(study, cell, workdir, display, known.values())
+                except (UserError, jax.errors.JaxRuntimeError) as error:  # such as a full memory
+                    failed.append(f"{name} cannot be measured: {error}")
+                    display.say(failed[-1])
+                    continue
                 write_json(workdir / COSTS_FILE, known)
                 display.say(f"{name}: {_said(known[name])}")
-        finally:  # also those before one that cannot be measured
+        finally:  # also those before a stop
             report_study(study, cells, workdir)
+    if failed:
+        raise UserError(" ".join(failed))
 
 
 def _first_of_points(cells, workdir) -> list[StudyCell]:
@@ -92,7 +105,7 @@ def _cost_of_cell(study, cell, workdir, display, known) -> dict:
     config = config.copy_and_resolve_references()
     check_config(config)
     results = read_json_object(folder / "results.json", "")
-    stage = study.stage or next(reversed(results))
+    stage = measured_stage(study, results)
     (evaluation,) = plan_evaluations(config, folder, [stage], display)
     if evaluation.task.files:
         return {}

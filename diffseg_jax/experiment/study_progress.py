@@ -11,6 +11,7 @@ from diffseg_jax.experiment.study_cells import (
     StudyCell,
     config_of,
     corruptions_of,
+    folder_of_run,
     name_of_labels,
     runs_of,
 )
@@ -30,6 +31,22 @@ def is_measured(record: Mapping) -> bool:
 def has_all_numbers(study: Study, record: Mapping) -> bool:
     """Whether a cell is measured with all numbers that the study collects, also those added."""
     return is_measured(record) and set(study.collect) <= set(record.get("numbers", ()))
+
+
+def runs_needed(cell: StudyCell, workdir: Path) -> list[Run]:
+    """The runs that have to come to their end before a cell can be measured, in their order.
+
+    The record of a run counts while its folder is there. What an ended run started from is not
+    needed any more, but the files of features are that its network reads in an evaluation.
+    """
+    needed = []
+    for run in reversed(cell.run.chain):
+        ended = is_measured(read_object(file_of_run(workdir, run)))
+        if not (ended and folder_of_run(workdir, run).is_dir()):
+            needed.insert(0, run)
+        elif cell.mode == "train" or not run.before or run.before.mode != "features":
+            break
+    return needed
 
 
 def file_of_run(workdir: Path, run: Run) -> Path:
@@ -108,50 +125,55 @@ def seconds_of_costs(study: Study, points: int) -> float:
 
 def seconds_left(study: Study, cells: Sequence[StudyCell], workdir: Path) -> float:
     """About how long the missing cells take, as far as the finished ones say on this machine."""
-    expected, taken, left = 0.0, 0.0, 0.0
+    expected, taken = 0.0, 0.0
     for run in runs_of(cells):
-        about = seconds_of_run(study, run)
         record = read_object(file_of_run(workdir, run))
         if is_measured(record):
-            expected, taken = expected + about, taken + record["seconds"]
-        else:
-            left += about
-    for cell in cells:
-        record = record_of_cell(workdir, cell)
-        left += 0.0 if has_all_numbers(study, record) else seconds_of_cell(study, cell)
+            expected, taken = expected + seconds_of_run(study, run), taken + record["seconds"]
+    runs, missing = _missing(study, cells, workdir)
+    left = sum(seconds_of_run(study, run) for run in runs)
+    left += sum(seconds_of_cell(study, cell) for cell in missing)
     if study.costs:
         left += seconds_of_costs(study, len(points_without_costs(cells, workdir)))
     return left * (taken / expected if expected else 1.0)
 
 
+def _missing(study, cells, workdir) -> tuple[list[Run], list[StudyCell]]:
+    """The cells that are not measured yet, after the runs that they need."""
+    cells = [each for each in cells if not has_all_numbers(study, record_of_cell(workdir, each))]
+    runs = {id(run): run for cell in cells for run in runs_needed(cell, workdir)}
+    return list(runs.values()), cells
+
+
 def listing(study: Study, cells: Sequence[StudyCell], workdir: Path) -> str:
-    """The runs and cells of a study with their expected times, and the total."""
-    lines, total, seen = [], 0.0, set()
+    """The runs and cells of a study with their expected times, and that of all that are missing."""
+    lines, seen = [], set()
+    runs, missing = _missing(study, cells, workdir)
     for number, cell in enumerate(cells, 1):
         for run in cell.run.chain:
             if id(run) not in seen:
                 seen.add(id(run))
-                total += (seconds := seconds_of_run(study, run))
                 stages = ", ".join(run.stages)
                 stages = stages if run.mode == "train" else f"--mode={run.mode}"
-                lines.append(f"     run {run.name} ({stages}), about {duration(seconds)}")
-        total += (seconds := seconds_of_cell(study, cell))
+                about = f"about {duration(seconds_of_run(study, run))}"
+                said = about if run in runs else "has ended"
+                lines.append(f"     run {run.name} ({stages}), {said}")
+        seconds = seconds_of_cell(study, cell)
         more = f", --mode={cell.mode}, about {duration(seconds)}" if seconds else ""
-        done = has_all_numbers(study, record_of_cell(workdir, cell))
-        lines.append(f"{number:>4} {cell.name}{more}{', is measured' if done else ''}")
+        lines.append(f"{number:>4} {cell.name}{more if cell in missing else ', is measured'}")
     if study.costs:
-        total += seconds_of_costs(study, len({cell.labels for cell in cells}))
         seconds = seconds_of_costs(study, len(points_without_costs(cells, workdir)))
         said = f"about {duration(seconds)}" if seconds else "is measured"
         lines.append(f"     costs of a prediction, {said}")
     sizes = [f"{len(axis.points)} of {study.title(axis.name)}" for axis in study.axes]
     sizes.append(counted(len(study.seeds.points), "seed"))
     head = f"{study.name}: {counted(len(cells), 'cell')} ({', '.join(sizes)})"
+    time, begun = _in_all(seconds_left(study, cells, workdir)), len(runs) < len(seen)
     return "\n".join([
         f"{head}, {counted(len(seen), 'run')}",
         *([study.about] if study.about else []),
         *lines,
-        f"in all about {_in_all(total)} on {study.device}",
+        f"about {time} left in all" if begun else f"in all about {time} on {study.device}",
     ])  # fmt: skip
 
 

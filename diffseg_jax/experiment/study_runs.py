@@ -32,6 +32,7 @@ from diffseg_jax.experiment.study_progress import (
     has_all_numbers,
     is_measured,
     record_of_cell,
+    runs_needed,
     seconds_left,
 )
 from diffseg_jax.experiment.study_scores import SIZES, class_sizes, score_on
@@ -41,7 +42,7 @@ from diffseg_jax.storage.paths import read_object, write_atomically, write_json
 from diffseg_jax.storage.workdir import as_json, read_json_object
 
 STUDY_FILE = "study.json"
-AGAIN = ". Remove the run's folder and its record, and run the study again."
+AGAIN = ". Remove the run's folder, and run the study again."
 
 
 def claim_study(study: Study, workdir: Path):
@@ -188,7 +189,7 @@ def _measure(study, cell, workdir, failed, ran, say) -> dict:
     ran     folder -> the command that measured there last, the name of its cell, and its record;
             that of the next cell is the same if one of both is of clean images
     """
-    for run in cell.run.chain:
+    for run in runs_needed(cell, workdir):
         reason = failed.get(run.name) or _finish_run(study, run, workdir, say)
         if reason:
             failed[run.name] = reason
@@ -210,14 +211,13 @@ def _measure(study, cell, workdir, failed, ran, say) -> dict:
 
 
 def _finish_run(study, run, workdir, say) -> str:
-    """Runs a run to its end, if it has not ended; why it failed, or "" if it did not."""
+    """Runs a run to its end; why it failed, or "" if it did not."""
     folder, file = folder_of_run(workdir, run), file_of_run(workdir, run)
     record = read_object(file)
-    if is_measured(record):
-        return ""
     say(f"  runs {run.name}")
     command, begun = command_of_run(study, run, workdir), time.perf_counter()
-    earlier = record.get("seconds", 0.0)  # of starts that did not come to the end
+    # of starts that did not come to the end
+    earlier = 0.0 if is_measured(record) else record.get("seconds", 0.0)
     try:
         log = workdir / "logs" / f"{run.name}.log"
         record = record_of_command(command, log, folder, run.mode, say)
@@ -244,10 +244,7 @@ def _found(study, cell, folder, workdir) -> dict:
         return _of_corruptions(study, cell, folder, workdir)
     suffix = "" if cell.mode == "train" else "_eval"
     results = read_json_object(_present(folder / f"results{suffix}.json"), AGAIN)
-    name = study.stage or next(reversed(results), "")
-    if name not in results:
-        known = ", ".join(results)
-        raise UserError(f"the run has no results of the stage {name}. Stages with some: {known}.")
+    name = measured_stage(study, results)
     counts = folder / f"image_counts_{name}{suffix}.npz"
     of_results = [path for path in study.collect if path not in SIZES]
     numbers, failed = _numbers_at([results[name]], of_results)
@@ -263,6 +260,15 @@ def _found(study, cell, folder, workdir) -> dict:
         write_atomically(kept, counts.read_bytes())
         counts = kept
     return {"numbers": numbers, "image_counts": os.fspath(counts.relative_to(workdir)), **failed}
+
+
+def measured_stage(study: Study, results: Mapping) -> str:
+    """The stage of some results whose numbers a study collects; UserError if it has none."""
+    name = study.stage or next(reversed(results), "")
+    if name not in results:
+        known = ", ".join(results)
+        raise UserError(f"the run has no results of the stage {name}. Stages with some: {known}.")
+    return name
 
 
 def _present(file: Path) -> Path:

@@ -15,6 +15,7 @@ from diffseg_jax.experiment import child_run, labelled_images, study_cells, stud
 from diffseg_jax.experiment.corruption_report import NUMBERS
 from diffseg_jax.experiment.study_cells import (
     cells_of_study,
+    command_of_cell,
     command_of_run,
     config_of,
     require_data,
@@ -124,6 +125,27 @@ def test_a_network_is_measured_with_every_point_of_an_evaluated_axis(write):
     assert modes == {("False", "train"), ("True", "eval")}
 
 
+@pytest.mark.parametrize(
+    ("stage", "typed", "measured"),
+    [("", {}, "finetune"), ("scratch", {}, "scratch"),
+     ("", {"evaluate.corruptions.stage": "scratch"}, "scratch")],
+)  # fmt: skip
+def test_corrupted_images_are_measured_with_the_stage_of_the_table(write, stage, typed, measured):
+    options = {"run": ("scratch", "finetune"), **typed}
+    axes = {"corruption": {"clean": {}, "fog": {"evaluate.corruptions.types": ("fog",)}}}
+    one = read_study(write(axes=axes, evaluated=("corruption",), options=options, stage=stage))
+    for cell in cells_of_study(one):
+        command = command_of_cell(one, cell, ROOT)
+        assert f"--config.evaluate.corruptions.stage={measured}" in command
+
+
+def test_repetitions_are_called_by_the_first_option_whose_values_differ(write):
+    seeds = {"seed": (0, 0, 0), "data.subset_seed": (4, 5, 6)}
+    cells = cells_of_study(read_study(write(seeds=seeds)))
+    assert list(dict.fromkeys(cell.seed for cell in cells)) == ["4", "5", "6"]
+    assert len(runs_of(cells)) == 1 + 12
+
+
 @pytest.mark.parametrize(("step", "in_all"), [(1000, "2.86 hours"), (100, "52 min")])
 def test_the_list_has_every_cell_and_the_time_of_all(step, in_all, write, tmp_path, capsys):
     seconds = dict(start=100, pretrain=step, finetune=10, scratch=20, image=1, images=50)
@@ -166,7 +188,13 @@ def test_every_study_has_cells_whose_configs_are_right(file, tmp_path, monkeypat
     for preset in presets:
         one = read_study(f"configs/studies/{file.name}:{preset}")
         cells = cells_of_study(one)
-        study_runs.check_cells(one, cells[:: 1 + len(cells) // 8])
+        seen = [set() for _ in (*one.axes, one.seeds)]
+        for cell in cells:  # all labels of every axis
+            labels = *cell.labels, cell.seed
+            if any(label not in each for label, each in zip(labels, seen, strict=True)):
+                study_runs.check_cells(one, [cell])
+                for label, each in zip(labels, seen, strict=True):
+                    each.add(label)
         time = listing(one, cells, tmp_path).split("in all about ")[1]
         most = {"scenes": 15, "camvid": 90}.get(preset.rpartition("_")[2])
         assert most is None or "one CPU core" in time and in_minutes(time) <= most, preset

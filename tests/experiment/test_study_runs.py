@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -22,10 +23,16 @@ from diffseg_jax.experiment import (
     study_scores,
 )
 from diffseg_jax.experiment.corruption_report import counts_file
-from diffseg_jax.experiment.study_cells import cells_of_study, runs_of
+from diffseg_jax.experiment.study_cells import (
+    cells_of_study,
+    command_of_run,
+    folder_of_run,
+    runs_of,
+)
 from diffseg_jax.experiment.study_file import read_study
 from diffseg_jax.metrics.image_counts import ImageCounts, mean_iou
 from diffseg_jax.storage.lock import InUse, locked
+from diffseg_jax.storage.paths import write_json
 from study_case import FIELDS, ONE, ROOT, Runs, counts_of
 
 
@@ -197,6 +204,63 @@ def test_a_run_that_ended_without_a_record_is_the_only_one_that_starts_again(stu
         (workdir / file).unlink()
     _, _, commands, stopped = studied()
     assert not stopped and [Path(command[3]).name for command in commands] == ["DeP-2-seed0"]
+
+
+def test_a_shared_run_whose_folder_was_removed_runs_again_only_for_cells_that_need_it(studied):
+    one = {"seed": (0,), "data.subset_seed": (0,)}
+    _, workdir, _, _ = studied(seeds=one)
+    shutil.rmtree(workdir / "runs" / "pretrain")
+    _, _, commands, stopped = studied(seeds=one)
+    assert not stopped and not commands
+    _, _, commands, stopped = studied()
+    assert not stopped and [Path(command[3]).name for command in commands].count("pretrain") == 1
+    assert len(commands) == 1 + 4
+
+
+@pytest.mark.parametrize(("removed", "again"), [((), []), (("features",), ["features"])])
+def test_an_evaluation_needs_files_of_features_and_not_the_network_that_made_them(
+    studied, removed, again
+):
+    axes = {"evaluate.flip": (False, True)}
+    how = {**BLOCKS, "axes": axes, "evaluated": ("evaluate.flip",), "plot": "lines"}
+    _, workdir, commands, _ = studied(**how)
+    assert len(commands) == 4
+    (workdir / "cells" / "True-seed0.json").unlink()
+    for name in ("pretrain", *removed):
+        shutil.rmtree(workdir / "runs" / name)
+    _, _, commands, stopped = studied(**how)
+    ran = [Path(command[3]).name for command in commands]
+    assert not stopped and ran == [*(["pretrain"] if again else []), *again, "seed0"]
+
+
+def test_another_spelling_of_the_workdir_is_the_same_folder(studied, tmp_path):
+    _, _, first, _ = studied(stops_at=3, workdir=f"../{tmp_path.name}/studied")
+    _, workdir, then, stopped = studied()
+    assert not stopped and len(first) + len(then) == 9
+    starts = f"--config.stages.finetune.start={workdir}/runs/pretrain/checkpoints/pretrain"
+    assert sum(starts in command for command in (*first, *then)) == 4
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_starts_that_it_has(
+    write, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    workdir = tmp_path / "studied"
+    pretrained, kept = "runs/pretrain/checkpoints/pretrain", "runs/features/features"
+    for fields, stored in (
+        ({}, {"stages": {"finetune": {"start": f"studied/{pretrained}"}}}),
+        (BLOCKS, {"features": {"sources": [f"files=studied/{kept}"]}}),
+    ):
+        one = read_study(write(**fields))
+        run = next(cell.run for cell in cells_of_study(one) if cell.run.before)
+        write_json(folder_of_run(workdir, run) / "config.json", stored)
+        for folder, spelled in ((tmp_path, "studied"), (tmp_path / "other", workdir)):
+            monkeypatch.chdir(folder)
+            start = f"--config.features.sources=('files={spelled}/{kept}',)"
+            if not fields:
+                start = f"--config.stages.finetune.start={spelled}/{pretrained}"
+            assert start in command_of_run(one, run, workdir)
 
 
 def test_the_seconds_of_a_run_are_those_of_all_its_starts(studied):
@@ -527,14 +591,32 @@ def test_costs_by_hand_are_measured_again_and_stand_in_the_table(studied, costs,
     assert table.count("| 17.5 |") == 2 and table.count("| 41.2 |") == 1
 
 
+def test_a_point_whose_costs_cannot_be_measured_stops_no_other(studied, costs, monkeypatch, write):
+    _, workdir, _, _ = studied()
+
+    def cost(study, cell, *_):
+        if cell.labels == ("DeP", "2"):
+            raise UserError("there is no checkpoint.")
+        return COST
+
+    monkeypatch.setattr(study_costs, "_cost_of_cell", cost)
+    with pytest.raises(UserError, match=r"^DeP-2 cannot be measured: there is no checkpoint\.$"):
+        study_costs.keep_costs(read_study(write(costs=True)), workdir, Display())
+    assert list(json.loads((workdir / "costs.json").read_text())) == ["none-2", "none-4", "DeP-4"]
+    assert (workdir / "table.md").read_text().count("1,234,567") == 3
+
+
 def test_costs_are_not_measured_in_the_folder_of_another_study_nor_by_two_processes(
     studied, costs, write
 ):
     _, workdir, _, _ = studied()
-    other = read_study(write(options={"stages.finetune.steps": 4}))  # of the same cells
+    with pytest.raises(UserError, match="shows no costs"):
+        study_costs.keep_costs(read_study(write()), workdir, Display())
+    changed = {"stages.finetune.steps": 4}
+    other = read_study(write(options=changed, costs=True))  # of the same cells
     with pytest.raises(UserError, match="holds a study with other options"):
         study_costs.keep_costs(other, workdir, Display())
-    one = read_study(write())
+    one = read_study(write(costs=True))
     with locked(workdir, "costs", "--workdir"), pytest.raises(InUse, match="costs, since"):
         study_costs.keep_costs(one, workdir, Display())
     assert not costs and not (workdir / "costs.json").exists()
@@ -550,6 +632,16 @@ def test_the_list_counts_the_costs_that_are_missing(studied, costs, write):
     points = json.loads((workdir / "costs.json").read_text())
     (workdir / "costs.json").write_text(json.dumps(dict(list(points.items())[:3])))
     assert said(workdir) == ["about 17 s"]
+
+
+def test_the_list_counts_the_runs_and_cells_that_are_missing(studied, write):
+    fields = dict(seconds={"start": 60}, seeds={"seed": (0,), "data.subset_seed": (0,)})
+    _, workdir, _, _ = studied(**fields, fails=("DeP-2-seed0",))
+    listed = list_of(read_study(write(**fields)), workdir)
+    assert listed.count("has ended") == 4 and listed.count("is measured") == 3
+    assert "run DeP-2-seed0 (finetune), about" in listed and "in all about" not in listed
+    left = study_progress.seconds_left(read_study(write(**fields)), [], workdir)
+    assert not left and re.search(r"\nabout 1 min left in all$", listed)
 
 
 def list_of(study, workdir):
