@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 from scipy.special import stdtrit
 
+from diffseg_jax.data.corruptions import DRAWN_FROST
 from diffseg_jax.errors import counted
 from diffseg_jax.experiment.prediction_cost import gflop_of
 from diffseg_jax.experiment.steps_study import TIMED
 from diffseg_jax.experiment.study_cells import (
     StudyCell,
+    corruptions_of,
     folder_of_run,
     name_of_labels,
     runs_of,
@@ -23,6 +25,7 @@ from diffseg_jax.experiment.study_cells import (
 from diffseg_jax.experiment.study_file import Study
 from diffseg_jax.experiment.study_progress import costs_of_study, record_of_cell
 from diffseg_jax.experiment.study_scores import (
+    averaged_corruptions,
     class_sizes,
     described_sizes,
     has_counts,
@@ -43,7 +46,7 @@ class Group:
     """The cells of all seeds at one point of the axes, and what is known of them.
 
     labels   of the point
-    records  seed -> record of its cell, of those that are measured
+    records  seed -> record of its cell, where it has numbers; they stay if it failed later
     """
 
     labels: tuple[str, ...]
@@ -140,6 +143,7 @@ def study_markdown(
         f"Base: `{study.base}`. Mean ± standard deviation over seeds (number of seeds). "
         "The commands are in commands.sh, the numbers of all cells in table.csv."
     )
+    parts += [*_of_learned_images(by_labels), *described_corruptions(study, cells)]
     parts += _once_for_all_seeds(cells)
     for path in study.collect:
         heading = f"## {study.title(path)}{', %' if is_ratio(path) else ''}"
@@ -156,6 +160,51 @@ def study_markdown(
     if missing:
         parts.append(f"{counted(missing, 'cell')} of {len(cells)} not measured yet.")
     return "\n\n".join(parts) + "\n"
+
+
+def _of_learned_images(groups) -> list[str]:
+    """A sentence that names the cells without scores of new images; [] where there are none."""
+    names = [
+        name_of_labels((*group.labels, f"seed{seed}"))
+        for group in groups.values()
+        for seed, record in group.records.items()
+        if record.get("held_out") is False
+    ]
+    if not names:
+        return []
+    return [
+        "Measured on images that they learned from, so that their numbers are no scores of new "
+        f"images: {', '.join(names)}."
+    ]
+
+
+def described_corruptions(study: Study, cells: Sequence[StudyCell]) -> list[str]:
+    """The types that numbers of corrupted images are means of, a paragraph for each choice."""
+    found = {}
+    for cell in cells:
+        if cell.mode == "corruptions" and not cell.is_clean:
+            measured = corruptions_of(study, cell)
+            types = tuple(dict.fromkeys(name for name, _ in averaged_corruptions(measured)))
+            drawn = DRAWN_FROST in dict(measured)
+            pairs = zip(study.axes, cell.labels, strict=True)
+            point = " / ".join(label for axis, label in pairs if axis.name in study.evaluated)
+            found.setdefault((types, drawn), {})[point] = None
+    paragraphs = []
+    for (types, drawn), points in found.items():
+        where = f" at {', '.join(points)}" if len(found) > 1 else ""
+        paragraphs.append(
+            f"Numbers of corrupted images{where} are means over {counted(len(types), 'type')}: "
+            f"{', '.join(types)}. {_of_frost(types, drawn)}"
+        )
+    return paragraphs
+
+
+def _of_frost(types, drawn):
+    if DRAWN_FROST in types:
+        return "Its frost is drawn, not of photographs."
+    if drawn:
+        return f"{DRAWN_FROST}, which is drawn, not of photographs, is left out of the mean."
+    return "Its frost is of photographs." if "frost" in types else "Frost is not among them."
 
 
 def _once_for_all_seeds(cells) -> list[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from diffseg_jax.config.files import read_config
 from diffseg_jax.config.schema import differing_lines
-from diffseg_jax.data.corruptions import DRAWN_FROST
 from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError, shown
@@ -35,7 +34,13 @@ from diffseg_jax.experiment.study_progress import (
     runs_needed,
     seconds_left,
 )
-from diffseg_jax.experiment.study_scores import SIZES, class_sizes, score_on
+from diffseg_jax.experiment.study_scores import (
+    SIZES,
+    averaged_corruptions,
+    class_sizes,
+    score_on,
+)
+from diffseg_jax.inference.task_report import is_of_learned
 from diffseg_jax.metrics.image_counts import read_image_counts
 from diffseg_jax.metrics.segmentation import to_number
 from diffseg_jax.storage.paths import read_object, write_atomically, write_json
@@ -237,8 +242,9 @@ def _found(study, cell, folder, workdir) -> dict:
     """The numbers of a cell, and the file of the counts of its images below the study's folder.
 
     There is none of runs of other outputs than labels; for corruptions, there is one of each type
-    and severity. "failed" says why one number could not be collected; the others are there. Raises
-    UserError for results that are missing.
+    and severity. "failed" says why one number could not be collected; the others are there;
+    "held_out" is False where the run learned from the images. Raises UserError for results that are
+    missing.
     """
     if cell.mode == "corruptions":
         return _of_corruptions(study, cell, folder, workdir)
@@ -247,19 +253,20 @@ def _found(study, cell, folder, workdir) -> dict:
     name = measured_stage(study, results)
     counts = folder / f"image_counts_{name}{suffix}.npz"
     of_results = [path for path in study.collect if path not in SIZES]
-    numbers, failed = _numbers_at([results[name]], of_results)
+    numbers, more = _numbers_at([results[name]], of_results)
+    more |= {"held_out": False} if is_of_learned(results[name]) else {}
     if len(of_results) < len(study.collect):
         of_images, sizes = read_image_counts(_present(counts)), class_sizes(workdir)
         sums = of_images.counts.sum(0)
         scores = {path: score_on(path, of_images, sums, sizes) for path in SIZES}
         numbers |= {path: to_number(scores[path]) for path in SIZES if path in study.collect}
     if not counts.exists():
-        return {"numbers": numbers, **failed}
+        return {"numbers": numbers, **more}
     if suffix:  # the next evaluation of the same run writes the same file
         kept = workdir / "cells" / f"{cell.name}.npz"
         write_atomically(kept, counts.read_bytes())
         counts = kept
-    return {"numbers": numbers, "image_counts": os.fspath(counts.relative_to(workdir)), **failed}
+    return {"numbers": numbers, "image_counts": os.fspath(counts.relative_to(workdir)), **more}
 
 
 def measured_stage(study: Study, results: Mapping) -> str:
@@ -297,10 +304,7 @@ def _numbers_at(results, paths) -> tuple[dict, dict]:
 
 
 def _of_corruptions(study, cell, folder, workdir) -> dict:
-    """`_found` of a cell of corruptions: means over its types and severities.
-
-    As in corruptions.md, frost that is drawn does not count, unless it is the only type.
-    """
+    """`_found` of a cell of corruptions: means over its types and severities."""
     content = read_json_object(_present(folder / "corruptions.json"), AGAIN)
     rows = {(row["type"], row["severity"]): row for row in content["cells"]}
     wanted = corruptions_of(study, cell)
@@ -308,16 +312,18 @@ def _of_corruptions(study, cell, folder, workdir) -> dict:
         f"{name} {severity}" for name, severity in wanted if (name, severity) not in rows
     ]:
         raise UserError(f"corruptions.json of {folder} holds no {', '.join(missing)}.")
-    counted = [each for each in wanted if each[0] != DRAWN_FROST] or wanted
-    numbers, failed = _numbers_at([_as_result(rows[each]) for each in counted], study.collect)
+    counted = averaged_corruptions(wanted)
+    numbers, more = _numbers_at([_as_result(rows[each]) for each in counted], study.collect)
+    of_learned = any(map(is_of_learned, read_object(folder / "results.json").values()))
+    more |= {"held_out": False} if of_learned else {}
     files = [counts_file(folder, *each) for each in counted]
     if not all(file.exists() for file in files):  # of an earlier version
-        return {"numbers": numbers, **failed}
+        return {"numbers": numbers, **more}
     kept = [workdir / "cells" / cell.name / file.name for file in files]
     for file, copy in zip(files, kept, strict=True):  # the next cell may measure other images
         write_atomically(copy, file.read_bytes())
     names = [os.fspath(copy.relative_to(workdir)) for copy in kept]
-    return {"numbers": numbers, "image_counts": names, **failed}
+    return {"numbers": numbers, "image_counts": names, **more}
 
 
 def _as_result(row):

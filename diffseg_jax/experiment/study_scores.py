@@ -1,13 +1,14 @@
 """Mean IoU of the cells of a study on given images, of all classes, or of small or large ones."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from diffseg_jax.data.corruptions import DRAWN_FROST
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment.labelled_images import OpenedData
+from diffseg_jax.experiment.labelled_images import OpenedData, used_images
 from diffseg_jax.experiment.study_cells import config_of
 from diffseg_jax.experiment.study_file import PAPERS, Study
 from diffseg_jax.experiment.targets import target_of
@@ -29,13 +30,19 @@ def has_counts(path: str) -> bool:
 def score_on(path: str, counts: ImageCounts, sums: np.ndarray, sizes: Mapping) -> np.ndarray:
     """The number at a path f64[...] of summed counts [..., 4, K]; `has_counts` says of which.
 
-    sizes  {"small", "large"}: names of classes, for SIZES; UserError for one that is not counted
+    sizes  {"small", "large"}: names of classes, for SIZES; UserError where they are missing, and
+           for one that is not counted
     """
     group = path.rpartition(".")[0]
     absent, ignored, chosen = counts.absent, False, None
     if group in PAPERS:
         absent, ignored = segmentation.CONVENTIONS[group]
     elif path in SIZES:
+        if group not in sizes:
+            raise UserError(
+                f"{path} needs {SIZES_FILE}, which cannot be read. The study's command writes it "
+                "again as it starts."
+            )
         chosen = [_index_of(name, counts.classes, path) for name in sizes[group]]
     return mean_iou(sums, absent, counts.unscored, ignored, chosen)
 
@@ -49,21 +56,27 @@ def _index_of(name, classes, path):
     return classes.index(name)
 
 
+def averaged_corruptions(measured: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The types and severities of which a cell's number is the mean.
+
+    As in corruptions.md, frost that is drawn does not count, unless it is the only type.
+    """
+    return [each for each in measured if each[0] != DRAWN_FROST] or list(measured)
+
+
 def keep_class_sizes(study: Study, workdir: Path):
     """class_sizes.json: the small and the large classes of all labelled images, and the rule.
 
-    Only where the study collects one of SIZES, and once.
+    Only where the study collects one of SIZES, and once. A file that cannot be read is replaced.
     """
-    file = workdir / SIZES_FILE
-    if not set(SIZES) & set(study.collect) or file.exists():
+    if not set(SIZES) & set(study.collect) or class_sizes(workdir):
         return
     config = config_of(study, study.options).copy_and_resolve_references()
-    data = OpenedData(config, {}, target_of(config))
-    source, indices = data.train, data.learned(False)[0]
-    names = source.labels.names
+    source = OpenedData(config, {}, target_of(config)).train
+    indices, names = used_images(config, source.names), source.labels.names
     areas = class_areas((source[int(index)]["mask"] for index in indices), len(names))
     groups = split_by_area(areas, names, source.labels.unscored)
-    write_json(file, {
+    write_json(workdir / SIZES_FILE, {
         "rule": SIZE_RULE, "images": len(indices),
         **{group: [names[index] for index in chosen] for group, chosen in groups.items()},
         "areas": {n: segmentation.to_number(area) for n, area in zip(names, areas, strict=True)},
@@ -71,8 +84,11 @@ def keep_class_sizes(study: Study, workdir: Path):
 
 
 def class_sizes(workdir: Path) -> dict:
-    """What `keep_class_sizes` wrote; {} without it."""
-    return read_object(workdir / SIZES_FILE)
+    """What `keep_class_sizes` wrote; {} if there is no such file that can be read."""
+    found = read_object(workdir / SIZES_FILE)
+    groups = [found.get(group) for group in ("small", "large")]
+    whole = isinstance(found.get("rule"), str) and all(isinstance(each, list) for each in groups)
+    return found if whole else {}
 
 
 def described_sizes(workdir: Path) -> list[str]:

@@ -18,23 +18,20 @@ def line_plot(values: Values, titles: Sequence[str], labels: Sequence, title: st
 
     titles, labels  of the axes and their points;  title  of the number
 
-    Whiskers are one standard deviation over seeds, dots the seeds. Axes between the first and the
-    last make lines of their own; a single axis is drawn along x.
+    Whiskers are one standard deviation over seeds, if there are several, dots the seeds. Axes
+    between the first and the last make lines of their own; a single axis is drawn along x.
     """
     figure, panel = _panel((7.5, 4.2))
     inner = labels[-1]
     x, numeric = _positions(inner)
+    is_log = numeric and min(x) > 0 and max(x) > LONG * min(x)
     outer = list(itertools.product(*labels[:-1]))
     for number, names in enumerate(outer):
         each = [values[(*names, label)] for label in inner]
-        _draw_line(panel, x, each, ", ".join(names), number, len(outer))
-    if not numeric:
-        panel.set_xticks(x, inner)
-    else:
-        if min(x) > 0 and max(x) > LONG * min(x):
-            panel.set_xscale("log")
-        panel.set_xticks(x, inner)
-        panel.minorticks_off()
+        _draw_line(panel, _beside(x, number, len(outer), is_log), each, ", ".join(names), number)
+    panel.set_xscale("log" if is_log else "linear")
+    panel.set_xticks(x, inner)
+    panel.minorticks_off()
     panel.set_xlabel(titles[-1], fontsize=9)
     panel.set_title(title, fontsize=10, loc="left")
     if len(labels) > 1:
@@ -45,13 +42,17 @@ def line_plot(values: Values, titles: Sequence[str], labels: Sequence, title: st
     return pixels_of(figure)
 
 
-def _draw_line(panel, x, each, name, number, count):
-    shift = 0.0 if count == 1 else 0.03 * (number - (count - 1) / 2)
-    width = (max(x) - min(x)) / max(len(x) - 1, 1) if len(x) > 1 else 1.0
-    at = np.asarray(x, float) + shift * width
+def _beside(x, number, count, is_log):
+    """x of a line of several, whose whiskers would hide each other: as far apart everywhere."""
+    x = np.log(x) if is_log else np.asarray(x, float)
+    width = (x.max() - x.min()) / (len(x) - 1) if len(x) > 1 else 1.0
+    x = x + 0.03 * (number - (count - 1) / 2) * width
+    return np.exp(x) if is_log else x
+
+
+def _draw_line(panel, at, each, name, number):
     colour = LINES[number % len(LINES)]
-    mean = [np.mean(v) if len(v) else np.nan for v in each]
-    spread = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in each]
+    mean, spread = _mean_and_spread(each)
     style = "-" if number < len(LINES) else "--"
     panel.errorbar(
         at, mean, spread, color=colour, marker="o", markersize=5, linewidth=1.6, capsize=3,
@@ -59,6 +60,12 @@ def _draw_line(panel, x, each, name, number, count):
     )  # fmt: skip
     for position, values in zip(at, each, strict=True):
         panel.plot([position] * len(values), values, ".", color=colour, alpha=0.45, markersize=5)
+
+
+def _mean_and_spread(each):
+    """Means and standard deviations of some numbers each; NaN, which is not drawn, of too few."""
+    mean = [np.mean(values) if len(values) else np.nan for values in each]
+    return mean, [np.std(values, ddof=1) if len(values) > 1 else np.nan for values in each]
 
 
 def _positions(labels) -> tuple[list[float], bool]:
@@ -118,8 +125,7 @@ def _bars_of_one_axis(values, axis, labels, title):
 
 def _draw_bars(panel, at, each, width, name, number):
     """Bars of means with standard deviations, and a dot for each seed."""
-    mean = [np.mean(v) if len(v) else np.nan for v in each]
-    spread = [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in each]
+    mean, spread = _mean_and_spread(each)
     panel.bar(
         at, mean, width, yerr=spread, capsize=2.5, label=name,
         color=LINES[number % len(LINES)], error_kw=dict(linewidth=1.0, ecolor="0.25"),

@@ -368,6 +368,35 @@ def test_drawn_frost_counts_in_the_time_of_a_cell_and_not_in_its_number(write, t
     (tmp_path / "corruptions.json").write_text(json.dumps({"cells": rows}))
     found = [study_runs._found(one, cell, tmp_path, tmp_path) for cell in (whole, frost)]
     assert [each["numbers"]["mIoU"] for each in found] == [0.5, 9.0]
+    assert "held_out" not in found[0]
+    results = {"scratch": {"measured_on": {"held_out": False}}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert study_runs._found(one, whole, tmp_path, tmp_path)["held_out"] is False
+    said = study_report.described_corruptions(one, (whole, frost))
+    assert "images at all are means over 17 types: gaussian_noise, shot_noise, " in said[0]
+    assert said[0].endswith("frost_procedural, which is drawn, not of photographs, is left out of "
+                            "the mean.")  # fmt: skip
+    assert said[1].endswith("means over 1 type: frost_procedural. Its frost is drawn, not of "
+                            "photographs.")  # fmt: skip
+
+
+def test_the_table_names_cells_that_learned_from_the_images_they_are_measured_on(studied):
+    class Learned(Runs):
+        """Has no other images in the cells of two labelled ones."""
+
+        def __call__(self, command, log, say):
+            answer = super().__call__(command, log, say)
+            file = Path(command[3].partition("=")[2]) / "results.json"
+            results = json.loads(file.read_text())
+            for result in results.values():
+                result["measured_on"] = {"held_out": "--config.data.count=2" not in command}
+            file.write_text(json.dumps(results))
+            return answer
+
+    how = dict(axes={"data.count": (2, 4)}, options={"run": ("scratch",)}, seeds={"seed": (0,)})
+    _, workdir, _, _ = studied(**how, runs=Learned)
+    (line,) = re.findall("Measured on images that they .*", (workdir / "table.md").read_text())
+    assert line.endswith("no scores of new images: 2-seed0.")
 
 
 class Corrupted(Runs):
@@ -411,6 +440,7 @@ def test_clean_images_are_those_that_are_corrupted_and_differences_have_interval
     assert found == {"clean": clean, "weak": weak, "both": pytest.approx((weak + strong) / 2)}
     table = (workdir / "table.md").read_text()
     assert len(re.findall(r"-\d+\.\d \[-\d+\.\d, -\d+\.\d\] \(1, 40\)", table)) == 2
+    assert "images are means over 1 type: fog. Frost is not among them.\n" in table
 
 
 def test_a_command_that_measures_two_cells_is_listed_and_timed_once(studied):
@@ -537,6 +567,20 @@ def test_class_sizes_are_those_of_the_labelled_images_of_the_base(write, tmp_pat
     areas = found["areas"]
     largest = max(areas[name] for name in found["small"])
     assert all(areas[name] >= largest for name in found["large"])
+
+
+@pytest.mark.parametrize("damaged", ("", "{", "[]", '{"small": ["sky"]}', '{"rule": 1}'))
+def test_class_sizes_that_cannot_be_read_are_found_again(write, tmp_path, damaged):
+    """Of all labelled images, also of those of a fold that is held out."""
+    one = read_study(write(collect=("small.mIoU",), options={"data.folds": 3}))
+    (tmp_path / "class_sizes.json").write_text(damaged)
+    assert study_scores.described_sizes(tmp_path) == []
+    with pytest.raises(UserError, match="small.mIoU needs class_sizes.json, which cannot be read"):
+        sizes = study_scores.class_sizes(tmp_path)
+        study_scores.score_on("small.mIoU", counts_of(0.5, 0), np.zeros((4, 3)), sizes)
+    study_scores.keep_class_sizes(one, tmp_path)
+    found = study_scores.class_sizes(tmp_path)
+    assert found["images"] == 6 and found["large"]
 
 
 COST = {

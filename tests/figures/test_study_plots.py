@@ -66,6 +66,23 @@ def test_a_grid_of_small_numbers_shows_their_digits(panel):
     assert shown(1000) == ["40.0", "12.0", "25.0", "100.0"]
 
 
+@pytest.mark.parametrize("plot", ("bars", "lines"))
+def test_a_single_seed_has_no_whiskers(panel, plot):
+    axes = panel(plot, {**NUMBERS, ("b", "0.001"): [0.1]})
+    whiskers = [collection.get_segments() for collection in axes.collections]
+    drawn = [s for segments in whiskers for s in segments if len(s) and np.isfinite(s).all()]
+    assert len(drawn) == 1  # of the only point with two seeds
+
+
+def test_lines_lie_side_by_side_on_a_logarithmic_axis(panel):
+    axes = panel("lines", {**NUMBERS, ("b", "0.001"): [0.1]})
+    left, right = (bars.lines[0].get_xdata() for bars in axes.containers)
+    factors = right / left
+    np.testing.assert_allclose(factors, factors[0])
+    assert 1 < factors[0] < 1.3
+    np.testing.assert_allclose(np.sqrt(left * right), [1e-5, 1e-3])
+
+
 def test_lines_over_small_rates_are_drawn_at_their_values(panel):
     axes = panel("lines", {**NUMBERS, ("b", "0.001"): [0.1]})
     assert axes.get_xscale() == "log" and sorted(axes.get_xticks()) == [1e-5, 1e-3]
