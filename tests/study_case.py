@@ -53,7 +53,7 @@ class Runs:
         workdir.mkdir(parents=True, exist_ok=True)
         if options.get("mode") == "features":
             kept = {"passes": 27, "options": {"steps": [1, 3, 5]}}
-            (workdir / "features").mkdir()
+            (workdir / "features").mkdir(exist_ok=True)
             (workdir / "features" / "features.json").write_text(json.dumps(kept))
             return 0, usage, "finished"
         suffix = "" if "mode" not in options else "_eval"

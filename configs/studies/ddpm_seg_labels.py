@@ -47,7 +47,7 @@ def get_study(preset="scenes"):
         study["axes"] = {"data.count": (40, 20, 10)}
         study["options"] |= {"stages.pretrain.steps": 1_500, "evaluate.images": 0}
         study["shared"]["features"] = ("ensemble", "seed", "data.count")
-        study["features"] = {"data.count": 40}          # of each seed's largest subset, not of 367
+        study["features"] = {"data.count": 40}          # of the seeds' largest subsets, not of 367
         study["seconds"] |= dict(pretrain=0.9, fit=120, features=120, image=0.5, images=101)
     if published:
         five = tuple(range(5))

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from diffseg_jax.config.files import find, read_config
+from diffseg_jax.config.files import SUBSET, find, read_config
 from diffseg_jax.config.schema import lacking
 from diffseg_jax.data.corruptions import default_types, require_large_enough
 from diffseg_jax.data.sources import open_source
@@ -30,12 +30,14 @@ class Run:
     before   the run whose stages this one starts from, or whose features it reads; None: it starts
              as the config says
     mode     train or features
+    shared   name of the folder, where runs that keep features of other images share it; "": its own
     """
 
     name: str
     options: Mapping[str, object]
     before: "Run | None" = None
     mode: str = "train"
+    shared: str = ""
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -316,16 +318,26 @@ def _constant_options(study) -> set[str]:
 
 
 def _features_run(study, options, stages, labels, seed, before) -> Run:
-    """The run that keeps the features which a cell with these options and stages reads."""
+    """The run that keeps the features which a cell with these options and stages reads.
+
+    Runs that differ in the choice of labelled images alone add to one folder, so that the features
+    of an image that several of them need, such as a validation image, are computed once.
+    """
     unread = lambda key: key.startswith("stages.") and key.split(".")[1] not in stages
     kept = {
         key: value
         for key, value in options.items()
         if not unread(key) and not any(_is_within(key, each) for each in study.shared["features"])
     }
-    where = [*_labels_that_set(study, labels, kept), *_seed_that_sets(study, seed, kept)]
+    network = before.options if before else {}
+    decisive = {*kept} - {"data.subset_seed", *SUBSET} | {*network}
+    name, shared = (
+        name_of_labels(("features", *_labels_that_set(study, labels, each),
+                        *_seed_that_sets(study, seed, each)))
+        for each in (kept, decisive)
+    )  # fmt: skip
     options = {**kept, **study.features, "run": stages[-1:]}
-    return Run(name_of_labels(("features", *where)), options, before, "features")
+    return Run(name, options, before, "features", shared)
 
 
 def _is_within(key, group):
@@ -381,7 +393,7 @@ def runs_of(cells: Sequence[StudyCell]) -> list[Run]:
 
 def folder_of_run(workdir: Path, run: Run) -> Path:
     """The workdir of a run."""
-    return workdir / "runs" / run.name
+    return workdir / "runs" / (run.shared or run.name)
 
 
 def command_of_run(study: Study, run: Run, workdir: Path) -> list[str]:

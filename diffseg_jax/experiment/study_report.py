@@ -1,5 +1,6 @@
 """The table of a study: means over seeds, and differences along its axes with intervals."""
 
+import collections
 import csv
 import dataclasses
 import io
@@ -13,6 +14,7 @@ from scipy.special import stdtrit
 
 from diffseg_jax.data.corruptions import DRAWN_FROST
 from diffseg_jax.errors import counted
+from diffseg_jax.experiment.kept_features import KEPT
 from diffseg_jax.experiment.prediction_cost import gflop_of
 from diffseg_jax.experiment.steps_study import TIMED
 from diffseg_jax.experiment.study_cells import (
@@ -33,6 +35,7 @@ from diffseg_jax.experiment.study_scores import (
 )
 from diffseg_jax.figures import layout, study_plots
 from diffseg_jax.metrics.image_counts import read_image_counts
+from diffseg_jax.sources.from_files import DESCRIPTION_FILE
 from diffseg_jax.storage.paths import read_object, write_atomically
 
 DRAWS = 2000  # resamples of the images, for an interval
@@ -224,18 +227,21 @@ def _once_for_all_seeds(cells) -> list[str]:
 
 
 def kept_features_of(cells: Sequence[StudyCell], workdir: Path) -> list[str]:
-    """A sentence for each run that kept features: how often its network ran, and who reads them."""
+    """A sentence for each folder of features: how often a network ran, and who reads them."""
+    readers = collections.Counter(
+        folder_of_run(workdir, run.before)
+        for run in runs_of(cells)
+        if run.before and run.before.mode == "features"
+    )
     lines = []
-    for run in runs_of(cells):
-        if run.mode == "features":
-            kept = read_object(folder_of_run(workdir, run) / "features" / "features.json")
-            options = {"steps": (), "draws": 1, **kept.get("options", {})}
-            each = len(options["steps"]) * options["draws"]
-            readers = sum(reader.before is run for reader in runs_of(cells))
-            lines.append(
-                f"{run.name}: {counted(kept.get('passes', 0), 'pass')} of the network, {each} for "
-                f"each image, are read by {counted(readers, 'run')}."
-            )
+    for folder, number in readers.items():
+        kept = read_object(folder / KEPT / DESCRIPTION_FILE)
+        options = {"steps": (), "draws": 1, **kept.get("options", {})}
+        each = len(options["steps"]) * options["draws"]
+        lines.append(
+            f"{folder.name}: {counted(kept.get('passes', 0), 'pass')} of the network, {each} for "
+            f"each image, are read by {counted(number, 'run')}."
+        )
     return lines
 
 

@@ -18,6 +18,7 @@ from diffseg_jax.experiment.study_cells import (
     command_of_cell,
     command_of_run,
     config_of,
+    folder_of_run,
     require_data,
     runs_of,
 )
@@ -234,6 +235,7 @@ def test_features_are_kept_of_the_images_that_the_subsets_hold(monkeypatch):
     kept = [run for run in runs_of(cells_of_study(one)) if run.mode == "features"]
     data = [config_of(one, run.options).data for run in kept]
     assert [(each.count, each.subset_seed) for each in data] == [(40, 0), (40, 1), (40, 2)]
+    assert {folder_of_run(ROOT, run) for run in kept} == {ROOT / "runs/features"}  # in one folder
 
 
 def test_no_two_bars_without_weights_are_the_same(monkeypatch):

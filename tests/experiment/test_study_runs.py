@@ -496,6 +496,30 @@ def test_features_are_kept_once_and_read_by_every_cell(studied):
     assert "27 passes of the network, 3 for each image, are read by 6 runs" in table
 
 
+def test_features_of_several_subsets_are_added_to_one_folder_and_counted_together(studied):
+    shared = {**BLOCKS["shared"], "features": ("seed", "data.count")}
+    seeds = {"seed": (0, 1), "data.subset_seed": (0, 1)}
+    how = dict(axes={"data.count": (2, 3)}, features={"data.count": 3}, plot="lines")
+    _, workdir, commands, stopped = studied(**{**BLOCKS, **how, "shared": shared, "seeds": seeds})
+    keeping = [command for command in commands if "--mode=features" in command]
+    assert not stopped and len(keeping) == 2
+    assert {command[3] for command in keeping} == {f"--workdir={workdir}/runs/features"}
+    lines = (workdir / "table.md").read_text().splitlines()
+    counts = [line for line in lines if "of the network" in line]
+    assert counts == [
+        "features: 27 passes of the network, 3 for each image, are read by 4 runs."
+    ]  # fmt: skip
+
+
+def test_features_of_networks_that_learned_from_other_subsets_are_kept_apart(write):
+    shared = {"pretrain": ("features", "seed", "data.count"), "features": ("seed", "data.count")}
+    how = dict(axes={"data.count": (2, 3)}, features={"data.count": 3}, plot="lines")
+    seeds = {"seed": (0, 1), "data.subset_seed": (0, 1)}
+    one = read_study(write(**{**BLOCKS, **how, "shared": shared, "seeds": seeds}))
+    keeping = [run for run in runs_of(cells_of_study(one)) if run.mode == "features"]
+    assert len({folder_of_run(ROOT, run) for run in keeping}) == len(keeping) > 1
+
+
 def test_the_space_of_kept_features_is_known_before(write):
     one = read_study(write(**BLOCKS))
     (line,) = study_progress.space_of_features(one, cells_of_study(one))
