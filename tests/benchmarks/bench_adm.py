@@ -13,11 +13,6 @@ train_lsun  the same of the LSUN network, 2 images of 256x256
             program; its memory includes the pages of the mapped file, which the system can take
             back at any time. `forward` is the second call. Needs 5 GB where temporary files go
             (TMPDIR)
-
-Measured 2026-11-21 with PyTorch 2.13.0 and jax 0.10.2 on 2 cores (Intel Xeon of family 6, model
-207, with AVX-512), nothing else running, one round, seconds of ours and torch: forward 7.13 and
-9.71, taps 4.14 and 5.03, train 7.66 and 6.89. Files, seconds and MB: write 10.6 and 122, convert
-17.7 and 3349, load 3.5 and 2618, forward 7.8 and 4079.
 """
 
 import functools
@@ -79,7 +74,8 @@ def training_loss(network, params, stats, batch, key):
     """The loss of torch_adm.py, in the form that train_step asks for."""
     import jax.numpy as jnp
 
-    output, _ = network.bind(params, stats)(0.8 * batch["image"] + 0.6 * batch["noise"], batch["t"])
+    noisy = 0.8 * batch["image"] + 0.6 * batch["noise"]
+    output, _ = network.bind(params, stats)(noisy, batch["t"], None, key)  # the key: of dropout
     guess, variance = jnp.split(output, 2, axis=-1)
     loss = jnp.mean((guess - batch["noise"]) ** 2) + 1e-3 * jnp.mean(variance**2)
     return loss, (jnp.float32(1), stats, {})
@@ -95,7 +91,7 @@ def make_step(args):
     if args.what.startswith("train"):
         return training_call(functools.partial(training_loss, network), values, batch)
     run = jax.jit(functools.partial(tapped if args.what == "taps" else predict, network))
-    return lambda: run(values, batch["image"], batch["t"])
+    return functools.partial(run, values, batch["image"], batch["t"])
 
 
 # --- a file of the published size -----------------------------------------------------------------

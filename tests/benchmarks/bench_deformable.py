@@ -6,12 +6,11 @@ One map of 128x256 (an image of 512x1024), 256 channels, 8 heads, 4 points, floa
 around their query, 2.5 cells away on average in each direction (normal).
 
 core        only the sampling, from locations and weights to weighted sums
-attention   with the projections of values, offsets, weights and output, from a query
-forward, both    without gradients, and with all of them
-
-Measured 2026-11-21 with PyTorch 2.13.0 and jax 0.10.2 on 2 cores (Intel Xeon of family 6, model
-207, with AVX-512), nothing else running, two rounds, ms of ours and torch: core forward 75 and 178,
-core both 274 and 582, attention forward 150 and 267, attention both 535 and 712.
+attention   with the projections of values, offsets, weights and output, from a query; ours projects
+            the encoded positions before, since all steps of a prediction share that
+forward     without gradients
+both        with those of all inputs of the sampling, or of query and parameters; in training the
+            positions are projected each time, here as in PyTorch
 """
 
 import sys
@@ -62,7 +61,7 @@ def our_call(args):
         a["kernel_weights"],
     )
     graph, state = nnx.split(module)
-    constants = module.constants(a["positions"])
+    positions, (what, passes) = a["positions"], args.what.split("_")
 
     def core(values, locations, weights):
         return sample_points(values, ((H, W),), locations, weights)
@@ -70,22 +69,22 @@ def our_call(args):
     def attention(state, query, constants):
         return nnx.merge(graph, state)(query, constants, a["reference"], ((H, W),))
 
-    def both(function):
-        def run(dy, *inputs):
-            out, pull = jax.vjp(function, *inputs)
-            return out, pull(dy)
+    def both(dy, positions, *inputs):
+        def trained(state, query):
+            return attention(state, query, nnx.merge(graph, state).constants(positions))
 
-        return run
+        out, pull = jax.vjp(trained if what == "attention" else core, *inputs)
+        return out, pull(dy)
 
-    what, passes = args.what.split("_")
-    function, inputs = (core, (a["values"], a["locations"], a["weights"]))
+    function, inputs = core, (a["values"], a["locations"], a["weights"])
     if what == "attention":
-        function, inputs = attention, (state, a["query"], constants)
-    if passes == "forward":
-        run = jax.jit(function)
-        return lambda: run(*inputs)
-    run = jax.jit(both(function))
-    return lambda: run(a["dy"], *inputs)
+        function, inputs = attention, (state, a["query"])
+        if passes == "forward":
+            inputs += (module.constants(positions),)
+    if passes == "both":
+        function, inputs = both, (a["dy"], positions, *inputs)
+    run = jax.jit(function)
+    return lambda: run(*inputs)
 
 
 # --- PyTorch --------------------------------------------------------------------------------------
@@ -99,7 +98,7 @@ def torch_call(args):
 
     device = torch.get_default_device()
     a = {name: torch.from_numpy(array).to(device) for name, array in draw().items()}
-    dim = HEADS * D
+    dim, size = HEADS * D, torch.tensor([W, H])
     value, out = nn.Linear(dim, dim), nn.Linear(dim, dim)
     offsets, weights = nn.Linear(dim, HEADS * POINTS * 2), nn.Linear(dim, HEADS * POINTS)
     offsets.weight.data = a["kernel_offsets"].T.contiguous()
@@ -115,7 +114,7 @@ def torch_call(args):
 
     def attention(query):
         asking = query + a["positions"]
-        moves = offsets(asking).view(1, -1, HEADS, 1, POINTS, 2) / torch.tensor([W, H])
+        moves = offsets(asking).view(1, -1, HEADS, 1, POINTS, 2) / size
         shares = weights(asking).view(1, -1, HEADS, 1, POINTS).softmax(-1)
         points = a["reference"][:, None, None, None] + moves
         return out(core(value(query).view(1, -1, HEADS, D), points, shares))

@@ -5,11 +5,6 @@ python tests/benchmarks/bench_dino.py --what=one|eight|large
 one     an image of 224x224: the normalised outputs of blocks 2, 5, 8 and 11
 eight   eight of them in one batch
 large   an image of 518x518, for which the table of positions was made
-
-Measured 2026-11-28 with PyTorch 2.14.1 and jax 0.10.2 on 2 cores (AMD EPYC), two rounds with other
-programs running beside them, seconds of ours and torch: one 0.067 and 0.145, eight 0.476 and 1.414,
-large 0.842 and 1.288. PyTorch's threads suffer more from others: CPU seconds of one thread on one
-core were 0.065 and 0.126, 0.66 and 0.97, 0.89 and 0.94.
 """
 
 from random_network import random_values

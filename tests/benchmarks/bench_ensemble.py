@@ -9,7 +9,8 @@ step      one step of all classifiers by the recipe "paper", each with its own 6
 gather    the gathering of a step alone
 fit       the recipe "fast" from start to end, with compilation and checkpoint, for 50 images, at
           most --limit steps. "paper" makes at least four passes over all pixels: 204,800 steps
-heads     ten classifiers on one image of 256x256, from maps to votes and uncertainty
+heads     ten classifiers on one image of 256x256, from maps of float32, as predictions have them,
+          to votes and uncertainty
 --memory  prints the peaks of the complete command with 50 random images and a file of random
           weights as large as the published one: loading, features, the recipe "fast", a
           checkpoint, one prediction; and its peak beyond that of a process that loads the network
@@ -40,8 +41,8 @@ HERE = Path(__file__).parent
 CONFIG = HERE.parents[1] / "configs" / "ddpm_seg_published.py"
 
 
-def random_features(images):
-    """Features with the shapes of the LSUN network: 50 MB per image, on the device."""
+def random_features(images, dtype="float16"):
+    """Features with the shapes of the LSUN network, on the device: 50 MB per image in float16."""
     import jax
     import jax.numpy as jnp
 
@@ -49,9 +50,9 @@ def random_features(images):
 
     def maps_of(key):  # one image at a time limits the memory
         keys = jax.random.split(key, (NOISE_LEVELS, len(TAPS)))
-        draw = lambda key, c, side: jax.random.uniform(key, (1, side, side, c), jnp.float16, -1)
+        draw = lambda key, c, side: jax.random.uniform(key, (1, side, side, c), dtype, -1)
         maps = [draw(key, *tap) for row in keys for key, tap in zip(row, TAPS)]
-        return [values[0] for values in stack(maps, (SIDE, SIDE), dtype=jnp.float16).maps]
+        return [values[0] for values in stack(maps, (SIDE, SIDE), dtype=jnp.dtype(dtype)).maps]
 
     keys = jax.random.split(jax.random.key(0), images)
     maps = jax.jit(functools.partial(jax.lax.map, maps_of))(keys)
@@ -151,7 +152,7 @@ def make_heads(args):
 
     from diffseg_jax.systems.pixel_ensemble import ensemble_maps, make_member
 
-    features, member = random_features(1), make_member(FEATURES, CLASSES, HIDDEN)
+    features, member = random_features(1, "float32"), make_member(FEATURES, CLASSES, HIDDEN)
     members = jax.jit(jax.vmap(member.init))(jax.random.split(jax.random.key(0), MEMBERS))
     run = jax.jit(functools.partial(ensemble_maps, member))
     jax.block_until_ready(members)

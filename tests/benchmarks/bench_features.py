@@ -3,10 +3,6 @@
 python tests/benchmarks/bench_features.py
 
 The default maps of one image of 480x360 in float32. Random weights.
-
-Measured 2026-11-28 with PyTorch 2.14.1 and jax 0.10.2 on 2 cores (AMD EPYC), two rounds with other
-programs running at lower priority: 17.9 ms here, 43.4 and 39.3 (channels last) in PyTorch. The best
-of single runs on the same machine, less busy: 13.8, 32.2 and 18.6.
 """
 
 from random_network import random_values

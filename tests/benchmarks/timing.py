@@ -35,9 +35,10 @@ def jax_program(doc, whats, make, **options):
 
 
 def torch_program(doc, whats, make, **options):
-    """Runs a plain PyTorch program; tensors are made on the device unless they say otherwise.
+    """Runs a plain PyTorch program. What `make` makes is on the device unless it says otherwise.
 
-    On a GPU, products of float32 may use the TF32 of its cores, as jax lets them.
+    What its calls make is not: a default device would slow every operation of them. On a GPU,
+    products of float32 may use the TF32 of its cores, as jax lets them.
     """
     args = arguments(doc, whats, options)
     import torch
@@ -46,12 +47,16 @@ def torch_program(doc, whats, make, **options):
     torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     if gpu:
-        torch.set_default_device("cuda")
         torch.set_float32_matmul_precision("high")
     wait = torch.cuda.synchronize if gpu else lambda: None
     stats = torch.cuda.max_memory_allocated if gpu else lambda: None
     kind = torch.cuda.get_device_name() if gpu else "cpu"
-    _measure(args, make, lambda outputs: wait(), stats, kind, ("torch",))
+
+    def make_on_device(args):
+        with torch.device("cuda" if gpu else "cpu"):
+            return make(args)
+
+    _measure(args, make_on_device, lambda outputs: wait(), stats, kind, ("torch",))
 
 
 def compiled(args, function):
@@ -59,6 +64,13 @@ def compiled(args, function):
     import torch
 
     return torch.compile(function) if args.compile else function
+
+
+def layout(args):
+    """The memory format of maps and kernels that --channels-last asks for."""
+    import torch
+
+    return torch.channels_last if args.channels_last else torch.contiguous_format
 
 
 def autocast(args):
@@ -78,6 +90,7 @@ def arguments(doc, whats, options):
     parser.add_argument("--seconds", type=float, default=2, help="that calls are repeated for")
     parser.add_argument("--threads", type=int, default=0, help="of PyTorch; 0: as many as cores")
     parser.add_argument("--compile", action="store_true", help="PyTorch by torch.compile")
+    parser.add_argument("--channels-last", action="store_true", help="PyTorch's maps as NHWC")
     for name, default in options.items():
         flag = "--" + name.replace("_", "-")
         if isinstance(default, bool):

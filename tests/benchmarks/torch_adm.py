@@ -20,7 +20,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from timing import autocast, compiled, torch_program
+from timing import autocast, compiled, layout, torch_program
 from torch import nn
 
 TAPS = (5, 6, 7, 8, 12)  # output blocks that DDPM-Seg reads
@@ -230,14 +230,16 @@ def make_step(args):
     """The forward pass, taps or train step."""
     sizes, size, batch = WHATS[args.what]
     size, batch = args.size or size, args.batch or batch
-    model, image = ADMUNet(**sizes), torch.rand(batch, 3, size, size) * 2 - 1
+    model = ADMUNet(**sizes).to(memory_format=layout(args))
+    image = torch.rand(batch, 3, size, size) * 2 - 1
     t = torch.randint(1000, (batch,))
     if not args.what.startswith("train"):
         model.eval()
         run = compiled(args, model.taps if args.what == "taps" else model)
         return torch.no_grad()(autocast(args)(partial(run, image, t)))
     noise = torch.randn_like(image)
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4, weight_decay=0.0)
+    options = dict(lr=1e-4, weight_decay=0.0, fused=args.device == "gpu")
+    optimizer = torch.optim.AdamW(model.train().parameters(), **options)
     loss_of = autocast(args)(compiled(args, partial(training_loss, model)))
 
     def step():

@@ -47,15 +47,15 @@ class Attention(nn.Module):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         scores = scores + self.table[self.index].permute(2, 0, 1)
         if self.shift:
-            scores = scores + self.mask(h, w).repeat(batch, 1, 1)[:, None]
+            scores = scores + self.mask(h, w, x.device).repeat(batch, 1, 1)[:, None]
         y = (scores.softmax(-1) @ v).transpose(1, 2).reshape(len(windows), tokens, dim)
         y = joined(self.out(y), batch, h, w)
         if self.shift:
             y = torch.roll(y, (self.shift, self.shift), (1, 2))
         return y[:, :height, :width]
 
-    def mask(self, h, w):
-        at = torch.arange
+    def mask(self, h, w, device):
+        at = partial(torch.arange, device=device)
         region = lambda n: (at(n) >= n - WINDOW).int() + (at(n) >= n - self.shift)
         ids = (3 * region(h)[:, None] + region(w)[None]).float()[None, ..., None]
         ids = split(ids)[..., 0]
@@ -178,7 +178,8 @@ class Encoder(nn.Module):
         depth, lifted = y[:, :BINS].softmax(1), y[:, BINS:]
         volume = depth[:, None] * lifted[:, :, None]  # [6, 80, 118, 32, 88]
         volume = volume.permute(0, 2, 3, 4, 1).reshape(-1, LIFTED)
-        sums = torch.zeros(CELLS * CELLS + 1, LIFTED).index_add_(0, cells.reshape(-1), volume)
+        sums = volume.new_zeros(CELLS * CELLS + 1, LIFTED)
+        sums = sums.index_add_(0, cells.reshape(-1), volume)
         return sums[:-1].reshape(1, CELLS, CELLS, LIFTED).permute(0, 3, 1, 2).contiguous()
 
 

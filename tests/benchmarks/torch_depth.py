@@ -72,7 +72,8 @@ class Depth(nn.Module):
         """f32[1, 3, H, W] and f32[1, 1, H/4, W/4] -> metres f32[1, 1, H, W]."""
         feature, state = self.neck(self.backbone(image)), noise
         for i in range(steps):
-            times = torch.tensor([1 - i / steps, max(1 - (i + 2) / steps, 0.0)])
+            times = [1 - i / steps, max(1 - (i + 2) / steps, 0.0)]
+            times = torch.tensor(times, device=image.device)
             now, after = torch.cos((times + 0.0002) / 1.00025 * math.pi / 2) ** 2
             mixed = self.down(torch.cat([feature, state], dim=1))
             depth = self.head(self.decoder(mixed, times[:1])).relu() + LOW

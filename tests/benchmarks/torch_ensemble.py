@@ -47,11 +47,12 @@ def make_step(args):
     """32 steps of one classifier, whose seconds times MEMBERS / 32 are those of a step of all."""
     rows, classes = torch.randn(ROWS, FEATURES), torch.randint(CLASSES, (ROWS,))
     member = make_member()
-    optimizer = torch.optim.Adam(member.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(member.parameters(), lr=1e-3, fused=args.device == "gpu")
     loss_of = compiled(args, lambda x, y: F.cross_entropy(member(x), y))
 
     def steps():
-        for chosen in torch.randperm(ROWS)[: STEPS_PER_CALL * BATCH].split(BATCH):
+        order = torch.randperm(ROWS, device=rows.device)
+        for chosen in order[: STEPS_PER_CALL * BATCH].split(BATCH):
             loss = loss_of(rows[chosen], classes[chosen])
             optimizer.zero_grad()
             loss.backward()
@@ -87,6 +88,14 @@ def make_heads(args):
     return torch.no_grad()(partial(compiled(args, predict), ensemble, maps))
 
 
+CALLS = dict(step=make_step, heads=make_heads)
+
+
+def make_call(args):
+    """A call in full float32, without the TF32 of GPUs, as our classifiers are computed."""
+    torch.set_float32_matmul_precision("highest")
+    return CALLS[args.what](args)
+
+
 if __name__ == "__main__":
-    calls = dict(step=make_step, heads=make_heads)
-    torch_program(__doc__, calls, lambda args: calls[args.what](args))
+    torch_program(__doc__, CALLS, make_call)

@@ -9,7 +9,7 @@ It needs torch and nothing of this package.
 from functools import partial
 
 import torch
-from timing import compiled, torch_program
+from timing import compiled, layout, torch_program
 from torch import nn
 
 HEIGHT, WIDTH = 360, 480
@@ -76,11 +76,11 @@ class EfficientNetLite0(nn.Module):
 
 def make_step(args):
     """The maps of an image."""
-    form = torch.channels_last if args.channels_last else torch.contiguous_format
+    form = layout(args)
     network = compiled(args, EfficientNetLite0().eval().to(memory_format=form))
     image = (2 * torch.rand(1, 3, HEIGHT, WIDTH) - 1).contiguous(memory_format=form)
     return torch.inference_mode()(partial(network, image))
 
 
 if __name__ == "__main__":
-    torch_program(__doc__, ("maps",), make_step, channels_last=False)
+    torch_program(__doc__, ("maps",), make_step)

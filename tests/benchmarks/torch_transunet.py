@@ -8,7 +8,7 @@ hand: NCHW, attention spelled out, kernels standardised at every call. Arithmeti
 names are those of the public PyTorch TransUNet: its checkpoints load strictly, and both programs
 can be held to the same outputs. Initial values are the framework's.
 
-forward   evaluation mode, no gradients
+forward   evaluation mode, from an image to class probabilities, no gradients
 train     train mode: forward, cross-entropy, backward and Adam for the entire network
 ddep      the decoder learns the noise in the image; the encoder is frozen, without backward pass
 """
@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from timing import autocast, compiled, torch_program
+from timing import autocast, compiled, layout, torch_program
 from torch import nn
 
 SIGMA = 0.22  # noise of `ddep`, for images in [-1, 1]
@@ -204,13 +204,17 @@ def make_step(args):
     """The forward pass or train step."""
     frozen = args.what == "ddep"
     model = TransUNet(size=args.size, outputs=3 if frozen else PUBLISHED["outputs"])
+    model.to(memory_format=layout(args))
     image = torch.rand(args.batch, 3, args.size, args.size) * 2 - 1
     if args.what == "forward":
-        return torch.no_grad()(autocast(args)(partial(compiled(args, model.eval()), image)))
+        probabilities = lambda image: model(image).softmax(1)
+        model.eval()
+        return torch.no_grad()(autocast(args)(partial(compiled(args, probabilities), image)))
     model.train().transformer.train(not frozen).requires_grad_(not frozen)
     labels = torch.randint(model.segmentation_head[0].out_channels, image[:, 0].shape)
     segmentation_loss = lambda model, image: F.cross_entropy(model(image), labels, ignore_index=255)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(learned, lr=1e-4, fused=args.device == "gpu")
     loss_of = partial(denoising_loss if frozen else segmentation_loss, model)
     loss_of = autocast(args)(compiled(args, loss_of))
 
