@@ -5,6 +5,11 @@ python tests/benchmarks [--device=gpu] [--only=adm,ddp_t] [--minutes=8] [--round
 See `driver.py`.
 """
 
-from driver import main
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2]))  # the package need not be installed
+
+from driver import main  # noqa: E402
 
 main()

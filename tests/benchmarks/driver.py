@@ -1,8 +1,9 @@
 """Runs the rows of the benchmark: ours, PyTorch and torch.compile in turn, each in its own process.
 
-Round after round goes through all rows, most important first, until the rounds are made or the
-minutes are over. A row that is not expected to fit is skipped; one that fits no further time, and a
-program that fails or takes too long, are named, and the others go on. benchmark.json and
+A round measures ours and PyTorch of all rows, most important first, and then what else there is:
+torch.compile, and PyTorch with other options. Rounds follow until they are made or the minutes are
+over. What is not expected to fit is skipped; what fits no further time, and a program that fails or
+takes too long, are named, and the others go on. benchmark.json and
 benchmark.md are written after every row. Nothing is downloaded: weights are random, and compiled
 programs are kept for the run alone, so the first call of the first round compiles from nothing, and
 those of later rounds read them.
@@ -16,14 +17,15 @@ its CPU           the same of all processors together, which other programs leng
 host, device      peaks of memory; the first is resident memory with compilation, "+" its rise above
                   the inputs
 FLOP/s            of the row's operations, see `rows.Row`, as a share of the fastest product of two
-                  large matrices of the same dtype in this run
-GB/s              of the bytes that must move, as a share of the fastest copy in this run
+                  large matrices of the same dtype and precision in this run
+B/s               of the bytes that must move, as a share of the fastest copy in this run
 """
 
 import argparse
 import contextlib
 import datetime
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -38,12 +40,14 @@ from pathlib import Path
 
 from rows import PEAKS, ROWS
 
+from diffseg_jax.errors import scaled
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-OURS = "here"
+OURS, PAIR = "here", ("here", "PyTorch")
 CACHES = dict(JAX_COMPILATION_CACHE_DIR="jax", TORCHINDUCTOR_CACHE_DIR="torch")  # of a run
 PATIENCE = 5  # times its expected seconds; a program that takes longer is stopped
-COLUMNS = "row|program|rounds|median (min-max)|PyTorch / here|first|its CPU|host|device|FLOP/s|GB/s"
+COLUMNS = "row|program|rounds|median (min-max)|PyTorch / here|first|its CPU|host|device|FLOP/s|B/s"
 
 
 def main(rows=ROWS, peaks=PEAKS):
@@ -54,9 +58,9 @@ def main(rows=ROWS, peaks=PEAKS):
     report = dict(machine=machine(flags), rows={}, skipped={}, fewer={})
     chosen = with_peaks(rows_of(rows, flags), peaks, flags.device)
     with tempfile.TemporaryDirectory() as scratch:
-        for number in range(flags.rounds):
+        for number, pair in itertools.product(range(flags.rounds), (True, False)):
             for row in chosen:
-                run_row(row, number, flags, scratch, end, report)
+                run_row(row, pair, number, flags, scratch, end, report)
                 write(report, chosen, folder)
     print(markdown(report, chosen))
     print(f"\nwritten to {folder / 'benchmark.json'} and {folder / 'benchmark.md'}")
@@ -94,24 +98,30 @@ def rows_of(rows, flags):
 
 def with_peaks(rows, peaks, device):
     """The rows, after the peaks that their shares are taken of."""
-    dtypes, copies = {row.dtype for row in rows if row.flop}, any(row.bytes for row in rows)
-    needed = lambda peak: peak.dtype in dtypes if peak.flop else copies
+    needed = lambda peak: any(limits(peak, row, unit) for row in rows for unit in ("flop", "bytes"))
     return [*(peak for peak in peaks if device in peak.seconds and needed(peak)), *rows]
+
+
+def limits(peak, row, unit):
+    """Whether a row's share of "flop" or "bytes" is one of that peak."""
+    if not getattr(peak, unit) or not getattr(row, unit):
+        return False
+    alike = peak.dtype == row.dtype and ("cpu" in peak.seconds or peak.exact == row.exact)
+    return alike or unit == "bytes"
 
 
 def machine(flags):
     """What the numbers depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     named = [line for line in lines if "model name" in line]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
+    gpus = "--query-gpu=name,driver_version,memory.total,power.limit", "--format=csv,noheader"
     return dict(
         started=datetime.datetime.now().isoformat(timespec="seconds"),
         command=" ".join(["python tests/benchmarks", *sys.argv[1:]]),
         processor=named[0].split(": ")[1] if named else platform.processor(),
         cores=len(os.sched_getaffinity(0)),
-        commit=commit.stdout.strip(),
+        commit=said("git", "rev-parse", "--short", "HEAD"),
+        gpus=said("nvidia-smi", *gpus).splitlines() if flags.device == "gpu" else [],
         flags={
             name: value for name, value in os.environ.items()
             if name.startswith(("XLA_", "JAX_", "NVIDIA_TF32", "OMP_", "MKL_", "TORCH", "CUDA_"))
@@ -119,6 +129,14 @@ def machine(flags):
         },
         versions={}, devices=[], loads=[],
     )  # fmt: skip
+
+
+def said(program, *options):
+    """What a program prints; "" where it is not installed, or fails."""
+    if not (found := shutil.which(program)):
+        return ""
+    done = subprocess.run([found, *options], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 # ---- programs ----------------------------------------------------------------------------------
@@ -138,47 +156,61 @@ def programs_of(row, flags, scratch):
     if flags.torch_python == sys.executable and not importlib.util.find_spec("torch"):
         return programs | {"PyTorch": "torch is not installed: pip install -e .[bench]"}
     programs["PyTorch"] = torch
-    programs |= {name: [*torch, option] for option, name in row.variants.items()}
-    if flags.compile and not row.name.startswith("input"):
+    for option, name in row.variants.items():
+        if flags.device == "cpu" or not option.startswith("--threads"):
+            programs[name] = [*torch, option]
+    if flags.compile and row.compiles:
         compilers = filter(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))
         missing = "no compiler is installed: g++ or clang++"
         programs["torch.compile"] = [*torch, "--compile"] if any(compilers) else missing
     return programs
 
 
-def run_row(row, number, flags, scratch, end, report):
-    """Adds a round of a row to the report: lines of programs, failures, or why it is skipped."""
-    left, programs = end - time.monotonic(), programs_of(row, flags, scratch)
-    found = report["rows"].get(row.name)
-    expected = found["took"] if found else row.seconds[flags.device] * len(programs)
-    if expected > left or (number and not found):
-        why = f"expected to take {expected:.0f} s, when {max(left, 0):.0f} s were left"
-        if not number:
-            report["skipped"][row.name] = why
-        elif found and row.name not in report["fewer"]:
-            report["fewer"][row.name] = f"{number} of {flags.rounds} rounds; the next was {why}"
+def run_row(row, pair, number, flags, scratch, end, report):
+    """Adds a round of a row to the report: lines of programs, failures, or why it is skipped.
+
+    pair  whether of ours and PyTorch, or of its other programs
+    """
+    found = report["rows"].get(row.name, dict(lines={}, failed={}, took={}))
+    programs = {
+        name: command for name, command in programs_of(row, flags, scratch).items()
+        if (name in PAIR) == pair and name not in found["failed"]
+        and (name in found["took"] or not number)
+    }  # fmt: skip
+    if not programs or not (pair or found["took"]):
         return
-    found = found or dict(lines={name: [] for name in programs}, failed={})
-    report["rows"][row.name], start = found, time.monotonic()
+    expected = sum(
+        found["took"].get(name, row.seconds[flags.device])
+        for name, command in programs.items() if not isinstance(command, str)
+    )  # fmt: skip
+    if expected > (left := end - time.monotonic()):
+        what = row.name if pair else f"{row.name}, {', '.join(programs)}"
+        why = f"expected to take {expected:.0f} s, when {max(left, 0):.0f} s were left"
+        if number:
+            why = f"{number} of {flags.rounds} rounds; the next was {why}"
+        report["fewer" if number else "skipped"].setdefault(what, why)
+        return
+    report["rows"][row.name] = found
     for name, command in programs.items():
-        if name in found["failed"]:
-            continue
         if isinstance(command, str):
             found["failed"][name] = command
             continue
         limit = min(end - time.monotonic(), max(30, PATIENCE * row.seconds[flags.device]))
+        start = time.monotonic()
         line = call(command, limit, scratch)
         shown = line.get("failed") or f"{in_words(statistics.median(line['seconds']))}"
         print(f"{row.name}, {name}: {shown}", flush=True)
         if "failed" in line:
             found["failed"][name] = line["failed"]
             continue
-        found["lines"][name].append(line)
+        # a later round reads what the first call of the first one compiled
+        cold = 0 if number else max(0, line["first"] - max(line["seconds"]))
+        found["took"][name] = time.monotonic() - start - cold
+        found["lines"].setdefault(name, []).append(line)
         report["machine"]["versions"].update(line.pop("versions", {}))
         report["machine"]["loads"].append(line["load"])
         if line.get("device") not in report["machine"]["devices"]:
             report["machine"]["devices"].append(line.get("device"))
-    found["took"] = time.monotonic() - start
 
 
 def call(command, limit, scratch):
@@ -226,13 +258,13 @@ def summaries(report, chosen):
     table = {}
     for row in chosen:
         lines = report["rows"].get(row.name, {}).get("lines", {})
-        table[row.name] = {name: summary(row, each) for name, each in lines.items() if each}
+        table[row.name] = {name: summary(row, name, each) for name, each in lines.items()}
     peaks = [row for row in chosen if row.name.startswith(("product", "copy"))]
     for unit in ("flop", "bytes"):
         for row in chosen:
             best = max((
                 getattr(peak, unit) / found["min"]
-                for peak in peaks if peak.dtype == row.dtype or unit == "bytes"
+                for peak in peaks if limits(peak, row, unit)
                 for found in table[peak.name].values()
             ), default=0)  # fmt: skip
             for found in table[row.name].values():
@@ -245,7 +277,8 @@ def summaries(report, chosen):
     return table
 
 
-def summary(row, lines):
+def summary(row, name, lines):
+    flop = row.flop if name == OURS else row.torch_flop or row.flop
     seconds = [second for line in lines for second in line["seconds"]]
     most = lambda key: max((line.get(key) or 0 for line in lines), default=0)
     median = statistics.median(seconds)
@@ -253,7 +286,7 @@ def summary(row, lines):
         rounds=len(lines), calls=len(seconds), median=median, min=min(seconds), max=max(seconds),
         first=lines[0]["first"], first_again=min((line["first"] for line in lines[1:]), default=0),
         host_mb=most("peak_rss_mb"), rise_mb=most("rise_mb"), device_mb=most("device_mb"),
-        flop=row.flop / median, bytes=row.bytes / median, first_cpu=lines[0].get("first_cpu", 0),
+        flop=flop / median, bytes=row.bytes / median, first_cpu=lines[0].get("first_cpu", 0),
     )  # fmt: skip
 
 
@@ -266,6 +299,7 @@ def markdown(report, chosen):
         "# Benchmark", "",
         f"`{about['command']}`, {about['started']}, commit {about['commit'] or 'unknown'}.",
         f"{about['processor']}, {about['cores']} cores; {', '.join(about['devices']) or 'cpu'}; "
+        + "".join(f"{gpu}; " for gpu in about["gpus"]) +
         f"load average {min(loads):.1f} to {max(loads):.1f}; {versions}.",
         f"Flags: {' '.join(f'{k}={v}' for k, v in about['flags'].items()) or 'none'}.", "",
         f"| {COLUMNS.replace('|', ' | ')} |", "|---" * (COLUMNS.count("|") + 1) + "|",
@@ -288,11 +322,10 @@ def markdown(report, chosen):
 def cells(found):
     """The columns of one program."""
     again = f" ({in_words(found['first_again'])})" if found["first_again"] else ""
-    rate = lambda unit, scale: " ".join(filter(None, (
-        f"{found[unit] / scale:.3g}" if found[unit] else "",
-        f"({found[f'{unit}_share']:.0%})" if f"{unit}_share" in found else "",
+    rate = lambda key: " ".join(filter(None, (
+        scaled(found[key], "") if found[key] else "",
+        f"({found[f'{key}_share']:.0%})" if f"{key}_share" in found else "",
     )))  # fmt: skip
-    gflops = rate("flop", 1e9)
     return (
         str(found["rounds"]),
         f"{in_words(found['median'])} ({in_words(found['min'])}-{in_words(found['max'])})",
@@ -301,8 +334,8 @@ def cells(found):
         in_words(found["first_cpu"]) if found["first_cpu"] else "",
         f"{found['host_mb'] / 1024:.2f} GB, +{found['rise_mb'] / 1024:.2f}",
         f"{found['device_mb'] / 1024:.2f} GB" if found["device_mb"] else "",
-        gflops.replace(" (", " G (") if " (" in gflops else gflops + " G" * bool(gflops),
-        rate("bytes", 1e9),
+        rate("flop"),
+        rate("bytes"),
     )
 
 

@@ -18,6 +18,10 @@ class Row:
               program, with attention as products (SDPBackend.MATH), where nothing else is said
     bytes     that a call must move where memory limits it; 0: not counted
     variants  other options -> name, with which PyTorch may be faster
+    torch_flop  those of PyTorch's program, where it makes more; 0: as many as ours
+    exact     whether float32 is multiplied in full, without the TF32 of GPUs; their shares are of a
+              product of the same kind
+    compiles  whether torch.compile is another program
     """
 
     name: str
@@ -30,6 +34,9 @@ class Row:
     flop: float = 0
     bytes: float = 0
     variants: dict[str, str] = dataclasses.field(default_factory=dict)
+    torch_flop: float = 0
+    exact: bool = False
+    compiles: bool = True
 
 
 def twins(name, what, guide, program, *options, here=(), **fields):
@@ -40,17 +47,18 @@ def twins(name, what, guide, program, *options, here=(), **fields):
     return Row(name, what, guide, ours, torch, **fields)
 
 
-def product(name, size, device, dtype="float32"):
+def product(name, size, device, dtype="float32", exact=False):
     return twins(
         name, f"product of two matrices of {size}x{size}", "contributing", "matmul",
-        "--what=product", f"--size={size}", seconds={device: 15}, dtype=dtype, flop=2 * size**3,
+        "--what=product", f"--size={size}", *["--exact"] * exact, seconds={device: 15}, dtype=dtype,
+        flop=2 * size**3, exact=exact, compiles=False,
     )  # fmt: skip
 
 
 def copy(name, size, device):
     return twins(
         name, f"copy of {size // 64} MiB, plus one", "contributing", "matmul", "--what=copy",
-        f"--size={size}", seconds={device: 15}, bytes=2 * 4 * 4096 * size,
+        f"--size={size}", seconds={device: 15}, bytes=2 * 4 * 4096 * size, compiles=False,
     )  # fmt: skip
 
 
@@ -65,8 +73,8 @@ def adm(name, what, *options, **fields):
     return twins(f"adm_{name}", what, "diffusion_models", "adm", *options, **fields)
 
 
-def ddp(name, what, *options, **fields):
-    what = f"DDP with {what}, 512x1024"
+def ddp(name, what, *options, size="512x1024", **fields):
+    what = f"DDP with {what}, {size}"
     return twins(f"ddp_{name}", what, "ddp", "ddp", *options, **fields)
 
 
@@ -79,11 +87,12 @@ def deformable(what, **fields):
     )  # fmt: skip
 
 
-BF16 = dict(dtype="bfloat16")
+BF16 = dict(dtype="bfloat16", variants={"--channels-last": "PyTorch, channels last"})
 CELLS = "--cells={folder}/cells.npy"
 PEAKS = (  # of a device; a run takes those whose dtype or limit its rows have
     product("product_cpu", 4096, "cpu"),
     product("product_gpu", 8192, "gpu"),
+    product("product_exact_gpu", 8192, "gpu", exact=True),
     product("product_bf16_gpu", 8192, "gpu", "bfloat16"),
     copy("copy_cpu", 8192, "cpu"),
     copy("copy_gpu", 65536, "gpu"),
@@ -111,13 +120,17 @@ ROWS = (
         seconds=dict(cpu=45), flop=1.211e12),
     twins("ensemble_step", "step of ten classifiers, 64 pixels each", "ddpm_seg", "ensemble",
           "--what=step", here=("--images=20",), seconds=dict(cpu=40, gpu=30), flop=2.79e9,
-          bytes=3.04e8, variants={"--threads=1": "PyTorch, 1 thread"}),
+          bytes=3.04e8, exact=True, variants={"--threads=1": "PyTorch, 1 thread"}),
     twins("ensemble_heads", "ten classifiers on one 256x256 image", "ddpm_seg", "ensemble",
-          "--what=heads", seconds=dict(cpu=40, gpu=30), flop=7.1e10),
+          "--what=heads", seconds=dict(cpu=40, gpu=30), flop=7.1e10, torch_flop=1.424e12,
+          exact=True),
     transunet("train", "training step, 4 of 224x224", "--what=train",
               seconds=dict(cpu=60), flop=7.022e11),
     adm("train", "100 million parameters, training step, 8 of 64x64", "--what=train",
         seconds=dict(cpu=70), flop=1.684e12),
+    # of a quarter of the published size, so that a step takes some seconds
+    ddp("t_train", "ConvNeXt-T, training step, 2 images", "--what=train", "--batch=2",
+        "--size=256", size="256x512", seconds=dict(cpu=90), flop=9.85e11),
     adm("forward", "LSUN network, one 256x256", "--what=forward",
         seconds=dict(cpu=60), flop=2.24e12),
     ddp("t_steps_1", "ConvNeXt-T, one step", "--what=steps_1", seconds=dict(cpu=30), flop=4.41e11),
@@ -154,7 +167,7 @@ ROWS = (
           seconds=dict(cpu=20, gpu=20), flop=9.339e10),
     twins("input", "input pipeline, an image of 360x480", "denoising_pretraining", "input",
           "--data={data}", "--workers=2", here=("--scratch={folder}",), seconds=dict(cpu=25),
-          variants={"--workers=0": "PyTorch, no workers"}),
+          variants={"--workers=0": "PyTorch, no workers"}, compiles=False),
     Row("scenes", "packaged network, an image of 96x128", "using", ("bench_scenes.py",), (),
         dict(cpu=20, gpu=40)),
     Row("ensemble_gather", "gathering of the step of ten classifiers", "ddpm_seg",
