@@ -11,6 +11,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
+import diffseg_jax
 from diffseg_jax.errors import UserError
 
 FOLDER = Path(__file__).parent / "benchmarks"
@@ -250,6 +251,17 @@ def test_the_rows_have_programs_that_take_their_options(modules, monkeypatch):
         runpy.run_path(str(FOLDER / file), run_name="__main__")
     assert taken == [file for file, *_ in commands]
     assert len({row.name for row in rows.ROWS}) == len(rows.ROWS)
+
+
+def test_programs_are_counted_by_the_inputs_that_predict_gives_them(modules):
+    import bench_compile
+
+    segmenter = diffseg_jax.load("scenes")
+    sizes = [bench_compile.inputs_for(segmenter, (96, width)) for width in (128, 130, 1280)]
+    shapes = [{images.shape for (_, images, _), _ in given} for given in sizes]
+    assert shapes == [{(1, 96, width, 3)} for width in (128, 130, 1280)]
+    rounded = bench_compile.inputs_for(segmenter, (96, 130), round_to=128)
+    assert [images.shape for (_, images, _), _ in rounded] == [(1, 128, 128, 3)]
 
 
 def test_the_guide_of_a_row_names_its_command(modules):

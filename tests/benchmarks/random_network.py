@@ -38,7 +38,10 @@ def random_images(batch, height, width):
 
 
 def training_call(loss, values, batch, name="adamw", learns=lambda path: True):
-    """A function of no arguments that makes one update and returns state and metrics."""
+    """A function of no arguments that makes one update and returns state and metrics.
+
+    Its program and first arguments are `func` and `args`, as those of a functools.partial.
+    """
     import jax
 
     from diffseg_jax.training.optimizer import make_optimizer, make_schedule
@@ -57,4 +60,5 @@ def training_call(loss, values, batch, name="adamw", learns=lambda path: True):
         state, metrics = update(state, batch, jax.random.key(0))
         return state, metrics
 
+    step.func, step.args = update, (state, batch, jax.random.key(0))
     return step
