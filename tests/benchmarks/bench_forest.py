@@ -19,18 +19,6 @@ forest is fitted, with reading the images and without starting Python, and for a
 features and prediction. A forest of another number of labels or another draw that is in the output
 already is not fitted again; an output of other data, settings of the forest or versions is refused.
 Needs the extra `bench`.
-
-Measured 2026-11-28 on CamVid with scikit-image 0.26.0 and scikit-learn 1.9.1 (2 cores, AMD EPYC,
-one thread, other programs beside it), all 101 validation images:
-
-| labels | draws | mIoU | worst draw | boundary mIoU | AUROC | ECE | fit s | image s |
-|---|---|---|---|---|---|---|---|---|
-| 5 | 3 | 19.2 ± 3.5 | 16.4 | 13.5 ± 2.0 | 0.768 | 0.080 | 2 | 0.36 |
-| 10 | 3 | 19.4 ± 0.9 | 18.5 | 13.7 ± 0.8 | 0.765 | 0.063 | 5 | 0.37 |
-| 20 | 5 | 19.2 ± 1.0 | 17.9 | 14.6 ± 0.5 | 0.764 | 0.051 | 11 | 0.39 |
-
-These settings underfit, so more labels do not help: on every 13th validation image, draw 0 of 20
-labels, they reach 19.6, trees without a limit 25.4, and balanced class weights 25.3.
 """
 
 import argparse

@@ -120,8 +120,8 @@ def machine(flags):
         command=" ".join(["python tests/benchmarks", *sys.argv[1:]]),
         processor=named[0].split(": ")[1] if named else platform.processor(),
         cores=len(os.sched_getaffinity(0)),
-        commit=said("git", "rev-parse", "--short", "HEAD"),
-        gpus=said("nvidia-smi", *gpus).splitlines() if flags.device == "gpu" else [],
+        commit=printed_by("git", "rev-parse", "--short", "HEAD"),
+        gpus=printed_by("nvidia-smi", *gpus).splitlines() if flags.device == "gpu" else [],
         flags={
             name: value for name, value in os.environ.items()
             if name.startswith(("XLA_", "JAX_", "NVIDIA_TF32", "OMP_", "MKL_", "TORCH", "CUDA_"))
@@ -131,7 +131,7 @@ def machine(flags):
     )  # fmt: skip
 
 
-def said(program, *options):
+def printed_by(program, *options):
     """What a program prints; "" where it is not installed, or fails."""
     if not (found := shutil.which(program)):
         return ""

@@ -48,8 +48,9 @@ def twins(name, what, guide, program, *options, here=(), **fields):
 
 
 def product(name, size, device, dtype="float32", exact=False):
+    what = f"product of two matrices of {size}x{size}" + ", without TF32" * exact
     return twins(
-        name, f"product of two matrices of {size}x{size}", "contributing", "matmul",
+        name, what, "contributing", "matmul",
         "--what=product", f"--size={size}", *["--exact"] * exact, seconds={device: 15}, dtype=dtype,
         flop=2 * size**3, exact=exact, compiles=False,
     )  # fmt: skip
