@@ -14,7 +14,7 @@ from diffseg_jax.data.bev_transforms import (
     require_lidar,
 )
 from diffseg_jax.errors import UserError, counted
-from diffseg_jax.experiment.evaluate import share_sums, spread, work_through
+from diffseg_jax.experiment.evaluate import batches_of, share_sums, spread, work_through
 from diffseg_jax.experiment.planned import Evaluation, StagePlan
 from diffseg_jax.experiment.results import progress_of, save_sheet
 from diffseg_jax.experiment.target import Target
@@ -165,16 +165,18 @@ def measure_bev(
         counts["positive"] += truth.sum((0, 1), dtype=np.int64)
         counts["cells"] += truth[..., 0].size
 
+    shape = lambda example: example["images"].shape
     with progress_of(evaluation, indices, protocol) as progress:
         examples = work_through(
             lambda batch: maps_from(forward(batch)), evaluation.source, indices, count,
-            evaluation.batch_size, evaluation.examples, progress,
-            shape_of=lambda example: example["images"].shape,
+            evaluation.batch_size, evaluation.examples, progress, shape,
         )  # fmt: skip
     if task.trace and examples:
-        trace = make_rig_forward(task.trace, network, evaluation.mesh, 1, view)
-        for example in examples:
-            example["steps"] = np.moveaxis(trace([example])[0], -1, 1)
+        steps = lambda *given: task.trace(task.traced(*given)[1], given[1])
+        trace = make_rig_forward(steps, network, evaluation.mesh, evaluation.batch_size, view)
+        for some in batches_of(examples, range(len(examples)), evaluation.batch_size, shape):
+            for example, layers in zip(some, trace(some), strict=True):
+                example["steps"] = np.moveaxis(layers, -1, 1)
     return (share_sums(counts) if jax.process_count() > 1 else counts), examples
 
 

@@ -146,10 +146,14 @@ def evaluate(
     return counts, drawn
 
 
+def _shape_of_image(example):
+    return example["image"].shape
+
+
 def work_through(
     predict_batch: Callable, source: Sequence, indices: Sequence[int], count: Callable,
     batch_size: int, keep: int = 0, progress: Progress | None = None,
-    shape_of: Callable = lambda example: example["image"].shape,
+    shape_of: Callable = _shape_of_image,
 ) -> list[dict]:  # fmt: skip
     """Predicts the images of this process at `indices`, and counts each of them.
 
@@ -164,7 +168,7 @@ def work_through(
     mine = indices[jax.process_index() :: jax.process_count()]
     shown = {source.names[index] for index in spread(mine, keep)}
     waiting = iter(mine)
-    for examples in _batches(source, mine, batch_size, shape_of):
+    for examples in batches_of(source, mine, batch_size, shape_of):
         prediction = predict_batch(examples)
         for row, example in enumerate(examples):
             count(int(next(waiting)), example, prediction, row)
@@ -221,7 +225,9 @@ def spread(indices: Sequence[int], count: int) -> Sequence[int]:
     return np.asarray(indices)[np.unique(np.linspace(0, len(indices) - 1, count).astype(int))]
 
 
-def _batches(source, indices, batch_size, shape_of) -> Iterator[list[dict]]:
+def batches_of(
+    source: Sequence, indices: Sequence[int], batch_size: int, shape_of: Callable = _shape_of_image
+) -> Iterator[list[dict]]:
     """Runs of neighbouring examples of one shape, at most `batch_size` long."""
     examples = (source[int(index)] for index in indices)
     for _, group in itertools.groupby(examples, key=shape_of):

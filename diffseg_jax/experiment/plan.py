@@ -201,10 +201,14 @@ def make_compiled_task(config: ConfigDict, name: str, num_classes: int, mesh: Me
         config, options.kind, tuple(options.augment.crop), num_classes
     )
     replicated = NamedSharding(mesh, PartitionSpec())  # readable in every process
+    predict = task.predict and jax.jit(task.predict)
+    if traced := task.traced and jax.jit(task.traced):  # a run of the first compiles both
+        predict = lambda *given: traced(*given)[0]
     return dataclasses.replace(
         task,
-        predict=task.predict and jax.jit(task.predict),
+        predict=predict,
         measured=task.measured and jax.jit(task.measured),
+        traced=traced,
         trace=task.trace and jax.jit(task.trace),
         denoise=task.denoise and jax.jit(task.denoise, out_shardings=replicated),
     )

@@ -18,6 +18,7 @@ from diffseg_jax.experiment.evaluate import (
     UNCERTAIN,
     Counts,
     DrawnPixels,
+    batches_of,
     draw_none,
     evaluate,
     spread,
@@ -320,16 +321,19 @@ def trace_steps(evaluation: Evaluation, network: dict, examples: list[dict], pro
 
     Only where images are shown whole: each window has its own noise.
     """
-    trace = evaluation.task.trace
+    task, size = evaluation.task, evaluation.batch_size
     whole = protocol.view is View.WHOLE
-    if not trace or not whole or not evaluation.target.step_maps:
+    if not task.trace or not whole or not evaluation.target.step_maps:
         return
-    forward = make_forward(trace, network, evaluation.mesh, 1)
-    for example in examples:
-        size = example["image"].shape[:2]
-        shown = resize_image(example["image"], protocol.sizes(size)[0])
-        labels = forward(shown[None], np.array([shown.shape[:2]], np.int32))[0]
-        example["steps"] = evaluation.target.step_maps(labels, size)
+    steps = lambda *given: task.trace(task.traced(*given)[1], given[1])
+    forward = make_forward(steps, network, evaluation.mesh, size)
+    for some in batches_of(examples, range(len(examples)), size):
+        own = some[0]["image"].shape[:2]
+        shown = protocol.sizes(own)[0]
+        images = np.stack([resize_image(example["image"], shown) for example in some])
+        valid = np.tile(np.array(shown, np.int32), (len(some), 1))
+        for example, labels in zip(some, forward(images, valid), strict=True):
+            example["steps"] = evaluation.target.step_maps(labels, own)
 
 
 def draw_predictions(

@@ -65,10 +65,12 @@ def make_task(
         return dense.plain(network, config, num_classes, meta)
     loss = functools.partial(LOSSES[kind], dense, network, diffusion)
     reverse = functools.partial(reverse_process, dense, network, sampling)
+    predict = functools.partial(diffused_maps, dense, reverse, sampling, seed=config.seed)
     return Task(
         init=network.init,
-        predict=functools.partial(diffused_maps, dense, reverse, sampling, seed=config.seed),
-        trace=functools.partial(maps_of_steps, dense, reverse, seed=config.seed),
+        predict=predict,
+        traced=functools.partial(predict, traced=True),
+        trace=lambda shown, images: dense.trace(shown, dense.padded(images), images),
         meta=meta,
         features=functools.partial(named_features, dense, network) if dense.named else None,
         recorded={"sampling": config.sampling.to_dict()},
@@ -148,21 +150,16 @@ def decode(model, x, noisy, announced):
 # ---- predictions -------------------------------------------------------------------------------
 
 
-def diffused_maps(dense, reverse, sampling, values, images, valid, seed):
+def diffused_maps(dense, reverse, sampling, values, images, valid, seed, traced=False):
     """Maps of images u8[B,h,w,3] after all reverse steps, as of `DenseTask.maps`.
 
-    sampling  see OPTIONS
+    traced  whether the cells of the first draw after every step, [B,T,h,w], are returned too
     """
     padded = dense.padded(images)
     found = reverse(values, padded, valid, seed)
-    del found["shown"]
-    return dense.maps(found, padded, images, sampling)
-
-
-def maps_of_steps(dense, reverse, values, images, valid, seed):
-    """The maps of the first draw after every step, [B,T,h,w], for images u8[B,h,w,3]."""
-    padded = dense.padded(images)
-    return dense.trace(reverse(values, padded, valid, seed)["shown"], padded, images)
+    shown = found.pop("shown")
+    maps = dense.maps(found, padded, images, sampling)
+    return (maps, shown) if traced else maps
 
 
 def named_features(dense, network, values, images, valid, taps=None, seed=0):

@@ -28,8 +28,9 @@ class Task:
                f32[B,h,w,K], or a dict of maps, see `inference.views.predict`; seed i32[] is that of
                the noise, if there is any, by default the config's
     measured   as `predict`, with further maps for the final numbers, as "baseline"; None: the same
-    trace      (network, images, valid) -> labels after every reverse step, i32[B,T,h,w]; None where
-               a prediction has no reverse steps
+    traced     as `predict`: (its result, cells after every reverse step), from one program; None
+               where a prediction has no reverse steps
+    trace      (those cells, images) -> labels after every reverse step, i32[B,T,h,w]
     denoise    (network, images, valid, key) -> clean, noisy, denoised f32[B,h,w,3] in [-1, 1],
                mean squared error f32[]
     sample     (network, seed, progress=) -> generated images u8[n,h,w,3]; not jit-able; `progress`
@@ -51,6 +52,7 @@ class Task:
     fit: PixelFit | None = None
     predict: Callable | None = None
     measured: Callable | None = None
+    traced: Callable | None = None
     trace: Callable | None = None
     denoise: Callable | None = None
     sample: Callable | None = None

@@ -4,16 +4,21 @@ import dataclasses
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffseg_jax.devices.mesh import local_mesh
 from diffseg_jax.display.progress import Progress
 from diffseg_jax.experiment import stages
+from diffseg_jax.experiment.plan import make_compiled_task
 from diffseg_jax.experiment.planned import Evaluation
-from diffseg_jax.experiment.results import keep_calibrator, progress_of
+from diffseg_jax.experiment.results import forward_of, keep_calibrator, progress_of, trace_steps
 from diffseg_jax.inference.views import Protocol
 from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.storage.workdir import as_json
+from diffseg_jax.systems.methods import SYSTEMS
+from diffseg_jax.systems.task import Task
 
 pytestmark = pytest.mark.quick
 
@@ -102,3 +107,31 @@ def test_the_time_of_an_image_leaves_out_what_the_only_batch_compiled():
             clock.now += seconds
             progress.add(4)
     assert evaluation.timed == {Protocol(): 1.0}
+
+
+def test_steps_come_from_the_program_of_the_predictions(tiny_config, tmp_path, monkeypatch):
+    traced = []
+
+    def maps(network, images, valid):
+        traced.append(images.shape)
+        values = images[..., 0]
+        return {"probs": images / 255}, jnp.stack([values, 255 - values], 1)
+
+    task = Task(
+        init=None, meta={}, predict=lambda *given: maps(*given)[0], traced=maps,
+        trace=lambda shown, images: shown.astype(jnp.int32),
+    )  # fmt: skip
+    system = SimpleNamespace(make_task=lambda *_: task)
+    monkeypatch.setitem(SYSTEMS, tiny_config.system, system)
+    mesh = local_mesh()
+    evaluation = evaluation_of(
+        tmp_path, task=make_compiled_task(tiny_config, "finetune", 3, mesh), mesh=mesh,
+        batch_size=2, target=SimpleNamespace(step_maps=lambda steps, size: steps),
+    )  # fmt: skip
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), np.uint8)
+    examples = [{"image": image} for image in images]
+    forward_of(evaluation, {})(images[:2], np.array([[4, 5]] * 2, np.int32))
+    trace_steps(evaluation, {}, examples, Protocol())
+    assert traced == [(2, 4, 5, 3)]
+    for example, image in zip(examples, images, strict=True):
+        np.testing.assert_array_equal(example["steps"], [image[..., 0], 255 - image[..., 0]])
