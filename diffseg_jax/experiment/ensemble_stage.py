@@ -140,7 +140,7 @@ def _fit_to_all(fits, checkpoints, budget):
     if budget:
         shorten = functools.partial(_shorter, plan, members, fit.recipe, budget)
         members = dataclasses.replace(members, shorten=shorten)
-    compiled = fits.compiled(members, fit)
+    compiled = functools.partial(fits.compiled, fit=fit)
     fit_loop.train_members(members, checkpoints, plan.mesh, plan.log, compiled)
 
 

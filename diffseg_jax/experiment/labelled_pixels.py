@@ -49,8 +49,8 @@ class LabelledPixels:
         power = None if plan.options.get("balance") == "none" else recipe.power
         return fit_loop.Fit(
             name=plan.name, features=self.features, pixels=self.pixels, labels=self.labels,
-            init=member_init(fit, self.moments[1]), loss=fit.loss, members=fit.members,
-            steps=steps, batch_size=recipe.batch_size, stops=recipe.stops,
+            init=fit.member.init, given=given_to(fit, self.moments[1]), loss=fit.loss,
+            members=fit.members, steps=steps, batch_size=recipe.batch_size, stops=recipe.stops,
             own_order=recipe.own_order, power=power, optimizer=recipe.optimizer(steps),
             frozen=self.frozen, every=plan.options.every.to_dict(), meta=plan.meta,
             seed=plan.seed, advice="--config.features.dtype=float32", among=among,
@@ -66,14 +66,14 @@ class LabelledPixels:
 
     def compiled(self, single: fit_loop.Fit, fit: PixelFit) -> tuple:
         """The program of what was made of a `PixelFit`, that of an earlier one where it serves."""
-        key = fit is self.plan.task.fit, single.steps
+        key = fit is self.plan.task.fit, fit_loop.steps_per_call(single), single.optimizer
         if key not in self.programs:
             self.programs[key] = fit_loop.compile_steps(single, self.plan.mesh)
         return self.programs[key]
 
     def fitted(self, single: fit_loop.Fit, fit: PixelFit, what: str) -> dict:
         """The state of a fit without checkpoints, shown as `what`."""
-        compiled, mesh = self.compiled(single, fit), self.plan.mesh
+        compiled, mesh = functools.partial(self.compiled, fit=fit), self.plan.mesh
         shown = self.plan.log.progress(what, single.steps, unit="steps", first=COMPILES)
         with shown as progress:
             return fit_loop.fit_without_checkpoints(single, mesh, compiled, progress)
@@ -100,29 +100,21 @@ def fit_probe(
         network = single.init(key)
         return {**network, "params": jax.tree.map(jnp.zeros_like, network["params"])}
 
-    from_zeros = dataclasses.replace(single, init=zeros)
-    learned = fitted(from_zeros)
-
-    def layer(learned):
-        parts = (learned[part]["ensemble"] for part in ("params", "stats"))
-        params, stats = (jax.tree.map(lambda leaf: leaf[0], part) for part in parts)
-        kernel, bias = fit.member.bind_eval(params, stats).first_layer()
-        return {"kernel": kernel, "bias": bias}
-
-    return jax.jit(layer, out_shardings=NamedSharding(mesh, PartitionSpec()))(learned)
+    learned = fitted(dataclasses.replace(single, init=zeros))
+    layer = _layer(fit.member, {part: learned[part]["ensemble"] for part in ("params", "stats")})
+    return jax.device_put(layer, NamedSharding(mesh, PartitionSpec()))
 
 
-def member_init(fit, moments) -> Callable:
-    """The `init` of a member, that of a `PixelHead` with `moments()` of the features."""
-    if "deviation" not in fit.member.abstract["stats"]:
-        return fit.member.init
-    given = moments()
+@functools.partial(jax.jit, static_argnums=0)
+def _layer(member, network):
+    one = jax.tree.map(lambda leaf: leaf[0], network)
+    kernel, bias = member.bind_eval(**one).first_layer()
+    return {"kernel": kernel, "bias": bias}
 
-    def init(key):
-        network = fit.member.init(key)
-        return {**network, "stats": {**network["stats"], **given}}
 
-    return init
+def given_to(fit: PixelFit, moments: Callable[[], dict]) -> Callable[[], dict]:
+    """What members do not draw: to a `PixelHead` `moments` of the features, to others nothing."""
+    return moments if "deviation" in fit.member.abstract["stats"] else dict
 
 
 def feature_moments(features, pixels, seed) -> dict:
@@ -132,8 +124,9 @@ def feature_moments(features, pixels, seed) -> dict:
     drawn = rng.choice(pixels, min(len(pixels), MOMENT_PIXELS), replace=False, shuffle=False)
     total = np.zeros((2, features.width))
     for part in np.array_split(drawn, -(-len(drawn) // MOMENT_BATCH)):
-        image, position = divmod(part, height * width)
-        x = np.asarray(features.gather(image, *divmod(position, width)), np.float64)
+        image, position = divmod(np.resize(part, MOMENT_BATCH), height * width)
+        x = features.gather_to_host(image, *divmod(position, width))[: len(part)]
+        x = np.asarray(x, np.float64)
         total += x.sum(0), np.square(x).sum(0)
     mean, square = total / len(drawn)
     deviation = np.sqrt(np.maximum(square - mean**2, 0))

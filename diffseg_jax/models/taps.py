@@ -59,9 +59,20 @@ class PixelFeatures:
         Runs in numpy if the maps are numpy arrays; the indices must be too.
         """
         xp = jnp if isinstance(self.maps[0], jax.Array) else np
-        indices = image, y, x
+        return self._gather((image, y, x), xp, lambda values, *at: values[at].astype(xp.float32))
+
+    def gather_to_host(self, image, y, x) -> np.ndarray:
+        """The same at numpy indices, for few pixels outside of `jit`, bit for bit as in numpy.
+
+        A device only reads, by one program for each map and number of pixels.
+        """
+        if isinstance(self.maps[0], np.ndarray):
+            return self.gather(image, y, x)
+        return self._gather((image, y, x), np, lambda values, *at: np.asarray(_read(values, at)))
+
+    def _gather(self, indices, xp, read):
         parts = [
-            _gather(values, *self._neighbours(values, part), *indices, xp)
+            _blended(values, *self._neighbours(values, part), *indices, xp, read)
             for values, part in self._with_covered()
         ]
         return xp.concatenate(parts, -1)
@@ -137,12 +148,17 @@ class PixelFeatures:
         )
 
 
-def _gather(values, rows, columns, image, y, x, xp):
+@jax.jit
+def _read(values, at):
+    return values[at].astype(jnp.float32)
+
+
+def _blended(values, rows, columns, image, y, x, xp, read):
     """Bilinear values of one map at chosen pixels: f[N,h,w,C], i32[n] -> f32[n,C]."""
     top, bottom, down = (xp.asarray(table)[y] for table in rows)
     left, right, along = (xp.asarray(table)[x] for table in columns)
     down, along = down[:, None], along[:, None]
-    read = lambda row, column: values[image, row, column].astype(xp.float32)
+    read = functools.partial(read, values, image)
     upper = read(top, left) * (1 - along) + read(top, right) * along
     lower = read(bottom, left) * (1 - along) + read(bottom, right) * along
     return upper * (1 - down) + lower * down

@@ -46,10 +46,18 @@ class Recipe:
         return self.steps or self.epochs * steps_of_pass(pixels, self.batch_size)
 
 
+# Each is made once, so that fits of one optimizer share a compiled program.
+@functools.cache
+def _paper():
+    return optax.adam(1e-3)
+
+
+@functools.cache
 def _fast(steps):
     return optax.adam(optax.warmup_cosine_decay_schedule(0.0, 3e-3, 50, max(steps, 51)))
 
 
+@functools.cache
 def _regularised(steps, peak=2e-3):
     def rate(step):
         return peak * jnp.minimum(1, (step + 1) / 50) * 0.5 * (1 + jnp.cos(jnp.pi * step / steps))
@@ -59,7 +67,7 @@ def _regularised(steps, peak=2e-3):
 
 
 RECIPES = {
-    "paper": Recipe(64, 0, 100, stops=True, own_order=True, optimizer=lambda _: optax.adam(1e-3)),
+    "paper": Recipe(64, 0, 100, stops=True, own_order=True, optimizer=lambda _: _paper()),
     "fast": Recipe(1024, 1_000, 0, stops=False, own_order=False, optimizer=_fast),
     "regularised": Recipe(
         512, 500, 0, stops=False, own_order=False, optimizer=_regularised, layers=1, power=0.5,

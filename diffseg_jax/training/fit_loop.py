@@ -9,7 +9,8 @@ import dataclasses
 import functools
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ class Fit:
     pixels      i32[n], the labelled pixels as (image * H + y) * W + x
     labels      u8[n], their classes
     init        key -> {"params", "stats"} of one member, jit-able
+    given       () -> those of its statistics that are the same for all members, in place of `init`
     loss        (params, stats, x f32[B,D], y i32[B], step i32[]) -> mean loss f32[], new stats
     steps       maximum number, of every member
     batch_size  pixels; a last, incomplete batch of a pass over all is dropped
@@ -76,6 +78,7 @@ class Fit:
     advice: str
     power: float | None = None
     shorten: Callable[[float], "Fit | None"] | None = None
+    given: Callable[[], dict] = dict
     among: np.ndarray | None = None
     chances: np.ndarray | None = None
 
@@ -96,11 +99,13 @@ class Fit:
 
 
 def train_members(
-    fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log, compiled: tuple | None = None
+    fit: Fit, checkpoints: StageCheckpoints, mesh, log: Log,
+    compiled: Callable[[Fit], tuple] | None = None,
 ) -> None:  # fmt: skip
     """Fits from the latest checkpoint, or the start, until every member has stopped.
 
-    compiled  as `compile_steps` of a fit with as many steps, which may learn from other rows
+    compiled  `compile_steps`, or that of an earlier fit with the same network and optimizer, which
+              may have learned from other rows in more or fewer steps
 
     The metadata of the last checkpoint says that it is finished. Raises UserError when a member's
     loss is not finite; the last good checkpoint is kept. Raises Stopped after a signal that asks
@@ -109,12 +114,13 @@ def train_members(
     # ---- where the last run stopped
     total = fit.steps
     replicated = NamedSharding(mesh, PartitionSpec())
-    begin = functools.partial(initial_state, fit)
+    compiled = compiled or functools.partial(compile_steps, mesh=mesh)
+    begin, call, data, length = compiled(fit)
     life = Lifecycle(fit.name, total, checkpoints, log)
     with log.progress(f"{fit.name}: prepares classifiers"):
-        learned, step = life.resume(jax.eval_shape(begin), mesh, part=True)
+        learned, step = life.resume(jax.eval_shape(begin, {}), mesh, part=True)
         if learned is None:
-            learned = jax.jit(begin, out_shardings=replicated)()
+            learned = begin(fit.given())
         learned = jax.device_put(learned, replicated)
     at_most = "at most " if fit.stops else ""
     log.say(
@@ -122,8 +128,7 @@ def train_members(
         f"features, {len(fit.pixels):,} pixels, {at_most}{total:,} steps of {fit.batch_size}"
     )
 
-    # ---- one compiled call of many steps
-    call, data, length = compiled or compile_steps(fit, mesh)
+    # ---- the first of many calls of a program
     orders = Orders(fit)
     since, warm, timed, shorter = (step, time.perf_counter()), False, False, None
     inputs = _inputs(fit, orders, step, length)
@@ -161,21 +166,19 @@ def train_members(
             if last:
                 break
     if shorter:
-        train_members(shorter, checkpoints, mesh, log)
+        train_members(shorter, checkpoints, mesh, log, compiled)
 
 
 def fit_without_checkpoints(
-    fit: Fit, mesh, compiled: tuple | None = None, shown: Progress | None = None
+    fit: Fit, mesh, compiled: Callable[[Fit], tuple] | None = None, shown: Progress | None = None
 ) -> dict:
     """The state after all steps, as of `initial_state`; for a fit of seconds, which is repeated.
 
     compiled  as of `train_members`
     shown     counts the steps
     """
-    call, data, length = compiled or compile_steps(fit, mesh)
-    where = NamedSharding(mesh, PartitionSpec())
-    learned = jax.jit(functools.partial(initial_state, fit), out_shardings=where)()
-    orders, in_flight = Orders(fit), collections.deque()
+    begin, call, data, length = compiled(fit) if compiled else compile_steps(fit, mesh)
+    learned, orders, in_flight = begin(fit.given()), Orders(fit), collections.deque()
     for step in range(0, fit.steps, length):
         learned, losses = call(learned, data, *_inputs(fit, orders, step, length))
         in_flight.append((min(step + length, fit.steps), losses))
@@ -196,10 +199,11 @@ def _await(in_flight, shown):
 
 
 def compile_steps(fit: Fit, mesh) -> tuple:
-    """`shared_steps`, its data on the devices, and the number of steps of a call."""
-    data = (fit.features, fit.pixels, fit.labels)
-    data = () if fit.on_host else jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
-    return jitted_steps(fit, mesh), data, steps_per_call(fit)
+    """`initial_state`, `shared_steps`, its data on the devices, and the steps of a call."""
+    data, where = (fit.features, fit.pixels, fit.labels), NamedSharding(mesh, PartitionSpec())
+    data = () if fit.on_host else jax.device_put(data, where)
+    begin = jax.jit(functools.partial(initial_state, fit), out_shardings=where)
+    return begin, jitted_steps(fit, mesh), data, steps_per_call(fit)
 
 
 def jitted_steps(fit: Fit, mesh) -> Callable:
@@ -213,8 +217,10 @@ def steps_per_call(fit: Fit) -> int:
     return min(STEPS_PER_HOST_CALL if fit.on_host else STEPS_PER_CALL, fit.steps)
 
 
-def initial_state(fit: Fit) -> dict:
+def initial_state(fit: Fit, given: Mapping = MappingProxyType({})) -> dict:
     """The trained state before the first step; every leaf has a leading axis of members.
+
+    given  `fit.given()`
 
     {"params", "stats", "opt", "stop"}; "stop" holds f32[M] the lowest loss since the members may
     stop, i32[M] batches since then, and i32[M] the step at which a member stopped, 0 before.
@@ -222,9 +228,10 @@ def initial_state(fit: Fit) -> dict:
     key = jax.random.fold_in(jax.random.key(fit.seed), zlib.crc32(f"{fit.name}/init".encode()))
     keys = jax.vmap(lambda member: jax.random.fold_in(key, member))(jnp.arange(fit.members))
     network = jax.vmap(fit.init)(keys)
+    given = {name: jnp.tile(values, (fit.members, 1)) for name, values in given.items()}
     return {
         "params": {"ensemble": network["params"]},
-        "stats": {"ensemble": network["stats"]},
+        "stats": {"ensemble": {**network["stats"], **given}},
         "opt": jax.vmap(fit.optimizer.init)(network["params"]),
         "stop": {
             "best": jnp.full(fit.members, FIRST_BEST, jnp.float32),

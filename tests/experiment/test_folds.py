@@ -1,10 +1,12 @@
 """Classifiers of all folds but one measure that one; a kill loses one fold at most."""
 
+import collections
 import dataclasses
 import json
 import re
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,9 +25,11 @@ from diffseg_jax.experiment.fold_files import (
 )
 from diffseg_jax.experiment.plan import make_plan
 from diffseg_jax.metrics.image_counts import mean_iou, read_image_counts
+from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.storage.checkpoints import StageCheckpoints
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.workdir import as_json
+from diffseg_jax.training import fit_loop
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +68,22 @@ def config_of(folder, **options):
 def crossed(folder, tmp_path_factory):
     """The workdir of a run whose folds were held out in turn, which no test may change."""
     workdir = tmp_path_factory.mktemp("crossed")
-    stages.train(config_of(folder), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in TRACED:
+            patch.setattr(fit_loop, name, counting(name, getattr(fit_loop, name)))
+        stages.train(config_of(folder), workdir)
     return workdir
+
+
+TRACED = collections.Counter({"initial_state": 0, "steps_of": 0})  # how often they were
+
+
+def counting(name, function):
+    def traced(*inputs):
+        TRACED[name] += 1
+        return function(*inputs)
+
+    return traced
 
 
 def result_in(workdir, file="results.json"):
@@ -85,6 +103,27 @@ def test_all_labelled_images_are_measured_by_folds_and_learned_from_at_last(cros
     assert meta["labelled"]["folds"] == {"count": 3, "held_out": 0}
     kept = read_image_counts(crossed / "image_counts_fit.npz")
     assert mean_iou(kept.counts.sum(0), kept.absent, kept.unscored) == result["mIoU"]
+
+
+def test_folds_compile_nothing_that_the_fit_to_all_has_not(crossed):
+    assert TRACED == {"initial_state": 2, "steps_of": 1}  # once for its shapes alone
+
+
+def test_folds_of_other_lengths_share_the_program_of_an_optimizer(folder, tmp_path):
+    features = PixelFeatures((jnp.zeros((4, 4, 6, 3)),), (16, 24))
+    found = {}
+    for recipe in ("paper", "fast"):
+        config = config_of(folder)
+        config.ensemble.update(recipe=recipe, widths=(8, 4))
+        plan, pixels = make_plan(config, tmp_path).stages[0], np.arange(1536, dtype=np.int32)
+        fits = labelled_pixels.LabelledPixels(plan, None, features, pixels, pixels % 3)
+        fit = plan.task.fit
+        several = [fits.make(fit, steps=steps) for steps in (40, 500, 500)]
+        found[recipe] = [fits.compiled(single, fit) for single in several]
+    first, second, third = found["paper"]
+    assert first is second is third
+    first, second, third = found["fast"]  # its learning rates follow the number of steps
+    assert first is not second and second is third
 
 
 def test_a_fold_in_turn_is_what_holding_it_out_alone_gives(folder, crossed, tmp_path):

@@ -125,6 +125,8 @@ def test_chosen_pixels_are_those_of_all(host, dtype):
     dense = np.asarray(found.dense())
     assert dense.dtype == np.float32
     np.testing.assert_allclose(picked, dense[image, y, x], rtol=1e-5, atol=1e-6)
+    in_numpy = jax.tree.map(np.asarray, found).gather(image, y, x)
+    np.testing.assert_array_equal(found.gather_to_host(image, y, x), in_numpy)
 
 
 @few

@@ -9,8 +9,9 @@ import pytest
 
 from diffseg_jax.data.labels import IGNORE
 from diffseg_jax.experiment.fit_images import examples, read_masks
-from diffseg_jax.experiment.labelled_pixels import feature_moments, member_init
+from diffseg_jax.experiment.labelled_pixels import feature_moments, given_to
 from diffseg_jax.experiment.plan import make_plan
+from diffseg_jax.models import taps
 from diffseg_jax.models.taps import PixelFeatures
 from diffseg_jax.systems.pixel_ensemble import ensemble_maps, linear_probs, make_member
 from diffseg_jax.systems.pixel_fit import PixelFit
@@ -105,7 +106,9 @@ def test_members_start_with_the_moments_of_the_features():
     features = PixelFeatures((jnp.asarray(values),), (8, 8))
     fit = PixelFit(None, head(), 2, RECIPE, small_objects=0, on_host=False)
     moments = functools.partial(feature_moments, features, np.arange(256), 0)
-    stats = member_init(fit, moments)(jax.random.key(0))["stats"]
+    stats, programs = given_to(fit, moments)(), taps._read._cache_size()
+    feature_moments(features, np.arange(100), 0)
+    assert taps._read._cache_size() == programs  # also for other numbers of pixels
     flat = values.reshape(-1, D)
     np.testing.assert_allclose(stats["mean"], flat.mean(0), atol=1e-5)
     np.testing.assert_allclose(stats["deviation"], flat.std(0) + 1e-3, atol=1e-5)
