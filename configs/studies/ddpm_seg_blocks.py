@@ -46,7 +46,7 @@ def get_study(preset="scenes"):
         },
         collect=("mIoU", "small.mIoU", "large.mIoU"), plot="grid", titles=TITLES,
         base="configs/ddpm_seg_scenes.py",
-        seconds=dict(start=20, pretrain=0.3, fit=10, features=20, image=0.1, images=20),
+        seconds=dict(start=8, pretrain=0.33, fit=1, features=5, image=0.05, images=20),
         device="one CPU core",
     )  # fmt: skip
     if preset in ("camvid", "folder"):
@@ -54,7 +54,9 @@ def get_study(preset="scenes"):
             "camvid": "configs/ddpm_seg_camvid.py:adm", "folder": "configs/ddpm_seg_folder.py:adm",
         }[preset]  # fmt: skip
         study["options"] |= {"stages.pretrain.steps": 1_500, "evaluate.images": 0}
-        study["seconds"] |= dict(pretrain=0.9, fit=20, features=120, image=0.5, images=101)
+        study["seconds"] |= dict(
+            start=20, pretrain=0.9, fit=20, features=120, image=0.5, images=101
+        )
     if preset == "folder":
         study["options"] |= {"data.count": 0, "stages.pretrain.probe.every": 0}
     if published:

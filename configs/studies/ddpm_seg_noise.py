@@ -36,13 +36,13 @@ def get_study(preset="scenes"):
         },
         shared={"pretrain": ("data", "evaluate", "features", "ensemble", "seed")},
         plot="bars",
-        seconds=dict(start=20, pretrain=0.3, fit=30, image=0.2, images=40),
+        seconds=dict(start=8, pretrain=0.33, fit=17, image=0.2, images=40),
         device="one CPU core",
     )  # fmt: skip
     if preset == "camvid":
         study["base"] = "configs/ddpm_seg_camvid.py:adm"
         study["options"] |= {"stages.pretrain.steps": 1_500, "evaluate.images": 0}
-        study["seconds"] |= dict(pretrain=0.9, fit=150, image=1.2, images=101)
+        study["seconds"] |= dict(start=20, pretrain=0.9, fit=150, image=1.2, images=101)
     if published:
         study |= dict(
             base=f"configs/ddpm_seg_published.py:{preset}",

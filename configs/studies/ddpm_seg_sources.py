@@ -95,13 +95,13 @@ def get_study(preset="scenes"):
         shared={"pretrain": ("data", "evaluate", "features", "ensemble", "seed")},
         collect=("mIoU", "linear_probe.mIoU", "calibration.ECE"), plot="bars",
         titles={"linear_probe.mIoU": "mIoU of a linear probe", "calibration.ECE": "ECE"},
-        seconds=dict(start=20, pretrain=0.3, fit=33, image=0.2, images=40),
+        seconds=dict(start=8, pretrain=0.33, fit=24, image=0.2, images=40),
         device="one CPU core",
     )  # fmt: skip
     if preset in ("camvid", "folder"):
         study["base"] = f"configs/ddpm_seg_{preset}.py:adm"
         study["options"] |= {"stages.pretrain.steps": 1_500, "evaluate.images": 0}
-        study["seconds"] |= dict(pretrain=0.9, fit=150, image=1.2, images=101)
+        study["seconds"] |= dict(start=20, pretrain=0.9, fit=150, image=1.2, images=101)
     if preset == "folder":
         study["options"] |= {"data.count": 0, "stages.pretrain.probe.every": 0}
     return study
