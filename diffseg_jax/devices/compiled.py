@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 CACHE = "~/.cache/diffseg_jax"  # of the commands; of `load` with cache=True
 MOST_CACHED = 2**30  # bytes in that folder when `keep_compiled` begins to use it
@@ -26,6 +27,8 @@ def keep_compiled(folder: str | os.PathLike = CACHE):
     folder = os.path.expanduser(folder)
     if folder == os.path.expanduser(CACHE):
         _delete_oldest(Path(folder), MOST_CACHED)
+    if folder != jax.config.jax_compilation_cache_dir:
+        compilation_cache.reset_cache()  # jax would go on with the folder of the first compilation
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from diffseg_jax.devices import compiled
 from diffseg_jax.devices.compiled import BoundedPrograms, keep_compiled
@@ -51,6 +52,21 @@ def test_the_folder_keeps_what_was_used_last_within_its_bound(tmp_path, monkeypa
     keep_compiled(tmp_path)
     deleted = everything - {file.name for file in tmp_path.iterdir()}
     assert deleted == {program("b"), program("c")}
+
+
+def test_another_folder_takes_the_programs_from_then_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "MIN_SECONDS", 0)
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        for number, folder in enumerate("ab"):
+            keep_compiled(tmp_path / folder)
+            jax.jit(lambda x, number=number: x + number)(np.ones(3))
+            assert [*(tmp_path / folder).glob("*-cache")]
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def test_a_folder_that_is_not_there_is_made_by_jax(tmp_path, monkeypatch):
