@@ -51,17 +51,28 @@ def sample_floats(
     padded = np.resize(np.asarray(indices), -(-count // share) * share)  # repeats the first ones
     classes = None if classes is None else np.resize(classes, len(padded))
 
-    def begin():
-        purpose = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"samples"))
-        keys = jax.vmap(lambda i: jax.random.fold_in(purpose, i))(jnp.asarray(padded))
-        draw = lambda key: jax.random.normal(jax.random.fold_in(key, START), (*size, 3))
-        return keys, jax.vmap(draw)(keys)
-
-    keys, x = jax.jit(begin, out_shardings=split)()
+    purpose = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"samples"))
+    keys, x = _compiled(_begin, split, (0,))(tuple(size), purpose, padded)
     classes = None if classes is None else jax.device_put(np.asarray(classes, np.int32), split)
     for index in progress(range(process.steps - 1, -1, -1)):
         x = jax.block_until_ready(step(params, x, jnp.int32(index), keys, classes))
-    return np.asarray(jax.jit(lambda x: x, out_shardings=replicated)(x))[:count]  # everywhere
+    return np.asarray(_compiled(_same, replicated)(x))[:count]  # everywhere
+
+
+@functools.cache
+def _compiled(function, where, static=()):
+    return jax.jit(function, out_shardings=where, static_argnums=static)
+
+
+def _begin(size, purpose, indices):
+    """A key for each image, and its first noise."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(purpose, i))(indices)
+    draw = lambda key: jax.random.normal(jax.random.fold_in(key, START), (*size, 3))
+    return keys, jax.vmap(draw)(keys)
+
+
+def _same(x):
+    return x
 
 
 def _placement(params):

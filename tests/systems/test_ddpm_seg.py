@@ -276,6 +276,15 @@ def generated(step=None, seed=0, indices=range(4), size=(6, 8), process=PROCESS,
     )
 
 
+def test_samples_of_any_seed_share_their_programs():
+    compiled = ddpm_sampling._compiled
+    programs = compiled(ddpm_sampling._begin, None, (0,)), compiled(ddpm_sampling._same, None)
+    first = generated(seed=1)
+    sizes = [program._cache_size() for program in programs]
+    assert all(sizes) and not np.array_equal(first, generated(seed=2, indices=range(5, 9)))
+    assert sizes == [program._cache_size() for program in programs]
+
+
 def toy_step(sampler="ddim", eta=0.0):
     network = SimpleNamespace(bind=lambda params, stats: Toy().bind(Toy.params, stats))
     return quickly(ddpm_sampling.make_step(network, PROCESS, OPTIONS, sampler, eta))
