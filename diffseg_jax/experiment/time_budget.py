@@ -313,8 +313,10 @@ class Budget:
             if first:
                 self._say_steps(plan, steps, speed.seconds)
             self.save()
-            changed = {"steps": steps, "schedule": stage_schedule(plan.options, steps)}
-            return dataclasses.replace(stage, every={**stage.every, **every}, **changed)
+            if steps != stage.steps:  # else the program of the schedule serves on
+                schedule = stage_schedule(plan.options, steps)
+                stage = dataclasses.replace(stage, steps=steps, schedule=schedule)
+            return dataclasses.replace(stage, every={**stage.every, **every})
 
         return pace
 

@@ -115,7 +115,7 @@ def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -
     to_go = "" if stage.pace else f", {stage.steps - start} steps to go"
     log.say(f"{stage.name}: {origin(start)}{to_go}")
     with log.progress(f"{stage.name}: reads the first batch"):
-        batch, rate = to_devices(next(batches), mesh, stage.batch_size), _rate_of(stage)
+        batch, rate = to_devices(next(batches), mesh, stage.batch_size), _rate_of(stage.schedule)
     with log.progress(stage.name, first=COMPILES):
         begun = time.perf_counter()
         lowered = step_fn.lower(state, batch, key, rate(start))
@@ -144,7 +144,7 @@ def train_network(stage: Stage, checkpoints: StageCheckpoints, mesh, log: Log) -
             # ---- what happens every so many steps
             if stage.pace and not last and step % stage.every["log"] == 0:
                 stage = stage.pace(stage, step, stage.batch_size / sums.rate(stage.batch_size))
-                life, rate = dataclasses.replace(life, total=stage.steps), _rate_of(stage)
+                life, rate = dataclasses.replace(life, total=stage.steps), _rate_of(stage.schedule)
                 shown.total = stage.steps
                 last = step == stage.steps
             if stage.probe and step % stage.every["probe"] == 0:
@@ -177,9 +177,10 @@ def _start(stage, network):
     return new_state(network, stage.trainable, stage.optimizer, stage.ema)
 
 
-def _rate_of(stage):
+@functools.lru_cache(1)  # `pace` is asked often, and seldom changes the schedule
+def _rate_of(schedule):
     """Updates made -> the learning rate, an array that no step waits for."""
-    return jax.jit(lambda step: jnp.asarray(stage.schedule(step), jnp.float32))
+    return jax.jit(lambda step: jnp.asarray(schedule(step), jnp.float32))
 
 
 def _key(stage, purpose):
@@ -191,24 +192,19 @@ def _key(stage, purpose):
 def fresh(stage, mesh):
     """The state before the first step; no device ever holds more than its shard."""
     key = _key(stage, "init")
-    shardings = state_shardings(jax.eval_shape(stage.init, key), mesh)
+    abstract = jax.eval_shape(stage.init, key)
+    drawn, network = flatten(state_shardings(abstract, mesh)), flatten(abstract, True)
+    for path, array in flatten(stage.loaded() if stage.loaded else {}).items():
+        network[path] = place_tree(np.asarray(array, network[path].dtype), drawn.pop(path))
     # It runs once: on a CPU unoptimised code is fast enough and compiles in a quarter of the time.
-    cpu = jax.default_backend() == "cpu"
-    options = {"xla_backend_optimization_level": 0} if cpu else None
-    network = jax.jit(stage.init, out_shardings=shardings, compiler_options=options)(key)
-    if stage.loaded:
-        network = _replace(network, stage.loaded(), shardings)
+    if drawn:
+        cpu = jax.default_backend() == "cpu"
+        options = {"xla_backend_optimization_level": 0} if cpu else None
+        draw = lambda key: {p: x for p, x in flatten(stage.init(key)).items() if p in drawn}
+        network |= jax.jit(draw, out_shardings=drawn, compiler_options=options)(key)
     shardings = state_shardings(abstract_state(stage), mesh)
     start = jax.jit(functools.partial(_start, stage), out_shardings=shardings, donate_argnums=0)
-    return start(network)
-
-
-def _replace(network, loaded, shardings):
-    """The network with the loaded arrays in place of the random ones."""
-    leaves, placed = flatten(network, keep_empty_nodes=True), flatten(shardings)
-    for path, array in flatten(loaded).items():
-        leaves[path] = place_tree(np.asarray(array, leaves[path].dtype), placed[path])
-    return unflatten(leaves)
+    return start(unflatten(network))
 
 
 def _due(stage, step):

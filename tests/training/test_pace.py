@@ -81,6 +81,40 @@ def test_steps_that_change_in_flight_are_those_of_the_checkpoint_and_the_schedul
     np.testing.assert_allclose(rates[steps], float(schedule_of(steps)(steps - 1)), rtol=1e-5)
 
 
+def test_a_pace_that_changes_no_steps_compiles_no_other_rates(tmp_path, monkeypatch):
+    traced, schedule = [], schedule_of(9)
+
+    def counted(step):
+        traced.extend([step] * isinstance(step, jax.core.Tracer))
+        return schedule(step)
+
+    monkeypatch.setitem(globals(), "schedule_of", lambda steps: counted)
+    run(tmp_path, 9, lambda stage, step, seconds: dataclasses.replace(stage))
+    assert len(traced) == 1
+
+
+def test_only_what_is_not_loaded_is_drawn():
+    drawn = []
+
+    def leaf(name):
+        draw = lambda: drawn.append(name) or np.ones(2, np.float32)
+        return jax.pure_callback(draw, jax.ShapeDtypeStruct((2,), jnp.float32))
+
+    def fresh(*names):
+        stage = loop.Stage(
+            name="line", steps=1, batch_size=1, batches=None, trainable=lambda path: True,
+            init=lambda key: {"params": {n: leaf(n) for n in ("a", "b", "c")}, "stats": {}},
+            loaded=lambda: {"params": {name: np.zeros(2) for name in names}}, loss=None,
+            optimizer=optimizer_of(1), schedule=schedule_of(1), every={}, meta={},
+        )  # fmt: skip
+        state = loop.fresh(stage, make_mesh())["params"]
+        jax.effects_barrier()
+        return {name: int(values[0]) for name, values in state.items()}
+
+    assert fresh("a", "c") == {"a": 0, "b": 1, "c": 0} and drawn == ["b"]
+    assert fresh("a", "b", "c") == {"a": 0, "b": 0, "c": 0} and drawn == ["b"]
+
+
 def test_a_stage_that_was_killed_resumes_to_the_changed_number_of_steps(tmp_path):
     whole, _ = run(tmp_path / "whole", 9, at_step_5(13))
     with pytest.raises(RuntimeError, match="switched off"):
