@@ -35,7 +35,6 @@ def get_study(preset="scenes"):
         about="Networks that learned from clean images, measured on corrupted ones.",
         evaluated=("corruption",), collect=("mIoU", "AUROC"), device="one CPU core",
         titles={"AUROC": "AUROC of the uncertainty"},
-        seeds={"seed": (0, 1), "data.subset_seed": (0, 1)},
     )  # fmt: skip
     if preset in NETWORKS:
         study |= of_published(preset)
@@ -46,6 +45,11 @@ def get_study(preset="scenes"):
     study["options"] |= {"evaluate.pictures": 0}
     study["axes"] |= {"corruption": CORRUPTION}
     return study
+
+
+def first_seeds(count):
+    """So many repetitions, each with its own choice of labelled images."""
+    return dict.fromkeys(("seed", "data.subset_seed"), tuple(range(count)))
 
 
 def of_features(data):
@@ -61,7 +65,7 @@ def of_features(data):
     study = dict(
         base="configs/ddpm_seg_scenes.py",
         axes={"source": {"DDPM": {"run": ("pretrain", "fit")}, **other}},
-        seeds={"seed": (0,), "data.subset_seed": (0,)},
+        seeds=first_seeds(1),
         options={"data.count": 20, "ensemble.members": 3, "ensemble.probe": False},
         shared={"pretrain": ("data", "evaluate", "features", "ensemble", "seed")},
         seconds=dict(start=20, pretrain=0.3, fit=30, image=0.22, images=20),
@@ -81,7 +85,8 @@ def of_ddp(data):
         base=f"configs/ddp_{data}.py",
         axes={"diffusion": {name: {"stages.train.kind": kind} for name, kind in kinds.items()}},
         options={"run": ("train",)},
-        seconds=dict(start=20, train=0.34, image=0.07, images=16) if small
+        seeds=first_seeds(3 if small else 2),
+        seconds=dict(start=12, train=0.34, image=0.02, images=16) if small
         else dict(start=30, train=0.56, image=0.35, images=20),
     )  # fmt: skip
 
@@ -99,14 +104,15 @@ def of_ddep(data):
         },
         options={},
         shared={"pretrain": ("data", "evaluate", "seed")},
-        seconds=dict(start=25, pretrain=0.29, finetune=0.29, image=0.05, images=20) if small
+        seeds=first_seeds(3 if small else 2),
+        seconds=dict(start=15, pretrain=0.29, finetune=0.29, image=0.02, images=20) if small
         else dict(start=30, pretrain=0.29, finetune=0.29, image=0.15, images=40),
     )  # fmt: skip
 
 
 def of_published(preset):
     """The paper's classifiers, on all its test images."""
-    network, five = NETWORKS[preset], tuple(range(5))
+    network = NETWORKS[preset]
     return dict(
         base=f"configs/ddpm_seg_published.py:{preset}",
         axes={
@@ -116,7 +122,7 @@ def of_published(preset):
                 "MAE": {"features.sources": (f"mae=weights/mae_{network}.pth",)},
             },
         },
-        seeds={"seed": five, "data.subset_seed": five},
+        seeds=first_seeds(5),
         options={},
         seconds=dict(start=60, fit=1800, image=0.3, images=20 if preset == "bedroom28" else 30),
         device="one A100, a guess; none was measured",
