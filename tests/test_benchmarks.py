@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest.mock import MagicMock
 
+import jax
 import pytest
 
 import diffseg_jax
@@ -23,6 +24,19 @@ seconds = 0.25 if "--compile" in sys.argv else {seconds}
 print(json.dumps(dict(first=3.0, seconds=[seconds, 2 * seconds, 3 * seconds], peak_rss_mb=2048,
                       rise_mb=1024, device="cpu", versions=dict(jax="9.9"), first_cpu=5.5)))
 """
+FORMS = (  # sizes at which each form of bench_forms.py is chosen with the fixture `forms`
+    ("pointwise", (1, 4, 4, 3, 5)), ("patches", (1, 2, 2, 8, 3)), ("filter_rows", (1, 5, 4, 2, 2)),
+    ("row_gradient", (1, 2, 4, 2, 3)), ("kernel_gradient", (1, 4, 5, 2, 3, 3)),
+    ("image_gradient", (1, 4, 5, 2, 3, 2)), ("unfused", (1, 4, 4, 32, 2)),
+    ("stop_fusion", ("vit", 2, 1, 3, 8)), ("stop_fusion", ("resnet", 2, 1, 2, 2, 128)),
+    ("stop_fusion", ("adm", 2, 1, 4, 4, 32)), ("stop_fusion", ("convnext", 2, 1, 3, 4, 8)),
+    ("enlarged", (1, 4, 4, 2, 3)), ("depthwise", (1, 5, 6, 4, 3)),
+    ("depthwise_halved", (1, 6, 4, 4, 3)), ("parity", (1, 6, 4, 4, 3)),
+    ("finished", (1, 5, 6, 4, 3)), ("taps", (1, 5, 6, 4, 3)), ("pieces", (1, 4, 5, 8)),
+    ("few_rows", (1, 2, 3, 8)), ("map_pieces", (4, 5, 8)), ("group_norm", (1, 4, 4, 8, 4)),
+    ("gelu", (3, 4)), ("attend", (1, 5, 2, 4)), ("attend_windows", (2, 4, 2, 4)),
+    ("one_product", (1, 5, 8, 2)), ("per_token", (1, 3, 2, 4, 5)), ("sample", (3, 4, 2, 2, 4)),
+)  # fmt: skip
 LINE_GIVEN = json.dumps(dict(first=3.0, seconds=[1.0], peak_rss_mb=2048, rise_mb=1, device="cpu"))
 
 
@@ -262,6 +276,60 @@ def test_programs_are_counted_by_the_inputs_that_predict_gives_them(modules):
     assert shapes == [{(1, 96, width, 3)} for width in (128, 130, 1280)]
     rounded = bench_compile.inputs_for(segmenter, (96, 130), round_to=128)
     assert [images.shape for (_, images, _), _ in rounded] == [(1, 128, 128, 3)]
+
+
+@pytest.fixture
+def forms(modules, monkeypatch):
+    """The program of forms, which layers choose at tiny sizes too."""
+    import bench_forms
+
+    from diffseg_jax.layers import conv, pieces
+
+    monkeypatch.setattr(conv, "MIN_WIDE", 0)
+    monkeypatch.setattr(conv, "MIN_FILTERED", (0, 0))
+    monkeypatch.setattr(conv, "MIN_FOLDED_RATIO", 0)
+    monkeypatch.setattr(pieces, "ROWS", 4)
+    monkeypatch.setattr(pieces, "MIN_ROWS", 16)
+    return bench_forms
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "sizes"), FORMS)
+def test_a_form_is_another_program_of_the_same_arithmetic(forms, form, sizes):
+    gradients = any(with_gradients for name, _, with_gradients in forms.CASES if name == form)
+    plain, ours, apart, is_same = forms.measure(form, sizes, gradients, 0)
+    assert len(plain) == len(ours) == forms.LEAST and apart < 1e-5 and not is_same
+
+
+def test_a_form_that_is_not_chosen_is_said(modules):
+    import bench_forms
+
+    case = "filter_rows", (1, 5, 4, 2, 2), False  # few channels
+    found = bench_forms.measure(*case, 0)
+    assert bench_forms.line(*case, *found).endswith(" 0.0e+00  same program")
+
+
+def test_every_form_can_be_traced_with_and_without_it(forms):
+    for form, sizes in FORMS:
+        pair = forms.FORMS[form](*sizes)
+        ours = jax.eval_shape(pair.ours, *pair.inputs)
+        with pair.off:
+            assert ours == jax.eval_shape(pair.plain, *(pair.plain_inputs or pair.inputs)), form
+
+
+def test_every_form_has_published_sizes_and_a_line_of_its_docstring(forms, capsys, monkeypatch):
+    names = {name for name, _ in FORMS}
+    assert set(forms.FORMS) == names == {name for name, _, _ in forms.CASES}
+    assert names <= set(re.findall(r"\w+", forms.__doc__.partition("layers/conv.py")[2]))
+    monkeypatch.setattr(forms, "CASES", (("gelu", (3, 4), False), ("taps", (), False)))
+    monkeypatch.setattr(sys, "argv", ["bench_forms.py", "--form=gelu", "--seconds=0"])
+    forms.main()
+    head, found = capsys.readouterr().out.splitlines()
+    assert head.startswith("form ") and found.split()[:2] == ["gelu", "3x4"]
+    assert not found.endswith("same program")
+    monkeypatch.setattr(sys, "argv", ["bench_forms.py", "--form=gelo"])
+    with pytest.raises(SystemExit, match="no form gelo. Known: pointwise"):
+        forms.main()
 
 
 def test_the_guide_of_a_row_names_its_command(modules):
