@@ -43,16 +43,16 @@ class Arithmetic(enum.Enum):
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding="SAME") -> jax.Array:
     """f[B,H,W,in] * f[h,w,in,out] -> f[B,H',W',out], in the dtype of x.
 
-    A 1x1 convolution is computed as a matrix product, which XLA's CPU backend runs up to twice as
-    fast as a convolution of the same size. On CPUs, convolutions of many channels and stride 1 use
-    other algorithms:
+    A 1x1 convolution is computed as a matrix product, which XLA's CPU backend runs faster than a
+    convolution of the same size (`bench_forms.py --form=pointwise`). On CPUs, convolutions of many
+    channels and stride 1 use other algorithms:
 
-    - the kernel gradient is nine matrix products, since XLA's gradient runs at a quarter of the
-      speed of its forward pass (8x64x64, 128 -> 128 channels: 116 instead of 163 ms);
-    - where pixels are fewer than channels, all windows side by side make one product (1x8x8,
-      1024 -> 1024 channels: 24 instead of 62 ms);
-    - large ones in float32 need half the multiplications, see `_filter_rows` (1x256x256,
-      256 -> 256 channels: 236 instead of 306 ms).
+    - the kernel gradient is nine matrix products, in place of XLA's gradient
+      (`bench_forms.py --form=kernel_gradient`);
+    - where pixels are fewer than channels, all windows side by side make one product
+      (`bench_forms.py --form=patches`);
+    - large ones in float32 need half the multiplications, see `_filter_rows`
+      (`bench_forms.py --form=filter_rows`).
     """
     if kernel.shape[:2] == (1, 1):
         return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], kernel[0, 0])
@@ -197,7 +197,7 @@ def stop_fusion(x: jax.Array) -> jax.Array:
     """x itself; on CPUs its gradient is computed only once.
 
     Otherwise XLA's CPU backend recomputes the gradient of a residual stream, a sum over all later
-    layers, wherever it is read: a sixth of the train step, and most of its compilation.
+    layers, wherever it is read (`bench_forms.py --form=stop_fusion`), and compiles it as often.
     """
     return x
 
@@ -248,9 +248,9 @@ def convolve_enlarged(x: jax.Array, conv: Conv) -> jax.Array:
     """The 3x3 convolution of `enlarge(x)`: f[B,H,W,in] -> f[B,2H,2W,out].
 
     A 3x3 window over repeated pixels sees 2x2 different ones, so each of the four output positions
-    of a pixel has a 2x2 kernel of sums: 16 products instead of 36, and no enlarged input. Where
-    pixels are few and channels many, the sums would cost more (CPU, 1x128x128, 256 channels: 174
-    instead of 324 ms; 1x8x8, 1024 channels: 151 instead of 42 ms).
+    of a pixel has a 2x2 kernel of sums: 16 products instead of 36, and no enlarged input
+    (`bench_forms.py --form=enlarged`). Where pixels are few and channels many, the sums would cost
+    more.
     """
     batch, height, width, channels_in = x.shape
     if _least((batch, height, width)) < MIN_FOLDED_RATIO * channels_in:

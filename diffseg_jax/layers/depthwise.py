@@ -11,8 +11,8 @@ ROWS, PARTS = 4, 4  # image rows per block of the kernel gradient, and parts of 
 def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """f[B,H,W,C] * f[k,k,1,C] -> f[B,H,W,C], k odd, k // 2 zeros on all sides, in the dtype of x.
 
-    XLA's CPU backend runs grouped convolutions about thirty times slower than a sum of shifted
-    products (1x128x256, 96 channels, 7x7: 248 and 7 ms), which it fuses into a single loop.
+    XLA's CPU backend runs grouped convolutions far slower than a sum of shifted products, which it
+    fuses into a single loop (`bench_forms.py --form=depthwise,depthwise_halved`).
     """
     return jax.lax.platform_dependent(x, kernel, cpu=_shifted_sum, default=_grouped)
 
@@ -76,7 +76,7 @@ def _grouped_halved(x, kernel):
 def _halved_sum(x, kernel):
     """The shifted sum; pixels are split by the parity of row and column, so that slices are dense.
 
-    Slices of every second pixel cost a quarter more (1x180x240, 96 channels, 3x3).
+    Slices of every second pixel cost more (`bench_forms.py --form=parity`).
     """
     batch, height, width, channels = x.shape
     size, rows, columns = kernel.shape[0], height // 2, width // 2
@@ -96,8 +96,7 @@ def _halved_sum(x, kernel):
 def _finished(x):
     """x itself, whose last products XLA's CPU backend does not fuse with a following reduction.
 
-    It would write the others to memory one by one (1x128x256, 96 channels, with a layer norm: 135
-    instead of 18 ms of processor time).
+    It would write the others to memory one by one (`bench_forms.py --form=finished`).
     """
     return jnp.where(jnp.isnan(x), jnp.nan, x)
 
@@ -106,7 +105,7 @@ def _kernel_gradient(x, dy, size):
     """f32[size,size,1,C] from f[B,H,W,C] of input and output gradient, by blocks of ROWS rows.
 
     A reduction over all pixels for each of the size^2 taps would read both maps from memory each
-    time; here a block stays in the cache while all taps read it.
+    time; here a block stays in the cache while all taps read it (`bench_forms.py --form=taps`).
     """
     batch, rows, columns, channels = x.shape
     blocks, part = -(-rows // ROWS), -(-columns // PARTS)

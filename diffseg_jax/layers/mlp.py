@@ -10,7 +10,7 @@ def gelu(x: jax.Array) -> jax.Array:
     """x Phi(x) by the error function, not its approximation by tanh.
 
     `jax.nn.gelu(x, approximate=False)` uses the complementary function, which differs in the last
-    digits and is slower on CPUs (8192 x 1024: 46 instead of 35 ms, backward 49 instead of 38 ms).
+    digits and is slower on CPUs (`bench_forms.py --form=gelu`).
     """
     return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
 

@@ -58,7 +58,7 @@ class GroupNorm(nnx.Module):
     out  f[B, H, W, C] in the dtype of x
 
     Sums run over pixels first and over the channels of a group last, so that no pass needs x with
-    its channels split (CPU, 1x128x256, 256 channels: 21 ms of one core, nnx.GroupNorm 32 ms).
+    its channels split, as those of nnx.GroupNorm do (`bench_forms.py --form=group_norm`).
     """
 
     def __init__(self, channels: int, groups: int, *, epsilon: float = 1e-5):

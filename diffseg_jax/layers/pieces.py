@@ -15,8 +15,8 @@ MIN_ROWS = 4 * ROWS  # fewer rows are processed together
 class Piecewise(nnx.Module):
     """A module that maps rows independently, in pieces when evaluated on a CPU.
 
-    Large intermediate values then never leave the cache (32,768 tokens of 256 channels through a
-    feed-forward layer of 1024: 155 instead of 260 ms). A backward pass would need them again.
+    Large intermediate values then never leave the cache (`bench_forms.py --form=pieces` and
+    `map_pieces`). A backward pass would need them again.
     """
 
     evaluates = False
@@ -29,7 +29,7 @@ class Piecewise(nnx.Module):
     def over_rows(self, function: Callable, rows: jax.Array) -> jax.Array:
         """function(rows) for an array f[N, ...] and a function that maps rows independently."""
         # Few rows are computed once, or a norm computes a depthwise convolution in each of its
-        # three passes (CPU, ConvNeXt block of 1x32x64, 384 channels: 73 instead of 57 ms).
+        # three passes (`bench_forms.py --form=few_rows`).
         pieces = lambda rows: in_pieces(function, rows if len(rows) >= MIN_ROWS else unfused(rows))
         return self.by_platform(rows, cpu=pieces, default=function)
 

@@ -33,8 +33,8 @@ class VitAttention(nnx.Module):
     out     f[B, N, D] in `dtype`; the softmax runs in float32
 
     The outputs of `qkv` are ordered by (query, key, value), head and channel. One product instead
-    of the three of `SelfAttention` is faster (CPU, 12 blocks of 257 tokens, 384 channels: 67
-    instead of 103 ms), whose parameters in checkpoints of TransUNet are three kernels.
+    of the three of `SelfAttention` is faster on CPUs (`bench_forms.py --form=one_product`), whose
+    parameters in checkpoints of TransUNet are three kernels.
     """
 
     def __init__(self, dim: int, heads: int, *, bias: bool = True, dtype, rngs: nnx.Rngs):
