@@ -391,7 +391,8 @@ def without_torch(monkeypatch):
         def __getattr__(self, name):
             return type(name, (), {}) if name[0].isupper() else MagicMock()
 
-    for name in ("torch", "torch.nn", "torch.nn.functional", "torch.utils", "torch.utils.data"):
+    utils = ("torch.utils", "torch.utils.data", "torch.utils.checkpoint")
+    for name in ("torch", "torch.nn", "torch.nn.functional", *utils):
         parent, _, last = name.rpartition(".")
         monkeypatch.setitem(sys.modules, name, module := Torch(name))
         if parent:

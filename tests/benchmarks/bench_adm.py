@@ -1,12 +1,14 @@
 """Our ADM UNet, timed; torch_adm.py is its plain PyTorch twin.
 
-python tests/benchmarks/bench_adm.py --what=forward|taps|train|train_lsun [--batch=1] [--size=256]
+python tests/benchmarks/bench_adm.py --what=forward|taps|train|train_lsun [--batch=1] [--size=256] \
+    [--remat]
 python tests/benchmarks/bench_adm.py --files
 
 forward     the LSUN network, one image of 256x256
 taps        the same up to output block 12, for the five blocks that DDPM-Seg reads
 train       forward, backward and AdamW of a smaller network, 8 images of 64x64
 train_lsun  the same of the LSUN network, 2 images of 256x256
+--remat     blocks are computed again in the backward pass
 --files     prints seconds and peak memory of writing a full-size state dict of the LSUN network
             (random numbers, by lsun_checkpoint.py), converting it, loading the result and running
             it, in one process after another. The seconds of `convert` include the start of the
@@ -38,13 +40,14 @@ TAPS = (5, 6, 7, 8, 12)  # output blocks
 HERE = Path(__file__).parent
 
 
-def make_network(sizes, dtype="float32"):
+def make_network(sizes, dtype="float32", remat=False):
     import jax.numpy as jnp
 
     from diffseg_jax.models.adm_unet import ADMSettings, ADMUNet
     from diffseg_jax.models.network import Network
 
-    return Network(lambda rngs: ADMUNet(ADMSettings(**sizes), dtype=jnp.dtype(dtype), rngs=rngs))
+    options = dict(dtype=jnp.dtype(dtype), remat=remat)
+    return Network(lambda rngs: ADMUNet(ADMSettings(**sizes), **options, rngs=rngs))
 
 
 def random_batch(size, batch):
@@ -86,7 +89,7 @@ def make_step(args):
     import jax
 
     sizes, size, count = TIMED[args.what]
-    network = make_network(sizes, args.dtype)
+    network = make_network(sizes, args.dtype, args.remat)
     values, batch = random_values(network), random_batch(args.size or size, args.batch or count)
     if args.what.startswith("train"):
         return training_call(functools.partial(training_loss, network), values, batch)
@@ -152,4 +155,4 @@ if __name__ == "__main__":
     elif sys.argv[1:2] and sys.argv[1].startswith("--loaded="):
         time_loaded(sys.argv[1].removeprefix("--loaded="))
     else:
-        jax_program(__doc__, TIMED, make_step, batch=0, size=0)
+        jax_program(__doc__, TIMED, make_step, batch=0, size=0, remat=False)

@@ -1,10 +1,13 @@
 """Our TransUNet of the published size, timed; torch_transunet.py is its plain PyTorch twin.
 
-python tests/benchmarks/bench_transunet.py --what=forward|train|ddep [--batch=4] [--size=224]
+python tests/benchmarks/bench_transunet.py --what=forward|train|ddep [--batch=4] [--size=224] \
+    [--remat]
 
 forward   evaluation, from pixels to probabilities
 train     a training step of the entire network
 ddep      the decoder learns the noise; the encoder is frozen, without gradients or moments
+--remat   residual units, transformer layers and stages of the decoder are computed again in the
+          backward pass
 
 The arithmetic is that of the PyTorch port (`model.arithmetic="port"`) on both sides.
 """
@@ -31,7 +34,8 @@ def make_step(args):
 
     frozen = args.what == "ddep"
     options = dict(
-        grid=(args.size // STRIDE,) * 2, arithmetic=Arithmetic.PORT, dtype=jnp.dtype(args.dtype)
+        grid=(args.size // STRIDE,) * 2, arithmetic=Arithmetic.PORT, dtype=jnp.dtype(args.dtype),
+        remat=args.remat,
     )  # fmt: skip
     network = Network(lambda rngs: TransUNet(3 if frozen else 19, **options, rngs=rngs))
     values, batch = random_values(network), random_images(args.batch, args.size, args.size)
@@ -47,4 +51,4 @@ def make_step(args):
 
 
 if __name__ == "__main__":
-    jax_program(__doc__, ("forward", "train", "ddep"), make_step, batch=4, size=224)
+    jax_program(__doc__, ("forward", "train", "ddep"), make_step, batch=4, size=224, remat=False)

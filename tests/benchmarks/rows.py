@@ -14,8 +14,9 @@ class Row:
     seconds   device -> expected seconds of one process on a quiet machine, of two cores or one GPU;
               it runs on these devices alone
     flop      operations of a call, two for a multiply-add, of the matrix products and convolutions
-              that it cannot do without; 0: not counted. By torch.utils.flop_counter on PyTorch's
-              program, with attention as products (SDPBackend.MATH), where nothing else is said
+              that it cannot do without, so without those that --remat repeats; 0: not counted. By
+              torch.utils.flop_counter on PyTorch's program, with attention as products
+              (SDPBackend.MATH), where nothing else is said
     bytes     that a call must move where memory limits it; 0: not counted
     variants  other options -> name, with which PyTorch may be faster
     torch_flop  those of PyTorch's program, where it makes more; 0: as many as ours
@@ -154,6 +155,11 @@ ROWS = (
         "--backbone=convnext_l", seconds=dict(gpu=80), flop=1.515e13, **BF16),
     ddp("l_steps_3_bf16", "ConvNeXt-L, three steps", "--what=steps_3", "--backbone=convnext_l",
         seconds=dict(gpu=50), flop=1.621e12, **BF16),
+    # with --remat as in configs/ddep_cityscapes.py and configs/ddpm_published.py
+    transunet("train_1024_remat_bf16", "training step with remat, 2 of 1024x1024", "--what=train",
+              "--batch=2", "--size=1024", "--remat", seconds=dict(gpu=60), flop=1.088e13, **BF16),
+    adm("train_remat_bf16", "LSUN network, training step with remat, 2 of 256x256",
+        "--what=train_lsun", "--remat", seconds=dict(gpu=80), flop=1.344e13, **BF16),
     transunet("train_224_bf16", "training step, 32 of 224x224", "--what=train", "--batch=32",
               seconds=dict(gpu=60), flop=5.618e12, **BF16),
     adm("forward_bf16", "LSUN network, 8 of 256x256", "--what=forward", "--batch=8",

@@ -1,6 +1,6 @@
 """A plain PyTorch ADM UNet, timed: the alternative of a user, against which our speed is measured.
 
-python torch_adm.py --what=forward|taps|train|train_lsun [--size=256] [--batch=1]
+python torch_adm.py --what=forward|taps|train|train_lsun [--size=256] [--batch=1] [--remat]
 
 Seconds alone say little: the benchmark runs this file and our program in the same minutes and
 reports the quotient. It needs torch and nothing of this package, and is PyTorch as one writes it by
@@ -12,6 +12,7 @@ forward     the LSUN network, 256x256, without gradients
 taps        the same up to output block 12, all that DDPM-Seg reads, without gradients
 train       a smaller network on 64x64 images: forward, loss, backward and AdamW
 train_lsun  the same of the LSUN network
+--remat     blocks are computed again in the backward pass, by torch.utils.checkpoint
 """
 
 import math
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from timing import autocast, compiled, layout, torch_program
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 TAPS = (5, 6, 7, 8, 12)  # output blocks that DDPM-Seg reads
 LSUN = dict(
@@ -142,8 +144,9 @@ class ADMUNet(nn.Module):
     Dhariwal and Nichol 2021; y is given if and only if there are classes.
     """
 
-    def __init__(self, **sizes):
+    def __init__(self, remat=False, **sizes):
         super().__init__()
+        self.remat = remat
         s = self.sizes = SimpleNamespace(**{**LSUN, **sizes})
         self.widths = [int(mult * s.channels) for mult in s.channel_mult]
         self.time_embed = nn.Sequential(
@@ -199,12 +202,15 @@ class ADMUNet(nn.Module):
             emb = emb + self.label_emb(y)
         skips = []
         for block in self.input_blocks:
-            x = block(x, emb)
+            x = self._run(block, x, emb)
             skips.append(x)
-        x = self.middle_block(x, emb)
+        x = self._run(self.middle_block, x, emb)
         for block in self.output_blocks:
-            x = block(torch.cat([x, skips.pop()], dim=1), emb)
+            x = self._run(block, torch.cat([x, skips.pop()], dim=1), emb)
             yield x
+
+    def _run(self, block, x, emb):
+        return checkpoint(block, x, emb, use_reentrant=False) if self.remat else block(x, emb)
 
     def forward(self, x, t, y=None):
         for h in self.decode(x, t, y):
@@ -230,7 +236,7 @@ def make_step(args):
     """The forward pass, taps or train step."""
     sizes, size, batch = WHATS[args.what]
     size, batch = args.size or size, args.batch or batch
-    model = ADMUNet(**sizes).to(memory_format=layout(args))
+    model = ADMUNet(args.remat, **sizes).to(memory_format=layout(args))
     image = torch.rand(batch, 3, size, size) * 2 - 1
     t = torch.randint(1000, (batch,))
     if not args.what.startswith("train"):
@@ -252,4 +258,4 @@ def make_step(args):
 
 
 if __name__ == "__main__":
-    torch_program(__doc__, WHATS, make_step, batch=0, size=0)
+    torch_program(__doc__, WHATS, make_step, batch=0, size=0, remat=False)

@@ -1,6 +1,6 @@
 """A plain PyTorch TransUNet, timed: the alternative of a user, against which our speed is measured.
 
-python torch_transunet.py --what=forward|train|ddep --batch=4 --size=224
+python torch_transunet.py --what=forward|train|ddep --batch=4 --size=224 [--remat]
 
 Seconds alone say little: the benchmark runs this file and our program in the same minutes and
 reports the quotient. It needs torch and nothing of this package, and is PyTorch as one writes it by
@@ -11,6 +11,9 @@ can be held to the same outputs. Initial values are the framework's.
 forward   evaluation mode, from an image to class probabilities, no gradients
 train     train mode: forward, cross-entropy, backward and Adam for the entire network
 ddep      the decoder learns the noise in the image; the encoder is frozen, without backward pass
+--remat   residual units, transformer layers and stages of the decoder are computed again in the
+          backward pass, by torch.utils.checkpoint, which updates running averages of batch norms
+          there once more
 """
 
 from collections import OrderedDict
@@ -21,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from timing import autocast, compiled, layout, torch_program
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 SIGMA = 0.22  # noise of `ddep`, for images in [-1, 1]
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
@@ -37,7 +41,26 @@ PUBLISHED = dict(
     decoder=(256, 128, 64, 16),
     outputs=19,
     dropout=0.1,
+    remat=False,  # blocks are computed again in the backward pass
 )
+
+
+def run(remat, function, *given):
+    """function(*given), computed again in the backward pass if `remat` is set."""
+    return checkpoint(function, *given, use_reentrant=False) if remat else function(*given)
+
+
+class Blocks(nn.Sequential):
+    """Named modules in turn."""
+
+    def __init__(self, modules, remat):
+        super().__init__(OrderedDict(modules))
+        self.remat = remat
+
+    def forward(self, x):
+        for module in self:
+            x = run(self.remat, module, x)
+        return x
 
 
 class StdConv2d(nn.Conv2d):
@@ -73,11 +96,11 @@ class Bottleneck(nn.Module):
         return F.relu(shortcut + self.gn3(self.conv3(x)))
 
 
-def stage(c_in, features, units, stride):
+def stage(c_in, features, units, stride, remat):
     """`units` bottlenecks named unit1, unit2, ...; only the first one strides and projects."""
     first = Bottleneck(c_in, features, stride)
     rest = [Bottleneck(4 * features, features) for _ in range(units - 1)]
-    return nn.Sequential(OrderedDict((f"unit{i}", u) for i, u in enumerate([first, *rest], 1)))
+    return Blocks(((f"unit{i}", u) for i, u in enumerate([first, *rest], 1)), remat)
 
 
 class ResNet(nn.Module):
@@ -88,9 +111,9 @@ class ResNet(nn.Module):
         w, (one, two, three) = int(64 * sizes.width), sizes.units
         root = OrderedDict(conv=StdConv2d(3, w, 7, 2), gn=GroupNorm(w), relu=nn.ReLU())
         self.root, self.body = nn.Sequential(root), nn.Module()
-        self.body.block1 = stage(w, w, one, 1)
-        self.body.block2 = stage(4 * w, 2 * w, two, 2)
-        self.body.block3 = stage(8 * w, 4 * w, three, 2)
+        self.body.block1 = stage(w, w, one, 1, sizes.remat)
+        self.body.block2 = stage(4 * w, 2 * w, two, 2, sizes.remat)
+        self.body.block3 = stage(8 * w, 4 * w, three, 2, sizes.remat)
 
     def forward(self, image):
         half = self.root(image)
@@ -144,7 +167,8 @@ class Transformer(nn.Module):
         self.embeddings.patch_embeddings = nn.Conv2d(int(1024 * sizes.width), e, 1)
         self.embeddings.position_embeddings = nn.Parameter(torch.zeros(1, tokens, e))
         self.dropout = nn.Dropout(sizes.dropout)
-        self.encoder.layer = nn.Sequential(*(Layer(sizes) for _ in range(sizes.layers)))
+        layers = ((str(i), Layer(sizes)) for i in range(sizes.layers))
+        self.encoder.layer = Blocks(layers, sizes.remat)
         self.encoder.encoder_norm = LayerNorm(e)
 
     def forward(self, image):
@@ -165,6 +189,7 @@ class Decoder(nn.Module):
 
     def __init__(self, sizes):
         super().__init__()
+        self.remat = sizes.remat
         w, inputs = int(64 * sizes.width), (sizes.bridge, *sizes.decoder[:-1])
         self.conv_more, self.blocks = conv_norm_relu(sizes.hidden, sizes.bridge), nn.ModuleList()
         for c_in, skip, c in zip(inputs, (8 * w, 4 * w, w, 0), sizes.decoder, strict=True):
@@ -174,9 +199,13 @@ class Decoder(nn.Module):
     def forward(self, grid, skips):
         x = self.conv_more(grid)
         for block, skip in zip(self.blocks, (*skips, None), strict=True):
-            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
-            x = block(x if skip is None else torch.cat([x, skip], dim=1))
+            x = run(self.remat, partial(self._double, block), x, skip)
         return x
+
+    @staticmethod
+    def _double(block, x, skip):
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        return block(x if skip is None else torch.cat([x, skip], dim=1))
 
 
 class TransUNet(nn.Module):
@@ -203,7 +232,8 @@ def denoising_loss(model, image):
 def make_step(args):
     """The forward pass or train step."""
     frozen = args.what == "ddep"
-    model = TransUNet(size=args.size, outputs=3 if frozen else PUBLISHED["outputs"])
+    outputs = 3 if frozen else PUBLISHED["outputs"]
+    model = TransUNet(size=args.size, outputs=outputs, remat=args.remat)
     model.to(memory_format=layout(args))
     image = torch.rand(args.batch, 3, args.size, args.size) * 2 - 1
     if args.what == "forward":
@@ -228,4 +258,4 @@ def make_step(args):
 
 
 if __name__ == "__main__":
-    torch_program(__doc__, ("forward", "train", "ddep"), make_step, batch=4, size=224)
+    torch_program(__doc__, ("forward", "train", "ddep"), make_step, batch=4, size=224, remat=False)
