@@ -108,6 +108,7 @@ def get_config(preset="adm"):
         small = dict(scenes, size=(32, 48))
         c.data.options, c.unlabelled.options = dict(small), dict(small)
         c.stages.pretrain.augment.crop = c.stages.fit.augment.crop = small["size"]
+        c.stages.pretrain.steps = 1_000   # after 300 the drawn images are little more than noise
         c.run = ("pretrain", "fit")
     c.evaluate = dict(
         view="whole", window=(0, 0), stride=(0, 0), scales=(1.0,), flip=False,
