@@ -77,8 +77,9 @@ def add_checkpoint_flags(
 
 def add_cache_flag(add: Callable):
     """Adds --compilation_cache, the argument of `use_cache`."""
-    text = f"folder of compiled programs; empty for none; default: {CACHE}"
-    add("--compilation_cache", default=CACHE, metavar="DIR", help=text)
+    default = f"JAX_COMPILATION_CACHE_DIR of the environment, or {CACHE}"
+    text = f"folder of compiled programs; empty for none; default: {default}"
+    add("--compilation_cache", metavar="DIR", help=text)
 
 
 # ---- exit codes ----------------------------------------------------------------------------------
@@ -161,13 +162,13 @@ def _exit_after(error):
 # ---- settings of the process ---------------------------------------------------------------------
 
 
-def use_cache(path: str):
-    """Caches compiled programs in a folder, unless it is "", and quietens other loggers."""
+def use_cache(path: str | None = None):
+    """Caches programs in a folder, by default the usual one, none if "", and quietens loggers."""
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of half the largest size
     for name in ("jax", "absl"):  # they log absent backends and every file that is written
         logging.getLogger(name).setLevel(logging.WARNING)
     # They log requests and failures, which are also raised.
     for name in ("fsspec", "gcsfs", "PIL", "python_multipart"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if path:
+    if path != "":
         keep_compiled(path)

@@ -65,12 +65,12 @@ def main(arguments: Sequence[str] | None = None):
     from diffseg_jax.display.console import Display
 
     with Display().progress("loading"):
-        from diffseg_jax.cli import CACHE, use_cache, user_errors
+        from diffseg_jax.cli import use_cache, user_errors
         from diffseg_jax.experiment.study_costs import keep_costs
         from diffseg_jax.experiment.study_run import run_study
     with user_errors("stopped; the same command resumes"):
         if given.costs:
-            use_cache(CACHE)
+            use_cache()
             keep_costs(study, workdir, Display())
         else:
             run_study(study, workdir, Display(), typed)

@@ -130,6 +130,7 @@ def test_compiled_programs_are_kept_where_a_user_says(monkeypatch, tmp_path):
     changed = {}
     monkeypatch.setattr(jax.config, "update", changed.__setitem__)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     for cache, folder in ((False, None), (tmp_path / "x", tmp_path / "x"), (True, ".cache")):
         changed.clear()
         with pytest.raises(UserError, match="does not exist"):

@@ -17,13 +17,16 @@ MIN_SECONDS = 0.5  # of compilation; programs that compile faster are not cached
 MOST_SHAPES = 16  # of inputs, whose programs are in memory
 
 
-def keep_compiled(folder: str | os.PathLike = CACHE):
+def keep_compiled(folder: str | os.PathLike | None = None):
     """Caches all programs that this process compiles; jax has one such folder per process.
+
+    folder  None: that of JAX_COMPILATION_CACHE_DIR in the environment, or CACHE
 
     In CACHE, and in no other folder, the programs that were not used for longest are deleted
     first, until the others take at most MOST_CACHED. (jax_compilation_cache_max_size needs the
     package filelock, and fails to write to a folder that holds programs from before it was set.)
     """
+    folder = folder or os.environ.get("JAX_COMPILATION_CACHE_DIR") or CACHE
     folder = os.path.expanduser(folder)
     if folder == os.path.expanduser(CACHE):
         _delete_oldest(Path(folder), MOST_CACHED)

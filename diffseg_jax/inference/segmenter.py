@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from diffseg_jax.config.schema import as_tuples
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.palette import distinct_colours
-from diffseg_jax.devices.compiled import CACHE, keep_compiled
+from diffseg_jax.devices.compiled import keep_compiled
 from diffseg_jax.devices.mesh import find_devices, local_mesh, place_tree, state_shardings
 from diffseg_jax.devices.settings import own_settings
 from diffseg_jax.errors import UserError, require_known
@@ -69,15 +69,15 @@ def load(
     device  "cpu", "cuda", "gpu" or "tpu": all devices of that kind which this process sees;
             None = the choice of jax
     cache   a folder in which compiled programs are cached for the next process; True = that of the
-            commands, ~/.cache/diffseg_jax; False = the setting of jax, which holds for all programs
-            of the process
+            commands, JAX_COMPILATION_CACHE_DIR or ~/.cache/diffseg_jax; False = the setting of jax,
+            which holds for all programs of the process
 
     Raises UserError if there is no such checkpoint, stage, step, average or device, and for
     checkpoints of newer versions.
     """
     find_devices(device)
     if cache:
-        keep_compiled(CACHE if cache is True else cache)
+        keep_compiled(None if cache is True else cache)
     directory = find_stage(path, stage)
     step = step_to_open(directory, step)
     try:

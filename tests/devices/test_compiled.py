@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from diffseg_jax.cli import use_cache
 from diffseg_jax.devices import compiled
 from diffseg_jax.devices.compiled import BoundedPrograms, keep_compiled
 
@@ -67,6 +68,21 @@ def test_another_folder_takes_the_programs_from_then_on(tmp_path, monkeypatch):
         for name, value in before.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()
+
+
+def test_the_folder_of_the_environment_comes_before_the_usual_one(tmp_path, monkeypatch):
+    settings = {}
+    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+    monkeypatch.setattr(compiled, "CACHE", str(tmp_path))
+    for named, folder in (("mine", "mine"), ("", str(tmp_path))):
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", named)
+        use_cache()
+        assert settings["jax_compilation_cache_dir"] == folder
+        use_cache("typed")
+        assert settings["jax_compilation_cache_dir"] == "typed"
+        settings.clear()
+        use_cache("")
+        assert not settings
 
 
 def test_a_folder_that_is_not_there_is_made_by_jax(tmp_path, monkeypatch):
