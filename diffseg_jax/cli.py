@@ -78,7 +78,7 @@ def add_checkpoint_flags(
 def add_cache_flag(add: Callable):
     """Adds --compilation_cache, the argument of `use_cache`."""
     default = f"JAX_COMPILATION_CACHE_DIR of the environment, or {CACHE}"
-    text = f"folder of compiled programs; empty for none; default: {default}"
+    text = f"folder of compiled programs; empty: as jax is set; default: {default}"
     add("--compilation_cache", metavar="DIR", help=text)
 
 
@@ -163,7 +163,7 @@ def _exit_after(error):
 
 
 def use_cache(path: str | None = None):
-    """Caches programs in a folder, by default the usual one, none if "", and quietens loggers."""
+    """Caches programs in a folder, by default the usual one; "": as jax is set. Quiets loggers."""
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of half the largest size
     for name in ("jax", "absl"):  # they log absent backends and every file that is written
         logging.getLogger(name).setLevel(logging.WARNING)

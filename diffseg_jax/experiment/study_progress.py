@@ -50,8 +50,8 @@ def runs_needed(cell: StudyCell, workdir: Path) -> list[Run]:
 
 
 def file_of_run(workdir: Path, run: Run) -> Path:
-    """Of the record of a run."""
-    return workdir / "runs" / f"{run.name}.json"
+    """Of the record of a run, in the folder that it shares, so that both are removed at once."""
+    return workdir / "runs" / run.shared / f"{run.name}.json"
 
 
 def file_of_cell(workdir: Path, cell: StudyCell) -> Path:

@@ -206,7 +206,7 @@ def _of_frost(types, drawn):
     if DRAWN_FROST in types:
         return "Its frost is drawn, not of photographs."
     if drawn:
-        return f"{DRAWN_FROST}, which is drawn, not of photographs, is left out of the mean."
+        return f"{DRAWN_FROST}, which is drawn, not of photographs, is not part of the mean."
     return "Its frost is of photographs." if "frost" in types else "Frost is not among them."
 
 
@@ -413,7 +413,7 @@ def difference(
     mean, count = statistics.mean(each), len(seeds)
     pairs = [(group.records[seed], first.records[seed]) for seed in seeds]
     images, drawn = _on_resamples(pairs, path, workdir, {} if cache is None else cache)
-    if not len(drawn) and (images or count < 2):
+    if not images and count < 2:
         return Difference(mean, None, None, count, images)
     reach, outside = np.zeros(2), (1 - COVERED / 100) / 2
     if images:
@@ -428,7 +428,7 @@ def difference(
 def _on_resamples(pairs, path, workdir, cache) -> tuple[int, np.ndarray]:
     """The number of images, and the mean difference on those resamples of them that define it.
 
-    (0, []) unless the counts of all pairs are of the same images.
+    (0, []) where none does, and unless the counts of all pairs are of the same images.
     """
     files = [tuple(_files_of(each) for each in pair) for pair in pairs]
     used = [file for pair in files for each in pair for file in each or ("",)]
@@ -445,7 +445,8 @@ def _on_resamples(pairs, path, workdir, cache) -> tuple[int, np.ndarray]:
         return 0, np.zeros(0)
     score = lambda each: np.mean([cache[path, file][1] for file in each], 0)
     drawn = np.mean([score(ours) - score(theirs) for ours, theirs in files], 0)
-    return len(names), drawn[~np.isnan(drawn)]
+    drawn = drawn[~np.isnan(drawn)]
+    return len(names) if len(drawn) else 0, drawn
 
 
 def _files_of(record) -> list[str]:

@@ -51,7 +51,7 @@ def test_the_last_stage_of_a_run_is_measured_with_the_options_of_every_point(
 
     monkeypatch.setattr(study_costs, "plan_evaluations", plan_evaluations)
     monkeypatch.setattr(study_costs, "open_network", open_network)
-    monkeypatch.setattr(cli, "use_cache", lambda path: None)  # it is one of the process
+    monkeypatch.setattr(cli, "use_cache", lambda path=None: None)  # it is one of the process
     study.main([f"--config={file}", f"--workdir={workdir}", "--costs"])
     assert [each[:2] for each in opened] == [("finetune", 8)] * 2
     assert starts == [str(workdir / "runs" / "pretrain" / "checkpoints" / "pretrain")] * 2

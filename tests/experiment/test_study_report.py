@@ -63,12 +63,16 @@ def test_nineteen_of_twenty_intervals_hold_zero_where_there_is_no_difference(tmp
     assert 0.025 < missed / repeats < 0.075
 
 
-def test_a_difference_that_no_resample_defines_has_no_interval(tmp_path, monkeypatch):
+def test_a_difference_that_no_resample_defines_has_the_interval_of_its_seeds(
+    tmp_path, monkeypatch
+):
     better, worse = (group_of(tmp_path, name, r, (0, 1)) for name, r in (("b", 0.8), ("w", 0.6)))
     undefined = lambda path, counts, draws, sizes: np.full(draws, np.nan)
     monkeypatch.setattr(study_report, "resampled_scores", undefined)
     found = difference(better, worse, "mIoU", tmp_path)
-    assert found.mean > 0 and (found.low, found.high) == (None, None)
+    assert found.low < found.mean < found.high and (found.seeds, found.images) == (2, 0)
+    one = [Group(each.labels, {"0": each.records["0"]}) for each in (better, worse)]
+    assert difference(*one, "mIoU", tmp_path).low is None
 
 
 @pytest.mark.parametrize(("seeds", "quantile"), [(2, 12.7062), (3, 4.3027)])  # as in tables of t
