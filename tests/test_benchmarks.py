@@ -267,6 +267,23 @@ def test_the_rows_have_programs_that_take_their_options(modules, monkeypatch):
     assert len({row.name for row in rows.ROWS}) == len(rows.ROWS)
 
 
+def test_programs_that_are_compiled_are_those_of_rows(modules, monkeypatch):
+    import bench_compile
+
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(bench_compile.timing, "jax_program", None)
+    monkeypatch.setattr(bench_compile.runpy, "run_path", lambda file, run_name: (
+        bench_compile.timing.jax_program(file, ("steps_3", "forward", "train"), call_of, batch=3)
+    ))  # fmt: skip
+    call_of = lambda args: SimpleNamespace(func=dict, args=())
+    of_rows = [name for name, (_, make) in bench_compile.PROGRAMS.items() if "row" in make.__name__]
+    for name in of_rows:
+        assert bench_compile.of_row(name).func is dict
+        row = next(row for row in bench_compile.ROWS if row.name == name)
+        assert sys.argv == list(row.here)
+    assert len(of_rows) == 3
+
+
 def test_programs_are_counted_by_the_inputs_that_predict_gives_them(modules):
     import bench_compile
 

@@ -14,25 +14,27 @@ result. Nothing is cached, and nothing runs. Half a minute for the small ones, m
 import argparse
 import copy
 import functools
+import runpy
 import subprocess
 import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
+import timing
+from rows import ROWS
 from timing import processor_seconds
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 SIZES = (  # height, width of photographs
     (333, 500), (500, 333), (375, 500), (500, 375), (360, 480), (480, 360), (427, 640), (640, 427),
     (480, 640), (640, 480), (400, 600), (512, 512), (512, 683), (540, 960), (600, 800), (683, 1024),
     (768, 1024), (1024, 768), (720, 1280), (1080, 1920),
 )  # fmt: skip
 MULTIPLES = (1, 64, 128, 256)
-OPTIONS = dict(device="cpu", dtype="float32", batch=0, size=0)  # of the programs beside this one
 
 
-def scenes():
+def scenes(_):
     """The packaged network, as `predict` calls it for an image of 96x128."""
     import diffseg_jax
 
@@ -58,32 +60,20 @@ def inputs_for(segmenter, size, **options):
     return given
 
 
-def ddp():
-    import bench_ddp
+def of_row(name):
+    """The program of a row of the benchmark with its inputs, as the row times them."""
+    file, *options = next(row.here for row in ROWS if row.name == name)
+    calls = []
 
-    args = dict(what="steps_3", backbone="convnext_t", size=bench_ddp.SIZE[0])
-    return made(bench_ddp, **args)
+    def keep(doc, whats, make, **known):
+        calls.append(make(timing.arguments(doc, whats, known)))
 
-
-def adm():
-    import bench_adm
-
-    return made(bench_adm, what="forward")
-
-
-def transunet():
-    import bench_transunet
-
-    return made(bench_transunet, what="train", batch=4, size=224)
+    sys.argv, timing.jax_program = [file, *options], keep
+    runpy.run_path(str(HERE / file), run_name="__main__")
+    return functools.partial(calls[0].func, *calls[0].args)
 
 
-def made(module, **options):
-    """The program of another file of this folder with its inputs, as it times them."""
-    call = module.make_step(SimpleNamespace(**OPTIONS | options))
-    return functools.partial(call.func, *call.args)
-
-
-def ddep_scenes():
+def ddep_scenes(_):
     """The training step of the quick start, of shapes in place of images."""
     from diffseg_jax.config.files import read_config
     from diffseg_jax.devices.mesh import make_mesh
@@ -100,10 +90,10 @@ def ddep_scenes():
 
 PROGRAMS = dict(
     scenes=("`scenes`, three steps, an image of 96x128", scenes),
-    ddp_t_steps_3=("DDP with ConvNeXt-T, three steps, 512x1024", ddp),
-    adm_forward=("the LSUN network of ADM, an image of 256x256", adm),
+    ddp_t_steps_3=("DDP with ConvNeXt-T, three steps, 512x1024", of_row),
+    adm_forward=("the LSUN network of ADM, an image of 256x256", of_row),
     ddep_scenes=("training step of `ddep_scenes.py`, 8 images of 96x128", ddep_scenes),
-    transunet_train=("training step of the published TransUNet, 4 images of 224x224", transunet),
+    transunet_train=("training step of the published TransUNet, 4 images of 224x224", of_row),
 )
 
 
@@ -116,7 +106,7 @@ def compile_one(name):
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
     what, make = PROGRAMS[name]
-    call = make()
+    call = make(name)
     start = processor_seconds()
     with own_settings():
         lowered = call.func.lower(*call.args, **call.keywords)
