@@ -46,7 +46,7 @@ from diffseg_jax.config.files import read_config
 from diffseg_jax.config.flags import split_overrides
 from diffseg_jax.devices import joining, processes
 from diffseg_jax.devices.mesh import find_devices
-from diffseg_jax.devices.starting import seconds_of_process, use_memory
+from diffseg_jax.devices.starting import reuse_memory, seconds_of_process, use_memory
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, choose
 from diffseg_jax.experiment import (
@@ -174,6 +174,7 @@ def run(arguments: Sequence[str], begun: float | None = None):
         options = {"accelerators": given.accelerators, "compiled": not given.traced}
         return mode(config, workdir, given.devices or 1, **options)
     use_memory(given.memory_fraction)
+    reuse_memory()
     joining.join(
         given.coordinator, given.processes, given.process, given.join_within, given.lost_after
     )
