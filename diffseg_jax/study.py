@@ -27,6 +27,7 @@ from diffseg_jax.config.flags import Flags, split_overrides
 from diffseg_jax.display.output import standard_outputs
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.study_cells import cells_of_study, require_data
+from diffseg_jax.experiment.study_claim import require_same_study
 from diffseg_jax.experiment.study_file import read_study
 from diffseg_jax.experiment.study_progress import listing, space_of_features
 from diffseg_jax.storage.outputs import open_local
@@ -38,8 +39,7 @@ def make_flags() -> Flags:
     add = flags.add_argument
     add("--config", required=True, metavar="FILE[:PRESET]", help="a file in configs/studies/")
     add("--workdir", required=True, metavar="DIR", help="folder of the study")
-    only = "list the cells and the time that they will take, and run nothing"
-    add("--dry-run", action="store_true", help=only)
+    add("--dry-run", action="store_true", help="list the cells and their time, and run nothing")
     costs = "measure what a prediction takes in finished cells; a study does so at its end"
     add("--costs", action="store_true", help=costs)
     return flags
@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None):
     with standard_outputs():
         try:
             given, study, workdir = _opened(typed)
+            require_same_study(study, workdir)
             if given.dry_run:
                 cells = cells_of_study(study)
                 print(listing(study, cells, workdir))

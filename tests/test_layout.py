@@ -18,7 +18,7 @@ ORDER = (  # a module may import those above it, never those below
     "devices.settings", "devices.compiled", "devices.processes", "devices.first",
     "devices.joining", "devices.mesh", "devices.starting", "devices.accelerators",
     "devices.collectives",
-    "storage.paths", "storage.outputs",
+    "storage.paths", "storage.outputs", "storage.json_files",
     "storage.similar", "storage.lock", "storage.hub", "storage.integrity",
     "storage.quiet", "storage.checkpoints", "storage.networks",
     "storage.workdir",
@@ -142,7 +142,7 @@ ORDER = (  # a module may import those above it, never those below
     "experiment.corruption_report", "experiment.corruption_study",
     "experiment.child_run", "experiment.forest", "experiment.comparison",
     "experiment.comparison_report", "experiment.study_file", "experiment.study_cells",
-    "experiment.study_progress", "experiment.study_scores",
+    "experiment.study_claim", "experiment.study_progress", "experiment.study_scores",
     "experiment.study_runs", "experiment.study_report", "experiment.study_costs",
     "experiment.study_run",
     "server.security", "server.page_images", "server.page_classes", "server.map_png",
@@ -198,6 +198,7 @@ def test_networks_losses_and_steps_need_no_data_libraries():
         "assert diffseg_jax.UserError is diffseg_jax.config.UserError\n"
         "assert not {'jax', 'numpy', 'ml_collections'} & set(sys.modules)\n"
         "import diffseg_jax.annotations.label_formats, diffseg_jax.annotations.conversion\n"
+        "import diffseg_jax.study\n"
         "assert 'jax' not in sys.modules\n"
         "for name in ('grain', 'tensorflow_datasets', 'ml_collections'): sys.modules[name] = None\n"
         "import diffseg_jax.systems.methods, diffseg_jax.training.step\n"

@@ -11,7 +11,7 @@ PRESETS = ("scenes", "camvid", "folder")
 
 TITLES = {
     "data.count": "labelled images", "data.fraction": "share of the labels",
-    "pretraining": "pretraining", "calibration.ECE": "ECE",
+    "calibration.ECE": "ECE",
 }  # fmt: skip
 PRETRAINING = {                           # columns: the first is what others are compared with
     "none": {"pretrain": "none", "run": ("finetune",)},

@@ -62,10 +62,11 @@ from diffseg_jax.metrics.calibrator import Calibrator
 from diffseg_jax.metrics.familiarity import KnownImages
 from diffseg_jax.metrics.uncertainty import SIGNALS
 from diffseg_jax.storage.checkpoints import StageCheckpoints
+from diffseg_jax.storage.json_files import read_json_object
 from diffseg_jax.storage.lock import locked_in_all
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.paths import write_atomically, write_json
-from diffseg_jax.storage.workdir import as_json, read_json_object, stage_directory
+from diffseg_jax.storage.workdir import as_json, stage_directory
 
 JSON_FILE = "corruptions.json"
 OPTIONS = "evaluate.corruptions."

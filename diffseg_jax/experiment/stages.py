@@ -275,8 +275,13 @@ def read_chosen(stage: StagePlan, checkpoints: StageCheckpoints) -> tuple[dict, 
 
 def require_same_training(config: ConfigDict, workdir: Path):
     """Raises UserError unless the config trains what the run in the workdir trained."""
+    check_same(config, workdir, read_in_evaluation(config))
+
+
+def read_in_evaluation(config: ConfigDict) -> tuple[str, ...]:
+    """The options, or groups of them, that may change after training."""
     measured = ("evaluate", "mesh", "data.val", "data.validation")
-    check_same(config, workdir, (*measured, *SYSTEMS[config.system].prediction))
+    return (*measured, *SYSTEMS[config.system].prediction)
 
 
 @own_settings()

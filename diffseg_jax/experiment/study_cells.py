@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import itertools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,14 @@ from diffseg_jax.config.files import SUBSET, find, read_config
 from diffseg_jax.config.schema import lacking
 from diffseg_jax.data.corruptions import default_types, require_large_enough
 from diffseg_jax.data.sources import open_source
-from diffseg_jax.errors import UserError, require_known
+from diffseg_jax.errors import UserError, require_known, shortened
 from diffseg_jax.experiment.corruption_report import CLEAN
-from diffseg_jax.experiment.study_file import Study
+from diffseg_jax.experiment.study_file import Axis, Study
 from diffseg_jax.storage.paths import open_path, read_object
 from diffseg_jax.storage.similar import similar_path
 
 OF_CORRUPTIONS = "evaluate.corruptions."  # options of --mode=corruptions
+NAME_BYTES = 200  # bytes; with the ends of files and of their partial copies up to 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +70,16 @@ class StudyCell:
     @property
     def name(self) -> str:
         """Of its files."""
-        return name_of_labels((*self.labels, f"seed{self.seed}"))
+        return _name_of_cell(self.labels, self.seed)
 
     @property
     def mode(self) -> str:
         """Of the command that measures it: train, eval or corruptions."""
         return "corruptions" if _corrupts(self.measured) else "eval" if self.measured else "train"
+
+
+def _name_of_cell(labels, seed):
+    return name_of_labels((*labels, f"seed{seed}"))
 
 
 def _corrupts(options):
@@ -92,30 +98,28 @@ def cells_of_study(study: Study) -> list[StudyCell]:
     that names the cell for an option that the config does not have.
     """
     base, cells, runs = read_config(study.base), [], {}
-    corrupting = _corrupting_options(study)
+    corruptions = _first_corruptions(study)
     _require_known_stages(study, base)
+    _require_evaluated(study, corruptions)
     for seed, repeated in study.seeds.points.items():
         for labels in _in_order(study):
-            points = [a.points[label] for a, label in zip(study.axes, labels, strict=True)]
-            measured = {
-                key: value
-                for axis, options in zip(study.axes, points, strict=True)
-                if axis.name in study.evaluated
-                for key, value in options.items()
-            }
-            is_clean = bool(corrupting) and not _corrupts(measured)
-            measured |= corrupting if is_clean else {}  # the same images, and the same calibrator
+            points = {a.name: a.points[label] for a, label in zip(study.axes, labels, strict=True)}
+            is_clean, measured = any(not _corrupts(points[name]) for name in corruptions), {}
+            for name in (name for name in points if name in study.evaluated):
+                measured |= points[name]
+                if is_clean:  # the same images as the first corrupted ones, the same calibrator
+                    measured |= corruptions.get(name, {})
             options = {**study.options, **repeated}
-            for chosen in (*points, study.combined.get(labels, {})):
+            for chosen in (*points.values(), study.combined.get(labels, {})):
                 options |= chosen
             kept = {key: value for key, value in options.items() if key not in measured}
             try:
                 config = config_of(study, {**kept, **measured})
                 stages = tuple(config_of(study, kept).run) if "run" in kept else tuple(base.run)
                 _require_stages(base, stages)
+                run = _run_of(study, kept, stages, labels, seed, runs)
             except UserError as error:
-                raise UserError(f"cell {' / '.join((*labels, f'seed {seed}'))}: {error}") from None
-            run = _run_of(study, kept, stages, labels, seed, runs)
+                raise UserError(f"cell {_name_of_cell(labels, seed)}: {error}") from None
             if _corrupts(measured):  # without a stage, the best of the run would be measured
                 stage = find(config, f"{OF_CORRUPTIONS}stage") or study.stage or run.stages[-1]
                 measured |= {f"{OF_CORRUPTIONS}stage": stage}
@@ -134,14 +138,30 @@ def _require_stages(base, stages):
         require_known(name, base.stages, "stage in run")
 
 
-def _corrupting_options(study) -> dict:
-    """The options of `evaluate.corruptions` of the first point that has some, of every axis."""
+def _first_corruptions(study) -> dict[str, dict]:
+    """Evaluated axis with corrupted points -> options of `evaluate.corruptions` of the first."""
     found = {}
-    for axis in study.axes:
-        points = axis.points.values() if axis.name in study.evaluated else ()
-        first = next(filter(_corrupts, points), {})
-        found |= {key: value for key, value in first.items() if key.startswith(OF_CORRUPTIONS)}
-    return found
+    for axis in (axis for axis in study.axes if axis.name in study.evaluated):
+        first = next(filter(_corrupts, axis.points.values()), {}).items()
+        found[axis.name] = {key: value for key, value in first if key.startswith(OF_CORRUPTIONS)}
+    return {name: options for name, options in found.items() if options}
+
+
+def _require_evaluated(study, corruptions):
+    """UserError for options of corrupted images where each point would train a network instead.
+
+    Beside an axis of corruptions, another one may choose the stage that is measured.
+    """
+    trained = [axis for axis in study.axes if axis.name not in study.evaluated]
+    for axis in (*trained, study.seeds, Axis("combined", study.combined)):
+        for key in (key for options in axis.points.values() for key in options):
+            is_of_stage = corruptions and key == f"{OF_CORRUPTIONS}stage"
+            if key.startswith(OF_CORRUPTIONS) and not is_of_stage:
+                raise UserError(
+                    f"{key} is set by {axis.name}, but it is read only where a finished network is "
+                    "measured on corrupted images. Set it along an axis that evaluated lists, as "
+                    "in configs/studies/robustness.py."
+                )
 
 
 def _are_those_of(study, run, measured):
@@ -297,6 +317,7 @@ def _run_of(study, options, stages, labels, seed, runs) -> Run:
         name = name_of_labels(("+".join(first), *where))
         before = _known(runs, Run(name, {**kept, "run": first}))
     if not rest:
+        _require_read(study, {**options, "run": first}, before)
         return before
     if study.features:
         before = _known(runs, _features_run(study, options, rest, labels, seed, before))
@@ -307,6 +328,24 @@ def _run_of(study, options, stages, labels, seed, runs) -> Run:
     ]
     name = name_of_labels((*trained, f"seed{seed}"))
     return _known(runs, Run(name, {**options, "run": rest}, before))
+
+
+def _require_read(study, options, run):
+    """UserError where a shared run measures a cell without an option that measuring reads."""
+    config, own = config_of(study, options), config_of(study, run.options)
+    unread = [key for key in {*options} - {*run.options} if find(config, key) != find(own, key)]
+    if not [key for key in unread if key.partition(".")[0] not in ("seed", "stages")]:
+        return
+    from diffseg_jax.experiment.stages import read_in_evaluation  # slow imports
+
+    groups = read_in_evaluation(config)
+    for key in sorted(unread):
+        if any(_is_within(key, group) for group in groups):
+            raise UserError(
+                f"the run {run.name}, whose stages are shared, measures it without its {key}. List "
+                f"the axis that sets {key} in evaluated, so that the network is measured with each "
+                "of its points."
+            )
 
 
 def _constant_options(study) -> set[str]:
@@ -370,16 +409,23 @@ def _seed_that_sets(study, seed, options):
 
 
 def _require_own_names(cells):
+    """UserError for two cells or runs of one name, and for a name too long for files."""
     for names, what in (
-        ([cell.name for cell in cells], "cells"),
-        ([run.name for run in runs_of(cells)], "runs"),
+        ([cell.name for cell in cells], "cell"),
+        ([run.name for run in runs_of(cells)], "run"),
     ):
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise UserError(
-                f"two {what} of the study would be called {twice}. Give the points of the axes "
-                "names that differ in letters and digits."
-            )
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(
+                    f"two {what}s of the study would be called {name}. Give the points of the axes "
+                    "names that differ in letters and digits."
+                )
+            if (length := len(os.fsencode(name))) > NAME_BYTES:
+                raise UserError(
+                    f"the name of a {what}, {shortened(name, NAME_BYTES // 2)}, has {length} "
+                    f"bytes, but files can be called by {NAME_BYTES} at most. Give the points of "
+                    "the axes shorter names, in a dict of names with the options that each sets."
+                )
 
 
 def runs_of(cells: Sequence[StudyCell]) -> list[Run]:

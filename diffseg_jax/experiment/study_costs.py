@@ -20,6 +20,7 @@ from diffseg_jax.experiment.study_cells import (
     name_of_labels,
     started_options,
 )
+from diffseg_jax.experiment.study_claim import require_same_study
 from diffseg_jax.experiment.study_file import Study
 from diffseg_jax.experiment.study_progress import (
     COSTS_FILE,
@@ -29,12 +30,13 @@ from diffseg_jax.experiment.study_progress import (
     record_of_cell,
 )
 from diffseg_jax.experiment.study_report import report_study
-from diffseg_jax.experiment.study_runs import measured_stage, require_same_study
+from diffseg_jax.experiment.study_runs import measured_stage
 from diffseg_jax.storage.checkpoints import StageCheckpoints
+from diffseg_jax.storage.json_files import read_json_object
 from diffseg_jax.storage.lock import locked
 from diffseg_jax.storage.networks import open_network
 from diffseg_jax.storage.paths import write_json
-from diffseg_jax.storage.workdir import read_json_object, stage_directory
+from diffseg_jax.storage.workdir import stage_directory
 
 
 def run_costs(

@@ -15,6 +15,8 @@ import runpy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from diffseg_jax.config.files import SUBSET, present
 from diffseg_jax.errors import UserError, choose, hint, require_known, shown
 
@@ -84,7 +86,7 @@ class Study:
         return self.titles.get(name, name)
 
 
-FIELD_TYPES = {  # of the fields in a file, and their defaults; () is required
+FIELD_TYPES = {  # of the fields in a file
     "base": str, "axes": Mapping, "options": Mapping, "combined": Mapping, "seeds": Mapping,
     "shared": Mapping, "features": Mapping,
     "evaluated": tuple, "collect": tuple, "stage": str, "plot": str, "titles": Mapping,
@@ -116,6 +118,8 @@ def read_study(given: str, overrides: Iterable[tuple[str, str | bool]] = ()) -> 
         if not values.get(name):
             raise UserError(f'{given} has no "{name}". Compare configs/studies/label_fractions.py.')
     _require_elements(given, values)
+    for name in ("options", "features"):
+        values[name] = _plain_options(values[name], name)
     require_known(values["plot"], PLOTS, "plot")
     axes = tuple(_axis(name, points) for name, points in values["axes"].items())
     for name in values["evaluated"]:
@@ -231,7 +235,7 @@ def _axis(name, points) -> Axis:
                 f"axis {name} has two points that are called {label}. Give points names that "
                 "differ, in a dict of names with the options that each sets."
             )
-        found[str(label)] = dict(options)
+        found[str(label)] = _plain_options(options, f"axis {name}")
     return Axis(name, found)
 
 
@@ -246,10 +250,28 @@ def _combined(given, axes, options):
                 f"combined of {given} is {shown(chosen)} at {shown(labels)}, but it must be a dict "
                 f"of options at a tuple with a label of every axis, such as {first}."
             )
-    return {labels: dict(chosen) for labels, chosen in options.items()}
+    return {labels: _plain_options(chosen, "combined") for labels, chosen in options.items()}
+
+
+def _plain_options(options, where):
+    """Options with numbers of Python in place of numpy's; UserError for what cannot be typed."""
+    return {key: _plain(value, f"{key} of {where}") for key, value in options.items()}
+
+
+def _plain(value, where):
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, (tuple, list)):
+        return tuple(_plain(each, where) for each in value)
+    if not isinstance(value, (bool, int, float, str)):
+        raise UserError(
+            f"{where} is {shown(value)}, but it must be a number, text, True, False, or a tuple of "
+            "those. Leave the option out where it should stay as in the base config."
+        )
+    return value
 
 
 def _label(value):
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, (tuple, list)):
         return " ".join(map(_label, value)) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -274,8 +296,9 @@ def _seeds(values) -> Axis:
             f"seeds are {shown(values)}, but they must be one or more, and the values of one "
             "option must all differ."
         )
-    options = [dict(zip(values, each)) for each in zip(*values.values(), strict=True)]
-    return Axis("seeds", dict(zip(labels, options, strict=True)))
+    options = (dict(zip(values, each)) for each in zip(*values.values(), strict=True))
+    pairs = zip(labels, options, strict=True)
+    return Axis("seeds", {label: _plain_options(each, "seeds") for label, each in pairs})
 
 
 def _require_own_options(axes, overrides):

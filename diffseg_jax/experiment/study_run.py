@@ -7,6 +7,7 @@ from pathlib import Path
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.study_cells import cells_of_study, require_data
+from diffseg_jax.experiment.study_claim import claim_study
 from diffseg_jax.experiment.study_costs import run_costs
 from diffseg_jax.experiment.study_file import Study
 from diffseg_jax.experiment.study_progress import (
@@ -18,7 +19,6 @@ from diffseg_jax.experiment.study_progress import (
 from diffseg_jax.experiment.study_report import draw_study, report_study
 from diffseg_jax.experiment.study_runs import (
     check_cells,
-    claim_study,
     run_cells_of_study,
     write_commands,
 )
@@ -43,8 +43,8 @@ def run_study(study: Study, workdir: Path, display: Display, typed: Sequence[str
     require_free(workdir, "study", "--workdir")
     make_workdir(workdir)
     with locked(workdir, "study", "--workdir"):
+        keep_class_sizes(study, cells, workdir)
         claim_study(study, workdir)
-        keep_class_sizes(study, workdir)
         costs = ["-m", "diffseg_jax.study", *typed, "--costs"]
         write_commands(study, cells, workdir, costs)
         done = lambda cell: has_all_numbers(study, record_of_cell(workdir, cell))

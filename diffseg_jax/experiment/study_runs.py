@@ -1,20 +1,18 @@
 """Runs the cells of a study that are not finished, and keeps what they measured."""
 
-import json
 import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from diffseg_jax.config.files import read_config
-from diffseg_jax.config.schema import differing_lines
 from diffseg_jax.display.console import Display
 from diffseg_jax.display.progress import duration
 from diffseg_jax.errors import UserError, shown
 from diffseg_jax.experiment.child_run import record_of_command, shell_line
 from diffseg_jax.experiment.corruption_report import counts_file
 from diffseg_jax.experiment.plan import check_config
+from diffseg_jax.experiment.stages import read_in_evaluation
 from diffseg_jax.experiment.study_cells import (
     StudyCell,
     command_of_cell,
@@ -43,76 +41,18 @@ from diffseg_jax.experiment.study_scores import (
 from diffseg_jax.inference.task_report import is_of_learned
 from diffseg_jax.metrics.image_counts import read_image_counts
 from diffseg_jax.metrics.segmentation import to_number
+from diffseg_jax.storage.json_files import read_json_object
 from diffseg_jax.storage.paths import read_object, write_atomically, write_json
-from diffseg_jax.storage.workdir import as_json, read_json_object
+from diffseg_jax.storage.workdir import as_json, differing_options
 
-STUDY_FILE = "study.json"
 AGAIN = ". Remove the run's folder, and run the study again."
 
 
-def claim_study(study: Study, workdir: Path):
-    """Writes what is studied; UserError if the workdir holds another study.
-
-    Points of axes and seeds may be added later. Those that were studied once stay in the file, so
-    that none comes back with other options under the name of its old numbers.
-    """
-    stored, mine = require_same_study(study, workdir)
-    mine["seeds"] = {**stored["seeds"], **mine["seeds"]}
-    mine["axes"] = {key: {**stored["axes"][key], **now} for key, now in mine["axes"].items()}
-    mine["combined"] = {**stored.get("combined", {}), **mine["combined"]}
-    write_json(workdir / STUDY_FILE, mine)
-
-
-def require_same_study(study: Study, workdir: Path) -> tuple[dict, dict]:
-    """What the numbers in the workdir depend on, as stored, and those of this study.
-
-    Raises UserError if the workdir holds another study; one without any is everybody's.
-    """
-    file, mine = workdir / STUDY_FILE, _claim_of(study)
-    stored = read_json_object(file, ". Restore the file.") if file.exists() else mine
-    if changed := _changes(stored, mine):
-        raise UserError(
-            f"{workdir} holds a study with other {', '.join(changed)}. Take another --workdir, "
-            f"such as {workdir}_2."
-        )
-    return stored, mine
-
-
-def _claim_of(study) -> dict:
-    """What the numbers of a study depend on, JSON values."""
-    return as_json({
-        "base": study.base, "config": read_config(study.base).to_dict(),
-        "options": dict(study.options), "shared": dict(study.shared),
-        "features": dict(study.features), "evaluated": study.evaluated, "stage": study.stage,
-        "axes": {axis.name: dict(axis.points) for axis in study.axes},
-        "combined": {json.dumps(labels): options for labels, options in study.combined.items()},
-        "seeds": dict(study.seeds.points),
-    })  # fmt: skip
-
-
-def _changes(stored, mine) -> list[str]:
-    """What is not as it was; earlier files may lack some of it."""
-    stored = {"features": {}, "axes": {}, "seeds": {}, "combined": {}, **stored}
-    whole = ("options", "shared", "features", "evaluated", "stage")
-    changed = [key for key in whole if stored.get(key, mine[key]) != mine[key]]
-    lines = differing_lines(stored.get("config", mine["config"]), mine["config"])
-    changed += [f"{line} in {mine['base']}" for line in lines if not line.startswith("mesh")]
-    if list(stored["axes"]) != list(mine["axes"]):
-        changed.append("axes")
-    pairs = [(stored["axes"].get(name, {}), points) for name, points in mine["axes"].items()]
-    for before, now in (*pairs, (stored["seeds"], mine["seeds"])):
-        other = [label for label in now if before.get(label, now[label]) != now[label]]
-        changed += [f"options at {label}" for label in other]
-    for point in {**stored["combined"], **mine["combined"]}:
-        labels, axes = json.loads(point), (stored["axes"], mine["axes"])
-        in_both = all(label in each for own in axes for label, each in zip(labels, own.values()))
-        if in_both and stored["combined"].get(point) != mine["combined"].get(point):
-            changed.append(f"options at {' / '.join(labels)}")
-    return changed
-
-
 def check_cells(study: Study, cells: Sequence[StudyCell]):
-    """UserError that names the cell for a value that the check of its config refuses."""
+    """UserError that names the cell for a value that the check of its config refuses.
+
+    And for one of an evaluated axis that cannot change after training.
+    """
     checked = []
     for cell in cells:
         options = {**cell.run.options, **cell.measured}
@@ -123,9 +63,24 @@ def check_cells(study: Study, cells: Sequence[StudyCell]):
         config.run = tuple(chained)  # a stage may start from one of another run
         try:
             check_config(config)
+            _require_trained(study, cell, config)
         except UserError as error:
             raise UserError(f"cell {cell.name}: {error}") from None
         checked.append(options)
+
+
+def _require_trained(study, cell, config):
+    """UserError where a cell would be measured with options that its run has not learned with."""
+    trained, measured = (
+        as_json(config_of(study, {**cell.run.options, **more}).to_dict())
+        for more in ({}, cell.measured)
+    )
+    if lines := differing_options(trained, measured, read_in_evaluation(config)):
+        raise UserError(
+            f"an axis in evaluated changes what its network learns, {', '.join(lines)}. Take it "
+            "out of evaluated, so that each of its points trains one; those of evaluated axes set "
+            "options that only predictions read."
+        )
 
 
 def write_commands(

@@ -9,7 +9,7 @@ import numpy as np
 from diffseg_jax.data.corruptions import DRAWN_FROST
 from diffseg_jax.errors import UserError
 from diffseg_jax.experiment.labelled_images import OpenedData, used_images
-from diffseg_jax.experiment.study_cells import config_of
+from diffseg_jax.experiment.study_cells import StudyCell, config_of
 from diffseg_jax.experiment.study_file import PAPERS, Study
 from diffseg_jax.experiment.targets import target_of
 from diffseg_jax.metrics import segmentation
@@ -64,23 +64,39 @@ def averaged_corruptions(measured: Sequence[tuple[str, int]]) -> list[tuple[str,
     return [each for each in measured if each[0] != DRAWN_FROST] or list(measured)
 
 
-def keep_class_sizes(study: Study, workdir: Path):
-    """class_sizes.json: the small and the large classes of all labelled images, and the rule.
+def keep_class_sizes(study: Study, cells: Sequence[StudyCell], workdir: Path):
+    """class_sizes.json: the small and the large classes of labelled images, and the rule.
 
-    Only where the study collects one of SIZES, and once. A file that cannot be read is replaced.
+    They are the images of all cells that learn from the data set of the first one. Only where the
+    study collects one of SIZES, and once. A file that cannot be read is replaced.
     """
     if not set(SIZES) & set(study.collect) or class_sizes(workdir):
         return
-    config = config_of(study, study.options).copy_and_resolve_references()
+    config = config_of(study, cells[0].run.options).copy_and_resolve_references()
     source = OpenedData(config, {}, target_of(config)).train
-    indices, names = used_images(config, source.names), source.labels.names
-    areas = class_areas((source[int(index)]["mask"] for index in indices), len(names))
+    indices, names = _images_of_cells(study, cells, config, source), source.labels.names
+    areas = class_areas((source[index]["mask"] for index in indices), len(names))
     groups = split_by_area(areas, names, source.labels.unscored)
     write_json(workdir / SIZES_FILE, {
         "rule": SIZE_RULE, "images": len(indices),
         **{group: [names[index] for index in chosen] for group, chosen in groups.items()},
         "areas": {n: segmentation.to_number(area) for n, area in zip(names, areas, strict=True)},
     })  # fmt: skip
+
+
+def _images_of_cells(study, cells, first, source) -> list[int]:
+    """Indices of the labelled images of cells with the data set of a config."""
+    found, keys = set(), ("source", "path", "options", "train")
+    data_set = lambda config: repr([config.data[key] for key in keys])
+    for cell in cells:
+        config = config_of(study, cell.run.options)
+        if data_set(config) != data_set(first):
+            continue
+        try:
+            found |= {*used_images(config, source.names).tolist()}
+        except UserError as error:
+            raise UserError(f"cell {cell.name}: {error}") from None
+    return sorted(found)
 
 
 def class_sizes(workdir: Path) -> dict:

@@ -1,9 +1,9 @@
 """A run's directory: which config it belongs to, and the results in it."""
 
 import contextlib
-import json
 import re
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -14,6 +14,7 @@ from diffseg_jax.devices import processes
 from diffseg_jax.errors import UserError
 from diffseg_jax.storage.checkpoints import has_checkpoint, steps_in
 from diffseg_jax.storage.integrity import Damaged, read_meta
+from diffseg_jax.storage.json_files import read_json_object
 from diffseg_jax.storage.paths import BUCKET, open_path, reachable, write_json
 
 LISTED_IN = "trained_on.json"  # stage -> fingerprint of the data with which it learned
@@ -104,20 +105,23 @@ def check_same(config: ConfigDict, workdir: Path, may_differ: tuple[str, ...]):
 
     may_differ  options, or groups of them, that may differ
     """
-    new, starts = as_json(config.to_dict()), (f"{key}{end}" for key in may_differ for end in ".:")
-    ignored = (*starts, *REMOVED)
-    differing = [
-        [
-            line for line in differing_lines(old, new)
-            if not line.startswith(ignored) and not re.match(PROBED, line)
-        ]
-        for old in _configs_of(workdir)
-    ]  # fmt: skip
+    new = as_json(config.to_dict())
+    differing = [differing_options(old, new, may_differ) for old in _configs_of(workdir)]
     if lines := max(differing, key=len):
         raise UserError(
             f"workdir {workdir} holds a run of another config; take another --workdir, or undo:\n  "
             + "\n  ".join(lines)
         )
+
+
+def differing_options(old: Mapping, new: Mapping, may_differ: Sequence[str]) -> list[str]:
+    """`differing_lines` of two configs without those of options that may differ, as `check_same`.
+
+    What has no effect on a network may always differ.
+    """
+    ignored = (*(f"{key}{end}" for key in may_differ for end in ".:"), *REMOVED)
+    lines = differing_lines(old, new)
+    return [line for line in lines if not line.startswith(ignored) and not re.match(PROBED, line)]
 
 
 def _configs_of(workdir):
@@ -156,17 +160,6 @@ def read_results(workdir: Path) -> dict:
     if not all(isinstance(result, dict) for result in results.values()):
         raise UserError(f"{file} cannot be read (it does not hold the results of stages){advice}")
     return results
-
-
-def read_json_object(file: Path, advice: str) -> dict:
-    """The object in a JSON file as a dict; UserError, which ends with the advice, if it is none."""
-    try:
-        content = json.loads(file.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError("it does not hold an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read ({error}){advice}") from None
-    return content
 
 
 def as_json(values):

@@ -11,13 +11,14 @@ import pytest
 
 from diffseg_jax import UserError, study
 from diffseg_jax.data.sources import open_source
-from diffseg_jax.experiment import child_run, labelled_images, study_cells, study_runs
+from diffseg_jax.experiment import child_run, labelled_images, study_cells, study_claim, study_runs
 from diffseg_jax.experiment.corruption_report import NUMBERS
 from diffseg_jax.experiment.study_cells import (
     cells_of_study,
     command_of_cell,
     command_of_run,
     config_of,
+    corruptions_of,
     folder_of_run,
     require_data,
     runs_of,
@@ -51,9 +52,9 @@ def test_a_study_typed_in_another_folder_finds_its_base_config(tmp_path, monkeyp
     elsewhere = read_study(str(typed))
     assert (here.base, elsewhere.base) == ("configs/ddep_scenes.py:dep", f"{ROOT}/{here.base}")
     (tmp_path / "study").mkdir()
-    study_runs.claim_study(elsewhere, tmp_path / "study")
+    study_claim.claim_study(elsewhere, tmp_path / "study")
     monkeypatch.chdir(ROOT)
-    study_runs.require_same_study(here, tmp_path / "study")
+    study_claim.require_same_study(here, tmp_path / "study")
 
 
 def test_options_of_all_cells_reach_those_whose_stages_are_all_shared(monkeypatch):
@@ -138,6 +139,60 @@ def test_corrupted_images_are_measured_with_the_stage_of_the_table(write, stage,
     for cell in cells_of_study(one):
         command = command_of_cell(one, cell, ROOT)
         assert f"--config.evaluate.corruptions.stage={measured}" in command
+
+
+def test_a_point_without_options_of_corruptions_is_clean_whatever_other_axes_set(write):
+    group = "evaluate.corruptions."
+    axes = {
+        "type": {"clean": {}, "fog": {f"{group}types": ("fog",)}, "all": {f"{group}types": ()}},
+        "severity": {"weak": {f"{group}severities": (1,)}, "strong": {f"{group}severities": (5,)}},
+        "evaluate.flip": (False, True),
+    }
+    one = read_study(write(axes=axes, evaluated=tuple(axes), options={"run": ("scratch",)}))
+    cells = cells_of_study(one)
+    assert {cell.labels for cell in cells if cell.is_clean} == {
+        ("clean", severity, flip) for severity in ("weak", "strong") for flip in ("False", "True")
+    }
+    found = {cell.labels[:2]: corruptions_of(one, cell) for cell in cells}
+    assert found["clean", "strong"] == [("clean", 0)] and found["fog", "strong"] == [("fog", 5)]
+    assert len(found["all", "weak"]) > 10
+    clean, fog = (command_of_cell(one, cell, ROOT) for cell in cells[:2])
+    assert clean == fog  # of clean images and weak fog, which one command measures
+
+
+def test_another_axis_may_choose_the_stage_that_is_measured_on_corrupted_images(write):
+    stage = "evaluate.corruptions.stage"
+    axes = {
+        "stage": {name: {stage: name} for name in ("scratch", "finetune")},
+        "corruption": {"fog": {"evaluate.corruptions.types": ("fog",)}},
+    }
+    options = {"run": ("scratch", "finetune")}
+    one = read_study(write(axes=axes, evaluated=("corruption",), options=options))
+    assert all(cell.measured[stage] == cell.labels[0] for cell in cells_of_study(one))
+
+
+def test_a_cell_that_a_shared_run_measures_keeps_the_options_of_measuring(write):
+    fields = dict(options={"run": ("scratch",)}, seeds={"seed": (0, 1)})
+    fields["shared"] = {"scratch": ("evaluate", "seed")}
+    axes = {"evaluate.short": (8, 16)}
+    with pytest.raises(UserError, match="cell 8-seed0: the run scratch, .* its evaluate.short. L"):
+        cells_of_study(read_study(write(**fields, axes=axes)))
+    one = read_study(write(**fields, axes=axes, evaluated=("evaluate.short",)))
+    assert {cell.measured["evaluate.short"] for cell in cells_of_study(one)} == {8, 16}
+    (run,) = runs_of(cells_of_study(one))  # which no seed changes
+    assert run.name == "scratch"
+
+
+def test_numbers_of_numpy_are_those_of_python(write, tmp_path):
+    write(options={"run": ("scratch",)}, shared={}, axes={"noise.low": (0.1, 0.3)})
+    file = tmp_path / "one.py"
+    text = file.read_text().replace("(0.1, 0.3)", "tuple(np.geomspace(0.1, 0.3, 2))")
+    file.write_text("import numpy as np\n" + text.replace("(0, 1)", "tuple(np.arange(2))"))
+    one = read_study(str(file))
+    assert [cell.labels for cell in cells_of_study(one)[:2]] == [("0.1",), ("0.3",)]
+    study_claim.claim_study(one, tmp_path)  # JSON values
+    assert type(one.axes[0].points["0.1"]["noise.low"]) is float
+    assert type(one.seeds.points["1"]["seed"]) is int
 
 
 def test_repetitions_are_called_by_the_first_option_whose_values_differ(write):
@@ -259,11 +314,15 @@ def test_columns_of_the_study_of_noise_differ_in_noise_and_not_in_steps(preset, 
 # ---- mistakes ----------------------------------------------------------------------------------
 
 
+CORRUPTION = {"clean": {}, "strong": {"evaluate.corruptions.severities": (5,)}}
+CORRUPTED_STAGE = "evaluate.corruptions.stage"
+
+
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        (dict(axes={"data.cuont": (1, 2)}), "cell 1 / seed 0: .*no option data.cuont"),
-        (dict(axes={"data.count": ("many",)}), "cell many / seed 0: .*must be a whole number"),
+        (dict(axes={"data.cuont": (1, 2)}), "cell 1-seed0: .*no option data.cuont"),
+        (dict(axes={"data.count": ("many",)}), "cell many-seed0: .*must be a whole number"),
         (dict(axes={"data.count": 4}), "must be a tuple of values"),
         (dict(axes={"a": {"x": {"seed": 1}}, "b": {"y": {"seed": 2}}}), "both set seed"),
         (dict(seeds={"seed": (0, 1), "data.subset_seed": (0,)}), "tuples of one length"),
@@ -280,13 +339,13 @@ def test_columns_of_the_study_of_noise_differ_in_noise_and_not_in_steps(preset, 
         (dict(combined={"DeP": {}}), "a label of every axis"),
         (dict(axes={"data.count": (2, 4)}, combined={"2": {}}), r"at '2', .* such as \('2',\)"),
         (dict(combined={("DeP", "4"): {"data.count": 3}}), "and combined both set data.count"),
-        (dict(combined={("DeP", "4"): {"noise.lwo": 3}}), "cell DeP / 4 / seed 0: .*noise.lwo"),
+        (dict(combined={("DeP", "4"): {"noise.lwo": 3}}), "cell DeP-4-seed0: .*noise.lwo"),
         (dict(axes={"data.path": ("a/b", "a b")}), "would be called"),
         (dict(axes={"noise.low": (1.00001e-4, 1.00002e-4)}), "two points that are called 0.0001"),
         (dict(axes={"a": {1: {}, "1": {}}}), "axis a has two points that are called 1"),
         (dict(axes={"a": {"x": {3: 1}}}), "sets {3: 1} at x, but it must be a dict of options"),
-        (dict(axes={"a": {"x": {"run": ("scrach",)}}}), 'cell x / seed 0: .*in run "scrach"'),
-        (dict(axes={"a": {"x": {"run": ()}}}), r"cell x / seed 0: run is \(\), so nothing"),
+        (dict(axes={"a": {"x": {"run": ("scrach",)}}}), 'cell x-seed0: .*in run "scrach"'),
+        (dict(axes={"a": {"x": {"run": ()}}}), r"cell x-seed0: run is \(\), so nothing"),
         (dict(seconds={"start": "20"}), "seconds of .* are '20' at start"),
         (dict(seconds={"start": True}), "seconds of .* are True at start"),
         (dict(collect=("mIoU", 3)), "collect of .* holds 3, but it must hold text"),
@@ -295,6 +354,14 @@ def test_columns_of_the_study_of_noise_differ_in_noise_and_not_in_steps(preset, 
         (dict(shared={"pretrain": (3,)}), r"\(3,\) at pretrain, but it must be a tuple"),
         (dict(seeds={"seed": (0, 0), "data.subset_seed": (1, 1)}), "one option must all differ"),
         (dict(seeds={"seed": ()}), "must be one or more"),
+        (dict(axes={"data.list_path": (None, "a.txt")}), "of axis data.list_path is None, but it"),
+        (dict(options={"data.path": {}}), "data.path of options is {}, but it must be a number"),
+        (dict(axes={"corruption": CORRUPTION}), "severities is set by corruption, but it is read"),
+        (dict(axes={"a": {"x": {CORRUPTED_STAGE: "scratch"}}}), "stage is set by a, but it is"),
+        (dict(seeds={"evaluate.corruptions.images": (4, 6)}), "images is set by seeds, but it is"),
+        (dict(combined={("DeP", "4"): CORRUPTION["strong"]}), "severities is set by combined"),
+        (dict(axes={"data.path": ("a" * 200,)}), r"of a cell, a+ \.\.\. a+-seed0, has 206 bytes"),
+        (dict(axes={"data.path": ("\u753b" * 70,)}), "has 216 bytes, but files"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_sentence(write, changed, sentence):
@@ -432,3 +499,26 @@ def test_a_value_that_the_check_of_the_config_refuses_is_named_before_anything_r
     with pytest.raises(UserError, match="cell louder-seed0: noise.kind is 'louder'"):
         one = read_study(str(workdir.parent / "one.py"))
         study_runs.check_cells(one, cells_of_study(one))
+
+
+def test_an_axis_that_training_reads_is_not_measured_with_one_network(write):
+    options = {"run": ("scratch",)}
+    for axes, said in (({"noise.low": (0.22, 0.1)}, "noise.low: 0.22 -> 0.1"),
+                       ({"data.count": (6, 3)}, "data.count: 6 -> 3")):  # fmt: skip
+        one = read_study(write(axes=axes, options=options, evaluated=tuple(axes)))
+        with pytest.raises(UserError, match=f"cell 0?.?[13]-seed0: an axis in eval.*, {said}. Tak"):
+            study_runs.check_cells(one, cells_of_study(one))
+    axes = {"a": {"x": {}, "y": {"evaluate.flip": True, "data.val": "train", "noise.low": 0.22}}}
+    one = read_study(write(axes=axes, options=options, evaluated=("a",)))
+    study_runs.check_cells(one, cells_of_study(one))
+
+
+def test_the_list_is_not_of_the_folder_of_another_study(studied, write, tmp_path, capsys):
+    studied(**ONE)
+    flags = [f"--workdir={tmp_path / 'studied'}", "--dry-run"]
+    study.main([f"--config={write(**ONE)}", *flags])
+    assert "scratch-seed0, is measured" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        study.main([f"--config={write(**ONE)}", *flags, "--config.data.count=4"])
+    said = capsys.readouterr()
+    assert not said.out and said.err.endswith("data.count: (absent) -> 4 in options\n")

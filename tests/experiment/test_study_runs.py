@@ -16,6 +16,7 @@ from diffseg_jax.display.console import Display
 from diffseg_jax.errors import size
 from diffseg_jax.experiment import (
     child_run,
+    study_claim,
     study_costs,
     study_progress,
     study_report,
@@ -116,46 +117,63 @@ def test_more_seeds_may_be_added_and_another_study_is_refused(studied):
 def test_a_point_that_left_the_file_does_not_come_back_with_other_options(write, tmp_path):
     points = {"x": {"data.count": 2}, "y": {"data.count": 4}}
     for axis in (points, {"y": points["y"]}, points):
-        study_runs.claim_study(read_study(write(axes={"a": axis})), tmp_path)
-    study_runs.claim_study(read_study(write(axes={"a": {"y": points["y"]}})), tmp_path)
+        study_claim.claim_study(read_study(write(axes={"a": axis})), tmp_path)
+    study_claim.claim_study(read_study(write(axes={"a": {"y": points["y"]}})), tmp_path)
     other = write(axes={"a": {"x": {"data.count": 6}, "y": points["y"]}})
-    with pytest.raises(UserError, match="other options at x"):
-        study_runs.claim_study(read_study(other), tmp_path)
+    with pytest.raises(UserError, match="another study.*\n  data.count: 2 -> 6 at x of a$"):
+        study_claim.claim_study(read_study(other), tmp_path)
 
 
 def test_options_of_a_point_of_all_axes_do_not_change_once_it_was_studied(write, tmp_path):
     kept = {("DeP", "4"): {"noise.low": 0.1}}
-    study_runs.claim_study(read_study(write(combined=kept)), tmp_path)
+    study_claim.claim_study(read_study(write(combined=kept)), tmp_path)
     axes = {**FIELDS["axes"], "data.count": (2, 4, 6)}
     added = {**kept, ("DeP", "6"): {"noise.low": 0.3}}
     other = {("DeP", "4"): {"noise.low": 0.2}}
     for changed in (other, {}, {**kept, ("DeP", "2"): {"noise.low": 0.4}}):
-        with pytest.raises(UserError, match=r"other options at DeP / (4|2)\. Take"):
-            study_runs.claim_study(read_study(write(combined=changed)), tmp_path)
-    study_runs.claim_study(read_study(write(axes=axes, combined=added)), tmp_path)
+        with pytest.raises(UserError, match=r"noise.low: .* -> .* at DeP / (4|2)$"):
+            study_claim.claim_study(read_study(write(combined=changed)), tmp_path)
+    study_claim.claim_study(read_study(write(axes=axes, combined=added)), tmp_path)
     assert len(json.loads((tmp_path / "study.json").read_text())["combined"]) == 2
 
 
 def test_another_stage_and_another_content_of_the_base_are_another_study(write, tmp_path):
     base = tmp_path / "base.py"
     base.write_text(Path(FIELDS["base"]).read_text())
-    study_runs.claim_study(read_study(write(base=str(base))), tmp_path)
-    with pytest.raises(UserError, match="other stage"):
-        study_runs.claim_study(read_study(write(base=str(base), stage="finetune")), tmp_path)
+    study_claim.claim_study(read_study(write(base=str(base))), tmp_path)
+    with pytest.raises(UserError, match="\n  stage:  -> finetune$"):
+        study_claim.claim_study(read_study(write(base=str(base), stage="finetune")), tmp_path)
     changed = "\n\nfirst = get_config\n\n\ndef get_config():\n    config = first()\n"
     base.write_text(base.read_text() + changed + "    config.noise.low = 0.5\n    return config\n")
     with pytest.raises(UserError, match="noise.low: .* -> 0.5 in "):
-        study_runs.claim_study(read_study(write(base=str(base))), tmp_path)
+        study_claim.claim_study(read_study(write(base=str(base))), tmp_path)
+
+
+def test_the_same_study_may_be_typed_in_other_ways(write, tmp_path):
+    scales = {"evaluate.scales": (1.0, 1.5)}
+    typed = {"data.fraction": "0.5", "evaluate.flip": True, "mesh.data": "1"}
+    axes = {"pretraining": FIELDS["axes"]["pretraining"]}
+    first = read_study(write(axes=axes, options=scales), typed.items())
+    study_claim.claim_study(first, tmp_path)
+    options = {"data.fraction": 0.5, "evaluate.flip": "true", "evaluate.scales": [1, 1.5]}
+    study_claim.claim_study(read_study(write(axes=axes, options=options)), tmp_path)
+    points = {"none": {"run": "scratch"}, "DeP": axes["pretraining"]["DeP"]}
+    one = read_study(write(axes={"pretraining": points}, options=options))
+    study_claim.claim_study(one, tmp_path)
+    changed = options | {"data.fraction": 0.25, "evaluate.images": 3}
+    lines = "data.fraction: 0.5 -> 0.25 in options\n  evaluate.images: .absent. -> 3 in options$"
+    with pytest.raises(UserError, match=rf"_2, or undo:\n  {lines}"):
+        study_claim.claim_study(read_study(write(axes=axes, options=changed)), tmp_path)
 
 
 def test_a_study_of_an_earlier_version_goes_on(write, tmp_path):
     one = read_study(write())
-    study_runs.claim_study(one, tmp_path)
+    study_claim.claim_study(one, tmp_path)
     stored = json.loads((tmp_path / "study.json").read_text())
     for key in ("config", "features", "stage"):
         del stored[key]
     (tmp_path / "study.json").write_text(json.dumps(stored))
-    study_runs.claim_study(one, tmp_path)
+    study_claim.claim_study(one, tmp_path)
     assert "config" in json.loads((tmp_path / "study.json").read_text())
 
 
@@ -588,14 +606,32 @@ def test_a_cell_with_other_classes_fails_in_a_sentence(studied, tmp_path):
     assert stopped == 2 and said in (workdir / "table.md").read_text()
 
 
-def test_class_sizes_are_those_of_the_labelled_images_of_the_base(write, tmp_path):
+def test_class_sizes_are_those_of_the_labelled_images_of_all_cells(write, tmp_path):
     one = read_study(write(collect=("mIoU", "small.mIoU")))
-    study_scores.keep_class_sizes(one, tmp_path)
+    study_scores.keep_class_sizes(one, cells_of_study(one), tmp_path)
     found = json.loads((tmp_path / "class_sizes.json").read_text())
     assert found["images"] == 6 and not set(found["small"]) & set(found["large"])
     areas = found["areas"]
     largest = max(areas[name] for name in found["small"])
     assert all(areas[name] >= largest for name in found["large"])
+
+
+@pytest.mark.parametrize(
+    ("axes", "images"),
+    [
+        ({"images": {"few": {"data.options.images": 4}, "more": {"data.options.images": 6}}}, 4),
+        ({"data.count": (2, 3)}, 3),
+        ({"data.count": (3, 99)}, "cell 99-seed0: count is 99"),
+    ],
+)
+def test_class_sizes_are_of_the_data_set_of_the_first_cell(studied, axes, images):
+    options, collect = {"run": ("scratch",), "data.count": 0}, ("mIoU", "small.mIoU")
+    how = dict(axes=axes, seeds={"seed": (0,)}, options=options, collect=collect)
+    said, workdir, commands, _ = studied(**how)
+    if isinstance(images, str):
+        assert images in said and not commands and not (workdir / "study.json").exists()
+    else:
+        assert json.loads((workdir / "class_sizes.json").read_text())["images"] == images
 
 
 @pytest.mark.parametrize("damaged", ("", "{", "[]", '{"small": ["sky"]}', '{"rule": 1}'))
@@ -607,7 +643,7 @@ def test_class_sizes_that_cannot_be_read_are_found_again(write, tmp_path, damage
     with pytest.raises(UserError, match="small.mIoU needs class_sizes.json, which cannot be read"):
         sizes = study_scores.class_sizes(tmp_path)
         study_scores.score_on("small.mIoU", counts_of(0.5, 0), np.zeros((4, 3)), sizes)
-    study_scores.keep_class_sizes(one, tmp_path)
+    study_scores.keep_class_sizes(one, cells_of_study(one), tmp_path)
     found = study_scores.class_sizes(tmp_path)
     assert found["images"] == 6 and found["large"]
 
@@ -687,7 +723,7 @@ def test_costs_are_not_measured_in_the_folder_of_another_study_nor_by_two_proces
         study_costs.keep_costs(read_study(write()), workdir, Display())
     changed = {"stages.finetune.steps": 4}
     other = read_study(write(options=changed, costs=True))  # of the same cells
-    with pytest.raises(UserError, match="holds a study with other options"):
+    with pytest.raises(UserError, match="holds another study.*\n  .* -> 4 in options$"):
         study_costs.keep_costs(other, workdir, Display())
     one = read_study(write(costs=True))
     with locked(workdir, "costs", "--workdir"), pytest.raises(InUse, match="costs, since"):
