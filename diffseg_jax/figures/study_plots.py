@@ -10,6 +10,10 @@ from diffseg_jax.figures.colour_vision import LINES
 from diffseg_jax.figures.trust import pixels_of
 
 LONG = 12.0  # ratio of the largest to the smallest value from which an axis is logarithmic
+WIDTH, HEIGHT = 7.5, 4.2  # inches of a plot of lines
+WIDEST = 16.0  # inches of the names along x, beyond which they are turned
+# Each look is taken by as many lines, or bars, as there are colours, then comes the next.
+MARKERS, STYLES, HATCHES = ("o", "s", "^", "D", "v"), ("-", "--", ":", "-."), ("", "//", "..", "xx")
 Values = Mapping[tuple[str, ...], Sequence[float]]  # labels of a point -> the number of each seed
 
 
@@ -21,45 +25,77 @@ def line_plot(values: Values, titles: Sequence[str], labels: Sequence, title: st
     Whiskers are one standard deviation over seeds, if there are several, dots the seeds. Axes
     between the first and the last make lines of their own; a single axis is drawn along x.
     """
-    figure, panel = _panel((7.5, 4.2))
-    inner = labels[-1]
-    x, numeric = _positions(inner)
+    figure, panel = _panel((WIDTH, HEIGHT))
+    x, numeric = _positions(labels[-1])
+    x, inner = zip(*sorted(zip(x, labels[-1], strict=True)), strict=True)  # else lines turn back
     is_log = numeric and min(x) > 0 and max(x) > LONG * min(x)
     outer = list(itertools.product(*labels[:-1]))
-    for number, names in enumerate(outer):
-        each = [values[(*names, label)] for label in inner]
-        _draw_line(panel, _beside(x, number, len(outer), is_log), each, ", ".join(names), number)
+    names = [", ".join(each) for each in outer]
+    for number, (name, chosen) in enumerate(zip(names, outer, strict=True)):
+        each = [values[(*chosen, label)] for label in inner]
+        _draw_line(panel, _beside(x, number, len(outer), is_log), each, name, number)
     panel.set_xscale("log" if is_log else "linear")
-    panel.set_xticks(x, inner)
+    _name_points(panel, x, inner, most=WIDTH - 1.2 if numeric else WIDEST)
     panel.minorticks_off()
     panel.set_xlabel(titles[-1], fontsize=9)
     panel.set_title(title, fontsize=10, loc="left")
     if len(labels) > 1:
-        figure.legend(
-            loc="outside upper left", ncols=min(len(outer), 4), fontsize=9, frameon=False,
-            title=", ".join(titles[:-1]), title_fontsize=9, alignment="left",
-        )  # fmt: skip
+        _draw_legend(figure, names, ", ".join(titles[:-1]))
     return pixels_of(figure)
 
 
+def _name_points(panel, x, names, least=0.3, most=WIDEST):
+    """Names at x, for which the plot is made wider; beside each other they may take `most` inches.
+
+    Otherwise they are turned, and the plot is made higher. least: inches between two points.
+    """
+    figure, inches = panel.figure, _inches_of(names)
+    gaps = np.diff(panel.transScale.transform([(at, 1.0) for at in x])[:, 0])
+    shares = gaps.sum() / gaps.min() if len(gaps) else 0.0  # of the axis between two points
+    turned = (1 + shares) * inches > most
+    wide = len(x) * least if turned else max((1 + shares) * inches, len(x) * least)
+    turn = dict(rotation=45, ha="right", rotation_mode="anchor") if turned else {}
+    panel.set_xticks(x, names, **turn)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(max(width, 1.2 + wide), height + 0.7 * inches * turned)
+
+
+def _draw_legend(figure, names, title):
+    """The names of lines or bars above the plot, in as many columns as its width holds."""
+    width, height = figure.get_size_inches()
+    columns = min(len(names), 5, max(1, int((width - 0.3) / (_inches_of(names) + 0.5))))
+    figure.set_size_inches(width, height + 0.17 * (math.ceil(len(names) / columns) - 1))
+    figure.legend(
+        loc="outside upper left", ncols=columns, fontsize=9, frameon=False, title=title,
+        title_fontsize=9, alignment="left",
+    )  # fmt: skip
+
+
 def _beside(x, number, count, is_log):
-    """x of a line of several, whose whiskers would hide each other: as far apart everywhere."""
+    """x of a line of several, whose whiskers would hide each other: as far apart everywhere.
+
+    All of them stay within a third of the way to the next point.
+    """
     x = np.log(x) if is_log else np.asarray(x, float)
     width = (x.max() - x.min()) / (len(x) - 1) if len(x) > 1 else 1.0
-    x = x + 0.03 * (number - (count - 1) / 2) * width
+    x = x + min(0.03, 0.3 / count) * (number - (count - 1) / 2) * width
     return np.exp(x) if is_log else x
 
 
 def _draw_line(panel, at, each, name, number):
-    colour = LINES[number % len(LINES)]
+    colour, marker, style = (_look_of(number, each) for each in (LINES, MARKERS, STYLES))
     mean, spread = _mean_and_spread(each)
-    style = "-" if number < len(LINES) else "--"
     panel.errorbar(
-        at, mean, spread, color=colour, marker="o", markersize=5, linewidth=1.6, capsize=3,
+        at, mean, spread, color=colour, marker=marker, markersize=5, linewidth=1.6, capsize=3,
         linestyle=style, label=name,
     )  # fmt: skip
     for position, values in zip(at, each, strict=True):
         panel.plot([position] * len(values), values, ".", color=colour, alpha=0.45, markersize=5)
+
+
+def _look_of(number, choices):
+    """The colour of a line or bar by its number, or another choice, which changes more slowly."""
+    return choices[(number if choices is LINES else number // len(LINES)) % len(choices)]
 
 
 def _mean_and_spread(each):
@@ -95,29 +131,25 @@ def bar_plot(values: Values, titles: Sequence[str], labels: Sequence, title: str
         return _bars_of_one_axis(values, titles[0], labels[0], title)
     columns, rows = labels[0], list(itertools.product(*labels[1:]))
     names = [", ".join(row) for row in rows]
-    group = max(0.32 * (len(columns) + 1), _inches_of(names))
-    figure, panel = _panel((max(5.5, 1.2 + group * len(rows)), 4.2))
+    figure, panel = _panel((5.5, HEIGHT))
     width = 0.8 / len(columns)
     for number, column in enumerate(columns):
         each = [values[(column, *row)] for row in rows]
         at = np.arange(len(rows)) + width * (number - (len(columns) - 1) / 2)
         _draw_bars(panel, at, each, 0.92 * width, column, number)
-    panel.set_xticks(range(len(rows)), names)
+    _name_points(panel, range(len(rows)), names, least=0.32 * (len(columns) + 1))
     panel.set_xlabel(", ".join(titles[1:]), fontsize=9)
     panel.set_title(title, fontsize=10, loc="left")
-    figure.legend(
-        loc="outside upper left", ncols=min(len(columns), 5), fontsize=9, frameon=False,
-        title=titles[0], title_fontsize=9, alignment="left",
-    )  # fmt: skip
+    _draw_legend(figure, columns, titles[0])
     return pixels_of(figure)
 
 
 def _bars_of_one_axis(values, axis, labels, title):
     """`bar_plot` of a single axis."""
-    figure, panel = _panel((max(5.5, 1.2 + _inches_of(labels) * len(labels)), 4.2))
+    figure, panel = _panel((5.5, HEIGHT))
     for number, label in enumerate(labels):
         _draw_bars(panel, [number], [values[(label,)]], 0.7, label, number)
-    panel.set_xticks(range(len(labels)), labels)
+    _name_points(panel, range(len(labels)), labels)
     panel.set_xlabel(axis, fontsize=9)
     panel.set_title(title, fontsize=10, loc="left")
     return pixels_of(figure)
@@ -127,8 +159,9 @@ def _draw_bars(panel, at, each, width, name, number):
     """Bars of means with standard deviations, and a dot for each seed."""
     mean, spread = _mean_and_spread(each)
     panel.bar(
-        at, mean, width, yerr=spread, capsize=2.5, label=name,
-        color=LINES[number % len(LINES)], error_kw=dict(linewidth=1.0, ecolor="0.25"),
+        at, mean, width, yerr=spread, capsize=2.5, label=name, color=_look_of(number, LINES),
+        hatch=_look_of(number, HATCHES), edgecolor="white", linewidth=0,
+        error_kw=dict(linewidth=1.0, ecolor="0.25"),
     )  # fmt: skip
     for position, seeds in zip(at, each, strict=True):
         panel.plot([position] * len(seeds), seeds, ".", color="0.15", alpha=0.6, markersize=4)
@@ -149,8 +182,8 @@ def grid_plot(values: Values, titles: Sequence[str], labels: Sequence, title: st
         [np.mean(found) if len(found := values[(column, *row)]) else np.nan for column in labels[0]]
         for row in rows
     ])  # fmt: skip
-    size = 1.8 + 0.62 * len(labels[0]), 1.4 + 0.42 * len(rows)
-    figure, panel = _panel((max(size[0], 4.5), size[1]))
+    names = [", ".join(row) for row in rows]
+    figure, panel = _panel((4.5, 1.4 + 0.42 * len(rows)))
     image = panel.imshow(table, cmap="magma", aspect="auto")
     low, high = np.nanmin(table), np.nanmax(table)
     digits = 1 if max(-low, high) >= 10 else 3
@@ -160,8 +193,9 @@ def grid_plot(values: Values, titles: Sequence[str], labels: Sequence, title: st
             colour = "white" if dark else "black"
             number = f"{table[y, x]:.{digits}f}"
             panel.text(x, y, number, ha="center", va="center", fontsize=8, color=colour)
-    panel.set_xticks(range(len(labels[0])), labels[0])
-    panel.set_yticks(range(len(rows)), [", ".join(row) for row in rows])
+    panel.set_yticks(range(len(rows)), names)
+    _name_points(panel, range(len(labels[0])), labels[0], least=0.62)
+    figure.set_figwidth(figure.get_figwidth() + _inches_of(names))
     panel.set_xlabel(titles[0], fontsize=9)
     panel.set_ylabel(", ".join(titles[1:]), fontsize=9)
     panel.set_title(title, fontsize=10, loc="left")
