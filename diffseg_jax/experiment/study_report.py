@@ -67,7 +67,7 @@ class Difference:
 
     mean       over the seeds that both have
     low, high  ends of its interval; None for one seed whose images cannot be resampled
-    seeds, images  whose chance is in the interval; images 0: that of seeds alone
+    seeds, images  that the interval covers; images 0: it covers the seeds only
     """
 
     mean: float
@@ -101,19 +101,26 @@ def report_study(
     return text
 
 
-def draw_study(study: Study, cells: Sequence[StudyCell], workdir: Path):
-    """plot.png of the first number that is collected, and plot_<name>.png of each other one."""
-    groups = study_groups(cells, workdir)
+def draw_study(study: Study, cells: Sequence[StudyCell], workdir: Path) -> list[Path]:
+    """plot.png of the first number that is collected, and plot_<name>.png of each other one.
+
+    Returns the files that it wrote. There is none of a number that no cell has.
+    """
+    groups, drawn = study_groups(cells, workdir), []
     titles = [study.title(axis.name) for axis in study.axes]
     labels = [list(axis.points) for axis in study.axes]
     for path in study.collect:
         unit = 100 if is_ratio(path) else 1
         values = {g.labels: [unit * v for v in g.values(path).values()] for g in groups}
-        if any(values.values()):
-            title = study.title(path) + (" (%)" if is_ratio(path) else "")
-            image = study_plots.DRAWN[study.plot](values, titles, labels, title)
-            end = "" if path == study.collect[0] else f"_{path.replace('.', '_')}"
-            layout.save_png(workdir / f"plot{end}.png", image)
+        end = "" if path == study.collect[0] else f"_{path.replace('.', '_')}"
+        file = workdir / f"plot{end}.png"
+        if not any(values.values()):
+            file.unlink(missing_ok=True)  # of another number, which was the first one before
+            continue
+        title = study.title(path) + (" (%)" if is_ratio(path) else "")
+        layout.save_png(file, study_plots.DRAWN[study.plot](values, titles, labels, title))
+        drawn.append(file)
+    return drawn
 
 
 def study_csv(study: Study, cells: Sequence[StudyCell], workdir: Path) -> str:
@@ -166,7 +173,7 @@ def study_markdown(
 
 
 def _of_learned_images(groups) -> list[str]:
-    """A sentence that names the cells without scores of new images; [] where there are none."""
+    """A sentence that names the cells measured on images of their own training; [] without any."""
     names = [
         name_of_labels((*group.labels, f"seed{seed}"))
         for group in groups.values()
@@ -176,8 +183,8 @@ def _of_learned_images(groups) -> list[str]:
     if not names:
         return []
     return [
-        "Measured on images that they learned from, so that their numbers are no scores of new "
-        f"images: {', '.join(names)}."
+        "Measured on the images that they learned from, so their numbers do not tell how well they "
+        f"do on new images: {', '.join(names)}."
     ]
 
 
@@ -221,13 +228,16 @@ def _once_for_all_seeds(cells) -> list[str]:
     if not shared:
         return []
     return [
-        "Run once for all seeds, so that its own chance is in no deviation and no interval below: "
-        f"{', '.join(shared)}."
+        "Run once and shared by all seeds; its variance is not included in the deviations and "
+        f"intervals below: {', '.join(shared)}."
     ]
 
 
 def kept_features_of(cells: Sequence[StudyCell], workdir: Path) -> list[str]:
-    """A sentence for each folder of features: how often a network ran, and who reads them."""
+    """A sentence for each folder of features: how often a network ran, and who reads them.
+
+    There is none of a folder without a description: not computed yet, or removed.
+    """
     readers = collections.Counter(
         folder_of_run(workdir, run.before)
         for run in runs_of(cells)
@@ -236,11 +246,13 @@ def kept_features_of(cells: Sequence[StudyCell], workdir: Path) -> list[str]:
     lines = []
     for folder, number in readers.items():
         kept = read_object(folder / KEPT / DESCRIPTION_FILE)
+        if "passes" not in kept:
+            continue
         options = {"steps": (), "draws": 1, **kept.get("options", {})}
         each = len(options["steps"]) * options["draws"]
         lines.append(
-            f"{folder.name}: {counted(kept.get('passes', 0), 'pass')} of the network, {each} for "
-            f"each image, are read by {counted(number, 'run')}."
+            f"{folder.name}: {counted(kept['passes'], 'pass')} of the network, {each} for each "
+            f"image, are read by {counted(number, 'run')}."
         )
     return lines
 
@@ -285,9 +297,13 @@ def _cost_note(measured):
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table, whose first line is its head."""
+    """A table, whose first line is its head.
+
+    Of what Markdown gives a meaning only "|" is escaped: the table is read on a terminal as well.
+    """
     lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    escaped = ([cell.replace("|", r"\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
 def _table(study, shown: Mapping, skip: int | None = None) -> str:
@@ -360,20 +376,26 @@ def _note(title, found):
     ]
     if of_images:
         parts.append(
-            "The interval joins, as root of the sum of squares, the chance of the validation "
-            f"images ({DRAWS:,} bootstrap resamples, the same for all seeds and both cells) and "
-            f"that of the seeds, if there are several ({of_seeds})."
+            "The interval combines, as the root of the sum of squares, the uncertainty from the "
+            f"choice of validation images ({DRAWS:,} bootstrap resamples, the same for all seeds "
+            f"and both cells) and, with several seeds, that from the seeds ({of_seeds})."
         )
         if not all(each.images for each in found):
-            parts.append(f"Where one number is in parentheses, it is of seeds alone: {why}")
+            parts.append(
+                "Where only one number is in parentheses, the interval covers the seeds only: "
+                f"{why}"
+            )
     else:
-        parts.append(f"The interval is of seeds alone ({of_seeds}), so one seed has none: {why}")
+        parts.append(
+            f"The interval covers the seeds only ({of_seeds}), so with one seed there is none: "
+            f"{why}"
+        )
     parts.append(
         "An interval without 0 is a difference that is larger than chance among these seeds"
         f"{' and images' * of_images}; with one seed it says nothing about other seeds."
     )
     if of_images:
-        parts.append("Frames of one video are no independent images: for them it is too narrow.")
+        parts.append("Frames of one video are not independent: for them it is too narrow.")
     return " ".join(parts)
 
 

@@ -54,7 +54,7 @@ def run_study(study: Study, workdir: Path, display: Display, typed: Sequence[str
         run_cells_of_study(study, cells, workdir, display, measured)
         reason = run_costs(study, cells, workdir, costs, display.say)
         display.say("\n" + report_study(study, cells, workdir, known))
-        draw_study(study, cells, workdir)
+        plots = draw_study(study, cells, workdir)
     failed = [cell.name for cell in cells if not done(cell)]
     if failed:
         lacking = f" The costs of a prediction are missing too: {reason}" if reason else ""
@@ -65,4 +65,5 @@ def run_study(study: Study, workdir: Path, display: Display, typed: Sequence[str
         )
     if reason:
         raise UserError(f"all cells are measured, but not the costs of a prediction: {reason}")
-    display.say(f"table in {workdir}/table.md and table.csv, plot in {workdir}/plot.png")
+    drawn = f", plot in {plots[0]}" if plots else ""
+    display.say(f"table in {workdir}/table.md and table.csv{drawn}")

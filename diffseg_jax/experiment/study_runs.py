@@ -217,11 +217,10 @@ def _found(study, cell, folder, workdir) -> dict:
         numbers |= {path: to_number(scores[path]) for path in SIZES if path in study.collect}
     if not counts.exists():
         return {"numbers": numbers, **more}
-    if suffix:  # the next evaluation of the same run writes the same file
-        kept = workdir / "cells" / f"{cell.name}.npz"
-        write_atomically(kept, counts.read_bytes())
-        counts = kept
-    return {"numbers": numbers, "image_counts": os.fspath(counts.relative_to(workdir)), **more}
+    # a copy: the next evaluation of the run writes the same file, and its folder may be removed
+    kept = workdir / "cells" / f"{cell.name}.npz"
+    write_atomically(kept, counts.read_bytes())
+    return {"numbers": numbers, "image_counts": os.fspath(kept.relative_to(workdir)), **more}
 
 
 def measured_stage(study: Study, results: Mapping) -> str:

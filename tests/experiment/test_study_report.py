@@ -118,6 +118,15 @@ def test_every_axis_of_several_points_has_differences_and_the_note_stands_once(s
     assert len(rows) == 5 and rows[4][0] == "| 4"
 
 
+def test_a_point_whose_name_has_a_bar_does_not_break_its_row(studied):
+    points = {"a|b": {"data.count": 2}, "c": {"data.count": 4}}
+    axes = {**ONE["axes"], "x|y": points}
+    _, workdir, _, _ = studied(axes=axes, seeds={"seed": (0,)})
+    lines = [x for x in (workdir / "table.md").read_text().splitlines() if x.startswith("|")]
+    assert sum("a\\|b" in line for line in lines) == 1 and "| x\\|y |" in lines[0]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {3}
+
+
 def test_a_single_column_has_differences_between_its_rows(studied):
     axes = {**ONE["axes"], "data.count": (2, 4)}
     _, workdir, _, _ = studied(axes=axes, seeds={"seed": (0,)})

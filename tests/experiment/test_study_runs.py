@@ -86,8 +86,8 @@ def test_the_table_names_what_is_run_once_for_all_seeds(write, tmp_path, shared)
     cells = cells_of_study(one)
     groups = study_report.study_groups(cells, tmp_path)
     table = study_report.study_markdown(one, groups, cells, tmp_path, {})
-    assert "Run once for all seeds" in table or "seed" not in shared
-    assert ("in no deviation and no interval below: pretrain.\n" in table) == ("seed" in shared)
+    assert "Run once and shared by all seeds" in table or "seed" not in shared
+    assert ("in the deviations and intervals below: pretrain.\n" in table) == ("seed" in shared)
 
 
 def test_cells_without_the_stage_they_start_from_fail_and_others_go_on(studied):
@@ -196,6 +196,28 @@ def test_a_number_that_cannot_be_collected_takes_none_of_those_that_were_measure
     assert "failed" not in json.loads((workdir / "cells/scratch-seed0.json").read_text())
 
 
+def test_a_plot_is_announced_where_it_was_drawn_and_an_old_one_does_not_stay(studied):
+    class Undefined(Runs):
+        """Leaves a number that is not defined."""
+
+        def __call__(self, command, log, say):
+            ended = super().__call__(command, log, say)
+            file = Path(command[3].partition("=")[2]) / "results.json"
+            results = {stage: each | {"AUROC": None} for stage, each in read(file).items()}
+            file.write_text(json.dumps(results))
+            return ended
+
+    read = lambda file: json.loads(file.read_text())
+    lines, workdir, _, stopped = studied(**ONE, runs=Undefined, collect=("mIoU", "AUROC"))
+    assert not stopped and f"plot in {workdir}/plot.png" in lines
+    assert [file.name for file in workdir.glob("*.png")] == ["plot.png"]
+    lines, _, _, stopped = studied(**ONE, collect=("AUROC", "mIoU"))
+    assert not stopped and f"plot in {workdir}/plot_mIoU.png" in lines
+    assert [file.name for file in workdir.glob("*.png")] == ["plot_mIoU.png"]
+    lines, _, _, stopped = studied(**ONE, collect=("AUROC",))
+    assert not stopped and "table in" in lines and "plot in" not in lines
+
+
 def test_what_is_no_number_is_not_collected():
     result = {"mIoU": None, "IoU": {"sky": 0.5}, "confusion": [1, 2], "ECE": 0}
     assert [study_runs.number_at(result, path) for path in ("mIoU", "IoU.sky", "ECE")] == [
@@ -233,6 +255,30 @@ def test_a_shared_run_whose_folder_was_removed_runs_again_only_for_cells_that_ne
     _, _, commands, stopped = studied()
     assert not stopped and [Path(command[3]).name for command in commands].count("pretrain") == 1
     assert len(commands) == 1 + 4
+
+
+def test_a_table_keeps_its_intervals_although_the_folders_of_runs_were_removed(studied):
+    one = {"seed": (0,), "data.subset_seed": (0,)}
+    _, workdir, _, _ = studied(seeds=one)
+    table = (workdir / "table.md").read_text()
+    assert table.count("] (1, 40)") == 4  # one seed, whose intervals are of the images alone
+    shutil.rmtree(workdir / "runs")
+    _, _, commands, stopped = studied(seeds=one)
+    assert not stopped and not commands and (workdir / "table.md").read_text() == table
+
+
+def test_counts_that_an_earlier_version_left_in_the_folder_of_a_run_are_read(studied):
+    one = {"seed": (0,), "data.subset_seed": (0,)}
+    _, workdir, _, _ = studied(seeds=one)
+    table = (workdir / "table.md").read_text()
+    for cell in cells_of_study(read_study(str(workdir.parent / "one.py"))):
+        file = workdir / "cells" / f"{cell.name}.json"
+        counts = folder_of_run(workdir, cell.run) / f"image_counts_{cell.run.stages[-1]}.npz"
+        earlier = {"image_counts": str(counts.relative_to(workdir))}
+        write_json(file, json.loads(file.read_text()) | earlier)
+        file.with_suffix(".npz").unlink()
+    _, _, commands, stopped = studied(seeds=one)
+    assert not stopped and not commands and (workdir / "table.md").read_text() == table
 
 
 @pytest.mark.parametrize(("removed", "again"), [((), []), (("features",), ["features"])])
@@ -412,8 +458,8 @@ def test_the_table_names_cells_that_learned_from_the_images_they_are_measured_on
 
     how = dict(axes={"data.count": (2, 4)}, options={"run": ("scratch",)}, seeds={"seed": (0,)})
     _, workdir, _, _ = studied(**how, runs=Learned)
-    (line,) = re.findall("Measured on images that they .*", (workdir / "table.md").read_text())
-    assert line.endswith("no scores of new images: 2-seed0.")
+    (line,) = re.findall("Measured on the images that .*", (workdir / "table.md").read_text())
+    assert line.endswith("how well they do on new images: 2-seed0.")
 
 
 class Corrupted(Runs):
@@ -510,7 +556,11 @@ def test_features_are_kept_once_and_read_by_every_cell(studied):
         assert f"--config.features.sources=('files={kept}',)" in command
         assert "--config.stages.fit.start=weights" in command
     table = (workdir / "table.md").read_text()
-    assert "27 passes of the network, 3 for each image, are read by 6 runs" in table
+    said = "features: 27 passes of the network, 3 for each image, are read by 6 runs."
+    assert f"\n\n{said}\n" in table
+    shutil.rmtree(workdir / "runs" / "features")
+    _, _, commands, _ = studied(**BLOCKS)
+    assert not commands and (workdir / "table.md").read_text() == table.replace(f"\n\n{said}", "")
 
 
 def test_features_of_several_subsets_are_added_to_one_folder_and_counted_together(studied):
@@ -749,8 +799,11 @@ def test_the_list_counts_the_runs_and_cells_that_are_missing(studied, write):
     listed = list_of(read_study(write(**fields)), workdir)
     assert listed.count("has ended") == 4 and listed.count("is measured") == 3
     assert "run DeP-2-seed0 (finetune), about" in listed and "in all about" not in listed
-    left = study_progress.seconds_left(read_study(write(**fields)), [], workdir)
-    assert not left and re.search(r"\nabout 1 min left in all$", listed)
+    one = read_study(write(**fields))
+    finished = [cell for cell in cells_of_study(one) if cell.name != "DeP-2-seed0"]
+    left = study_progress.seconds_left(one, finished, workdir)
+    assert len(finished) == 3 and not left
+    assert re.search(r"\nabout 1 min left in all$", listed)
 
 
 def list_of(study, workdir):
