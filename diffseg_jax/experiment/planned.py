@@ -73,6 +73,11 @@ class Evaluation:
     timed: dict[Protocol, float] = dataclasses.field(default_factory=dict)
     image_counts: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
+    @property
+    def first(self) -> dict:
+        """The first example that is measured; in folds that is not always the first of `source`."""
+        return self.source[int(self.indices[0])]
+
 
 @dataclasses.dataclass(frozen=True)
 class StagePlan:

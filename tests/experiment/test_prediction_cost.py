@@ -37,12 +37,12 @@ def predict():
 
 @pytest.fixture
 def evaluation(predict, tmp_path):
-    """Of two images at a time."""
+    """Of two images at a time; the first one of the source, of another size, is not validated."""
     unused = dict.fromkeys(field.name for field in dataclasses.fields(Evaluation))
-    source = [{"image": np.zeros((*SIZE, 3), np.uint8)}]
+    source = [{"image": np.zeros((*size, 3), np.uint8)} for size in ((9, 9), SIZE)]
     mine = dict(
         target=LABEL_TARGET, task=Task(init=None, meta={}, predict=predict), source=source,
-        protocol=Protocol(), batch_size=2, mesh=local_mesh("cpu"),
+        indices=np.array([1]), protocol=Protocol(), batch_size=2, mesh=local_mesh("cpu"),
     )  # fmt: skip
     return Evaluation(**(unused | mine))
 
