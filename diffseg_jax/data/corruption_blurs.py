@@ -27,19 +27,19 @@ def gaussian_blur(image: np.ndarray, sigma: float) -> np.ndarray:
 def glass_blur(image: np.ndarray, sigma: float, reach: int, rounds: int, *, offsets: np.ndarray):
     """Pixels are replaced by near ones, one after the other, between two blurs.
 
-    offsets  int[rounds * rows * columns, 2], steps (right, down) of each, see `glass_places`
+    offsets  int[rounds * rows * columns, 2], steps (right, down) of each, see `glass_indices`
     """
     height, width = image.shape[:2]
     pixels = as_bytes(gaussian_blur(image, sigma)).reshape(-1, 3)
-    places = np.tile(glass_places(height, width, reach), rounds)
-    sources = places + offsets[:, 1].astype(int) * width + offsets[:, 0]
+    indices = np.tile(glass_indices(height, width, reach), rounds)
+    sources = indices + offsets[:, 1].astype(int) * width + offsets[:, 0]
     order = list(range(height * width))
-    for place, source in zip(places.tolist(), sources.tolist(), strict=True):
-        order[place] = order[source]  # a copy: the order of these matters
+    for index, source in zip(indices.tolist(), sources.tolist(), strict=True):
+        order[index] = order[source]  # a copy: the order of these matters
     return gaussian_blur(pixels[order].reshape(image.shape) / 255, sigma)
 
 
-def glass_places(height: int, width: int, reach: int) -> np.ndarray:
+def glass_indices(height: int, width: int, reach: int) -> np.ndarray:
     """The pixels that a round replaces, as indices of the flat image, in their order."""
     rows, columns = np.arange(height - reach, reach, -1), np.arange(width - reach, reach, -1)
     return (rows[:, None] * width + columns).ravel()
@@ -148,8 +148,8 @@ def elastic_transform(
 
     def sampled(plane):
         plane = map_coordinates(plane, (y, x), order=order, mode=MIRRORED)
-        places = rows + moves[1], columns + moves[0]
-        return map_coordinates(plane, places, order=order, mode="reflect")
+        moved = rows + moves[1], columns + moves[0]
+        return map_coordinates(plane, moved, order=order, mode="reflect")
 
     if values.ndim == 2:
         return sampled(values)

@@ -162,8 +162,8 @@ def draws_of(
         return {"hit": rng.random(image.shape) < given[0], "white": rng.random(image.shape) < 0.5}
     if name == "glass_blur":
         _, reach, rounds = given
-        places = rounds * len(blurs.glass_places(*size, reach))
-        return {"offsets": rng.integers(-reach, reach, (places, 2))}
+        replaced = rounds * len(blurs.glass_indices(*size, reach))
+        return {"offsets": rng.integers(-reach, reach, (replaced, 2))}
     if name == "fog":
         return {"uniform": rng.random(weather.fog_side(*size) ** 2 - 1)}
     if name == ELASTIC:
@@ -209,7 +209,7 @@ def require_large_enough(image: np.ndarray, name: str = ""):
         which = f"image {name}" if name else "an image"
         raise UserError(
             f"{which} of {height} x {width} pixels is too small for corruptions, whose blurs and "
-            f"blocks need {LEAST_SIDE} x {LEAST_SIDE} or more. Enlarge it, or leave it out."
+            f"blocks need {LEAST_SIDE} x {LEAST_SIDE} or more. Enlarge or skip it."
         )
 
 

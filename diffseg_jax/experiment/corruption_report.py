@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from diffseg_jax.data.corruptions import DRAWN_FROST
+from diffseg_jax.errors import counted
+from diffseg_jax.inference.task_report import is_of_learned
 
 CLEAN = "clean"
 STRENGTHS = {1: "weak", 3: "medium", 5: "strong"}  # the paper's names
@@ -74,7 +76,7 @@ def to_csv(rows: Sequence[Mapping]) -> str:
 def markdown(rows: Sequence[Mapping], of: Mapping) -> str:
     """The table by type: mIoU and its drop, and what the uncertainty says of the strongest level.
 
-    of  JSON values of the study: stage, step, number of images, constants
+    of  JSON values of the study: stage, step, number of images, constants, what it is measured on
     """
     clean, by_type, severities = _arranged(rows)
     titles = [f"{STRENGTHS.get(s, 'severity')} ({s})" for s in severities]
@@ -94,17 +96,23 @@ def markdown(rows: Sequence[Mapping], of: Mapping) -> str:
 
 def _caption(rows, of, by_type):
     uncertainty = "calibrated" if rows[0]["calibrated"] else "uncalibrated"
+    images = counted(of["images"], "validation image")
+    if is_of_learned(of):
+        images = (
+            f"{counted(of['images'], 'image')} from which it learned, so that the numbers do not "
+            "tell how well it does on new images"
+        )
     text = (
-        f"Stage {of['stage']}, step {of['step']}, on {of['images']} validation images; constants "
-        f"for {of['constants']} pixels. mIoU in percent, with its change from the clean images; "
-        f"AUROC of the {uncertainty} uncertainty (does it find wrong pixels?); at the last "
-        "severity the share of pixels that are wrong and that are expected to be, in percent, and "
-        "of images that are called foreign."
+        f"Stage {of['stage']}, step {of['step']}, on {images}; constants for {of['constants']} "
+        "pixels. mIoU in percent, with its change from the clean images; AUROC of the "
+        f"{uncertainty} uncertainty, which tells how well it finds wrong pixels; at the last "
+        "severity the share of wrong pixels and its estimate from the uncertainty, in percent, and "
+        "the share of images reported as unlike the known ones (foreign)."
     )
     if DRAWN_FROST in by_type:
         text += (
             f" {DRAWN_FROST} uses textures drawn here in place of the published photographs, and "
-            "does not count in the mean."
+            "is not included in the mean."
         )
     return text
 

@@ -175,7 +175,7 @@ def _opened_study(seed, evaluation, cells, given, frost_images) -> CorruptionStu
     network, meta = open_network(directory, step)
     indices = np.asarray(spread(evaluation.indices, given["images"] or len(evaluation.indices)))
     evaluation = dataclasses.replace(evaluation, indices=indices)
-    first = evaluation.source[int(indices[0])]
+    first = evaluation.first
     require_large_enough(first["image"], first["name"])  # before all are measured without
     parts = [(indices, network)]
     if evaluation.folds:
@@ -192,23 +192,28 @@ def _opened_study(seed, evaluation, cells, given, frost_images) -> CorruptionStu
         for held_out, part in parts
     ]
     beside = directory, meta["step"], meta
-    calibrator, known = read_calibrator(*beside), read_known_images(*beside)
+    study = CorruptionStudy(
+        evaluation, indices, forwards, cells, seed, given["constants"], frost_images,
+        read_calibrator(*beside), read_known_images(*beside), of={},
+    )  # fmt: skip
+    return dataclasses.replace(study, of=_dependencies(study, meta))
+
+
+def _dependencies(study, meta) -> dict:
+    """`CorruptionStudy.of`, with digests of what is large; meta: that of the checkpoint."""
+    evaluation, calibrator, known = study.evaluation, study.calibrator, study.known
     judges = json.dumps(calibrator.to_json()).encode() if calibrator else b""
     judges += known.descriptors.tobytes() if known else b""
-    names = "\0".join(evaluation.source.names[index] for index in indices).encode()
-    data = digest_of_data(fingerprint(evaluation.source, indices))
-    frost = b"".join(image.tobytes() for image in frost_images)
-    of = as_json({
+    names = "\0".join(evaluation.source.names[index] for index in study.indices).encode()
+    data = digest_of_data(fingerprint(evaluation.source, study.indices))
+    frost = b"".join(image.tobytes() for image in study.frost_images)
+    return as_json({
         "stage": evaluation.stage, "step": meta["step"], "network": identity_of(meta),
-        "images": len(indices), "names": _digest(names), "data": _digest(data),
-        "judges": _digest(judges), "seed": seed, "constants": given["constants"],
+        "images": len(study.indices), "names": _digest(names), "data": _digest(data),
+        "judges": _digest(judges), "seed": study.seed, "constants": study.constants,
         "frost": _digest(frost) if frost else "",
         **evaluation.recorded,
     })  # fmt: skip
-    return CorruptionStudy(
-        evaluation, indices, forwards, cells, seed, given["constants"], frost_images, calibrator,
-        known, of,
-    )  # fmt: skip
 
 
 def _digest(content):

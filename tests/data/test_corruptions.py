@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from diffseg_jax.data import corruptions
-from diffseg_jax.data.corruption_blurs import glass_places
+from diffseg_jax.data.corruption_blurs import glass_indices
 from diffseg_jax.data.corruption_frost import read_frost
-from diffseg_jax.data.corruption_weather import distance_to, equalised, plasma
+from diffseg_jax.data.corruption_weather import MUD, distance_to, equalised, plasma
 from diffseg_jax.data.corruptions import (
     CONSTANTS,
     DRAWN_FROST,
@@ -195,13 +195,21 @@ def test_grey_stays_grey_but_for_what_has_colours():
 
 
 def test_black_and_white_images():
-    for value in (0, 255):
+    """What averages or moves pixels keeps both, what multiplies keeps black, what whitens white."""
+    kept = {*CERTAIN, "glass_blur", "motion_blur", ELASTIC} - {"brightness", "saturate"}
+    black_too = {"shot_noise", "speckle_noise", "fog", "saturate"}
+    for value, others in ((0, black_too), (255, {"brightness", "snow"})):
         image = np.full((20, 24, 3), value, np.uint8)
         for name in TYPES:
-            corrupt(image, name, 5, key="a", frost=FROST)
-    black = np.zeros((20, 24, 3), np.uint8)
+            with np.errstate(divide="raise", invalid="raise"):
+                found = corrupt(image, name, 5, key="a", frost=FROST)
+            change = np.abs(found.astype(int) - value).max()
+            assert change <= 1 if name in kept | others else change > 10, (name, value)
+    black, white = (np.full((20, 24, 3), value, np.uint8) for value in (0, 255))
     assert np.unique(corrupt(black, "brightness", 1, key="a")).tolist() == [25]  # 0.1 of 255
-    assert not corrupt(black, "saturate", 5, key="a").any()
+    assert (corrupt(white, "saturate", 5, key="a") == (255, 204, 204)).all()  # 0.2 of 255 less
+    muddy = corrupt(black, "spatter", 5, key="a").max((0, 1))
+    np.testing.assert_allclose(muddy, MUD, atol=1)
 
 
 # ---- parts ---------------------------------------------------------------------------------------
@@ -215,7 +223,7 @@ def test_glass_blur_copies_pixels_in_order():
             for j, column in enumerate(range(18, 2, -1)):
                 right, down = round_[i, j]
                 expected[row * 20 + column] = expected[(row + down) * 20 + column + right]
-    assert len(glass_places(18, 20, 2)) == 14 * 16
+    assert len(glass_indices(18, 20, 2)) == 14 * 16
     found = corruptions.blurs.glass_blur(image / 255, 1e-3, 2, 2, offsets=offsets.reshape(-1, 2))
     assert np.abs(255 * found - expected.reshape(image.shape)).max() <= 1
 

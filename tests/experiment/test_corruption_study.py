@@ -19,6 +19,7 @@ from diffseg_jax.experiment.corruption_report import (
     NUMBERS,
     cell_line,
     counts_file,
+    markdown,
     mean_row,
     short_table,
 )
@@ -73,6 +74,18 @@ def test_lines_and_the_table_of_all_severities_fit_a_terminal_of_80_columns():
     ]  # fmt: skip
     assert table[3].split()[1:] == ["12.3"] * 5 + ["0.51"] * 5
     assert table[2].split()[1:] == ["65.4"] * 5 + ["0.65"] * 5
+
+
+@pytest.mark.parametrize("held_out", (True, False))
+def test_the_table_says_whether_the_network_learned_from_the_images(held_out):
+    rows = [{"type": "clean", "severity": 0, **dict.fromkeys(NUMBERS, 0.5), "calibrated": False}]
+    rows.append(rows[0] | {"type": "fog", "severity": 1})
+    measured_on = {"source": "folder", "split": "train", "held_out": held_out}
+    said = markdown(rows, {
+        "stage": "fit", "step": 8, "images": 3, "constants": "224", "measured_on": measured_on,
+    })  # fmt: skip
+    assert ("on 3 validation images;" in said) == held_out
+    assert ("on 3 images from which it learned" in said) != held_out
 
 
 def cells_of(workdir):
