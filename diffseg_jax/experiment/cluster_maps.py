@@ -130,11 +130,15 @@ def _named_alike(labels, reference, how):
         [enlarged_labels(each, size).ravel() for each, size in zip(maps, sizes, strict=True)]
         for maps in (labels, reference)
     )
-    if not how.per_image:
-        ours, theirs = [np.concatenate(ours)] * len(labels), [np.concatenate(theirs)] * len(labels)
-    renamed = []
-    for mine, own, other in zip(labels, ours, theirs, strict=True):
-        names = np.zeros(how.k, np.int32)
-        names[own] = matched(own, other, how.k)
-        renamed.append(names[mine])
-    return renamed
+    if how.per_image:
+        names = [_new_names(*pair, how.k) for pair in zip(ours, theirs, strict=True)]
+    else:
+        names = [_new_names(np.concatenate(ours), np.concatenate(theirs), how.k)] * len(labels)
+    return [new[mine] for new, mine in zip(names, labels, strict=True)]
+
+
+def _new_names(labels, reference, k):
+    """The name i32[k] of each cluster that overlaps most with those of a reference."""
+    names = np.zeros(k, np.int32)
+    names[labels] = matched(labels, reference, k)
+    return names

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from diffseg_jax.experiment import cluster_maps as module
 from diffseg_jax.experiment.cluster_maps import Clustering, cluster_maps
 from diffseg_jax.figures.cluster_plot import cluster_plot
 
@@ -31,6 +32,15 @@ def test_maps_of_other_sizes_have_the_same_names_for_the_same_places(per_image):
         assert set(coarse[:, 0]) != set(coarse[:, -1])
     images = [np.zeros((16, 24, 3), np.uint8)] * 2
     assert cluster_plot(images, labels, 2).std() > 0
+
+
+@pytest.mark.parametrize(("per_image", "times"), [(False, 1), (True, 2)])
+def test_names_are_matched_once_for_clusters_of_all_images_together(monkeypatch, per_image, times):
+    real, solved = module.matched, []
+    monkeypatch.setattr(module, "matched", lambda *given: solved.append(given) or real(*given))
+    features = {name: halves((5, 5), (4, 6), seed) for seed, name in enumerate("ab")}
+    cluster_maps(features, Clustering(k=2, images=2, restarts=1, per_image=per_image), seed=0)
+    assert len(solved) == times
 
 
 def test_clusters_of_all_images_together_tell_images_apart_and_own_ones_do_not():
