@@ -18,6 +18,7 @@ from diffseg_jax.data.corruptions import DRAWN_FROST
 from diffseg_jax.errors import counted
 from diffseg_jax.inference.task_report import is_of_learned
 
+OF_CORRUPTIONS = "evaluate.corruptions."  # options of --mode=corruptions
 CLEAN = "clean"
 STRENGTHS = {1: "weak", 3: "medium", 5: "strong"}  # the paper's names
 NUMBERS = (

@@ -29,6 +29,7 @@ from diffseg_jax.display.progress import COMPILES, Progress
 from diffseg_jax.errors import UserError, choose, counted, require_known
 from diffseg_jax.experiment.corruption_report import (
     CLEAN,
+    OF_CORRUPTIONS,
     cell_line,
     counts_file,
     markdown,
@@ -69,7 +70,6 @@ from diffseg_jax.storage.paths import write_atomically, write_json
 from diffseg_jax.storage.workdir import as_json, stage_directory
 
 JSON_FILE = "corruptions.json"
-OPTIONS = "evaluate.corruptions."
 EXAMPLE_SIDE = 160  # pixels, about the shorter side of an example
 
 
@@ -140,7 +140,7 @@ def measure_corruptions(config: ConfigDict, workdir: Path, display: Display | No
     require_segmentation(config, "--mode=corruptions", workdir)
     found = evaluations_of_run(config, workdir, "corruptions", display)
     evaluations = {e.stage: e for e in found}
-    given = {**lacking(OPTIONS), **config.evaluate.get("corruptions", {})}
+    given = {**lacking(OF_CORRUPTIONS), **config.evaluate.get("corruptions", {})}
     frost_images = read_frost(given["frost"]) if given["frost"] else ()
     directories = {name: stage_directory(workdir, name) for name in evaluations}
     stage = given["stage"] or best_stage(workdir, directories)
@@ -160,7 +160,7 @@ def measure_corruptions(config: ConfigDict, workdir: Path, display: Display | No
             "Take a run whose features a network computes, as that of "
             "configs/ddpm_seg_folder.py."
         )
-    severities = sorted(set(given["severities"] or lacking(OPTIONS)["severities"]))
+    severities = sorted(set(given["severities"] or lacking(OF_CORRUPTIONS)["severities"]))
     cells = [(CLEAN, 0), *((name, s) for name in dict.fromkeys(types) for s in severities)]
     with locked_in_all(workdir, "corruptions", "--workdir"):
         study = _opened_study(config.seed, evaluation, cells, given, frost_images)

@@ -15,12 +15,11 @@ from diffseg_jax.config.schema import lacking
 from diffseg_jax.data.corruptions import default_types, require_large_enough
 from diffseg_jax.data.sources import open_source
 from diffseg_jax.errors import UserError, require_known, shortened
-from diffseg_jax.experiment.corruption_report import CLEAN
+from diffseg_jax.experiment.corruption_report import CLEAN, OF_CORRUPTIONS
 from diffseg_jax.experiment.study_file import Axis, Study
 from diffseg_jax.storage.paths import open_path, read_object
 from diffseg_jax.storage.similar import similar_path
 
-OF_CORRUPTIONS = "evaluate.corruptions."  # options of --mode=corruptions
 NAME_BYTES = 200  # bytes; with the ends of files and of their partial copies up to 255
 
 
