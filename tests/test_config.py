@@ -54,6 +54,20 @@ def test_a_config_names_its_command_and_its_presets(file):
     assert [name for name in content.get("PRESETS", ()) if name not in text] == []
 
 
+@pytest.mark.parametrize(
+    "given, meant",
+    [
+        ("ddp_scenes", "configs/ddp_scenes.py"),
+        ("label_fractions", "configs/studies/label_fractions.py"),
+        ("configs/steps.py:scenes", "configs/studies/steps.py"),
+    ],
+)
+def test_a_config_without_its_folder_is_found_in_those_of_the_repository(given, meant, monkeypatch):
+    monkeypatch.chdir(CONFIGS[0].parents[1])
+    with pytest.raises(UserError, match=f'Did you mean "{meant}"'):
+        read_config(given)
+
+
 @pytest.mark.parametrize("old, new", MOVED.items(), ids=MOVED)
 def test_an_old_file_name_is_still_accepted(old, new, capsys):
     folder = CONFIGS[0].parent

@@ -7,10 +7,12 @@ alone (Brempong et al., 2022). Presets: cityscapes: all four, with
 --config.weights=R50+ViT-B_16.npz and the paper's fractions of labels. The others have no weights,
 so that supervised would be none again, and the encoder that DDeP freezes is a random one: scenes
 (default); camvid (--config.data.path=camvid --config.unlabelled.path=camvid): 1/8 and all of the
-labels, two seeds; camvid_full: 1/16, 1/8, 1/4 and all, three seeds.
+labels, two seeds; camvid_full: 1/16, 1/8, 1/4 and all, three seeds; folder: none and DeP on your
+own images (--config.data.path=mine --config.unlabelled.path=photos), 1/4 and all of the labels,
+three seeds.
 """
 
-PRESETS = ("scenes", "camvid", "camvid_full", "cityscapes")
+PRESETS = ("scenes", "camvid", "camvid_full", "folder", "cityscapes")
 
 NONE = {"pretrain": "none", "run": ("finetune",)}
 DEP = {"pretrain": "dep", "run": ("pretrain", "finetune")}
@@ -44,6 +46,12 @@ def get_study(preset="scenes"):
         )
     if preset == "camvid_full":
         study["axes"]["data.fraction"] = (1 / 16, 1 / 8, 1 / 4, 1.0)
+    if preset == "folder":
+        study |= dict(
+            base="configs/ddep_folder.py:dep",
+            axes={"pretraining": {"none": NONE, "DeP": DEP}, "data.fraction": (0.25, 1.0)},
+            seconds=dict(start=30, pretrain=0.29, finetune=0.29, image=0.1, images=50),
+        )
     if preset == "cityscapes":
         study |= dict(
             about="Without --config.weights, none and supervised are the same.",
@@ -52,6 +60,6 @@ def get_study(preset="scenes"):
             seconds=dict(start=120, pretrain=0.47, finetune=0.9, image=0.2, images=500),
             device="a device of 100 TFLOP/s, by operations; none was measured",
         )
-    if preset in ("camvid_full", "cityscapes"):
+    if preset in ("camvid_full", "folder", "cityscapes"):
         study["seeds"] = {"seed": (0, 1, 2), "data.subset_seed": (0, 1, 2)}
     return study

@@ -6,6 +6,7 @@ import re
 import runpy
 import sys
 from collections.abc import Iterable
+from glob import glob
 
 from diffseg_jax.config.options import SOURCE_DEFAULTS
 from diffseg_jax.config.schema import lacking
@@ -126,8 +127,10 @@ def present(given: str) -> str:
             file=sys.stderr,
         )
         return moved
-    names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-    known = [os.path.join(folder, name) for name in names if name.endswith(".py")]
+    for shipped in glob("configs/*.py") + glob("configs/studies/*.py"):
+        if os.path.basename(shipped).removesuffix(".py") == name.removesuffix(".py"):
+            raise UserError(f'there is no config file {file}. Did you mean "{shipped}"?')
+    known = glob(os.path.join(folder, "*.py"))
     where = "" if known else " The repository holds its configs in the folder configs."
     raise UserError(f"there is no config file {file}.{hint(file, known)}{where}")
 

@@ -80,7 +80,7 @@ def run_watched(command: Sequence[str], log: Path, say: Callable[[str], None]):
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     last = ""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a") as kept:
+    with open(log, "a", buffering=1) as kept:  # whoever follows it sees every line at once
         process = subprocess.Popen(
             [sys.executable, *command], env=environment, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, errors="replace",

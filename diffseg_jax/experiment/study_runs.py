@@ -1,6 +1,7 @@
 """Runs the cells of a study that are not finished, and keeps what they measured."""
 
 import os
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -88,9 +89,10 @@ def write_commands(
 ):  # fmt: skip
     """commands.sh: the command of every run and cell, in their order, and that of the costs.
 
-    One that measures several cells stands there once, with their names.
+    One that measures several cells stands there once, with their names. All are to be typed in the
+    folder of the first line, where this study was: paths of configs and data may be relative.
     """
-    lines, measuring = [], {}
+    lines, measuring = [shlex.join(["cd", os.getcwd()])], {}
     for run in runs_of(cells):
         lines += [f"# {run.name}", shell_line(command_of_run(study, run, workdir))]
     for cell in cells:

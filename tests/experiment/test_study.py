@@ -295,7 +295,7 @@ def test_features_are_kept_of_the_images_that_the_subsets_hold(monkeypatch):
 
 def test_no_two_bars_without_weights_are_the_same(monkeypatch):
     monkeypatch.chdir(ROOT)
-    for preset in ("scenes", "camvid", "camvid_full"):
+    for preset in ("scenes", "camvid", "camvid_full", "folder"):
         points = read_study(f"configs/studies/denoising_bars.py:{preset}").axes[0].points
         started = [{**each, "pretrain": "none"} if each["run"] == ("finetune",) else each
                    for each in points.values()]  # fmt: skip

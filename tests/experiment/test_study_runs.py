@@ -514,7 +514,8 @@ def test_a_command_that_measures_two_cells_is_listed_and_timed_once(studied):
     assert weak["measured_by"] == "clean-seed0"
     assert not {"seconds", "cpu_seconds", "peak_bytes", "command"} & set(weak)
     listed = (workdir / "commands.sh").read_text().splitlines()
-    assert len(listed) == 2 * len(commands) and "# clean-seed0, weak-seed0" in listed
+    assert listed[0] == f"cd {Path.cwd()}"
+    assert len(listed) == 1 + 2 * len(commands) and "# clean-seed0, weak-seed0" in listed
 
 
 def test_cells_of_corruptions_that_were_measured_otherwise_are_measured_again(studied):
