@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import PurePosixPath
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffseg_jax.data.files import ends_with
 from diffseg_jax.data.formats import image_endings
@@ -39,6 +40,14 @@ def subset(names, *, fraction=1.0, count=0, seed=0, list_path=""):
             f"count is {count}, but there are {total} images. Give 1 to {total}, or 0 for all."
         )
     return np.sort(_drawn_order(names, seed)[: count or subset_size(total, fraction)])
+
+
+def used_images(data: ConfigDict, names) -> np.ndarray:
+    """Indices of the images whose labels config.data uses, those that are held out too."""
+    return subset(
+        names, fraction=data.fraction, count=data.count, seed=data.subset_seed,
+        list_path=data.list_path,
+    )  # fmt: skip
 
 
 def _drawn_order(names, seed):

@@ -16,6 +16,7 @@ from diffseg_jax.data.depth_source import DepthSource
 from diffseg_jax.data.folder_source import FolderSource
 from diffseg_jax.data.label_checks import SeenLabels, errors_of, warnings_of
 from diffseg_jax.data.pipeline import Cached, image_alone
+from diffseg_jax.data.subsets import used_images
 from diffseg_jax.devices.processes import require_one
 from diffseg_jax.display.console import Display
 from diffseg_jax.errors import UserError, counted
@@ -29,7 +30,6 @@ from diffseg_jax.experiment.labelled_images import (
     open_data,
     open_validation,
     other_validation,
-    used_images,
     validation_split,
 )
 from diffseg_jax.experiment.plan import check_config, labelled_stages
@@ -138,7 +138,7 @@ def seen_labels(config: ConfigDict, split: str, source: Sequence, counts: dict) 
     """
     indices = range(len(source))
     if split == "train":
-        indices = used_images(config, source.names)
+        indices = used_images(config.data, source.names)
     pixels = collections.Counter()
     read = [int(index) for index in indices if int(index) in counts]
     for index in read:
@@ -148,7 +148,7 @@ def seen_labels(config: ConfigDict, split: str, source: Sequence, counts: dict) 
 
 def print_folds(config: ConfigDict, source: Sequence, workdir: Path):
     """Prints which images are held out together where there is no split of validation images."""
-    chosen = used_images(config, source.names)
+    chosen = used_images(config.data, source.names)
     of, count = cut_images(config, source.names, chosen, kept_folds(workdir))
     for fold in range(count) if len(chosen) > 1 else ():
         names = [source.names[index] for index in chosen[of == fold]]

@@ -22,7 +22,7 @@ from diffseg_jax.data.folder_source import lacks_validation
 from diffseg_jax.data.labels import Labels
 from diffseg_jax.data.pipeline import Cached
 from diffseg_jax.data.sources import open_source, require_images
-from diffseg_jax.data.subsets import describe_subset, folds_of, subset
+from diffseg_jax.data.subsets import describe_subset, folds_of, used_images
 from diffseg_jax.errors import UserError, counted
 from diffseg_jax.experiment.target import Target
 from diffseg_jax.storage.paths import read_object
@@ -154,7 +154,7 @@ class OpenedData:
 
     @functools.cached_property
     def _chosen(self):
-        return used_images(self.config, self.train.names)
+        return used_images(self.config.data, self.train.names)
 
     @functools.cached_property
     def _cut(self):
@@ -194,15 +194,6 @@ class OpenedData:
             f"{why}: {len(held)} of {images} {are} held out, to measure on "
             f"(fold {max(fold, 0)} of {count}: {names}{more}){advice}"
         )
-
-
-def used_images(config: ConfigDict, names: Sequence[str]) -> np.ndarray:
-    """Indices of the images whose labels the config uses, those that are held out too."""
-    data = config.data
-    return subset(
-        names, fraction=data.fraction, count=data.count, seed=data.subset_seed,
-        list_path=data.list_path,
-    )  # fmt: skip
 
 
 def validation_split(config: ConfigDict) -> str:

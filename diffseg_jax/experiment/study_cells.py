@@ -14,6 +14,7 @@ from diffseg_jax.config.files import SUBSET, find, read_config
 from diffseg_jax.config.schema import lacking
 from diffseg_jax.data.corruptions import default_types, require_large_enough
 from diffseg_jax.data.sources import open_source
+from diffseg_jax.data.subsets import used_images
 from diffseg_jax.errors import UserError, require_known, shortened
 from diffseg_jax.experiment.corruption_report import CLEAN, OF_CORRUPTIONS
 from diffseg_jax.experiment.study_file import Axis, Study
@@ -170,11 +171,11 @@ def _are_those_of(study, run, measured):
 
 
 def require_data(study: Study, cells: Sequence[StudyCell]):
-    """Raises UserError where images of the cells cannot be opened; every data set is opened once.
+    """Raises UserError where images of the cells cannot be opened, or fewer exist than they use.
 
-    Those are training images, and unlabelled ones where a stage learns from them or their path is
-    given. Of validation images that are to be corrupted the first one is read, as they may be too
-    small for that. Files of weights and of feature sources are looked for last.
+    Opened are training images, and unlabelled ones where a stage learns from them or their path is
+    given; every data set once. Of validation images that are to be corrupted the first one is read,
+    as they may be too small for that. Files of weights and of feature sources are looked for last.
     """
     opened, read = {}, set()
     for cell in cells:
@@ -185,7 +186,12 @@ def require_data(study: Study, cells: Sequence[StudyCell]):
             if data is None or (part != "data" and "pretrain" not in kinds and not data.path):
                 continue
             given = data.source, data.path, data.options.to_dict()
-            _open_once(study, opened, part, data[split], given)
+            source = _open_once(study, opened, part, data[split], given)
+            if part == "data":
+                try:
+                    used_images(data, source.names)
+                except UserError as error:
+                    raise UserError(f"cell {cell.name}: {error}") from None
         if cell.mode == "corruptions" and repr(config.data) not in read:
             read.add(repr(config.data))
             _require_corruptible(study, opened, cell, config)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from diffseg_jax.data.corruptions import DRAWN_FROST
+from diffseg_jax.data.subsets import used_images
 from diffseg_jax.errors import UserError
-from diffseg_jax.experiment.labelled_images import OpenedData, used_images
+from diffseg_jax.experiment.labelled_images import OpenedData
 from diffseg_jax.experiment.study_cells import StudyCell, config_of
 from diffseg_jax.experiment.study_file import PAPERS, Study
 from diffseg_jax.experiment.targets import target_of
@@ -93,7 +94,7 @@ def _images_of_cells(study, cells, first, source) -> list[int]:
         if data_set(config) != data_set(first):
             continue
         try:
-            found |= {*used_images(config, source.names).tolist()}
+            found |= {*used_images(config.data, source.names).tolist()}
         except UserError as error:
             raise UserError(f"cell {cell.name}: {error}") from None
     return sorted(found)

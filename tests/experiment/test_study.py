@@ -448,6 +448,13 @@ def test_a_folder_that_is_missing_is_named_with_the_commands_that_make_it(write)
         require_data(one, cells_of_study(one))
 
 
+def test_more_labels_than_there_are_images_are_refused_before_the_first_cell(write):
+    options = {"data.options.images": 6, "run": ("finetune",)}
+    one = read_study(write(axes={"data.count": (6, 7)}, options=options, shared={}))
+    with pytest.raises(UserError, match="^cell 7-seed0: count is 7, but there are 6 images"):
+        require_data(one, cells_of_study(one))
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
