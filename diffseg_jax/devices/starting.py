@@ -16,9 +16,9 @@ from diffseg_jax.errors import UserError
 
 BUSIEST = 10.0  # programs on a core; a longer start was none, as of a shell that became the command
 
-# glibc's numbers of what mallopt(3) sets, and the values
+# glibc's numbers of what mallopt(3) sets; -1: no threshold
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-REUSED = {M_TRIM_THRESHOLD: 2**31 - 1, M_MMAP_MAX: 0, M_ARENA_MAX: 1}
+REUSED = {M_TRIM_THRESHOLD: -1, M_MMAP_MAX: 0, M_ARENA_MAX: 1}
 
 
 def use_fake_devices(count: int):
@@ -50,7 +50,8 @@ def reuse_memory():
     """Lets freed memory of the host serve the next step; before the first thread of jax begins.
 
     glibc returns the buffers of a step to the system, which must clear their pages again for the
-    next one. Here up to 2 GB of freed memory stay with the process, in one arena for all threads.
+    next one. Here freed memory stays with the process, in one arena for all threads, so that it
+    never takes less than at its peak.
     Does nothing without glibc, or where the environment has settings of the C library's memory.
     """
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
