@@ -59,7 +59,7 @@ def test_a_config_names_its_command_and_its_presets(file):
     [
         ("ddp_scenes", "configs/ddp_scenes.py"),
         ("label_fractions", "configs/studies/label_fractions.py"),
-        ("configs/steps.py:scenes", "configs/studies/steps.py"),
+        ("configs/steps.py:scenes", "configs/studies/steps.py:scenes"),
     ],
 )
 def test_a_config_without_its_folder_is_found_in_those_of_the_repository(given, meant, monkeypatch):

@@ -6,7 +6,7 @@ import re
 import runpy
 import sys
 from collections.abc import Iterable
-from glob import glob
+from glob import escape, glob
 
 from diffseg_jax.config.options import SOURCE_DEFAULTS
 from diffseg_jax.config.schema import lacking
@@ -115,7 +115,7 @@ def run_config(given: str):
 
 def present(given: str) -> str:
     """The file and preset, or their replacements; UserError if there is no such file."""
-    file, _, preset = given.partition(":")
+    file, colon, preset = given.partition(":")
     if os.path.isfile(file):
         return given
     folder, name = os.path.split(file)
@@ -129,8 +129,9 @@ def present(given: str) -> str:
         return moved
     for shipped in glob("configs/*.py") + glob("configs/studies/*.py"):
         if os.path.basename(shipped).removesuffix(".py") == name.removesuffix(".py"):
-            raise UserError(f'there is no config file {file}. Did you mean "{shipped}"?')
-    known = glob(os.path.join(folder, "*.py"))
+            meant = f"{shipped}{colon}{preset}"
+            raise UserError(f'there is no config file {file}. Did you mean "{meant}"?')
+    known = glob(os.path.join(escape(folder), "*.py"))
     where = "" if known else " The repository holds its configs in the folder configs."
     raise UserError(f"there is no config file {file}.{hint(file, known)}{where}")
 

@@ -6,7 +6,6 @@ from collections import defaultdict
 from pathlib import PurePosixPath
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from diffseg_jax.data.files import ends_with
 from diffseg_jax.data.formats import image_endings
@@ -42,8 +41,11 @@ def subset(names, *, fraction=1.0, count=0, seed=0, list_path=""):
     return np.sort(_drawn_order(names, seed)[: count or subset_size(total, fraction)])
 
 
-def used_images(data: ConfigDict, names) -> np.ndarray:
-    """Indices of the images whose labels config.data uses, those that are held out too."""
+def used_images(data, names) -> np.ndarray:
+    """Indices of the images whose labels are used, those that are held out too.
+
+    data  config.data: fraction, count, subset_seed and list_path, the options of `subset`
+    """
     return subset(
         names, fraction=data.fraction, count=data.count, seed=data.subset_seed,
         list_path=data.list_path,

@@ -184,7 +184,7 @@ def batch_of_rigs(evaluation: Evaluation, network: dict):
     """() -> the maps of a batch of the first rig."""
     size, view = evaluation.batch_size, view_of(evaluation.task.meta)
     forward = make_rig_forward(evaluation.task.predict, network, evaluation.mesh, size, view)
-    rigs = [evaluation.first] * size
+    rigs = [evaluation.first_example] * size
     return lambda: forward(rigs)
 
 

@@ -175,7 +175,7 @@ def _opened_study(seed, evaluation, cells, given, frost_images) -> CorruptionStu
     network, meta = open_network(directory, step)
     indices = np.asarray(spread(evaluation.indices, given["images"] or len(evaluation.indices)))
     evaluation = dataclasses.replace(evaluation, indices=indices)
-    first = evaluation.first
+    first = evaluation.first_example
     require_large_enough(first["image"], first["name"])  # before all are measured without
     parts = [(indices, network)]
     if evaluation.folds:

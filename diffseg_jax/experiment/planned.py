@@ -74,7 +74,7 @@ class Evaluation:
     image_counts: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
-    def first(self) -> dict:
+    def first_example(self) -> dict:
         """The first example that is measured; in folds that is not always the first of `source`."""
         return self.source[int(self.indices[0])]
 

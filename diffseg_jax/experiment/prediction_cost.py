@@ -32,7 +32,7 @@ def cost_of_prediction(
     known  costs of other networks: one that agrees in all but the times is of the same
            architecture, and is returned without another measurement
     """
-    size, example = evaluation.batch_size, evaluation.first
+    size, example = evaluation.batch_size, evaluation.first_example
     products = products_of_batch(evaluation, network)
     leaves = jax.tree.leaves(network["params"])
     found = {

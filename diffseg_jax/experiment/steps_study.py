@@ -198,7 +198,7 @@ def batch_prediction(evaluation: Evaluation, network: dict) -> Callable:
 def _batch_of_images(evaluation, network):
     """() -> the maps of a batch of the first image."""
     size = evaluation.batch_size
-    images = np.repeat(evaluation.first["image"][None], size, 0)
+    images = np.repeat(evaluation.first_example["image"][None], size, 0)
     forward = make_forward(evaluation.task.predict, network, evaluation.mesh, size)
     return functools.partial(
         predict, forward, images, evaluation.protocol, decision=evaluation.target.decision

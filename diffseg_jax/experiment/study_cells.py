@@ -21,7 +21,7 @@ from diffseg_jax.experiment.study_file import Axis, Study
 from diffseg_jax.storage.paths import open_path, read_object
 from diffseg_jax.storage.similar import similar_path
 
-NAME_BYTES = 200  # bytes; with the ends of files and of their partial copies up to 255
+NAME_BYTES = 240  # of 255: a partial copy is called .NAME.json.1234567
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,17 +98,17 @@ def cells_of_study(study: Study) -> list[StudyCell]:
     that names the cell for an option that the config does not have.
     """
     base, cells, runs = read_config(study.base), [], {}
-    corruptions = _first_corruptions(study)
+    corruptions, deciding = _first_corruptions(study), _deciding_axes(study)
     _require_known_stages(study, base)
     _require_evaluated(study, corruptions)
     for seed, repeated in study.seeds.points.items():
         for labels in _in_order(study):
             points = {a.name: a.points[label] for a, label in zip(study.axes, labels, strict=True)}
-            is_clean, measured = any(not _corrupts(points[name]) for name in corruptions), {}
+            is_clean, measured = any(not _corrupts(points[name]) for name in deciding), {}
             for name in (name for name in points if name in study.evaluated):
                 measured |= points[name]
-                if is_clean:  # the same images as the first corrupted ones, the same calibrator
-                    measured |= corruptions.get(name, {})
+                if is_clean and name in deciding:  # the images and calibrator of the first cell
+                    measured |= corruptions[name]
             options = {**study.options, **repeated}
             for chosen in (*points.values(), study.combined.get(labels, {})):
                 options |= chosen
@@ -145,6 +145,17 @@ def _first_corruptions(study) -> dict[str, dict]:
         first = next(filter(_corrupts, axis.points.values()), {}).items()
         found[axis.name] = {key: value for key, value in first if key.startswith(OF_CORRUPTIONS)}
     return {name: options for name, options in found.items() if options}
+
+
+def _deciding_axes(study) -> list[str]:
+    """Evaluated axes that choose between clean and corrupted images, as types or severities do.
+
+    Beside them another one may set other options of corruptions, such as photographs of frost.
+    """
+    corrupted, choosing = _first_corruptions(study), ("types", "severities")
+    keys = {f"{OF_CORRUPTIONS}{name}" for name in choosing}
+    sets = lambda axis: any(keys & set(options) for options in axis.points.values())
+    return [a.name for a in study.axes if a.name in corrupted and sets(a)] or list(corrupted)
 
 
 def _require_evaluated(study, corruptions):
@@ -344,12 +355,12 @@ def _require_read(study, options, run):
     from diffseg_jax.experiment.stages import read_in_evaluation  # slow imports
 
     groups = read_in_evaluation(config)
-    for key in sorted(unread):
+    for key in sorted({*unread} - {f"{OF_CORRUPTIONS}stage"}):  # which is measured by a command
         if any(_is_within(key, group) for group in groups):
             raise UserError(
-                f"the run {run.name}, whose stages are shared, measures it without its {key}. List "
-                f"the axis that sets {key} in evaluated, so that the network is measured with each "
-                "of its points."
+                f"the run {run.name}, whose stages are shared, measures it without its {key}. Set "
+                f"{key} along an axis that evaluated lists, so that the network is measured with "
+                "each of its points."
             )
 
 
@@ -428,8 +439,8 @@ def _require_own_names(cells):
             if (length := len(os.fsencode(name))) > NAME_BYTES:
                 raise UserError(
                     f"the name of a {what}, {shortened(name, NAME_BYTES // 2)}, has {length} "
-                    f"bytes, but files can be called by {NAME_BYTES} at most. Give the points of "
-                    "the axes shorter names, in a dict of names with the options that each sets."
+                    f"bytes, but at most {NAME_BYTES} are allowed. Give the points of the axes "
+                    "shorter names, in a dict of names with the options that each sets."
                 )
 
 

@@ -34,7 +34,7 @@ def claim_study(study: Study, workdir: Path):
 def require_same_study(study: Study, workdir: Path) -> tuple[dict, dict]:
     """What the numbers in the workdir depend on, as stored, and those of this study.
 
-    Raises UserError if the workdir holds another study; one without any is everybody's.
+    Raises UserError if the workdir holds another study; in one that holds none both are the same.
     """
     file, mine = workdir / STUDY_FILE, _claim_of(study)
     stored = read_json_object(file, ". Restore the file.") if file.exists() else mine
@@ -104,4 +104,5 @@ def _as_read(base, options) -> dict:
 def _differing(before: Mapping, now: Mapping, where: str = "") -> list[str]:
     keys = dict.fromkeys((*before, *now))
     pairs = ((key, before.get(key, ABSENT), now.get(key, ABSENT)) for key in keys)
-    return [f"{key}: {old} -> {new}{where}" for key, old, new in pairs if old != new]
+    text = lambda value: '""' if value == "" else value
+    return [f"{key}: {text(old)} -> {text(new)}{where}" for key, old, new in pairs if old != new]

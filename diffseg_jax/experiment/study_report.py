@@ -104,7 +104,8 @@ def report_study(
 def draw_study(study: Study, cells: Sequence[StudyCell], workdir: Path) -> list[Path]:
     """plot.png of the first number that is collected, and plot_<name>.png of each other one.
 
-    Returns the files that it wrote. There is none of a number that no cell has.
+    Returns the files that it wrote, and removes those of other numbers. There is none of a number
+    that no cell has.
     """
     groups, drawn = study_groups(cells, workdir), []
     titles = [study.title(axis.name) for axis in study.axes]
@@ -115,11 +116,12 @@ def draw_study(study: Study, cells: Sequence[StudyCell], workdir: Path) -> list[
         end = "" if path == study.collect[0] else f"_{path.replace('.', '_')}"
         file = workdir / f"plot{end}.png"
         if not any(values.values()):
-            file.unlink(missing_ok=True)  # of another number, which was the first one before
             continue
         title = study.title(path) + (" (%)" if is_ratio(path) else "")
         layout.save_png(file, study_plots.DRAWN[study.plot](values, titles, labels, title))
         drawn.append(file)
+    for file in {workdir / "plot.png", *workdir.glob("plot_*.png")} - {*drawn}:
+        file.unlink(missing_ok=True)
     return drawn
 
 
@@ -299,7 +301,7 @@ def _cost_note(measured):
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
     """A table, whose first line is its head.
 
-    Of what Markdown gives a meaning only "|" is escaped: the table is read on a terminal as well.
+    Only "|" is escaped, and nothing else of Markdown, as the table is read on a terminal as well.
     """
     lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     escaped = ([cell.replace("|", r"\|") for cell in line] for line in lines)

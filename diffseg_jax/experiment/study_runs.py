@@ -64,13 +64,13 @@ def check_cells(study: Study, cells: Sequence[StudyCell]):
         config.run = tuple(chained)  # a stage may start from one of another run
         try:
             check_config(config)
-            _require_trained(study, cell, config)
+            _require_learned(study, cell, config)
         except UserError as error:
             raise UserError(f"cell {cell.name}: {error}") from None
         checked.append(options)
 
 
-def _require_trained(study, cell, config):
+def _require_learned(study, cell, config):
     """UserError where a cell would be measured with options that its run has not learned with."""
     trained, measured = (
         as_json(config_of(study, {**cell.run.options, **more}).to_dict())
@@ -89,8 +89,8 @@ def write_commands(
 ):  # fmt: skip
     """commands.sh: the command of every run and cell, in their order, and that of the costs.
 
-    One that measures several cells stands there once, with their names. All are to be typed in the
-    folder of the first line, where this study was: paths of configs and data may be relative.
+    A command that measures several cells is listed once, with their names. The first line changes
+    to the folder of this study, as paths of configs and data may be relative to it.
     """
     lines, measuring = [shlex.join(["cd", os.getcwd()])], {}
     for run in runs_of(cells):

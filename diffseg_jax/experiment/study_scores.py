@@ -93,10 +93,7 @@ def _images_of_cells(study, cells, first, source) -> list[int]:
         config = config_of(study, cell.run.options)
         if data_set(config) != data_set(first):
             continue
-        try:
-            found |= {*used_images(config.data, source.names).tolist()}
-        except UserError as error:
-            raise UserError(f"cell {cell.name}: {error}") from None
+        found |= {*used_images(config.data, source.names).tolist()}
     return sorted(found)
 
 

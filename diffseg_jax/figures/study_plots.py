@@ -12,7 +12,7 @@ from diffseg_jax.figures.trust import pixels_of
 LONG = 12.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 WIDTH, HEIGHT = 7.5, 4.2  # inches of a plot of lines
 WIDEST = 16.0  # inches of the names along x, beyond which they are turned
-# Each look is taken by as many lines, or bars, as there are colours, then comes the next.
+# Lines, or bars, beyond the number of colours repeat the colours with the next look.
 MARKERS, STYLES, HATCHES = ("o", "s", "^", "D", "v"), ("-", "--", ":", "-."), ("", "//", "..", "xx")
 Values = Mapping[tuple[str, ...], Sequence[float]]  # labels of a point -> the number of each seed
 

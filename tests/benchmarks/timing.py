@@ -28,6 +28,9 @@ def jax_program(doc, whats, make, **options):
     args = arguments(doc, whats, options)
     import jax
 
+    from diffseg_jax.devices.starting import reuse_memory
+
+    reuse_memory()  # as `main` does
     jax.config.update("jax_platforms", dict(cpu="cpu", gpu="cuda,cpu")[args.device])
     device = jax.devices()[0]
     stats = lambda: (device.memory_stats() or {}).get("peak_bytes_in_use")

@@ -7,9 +7,10 @@ import sys
 import pytest
 
 PROGRAM = """
-import resource, threading
+import ctypes, resource, threading
 from diffseg_jax.devices.starting import reuse_memory
 
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of one size
 reuse_memory()
 
 def step():

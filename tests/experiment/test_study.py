@@ -160,6 +160,18 @@ def test_a_point_without_options_of_corruptions_is_clean_whatever_other_axes_set
     assert clean == fog  # of clean images and weak fog, which one command measures
 
 
+@pytest.mark.parametrize("other", ["frost", "constants"])
+def test_axes_without_types_or_severities_do_not_make_a_point_clean(write, other):
+    value = {"frost": "photos", "constants": 64}[other]
+    axes = {
+        other: {"usual": {}, "other": {f"evaluate.corruptions.{other}": value}},
+        "corruption": CORRUPTION,
+    }
+    one = read_study(write(axes=axes, evaluated=tuple(axes), options={"run": ("scratch",)}))
+    clean = {cell.labels: cell.is_clean for cell in cells_of_study(one)}
+    assert clean == {(a, b): b == "clean" for a in ("usual", "other") for b in CORRUPTION}
+
+
 def test_another_axis_may_choose_the_stage_that_is_measured_on_corrupted_images(write):
     stage = "evaluate.corruptions.stage"
     axes = {
@@ -167,15 +179,17 @@ def test_another_axis_may_choose_the_stage_that_is_measured_on_corrupted_images(
         "corruption": {"fog": {"evaluate.corruptions.types": ("fog",)}},
     }
     options = {"run": ("scratch", "finetune")}
-    one = read_study(write(axes=axes, evaluated=("corruption",), options=options))
-    assert all(cell.measured[stage] == cell.labels[0] for cell in cells_of_study(one))
+    for shared in ({}, {"scratch": ("evaluate",), "finetune": ("evaluate",)}):
+        fields = dict(axes=axes, evaluated=("corruption",), options=options, shared=shared)
+        cells = cells_of_study(read_study(write(**fields)))
+        assert all(cell.measured[stage] == cell.labels[0] for cell in cells)
 
 
 def test_a_cell_that_a_shared_run_measures_keeps_the_options_of_measuring(write):
     fields = dict(options={"run": ("scratch",)}, seeds={"seed": (0, 1)})
     fields["shared"] = {"scratch": ("evaluate", "seed")}
     axes = {"evaluate.short": (8, 16)}
-    with pytest.raises(UserError, match="cell 8-seed0: the run scratch, .* its evaluate.short. L"):
+    with pytest.raises(UserError, match="cell 8-seed0: the run scratch, .* its evaluate.short. S"):
         cells_of_study(read_study(write(**fields, axes=axes)))
     one = read_study(write(**fields, axes=axes, evaluated=("evaluate.short",)))
     assert {cell.measured["evaluate.short"] for cell in cells_of_study(one)} == {8, 16}
@@ -360,8 +374,8 @@ CORRUPTED_STAGE = "evaluate.corruptions.stage"
         (dict(axes={"a": {"x": {CORRUPTED_STAGE: "scratch"}}}), "stage is set by a, but it is"),
         (dict(seeds={"evaluate.corruptions.images": (4, 6)}), "images is set by seeds, but it is"),
         (dict(combined={("DeP", "4"): CORRUPTION["strong"]}), "severities is set by combined"),
-        (dict(axes={"data.path": ("a" * 200,)}), r"of a cell, a+ \.\.\. a+-seed0, has 206 bytes"),
-        (dict(axes={"data.path": ("\u753b" * 70,)}), "has 216 bytes, but files"),
+        (dict(axes={"data.path": ("a" * 250,)}), r"of a cell, a+ \.\.\. a+-seed0, has 256 bytes"),
+        (dict(axes={"data.path": ("\u753b" * 90,)}), "has 276 bytes, but at most 240"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_sentence(write, changed, sentence):

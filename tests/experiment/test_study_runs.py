@@ -141,7 +141,7 @@ def test_another_stage_and_another_content_of_the_base_are_another_study(write, 
     base = tmp_path / "base.py"
     base.write_text(Path(FIELDS["base"]).read_text())
     study_claim.claim_study(read_study(write(base=str(base))), tmp_path)
-    with pytest.raises(UserError, match="\n  stage:  -> finetune$"):
+    with pytest.raises(UserError, match='\n  stage: "" -> finetune$'):
         study_claim.claim_study(read_study(write(base=str(base), stage="finetune")), tmp_path)
     changed = "\n\nfirst = get_config\n\n\ndef get_config():\n    config = first()\n"
     base.write_text(base.read_text() + changed + "    config.noise.low = 0.5\n    return config\n")
@@ -672,17 +672,13 @@ def test_class_sizes_are_those_of_the_labelled_images_of_all_cells(write, tmp_pa
     [
         ({"images": {"few": {"data.options.images": 4}, "more": {"data.options.images": 6}}}, 4),
         ({"data.count": (2, 3)}, 3),
-        ({"data.count": (3, 99)}, "cell 99-seed0: count is 99"),
     ],
 )
 def test_class_sizes_are_of_the_data_set_of_the_first_cell(studied, axes, images):
     options, collect = {"run": ("scratch",), "data.count": 0}, ("mIoU", "small.mIoU")
     how = dict(axes=axes, seeds={"seed": (0,)}, options=options, collect=collect)
-    said, workdir, commands, _ = studied(**how)
-    if isinstance(images, str):
-        assert images in said and not commands and not (workdir / "study.json").exists()
-    else:
-        assert json.loads((workdir / "class_sizes.json").read_text())["images"] == images
+    _, workdir, _, _ = studied(**how)
+    assert json.loads((workdir / "class_sizes.json").read_text())["images"] == images
 
 
 @pytest.mark.parametrize("damaged", ("", "{", "[]", '{"small": ["sky"]}', '{"rule": 1}'))
