@@ -98,7 +98,8 @@ def cells_of_study(study: Study) -> list[StudyCell]:
     that names the cell for an option that the config does not have.
     """
     base, cells, runs = read_config(study.base), [], {}
-    corruptions, deciding = _first_corruptions(study), _deciding_axes(study)
+    corruptions = _first_corruptions(study)
+    deciding = _deciding_axes(study, corruptions)
     _require_known_stages(study, base)
     _require_evaluated(study, corruptions)
     for seed, repeated in study.seeds.points.items():
@@ -147,15 +148,15 @@ def _first_corruptions(study) -> dict[str, dict]:
     return {name: options for name, options in found.items() if options}
 
 
-def _deciding_axes(study) -> list[str]:
-    """Evaluated axes that choose between clean and corrupted images, as types or severities do.
+def _deciding_axes(study, corruptions) -> list[str]:
+    """The axes of `_first_corruptions` that choose types or severities; all of them if none does.
 
     Beside them another one may set other options of corruptions, such as photographs of frost.
     """
-    corrupted, choosing = _first_corruptions(study), ("types", "severities")
-    keys = {f"{OF_CORRUPTIONS}{name}" for name in choosing}
-    sets = lambda axis: any(keys & set(options) for options in axis.points.values())
-    return [a.name for a in study.axes if a.name in corrupted and sets(a)] or list(corrupted)
+    keys = {f"{OF_CORRUPTIONS}{name}" for name in ("types", "severities")}
+    chooses = lambda axis: any(keys & set(options) for options in axis.points.values())
+    axes = [axis for axis in study.axes if axis.name in corruptions and chooses(axis)]
+    return [axis.name for axis in axes] or list(corruptions)
 
 
 def _require_evaluated(study, corruptions):

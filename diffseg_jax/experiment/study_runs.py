@@ -52,7 +52,7 @@ AGAIN = ". Remove the run's folder, and run the study again."
 def check_cells(study: Study, cells: Sequence[StudyCell]):
     """UserError that names the cell for a value that the check of its config refuses.
 
-    And for one of an evaluated axis that cannot change after training.
+    An option along an evaluated axis that cannot change after training is refused as well.
     """
     checked = []
     for cell in cells:
