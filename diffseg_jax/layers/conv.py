@@ -89,13 +89,7 @@ def _convolve_wide_backward(saved, dy):
     return jax.lax.platform_dependent(dy, cpu=product, default=gradients)
 
 
-def _convolve_wide_forward(x, kernel):
-    # Without this the backward pass would compute x again, in the order of its transpose.
-    x = _unfused_on_cpus(x)
-    return _convolve_wide(x, kernel), (x, kernel)
-
-
-_convolve_wide.defvjp(_convolve_wide_forward, _convolve_wide_backward)
+_convolve_wide.defvjp(lambda x, k: (_convolve_wide(x, k), (x, k)), _convolve_wide_backward)
 
 
 def _with_frame(x, kernel):
@@ -207,11 +201,11 @@ def unfused(x):
     return x / (1 + 0 * x)
 
 
-def _unfused_on_cpus(x):
-    return jax.lax.platform_dependent(x, cpu=unfused, default=lambda x: x)
+def _stop_fusion_backward(_, dy):
+    return (jax.lax.platform_dependent(dy, cpu=unfused, default=lambda dy: dy),)
 
 
-stop_fusion.defvjp(lambda x: (x, None), lambda _, dy: (_unfused_on_cpus(dy),))
+stop_fusion.defvjp(lambda x: (x, None), _stop_fusion_backward)
 
 
 class Conv(nnx.Module):

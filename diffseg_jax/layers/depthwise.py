@@ -74,21 +74,13 @@ def _grouped_halved(x, kernel):
 
 
 def _halved_sum(x, kernel):
-    """The shifted sum; pixels are split by the parity of row and column, so that slices are dense.
-
-    Slices of every second pixel cost more (`bench_forms.py --form=parity`).
-    """
-    batch, height, width, channels = x.shape
-    size, rows, columns = kernel.shape[0], height // 2, width // 2
-    first, frame = size // 2 - 1, size // 2
-    after = (2 * (rows + frame) - first - height, 2 * (columns + frame) - first - width)
-    padded = jnp.pad(x, ((0, 0), (first, after[0]), (first, after[1]), (0, 0)))
-    split = padded.reshape(batch, rows + frame, 2, columns + frame, 2, channels)
+    size, half = kernel.shape[0], kernel.shape[0] // 2
+    padded = jnp.pad(x, ((0, 0), (half - 1, half), (half - 1, half), (0, 0)))
+    rows, columns = (side - size + 1 for side in padded.shape[1:3])
     total = jnp.zeros((), jnp.float32)
     for i in range(size):
         for j in range(size):
-            row, column = i // 2, j // 2
-            taken = split[:, row : row + rows, i % 2, column : column + columns, j % 2]
+            taken = padded[:, i : i + rows : 2, j : j + columns : 2]
             total = total + taken.astype(jnp.float32) * kernel[i, j, 0].astype(jnp.float32)
     return _finished(total).astype(x.dtype)
 

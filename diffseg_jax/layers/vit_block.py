@@ -32,9 +32,8 @@ class VitAttention(nnx.Module):
     rotate  f[B, N, heads, D / heads] -> the same, applied to queries and keys, or None
     out     f[B, N, D] in `dtype`; the softmax runs in float32
 
-    The outputs of `qkv` are ordered by (query, key, value), head and channel. One product instead
-    of the three of `SelfAttention` is faster on CPUs (`bench_forms.py --form=one_product`), whose
-    parameters in checkpoints of TransUNet are three kernels.
+    The outputs of `qkv` are ordered by (query, key, value), head and channel, as in the published
+    files of DINOv2 and DINOv3; those of TransUNet have three kernels (`SelfAttention`).
     """
 
     def __init__(self, dim: int, heads: int, *, bias: bool = True, dtype, rngs: nnx.Rngs):

@@ -15,7 +15,7 @@ from flax import nnx
 
 from diffseg_jax.errors import UserError
 from diffseg_jax.layers.attention import attend
-from diffseg_jax.layers.conv import Conv, convolve_enlarged, enlarge, stop_fusion
+from diffseg_jax.layers.conv import Conv, convolve_enlarged, enlarge
 from diffseg_jax.layers.dropout import dropout
 from diffseg_jax.layers.embeddings import sinusoid
 from diffseg_jax.layers.norm import in_float32
@@ -156,7 +156,7 @@ class ResidualBlock(nnx.Module):
             h = self.norm2(h + modulation)
         h = dropout(nnx.silu(h).astype(x.dtype), self.rate, key)
         h = self.conv2(h)
-        return stop_fusion((x if self.skip is None else self.skip(x)) + h)
+        return (x if self.skip is None else self.skip(x)) + h
 
 
 class Attention(nnx.Module):
@@ -179,7 +179,7 @@ class Attention(nnx.Module):
         root = qkv.shape[-1] ** -0.25
         query, key, value = qkv[:, :, 0] * root, qkv[:, :, 1] * root, qkv[:, :, 2]
         mixed = attend(query, key, value)
-        return stop_fusion(x + self.out(mixed.reshape(batch, height, width, channels)))
+        return x + self.out(mixed.reshape(batch, height, width, channels))
 
 
 class ADMBlock(nnx.Module):

@@ -69,7 +69,7 @@ class Unit(nnx.Module):
         residual = in_float32(self.norm_proj, self.conv_proj(x)) if self.has_projection else x
         y = nnx.relu(in_float32(self.norm1, self.conv1(x)))
         y = nnx.relu(in_float32(self.norm2, self.conv2(y)))
-        return stop_fusion(nnx.relu(residual + in_float32(self.norm3, self.conv3(y))))
+        return nnx.relu(residual + in_float32(self.norm3, self.conv3(y)))
 
 
 class ResNetStage(nnx.Module):

@@ -15,13 +15,11 @@ layers/conv.py, B x H x W x in x out; plain is XLA's convolution
   row_gradient     the backward pass of its 1x3 convolutions; plain is XLA's
   kernel_gradient  one matrix product for each tap, size of the kernel last; plain is XLA's gradient
   image_gradient   a convolution with the flipped kernel, likewise
-  unfused          norm, SiLU, convolution; plain lets the backward pass compute its inputs again
-  stop_fusion      residual blocks in a row, their number x B x H x W x C (B x N x C of a
-                   transformer)
+  stop_fusion      residual blocks in a row, their number x B x N x C of a transformer, x B x H x W
+                   x C of ConvNeXt
   enlarged         a folded kernel on the small map; plain enlarges the map first
 layers/depthwise.py, B x H x W x C x size of the kernel; plain is XLA's grouped convolution
   depthwise, depthwise_halved
-  parity           pixels split by parity; plain is slices of every second pixel
   finished         with a layer norm after it; plain lets XLA fuse the sum into the norm
   taps             the kernel gradient by blocks; plain is a sum over all pixels for each tap
 layers/pieces.py; plain is the module in training mode, which processes all rows together
@@ -33,8 +31,6 @@ others
   gelu             layers/mlp.py, rows x C; plain is jax.nn.gelu
   attend           layers/attention.py, B x N x heads x d; plain is jax.nn.dot_product_attention
   attend_windows   the same, heads first and with biases, whose inputs plain transposes
-  one_product      layers/vit_block.py, B x N x C x heads; plain has a product each for query, key
-                   and value
   per_token        models/swin.py, B x H x W x in x out; plain is a layer on 4-d arrays
   sample           layers/deformable.py, H x W x heads x points x d; plain is the gradient of the
                    gathers
@@ -58,11 +54,10 @@ from flax import nnx
 from random_network import random_values
 
 from diffseg_jax.layers import conv, deformable, depthwise
-from diffseg_jax.layers.attention import SelfAttention, attend
+from diffseg_jax.layers.attention import attend
 from diffseg_jax.layers.mlp import gelu
 from diffseg_jax.layers.norm import GroupNorm
-from diffseg_jax.layers.vit_block import VitAttention
-from diffseg_jax.models import adm_unet, convnext, swin, transunet
+from diffseg_jax.models import convnext, swin, transunet
 from diffseg_jax.models.map_decoder import MapDecoderLayer, reference_points
 from diffseg_jax.models.network import Network
 
@@ -155,26 +150,13 @@ def image_gradient(b, h, w, channels_in, channels, size):
     return Pair(conv._image_gradient, plain, (dy, kernel_of(size, channels_in, channels)))
 
 
-def unfused(b, h, w, channels_in, channels):
-    network, values = layer_of(lambda rngs: adm_unet._group_norm(channels_in, rngs))
-    ours = lambda values, x, kernel: conv.convolve(nnx.silu(network.bind(**values)(x)), kernel)
-    inputs = values, normal(b, h, w, channels_in), kernel_of(3, channels_in, channels)
-    return without(ours, inputs, conv, unfused=same)
-
-
 def stop_fusion(kind, blocks, b, *sizes):
     """Blocks of the networks that stop it, without dropout."""
     channels = sizes[-1]
-    port = dict(arithmetic=conv.Arithmetic.PORT)
-    settings = adm_unet.ADMSettings(channels, (1,), 1, ())
     module, make, *others = dict(
         vit=(transunet, lambda rngs: transunet.EncoderLayer(
-            channels, channels // 64 or 1, 4 * channels, rate=0.0, dtype=jnp.float32, rngs=rngs,
-            **port), None),
-        resnet=(transunet, lambda rngs: transunet.Unit(
-            channels, channels // 4, 1, rngs=rngs, **port)),
-        adm=(adm_unet, lambda rngs: adm_unet.ResidualBlock(
-            channels, channels, 4 * channels, "", settings, rngs), normal(b, 4 * channels), None),
+            channels, channels // 64 or 1, 4 * channels, rate=0.0,
+            arithmetic=conv.Arithmetic.PORT, dtype=jnp.float32, rngs=rngs), None),
         convnext=(convnext, lambda rngs: convnext.ConvNeXtBlock(
             channels, rate=0.0, name="block", dtype=jnp.float32, rngs=rngs)),
     )[kind]  # fmt: skip
@@ -204,18 +186,6 @@ def map_and_taps(b, h, w, channels, size):
 
 def depthwise_form(ours, plain):
     return lambda *sizes: Pair(ours, plain, map_and_taps(*sizes))
-
-
-def parity(*sizes):
-    def plain(x, kernel):
-        half, size = kernel.shape[0] // 2, kernel.shape[0]
-        padded = jnp.pad(x, ((0, 0), (half - 1, half), (half - 1, half), (0, 0)))
-        rows, columns = (side - size + 1 for side in padded.shape[1:3])
-        taps = [(i, j) for i in range(size) for j in range(size)]
-        shifted = lambda i, j: padded[:, i : i + rows : 2, j : j + columns : 2]
-        return depthwise._finished(sum(shifted(i, j) * kernel[i, j, 0] for i, j in taps))
-
-    return Pair(depthwise._halved_sum, plain, map_and_taps(*sizes))
 
 
 def finished(b, h, w, channels, size):
@@ -301,25 +271,6 @@ def attend_windows(b, n, heads, d):
     return Pair(functools.partial(attend, heads_first=True), plain, inputs)
 
 
-def one_product(b, n, channels, heads):
-    make = lambda layer: lambda rngs: layer(channels, heads, dtype=jnp.float32, rngs=rngs)
-    network, values = layer_of(make(VitAttention))
-    other = Network(make(SelfAttention))
-    params, split = values["params"], (channels, 3, heads, channels // heads)
-    kernels = np.split(np.reshape(params["qkv"]["kernel"], split), 3, 1)
-    biases = np.split(np.reshape(params["qkv"]["bias"], split[1:]), 3)
-    three = {
-        name: dict(kernel=kernel[:, 0], bias=bias[0])
-        for name, kernel, bias in zip(("query", "key", "value"), kernels, biases)
-    }
-    shape = (heads, channels // heads, channels)
-    three["out"] = params["out"] | dict(kernel=np.reshape(params["out"]["kernel"], shape))
-    x = normal(b, n, channels)
-    ours = lambda values, x: network.bind(**values)(x)
-    plain = lambda values, x: other.bind(**values)(x)
-    return Pair(ours, plain, (values, x), (dict(params=three, stats={}), x))
-
-
 def per_token(b, h, w, channels_in, channels):
     network, values = layer_of(lambda rngs: nnx.Linear(channels_in, channels, rngs=rngs))
     ours = lambda values, x: swin._per_token(network.bind(**values), x)
@@ -339,14 +290,14 @@ def sample(h, w, heads, points, d):
 
 FORMS = dict(
     pointwise=pointwise, patches=patches, filter_rows=filter_rows, row_gradient=row_gradient,
-    kernel_gradient=kernel_gradient, image_gradient=image_gradient, unfused=unfused,
-    stop_fusion=stop_fusion, enlarged=enlarged,
+    kernel_gradient=kernel_gradient, image_gradient=image_gradient, stop_fusion=stop_fusion,
+    enlarged=enlarged,
     depthwise=depthwise_form(depthwise.depthwise, depthwise._grouped),
     depthwise_halved=depthwise_form(depthwise.depthwise_halved, depthwise._grouped_halved),
-    parity=parity, finished=finished, taps=taps,
+    finished=finished, taps=taps,
     pieces=convnext_block, few_rows=convnext_block, map_pieces=map_pieces,
     group_norm=group_norm, gelu=gelu_of, attend=attend_of, attend_windows=attend_windows,
-    one_product=one_product, per_token=per_token, sample=sample,
+    per_token=per_token, sample=sample,
 )  # fmt: skip
 CASES = (  # form, sizes, whether with gradients; the networks that have these sizes
     ("pointwise", (1, 64, 64, 1024, 512), False),  # LSUN network
@@ -362,18 +313,13 @@ CASES = (  # form, sizes, whether with gradients; the networks that have these s
     ("kernel_gradient", (4, 112, 112, 192, 64, 3), False),
     ("image_gradient", (4, 112, 112, 192, 64, 3), False),
     ("image_gradient", (8, 32, 32, 256, 1024, 2), False),  # of `enlarged`
-    ("unfused", (8, 64, 64, 128, 128), True),
-    ("unfused", (8, 32, 32, 256, 256), True),
     ("stop_fusion", ("vit", 12, 1, 196, 768), True),  # TransUNet
-    ("stop_fusion", ("resnet", 9, 1, 14, 14, 1024), True),
-    ("stop_fusion", ("adm", 3, 8, 32, 32, 256), True),
     ("stop_fusion", ("convnext", 9, 1, 32, 64, 384), True),  # ConvNeXt-T
     ("enlarged", (1, 128, 128, 256, 256), False),  # LSUN network
     ("enlarged", (8, 32, 32, 256, 256), True),
     ("depthwise", (1, 128, 256, 96, 7), False),  # ConvNeXt-T
     ("depthwise", (2, 64, 128, 96, 7), True),
     ("depthwise_halved", (1, 180, 240, 96, 3), False),  # EfficientNet-Lite0
-    ("parity", (1, 180, 240, 96, 3), False),
     ("finished", (1, 128, 256, 96, 7), False),
     ("taps", (2, 64, 128, 96, 7), False),
     ("pieces", (1, 128, 256, 96), False),
@@ -388,7 +334,6 @@ CASES = (  # form, sizes, whether with gradients; the networks that have these s
     ("attend", (1, 1024, 8, 64), False),  # LSUN network
     ("attend", (4, 196, 12, 64), True),  # TransUNet
     ("attend_windows", (200, 49, 3, 32), True),  # Swin-T
-    ("one_product", (1, 257, 384, 6), False),  # DINOv2 ViT-S/14
     ("per_token", (1, 64, 64, 96, 384), True),  # Swin-T
     ("sample", (128, 256, 8, 4, 32), True),  # DDP
 )
