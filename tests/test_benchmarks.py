@@ -26,15 +26,15 @@ print(json.dumps(dict(first=3.0, seconds=[seconds, 2 * seconds, 3 * seconds], pe
 """
 FORMS = (  # sizes at which each form of bench_forms.py is chosen with the fixture `forms`
     ("pointwise", (1, 4, 4, 3, 5)), ("patches", (1, 2, 2, 8, 3)), ("filter_rows", (1, 5, 4, 2, 2)),
-    ("row_gradient", (1, 2, 4, 2, 3)), ("kernel_gradient", (1, 4, 5, 2, 3, 3)),
-    ("image_gradient", (1, 4, 5, 2, 3, 2)), ("stop_fusion", ("vit", 2, 1, 3, 8)),
-    ("stop_fusion", ("convnext", 2, 1, 3, 4, 8)),
+    ("row_gradient", (1, 2, 4, 2, 3)), ("blocks", (1, 5, 4, 2, 3)),
+    ("kernel_gradient", (1, 4, 5, 2, 3, 3)), ("image_gradient", (1, 4, 5, 2, 3, 2)),
+    ("stop_fusion", ("vit", 2, 1, 3, 8)), ("stop_fusion", ("convnext", 2, 1, 3, 4, 8)),
     ("enlarged", (1, 4, 4, 2, 3)), ("depthwise", (1, 5, 6, 4, 3)),
     ("depthwise_halved", (1, 6, 4, 4, 3)),
     ("finished", (1, 5, 6, 4, 3)), ("taps", (1, 5, 6, 4, 3)), ("pieces", (1, 4, 5, 8)),
     ("few_rows", (1, 2, 3, 8)), ("map_pieces", (4, 5, 8)), ("group_norm", (1, 4, 4, 8, 4)),
     ("gelu", (3, 4)), ("attend", (1, 5, 2, 4)), ("attend_windows", (2, 4, 2, 4)),
-    ("per_token", (1, 3, 2, 4, 5)), ("sample", (3, 4, 2, 2, 4)),
+    ("by_rows", (1, 3, 2, 4, 5)), ("sample", (3, 4, 2, 2, 4)),
 )  # fmt: skip
 LINE_GIVEN = json.dumps(dict(first=3.0, seconds=[1.0], peak_rss_mb=2048, rise_mb=1, device="cpu"))
 

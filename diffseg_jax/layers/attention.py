@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from diffseg_jax.layers.mlp import by_rows
+
 
 def attend(query, key, value, bias=None, *, heads_first: bool = False) -> jax.Array:
     """softmax(query key^T + bias) value for every head (Vaswani et al., 2017); no scaling.
@@ -36,7 +38,7 @@ class SelfAttention(nnx.Module):
         def project(features_in, features_out, axis):
             return nnx.LinearGeneral(
                 features_in, features_out, axis=axis, dtype=dtype,
-                kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs,
+                kernel_init=nnx.initializers.xavier_uniform(), dot_general=by_rows, rngs=rngs,
             )  # fmt: skip
 
         self.query = project(dim, (heads, dim // heads), -1)

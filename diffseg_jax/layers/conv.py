@@ -8,8 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from diffseg_jax.layers.mlp import by_rows
+
 MIN_FOLDED_RATIO = 4  # minimum pixels per input channel for which a folded kernel is faster
-MIN_WIDE = 64 * 128  # minimum in * out channels for the CPU algorithms below
+MIN_WIDE = 64 * 128  # minimum in * out channels for other algorithms of the forward pass on CPUs
+MIN_BLOCKED = 576  # minimum pixels of an image for `_by_blocks`
+BLOCKED = range(8, 129)  # numbers of channels for it, on the side that has fewer
+BLOCK = 131072  # values of all windows of a block, which stay in the cache
 MIN_FILTERED = (4096, 128)  # minimum pixels and channels on both sides for `_filter_rows`
 ROWS_IN = (  # minimal filtering F(4, 3): Lavin and Gray (2016), section 4.3
     (4, 0, -5, 0, 1, 0),
@@ -45,21 +50,20 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding="SAME") -
 
     A 1x1 convolution is computed as a matrix product, which XLA's CPU backend runs faster than a
     convolution of the same size (`bench_forms.py --form=pointwise`). On CPUs, convolutions of many
-    channels and stride 1 use other algorithms:
+    channels or pixels and stride 1 use other algorithms:
 
-    - the kernel gradient is nine matrix products, in place of XLA's gradient
-      (`bench_forms.py --form=kernel_gradient`);
+    - the kernel gradient is a sum of products of blocks of pixels, or one product of all pixels for
+      each tap, in place of XLA's gradient (`bench_forms.py --form=blocks,kernel_gradient`);
     - where pixels are fewer than channels, all windows side by side make one product
       (`bench_forms.py --form=patches`);
     - large ones in float32 need half the multiplications, see `_filter_rows`
       (`bench_forms.py --form=filter_rows`).
     """
     if kernel.shape[:2] == (1, 1):
-        return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], kernel[0, 0])
-    wide = kernel.shape[2] * kernel.shape[3] >= MIN_WIDE
+        return by_rows(x[:, ::stride, ::stride], kernel[0, 0])
     one_around = padding == [(1, 1)] * 2 or padding == "SAME" and kernel.shape[:2] == (3, 3)
-    if wide and stride == 1 and one_around:
-        return _convolve_wide(x, kernel)
+    if stride == 1 and one_around and (_wide(kernel) or _blocked(x, kernel)):
+        return _convolve_framed(x, kernel)
     return _convolve(x, kernel, stride, padding)
 
 
@@ -70,26 +74,31 @@ def _convolve(x, kernel, stride=1, padding="SAME"):
 
 
 @jax.custom_vjp
-def _convolve_wide(x, kernel):
+def _convolve_framed(x, kernel):
     """Stride 1, with one zero of padding on every side."""
-    cpu = _cpu_form(x, kernel)
+    if (cpu := _cpu_form(x, kernel)) is _with_frame:
+        return _with_frame(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=cpu, default=_with_frame)
 
 
-def _convolve_wide_backward(saved, dy):
+def _convolve_framed_backward(saved, dy):
     x, kernel = saved
-    _, gradients = jax.vjp(_with_frame, x, kernel)
 
-    def product(dy):
+    def gradients(dy):
+        of_image = jax.linear_transpose(lambda x: _with_frame(x, kernel), x)
+        of_kernel = jax.linear_transpose(lambda kernel: _with_frame(x, kernel), kernel)
+        return *of_image(dy), *of_kernel(dy)
+
+    def products(dy):
         dy, form = unfused(dy), _cpu_form(x, kernel)
         if form is not _with_frame:
             return jax.vjp(form, x, kernel)[1](dy)
-        return _image_gradient(dy, kernel), _kernel_gradient(x, dy, kernel.shape[0])
+        return _image_gradient(dy, kernel), _kernel_gradient(x, dy, kernel)
 
-    return jax.lax.platform_dependent(dy, cpu=product, default=gradients)
+    return jax.lax.platform_dependent(dy, cpu=products, default=gradients)
 
 
-_convolve_wide.defvjp(lambda x, k: (_convolve_wide(x, k), (x, k)), _convolve_wide_backward)
+_convolve_framed.defvjp(lambda x, k: (_convolve_framed(x, k), (x, k)), _convolve_framed_backward)
 
 
 def _with_frame(x, kernel):
@@ -99,6 +108,8 @@ def _with_frame(x, kernel):
 def _cpu_form(x, kernel):
     """The fastest algorithm on a CPU for these shapes."""
     pixels = _least(x.shape[:3])
+    if not _wide(kernel):
+        return _with_frame
     if _few_pixels(x):
         return _patch_product
     large = pixels >= MIN_FILTERED[0] and min(kernel.shape[2:]) >= MIN_FILTERED[1]
@@ -154,6 +165,10 @@ def _combine(matrix, arrays):
     return [sum(w * a for w, a in zip(weights, arrays) if w) for weights in matrix]
 
 
+def _wide(kernel):
+    return kernel.shape[2] * kernel.shape[3] >= MIN_WIDE
+
+
 def _few_pixels(x):
     """Whether reading the kernel takes longer than multiplying by it."""
     return _least(x.shape[:3]) < x.shape[3]
@@ -172,11 +187,55 @@ def _patch_product(x, kernel, frame=1):
     offsets = range(size)
     windows = [padded[:, i : i + rows, j : j + columns] for i in offsets for j in offsets]
     flat = kernel.reshape(-1, kernel.shape[-1])
-    return jnp.einsum("bhwi,io->bhwo", jnp.concatenate(windows, -1), flat)
+    return by_rows(jnp.concatenate(windows, -1), flat)
 
 
-def _kernel_gradient(x, dy, size):
-    """f[B,H,W,in], f[B,H',W',out] -> f[size,size,in,out]: x times shifts of dy, over all pixels."""
+def _blocked(x, kernel):
+    """Whether blocks sum the kernel gradient: they need many pixels, and sums smaller than blocks.
+
+    Their loop over images would gather those of other devices.
+    """
+    few = min(kernel.shape[2:]) in BLOCKED and kernel.shape[0] == 3
+    return few and _least(x.shape[1:3]) >= MIN_BLOCKED and jax.device_count() == 1
+
+
+def _kernel_gradient(x, dy, kernel):
+    """f[B,H,W,in], f[B,H',W',out] -> f[h,w,in,out]: x times shifts of dy, over all pixels."""
+    return _by_blocks(x, dy) if _blocked(x, kernel) else _by_taps(x, dy, kernel.shape[0])
+
+
+def _by_blocks(x, dy):
+    """f[3,3,in,out]: products of pixels of one side and windows around them of the other.
+
+    The windows of some rows of an image are made and multiplied while they are in the cache, so
+    neither map is read once for every tap (`bench_forms.py --form=blocks`).
+    """
+    turned = x.shape[3] < dy.shape[3]  # windows are those of the side with fewer channels
+    plain, seen, taps = (dy, x, (0, 1, 2)) if turned else (x, dy, (2, 1, 0))
+    batch, height, width, channels = plain.shape
+    window = 9 * seen.shape[3]
+    blocks = -(-height // max(1, BLOCK // (width * window)))  # of an image
+    rows = -(-height // blocks)  # of a block
+    after = blocks * rows - height
+    plain = jnp.pad(plain, ((0, 0), (0, after), (0, 0), (0, 0)))
+    seen = jnp.pad(seen, ((0, 0), (1, 1 + after), (1, 1), (0, 0)))
+
+    def add(step, total):
+        start = step // blocks, step % blocks * rows, 0, 0
+        given = jax.lax.dynamic_slice(plain, start, (1, rows, *plain.shape[2:]))
+        block = jax.lax.dynamic_slice(seen, start, (1, rows + 2, *seen.shape[2:]))
+        taken = [block[:, i : i + rows, j : j + width] for i in taps for j in taps]
+        pixels = given.reshape(-1, channels).T
+        windows = jnp.concatenate(taken, -1).reshape(-1, window)
+        return total + jnp.dot(pixels, windows, preferred_element_type=jnp.float32)
+
+    total = jax.lax.fori_loop(0, batch * blocks, add, jnp.zeros((channels, window), jnp.float32))
+    total = total.reshape(channels, 3, 3, -1)
+    return jnp.moveaxis(total, 0, 3 if turned else 2).astype(x.dtype)
+
+
+def _by_taps(x, dy, size):
+    """One product of all pixels for each tap."""
     rows, columns = x.shape[1:3]
     margin = (size - 2, size - 2)  # pixels that windows cover beyond the one zero around x
     padded = jnp.pad(dy, ((0, 0), margin, margin, (0, 0)))

@@ -9,6 +9,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from diffseg_jax.layers.mlp import by_rows
+
 CHUNK = 128  # queries per chunk of the backward pass on a CPU
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (row, column) within a window
 WINDOW = lax.GatherDimensionNumbers(
@@ -181,7 +183,7 @@ class DeformableAttention(nnx.Module):
 
         def linear(features, kernel_init, bias_init=zeros):
             options = dict(kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
-            return nnx.Linear(dim, features, **options)
+            return nnx.Linear(dim, features, dot_general=by_rows, **options)
 
         self.value = linear(dim, xavier)
         start = lambda key, shape, dtype: jnp.asarray(first_offsets(*self.sizes), dtype).ravel()
@@ -203,11 +205,11 @@ class DeformableAttention(nnx.Module):
         query = query.astype(self.dtype)
         if cells is None:  # one product reads the query once
             dim = query.shape[-1]
-            made = query @ self._kernel(self.value, self.offsets, self.weights)
+            made = by_rows(query, self._kernel(self.value, self.offsets, self.weights))
             cells = made[..., :dim] + self.value.bias[...].astype(self.dtype)
             made = made[..., dim:]
         else:
-            made = query @ self._kernel(self.offsets, self.weights)
+            made = by_rows(query, self._kernel(self.offsets, self.weights))
         offsets, weights = self._split(made.astype(jnp.float32) + constants)
         scale = np.float32([(w, h) for h, w in shapes])[:, None]
         reference = reference if reference.ndim == 3 else reference[:, None]

@@ -1,9 +1,27 @@
-"""Linear layers with PyTorch's initial values, the exact GELU, and the MLP of both."""
+"""Products of rows, linear layers with PyTorch's initial values, the exact GELU, and their MLP."""
 
 import math
 
 import jax
 from flax import nnx
+
+LAST_BY_FIRST = (((-1,), (0,)), ((), ()))  # the last axis of x with the first of the kernel
+
+
+def by_rows(x: jax.Array, kernel: jax.Array, axes=LAST_BY_FIRST, **options) -> jax.Array:
+    """f[..., in] f[in, out] -> f[..., out] as a product of two matrices; `dot_general` of layers.
+
+    axes     those of `jax.lax.dot_general`: the last ones of x with the first ones of the kernel
+    options  as there
+
+    Of arrays with more axes, XLA's CPU backend transposes the output's gradient before it
+    multiplies it for the kernel's (`bench_forms.py --form=by_rows`).
+    """
+    count = len(axes[0][0])
+    size = math.prod(kernel.shape[:count])
+    matrices = x.reshape(-1, size), kernel.reshape(size, -1)
+    product = jax.lax.dot_general(*matrices, (((1,), (0,)), ((), ())), **options)
+    return product.reshape(*x.shape[:-count], *kernel.shape[count:])
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -24,7 +42,7 @@ def linear(dim: int, features: int, *, kernel_init=None, bias_init=None, dtype, 
 
     return nnx.Linear(
         dim, features, kernel_init=kernel_init or uniform, bias_init=bias_init or uniform,
-        dtype=dtype, rngs=rngs,
+        dtype=dtype, dot_general=by_rows, rngs=rngs,
     )  # fmt: skip
 
 

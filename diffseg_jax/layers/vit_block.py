@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from diffseg_jax.layers.attention import attend
-from diffseg_jax.layers.mlp import Mlp, linear
+from diffseg_jax.layers.mlp import Mlp, by_rows, linear
 from diffseg_jax.layers.norm import in_float32
 
 _INITIAL = dict(
@@ -37,8 +37,9 @@ class VitAttention(nnx.Module):
     """
 
     def __init__(self, dim: int, heads: int, *, bias: bool = True, dtype, rngs: nnx.Rngs):
-        self.qkv = nnx.Linear(dim, 3 * dim, use_bias=bias, dtype=dtype, rngs=rngs, **_INITIAL)
-        self.out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs, **_INITIAL)
+        options = dict(dtype=dtype, dot_general=by_rows, rngs=rngs, **_INITIAL)
+        self.qkv = nnx.Linear(dim, 3 * dim, use_bias=bias, **options)
+        self.out = nnx.Linear(dim, dim, **options)
         self.heads = heads
 
     def __call__(self, x: jax.Array, rotate: Callable | None = None) -> jax.Array:

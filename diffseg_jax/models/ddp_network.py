@@ -13,7 +13,7 @@ from diffseg_jax.diffusion.label_codes import code_table, code_width
 from diffseg_jax.layers.conv import convolve
 from diffseg_jax.layers.dropout import drop_channels
 from diffseg_jax.layers.embeddings import TimeEmbedding
-from diffseg_jax.layers.mlp import linear
+from diffseg_jax.layers.mlp import by_rows, linear
 from diffseg_jax.layers.norm import BatchNorm
 from diffseg_jax.models.dense_network import (
     DenseNetwork,
@@ -85,7 +85,9 @@ class AuxiliaryHead(nnx.Module):
         self.conv = nnx.Conv(width, width, (3, 3), use_bias=False, kernel_init=init, rngs=rngs)
         self.norm = BatchNorm(width)
         small = nnx.initializers.normal(0.01)
-        self.head = nnx.Linear(width, num_classes, kernel_init=small, rngs=rngs)
+        self.head = nnx.Linear(
+            width, num_classes, kernel_init=small, dot_general=by_rows, rngs=rngs
+        )
         self.rate = rate
 
     def __call__(self, x, keys=None):

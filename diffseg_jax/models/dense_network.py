@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from diffseg_jax.layers.mlp import by_rows
 from diffseg_jax.models import convnext, swin
 
 MIN_SIDE = 32  # pixels; the backbones' last map of a smaller image would be empty
@@ -33,13 +34,13 @@ class DenseNetwork(nnx.Module):
     def project_features(self, x: jax.Array) -> jax.Array:
         """The features' part of the decoder's input, f[B,h,w,E] -> f32[B,h,w,E]."""
         kernel, bias = self.transform.kernel[...], self.transform.bias[...]
-        product = jnp.einsum("...i,io->...o", x, kernel[: x.shape[-1]].astype(x.dtype))
+        product = by_rows(x, kernel[: x.shape[-1]].astype(x.dtype))
         return product.astype(jnp.float32) + bias
 
     def project_codes(self, codes: jax.Array) -> jax.Array:
         """The part of codes or noisy maps, f32[..., n] -> f32[..., E]; linear."""
         kernel = self.transform.kernel[-self.settings.code_width :]
-        return jnp.einsum("...i,io->...o", codes, kernel)
+        return by_rows(codes, kernel)
 
     def constants(self, x: jax.Array) -> jax.Array:
         """What the decoder's layers know of the cells of features f[B,h,w,E], see `MapDecoder`."""

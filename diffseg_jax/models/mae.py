@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from diffseg_jax.errors import require_known
+from diffseg_jax.layers.mlp import by_rows
 from diffseg_jax.layers.norm import in_float32
 from diffseg_jax.layers.vit_block import VitBlock, layer_norm
 from diffseg_jax.models.network import call
@@ -117,7 +118,8 @@ def _token(width, rngs):
 
 def _linear(dim, features, dtype, rngs):
     xavier = nnx.initializers.xavier_uniform()
-    return nnx.Linear(dim, features, kernel_init=xavier, dtype=dtype, rngs=rngs)
+    options = dict(kernel_init=xavier, dot_general=by_rows, dtype=dtype, rngs=rngs)
+    return nnx.Linear(dim, features, **options)
 
 
 def _take(tokens, indices):

@@ -13,6 +13,7 @@ from diffseg_jax.layers.attention import SelfAttention
 from diffseg_jax.layers.conv import Arithmetic, StdConv, convolve, stop_fusion
 from diffseg_jax.layers.dropout import dropout
 from diffseg_jax.layers.embeddings import TimeModulation, sinusoid
+from diffseg_jax.layers.mlp import by_rows
 from diffseg_jax.layers.norm import BatchNorm, in_float32
 from diffseg_jax.layers.resize import resize_aligned, upsample2_aligned
 from diffseg_jax.models.network import call
@@ -97,7 +98,7 @@ class DropoutMlp(nnx.Module):
     def __init__(self, dim, hidden, *, rate, approximate, dtype, rngs):
         options = dict(
             kernel_init=nnx.initializers.xavier_uniform(),
-            bias_init=nnx.initializers.normal(1e-6), dtype=dtype, rngs=rngs,
+            bias_init=nnx.initializers.normal(1e-6), dot_general=by_rows, dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.fc1 = nnx.Linear(dim, hidden, **options)
         self.fc2 = nnx.Linear(hidden, dim, **options)

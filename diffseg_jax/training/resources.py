@@ -21,9 +21,10 @@ def of_step(lowered, compiled, devices: int, seconds: float) -> str:
 
 
 def operations_of(lowered, devices: int) -> float:
-    """FLOP of a step on each device, 0 if unknown; its loops, such as parts of a batch, count once.
+    """FLOP of a step on each device, 0 if unknown.
 
-    Of all operations in the program for this platform, also those that are no products.
+    Of all operations in the program for this platform, also those that are no products; loops count
+    once: parts of a batch, and on CPUs the kernel gradients of convolutions.
     """
     return max((lowered.cost_analysis() or {}).get("flops", 0.0), 0.0) / devices
 

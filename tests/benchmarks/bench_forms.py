@@ -13,7 +13,8 @@ layers/conv.py, B x H x W x in x out; plain is XLA's convolution
   patches          all windows of few pixels as one matrix
   filter_rows      minimal filtering; plain is `convolve` without it
   row_gradient     the backward pass of its 1x3 convolutions; plain is XLA's
-  kernel_gradient  one matrix product for each tap, size of the kernel last; plain is XLA's gradient
+  blocks           the kernel gradient by blocks of rows; plain is XLA's
+  kernel_gradient  one product of all pixels for each tap, size of the kernel last; plain is XLA's
   image_gradient   a convolution with the flipped kernel, likewise
   stop_fusion      residual blocks in a row, their number x B x N x C of a transformer, x B x H x W
                    x C of ConvNeXt
@@ -31,7 +32,7 @@ others
   gelu             layers/mlp.py, rows x C; plain is jax.nn.gelu
   attend           layers/attention.py, B x N x heads x d; plain is jax.nn.dot_product_attention
   attend_windows   the same, heads first and with biases, whose inputs plain transposes
-  per_token        models/swin.py, B x H x W x in x out; plain is a layer on 4-d arrays
+  by_rows          layers/mlp.py, rows of any axes x in x out; plain is a product of these axes
   sample           layers/deformable.py, H x W x heads x points x d; plain is the gradient of the
                    gathers
 """
@@ -55,9 +56,9 @@ from random_network import random_values
 
 from diffseg_jax.layers import conv, deformable, depthwise
 from diffseg_jax.layers.attention import attend
-from diffseg_jax.layers.mlp import gelu
+from diffseg_jax.layers.mlp import by_rows, gelu
 from diffseg_jax.layers.norm import GroupNorm
-from diffseg_jax.models import convnext, swin, transunet
+from diffseg_jax.models import convnext, transunet
 from diffseg_jax.models.map_decoder import MapDecoderLayer, reference_points
 from diffseg_jax.models.network import Network
 
@@ -131,12 +132,16 @@ def row_gradient(b, h, w, channels_in, channels):
     return Pair(conv._convolve_row, plain, inputs)
 
 
+def blocks(*sizes):
+    return dataclasses.replace(kernel_gradient(*sizes, 3), ours=conv._by_blocks)
+
+
 def kernel_gradient(b, h, w, channels_in, channels, size):
     def plain(x, dy):
         kernel = jax.ShapeDtypeStruct((size, size, channels_in, channels), x.dtype)
         return jax.linear_transpose(lambda kernel: conv._with_frame(x, kernel), kernel)(dy)[0]
 
-    ours = lambda x, dy: conv._kernel_gradient(x, dy, size)
+    ours = lambda x, dy: conv._by_taps(x, dy, size)
     dy = normal(b, h + 3 - size, w + 3 - size, channels, seed=2)
     return Pair(ours, plain, (normal(b, h, w, channels_in), dy))
 
@@ -271,11 +276,9 @@ def attend_windows(b, n, heads, d):
     return Pair(functools.partial(attend, heads_first=True), plain, inputs)
 
 
-def per_token(b, h, w, channels_in, channels):
-    network, values = layer_of(lambda rngs: nnx.Linear(channels_in, channels, rngs=rngs))
-    ours = lambda values, x: swin._per_token(network.bind(**values), x)
-    plain = lambda values, x: network.bind(**values)(x)
-    return Pair(ours, plain, (values, normal(b, h, w, channels_in)))
+def matrix_product(*sizes):
+    *rows, channels_in, channels = sizes
+    return Pair(by_rows, jnp.matmul, (normal(*rows, channels_in), normal(channels_in, channels)))
 
 
 def sample(h, w, heads, points, d):
@@ -290,14 +293,14 @@ def sample(h, w, heads, points, d):
 
 FORMS = dict(
     pointwise=pointwise, patches=patches, filter_rows=filter_rows, row_gradient=row_gradient,
-    kernel_gradient=kernel_gradient, image_gradient=image_gradient, stop_fusion=stop_fusion,
-    enlarged=enlarged,
+    blocks=blocks, kernel_gradient=kernel_gradient, image_gradient=image_gradient,
+    stop_fusion=stop_fusion, enlarged=enlarged,
     depthwise=depthwise_form(depthwise.depthwise, depthwise._grouped),
     depthwise_halved=depthwise_form(depthwise.depthwise_halved, depthwise._grouped_halved),
     finished=finished, taps=taps,
     pieces=convnext_block, few_rows=convnext_block, map_pieces=map_pieces,
     group_norm=group_norm, gelu=gelu_of, attend=attend_of, attend_windows=attend_windows,
-    per_token=per_token, sample=sample,
+    by_rows=matrix_product, sample=sample,
 )  # fmt: skip
 CASES = (  # form, sizes, whether with gradients; the networks that have these sizes
     ("pointwise", (1, 64, 64, 1024, 512), False),  # LSUN network
@@ -308,9 +311,12 @@ CASES = (  # form, sizes, whether with gradients; the networks that have these s
     ("filter_rows", (1, 64, 64, 512, 512), False),
     ("filter_rows", (8, 64, 64, 128, 128), True),  # 100 million parameters on 64x64 pixels
     ("row_gradient", (8, 16, 64, 128, 128), True),
-    ("kernel_gradient", (8, 64, 64, 128, 128, 3), False),
-    ("kernel_gradient", (4, 28, 28, 128, 128, 3), False),  # TransUNet
-    ("kernel_gradient", (4, 112, 112, 192, 64, 3), False),
+    ("blocks", (4, 28, 28, 128, 128), False),  # TransUNet
+    ("blocks", (4, 112, 112, 192, 64), False),
+    ("blocks", (4, 112, 112, 64, 64), False),
+    ("blocks", (4, 224, 224, 16, 16), False),
+    ("kernel_gradient", (4, 14, 14, 256, 256, 3), False),
+    ("kernel_gradient", (4, 28, 28, 1024, 256, 3), False),
     ("image_gradient", (4, 112, 112, 192, 64, 3), False),
     ("image_gradient", (8, 32, 32, 256, 1024, 2), False),  # of `enlarged`
     ("stop_fusion", ("vit", 12, 1, 196, 768), True),  # TransUNet
@@ -334,7 +340,9 @@ CASES = (  # form, sizes, whether with gradients; the networks that have these s
     ("attend", (1, 1024, 8, 64), False),  # LSUN network
     ("attend", (4, 196, 12, 64), True),  # TransUNet
     ("attend_windows", (200, 49, 3, 32), True),  # Swin-T
-    ("per_token", (1, 64, 64, 96, 384), True),  # Swin-T
+    ("by_rows", (1, 64, 64, 96, 384), True),  # Swin-T
+    ("by_rows", (4, 196, 768, 3072), True),  # TransUNet
+    ("by_rows", (4, 56, 56, 64, 256), True),
     ("sample", (128, 256, 8, 4, 32), True),  # DDP
 )
 

@@ -156,7 +156,7 @@ WIDE_CASES = [(size, shape) for size in (2, 3) for shape in ((1, 1), (2, 3), (8,
 
 @pytest.mark.parametrize(("size", "shape"), WIDE_CASES)
 def test_the_kernel_gradient_equals_a_product(monkeypatch, size, shape):
-    """With one zero around, as wide convolutions take it on CPUs; others keep XLA's own."""
+    """With one zero around, as wide convolutions of few pixels take it on CPUs."""
     monkeypatch.setattr("diffseg_jax.layers.conv.MIN_WIDE", 1)
     x, kernel = jnp.asarray(values(2, *shape, 6)), jnp.asarray(values(size, size, 6, 4, seed=1))
     around = [(1, 1)] * 2
@@ -166,6 +166,40 @@ def test_the_kernel_gradient_equals_a_product(monkeypatch, size, shape):
     assert "platform_index" in str(jax.make_jaxpr(pull)(cotangent))  # the short cut was taken
     for ours, theirs in zip((out, *pull(cotangent)), (plain_out, *plain_pull(cotangent))):
         close(ours, theirs, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("channels", [(6, 4), (4, 6)])
+def test_gradients_by_blocks_are_those_of_a_plain_convolution(monkeypatch, channels, dtype):
+    """Blocks of two rows, the last of which goes beyond the image; windows of either side."""
+    for name, value in dict(MIN_BLOCKED=35, BLOCKED=[4], BLOCK=2 * 5 * 9 * 4).items():
+        monkeypatch.setattr(conv, name, value)
+    x, kernel = values(2, 7, 5, channels[0]), values(3, 3, *channels, seed=1)
+    out, plain_pull = jax.vjp(lambda x, kernel: plain(x, kernel, 1, "SAME"), x, kernel)
+    dy = values(*out.shape, seed=2)
+    _, pull = jax.vjp(convolve, jnp.asarray(x, dtype), jnp.asarray(kernel, dtype))
+    assert "scan[" in str(jax.make_jaxpr(pull)(jnp.asarray(dy, dtype)))
+    for ours, theirs in zip(jax.jit(pull)(jnp.asarray(dy, dtype)), plain_pull(dy)):
+        assert ours.dtype == dtype
+        close(ours.astype(jnp.float32), theirs, 1e-5 if dtype == jnp.float32 else 2e-2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "loops"),
+    [
+        ((1, 24, 24, 16), 8, True),
+        ((1, 24, 23, 16), 8, False),  # too few pixels
+        ((1, 24, 24, 16), 7, False),  # too few channels
+        ((1, 24, 24, 256), 128, True),
+        ((1, 24, 24, 256), 129, False),  # too many: a sum is as large as a block
+    ],
+)
+def test_kernel_gradients_of_many_pixels_are_summed_by_blocks(monkeypatch, shape, channels, loops):
+    x, kernel = (jax.ShapeDtypeStruct(s, np.float32) for s in (shape, (3, 3, shape[3], channels)))
+    gradient = jax.grad(lambda x, kernel: jnp.sum(convolve(x, kernel)), 1)
+    assert ("scan[" in str(jax.make_jaxpr(gradient)(x, kernel))) == loops
+    monkeypatch.setattr(jax, "device_count", lambda: 2)  # these would exchange their images
+    assert "scan[" not in str(jax.make_jaxpr(lambda *given: gradient(*given))(x, kernel))
 
 
 def conv_of(channels_in, channels, size=3, **options):
