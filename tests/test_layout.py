@@ -244,9 +244,9 @@ def defined_in(file):
 @pytest.mark.parametrize(
     ("starts", "most"),
     [
-        (("systems.ddep", "training.step"), 2220),
-        (("systems.ddp_segmentation", "training.step"), 4090),
-        (("systems.ddp_depth", "training.step"), 3040),
+        (("systems.ddep", "training.step"), 2217),
+        (("systems.ddp_segmentation", "training.step"), 4080),
+        (("systems.ddp_depth", "training.step"), 3030),
         (("systems.ddpm_seg", "training.step"), 3600),
         (("training.loop",), 2530),  # with 580 of the display
     ],
